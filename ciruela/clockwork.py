@@ -1,0 +1,152 @@
+"""Periodic duties and retry times, all driven by a clock that is handed in."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Beat:
+    """A LoopingCall that starts after a random part of its interval, logs an error of its duty and goes on.
+
+    A bare LoopingCall stops for good at the first exception; nodes that start together would all beat together.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, rng: random.Random, interval_s: float, duty: Callable[[], object], name: str) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._interval_s = interval_s
+        self._duty = duty
+        self._name = name
+        self._loop = LoopingCall(self._run)
+        self._loop.clock = clock
+        self._first: object = None
+
+    def _run(self) -> object:
+        try:
+            result = self._duty()
+        except Exception:  # noqa: BLE001  whatever a duty raises is logged and the beat goes on
+            self._log.failure("{duty} failed; it runs again in {interval_s} s", duty=self._name, interval_s=self._interval_s)
+            return None
+        if isinstance(result, Deferred):
+            result.addErrback(self._failed)
+        return result
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("{duty} failed; it runs again in {interval_s} s", failure, duty=self._name, interval_s=self._interval_s)
+
+    def start(self) -> None:
+        """Begin, after a random delay below one interval."""
+        delay = self._rng.random() * self._interval_s
+        self._first = self._clock.callLater(delay, self._begin)
+
+    def _begin(self) -> None:
+        self._first = None
+        self._loop.start(self._interval_s, now=True)
+
+    def stop(self) -> None:
+        """End; a duty that is under way is not interrupted."""
+        if self._first is not None:
+            self._first.cancel()  # type: ignore[attr-defined]
+            self._first = None
+        if self._loop.running:
+            self._loop.stop()
+
+
+class Backoff(Generic[A]):
+    """Remembers failures per key: the n-th failure in a row blocks the key for ``n * step_s`` seconds, at most ``longest_s``.
+
+    The rule of protocol section 2.4. Keys that were not heard of for ``2 * longest_s`` are forgotten, at most ``limit`` are kept.
+    """
+
+    def __init__(self, clock: IReactorTime, step_s: float = 1.0, longest_s: float = 60.0, limit: int = 10_000) -> None:
+        self._clock = clock
+        self._step_s = step_s
+        self._longest_s = longest_s
+        self._limit = limit
+        self._failures: dict[A, tuple[int, float]] = {}
+
+    def failed(self, key: A) -> None:
+        """Count a failure of ``key``."""
+        count = self._failures.pop(key, (0, 0.0))[0] + 1
+        while len(self._failures) >= self._limit:
+            del self._failures[next(iter(self._failures))]
+        self._failures[key] = (count, self._clock.seconds() + min(count * self._step_s, self._longest_s))
+
+    def succeeded(self, key: A) -> None:
+        """Forget the failures of ``key``."""
+        self._failures.pop(key, None)
+
+    def blocked(self, key: A) -> bool:
+        """Whether ``key`` should be left alone now."""
+        entry = self._failures.get(key)
+        if entry is None:
+            return False
+        if self._clock.seconds() >= entry[1] + 2 * self._longest_s:
+            del self._failures[key]
+            return False
+        return self._clock.seconds() < entry[1]
+
+
+class Batch(Generic[A, B]):
+    """Gathers items while a job runs and hands them over together: a thread hop per batch instead of one per item.
+
+    ``run`` gets up to ``most`` items and fires with one result for each, in order. One job runs at a time. When ``run`` fails, every item
+    of that batch fails with the same failure.
+    """
+
+    def __init__(self, run: Callable[[list[A]], Deferred[list[B]]], most: int = 64) -> None:
+        self._run = run
+        self._most = most
+        self._waiting: deque[tuple[A, Deferred[B]]] = deque()
+        self._busy = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, item: A) -> Deferred[B]:
+        """Fires with the result for ``item``. Cancelling forgets the item if its job has not begun."""
+        done: Deferred[B] = Deferred(self._cancelled)
+        self._waiting.append((item, done))
+        if not self._busy:
+            self._next()
+        return done
+
+    def _cancelled(self, done: Deferred[B]) -> None:
+        for entry in self._waiting:
+            if entry[1] is done:
+                self._waiting.remove(entry)
+                return
+
+    def _next(self) -> None:
+        self._busy = bool(self._waiting)
+        if not self._busy:
+            return
+        jobs = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        results = self._run([item for item, _ in jobs])
+        results.addCallbacks(self._deliver, self._fail, callbackArgs=(jobs,), errbackArgs=(jobs,))
+
+    def _deliver(self, results: list[B], jobs: list[tuple[A, Deferred[B]]]) -> None:
+        self._next()
+        for (_, done), result in zip(jobs, results, strict=True):
+            if not done.called:
+                done.callback(result)
+
+    def _fail(self, failure: Failure, jobs: list[tuple[A, Deferred[B]]]) -> None:
+        self._next()
+        for _, done in jobs:
+            if not done.called:
+                done.errback(failure)

@@ -1,0 +1,83 @@
+"""A parsed index as values: directories, files with their block hashes, symlinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from ciruela.index.digest import BLOCK_BYTES, HashKind
+from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A regular file. ``path`` is absolute inside the image (``/sub/name``), ``hashes`` the block hashes one after the other."""
+
+    path: str
+    executable: bool
+    size: int
+    hashes: bytes
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks; 0 for an empty file."""
+        return len(self.hashes) // HASH_BYTES
+
+    def block_hash(self, number: int) -> BlockHash:
+        """The hash of block ``number`` of this file."""
+        return BlockHash(self.hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES])
+
+    def block_size(self, number: int) -> int:
+        """Bytes in block ``number`` of this file."""
+        return min(BLOCK_BYTES, self.size - number * BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """A symbolic link. ``target`` is exactly what readlink gave; it is never followed."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory with its files and symlinks in order of their names' bytes. ``path`` is ``/`` or ``/a/b``."""
+
+    path: str
+    entries: tuple[File | Symlink, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A whole image, verified against ``image`` when it was parsed. Directories come in pre-order, the root first."""
+
+    image: ImageId
+    kind: HashKind
+    directories: tuple[Directory, ...]
+
+    def entries(self) -> Iterator[File | Symlink]:
+        """All files and symlinks in index order."""
+        for directory in self.directories:
+            yield from directory.entries
+
+    @cached_property
+    def files(self) -> tuple[File, ...]:
+        """All files in index order."""
+        return tuple(entry for entry in self.entries() if isinstance(entry, File))
+
+    @cached_property
+    def symlinks(self) -> tuple[Symlink, ...]:
+        """All symlinks in index order."""
+        return tuple(entry for entry in self.entries() if isinstance(entry, Symlink))
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def block_count(self) -> int:
+        """Number of blocks of all files. Blocks are numbered in index order, from 0."""
+        return sum(file.block_count for file in self.files)

@@ -1,0 +1,59 @@
+"""Faults, as exceptions; a refusal is a value (``model.order.Reject``), not an exception.
+
+::
+
+    CiruelaError
+    +-- FormatError     bytes or text that do not follow their format
+    |   +-- BadIndex    an index that is not canonical, or not the one asked for
+    +-- ConfigError     a configuration file with a mistake: file, line, what to do
+    +-- BadKey          a key that cannot be read or used
+    +-- RemoteError     the other side answered with an error
+    +-- LinkLost        the connection ended before the answer came
+    +-- DownloadFailed  a download cannot go on; carries the word for the client
+    +-- DiskError       a file operation of one image failed
+"""
+
+from __future__ import annotations
+
+from ciruela.model.order import Abort
+
+
+class CiruelaError(Exception):
+    """Root of all faults that this program raises itself."""
+
+
+class FormatError(CiruelaError):
+    """Bytes or text that do not follow their format. The message says what and where, never quotes more than 80 characters."""
+
+
+class BadIndex(FormatError):
+    """An index that is not canonical, breaks a limit, or is not the one that was asked for."""
+
+
+class ConfigError(CiruelaError):
+    """A configuration file with a mistake: ``FILE:LINE: what is wrong (what to do)``."""
+
+
+class BadKey(CiruelaError):
+    """A key or key file that cannot be used; the message says which, why, and what to do."""
+
+
+class RemoteError(CiruelaError):
+    """The other side answered a request with ``Error``, or with something that does not fit the request."""
+
+
+class LinkLost(CiruelaError):
+    """The connection ended, or never came up, before the answer arrived."""
+
+
+class DownloadFailed(CiruelaError):
+    """A download cannot go on."""
+
+    def __init__(self, reason: Abort, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+        self.detail = detail
+
+
+class DiskError(CiruelaError):
+    """A file operation failed; local to one image or state. The message names the operation and the error."""

@@ -1,0 +1,64 @@
+"""A signed wish "this image at this path", and what can be answered to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry
+from ciruela.model.vpath import VPath
+
+
+class Command(Enum):
+    """How an image takes its path."""
+
+    APPEND = "append"
+    REPLACE = "replace"
+
+
+class Origin(Enum):
+    """Who brought the order: a client's request, or a peer's base dir."""
+
+    CLIENT = "client"
+    PEER = "peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One wish, as checked for form; its signatures are not verified yet."""
+
+    command: Command
+    vpath: VPath
+    image: ImageId
+    old_image: ImageId | None
+    signatures: tuple[SigEntry, ...]
+    origin: Origin
+
+
+class Reject(str, Enum):
+    """Refusals, by their words on the wire (protocol section 5.3; the last three are ours)."""
+
+    NO_CONFIG = "no_config"
+    CONFIG_LEVEL_MISMATCH = "config_level_mismatch"
+    DIR_IS_APPEND_ONLY = "dir_is_append_only"
+    SIGNATURE_MISMATCH = "signature_mismatch"
+    ALREADY_EXISTS = "already_exists"
+    ALREADY_UPLOADING = "already_uploading_different_version"
+    REPLACE_DOESNT_MATCH = "replace_doesnt_match_index"
+    STALE_TIMESTAMP = "stale_timestamp"
+    TIMESTAMP_IN_FUTURE = "timestamp_in_future"
+    BAD_PATH = "bad_path"
+
+
+class Abort(str, Enum):
+    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last three are ours)."""
+
+    CANT_FETCH_INDEX = "cant_fetch_index"
+    CANT_CREATE_DIRECTORY = "cant_create_directory"
+    HARDLINKING = "internal_error_when_hardlinking"
+    NO_FILE_SOURCE = "cluster_abort_no_file_source"
+    COMMIT_ERROR = "commit_error"
+    NO_SPACE = "no_space"
+    SUPERSEDED = "superseded"
+    ALREADY_EXISTS = "already_exists"

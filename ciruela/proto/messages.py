@@ -1,0 +1,167 @@
+"""One frozen class per message (protocol section 3.5). Field order is the order on the wire.
+
+Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.VPath.parse``) and can answer with a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ciruela.model.ids import BlockHash, ImageId, MachineId
+from ciruela.model.state import State
+
+Hosts = dict[MachineId, str]
+"""Other nodes that take a directory: machine id -> name to resolve."""
+
+# -- requests -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AppendDir:
+    """Client to node: make this image appear at a path that has none. ``signatures`` are 64 bytes each, all made for ``timestamp_ms``."""
+
+    path: str
+    image: ImageId
+    timestamp_ms: int
+    signatures: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceDir:
+    """Client to node: make this image appear at a path, in place of ``old_image`` if that is given."""
+
+    path: str
+    image: ImageId
+    old_image: ImageId | None
+    timestamp_ms: int
+    signatures: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetIndex:
+    """Node to client or node: the index bytes of an image."""
+
+    image: ImageId
+    hint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GetIndexAt:
+    """Client to node: the index of what is committed at a path."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHint:
+    """Where a block is: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
+
+    vpath: str
+    path: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetBlock:
+    """Anyone to node, node to client: one block. To a node the hint is mandatory, a client looks the hash up."""
+
+    hash: BlockHash
+    hint: BlockHint | None
+
+
+@dataclass(frozen=True, slots=True)
+class GetBaseDir:
+    """Node to node: all states of a base dir."""
+
+    path: str
+
+
+Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir
+
+# -- responses ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UploadAck:
+    """Answer to AppendDir and ReplaceDir. ``accepted`` promises an attempt; completion is a notification."""
+
+    accepted: bool
+    reject_reason: str | None
+    hosts: Hosts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexData:
+    """Answer to GetIndex."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IndexAtData:
+    """Answer to GetIndexAt; ``data`` is None when there is no image or it cannot be read."""
+
+    data: bytes | None
+    hosts: Hosts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockData:
+    """Answer to GetBlock."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BaseDirData:
+    """Answer to GetBaseDir: entry name -> state. ``watches`` (ours; left out when empty) names who waits for an entry's arrival."""
+
+    config_hash: bytes
+    keep_list_hash: bytes
+    dirs: dict[str, State]
+    watches: dict[str, tuple[MachineId, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Answer to a request that failed; the text is for people."""
+
+    text: str
+
+
+Response = UploadAck | IndexData | IndexAtData | BlockData | BaseDirData | Error
+
+# -- notifications ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PublishImage:
+    """Client to node: this connection can give the index and the blocks of an image, and wants to hear of its arrival."""
+
+    image: ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedImage:
+    """Node to client: ``machine_id`` has the image at ``path``. ``forwarded``: the sender heard so by gossip."""
+
+    image: ImageId
+    path: str
+    machine_id: MachineId
+    hostname: str
+    forwarded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AbortedImage:
+    """Node to client: ``machine_id`` gave the image up, for ``reason``."""
+
+    image: ImageId
+    path: str
+    machine_id: MachineId
+    hostname: str
+    forwarded: bool
+    reason: str
+
+
+Notification = PublishImage | ReceivedImage | AbortedImage

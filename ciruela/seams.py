@@ -1,0 +1,161 @@
+"""Seams: what the work rooms ask of the world, as protocols. ``daemon`` hands the world's objects to work; tests hand doubles.
+
+All methods that take time return Deferreds and fire on the reactor. Faults are ``model.errors``: ``DiskError`` from :class:`Disk` and
+:class:`Staging`, ``RemoteError`` and ``LinkLost`` from :class:`Link` and :class:`Wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from ciruela.index.tree import Index
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Command
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import Notification, Request, Response
+
+T = TypeVar("T")
+
+NowMs = Callable[[], int]
+"""Wall time in milliseconds since 1970, UTC; only for stamps, never for intervals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a node listens, TCP and UDP alike. ``host`` is a numeric IPv4 or IPv6 address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Link(Protocol):
+    """One open connection to a client or a node."""
+
+    @property
+    def name(self) -> str:
+        """``host:port`` of the other side, for logs and status."""
+
+    def ask(self, request: Request) -> Deferred[Response]:
+        """Send a request. Fires with the response (never ``Error``); fails with RemoteError or LinkLost. Cancel to forget it."""
+
+    def tell(self, notification: Notification) -> None:
+        """Send a notification; silently nothing when the connection is gone."""
+
+
+class Wire(Protocol):
+    """Requests to other nodes. Connections are made on demand, shared, and closed when idle."""
+
+    def ask(self, address: Address, request: Request) -> Deferred[Response]:
+        """As :meth:`Link.ask`, to the node at ``address``."""
+
+    def connected(self, address: Address) -> bool:
+        """Whether a connection to ``address`` is open now."""
+
+
+class Datagrams(Protocol):
+    """The gossip socket."""
+
+    def send(self, data: bytes, address: Address) -> None:
+        """Send one datagram; it may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An accepted upload that is not committed yet: the content of ``NAME.new.state``."""
+
+    vpath: VPath
+    state: State
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the disk remembers of one path: committed, pending, or both."""
+
+    vpath: VPath
+    committed: State | None
+    pending: Pending | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """What hardlinking gave: which blocks (numbers in index order) need not be fetched, and how much that is."""
+
+    blocks: frozenset[int]
+    files: int
+    bytes: int
+
+
+class Staging(Protocol):
+    """The hidden directory beside the destination in which one image is put together."""
+
+    def keep(self) -> Deferred[frozenset[int]]:
+        """Hash what an earlier run left here; fires with the numbers of the blocks that are whole. Everything else is dropped."""
+
+    def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
+        """Hardlink files that stand in committed ``siblings``, each rehashed first. A file that cannot be linked is simply not reused."""
+
+    def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
+        """Check each (block number, data) against its hash and write it wherever the image has that hash.
+
+        Fires with one bool each: False where the hash is wrong (nothing was written).
+        """
+
+    def commit(self, state: State) -> Deferred[None]:
+        """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError."""
+
+    def close(self) -> None:
+        """Let go of file descriptors; what is on disk stays for the next run."""
+
+    def discard(self) -> Deferred[None]:
+        """Remove it from the disk."""
+
+
+class Disk(Protocol):
+    """States, indexes and images of this node."""
+
+    def load(self) -> Deferred[list[Held]]:
+        """Everything below configured keys; finishes or undoes commits that a crash interrupted, and removes debris."""
+
+    def write_pending(self, pending: Pending) -> Deferred[None]:
+        """Record an accepted upload, durably."""
+
+    def drop_pending(self, vpath: VPath) -> Deferred[None]:
+        """Forget an accepted upload and remove its staging directory."""
+
+    def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
+        """Rewrite the state of a committed image (merged signatures), durably."""
+
+    def read_index(self, image: ImageId) -> Deferred[Index | None]:
+        """The stored index, verified; None when it is absent or bad."""
+
+    def read_index_bytes(self, image: ImageId) -> Deferred[bytes | None]:
+        """The bytes of the stored index, verified against ``image``; None when absent or bad."""
+
+    def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
+        """Verify, parse and store an index, durably. Fails with BadIndex without storing anything."""
+
+    def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
+        """Open or create the staging directory of ``index`` for ``vpath``. Fails with DownloadFailed(CANT_CREATE_DIRECTORY or NO_SPACE)."""
+
+    def present(self, vpath: VPath) -> Deferred[bool]:
+        """Whether a directory stands at ``vpath``."""
+
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
+        """Blocks of a committed or staged image, by number; None where it is not here or its hash is wrong."""
+
+
+class Authority(Protocol):
+    """The keys that may upload."""
+
+    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[tuple[SigEntry, ...]]:
+        """Those of ``entries`` that a key configured for ``config`` made, one per key. Keys are read anew each time."""

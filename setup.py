@@ -1,0 +1,72 @@
+"""Packaging of ciruela: the programs, their libraries, and the twistd plugin.
+
+Everything lives here rather than in ``pyproject.toml`` because the plugin is a module in another project's package
+(``twisted.plugins``), which needs ``packages`` to be named one by one.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION: dict[str, str] = {}
+exec((HERE / "ciruela" / "_version.py").read_text(encoding="utf-8"), VERSION)  # noqa: S102
+
+DEV = [
+    "coverage>=7.6",
+    "furo>=2024.8",
+    "hypothesis>=6.120",
+    "import-linter>=2.1",
+    "mypy>=1.15",
+    "mypy-zope>=1.0.9",
+    "pycddl>=0.6.4",
+    "ruff>=0.9",
+    "sphinx>=8",
+    "towncrier>=24.8",
+    "tox>=4.24",
+    "types-PyYAML>=6.0.12",
+]
+
+setup(
+    name="ciruela",
+    version=VERSION["__version__"],
+    description="Puts a whole directory on every server of a cluster: signed, verified, atomic",
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["ciruela", "ciruela.*"]), "twisted.plugins"],
+    package_data={"ciruela": ["py.typed"], "twisted": ["plugins/ciruela_plugin.py"]},
+    install_requires=[
+        "Twisted[tls,conch]>=24.11",
+        "autobahn[twisted]>=24.4.2",
+        "bcrypt>=4.0",
+        "blake3>=1.0",
+        "cbor2>=5.9",
+        "cryptography>=44",
+        "pynacl>=1.5",
+        "pyopenssl>=24.3",
+        "PyYAML>=6.0.2",
+        "rich>=13.9",
+        "service-identity>=24.2",
+        "treq>=24.9",
+    ],
+    extras_require={"dev": DEV},
+    entry_points={
+        "console_scripts": [
+            "ciruela = ciruela.client.main:main",
+            "ciruela-sync = ciruela.client.main:main_sync",
+        ]
+    },
+    classifiers=[
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: Twisted",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Software Distribution",
+        "Typing :: Typed",
+    ],
+    zip_safe=False,
+)
