@@ -51,6 +51,20 @@ class Link(Protocol):
         """Send a notification; silently nothing when the connection is gone."""
 
 
+class Counterpart(Protocol):
+    """Who deals with what comes in on a link."""
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+        """Answer a request. A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as
+        "internal error"."""
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        """Take note of a notification."""
+
+    def lost(self, link: Link) -> None:
+        """The link is gone; nothing more will come from it."""
+
+
 class Wire(Protocol):
     """Requests to other nodes. Connections are made on demand, shared, and closed when idle."""
 
