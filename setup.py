@@ -13,7 +13,8 @@ VERSION: dict[str, str] = {}
 exec((HERE / "ciruela" / "_version.py").read_text(encoding="utf-8"), VERSION)  # noqa: S102
 
 DEV = [
-    "coverage>=7.6",
+    "build>=1.2.2",
+    "coverage>=7.13",  # the first release whose wheel carries the .pth file that measures child processes
     "furo>=2024.8",
     "hypothesis>=6.120",
     "import-linter>=2.1",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry
+from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 
 
@@ -62,3 +62,31 @@ class Abort(str, Enum):
     NO_SPACE = "no_space"
     SUPERSEDED = "superseded"
     ALREADY_EXISTS = "already_exists"
+
+
+class Progress(Enum):
+    """What accepting means."""
+
+    NEW = "new"
+    IN_PROGRESS = "in progress"
+    ALREADY_DONE = "already done"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The wish is granted. ``state`` is what to record; ``conflict`` tells that an append-only path changes its image."""
+
+    progress: Progress
+    state: State
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The wish is refused. ``detail`` is for logs, the wire carries the word alone."""
+
+    reason: Reject
+    detail: str = ""
+
+
+Verdict = Accepted | Rejected

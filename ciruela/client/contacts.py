@@ -1,0 +1,172 @@
+"""Which addresses of one cluster are known, and which of them to try next (protocol section 6.2).
+
+Entry points are the names of the command line; candidates are names that nodes gave as ``hosts``. A name or address that failed n times
+in a row is left alone for n seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from ciruela.clockwork import Backoff
+from ciruela.seams import Address
+
+Resolve = Callable[[str], Deferred[list[Address]]]
+"""All addresses of a host, ``host:port`` or ``[IPv6]:port``."""
+
+MAX_CANDIDATES = 1000
+"""Names from ``hosts`` that one cluster may bring up (threats A29)."""
+
+
+def reachable_from(entries: Iterable[Address], address: Address) -> bool:
+    """Whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
+
+    Link-local, multicast and unspecified addresses never; loopback only when an entry point is loopback too.
+    """
+    ip = ipaddress.ip_address(address.host.partition("%")[0])
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+        return False
+    return not ip.is_loopback or any(ipaddress.ip_address(entry.host.partition("%")[0]).is_loopback for entry in entries)
+
+
+class Contacts:
+    """The addresses of one cluster. ``changed`` is called whenever there may be something new to try, ``problem`` with a sentence."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        clock: IReactorTime,
+        rng: random.Random,
+        resolve: Resolve,
+        changed: Callable[[], None],
+        problem: Callable[[str], None],
+    ) -> None:
+        self._names = tuple(names)
+        self._rng = rng
+        self._resolve = resolve
+        self._changed = changed
+        self._problem = problem
+        self._entries: dict[str, tuple[Address, ...]] = {}
+        self._candidates: dict[str, Address | None] = {}
+        self._tried: set[str] = set()
+        self._under_way: dict[str, Deferred[list[Address]]] = {}
+        self._unreached: set[Address] = set()
+        self._blocked_names: Backoff[str] = Backoff(clock)
+        self._blocked: Backoff[Address] = Backoff(clock)
+        self._stopped = False
+
+    # -- names --------------------------------------------------------------------------------------------------------------------
+
+    def look_up(self, slots: int) -> None:
+        """Begin to resolve entry points that have no address yet, and up to ``slots`` candidates."""
+        for name in self._names:
+            if name not in self._entries:
+                self._begin(name)
+        open_names = [name for name, address in self._candidates.items() if address is None and self._may_begin(name)]
+        for name in self._rng.sample(open_names, max(0, min(slots - len(self._under_way), len(open_names)))):
+            self._begin(name)
+
+    def heard(self, hosts: Iterable[str]) -> None:
+        """Names from the ``hosts`` of an answer."""
+        for name in hosts:
+            if len(self._candidates) >= MAX_CANDIDATES:
+                return
+            if name and name.isprintable():
+                self._candidates.setdefault(name, None)
+
+    def _may_begin(self, name: str) -> bool:
+        return not self._stopped and name not in self._under_way and not self._blocked_names.blocked(name)
+
+    def _begin(self, name: str) -> None:
+        if not self._may_begin(name):
+            return
+        waiting = self._under_way[name] = maybeDeferred(self._resolve, name)
+        waiting.addCallbacks(self._resolved, self._unresolved, callbackArgs=(name,), errbackArgs=(name,))
+
+    def _resolved(self, addresses: list[Address], name: str) -> None:
+        self._under_way.pop(name, None)
+        self._tried.add(name)
+        if not addresses:
+            self._blocked_names.failed(name)
+            self._problem(f"{name} has no address; trying again")
+        elif name in self._names:
+            self._blocked_names.succeeded(name)
+            self._entries[name] = tuple(dict.fromkeys(addresses))
+        else:
+            self._take_candidate(name, addresses)
+        self._changed()
+
+    def _take_candidate(self, name: str, addresses: list[Address]) -> None:
+        entries = [address for known in self._entries.values() for address in known]
+        usable = [address for address in addresses if reachable_from(entries, address)]
+        if usable:
+            self._blocked_names.succeeded(name)
+            self._candidates[name] = self._rng.choice(usable)
+        else:
+            self._blocked_names.failed(name)
+
+    def _unresolved(self, failure: Failure, name: str) -> None:
+        self._under_way.pop(name, None)
+        if failure.check(CancelledError):
+            return
+        self._tried.add(name)
+        self._blocked_names.failed(name)
+        self._problem(f"{name}: {failure.getErrorMessage()}; trying again")
+        self._changed()
+
+    # -- addresses ----------------------------------------------------------------------------------------------------------------
+
+    def pick(self, slots: int, skip: Callable[[Address], bool]) -> list[Address]:
+        """Up to ``slots`` addresses to connect to now: random candidates first, then random addresses of the entry points."""
+        chosen: list[Address] = []
+        candidates = {address for address in self._candidates.values() if address is not None}
+        entries = {address for known in self._entries.values() for address in known} - candidates
+        for group in (candidates, entries):
+            usable = sorted((address for address in group if not skip(address) and not self._blocked.blocked(address)), key=str)
+            chosen += self._rng.sample(usable, min(slots - len(chosen), len(usable)))
+        return chosen
+
+    def failed(self, address: Address) -> None:
+        """A connection to ``address`` was not made, or ended."""
+        self._blocked.failed(address)
+        self._unreached.add(address)
+
+    def succeeded(self, address: Address) -> None:
+        """``address`` answered a request."""
+        self._blocked.succeeded(address)
+        self._unreached.discard(address)
+
+    def label(self, address: Address) -> str:
+        """What to call ``address`` on the screen: the name that led to it alone, or its number."""
+        for name, candidate in self._candidates.items():
+            if candidate == address:
+                return name
+        for name, known in self._entries.items():
+            if known == (address,):
+                return name
+        return str(address)
+
+    @property
+    def resolving(self) -> bool:
+        """Whether an entry point was not resolved yet, neither with nor without success."""
+        return not self._tried.issuperset(self._names)
+
+    def exhausted(self, refused: Callable[[Address], bool]) -> bool:
+        """Whether every name was tried, and every address refused or could not be reached."""
+        if not self._tried.issuperset((*self._names, *self._candidates)):
+            return False
+        known = {address for addresses in self._entries.values() for address in addresses}
+        known.update(address for address in self._candidates.values() if address is not None)
+        return all(refused(address) or address in self._unreached for address in known)
+
+    def stop(self) -> None:
+        """Forget what is being resolved."""
+        self._stopped = True
+        for waiting in list(self._under_way.values()):
+            waiting.cancel()

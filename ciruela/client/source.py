@@ -1,0 +1,97 @@
+"""Serves the scanned directories to the nodes: indexes from memory, blocks from the disk, nothing else (protocol section 6.2).
+
+A node gets only what was published on its own connection. Anything else that it asks for is answered with an error and costs it nothing
+more; it never ends the client (threats U18).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from ciruela.clockwork import Batch
+from ciruela.index.tree import Index
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import BlockHash, ImageId
+from ciruela.proto.messages import BlockData, GetBlock, GetIndex, IndexData, Request, Response
+
+BLOCKS_PER_HOP = 32
+"""Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""
+
+
+class Tree(Protocol):
+    """The files of one scanned directory. Blocking: only called in a thread."""
+
+    @property
+    def changed(self) -> Collection[str]:
+        """Paths of files that are no longer as they were scanned."""
+
+    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
+        """The blocks, each verified; None where the file changed or cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One image that this client can give. ``source`` is the directory as the user named it."""
+
+    index: Index
+    data: bytes
+    tree: Tree
+    source: str
+
+
+class _Shelf:
+    """One offer with its queue of reads."""
+
+    def __init__(self, offer: Offer, in_thread: Callable[..., Deferred[Any]]) -> None:
+        self.offer = offer
+        self.blocks = frozenset(file.block_hash(number) for file in offer.index.files for number in range(file.block_count))
+        self.reads: Batch[BlockHash, bytes | None] = Batch(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
+
+
+class Source:
+    """All images of one run. ``changed`` is called with an image and a sentence when a block can no longer be given."""
+
+    def __init__(self, offers: Iterable[Offer], in_thread: Callable[..., Deferred[Any]], changed: Callable[[ImageId, str], None]) -> None:
+        self._shelves: dict[ImageId, _Shelf] = {}
+        self._changed = changed
+        for offer in offers:
+            if offer.index.image not in self._shelves:
+                self._shelves[offer.index.image] = _Shelf(offer, in_thread)
+
+    def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+        """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.
+
+        Fails with RemoteError for what this client does not serve.
+        """
+        match request:
+            case GetIndex(image=image):
+                shelf = self._shelves.get(image) if image in published else None
+                if shelf is None:
+                    return fail(RemoteError("this client has not published that image"))
+                sent(image, len(shelf.offer.data))
+                return succeed(IndexData(shelf.offer.data))
+            case GetBlock(hash=block):
+                return self._block(block, published, sent)
+            case _:
+                return fail(RemoteError(f"a client does not answer {type(request).__name__}"))
+
+    def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+        for image in published:
+            shelf = self._shelves.get(image)
+            if shelf is not None and block in shelf.blocks:
+                read = shelf.reads.submit(block)
+                return read.addCallback(self._read, shelf.offer, sent)
+        return fail(RemoteError("this client has not published that block"))
+
+    def _read(self, data: bytes | None, offer: Offer, sent: Callable[[ImageId, int], None]) -> Response:
+        if data is None:
+            paths = sorted(offer.tree.changed)
+            what = ", ".join(offer.source.rstrip("/") + path for path in paths[:3]) + (" and others" if len(paths) > 3 else "")
+            self._changed(offer.index.image, f"{what or offer.source} changed or vanished after it was indexed; sync again")
+            raise RemoteError("the file of that block changed")
+        sent(offer.index.image, len(data))
+        return BlockData(data)

@@ -1,0 +1,186 @@
+"""One node: the work rooms wired to each other, over whatever world is handed in.
+
+The daemon hands in files, sockets and the reactor (``service``); tests hand in a memory network and a fake clock, and run the same code.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from ciruela.daemon.requests import Requests
+from ciruela.download.service import Downloads
+from ciruela.download.serving import BlockService, Catalog
+from ciruela.gossip.service import Download as Told
+from ciruela.gossip.service import Gossip
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Abort
+from ciruela.model.state import State, Version
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import AbortedImage, ReceivedImage
+from ciruela.reconcile.service import Reconciler
+from ciruela.seams import Address, Authority, Datagrams, Disk, Held, NowMs, Wire
+from ciruela.tracking.ledger import Ledger
+from ciruela.tracking.watches import Watches
+from ciruela.uploads.service import Uploads
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds."""
+
+    me: MachineId
+    hostname: str
+    epoch: int
+    configs: Mapping[str, DirConfig]
+    disk: Disk
+    wire: Wire
+    datagrams: Datagrams
+    authority: Authority
+    clock: IReactorTime
+    rng: random.Random
+    now_ms: NowMs
+
+
+class Node:
+    """A node. ``counterpart`` answers connections, ``gossip.received`` takes datagrams, ``gossip.configured`` the peers' addresses."""
+
+    _log = Logger()
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.ledger = Ledger(world.clock)
+        self.watches = Watches()
+        self.catalog = Catalog(world.disk)
+        self.gossip = Gossip(
+            world.clock, world.rng, world.me, world.hostname, world.epoch, world.datagrams, facts=self, ears=self, now_ms=world.now_ms
+        )
+        self.downloads = Downloads(
+            world.configs,
+            self.ledger,
+            self.watches,
+            world.disk,
+            world.wire,
+            self.gossip,
+            self,
+            self.catalog,
+            world.clock,
+            world.rng,
+            world.now_ms,
+        )
+        self.uploads = Uploads(world.configs, self.ledger, world.disk, world.authority, self.downloads, world.now_ms)
+        self.reconciler = Reconciler(
+            world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.add_watchers, world.clock
+        )
+        self.blocks = BlockService(self.ledger, world.disk, self.catalog)
+        self.counterpart = Requests(
+            world.configs,
+            self.ledger,
+            self.watches,
+            world.disk,
+            self.uploads,
+            self.blocks,
+            hosts=self.gossip.hosts,
+            watchers=self._watchers,
+            done=self._tell_received,
+            watched=self.gossip.news_watch,
+            published=lambda notification: self.downloads.nudge_image(notification.image),
+        )
+        self.ready = False
+
+    def start(self) -> Deferred[None]:
+        """Read what the disk remembers, go on with what was interrupted, begin to gossip."""
+
+        def loaded(held: list[Held]) -> None:
+            self.ledger.fill(held)
+            self._log.info("{images} images are here, {pending} are on their way", images=len(self.ledger), pending=len(self.ledger.pendings()))
+            self.ledger.changed = self.gossip.news_base
+            for pending in self.ledger.pendings():
+                self.downloads.start(pending)
+            self.gossip.start()
+            self.ready = True
+
+        return self.world.disk.load().addCallback(loaded)
+
+    def stop(self) -> None:
+        """End everything; what is on disk stays for the next start."""
+        self.ready = False
+        self.gossip.stop()
+        self.reconciler.stop()
+        self.downloads.stop_all()
+
+    # -- what downloads tell (download.service.Outcome) -------------------------------------------------------------------------------
+
+    def progressed(self, vpath: VPath) -> None:
+        """Pass on how far a download is."""
+        self.gossip.news_download(vpath)
+
+    def arrived(self, vpath: VPath, state: State) -> None:
+        """An image is visible and durable here: tell the clients and the peers."""
+        self._tell_received(vpath, state)
+        self.gossip.news_complete(vpath)
+        self.reconciler.ended(vpath, well=True)
+
+    def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
+        """A download ended without an image: tell the clients."""
+        word = f"{reason.value}: {detail}" if detail else reason.value
+        for link in self.watches.interested(vpath, image):
+            link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
+        self.gossip.news_download(vpath)
+        self.reconciler.ended(vpath, well=False)
+
+    def _tell_received(self, vpath: VPath, state: State) -> None:
+        for link in self.watches.interested(vpath, state.image):
+            link.tell(ReceivedImage(state.image, str(vpath), self.world.me, self.world.hostname, False))
+
+    # -- what gossip asks (gossip.service.Facts) --------------------------------------------------------------------------------------
+
+    def keys(self) -> Sequence[str]:
+        """The directory configs of this node."""
+        return sorted(self.world.configs)
+
+    def base_hashes(self) -> Mapping[VPath, bytes]:
+        """What this node says of its base dirs."""
+        return self.ledger.base_hashes()
+
+    def downloads_told(self) -> Sequence[Told]:
+        """What is on its way here, and how far."""
+        return [
+            Told(one.vpath, one.image, one.mask, bool(self.watches.sources(one.image)), one.stalled) for one in self.downloads.running()
+        ]
+
+    def watching(self) -> Collection[VPath]:
+        """The paths that clients here wait for."""
+        return self.watches.paths()
+
+    def committed(self, vpath: VPath) -> Version | None:
+        """The version that is visible at ``vpath``."""
+        state = self.ledger.committed(vpath)
+        return None if state is None else state.version
+
+    def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
+        """What was given up here lately."""
+        return [(one.vpath, one.image, one.timestamp_ms) for one in self.ledger.abandoned()]
+
+    # -- what gossip tells (gossip.service.Ears) --------------------------------------------------------------------------------------
+
+    def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
+        """A peer has something else in ``base``."""
+        if self.ready:
+            self.reconciler.differs(base, hash_, address)
+
+    def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
+        """A peer has the image: tell the clients that wait for it."""
+        for link in self.watches.interested(vpath, image):
+            link.tell(ReceivedImage(image, str(vpath), machine, hostname, True))
+        self.downloads.nudge(vpath)
+
+    def _watchers(self, vpath: VPath) -> frozenset[MachineId]:
+        others = self.gossip.watchers(vpath)
+        return others | {self.world.me} if self.watches.watched(vpath) else others

@@ -1,0 +1,177 @@
+"""What a node answers on a connection, and what it notes (protocol sections 3.5, 5.3, 5.10 and 6.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import cbor2
+from twisted.internet.defer import Deferred, fail, succeed
+
+from ciruela.download.serving import BlockService
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import MachineId
+from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import (
+    AppendDir,
+    BaseDirData,
+    GetBaseDir,
+    GetBlock,
+    GetIndex,
+    GetIndexAt,
+    Hosts,
+    IndexAtData,
+    IndexData,
+    Notification,
+    PublishImage,
+    ReplaceDir,
+    Request,
+    Response,
+    UploadAck,
+)
+from ciruela.seams import Disk, Link
+from ciruela.tracking.ledger import Ledger
+from ciruela.tracking.watches import Watches
+from ciruela.uploads.service import Uploads
+
+Watchers = Callable[[VPath], frozenset[MachineId]]
+
+
+def config_hash(config: DirConfig) -> bytes:
+    """The hash of what matters for cleanup (protocol section 4.4); for people who compare nodes, no program evaluates it."""
+    return hashlib.blake2b(
+        cbor2.dumps(
+            {
+                "num_levels": config.num_levels,
+                "auto_clean": config.auto_clean,
+                "keep_min_directories": config.keep_min_directories,
+                "keep_max_directories": config.keep_max_directories,
+                "keep_recent": config.keep_recent_ms,
+            }
+        ),
+        digest_size=32,
+    ).digest()
+
+
+class Requests:
+    """The counterpart of every connection that was made to this node."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, DirConfig],
+        ledger: Ledger,
+        watches: Watches,
+        disk: Disk,
+        uploads: Uploads,
+        blocks: BlockService,
+        hosts: Callable[[str], Hosts],
+        watchers: Watchers,
+        done: Callable[[VPath, State], None],
+        watched: Callable[[VPath], None],
+        published: Callable[[PublishImage], None],
+    ) -> None:
+        self._configs = configs
+        self._ledger = ledger
+        self._watches = watches
+        self._disk = disk
+        self._uploads = uploads
+        self._blocks = blocks
+        self._hosts = hosts
+        self._watchers = watchers
+        self._done = done
+        self._watched = watched
+        self._published = published
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+        """Answer a request; see ``seams.Counterpart``."""
+        match request:
+            case GetBlock():
+                return self._blocks.give(request).addCallback(_as_response)
+            case AppendDir():
+                return self._upload(link, request, Command.APPEND, None)
+            case ReplaceDir():
+                return self._upload(link, request, Command.REPLACE, request)
+            case GetIndex():
+                return self._disk.read_index_bytes(request.image).addCallback(_index_answer)
+            case GetIndexAt():
+                return self._index_at(request)
+            case GetBaseDir():
+                return self._base_dir(request)
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        """Note that a client can give an image; what nodes send to clients is not meant for a node."""
+        if isinstance(notification, PublishImage) and self._watches.publish(link, notification.image):
+            self._published(notification)
+
+    def lost(self, link: Link) -> None:
+        """Forget what the connection said."""
+        self._watches.lost(link)
+
+    def _upload(
+        self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None
+    ) -> Deferred[Response]:
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError:
+            return succeed(UploadAck(False, Reject.BAD_PATH.value))
+        entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
+        old_image = None if replace is None else replace.old_image
+        order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
+        return self._uploads.order(order).addCallback(self._judged, link, vpath)
+
+    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Response:
+        hosts = self._hosts(vpath.key)
+        match verdict:
+            case Rejected():
+                return UploadAck(False, verdict.reason.value, hosts)
+            case Accepted():
+                self._watches.watch(link, vpath)
+                self._watched(vpath)
+                if verdict.progress is Progress.ALREADY_DONE:
+                    committed = self._ledger.committed(vpath)
+                    if committed is not None and self._ledger.pending(vpath) is None:
+                        self._done(vpath, committed)
+                return UploadAck(True, None, hosts)
+
+    def _index_at(self, request: GetIndexAt) -> Deferred[Response]:
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError:
+            return succeed(IndexAtData(None))
+        hosts = self._hosts(vpath.key)
+        committed = self._ledger.committed(vpath)
+        if committed is None:
+            return succeed(IndexAtData(None, hosts))
+        return self._disk.read_index_bytes(committed.image).addCallback(lambda data: IndexAtData(data, hosts))
+
+    def _base_dir(self, request: GetBaseDir) -> Deferred[Response]:
+        try:
+            base = VPath.parse(request.path)
+        except ValueError as error:
+            return fail(RemoteError(f"bad path: {error}"))
+        config = self._configs.get(base.key)
+        if config is None:
+            return fail(RemoteError("No such config"))
+        if base.level != max(config.num_levels - 1, 0):
+            return fail(RemoteError(f"{base} is no base dir: num-levels of /{base.key} is {config.num_levels}"))
+        entries = self._ledger.entries(base)
+        watches = {}
+        for entry in entries:
+            machines = self._watchers(base.image_at(entry))
+            if machines:
+                watches[entry] = tuple(sorted(machines))
+        keep_list = hashlib.blake2b(cbor2.dumps([]), digest_size=32).digest()
+        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches))
+
+
+def _as_response(response: Response) -> Response:
+    return response
+
+
+def _index_answer(data: bytes | None) -> Response:
+    if data is None:
+        raise RemoteError("index not found")
+    return IndexData(data)

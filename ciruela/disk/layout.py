@@ -1,0 +1,107 @@
+"""Where everything is on disk (protocol section 5.1), and the only place that says so.
+
+::
+
+    DB/.lock                                  held while a daemon runs
+    DB/signatures/KEY/c1/../NAME.state        committed
+    DB/signatures/KEY/c1/../NAME.new.state    accepted, in progress: the commit journal
+    DB/indexes/XX/HEX.ds1                     an index by its image id
+    DIRECTORY/c1/../NAME                      an image
+    DIRECTORY/c1/../.ciruela~HEX              its staging directory
+
+With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, its staging directory stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from ciruela.disk.safedir import RESERVED, SafeDir
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError
+from ciruela.model.ids import ImageId
+from ciruela.model.vpath import VPath
+
+SIGNATURES = "signatures"
+INDEXES = "indexes"
+STATE = ".state"
+NEW_STATE = ".new.state"
+INDEX = ".ds1"
+
+
+class BaseUnavailable(DiskError):
+    """The directory that a config names is missing or cannot be opened: a disk that is not mounted, as likely as not (C8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host."""
+
+    vpath: VPath
+    base: str
+    parents: tuple[str, ...]
+    name: str
+
+    def open_base(self) -> SafeDir:
+        """The base, which is never created. Raises BaseUnavailable."""
+        try:
+            return SafeDir.at(self.base)
+        except OSError as error:
+            raise BaseUnavailable(f"{self.base}: {error.strerror} (is the disk mounted? it is not created)") from error
+
+    def open_parent(self, *, create: bool = False) -> SafeDir:
+        """The directory in which the image stands; ``create`` makes what is missing below the base. Raises BaseUnavailable, OSError."""
+        with self.open_base() as base:
+            return base.descend(self.parents, create=create)
+
+    def staging(self, image: ImageId) -> str:
+        """The name of the staging directory of ``image``, the same at each run."""
+        return RESERVED + blake2b(str(self.vpath).encode() + image, digest_size=16).hexdigest()
+
+    def aside(self, image: ImageId) -> str:
+        """Where the old image waits for a moment on file systems that cannot exchange."""
+        return f"{self.staging(image)}.old"
+
+
+def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
+    """Where the image at ``vpath`` stands. Raises DiskError when no config takes it."""
+    config = configs.get(vpath.key)
+    if config is None:
+        raise DiskError(f"{vpath}: no directory is configured for {vpath.key!r}")
+    if vpath.level != config.num_levels:
+        raise DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
+    if vpath.level:
+        return Place(vpath, config.directory, vpath.parts[1:-1], vpath.name)
+    directory = config.directory.rstrip("/")
+    above, _, name = directory.rpartition("/")
+    if not name:
+        raise DiskError(f"{vpath}: the root directory cannot be an image")
+    return Place(vpath, above or "/", (), name)
+
+
+class Records:
+    """The db directory: where states and indexes are."""
+
+    def __init__(self, db_dir: str) -> None:
+        self._db_dir = db_dir
+
+    def root(self) -> SafeDir:
+        """The db directory, which must exist."""
+        return SafeDir.at(self._db_dir)
+
+    def states(self, vpath: VPath, *, create: bool = False) -> SafeDir:
+        """The directory with the state files of ``vpath``; their names begin with ``vpath.name``. Raises OSError."""
+        with self.root() as root:
+            return root.descend((SIGNATURES, *vpath.parts[:-1]), create=create)
+
+    def indexes(self, image: ImageId, *, create: bool = False) -> SafeDir:
+        """The directory with the index of ``image``."""
+        with self.root() as root:
+            return root.descend((INDEXES, image.hex()[:2]), create=create)
+
+
+def index_name(image: ImageId) -> str:
+    """The file name of the index of ``image``."""
+    return image.hex() + INDEX

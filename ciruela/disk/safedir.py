@@ -1,0 +1,395 @@
+"""The only way to files below a base directory or the db directory: open directories and single names (threats 6.2).
+
+No path is joined here or above: every name is one component, looked up relative to an open directory, and never followed when it is a
+symlink. So whoever plants symlinks or moves directories while the daemon works cannot lead it elsewhere.
+
+Every OSError that leaves this module says which operation failed (``strerror``) and where, relative to the directory that was opened
+first (``filename``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from types import TracebackType
+
+from twisted.logger import Logger
+
+from ciruela.disk import syscalls
+
+_log = Logger()
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""O_NONBLOCK: opening a fifo that somebody planted must not wait for its other end."""
+
+RESERVED = ".ciruela~"
+"""How the names begin that belong to the daemon beside the images."""
+
+STAMP_NS = 1_000_000_000
+"""atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
+
+_warned: set[str] = set()
+
+
+def warn_once(topic: str, warn: Callable[[], None]) -> None:
+    """Call ``warn`` the first time that ``topic`` comes up in this process."""
+    if topic not in _warned:
+        _warned.add(topic)
+        warn()
+
+
+def raw(name: str) -> bytes:
+    """The bytes of one path component. Raises OSError (EINVAL) for what is not a single component."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise OSError(errno.EINVAL, "not a single path component", name)
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _fault(error: OSError, operation: str, where: str) -> OSError:
+    """``error`` with the operation and the place in it; the subclass (FileNotFoundError...) follows from the number."""
+    return OSError(error.errno, f"{operation}: {os.strerror(error.errno or 0)}", where)
+
+
+class OpenFile:
+    """An open regular file; positions are given with each call. ``where`` is for messages."""
+
+    __slots__ = ("fd", "where")
+
+    def __init__(self, fd: int, where: str) -> None:
+        self.fd = fd
+        self.where = where
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptor; further calls do nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def stat(self) -> os.stat_result:
+        """What the open file is now, whatever stands at its name."""
+        try:
+            return os.fstat(self.fd)
+        except OSError as error:
+            raise _fault(error, "stat", self.where) from None
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end of the file."""
+        try:
+            data = os.pread(self.fd, size, offset)
+            while 0 < len(data) < size:
+                more = os.pread(self.fd, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise _fault(error, "read", self.where) from None
+        return data
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of ``data``."""
+        try:
+            done = os.pwrite(self.fd, data, offset)
+            while done < len(data):
+                done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
+        except OSError as error:
+            raise _fault(error, "write", self.where) from None
+
+    def chmod(self, mode: int) -> None:
+        """Set the permission bits, whatever the umask."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError as error:
+            raise _fault(error, "chmod", self.where) from None
+
+    def stamp(self) -> None:
+        """Set atime and mtime to :data:`STAMP_NS`."""
+        try:
+            os.utime(self.fd, ns=(STAMP_NS, STAMP_NS))
+        except OSError as error:
+            raise _fault(error, "utime", self.where) from None
+
+    def fsync(self) -> None:
+        """Make the content durable. After a failure it is unknown what is; never retry (threats A39)."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise _fault(error, "fsync", self.where) from None
+
+
+class SafeDir:
+    """An open directory. Names are single components; nothing is ever followed."""
+
+    __slots__ = ("fd", "where")
+
+    def __init__(self, fd: int, where: str) -> None:
+        self.fd = fd
+        self.where = where
+
+    @classmethod
+    def at(cls, path: str) -> SafeDir:
+        """Open a directory by its configured path; only here may symlinks lead. Messages of what is below are relative to it."""
+        try:
+            return cls(os.open(path, _DIRECTORY), "")
+        except OSError as error:
+            raise _fault(error, "open directory", path) from None
+
+    def __enter__(self) -> SafeDir:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptor; further calls do nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def within(self, name: str) -> str:
+        """``name`` in this directory, as messages show it."""
+        return f"{self.where}/{name}" if self.where else name
+
+    # -- looking ---------------------------------------------------------------------------------------------------------------
+
+    def status(self) -> os.stat_result:
+        """What this directory itself is now."""
+        try:
+            return os.fstat(self.fd)
+        except OSError as error:
+            raise _fault(error, "stat", self.where or ".") from None
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """What stands at ``name`` (a symlink is a symlink); None for nothing."""
+        try:
+            return os.stat(raw(name), dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _fault(error, "stat", self.within(name)) from None
+
+    def names(self) -> list[str]:
+        """All names in this directory, unordered; bytes that are not UTF-8 come as surrogates."""
+        try:
+            fresh = os.open(b".", _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
+            try:
+                found = os.listdir(fresh)
+            finally:
+                os.close(fresh)
+        except OSError as error:
+            raise _fault(error, "list", self.where or ".") from None
+        return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in found]
+
+    def readlink(self, name: str) -> str:
+        """The target of the symlink ``name``."""
+        try:
+            return os.readlink(raw(name), dir_fd=self.fd).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise _fault(error, "readlink", self.within(name)) from None
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Bytes that may still be written to this file system, and its size."""
+        try:
+            found = os.fstatvfs(self.fd)
+        except OSError as error:
+            raise _fault(error, "statvfs", self.where or ".") from None
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    # -- opening ---------------------------------------------------------------------------------------------------------------
+
+    def open_dir(self, name: str) -> SafeDir:
+        """Open a directory. A symlink gives NotADirectoryError."""
+        try:
+            return SafeDir(os.open(raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd), self.within(name))
+        except OSError as error:
+            raise _fault(error, "open directory", self.within(name)) from None
+
+    def make_dir(self, name: str, mode: int = 0o755) -> SafeDir:
+        """Create a directory that must not stand yet (FileExistsError) and open it; ``mode`` holds whatever the umask."""
+        try:
+            os.mkdir(raw(name), mode, dir_fd=self.fd)
+        except OSError as error:
+            raise _fault(error, "mkdir", self.within(name)) from None
+        made = self.open_dir(name)
+        try:
+            made.chmod(mode)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def descend(self, names: tuple[str, ...], *, create: bool = False) -> SafeDir:
+        """Open a directory some levels below; with ``create`` make what is missing, durably. This directory stays open."""
+        here = self
+        try:
+            for name in names:
+                below = here._enter(name, create=create)
+                if here is not self:
+                    here.close()
+                here = below
+            return SafeDir(os.dup(self.fd), self.where) if here is self else here
+        except BaseException:
+            if here is not self:
+                here.close()
+            raise
+
+    def _enter(self, name: str, *, create: bool) -> SafeDir:
+        try:
+            return self.open_dir(name)
+        except FileNotFoundError:
+            if not create:
+                raise
+        try:
+            made = self.make_dir(name)
+        except FileExistsError:
+            return self.open_dir(name)
+        try:
+            self.fsync()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _open(self, name: str, flags: int, mode: int, operation: str) -> OpenFile:
+        try:
+            fd = os.open(raw(name), flags | _FILE, mode, dir_fd=self.fd)
+        except OSError as error:
+            raise _fault(error, operation, self.within(name)) from None
+        opened = OpenFile(fd, self.within(name))
+        try:
+            if not stat.S_ISREG(opened.stat().st_mode):
+                raise OSError(errno.EINVAL, f"{operation}: not a regular file", self.within(name))
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def open_read(self, name: str) -> OpenFile:
+        """Open a regular file for reading."""
+        return self._open(name, os.O_RDONLY, 0, "open")
+
+    def open_write(self, name: str) -> OpenFile:
+        """Open a regular file that stands already, for reading and writing."""
+        return self._open(name, os.O_RDWR, 0, "open for writing")
+
+    def create(self, name: str, mode: int = 0o600) -> OpenFile:
+        """Create a file that must not stand yet (FileExistsError) and open it for reading and writing."""
+        return self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, "create")
+
+    # -- changing --------------------------------------------------------------------------------------------------------------
+
+    def link(self, source: OpenFile, name: str) -> None:
+        """Give the open file ``source``, and nothing that took its place, a second name here.
+
+        The link is checked afterwards and taken back when it is not the same inode. Needs /proc.
+        """
+        target = raw(name)
+        try:
+            os.link(f"/proc/self/fd/{source.fd}".encode(), target, dst_dir_fd=self.fd, follow_symlinks=True)
+            made = os.stat(target, dir_fd=self.fd, follow_symlinks=False)
+            if not os.path.samestat(made, os.fstat(source.fd)):
+                os.unlink(target, dir_fd=self.fd)
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        except OSError as error:
+            raise _fault(error, "link", self.within(name)) from None
+
+    def symlink(self, target: str, name: str) -> None:
+        """Create a symlink with the text ``target``."""
+        try:
+            os.symlink(target.encode("utf-8", "surrogateescape"), raw(name), dir_fd=self.fd)
+        except OSError as error:
+            raise _fault(error, "symlink", self.within(name)) from None
+
+    def unlink(self, name: str) -> None:
+        """Remove a name that is not a directory."""
+        try:
+            os.unlink(raw(name), dir_fd=self.fd)
+        except OSError as error:
+            raise _fault(error, "unlink", self.within(name)) from None
+
+    def rmdir(self, name: str) -> None:
+        """Remove an empty directory."""
+        try:
+            os.rmdir(raw(name), dir_fd=self.fd)
+        except OSError as error:
+            raise _fault(error, "rmdir", self.within(name)) from None
+
+    def rename(self, old: str, new: str, to: SafeDir | None = None) -> None:
+        """Rename within this directory (or into ``to``), over a file or an empty directory that stands there."""
+        try:
+            os.rename(raw(old), raw(new), src_dir_fd=self.fd, dst_dir_fd=(to or self).fd)
+        except OSError as error:
+            raise _fault(error, "rename", self.within(old)) from None
+
+    def rename_new(self, old: str, new: str) -> None:
+        """Rename; FileExistsError when anything stands at ``new``.
+
+        Where renameat2 is not to be had: looks first, then renames, which leaves a gap for somebody else between the two.
+        """
+        try:
+            syscalls.renameat2(self.fd, raw(old), self.fd, raw(new), syscalls.NOREPLACE)
+        except OSError as error:
+            if error.errno not in syscalls.UNSUPPORTED:
+                raise _fault(error, "rename", self.within(old)) from None
+        else:
+            return
+        if self.stat(new) is not None:
+            raise OSError(errno.EEXIST, f"rename: {os.strerror(errno.EEXIST)}", self.within(new))
+        self.rename(old, new)
+
+    def exchange(self, new: str, live: str, aside: str) -> None:
+        """Let ``new`` and ``live`` change places in one step.
+
+        Where the file system cannot do that: ``live`` goes to ``aside``, ``new`` to ``live``, ``aside`` to ``new``. That is not atomic:
+        for a moment nothing stands at ``live``, and a kill then leaves it at ``aside``, where recovery finds it. Logged once.
+        """
+        try:
+            syscalls.renameat2(self.fd, raw(new), self.fd, raw(live), syscalls.EXCHANGE)
+        except OSError as error:
+            if error.errno not in syscalls.UNSUPPORTED:
+                raise _fault(error, "exchange", self.within(live)) from None
+        else:
+            return
+        warn_once("exchange", self._warn_exchange)
+        self.rename(live, aside)
+        try:
+            self.rename(new, live)
+        except OSError:
+            self.rename(aside, live)
+            raise
+        self.rename(aside, new)
+
+    def _warn_exchange(self) -> None:
+        _log.warn(
+            "the file system of {where} cannot exchange two directories; replaced images are missing for a moment (use ext4, xfs or btrfs)",
+            where=self.where or ".",
+        )
+
+    def chmod(self, mode: int) -> None:
+        """Set the permission bits of this directory, whatever the umask."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError as error:
+            raise _fault(error, "chmod", self.where or ".") from None
+
+    def fsync(self) -> None:
+        """Make the names in this directory durable."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise _fault(error, "fsync", self.where or ".") from None
+
+    def syncfs(self) -> None:
+        """Make the whole file system durable; a write error since this directory was opened is reported."""
+        try:
+            syscalls.syncfs(self.fd)
+        except OSError as error:
+            raise _fault(error, "syncfs", self.where or ".") from None

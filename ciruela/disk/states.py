@@ -1,0 +1,232 @@
+"""State files: what is committed at a path, and the journal of what is about to be (protocol section 5.1, threats 6.4).
+
+A file is one CBOR map, as the reference writes and reads it. ``NAME.new.state`` has one field more, ``ciruela``, which the reference
+ignores: the command, the phase of the commit, and device and inode of the staging directory that is about to be shown.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import blake2b
+from typing import TypeVar
+
+import cbor2
+from twisted.logger import Logger
+
+from ciruela.disk.layout import NEW_STATE, STATE
+from ciruela.disk.safedir import SafeDir
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import image_id
+from ciruela.model.order import Command
+from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
+from ciruela.proto.bounded import loads
+
+_log = Logger()
+
+MAX_STATE_BYTES = 64 * 1024
+"""Largest state file that is read: some 700 signatures, where one per key is usual. Our own limit."""
+
+MAX_ITEMS = 8 * 1024
+"""Most CBOR items in a state file: a signature takes five and 80 bytes, so any file of lawful size fits. Our own limit."""
+
+SIGNATURE_TYPE = "ssh-ed25519"
+
+TEMPORARY = ".tmp."
+"""How the names of half-written files begin (protocol section 5.1)."""
+
+T = TypeVar("T")
+
+
+class Phase(Enum):
+    """How far a commit is: still being put together, or whole, durable and about to be shown."""
+
+    DOWNLOAD = "download"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The content of ``NAME.new.state``. ``staging`` is device and inode of the staging directory in phase READY, else None.
+
+    ``command`` is None when the reference wrote the file, which does not record it.
+    """
+
+    state: State
+    command: Command | None
+    phase: Phase = Phase.DOWNLOAD
+    staging: tuple[int, int] | None = None
+
+    def resolved(self, committed: State | None) -> Command:
+        """The command; where it is not recorded: replace if something is committed, else append."""
+        return self.command or (Command.APPEND if committed is None else Command.REPLACE)
+
+
+def _fields(state: State) -> dict[str, object]:
+    return {
+        "image": state.image,
+        "signatures": [[entry.timestamp_ms, [SIGNATURE_TYPE, entry.signature]] for entry in state.signatures],
+    }
+
+
+def encode_state(state: State) -> bytes:
+    """The bytes of ``NAME.state``, the same as the reference writes."""
+    return cbor2.dumps(_fields(state))
+
+
+def encode_journal(journal: Journal) -> bytes:
+    """The bytes of ``NAME.new.state``."""
+    own: dict[str, object] = {"phase": journal.phase.value}
+    if journal.command is not None:
+        own["command"] = journal.command.value
+    if journal.staging is not None:
+        own["staging"] = list(journal.staging)
+    return cbor2.dumps(_fields(journal.state) | {"ciruela": own})
+
+
+def _load(data: bytes) -> Mapping[object, object]:
+    if len(data) > MAX_STATE_BYTES:
+        raise FormatError(f"a state of more than {MAX_STATE_BYTES} bytes")
+    fields = loads(data, max_items=MAX_ITEMS, max_depth=8)
+    if not isinstance(fields, dict):
+        raise FormatError("not a map")
+    return fields
+
+
+def _signature(entry: object) -> SigEntry:
+    match entry:
+        case [int(time), [str(kind), bytes(signature)]] if (
+            not isinstance(time, bool) and 0 <= time < 1 << 64 and kind == SIGNATURE_TYPE and len(signature) == SIGNATURE_BYTES
+        ):
+            return SigEntry(time, signature)
+    raise FormatError("a signature that is not [milliseconds, [ssh-ed25519, 64 bytes]]")
+
+
+def _state(fields: Mapping[object, object]) -> State:
+    try:
+        image = image_id(fields.get("image"))
+    except ValueError as error:
+        raise FormatError(str(error)) from None
+    entries = fields.get("signatures")
+    if not isinstance(entries, list) or not entries:
+        raise FormatError("no signatures")
+    return State(image, ()).merged(tuple(_signature(entry) for entry in entries))
+
+
+def decode_state(data: bytes) -> State:
+    """The state in ``data``. Raises FormatError; a state without signatures is not one."""
+    return _state(_load(data))
+
+
+def decode_journal(data: bytes) -> Journal:
+    """The journal in ``data``; without our own field as the reference means it. Raises FormatError."""
+    fields = _load(data)
+    state = _state(fields)
+    own = fields.get("ciruela")
+    if own is None:
+        return Journal(state, None)
+    if not isinstance(own, dict):
+        raise FormatError("the field ciruela is not a map")
+    try:
+        command = Command(own["command"]) if "command" in own else None
+        phase = Phase(own.get("phase"))
+    except ValueError as error:
+        raise FormatError(f"the field ciruela: {error}") from None
+    match own.get("staging"):
+        case [int(device), int(inode)] if phase is Phase.READY:
+            return Journal(state, command, phase, (device, inode))
+        case None if phase is Phase.DOWNLOAD:
+            return Journal(state, command)
+    raise FormatError("the field ciruela: phase and staging do not fit")
+
+
+# -- files --------------------------------------------------------------------------------------------------------------------
+
+
+def temporary_name(name: str) -> str:
+    """The name under which ``name`` is written first; short enough for file systems whenever ``name`` is."""
+    plain = TEMPORARY + name
+    if len(plain.encode("utf-8", "surrogateescape")) <= 255:
+        return plain
+    suffix = name[name.rindex(".") :]
+    return f"{TEMPORARY}{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}{suffix}"
+
+
+def prepare_file(directory: SafeDir, name: str, data: bytes) -> str:
+    """Write ``data`` durably under a temporary name of ``name`` and return that. Raises OSError, then nothing is left."""
+    temporary = temporary_name(name)
+    if directory.stat(temporary) is not None:
+        directory.unlink(temporary)
+    try:
+        with directory.create(temporary, 0o644) as file:
+            file.chmod(0o644)
+            file.write_at(data, 0)
+            file.fsync()
+    except OSError:
+        if directory.stat(temporary) is not None:
+            directory.unlink(temporary)
+        raise
+    return temporary
+
+
+def write_file(directory: SafeDir, name: str, data: bytes) -> None:
+    """Put ``data`` at ``name``, durably and in one step. Raises OSError."""
+    directory.rename(prepare_file(directory, name, data), name)
+    directory.fsync()
+
+
+def quarantine(directory: SafeDir, name: str, reason: object) -> None:
+    """Rename what cannot be read to ``.NAME.backup``; it is kept for ever and ignored. Logged, as is that it cannot be renamed."""
+    backup = f".{name}.backup"
+    try:
+        directory.rename(name, backup)
+    except OSError as error:
+        _log.error("{file} is bad ({reason}) and cannot be set aside: {error}", file=directory.within(name), reason=reason, error=error)
+        return
+    _log.error("{file} is bad ({reason}), it is kept as {backup}", file=directory.within(name), reason=reason, backup=backup)
+
+
+def _read(directory: SafeDir, name: str, decode: Callable[[bytes], T]) -> T | None:
+    found = directory.stat(name)
+    if found is None:
+        return None
+    try:
+        with directory.open_read(name) as file:
+            data = file.read_at(MAX_STATE_BYTES + 1, 0)
+        return decode(data)
+    except FormatError as error:
+        quarantine(directory, name, error)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        quarantine(directory, name, "not a regular file")
+    return None
+
+
+def read_state(directory: SafeDir, name: str) -> State | None:
+    """What is committed as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
+    return _read(directory, name + STATE, decode_state)
+
+
+def read_journal(directory: SafeDir, name: str) -> Journal | None:
+    """What is pending as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
+    return _read(directory, name + NEW_STATE, decode_journal)
+
+
+def write_state(directory: SafeDir, name: str, state: State) -> None:
+    """Record ``state`` as committed, durably. Raises OSError."""
+    write_file(directory, name + STATE, encode_state(state))
+
+
+def write_journal(directory: SafeDir, name: str, journal: Journal) -> None:
+    """Record ``journal``, durably. Raises OSError."""
+    write_file(directory, name + NEW_STATE, encode_journal(journal))
+
+
+def drop_journal(directory: SafeDir, name: str) -> None:
+    """Forget what is pending, durably. Raises OSError."""
+    if directory.stat(name + NEW_STATE) is not None:
+        directory.unlink(name + NEW_STATE)
+        directory.fsync()

@@ -1,0 +1,40 @@
+"""Two Linux calls that Python has no words for: renameat2 and syncfs."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+NOREPLACE = 1
+"""RENAME_NOREPLACE of renameat2(2): fail with EEXIST when the new name stands."""
+
+EXCHANGE = 2
+"""RENAME_EXCHANGE of renameat2(2): the two names change places in one step."""
+
+UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+"""What a kernel (ENOSYS) or a file system (EINVAL, EOPNOTSUPP) answers that does not know a flag of renameat2."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
+    """Rename with :data:`NOREPLACE` or :data:`EXCHANGE`. Raises OSError, ENOSYS also when the C library lacks the call."""
+    try:
+        call = _libc.renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if call(old_fd, ctypes.c_char_p(old), new_fd, ctypes.c_char_p(new), ctypes.c_uint(flags)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def syncfs(fd: int) -> None:
+    """Make everything durable that was written to the file system of ``fd``. Raises OSError.
+
+    Linux (5.8 and later) reports a write error once to each descriptor that was open when it happened, so ``fd`` has to be older
+    than the writes it is to answer for.
+    """
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

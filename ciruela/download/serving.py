@@ -1,0 +1,139 @@
+"""Giving blocks and indexes to others, of images that are here and of those still coming.
+
+Only what a verified index names is read, by image and block number; a path from the wire is looked up, never opened (threats 6.6).
+What is read is hashed before it is sent; a block that does not match is answered as absent.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.clockwork import Batch
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
+from ciruela.index.tree import Index
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BlockData, GetBlock
+from ciruela.seams import Disk
+from ciruela.tracking.ledger import Ledger
+
+KEPT_INDEXES = 16
+READS_PER_JOB = 32
+
+
+class Catalog:
+    """The parsed indexes in use, with their block maps: the last few, verified when they were loaded."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._kept: OrderedDict[ImageId, tuple[Index, BlockMap]] = OrderedDict()
+        self._loading: dict[ImageId, list[Deferred[tuple[Index, BlockMap] | None]]] = {}
+
+    def add(self, index: Index) -> tuple[Index, BlockMap]:
+        """Keep an index that was just verified."""
+        entry = self._kept.get(index.image) or (index, BlockMap(index))
+        self._kept[index.image] = entry
+        self._kept.move_to_end(index.image)
+        while len(self._kept) > KEPT_INDEXES:
+            self._kept.popitem(last=False)
+        return entry
+
+    def kept(self, image: ImageId) -> tuple[Index, BlockMap] | None:
+        """The entry if it is in memory."""
+        return self._kept.get(image)
+
+    def get(self, image: ImageId) -> Deferred[tuple[Index, BlockMap] | None]:
+        """The entry, from memory or the disk; None when the disk does not have it."""
+        waiting: Deferred[tuple[Index, BlockMap] | None] = Deferred()
+        kept = self._kept.get(image)
+        if kept is not None:
+            waiting.callback(kept)
+            return waiting
+        others = self._loading.setdefault(image, [])
+        others.append(waiting)
+        if len(others) == 1:
+            self._disk.read_index(image).addCallback(lambda index: self.add(index) if index else None).addBoth(self._loaded, image)
+        return waiting
+
+    def _loaded(self, result: tuple[Index, BlockMap] | Failure | None, image: ImageId) -> None:
+        for waiting in self._loading.pop(image):
+            if isinstance(result, Failure):
+                waiting.errback(result)
+            else:
+                waiting.callback(result)
+
+
+class BlockService:
+    """Answers GetBlock. Requests for one image are read together, in batches."""
+
+    _log = Logger()
+
+    def __init__(self, ledger: Ledger, disk: Disk, catalog: Catalog) -> None:
+        self._ledger = ledger
+        self._disk = disk
+        self._catalog = catalog
+        self._readers: OrderedDict[tuple[VPath, ImageId], Batch[int, bytes | None]] = OrderedDict()
+        self.sent_blocks = 0
+        self.sent_bytes = 0
+
+    def give(self, request: GetBlock) -> Deferred[BlockData]:
+        """Fires with the block, or fails with RemoteError when it is not here."""
+        if request.hint is None:
+            return fail(RemoteError("Hint is required for fetching blocks from server"))
+        try:
+            vpath = VPath.parse(request.hint.vpath)
+        except ValueError as error:
+            return fail(RemoteError(f"the hint is not a virtual path: {error}"))
+        images = []
+        pending = self._ledger.pending(vpath)
+        if pending is not None:
+            images.append(pending.state.image)
+        committed = self._ledger.committed(vpath)
+        if committed is not None and committed.image not in images:
+            images.append(committed.image)
+        return self._first(request, vpath, images)
+
+    def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[BlockData]:
+        if not images:
+            return fail(RemoteError("block not found"))
+
+        def look(entry: tuple[Index, BlockMap] | None) -> Deferred[bytes | None]:
+            number = None if entry is None else self._number(request, entry[1])
+            if entry is None or number is None:
+                return succeed(None)
+            return self._reader(vpath, entry[0]).submit(number)
+
+        def answer(data: bytes | None) -> BlockData | Deferred[BlockData]:
+            if data is None:
+                return self._first(request, vpath, images[1:])
+            self.sent_blocks += 1
+            self.sent_bytes += len(data)
+            return BlockData(data)
+
+        return self._catalog.get(images[0]).addCallback(look).addCallback(answer)
+
+    def _number(self, request: GetBlock, blocks: BlockMap) -> int | None:
+        assert request.hint is not None
+        if request.hint.offset % BLOCK_BYTES == 0:
+            number = blocks.locate(request.hint.path, request.hint.offset)
+            if number is not None:
+                file, block = blocks.by_number(number)
+                if file.block_hash(block) == request.hash:
+                    return number
+        return next(iter(blocks.places(request.hash)), None)
+
+    def _reader(self, vpath: VPath, index: Index) -> Batch[int, bytes | None]:
+        key = (vpath, index.image)
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = self._readers[key] = Batch(lambda numbers: self._disk.read_blocks(vpath, index, numbers), READS_PER_JOB)
+            while len(self._readers) > KEPT_INDEXES:
+                self._readers.popitem(last=False)
+        self._readers.move_to_end(key)
+        return reader

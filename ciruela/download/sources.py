@@ -1,0 +1,139 @@
+"""Who can give blocks of one image, and how each source behaves.
+
+A source that gives wrong bytes, errors or nothing costs only itself: it is left alone for a time that grows, and its share goes to
+the others (threats A7, A58; protocol C20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred
+
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.model.mask import FULL, SLICES
+from ciruela.proto.messages import Request, Response
+
+Ask = Callable[[Request], Deferred[Response]]
+
+FIRST_WINDOW = 8
+MOST_WINDOW = 64
+"""Requests in flight per source: where loopback and LAN throughput flattens (64 blocks are 2 MiB)."""
+
+SLOW_S = 2.0
+"""An answer that takes longer shrinks the source's window: what is in flight should not queue up."""
+
+GRACE_S = 5.0
+LEAST_RATE = 50 * 1024
+"""Deadline of a request: GRACE_S plus what is in flight at LEAST_RATE bytes a second (threats A58)."""
+
+BAD_BLOCK_S = 30.0
+LONGEST_BAD_S = 600.0
+MOST_BAD_BLOCKS = 3
+"""After a block with a wrong hash: not asked for 30 s, doubling to 10 min; after three, not at all for this image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.
+
+    ``hearsay``: nobody said that this node has the image, it is only likely.
+    """
+
+    key: object
+    name: str
+    ask: Ask
+    mask: int
+    seed: bool
+    hearsay: bool = False
+
+
+@dataclass
+class Source:
+    """A candidate with its record."""
+
+    candidate: Candidate
+    window: int = FIRST_WINDOW
+    in_flight: int = 0
+    current: int | None = None
+    failures: int = 0
+    bad_blocks: int = 0
+    rest_until_s: float = 0.0
+    blocks: int = 0
+    denied: int = field(default=0)
+
+    @property
+    def mask(self) -> int:
+        """The slices worth asking for."""
+        return self.candidate.mask & ~self.denied
+
+    def ready(self, now_s: float) -> bool:
+        """Whether another request may go out."""
+        return self.in_flight < self.window and now_s >= self.rest_until_s and self.bad_blocks < MOST_BAD_BLOCKS
+
+    def deadline_s(self) -> float:
+        """Seconds to wait for the next answer, with all that is in flight before it."""
+        return GRACE_S + (self.in_flight + 1) * BLOCK_BYTES / LEAST_RATE
+
+    def gave(self, took_s: float) -> None:
+        """A good block came, ``took_s`` seconds after it was asked for."""
+        self.failures = 0
+        self.blocks += 1
+        if took_s > SLOW_S:
+            self.window = max(2, self.window - 1)
+        elif self.window < MOST_WINDOW:
+            self.window += 1
+
+    def lacked(self, part: int, now_s: float) -> None:
+        """It answered that it does not have a block of slice ``part``: not asked for that slice again until it claims anew."""
+        self.denied |= 1 << part
+        if self.denied.bit_count() == SLICES or self.candidate.hearsay or self.candidate.seed:
+            self.failed(now_s)
+
+    def failed(self, now_s: float) -> None:
+        """It gave nothing: the n-th failure in a row rests it for n seconds."""
+        self.failures += 1
+        self.window = max(1, self.window // 2)
+        self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))
+
+    def lied(self, now_s: float) -> None:
+        """It gave bytes that are not the block."""
+        self.bad_blocks += 1
+        self.rest_until_s = now_s + min(BAD_BLOCK_S * 2 ** (self.bad_blocks - 1), LONGEST_BAD_S)
+
+
+class Sources:
+    """The sources of one download, kept by key while candidates come and go."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Source] = {}
+        self._active: list[Source] = []
+
+    def update(self, candidates: list[Candidate]) -> None:
+        """Take over who can give what now. A source that claims more than before is believed again."""
+        active = []
+        for candidate in candidates:
+            source = self._known.get(candidate.key)
+            if source is None:
+                source = self._known[candidate.key] = Source(candidate)
+            elif candidate.mask != source.candidate.mask or candidate.hearsay != source.candidate.hearsay:
+                source.denied = 0
+            source.candidate = candidate
+            active.append(source)
+        self._active = active
+        current = {candidate.key for candidate in candidates}
+        for key in [key for key, source in self._known.items() if key not in current and not source.in_flight and not source.bad_blocks]:
+            del self._known[key]
+
+    def active(self) -> list[Source]:
+        """Those that can be asked, by what is known now."""
+        return self._active
+
+    def claimed_by_peers(self) -> int:
+        """The union of the slices that peers claim and did not deny."""
+        union = 0
+        for source in self._active:
+            if not source.candidate.seed and not source.candidate.hearsay:
+                union |= source.mask
+        return union & FULL

@@ -1,0 +1,128 @@
+"""What two indexes have in common, and where the blocks of one are (protocol sections 5.8 and 5.9).
+
+Three numbers name a block. Its **hash**, which several blocks may share; its **block number**, counted over all files in index order from 0
+(``Index.block_count`` of them); and its **place**: the number of its file in ``Index.files`` and the number of the block in that file.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.tree import File, Index
+from ciruela.model.ids import HASH_BYTES, BlockHash
+
+
+def _content(file: File) -> tuple[bool, int, bytes]:
+    return file.executable, file.size, file.hashes
+
+
+def same_files(wanted: Index, theirs: Index) -> list[tuple[File, File]]:
+    """Pairs (file of ``wanted``, file of ``theirs`` with the same mode and content), at most one for each file of ``wanted``, in its order.
+
+    A file at the same path is preferred, else it is the first in order: moved and renamed files are found, and one file of ``theirs`` may
+    serve several. Empty files are left out. Indexes of different hash kinds have nothing in common.
+    """
+    if wanted.kind is not theirs.kind:
+        return []
+    here = {file.path: file for file in theirs.files}
+    pairs: list[tuple[File, File | None]] = []
+    elsewhere: dict[tuple[bool, int, bytes], File | None] = {}
+    for file in wanted.files:
+        if file.size == 0:
+            continue
+        other = here.get(file.path)
+        if other is not None and _content(other) == _content(file):
+            pairs.append((file, other))
+        else:
+            pairs.append((file, None))
+            elsewhere[_content(file)] = None
+    if elsewhere:
+        for other in theirs.files:
+            content = _content(other)
+            if elsewhere.get(content, other) is None:
+                elsewhere[content] = other
+    found = ((file, other or elsewhere[_content(file)]) for file, other in pairs)
+    return [(file, other) for file, other in found if other is not None]
+
+
+class BlockMap:
+    """Finds the blocks of one index by number, by hash and by path.
+
+    Costs 8 bytes for each file, and once something is looked up by hash, 40 bytes for each block; for a million blocks that first look
+    takes a second or two, so make it in a thread when the index is large. Reading from several threads is safe.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.files: tuple[File, ...] = index.files
+        self._starts = array("Q", accumulate((file.block_count for file in self.files), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def numbers_of(self, file_number: int) -> range:
+        """The block numbers of a file, by its number in ``Index.files``."""
+        return range(self._starts[file_number], self._starts[file_number + 1])
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The place of block ``number``: (file number, block in that file). Raises IndexError for a number that the index does not have."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no block {number}, the index has {len(self)}")
+        file_number = bisect_right(self._starts, number) - 1
+        return file_number, number - self._starts[file_number]
+
+    def by_number(self, number: int) -> tuple[File, int]:
+        """The file that block ``number`` belongs to, and the block's number in it. Raises IndexError."""
+        file_number, block = self.place(number)
+        return self.files[file_number], block
+
+    def hash_of(self, number: int) -> BlockHash:
+        """The hash of block ``number``. Raises IndexError."""
+        file, block = self.by_number(number)
+        return file.block_hash(block)
+
+    def numbers(self, wanted: BlockHash) -> Sequence[int]:
+        """All block numbers that have this hash, ascending; empty when there is none. An index may name one hash a million times."""
+        first = bisect_left(self._by_hash, wanted, key=self._hash_at)
+        if first == len(self._by_hash) or self._hash_at(self._by_hash[first]) != wanted:
+            return array("I")
+        return self._by_hash[first : bisect_right(self._by_hash, wanted, lo=first, key=self._hash_at)]
+
+    def places(self, wanted: BlockHash) -> list[tuple[int, int]]:
+        """As :meth:`numbers`, as places: (file number, block in that file)."""
+        return [self.place(number) for number in self.numbers(wanted)]
+
+    def locate(self, path: str, offset: int) -> int | None:
+        """The number of the block that begins at byte ``offset`` of the file ``path``; None when no block of a file begins there."""
+        key = _order(path)
+        file_number = bisect_left(self.files, key, key=lambda file: _order(file.path))
+        if file_number == len(self.files) or self.files[file_number].path != path:
+            return None
+        if offset % BLOCK_BYTES or not 0 <= offset < self.files[file_number].size:
+            return None
+        return self._starts[file_number] + offset // BLOCK_BYTES
+
+    @cached_property
+    def _hashes(self) -> bytes:
+        return b"".join([file.hashes for file in self.files])
+
+    def _hash_at(self, number: int) -> BlockHash:
+        return BlockHash(self._hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES])
+
+    @cached_property
+    def _by_hash(self) -> array[int]:
+        """Block numbers in order of hash, then number. No dict: a bytes key for each block would take five times the memory."""
+        hashes = self._hashes
+        keys = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
+        return array("I", sorted(range(len(keys)), key=keys.__getitem__))
+
+
+def _order(path: str) -> tuple[list[str], str]:
+    """What files are sorted by in an index: the directory by its components, then the name."""
+    *directory, name = path.split("/")
+    return directory, name

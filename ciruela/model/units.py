@@ -1,0 +1,84 @@
+"""Durations as people write them: ``30s``, ``1h 30min``, ``2 days`` (protocol section 7.1)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+_SECOND_NS = 1_000_000_000
+_NS_PER_MS = 1_000_000
+
+_UNITS_NS: dict[str, int] = {
+    name: size
+    for names, size in (
+        ("ns nsec nanos", 1),
+        ("us usec", 1_000),
+        ("ms msec millis", _NS_PER_MS),
+        ("s sec secs second seconds", _SECOND_NS),
+        ("m min mins minute minutes", 60 * _SECOND_NS),
+        ("h hr hrs hour hours", 3_600 * _SECOND_NS),
+        ("d day days", 86_400 * _SECOND_NS),
+        ("w week weeks", 7 * 86_400 * _SECOND_NS),
+        ("M month months", 2_630_016 * _SECOND_NS),
+        ("y year years", 31_557_600 * _SECOND_NS),
+    )
+    for name in names.split()
+}
+
+_SHOWN_MS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
+
+LONGEST_MS = 2**63 - 1
+"""Longest duration that is understood; beyond it lies a typing error."""
+
+_MOST_CHARACTERS = 256
+_PART = re.compile(r"([0-9]+)\s*([A-Za-z]*)\s*")
+
+
+def _wrong(text: str, hint: str) -> ValueError:
+    return ValueError(f'"{text[:80]}" is not a duration ({hint})')
+
+
+def parse_duration_ms(text: str) -> int:
+    """Milliseconds of a sum of whole numbers with units, such as ``1h 30min``; a part of a millisecond counts as a whole one.
+
+    Raises ValueError, with a proposal, for anything else; a number without a unit is an error, because nobody can tell what it meant.
+    """
+    rest = text.strip()
+    if not rest or len(rest) > _MOST_CHARACTERS:
+        raise _wrong(text, 'try "30s" or "2 days"')
+    total_ns = 0
+    position = 0
+    while position < len(rest):
+        part = _PART.match(rest, position)
+        if part is None:
+            raise _wrong(text, 'write whole numbers with units, as in "1h 30min"')
+        number, unit = part.groups()
+        if not unit:
+            raise _wrong(text, f'a unit is missing: try "{rest[: part.end(1)]}s{rest[part.end(1) :]}"')
+        if unit not in _UNITS_NS:
+            near = difflib.get_close_matches(unit, _UNITS_NS, n=1)
+            known = (
+                f'try "{rest[: part.start(2)]}{near[0]}{rest[part.end(2) :]}"'
+                if near
+                else "units are ms, s, min, h, d, w, M (months) and y"
+            )
+            raise _wrong(text, known)
+        total_ns += int(number) * _UNITS_NS[unit]
+        position = part.end()
+    total_ms = -(-total_ns // _NS_PER_MS)
+    if total_ms > LONGEST_MS:
+        raise _wrong(text, "it is longer than 290 million years")
+    return total_ms
+
+
+def format_duration(milliseconds: int) -> str:
+    """The duration as text that :func:`parse_duration_ms` reads back: ``1h 30min``. Raises ValueError below zero."""
+    if milliseconds < 0:
+        raise ValueError("a duration cannot be negative")
+    parts = []
+    rest = milliseconds
+    for unit, size in _SHOWN_MS:
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"

@@ -1,0 +1,88 @@
+"""A CBOR reader (RFC 8949) that cannot be made to work or allocate more than its input is worth (threats 6.3, A23).
+
+One linear scan looks at every header before anything is built. It refuses what no message of ours contains, so that the decoder behind
+it only ever sees plain, definite, shallow data.
+"""
+
+from __future__ import annotations
+
+import cbor2
+
+from ciruela.model.errors import FormatError
+
+MAX_DEPTH = 8
+"""Containers within containers. The deepest message, a base dir with its states, has seven."""
+
+_SIMPLE = frozenset((0xF4, 0xF5, 0xF6))
+_UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
+
+
+def loads(data: bytes | memoryview, *, max_items: int, max_depth: int = MAX_DEPTH) -> object:
+    """The value that ``data`` encodes: ints, bytes, text, lists, dicts, booleans, None.
+
+    ``max_items`` counts every key, value and container. Raises FormatError with the offset, and nothing else, for: too many items, too
+    deep, lengths that do not fit into what is left, tags, floats, undefined and other simple values, indefinite lengths, map keys that
+    are neither text nor bytes, duplicate keys, bad UTF-8, trailing bytes.
+    """
+    _scan(data, max_items, max_depth)
+    try:
+        return cbor2.loads(data)
+    except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, RecursionError) as fault:
+        raise FormatError(f"CBOR with a text that is not UTF-8 ({type(fault).__name__})") from None
+
+
+def _scan(data: bytes | memoryview, max_items: int, max_depth: int) -> None:
+    end = len(data)
+    at = items = 0
+    due = 1
+    keys: set[tuple[int, bytes]] | None = None
+    open_containers: list[tuple[int, set[tuple[int, bytes]] | None]] = []
+    while due or open_containers:
+        if not due:
+            due, keys = open_containers.pop()
+            continue
+        if at >= end:
+            raise FormatError(f"CBOR ends in the middle, at offset {at}")
+        items += 1
+        if items > max_items:
+            raise FormatError(f"CBOR with more than {max_items} items, at offset {at}")
+        start = at
+        head = data[at]
+        major = head >> 5
+        if major >= _TAG and head not in _SIMPLE:
+            raise FormatError(f"CBOR tag, float or special value at offset {start}")
+        size = head & 31
+        at += 1
+        if major < _TAG and size >= 24:
+            if size > 27:
+                raise FormatError(f"CBOR item of indefinite length at offset {start}")
+            width = 1 << (size - 24)
+            if width > end - at:
+                raise FormatError(f"CBOR ends in the middle, at offset {start}")
+            size = int.from_bytes(data[at : at + width], "big")
+            at += width
+        is_key = keys is not None and not due & 1
+        due -= 1
+        if major in (_BYTES, _TEXT):
+            if size > end - at:
+                raise FormatError(f"CBOR string longer than what is left, at offset {start}")
+            if is_key:
+                assert keys is not None
+                key = (major, bytes(data[at : at + size]))
+                if key in keys:
+                    raise FormatError(f"CBOR map with a duplicate key at offset {start}")
+                keys.add(key)
+            at += size
+        elif is_key:
+            raise FormatError(f"CBOR map key that is neither text nor bytes, at offset {start}")
+        elif major in (_ARRAY, _MAP):
+            count = size if major == _ARRAY else 2 * size
+            if count > end - at:
+                raise FormatError(f"CBOR container longer than what is left, at offset {start}")
+            open_containers.append((due, keys))
+            if len(open_containers) > max_depth:
+                raise FormatError(f"CBOR nested deeper than {max_depth}, at offset {start}")
+            due = count
+            keys = None if major == _ARRAY else set()
+    if at != end:
+        raise FormatError(f"{end - at} bytes after the CBOR item, at offset {at}")

@@ -1,0 +1,401 @@
+"""Messages to bytes and back (protocol section 3), and state files (section 5.1).
+
+Written exactly as the reference writes: fields in declaration order, shortest integers. Read with the tolerance that section 3.3 asks for:
+unknown fields, missing optional fields, any order, field names and virtual paths as byte strings. Everything else is a FormatError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import cbor2
+
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import HASH_BYTES, BlockHash
+from ciruela.model.state import State
+from ciruela.model.vpath import MAX_COMPONENT_BYTES
+from ciruela.proto import bounded, fields
+from ciruela.proto.fields import Fields
+from ciruela.proto.messages import (
+    AbortedImage,
+    AppendDir,
+    BaseDirData,
+    BlockData,
+    BlockHint,
+    Error,
+    GetBaseDir,
+    GetBlock,
+    GetIndex,
+    GetIndexAt,
+    Hosts,
+    IndexAtData,
+    IndexData,
+    Notification,
+    PublishImage,
+    ReceivedImage,
+    ReplaceDir,
+    Request,
+    Response,
+    UploadAck,
+)
+
+MAX_WATCHERS = 1000
+MAX_ITEMS = 256
+MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
+MAX_ITEMS_BASE_DIR = 16 * 65_536
+
+_NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
+_NAME_BYTES = 64
+_BLOCK_ANSWER = b"\x84\x02\x68GetBlock"
+_DATA_FIELD = b"\xa1\x64data"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestIn:
+    """A request came in."""
+
+    id: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseIn:
+    """A response came in. ``name`` is the name of the request it claims to answer, or ``Error``."""
+
+    id: int
+    name: str
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationIn:
+    """A notification came in."""
+
+    notification: Notification
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A message with a name that is not known here. ``id`` is set when it is a request, so that it can be refused."""
+
+    reason: str
+    id: int | None = None
+
+
+Incoming = RequestIn | ResponseIn | NotificationIn | Ignored
+
+
+class BadMessage(FormatError):
+    """A message whose envelope is readable and whose content is not.
+
+    ``request_id`` is set for a bad request (it deserves an Error), ``response_id`` for a bad response (what waits for it fails).
+    """
+
+    def __init__(self, text: str, request_id: int | None = None, response_id: int | None = None) -> None:
+        super().__init__(text)
+        self.request_id = request_id
+        self.response_id = response_id
+
+
+def request_name(request: Request) -> str:
+    """The name of ``request`` on the wire."""
+    return type(request).__name__
+
+
+# -- writing ------------------------------------------------------------------------------------------------------------------
+
+
+def _signatures(signatures: tuple[bytes, ...]) -> list[list[object]]:
+    return [[fields.ALGORITHM, signature] for signature in signatures]
+
+
+def _state_value(state: State) -> Fields:
+    return {"image": state.image, "signatures": [[entry.timestamp_ms, [fields.ALGORITHM, entry.signature]] for entry in state.signatures]}
+
+
+def _dirs_value(dirs: Mapping[str, State]) -> dict[str, Fields]:
+    return {name: _state_value(dirs[name]) for name in sorted(dirs)}
+
+
+def _hosts_value(hosts: Hosts) -> dict[bytes, str]:
+    return {machine: hosts[machine] for machine in sorted(hosts)}
+
+
+def _request_params(request: Request) -> Fields:
+    match request:
+        case AppendDir(path, image, timestamp_ms, signatures):
+            return {"path": path, "image": image, "timestamp": timestamp_ms, "signatures": _signatures(signatures)}
+        case ReplaceDir(path, image, old_image, timestamp_ms, signatures):
+            signed = {"timestamp": timestamp_ms, "signatures": _signatures(signatures)}
+            return {"path": path, "image": image, "old_image": old_image, **signed}
+        case GetIndex(image, hint):
+            return {"id": image, "hint": hint}
+        case GetBlock(block, None):
+            return {"hash": block, "hint": None}
+        case GetBlock(block, BlockHint(vpath, path, offset)):
+            return {"hash": block, "hint": [vpath, path, offset]}
+        case GetIndexAt(path) | GetBaseDir(path):
+            return {"path": path}
+        case _:
+            raise TypeError(f"{type(request).__name__} is not a request")
+
+
+def _response_params(response: Response) -> Fields:
+    match response:
+        case UploadAck(accepted, reason, hosts):
+            return {"accepted": accepted, "reject_reason": reason, "hosts": _hosts_value(hosts)}
+        case IndexData(data) | BlockData(data):
+            return {"data": data}
+        case IndexAtData(data_or_none, hosts):
+            return {"data": data_or_none, "hosts": _hosts_value(hosts)}
+        case BaseDirData(config_hash, keep_list_hash, dirs, watches):
+            known: Fields = {"config_hash": config_hash, "keep_list_hash": keep_list_hash, "dirs": _dirs_value(dirs)}
+            if watches:
+                known["watches"] = {name: list(watches[name]) for name in sorted(watches)}
+            return known
+        case _:
+            raise TypeError(f"{type(response).__name__} has no fields of its own")
+
+
+def _notification_params(notification: Notification) -> Fields:
+    match notification:
+        case PublishImage(image):
+            return {"id": image}
+        case ReceivedImage() | AbortedImage():
+            known: Fields = {
+                "id": notification.image,
+                "path": notification.path,
+                "machine_id": notification.machine_id,
+                "hostname": notification.hostname,
+                "forwarded": notification.forwarded,
+            }
+            if isinstance(notification, AbortedImage):
+                known["reason"] = notification.reason
+            return known
+
+
+def encode_request(number: int, request: Request) -> bytes:
+    """The bytes of ``request`` with id ``number``."""
+    return cbor2.dumps([_REQUEST, request_name(request), number, _request_params(request)])
+
+
+def encode_response(number: int, name: str, response: Response) -> bytes:
+    """The bytes of the answer to request ``number``, whose name is ``name``. The text of an Error is cut to 4,096 bytes."""
+    if isinstance(response, Error):
+        text = response.text.encode("utf-8", "replace")[: fields.MAX_TEXT_BYTES].decode("utf-8", "ignore")
+        return cbor2.dumps([_RESPONSE, "Error", number, text])
+    if isinstance(response, BlockData):
+        return b"".join((_BLOCK_ANSWER, cbor2.dumps(number), _DATA_FIELD, _bytes_head(len(response.data)), response.data))
+    return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])
+
+
+def encode_notification(notification: Notification) -> bytes:
+    """The bytes of ``notification``."""
+    return cbor2.dumps([_NOTIFICATION, type(notification).__name__, _notification_params(notification)])
+
+
+def encode_state(state: State) -> bytes:
+    """The content of a state file."""
+    return cbor2.dumps(_state_value(state))
+
+
+def encode_dirs(dirs: Mapping[str, State]) -> bytes:
+    """The bytes whose hash is the hash of a base dir (protocol section 4.4)."""
+    return cbor2.dumps(_dirs_value(dirs))
+
+
+def _bytes_head(length: int) -> bytes:
+    if length < 24:
+        return bytes((0x40 | length,))
+    if length < 0x100:
+        return bytes((0x58, length))
+    if length < 0x10000:
+        return b"\x59" + length.to_bytes(2, "big")
+    return (b"\x5a" + length.to_bytes(4, "big")) if length < 1 << 32 else (b"\x5b" + length.to_bytes(8, "big"))
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------------
+
+
+def _block_hint(value: object) -> BlockHint | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 3:
+        raise FormatError("hint is not a list of three")
+    return BlockHint(fields.path(value[0], "hint"), fields.text(value[1], "hint", fields.MAX_TEXT_BYTES), fields.uint(value[2], "hint"))
+
+
+def _index_hint(value: object) -> str | None:
+    return None if value is None else fields.path(value, "hint")
+
+
+def _append_dir(f: Fields) -> AppendDir:
+    return AppendDir(
+        fields.path(fields.required(f, "path")),
+        fields.image_id(fields.required(f, "image"), "image"),
+        fields.uint(fields.required(f, "timestamp"), "timestamp"),
+        fields.signatures(f),
+    )
+
+
+def _replace_dir(f: Fields) -> ReplaceDir:
+    old = f.get("old_image")
+    old_image = None if old is None else fields.image_id(old, "old_image")
+    wish = _append_dir(f)
+    return ReplaceDir(wish.path, wish.image, old_image, wish.timestamp_ms, wish.signatures)
+
+
+def _ack(f: Fields) -> UploadAck:
+    reason = f.get("reject_reason")
+    text = None if reason is None else fields.text(reason, "reject_reason", fields.MAX_TEXT_BYTES)
+    return UploadAck(fields.flag(fields.required(f, "accepted"), "accepted"), text, fields.hosts(f))
+
+
+def _index_at_data(f: Fields) -> IndexAtData:
+    data = f.get("data")
+    return IndexAtData(None if data is None else fields.plain_data(data), fields.hosts(f))
+
+
+def _base_dir_data(f: Fields) -> BaseDirData:
+    dirs = fields.required(f, "dirs")
+    watches = f.get("watches", {})
+    if not isinstance(dirs, dict) or not isinstance(watches, dict):
+        raise FormatError("dirs or watches is not a map")
+    return BaseDirData(
+        fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
+        fields.fixed(fields.required(f, "keep_list_hash"), "keep_list_hash", HASH_BYTES),
+        {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): fields.state(state) for name, state in dirs.items()},
+        {
+            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(
+                map(fields.machine_id, fields.listed(machines, "watches", MAX_WATCHERS))
+            )
+            for name, machines in watches.items()
+        },
+    )
+
+
+def _received(f: Fields) -> ReceivedImage:
+    return ReceivedImage(
+        fields.image_id(fields.required(f, "id"), "id"),
+        fields.path(fields.required(f, "path")),
+        fields.machine_id(fields.required(f, "machine_id")),
+        fields.text(fields.required(f, "hostname"), "hostname", fields.MAX_NAME_BYTES),
+        fields.flag(fields.required(f, "forwarded"), "forwarded"),
+    )
+
+
+def _aborted(f: Fields) -> AbortedImage:
+    known = _received(f)
+    reason = fields.text(fields.required(f, "reason"), "reason", fields.MAX_TEXT_BYTES)
+    return AbortedImage(known.image, known.path, known.machine_id, known.hostname, known.forwarded, reason)
+
+
+_REQUESTS: dict[str, Callable[[Fields], Request]] = {
+    "AppendDir": _append_dir,
+    "ReplaceDir": _replace_dir,
+    "GetIndex": lambda f: GetIndex(fields.image_id(fields.required(f, "id"), "id"), _index_hint(f.get("hint"))),
+    "GetIndexAt": lambda f: GetIndexAt(fields.path(fields.required(f, "path"))),
+    "GetBlock": lambda f: GetBlock(BlockHash(fields.fixed(fields.required(f, "hash"), "hash", HASH_BYTES)), _block_hint(f.get("hint"))),
+    "GetBaseDir": lambda f: GetBaseDir(fields.path(fields.required(f, "path"))),
+}
+
+_RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
+    "AppendDir": (MAX_ITEMS_WITH_HOSTS, _ack),
+    "ReplaceDir": (MAX_ITEMS_WITH_HOSTS, _ack),
+    "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.plain_data(fields.required(f, "data")))),
+    "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
+    "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.plain_data(fields.required(f, "data")))),
+    "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),
+}
+
+_NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
+    "PublishImage": lambda f: PublishImage(fields.image_id(fields.required(f, "id"), "id")),
+    "ReceivedImage": _received,
+    "AbortedImage": _aborted,
+}
+
+
+def decode(data: bytes) -> Incoming:
+    """The message in ``data``. Raises FormatError; BadMessage when it is known which request suffers."""
+    kind, name, number, start = _envelope(data)
+    if kind == _RESPONSE:
+        if data[start : start + 6] == _DATA_FIELD and name in ("GetBlock", "GetIndex"):
+            plain = _only_data(data, start + 6)
+            if plain is not None:
+                return ResponseIn(number, name, BlockData(plain) if name == "GetBlock" else IndexData(plain))
+        try:
+            return ResponseIn(number, name, _response(name, data, start))
+        except FormatError as fault:
+            raise BadMessage(f"answer to {name}: {fault}", response_id=number) from None
+    listed = name in (_REQUESTS if kind == _REQUEST else _NOTIFICATIONS)
+    wanted = number if kind == _REQUEST else None
+    if not listed:
+        return Ignored(f"{name!r} is not known here", wanted)
+    try:
+        known = fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=MAX_ITEMS))
+        if kind == _REQUEST:
+            return RequestIn(number, _REQUESTS[name](known))
+        return NotificationIn(_NOTIFICATIONS[name](known))
+    except FormatError as fault:
+        raise BadMessage(f"{name}: {fault}", request_id=wanted) from None
+
+
+def _response(name: str, data: bytes, start: int) -> Response:
+    if name == "Error":
+        return Error(fields.text(bounded.loads(memoryview(data)[start:], max_items=1), "the text of an Error", fields.MAX_TEXT_BYTES))
+    if name not in _RESPONSES:
+        raise FormatError("no request has this name")
+    budget, build = _RESPONSES[name]
+    return build(fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget)))
+
+
+def _only_data(data: bytes, at: int) -> bytes | None:
+    """The byte string that begins at ``at`` and ends with the message, without another look at each item; None for other forms."""
+    if at >= len(data):
+        return None
+    head = data[at]
+    at += 1
+    if 0x58 <= head <= 0x5B:
+        width = 1 << (head - 0x58)
+        length = int.from_bytes(data[at : at + width], "big")
+        at += width
+    else:
+        length = head & 31
+        if head >> 5 != 2 or length > 23:
+            return None
+    return data[at:] if length == len(data) - at else None
+
+
+def _envelope(data: bytes) -> tuple[int, str, int, int]:
+    """Kind, name, id (0 for a notification) of a message, and where its content begins."""
+    try:
+        kind = data[1]
+        if data[0] != (0x83 if kind == _NOTIFICATION else 0x84) or kind > _RESPONSE:
+            raise FormatError("not a message: bad envelope at offset 0")
+        size, at = data[2] - 0x60, 3
+        if size == 24:
+            size, at = data[3], 4
+        if not 0 <= size <= _NAME_BYTES or at + size > len(data):
+            raise FormatError("not a message: bad name at offset 2")
+        name = data[at : at + size].decode("utf-8")
+        at += size
+        if kind == _NOTIFICATION:
+            return kind, name, 0, at
+        head = data[at]
+        at += 1
+        if head < 24:
+            return kind, name, head, at
+        width = 1 << (head - 24)
+        if head > 27 or at + width > len(data):
+            raise FormatError(f"not a message: bad id at offset {at - 1}")
+        return kind, name, int.from_bytes(data[at : at + width], "big"), at + width
+    except IndexError:
+        raise FormatError(f"a message of {len(data)} bytes ends in its envelope") from None
+    except UnicodeDecodeError:
+        raise FormatError("not a message: its name is not UTF-8") from None
+
+
+def decode_state(data: bytes) -> State:
+    """The content of a state file. Raises FormatError."""
+    return fields.state(bounded.loads(data, max_items=MAX_ITEMS))

@@ -1,0 +1,190 @@
+"""The reconciliation service: ask the peer that differs, diff, and feed the orders through the same uploads as a client's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Verdict
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
+from ciruela.reconcile.diff import wanted
+from ciruela.seams import Address, Wire
+from ciruela.tracking.ledger import Ledger, base_dir_hash
+
+MOST_DOWNLOADS = 20
+MOST_PER_BASE = 3
+"""Downloads that reconciliation runs at a time, in all and in one base dir (protocol section 10)."""
+
+KNOWN_S = 300.0
+"""A hash that brought nothing new is not asked about again for so long (protocol section 10)."""
+
+MOST_KNOWN = 10_000
+MOST_BASES = 64
+"""Base dirs asked about at a time; more are heard of again with the next gossip."""
+
+
+class Orders(Protocol):
+    """Where orders go: the uploads."""
+
+    def order(self, order: Order, hints: tuple[Address, ...]) -> Deferred[Verdict]:
+        """Judge it, record it, start its download."""
+
+
+class Reconciler:
+    """Takes over what peers have newer, the newest first, a few at a time."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        configs: Mapping[str, DirConfig],
+        ledger: Ledger,
+        wire: Wire,
+        uploads: Orders,
+        hint: Callable[[VPath, ImageId, Address], None],
+        watchers: Callable[[VPath, tuple[MachineId, ...]], None],
+        clock: IReactorTime,
+    ) -> None:
+        self._configs = configs
+        self._ledger = ledger
+        self._wire = wire
+        self._uploads = uploads
+        self._hint = hint
+        self._watchers = watchers
+        self._clock = clock
+        self._asking: dict[VPath, Deferred[Response]] = {}
+        self._again: dict[VPath, tuple[bytes, Address]] = {}
+        self._known: OrderedDict[tuple[VPath, bytes], float] = OrderedDict()
+        self._backlog: dict[VPath, deque[tuple[Order, Address]]] = {}
+        self._running: dict[VPath, ImageId] = {}
+        self._judging: set[VPath] = set()
+
+    def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
+        """A peer announced this hash of ``base``."""
+        config = self._configs.get(base.key)
+        if config is None or base.level != max(config.num_levels - 1, 0):
+            return
+        if hash_ == self._ledger.base_hash(base) or self._is_known(base, hash_):
+            return
+        if base in self._asking:
+            self._again[base] = (hash_, address)
+            return
+        if len(self._asking) >= MOST_BASES:
+            return
+        asked = self._wire.ask(address, GetBaseDir(str(base)))
+        self._asking[base] = asked
+        asked.addCallback(self._compare, base, address).addErrback(self._unanswered, base, address).addBoth(self._answered, base)
+
+    def ended(self, vpath: VPath, *, well: bool) -> None:
+        """The download for ``vpath`` has ended."""
+        self._running.pop(vpath, None)
+        if not well:
+            self._forget(vpath.base)
+        self._pump()
+
+    def stop(self) -> None:
+        """Forget everything that is under way."""
+        self._backlog.clear()
+        self._again.clear()
+        for asked in list(self._asking.values()):
+            asked.cancel()
+
+    def backlog(self) -> int:
+        """Entries that are wanted and wait for their turn."""
+        return sum(len(queue) for queue in self._backlog.values())
+
+    def _is_known(self, base: VPath, hash_: bytes) -> bool:
+        since = self._known.get((base, hash_))
+        return since is not None and self._clock.seconds() - since < KNOWN_S
+
+    def _compare(self, response: Response, base: VPath, address: Address) -> None:
+        if not isinstance(response, BaseDirData):
+            raise RemoteError("the answer to GetBaseDir is something else")
+        for entry, machines in response.watches.items():
+            try:
+                self._watchers(base.image_at(entry), machines)
+            except ValueError:
+                continue
+        ours = self._ledger.entries(base)
+        for entry in ours.keys() & response.dirs.keys():
+            if ours[entry].image == response.dirs[entry].image:
+                self._hint(base.image_at(entry), ours[entry].image, address)
+        queue = deque(
+            (order, address) for order in wanted(base, ours, response.dirs) if not self._ledger.recently_aborted(order.vpath, order.image)
+        )
+        self._known[(base, base_dir_hash(response.dirs))] = self._clock.seconds()
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+        if queue:
+            self._backlog[base] = queue
+        self._pump()
+
+    def _unanswered(self, failure: Failure, base: VPath, address: Address) -> None:
+        if failure.check(RemoteError, LinkLost):
+            reason = failure.getErrorMessage()
+            self._log.info("{address} did not list {base}: {reason}", address=str(address), base=str(base), reason=reason)
+        else:
+            self._log.failure("reconciling {base} with {address} failed", failure, base=str(base), address=str(address))
+
+    def _answered(self, _: None, base: VPath) -> None:
+        self._asking.pop(base, None)
+        again = self._again.pop(base, None)
+        if again is not None:
+            self.differs(base, *again)
+
+    def _forget(self, base: VPath) -> None:
+        """What was learned about ``base`` did not lead to an image: ask again when it is next heard of."""
+        for known in [known for known in self._known if known[0] == base]:
+            del self._known[known]
+
+    def _pump(self) -> None:
+        for base in list(self._backlog):
+            queue = self._backlog[base]
+            while queue and self._room(base):
+                self._give(*queue.popleft())
+            if not queue:
+                self._backlog.pop(base, None)
+
+    def _room(self, base: VPath) -> bool:
+        busy = [*self._running, *self._judging]
+        return len(busy) < MOST_DOWNLOADS and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE
+
+    def _give(self, order: Order, address: Address) -> None:
+        if order.vpath in self._judging:
+            return
+        self._judging.add(order.vpath)
+        self._uploads.order(order, (address,)).addCallback(self._judged, order, address).addErrback(self._not_judged, order).addBoth(
+            lambda _: self._leave(order.vpath)
+        )
+
+    def _judged(self, verdict: Verdict, order: Order, address: Address) -> None:
+        match verdict:
+            case Accepted(progress=Progress.NEW):
+                self._running[order.vpath] = order.image
+            case Accepted(progress=Progress.IN_PROGRESS):
+                self._hint(order.vpath, order.image, address)
+            case Rejected(reason=Reject.SIGNATURE_MISMATCH):
+                self._log.error(
+                    "{address} has {image} at {vpath}, signed by no key that is configured here: compare the keys of the nodes",
+                    address=str(address),
+                    image=order.image.hex(),
+                    vpath=str(order.vpath),
+                )
+
+    def _not_judged(self, failure: Failure, order: Order) -> None:
+        self._log.error("{vpath} cannot be taken over: {reason}", vpath=str(order.vpath), reason=failure.getErrorMessage())
+        self._forget(order.vpath.base)
+
+    def _leave(self, vpath: VPath) -> None:
+        self._judging.discard(vpath)
+        self._pump()

@@ -1,0 +1,172 @@
+"""The ledger: which image is at each path, which is on its way, and the hash of each base dir.
+
+It is the only copy in memory of what the state files say; whoever changes a state file changes the ledger in the same reactor turn, so a
+verdict needs no lock and no disk access.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import cbor2
+from twisted.internet.interfaces import IReactorTime
+
+from ciruela.model.ids import ImageId
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Held, Pending
+
+ABORT_MEMORY_S = 120.0
+"""An upload that was given up is not taken again from a peer for so long (protocol section 10, recently deleted)."""
+
+MAX_ABORTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """An upload that this node gave up."""
+
+    vpath: VPath
+    image: ImageId
+    timestamp_ms: int
+
+
+def base_dir_hash(entries: Mapping[str, State]) -> bytes:
+    """The hash that nodes compare: BLAKE2b-256 over the CBOR array of ``[name, timestamp, image]``, sorted by the name's UTF-8 bytes.
+
+    Signature lists are left out, unlike the reference's (protocol section 4.4): nodes that hold the same versions agree.
+    """
+    rows = [
+        [name, entries[name].version.timestamp_ms, bytes(entries[name].image)]
+        for name in sorted(entries, key=lambda name: name.encode("utf-8"))
+    ]
+    return hashlib.blake2b(cbor2.dumps(rows), digest_size=32).digest()
+
+
+class Ledger:
+    """Committed and pending states by path. ``changed`` is called with the base dir after each change that its hash can show."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.changed: Callable[[VPath], None] = lambda _base: None
+        self._clock = clock
+        self._bases: dict[VPath, dict[str, VPath]] = {}
+        self._committed: dict[VPath, State] = {}
+        self._pending: dict[VPath, Pending] = {}
+        self._hashes: dict[VPath, bytes] = {}
+        self._aborts: dict[tuple[VPath, ImageId], tuple[float, int]] = {}
+
+    def fill(self, held: list[Held]) -> None:
+        """Take in what the disk remembers, without telling ``changed``."""
+        for one in held:
+            if one.committed is not None:
+                self._committed[one.vpath] = one.committed
+            if one.pending is not None:
+                self._pending[one.vpath] = one.pending
+            self._note(one.vpath)
+
+    def committed(self, vpath: VPath) -> State | None:
+        """What is visible at ``vpath``."""
+        return self._committed.get(vpath)
+
+    def pending(self, vpath: VPath) -> Pending | None:
+        """What is on its way to ``vpath``."""
+        return self._pending.get(vpath)
+
+    def latest(self, vpath: VPath) -> State | None:
+        """The pending state, else the committed one: what this node says of the path."""
+        pending = self._pending.get(vpath)
+        return pending.state if pending is not None else self._committed.get(vpath)
+
+    def begin(self, pending: Pending) -> None:
+        """An upload was accepted, or its signatures grew."""
+        self._pending[pending.vpath] = pending
+        self._aborts.pop((pending.vpath, pending.state.image), None)
+        self._touch(pending.vpath)
+
+    def commit(self, vpath: VPath, state: State) -> None:
+        """``state`` is visible now, or its signatures grew. Ends what was pending with the same image."""
+        self._committed[vpath] = state
+        pending = self._pending.get(vpath)
+        if pending is not None and pending.state.image == state.image:
+            del self._pending[vpath]
+        self._touch(vpath)
+
+    def abort(self, vpath: VPath, timestamp_ms: int) -> None:
+        """What was pending at ``vpath`` is given up."""
+        pending = self._pending.pop(vpath, None)
+        if pending is None:
+            return
+        while len(self._aborts) >= MAX_ABORTS:
+            del self._aborts[next(iter(self._aborts))]
+        self._aborts[(vpath, pending.state.image)] = (self._clock.seconds(), timestamp_ms)
+        self._touch(vpath)
+
+    def recently_aborted(self, vpath: VPath, image: ImageId) -> bool:
+        """Whether this very upload was given up here less than ABORT_MEMORY_S ago."""
+        entry = self._aborts.get((vpath, image))
+        if entry is None:
+            return False
+        if self._clock.seconds() - entry[0] < ABORT_MEMORY_S:
+            return True
+        del self._aborts[(vpath, image)]
+        return False
+
+    def abandoned(self) -> list[Abandoned]:
+        """The uploads given up lately."""
+        return [
+            Abandoned(vpath, image, stamp)
+            for (vpath, image), (_, stamp) in list(self._aborts.items())
+            if self.recently_aborted(vpath, image)
+        ]
+
+    def entries(self, base: VPath) -> dict[str, State]:
+        """What this node says of a base dir: entry name -> state."""
+        found = {}
+        for entry, vpath in self._bases.get(base, {}).items():
+            state = self.latest(vpath)
+            if state is not None:
+                found[entry] = state
+        return found
+
+    def committed_in(self, base: VPath) -> Iterator[tuple[VPath, State]]:
+        """The visible images of a base dir."""
+        for vpath in self._bases.get(base, {}).values():
+            state = self._committed.get(vpath)
+            if state is not None:
+                yield vpath, state
+
+    def base_hash(self, base: VPath) -> bytes | None:
+        """The hash of a base dir, None when nothing is in it."""
+        if base not in self._bases:
+            return None
+        if base not in self._hashes:
+            self._hashes[base] = base_dir_hash(self.entries(base))
+        return self._hashes[base]
+
+    def base_hashes(self) -> dict[VPath, bytes]:
+        """The hashes of all base dirs that hold something."""
+        return {base: self.base_hash(base) or b"" for base in self._bases}
+
+    def pendings(self) -> list[Pending]:
+        """All uploads on their way."""
+        return list(self._pending.values())
+
+    def __len__(self) -> int:
+        return len(self._committed)
+
+    def _note(self, vpath: VPath) -> None:
+        base = vpath.base
+        names = self._bases.setdefault(base, {})
+        if vpath in self._committed or vpath in self._pending:
+            names[vpath.entry] = vpath
+        else:
+            names.pop(vpath.entry, None)
+            if not names:
+                del self._bases[base]
+        self._hashes.pop(base, None)
+
+    def _touch(self, vpath: VPath) -> None:
+        self._note(vpath)
+        self.changed(vpath.base)

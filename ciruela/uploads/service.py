@@ -1,0 +1,153 @@
+"""The uploads service: from an order to a recorded, running download (protocol section 5.3, house section 3 (b))."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.order import Abort, Accepted, Order, Progress, Rejected, Verdict
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address, Authority, Disk, NowMs, Pending
+from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.verdict import Standing, judge, precheck
+
+
+class Starter(Protocol):
+    """What uploads asks of the downloads."""
+
+    def start(self, pending: Pending, hints: tuple[Address, ...]) -> None:
+        """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it."""
+
+    def stop(self, vpath: VPath, reason: Abort) -> None:
+        """End the download for ``vpath``, if one runs."""
+
+    def stalled(self, vpath: VPath) -> bool:
+        """Whether the download for ``vpath`` has found no source for a while."""
+
+    def settled(self, vpath: VPath) -> Deferred[None] | None:
+        """None, or what to wait for while a commit at ``vpath`` must not be interrupted."""
+
+
+class Uploads:
+    """Judges orders one at a time for each path, records what is accepted, and starts its download."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        configs: Mapping[str, DirConfig],
+        ledger: Ledger,
+        disk: Disk,
+        authority: Authority,
+        downloads: Starter,
+        now_ms: NowMs,
+    ) -> None:
+        self._configs = configs
+        self._ledger = ledger
+        self._disk = disk
+        self._authority = authority
+        self._downloads = downloads
+        self._now_ms = now_ms
+        self._turns: dict[VPath, DeferredLock] = {}
+
+    def order(self, order: Order, hints: tuple[Address, ...] = ()) -> Deferred[Verdict]:
+        """Fires with the verdict once it is recorded. Fails with DiskError when it cannot be, or when the keys cannot be read."""
+        config = self._configs.get(order.vpath.key)
+        refused = precheck(order, config)
+        if refused is not None:
+            return succeed(refused)
+        assert config is not None
+        turn = self._turns.setdefault(order.vpath, DeferredLock())
+
+        def leave(result: Verdict | Failure) -> Verdict | Failure:
+            turn.release()
+            if not turn.locked and not turn.waiting:
+                self._turns.pop(order.vpath, None)
+            return result
+
+        return turn.acquire().addCallback(lambda _: self._examine(order, config, hints).addBoth(leave))
+
+    def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Deferred[Verdict]:
+        return (
+            self._authority.verified(config, order.vpath, order.image, order.signatures)
+            .addCallback(self._with_presence, order)
+            .addCallback(lambda found: self._decide(order, config, hints, *found))
+        )
+
+    def _with_presence(self, verified: tuple[SigEntry, ...], order: Order) -> Deferred[tuple[tuple[SigEntry, ...], bool]]:
+        """Whether the recorded image really stands there: an operator may have removed it by hand."""
+        committed = self._ledger.committed(order.vpath)
+        if not verified or committed is None or committed.image != order.image:
+            return succeed((verified, True))
+        return self._disk.present(order.vpath).addCallback(lambda there: (verified, there))
+
+    def _decide(
+        self, order: Order, config: DirConfig, hints: tuple[Address, ...], verified: tuple[SigEntry, ...], present: bool
+    ) -> Verdict | Deferred[Verdict]:
+        pending = self._ledger.pending(order.vpath)
+        committed = self._ledger.committed(order.vpath)
+        standing = Standing(committed, pending.state if pending else None, self._downloads.stalled(order.vpath))
+        verdict = judge(order, config, standing, verified, self._now_ms())
+        match verdict:
+            case Rejected():
+                self._log.info(
+                    "{command} of {image} at {vpath} by a {origin} refused: {reason} {detail}",
+                    command=order.command.value,
+                    image=order.image.hex(),
+                    vpath=str(order.vpath),
+                    origin=order.origin.value,
+                    reason=verdict.reason.value,
+                    detail=verdict.detail,
+                )
+                return verdict
+            case Accepted(progress=Progress.ALREADY_DONE) if present:
+                return self._merge_committed(order.vpath, committed, verdict)
+            case Accepted(progress=Progress.IN_PROGRESS):
+                return self._merge_pending(pending, verdict)
+            case Accepted():
+                settled = self._downloads.settled(order.vpath)
+                if settled is None:
+                    return self._begin(order, verdict, hints)
+                return settled.addCallback(lambda _: self._decide(order, config, hints, verified, present))
+
+    def _merge_committed(self, vpath: VPath, committed: State | None, verdict: Accepted) -> Verdict | Deferred[Verdict]:
+        if committed == verdict.state:
+            return verdict
+        self._ledger.commit(vpath, verdict.state)
+        return self._disk.write_state(vpath, verdict.state).addCallback(lambda _: verdict)
+
+    def _merge_pending(self, pending: Pending | None, verdict: Accepted) -> Verdict | Deferred[Verdict]:
+        if pending is None or pending.state == verdict.state:
+            return verdict
+        merged = Pending(pending.vpath, verdict.state, pending.command)
+        self._ledger.begin(merged)
+        return self._disk.write_pending(merged).addCallback(lambda _: verdict)
+
+    def _begin(self, order: Order, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Verdict]:
+        if verdict.conflict:
+            self._log.error(
+                "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
+                vpath=str(order.vpath),
+                image=order.image.hex(),
+            )
+        self._downloads.stop(order.vpath, Abort.SUPERSEDED)
+        pending = Pending(order.vpath, verdict.state, order.command)
+        self._ledger.begin(pending)
+
+        def recorded(_: None) -> Verdict:
+            if self._ledger.pending(order.vpath) is pending:
+                self._downloads.start(pending, hints)
+            return verdict
+
+        def lost(failure: Failure) -> Failure:
+            if self._ledger.pending(order.vpath) is pending:
+                self._ledger.abort(order.vpath, self._now_ms())
+            return failure
+
+        return self._disk.write_pending(pending).addCallbacks(recorded, lost)

@@ -1,0 +1,145 @@
+"""What a user gets from ``pip install``: the plugin, the programs, the types, and a README whose commands stay true."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import tomllib
+from pathlib import Path
+
+from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela import __version__
+
+TOP = Path(__file__).parent.parent
+SETUP = (TOP / "setup.py").read_text(encoding="utf-8")
+README = (TOP / "README.rst").read_text(encoding="utf-8")
+
+
+def declared(name: str) -> dict[str, str]:
+    """Lowest version of each requirement in one list of setup.py, by its name in lower case, extras left out."""
+    text = re.search(rf"{name}\s*=\s*\[\n(.*?)\n\s*\]", SETUP, re.DOTALL)
+    assert text is not None
+    return {
+        found["name"].lower(): found["version"]
+        for found in re.finditer(r'^\s*"(?P<name>[A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?>=(?P<version>[0-9.]+)"', text[1], re.MULTILINE)
+    }
+
+
+class PluginTests(SynchronousTestCase):
+    """``twistd ciruela`` exists."""
+
+    def test_twistd_finds_the_service(self) -> None:
+        """Without it, ``twistd ciruela`` says "Unknown command" and no server can be started."""
+        found = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "ciruela"]
+        self.assertEqual([plugin.module for plugin in found], ["ciruela.daemon.tap"])
+
+    def test_no_init_beside_the_plugin(self) -> None:
+        """An ``__init__.py`` there would replace Twisted's own package on installation, and break every program that uses Twisted."""
+        self.assertEqual(sorted(path.name for path in (TOP / "twisted").rglob("__init__.py")), [])
+
+    def test_plugin_imports_nothing_of_ours(self) -> None:
+        """The file is imported whenever twistd lists plugins; one that loads the program makes every twistd slow, or broken."""
+        text = (TOP / "twisted" / "plugins" / "ciruela_plugin.py").read_text(encoding="utf-8")
+        imports = [line for line in text.splitlines() if re.match(r"(from|import) ", line)]
+        self.assertEqual(imports, ["from twisted.application.service import ServiceMaker"])
+
+
+class ContentTests(SynchronousTestCase):
+    """Nothing is left behind when the program is packed."""
+
+    def test_every_folder_is_a_package(self) -> None:
+        """A folder of modules without ``__init__.py`` works in a checkout and is missing after ``pip install .``."""
+        folders = {path.parent for path in (TOP / "ciruela").rglob("*.py")}
+        self.assertEqual([str(folder) for folder in folders if not (folder / "__init__.py").is_file()], [])
+
+    def test_types_are_shipped(self) -> None:
+        """Without ``py.typed`` a user's type checker ignores all annotations of the library."""
+        self.assertTrue((TOP / "ciruela" / "py.typed").is_file())
+        self.assertIn('"ciruela": ["py.typed"]', SETUP)
+
+    def test_data_files_are_declared(self) -> None:
+        """A file that is not Python (a page, a schema) reaches the user only if setup.py names it: none may be forgotten."""
+        data = {
+            path.name
+            for path in (TOP / "ciruela").rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+        }
+        self.assertEqual([name for name in data if f'"{name}"' not in SETUP and f'"*{Path(name).suffix}"' not in SETUP], [])
+
+    def test_every_top_folder_is_in_the_source_distribution(self) -> None:
+        """Who builds from the source distribution must be able to run the same tests and build the same documentation."""
+        manifest = (TOP / "MANIFEST.in").read_text(encoding="utf-8")
+        grafted = set(re.findall(r"^graft (\S+)$", manifest, re.MULTILINE))
+        self.assertEqual(grafted, {".ci", "benchmarks", "ciruela", "docs", "newsfragments", "tests", "twisted"})
+
+
+class VersionTests(SynchronousTestCase):
+    """Numbers that are written down in two places agree."""
+
+    def test_version_is_a_release_number(self) -> None:
+        """An installer refuses to sort or install a version that it cannot read."""
+        self.assertRegex(__version__, r"\A\d+\.\d+\.\d+(\.dev\d+|rc\d+)?\Z")
+
+    def test_tox_runs_what_the_classifiers_promise(self) -> None:
+        """A Python release that is promised and not tested is the one that breaks."""
+        promised = re.findall(r"Python :: 3\.(\d+)", SETUP)
+        tox = configparser.ConfigParser(interpolation=None)
+        tox.read(TOP / "tox.ini", encoding="utf-8")
+        tested = re.findall(r"py3(\d+)", tox["tox"]["env_list"])
+        self.assertEqual(tested, promised)
+        self.assertIn(f'python_requires=">=3.{promised[0]}"', SETUP)
+
+    def test_every_tox_environment_is_described(self) -> None:
+        """``tox list`` is how a newcomer learns what can be run."""
+        tox = configparser.ConfigParser(interpolation=None)
+        tox.read(TOP / "tox.ini", encoding="utf-8")
+        sections = [name for name in tox.sections() if name.startswith("testenv")]
+        self.assertEqual([name for name in sections if not tox[name].get("description")], [])
+
+    def test_lowest_versions_are_those_declared(self) -> None:
+        """The lowest releases that are tested must be those that setup.py accepts, or a user's older library fails in production."""
+        lines = (TOP / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+        pinned = dict(line.lower().split("==") for line in lines if "==" in line and not line.startswith("#"))
+        self.assertEqual(pinned, declared("install_requires"))
+
+
+class ReadmeTests(SynchronousTestCase):
+    """The two commands that a newcomer pastes; ``.ci/run`` runs these very lines."""
+
+    def commands(self) -> list[str]:
+        """The lines of the literal blocks that begin with Python."""
+        return re.findall(r"^    (python3 .*)$", README, re.MULTILINE)
+
+    def test_first_command_ends_in_the_demo(self) -> None:
+        """The first thing a newcomer tries must be the program at work."""
+        self.assertRegex(self.commands()[0], r"&& \.venv/bin/ciruela demo\Z")
+
+    def test_second_command_ends_in_the_tests(self) -> None:
+        """Plain editable installations hide the plugin from twistd, and plain ``trial`` does not find a checkout's modules."""
+        self.assertRegex(self.commands()[1], r"--config-settings editable_mode=compat && \.venv/bin/python -m twisted\.trial tests\Z")
+
+    def test_links_lead_somewhere(self) -> None:
+        """A dead link on the first page."""
+        targets = re.findall(r"`[^`]+ <([^>:]+)>`_", README)
+        self.assertTrue(targets)
+        self.assertEqual([target for target in targets if not (TOP / target).is_file()], [])
+
+
+class NewsTests(SynchronousTestCase):
+    """News fragments reach the list of changes."""
+
+    def test_names_are_understood(self) -> None:
+        """A fragment is left out by towncrier when its kind is unknown, and users never read of the change."""
+        config = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["towncrier"]
+        kinds = "|".join(kind["directory"] for kind in config["type"])
+        names = [path.name for path in (TOP / config["directory"]).iterdir() if path.name != "README.rst"]
+        self.assertEqual([name for name in names if not re.fullmatch(rf"(\d+|\+[a-z-]+)\.({kinds})(\.\d+)?\.rst", name)], [])
+
+    def test_fragments_are_sentences(self) -> None:
+        """A heading or half a sentence tells a user nothing."""
+        for path in sorted((TOP / "newsfragments").glob("*.*.rst")):
+            text = path.read_text(encoding="utf-8").strip()
+            self.assertTrue(text.endswith(".") and len(text) > 30, f"{path.name} is not a sentence")
