@@ -1,5 +1,6 @@
-"""What is known of one upload on one cluster, and what follows from it: a pure verdict (protocol section 6.4, without C25, C26, C33, C40,
-C49 and C50).
+"""What is known of one upload on one cluster, and what follows from it: a pure verdict.
+
+The rules are those of protocol section 6.4 without its defects (C25, C26, C33, C40, C49, C50 of section 12).
 
 Nothing here knows a connection or a clock. ``sync`` tells the book what was asked, answered and notified, and asks for the verdict after
 each event and each beat.
@@ -27,7 +28,7 @@ EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, EXIT_NETWORK, EXIT_REJECTED, EXIT_CONFLICT = 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 _SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_DONE)
-"""The exit code of several uploads is the first of these that one of them has: what a person must change comes before what time may heal."""
+"""The exit code of several uploads: the first of these that one of them has. What a person must change comes before what time may heal."""
 
 _CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.STALE_TIMESTAMP})
 _WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})

@@ -137,10 +137,13 @@ class Contacts:
         self._blocked.failed(address)
         self._unreached.add(address)
 
+    def connected(self, address: Address) -> None:
+        """A connection to ``address`` was made. Only an answer ends the pauses: a server may hang up right away."""
+        self._unreached.discard(address)
+
     def succeeded(self, address: Address) -> None:
         """``address`` answered a request."""
         self._blocked.succeeded(address)
-        self._unreached.discard(address)
 
     def label(self, address: Address) -> str:
         """What to call ``address`` on the screen: the name that led to it alone, or its number."""

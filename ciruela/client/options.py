@@ -129,7 +129,7 @@ def split_wish(mode: Mode, text: str) -> Wish:
                 old_image = parse_image_id(old)
             except ValueError:
                 raise ValueError(
-                    f"OLD_ID must be the 64 hexadecimal digits of an image id, not {old[:80]!r} (if DEST itself has a colon, end it with one more)"
+                    f"OLD_ID must be the 64 hexadecimal digits of an image id, not {old[:80]!r} (a DEST with a colon in it ends with one more)"
                 ) from None
     elif re.search(r":[0-9a-fA-F]{64}\Z", rest):
         raise ValueError(f"only --replace takes an OLD_ID, --{mode.value} does not")
@@ -421,14 +421,14 @@ def parse(argv: Sequence[str]) -> Options:
     """The options of ``ciruela``. Raises SystemExit, as argparse does: 0 after ``--help`` and ``--version``, 2 after a mistake."""
     at = 0
     while at < len(argv) and argv[at].startswith("-"):
-        token = argv[at]
-        if token in ("-h", "--help"):
+        word = argv[at]
+        if word in ("-h", "--help"):
             sys.stdout.write(_usage())
             raise SystemExit(0)
-        if token == "--version":
+        if word == "--version":
             sys.stdout.write(f"ciruela {__version__}\n")
             raise SystemExit(0)
-        at += 2 if token in _TAKE_VALUE else 1
+        at += 2 if word in _TAKE_VALUE else 1
     if at >= len(argv):
         _no_command("no command given")
     name = argv[at]

@@ -190,9 +190,9 @@ class ClusterRun:
             for run in self._runs
         ]
 
-    def whole_nodes(self) -> int:
-        """The smallest number of nodes that have one of the images as a whole."""
-        return min(run.book.done_machines() for run in self._runs)
+    def whole_nodes(self) -> int | None:
+        """The smallest number of nodes that have one of the running uploads as a whole; None when nothing runs."""
+        return min((run.book.done_machines() for run in self._running()), default=None)
 
     def source_changed(self, image: ImageId, text: str) -> None:
         """A directory can no longer be served as it was indexed."""
@@ -281,6 +281,7 @@ class ClusterRun:
         peer = _Peer(address, link)
         self._peers[address] = peer
         self._by_link[id(link)] = peer
+        self._contacts.connected(address)
         self._step()
 
     def _unconnected(self, failure: Failure, address: Address) -> None:
@@ -288,7 +289,9 @@ class ClusterRun:
         if failure.check(CancelledError) and self._over:
             return
         self._contacts.failed(address)
-        self._problem(f"cannot connect to {self._where(address)}: {failure.getErrorMessage() or failure.type.__name__}; trying again")
+        self._problem(
+            f"cannot connect to {self._where(address)}: {failure.getErrorMessage() or type(failure.value).__name__}; trying again"
+        )
         self._step()
 
     def _where(self, address: Address) -> str:
@@ -352,7 +355,7 @@ class ClusterRun:
         if failure.check(AnswerTimeout):
             self._refused_to_say(run, peer, f"no answer within {ANSWER_TIMEOUT_S:.0f} s")
         else:
-            self._refused_to_say(run, peer, failure.getErrorMessage() or failure.type.__name__)
+            self._refused_to_say(run, peer, failure.getErrorMessage() or type(failure.value).__name__)
 
     def _refused_to_say(self, run: _Run, peer: _Peer, text: str) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
@@ -419,8 +422,9 @@ class SyncRun:
         return [row for cluster in self._clusters for row in cluster.rows()]
 
     def whole_nodes(self) -> int:
-        """On how many nodes of each cluster every image is whole, at least; from 1 on, the client is not needed any more."""
-        return min(cluster.whole_nodes() for cluster in self._clusters)
+        """On how many nodes of each cluster every running upload is whole, at least; from 1 on, the client is not needed any more."""
+        known = [nodes for cluster in self._clusters if (nodes := cluster.whole_nodes()) is not None]
+        return min(known, default=0)
 
 
 def exit_code(rows: Sequence[Row]) -> int:

@@ -15,7 +15,7 @@ With ``num-levels: 0`` the configured directory is the image: its state is ``DB/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from ciruela.disk.safedir import RESERVED, SafeDir
@@ -43,6 +43,18 @@ class Place:
     base: str
     parents: tuple[str, ...]
     name: str
+
+    def __str__(self) -> str:
+        return "/".join((self.base.rstrip("/"), *self.parents, self.name))
+
+    @property
+    def record(self) -> str:
+        """What the names of its state files begin with; at level 0 the key, whatever the directory is called."""
+        return self.vpath.name
+
+    def sibling(self, vpath: VPath) -> Place:
+        """The place of another image of the same base dir."""
+        return replace(self, vpath=vpath, name=vpath.name)
 
     def open_base(self) -> SafeDir:
         """The base, which is never created. Raises BaseUnavailable."""
@@ -92,7 +104,7 @@ class Records:
         return SafeDir.at(self._db_dir)
 
     def states(self, vpath: VPath, *, create: bool = False) -> SafeDir:
-        """The directory with the state files of ``vpath``; their names begin with ``vpath.name``. Raises OSError."""
+        """The directory with the state files of ``vpath``; their names begin with ``Place.record``. Raises OSError."""
         with self.root() as root:
             return root.descend((SIGNATURES, *vpath.parts[:-1]), create=create)
 

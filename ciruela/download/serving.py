@@ -126,7 +126,7 @@ class BlockService:
                 file, block = blocks.by_number(number)
                 if file.block_hash(block) == request.hash:
                     return number
-        return next(iter(blocks.places(request.hash)), None)
+        return next(iter(blocks.numbers(request.hash)), None)
 
     def _reader(self, vpath: VPath, index: Index) -> Batch[int, bytes | None]:
         key = (vpath, index.image)

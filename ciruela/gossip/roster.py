@@ -5,8 +5,9 @@ Only configured addresses have state here. What a node says itself (*direct*) st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ciruela.gossip.packets import Header, Member
@@ -47,16 +48,20 @@ class _Bound:
     machine: MachineId
     epoch: int
     heard_s: float
-    window: Window = field(default_factory=Window)
+    window: Window
 
 
 @dataclass(slots=True)
 class _Member:
-    """One machine. ``keys`` is what counts; ``gathered`` are the parts of the newest stamp while some are still missing."""
+    """One machine. ``gathered``: the parts of the newest stamp. ``keys``: those, and until all are there also the keys of the stamp before.
+
+    There is at most one for each configured address (``Roster._at``), so nobody can fill the table with invented machines.
+    """
 
     address: Address
     stamp: int
     born_s: float
+    direct: bool
     parts: int
     hostname: str
     gathered: dict[int, tuple[str, ...]]
@@ -87,6 +92,7 @@ class Roster:
         self._own: set[Address] = set()
         self._bound: dict[Address, _Bound] = {}
         self._members: dict[MachineId, _Member] = {}
+        self._at: dict[Address, MachineId] = {}
         self._places: dict[MachineId, Address] = {}
 
     def configured(self, names: Mapping[Address, str]) -> None:
@@ -96,7 +102,9 @@ class Roster:
         self._own &= names.keys()
         for address in [address for address in self._bound if address not in names]:
             del self._bound[address]
-        self._members = {machine: member for machine, member in self._members.items() if member.address in names}
+        for machine, member in list(self._members.items()):
+            if member.address not in names:
+                self._drop_member(machine)
         self._places = {machine: address for machine, address in self._places.items() if address in names}
 
     def is_configured(self, address: Address) -> bool:
@@ -122,15 +130,22 @@ class Roster:
         if older:
             return Admission(Refusal.SAME_MACHINE, double=double)
         new = bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch)
-        if bound is None or new:
-            if bound is not None:
-                self._unbind(source, bound.machine)
-            bound = self._bound[source] = _Bound(header.sender, header.epoch, now_s)
-        if not bound.window.fresh(header.seq):
+        window = self._window(source, header)
+        if not window.fresh(header.seq):
             return Admission(Refusal.REPLAYED)
-        bound.heard_s = now_s
+        if bound is not None:
+            self._unbind(source, bound.machine)
+        self._bound[source] = _Bound(header.sender, header.epoch, now_s, window)
         self._places[header.sender] = source
         return Admission(None, new, double)
+
+    def _window(self, source: Address, header: Header) -> Window:
+        """The numbers seen of this sender in this epoch, from whichever address: a replay with another source is a replay."""
+        for address in (source, self._places.get(header.sender)):
+            bound = None if address is None else self._bound.get(address)
+            if bound is not None and (bound.machine, bound.epoch) == (header.sender, header.epoch):
+                return bound.window
+        return Window()
 
     def _double(self, source: Address, header: Header, now_s: float) -> tuple[Address | None, bool]:
         """The other address that speaks for the sender in another epoch, if it lives; and whether that one is the newer."""
@@ -146,24 +161,23 @@ class Roster:
 
     def member(self, item: Member, sender: MachineId, source: Address, now_s: float) -> bool:
         """Note what ``sender`` at ``source`` said of a machine. True when it is newer than what was known, and so worth passing on."""
-        if item.machine == self._me or item.age_ms >= MEMBER_S * 1000:
+        direct = item.machine == sender
+        born_s = now_s - item.age_ms / 1000
+        if item.machine == self._me or now_s - born_s >= MEMBER_S:
             return False
-        if item.machine == sender:
-            address: Address | None = source
-        else:
-            address = None if item.address is None else self._by_text.get(item.address)
-            if address is None or address in self._own or self._taken(address, item.machine):
-                return False
-        assert address is not None
         known = self._members.get(item.machine)
-        if known is not None and item.machine != sender and item.machine in self._places:
-            address = self._places[item.machine]
-        if known is not None and item.stamp < known.stamp:
+        if known is not None and item.stamp < known.stamp and not (direct and not known.direct):
             return False
-        if known is None or item.stamp > known.stamp:
-            born_s = now_s - item.age_ms / 1000
+        address = source if direct else self._place_for(item, born_s)
+        if address is None:
+            return False
+        if known is None or item.stamp != known.stamp:
+            self._drop_member(item.machine)
+            self._drop_member(self._at.get(address))
             keys = known.keys if known is not None else frozenset()
-            self._members[item.machine] = known = _Member(address, item.stamp, born_s, item.parts, item.hostname, {}, keys)
+            known = _Member(address, item.stamp, born_s, direct, item.parts, item.hostname, {}, keys)
+            self._members[item.machine] = known
+            self._at[address] = item.machine
         elif item.part in known.gathered or item.parts != known.parts:
             return False
         known.gathered[item.part] = item.keys
@@ -171,10 +185,22 @@ class Roster:
         known.keys = gathered if len(known.gathered) == known.parts else known.keys | gathered
         return True
 
-    def _taken(self, address: Address, machine: MachineId) -> bool:
-        """Whether ``address`` is known, from its own packets, to be another machine's."""
-        bound = self._bound.get(address)
-        return bound is not None and bound.machine != machine
+    def _place_for(self, item: Member, born_s: float) -> Address | None:
+        """Where hearsay puts a machine: only at a configured address for which nobody spoke more recently."""
+        if item.machine in self._places:
+            return self._places[item.machine]
+        address = None if item.address is None else self._by_text.get(item.address)
+        if address is None or address in self._own or address in self._bound:
+            return None
+        other = self._at.get(address)
+        if other is not None and other != item.machine and self._members[other].born_s >= born_s:
+            return None
+        return address
+
+    def _drop_member(self, machine: MachineId | None) -> None:
+        member = None if machine is None else self._members.pop(machine, None)
+        if member is not None:
+            del self._at[member.address]
 
     def expire(self, now_s: float) -> None:
         """Forget who gave no sign of life for :data:`MEMBER_S`."""
@@ -184,7 +210,7 @@ class Roster:
                 self._unbind(address, bound.machine)
         for machine, member in list(self._members.items()):
             if machine not in self._places and now_s - member.born_s >= MEMBER_S:
-                del self._members[machine]
+                self._drop_member(machine)
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -192,7 +218,8 @@ class Roster:
         """Where ``machine`` is reached; always a configured address."""
         place = self._places.get(machine)
         if place is None and machine in self._members:
-            place = self._members[machine].address
+            hearsay = self._members[machine].address
+            place = None if hearsay in self._bound else hearsay
         return place if place in self._names and place not in self._own else None
 
     def hostname(self, machine: MachineId) -> str | None:
@@ -236,8 +263,10 @@ class Roster:
     def reachable(self, now_s: float) -> tuple[list[Address], list[Address]]:
         """The addresses of living machines; and the configured ones that should be probed: silent or never heard of."""
         life = self._life_s()
-        known = [address for address, at_s in life.items() if now_s - at_s < MEMBER_S and address in self._names and address not in self._own]
-        silent = [a for a in self._names if a not in self._own and now_s - life.get(a, -SILENT_S) >= SILENT_S]
+        known = [
+            address for address, at_s in life.items() if now_s - at_s < MEMBER_S and address in self._names and address not in self._own
+        ]
+        silent = [a for a in self._names if a not in self._own and now_s - life.get(a, -math.inf) >= SILENT_S]
         return known, silent
 
     def peers(self, now_s: float) -> list[Peer]:

@@ -83,6 +83,15 @@ class Ignored:
     id: int | None = None
 
 
+_ANSWERS: dict[str, type[Response]] = {
+    "AppendDir": UploadAck,
+    "ReplaceDir": UploadAck,
+    "GetIndex": IndexData,
+    "GetIndexAt": IndexAtData,
+    "GetBlock": BlockData,
+    "GetBaseDir": BaseDirData,
+}
+
 Incoming = RequestIn | ResponseIn | NotificationIn | Ignored
 
 
@@ -181,10 +190,15 @@ def encode_request(number: int, request: Request) -> bytes:
 
 
 def encode_response(number: int, name: str, response: Response) -> bytes:
-    """The bytes of the answer to request ``number``, whose name is ``name``. The text of an Error is cut to 4,096 bytes."""
+    """The bytes of the answer to request ``number``, whose name is ``name``. The text of an Error is cut to 4,096 bytes.
+
+    Raises TypeError for a response that does not answer such a request.
+    """
     if isinstance(response, Error):
         text = response.text.encode("utf-8", "replace")[: fields.MAX_TEXT_BYTES].decode("utf-8", "ignore")
         return cbor2.dumps([_RESPONSE, "Error", number, text])
+    if type(response) is not _ANSWERS[name]:
+        raise TypeError(f"{type(response).__name__} does not answer {name}")
     if isinstance(response, BlockData):
         return b"".join((_BLOCK_ANSWER, cbor2.dumps(number), _DATA_FIELD, _bytes_head(len(response.data)), response.data))
     return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])

@@ -143,8 +143,13 @@ class Dialogue(Generic[T]):
         return entry
 
     def answer(self, number: int, response: Response) -> bytes:
-        """The bytes that answer request ``number`` of the other side. Raises KeyError for a number that is not open."""
-        return codec.encode_response(number, self._unanswered.pop(number), response)
+        """The bytes that answer request ``number`` of the other side.
+
+        Raises KeyError for a number that is not open, TypeError for a response that does not fit; such a request stays open.
+        """
+        data = codec.encode_response(number, self._unanswered[number], response)
+        del self._unanswered[number]
+        return data
 
     def tell(self, notification: Notification) -> bytes:
         """The bytes of a notification."""

@@ -1,0 +1,50 @@
+"""Text for people: what came from the network is made harmless, numbers are made short."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime, timezone
+
+MAX_TEXT = 300
+"""Longest text from elsewhere that is printed; a server must not fill the screen."""
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def clean(text: str, limit: int = MAX_TEXT) -> str:
+    """``text`` without anything that could move the cursor, hide or reorder what is printed: such characters are shown as escapes."""
+    shown = []
+    for char in text[:limit]:
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            code = ord(char)
+            shown.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+        else:
+            shown.append(char)
+    return "".join(shown) + ("…" if len(text) > limit else "")
+
+
+def size(count: int) -> str:
+    """A number of bytes with a unit: ``4.1 GiB``."""
+    value = float(count)
+    for unit in _UNITS:
+        if value < 1000 or unit == _UNITS[-1]:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable: the last unit always returns")
+
+
+def interval(seconds: float) -> str:
+    """An interval as minutes and seconds, ``1:02``, or with hours, ``1:02:03``."""
+    whole = max(0, int(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def stamp(now_ms: int) -> str:
+    """A wall time as ``2026-11-22T07:30:01Z``."""
+    return datetime.fromtimestamp(now_ms / 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def count(number: int, word: str, plural: str | None = None) -> str:
+    """``1 file``, ``11,306 files``."""
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"

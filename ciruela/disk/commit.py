@@ -1,0 +1,148 @@
+"""The commit: verify, make durable, show in one step, record (protocol section 5.11, threats 6.4).
+
+The journal is ``NAME.new.state``. What a kill after each step leaves, and how a start goes on, stands in ``docs/reference/files.rst`` and is
+done in ``recovery``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from twisted.logger import Logger
+
+from ciruela.disk import states
+from ciruela.disk.lane import Steps
+from ciruela.disk.layout import STATE, Place, Records
+from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.states import Journal, Phase
+from ciruela.disk.tree import Tree
+from ciruela.disk.verify import DIR_MODE, Mismatch, barrier, check, complete, settle
+from ciruela.index.tree import Index
+from ciruela.model.errors import DownloadFailed
+from ciruela.model.order import Abort
+from ciruela.model.state import State
+
+_log = Logger()
+
+
+def commit(records: Records, place: Place, tree: Tree, index: Index, state: State) -> Steps[None]:
+    """Show the staging directory ``tree`` at ``place`` and record ``state``.
+
+    Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed (COMMIT_ERROR: the content is not what the
+    index says; ALREADY_EXISTS: something that is not ours stands at the path, it is left as it is) and OSError.
+    """
+    tree.forget()
+    try:
+        yield from complete(tree, index)
+        yield from check(tree, index, settle)
+    except Mismatch as found:
+        raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
+    tree.root.chmod(DIR_MODE)
+    yield from barrier(tree, index)
+    tree.forget()
+    with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
+        if _foreign(parent, directory, place):
+            yield from _adopt(parent, directory, place, index, state)
+        else:
+            _show(parent, directory, place, tree.root, state)
+
+
+def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
+    """Whether something with content stands at ``place`` of which we have no record. Raises DownloadFailed if it is no directory."""
+    standing = parent.stat(place.name)
+    if standing is None:
+        return False
+    if not stat.S_ISDIR(standing.st_mode):
+        raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: stands there and is not a directory; move it away")
+    if states.read_state(directory, place.record) is not None:
+        return False
+    with parent.open_dir(place.name) as found:
+        return bool(found.names())
+
+
+def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State) -> Steps[None]:
+    """Record what stands at ``place`` as the image, if it is exactly that; else leave it alone."""
+    def look(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
+        if stat.S_IMODE(status.st_mode) != mode and isinstance(found, OpenFile) and status.st_nlink > 1:
+            raise Mismatch(f"{found.where}: has mode {stat.S_IMODE(status.st_mode):04o} and other names that share it")
+
+    def repair(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
+        if stat.S_IMODE(status.st_mode) != mode:
+            found.chmod(mode)
+
+    tree = Tree(parent.open_dir(place.name))
+    try:
+        yield from check(tree, index, look)
+        yield from check(tree, index, repair)
+        if stat.S_IMODE(tree.root.status().st_mode) != DIR_MODE:
+            tree.root.chmod(DIR_MODE)
+        yield from barrier(tree, index)
+    except Mismatch as found:
+        raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away") from None
+    finally:
+        tree.close()
+    _log.info("{place} had the content of {vpath} already, it is ours now", place=str(place), vpath=str(place.vpath))
+    _record(directory, place, _merged(directory, place, state))
+
+
+def _merged(directory: SafeDir, place: Place, state: State) -> State:
+    """``state`` with the signatures that came in since the commit began."""
+    journal = states.read_journal(directory, place.record)
+    return state.merged(journal.state.signatures) if journal and journal.state.image == state.image else state
+
+
+def _record(directory: SafeDir, place: Place, state: State) -> None:
+    states.write_state(directory, place.record, state)
+    _forget_journal(directory, place)
+
+
+def _forget_journal(directory: SafeDir, place: Place) -> None:
+    """Failing here costs nothing: a start drops a journal of the image that is committed."""
+    try:
+        states.drop_journal(directory, place.record)
+    except OSError as error:
+        _log.warn("the journal of {vpath} cannot be removed: {error}", vpath=str(place.vpath), error=error)
+
+
+def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, state: State) -> None:
+    """Steps 5 to 7: journal, rename, state. One thread job; a failure before the state is in place puts the old image back."""
+    journal = states.read_journal(directory, place.record)
+    state = _merged(directory, place, state)
+    command = journal.command if journal is not None else None
+    root.fsync()
+    status = root.status()
+    prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
+    states.write_journal(directory, place.record, Journal(state, command, Phase.READY, (status.st_dev, status.st_ino)))
+    undo = _swap(parent, directory, place, state)
+    try:
+        parent.fsync()
+        directory.rename(prepared, place.record + STATE)
+    except OSError:
+        _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
+        undo()
+        raise
+    directory.fsync()
+    _forget_journal(directory, place)
+
+
+def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State) -> Callable[[], None]:
+    """Put the staging directory at its name. Returns what undoes it."""
+    staging, name = place.staging(state.image), place.name
+    if parent.stat(name) is None:
+        try:
+            parent.rename_new(staging, name)
+        except FileExistsError:
+            raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: appeared during the commit; move it away") from None
+        return lambda: parent.rename_new(name, staging)
+    if states.read_state(directory, place.record) is not None:
+        parent.exchange(staging, name, place.aside(state.image))
+        return lambda: parent.exchange(staging, name, place.aside(state.image))
+    parent.rename(staging, name)
+
+    def undo() -> None:
+        parent.rename_new(name, staging)
+        parent.make_dir(name).close()
+
+    return undo

@@ -1,0 +1,96 @@
+"""What the client gives to the nodes: blocks of a directory that it scanned (protocol section 6.2, threats 6.9)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import islice
+from threading import Lock
+
+from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
+from ciruela.index.tree import File, Index
+from ciruela.model.errors import DiskError
+from ciruela.model.ids import BlockHash
+
+OPEN_FILES = 16
+"""Files kept open: nodes ask for the blocks of a few files at a time."""
+
+PLACES_TRIED = 16
+"""A block that stands at many places is looked for at this many; more would let one request cost thousands of reads."""
+
+
+class LocalTree:
+    """The files of ``index`` below the directory ``root``. Blocking: make it and use it in threads; several may use it at once.
+
+    Only files that the index names are opened, by directory fds, and nothing is followed. Whatever is given was hashed just before.
+    Raises DiskError when ``root`` cannot be opened.
+    """
+
+    def __init__(self, root: str, index: Index) -> None:
+        self._kind = index.kind
+        self._blocks = BlockMap(index)
+        self._lock = Lock()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
+        self._changed: set[str] = set()
+        self._closed = False
+        try:
+            self._root = SafeDir.at(root)
+        except OSError as error:
+            raise DiskError(f"cannot open the directory {root}: {error.strerror}; name a directory that you may read") from error
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Paths inside the image of files that were found changed, gone or unreadable since the scan."""
+        with self._lock:
+            return frozenset(self._changed)
+
+    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
+        """The block of each hash; None for one that the index does not name or that no file has any more."""
+        return [self._block(wanted) for wanted in hashes]
+
+    def close(self) -> None:
+        """Let go of all open files; later reads give None."""
+        with self._lock:
+            self._closed = True
+            while self._open:
+                self._open.popitem()[1].close()
+            self._root.close()
+
+    def _block(self, wanted: BlockHash) -> bytes | None:
+        for number in islice(self._blocks.numbers(wanted), PLACES_TRIED):
+            file, block = self._blocks.by_number(number)
+            data = self._read(file, block)
+            if data is not None and self._kind.hash(data) == wanted:
+                return data
+            with self._lock:
+                if self._closed:
+                    return None
+                self._changed.add(file.path)
+                opened = self._open.pop(file.path, None)
+                if opened is not None:
+                    opened.close()
+        return None
+
+    def _read(self, file: File, block: int) -> bytes | None:
+        with self._lock:
+            if self._closed:
+                return None
+            try:
+                return self._opened(file.path).read_at(file.block_size(block), block * BLOCK_BYTES)
+            except OSError:
+                return None
+
+    def _opened(self, path: str) -> OpenFile:
+        opened = self._open.get(path)
+        if opened is not None:
+            self._open.move_to_end(path)
+            return opened
+        *directories, name = path[1:].split("/")
+        with self._root.descend(tuple(directories)) as directory:
+            opened = directory.open_read(name)
+        self._open[path] = opened
+        while len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return opened

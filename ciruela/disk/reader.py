@@ -1,0 +1,84 @@
+"""Serving blocks: read by directory descriptors that are kept open for a while, verified each time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+from ciruela.disk.layout import Place
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.tree import Tree
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
+from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId
+from ciruela.model.vpath import VPath
+
+TREES = 16
+"""Images that are kept open between requests; our own choice."""
+
+DIRS_EACH = 4
+FILES_EACH = 4
+
+Key = tuple[VPath, ImageId]
+
+
+class Readers:
+    """Open images. Called from several threads: a thread has a tree for itself while it reads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: OrderedDict[Key, tuple[Tree, BlockMap]] = OrderedDict()
+        self._age: dict[VPath, int] = {}
+
+    def forget(self, vpath: VPath) -> None:
+        """Close what is open at ``vpath``; what a thread is reading is closed when it is done."""
+        with self._lock:
+            self._age[vpath] = self._age.get(vpath, 0) + 1
+            gone = [self._idle.pop(key) for key in list(self._idle) if key[0] == vpath]
+        for tree, _ in gone:
+            tree.close()
+
+    def close(self) -> None:
+        """Close everything that is idle."""
+        with self._lock:
+            gone = list(self._idle.values())
+            self._idle.clear()
+        for tree, _ in gone:
+            tree.close()
+
+    def read(self, place: Place, index: Index, numbers: Sequence[int], open_root: Callable[[], SafeDir]) -> list[bytes | None]:
+        """The blocks ``numbers`` of ``index``; None where one is not here or wrong. ``open_root`` opens the image. Raises OSError."""
+        key = (place.vpath, index.image)
+        with self._lock:
+            age = self._age.get(place.vpath, 0)
+            found = self._idle.pop(key, None)
+        if found is None:
+            found = Tree(open_root(), DIRS_EACH, FILES_EACH), BlockMap(index)
+        tree, blocks = found
+        kept = False
+        try:
+            result = [_block(tree, blocks, number) for number in numbers]
+            with self._lock:
+                if self._age.get(place.vpath, 0) == age and key not in self._idle:
+                    self._idle[key] = found
+                    kept = True
+                oldest = self._idle.popitem(last=False)[1][0] if len(self._idle) > TREES else None
+        finally:
+            if not kept:
+                tree.close()
+        if oldest is not None:
+            oldest.close()
+        return result
+
+
+def _block(tree: Tree, blocks: BlockMap, number: int) -> bytes | None:
+    """One block. A fault of the disk is None, like a block that never came: the asker goes elsewhere (threats A39)."""
+    file, block = blocks.by_number(number)
+    try:
+        data = tree.file(file.path, SafeDir.open_read).read_at(file.block_size(block), block * BLOCK_BYTES)
+    except OSError:
+        tree.close_file(file.path)
+        return None
+    return data if blocks.index.kind.hash(data) == file.block_hash(block) else None

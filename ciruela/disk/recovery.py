@@ -1,0 +1,273 @@
+"""What a start finds and sets right: interrupted commits, forgotten journals, debris (protocol section 5.15, threats 6.4)."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Mapping
+
+from twisted.logger import Logger
+
+from ciruela.disk import states
+from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records, place
+from ciruela.disk.removal import remove_tree
+from ciruela.disk.safedir import RESERVED, SafeDir
+from ciruela.disk.states import TEMPORARY, Journal, Phase
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.order import Command
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath, check_component
+from ciruela.seams import Held, Pending
+
+_log = Logger()
+
+
+def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, base_there: bool) -> Held | None:
+    """Bring the records of one path and what stands at it to agree, and tell what is held; None for nothing. Raises OSError.
+
+    ``directory`` has the state files, ``parent`` is the directory of the image (None where it does not exist), ``base_there`` is False when
+    the base cannot be opened: then nothing is concluded from what is not seen (C8).
+    """
+    vpath, name, record = where.vpath, where.name, where.record
+    journal = states.read_journal(directory, record)
+    if journal is not None and parent is not None:
+        _put_back(parent, where, journal)
+    committed = states.read_state(directory, record)
+    if journal is not None and _shown(parent, name, journal):
+        _log.info("{vpath}: the interrupted commit of {image} is finished", vpath=str(vpath), image=journal.state.image.hex())
+        committed = _commit(directory, record, journal.state if committed is None else _joined(committed, journal.state))
+        journal = None
+    elif journal is not None and committed is not None and journal.state.image == committed.image:
+        committed = _commit(directory, record, _joined(committed, journal.state))
+        journal = None
+    pending = None if journal is None else Pending(vpath, journal.state, journal.resolved(committed))
+    if committed is not None and base_there and not _is_dir(parent, name):
+        _log.warn("{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex())
+        pending = pending or Pending(vpath, committed, Command.APPEND)
+        committed = None
+    return None if committed is None and pending is None else Held(vpath, committed, pending)
+
+
+def _joined(committed: State, new: State) -> State:
+    return committed.merged(new.signatures) if committed.image == new.image else new
+
+
+def _commit(directory: SafeDir, record: str, state: State) -> State:
+    if states.read_state(directory, record) != state:
+        states.write_state(directory, record, state)
+    states.drop_journal(directory, record)
+    return state
+
+
+def _put_back(parent: SafeDir, where: Place, journal: Journal) -> None:
+    """Finish or undo an exchange on a file system that has none: while the name is empty, the old image waits aside."""
+    aside = where.aside(journal.state.image)
+    if parent.stat(aside) is not None and parent.stat(where.name) is None:
+        parent.rename_new(aside, where.name)
+        parent.fsync()
+
+
+def _shown(parent: SafeDir | None, name: str, journal: Journal) -> bool:
+    """Whether the staging directory that the journal speaks of stands at its final name."""
+    if journal.phase is not Phase.READY or parent is None:
+        return False
+    found = parent.stat(name)
+    return found is not None and (found.st_dev, found.st_ino) == journal.staging
+
+
+def _is_dir(parent: SafeDir | None, name: str) -> bool:
+    found = None if parent is None else parent.stat(name)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+class _Sweep:
+    """Directories of images in which debris is looked for. One may belong to several configs: it is swept once, for all of them."""
+
+    def __init__(self) -> None:
+        self._where: dict[tuple[int, int], Place] = {}
+        self._keep: dict[tuple[int, int], set[str]] = {}
+        self._spared: set[tuple[int, int]] = set()
+
+    def add(self, parent: SafeDir, sample: Place) -> tuple[int, int]:
+        status = parent.status()
+        identity = (status.st_dev, status.st_ino)
+        self._where[identity] = sample
+        return identity
+
+    def keep(self, identity: tuple[int, int], name: str) -> None:
+        self._keep.setdefault(identity, set()).add(name)
+
+    def spare(self, identity: tuple[int, int]) -> None:
+        self._spared.add(identity)
+
+    def run(self) -> Steps[None]:
+        for identity, where in self._where.items():
+            if identity in self._spared:
+                continue
+            try:
+                with where.open_parent() as parent:
+                    for name in parent.names():
+                        if name.startswith(RESERVED) and name not in self._keep.get(identity, ()):
+                            yield from _remove_debris(parent, name)
+            except OSError as error:
+                _log.error("debris cannot be looked for in {base}: {error}", base=where.base, error=error)
+
+
+def _remove_debris(parent: SafeDir, name: str) -> Steps[None]:
+    try:
+        yield from remove_tree(parent, name)
+    except OSError as error:
+        _log.error("debris {name} cannot be removed: {error}", name=parent.within(name), error=error)
+    else:
+        _log.info("debris {name} was removed", name=parent.within(name))
+
+
+def load(records: Records, configs: Mapping[str, DirConfig]) -> Steps[list[Held]]:
+    """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError."""
+    held: list[Held] = []
+    sweep = _Sweep()
+    for config in sorted(configs.values(), key=lambda config: config.key):
+        for parts, directory in _base_dirs(records, config):
+            with directory:
+                yield from _remove_temporary(directory, STATE)
+                if config.num_levels:
+                    vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
+                    yield from _load_base_dir(place(configs, VPath((*parts, "x"))), vpaths, directory, sweep, held)
+                else:
+                    yield from _load_single(place(configs, VPath((config.key,))), directory, held)
+    yield from sweep.run()
+    yield from _remove_temporary_indexes(records)
+    return held
+
+
+def _base_dirs(records: Records, config: DirConfig) -> Iterator[tuple[tuple[str, ...], SafeDir]]:
+    """The base dirs of a config: their components, and their directory of state files, which the caller closes."""
+    above = (SIGNATURES,) if config.num_levels == 0 else (SIGNATURES, config.key)
+    try:
+        with records.root() as root:
+            top = root.descend(above)
+    except FileNotFoundError:
+        return
+    if config.num_levels == 0:
+        yield (), top
+        return
+    left = [((config.key,), top)]
+    try:
+        while left:
+            parts, directory = left.pop()
+            if len(parts) == config.num_levels:
+                yield parts, directory
+                continue
+            with directory:
+                for name in sorted(directory.names(), reverse=True):
+                    if _is_dir(directory, name) and _good_name(name):
+                        left.append(((*parts, name), directory.open_dir(name)))
+    finally:
+        for _, directory in left:
+            directory.close()
+
+
+def _good_name(name: str) -> bool:
+    try:
+        check_component(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _image_names(directory: SafeDir) -> list[str]:
+    """Names that have a state or a journal, in order; hidden, foreign and impossible names are skipped."""
+    found = set()
+    for file in directory.names():
+        for suffix in (NEW_STATE, STATE):
+            if file.endswith(suffix):
+                found.add(file.removesuffix(suffix))
+                break
+    return sorted(name for name in found if _good_name(name))
+
+
+def _open_parent(sample: Place) -> tuple[SafeDir | None, bool]:
+    """The directory of the images, None when it is not there; and whether that tells anything (C8)."""
+    try:
+        return sample.open_parent(), True
+    except FileNotFoundError:
+        return None, True
+    except (BaseUnavailable, OSError) as error:
+        _log.error("{vpath}: {error}; all its states are kept as they are", vpath=str(sample.vpath.base), error=error)
+        return None, False
+
+
+def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep: _Sweep, held: list[Held]) -> Steps[None]:
+    parent, base_there = _open_parent(sample)
+    if parent is None:
+        for vpath in vpaths:
+            yield ENTRY_COST
+            _settle(directory, sample.sibling(vpath), None, base_there, held)
+        return
+    with parent:
+        identity = sweep.add(parent, sample)
+        for vpath in vpaths:
+            yield ENTRY_COST
+            where = sample.sibling(vpath)
+            before = len(held)
+            if not _settle(directory, where, parent, base_there, held):
+                sweep.spare(identity)
+            for found in held[before:]:
+                if found.pending is not None:
+                    sweep.keep(identity, where.staging(found.pending.state.image))
+
+
+def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[None]:
+    """An image of level 0. Its parent is not ours, so only debris with a name that we know is removed there."""
+    yield ENTRY_COST
+    parent, base_there = _open_parent(where)
+    before = len(held)
+    settled = _settle(directory, where, parent, base_there, held)
+    if parent is None:
+        return
+    with parent:
+        for found in held[before:]:
+            if settled and found.committed is not None:
+                names = {where.staging(found.committed.image), where.aside(found.committed.image)}
+                if found.pending is not None:
+                    names.discard(where.staging(found.pending.state.image))
+                for name in sorted(names):
+                    if parent.stat(name) is not None:
+                        yield from _remove_debris(parent, name)
+
+
+def _settle(directory: SafeDir, where: Place, parent: SafeDir | None, base_there: bool, held: list[Held]) -> bool:
+    """Add what is held at one path. A fault is local to that path: logged, False."""
+    try:
+        found = settle_path(directory, where, parent, base_there=base_there)
+    except OSError as error:
+        _log.error("{vpath}: {error}; it is left as it is until the next start", vpath=str(where.vpath), error=error)
+        return False
+    if found is not None:
+        held.append(found)
+    return True
+
+
+def _remove_temporary(directory: SafeDir, suffix: str) -> Steps[None]:
+    """Files that a kill left half-written; nobody else writes into the db directory, it is locked."""
+    for name in directory.names():
+        if name.startswith(TEMPORARY) and name.endswith(suffix):
+            yield ENTRY_COST
+            try:
+                directory.unlink(name)
+            except OSError as error:
+                _log.error("{name} cannot be removed: {error}", name=directory.within(name), error=error)
+
+
+def _remove_temporary_indexes(records: Records) -> Steps[None]:
+    try:
+        with records.root() as root:
+            top = root.descend((INDEXES,))
+    except FileNotFoundError:
+        return
+    with top:
+        for name in top.names():
+            yield ENTRY_COST
+            if _is_dir(top, name):
+                with top.open_dir(name) as directory:
+                    yield from _remove_temporary(directory, INDEX)

@@ -1,0 +1,247 @@
+"""What others said, as one memory: packets go in, effects come out, questions are answered. No clock, no I/O.
+
+Every answer that names an address names a configured one (threats A32, A37).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Item, Member, Packet, Watch
+from ciruela.gossip.roster import Peer, Refusal, Roster
+from ciruela.gossip.stances import Stances
+from ciruela.gossip.watches import HeardWatches
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.mask import FULL
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address
+
+# -- effects: what hearing a packet asks of this node -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The packet was not listened to."""
+
+    reason: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Double:
+    """Two nodes speak with one machine id: an operator has to act. ``other`` may be ``address`` when the id is our own."""
+
+    machine: MachineId
+    address: Address
+    other: Address
+
+
+@dataclass(frozen=True, slots=True)
+class NewPeer:
+    """A machine spoke for the first time, or for the first time since it started anew."""
+
+    address: Address
+    machine: MachineId
+
+
+@dataclass(frozen=True, slots=True)
+class BaseHeard:
+    """The node at ``address`` has ``hash`` for ``base``; whoever has another should compare."""
+
+    base: VPath
+    hash: bytes
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """``machine`` has ``image`` at ``vpath``. ``news``: it was not known yet."""
+
+    vpath: VPath
+    image: ImageId
+    machine: MachineId
+    hostname: str
+    address: Address
+    news: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """``machine`` need not be told again that this node has ``image`` at ``vpath``."""
+
+    vpath: VPath
+    image: ImageId
+    machine: MachineId
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadHeard:
+    """``machine`` fetches ``image`` for ``vpath``; ``news``: it said so for the first time, or got further."""
+
+    vpath: VPath
+    image: ImageId
+    machine: MachineId
+    news: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WatchHeard:
+    """A client of ``machine`` waits for ``vpath``: new, or renewed."""
+
+    vpath: VPath
+    machine: MachineId
+
+
+@dataclass(frozen=True, slots=True)
+class MemberHeard:
+    """Something newer is known of ``machine``."""
+
+    machine: MachineId
+    part: int
+
+
+Effect = Refused | Double | NewPeer | BaseHeard | Completed | Acked | DownloadHeard | WatchHeard | MemberHeard
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who can give parts of an image, as it said itself. ``mask`` is ``model.mask.FULL`` for a node that has completed it.
+
+    ``source``: the machine has a client connected that has everything. ``stalled``: the machine itself gets no further.
+    """
+
+    address: Address
+    machine: MachineId
+    mask: int
+    has_index: bool
+    source: bool
+    stalled: bool
+
+
+class Cluster:
+    """The memory of one node. ``me`` and ``epoch`` are its own: a packet with these is an echo, its address our own."""
+
+    def __init__(self, me: MachineId, epoch: int) -> None:
+        self._me = me
+        self._now_s = 0.0
+        self.roster = Roster(me, epoch)
+        self._stances = Stances()
+        self._watches = HeardWatches()
+
+    def configured(self, names: Mapping[Address, str]) -> None:
+        """The addresses that may be listened and spoken to, each with its name as written by the operator."""
+        self.roster.configured(names)
+
+    def heard(self, source: Address, packet: Packet, now_s: float) -> list[Effect]:
+        """Take in a packet that came from ``source`` at ``now_s`` (seconds of the node's clock, never going back)."""
+        self._now_s = now_s
+        header = packet.header
+        admission = self.roster.admit(source, header, now_s)
+        effects: list[Effect] = []
+        if admission.double is not None:
+            effects.append(Double(header.sender, source, admission.double))
+        if admission.refusal is not None:
+            return [*effects, Refused(admission.refusal)]
+        if admission.new:
+            effects.append(NewPeer(source, header.sender))
+        order = (header.epoch, header.seq)
+        for item in packet.items:
+            if isinstance(item, Member) and self.roster.member(item, header.sender, source, now_s):
+                effects.append(MemberHeard(item.machine, item.part))
+        for item in packet.items:
+            effect = self._take(item, source, header.sender, order)
+            if effect is not None:
+                effects.append(effect)
+        return effects
+
+    def _take(self, item: Item, source: Address, sender: MachineId, order: tuple[int, int]) -> Effect | None:
+        match item:
+            case BaseHash():
+                return BaseHeard(item.base, item.hash, source)
+            case Complete():
+                news = self._stances.heard(sender, item, order, self._now_s)
+                return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news)
+            case Download():
+                return DownloadHeard(item.vpath, item.image, sender, self._stances.heard(sender, item, order, self._now_s))
+            case Deleted():
+                self._stances.heard(sender, item, order, self._now_s)
+            case Watch() if item.machine != self._me and self._watches.heard(item, source, self._now_s):
+                return WatchHeard(item.vpath, item.machine)
+            case Ack():
+                return Acked(item.vpath, item.image, sender)
+        return None
+
+    def expire(self, now_s: float) -> None:
+        """Forget what is too old. To be called every few seconds; the time also counts for the questions below."""
+        self._now_s = now_s
+        self.roster.expire(now_s)
+        self._stances.expire(now_s)
+        self._watches.expire(now_s)
+
+    # -- questions ------------------------------------------------------------------------------------------------------------
+
+    def hosts(self, key: str) -> dict[MachineId, str]:
+        """The other nodes that take directory ``key``, by the names under which the operator configured them."""
+        return {machine: self.roster.name(address) for machine, address in self.roster.takers(key).items()}
+
+    def taking(self, key: str) -> list[Address]:
+        """The addresses of the other nodes that take directory ``key``."""
+        return list(self.roster.takers(key).values())
+
+    def holders(self, vpath: VPath, image: ImageId) -> list[Holder]:
+        """The other nodes that have, or are getting, ``image`` at ``vpath``."""
+        found = []
+        for machine, stance in self._stances.of(vpath, image):
+            address = self.roster.address_of(machine)
+            if address is None:
+                continue
+            match stance:
+                case Complete():
+                    found.append(Holder(address, machine, FULL, True, False, False))
+                case Download():
+                    found.append(Holder(address, machine, stance.mask or 0, stance.mask is not None, stance.source, stance.stalled))
+        return found
+
+    def aborted_at(self, vpath: VPath, image: ImageId) -> set[MachineId]:
+        """The machines that said they removed ``image`` from ``vpath`` or gave it up. Hearsay about them, not from them, never counts."""
+        return {machine for machine, stance in self._stances.of(vpath, image) if isinstance(stance, Deleted)}
+
+    def completed(self, vpath: VPath) -> list[Completed]:
+        """What is known to be complete at ``vpath`` elsewhere."""
+        found = []
+        for machine, image in self._stances.completed(vpath):
+            address = self.roster.address_of(machine)
+            if address is not None:
+                found.append(Completed(vpath, image, machine, self.hostname(machine), address, False))
+        return found
+
+    def watchers(self, vpath: VPath) -> frozenset[MachineId]:
+        """The other machines whose clients wait for ``vpath``."""
+        return self._watches.of(vpath, self._now_s)
+
+    def stamped_watchers(self, vpath: VPath) -> frozenset[MachineId]:
+        """Those of :meth:`watchers` that datagrams told of: what an answer to GetBaseDir may name.
+
+        What was itself learned by GetBaseDir must not travel that way again, or two nodes would keep a dead watch alive between them.
+        """
+        return self._watches.stamped(vpath, self._now_s)
+
+    def add_watchers(self, vpath: VPath, machines: Collection[MachineId]) -> None:
+        """Machines whose clients wait for ``vpath``, as an answer to GetBaseDir named them."""
+        self._watches.add(vpath, [machine for machine in machines if machine != self._me], self._now_s)
+
+    def watch_item(self, vpath: VPath, machine: MachineId) -> Watch | None:
+        """What to pass on of one watch."""
+        return self._watches.item(vpath, machine, self._now_s)
+
+    def hostname(self, machine: MachineId) -> str:
+        """The host name of a machine, else the configured name of its address, else its id in hexadecimal digits."""
+        return self.roster.hostname(machine) or machine.hex()
+
+    def address_of(self, machine: MachineId) -> Address | None:
+        """Where ``machine`` is reached; None when that is not known."""
+        return self.roster.address_of(machine)
+
+    def peers(self) -> list[Peer]:
+        """All configured addresses and who is there, for the status page."""
+        return self.roster.peers(self._now_s)

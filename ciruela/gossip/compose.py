@@ -1,0 +1,261 @@
+"""What to say in the next datagram: the own facts and the hearsay worth passing on, within a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from ciruela.gossip.cluster import Cluster
+from ciruela.gossip.packets import MAX_PARTS, ROOM_BYTES, BaseHash, Complete, Deleted, Download, Item, Member, Watch, encode_item, split
+from ciruela.gossip.rumors import Rumors, heat_for
+from ciruela.gossip.watches import age_in_ms
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.state import Version
+from ciruela.model.vpath import VPath
+from ciruela.seams import NowMs
+
+WATCH_RENEW_S = 10.0
+"""A watch gets a new stamp this often: five chances to arrive before it ends elsewhere."""
+
+MEMBER_RENEW_S = 60.0
+"""The own membership gets a new stamp this often, or when the directories change."""
+
+HOT_SHARE = 0.8
+"""Part of a beat's datagram that news may take while older facts wait: a flood of news cannot silence the rest."""
+
+PART_BYTES = 600
+"""Bytes of directory names in one member item."""
+
+MOST_DATAGRAMS = 4
+"""Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
+
+
+class Facts(Protocol):
+    """What this node can say of itself. Asked at each beat and each news, so answers must be cheap."""
+
+    def keys(self) -> Sequence[str]:
+        """The directories (keys) that are configured here."""
+
+    def base_hashes(self) -> Mapping[VPath, bytes]:
+        """The hash of each base dir here, 32 bytes."""
+
+    def downloads(self) -> Sequence[Download]:
+        """What is being fetched."""
+
+    def watching(self) -> Collection[VPath]:
+        """The paths that clients of this node wait for."""
+
+    def committed(self, vpath: VPath) -> Version | None:
+        """What is committed at ``vpath``."""
+
+    def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
+        """Path, image and time (ms) of what was removed, or given up, in the last minutes."""
+
+
+class Kind(Enum):
+    """The kinds of facts; each has a share of every datagram."""
+
+    COMPLETE = auto()
+    DELETED = auto()
+    BASE = auto()
+    DOWNLOAD = auto()
+    WATCH = auto()
+    MEMBER = auto()
+
+
+Fact = tuple[Kind, Hashable]
+"""A fact by its kind and key: a path, (path, image) for DELETED, (path, machine) for WATCH, (machine, part) for MEMBER."""
+
+
+class Filling(Enum):
+    """What may fill up a datagram after what it was made for."""
+
+    NOTHING = auto()
+    NEWS = auto()
+    ALL = auto()
+
+
+def member_parts(machine: MachineId, stamp: int, hostname: str, keys: Sequence[str]) -> list[Member]:
+    """The items that say which directories a machine takes; keys beyond ``MAX_PARTS`` items are left out."""
+    groups: list[list[str]] = [[]]
+    left = PART_BYTES
+    for key in keys:
+        size = len(key.encode()) + 3
+        if size > left:
+            groups.append([])
+            left = PART_BYTES
+        groups[-1].append(key)
+        left -= size
+    groups = groups[:MAX_PARTS]
+    return [Member(machine, None, stamp, hostname, number, len(groups), tuple(group)) for number, group in enumerate(groups)]
+
+
+class Composer:
+    """Chooses what to say. ``oversized`` is told of an item that fits into no datagram; it is not said."""
+
+    def __init__(
+        self, me: MachineId, hostname: str, facts: Facts, cluster: Cluster, now_ms: NowMs, oversized: Callable[[Item], None]
+    ) -> None:
+        self._me = me
+        self._hostname = hostname
+        self._facts = facts
+        self._cluster = cluster
+        self._now_ms = now_ms
+        self._oversized = oversized
+        self._now_s = 0.0
+        self._heat = heat_for(0)
+        self._rumors: dict[Kind, Rumors[Any]] = {kind: Rumors(fading=kind in (Kind.COMPLETE, Kind.DELETED)) for kind in Kind}
+        self._own: dict[Kind, dict[Any, Item]] = {kind: {} for kind in Kind}
+        self._stamp = 0
+        self._keys: tuple[str, ...] | None = None
+        self._parts: list[Member] = []
+        self._member_s = 0.0
+        self._watch_stamp = 0
+        self._watch_s: float | None = None
+        self._turn = 0
+        self._waiting: dict[Kind, Hashable] = {}
+
+    # -- what there is to say -------------------------------------------------------------------------------------------------
+
+    def refresh(self, now_s: float, nodes: int) -> None:
+        """Read the own facts again at ``now_s`` in a cluster of ``nodes``; what is new or has changed becomes hot."""
+        self._now_s = now_s
+        self._heat = heat_for(nodes)
+        facts = self._facts
+        self._renew_member(tuple(sorted(facts.keys())))
+        self._sync(Kind.BASE, {base: BaseHash(base, value) for base, value in facts.base_hashes().items()})
+        self._sync(Kind.DOWNLOAD, {download.vpath: download for download in facts.downloads()})
+        self._sync(Kind.DELETED, {(vpath, image): Deleted(vpath, image, at_ms) for vpath, image, at_ms in facts.deleted()})
+        if self._watch_s is None or now_s - self._watch_s >= WATCH_RENEW_S:
+            self._watch_stamp, self._watch_s = self._next_stamp(), now_s
+        self._sync(Kind.WATCH, {(vpath, self._me): Watch(vpath, self._me, self._watch_stamp) for vpath in facts.watching()})
+
+    def _next_stamp(self) -> int:
+        self._stamp = max(self._stamp + 1, self._now_ms())
+        return self._stamp
+
+    def _renew_member(self, keys: tuple[str, ...]) -> None:
+        if keys == self._keys and self._now_s - self._member_s < MEMBER_RENEW_S:
+            return
+        self._keys = keys
+        self._member_s = self._now_s
+        self._parts = member_parts(self._me, self._next_stamp(), self._hostname, keys)
+        self._sync(Kind.MEMBER, {(self._me, part.part): part for part in self._parts})
+
+    @property
+    def complete_list(self) -> bool:
+        """Whether all own directories fit into the member items."""
+        return sum(len(part.keys) for part in self._parts) == len(self._keys or ())
+
+    def _sync(self, kind: Kind, items: dict[Any, Item]) -> None:
+        known = self._own[kind]
+        for key in known.keys() - items.keys():
+            self._rumors[kind].drop(key)
+        for key, item in items.items():
+            if known.get(key) != item:
+                self._rumors[kind].put(key)
+        self._own[kind] = items
+
+    def put(self, fact: Fact) -> None:
+        """``fact`` is news: it becomes hot."""
+        kind, key = fact
+        self._rumors[kind].put(key)
+
+    def render(self, fact: Fact) -> Item | None:
+        """The item that says ``fact`` now; None when it is no fact any more."""
+        kind, key = fact
+        own = self._own[kind].get(key)
+        match own, key:
+            case Watch(), _:
+                return Watch(own.vpath, own.machine, own.stamp, age_in_ms(self._now_s - (self._watch_s or 0.0)))
+            case Member(), _:
+                age_ms = age_in_ms(self._now_s - self._member_s)
+                return Member(own.machine, None, own.stamp, own.hostname, own.part, own.parts, own.keys, age_ms)
+            case None, VPath() if kind is Kind.COMPLETE:
+                return self.completion(key)
+            case None, (VPath() as vpath, bytes() as machine) if kind is Kind.WATCH:
+                return self._cluster.watch_item(vpath, MachineId(machine))
+            case None, (bytes() as machine, int() as part) if kind is Kind.MEMBER:
+                return self._cluster.roster.item(MachineId(machine), part, self._now_s)
+        return own
+
+    def completion(self, vpath: VPath) -> Complete | None:
+        """The item that says what is committed here at ``vpath``."""
+        version = self._facts.committed(vpath)
+        return None if version is None else Complete(vpath, version.image, version.timestamp_ms)
+
+    # -- datagrams ------------------------------------------------------------------------------------------------------------
+
+    def beat(self, extra: Sequence[Item]) -> list[list[bytes]]:
+        """Encoded items for one target of a beat: ``extra``, one part of the own membership, and whatever else fits.
+
+        A fact for which the last datagrams had no room begins one, so that long paths are not passed over for ever.
+        """
+        if self._waiting:
+            return self.datagrams([self._waiting.popitem()], extra, Filling.ALL)
+        self._turn += 1
+        return self.datagrams([(Kind.MEMBER, (self._me, self._turn % max(1, len(self._parts))))], extra, Filling.ALL)
+
+    def datagrams(self, facts: Sequence[Fact], extra: Sequence[Item], filling: Filling) -> list[list[bytes]]:
+        """Encoded items, a list for each datagram (at most :data:`MOST_DATAGRAMS`), that say ``extra`` and ``facts``.
+
+        The last one is filled up. Each fact that is said counts as said once more.
+        """
+        encoded = [data for item in extra if (data := self._encode(item))]
+        said: dict[Fact, None] = {}
+        for fact in facts:
+            item = self.render(fact)
+            data = None if item is None else self._encode(item)
+            if data:
+                encoded.append(data)
+                said[fact] = None
+        groups = split(encoded)[:MOST_DATAGRAMS] or [[]]
+        if filling is not Filling.NOTHING:
+            self._fill(groups[-1], said, filling)
+        for kind, key in said:
+            self._rumors[kind].said(key, self._heat)
+        return [group for group in groups if group]
+
+    def _encode(self, item: Item) -> bytes | None:
+        data = encode_item(item)
+        if len(data) > ROOM_BYTES:
+            self._oversized(item)
+            return None
+        return data
+
+    def _fill(self, group: list[bytes], said: dict[Fact, None], filling: Filling) -> None:
+        used = sum(map(len, group))
+        hot = {kind: rumors.hot() for kind, rumors in self._rumors.items()}
+        share = HOT_SHARE if filling is Filling.ALL else 1.0
+        used = self._take_turns(hot, group, said, used, int(ROOM_BYTES * share))
+        if filling is Filling.ALL:
+            cold = {kind: rumors.cold() for kind, rumors in self._rumors.items()}
+            used = self._take_turns(cold, group, said, used, ROOM_BYTES)
+            rest = {kind: rumors.hot() for kind, rumors in self._rumors.items()}
+            self._take_turns(rest, group, said, used, ROOM_BYTES)
+
+    def _take_turns(
+        self, queues: Mapping[Kind, Iterator[Hashable]], group: list[bytes], said: dict[Fact, None], used: int, room: int
+    ) -> int:
+        """Add one fact of each kind in turn until nothing fits; a kind whose next fact does not fit waits for the next datagram."""
+        active = dict(queues)
+        while active and used < room:
+            for kind in list(active):
+                key = next((key for key in active[kind] if (kind, key) not in said), None)
+                if key is None:
+                    del active[kind]
+                    continue
+                item = self.render((kind, key))
+                data = None if item is None else self._encode(item)
+                if data is None:
+                    self._rumors[kind].drop(key)
+                elif used + len(data) > room:
+                    if room == ROOM_BYTES:
+                        self._waiting.setdefault(kind, key)
+                    del active[kind]
+                else:
+                    group.append(data)
+                    said[kind, key] = None
+                    used += len(data)
+        return used

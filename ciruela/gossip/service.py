@@ -1,0 +1,364 @@
+"""Gossip as a service: the beat of each second, news at once, and what is done about what is heard (house section 3 (d)).
+
+What a datagram can cause is listed in ``docs/reference/gossip.rst``, "What hearing may cause".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from ciruela.clockwork import Beat
+from ciruela.gossip import cluster as heard
+from ciruela.gossip.compose import Composer, Fact, Facts, Filling, Kind
+from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
+from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Header, Item, Watch, body, decode
+from ciruela.gossip.roster import Refusal
+from ciruela.gossip.targets import Probes, beat_targets, choose
+from ciruela.gossip.telling import Answers, Tellings
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address, Datagrams, NowMs
+
+BEAT_S = 1.0
+PROGRESS_S = 0.1
+"""News of one download's progress is sent at most this often."""
+
+LATELY_S = 60.0
+"""Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
+
+COMPLAIN_S = 60.0
+"""The same complaint about the same address is logged at most this often."""
+
+
+class Ears(Protocol):
+    """Who acts on what was heard. Called on the reactor; must not block."""
+
+    def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
+        """The node at ``address`` has another hash for ``base``, whose key is configured here. Said again and again while it is so."""
+
+    def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
+        """``machine`` says that it has ``image`` at ``vpath``, for which a client here waits. May be said more than once."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Datagrams since the start. ``refused`` by the words of ``Refusal`` and ``Unopened``, and ``failed``: an error of our own."""
+
+    sent: int = 0
+    sent_bytes: int = 0
+    send_errors: int = 0
+    heard: int = 0
+    refused: dict[str, int] = field(
+        default_factory=lambda: {reason.value: 0 for reasons in (Refusal, Unopened) for reason in reasons} | {"failed": 0}
+    )
+
+
+class Gossip:
+    """Tells other nodes what is here, and listens. ``cluster`` answers what is known of them."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        rng: random.Random,
+        me: MachineId,
+        hostname: str,
+        epoch: int,
+        datagrams: Datagrams,
+        facts: Facts,
+        ears: Ears,
+        now_ms: NowMs,
+        envelope: Envelope | None = None,
+    ) -> None:
+        """``epoch``: wall time of this start in milliseconds. Raises ValueError for a host name that cannot be told."""
+        if len(hostname.encode("utf-8", "replace")) > MAX_TEXT_BYTES or not hostname.isprintable():
+            raise ValueError(f"host name {hostname[:80]!r} is longer than {MAX_TEXT_BYTES} bytes or cannot be printed")
+        self._clock = clock
+        self._rng = rng
+        self._me = me
+        self._epoch = epoch
+        self._seq = 0
+        self._datagrams = datagrams
+        self._facts = facts
+        self._ears = ears
+        self._envelope: Envelope = envelope if envelope is not None else NullKeyring()
+        self.counts = Counts()
+        self.cluster = heard.Cluster(me, epoch)
+        self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
+        self._probes = Probes(rng)
+        self._tellings = Tellings()
+        self._answers = Answers()
+        self._known: list[Address] = []
+        self._silent: list[Address] = []
+        self._lately: dict[VPath, float] = {}
+        self._news: dict[Fact, None] = {}
+        self._direct: dict[Address, dict[Item, None]] = {}
+        self._flush: IDelayedCall | None = None
+        self._progress_s: dict[VPath, float] = {}
+        self._late: dict[VPath, IDelayedCall] = {}
+        self._complaints: dict[tuple[str, Address], float] = {}
+        self._beat = Beat(clock, rng, BEAT_S, self._on_beat, "gossip")
+        self._running = False
+
+    # -- life -----------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to send and to listen."""
+        self._running = True
+        self._beat.start()
+
+    def stop(self) -> None:
+        """End; nothing is sent any more, what still comes in is ignored."""
+        self._running = False
+        self._beat.stop()
+        for call in (self._flush, *self._late.values()):
+            if call is not None and call.active():
+                call.cancel()
+        self._flush = None
+        self._late.clear()
+
+    def configured(self, names: Mapping[Address, str]) -> None:
+        """The addresses of the cluster, each with its name as written; may be called again when they change. Own ones do no harm."""
+        self.cluster.configured(names)
+        self._look_around()
+
+    # -- news -----------------------------------------------------------------------------------------------------------------
+
+    def news_base(self, base: VPath) -> None:
+        """The hash of a base dir has changed."""
+        self._say((Kind.BASE, base))
+
+    def news_download(self, vpath: VPath) -> None:
+        """A download has begun, got further, stalled, or found a source."""
+        if not self._running or vpath in self._late:
+            return
+        now_s = self._clock.seconds()
+        next_s = self._progress_s.get(vpath, now_s)
+        if next_s > now_s:
+            self._late[vpath] = self._clock.callLater(next_s - now_s, self._say_late, vpath)
+        else:
+            self._progress_s[vpath] = now_s + PROGRESS_S
+            self._say((Kind.DOWNLOAD, vpath))
+
+    def _say_late(self, vpath: VPath) -> None:
+        del self._late[vpath]
+        self.news_download(vpath)
+
+    def news_complete(self, vpath: VPath) -> None:
+        """An image was committed, or a client asked for one that is there already."""
+        if not self._running:
+            return
+        version = self._facts.committed(vpath)
+        if version is not None:
+            for machine in self.cluster.watchers(vpath):
+                self._tellings.begin(vpath, machine, version.image, self._clock.seconds())
+        self._say((Kind.COMPLETE, vpath))
+
+    def news_watch(self, vpath: VPath) -> None:
+        """A client began to wait for ``vpath``. What others have completed there is told to the ears in the next reactor turn."""
+        self._lately[vpath] = self._clock.seconds() + LATELY_S
+        self._say((Kind.WATCH, (vpath, self._me)))
+
+    def _say(self, fact: Fact) -> None:
+        if self._running:
+            self._news[fact] = None
+            self._soon()
+
+    def _soon(self) -> None:
+        if self._flush is None:
+            self._flush = self._clock.callLater(0, self._send_news)
+
+    def _send_news(self) -> None:
+        """All news of one reactor turn: one datagram for each target where that is enough."""
+        self._flush = None
+        now_s = self._clock.seconds()
+        news, self._news = self._news, {}
+        self._composer.refresh(now_s, len(self._known))
+        facts: dict[Address, list[Fact]] = {}
+        targets: dict[str, list[Address]] = {}
+        for fact in news:
+            self._composer.put(fact)
+            item = self._composer.render(fact)
+            if item is None:
+                continue
+            vpath = _path_of(fact)
+            if vpath.key not in targets:
+                targets[vpath.key] = choose(self._rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
+            for address in targets[vpath.key]:
+                facts.setdefault(address, []).append(fact)
+            if isinstance(item, Watch):
+                self._recall(item.vpath)
+        self._collect_tellings(now_s)
+        direct, self._direct = self._direct, {}
+        for address in dict.fromkeys((*facts, *direct)):
+            filling = Filling.NEWS if address in facts else Filling.NOTHING
+            self._send(address, self._composer.datagrams(facts.get(address, ()), tuple(direct.get(address, ())), filling))
+
+    def _recall(self, vpath: VPath) -> None:
+        """Tell what is known already to the client that has just begun to wait."""
+        for known in self.cluster.completed(vpath):
+            self._ears.completed(known.vpath, known.image, known.machine, known.hostname)
+
+    def _collect_tellings(self, now_s: float) -> None:
+        waits = self.cluster.watchers
+        for vpath, machine in self._tellings.due(now_s, lambda vpath, machine: machine in waits(vpath)):
+            address = self.cluster.address_of(machine)
+            item = self._composer.completion(vpath)
+            if address is not None and item is not None:
+                self._tellings.told(vpath, machine, now_s)
+                self._direct.setdefault(address, {})[item] = None
+
+    # -- beat -----------------------------------------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        self._known, self._silent = self.cluster.roster.reachable(self._clock.seconds())
+
+    def _on_beat(self) -> None:
+        now_s = self._clock.seconds()
+        self.cluster.expire(now_s)
+        self._answers.expire(now_s)
+        self._look_around()
+        for vpath in self._facts.watching():
+            self._lately[vpath] = now_s + LATELY_S
+        self._lately = {vpath: until_s for vpath, until_s in self._lately.items() if until_s > now_s}
+        self._progress_s = {vpath: next_s for vpath, next_s in self._progress_s.items() if next_s > now_s}
+        self._complaints = {what: until_s for what, until_s in self._complaints.items() if until_s > now_s}
+        self._composer.refresh(now_s, len(self._known))
+        if not self._composer.complete_list:
+            self._log.error("more directories are configured than gossip can tell of; other nodes do not learn of the last ones")
+        self._collect_tellings(now_s)
+        direct, self._direct = self._direct, {}
+        targets = beat_targets(self._rng, self._probes, self._known, self._silent)
+        for address in targets:
+            self._send(address, self._composer.beat(tuple(direct.pop(address, ()))))
+        for address, items in direct.items():
+            self._send(address, self._composer.datagrams((), tuple(items), Filling.NOTHING))
+
+    def _send(self, address: Address, groups: Iterable[list[bytes]]) -> None:
+        for group in groups:
+            data = self._envelope.seal(body(Header(self._me, self._epoch, self._seq), group))
+            self._seq += 1
+            try:
+                self._datagrams.send(data, address)
+            except OSError as error:
+                self.counts.send_errors += 1
+                self._complain("send", address, "gossip to {address} could not be sent: {detail}", detail=str(error))
+            else:
+                self.counts.sent += 1
+                self.counts.sent_bytes += len(data)
+
+    def _oversized(self, item: Item) -> None:
+        self._log.error("a gossip item of kind {kind} fits into no datagram and is not sent", kind=type(item).__name__)
+
+    def _complain(self, kind: str, address: Address, text: str, **fields: object) -> None:
+        """Log a warning, but the same kind about the same address only once a minute."""
+        now_s = self._clock.seconds()
+        if self._complaints.get((kind, address), now_s) <= now_s:
+            self._complaints[kind, address] = now_s + COMPLAIN_S
+            self._log.warn(text, address=str(address), **fields)
+
+    # -- hearing --------------------------------------------------------------------------------------------------------------
+
+    def received(self, data: bytes, source: Address) -> None:
+        """Take in a datagram. Never raises; whatever is wrong with it is counted and nothing is sent back."""
+        if not self._running:
+            return
+        try:
+            self._receive(data, source)
+        except Exception:  # noqa: BLE001  a datagram must never end the socket's protocol
+            self.counts.refused["failed"] += 1
+            self._log.failure("a gossip datagram from {address} could not be dealt with", address=str(source))
+
+    def _receive(self, data: bytes, source: Address) -> None:
+        if not self.cluster.roster.is_configured(source):
+            self.counts.refused[Refusal.UNKNOWN_SOURCE.value] += 1
+            return
+        opened = self._envelope.open(data)
+        if isinstance(opened, Unopened):
+            self.counts.refused[opened.value] += 1
+            self._complain(opened.value, source, "gossip from {address} was not opened: {reason}", reason=opened.value)
+            return
+        try:
+            packet = decode(opened)
+        except FormatError as error:
+            self.counts.refused[Unopened.MALFORMED.value] += 1
+            self._complain("malformed", source, "gossip from {address} does not follow the format: {detail}", detail=str(error))
+            return
+        effects = self.cluster.heard(source, packet, self._clock.seconds())
+        self.counts.heard += not any(isinstance(effect, heard.Refused) for effect in effects)
+        for effect in effects:
+            self._act(effect)
+
+    def _act(self, effect: heard.Effect) -> None:
+        match effect:
+            case heard.Refused():
+                self.counts.refused[effect.reason.value] += 1
+            case heard.Double():
+                self._complain(
+                    "double",
+                    effect.address,
+                    "machine id {machine} is used by two nodes, at {address} and {other}: give each its own (--override-machine-id)",
+                    machine=effect.machine.hex(),
+                    other=str(effect.other) if effect.other != effect.address else "this node",
+                )
+            case heard.NewPeer():
+                self._tellings.started_anew(effect.machine)
+                self._look_around()
+                self._log.info("peer {machine} speaks at {address}", machine=effect.machine.hex(), address=str(effect.address))
+            case heard.BaseHeard():
+                self._compare(effect)
+            case heard.Completed():
+                self._on_completed(effect)
+            case heard.Acked():
+                self._tellings.acked(effect.vpath, effect.machine, effect.image)
+            case heard.DownloadHeard():
+                self._on_download(effect)
+            case heard.WatchHeard():
+                self._on_watch(effect)
+            case heard.MemberHeard():
+                self._composer.put((Kind.MEMBER, (effect.machine, effect.part)))
+
+    def _compare(self, effect: heard.BaseHeard) -> None:
+        if effect.base.key in self._facts.keys() and self._facts.base_hashes().get(effect.base) != effect.hash:  # noqa: SIM118  not a dict
+            self._ears.differs(effect.base, effect.hash, effect.address)
+
+    def _on_completed(self, effect: heard.Completed) -> None:
+        watched = effect.vpath in self._facts.watching()
+        if watched and effect.news:
+            self._ears.completed(effect.vpath, effect.image, effect.machine, effect.hostname)
+        if watched or effect.vpath in self._lately:
+            self._answer(effect.address, Ack(effect.vpath, effect.image))
+
+    def _on_download(self, effect: heard.DownloadHeard) -> None:
+        item = self._composer.completion(effect.vpath)
+        address = self.cluster.address_of(effect.machine)
+        if item is None or item.image != effect.image or address is None:
+            return
+        if self._answers.due(effect.machine, effect.vpath, effect.image, self._clock.seconds()):
+            self._answer(address, item)
+
+    def _on_watch(self, effect: heard.WatchHeard) -> None:
+        self._composer.put((Kind.WATCH, (effect.vpath, effect.machine)))
+        version = self._facts.committed(effect.vpath)
+        if version is not None and self._tellings.begin(effect.vpath, effect.machine, version.image, self._clock.seconds()):
+            self._soon()
+
+    def _answer(self, address: Address, item: Item) -> None:
+        self._direct.setdefault(address, {})[item] = None
+        self._soon()
+
+
+def _path_of(fact: Fact) -> VPath:
+    """The path that a piece of news is about."""
+    key = fact[1]
+    vpath = key[0] if isinstance(key, tuple) else key
+    assert isinstance(vpath, VPath)
+    return vpath

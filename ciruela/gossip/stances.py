@@ -1,0 +1,83 @@
+"""What each machine said it does with an image at a path: fetches it, has it, dropped it. Hints for the choice of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ciruela.gossip.packets import Complete, Deleted, Download
+from ciruela.gossip.quota import Quota
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.vpath import VPath
+
+STANCE_S = 300.0
+"""A stance that was not repeated for so long is forgotten."""
+
+IMAGES_PER_PATH = 4
+"""Images of which one machine may speak at one path."""
+
+Stance = Download | Complete | Deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A stance and when it was taken: ``order`` is the sender's epoch and sequence number."""
+
+    stance: Stance
+    order: tuple[int, int]
+
+
+class Stances:
+    """The stances of all machines, at most ``PER_OWNER`` paths for each."""
+
+    def __init__(self) -> None:
+        self._paths: dict[VPath, dict[MachineId, dict[ImageId, Said]]] = {}
+        self._quota: Quota[MachineId, VPath] = Quota()
+
+    def __len__(self) -> int:
+        return len(self._quota)
+
+    def heard(self, machine: MachineId, stance: Stance, order: tuple[int, int], now_s: float) -> bool:
+        """Note a stance. True when it is not what was known already; a packet that was overtaken by a newer one changes nothing."""
+        known = self._paths.get(stance.vpath, {}).get(machine, {}).get(stance.image)
+        if known is not None and order < known.order:
+            return False
+        gone = self._quota.touch(machine, stance.vpath, now_s)
+        if gone is not None:
+            self._forget(machine, gone)
+        images = self._paths.setdefault(stance.vpath, {}).setdefault(machine, {})
+        if isinstance(stance, Complete):
+            for image in [i for i, said in images.items() if isinstance(said.stance, Complete) and said.order <= order]:
+                del images[image]
+        images.pop(stance.image, None)
+        if len(images) >= IMAGES_PER_PATH:
+            del images[next(iter(images))]
+        images[stance.image] = Said(stance, order)
+        return known is None or known.stance != stance
+
+    def _forget(self, machine: MachineId, vpath: VPath) -> None:
+        machines = self._paths[vpath]
+        del machines[machine]
+        if not machines:
+            del self._paths[vpath]
+
+    def of(self, vpath: VPath, image: ImageId) -> Iterator[tuple[MachineId, Stance]]:
+        """Who said what of ``image`` at ``vpath``."""
+        for machine, images in self._paths.get(vpath, {}).items():
+            said = images.get(image)
+            if said is not None:
+                yield machine, said.stance
+
+    def completed(self, vpath: VPath) -> list[tuple[MachineId, ImageId]]:
+        """Who said to have what at ``vpath``."""
+        return [
+            (machine, image)
+            for machine, images in self._paths.get(vpath, {}).items()
+            for image, said in images.items()
+            if isinstance(said.stance, Complete)
+        ]
+
+    def expire(self, now_s: float) -> None:
+        """Forget what is too old."""
+        for key in self._quota.expired(now_s - STANCE_S):
+            self._forget(*key)

@@ -1,0 +1,98 @@
+"""Completions that somebody waits for: said to each watcher until it acknowledges, or its watch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.vpath import VPath
+
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 30.0
+"""A completion is repeated after 1, 2, 4, 8, 16, then each 30 seconds."""
+
+MOST_TELLINGS = 16384
+"""Watchers and paths that are remembered; beyond it the oldest is forgotten, and told only by ordinary gossip."""
+
+ANSWER_S = 5.0
+"""A node that fetches what is complete here is told so at most this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """One completion for one watcher. ``acked``: heard; it stays so that a renewed watch is not told again."""
+
+    image: ImageId
+    next_s: float
+    delay_s: float
+    acked: bool = False
+
+
+class Tellings:
+    """Who is to be told of what."""
+
+    def __init__(self, limit: int = MOST_TELLINGS) -> None:
+        self._limit = limit
+        self._tellings: dict[tuple[VPath, MachineId], Telling] = {}
+
+    def __len__(self) -> int:
+        return len(self._tellings)
+
+    def begin(self, vpath: VPath, machine: MachineId, image: ImageId, now_s: float) -> bool:
+        """``machine`` waits for ``vpath``, where ``image`` is complete. True when it has not been told of that yet."""
+        key = (vpath, machine)
+        known = self._tellings.get(key)
+        if known is not None and known.image == image:
+            return False
+        self._tellings.pop(key, None)
+        if len(self._tellings) >= self._limit:
+            del self._tellings[next(iter(self._tellings))]
+        self._tellings[key] = Telling(image, now_s, FIRST_DELAY_S)
+        return True
+
+    def acked(self, vpath: VPath, machine: MachineId, image: ImageId) -> None:
+        """``machine`` knows; an acknowledgment of another image says nothing."""
+        known = self._tellings.get((vpath, machine))
+        if known is not None and known.image == image:
+            self._tellings[vpath, machine] = Telling(image, known.next_s, known.delay_s, acked=True)
+
+    def started_anew(self, machine: MachineId) -> None:
+        """``machine`` restarted: what it acknowledged before, its new clients have not heard."""
+        for key in [key for key in self._tellings if key[1] == machine]:
+            del self._tellings[key]
+
+    def due(self, now_s: float, waits: Callable[[VPath, MachineId], bool]) -> list[tuple[VPath, MachineId]]:
+        """What to say now. Forgets those for which ``waits`` says that the watch is over."""
+        for key in [key for key in self._tellings if not waits(*key)]:
+            del self._tellings[key]
+        return [key for key, telling in self._tellings.items() if not telling.acked and telling.next_s <= now_s]
+
+    def told(self, vpath: VPath, machine: MachineId, now_s: float) -> None:
+        """It was said at ``now_s``; the next time comes after twice the delay."""
+        known = self._tellings[vpath, machine]
+        self._tellings[vpath, machine] = Telling(known.image, now_s + known.delay_s, min(2 * known.delay_s, LONGEST_DELAY_S), known.acked)
+
+
+class Answers:
+    """Which downloading node was told lately that an image is complete here."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._limit = limit
+        self._said: dict[tuple[MachineId, VPath, ImageId], float] = {}
+
+    def due(self, machine: MachineId, vpath: VPath, image: ImageId, now_s: float) -> bool:
+        """Whether to answer ``machine`` now; notes that it is done. Says no when too much was answered lately."""
+        key = (machine, vpath, image)
+        if key in self._said or len(self._said) >= self._limit:
+            return False
+        self._said[key] = now_s
+        return True
+
+    def expire(self, now_s: float) -> None:
+        """Forget answers older than :data:`ANSWER_S`."""
+        while self._said:
+            key = next(iter(self._said))
+            if now_s - self._said[key] < ANSWER_S:
+                break
+            del self._said[key]

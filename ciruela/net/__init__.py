@@ -1,0 +1,8 @@
+"""The network of one process: websockets, datagrams, names. It carries messages and knows nothing of what they are for.
+
+It must not decide anything about images, and it must not trust what it reads: every byte passes ``ciruela.proto`` first.
+
+Reading order: ``talk`` (a dialogue and who deals with it), ``link`` (a websocket around it, both roles), ``server`` (the port where
+websockets and pages arrive), ``outgoing`` (a connection to a node, and the pool of them), ``datagrams``, ``resolve`` (names to
+addresses), ``peers`` (the file that lists the other nodes).
+"""

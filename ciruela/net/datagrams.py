@@ -1,0 +1,59 @@
+"""The UDP port of gossip: bytes and addresses, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IListeningPort, IReactorUDP
+from twisted.internet.protocol import DatagramProtocol
+from twisted.logger import Logger
+
+from ciruela.seams import Address
+
+MAX_DATAGRAM_BYTES = 1400
+"""Fits into one Ethernet frame with room for tunnels; the longest datagram of our gossip."""
+
+
+class DatagramPort(DatagramProtocol):
+    """Implements :class:`ciruela.seams.Datagrams`. ``deliver`` gets each datagram and where it came from.
+
+    ``refused`` counts datagrams that were too long, ``unsent`` those that the system did not take, ``faults`` exceptions of ``deliver``.
+    """
+
+    _log = Logger()
+
+    def __init__(self, deliver: Callable[[bytes, Address], object]) -> None:
+        self._deliver = deliver
+        self.refused = 0
+        self.unsent = 0
+        self.faults = 0
+
+    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:  # noqa: N802
+        """Twisted: a datagram came."""
+        if len(datagram) > MAX_DATAGRAM_BYTES:
+            self.refused += 1
+            return
+        try:
+            self._deliver(datagram, Address(addr[0], addr[1]))
+        except Exception:  # noqa: BLE001  Twisted would go on, but without knowing who sent it
+            self.faults += 1
+            self._log.failure("a datagram of {size} bytes from {peer} was not understood", size=len(datagram), peer=addr[0])
+
+    def send(self, data: bytes, address: Address) -> None:
+        """Send one datagram; it may be lost. Longer ones than 1,400 bytes and those that the system refuses are counted as unsent."""
+        if len(data) > MAX_DATAGRAM_BYTES or self.transport is None:
+            self.unsent += 1
+            return
+        try:
+            self.transport.write(data, (address.host, address.port))
+        except (OSError, ValueError):  # no route, a full buffer, or an address of the other family: as good as lost
+            self.unsent += 1
+
+    def connectionRefused(self) -> None:  # noqa: N802
+        """Twisted: a node told by ICMP that nobody listens there."""
+
+
+def listen(reactor: IReactorUDP, host: str, port: int, deliver: Callable[[bytes, Address], object]) -> tuple[DatagramPort, IListeningPort]:
+    """Bind ``host:port``. Raises twisted.internet.error.CannotListenError."""
+    protocol = DatagramPort(deliver)
+    return protocol, reactor.listenUDP(port, protocol, interface=host, maxPacketSize=65536)

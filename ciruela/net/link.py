@@ -1,0 +1,421 @@
+# ruff: noqa: N802, N803, N815  half of the names here are Twisted's and Autobahn's
+"""A websocket that carries ``ciruela.v1``, in both roles (protocol section 2).
+
+What the reference needs and Autobahn does not do by itself: a ping each second that waits for no pong, any received byte counts as life,
+no fragments, no compression, TCP closed soon after a close frame. What hostile peers need: a limit of size that is only raised while an
+index is due, and a limit on what is queued for one who does not read (threats A19-A25).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import txaio
+from autobahn import websocket as autobahn_websocket
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ciruela.model.errors import LinkLost
+from ciruela.net.talk import Talk
+from ciruela.proto.messages import Notification, Request, Response
+from ciruela.seams import Address, Counterpart
+
+txaio.use_twisted()
+
+SUBPROTOCOL = "ciruela.v1"
+ORDINARY_BYTES = 256 * 1024
+"""Largest message that may come at any time (threats A21)."""
+
+LARGE_BYTES = 101 * 1024 * 1024 + 64 * 1024
+"""Largest answer with an index: the reference's frame limit (protocol section 2.2), and room for the envelope."""
+
+PING_S = 1.0
+"""A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
+
+PING = b"ciruela"
+CHUNK_BYTES = 256 * 1024
+MAX_HEAD_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Patience with one connection, in seconds, and what may be queued for it, in bytes."""
+
+    silence_s: float = 15.0
+    handshake_s: float = 5.0
+    close_s: float = 1.0
+    stall_s: float = 60.0
+    queue_bytes: int = 4 * 1024 * 1024
+
+
+LIMITS = Limits()
+
+
+def accelerated() -> bool:
+    """Whether Autobahn's native code is in use; without it an upload runs at a fortieth of the speed."""
+    return bool(getattr(autobahn_websocket, "USES_NVX", False))
+
+
+class _Quiet:
+    """Stands in for Autobahn's logger, which is asked on every call; only faults of the program come through."""
+
+    _log = Logger(namespace="ciruela.net.link")
+
+    def error(self, message: str, **fields: object) -> None:
+        """Pass on."""
+        self._log.error(message, **fields)
+
+    def _nothing(self, *_args: object, **_fields: object) -> None:
+        """Say nothing."""
+
+    failure = critical = warn = info = debug = trace = _nothing
+
+
+@implementer(IPushProducer)
+class _Websocket:
+    """What both roles share; stands before an Autobahn protocol class in the order of bases."""
+
+    log: Any = _Quiet()
+    _log = Logger(namespace="ciruela.net.link")
+    factory: Any
+    transport: Any
+    state: int
+    failedByMe: bool
+    message_data: Any
+    message_is_binary: bool
+    pings: bool
+
+    name = "a connection"
+    subprotocol: str | None = None
+    ignored_texts = 0
+
+    def connectionMade(self) -> None:
+        """Twisted: the TCP connection stands."""
+        self._clock: IReactorTime = self.factory.clock
+        self._limits: Limits = self.factory.limits
+        peer = self.transport.getPeer()
+        self.name = str(Address(peer.host, peer.port)) if hasattr(peer, "port") else str(peer)
+        self._talk = Talk(self, self.factory.counterpart, self._send_message, self._break, self._hold)
+        self._why: str | None = None
+        self._opened = self._paused = self._held = self._heard = self._gone = False
+        self._silent_s = 0.0
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._stall: IDelayedCall | None = None
+        self._pulse_s = PING_S if self.pings else self._limits.silence_s / 5
+        self._pulse = LoopingCall(self._beat)
+        self._pulse.clock = self._clock
+        self._deadline: IDelayedCall | None = self._clock.callLater(self._limits.handshake_s, self._late)
+        super().connectionMade()  # type: ignore[misc]
+
+    def _late(self) -> None:
+        self._deadline = None
+        self._drop(f"no websocket handshake within {self._limits.handshake_s:g} s")
+
+    def onOpen(self) -> None:
+        """Autobahn: the handshake is done."""
+        self._cancel_deadline()
+        self._opened = True
+        self.transport.registerProducer(self, True)
+        self._pulse.start(self._pulse_s, now=False)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    # -- the Link ------------------------------------------------------------------------------------------------------------
+
+    def ask(self, request: Request) -> Deferred[Response]:
+        """As :meth:`ciruela.seams.Link.ask`."""
+        answer = self._talk.ask(request)
+        self._set_limit()
+        return answer
+
+    def tell(self, notification: Notification) -> None:
+        """As :meth:`ciruela.seams.Link.tell`."""
+        self._talk.tell(notification)
+
+    def close(self, reason: str = "closed by us") -> None:
+        """Say goodbye and close TCP, after a second at the latest."""
+        if self._gone:
+            return
+        if not self._opened:
+            self._drop(reason)
+            return
+        self._why = self._why or reason
+        self._talk.end(f"the connection to {self.name} was {self._why}")
+        self.sendClose(1000)  # type: ignore[attr-defined]
+        self._abort_soon()
+
+    def _abort_soon(self) -> None:
+        if self._deadline is None and not self._gone:
+            self._deadline = self._clock.callLater(self._limits.close_s, self._overdue)
+
+    def _overdue(self) -> None:
+        self._deadline = None
+        self._drop("the other side did not close its end")
+
+    def _break(self, reason: str) -> None:
+        self._log.warn("closing {link}: {reason}", link=self.name, reason=reason[:200])
+        self._drop(reason)
+
+    def _drop(self, reason: str) -> None:
+        if self._gone:
+            return
+        self._why = self._why or reason
+        if self.state != self.STATE_CLOSED:  # type: ignore[attr-defined]
+            self.dropConnection(abort=True)  # type: ignore[attr-defined]
+        else:
+            self.transport.abortConnection()
+
+    # -- what comes in -------------------------------------------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """Twisted: bytes came."""
+        self._heard = True
+        try:
+            self._dataReceived(data)  # type: ignore[attr-defined]
+        except Exception:  # noqa: BLE001  Autobahn raises on some broken handshakes; whatever it is, it ends this connection alone
+            self._log.failure("{link}: a frame or a handshake was not understood", link=self.name)
+            self._drop("it does not speak websocket")
+            return
+        if not self._opened and len(self.data) > MAX_HEAD_BYTES:  # type: ignore[attr-defined]
+            self._drop("it does not speak websocket")
+
+    def onMessageEnd(self) -> None:
+        """Autobahn: a message is whole."""
+        parts, self.message_data = self.message_data, None
+        if self.failedByMe:
+            return
+        if not self.message_is_binary:
+            self.ignored_texts += 1
+            return
+        self._talk.received(parts[0] if len(parts) == 1 else b"".join(parts))
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        self.maxFramePayloadSize = self.maxMessagePayloadSize = LARGE_BYTES if self._talk.large_due else ORDINARY_BYTES
+
+    def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
+        self._why = self._why or f"it sent {msg_size} bytes at once, at most {max_msg_size} are allowed"
+        super()._max_message_size_exceeded(msg_size, max_msg_size, reason)  # type: ignore[misc]
+
+    def _protocol_violation(self, reason: str) -> bool:
+        self._why = self._why or f"it broke the websocket protocol: {reason[:200]}"
+        return bool(super()._protocol_violation(reason))  # type: ignore[misc]
+
+    def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
+        """Autobahn: the other side says goodbye."""
+        self._why = self._why or "closed by the other side"
+        result: bool | None = super().onCloseFrame(code, reasonRaw)  # type: ignore[misc]
+        self._abort_soon()
+        return result
+
+    def _beat(self) -> None:
+        if self._heard:
+            self._heard = False
+            self._silent_s = 0.0
+        else:
+            patience_s = self._limits.stall_s if self._held else self._limits.silence_s
+            self._silent_s += self._pulse_s
+            if self._silent_s >= patience_s:
+                self._drop(f"nothing was heard for {patience_s:g} s")
+                return
+        if self.pings:
+            self.sendPing(PING)  # type: ignore[attr-defined]
+
+    # -- what goes out -------------------------------------------------------------------------------------------------------
+
+    def _send_message(self, data: bytes) -> None:
+        self._heard = self._heard or self._held
+        if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
+            self.sendFrame(opcode=2, payload=data)  # type: ignore[attr-defined]
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:  # noqa: ARG002
+        """Autobahn: bytes for the transport. They wait here while it is full, so that what is queued can be counted."""
+        if not self._paused and not self._outbox and len(data) <= CHUNK_BYTES:
+            self.transport.write(data)
+            return
+        self._outbox.extend(data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+        self._outbox_bytes += len(data)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox and not self._paused:
+            chunk = self._outbox.popleft()
+            self._outbox_bytes -= len(chunk)
+            self.transport.write(chunk)
+        self._talk.clog(self._outbox_bytes > self._limits.queue_bytes)
+
+    def pauseProducing(self) -> None:
+        """Twisted: the transport is full."""
+        self._paused = True
+        if self._stall is None and not self._gone:
+            self._stall = self._clock.callLater(self._limits.stall_s, self._stalled)
+
+    def resumeProducing(self) -> None:
+        """Twisted: the transport has room."""
+        self._paused = False
+        self._cancel_stall()
+        self._flush()
+
+    def stopProducing(self) -> None:
+        """Twisted: the transport is gone; connectionLost says more."""
+
+    def _stalled(self) -> None:
+        self._stall = None
+        self._drop(f"it read nothing for {self._limits.stall_s:g} s")
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _hold(self, held: bool) -> None:
+        held = held or self._outbox_bytes > self._limits.queue_bytes
+        if held == self._held or self._gone:
+            return
+        self._held = held
+        if held:
+            self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
+
+    # -- the end -------------------------------------------------------------------------------------------------------------
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Twisted: the TCP connection is gone."""
+        self._gone = True
+        self._cancel_deadline()
+        self._cancel_stall()
+        if self._pulse.running:
+            self._pulse.stop()
+        self._outbox.clear()
+        self._outbox_bytes = 0
+        super().connectionLost(reason)  # type: ignore[misc]
+        why = self._why or "closed by the other side"
+        if self._opened:
+            self._talk.end(f"the connection to {self.name} was lost: {why}")
+        self.ended(why)
+
+    def ended(self, why: str) -> None:
+        """For the roles: everything is cleaned up; ``why`` is for people."""
+
+
+class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
+    """The accepting end."""
+
+    pings = False
+
+    def onConnect(self, request: ConnectionRequest) -> str | None:
+        """Autobahn: the handshake is in order; choose the subprotocol, or refuse a foreign origin (threats A28)."""
+        if not origin_allowed(request.headers.get("origin"), request.headers.get("host", "")):
+            raise ConnectionDeny(ConnectionDeny.FORBIDDEN, "origin not allowed")
+        self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
+        return self.subprotocol
+
+
+def origin_allowed(origin: str | None, host: str) -> bool:
+    """Whether a handshake with these headers may come in.
+
+    The reference sends ``http://HOST/`` (protocol section 2.1). No browser ends an Origin with a slash, so none passes, whichever page
+    or name it came from.
+    """
+    return origin is None or origin in ("http://ciruela/", "http://ciruela_internal/") or (host != "" and origin == f"http://{host}/")
+
+
+class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
+    """The connecting end. ``opened`` fires with the link, or fails with LinkLost."""
+
+    pings = True
+    opened: Deferred[ClientLink]
+
+    def connectionMade(self) -> None:
+        """Twisted: the TCP connection stands."""
+        self.opened = Deferred(lambda _: self._drop("given up"))
+        super().connectionMade()
+
+    def startHandshake(self) -> None:
+        """Autobahn: send the request. Its own has a Host with a port, where the reference's names none."""
+        self.websocket_key = base64.b64encode(os.urandom(16))
+        host = self.factory.host_header
+        lines = (
+            "GET / HTTP/1.1",
+            f"Host: {host}",
+            f"Origin: http://{host}/",
+            "User-Agent: ciruela",
+            "Connection: upgrade",
+            "Upgrade: websocket",
+            f"Sec-WebSocket-Key: {self.websocket_key.decode('ascii')}",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Protocol: {SUBPROTOCOL}",
+        )
+        self.http_request_data = "\r\n".join((*lines, "", "")).encode("ascii")
+        self.sendData(self.http_request_data)
+
+    def failHandshake(self, reason: str) -> None:
+        """Autobahn: the answer is not a websocket."""
+        words = str(getattr(self, "http_status_line", "")).split()
+        refused = len(words) > 1 and words[0].startswith("HTTP/") and words[1] != "101"
+        self._why = f"no websocket there: HTTP {words[1][:10]}" if refused else f"no websocket there: {reason[:200]}"
+        super().failHandshake(reason)
+
+    def onOpen(self) -> None:
+        """Autobahn: the handshake is done."""
+        self.subprotocol = getattr(self, "websocket_protocol_in_use", None)
+        super().onOpen()
+        self.opened.callback(self)
+
+    def ended(self, why: str) -> None:
+        """Everything is cleaned up."""
+        if not self.opened.called:
+            self.opened.errback(LinkLost(f"cannot connect to {self.name}: {why}"))
+
+
+def server_links(counterpart: Counterpart, clock: IReactorTime, limits: Limits = LIMITS) -> WebSocketServerFactory:
+    """A factory of accepted links."""
+    factory: Any = WebSocketServerFactory(protocols=[SUBPROTOCOL], server="ciruela", reactor=clock)
+    factory.protocol = ServerLink
+    factory.setProtocolOptions(webStatus=False, allowNullOrigin=False)
+    _configure(factory, counterpart, clock, limits)
+    return factory  # type: ignore[no-any-return]
+
+
+def client_links(counterpart: Counterpart, clock: IReactorTime, host_header: str, limits: Limits = LIMITS) -> WebSocketClientFactory:
+    """A factory of links that connect, with ``host_header`` as Host."""
+    factory: Any = WebSocketClientFactory(protocols=[SUBPROTOCOL], useragent="ciruela", reactor=clock)
+    factory.protocol = ClientLink
+    factory.noisy = False
+    factory.host_header = host_header
+    factory.setProtocolOptions(serverConnectionDropTimeout=0)
+    _configure(factory, counterpart, clock, limits)
+    return factory  # type: ignore[no-any-return]
+
+
+def _configure(factory: Any, counterpart: Counterpart, clock: IReactorTime, limits: Limits) -> None:
+    factory.log = _Quiet()
+    factory.counterpart = counterpart
+    factory.clock = clock
+    factory.limits = limits
+    factory.setProtocolOptions(
+        maxFramePayloadSize=ORDINARY_BYTES,
+        maxMessagePayloadSize=ORDINARY_BYTES,
+        autoFragmentSize=0,
+        failByDrop=True,
+        openHandshakeTimeout=0,  # the timers of a link are its own: Autobahn's run on a global reactor
+        closeHandshakeTimeout=0,
+        autoPingInterval=0,
+        tcpNoDelay=True,
+    )

@@ -1,0 +1,330 @@
+"""Connections to nodes: one of them, and a pool that makes, shares and closes them (protocol section 2.4)."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.clockwork import Backoff
+from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.net.link import LIMITS, ClientLink, Limits, client_links
+from ciruela.proto.dialogue import MAX_PENDING
+from ciruela.proto.messages import GetBlock, Notification, Request, Response
+from ciruela.seams import Address, Counterpart, Link
+
+CLIENT_HOST = "ciruela"
+NODE_HOST = "ciruela_internal"
+"""What clients and nodes send as Host (protocol section 2.1)."""
+
+CONNECT_S = 3.0
+IDLE_S = 10.0
+ANSWER_S = 30.0
+BLOCK_S = 5.0 + 32.0 / 50.0
+"""A block of 32 KiB at 50 KiB/s, and 5 s for the other side to find it."""
+
+MOST_QUEUED = 256
+
+
+def connect(
+    reactor: Any,
+    address: Address,
+    counterpart: Counterpart,
+    host_header: str,
+    timeout_s: float = CONNECT_S,
+    limits: Limits = LIMITS,
+) -> Deferred[ClientLink]:
+    """A link to the node at ``address``, open. ``timeout_s`` is for TCP and handshake together.
+
+    Fails with LinkLost, in words for people. Cancelling gives up.
+    """
+    endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
+    endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1)
+    factory = client_links(counterpart, reactor, host_header, limits)
+    connected = cast("Deferred[ClientLink]", endpoint.connect(factory))
+    return (
+        connected.addCallback(lambda link: link.opened)
+        .addTimeout(timeout_s, reactor, onTimeoutCancel=_timed_out)
+        .addErrback(_in_words, address, timeout_s)
+    )
+
+
+def _timed_out(result: object, timeout_s: float) -> object:
+    if isinstance(result, Failure):
+        raise DeferredTimeout(timeout_s, "Deferred")
+    return result
+
+
+def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLink:
+    if failure.check(CancelledError, LinkLost):
+        failure.raiseException()
+    if failure.check(ConnectionRefusedError):
+        raise LinkLost(f"connection refused by {address}")
+    if failure.check(DeferredTimeout, TimeoutError):
+        raise LinkLost(f"no answer from {address} within {timeout_s:g} s")
+    failure.trap(ConnectError, OSError)
+    raise LinkLost(f"cannot connect to {address}: {failure.getErrorMessage()}")
+
+
+class _Refusing:
+    """The counterpart of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        return fail(RemoteError("requests are not answered on this connection"))
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        """Nothing that is told here is of use."""
+
+    def lost(self, link: Link) -> None:
+        self._line.lost(link)
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One request of a caller, over all its attempts."""
+
+    request: Request
+    timeout_s: float
+    done: Deferred[Response] = field(init=False)
+    answer: Deferred[Response] | None = None
+    timer: IDelayedCall | None = None
+    again: bool = False
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class _Line:
+    """Everything for one address: at rest (no link, no attempt), connecting (an attempt), or open (a link)."""
+
+    def __init__(self, pool: Pool, address: Address) -> None:
+        self._pool = pool
+        self._address = address
+        self._attempt: Deferred[None] | None = None
+        self._idle: IDelayedCall | None = None
+        self._queue: deque[_Job] = deque()
+        self._flying: set[_Job] = set()
+        self.link: ClientLink | None = None
+        self.closed: Deferred[None] = Deferred()
+
+    @property
+    def resting(self) -> bool:
+        return self.link is None and self._attempt is None and not self._queue and not self._flying
+
+    def submit(self, request: Request, timeout_s: float) -> Deferred[Response]:
+        if self.link is None and self._attempt is None and self._pool.backoff.blocked(self._address):
+            return fail(LinkLost(f"{self._address} failed a moment ago and is left alone for now"))
+        if len(self._queue) >= MOST_QUEUED:
+            return fail(LinkLost(f"{MOST_QUEUED} requests wait for {self._address} already"))
+        job = _Job(request, timeout_s)
+        job.done = Deferred(lambda _: self._forget(job))
+        self._queue.append(job)
+        self._go_on()
+        return job.done
+
+    def _go_on(self) -> None:
+        if self.link is not None:
+            while self._queue and len(self._flying) < self._pool.most_flying and self.link is not None:
+                self._send(self._queue.popleft(), self.link)
+            self._set_idle()
+        elif self._queue and self._attempt is None:
+            self._connect()
+
+    # -- the connection ------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        attempt = connect(self._pool.reactor, self._address, _Refusing(self), NODE_HOST, self._pool.connect_s, self._pool.limits)
+        self._attempt = attempt.addCallbacks(self._connected, self._unconnected)  # type: ignore[assignment]
+        if attempt.called:
+            self._attempt = None
+
+    def _connected(self, link: ClientLink) -> None:
+        self._attempt = None
+        self._pool.backoff.succeeded(self._address)
+        self.link = link
+        self._go_on()
+
+    def _unconnected(self, failure: Failure) -> None:
+        self._attempt = None
+        self._pool.backoff.failed(self._address)
+        reason = failure.getErrorMessage() if failure.check(LinkLost) else f"the attempt to reach {self._address} was given up"
+        self._fail_queue(reason)
+        self._pool.rest(self)
+
+    def lost(self, link: Link) -> None:
+        """The link is gone. What was under way and had its first try waits for a fresh connection: all requests only read."""
+        if link is not self.link:
+            return
+        self.link = None
+        self._set_idle()
+        if any(job.again for job in self._flying):
+            self._pool.backoff.failed(self._address)
+        self._pool.reactor.callLater(0, self._after_loss)
+
+    def _after_loss(self) -> None:
+        if self.link is None and self._attempt is None and self._queue:
+            if self._pool.backoff.blocked(self._address):
+                self._fail_queue(f"the connection to {self._address} was lost")
+            else:
+                self._go_on()
+        self._pool.rest(self)
+
+    def _set_idle(self) -> None:
+        busy = self.link is None or self._queue or self._flying
+        if busy and self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        elif not busy and self._idle is None:
+            self._idle = self._pool.reactor.callLater(self._pool.idle_s, self._leave)
+
+    def _leave(self) -> None:
+        self._idle = None
+        if self.link is not None:
+            self.link.close("closed because it was idle")
+
+    def close(self) -> None:
+        """End everything; ``closed`` fires when nothing is left."""
+        self._fail_queue("this node is stopping")
+        if self._attempt is not None:
+            self._attempt.cancel()
+        if self.link is not None:
+            for job in list(self._flying):
+                job.again = True
+            self.link.close()
+        self._pool.rest(self)
+
+    # -- requests ------------------------------------------------------------------------------------------------------------
+
+    def _send(self, job: _Job, link: ClientLink) -> None:
+        self._flying.add(job)
+        job.timer = self._pool.reactor.callLater(job.timeout_s, self._too_late, job)
+        job.answer = link.ask(job.request)
+        job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,))
+
+    def _landed(self, job: _Job) -> None:
+        self._flying.discard(job)
+        job.stop_timer()
+        job.answer = None
+
+    def _answered(self, response: Response, job: _Job) -> None:
+        self._landed(job)
+        if not job.done.called:
+            job.done.callback(response)
+        self._go_on()
+
+    def _failed(self, failure: Failure, job: _Job) -> None:
+        again = failure.check(LinkLost) is not None and not job.again and not self._pool.stopped
+        self._landed(job)
+        if job.done.called:
+            return
+        if again:
+            job.again = True
+            self._queue.append(job)
+        else:
+            job.done.errback(failure)
+        if self.link is not None and not failure.check(LinkLost):
+            self._go_on()
+
+    def _too_late(self, job: _Job) -> None:
+        job.timer = None
+        self._give_up(job)
+        job.done.errback(LinkLost(f"no answer from {self._address} within {job.timeout_s:g} s"))
+        self._go_on()
+
+    def _forget(self, job: _Job) -> None:
+        if job in self._flying:
+            self._give_up(job)
+            self._go_on()
+        elif job in self._queue:
+            self._queue.remove(job)
+
+    def _give_up(self, job: _Job) -> None:
+        answer = job.answer
+        self._landed(job)
+        if answer is not None:
+            answer.addErrback(lambda _: None)
+            job.again = True
+            answer.cancel()
+
+    def _fail_queue(self, reason: str) -> None:
+        while self._queue:
+            job = self._queue.popleft()
+            if not job.done.called:
+                job.done.errback(LinkLost(reason))
+
+
+class Pool:
+    """Implements :class:`ciruela.seams.Wire`: at most one connection to an address, made on demand, closed when idle.
+
+    The n-th failure in a row blocks an address for n seconds. A request that lost its connection is sent once more, on a fresh one.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        connect_s: float = CONNECT_S,
+        idle_s: float = IDLE_S,
+        most_flying: int = MAX_PENDING,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.reactor = reactor
+        self.connect_s = connect_s
+        self.idle_s = idle_s
+        self.most_flying = most_flying
+        self.limits = limits
+        self.stopped = False
+        self.backoff: Backoff[Address] = Backoff(reactor)
+        self._lines: dict[Address, _Line] = {}
+
+    def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
+        """As :meth:`ciruela.seams.Wire.ask`. ``timeout_s`` runs from when the request is sent; by default 30 s, for a block 5.6 s."""
+        if self.stopped:
+            return fail(LinkLost("this node is stopping"))
+        line = self._lines.get(address)
+        if line is None:
+            line = self._lines[address] = _Line(self, address)
+        if timeout_s is None:
+            timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
+        answer = line.submit(request, timeout_s)
+        self.rest(line)
+        return answer
+
+    def connected(self, address: Address) -> bool:
+        """As :meth:`ciruela.seams.Wire.connected`."""
+        line = self._lines.get(address)
+        return line is not None and line.link is not None
+
+    def rest(self, line: _Line) -> None:
+        """Forget a line that has nothing left."""
+        if line.resting:
+            for address, known in self._lines.items():
+                if known is line:
+                    del self._lines[address]
+                    break
+            if not line.closed.called:
+                line.closed.callback(None)
+
+    def stop(self) -> Deferred[None]:
+        """Close everything; requests that wait fail with LinkLost. Fires when all connections are gone."""
+        self.stopped = True
+        lines = list(self._lines.values())
+        gone = DeferredList([line.closed for line in lines])
+        for line in lines:
+            line.close()
+        return gone.addCallback(lambda _: None)

@@ -1,0 +1,1 @@
+"""The commands of the user, over memory links and with fake clocks."""

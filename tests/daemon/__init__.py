@@ -1,0 +1,1 @@
+"""Configuration, wiring and requests of a node."""

@@ -1,0 +1,1 @@
+"""Planning, sources, fetching and serving."""

@@ -1,0 +1,116 @@
+"""How sources are treated."""
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.download.sources import (
+    FIRST_WINDOW,
+    LONGEST_BAD_S,
+    MOST_BAD_BLOCKS,
+    MOST_WINDOW,
+    SLOW_S,
+    Candidate,
+    Source,
+    Sources,
+)
+from ciruela.model.mask import FULL
+
+
+def candidate(key="a", mask=FULL, seed=False, hearsay=False):
+    return Candidate(key, str(key), lambda request: Deferred(), mask, seed, hearsay)
+
+
+class SourceTests(SynchronousTestCase):
+    """A bad source costs only itself."""
+
+    def test_window_grows(self):
+        """A source that answers fast is asked for more at a time, up to a limit."""
+        source = Source(candidate())
+        for _ in range(200):
+            source.gave(0.01)
+        self.assertEqual(source.window, MOST_WINDOW)
+
+    def test_window_shrinks(self):
+        """A slow link does not fill up with requests that then run into their deadline."""
+        source = Source(candidate())
+        for _ in range(200):
+            source.gave(SLOW_S + 1)
+        self.assertEqual(source.window, 2)
+
+    def test_ready(self):
+        """Not more than the window, and not while it rests."""
+        source = Source(candidate())
+        self.assertTrue(source.ready(0.0))
+        source.in_flight = FIRST_WINDOW
+        self.assertFalse(source.ready(0.0))
+        source.in_flight = 0
+        source.failed(10.0)
+        self.assertFalse(source.ready(10.9))
+        self.assertTrue(source.ready(11.0))
+        source.failed(11.0)
+        self.assertFalse(source.ready(12.9))
+        self.assertTrue(source.ready(13.0))
+
+    def test_liar(self):
+        """Wrong bytes: 30 s of rest, doubling; after three never again for this image."""
+        source = Source(candidate())
+        source.lied(0.0)
+        self.assertFalse(source.ready(29.9))
+        self.assertTrue(source.ready(30.0))
+        source.lied(30.0)
+        self.assertFalse(source.ready(89.9))
+        self.assertTrue(source.ready(90.0))
+        source.lied(90.0)
+        self.assertEqual(source.bad_blocks, MOST_BAD_BLOCKS)
+        self.assertFalse(source.ready(90.0 + 10 * LONGEST_BAD_S))
+
+    def test_deadline_counts_what_is_in_flight(self):
+        """A slow but honest client is given the time that its queue takes."""
+        source = Source(candidate())
+        alone = source.deadline_s()
+        source.in_flight = 31
+        self.assertAlmostEqual(source.deadline_s() - alone, 31 * 32768 / 51200)
+
+    def test_lacked(self):
+        """A peer that lacks a block is not asked for that slice again, but for others at once."""
+        source = Source(candidate(mask=0b11))
+        source.lacked(0, 0.0)
+        self.assertEqual(source.mask, 0b10)
+        self.assertTrue(source.ready(0.0))
+
+    def test_lacked_by_a_guess(self):
+        """Who was only guessed to have the image, or a client that cannot read it, rests after a refusal."""
+        for one in (candidate(hearsay=True), candidate(seed=True)):
+            source = Source(one)
+            source.lacked(0, 0.0)
+            self.assertFalse(source.ready(0.5))
+
+
+class SourcesTests(SynchronousTestCase):
+    """Candidates come and go, their record stays."""
+
+    def test_record_stays(self):
+        """A liar does not start anew with each look around, nor by reconnecting for a moment."""
+        sources = Sources()
+        sources.update([candidate("a"), candidate("b")])
+        sources.active()[0].lied(0.0)
+        sources.update([candidate("b")])
+        self.assertEqual([source.candidate.key for source in sources.active()], ["b"])
+        sources.update([candidate("a")])
+        self.assertEqual(sources.active()[0].bad_blocks, 1)
+
+    def test_new_claim_is_believed(self):
+        """A peer that got further is asked again for what it lacked before."""
+        sources = Sources()
+        sources.update([candidate(mask=0b01)])
+        sources.active()[0].lacked(0, 0.0)
+        sources.update([candidate(mask=0b01)])
+        self.assertEqual(sources.active()[0].mask, 0)
+        sources.update([candidate(mask=0b11)])
+        self.assertEqual(sources.active()[0].mask, 0b11)
+
+    def test_claimed_by_peers(self):
+        """Only what peers claim themselves counts as available elsewhere."""
+        sources = Sources()
+        sources.update([candidate("c", seed=True), candidate("g", hearsay=True), candidate("p", mask=0b101), candidate("q", mask=0b001)])
+        self.assertEqual(sources.claimed_by_peers(), 0b101)

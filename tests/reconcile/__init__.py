@@ -1,0 +1,1 @@
+"""Making base dirs agree."""

@@ -1,0 +1,64 @@
+"""Which entries of a peer are wanted."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Command, Origin
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.reconcile.diff import wanted
+
+A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))
+BASE = VPath.parse("/app")
+
+
+def state(image, *stamps):
+    return State(image, tuple(SigEntry(stamp, bytes(64)) for stamp in stamps))
+
+
+class WantedTests(SynchronousTestCase):
+    """A node that was away takes what is newer, and only that."""
+
+    def names(self, ours, theirs):
+        return [order.vpath.entry for order in wanted(BASE, ours, theirs)]
+
+    def test_newest_first(self):
+        """What matters now comes before last week's."""
+        theirs = {"v1": state(A, 10), "v3": state(C, 30), "v2": state(B, 20)}
+        self.assertEqual(self.names({}, theirs), ["v3", "v2", "v1"])
+
+    def test_not_what_we_have(self):
+        """Equal or older is left alone."""
+        ours = {"v1": state(A, 10), "v2": state(B, 20)}
+        self.assertEqual(self.names(ours, {"v1": state(A, 10), "v2": state(C, 19)}), [])
+
+    def test_one_order(self):
+        """Of one signing time the greater image id is newer; a newer signature of the same image is newer too."""
+        self.assertEqual(self.names({"v": state(A, 10)}, {"v": state(B, 10)}), ["v"])
+        self.assertEqual(self.names({"v": state(B, 10)}, {"v": state(A, 10)}), [])
+        self.assertEqual(self.names({"v": state(A, 10)}, {"v": state(A, 10, 11)}), ["v"])
+
+    def test_orders(self):
+        """All signatures go along: one of them may be of a key that this node knows."""
+        [new] = wanted(BASE, {}, {"v": state(A, 1, 2)})
+        self.assertEqual((new.command, new.origin, new.signatures), (Command.APPEND, Origin.PEER, state(A, 1, 2).signatures))
+        [other] = wanted(BASE, {"v": state(B, 1)}, {"v": state(A, 2)})
+        self.assertEqual((other.command, other.old_image), (Command.REPLACE, None))
+
+    def test_bad_entries(self):
+        """A peer's list may hold anything; names that escape and unsigned entries are left out."""
+        theirs = {
+            "..": state(A, 1),
+            "a/b": state(A, 1),
+            ".hidden": state(A, 1),
+            "x.new": state(A, 1),
+            "unsigned": state(A),
+            "\0": state(A, 1),
+        }
+        self.assertEqual(self.names({}, theirs), [])
+
+    def test_level_zero(self):
+        """A directory that is itself the image reconciles under the empty name."""
+        whole = VPath.parse("/site")
+        [order] = wanted(whole, {}, {"": state(A, 1)})
+        self.assertEqual(order.vpath, whole)

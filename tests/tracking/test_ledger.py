@@ -1,0 +1,128 @@
+"""The ledger and its hashes."""
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Command
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Held, Pending
+from ciruela.tracking.ledger import ABORT_MEMORY_S, Ledger, base_dir_hash
+
+A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
+BASE = VPath.parse("/app/x")
+V1, V2 = BASE.child("v1"), BASE.child("v2")
+
+
+def state(image, *stamps, fill=7):
+    return State(image, tuple(SigEntry(stamp, bytes([fill]) * 64) for stamp in stamps))
+
+
+def pending(vpath, image, stamp=5):
+    return Pending(vpath, state(image, stamp), Command.APPEND)
+
+
+class BaseDirHashTests(SynchronousTestCase):
+    """Nodes with the same versions must agree, all others must not."""
+
+    def test_signatures_do_not_count(self):
+        """Two nodes that hold different signatures of one version agree (or they would reconcile for ever)."""
+        one = {"v1": state(A, 5, fill=1)}
+        other = {"v1": state(A, 3, 5, fill=2)}
+        self.assertEqual(base_dir_hash(one), base_dir_hash(other))
+
+    def test_what_counts(self):
+        """Another name, image or signing time is another hash; the order of the entries is not."""
+        hashes = {
+            base_dir_hash({}),
+            base_dir_hash({"v1": state(A, 5)}),
+            base_dir_hash({"v2": state(A, 5)}),
+            base_dir_hash({"v1": state(B, 5)}),
+            base_dir_hash({"v1": state(A, 6)}),
+            base_dir_hash({"v1": state(A, 5), "v2": state(A, 5)}),
+        }
+        self.assertEqual(len(hashes), 6)
+        self.assertEqual(base_dir_hash({"v1": state(A, 5), "v2": state(B, 5)}), base_dir_hash({"v2": state(B, 5), "v1": state(A, 5)}))
+
+
+class LedgerTests(SynchronousTestCase):
+    """What a node says of itself follows from what it holds."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock)
+        self.changes = []
+        self.ledger.changed = self.changes.append
+
+    def test_life_of_an_upload(self):
+        """The hash changes when an upload is accepted, so that others begin too, and not again when it is committed."""
+        self.assertIsNone(self.ledger.base_hash(BASE))
+        self.ledger.begin(pending(V1, A))
+        accepted = self.ledger.base_hash(BASE)
+        self.assertEqual(accepted, base_dir_hash({"v1": state(A, 5)}))
+        self.ledger.commit(V1, state(A, 5))
+        self.assertEqual(self.ledger.base_hash(BASE), accepted)
+        self.assertIsNone(self.ledger.pending(V1))
+        self.assertEqual(self.changes, [BASE, BASE])
+        self.assertEqual(len(self.ledger), 1)
+
+    def test_pending_overrides(self):
+        """While an image is replaced the node speaks of the new one, and still shows the old one."""
+        self.ledger.commit(V1, state(A, 5))
+        self.ledger.begin(pending(V1, B, 6))
+        self.assertEqual(self.ledger.entries(BASE), {"v1": state(B, 6)})
+        self.assertEqual(list(self.ledger.committed_in(BASE)), [(V1, state(A, 5))])
+        self.assertEqual(self.ledger.latest(V1), state(B, 6))
+
+    def test_commit_of_another_image_keeps_pending(self):
+        """Signatures that grow on the committed image do not end a running replace."""
+        self.ledger.commit(V1, state(A, 5))
+        self.ledger.begin(pending(V1, B, 6))
+        self.ledger.commit(V1, state(A, 5, 7))
+        self.assertIsNotNone(self.ledger.pending(V1))
+
+    def test_abort(self):
+        """A given-up upload leaves no trace in the hash, and is remembered for two minutes."""
+        self.ledger.begin(pending(V1, A))
+        self.ledger.abort(V1, 99)
+        self.assertIsNone(self.ledger.base_hash(BASE))
+        self.assertEqual(self.ledger.base_hashes(), {})
+        self.assertTrue(self.ledger.recently_aborted(V1, A))
+        self.assertFalse(self.ledger.recently_aborted(V1, B))
+        self.assertEqual([(one.vpath, one.image, one.timestamp_ms) for one in self.ledger.abandoned()], [(V1, A, 99)])
+        self.clock.advance(ABORT_MEMORY_S)
+        self.assertEqual(self.ledger.abandoned(), [])
+
+    def test_abort_restores_committed(self):
+        """When a replace is given up the old image is what the node speaks of again."""
+        self.ledger.commit(V1, state(A, 5))
+        before = self.ledger.base_hash(BASE)
+        self.ledger.begin(pending(V1, B, 6))
+        self.ledger.abort(V1, 0)
+        self.assertEqual(self.ledger.base_hash(BASE), before)
+
+    def test_abort_of_nothing(self):
+        """Aborting twice does no harm."""
+        self.ledger.abort(V1, 0)
+        self.assertEqual(self.ledger.abandoned(), [])
+
+    def test_begin_forgets_abort(self):
+        """A client that tries again is not held back by an earlier failure."""
+        self.ledger.begin(pending(V1, A))
+        self.ledger.abort(V1, 0)
+        self.ledger.begin(pending(V1, A))
+        self.assertFalse(self.ledger.recently_aborted(V1, A))
+
+    def test_fill(self):
+        """After a restart the node says what it said before."""
+        self.ledger.fill([Held(V1, state(A, 5), None), Held(V2, None, pending(V2, B)), Held(BASE.child("v3"), None, None)])
+        self.assertEqual(self.ledger.entries(BASE), {"v1": state(A, 5), "v2": state(B, 5)})
+        self.assertEqual([one.vpath for one in self.ledger.pendings()], [V2])
+        self.assertEqual(self.changes, [])
+
+    def test_level_zero(self):
+        """A directory that is itself the image is its own base dir."""
+        whole = VPath.parse("/site")
+        self.ledger.commit(whole, state(A, 5))
+        self.assertEqual(self.ledger.entries(whole), {"": state(A, 5)})

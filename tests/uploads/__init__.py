@@ -1,0 +1,1 @@
+"""The verdicts and the uploads service."""
