@@ -53,6 +53,7 @@ PLAIN = {
 """Modules of the standard library that neither act nor ask: what the words may be made of."""
 
 PURE = PLAIN | {
+    "array",
     "base64",
     "bcrypt",
     "binascii",

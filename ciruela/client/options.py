@@ -17,9 +17,11 @@ from typing import Any, NoReturn
 from ciruela._version import __version__
 from ciruela.client.book import Rule
 from ciruela.index.digest import HashKind
+from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.units import parse_duration_ms
 from ciruela.model.vpath import VPath
+from ciruela.net.resolve import split_name
 
 DEFAULT_PORT = 24783
 """The port of the daemons (protocol section 10)."""
@@ -129,7 +131,7 @@ def split_wish(mode: Mode, text: str) -> Wish:
                 old_image = parse_image_id(old)
             except ValueError:
                 raise ValueError(
-                    f"OLD_ID must be the 64 hexadecimal digits of an image id, not {old[:80]!r} (a DEST with a colon in it ends with one more)"
+                    f"OLD_ID must be 64 hexadecimal digits, not {old[:80]!r} (a DEST that has a colon itself ends with one more)"
                 ) from None
     elif re.search(r":[0-9a-fA-F]{64}\Z", rest):
         raise ValueError(f"only --replace takes an OLD_ID, --{mode.value} does not")
@@ -169,8 +171,10 @@ def split_clusters(before: Sequence[str], after: Sequence[str] | None, multiple:
 
 def check_entry_point(name: str) -> None:
     """Raise ValueError unless ``name`` can be a host, ``host:port``, or ``[IPv6]:port``. It is resolved later."""
-    if not name or not name.isprintable() or any(char in name for char in " /@\\") or name.startswith(":"):
-        raise ValueError(f"{name[:80]!r} is not a host name, an address, HOST:PORT or [ADDRESS]:PORT")
+    try:
+        split_name(name, DEFAULT_PORT)
+    except FormatError as error:
+        raise ValueError(str(error)) from None
 
 
 class _AddWish(argparse.Action):

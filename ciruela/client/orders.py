@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
+from ciruela.client.identities import Identities
 from ciruela.client.options import Mode, Wish
 from ciruela.client.sync import Upload
-from ciruela.index.tree import Index
+from ciruela.disk.scan import Scan
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import AppendDir, ReplaceDir
@@ -22,55 +22,37 @@ class LocalProblem(CiruelaError):
     """Something about the user's own files: nothing was sent."""
 
 
-class Scanned(Protocol):
-    """What indexing a directory gives."""
-
-    @property
-    def index(self) -> Index:
-        """The parsed index."""
-
-    @property
-    def data(self) -> bytes:
-        """Its bytes."""
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """What was left out, and why."""
-
-
-class Signers(Protocol):
-    """All keys of the user."""
-
-    def sign_all(self, signed: bytes) -> Deferred[tuple[bytes, ...]]:
-        """One signature of 64 bytes per key."""
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What a run needs: the uploads, in the order of the command line, and the scan of each source."""
 
     uploads: tuple[Upload, ...]
-    scans: Mapping[str, Scanned]
+    scans: Mapping[str, Scan]
+
+
+def check_directory(name: str) -> None:
+    """Raise LocalProblem unless ``name`` is a directory that can be listed."""
+    try:
+        with os.scandir(name):
+            pass
+    except NotADirectoryError:
+        raise LocalProblem(f"{name} is not a directory; only whole directories can be uploaded") from None
+    except (OSError, ValueError) as error:
+        raise LocalProblem(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def check_sources(wishes: Sequence[Wish]) -> None:
-    """Raise LocalProblem unless every source is a directory that can be listed. Tells this before a passphrase is asked for."""
+    """Raise LocalProblem for the first source that is no directory: better now than after a passphrase was typed."""
     for wish in wishes:
-        try:
-            with os.scandir(wish.source):
-                pass
-        except NotADirectoryError:
-            raise LocalProblem(f"{wish.source} is not a directory; only whole directories can be uploaded") from None
-        except OSError as error:
-            raise LocalProblem(f"{wish.source}: {error.strerror or error}") from None
+        check_directory(wish.source)
 
 
-async def prepare(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scanned]], signers: Signers, now_ms: NowMs) -> Prepared:
+async def prepare(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scan]], identities: Identities, now_ms: NowMs) -> Prepared:
     """Index every source once, one after the other, and sign all wishes for one time.
 
     Raises what scanning and signing raise.
     """
-    scans: dict[str, Scanned] = {}
+    scans: dict[str, Scan] = {}
     for wish in wishes:
         if wish.source not in scans:
             scans[wish.source] = await scan(wish.source)
@@ -79,7 +61,7 @@ async def prepare(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scanned
     for wish in wishes:
         index = scans[wish.source].index
         path = str(wish.vpath)
-        signatures = tuple(await signers.sign_all(signed_bytes(path, index.image, timestamp_ms)))
+        signatures = tuple(signature for _, signature in await identities.sign_all(signed_bytes(path, index.image, timestamp_ms)))
         request: AppendDir | ReplaceDir
         if wish.mode is Mode.REPLACE:
             request = ReplaceDir(path, index.image, wish.old_image, timestamp_ms, signatures)

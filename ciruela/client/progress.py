@@ -170,6 +170,10 @@ class Display:
         if self._verbosity > 0:
             self._err.print(Text(clean(text)))
 
+    def result(self, text: str) -> None:
+        """Print a line that was asked for, whatever the verbosity."""
+        self._out.print(Text(clean(text, 2000)))
+
     # -- indexing -----------------------------------------------------------------------------------------------------------------
 
     def show(self, text: Callable[[], str]) -> None:

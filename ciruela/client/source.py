@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
 
 from ciruela.clockwork import Batch
+from ciruela.disk.lane import InThread
 from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId
@@ -46,18 +47,18 @@ class Offer:
 class _Shelf:
     """One offer with its queue of reads."""
 
-    def __init__(self, offer: Offer, in_thread: Callable[..., Deferred[Any]]) -> None:
+    def __init__(self, offer: Offer, in_thread: InThread) -> None:
         self.offer = offer
-        self.blocks = frozenset(file.block_hash(number) for file in offer.index.files for number in range(file.block_count))
         self.reads: Batch[BlockHash, bytes | None] = Batch(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
 
 
 class Source:
     """All images of one run. ``changed`` is called with an image and a sentence when a block can no longer be given."""
 
-    def __init__(self, offers: Iterable[Offer], in_thread: Callable[..., Deferred[Any]], changed: Callable[[ImageId, str], None]) -> None:
+    def __init__(self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None]) -> None:
         self._shelves: dict[ImageId, _Shelf] = {}
         self._changed = changed
+        self._latest: ImageId | None = None
         for offer in offers:
             if offer.index.image not in self._shelves:
                 self._shelves[offer.index.image] = _Shelf(offer, in_thread)
@@ -75,23 +76,23 @@ class Source:
                 sent(image, len(shelf.offer.data))
                 return succeed(IndexData(shelf.offer.data))
             case GetBlock(hash=block):
-                return self._block(block, published, sent)
+                return Deferred.fromCoroutine(self._block(block, published, sent))
             case _:
                 return fail(RemoteError(f"a client does not answer {type(request).__name__}"))
 
-    def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
-        for image in published:
-            shelf = self._shelves.get(image)
-            if shelf is not None and block in shelf.blocks:
-                read = shelf.reads.submit(block)
-                return read.addCallback(self._read, shelf.offer, sent)
-        return fail(RemoteError("this client has not published that block"))
-
-    def _read(self, data: bytes | None, offer: Offer, sent: Callable[[ImageId, int], None]) -> Response:
-        if data is None:
-            paths = sorted(offer.tree.changed)
-            what = ", ".join(offer.source.rstrip("/") + path for path in paths[:3]) + (" and others" if len(paths) > 3 else "")
-            self._changed(offer.index.image, f"{what or offer.source} changed or vanished after it was indexed; sync again")
-            raise RemoteError("the file of that block changed")
-        sent(offer.index.image, len(data))
-        return BlockData(data)
+    async def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
+        """Look in every published image, first in the one that gave the last block: nodes fetch one image after the other."""
+        shelves = [self._shelves[image] for image in sorted(published, key=lambda image: image != self._latest) if image in self._shelves]
+        for shelf in shelves:
+            data = await shelf.reads.submit(block)
+            if data is not None:
+                self._latest = shelf.offer.index.image
+                sent(self._latest, len(data))
+                return BlockData(data)
+        for shelf in shelves:
+            paths = sorted(shelf.offer.tree.changed)
+            if paths:
+                shown = ", ".join(shelf.offer.source.rstrip("/") + path for path in paths[:3])
+                more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+                self._changed(shelf.offer.index.image, f"{shown}{more}: changed or vanished since it was indexed; run the command again")
+        raise RemoteError("this client does not have that block, or its file changed")

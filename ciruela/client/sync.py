@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -55,7 +55,8 @@ class ClosableLink(Link, Protocol):
         """Close the connection."""
 
 
-Connect = Callable[[Address, Counterpart], "Deferred[ClosableLink]"]
+Connect = Callable[[Address, Counterpart], Deferred[Any]]
+"""Connects to an address; fires with a :class:`ClosableLink`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,12 +401,17 @@ class SyncRun:
     """All clusters of one command, in parallel."""
 
     def __init__(self, clusters: Sequence[ClusterRun]) -> None:
-        self._clusters = tuple(clusters)
+        self._clusters = clusters
 
     def start(self) -> Deferred[list[Row]]:
-        """Begin. Fires with the final rows."""
+        """Begin. Fires with the final rows; cancel to give up."""
         waiting = gatherResults([cluster.start() for cluster in self._clusters], consumeErrors=True)
-        return waiting.addCallback(lambda _: self.rows())
+        return waiting.addCallbacks(lambda _: self.rows(), self._broken)
+
+    def _broken(self, failure: Failure) -> Failure:
+        """One cluster failed or was cancelled: end the others, and pass on why."""
+        self.stop()
+        return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
 
     def stop(self) -> None:
         """Give up whatever is not finished."""

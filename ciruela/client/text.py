@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 MAX_TEXT = 300
 """Longest text from elsewhere that is printed; a server must not fill the screen."""
@@ -42,7 +42,7 @@ def interval(seconds: float) -> str:
 
 def stamp(now_ms: int) -> str:
     """A wall time as ``2026-11-22T07:30:01Z``."""
-    return datetime.fromtimestamp(now_ms / 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def count(number: int, word: str, plural: str | None = None) -> str:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from ciruela.daemon.requests import Requests
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.gossip.service import Download as Told
+from ciruela.gossip.packets import Download
 from ciruela.gossip.service import Gossip
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId, MachineId
@@ -48,6 +48,42 @@ class World:
     now_ms: NowMs
 
 
+class Facts:
+    """What a node tells of itself by gossip (``gossip.compose.Facts``)."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def keys(self) -> Sequence[str]:
+        """The directory configs of this node."""
+        return sorted(self._node.world.configs)
+
+    def base_hashes(self) -> Mapping[VPath, bytes]:
+        """What this node says of its base dirs."""
+        return self._node.ledger.base_hashes()
+
+    def downloads(self) -> Sequence[Download]:
+        """What is on its way here, and how far."""
+        node = self._node
+        return [
+            Download(one.vpath, one.image, one.mask, source=bool(node.watches.sources(one.image)), stalled=one.stalled)
+            for one in node.downloads.running()
+        ]
+
+    def watching(self) -> Collection[VPath]:
+        """The paths that clients here wait for."""
+        return self._node.watches.paths()
+
+    def committed(self, vpath: VPath) -> Version | None:
+        """The version that is visible at ``vpath``."""
+        state = self._node.ledger.committed(vpath)
+        return None if state is None else state.version
+
+    def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
+        """What was given up here lately."""
+        return [(one.vpath, one.image, one.timestamp_ms) for one in self._node.ledger.abandoned()]
+
+
 class Node:
     """A node. ``counterpart`` answers connections, ``gossip.received`` takes datagrams, ``gossip.configured`` the peers' addresses."""
 
@@ -59,7 +95,15 @@ class Node:
         self.watches = Watches()
         self.catalog = Catalog(world.disk)
         self.gossip = Gossip(
-            world.clock, world.rng, world.me, world.hostname, world.epoch, world.datagrams, facts=self, ears=self, now_ms=world.now_ms
+            world.clock,
+            world.rng,
+            world.me,
+            world.hostname,
+            world.epoch,
+            world.datagrams,
+            facts=Facts(self),
+            ears=self,
+            now_ms=world.now_ms,
         )
         self.downloads = Downloads(
             world.configs,
@@ -67,7 +111,7 @@ class Node:
             self.watches,
             world.disk,
             world.wire,
-            self.gossip,
+            self.gossip.cluster,
             self,
             self.catalog,
             world.clock,
@@ -76,7 +120,7 @@ class Node:
         )
         self.uploads = Uploads(world.configs, self.ledger, world.disk, world.authority, self.downloads, world.now_ms)
         self.reconciler = Reconciler(
-            world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.add_watchers, world.clock
+            world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
         )
         self.blocks = BlockService(self.ledger, world.disk, self.catalog)
         self.counterpart = Requests(
@@ -86,7 +130,7 @@ class Node:
             world.disk,
             self.uploads,
             self.blocks,
-            hosts=self.gossip.hosts,
+            hosts=self.gossip.cluster.hosts,
             watchers=self._watchers,
             done=self._tell_received,
             watched=self.gossip.news_watch,
@@ -99,7 +143,9 @@ class Node:
 
         def loaded(held: list[Held]) -> None:
             self.ledger.fill(held)
-            self._log.info("{images} images are here, {pending} are on their way", images=len(self.ledger), pending=len(self.ledger.pendings()))
+            self._log.info(
+                "{images} images are here, {pending} are on their way", images=len(self.ledger), pending=len(self.ledger.pendings())
+            )
             self.ledger.changed = self.gossip.news_base
             for pending in self.ledger.pendings():
                 self.downloads.start(pending)
@@ -139,35 +185,6 @@ class Node:
         for link in self.watches.interested(vpath, state.image):
             link.tell(ReceivedImage(state.image, str(vpath), self.world.me, self.world.hostname, False))
 
-    # -- what gossip asks (gossip.service.Facts) --------------------------------------------------------------------------------------
-
-    def keys(self) -> Sequence[str]:
-        """The directory configs of this node."""
-        return sorted(self.world.configs)
-
-    def base_hashes(self) -> Mapping[VPath, bytes]:
-        """What this node says of its base dirs."""
-        return self.ledger.base_hashes()
-
-    def downloads_told(self) -> Sequence[Told]:
-        """What is on its way here, and how far."""
-        return [
-            Told(one.vpath, one.image, one.mask, bool(self.watches.sources(one.image)), one.stalled) for one in self.downloads.running()
-        ]
-
-    def watching(self) -> Collection[VPath]:
-        """The paths that clients here wait for."""
-        return self.watches.paths()
-
-    def committed(self, vpath: VPath) -> Version | None:
-        """The version that is visible at ``vpath``."""
-        state = self.ledger.committed(vpath)
-        return None if state is None else state.version
-
-    def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
-        """What was given up here lately."""
-        return [(one.vpath, one.image, one.timestamp_ms) for one in self.ledger.abandoned()]
-
     # -- what gossip tells (gossip.service.Ears) --------------------------------------------------------------------------------------
 
     def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
@@ -182,5 +199,5 @@ class Node:
         self.downloads.nudge(vpath)
 
     def _watchers(self, vpath: VPath) -> frozenset[MachineId]:
-        others = self.gossip.watchers(vpath)
+        others = self.gossip.cluster.stamped_watchers(vpath)
         return others | {self.world.me} if self.watches.watched(vpath) else others

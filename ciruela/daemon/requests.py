@@ -110,9 +110,7 @@ class Requests:
         """Forget what the connection said."""
         self._watches.lost(link)
 
-    def _upload(
-        self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None
-    ) -> Deferred[Response]:
+    def _upload(self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
         except ValueError:

@@ -1,7 +1,7 @@
 """The commit: verify, make durable, show in one step, record (protocol section 5.11, threats 6.4).
 
-The journal is ``NAME.new.state``. What a kill after each step leaves, and how a start goes on, stands in ``docs/reference/files.rst`` and is
-done in ``recovery``.
+The journal is ``NAME.new.state``. What a kill after each step leaves, and how a start goes on, stands in ``docs/reference/files.rst``
+and is done in ``recovery``.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
 
 def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State) -> Steps[None]:
     """Record what stands at ``place`` as the image, if it is exactly that; else leave it alone."""
+
     def look(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
         if stat.S_IMODE(status.st_mode) != mode and isinstance(found, OpenFile) and status.st_nlink > 1:
             raise Mismatch(f"{found.where}: has mode {stat.S_IMODE(status.st_mode):04o} and other names that share it")
@@ -115,16 +116,30 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     status = root.status()
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
     states.write_journal(directory, place.record, Journal(state, command, Phase.READY, (status.st_dev, status.st_ino)))
-    undo = _swap(parent, directory, place, state)
+    waiting = Journal(state, command)
+    try:
+        undo = _swap(parent, directory, place, state)
+    except (OSError, DownloadFailed):
+        _not_ready(directory, place, waiting)
+        raise
     try:
         parent.fsync()
         directory.rename(prepared, place.record + STATE)
     except OSError:
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()
+        _not_ready(directory, place, waiting)
         raise
     directory.fsync()
     _forget_journal(directory, place)
+
+
+def _not_ready(directory: SafeDir, place: Place, journal: Journal) -> None:
+    """After a failure. Should it fail as well, the journal still tells the truth: what it says is ready does not stand at its name."""
+    try:
+        states.write_journal(directory, place.record, journal)
+    except OSError as error:
+        _log.warn("the journal of {vpath} cannot be rewritten: {error}", vpath=str(place.vpath), error=error)
 
 
 def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State) -> Callable[[], None]:

@@ -9,7 +9,8 @@
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
 
-With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, its staging directory stands beside it.
+With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, and its staging directory stands
+beside it.
 """
 
 from __future__ import annotations

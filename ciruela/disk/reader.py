@@ -30,12 +30,12 @@ class Readers:
     def __init__(self) -> None:
         self._lock = Lock()
         self._idle: OrderedDict[Key, tuple[Tree, BlockMap]] = OrderedDict()
-        self._age: dict[VPath, int] = {}
+        self._age = 0
 
     def forget(self, vpath: VPath) -> None:
         """Close what is open at ``vpath``; what a thread is reading is closed when it is done."""
         with self._lock:
-            self._age[vpath] = self._age.get(vpath, 0) + 1
+            self._age += 1
             gone = [self._idle.pop(key) for key in list(self._idle) if key[0] == vpath]
         for tree, _ in gone:
             tree.close()
@@ -52,7 +52,7 @@ class Readers:
         """The blocks ``numbers`` of ``index``; None where one is not here or wrong. ``open_root`` opens the image. Raises OSError."""
         key = (place.vpath, index.image)
         with self._lock:
-            age = self._age.get(place.vpath, 0)
+            age = self._age
             found = self._idle.pop(key, None)
         if found is None:
             found = Tree(open_root(), DIRS_EACH, FILES_EACH), BlockMap(index)
@@ -61,7 +61,7 @@ class Readers:
         try:
             result = [_block(tree, blocks, number) for number in numbers]
             with self._lock:
-                if self._age.get(place.vpath, 0) == age and key not in self._idle:
+                if self._age == age and key not in self._idle:
                     self._idle[key] = found
                     kept = True
                 oldest = self._idle.popitem(last=False)[1][0] if len(self._idle) > TREES else None

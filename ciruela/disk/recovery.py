@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from ciruela.disk import states
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records, place
-from ciruela.disk.removal import remove_tree
+from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal, Phase
 from ciruela.model.dirconfig import DirConfig
@@ -151,7 +151,7 @@ def _base_dirs(records: Records, config: DirConfig) -> Iterator[tuple[tuple[str,
     if config.num_levels == 0:
         yield (), top
         return
-    left = [((config.key,), top)]
+    left: list[tuple[tuple[str, ...], SafeDir]] = [((config.key,), top)]
     try:
         while left:
             parts, directory = left.pop()
@@ -159,9 +159,8 @@ def _base_dirs(records: Records, config: DirConfig) -> Iterator[tuple[tuple[str,
                 yield parts, directory
                 continue
             with directory:
-                for name in sorted(directory.names(), reverse=True):
-                    if _is_dir(directory, name) and _good_name(name):
-                        left.append(((*parts, name), directory.open_dir(name)))
+                inner = [name for name in sorted(directory.names(), reverse=True) if _good_name(name) and _is_dir(directory, name)]
+                left.extend(((*parts, name), directory.open_dir(name)) for name in inner)
     finally:
         for _, directory in left:
             directory.close()
@@ -231,8 +230,8 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[No
                 names = {where.staging(found.committed.image), where.aside(found.committed.image)}
                 if found.pending is not None:
                     names.discard(where.staging(found.pending.state.image))
-                for name in sorted(names):
-                    if parent.stat(name) is not None:
+                for name in parent.names():
+                    if name in names or name.startswith(DOOMED):
                         yield from _remove_debris(parent, name)
 
 

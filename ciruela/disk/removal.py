@@ -4,65 +4,74 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Generator
-from hashlib import blake2b
 
-from ciruela.disk.lane import ENTRY_COST
+from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.safedir import RESERVED, SafeDir
+
+DOOMED = f"{RESERVED}x"
+"""How the names of trees begin that are being deleted: whoever finds one may go on with it."""
 
 MAX_DEPTH = 32
 """Directories held open at once; what lies deeper is first moved up. Our own limit, far below the usual 1,024 descriptors."""
 
 
-def reserved_name(name: str) -> str:
-    """The name under which something called ``name`` is put out of sight before it is deleted."""
-    return f"{RESERVED}x{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=15).hexdigest()}"
+def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
+    """Delete whatever stands at ``name``, in steps; nothing there is fine.
 
-
-def remove_tree(parent: SafeDir, name: str) -> Generator[int, None, None]:
-    """Delete whatever stands at ``name``, in steps that yield their cost; nothing there is fine.
-
-    A name that is not reserved is first renamed to a reserved one, so that nobody sees half of a tree and a start can find the rest.
-    Raises OSError; EXDEV when another file system is mounted inside, which is then left alone.
+    A directory is first renamed to a reserved name: nobody sees half of it, its name is free at once, and a start finds the rest. Raises
+    OSError; EXDEV when another file system is mounted inside, which is then left alone.
     """
     found = parent.stat(name)
     if found is None:
         return
-    if not name.startswith(RESERVED):
-        aside = reserved_name(name)
-        yield from remove_tree(parent, aside)
-        parent.rename(name, aside)
-        name = aside
     if not stat.S_ISDIR(found.st_mode):
         parent.unlink(name)
         return
+    if not name.startswith(DOOMED):
+        doomed = f"{DOOMED}{found.st_ino}"
+        yield from remove_tree(parent, doomed)
+        parent.rename(name, doomed)
+        name = doomed
     device = parent.status().st_dev
     open_dirs = [_open_same_device(parent, name, device)]
     left = [(name, open_dirs[0].names())]
     try:
         while left:
             path, names = left[-1]
-            here = open_dirs[-1]
             yield ENTRY_COST
-            if not names:
-                open_dirs.pop().close()
-                left.pop()
-                (open_dirs[-1] if open_dirs else parent).rmdir(path)
+            if names:
+                _remove_entry(open_dirs, left, names.pop(), device)
                 continue
-            entry = names.pop()
-            inner = here.stat(entry)
-            if inner is None or not stat.S_ISDIR(inner.st_mode):
-                here.unlink(entry)
-            elif len(open_dirs) < MAX_DEPTH:
-                open_dirs.append(_open_same_device(here, entry, device))
-                left.append((entry, open_dirs[-1].names()))
-            else:
-                raised = f"{RESERVED}d{inner.st_ino}"
-                here.rename(entry, raised, open_dirs[0])
-                left[0][1].append(raised)
+            open_dirs.pop().close()
+            left.pop()
+            try:
+                (open_dirs[-1] if open_dirs else parent).rmdir(path)
+            except FileNotFoundError:
+                continue
     finally:
         for directory in open_dirs:
             directory.close()
+
+
+def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: str, device: int) -> None:
+    """Unlink a name of the innermost directory, or go into it. Another one may be deleting the same tree: what is gone is done."""
+    here = open_dirs[-1]
+    inner = here.stat(entry)
+    if inner is None:
+        return
+    try:
+        if not stat.S_ISDIR(inner.st_mode):
+            here.unlink(entry)
+        elif len(open_dirs) < MAX_DEPTH:
+            below = _open_same_device(here, entry, device)
+            open_dirs.append(below)
+            left.append((entry, below.names()))
+        else:
+            raised = f"{DOOMED}{inner.st_ino}"
+            here.rename(entry, raised, open_dirs[0])
+            left[0][1].append(raised)
+    except FileNotFoundError:
+        return
 
 
 def _open_same_device(parent: SafeDir, name: str, device: int) -> SafeDir:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -27,11 +29,17 @@ from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 
+T = TypeVar("T")
+
 RESERVE_BYTES = 1 << 30
 """Free space that a download leaves on a large file system."""
 
 RESERVE_PERCENT = 3
 """Free space that a download leaves on a small one (threats A38); the smaller of the two counts."""
+
+
+FRESH_MODE = 0o600
+"""Mode of a file that is still being written."""
 
 
 def room(directory: SafeDir) -> int:
@@ -67,7 +75,14 @@ class StagingDir:
     _log = Logger()
 
     def __init__(
-        self, records: Records, place: Place, index: Index, root: SafeDir, lane: Lane, locate: Callable[[VPath], Place], shown: Callable[[], None]
+        self,
+        records: Records,
+        place: Place,
+        index: Index,
+        root: SafeDir,
+        lane: Lane,
+        locate: Callable[[VPath], Place],
+        shown: Callable[[], None],
     ) -> None:
         self._records = records
         self._place = place
@@ -80,14 +95,14 @@ class StagingDir:
         self._here = bytearray(index.block_count)
         self._room_checked = False
 
-    def _run(self, steps: Steps[object]) -> Deferred[object]:
+    def _run(self, steps: Steps[T]) -> Deferred[T]:
         return self._lane.steps(downloading_steps(self._place.vpath, steps))
 
     # -- what is here already --------------------------------------------------------------------------------------------------
 
     def keep(self) -> Deferred[frozenset[int]]:
         """As ``seams.Staging.keep``."""
-        return self._lane.steps(downloading_steps(self._place.vpath, self._keep()))
+        return self._run(self._keep())
 
     def _keep(self) -> Steps[frozenset[int]]:
         self._tree.forget()
@@ -119,14 +134,18 @@ class StagingDir:
         return frozenset(block for block, here_already in enumerate(self._here) if here_already)
 
     def _keep_file(self, here: SafeDir, name: str, number: int, wanted: File) -> Steps[None]:
-        """Keep the whole blocks of a file. One that has other names is kept only if it is whole, for it must not be written."""
+        """Keep the whole blocks of a file.
+
+        One that is not whole is kept only if it is surely ours to write: with mode 0600 and no other name. Others may be part of an image,
+        or of an old tree that a program still has open.
+        """
         if _is(here, name, stat.S_ISREG):
             with here.open_read(name) as opened:
                 status = opened.stat()
                 good = (yield from good_blocks(opened, wanted, self._index.kind)) if status.st_size <= wanted.size else []
                 whole = status.st_size == wanted.size and len(good) == wanted.block_count
-            shared = status.st_nlink > 1
-            if (whole or good) and not (shared and (not whole or stat.S_IMODE(status.st_mode) != file_mode(wanted))):
+            shared_mode_wrong = status.st_nlink > 1 and stat.S_IMODE(status.st_mode) != file_mode(wanted)
+            if not shared_mode_wrong if whole else good and _writable(status):
                 blocks = self._map.numbers_of(number)
                 for block in good:
                     self._here[blocks[block]] = 1
@@ -135,7 +154,7 @@ class StagingDir:
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
         """As ``seams.Staging.reuse``."""
-        return self._lane.steps(downloading_steps(self._place.vpath, self._reuse(tuple(siblings))))
+        return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
         blocks: set[int] = set()
@@ -212,7 +231,7 @@ class StagingDir:
 
     def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
         """As ``seams.Staging.write``. A block that the image has very often is written in several slices."""
-        return self._lane.steps(downloading_steps(self._place.vpath, self._write(tuple(blocks))))
+        return self._run(self._write(tuple(blocks)))
 
     def _write(self, blocks: Sequence[tuple[int, bytes]]) -> Steps[list[bool]]:
         if not self._room_checked:
@@ -254,7 +273,7 @@ class StagingDir:
     def commit(self, state: State) -> Deferred[None]:
         """As ``seams.Staging.commit``."""
         work = commit(self._records, self._place, self._tree, self._index, state)
-        return self._lane.steps(downloading_steps(self._place.vpath, work)).addCallback(lambda _: self._done())
+        return self._run(work).addCallback(lambda _: self._done())
 
     def _done(self) -> None:
         self.close()
@@ -267,10 +286,14 @@ class StagingDir:
     def discard(self) -> Deferred[None]:
         """As ``seams.Staging.discard``."""
         self.close()
-        return self._lane.steps(downloading_steps(self._place.vpath, self._discard()))
+        return self._run(self._discard())
 
     def _discard(self) -> Steps[None]:
-        with self._place.open_parent() as parent:
+        try:
+            parent = self._place.open_parent()
+        except FileNotFoundError:
+            return
+        with parent:
             yield from remove_tree(parent, self._place.staging(self._index.image))
 
 
@@ -279,15 +302,20 @@ def _is(here: SafeDir, name: str, kind: Callable[[int], bool]) -> bool:
     return found is not None and kind(found.st_mode)
 
 
+def _writable(status: os.stat_result) -> bool:
+    """Whether a file was created here and nobody else can have it: a file of an image has another mode."""
+    return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE
+
+
 def _open_target(directory: SafeDir, name: str) -> OpenFile:
-    """Open a file of ours to write, or create it. One that has other names is replaced, for those must not change."""
+    """Open a file of ours to write, or create it. Any other is replaced, for it must not change."""
     try:
-        return directory.create(name)
+        return directory.create(name, FRESH_MODE)
     except FileExistsError:
         pass
     opened = directory.open_write(name)
-    if opened.stat().st_nlink == 1:
+    if _writable(opened.stat()):
         return opened
     opened.close()
     directory.unlink(name)
-    return directory.create(name)
+    return directory.create(name, FRESH_MODE)

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Batch
 from ciruela.download.plan import Plan
-from ciruela.download.sources import Candidate, Source, Sources
+from ciruela.download.sources import Candidate, Source, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -58,6 +58,7 @@ class BlockFetch:
         staging: Staging,
         candidates: Callable[[], list[Candidate]],
         progressed: Callable[[], None],
+        totals: Totals,
         clock: IReactorTime,
         rng: random.Random,
     ) -> None:
@@ -67,6 +68,7 @@ class BlockFetch:
         self._plan = plan
         self._candidates = candidates
         self._progressed = progressed
+        self._totals = totals
         self._clock = clock
         self._rng = rng
         self._sources = Sources()
@@ -78,7 +80,6 @@ class BlockFetch:
         self._ended = False
         self._done: Deferred[None] = Deferred(self._cancelled)
         self.last_good_s = clock.seconds()
-        self.received_bytes = 0
 
     def run(self) -> Deferred[None]:
         """Fires when nothing is missing; fails with DiskError, or DownloadFailed after GIVE_UP_S without a good block. Cancellable."""
@@ -156,7 +157,7 @@ class BlockFetch:
     def _write(self, response: Response, number: int) -> Deferred[bool]:
         if not isinstance(response, BlockData):
             raise RemoteError("the answer to GetBlock is something else")
-        self.received_bytes += len(response.data)
+        self._totals.received_bytes += len(response.data)
         self._writing += 1
         return self._writes.submit((number, response.data)).addBoth(self._rested)
 
@@ -172,6 +173,7 @@ class BlockFetch:
                 source=source.candidate.name,
                 image=self._index.image.hex(),
             )
+            self._totals.bad_blocks += 1
             source.lied(now_s)
             self._plan.failed(number, source.candidate.key)
             return

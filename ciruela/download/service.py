@@ -20,7 +20,7 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
 from ciruela.download.serving import Catalog
-from ciruela.download.sources import Candidate
+from ciruela.download.sources import Candidate, Totals
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
@@ -106,7 +106,6 @@ class Download:
     blocks: BlockMap | None = None
     plan: Plan | None = None
     staging: Staging | None = None
-    reused: Reused | None = None
     index_fetch: IndexFetch | None = None
     block_fetch: BlockFetch | None = None
     chain: Deferred[None] | None = None
@@ -158,6 +157,7 @@ class Downloads:
         self._rng = rng
         self._now_ms = now_ms
         self._running: dict[VPath, Download] = {}
+        self.totals = Totals()
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
@@ -300,7 +300,8 @@ class Downloads:
         assert download.index is not None
         assert download.blocks is not None
         assert download.staging is not None
-        download.reused = reused
+        self.totals.reused_files += reused.files
+        self.totals.reused_bytes += reused.bytes
         download.plan = Plan(download.index, kept | reused.blocks, self._rng)
         self._log.info(
             "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
@@ -321,6 +322,7 @@ class Downloads:
             download.staging,
             lambda: self._candidates(download, index=False),
             lambda: self._outcome.progressed(download.vpath),
+            self.totals,
             self._clock,
             self._rng,
         )
@@ -349,6 +351,8 @@ class Downloads:
             vpath=str(download.vpath),
             seconds=self._clock.seconds() - download.began_s,
         )
+        self.totals.committed += 1
+        self.totals.committed_bytes += download.index.total_bytes if download.index else 0
         self._outcome.arrived(download.vpath, late)
         # signatures that came while the commit was under way are not in the state file yet
         return None if late == state else self._disk.write_state(download.vpath, late)
@@ -364,6 +368,7 @@ class Downloads:
             reason=reason.value,
             detail=detail,
         )
+        self.totals.failed += 1
         self._outcome.gave_up(download.vpath, download.image, reason, detail)
         if self._running.get(download.vpath) is download:
             del self._running[download.vpath]

@@ -34,6 +34,19 @@ MOST_BAD_BLOCKS = 3
 """After a block with a wrong hash: not asked for 30 s, doubling to 10 min; after three, not at all for this image."""
 
 
+@dataclass(slots=True)
+class Totals:
+    """Counts over all downloads since the start, for status."""
+
+    received_bytes: int = 0
+    bad_blocks: int = 0
+    reused_files: int = 0
+    reused_bytes: int = 0
+    committed: int = 0
+    committed_bytes: int = 0
+    failed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.

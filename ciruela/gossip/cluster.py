@@ -145,13 +145,12 @@ class Cluster:
         if admission.new:
             effects.append(NewPeer(source, header.sender))
         order = (header.epoch, header.seq)
-        for item in packet.items:
-            if isinstance(item, Member) and self.roster.member(item, header.sender, source, now_s):
-                effects.append(MemberHeard(item.machine, item.part))
-        for item in packet.items:
-            effect = self._take(item, source, header.sender, order)
-            if effect is not None:
-                effects.append(effect)
+        effects += [
+            MemberHeard(item.machine, item.part)
+            for item in packet.items
+            if isinstance(item, Member) and self.roster.member(item, header.sender, source, now_s)
+        ]
+        effects += [effect for item in packet.items if (effect := self._take(item, source, header.sender, order))]
         return effects
 
     def _take(self, item: Item, source: Address, sender: MachineId, order: tuple[int, int]) -> Effect | None:
@@ -203,7 +202,7 @@ class Cluster:
         return found
 
     def aborted_at(self, vpath: VPath, image: ImageId) -> set[MachineId]:
-        """The machines that said they removed ``image`` from ``vpath`` or gave it up. Hearsay about them, not from them, never counts."""
+        """The machines that themselves said that they removed ``image`` from ``vpath`` or gave it up."""
         return {machine for machine, stance in self._stances.of(vpath, image) if isinstance(stance, Deleted)}
 
     def completed(self, vpath: VPath) -> list[Completed]:

@@ -27,6 +27,9 @@ HOT_SHARE = 0.8
 PART_BYTES = 600
 """Bytes of directory names in one member item."""
 
+BEAT_DATAGRAMS = 2
+"""Datagrams to one address in one beat while one cannot take all news. An idle node needs one, as long as it knows few others."""
+
 MOST_DATAGRAMS = 4
 """Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
 
@@ -200,7 +203,7 @@ class Composer:
     def datagrams(self, facts: Sequence[Fact], extra: Sequence[Item], filling: Filling) -> list[list[bytes]]:
         """Encoded items, a list for each datagram (at most :data:`MOST_DATAGRAMS`), that say ``extra`` and ``facts``.
 
-        The last one is filled up. Each fact that is said counts as said once more.
+        The last one is filled up; a beat adds one while there is more news. Each fact that is said counts as said once more.
         """
         encoded = [data for item in extra if (data := self._encode(item))]
         said: dict[Fact, None] = {}
@@ -213,6 +216,9 @@ class Composer:
         groups = split(encoded)[:MOST_DATAGRAMS] or [[]]
         if filling is not Filling.NOTHING:
             self._fill(groups[-1], said, filling)
+        if filling is Filling.ALL and len(groups) < BEAT_DATAGRAMS and self._news_left(said):
+            groups.append([])
+            self._fill(groups[-1], said, Filling.NEWS)
         for kind, key in said:
             self._rumors[kind].said(key, self._heat)
         return [group for group in groups if group]
@@ -223,6 +229,10 @@ class Composer:
             self._oversized(item)
             return None
         return data
+
+    def _news_left(self, said: Mapping[Fact, None]) -> bool:
+        """Whether more facts are hot than the datagrams so far could take."""
+        return any((kind, key) not in said for kind, rumors in self._rumors.items() for key in rumors.hot())
 
     def _fill(self, group: list[bytes], said: dict[Fact, None], filling: Filling) -> None:
         used = sum(map(len, group))

@@ -222,6 +222,7 @@ def _text(value: object, what: str) -> str:
 
 
 _parse_vpath = lru_cache(maxsize=4096)(VPath.parse)
+_check_key = lru_cache(maxsize=4096)(check_component)
 
 
 def _vpath(value: object) -> VPath:
@@ -277,7 +278,7 @@ def _member(fields: Sequence[object]) -> Member:
         if not isinstance(key, str):
             raise FormatError("gossip: the name of a directory must be text")
         try:
-            check_component(key)
+            _check_key(key)
         except ValueError as error:
             raise FormatError(f"gossip: bad directory: {str(error)[:80]}") from None
     number, count = _uint(part, "a part"), _uint(parts, "parts")

@@ -96,8 +96,8 @@ class Gossip:
         self._probes = Probes(rng)
         self._tellings = Tellings()
         self._answers = Answers()
-        self._known: list[Address] = []
-        self._silent: list[Address] = []
+        self._known: dict[Address, None] = {}
+        self._silent: dict[Address, None] = {}
         self._lately: dict[VPath, float] = {}
         self._news: dict[Fact, None] = {}
         self._direct: dict[Address, dict[Item, None]] = {}
@@ -219,7 +219,8 @@ class Gossip:
     # -- beat -----------------------------------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
-        self._known, self._silent = self.cluster.roster.reachable(self._clock.seconds())
+        known, silent = self.cluster.roster.reachable(self._clock.seconds())
+        self._known, self._silent = dict.fromkeys(known), dict.fromkeys(silent)
 
     def _on_beat(self) -> None:
         now_s = self._clock.seconds()
@@ -243,6 +244,8 @@ class Gossip:
             self._send(address, self._composer.datagrams((), tuple(items), Filling.NOTHING))
 
     def _send(self, address: Address, groups: Iterable[list[bytes]]) -> None:
+        if not self.cluster.roster.is_configured(address):
+            return
         for group in groups:
             data = self._envelope.seal(body(Header(self._me, self._epoch, self._seq), group))
             self._seq += 1
@@ -311,7 +314,8 @@ class Gossip:
                 )
             case heard.NewPeer():
                 self._tellings.started_anew(effect.machine)
-                self._look_around()
+                self._known[effect.address] = None
+                self._silent.pop(effect.address, None)
                 self._log.info("peer {machine} speaks at {address}", machine=effect.machine.hex(), address=str(effect.address))
             case heard.BaseHeard():
                 self._compare(effect)

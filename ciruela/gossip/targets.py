@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from ciruela.seams import Address
 
@@ -33,7 +33,7 @@ class Probes:
         self._turn = 1.0
         self._last: dict[Address, float] = {}
 
-    def choose(self, silent: Sequence[Address], count: int) -> list[Address]:
+    def choose(self, silent: Collection[Address], count: int) -> list[Address]:
         """The ``count`` silent addresses whose last turn is longest ago."""
         self._last = {address: self._last[address] if address in self._last else self._rng.random() for address in silent}
         chosen = heapq.nsmallest(count, silent, key=self._last.__getitem__)

@@ -23,6 +23,7 @@ _BEGIN = "-----BEGIN OPENSSH PRIVATE KEY-----"
 _END = "-----END OPENSSH PRIVATE KEY-----"
 _MAGIC = b"openssh-key-v1\0"
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----")
+_PUBLIC = re.compile(r"-+ ?BEGIN [A-Z0-9 ]*PUBLIC KEY")
 _MAKE_ONE = "make a key with: ssh-keygen -t ed25519"
 
 
@@ -89,8 +90,8 @@ def parse_private(text: str, passphrase: bytes | None = None) -> PrivateKey:
         if encrypted:
             raise WrongPassphrase(f"the passphrase of the key {envelope.public.fingerprint()} is wrong") from None
         raise BadKey("the key is damaged (copy the whole file again)") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise BadKey("the key is damaged: its two halves are of different types")
+    if not isinstance(key, Ed25519PrivateKey) or key.public_key().public_bytes_raw() != envelope.public.raw:
+        raise BadKey("the key is damaged: its private half does not belong to its public half (restore the file)")
     return PrivateKey(key.private_bytes_raw())
 
 
@@ -119,7 +120,7 @@ def _what_instead(text: str) -> str:
     """Why ``text`` is no OpenSSH private key, in words."""
     if not text:
         return f"it is empty ({_MAKE_ONE})"
-    if looks_public(text.split(None, 1)[0]) or "PUBLIC KEY--" in text.partition("\n")[0]:
+    if looks_public(text.split(None, 1)[0]) or _PUBLIC.match(text):
         return "it is a public key; the private one is in the file without .pub"
     pem = _PEM.match(text)
     if pem is not None:

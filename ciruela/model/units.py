@@ -56,9 +56,9 @@ def parse_duration_ms(text: str) -> int:
         if not unit:
             raise _wrong(text, f'a unit is missing: try "{rest[: part.end(1)]}s{rest[part.end(1) :]}"')
         if unit not in _UNITS_NS:
-            near = difflib.get_close_matches(unit, _UNITS_NS, n=1)
+            near = sorted(difflib.get_close_matches(unit, _UNITS_NS), key=len)
             known = (
-                f'try "{rest[: part.start(2)]}{near[0]}{rest[part.end(2) :]}"'
+                f'try "{rest[: part.start(2)]}{near[-1]}{rest[part.end(2) :]}"'
                 if near
                 else "units are ms, s, min, h, d, w, M (months) and y"
             )

@@ -9,9 +9,10 @@ from typing import NoReturn, TypeVar
 
 from twisted.conch.error import ConchError
 from twisted.conch.ssh.agent import SSHAgentClient
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.internet.interfaces import IReactorTime, IReactorUNIX, IStreamClientEndpoint
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -108,13 +109,13 @@ class _Agent:
 
     def _ask(self, question: Callable[[_Client], Deferred[T]], timeout_s: float) -> Deferred[T]:
         asked: Deferred[T] = connectProtocol(self._endpoint, _Client()).addCallback(_ask_and_close, question)
-        asked.addTimeout(timeout_s, self._clock)
+        asked.addTimeout(timeout_s, self._clock, _expired)
         return asked.addErrback(self._explain, timeout_s)
 
     def _explain(self, failure: Failure, timeout_s: float) -> NoReturn:
-        failure.trap(TimeoutError, ConnectError, ConchError, OSError, BadKey, *_MALFORMED)
+        failure.trap(TimedOut, ConnectError, ConchError, OSError, BadKey, *_MALFORMED)
         error = failure.value
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimedOut):
             reason = f"did not answer in {timeout_s:.0f} seconds"
         elif isinstance(error, ConchError):
             reason = "refused (is it locked, or was the use of the key not confirmed?)"
@@ -137,6 +138,13 @@ class _Agent:
             else:
                 notes.append(f"ssh-agent: {comment}: it is {describe_type(kind)}, only {KEY_TYPE} keys are used")
         return AgentKeys(tuple(keys), tuple(notes))
+
+
+def _expired(result: object, timeout_s: float) -> NoReturn:
+    """Also when the time ran out while connecting, which is cancelled with an error of its own."""
+    if isinstance(result, Failure):
+        result.trap(CancelledError, ConnectingCancelledError)
+    raise TimedOut(timeout_s)
 
 
 def _ask_and_close(client: _Client, question: Callable[[_Client], Deferred[T]]) -> Deferred[T]:

@@ -110,6 +110,7 @@ class _Websocket:
         self._why: str | None = None
         self._opened = self._paused = self._held = self._heard = self._gone = False
         self._silent_s = 0.0
+        self.gone: Deferred[None] = Deferred()
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._stall: IDelayedCall | None = None
@@ -134,6 +135,11 @@ class _Websocket:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be sent. ``gone`` fires later, when TCP is gone too."""
+        return self._opened and not self._talk.over
 
     # -- the Link ------------------------------------------------------------------------------------------------------------
 
@@ -309,6 +315,7 @@ class _Websocket:
         if self._opened:
             self._talk.end(f"the connection to {self.name} was lost: {why}")
         self.ended(why)
+        self.gone.callback(None)
 
     def ended(self, why: str) -> None:
         """For the roles: everything is cleaned up; ``why`` is for people."""

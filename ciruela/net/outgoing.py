@@ -9,7 +9,9 @@ from typing import Any, cast
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
+from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -50,11 +52,9 @@ def connect(
     endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1)
     factory = client_links(counterpart, reactor, host_header, limits)
     connected = cast("Deferred[ClientLink]", endpoint.connect(factory))
-    return (
-        connected.addCallback(lambda link: link.opened)
-        .addTimeout(timeout_s, reactor, onTimeoutCancel=_timed_out)
-        .addErrback(_in_words, address, timeout_s)
-    )
+    opened = connected.addCallback(lambda link: link.opened)
+    opened.addTimeout(timeout_s, reactor, onTimeoutCancel=_timed_out)
+    return opened.addErrback(_in_words, address, timeout_s)
 
 
 def _timed_out(result: object, timeout_s: float) -> object:
@@ -66,9 +66,9 @@ def _timed_out(result: object, timeout_s: float) -> object:
 def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLink:
     if failure.check(CancelledError, LinkLost):
         failure.raiseException()
-    if failure.check(ConnectionRefusedError):
+    if failure.check(Refused):
         raise LinkLost(f"connection refused by {address}")
-    if failure.check(DeferredTimeout, TimeoutError):
+    if failure.check(DeferredTimeout, ConnectTimeout):
         raise LinkLost(f"no answer from {address} within {timeout_s:g} s")
     failure.trap(ConnectError, OSError)
     raise LinkLost(f"cannot connect to {address}: {failure.getErrorMessage()}")
@@ -112,8 +112,10 @@ class _Line:
 
     def __init__(self, pool: Pool, address: Address) -> None:
         self._pool = pool
-        self._address = address
-        self._attempt: Deferred[None] | None = None
+        self.address = address
+        self._attempt: Deferred[ClientLink] | None = None
+        self._standing = 0
+        self._struck = False
         self._idle: IDelayedCall | None = None
         self._queue: deque[_Job] = deque()
         self._flying: set[_Job] = set()
@@ -122,13 +124,13 @@ class _Line:
 
     @property
     def resting(self) -> bool:
-        return self.link is None and self._attempt is None and not self._queue and not self._flying
+        return self._standing == 0 and self._attempt is None and not self._queue and not self._flying
 
     def submit(self, request: Request, timeout_s: float) -> Deferred[Response]:
-        if self.link is None and self._attempt is None and self._pool.backoff.blocked(self._address):
-            return fail(LinkLost(f"{self._address} failed a moment ago and is left alone for now"))
+        if self.link is None and self._attempt is None and self._pool.backoff.blocked(self.address):
+            return fail(LinkLost(f"{self.address} failed a moment ago and is left alone for now"))
         if len(self._queue) >= MOST_QUEUED:
-            return fail(LinkLost(f"{MOST_QUEUED} requests wait for {self._address} already"))
+            return fail(LinkLost(f"{MOST_QUEUED} requests wait for {self.address} already"))
         job = _Job(request, timeout_s)
         job.done = Deferred(lambda _: self._forget(job))
         self._queue.append(job)
@@ -136,9 +138,10 @@ class _Line:
         return job.done
 
     def _go_on(self) -> None:
-        if self.link is not None:
-            while self._queue and len(self._flying) < self._pool.most_flying and self.link is not None:
-                self._send(self._queue.popleft(), self.link)
+        link = self.link
+        if link is not None:
+            while self._queue and len(self._flying) < self._pool.most_flying and link.alive:
+                self._send(self._queue.popleft(), link)
             self._set_idle()
         elif self._queue and self._attempt is None:
             self._connect()
@@ -146,21 +149,22 @@ class _Line:
     # -- the connection ------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        attempt = connect(self._pool.reactor, self._address, _Refusing(self), NODE_HOST, self._pool.connect_s, self._pool.limits)
-        self._attempt = attempt.addCallbacks(self._connected, self._unconnected)  # type: ignore[assignment]
-        if attempt.called:
-            self._attempt = None
+        pool = self._pool
+        attempt = self._attempt = connect(pool.reactor, self.address, _Refusing(self), NODE_HOST, pool.connect_s, pool.limits)
+        attempt.addCallbacks(self._connected, self._unconnected)
 
     def _connected(self, link: ClientLink) -> None:
         self._attempt = None
-        self._pool.backoff.succeeded(self._address)
+        self._standing += 1
+        link.gone.addCallback(self._gone)
+        self._pool.backoff.succeeded(self.address)
         self.link = link
         self._go_on()
 
     def _unconnected(self, failure: Failure) -> None:
         self._attempt = None
-        self._pool.backoff.failed(self._address)
-        reason = failure.getErrorMessage() if failure.check(LinkLost) else f"the attempt to reach {self._address} was given up"
+        self._pool.backoff.failed(self.address)
+        reason = failure.getErrorMessage() if failure.check(LinkLost) else f"the attempt to reach {self.address} was given up"
         self._fail_queue(reason)
         self._pool.rest(self)
 
@@ -170,16 +174,14 @@ class _Line:
             return
         self.link = None
         self._set_idle()
-        if any(job.again for job in self._flying):
-            self._pool.backoff.failed(self._address)
-        self._pool.reactor.callLater(0, self._after_loss)
+        if self._struck:
+            self._struck = False
+            self._pool.backoff.failed(self.address)
+            self._fail_queue(f"the connection to {self.address} was lost twice in a row")
+        self._go_on()
 
-    def _after_loss(self) -> None:
-        if self.link is None and self._attempt is None and self._queue:
-            if self._pool.backoff.blocked(self._address):
-                self._fail_queue(f"the connection to {self._address} was lost")
-            else:
-                self._go_on()
+    def _gone(self, _: object) -> None:
+        self._standing -= 1
         self._pool.rest(self)
 
     def _set_idle(self) -> None:
@@ -201,8 +203,6 @@ class _Line:
         if self._attempt is not None:
             self._attempt.cancel()
         if self.link is not None:
-            for job in list(self._flying):
-                job.again = True
             self.link.close()
         self._pool.rest(self)
 
@@ -221,27 +221,26 @@ class _Line:
 
     def _answered(self, response: Response, job: _Job) -> None:
         self._landed(job)
-        if not job.done.called:
-            job.done.callback(response)
+        job.done.callback(response)
         self._go_on()
 
     def _failed(self, failure: Failure, job: _Job) -> None:
         again = failure.check(LinkLost) is not None and not job.again and not self._pool.stopped
         self._landed(job)
-        if job.done.called:
+        if failure.check(CancelledError):
             return
         if again:
             job.again = True
             self._queue.append(job)
-        else:
-            job.done.errback(failure)
-        if self.link is not None and not failure.check(LinkLost):
-            self._go_on()
+            return
+        self._struck = failure.check(LinkLost) is not None
+        job.done.errback(failure)
+        self._go_on()
 
     def _too_late(self, job: _Job) -> None:
         job.timer = None
         self._give_up(job)
-        job.done.errback(LinkLost(f"no answer from {self._address} within {job.timeout_s:g} s"))
+        job.done.errback(LinkLost(f"no answer from {self.address} within {job.timeout_s:g} s"))
         self._go_on()
 
     def _forget(self, job: _Job) -> None:
@@ -255,15 +254,11 @@ class _Line:
         answer = job.answer
         self._landed(job)
         if answer is not None:
-            answer.addErrback(lambda _: None)
-            job.again = True
             answer.cancel()
 
     def _fail_queue(self, reason: str) -> None:
         while self._queue:
-            job = self._queue.popleft()
-            if not job.done.called:
-                job.done.errback(LinkLost(reason))
+            self._queue.popleft().done.errback(LinkLost(reason))
 
 
 class Pool:
@@ -313,10 +308,8 @@ class Pool:
     def rest(self, line: _Line) -> None:
         """Forget a line that has nothing left."""
         if line.resting:
-            for address, known in self._lines.items():
-                if known is line:
-                    del self._lines[address]
-                    break
+            if self._lines.get(line.address) is line:
+                del self._lines[line.address]
             if not line.closed.called:
                 line.closed.callback(None)
 

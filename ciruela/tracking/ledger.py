@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import cbor2
 from twisted.internet.interfaces import IReactorTime
@@ -55,6 +56,8 @@ class Ledger:
         self._committed: dict[VPath, State] = {}
         self._pending: dict[VPath, Pending] = {}
         self._hashes: dict[VPath, bytes] = {}
+        self._view = MappingProxyType(self._hashes)
+        self._stale: set[VPath] = set()
         self._aborts: dict[tuple[VPath, ImageId], tuple[float, int]] = {}
 
     def fill(self, held: list[Held]) -> None:
@@ -139,15 +142,17 @@ class Ledger:
 
     def base_hash(self, base: VPath) -> bytes | None:
         """The hash of a base dir, None when nothing is in it."""
-        if base not in self._bases:
-            return None
-        if base not in self._hashes:
-            self._hashes[base] = base_dir_hash(self.entries(base))
-        return self._hashes[base]
+        return self.base_hashes().get(base)
 
-    def base_hashes(self) -> dict[VPath, bytes]:
-        """The hashes of all base dirs that hold something."""
-        return {base: self.base_hash(base) or b"" for base in self._bases}
+    def base_hashes(self) -> Mapping[VPath, bytes]:
+        """The hashes of all base dirs that hold something; a live view, only what changed is computed anew."""
+        while self._stale:
+            base = self._stale.pop()
+            if base in self._bases:
+                self._hashes[base] = base_dir_hash(self.entries(base))
+            else:
+                self._hashes.pop(base, None)
+        return self._view
 
     def pendings(self) -> list[Pending]:
         """All uploads on their way."""
@@ -165,7 +170,7 @@ class Ledger:
             names.pop(vpath.entry, None)
             if not names:
                 del self._bases[base]
-        self._hashes.pop(base, None)
+        self._stale.add(base)
 
     def _touch(self, vpath: VPath) -> None:
         self._note(vpath)

@@ -69,7 +69,8 @@ class SyncLine(Parsing):
         """Every documented option of sync must be understood, in its short and long form."""
         options = self.sync(
             f"--append a:/k/1 h1 --append-weak b:/k/2 --replace c:/k/3:{OLD} -i f1 --identity f2 -k V1 --key-from-env V2 -e 1s "
-            "--early-fraction 0.5 --early-hosts 7 -t 1h --print-progress 2s --port 99 --disk-threads 2 --hash sha512/256 -v --progress plain h2"
+            "--early-fraction 0.5 --early-hosts 7 -t 1h --print-progress 2s --port 99 --disk-threads 2 --hash sha512/256 -v "
+            "--progress plain h2"
         )
         self.assertEqual([wish.mode for wish in options.wishes], [Mode.APPEND, Mode.APPEND_WEAK, Mode.REPLACE])
         self.assertEqual(options.wishes[2].old_image, ImageId(bytes.fromhex(OLD)))
@@ -108,6 +109,7 @@ class SyncLine(Parsing):
             ("--append a:/k/1 --progress fancy host", "auto, tty, plain, none"),
             ("--append a:/k/1 -q -v host", "not allowed with"),
             ("--append a:/k/1 user@host", "is not a host name"),
+            ("--append a:/k/1 [::1", "is not an IPv6 address in brackets"),
             ("--append a:/k/1 -- h1 -- h2", "only with -m"),
             ("--append a:/k/1 -m -- h1 --port 5", "options first"),
         ):

@@ -1,0 +1,194 @@
+"""``ciruela sync`` and ``ciruela index`` as stories; ``main`` runs them, ``demo`` runs the first one inside its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+
+from rich.console import Console
+from twisted.internet.defer import CancelledError, Deferred
+
+from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
+from ciruela.client.options import Common, IndexOptions, SyncOptions
+from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
+from ciruela.client.progress import Display, make_console, wants_live
+from ciruela.client.source import Offer, Source
+from ciruela.client.sync import ClusterRun, Row, SyncRun, World, exit_code
+from ciruela.client.text import count, size
+from ciruela.disk.lane import InThread
+from ciruela.disk.localtree import LocalTree
+from ciruela.disk.scan import Scan, ScanProgress, scan
+from ciruela.index.digest import HashKind
+from ciruela.model.errors import BadKey
+from ciruela.net.agent import agent_keys
+from ciruela.net.outgoing import CLIENT_HOST, connect
+from ciruela.net.resolve import resolver
+from ciruela.seams import NowMs
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a command gets from the process: everything that is not in its options.
+
+    ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
+    """
+
+    reactor: Any
+    now_ms: NowMs
+    rng: random.Random
+    environ: Mapping[str, str]
+    stdout: IO[str]
+    stderr: IO[str]
+    in_thread: InThread
+    look_up_in_thread: InThread
+
+    def console(self, stream: IO[str], live: bool) -> Console:
+        """A console on one of the streams."""
+        return make_console(stream, live, self.environ)
+
+
+def make_display(common: Common, around: Surroundings, lines_every_s: float | None) -> Display:
+    """The display that the options ask for."""
+    live = wants_live(common.progress, around.stderr, around.environ)
+    plain = lines_every_s is not None and not live and common.progress.value != "none"
+    return Display(
+        clock=around.reactor,
+        now_ms=around.now_ms,
+        out=around.console(around.stdout, False),
+        err=around.console(around.stderr, live),
+        live=live,
+        lines_every_s=lines_every_s if plain else None,
+        verbosity=common.verbosity,
+    )
+
+
+def scanned_line(name: str, found: Scan) -> str:
+    """What indexing a directory found."""
+    return (
+        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)} "
+        f"in {found.seconds:.1f} s, id {found.index.image.hex()}"
+    )
+
+
+async def scan_directory(name: str, kind: HashKind, display: Display, in_thread: InThread) -> Scan:
+    """Index one directory, and show that it goes on."""
+    latest: list[ScanProgress] = []
+
+    def so_far() -> str:
+        if not latest:
+            return f"Indexing {name}"
+        seen = latest[-1]
+        numbers = f"{count(seen.dirs, 'dir')}, {count(seen.files, 'file')}, {count(seen.symlinks, 'link')}, {size(seen.bytes)}"
+        return f"Indexing {name}: {numbers}"
+
+    def progressed(progress: ScanProgress) -> None:
+        latest[:] = [progress]
+
+    display.show(so_far)
+    try:
+        found = await scan(name, kind, in_thread, progressed)
+    finally:
+        display.hide()
+    display.say(scanned_line(name, found))
+    for warning in found.warnings:
+        display.problem("", warning)
+    return found
+
+
+async def index(options: IndexOptions, around: Surroundings) -> int:
+    """``ciruela index``: the bytes of the index to stdout and nothing else there."""
+    check_directory(options.directory)
+    display = make_display(options.common, around, None)
+    found = await scan_directory(options.directory, options.common.hash, display, around.in_thread)
+    around.stdout.flush()
+    around.stdout.buffer.write(found.data)  # type: ignore[attr-defined]
+    around.stdout.buffer.flush()  # type: ignore[attr-defined]
+    return 0
+
+
+async def keys_of(options: SyncOptions, around: Surroundings, display: Display) -> Identities:
+    """The keys that sign, told to the user. Raises BadKey, also when there is none: servers refuse what nobody signed."""
+    found = await load_identities(
+        options.identities,
+        options.env_keys,
+        environ=around.environ,
+        home=around.environ.get("HOME"),
+        read_file=read_key_file,
+        ask_passphrase=terminal(),
+        agent=partial(agent_keys, around.reactor),
+        in_thread=around.in_thread,
+    )
+    if not found.keys:
+        raise BadKey("; ".join(found.notes) or "there is no key to sign with (name one with -i)")
+    for note in found.notes:
+        display.problem("", note)
+    for line in found.describe():
+        display.say(f"Signing with {line}")
+    return found
+
+
+async def open_source(prepared: Prepared, in_thread: InThread, changed: Callable[..., None]) -> tuple[Source, list[LocalTree]]:
+    """Open the scanned directories to the nodes. The trees must be closed in the end."""
+    offers = []
+    trees: list[LocalTree] = []
+    for name, found in prepared.scans.items():
+        tree: LocalTree = await in_thread(LocalTree, name, found.index)
+        trees.append(tree)
+        offers.append(Offer(found.index, found.data, tree, name))
+    return Source(offers, in_thread, changed), trees
+
+
+def real_world(options: SyncOptions, around: Surroundings) -> World:
+    """Real connections and names."""
+    resolve = resolver(around.look_up_in_thread)
+    return World(
+        clock=around.reactor,
+        rng=around.rng,
+        connect=lambda address, counterpart: connect(around.reactor, address, counterpart, CLIENT_HOST),
+        resolve=lambda name: resolve(name, options.common.port),
+    )
+
+
+async def sync(
+    options: SyncOptions, around: Surroundings, world: World | None = None, ended: Callable[[list[Row]], None] | None = None
+) -> int:
+    """``ciruela sync``. Gives the exit code, and the final rows to ``ended``.
+
+    Cancel to stop: what has been promised so far is printed, then CancelledError is raised. Raises what keeps it from sending anything.
+    """
+    check_sources(options.wishes)
+    display = make_display(options.common, around, options.print_progress_s)
+    identities = await keys_of(options, around, display)
+    prepared = await prepare(
+        options.wishes,
+        lambda name: Deferred.fromCoroutine(scan_directory(name, options.common.hash, display, around.in_thread)),
+        identities,
+        around.now_ms,
+    )
+    clusters: list[ClusterRun] = []
+    run = SyncRun(clusters)
+    source, trees = await open_source(prepared, around.in_thread, run.source_changed)
+    try:
+        net = world or real_world(options, around)
+        clusters += [
+            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, display) for names in options.clusters
+        ]
+        going = run.start()
+        display.watch(run)
+        try:
+            rows = await going
+        except CancelledError:
+            display.interrupted(run.rows())
+            raise
+        finally:
+            display.hide()
+        display.finish(rows)
+        if ended is not None:
+            ended(rows)
+        return exit_code(rows)
+    finally:
+        for tree in trees:
+            tree.close()

@@ -1,0 +1,191 @@
+"""The programs ``ciruela`` and ``ciruela-sync``: the process around a command.
+
+The only module of the client that knows the reactor. It ends with one clear line and an exit code, never with a traceback, whatever the
+user's files, keys and servers do.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from ciruela.client import commands
+from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
+from ciruela.client.commands import Surroundings
+from ciruela.client.demo import demo
+from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptions, parse, parse_sync
+from ciruela.client.orders import LocalProblem
+from ciruela.client.text import clean
+from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
+
+LOOK_UP_THREADS = 4
+"""Names that are resolved at the same time."""
+
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (LocalProblem, EXIT_LOCAL),
+    (BadKey, EXIT_USAGE),
+    (ConfigError, EXIT_USAGE),
+    (DiskError, EXIT_LOCAL),
+    (FormatError, EXIT_LOCAL),
+    (RemoteError, EXIT_NETWORK),
+    (LinkLost, EXIT_NETWORK),
+    (CiruelaError, EXIT_LOCAL),
+    (OSError, EXIT_LOCAL),
+)
+
+
+def exit_for(failure: Failure, verbose: bool) -> tuple[int, str]:
+    """The exit code of a failure, and what to print: one line, unless the program itself is at fault and the user wants to know more."""
+    for kind, code in _CODES:
+        if failure.check(kind):
+            return code, clean(failure.getErrorMessage() or type(failure.value).__name__, 2000)
+    line = f"internal error: {type(failure.value).__name__}: {clean(failure.getErrorMessage())}"
+    return EXIT_LOCAL, f"{line}\n{failure.getTraceback()}" if verbose else f"{line} (-v tells more; please report it)"
+
+
+class _Life:
+    """One command on the reactor, from its start to its exit code, with its signals.
+
+    The first signal asks the command to end in order; after ``patience`` more it ends at once.
+    """
+
+    def __init__(self, reactor: Any, command: Callable[[], Coroutine[Any, Any, int]], verbose: bool, patience: int) -> None:
+        self._reactor = reactor
+        self._command = command
+        self._verbose = verbose
+        self._story: Deferred[None] | None = None
+        self._patience = patience
+        self._signal = 0
+        self.code = EXIT_LOCAL
+
+    def run(self) -> int:
+        """Run the reactor until the command is over. Gives the exit code."""
+        self._reactor.callWhenRunning(self._begin)
+        self._reactor.run()
+        return self.code
+
+    def _begin(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and background jobs of a shell
+                signal.signal(number, self._signalled)
+        story = self._story = Deferred.fromCoroutine(self._command()).addCallbacks(self._ended, self._failed)
+        story.addBoth(lambda _: self._reactor.stop())
+
+    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal:
+            self._patience -= 1
+            if self._patience < 0:
+                os._exit(128 + number)
+            return
+        self._signal = number
+        self._reactor.callFromThread(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._story is not None:
+            self._story.cancel()
+
+    def _ended(self, code: int) -> None:
+        self.code = code
+
+    def _failed(self, failure: Failure) -> None:
+        if self._signal and failure.check(CancelledError):
+            self.code = 128 + self._signal
+            return
+        self.code, text = exit_for(failure, self._verbose)
+        sys.stderr.write(f"ciruela: {text}\n")
+
+
+def _observer(verbose: bool) -> Any:
+    """Errors of the log as lines; with ``verbose`` warnings and tracebacks too.
+
+    stderr is looked up late: a live block may stand before it.
+    """
+    floor = LogLevel.warn if verbose else LogLevel.error
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_level", LogLevel.info) < floor:
+            return
+        sys.stderr.write(f" ! {clean(formatEvent(event), 2000)}\n")
+        failure = event.get("log_failure")
+        if failure is not None:
+            sys.stderr.write(
+                failure.getTraceback() if verbose else f" ! {type(failure.value).__name__}: {clean(failure.getErrorMessage())}\n"
+            )
+
+    return observe
+
+
+def _pool(reactor: Any, threads: int, name: str) -> Callable[..., Deferred[Any]]:
+    """Runs functions in up to ``threads`` threads that nobody waits for at the end: a name server that hangs must not hang Ctrl-C."""
+    pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
+    pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]
+    pool.start()
+    return partial(deferToThreadPool, reactor, pool)
+
+
+def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[Any, Any, int]]:
+    match options:
+        case SyncOptions():
+            return lambda: commands.sync(options, around)
+        case IndexOptions():
+            return lambda: commands.index(options, around)
+        case DemoOptions():
+            return lambda: demo(options, around)
+
+
+def _terminal_settings() -> list[Any] | None:
+    """The settings of the terminal, to put back: who is interrupted while typing a passphrase wants to see what he types next."""
+    try:
+        return termios.tcgetattr(sys.stdin.fileno())
+    except (OSError, ValueError, AttributeError, termios.error):
+        return None
+
+
+def _run(options: Options) -> int:
+    from twisted.internet import reactor  # noqa: TID251  loaded late: parsing the command line needs no reactor
+
+    verbose = options.common.verbosity > 1
+    globalLogBeginner.beginLoggingTo([_observer(verbose)], redirectStandardIO=False)
+    settings = _terminal_settings()
+    around = Surroundings(
+        reactor=reactor,
+        now_ms=lambda: int(time.time() * 1000),
+        rng=random.Random(),  # noqa: S311  it chooses whom to ask, and guards nothing
+        environ=os.environ,
+        stdout=sys.stdout,
+        stderr=sys.stderr,
+        in_thread=_pool(reactor, options.common.disk_threads, "disk"),
+        look_up_in_thread=_pool(reactor, LOOK_UP_THREADS, "names"),
+    )
+    try:
+        return _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0).run()
+    finally:
+        if settings is not None and _terminal_settings() != settings:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line."""
+    return _run(parse(sys.argv[1:] if argv is None else argv))
+
+
+def main_sync(argv: Sequence[str] | None = None) -> int:
+    """``ciruela-sync``: as ``ciruela sync``."""
+    return _run(parse_sync(sys.argv[1:] if argv is None else argv))

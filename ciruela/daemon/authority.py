@@ -1,0 +1,171 @@
+"""The keys that may upload, read from the configuration directory anew for each question (protocol section 5.2)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from ciruela.daemon.modes import loose, private_group
+from ciruela.keys.authorized import parse_authorized
+from ciruela.keys.public import PublicKey, verify
+from ciruela.keys.signed import signed_bytes
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry
+from ciruela.model.vpath import VPath
+from ciruela.seams import NowMs
+
+MOST_VERIFIED = 16
+"""Signatures of one request that are looked at (threats A15)."""
+
+MAX_FILE_BYTES = 256 * 1024
+"""Longest key file: some two thousand keys."""
+
+_MASTER = "master.key"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+InThread = Callable[..., Deferred[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """The keys found, and what is wrong with the files."""
+
+    keys: tuple[PublicKey, ...]
+    problems: tuple[str, ...]
+
+
+class KeyFiles:
+    """``seams.Authority`` over ``master.key`` and ``keys/NAME.key``.
+
+    ``config_dir`` may be a symlink; ``keys`` and the files may not be one. What is wrong with a file is logged when it is first seen, and
+    never hides another line or file.
+    """
+
+    _log = Logger()
+
+    def __init__(self, config_dir: str, in_thread: InThread, now_ms: NowMs) -> None:
+        self._config_dir = config_dir
+        self._in_thread = in_thread
+        self._now_ms = now_ms
+        self._told: dict[str, frozenset[str]] = {}
+
+    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[tuple[SigEntry, ...]]:
+        """Those of the first 16 ``entries`` that a key of ``config`` made: the newest of each key, in the order of a state.
+
+        Fails with DiskError when the directory of keys cannot be opened although it is there.
+        """
+        answer = self._in_thread(self._judge, config.upload_keys, str(vpath), image, tuple(dict.fromkeys(entries))[:MOST_VERIFIED])
+        return answer.addCallback(self._tell, config.key)
+
+    def _tell(self, answer: tuple[tuple[SigEntry, ...], tuple[str, ...]], key: str) -> tuple[SigEntry, ...]:
+        valid, problems = answer
+        for problem in problems:
+            if problem not in self._told.get(key, ()):
+                self._log.warn("Key file: {problem}", problem=problem)
+        self._told[key] = frozenset(problems)
+        return valid
+
+    def _judge(
+        self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry]
+    ) -> tuple[tuple[SigEntry, ...], tuple[str, ...]]:
+        """In a thread: values in, values out."""
+        read = self._read(names)
+        waiting = list(read.keys)
+        valid = []
+        for entry in sorted(entries, reverse=True):
+            try:
+                signed = signed_bytes(path, image, entry.timestamp_ms)
+            except ValueError:
+                continue
+            maker = next((key for key in waiting if verify(key, signed, entry.signature)), None)
+            if maker is not None:
+                waiting.remove(maker)
+                valid.append(entry)
+        return tuple(sorted(valid)), read.problems
+
+    def _read(self, names: Sequence[str]) -> _Read:
+        now_utc = datetime.fromtimestamp(self._now_ms() / 1000, UTC).strftime("%Y%m%d%H%M%S")
+        keys: dict[PublicKey, None] = {}
+        problems: list[str] = []
+
+        def take(folder: int, name: str, shown: str, *, optional: bool = False) -> None:
+            try:
+                text = _content(folder, name, trusted)
+            except OSError as error:
+                if not optional or error.errno != errno.ENOENT:
+                    problems.append(f"{shown}: {_reason(error)}")
+                return
+            found, wrong = parse_authorized(text, shown, now_utc)
+            keys.update(dict.fromkeys(found))
+            problems.extend(wrong)
+
+        with _opened(self._config_dir, self._config_dir, _DIRECTORY, None) as top:
+            trusted = frozenset({0, os.geteuid(), os.fstat(top).st_uid})
+            take(top, _MASTER, os.path.join(self._config_dir, _MASTER), optional=True)
+            if names:
+                where = os.path.join(self._config_dir, "keys")
+                if not _there("keys", top):
+                    problems.append(f"{where}: there is no such directory")
+                    return _Read(tuple(keys), tuple(problems))
+                with _opened("keys", where, _DIRECTORY | os.O_NOFOLLOW, top) as folder:
+                    for name in names:
+                        take(folder, f"{name}.key", os.path.join(where, f"{name}.key"))
+        return _Read(tuple(keys), tuple(problems))
+
+
+@contextmanager
+def _opened(name: str, shown: str, flags: int, folder: int | None) -> Iterator[int]:
+    """A descriptor of a directory. Raises DiskError when there is none."""
+    try:
+        descriptor = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        raise DiskError(f"open {shown}: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise DiskError(f"stat {name}: {error.strerror}") from None
+    return True
+
+
+def _content(folder: int, name: str, trusted: frozenset[int]) -> str:
+    """The text of a key file that nobody but ``trusted`` users could have written. Raises OSError."""
+    if "/" in name:
+        raise OSError(errno.EINVAL, "the name of a key file has no slash")
+    with open(os.open(name, _PLAIN_FILE, dir_fd=folder), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        reason = loose(status, trusted, private_group)
+        if reason is not None:
+            raise OSError(errno.EPERM, reason)
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES // 1024} KiB")
+    return data.decode("utf-8", "replace")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "it is a symlink, which is not followed"
+    return error.strerror or str(error)

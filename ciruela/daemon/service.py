@@ -1,0 +1,172 @@
+"""The daemon: a node over real files, sockets and the reactor, as a Twisted service."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from ciruela.daemon.authority import KeyFiles
+from ciruela.daemon.node import Node, World
+from ciruela.daemon.requests import Requests
+from ciruela.daemon.status import NodeStatus
+from ciruela.disk.safedir import OpenFile
+from ciruela.disk.store import Store
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import MachineId
+from ciruela.net.datagrams import DatagramPort
+from ciruela.net.link import accelerated
+from ciruela.net.outgoing import Pool
+from ciruela.net.peers import PeerList
+from ciruela.net.server import site
+from ciruela.proto.messages import Notification, Request, Response
+from ciruela.seams import Address, Link, NowMs
+from ciruela.web.pages import Pages
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line and the config directory say, checked. ``lock`` holds the db directory for this process."""
+
+    config_dir: str
+    db_dir: str
+    host: str
+    port: int
+    max_connections: int
+    disk_threads: int
+    me: MachineId
+    hostname: str
+    configs: dict[str, DirConfig]
+    lock: OpenFile
+
+
+class _Awaited:
+    """The counterpart until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def _requests(self) -> Requests:
+        return self._node.counterpart
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+        if not self._node.ready:
+            return fail(RemoteError("the node is starting, try again in a moment"))
+        return self._requests.requested(link, request)
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        self._requests.notified(link, notification)
+
+    def lost(self, link: Link) -> None:
+        self._requests.lost(link)
+
+
+class Daemon(Service):
+    """One node of a cluster. Listens as soon as it starts, answers ``/healthz`` with 200 and takes uploads once its disk is read."""
+
+    _log = Logger()
+    name = "ciruela"
+
+    def __init__(self, reactor: Any, settings: Settings, now_ms: NowMs, seed: int) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        rng = random.Random(seed)  # noqa: S311  choices of peers and blocks, nothing secret
+        self._threads = ThreadPool(1, settings.disk_threads, "disk")
+        self._store = Store(settings.db_dir, settings.configs, self._in_thread)
+        self._pool = Pool(reactor)
+        self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
+        self.node = Node(
+            World(
+                me=settings.me,
+                hostname=settings.hostname,
+                epoch=now_ms(),
+                configs=settings.configs,
+                disk=self._store,
+                wire=self._pool,
+                datagrams=self._datagrams,
+                authority=KeyFiles(settings.config_dir, self._in_thread, now_ms),
+                clock=reactor,
+                rng=rng,
+                now_ms=now_ms,
+            )
+        )
+        self._peers = PeerList(
+            f"{settings.config_dir}/peers.txt",
+            settings.port,
+            reactor,
+            rng,
+            self._in_thread,
+            self.node.gossip.configured,
+        )
+        self._ports: list[IListeningPort] = []
+
+    def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return deferToThreadPool(self._reactor, self._threads, function, *args, **kwargs)
+
+    def startService(self) -> None:
+        """Listen, then read the disk and begin. Raises CannotListenError when the port is taken."""
+        super().startService()
+        settings = self._settings
+        pages = Pages(NodeStatus(self.node, self._extra_metrics))
+        port = site(_Awaited(self.node), pages, settings.max_connections, self._reactor)
+        self._ports = [
+            self._reactor.listenTCP(settings.port, port, backlog=511, interface=settings.host),
+            self._reactor.listenUDP(settings.port, self._datagrams, interface=settings.host, maxPacketSize=65536),
+        ]
+        self._threads.start()
+        if not accelerated():
+            self._log.error(
+                "Autobahn's native code (NVX) is missing: uploads run at a fortieth of the speed; install autobahn with its wheel"
+            )
+        self._log.info(
+            "ciruela node {machine} ({hostname}) listens on {address}, directories: {keys}",
+            machine=settings.me.hex(),
+            hostname=settings.hostname,
+            address=str(Address(settings.host, settings.port)),
+            keys=", ".join(sorted(settings.configs)) or "none",
+        )
+        self.node.start().addCallback(lambda _: self._peers.start()).addErrback(self._not_started)
+
+    def _not_started(self, failure: Failure) -> None:
+        self._log.failure("the db directory {directory} could not be read; the daemon stops", failure, directory=self._settings.db_dir)
+        self._reactor.stop()
+
+    def _extra_metrics(self) -> list[tuple[str, str, str, int]]:
+        return [
+            ("disk", "threads_busy", "level", len(self._threads.working)),
+            ("disk", "threads_idle", "level", len(self._threads.waiters)),
+        ]
+
+    async def _stop(self) -> None:
+        self._peers.stop()
+        self.node.stop()
+        for port in self._ports:
+            await _maybe(port.stopListening())
+        await self._pool.stop()
+        self._threads.stop()
+        self._store.close()
+        self._settings.lock.close()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop gossip and downloads, close the connections, let the disk finish what it is doing."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+
+async def _maybe(result: Deferred[object] | object) -> None:
+    if isinstance(result, Deferred):
+        await result

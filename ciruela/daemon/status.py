@@ -1,0 +1,236 @@
+"""A node as its status pages show it (protocol section 8): copies of live values, made for one request each."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ciruela import __version__
+from ciruela.daemon.node import Node
+from ciruela.gossip.packets import Complete, Deleted, Download
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.web.status import Json
+
+
+def rfc3339(stamp_ms: int) -> str:
+    """A time as the reference writes it: 9 fractional digits unless it is a whole second."""
+    seconds, rest_ms = divmod(stamp_ms, 1000)
+    try:
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{stamp_ms} ms"
+    return f"{text}.{rest_ms:03d}000000Z" if rest_ms else f"{text}Z"
+
+
+def memory() -> dict[str, Json]:
+    """Bytes in use by this process, as the kernel counts them."""
+    names = {
+        "VmRSS": "memory_rss",
+        "VmSize": "memory_virtual",
+        "VmSwap": "memory_swap",
+        "VmHWM": "memory_rss_peak",
+        "VmPeak": "memory_virtual_peak",
+    }
+    found: dict[str, Json] = {}
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            word, _, rest = line.partition(":")
+            if word in names:
+                found[names[word]] = int(rest.split()[0]) * 1024
+    return found
+
+
+class NodeStatus:
+    """Implements ``web.status.Status``. ``extra`` gives further metrics: (group, metric, type, value)."""
+
+    def __init__(self, node: Node, extra: Callable[[], list[tuple[str, str, str, int]]]) -> None:
+        self._node = node
+        self._extra = extra
+        self._began_ms = node.world.now_ms()
+
+    def health(self) -> tuple[bool, Json]:
+        """Whether this node serves."""
+        ready = self._node.ready
+        return ready, {"status": "ok" if ready else "starting", "version": __version__}
+
+    def status(self) -> Json:
+        """Identity, process, metrics."""
+        world = self._node.world
+        times = os.times()
+        return {
+            "machine_id": world.me.hex(),
+            "hostname": world.hostname,
+            "version": __version__,
+            "process": {
+                "timestamp": world.now_ms(),
+                "start_time": self._began_ms,
+                "cpu_user_s": times.user,
+                "cpu_system_s": times.system,
+                "cpu_since_s": time.process_time(),
+                **memory(),
+            },
+            "threads": {thread.name: {} for thread in threading.enumerate()},
+            "metrics": [[{"group": group, "metric": metric}, [kind, value]] for group, metric, kind, value in self._metrics()],
+        }
+
+    def _metrics(self) -> list[tuple[str, str, str, int]]:
+        node = self._node
+        counts = node.gossip.counts
+        totals = node.downloads.totals
+        return [
+            ("tracking.images", "downloading", "level", len(node.downloads.running())),
+            ("tracking.images", "tracking", "level", len(node.ledger)),
+            ("tracking.images", "base_dirs", "level", len(node.ledger.base_hashes())),
+            ("tracking.images", "download_failed", "counter", totals.failed),
+            ("tracking.images", "blocks_failed", "counter", totals.bad_blocks),
+            ("tracking.reconciliation", "backlog", "level", node.reconciler.backlog()),
+            ("disk.committed", "images", "counter", totals.committed),
+            ("disk.committed", "bytes", "counter", totals.committed_bytes),
+            ("disk.hardlinks", "files", "counter", totals.reused_files),
+            ("disk.hardlinks", "bytes", "counter", totals.reused_bytes),
+            ("blocks", "received_bytes", "counter", totals.received_bytes),
+            ("blocks", "sent_blocks", "counter", node.blocks.sent_blocks),
+            ("blocks", "sent_bytes", "counter", node.blocks.sent_bytes),
+            ("gossip", "known_peers", "level", sum(1 for peer in node.gossip.cluster.peers() if peer.machine is not None and not peer.own)),
+            ("gossip", "datagrams_sent", "counter", counts.sent),
+            ("gossip", "bytes_sent", "counter", counts.sent_bytes),
+            ("gossip", "datagrams_heard", "counter", counts.heard),
+            *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
+            *self._extra(),
+        ]
+
+    def downloading(self) -> Json:
+        """Downloads by path. ``mask`` is ours: 256 slices (``model.mask``), bit 0 the first."""
+        return {
+            str(one.vpath): {
+                "image_id": one.image.hex(),
+                "phase": one.phase.value,
+                "mask": f"{one.mask or 0:064x}",
+                "missing_blocks": None if one.plan is None else one.plan.missing,
+                "blocks": None if one.index is None else one.index.block_count,
+                "stalled": one.stalled,
+                "source": bool(self._node.watches.sources(one.image)),
+                "age_s": round(self._node.world.clock.seconds() - one.began_s, 1),
+            }
+            for one in self._node.downloads.running()
+        }
+
+    def base_dirs(self) -> Json:
+        """Base dirs with their hashes and sizes."""
+        ledger = self._node.ledger
+        return {
+            str(base): {
+                "hash": hash_.hex(),
+                "num_subdirs": len(ledger.entries(base)),
+                "num_downloading": sum(1 for one in self._node.downloads.running() if one.vpath.base == base),
+            }
+            for base, hash_ in ledger.base_hashes().items()
+        }
+
+    def configs(self) -> Json:
+        """Directory configs, without keys and paths of the host."""
+        return {
+            key: {"append_only": config.append_only, "num_levels": config.num_levels, "auto_clean": config.auto_clean}
+            for key, config in self._node.world.configs.items()
+        }
+
+    def deleted(self) -> Json:
+        """Uploads given up lately."""
+        return [[str(one.vpath), one.image.hex()] for one in self._node.ledger.abandoned()]
+
+    def watching(self) -> Json:
+        """Paths that clients here wait for."""
+        return [str(vpath) for vpath in sorted(self._node.watches.paths())]
+
+    def watched(self) -> Json:
+        """Paths that clients here wait for, with what is there."""
+        found: dict[str, Json] = {}
+        for vpath in sorted(self._node.watches.paths()):
+            state = self._node.ledger.committed(vpath)
+            found[str(vpath)] = "absent" if state is None else state.image.hex()
+        return found
+
+    def peers(self) -> Json:
+        """Peers by machine id; addresses that have not spoken yet under their configured name."""
+        found: dict[str, Json] = {}
+        for peer in self._node.gossip.cluster.peers():
+            if peer.own:
+                continue
+            found[peer.name if peer.machine is None else peer.machine.hex()] = {
+                "id": None if peer.machine is None else peer.machine.hex(),
+                "addr": str(peer.address),
+                "hostname": peer.hostname,
+                "name": peer.name,
+                "silent_s": None if peer.silent_s is None else round(peer.silent_s, 1),
+                "configs": [f"/{key}" for key in peer.keys],
+            }
+        return found
+
+    def list_dir(self, path: str) -> Json:
+        """The images of a base dir."""
+        try:
+            base = VPath.parse(path)
+        except ValueError:
+            return {}
+        return {entry or base.name: _state(state) for entry, state in sorted(self._node.ledger.entries(base).items())}
+
+    def cluster(self, topic: str) -> Json | None:
+        """What peers said."""
+        cluster = self._node.gossip.cluster
+        match topic:
+            case "dirs":
+                taking: dict[str, list[Json]] = {}
+                for peer in cluster.peers():
+                    if peer.machine is not None and not peer.own:
+                        for key in peer.keys:
+                            taking.setdefault(f"/{key}", []).append(peer.machine.hex())
+                return {key: sorted(machines, key=str) for key, machines in sorted(taking.items())}
+            case "configs":
+                return {
+                    peer.machine.hex(): {"configs": [f"/{key}" for key in peer.keys]}
+                    for peer in cluster.peers()
+                    if peer.machine is not None and not peer.own
+                }
+            case "watching":
+                watching: dict[str, list[Json]] = {}
+                for vpath, machine in cluster.watches():
+                    watching.setdefault(machine.hex(), []).append(str(vpath))
+                return {machine: sorted(paths, key=str) for machine, paths in watching.items()}
+            case "downloading":
+                running: dict[str, dict[str, Json]] = {}
+                for machine, item in cluster.stances():
+                    if isinstance(item, Download):
+                        running.setdefault(machine.hex(), {})[str(item.vpath)] = {
+                            "image_id": item.image.hex(),
+                            "mask": f"{item.mask or 0:064x}",
+                            "stalled": item.stalled,
+                            "source": item.source,
+                        }
+                return dict(running)
+            case "complete":
+                return self._pairs(Complete)
+            case "deleted":
+                return self._pairs(Deleted)
+        return None
+
+    def _pairs(self, kind: type[Complete | Deleted]) -> Json:
+        found: dict[str, list[Json]] = {}
+        for machine, item in self._node.gossip.cluster.stances():
+            if isinstance(item, kind):
+                found.setdefault(machine.hex(), []).append([str(item.vpath), item.image.hex()])
+        return dict(found)
+
+
+def _state(state: State) -> Json:
+    return {
+        "image": state.image.hex(),
+        "signatures": [
+            {"timestamp": rfc3339(entry.timestamp_ms), "signature": "ssh-ed25519 " + base64.b64encode(entry.signature).decode("ascii")}
+            for entry in state.signatures
+        ],
+    }

@@ -1,0 +1,92 @@
+"""``twistd ciruela``: its options, and the service they describe."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from ciruela import __version__
+from ciruela.daemon.config import load_config
+from ciruela.daemon.identity import host_name, machine_id
+from ciruela.daemon.service import Daemon, Settings
+from ciruela.disk.lock import lock
+from ciruela.model.errors import CiruelaError, ConfigError, DiskError
+
+DEFAULT_PORT = 24783
+EXIT_CONFIG = 1
+EXIT_DB = 4
+
+
+def _whole(low: int, high: int) -> object:
+    def check(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    check.coerceDoc = f"Must be a whole number from {low} to {high}."  # type: ignore[attr-defined]
+    return check
+
+
+class Options(usage.Options):
+    """The command line of ``twistd ciruela`` (protocol section 7.3)."""
+
+    synopsis = "[options]"
+    longdesc = "A node of a ciruela cluster: takes signed uploads, fetches them from clients and peers, shows them in one step."
+    optParameters = [  # noqa: RUF012  the name and the form are Twisted's
+        ["config", "c", "/etc/ciruela", "Directory with configs/, keys/, master.key and peers.txt."],
+        ["db-dir", None, "/var/lib/ciruela", "Directory for states and indexes; it must exist."],
+        ["host", None, "0.0.0.0", "Numeric address to listen on, TCP and UDP."],  # noqa: S104  the default of the reference
+        ["port", None, DEFAULT_PORT, "Port, TCP and UDP; the default port of all peers.", _whole(1, 65535)],
+        ["max-connections", None, 1000, "Connections at a time; the newest is refused.", _whole(1, 1_000_000)],
+        ["disk-threads", None, 8, "Threads for files and hashes.", _whole(1, 256)],
+        ["override-machine-id", None, None, "32 hexadecimal digits instead of /etc/machine-id."],
+        ["override-hostname", None, None, "Name for notifications and status instead of the system's."],
+    ]
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"ciruela {__version__}")  # noqa: T201  what --version is for
+        sys.exit(0)
+
+
+def settings(options: Options) -> Settings:
+    """Check everything that can be checked before the daemon starts. Raises ConfigError or DiskError."""
+    config_dir = os.path.abspath(options["config"])
+    if not os.path.isdir(config_dir):
+        raise ConfigError(f"{config_dir}: there is no such config directory (make it, or name another one with --config)")
+    me = machine_id(options["override-machine-id"])
+    hostname = host_name(options["override-hostname"])
+    config = load_config(config_dir)
+    for warning in config.warnings:
+        print(f"ciruela: {warning}", file=sys.stderr)  # noqa: T201  twistd's log is not open yet
+    return Settings(
+        config_dir=config_dir,
+        db_dir=options["db-dir"],
+        host=options["host"],
+        port=options["port"],
+        max_connections=options["max-connections"],
+        disk_threads=options["disk-threads"],
+        me=me,
+        hostname=hostname,
+        configs=config.directories,
+        lock=lock(options["db-dir"]),
+    )
+
+
+def makeService(options: Options) -> IService:  # noqa: N802  the name that twistd looks for
+    """The daemon. Exits with 1 for a mistake in the configuration, with 4 when the db directory cannot be used."""
+    from twisted.internet import reactor
+
+    try:
+        checked = settings(options)
+    except CiruelaError as error:
+        print(f"ciruela: {error}", file=sys.stderr)  # noqa: T201  this is the one place where the operator looks
+        sys.exit(EXIT_DB if isinstance(error, DiskError) else EXIT_CONFIG)
+    seed = random.SystemRandom().getrandbits(64)
+    return Daemon(reactor, checked, lambda: time.time_ns() // 1_000_000, seed)

@@ -1,0 +1,8 @@
+"""Files: states, indexes and images on real file systems, so that nothing is ever lost, mixed or half shown.
+
+Nothing here decides what is to be done, and nothing outside this folder touches a file of an image. Reading order: ``syscalls``,
+``safedir`` (single names below open directories), ``lane`` (turns in threads), ``removal``, ``tree`` (open directories by path),
+``layout`` (where things are), ``states`` (state files and the commit journal), ``indexes``, ``verify``, ``commit``, ``recovery``,
+``staging``, ``reader`` (serving blocks), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then ``walk``, ``scan`` and
+``localtree``, for the client.
+"""

@@ -1,0 +1,237 @@
+"""States, indexes and images of this node on real file systems: implements ``seams.Disk``."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping, Sequence
+from weakref import WeakValueDictionary
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.disk import indexes, recovery, states
+from ciruela.disk.faults import checked, checked_steps, downloading_steps
+from ciruela.disk.lane import ENTRY_COST, InThread, Lane, Steps
+from ciruela.disk.layout import STATE, BaseUnavailable, Place, Records, place
+from ciruela.disk.reader import Readers
+from ciruela.disk.recovery import settle_path
+from ciruela.disk.removal import remove_tree
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.staging import StagingDir, no_space, open_staging, room
+from ciruela.disk.states import Journal, Phase
+from ciruela.index.tree import Index
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DownloadFailed
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Abort
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Held, Pending
+
+
+class Store:
+    """The files of one daemon.
+
+    ``db_dir`` must exist and be locked (``disk.lock``). ``configs`` may change while the store is in use. All file work goes through
+    ``in_thread``; what concerns one virtual path happens in the order in which it was asked for.
+    """
+
+    _log = Logger()
+
+    def __init__(self, db_dir: str, configs: Mapping[str, DirConfig], in_thread: InThread) -> None:
+        self._records = Records(db_dir)
+        self._configs = configs
+        self._in_thread = in_thread
+        self._lanes: WeakValueDictionary[VPath, Lane] = WeakValueDictionary()
+        self._readers = Readers()
+
+    def close(self) -> None:
+        """Close descriptors that are kept for serving blocks."""
+        self._readers.close()
+
+    def _place(self, vpath: VPath) -> Place:
+        return place(self._configs, vpath)
+
+    def _lane(self, vpath: VPath) -> Lane:
+        lane = self._lanes.get(vpath)
+        if lane is None:
+            lane = self._lanes[vpath] = Lane(self._in_thread, str(vpath))
+        return lane
+
+    # -- states ----------------------------------------------------------------------------------------------------------------
+
+    def load(self) -> Deferred[list[Held]]:
+        """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
+        return Lane(self._in_thread, "loading").steps(checked_steps("loading", recovery.load(self._records, self._configs)))
+
+    def write_pending(self, pending: Pending) -> Deferred[None]:
+        """As ``seams.Disk.write_pending``. The staging directory of another image that was pending here is removed."""
+        return self._lane(pending.vpath).steps(checked_steps(pending.vpath, self._write_pending(pending)))
+
+    def _write_pending(self, pending: Pending) -> Steps[None]:
+        place = self._place(pending.vpath)
+        with self._records.states(pending.vpath, create=True) as directory:
+            before = states.read_journal(directory, place.record)
+            if before is not None and before.state.image != pending.state.image:
+                yield from self._forget(place, directory)
+                before = None
+            journal = Journal(pending.state, pending.command)
+            if before is not None:
+                journal = Journal(pending.state, pending.command, before.phase, before.staging)
+            states.write_journal(directory, place.record, journal)
+        yield ENTRY_COST
+
+    def drop_pending(self, vpath: VPath) -> Deferred[None]:
+        """As ``seams.Disk.drop_pending``. A commit that was interrupted after its image was shown is finished instead."""
+        return self._lane(vpath).steps(checked_steps(vpath, self._drop_pending(vpath)))
+
+    def _drop_pending(self, vpath: VPath) -> Steps[None]:
+        place = self._place(vpath)
+        try:
+            directory = self._records.states(vpath)
+        except FileNotFoundError:
+            return
+        with directory:
+            yield from self._forget(place, directory)
+        self._readers.forget(vpath)
+
+    def _forget(self, place: Place, directory: SafeDir) -> Steps[None]:
+        """Remove journal and staging directory; first the latter, so that a kill in between leaves no debris without a name."""
+        parent = self._parent_if_any(place)
+        try:
+            journal = states.read_journal(directory, place.record)
+            if journal is not None and journal.phase is Phase.READY and parent is not None:
+                settle_path(directory, place, parent, base_there=False)
+                journal = states.read_journal(directory, place.record)
+            for state in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
+                if parent is not None and state is not None:
+                    yield from self._remove_staging(parent, place.staging(state.image))
+            states.drop_journal(directory, place.record)
+        finally:
+            if parent is not None:
+                parent.close()
+
+    @staticmethod
+    def _parent_if_any(place: Place) -> SafeDir | None:
+        try:
+            return place.open_parent()
+        except (BaseUnavailable, FileNotFoundError):
+            return None
+
+    def _remove_staging(self, parent: SafeDir, name: str) -> Steps[None]:
+        """What cannot be removed is debris for the next start; it does not keep an upload from being forgotten."""
+        try:
+            yield from remove_tree(parent, name)
+        except OSError as error:
+            self._log.error("{name} cannot be removed: {error}", name=parent.within(name), error=error)
+
+    def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
+        """As ``seams.Disk.write_state``."""
+
+        def write() -> None:
+            record = self._place(vpath).record
+            with self._records.states(vpath, create=True) as directory:
+                states.write_state(directory, record, state)
+
+        return self._lane(vpath).do(checked, vpath, write)
+
+    # -- indexes ---------------------------------------------------------------------------------------------------------------
+
+    def read_index(self, image: ImageId) -> Deferred[Index | None]:
+        """As ``seams.Disk.read_index``."""
+        return self._in_thread(checked, f"index {image.hex()}", indexes.load, self._records, image)
+
+    def read_index_bytes(self, image: ImageId) -> Deferred[bytes | None]:
+        """As ``seams.Disk.read_index_bytes``; hashed, not parsed."""
+        return self._in_thread(checked, f"index {image.hex()}", indexes.load_bytes, self._records, image)
+
+    def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
+        """As ``seams.Disk.write_index``."""
+        return self._in_thread(checked, f"index {image.hex()}", indexes.store, self._records, image, data)
+
+    # -- images ----------------------------------------------------------------------------------------------------------------
+
+    def stage(self, vpath: VPath, index: Index) -> Deferred[StagingDir]:
+        """As ``seams.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
+        lane = self._lane(vpath)
+        return lane.steps(downloading_steps(vpath, self._stage(vpath, index, lane)))
+
+    def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[StagingDir]:
+        place = self._place(vpath)
+        yield ENTRY_COST
+        try:
+            parent = place.open_parent(create=True)
+        except BaseUnavailable as error:
+            raise DownloadFailed(Abort.CANT_CREATE_DIRECTORY, str(error)) from error
+        except NotADirectoryError as error:
+            raise DownloadFailed(Abort.CANT_CREATE_DIRECTORY, f"{place}: {error.filename} is not a directory") from error
+        with parent:
+            name = place.staging(index.image)
+            if parent.stat(name) is None and index.total_bytes > room(parent) and not self._has_images(vpath):
+                raise no_space(index.total_bytes, room(parent))
+            self._readers.forget(vpath)
+            root = open_staging(parent, name)
+        return StagingDir(self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image))
+
+    def _has_images(self, vpath: VPath) -> bool:
+        """Whether an image is committed in the same base dir, whose files might be linked."""
+        try:
+            with self._records.states(vpath) as directory:
+                return any(name.endswith(STATE) and states.read_state(directory, name.removesuffix(STATE)) for name in directory.names())
+        except FileNotFoundError:
+            return False
+
+    def _shown(self, place: Place, image: ImageId) -> None:
+        """After a commit: forget what is open there, delete the old tree."""
+        self._readers.forget(place.vpath)
+
+        def remove() -> Steps[None]:
+            with place.open_parent() as parent:
+                yield from remove_tree(parent, place.staging(image))
+
+        self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place.vpath)
+
+    def _not_removed(self, failure: Failure, vpath: VPath) -> None:
+        self._log.error("the old content of {vpath} cannot be removed now: {error}", vpath=str(vpath), error=failure.value)
+
+    def present(self, vpath: VPath) -> Deferred[bool]:
+        """As ``seams.Disk.present``. Fails with DiskError when the base cannot be opened: then nobody can tell."""
+
+        def look() -> bool:
+            place = self._place(vpath)
+            try:
+                parent = place.open_parent()
+            except FileNotFoundError:
+                return False
+            with parent:
+                found = parent.stat(place.name)
+            return found is not None and stat.S_ISDIR(found.st_mode)
+
+        return self._in_thread(checked, vpath, look)
+
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
+        """As ``seams.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
+
+        def read() -> list[bytes | None]:
+            place = self._place(vpath)
+            try:
+                return self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))
+            except (BaseUnavailable, FileNotFoundError, NotADirectoryError):
+                return [None] * len(numbers)
+
+        return self._in_thread(checked, vpath, read)
+
+    def _open_image(self, place: Place, image: ImageId) -> SafeDir:
+        with place.open_parent() as parent:
+            if self._committed_image(place) == image and parent.stat(place.name) is not None:
+                return parent.open_dir(place.name)
+            return parent.open_dir(place.staging(image))
+
+    def _committed_image(self, place: Place) -> ImageId | None:
+        try:
+            with self._records.states(place.vpath) as directory:
+                committed = states.read_state(directory, place.record)
+        except FileNotFoundError:
+            return None
+        return None if committed is None else committed.image

@@ -1,0 +1,93 @@
+"""Servers for tests of the client: each answers as it is told, over memory links with the real codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.proto.messages import (
+    AbortedImage,
+    AppendDir,
+    Notification,
+    PublishImage,
+    ReceivedImage,
+    ReplaceDir,
+    Request,
+    Response,
+    UploadAck,
+)
+from ciruela.seams import Address, Link
+from tests.doubles.memnet import Hub
+
+PORT = 24783
+
+
+def address(number: int) -> Address:
+    return Address(f"10.0.0.{number}", PORT)
+
+
+def machine(number: int) -> MachineId:
+    return MachineId(number.to_bytes(16, "big"))
+
+
+class FakeNode:
+    """Node ``number``: ``reason`` refuses, ``error`` answers with Error, ``silent`` never answers.
+
+    ``peers`` are the nodes that its answers name. ``links`` are the open ones, ``requests`` what came in.
+    """
+
+    def __init__(self, hub: Hub, number: int, peers: Sequence[int] = ()) -> None:
+        self.number = number
+        self.peers = peers
+        self.reason: str | None = None
+        self.error: str | None = None
+        self.silent = False
+        self.hangs_up = False
+        self.has: list[tuple[str, ImageId]] = []
+        self.links: list[Link] = []
+        self.requests: list[Request] = []
+        self.published: list[ImageId] = []
+        self.hub = hub
+        hub.node(address(number), self, lambda data, source: None)
+
+    @property
+    def hosts(self) -> dict[MachineId, str]:
+        return {machine(peer): f"n{peer}" for peer in self.peers if peer != self.number}
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+        self.requests.append(request)
+        if link not in self.links:
+            self.links.append(link)
+        assert isinstance(request, AppendDir | ReplaceDir)
+        if self.hangs_up:
+            link.close()  # type: ignore[attr-defined]
+        if self.silent or self.hangs_up:
+            return Deferred()
+        if self.error is not None:
+            return fail(RemoteError(self.error))
+        if (request.path, request.image) in self.has:
+            self.tell_received(request.path, request.image, self.number)
+        return succeed(UploadAck(self.reason is None, self.reason, self.hosts))
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        assert isinstance(notification, PublishImage)
+        if link not in self.links:
+            self.links.append(link)
+        self.published.append(notification.image)
+
+    def lost(self, link: Link) -> None:
+        if link in self.links:
+            self.links.remove(link)
+
+    def tell_received(self, path: str, image: ImageId, number: int) -> None:
+        """Say that node ``number`` has it."""
+        for link in self.links:
+            link.tell(ReceivedImage(image, path, machine(number), f"n{number}", number != self.number))
+
+    def tell_aborted(self, path: str, image: ImageId, reason: str) -> None:
+        """Say that this node gave it up."""
+        for link in self.links:
+            link.tell(AbortedImage(image, path, machine(self.number), f"n{self.number}", False, reason))

@@ -1,0 +1,415 @@
+"""The verdict on one upload to one cluster."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client.book import (
+    ERROR_RETRIES,
+    EXIT_CONFLICT,
+    EXIT_DONE,
+    EXIT_LOCAL,
+    EXIT_NETWORK,
+    EXIT_REJECTED,
+    MAX_MACHINES,
+    Book,
+    Outcome,
+    Reach,
+    Rule,
+    refusal_code,
+    worst,
+)
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Reject
+from ciruela.proto.messages import AbortedImage, ReceivedImage, UploadAck
+from ciruela.seams import Address
+
+IMAGE = ImageId(b"\x11" * 32)
+OTHER = ImageId(b"\x12" * 32)
+PATH = "/apps/v1"
+SETTLED = Reach(busy=False, exhausted=True)
+OPEN = Reach(busy=False, exhausted=False)
+BUSY = Reach(busy=True, exhausted=False)
+RULE = Rule()
+
+
+def machine(number: int) -> MachineId:
+    return MachineId(number.to_bytes(16, "big"))
+
+
+def address(number: int) -> Address:
+    return Address(f"10.0.0.{number}", 24783)
+
+
+class BookCase(SynchronousTestCase):
+    weak = False
+
+    def setUp(self) -> None:
+        self.book = Book(PATH, IMAGE, self.weak)
+
+    def ack(self, number: int, hosts: range | list[int], reason: str | None = None) -> None:
+        """Node ``number`` is asked and answers; ``hosts`` are the nodes it knows, itself left out as nodes do."""
+        self.book.asked(address(number), f"10.0.0.{number}")
+        known = {machine(other): f"n{other}" for other in hosts if other != number}
+        self.book.answered(address(number), UploadAck(reason is None, reason, known))
+
+    def got(self, via: int, number: int, image: ImageId = IMAGE, path: str = PATH) -> bool:
+        note = ReceivedImage(image, path, machine(number), f"n{number}", via != number)
+        return self.book.received(address(via), note)
+
+    def gave_up(self, number: int, reason: str) -> bool:
+        return self.book.aborted(address(number), AbortedImage(IMAGE, PATH, machine(number), f"n{number}", False, reason))
+
+    def expect(self, outcome: Outcome, elapsed_s: float = 1.0, reach: Reach = OPEN, code: int | None = None, rule: Rule = RULE) -> None:
+        verdict = self.book.verdict(rule, elapsed_s, reach)
+        self.assertIs(verdict.outcome, outcome, verdict)
+        if code is not None:
+            self.assertEqual(verdict.exit_code, code, verdict)
+        self.assertEqual(bool(verdict.why), outcome not in (Outcome.RUNNING, Outcome.DONE))
+
+
+class Counting(BookCase):
+    def numbers(self) -> tuple[int, int]:
+        standing = self.book.standing()
+        return standing.done, standing.expected
+
+    def test_answering_node_counts(self) -> None:
+        """A node never lists itself: without counting it, a cluster of one would be complete with nobody (C25)."""
+        self.ack(1, range(1, 2))
+        self.assertEqual(self.numbers(), (0, 1))
+
+    def test_same_nodes_seen_by_three(self) -> None:
+        """Three nodes that list each other are three, not six: the user sees 0/3."""
+        for number in (1, 2, 3):
+            self.ack(number, range(1, 4))
+        self.assertEqual(self.numbers(), (0, 3))
+
+    def test_large_cluster(self) -> None:
+        """Of 40 nodes of which three were asked, 40 are expected before and after they report themselves."""
+        for number in (1, 2, 3):
+            self.ack(number, range(1, 41))
+        self.assertEqual(self.numbers(), (0, 40))
+        self.got(1, 1)
+        self.got(1, 2)
+        self.got(3, 3)
+        self.assertEqual(self.numbers(), (3, 40))
+
+    def test_nodes_that_do_not_know_each_other(self) -> None:
+        """Two nodes without peers are two: one that is done is not the whole cluster."""
+        self.ack(1, [])
+        self.ack(2, [])
+        self.got(1, 1)
+        self.assertEqual(self.numbers(), (1, 2))
+
+    def test_refusing_node_is_not_one_that_is_done(self) -> None:
+        """A node that refused must not be taken for one that somebody else reported as done."""
+        self.ack(1, [2])
+        self.got(1, 1)
+        self.got(1, 2)
+        self.ack(3, [], "signature_mismatch")
+        self.assertEqual(self.numbers(), (2, 3))
+        self.expect(Outcome.RUNNING)
+
+    def test_names(self) -> None:
+        """The display names who is missing and who failed, and why."""
+        self.ack(1, range(1, 5))
+        self.got(1, 1)
+        self.got(1, 2)
+        self.gave_up(3, "no_space")
+        standing = self.book.standing()
+        self.assertEqual((standing.missing, standing.failed, standing.accepted), (("n4",), (("n3", "no_space"),), ("10.0.0.1",)))
+
+    def test_made_up_machines(self) -> None:
+        """A server that invents machines without end must not fill the memory of the client (A29)."""
+        self.ack(1, range(MAX_MACHINES + 50))
+        self.assertFalse(self.got(1, MAX_MACHINES + 60))
+        self.assertLessEqual(self.numbers()[1], MAX_MACHINES + 1)
+
+
+class Done(BookCase):
+    def test_all(self) -> None:
+        """Success comes at once when every node has it, and not before the last one."""
+        self.ack(1, range(1, 4))
+        self.ack(2, range(1, 4))
+        self.got(1, 1)
+        self.got(2, 2)
+        self.expect(Outcome.RUNNING)
+        self.got(1, 3)
+        self.expect(Outcome.DONE, code=EXIT_DONE)
+
+    def test_waits_for_who_may_turn_up(self) -> None:
+        """One fast node must not end the upload while the other entry points are still being contacted."""
+        self.ack(1, [])
+        self.got(1, 1)
+        self.expect(Outcome.RUNNING, reach=BUSY)
+        self.expect(Outcome.DONE)
+
+    def test_waits_for_outstanding_answers(self) -> None:
+        """The same holds for a node that was asked and has not answered, until its connection ends."""
+        self.ack(1, [])
+        self.got(1, 1)
+        self.book.asked(address(2), "x")
+        self.expect(Outcome.RUNNING)
+        self.book.lost(address(2))
+        self.expect(Outcome.DONE)
+
+    def test_counts_by_image(self) -> None:
+        """Another version at the same path is not this one (C26), nor is this image at another path."""
+        self.ack(1, [])
+        self.assertFalse(self.got(1, 1, image=OTHER))
+        self.assertFalse(self.got(1, 1, path="/apps/v2"))
+        self.expect(Outcome.RUNNING)
+
+    def test_repeated_news(self) -> None:
+        """Nodes repeat themselves each second; only the first time is news."""
+        self.ack(1, range(1, 3))
+        self.assertTrue(self.got(1, 2))
+        self.assertFalse(self.got(1, 2))
+
+    def test_accepting_node_must_report_itself(self) -> None:
+        """What others say of a node that we are connected to is hearsay, until the early timeout."""
+        self.ack(1, range(1, 3))
+        self.ack(2, range(1, 3))
+        self.got(1, 1)
+        self.got(1, 2)
+        self.expect(Outcome.RUNNING)
+        self.expect(Outcome.DONE, elapsed_s=30)
+
+    def test_notice_before_the_answer(self) -> None:
+        """A node that has it already says so before it answers; that must not be lost."""
+        self.book.asked(address(1), "x")
+        self.got(1, 1)
+        self.expect(Outcome.RUNNING)
+        self.book.answered(address(1), UploadAck(True, None, {}))
+        self.expect(Outcome.DONE)
+
+    def test_refusal_after_done(self) -> None:
+        """Asked again after a reconnect, a node that meanwhile took a newer version refuses; it had ours all the same."""
+        self.ack(1, [])
+        self.got(1, 1)
+        self.book.lost(address(1))
+        self.ack(1, [], "already_exists")
+        self.expect(Outcome.DONE)
+
+
+class Early(BookCase):
+    def complete(self, nodes: int, done: int) -> None:
+        self.ack(1, range(1, nodes + 1))
+        for number in range(1, done + 1):
+            self.got(1, number)
+
+    def test_fraction(self) -> None:
+        """After the early timeout three quarters are enough, one node less is not."""
+        self.complete(40, 30)
+        self.expect(Outcome.RUNNING, elapsed_s=29.9)
+        self.expect(Outcome.EARLY, elapsed_s=30, code=EXIT_DONE)
+        self.book = Book(PATH, IMAGE)
+        self.complete(40, 29)
+        self.expect(Outcome.RUNNING, elapsed_s=30)
+
+    def test_hosts(self) -> None:
+        """Of four, three are needed even when the fraction asks for less."""
+        self.complete(4, 2)
+        self.expect(Outcome.RUNNING, elapsed_s=100, rule=Rule(early_fraction=0.25))
+        self.got(1, 3)
+        self.expect(Outcome.EARLY, elapsed_s=100, rule=Rule(early_fraction=0.25))
+
+    def test_small_clusters(self) -> None:
+        """A cluster of one or two can finish after the early timeout (C25)."""
+        for nodes in (1, 2):
+            self.book = Book(PATH, IMAGE)
+            self.complete(nodes, nodes)
+            self.expect(Outcome.DONE, elapsed_s=31)
+
+    def test_silent_node_does_not_hold_it_up(self) -> None:
+        """A node that never answers delays success to the early timeout, not to the deadline."""
+        self.complete(4, 4)
+        self.book.asked(address(9), "x")
+        self.expect(Outcome.RUNNING, elapsed_s=29)
+        self.expect(Outcome.DONE, elapsed_s=30)
+
+    def test_rest_failed(self) -> None:
+        """When all others gave up, waiting for the deadline is in vain."""
+        self.complete(4, 2)
+        self.gave_up(3, "no_space")
+        self.expect(Outcome.RUNNING, elapsed_s=31)
+        self.gave_up(4, "commit_error")
+        self.expect(Outcome.RUNNING, elapsed_s=29)
+        self.expect(Outcome.FAILED, elapsed_s=31, code=EXIT_NETWORK)
+
+    def test_deadline(self) -> None:
+        """Out of time without enough nodes is a failure; with enough it is a success even if the early timeout is later."""
+        self.complete(10, 5)
+        self.expect(Outcome.RUNNING, elapsed_s=1799)
+        self.expect(Outcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
+        rule = Rule(early_timeout_s=60, deadline_s=10)
+        self.expect(Outcome.FAILED, elapsed_s=10, rule=rule)
+        for number in (6, 7, 8):
+            self.got(1, number)
+        self.expect(Outcome.EARLY, elapsed_s=10, rule=rule, code=EXIT_DONE)
+
+    @settings(derandomize=True, deadline=None, database=None, max_examples=100)
+    @given(st.integers(1, 2000), st.integers(1, 50), st.floats(0, 1))
+    def test_need(self, expected: int, hosts: int, fraction: float) -> None:
+        """The rule never asks for more nodes than there are, nor for fewer than was said, nor for none."""
+        need = Rule(early_hosts=hosts, early_fraction=fraction).need(expected)
+        self.assertTrue(1 <= need <= expected)
+        self.assertTrue(need >= min(hosts, expected))
+        self.assertTrue(need >= min(expected, expected * fraction - 1e-6))
+
+
+class Refused(BookCase):
+    def test_all_refuse(self) -> None:
+        """A wrong key ends the upload at once with its reason, also when the answers named more hosts that refused too (C49)."""
+        self.ack(1, range(1, 3), "signature_mismatch")
+        self.expect(Outcome.RUNNING)
+        self.ack(2, range(1, 3), "signature_mismatch")
+        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
+        self.assertIn("signature_mismatch", self.book.verdict(RULE, 1, SETTLED).why)
+
+    def test_nobody_has_the_directory(self) -> None:
+        """An unknown directory is a refusal."""
+        self.ack(1, [], "no_config")
+        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
+
+    def test_redirect_is_no_refusal(self) -> None:
+        """A node without the directory does not count, neither as expected nor as failed."""
+        self.ack(1, range(2, 4), "no_config")
+        self.ack(2, [3])
+        self.ack(3, [2])
+        self.got(2, 2)
+        self.got(3, 3)
+        self.expect(Outcome.DONE)
+        self.assertEqual(self.book.standing().failed, ())
+
+    def test_codes(self) -> None:
+        """Scripts tell a conflict from a lack of permission by the exit code."""
+        conflicts = {"already_exists", "already_uploading_different_version", "replace_doesnt_match_index", "stale_timestamp"}
+        for reason in Reject:
+            self.assertEqual(refusal_code(reason.value), EXIT_CONFLICT if reason.value in conflicts else EXIT_REJECTED)
+            self.book = Book(PATH, IMAGE)
+            self.ack(1, [], reason.value)
+            self.expect(Outcome.REJECTED, reach=SETTLED, code=refusal_code(reason.value))
+        self.assertEqual(refusal_code("word_of_a_newer_server"), EXIT_REJECTED)
+        self.assertEqual(refusal_code(None), EXIT_REJECTED)
+
+    def test_still_something_to_try(self) -> None:
+        """While an address is left, two refusals are not the end."""
+        self.ack(1, [], "no_config")
+        self.expect(Outcome.RUNNING, reach=OPEN)
+        self.expect(Outcome.RUNNING, reach=Reach(busy=True, exhausted=True))
+
+    def test_errors(self) -> None:
+        """``Error`` is asked again three times and then taken for a refusal, with its text (C33)."""
+        for _ in range(ERROR_RETRIES):
+            self.book.asked(address(1), "x")
+            self.assertTrue(self.book.errored(address(1), "disk on fire"))
+            self.expect(Outcome.RUNNING)
+            self.assertFalse(self.book.refused(address(1)))
+        self.book.asked(address(1), "x")
+        self.assertFalse(self.book.errored(address(1), "disk on fire"))
+        self.assertTrue(self.book.refused(address(1)))
+        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_NETWORK)
+        self.assertIn("disk on fire", self.book.verdict(RULE, 1, SETTLED).why)
+
+    def test_late(self) -> None:
+        """Refusals and silence until the deadline are a rejection; only silence is a network failure."""
+        self.expect(Outcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
+        self.ack(1, [], "already_exists")
+        self.expect(Outcome.REJECTED, elapsed_s=1800, code=EXIT_CONFLICT)
+
+
+class Aborted(BookCase):
+    def test_all_gave_up(self) -> None:
+        """When every node that accepted gives up, the client says so at once and not at the deadline (C40)."""
+        self.ack(1, range(1, 3))
+        self.ack(2, range(1, 3))
+        self.gave_up(1, "no_space")
+        self.expect(Outcome.RUNNING)
+        self.gave_up(2, "cant_create_directory")
+        self.expect(Outcome.RUNNING, reach=BUSY)
+        self.expect(Outcome.FAILED, code=EXIT_NETWORK)
+        self.assertEqual(dict(self.book.standing().failed), {"n1": "no_space", "n2": "cant_create_directory"})
+
+    def test_lost_against_another_upload(self) -> None:
+        """Giving way to another version is a conflict."""
+        self.ack(1, [])
+        self.gave_up(1, "superseded")
+        self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
+
+    def test_asked_again(self) -> None:
+        """A node that is asked again after it gave up gets a new chance."""
+        self.ack(1, [])
+        self.gave_up(1, "no_space")
+        self.ack(1, [])
+        self.expect(Outcome.RUNNING)
+
+    def test_came_after_all(self) -> None:
+        """A node that gave up and then got it by reconciliation has it."""
+        self.ack(1, [])
+        self.gave_up(1, "cant_fetch_index")
+        self.got(1, 1)
+        self.expect(Outcome.DONE)
+
+    def test_foreign(self) -> None:
+        """An abort of another image or path says nothing about this upload."""
+        self.ack(1, [])
+        for note in (
+            AbortedImage(OTHER, PATH, machine(1), "n1", False, "no_space"),
+            AbortedImage(IMAGE, "/apps/v2", machine(1), "n1", False, "no_space"),
+        ):
+            self.assertFalse(self.book.aborted(address(1), note))
+        self.expect(Outcome.RUNNING)
+
+
+class Weak(BookCase):
+    weak = True
+
+    def test_single_node(self) -> None:
+        """Other content on the only node is success at once, not a wait for the deadline (C50)."""
+        for reason in ("already_exists", "already_uploading_different_version"):
+            self.book = Book(PATH, IMAGE, weak=True)
+            self.ack(1, [], reason)
+            self.expect(Outcome.DONE, code=EXIT_DONE)
+
+    def test_all_asked_have_other_content(self) -> None:
+        """When nobody takes it because something is there, nothing will ever be reported, and that is as good."""
+        for number in (1, 2, 3):
+            self.ack(number, range(1, 41), "already_exists")
+        self.expect(Outcome.DONE)
+
+    def test_mixed(self) -> None:
+        """Nodes with other content count beside those that took it."""
+        self.ack(1, range(1, 4))
+        self.ack(2, range(1, 4), "already_exists")
+        self.got(1, 1)
+        self.expect(Outcome.RUNNING)
+        self.got(1, 3, image=OTHER)
+        self.expect(Outcome.DONE)
+
+    def test_other_refusals(self) -> None:
+        """Weak forgives other content, not a wrong key."""
+        self.ack(1, [], "signature_mismatch")
+        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
+
+
+class Local(BookCase):
+    def test_source_changed(self) -> None:
+        """A file that changed under the upload fails it with its name, unless some node has everything already."""
+        self.ack(1, range(1, 3))
+        self.book.local_problem("./dist/a changed")
+        self.expect(Outcome.FAILED, code=EXIT_LOCAL)
+        self.assertIn("./dist/a", self.book.verdict(RULE, 1, OPEN).why)
+        self.got(1, 2)
+        self.expect(Outcome.RUNNING)
+
+    def test_worst(self) -> None:
+        """Of several uploads the exit code names the one that most needs a person."""
+        self.assertEqual(worst([]), EXIT_DONE)
+        self.assertEqual(worst([0, 0]), EXIT_DONE)
+        self.assertEqual(worst([0, 3]), EXIT_NETWORK)
+        self.assertEqual(worst([3, 6, 0]), EXIT_CONFLICT)
+        self.assertEqual(worst([6, 3, 5]), EXIT_REJECTED)
+        self.assertEqual(worst([5, 1, 6]), EXIT_LOCAL)

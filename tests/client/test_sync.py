@@ -1,0 +1,473 @@
+"""Whole runs of the client against one to five servers, in memory and under one fake clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Outcome, Rule
+from ciruela.client.source import Offer, Source
+from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, Row, SyncRun, Upload, World, exit_code
+from ciruela.index.digest import HashKind
+from ciruela.index.tree import Directory, File, Index
+from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.ids import BlockHash, ImageId
+from ciruela.proto.messages import (
+    AppendDir,
+    BlockData,
+    GetBaseDir,
+    GetBlock,
+    GetIndex,
+    IndexData,
+    ReplaceDir,
+    Request,
+    Response,
+)
+from ciruela.seams import Address
+from tests.client.nodes import FakeNode, address
+from tests.doubles.memnet import Hub
+
+IMAGE = ImageId(b"\x11" * 32)
+OTHER = ImageId(b"\x22" * 32)
+PATH = "/apps/v1"
+BLOCK = b"some bytes"
+HASH = HashKind.BLAKE2B.block(BLOCK)
+INDEX = Index(IMAGE, HashKind.BLAKE2B, (Directory("/", (File("/x", False, len(BLOCK), HASH),)),))
+
+
+class FakeTree:
+    """Serves one block, until it is ``broken``."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.reads: list[list[BlockHash]] = []
+
+    @property
+    def changed(self) -> frozenset[str]:
+        return frozenset(["/x"]) if self.broken else frozenset()
+
+    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
+        self.reads.append(list(hashes))
+        return [BLOCK if one == HASH and not self.broken else None for one in hashes]
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    def problem(self, cluster: str, text: str) -> None:
+        self.problems.append(f"{cluster}: {text}")
+
+    def note(self, cluster: str, text: str) -> None:
+        self.notes.append(f"{cluster}: {text}")
+
+
+def append(path: str = PATH, image: ImageId = IMAGE, weak: bool = False) -> Upload:
+    return Upload(AppendDir(path, image, 1_700_000_000_000, (b"\x55" * 64,)), weak, 10)
+
+
+class SyncCase(SynchronousTestCase):
+    uploads: Sequence[Upload] = (append(),)
+    rule = Rule()
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.hub = Hub(self.clock, random.Random(1))
+        self.names = {f"n{number}": [address(number)] for number in range(1, 41)}
+        self.tree = FakeTree()
+        self.heard = Heard()
+        self.nodes: dict[int, FakeNode] = {}
+        self.resolved: list[str] = []
+        self.connected: list[Address] = []
+
+    def node(self, number: int, peers: Sequence[int] = ()) -> FakeNode:
+        self.nodes[number] = FakeNode(self.hub, number, peers)
+        return self.nodes[number]
+
+    def resolve(self, name: str) -> Deferred[list[Address]]:
+        self.resolved.append(name)
+        if name not in self.names:
+            return fail(LinkLost(f"the name {name} cannot be resolved"))
+        return succeed(self.names[name])
+
+    def begin(self, *clusters: Sequence[str]) -> None:
+        """Start a run to ``clusters``, each given by its entry points, and let the first messages pass."""
+
+        def connect(where: Address, counterpart: ClusterRun) -> Deferred[object]:
+            self.connected.append(where)
+            return self.hub.link(counterpart, where)
+
+        world = World(self.clock, random.Random(7), connect, self.resolve)
+        runs: list[ClusterRun] = []
+        self.run_ = SyncRun(runs)
+        tree_offer = Offer(INDEX, b"the index", self.tree, "./dist")
+        source = Source([tree_offer], lambda f, *args, **kw: succeed(f(*args, **kw)), self.run_.source_changed)
+        runs += [ClusterRun(names[0], names, self.uploads, self.rule, world, source, self.heard) for names in clusters]
+        self.rows: list[Row] | None = None
+        self.going = self.run_.start()
+        self.going.addCallback(self._over)
+        self.pass_(0.1)
+
+    def _over(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def pass_(self, seconds: float) -> None:
+        """Let time go by in small steps."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end - 1e-9:
+            self.clock.advance(min(0.01, end - self.clock.seconds()))
+
+    def received(self, via: int, number: int, image: ImageId = IMAGE) -> None:
+        self.nodes[via].tell_received(PATH, image, number)
+
+    def ended(self, outcome: Outcome, code: int = 0) -> Row:
+        assert self.rows is not None, self.run_.rows()
+        self.assertEqual([row.verdict.outcome for row in self.rows], [outcome] * len(self.rows))
+        self.assertEqual(exit_code(self.rows), code)
+        self.assertEqual([node.links for node in self.nodes.values() if node.links], [], "connections are left open")
+        self.assertEqual(self.clock.getDelayedCalls(), [], "timers are left")
+        return self.rows[0]
+
+    def running(self) -> Row:
+        self.assertIsNone(self.rows)
+        return self.run_.rows()[0]
+
+
+class Accepting(SyncCase):
+    def test_one(self) -> None:
+        """An upload to a cluster of one succeeds as soon as the node has it."""
+        node = self.node(1)
+        self.begin(["n1"])
+        self.assertEqual(self.running().standing.expected, 1)
+        self.assertEqual(node.published, [IMAGE])
+        self.assertEqual(node.requests, [self.uploads[0].request])
+        self.received(1, 1)
+        self.pass_(0.1)
+        row = self.ended(Outcome.DONE)
+        self.assertEqual((row.standing.done, row.standing.expected), (1, 1))
+
+    def test_three_of_five(self) -> None:
+        """The client gives its data to three nodes at most, and waits for the news of all five."""
+        for number in range(1, 6):
+            self.node(number, range(1, 6))
+        self.names["all"] = [address(number) for number in range(1, 6)]
+        self.begin(["all"])
+        asked = [number for number, node in self.nodes.items() if node.requests]
+        self.assertEqual(len(asked), CONNECTIONS)
+        self.assertEqual(self.running().standing.expected, 5)
+        for number in asked:
+            self.received(number, number)
+        self.pass_(3)
+        self.assertEqual(self.running().standing.done, 3)
+        self.assertEqual(self.run_.whole_nodes(), 3)
+        for number in set(self.nodes) - set(asked):
+            self.received(asked[0], number)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+        self.assertEqual(len(self.connected), CONNECTIONS)
+
+    def test_single_entry_point_spreads(self) -> None:
+        """One entry point is enough: two more connections go to nodes that it names."""
+        for number in range(1, 6):
+            self.node(number, range(1, 6))
+        self.begin(["n1"])
+        self.assertEqual(len([node for node in self.nodes.values() if node.requests]), CONNECTIONS)
+
+    def test_lost_notification(self) -> None:
+        """A notification that was lost with its connection comes after the reconnect, when the node says that it has it already."""
+        node = self.node(1)
+        self.begin(["n1"])
+        node.has.append((PATH, IMAGE))
+        node.links[0].close()  # type: ignore[attr-defined]
+        self.pass_(3)
+        self.assertEqual(len(node.requests), 2)
+        self.assertEqual(node.published, [IMAGE, IMAGE])
+        self.ended(Outcome.DONE)
+
+    def test_reconnects_ever_slower(self) -> None:
+        """A node that hangs up on everybody is not hammered: the n-th failure costs n seconds."""
+        node = self.node(1)
+        node.hangs_up = True
+        self.begin(["n1"])
+        self.pass_(30)
+        self.assertTrue(5 <= len(node.requests) <= 9, len(node.requests))
+
+    def test_foreign_image_is_not_ours(self) -> None:
+        """News of another version at the same path must not end the upload (C26)."""
+        self.node(1)
+        self.begin(["n1"])
+        self.received(1, 1, OTHER)
+        self.pass_(2)
+        self.running()
+
+    def test_clusters_apart(self) -> None:
+        """Two clusters are two results: what one has says nothing of the other."""
+        self.node(1)
+        self.node(2)
+        self.begin(["n1"], ["n2"])
+        self.received(1, 1)
+        self.pass_(2)
+        self.assertIsNone(self.rows)
+        self.assertEqual([row.verdict.outcome for row in self.run_.rows()], [Outcome.DONE, Outcome.RUNNING])
+        self.assertEqual(self.run_.whole_nodes(), 0)
+        self.received(2, 2)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+    def test_cancel(self) -> None:
+        """An interrupted run closes its connections and leaves no timer."""
+        self.node(1)
+        self.begin(["n1"], ["n2"])
+        self.going.cancel()
+        self.failureResultOf(self.going, CancelledError)
+        self.pass_(1)
+        self.assertEqual(self.nodes[1].links, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class SharedConnections(SyncCase):
+    uploads = (append(), Upload(ReplaceDir("/cfg/x", OTHER, None, 1, (b"\x55" * 64,)), False, 5))
+
+    def test_shared(self) -> None:
+        """Two directories to one cluster travel over the same connections, each published."""
+        node = self.node(1)
+        self.begin(["n1"])
+        self.assertEqual(len(self.connected), 1)
+        self.assertEqual(node.requests, [upload.request for upload in self.uploads])
+        self.assertEqual(node.published, [IMAGE, OTHER])
+        node.tell_received("/cfg/x", OTHER, 1)
+        self.pass_(0.1)
+        self.assertEqual([row.verdict.outcome for row in self.run_.rows()], [Outcome.RUNNING, Outcome.DONE])
+        self.received(1, 1)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+
+class Redirecting(SyncCase):
+    def test_redirect(self) -> None:
+        """A node without the directory sends the client to those that have it, at once."""
+        self.node(1, [2, 3]).reason = "no_config"
+        for number in (2, 3):
+            self.node(number, [2, 3])
+        self.begin(["n1"])
+        self.assertEqual(self.running().standing.expected, 2)
+        self.assertEqual([len(self.nodes[number].requests) for number in (1, 2, 3)], [1, 1, 1])
+        self.assertEqual(self.nodes[1].links, [], "a connection of no use is kept")
+        self.received(2, 2)
+        self.received(3, 3)
+        self.pass_(0.1)
+        row = self.ended(Outcome.DONE)
+        self.assertEqual(row.standing.failed, ())
+
+    def test_nobody_has_it(self) -> None:
+        """When no node takes the directory the answer comes at once."""
+        self.node(1, []).reason = "no_config"
+        self.begin(["n1"])
+        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+
+    def test_unreachable_candidates(self) -> None:
+        """Redirects that lead nowhere end as a refusal, not at the deadline."""
+        self.node(1, [8, 9]).reason = "no_config"
+        del self.names["n9"]
+        self.begin(["n1"])
+        self.pass_(2)
+        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+
+    def test_poisoned_hosts(self) -> None:
+        """A server cannot send the client to this machine's own services or to link-local addresses (A29)."""
+        self.node(1, [8, 9]).reason = "no_config"
+        self.names["n8"] = [Address("127.0.0.1", 22)]
+        self.names["n9"] = [Address("169.254.169.254", 80)]
+        self.begin(["n1"])
+        self.pass_(2)
+        self.assertEqual(self.connected, [address(1)])
+        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+
+
+class Refusing(SyncCase):
+    def test_wrong_key(self) -> None:
+        """When everybody refuses, the client ends at once, although the answers named more hosts (C49)."""
+        for number in range(1, 6):
+            self.node(number, range(1, 6)).reason = "signature_mismatch"
+        self.begin(["n1"])
+        self.pass_(1)
+        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+        self.assertIn(f"n1: n2 (10.0.0.2:24783) {PATH} signature_mismatch", self.heard.problems)
+
+    def test_conflict(self) -> None:
+        """Other content is a conflict with its own exit code."""
+        self.node(1).reason = "already_exists"
+        self.begin(["n1"])
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+
+    def test_errors(self) -> None:
+        """``Error`` is asked again three times, later each time, and then given up with its text (C33)."""
+        node = self.node(1)
+        node.error = "disk on fire"
+        self.begin(["n1"])
+        self.pass_(1.5)
+        self.assertIsNone(self.rows)
+        self.pass_(8)
+        self.assertEqual(len(node.requests), 4)
+        row = self.ended(Outcome.REJECTED, EXIT_NETWORK)
+        self.assertEqual(row.standing.failed, (("n1", "disk on fire"),))
+
+    def test_error_that_heals(self) -> None:
+        """A passing error is not the end."""
+        node = self.node(1)
+        node.error = "busy"
+        self.begin(["n1"])
+        node.error = None
+        self.pass_(3)
+        self.received(1, 1)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+    def test_all_gave_up(self) -> None:
+        """When all nodes that accepted give up, the client says so at once, with their reasons (C40)."""
+        for number in (1, 2):
+            self.node(number, [1, 2])
+        self.begin(["n1"])
+        self.nodes[1].tell_aborted(PATH, IMAGE, "no_space")
+        self.pass_(2)
+        self.running()
+        self.nodes[2].tell_aborted(PATH, IMAGE, "no_space")
+        self.pass_(0.1)
+        row = self.ended(Outcome.FAILED, EXIT_NETWORK)
+        self.assertEqual(row.standing.failed, (("n1", "no_space"), ("n2", "no_space")))
+
+
+class WeakUpload(SyncCase):
+    uploads = (append(weak=True),)
+
+    def test_single_node(self) -> None:
+        """A weak append to the only node, which has other content, ends at once and well (C50)."""
+        self.node(1).reason = "already_exists"
+        self.begin(["n1"])
+        self.ended(Outcome.DONE)
+
+
+class Slow(SyncCase):
+    def test_silent_node(self) -> None:
+        """A node that never answers is asked again, and in the end counts as a refusal; it does not hold the run up for ever."""
+        node = self.node(1)
+        node.silent = True
+        self.begin(["n1"])
+        self.pass_(4 * ANSWER_TIMEOUT_S + 10)
+        self.assertEqual(len(node.requests), 4)
+        self.ended(Outcome.REJECTED, EXIT_NETWORK)
+
+    def test_early(self) -> None:
+        """With four of five nodes done, the early rule ends the run after its time, and names who is missing."""
+        for number in range(1, 6):
+            self.node(number, range(1, 6))
+        self.begin(["n1", "n2", "n3"])
+        for number in (1, 2, 3):
+            self.received(number, number)
+        self.received(1, 4)
+        self.pass_(28)
+        self.running()
+        self.pass_(3)
+        row = self.ended(Outcome.EARLY)
+        self.assertEqual((row.standing.done, row.standing.expected, row.standing.missing), (4, 5, ("n5",)))
+
+    def test_deadline(self) -> None:
+        """Nobody home: the client keeps trying, says why, and ends at the deadline."""
+        self.rule = Rule(deadline_s=20)
+        self.begin(["n1", "nowhere"])
+        self.pass_(19)
+        self.running()
+        self.assertEqual(
+            sorted(self.heard.problems),
+            [
+                "n1: n1: connection refused by 10.0.0.1:24783; trying again",
+                "n1: nowhere: the name nowhere cannot be resolved; trying again",
+            ],
+        )
+        self.pass_(2)
+        self.ended(Outcome.FAILED, EXIT_NETWORK)
+
+    def test_node_comes_up_late(self) -> None:
+        """A node that is started after the client still gets the upload."""
+        self.begin(["n1"])
+        self.pass_(4)
+        self.node(1)
+        self.pass_(5)
+        self.received(1, 1)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+    def test_dead_node_is_replaced(self) -> None:
+        """When one of the three dies, another takes its place."""
+        for number in range(1, 6):
+            self.node(number, range(1, 6))
+        self.begin(["n1"])
+        first = [number for number, node in self.nodes.items() if node.links]
+        self.hub.kill(address(first[0]))
+        self.pass_(0.2)
+        now = [number for number, node in self.nodes.items() if node.links and number != first[0]]
+        self.assertEqual(len(now), CONNECTIONS)
+
+
+class Serving(SyncCase):
+    def ask(self, request: Request) -> Deferred[Response]:
+        answer = self.nodes[1].links[0].ask(request)
+        self.pass_(0.1)
+        return answer
+
+    def test_serves(self) -> None:
+        """A node gets the index and the blocks, and what is shown as sent really went out."""
+        self.node(1)
+        self.begin(["n1"])
+        self.assertEqual(self.successResultOf(self.ask(GetIndex(IMAGE, PATH))), IndexData(b"the index"))
+        self.assertEqual(self.successResultOf(self.ask(GetBlock(HASH, None))), BlockData(BLOCK))
+        self.assertEqual(self.running().sent_bytes, len(b"the index") + len(BLOCK))
+
+    def test_only_what_was_published(self) -> None:
+        """A server cannot fetch anything else, nor end the client by asking for it (U18)."""
+        self.node(1)
+        self.begin(["n1"])
+        for request in (GetIndex(OTHER, None), GetBlock(BlockHash(b"\x00" * 32), None), GetBaseDir("/apps")):
+            self.failureResultOf(self.ask(request), RemoteError)
+        self.assertEqual(self.running().sent_bytes, 0)
+        self.assertEqual(self.heard.problems, [])
+
+    def test_reads_together(self) -> None:
+        """Requests that come together are read in one job, not in one thread hop each."""
+        self.node(1)
+        self.begin(["n1"])
+        answers = [self.nodes[1].links[0].ask(GetBlock(HASH, None)) for _ in range(5)]
+        self.pass_(0.1)
+        self.assertEqual([self.successResultOf(answer) for answer in answers], [BlockData(BLOCK)] * 5)
+
+    def test_changed_file(self) -> None:
+        """A file that was changed under the upload ends it with exit code 1 and the file's name."""
+        self.node(1)
+        self.begin(["n1"])
+        self.tree.broken = True
+        self.ask(GetBlock(HASH, None)).addErrback(lambda failure: failure.trap(RemoteError, LinkLost))
+        self.pass_(0.1)
+        row = self.ended(Outcome.FAILED, EXIT_LOCAL)
+        self.assertIn("./dist/x", row.verdict.why)
+
+    def test_changed_after_a_node_has_it(self) -> None:
+        """Once a node has all of it, the others get it from there: the change is told, and the upload goes on."""
+        self.node(1, [1, 2])
+        self.node(2, [1, 2])
+        self.begin(["n1"])
+        self.received(1, 1)
+        self.pass_(0.1)
+        self.tree.broken = True
+        self.failureResultOf(self.ask(GetBlock(HASH, None)), RemoteError)
+        self.running()
+        self.assertIn("./dist/x", self.heard.problems[0])
+        self.received(2, 2)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)

@@ -1,0 +1,1 @@
+"""Tests of ``ciruela.disk``: real files in temporary directories."""

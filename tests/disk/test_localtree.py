@@ -1,0 +1,198 @@
+"""Tests of ``ciruela.disk.localtree``, on real temporary directories."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.disk import localtree
+from ciruela.disk.localtree import LocalTree
+from ciruela.disk.scan import scan
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.tree import File, Index
+from ciruela.model.errors import DiskError
+from ciruela.model.ids import BlockHash
+from tests.disk.test_scan import Clock, at_once, open_fds
+from tests.index.examples import BIG, KIND
+
+
+def hashes_of(file: File) -> list[BlockHash]:
+    """All block hashes of ``file``."""
+    return [file.block_hash(number) for number in range(file.block_count)]
+
+
+class LocalTreeTests(SynchronousTestCase):
+    """What nodes get from a client."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.root.mkdir(parents=True)
+        self.fds = open_fds()
+
+    def tearDown(self) -> None:
+        self.assertEqual(open_fds(), self.fds)
+
+    def put(self, path: str, data: bytes) -> Path:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        return target
+
+    def index(self) -> Index:
+        return self.successResultOf(scan(str(self.root), KIND, at_once, lambda _: None, Clock())).index
+
+    def test_all_blocks(self) -> None:
+        """Every block of the image must come, also from names that are hard to type."""
+        self.put("a/big", BIG)
+        self.put("new\nline/ü/ ", b"odd")
+        self.put("top", b"t" * BLOCK_BYTES)
+        self.put("empty", b"")
+        tree = LocalTree(str(self.root), self.index())
+        wanted = [KIND.block(BIG[:BLOCK_BYTES]), KIND.block(b"odd"), KIND.block(b"t" * BLOCK_BYTES), KIND.block(BIG[BLOCK_BYTES:])]
+        self.assertEqual(tree.read(wanted), [BIG[:BLOCK_BYTES], b"odd", b"t" * BLOCK_BYTES, BIG[BLOCK_BYTES:]])
+        self.assertEqual(tree.read([]), [])
+        self.assertEqual(tree.changed, frozenset())
+        tree.close()
+
+    def test_only_what_the_index_names(self) -> None:
+        """A node must not be able to get a file that the user added later, or one that only lies beside."""
+        self.put("a", b"known")
+        tree = LocalTree(str(self.root), self.index())
+        self.put("b", b"later")
+        (self.root.parent / "beside").write_bytes(b"beside")
+        wanted = [KIND.block(b"later"), KIND.block(b"beside"), KIND.block(b""), BlockHash(bytes(32)), KIND.block(b"known")]
+        self.assertEqual(tree.read(wanted), [None, None, None, None, b"known"])
+        self.assertEqual(tree.changed, frozenset())
+        tree.close()
+
+    def test_changed_file(self) -> None:
+        """Bytes that nobody signed for must not leave the client, and the user has to learn which file it was."""
+        path = self.put("sub/a", BIG)
+        self.put("b", b"b")
+        tree = LocalTree(str(self.root), self.index())
+        path.write_bytes(BIG[:BLOCK_BYTES] + b"x" * (len(BIG) - BLOCK_BYTES))
+        first, last, other = KIND.block(BIG[:BLOCK_BYTES]), KIND.block(BIG[BLOCK_BYTES:]), KIND.block(b"b")
+        self.assertEqual(tree.read([first, last, other]), [BIG[:BLOCK_BYTES], None, b"b"])
+        self.assertEqual(tree.changed, {"/sub/a"})
+        tree.close()
+
+    def test_shortened_and_grown(self) -> None:
+        """A last block with more or fewer bytes has another hash; a file that only grew still has the old blocks."""
+        short, grown = self.put("short", b"s" * 100), self.put("grown", b"g" * 100)
+        tree = LocalTree(str(self.root), self.index())
+        os.truncate(short, 50)
+        grown.write_bytes(b"g" * 100 + b"more")
+        self.assertEqual(tree.read([KIND.block(b"s" * 100), KIND.block(b"g" * 100)]), [None, b"g" * 100])
+        self.assertEqual(tree.changed, {"/short"})
+        tree.close()
+
+    def test_changed_back(self) -> None:
+        """A file that is what it was again can be given again."""
+        path = self.put("a", b"good")
+        tree = LocalTree(str(self.root), self.index())
+        path.write_bytes(b"evil")
+        self.assertEqual(tree.read([KIND.block(b"good")]), [None])
+        path.unlink()
+        path.write_bytes(b"good")
+        self.assertEqual(tree.read([KIND.block(b"good")]), [b"good"])
+        self.assertEqual(tree.changed, {"/a"})
+        tree.close()
+
+    def test_replaced_while_open(self) -> None:
+        """A file that was replaced by another goes on to be given from the one that was indexed, as long as it is open."""
+        path = self.put("a", BIG)
+        tree = LocalTree(str(self.root), self.index())
+        tree.read([KIND.block(BIG[:BLOCK_BYTES])])
+        path.unlink()
+        path.write_bytes(b"new")
+        self.assertEqual(tree.read([KIND.block(BIG[BLOCK_BYTES:])]), [BIG[BLOCK_BYTES:]])
+        tree.close()
+
+    def test_gone_and_unreadable(self) -> None:
+        """Whatever stands at the name now, it is no reason to stop serving the rest, and never to wait."""
+        names = ["gone", "link", "dir", "fifo", "sub/below", "moved/below"]
+        paths = {name: self.put(name, name.encode()) for name in names}
+        self.put("there", b"there")
+        tree = LocalTree(str(self.root), self.index())
+        for path in paths.values():
+            path.unlink()
+        paths["link"].symlink_to("there")
+        paths["dir"].mkdir()
+        os.mkfifo(paths["fifo"])
+        paths["sub/below"].parent.rmdir()
+        paths["sub/below"].parent.write_bytes(b"a file now")
+        self.assertEqual(tree.read([KIND.block(name.encode()) for name in [*names, "there"]]), [None] * len(names) + [b"there"])
+        self.assertEqual(tree.changed, {"/" + name for name in names})
+        tree.close()
+
+    def test_symlinks_are_not_followed(self) -> None:
+        """Even the right bytes do not come from outside of the directory: a link would tell a node what other files contain."""
+        self.put("sub/a", b"content")
+        tree = LocalTree(str(self.root), self.index())
+        elsewhere = Path(self.mktemp())
+        (self.root / "sub").rename(elsewhere)
+        (self.root / "sub").symlink_to(elsewhere.absolute())
+        self.assertEqual(tree.read([KIND.block(b"content")]), [None])
+        self.assertEqual(tree.changed, {"/sub/a"})
+        tree.close()
+
+    def test_another_copy(self) -> None:
+        """When one of two equal files changed, the other still has the block."""
+        path = self.put("a", b"same")
+        self.put("b", b"same")
+        tree = LocalTree(str(self.root), self.index())
+        path.write_bytes(b"else")
+        self.assertEqual(tree.read([KIND.block(b"same")]), [b"same"])
+        self.assertEqual(tree.changed, {"/a"})
+        tree.close()
+
+    def test_places_are_not_tried_for_ever(self) -> None:
+        """One request for a block that stood at thousands of places must not cost thousands of reads."""
+        for number in range(localtree.PLACES_TRIED + 5):
+            self.put(f"{number:03}", b"same")
+        tree = LocalTree(str(self.root), self.index())
+        for number in range(localtree.PLACES_TRIED + 4):
+            self.put(f"{number:03}", b"else")
+        self.assertEqual(tree.read([KIND.block(b"same")]), [None])
+        self.assertEqual(len(tree.changed), localtree.PLACES_TRIED)
+        tree.close()
+
+    def test_few_files_are_open(self) -> None:
+        """Serving thousands of files must not use up the descriptors that connections need."""
+        for number in range(3 * localtree.OPEN_FILES):
+            self.put(f"d/{number}", str(number).encode())
+        tree = LocalTree(str(self.root), self.index())
+        for number in range(3 * localtree.OPEN_FILES):
+            self.assertEqual(tree.read([KIND.block(str(number).encode())]), [str(number).encode()])
+            self.assertLessEqual(open_fds() - self.fds, localtree.OPEN_FILES + 1)
+        self.assertEqual(open_fds() - self.fds, localtree.OPEN_FILES + 1)
+        tree.close()
+
+    def test_recently_used_files_stay_open(self) -> None:
+        """A file whose blocks are asked for all the time must not be opened for each of them."""
+        for number in range(localtree.OPEN_FILES + 1):
+            self.put(f"{number:02}", str(number).encode())
+        tree = LocalTree(str(self.root), self.index())
+        for number in [*range(localtree.OPEN_FILES), 0, localtree.OPEN_FILES]:
+            tree.read([KIND.block(str(number).encode())])
+        (self.root / "00").unlink()
+        (self.root / "01").unlink()
+        self.assertEqual(tree.read([KIND.block(b"0"), KIND.block(b"1")]), [b"0", None])
+        tree.close()
+
+    def test_closed(self) -> None:
+        """A request that comes while the client ends is answered, not an accident, and blames no file."""
+        self.put("a", b"a")
+        tree = LocalTree(str(self.root), self.index())
+        tree.close()
+        tree.close()
+        self.assertEqual(tree.read([KIND.block(b"a")]), [None])
+        self.assertEqual(tree.changed, frozenset())
+
+    def test_no_directory(self) -> None:
+        """The message must name the directory."""
+        index = self.index()
+        error = self.assertRaises(DiskError, LocalTree, str(self.root / "nothing"), index)
+        self.assertIn(str(self.root / "nothing"), str(error))

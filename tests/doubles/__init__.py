@@ -1,0 +1,1 @@
+"""Stand-ins for the world: networks, files and peers in memory."""

@@ -1,0 +1,270 @@
+"""``seams.Disk`` in memory: synchronous, cheap, and able to crash. For clusters of many nodes under a fake clock.
+
+Nodes may share one dictionary of blocks: an image is its index, and what a node has of it is one byte for each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from ciruela.index.merge import BlockMap, same_files
+from ciruela.index.parse import parse
+from ciruela.index.tree import File, Index, Symlink
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
+from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.order import Abort, Command
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Held, Pending, Reused
+
+Blocks = dict[BlockHash, bytes]
+
+
+class MemStaging:
+    """Implements ``seams.Staging``. After a crash of its disk every call fails with DiskError; the content is still on the disk."""
+
+    def __init__(self, disk: MemDisk, vpath: VPath, index: Index, here: bytearray) -> None:
+        self._disk = disk
+        self._life = disk.life
+        self._vpath = vpath
+        self._index = index
+        self._map = disk.block_map(index)
+        self._here = here
+
+    def _dead(self) -> CiruelaError | None:
+        return None if self._life == self._disk.life else DiskError(f"{self._vpath}: this staging directory belongs to an earlier life")
+
+    def keep(self) -> Deferred[frozenset[int]]:
+        if dead := self._dead():
+            return fail(dead)
+        return succeed(frozenset(number for number, here in enumerate(self._here) if here))
+
+    def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
+        if dead := self._dead():
+            return fail(dead)
+        blocks: set[int] = set()
+        files = size = 0
+        for vpath, theirs in siblings:
+            standing = self._disk.images.get(vpath)
+            if standing is None or standing.image != theirs.image:
+                continue
+            for mine, _ in same_files(self._index, theirs):
+                first = self._map.locate(mine.path, 0)
+                assert first is not None
+                numbers = range(first, first + mine.block_count)
+                if all(self._here[first : numbers.stop]):
+                    continue
+                self._here[first : numbers.stop] = b"\1" * len(numbers)
+                blocks.update(numbers)
+                files += 1
+                size += mine.size
+        return succeed(Reused(frozenset(blocks), files, size))
+
+    def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
+        if dead := self._dead():
+            return fail(dead)
+        missing = sum(self._index_block_size(number) for number, here in enumerate(self._here) if not here)
+        if missing > self._disk.free_bytes:
+            return fail(DownloadFailed(Abort.NO_SPACE, f"needs {missing} bytes, {self._disk.free_bytes} bytes free beyond the reserve"))
+        results = []
+        for number, data in blocks:
+            wanted = self._map.hash_of(number)
+            good = len(data) == self._index_block_size(number) and self._index.kind.hash(data) == wanted
+            if good:
+                self._disk.blocks.setdefault(wanted, data)
+                for same in self._map.numbers(wanted):
+                    self._here[same] = 1
+            results.append(good)
+        return succeed(results)
+
+    def _index_block_size(self, number: int) -> int:
+        file, block = self._map.by_number(number)
+        return file.block_size(block)
+
+    def commit(self, state: State) -> Deferred[None]:
+        if dead := self._dead():
+            return fail(dead)
+        return self._disk.commit(self._vpath, self._index, self._here, state)
+
+    def close(self) -> None:
+        self._life = -1
+
+    def discard(self) -> Deferred[None]:
+        if self._life == self._disk.life:
+            self._disk.staged.pop((self._vpath, self._index.image), None)
+        self._life = -1
+        return succeed(None)
+
+
+class MemDisk:
+    """Implements ``seams.Disk``.
+
+    Tests may set ``free_bytes`` (a full disk), ``unmounted`` (keys whose base is missing), ``foreign`` (paths where something stands that
+    is not ours: an index if it has exactly that content, else None), ``rotten`` (block hashes that cannot be read back).
+    """
+
+    def __init__(self, configs: Mapping[str, DirConfig], blocks: Blocks | None = None) -> None:
+        self.configs = configs
+        self.blocks: Blocks = {} if blocks is None else blocks
+        self.states: dict[VPath, State] = {}
+        self.pendings: dict[VPath, Pending] = {}
+        self.indexes: dict[ImageId, tuple[bytes, Index]] = {}
+        self.images: dict[VPath, Index] = {}
+        self.staged: dict[tuple[VPath, ImageId], bytearray] = {}
+        self.foreign: dict[VPath, Index | None] = {}
+        self.unmounted: set[str] = set()
+        self.rotten: set[BlockHash] = set()
+        self.free_bytes = 1 << 60
+        self.life = 0
+        self._maps: dict[ImageId, BlockMap] = {}
+
+    # -- for tests -------------------------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """Lose what a process has in memory; what was recorded or staged stays."""
+        self.life += 1
+
+    def lose(self, vpath: VPath) -> None:
+        """Somebody deletes the directory of an image."""
+        del self.images[vpath]
+
+    def files(self, vpath: VPath) -> dict[str, bytes]:
+        """What stands at ``vpath``: contents by path inside the image, targets of symlinks, ``b""`` for directories."""
+        found: dict[str, bytes] = {}
+        for directory in self.images[vpath].directories:
+            found[directory.path] = b""
+            for entry in directory.entries:
+                match entry:
+                    case File():
+                        found[entry.path] = b"".join(self.blocks[entry.block_hash(number)] for number in range(entry.block_count))
+                    case Symlink():
+                        found[entry.path] = entry.target.encode()
+        return found
+
+    def block_map(self, index: Index) -> BlockMap:
+        """The block map of an index, made once."""
+        found = self._maps.get(index.image)
+        if found is None:
+            found = self._maps[index.image] = BlockMap(index)
+        return found
+
+    # -- seams.Disk ------------------------------------------------------------------------------------------------------------
+
+    def _refusal(self, vpath: VPath) -> DiskError | None:
+        config = self.configs.get(vpath.key)
+        if config is None:
+            return DiskError(f"{vpath}: no directory is configured for {vpath.key!r}")
+        if config.num_levels != vpath.level:
+            return DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
+        return None
+
+    def load(self) -> Deferred[list[Held]]:
+        held = []
+        for vpath in sorted(set(self.states) | set(self.pendings)):
+            if self._refusal(vpath) is not None:
+                continue
+            committed, pending = self.states.get(vpath), self.pendings.get(vpath)
+            if committed is not None and pending is not None and committed.image == pending.state.image:
+                committed = self.states[vpath] = committed.merged(pending.state.signatures)
+                pending = None
+                del self.pendings[vpath]
+            if committed is not None and vpath.key not in self.unmounted and vpath not in self.images:
+                pending = pending or Pending(vpath, committed, Command.APPEND)
+                committed = None
+            held.append(Held(vpath, committed, pending))
+        wanted = {(found.vpath, found.pending.state.image) for found in held if found.pending is not None}
+        self.staged = {key: here for key, here in self.staged.items() if key in wanted or key[0].key in self.unmounted}
+        return succeed(held)
+
+    def write_pending(self, pending: Pending) -> Deferred[None]:
+        if refusal := self._refusal(pending.vpath):
+            return fail(refusal)
+        before = self.pendings.get(pending.vpath)
+        if before is not None and before.state.image != pending.state.image:
+            self.staged.pop((pending.vpath, before.state.image), None)
+        self.pendings[pending.vpath] = pending
+        return succeed(None)
+
+    def drop_pending(self, vpath: VPath) -> Deferred[None]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        images: Iterable[Pending | State | None] = (self.pendings.pop(vpath, None), self.states.get(vpath))
+        for found in images:
+            if found is not None:
+                self.staged.pop((vpath, found.state.image if isinstance(found, Pending) else found.image), None)
+        return succeed(None)
+
+    def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        self.states[vpath] = state
+        return succeed(None)
+
+    def read_index(self, image: ImageId) -> Deferred[Index | None]:
+        found = self.indexes.get(image)
+        return succeed(found[1] if found else None)
+
+    def read_index_bytes(self, image: ImageId) -> Deferred[bytes | None]:
+        found = self.indexes.get(image)
+        return succeed(found[0] if found else None)
+
+    def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
+        try:
+            index = parse(data, image)
+        except CiruelaError as error:
+            return fail(error)
+        self.indexes[image] = (data, index)
+        return succeed(index)
+
+    def stage(self, vpath: VPath, index: Index) -> Deferred[MemStaging]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        if vpath.key in self.unmounted:
+            return fail(DownloadFailed(Abort.CANT_CREATE_DIRECTORY, f"{self.configs[vpath.key].directory}: is not mounted"))
+        key = (vpath, index.image)
+        siblings = any(other.base == vpath.base for other in self.states)
+        if key not in self.staged and index.total_bytes > self.free_bytes and not siblings:
+            needed = f"needs {index.total_bytes} bytes, {self.free_bytes} bytes free beyond the reserve"
+            return fail(DownloadFailed(Abort.NO_SPACE, needed))
+        here = self.staged.setdefault(key, bytearray(index.block_count))
+        return succeed(MemStaging(self, vpath, index, here))
+
+    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[None]:
+        """What ``MemStaging.commit`` does, in one step."""
+        if not all(here):
+            return fail(DownloadFailed(Abort.COMMIT_ERROR, f"{vpath}: block {here.index(0)} is missing or wrong"))
+        if vpath in self.foreign:
+            found = self.foreign[vpath]
+            if found is None or found.image != index.image:
+                return fail(DownloadFailed(Abort.ALREADY_EXISTS, f"{vpath}: is not ours and not this image; move it away"))
+            del self.foreign[vpath]
+        pending = self.pendings.get(vpath)
+        if pending is not None and pending.state.image == state.image:
+            state = state.merged(pending.state.signatures)
+        self.pendings.pop(vpath, None)
+        self.images[vpath] = index
+        self.states[vpath] = state
+        self.staged.pop((vpath, index.image), None)
+        return succeed(None)
+
+    def present(self, vpath: VPath) -> Deferred[bool]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        if vpath.key in self.unmounted:
+            return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
+        return succeed(vpath in self.images or vpath in self.foreign)
+
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        committed = self.images.get(vpath)
+        here = self.staged.get((vpath, index.image))
+        found: list[bytes | None] = []
+        for number in numbers:
+            wanted = self.block_map(index).hash_of(number)
+            has = (committed is not None and committed.image == index.image) or (here is not None and here[number])
+            found.append(self.blocks.get(wanted) if has and wanted not in self.rotten and vpath.key not in self.unmounted else None)
+        return succeed(found)

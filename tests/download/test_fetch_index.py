@@ -1,0 +1,140 @@
+"""Getting an index from whoever has it."""
+
+import random
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.download.fetch_index import ANSWER_S, GIVE_UP_S, IndexFetch
+from ciruela.download.sources import Candidate
+from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, LinkLost, RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.mask import FULL
+from ciruela.model.order import Abort
+from ciruela.proto.messages import BlockData, GetIndex, IndexData
+
+IMAGE = ImageId(b"i" * 32)
+
+
+class IndexFetchTests(SynchronousTestCase):
+    """The index comes from the first source that gives bytes which hash to the id."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.asked = []
+        self.stored = []
+        self.candidates = []
+        self.store_result = None
+        self.fetch = IndexFetch(IMAGE, "/app/v1", lambda: self.candidates, self.store, self.clock, random.Random(1))
+
+    def store(self, image, data):
+        self.stored.append((image, data))
+        if self.store_result is not None:
+            return fail(self.store_result)
+        return succeed("the index") if data == b"good" else fail(BadIndex("not canonical"))
+
+    def candidate(self, name, *answers, seed=False, hearsay=False):
+        answers = list(answers)
+
+        def ask(request):
+            self.asked.append((name, request))
+            answer = answers.pop(0) if answers else Deferred()
+            return fail(answer) if isinstance(answer, Exception) else answer
+
+        return Candidate(name, name, ask, FULL, seed, hearsay)
+
+    def names(self):
+        return [name for name, _ in self.asked]
+
+    def test_good(self):
+        """One source, one request, with the path as the hint that the reference sends too."""
+        self.candidates = [self.candidate("a", succeed(IndexData(b"good")))]
+        self.assertEqual(self.successResultOf(self.fetch.run()), "the index")
+        self.assertEqual(self.asked, [("a", GetIndex(IMAGE, "/app/v1"))])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_order(self):
+        """Clients, which surely have it, before peers that said so, before guesses."""
+        gone = [LinkLost("gone")] * 3
+        self.candidates = [
+            self.candidate("guess", gone[0], hearsay=True),
+            self.candidate("peer", gone[1]),
+            self.candidate("client", gone[2], seed=True),
+        ]
+        done = self.fetch.run()
+        self.clock.pump([0, 0, 0])
+        self.assertEqual(self.names(), ["client", "peer", "guess"])
+        self.assertNoResult(done)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+
+    def test_bad_source(self):
+        """A forged index is not kept; the next source is asked, the forger not again at once (protocol S3, threats A4)."""
+        self.candidates = [
+            self.candidate("forger", succeed(IndexData(b"forged")), succeed(IndexData(b"forged")), seed=True),
+            self.candidate("good", succeed(IndexData(b"good"))),
+        ]
+        done = self.fetch.run()
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(done), "the index")
+        self.assertEqual(self.names(), ["forger", "good"])
+
+    def test_odd_answer(self):
+        """An answer of another kind is a failure of that source only."""
+        self.candidates = [self.candidate("odd", succeed(BlockData(b"good")), seed=True), self.candidate("good", succeed(IndexData(b"good")))]
+        done = self.fetch.run()
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(done), "the index")
+
+    def test_silent_source(self):
+        """A source that never answers is left after a minute."""
+        self.candidates = [self.candidate("silent", seed=True), self.candidate("good", succeed(IndexData(b"good")))]
+        done = self.fetch.run()
+        self.clock.advance(ANSWER_S)
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(done), "the index")
+
+    def test_waits_for_a_source(self):
+        """Nobody has it yet: it is asked for as soon as somebody does."""
+        done = self.fetch.run()
+        self.clock.advance(5)
+        self.assertNoResult(done)
+        self.candidates = [self.candidate("a", succeed(IndexData(b"good")))]
+        self.fetch.nudge()
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(done), "the index")
+
+    def test_gives_up(self):
+        """After 90 s without any source the upload is given up, with the reference's word."""
+        done = self.fetch.run()
+        self.clock.pump([1.0] * int(GIVE_UP_S))
+        failure = self.failureResultOf(done, DownloadFailed)
+        self.assertEqual(failure.value.reason, Abort.CANT_FETCH_INDEX)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_failing_source_is_not_hammered(self):
+        """The n-th failure of a source leaves it alone for n seconds (protocol section 5.7)."""
+        self.candidates = [self.candidate("a", *[RemoteError("index not found")] * 50)]
+        done = self.fetch.run()
+        self.clock.pump([1.0] * 30)
+        self.assertLess(len(self.asked), 10)
+        self.assertGreater(len(self.asked), 3)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+
+    def test_disk_error(self):
+        """A disk that cannot store it is no fault of the sources."""
+        self.store_result = DiskError("no space")
+        self.candidates = [self.candidate("a", succeed(IndexData(b"good")))]
+        self.failureResultOf(self.fetch.run(), DiskError)
+
+    def test_cancel(self):
+        """A download that is stopped leaves no request and no timer behind."""
+        pending = Deferred()
+        self.candidates = [self.candidate("a", pending)]
+        done = self.fetch.run()
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+        self.assertTrue(pending.called)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,0 +1,1 @@
+"""Tests of what nodes tell each other in datagrams."""

@@ -1,0 +1,1 @@
+"""Tests of the network, over connections in memory."""

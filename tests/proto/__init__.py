@@ -1,0 +1,1 @@
+"""Tests of messages as values and bytes."""

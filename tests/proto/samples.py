@@ -1,0 +1,63 @@
+"""Every message of the appendix as our value, under the name of its vector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ciruela.model.ids import BlockHash, ImageId, MachineId
+from ciruela.model.state import SigEntry, State
+from ciruela.proto import messages as m
+
+VECTORS: dict[str, bytes] = {
+    name: bytes.fromhex(text)
+    for name, text in json.loads((Path(__file__).parent.parent / "vectors" / "messages.json").read_text(encoding="ascii")).items()
+}
+T = 1_700_000_000_123
+
+
+def image(byte: int) -> ImageId:
+    return ImageId(bytes([byte]) * 32)
+
+
+def machine(byte: int) -> MachineId:
+    return MachineId(bytes([byte]) * 16)
+
+
+SIGNATURE = b"\x55" * 64
+HOSTS = {machine(0x22): "node2"}
+HINT = m.BlockHint("/dir1/a/v1", "/sub/file.txt", 32768)
+BLOCK = BlockHash(b"\x44" * 32)
+V0 = State(image(0x12), (SigEntry(T, b"\x56" * 64),))
+V1 = State(image(0x11), (SigEntry(T, SIGNATURE),))
+DIRS = {"v0": V0, "v1": V1}
+
+REQUESTS: dict[str, tuple[int, m.Request]] = {
+    "AppendDir": (1, m.AppendDir("/dir1/a/v1", image(0x11), T, (SIGNATURE,))),
+    "ReplaceDir-none": (2, m.ReplaceDir("/dir2/cur", image(0x11), None, T, (SIGNATURE,))),
+    "ReplaceDir-old": (3, m.ReplaceDir("/dir2/cur", image(0x11), image(0x33), T, (SIGNATURE,))),
+    "GetIndex-hint": (4, m.GetIndex(image(0x11), "/dir1/a/v1")),
+    "GetIndex-nohint": (4, m.GetIndex(image(0x11), None)),
+    "GetIndexAt": (5, m.GetIndexAt("/dir1/a/v1")),
+    "GetBlock-hint": (6, m.GetBlock(BLOCK, HINT)),
+    "GetBlock-nohint": (6, m.GetBlock(BLOCK, None)),
+    "GetBaseDir": (7, m.GetBaseDir("/dir1/a")),
+}
+
+RESPONSES: dict[str, tuple[int, str, m.Response]] = {
+    "AppendDirAck-ok": (1, "AppendDir", m.UploadAck(True, None, HOSTS)),
+    "AppendDirAck-rej": (1, "AppendDir", m.UploadAck(False, "signature_mismatch")),
+    "ReplaceDirAck": (3, "ReplaceDir", m.UploadAck(False, "dir_is_append_only", HOSTS)),
+    "GetIndexResponse": (4, "GetIndex", m.IndexData(b"DIRSIGNATURE.v1")),
+    "GetIndexAtResponse": (5, "GetIndexAt", m.IndexAtData(b"DIRSIGNATURE.v1")),
+    "GetIndexAtResponse-none": (5, "GetIndexAt", m.IndexAtData(None, HOSTS)),
+    "GetBlockResponse": (6, "GetBlock", m.BlockData(b"hello")),
+    "GetBaseDirResponse": (7, "GetBaseDir", m.BaseDirData(b"\xcc" * 32, b"\xdd" * 32, DIRS)),
+    "Error": (7, "Error", m.Error("No such config")),
+}
+
+NOTIFICATIONS: dict[str, m.Notification] = {
+    "PublishImage": m.PublishImage(image(0x11)),
+    "ReceivedImage": m.ReceivedImage(image(0x11), "/dir1/a/v1", machine(0x22), "node2", True),
+    "AbortedImage": m.AbortedImage(image(0x11), "/dir1/a/v1", machine(0x22), "node2", False, "cant_fetch_index"),
+}

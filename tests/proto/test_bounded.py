@@ -1,0 +1,137 @@
+"""The bounded CBOR reader."""
+
+from __future__ import annotations
+
+import random
+
+import cbor2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.errors import FormatError
+from ciruela.proto.bounded import loads
+from tests.proto.samples import VECTORS
+
+QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.text(max_size=30) | st.binary(max_size=300),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5) | st.binary(max_size=5), inner, max_size=5),
+    max_leaves=20,
+)
+
+BOMBS = {
+    "nothing at all": "",
+    "nesting": "81" * 9 + "00",
+    "nested maps": "a14100" * 9 + "00",
+    "a map that is said to be huge": "bbffffffffffffffff",
+    "an array that is said to be huge": "9bffffffffffffffff",
+    "an array one longer than what is left": "830000",
+    "a text longer than what is left": "7affffffff61",
+    "bytes one longer than what is left": "4261",
+    "an integer cut short": "1b00000000000000",
+    "indefinite array": "9f00ff",
+    "indefinite map": "bf4100f6ff",
+    "indefinite bytes": "5f4100ff",
+    "a lone break": "ff",
+    "tag": "c000",
+    "bignum": "c24900000000000000000000",
+    "shared reference": "d81d00",
+    "half float": "f97e00",
+    "double": "fb3ff0000000000000",
+    "undefined": "f7",
+    "a simple value": "f820",
+    "reserved additional information": "1c",
+    "an integer as key": "a10000",
+    "a list as key": "a18000",
+    "null as key": "a1f600",
+    "duplicate text key": "a2616100616101",
+    "duplicate key, spelled longer": "a261610078016101",
+    "duplicate bytes key": "a2416100416101",
+    "bad UTF-8": "61ff",
+    "bad UTF-8 in a key": "a161ff00",
+    "trailing byte": "0000",
+    "300 empty lists": "99012c" + "80" * 300,
+}
+
+
+class Refused(SynchronousTestCase):
+    def test_bombs(self) -> None:
+        """A hostile peer could otherwise stop or bloat every node with one message."""
+        for name, text in BOMBS.items():
+            with self.assertRaises(FormatError, msg=name):
+                loads(bytes.fromhex(text), max_items=256)
+
+    def test_offset_is_named(self) -> None:
+        """Without the offset nobody can find out which program wrote a broken message."""
+        fault = self.assertRaises(FormatError, loads, bytes.fromhex("8200c000"), max_items=9)
+        self.assertIn("offset 2", str(fault))
+
+    def test_budget_counts_every_item(self) -> None:
+        """A million empty lists cost seventy times their bytes once they are built."""
+        data = cbor2.dumps({"a": [1, {}], "b": None})
+        self.assertEqual(loads(data, max_items=7), {"a": [1, {}], "b": None})
+        self.assertRaises(FormatError, loads, data, max_items=6)
+
+    def test_depth_is_exact(self) -> None:
+        """The deepest true message must pass and nothing deeper."""
+        self.assertEqual(loads(bytes.fromhex("81" * 8 + "00"), max_items=9), [[[[[[[[0]]]]]]]])
+        self.assertRaises(FormatError, loads, bytes.fromhex("8180"), max_items=9, max_depth=1)
+
+    def test_text_and_bytes_keys_are_different(self) -> None:
+        """Hosts are keyed by bytes: they are no duplicates of texts."""
+        self.assertEqual(loads(bytes.fromhex("a2616100416101"), max_items=9), {"a": 0, b"a": 1})
+
+    def test_mutations_raise_nothing_else(self) -> None:
+        """An exception of any other kind would end a connection, or worse, by accident."""
+        rng = random.Random(7)
+        seeds = list(VECTORS.values())
+        refused = 0
+        for _ in range(20_000):
+            data = bytearray(rng.choice(seeds))
+            for _ in range(rng.randint(1, 4)):
+                at = rng.randrange(len(data))
+                what = rng.randrange(4)
+                if what == 0:
+                    data[at] ^= 1 << rng.randrange(8)
+                elif what == 1:
+                    data[at] = rng.choice((0x00, 0x1B, 0x5F, 0x7F, 0x80, 0x9B, 0xA0, 0xBF, 0xC0, 0xF6, 0xF7, 0xFB, 0xFF))
+                elif what == 2:
+                    del data[at:]
+                else:
+                    data[at:at] = rng.randbytes(rng.randint(1, 4))
+                if not data:
+                    break
+            try:
+                loads(bytes(data), max_items=256)
+            except FormatError:
+                refused += 1
+        self.assertGreater(refused, 10_000)
+
+
+class Accepted(SynchronousTestCase):
+    @QUICK
+    @given(PLAIN)
+    def test_plain_values_come_back(self, value: object) -> None:
+        """A message that another node wrote properly must arrive as it was."""
+        data = cbor2.dumps(value)
+        try:
+            found = loads(data, max_items=1000)
+        except FormatError as fault:
+            self.assertIn("nested deeper", str(fault))
+        else:
+            self.assertEqual(found, value)
+
+    def test_memoryview(self) -> None:
+        """Messages are read in place, after their envelope."""
+        self.assertEqual(loads(memoryview(b"xx\x82\x01\x02")[2:], max_items=3), [1, 2])
+
+    @QUICK
+    @given(st.binary(max_size=200))
+    def test_noise(self, data: bytes) -> None:
+        """Noise must be refused, or mean the same to everyone."""
+        try:
+            found = loads(data, max_items=100)
+        except FormatError:
+            return
+        self.assertEqual(found, cbor2.loads(data))

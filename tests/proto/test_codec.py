@@ -1,0 +1,276 @@
+"""Messages to bytes and back."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import cbor2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry, State
+from ciruela.proto import codec
+from ciruela.proto import messages as m
+from tests.proto import samples as s
+
+QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+
+class Vectors(SynchronousTestCase):
+    def test_requests(self) -> None:
+        """Bytes that differ from the reference's would not be understood by its daemons, or be signed differently."""
+        for name, (number, request) in s.REQUESTS.items():
+            self.assertEqual(codec.encode_request(number, request).hex(), s.VECTORS[name].hex(), name)
+            self.assertEqual(codec.decode(s.VECTORS[name]), codec.RequestIn(number, request), name)
+
+    def test_responses(self) -> None:
+        """An answer that the reference's client cannot read looks to its user as a dead server."""
+        for name, (number, asked, response) in s.RESPONSES.items():
+            self.assertEqual(codec.encode_response(number, asked, response).hex(), s.VECTORS[name].hex(), name)
+            self.assertEqual(codec.decode(s.VECTORS[name]), codec.ResponseIn(number, asked, response), name)
+
+    def test_notifications(self) -> None:
+        """Without them a client never learns that its upload is done."""
+        for name, notification in s.NOTIFICATIONS.items():
+            self.assertEqual(codec.encode_notification(notification).hex(), s.VECTORS[name].hex(), name)
+            self.assertEqual(codec.decode(s.VECTORS[name]), codec.NotificationIn(notification), name)
+
+    def test_state_file(self) -> None:
+        """A state that cannot be read makes a whole image invisible after an upgrade."""
+        self.assertEqual(codec.encode_state(s.V1), s.VECTORS["StateFile"])
+        self.assertEqual(codec.decode_state(s.VECTORS["StateFile"]), s.V1)
+
+    def test_base_dir_hash(self) -> None:
+        """Nodes that hash the same list differently reconcile for ever."""
+        data = codec.encode_dirs({"v1": s.V1, "v0": s.V0})
+        self.assertEqual(data, s.VECTORS["BaseDirHashPreimage"])
+        self.assertEqual(
+            hashlib.blake2b(data, digest_size=32).hexdigest(), "69fe677de752c7d1eb919ad08c6c68242b11788c01730e3d32ddeb3dd4eff0d4"
+        )
+        self.assertEqual(codec.encode_dirs({}), s.VECTORS["EmptyBaseDirPreimage"])
+
+    def test_every_vector_is_used(self) -> None:
+        """A vector that no test reads protects nobody."""
+        others = {"StateFile", "BaseDirHashPreimage", "EmptyBaseDirPreimage"}
+        self.assertEqual(set(s.VECTORS), {*s.REQUESTS, *s.RESPONSES, *s.NOTIFICATIONS, *others})
+
+    def test_watches_of_ours(self) -> None:
+        """A client that waits at another node hears of the arrival only through this field."""
+        answer = m.BaseDirData(b"\1" * 32, b"\2" * 32, {}, {"v1": (s.machine(1), s.machine(2))})
+        data = codec.encode_response(1, "GetBaseDir", answer)
+        self.assertEqual(codec.decode(data), codec.ResponseIn(1, "GetBaseDir", answer))
+        self.assertEqual(list(cbor2.loads(data)[3]), ["config_hash", "keep_list_hash", "dirs", "watches"])
+
+
+def append(**changes: object) -> bytes:
+    params = {"path": "/dir1/a/v1", "image": b"\x11" * 32, "timestamp": s.T, "signatures": [["ssh-ed25519", b"\x55" * 64]]}
+    params.update(changes)
+    return cbor2.dumps([1, "AppendDir", 1, {key: value for key, value in params.items() if value is not ...}])
+
+
+def ack(**changes: object) -> bytes:
+    params = {"accepted": True, "reject_reason": None, "hosts": {b"\x22" * 16: "node2"}}
+    params.update(changes)
+    return cbor2.dumps([2, "AppendDir", 1, {key: value for key, value in params.items() if value is not ...}])
+
+
+class Tolerance(SynchronousTestCase):
+    """Section 3.3 row by row: what a message of another version may look like."""
+
+    def accepted(self, data: bytes, value: object) -> None:
+        self.assertEqual(codec.decode(data), value)
+
+    def refused(self, data: bytes) -> FormatError:
+        return self.assertRaises(FormatError, codec.decode, data)
+
+    def test_unknown_fields(self) -> None:
+        """A newer program could not add a field."""
+        self.accepted(append(extra={"a": [1, {"b": b"c"}]}), codec.RequestIn(*s.REQUESTS["AppendDir"]))
+
+    def test_missing_optional_fields(self) -> None:
+        """The reference leaves nothing out, others do."""
+        self.accepted(ack(reject_reason=..., hosts=...), codec.ResponseIn(1, "AppendDir", m.UploadAck(True, None)))
+        self.accepted(cbor2.dumps([1, "GetIndex", 1, {"id": b"\1" * 32}]), codec.RequestIn(1, m.GetIndex(s.image(1), None)))
+        self.accepted(cbor2.dumps([1, "GetBlock", 1, {"hash": s.BLOCK}]), codec.RequestIn(1, m.GetBlock(s.BLOCK, None)))
+        self.accepted(cbor2.dumps([2, "GetIndexAt", 1, {}]), codec.ResponseIn(1, "GetIndexAt", m.IndexAtData(None)))
+        replace = {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1, "signatures": []}
+        self.accepted(cbor2.dumps([1, "ReplaceDir", 1, replace]), codec.RequestIn(1, m.ReplaceDir("/a/b", s.image(1), None, 1, ())))
+
+    def test_missing_other_fields(self) -> None:
+        """Half a wish must not be carried out."""
+        for name in ("path", "image", "timestamp", "signatures"):
+            self.assertIn(name, str(self.refused(append(**{name: ...}))))
+        self.refused(ack(accepted=...))
+
+    def test_order_and_byte_keys(self) -> None:
+        """Order and spelling of field names are an encoder's own business."""
+        value = {b"hint": None, "id": b"\1" * 32}
+        self.accepted(cbor2.dumps([1, "GetIndex", 1, value]), codec.RequestIn(1, m.GetIndex(s.image(1), None)))
+
+    def test_duplicate_fields(self) -> None:
+        """Two paths in one wish: signer and server could each read another."""
+        self.refused(bytes.fromhex("84016a4765744261736544697201a2") + b"\x64path\x62/a" + b"\x64path\x62/b")
+        self.refused(cbor2.dumps([1, "GetBaseDir", 1, {"path": "/a", b"path": "/b"}]))
+
+    def test_null_where_there_must_be_something(self) -> None:
+        """Null for data would be written to a disk as an empty file."""
+        self.refused(ack(hosts=None))
+        self.refused(cbor2.dumps([2, "GetIndex", 1, {"data": None}]))
+        self.refused(cbor2.dumps([2, "GetBlock", 1, {"data": None}]))
+
+    def test_vpath_as_bytes(self) -> None:
+        """The reference reads it, so some client may send it."""
+        self.accepted(append(path=b"/dir1/a/v1"), codec.RequestIn(*s.REQUESTS["AppendDir"]))
+        self.refused(append(path=b"/\xff"))
+        self.refused(cbor2.dumps([1, "GetBlock", 1, {"hash": s.BLOCK, "hint": ["/a/b", b"/x", 0]}]))
+
+    def test_lengths(self) -> None:
+        """Ids of other lengths would be compared, logged and turned into file names."""
+        self.refused(append(image=b""))
+        self.refused(append(image=b"\1" * 31))
+        self.refused(append(signatures=[["ssh-ed25519", b"\1" * 63]]))
+        self.refused(ack(hosts={b"\1" * 15: "a"}))
+        self.refused(cbor2.dumps([1, "GetBlock", 1, {"hash": b"\1" * 33}]))
+
+    def test_types(self) -> None:
+        """A true where a number is due, a number where a text is due."""
+        self.refused(append(timestamp=True))
+        self.refused(append(timestamp=-1))
+        self.refused(append(timestamp=1.0))
+        self.refused(append(timestamp=2**64))
+        self.refused(append(path=7))
+        self.refused(append(image="1" * 32))
+        self.refused(append(image=[1] * 32))
+        self.refused(ack(accepted=1))
+        self.refused(ack(hosts={"22" * 16: "a"}))
+        self.refused(cbor2.dumps([1, "GetBaseDir", 1, ["/a"]]))
+        self.refused(cbor2.dumps([1, "GetBaseDir", 1, {0: "/a"}]))
+
+    def test_signatures(self) -> None:
+        """One signature that is not understood spoils the message, as at the reference."""
+        self.refused(append(signatures=[["ssh-rsa", b"\1" * 64]]))
+        self.refused(append(signatures=[["ssh-ed25519", b"\1" * 64, 0]]))
+        wish = codec.decode(append(signatures=[]))
+        assert isinstance(wish, codec.RequestIn) and isinstance(wish.request, m.AppendDir)
+        self.assertEqual(wish.request.signatures, ())
+
+    def test_limits(self) -> None:
+        """Each of these costs memory or time that a stranger could ask for."""
+        self.accepted(append(path="/" + "a" * 1023), codec.RequestIn(1, m.AppendDir("/" + "a" * 1023, s.image(0x11), s.T, (s.SIGNATURE,))))
+        self.refused(append(path="/" + "a" * 1024))
+        self.refused(append(path="/" + "ü" * 512))
+        self.refused(append(signatures=[["ssh-ed25519", b"\1" * 64]] * 17))
+        self.refused(append(extra=[0] * 256))
+        many = {number.to_bytes(16, "big"): "n" for number in range(1000)}
+        self.accepted(ack(hosts=many), codec.ResponseIn(1, "AppendDir", m.UploadAck(True, None, many)))  # type: ignore[arg-type]
+        self.refused(ack(hosts={number.to_bytes(16, "big"): "n" for number in range(1001)}))
+        self.refused(ack(hosts={b"\1" * 16: "n" * 256}))
+        self.refused(cbor2.dumps([1, "GetBlock", 1, {"hash": s.BLOCK, "hint": ["/a/b", "/" + "x" * 4096, 0]}]))
+        self.refused(cbor2.dumps([2, "Error", 1, "x" * 4097]))
+
+    def test_a_large_base_dir(self) -> None:
+        """A directory with thousands of versions must still be reconciled."""
+        dirs = {f"v{number:05}": s.V1 for number in range(5000)}
+        answer = m.BaseDirData(b"\1" * 32, b"\2" * 32, dirs)
+        self.accepted(codec.encode_response(1, "GetBaseDir", answer), codec.ResponseIn(1, "GetBaseDir", answer))
+
+    def test_other_forms(self) -> None:
+        """Trailing bytes, tags, other envelopes."""
+        good = s.VECTORS["GetBaseDir"]
+        self.refused(good + b"\0")
+        self.refused(b"\xd9\xd9\xf7" + good)
+        self.refused(cbor2.dumps([1, "GetBaseDir", 1, {"path": "/a"}, 0]))
+        self.refused(cbor2.dumps([3, "GetBaseDir", 1, {"path": "/a"}]))
+        self.refused(cbor2.dumps([1, "GetBaseDir", -1, {"path": "/a"}]))
+        self.refused(cbor2.dumps([0, "PublishImage", 1, {"id": b"\1" * 32}]))
+        self.refused(cbor2.dumps([1, "G" * 65, 1, {}]))
+        self.refused(cbor2.dumps([2, "GetBlock", 1, {"data": "text"}]))
+        self.refused(b"")
+
+    def test_non_shortest_integers(self) -> None:
+        """Allowed by the reference, also for ids."""
+        self.accepted(
+            bytes.fromhex("84016a476574426173654469721b0000000000000007a164") + b"path\x62/a", codec.RequestIn(7, m.GetBaseDir("/a"))
+        )
+
+    def test_unknown_names(self) -> None:
+        """A newer program may say what we do not know; a request has to be refused, or its sender waits for ever."""
+        self.assertEqual(codec.decode(cbor2.dumps([0, "News", {"a": 1.5}])), codec.Ignored("'News' is not known here"))
+        self.assertEqual(codec.decode(cbor2.dumps([1, "GetNews", 9, {}])), codec.Ignored("'GetNews' is not known here", 9))
+        self.refused(cbor2.dumps([2, "GetNews", 9, {}]))
+
+    def test_who_suffers(self) -> None:
+        """A bad answer must fail its request at once, a bad request must be answered."""
+        fault = self.refused(cbor2.dumps([2, "GetBlock", 9, {}]))
+        assert isinstance(fault, codec.BadMessage)
+        self.assertEqual((fault.request_id, fault.response_id), (None, 9))
+        fault = self.refused(cbor2.dumps([1, "GetBlock", 9, {}]))
+        assert isinstance(fault, codec.BadMessage)
+        self.assertEqual((fault.request_id, fault.response_id), (9, None))
+
+
+class Writing(SynchronousTestCase):
+    def test_wrong_kind_of_answer(self) -> None:
+        """A slip in our own program would make the other side close the connection."""
+        self.assertRaises(TypeError, codec.encode_response, 1, "GetIndex", m.BlockData(b""))
+
+    def test_long_error_is_cut(self) -> None:
+        """An error text that is too long to be read would say nothing at all."""
+        found = codec.decode(codec.encode_response(1, "GetIndex", m.Error("ü" * 4000)))
+        assert isinstance(found, codec.ResponseIn) and isinstance(found.response, m.Error)
+        self.assertEqual(found.response.text, "ü" * 2048)
+
+    def test_state_order(self) -> None:
+        """The order of signatures enters the hash of a base dir."""
+        late, early = SigEntry(2, b"\1" * 64), SigEntry(1, b"\2" * 64)
+        data = codec.encode_state(State(s.image(1), (late, early, late)))
+        self.assertEqual(codec.decode_state(data), State(s.image(1), (early, late)))
+
+    def test_bad_state_files(self) -> None:
+        """A damaged file must be a reported fault, never an exception nobody expects."""
+        for data in (b"", b"\xa0", b"\0", cbor2.dumps({"image": b"\1" * 32, "signatures": [[1]]}), s.VECTORS["StateFile"] + b"\0"):
+            self.assertRaises(FormatError, codec.decode_state, data)
+
+    @QUICK
+    @given(st.integers(0, 2**64 - 1), st.sampled_from((0, 1, 23, 24, 255, 256, 65535, 65536, 32768)))
+    def test_blocks(self, number: int, size: int) -> None:
+        """Blocks travel by a path of their own through the code; it must write what the plain one would."""
+        data = codec.encode_response(number, "GetBlock", m.BlockData(b"b" * size))
+        self.assertEqual(data, cbor2.dumps([2, "GetBlock", number, {"data": b"b" * size}]))
+        self.assertEqual(codec.decode(data), codec.ResponseIn(number, "GetBlock", m.BlockData(b"b" * size)))
+
+    @QUICK
+    @given(
+        st.integers(0, 2**64 - 1),
+        st.text(max_size=100),
+        st.binary(min_size=32, max_size=32),
+        st.lists(st.binary(min_size=64, max_size=64), max_size=16),
+        st.none() | st.binary(min_size=32, max_size=32),
+    )
+    def test_wishes_come_back(self, number: int, path: str, image: bytes, signatures: list[bytes], old: bytes | None) -> None:
+        """Whatever a client may wish has to arrive as it was signed."""
+        wish = m.ReplaceDir(path, ImageId(image), None if old is None else ImageId(old), number, tuple(signatures))
+        self.assertEqual(codec.decode(codec.encode_request(number, wish)), codec.RequestIn(number, wish))
+
+
+class Malformed(SynchronousTestCase):
+    def test_mutations(self) -> None:
+        """One exception of another kind ends the connection of an innocent, or the daemon's duty that read it."""
+        rng = random.Random(11)
+        seeds = list(s.VECTORS.values())
+        refused = 0
+        for _ in range(20_000):
+            data = bytearray(rng.choice(seeds))
+            for _ in range(rng.randint(1, 3)):
+                data[rng.randrange(len(data))] = rng.choice((rng.randrange(256), 0x1B, 0x7F, 0x9B, 0xF6, 0xFF, 0x00, 0x40, 0x60, 0xA0))
+            if rng.random() < 0.2:
+                del data[rng.randrange(len(data)) :]
+            try:
+                codec.decode(bytes(data))
+            except FormatError:
+                refused += 1
+        self.assertGreater(refused, 5_000)

@@ -1,0 +1,1 @@
+"""Whole clusters in memory, under one fake clock and a seeded random."""

@@ -1,0 +1,248 @@
+"""A cluster of real nodes over a memory network, memory disks and a fake clock: the same code as in the daemon, repeatable to the byte."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from nacl.signing import SigningKey
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from ciruela.daemon.node import Node, World
+from ciruela.index.digest import BLOCK_BYTES, HashKind
+from ciruela.index.emit import emit
+from ciruela.index.tree import Directory, File
+from ciruela.keys.signed import signed_bytes
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import (
+    AbortedImage,
+    AppendDir,
+    BlockData,
+    GetBlock,
+    GetIndex,
+    IndexData,
+    PublishImage,
+    ReceivedImage,
+    ReplaceDir,
+    UploadAck,
+)
+from ciruela.seams import Address
+from tests.doubles.memdisk import MemDisk
+from tests.doubles.memnet import Hub
+
+START_MS = 1_700_000_000_000
+PORT = 24783
+KEY = SigningKey(bytes(range(32)))
+APP = DirConfig("app", "/srv/app", append_only=False, num_levels=1)
+LOGS = DirConfig("logs", "/srv/logs", append_only=True, num_levels=1)
+
+
+class OneKey:
+    """An authority that knows one key."""
+
+    def verified(self, config, vpath, image, entries):
+        good = []
+        for entry in entries:
+            try:
+                KEY.verify_key.verify(signed_bytes(str(vpath), image, entry.timestamp_ms), entry.signature)
+            except Exception:  # any refusal of the library is a bad signature
+                continue
+            good.append(entry)
+        return succeed(tuple(good))
+
+
+class Image:
+    """A tree made of random blocks: its id, its index, and its blocks by hash."""
+
+    def __init__(self, seed: int, sizes: Mapping[str, int]) -> None:
+        rng = random.Random(seed)
+        self.blocks: dict[bytes, bytes] = {}
+        entries = []
+        for name, size in sorted(sizes.items(), key=lambda item: item[0].encode()):
+            hashes = []
+            for start in range(0, size, BLOCK_BYTES):
+                data = rng.randbytes(min(BLOCK_BYTES, size - start))
+                hashes.append(HashKind.BLAKE2B.hash(data))
+                self.blocks[hashes[-1]] = data
+            entries.append(File(f"/{name}", False, size, b"".join(hashes)))
+        self.id, self.data = emit(HashKind.BLAKE2B, [Directory("/", tuple(entries))])
+
+
+class Client:
+    """A client with one image: publishes, asks, serves, and notes what it hears."""
+
+    def __init__(self, cluster: Cluster, image: Image) -> None:
+        self.cluster = cluster
+        self.image = image
+        self.links = []
+        self.answers: list[tuple[Address, object]] = []
+        self.received: set[tuple[ImageId, str, MachineId]] = set()
+        self.aborted: list[AbortedImage] = []
+        self.given: list[bytes] = []
+        self.serving = True
+
+    def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
+        stamp = self.cluster.now_ms() if stamp is None else stamp
+        signature = KEY.sign(signed_bytes(path, self.image.id, stamp)).signature
+        if replace:
+            request = ReplaceDir(path, self.image.id, old, stamp, (signature,))
+        else:
+            request = AppendDir(path, self.image.id, stamp, (signature,))
+        for address in targets:
+
+            def connected(link, address=address):
+                self.links.append(link)
+                link.tell(PublishImage(self.image.id))
+                link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
+
+            self.cluster.hub.link(self, address).addCallback(connected)
+
+    def leave(self) -> None:
+        for link in self.links:
+            link.close()
+        self.links = []
+
+    def machines(self, path: str) -> set[MachineId]:
+        return {machine for image, where, machine in self.received if image == self.image.id and where == path}
+
+    def requested(self, link, request) -> Deferred:
+        if not self.serving:
+            return Deferred()
+        match request:
+            case GetIndex(image=self.image.id):
+                return succeed(IndexData(self.image.data))
+            case GetBlock() if request.hash in self.image.blocks:
+                self.given.append(request.hash)
+                return succeed(BlockData(self.image.blocks[request.hash]))
+        return fail(RemoteError("not here"))
+
+    def notified(self, link, notification) -> None:
+        match notification:
+            case ReceivedImage():
+                self.received.add((notification.image, notification.path, notification.machine_id))
+            case AbortedImage():
+                self.aborted.append(notification)
+
+    def lost(self, link) -> None:
+        if link in self.links:
+            self.links.remove(link)
+
+
+class Cluster:
+    """``count`` nodes at 10.0.0.1 .. that know each other. ``configs`` may differ by number: a function of it, or one mapping for all."""
+
+    def __init__(self, count: int, seed: int = 1, configs=None, latency_s: float = 0.002) -> None:
+        self.clock = Clock()
+        self.rng = random.Random(seed)
+        self.hub = Hub(self.clock, self.rng, latency_s)
+        self._configs = configs or {"app": APP, "logs": LOGS}
+        self.disks: dict[int, MemDisk] = {}
+        self.nodes: dict[int, Node] = {}
+        self._known = {self.address(number): f"n{number}" for number in range(1, count + 1)}
+        for number in range(1, count + 1):
+            self.start(number)
+
+    def now_ms(self) -> int:
+        return START_MS + round(self.clock.seconds() * 1000)
+
+    @staticmethod
+    def address(number: int) -> Address:
+        return Address(f"10.0.{number // 250}.{number % 250}", PORT)
+
+    @staticmethod
+    def machine(number: int) -> MachineId:
+        return MachineId(number.to_bytes(16, "big"))
+
+    def addresses(self, *numbers: int) -> list[Address]:
+        return [self.address(number) for number in numbers]
+
+    def configs(self, number: int) -> dict[str, DirConfig]:
+        return self._configs(number) if callable(self._configs) else self._configs
+
+    def start(self, number: int, wiped: bool = False) -> Node:
+        """Start a node, or start it again with the disk it had."""
+        if number not in self.disks or wiped:
+            self.disks[number] = MemDisk(self.configs(number))
+        address = self.address(number)
+        if address not in self._known:
+            self._known[address] = f"n{number}"
+            for node in self.nodes.values():
+                node.gossip.configured(dict(self._known))
+        late = _Late()
+        wire, datagrams = self.hub.node(address, late, lambda data, source: late.node.gossip.received(data, source))
+        world = World(
+            me=self.machine(number),
+            hostname=f"n{number}",
+            epoch=self.now_ms(),
+            configs=self.configs(number),
+            disk=self.disks[number],
+            wire=wire,
+            datagrams=datagrams,
+            authority=OneKey(),
+            clock=self.clock,
+            rng=random.Random(self.rng.getrandbits(64)),
+            now_ms=self.now_ms,
+        )
+        late.node = self.nodes[number] = Node(world)
+        late.node.start()
+        late.node.gossip.configured(dict(self._known))
+        return late.node
+
+    def kill(self, number: int) -> None:
+        """Pull the plug: what is not on the disk is gone."""
+        self.hub.kill(self.address(number))
+        self.nodes.pop(number).stop()
+        self.disks[number].crash()
+
+    def run(self, seconds: float, until=None) -> float:
+        """Advance the clock from event to event; ends early when ``until()`` is true. Returns the seconds that passed."""
+        began = self.clock.seconds()
+        end = began + seconds
+        while self.clock.seconds() < end:
+            if until is not None and until():
+                break
+            calls = self.clock.getDelayedCalls()
+            following = min((call.getTime() for call in calls), default=end)
+            self.clock.advance(max(0.0, min(following, end) - self.clock.seconds()))
+            if not calls:
+                break
+        return self.clock.seconds() - began
+
+    def holders(self, path: str, image: Image) -> set[int]:
+        """The nodes on which ``image`` is committed at ``path``."""
+        vpath = VPath.parse(path)
+        found = set()
+        for number, node in self.nodes.items():
+            state = node.ledger.committed(vpath)
+            if state is not None and state.image == image.id:
+                found.add(number)
+        return found
+
+    def agree(self) -> bool:
+        """Whether all running nodes say the same of all base dirs, and nothing is on its way."""
+        views = {tuple(sorted((str(base), value) for base, value in node.ledger.base_hashes().items())) for node in self.nodes.values()}
+        return len(views) <= 1 and not any(node.ledger.pendings() for node in self.nodes.values())
+
+
+class _Late:
+    """The counterpart of a node that is just being made."""
+
+    node: Node
+
+    def requested(self, link, request):
+        return self.node.counterpart.requested(link, request)
+
+    def notified(self, link, notification):
+        self.node.counterpart.notified(link, notification)
+
+    def lost(self, link):
+        self.node.counterpart.lost(link)
+
+
+def accepted(client: Client) -> bool:
+    """Whether every answer so far accepted the upload."""
+    return bool(client.answers) and all(isinstance(answer, UploadAck) and answer.accepted for _, answer in client.answers)

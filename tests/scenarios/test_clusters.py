@@ -1,0 +1,240 @@
+"""Clusters of 3, 20 and 100 nodes under loss, partitions, kills and late joiners."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.vpath import VPath
+from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
+
+V1 = "/app/v1"
+SITE = Image(1, {"big": 2_000_000, "empty": 0, "small": 10, "twin": 10_000})
+
+
+class UploadTests(SynchronousTestCase):
+    """A directory given to three nodes is soon on all of them."""
+
+    def upload(self, count, loss=0.0, seconds=60.0, seed=1):
+        cluster = Cluster(count, seed)
+        cluster.hub.loss = loss
+        cluster.run(30.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        everybody = set(range(1, count + 1))
+        cluster.run(seconds, until=lambda: cluster.holders(V1, SITE) == everybody and len(client.machines(V1)) == count)
+        self.assertTrue(accepted(client), client.answers)
+        self.assertEqual(cluster.holders(V1, SITE), everybody)
+        self.assertEqual(client.machines(V1), {cluster.machine(number) for number in everybody})
+        self.assertTrue(cluster.agree())
+        return cluster, client
+
+    def test_three(self):
+        """Three nodes, each given the data by the client, and by the others."""
+        cluster, client = self.upload(3)
+        blocks = len(SITE.blocks)
+        self.assertLess(len(client.given), 3 * blocks)
+
+    def test_twenty(self):
+        """Twenty nodes; the client gives to three, and is told of all."""
+        self.upload(20)
+
+    def test_hundred(self):
+        """A hundred nodes."""
+        self.upload(100)
+
+    def test_twenty_with_loss(self):
+        """Every fifth datagram is lost: it takes longer, nothing else changes."""
+        self.upload(20, loss=0.2)
+
+    def test_hundred_with_loss(self):
+        """A hundred nodes, every fifth datagram lost."""
+        self.upload(100, loss=0.2)
+
+    def test_again(self):
+        """A client that asks for what is there already hears of all nodes without giving anything."""
+        cluster, client = self.upload(20)
+        client.leave()
+        cluster.run(10.0)
+        second = Client(cluster, SITE)
+        second.upload(V1, cluster.addresses(4, 5, 6))
+        cluster.run(60.0, until=lambda: len(second.machines(V1)) == 20)
+        self.assertEqual(len(second.machines(V1)), 20)
+        self.assertEqual(second.given, [])
+
+    def test_repeatable(self):
+        """The same seed gives the same run, so that a failure can be looked at again."""
+        runs = []
+        for _ in range(2):
+            cluster, client = self.upload(5, loss=0.2, seed=7)
+            runs.append((cluster.clock.seconds(), client.given, [(address, answer) for address, answer in client.answers]))
+        self.assertEqual(runs[0], runs[1])
+
+
+class FaultTests(SynchronousTestCase):
+    """What happens to the cluster happens to real ones."""
+
+    def test_partition(self):
+        """An upload into one half reaches the other when the network heals."""
+        cluster = Cluster(20)
+        cluster.run(20.0)
+        left, right = cluster.addresses(*range(1, 11)), cluster.addresses(*range(11, 21))
+        cluster.hub.partition([left, right])
+        client = Client(cluster, SITE)
+        client.upload(V1, left[:3])
+        cluster.run(60.0)
+        self.assertEqual(cluster.holders(V1, SITE), set(range(1, 11)))
+        cluster.hub.heal()
+        took = cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 20)
+        self.assertEqual(cluster.holders(V1, SITE), set(range(1, 21)))
+        self.assertLess(took, 30.0)
+        self.assertTrue(cluster.agree())
+
+    def test_both_sides_write(self):
+        """Replaces on both sides of a partition end as one version everywhere, the newer one."""
+        cluster = Cluster(8)
+        cluster.run(20.0)
+        old, new = Image(11, {"a": 100_000}), Image(12, {"a": 100_000})
+        cluster.hub.partition([cluster.addresses(1, 2, 3, 4), cluster.addresses(5, 6, 7, 8)])
+        now = cluster.now_ms()
+        Client(cluster, old).upload(V1, cluster.addresses(1), stamp=now, replace=True)
+        Client(cluster, new).upload(V1, cluster.addresses(5), stamp=now + 1, replace=True)
+        cluster.run(30.0)
+        self.assertEqual((len(cluster.holders(V1, old)), len(cluster.holders(V1, new))), (4, 4))
+        cluster.hub.heal()
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, new)) == 8)
+        self.assertEqual(len(cluster.holders(V1, new)), 8)
+        cluster.run(5.0)
+        self.assertTrue(cluster.agree())
+
+    def test_append_only_conflict(self):
+        """Two appends of one path on two sides: one winner, also where directories are append-only."""
+        cluster = Cluster(6)
+        cluster.run(20.0)
+        one, other = Image(21, {"a": 50_000}), Image(22, {"a": 50_000})
+        cluster.hub.partition([cluster.addresses(1, 2, 3), cluster.addresses(4, 5, 6)])
+        stamp = cluster.now_ms()
+        Client(cluster, one).upload("/logs/x", cluster.addresses(1), stamp=stamp)
+        Client(cluster, other).upload("/logs/x", cluster.addresses(4), stamp=stamp)
+        cluster.run(20.0)
+        cluster.hub.heal()
+        winner = max(one, other, key=lambda image: image.id)
+        cluster.run(60.0, until=lambda: len(cluster.holders("/logs/x", winner)) == 6)
+        self.assertEqual(len(cluster.holders("/logs/x", winner)), 6)
+
+    def test_late_joiner(self):
+        """A node that joins empty gets everything from its peers, long after the clients have gone."""
+        cluster = Cluster(4)
+        cluster.run(10.0)
+        images = [Image(30 + number, {"a": 200_000, "b": 5}) for number in range(8)]
+        for number, image in enumerate(images):
+            client = Client(cluster, image)
+            client.upload(f"/app/v{number}", cluster.addresses(1, 2))
+            cluster.run(10.0)
+            client.leave()
+        cluster.run(120.0)
+        cluster.start(5)
+        cluster.run(60.0, until=lambda: all(5 in cluster.holders(f"/app/v{number}", image) for number, image in enumerate(images)))
+        for number, image in enumerate(images):
+            self.assertIn(5, cluster.holders(f"/app/v{number}", image))
+
+    def test_client_leaves(self):
+        """When the nodes together have every block they finish without the client."""
+        cluster = Cluster(5)
+        cluster.run(10.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1))
+        cluster.run(60.0, until=lambda: 1 in cluster.holders(V1, SITE))
+        client.leave()
+        self.assertLess(len(cluster.holders(V1, SITE)), 5)
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 5)
+        self.assertEqual(len(cluster.holders(V1, SITE)), 5)
+
+    def test_client_leaves_too_early(self):
+        """With blocks missing everywhere the download waits, says that it is stalled, and goes on when the client is back."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(20.0, until=lambda: len(client.given) >= 20)
+        client.leave()
+        cluster.run(60.0)
+        self.assertEqual(cluster.holders(V1, SITE), set())
+        self.assertTrue(all(node.downloads.running()[0].stalled for node in cluster.nodes.values()))
+        again = Client(cluster, SITE)
+        again.upload(V1, cluster.addresses(2))
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
+        self.assertEqual(len(cluster.holders(V1, SITE)), 3)
+        self.assertLess(len(again.given), len(SITE.blocks))
+
+    def test_killed_and_restarted(self):
+        """A node that is killed in mid-download goes on from what it had, also when everybody else has finished and gone on."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(20.0, until=lambda: len(client.given) >= 20)
+        cluster.kill(3)
+        cluster.run(60.0, until=lambda: cluster.holders(V1, SITE) == {1, 2})
+        client.leave()
+        cluster.run(30.0)
+        cluster.start(3)
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
+        self.assertEqual(len(cluster.holders(V1, SITE)), 3)
+
+    def test_all_restarted(self):
+        """A power cut of the whole cluster loses nothing that was committed, and nobody fetches it again."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1))
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
+        client.leave()
+        for number in (1, 2, 3):
+            cluster.kill(number)
+        for number in (1, 2, 3):
+            cluster.start(number)
+        cluster.run(10.0)
+        self.assertEqual(len(cluster.holders(V1, SITE)), 3)
+        self.assertTrue(all(node.downloads.totals.received_bytes == 0 for node in cluster.nodes.values()))
+
+    def test_silent_client(self):
+        """A client that says it has the image and never answers holds up nobody for long."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        silent, good = Client(cluster, SITE), Client(cluster, SITE)
+        silent.serving = False
+        silent.upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(1.0)
+        good.upload(V1, cluster.addresses(1))
+        cluster.run(150.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
+        self.assertEqual(len(cluster.holders(V1, SITE)), 3)
+
+    def test_liar(self):
+        """A client that publishes somebody's image and gives wrong bytes cannot change it, nor stop it."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        liar, good = Client(cluster, SITE), Client(cluster, SITE)
+        liar.image = Image(1, {"big": 2_000_000, "empty": 0, "small": 10, "twin": 10_000})
+        liar.image.blocks = dict.fromkeys(liar.image.blocks, b"wrong")
+        liar.upload(V1, cluster.addresses(1, 2))
+        good.upload(V1, cluster.addresses(1, 2))
+        cluster.run(120.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
+        self.assertEqual(len(cluster.holders(V1, SITE)), 3)
+        self.assertGreater(sum(node.downloads.totals.bad_blocks for node in cluster.nodes.values()), 0)
+
+
+class TakingTests(SynchronousTestCase):
+    """Not every node takes every directory."""
+
+    def test_redirect(self):
+        """A node without the directory refuses, and names those that take it."""
+        cluster = Cluster(5, configs=lambda number: {"logs": LOGS} if number == 1 else {"app": APP})
+        cluster.run(30.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1))
+        cluster.run(2.0)
+        [(_, answer)] = client.answers
+        self.assertEqual((answer.accepted, answer.reject_reason), (False, "no_config"))
+        self.assertEqual(answer.hosts, {cluster.machine(number): f"n{number}" for number in (2, 3, 4, 5)})
+        client.upload(V1, cluster.addresses(2, 3))
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 4)
+        self.assertEqual(cluster.holders(V1, SITE), {2, 3, 4, 5})
+        self.assertIsNone(cluster.nodes[1].ledger.committed(VPath.parse(V1)))
