@@ -77,7 +77,7 @@ class Contacts:
         for name in hosts:
             if len(self._candidates) >= MAX_CANDIDATES:
                 return
-            if name and name.isprintable():
+            if name and name.isprintable() and name not in self._names:
                 self._candidates.setdefault(name, None)
 
     def _may_begin(self, name: str) -> bool:

@@ -101,7 +101,9 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
     code = await commands.sync(upload, around, ended=rows.extend)
     if code != EXIT_DONE:
         for node in nodes.nodes:
-            display.problem(node.name, f"the end of {node.log}:\n{node.tail()}")
+            display.problem(node.name, f"the end of {node.log}:")
+            for line in node.tail().splitlines():
+                display.problem(node.name, line)
         return code
     if not await _verified(around, options, display, nodes, rows[0].image):
         return EXIT_NETWORK

@@ -109,7 +109,7 @@ def load_identities(
 
 def read_key_file(path: str) -> bytes:
     """The content of a key file. Raises OSError, also for what is not a regular file or far too big to be a key."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is not a regular file", path)
         data = file.read(MAX_KEY_FILE_BYTES + 1)

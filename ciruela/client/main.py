@@ -31,7 +31,7 @@ from ciruela.client.commands import Surroundings
 from ciruela.client.demo import demo
 from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptions, parse, parse_sync
 from ciruela.client.orders import LocalProblem
-from ciruela.client.text import clean
+from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 
 LOOK_UP_THREADS = 4
@@ -54,7 +54,7 @@ def exit_for(failure: Failure, verbose: bool) -> tuple[int, str]:
     """The exit code of a failure, and what to print: one line, unless the program itself is at fault and the user wants to know more."""
     for kind, code in _CODES:
         if failure.check(kind):
-            return code, clean(failure.getErrorMessage() or type(failure.value).__name__, 2000)
+            return code, clean_lines(failure.getErrorMessage(), 10_000) or type(failure.value).__name__
     line = f"internal error: {type(failure.value).__name__}: {clean(failure.getErrorMessage())}"
     return EXIT_LOCAL, f"{line}\n{failure.getTraceback()}" if verbose else f"{line} (-v tells more; please report it)"
 

@@ -290,9 +290,9 @@ class ClusterRun:
         if failure.check(CancelledError) and self._over:
             return
         self._contacts.failed(address)
-        self._problem(
-            f"cannot connect to {self._where(address)}: {failure.getErrorMessage() or type(failure.value).__name__}; trying again"
-        )
+        what = failure.getErrorMessage() or type(failure.value).__name__
+        label = self._contacts.label(address)
+        self._problem(f"{what if label in what else f'{label}: {what}'}; trying again")
         self._step()
 
     def _where(self, address: Address) -> str:

@@ -23,6 +23,11 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
     return "".join(shown) + ("…" if len(text) > limit else "")
 
 
+def clean_lines(text: str, limit: int) -> str:
+    """As :func:`clean`, line by line: for texts that this program or its own daemons wrote."""
+    return "\n".join(clean(line) for line in text[:limit].splitlines())
+
+
 def size(count: int) -> str:
     """A number of bytes with a unit: ``4.1 GiB``."""
     value = float(count)

@@ -33,7 +33,6 @@ MAX_FILE_BYTES = 256 * 1024
 
 _MASTER = "master.key"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 InThread = Callable[..., Deferred[Any]]
 
@@ -116,7 +115,7 @@ class KeyFiles:
             take(top, _MASTER, os.path.join(self._config_dir, _MASTER), optional=True)
             if names:
                 where = os.path.join(self._config_dir, "keys")
-                if not _there("keys", top):
+                if not os.path.lexists(where):
                     problems.append(f"{where}: there is no such directory")
                     return _Read(tuple(keys), tuple(problems))
                 with _opened("keys", where, _DIRECTORY | os.O_NOFOLLOW, top) as folder:
@@ -138,21 +137,11 @@ def _opened(name: str, shown: str, flags: int, folder: int | None) -> Iterator[i
         os.close(descriptor)
 
 
-def _there(name: str, folder: int) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise DiskError(f"stat {name}: {error.strerror}") from None
-    return True
-
-
 def _content(folder: int, name: str, trusted: frozenset[int]) -> str:
     """The text of a key file that nobody but ``trusted`` users could have written. Raises OSError."""
     if "/" in name:
         raise OSError(errno.EINVAL, "the name of a key file has no slash")
-    with open(os.open(name, _PLAIN_FILE, dir_fd=folder), "rb") as file:
+    with open(name, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")

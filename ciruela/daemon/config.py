@@ -106,7 +106,7 @@ def _files(folder: str, warnings: list[str], problems: list[str]) -> Iterator[tu
 def _read(path: str, key: str, problems: list[str]) -> _Found | None:
     """One file; what is wrong with it goes to ``problems``."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(0, "it is not a regular file")
             data = file.read(MAX_BYTES + 1)

@@ -18,7 +18,7 @@ _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\
 _REMEDY = "run systemd-machine-id-setup, or give 32 hexadecimal digits with --override-machine-id"
 
 
-def node_machine_id(override: str | None, file: Path = MACHINE_ID_FILE) -> MachineId:
+def machine_id(override: str | None, file: Path = MACHINE_ID_FILE) -> MachineId:
     """The override, else what ``file`` says: 32 hexadecimal digits, a newline after them is fine. Raises ConfigError.
 
     Each node of a cluster must have another one; zero, which no machine may have (machine-id(5)), is refused.
@@ -41,7 +41,7 @@ def node_machine_id(override: str | None, file: Path = MACHINE_ID_FILE) -> Machi
     return found
 
 
-def node_hostname(override: str | None, system: Callable[[], str] = socket.gethostname) -> str:
+def host_name(override: str | None, system: Callable[[], str] = socket.gethostname) -> str:
     """The override, else the system's name, else ``localhost``. Raises ConfigError for what others could not resolve.
 
     Clients are sent to this name, so it must be one that they can look up, or an address.

@@ -84,6 +84,27 @@ class Facts:
         return [(one.vpath, one.image, one.timestamp_ms) for one in self._node.ledger.abandoned()]
 
 
+class Ears:
+    """What a node does with what it hears by gossip (``gossip.service.Ears``)."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
+        """A peer has something else in ``base``."""
+        if self._node.ready:
+            self._node.reconciler.differs(base, base_hash, address)
+
+    def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
+        """A peer has the image: tell the clients that wait for it."""
+        for link in self._node.watches.interested(vpath, image):
+            link.tell(ReceivedImage(image, str(vpath), machine, hostname, True))
+
+    def progressed(self, vpath: VPath) -> None:
+        """A peer has more to give."""
+        self._node.downloads.nudge(vpath)
+
+
 class Node:
     """A node. ``counterpart`` answers connections, ``gossip.received`` takes datagrams, ``gossip.configured`` the peers' addresses."""
 
@@ -102,7 +123,7 @@ class Node:
             world.epoch,
             world.datagrams,
             facts=Facts(self),
-            ears=self,
+            ears=Ears(self),
             now_ms=world.now_ms,
         )
         self.downloads = Downloads(
@@ -184,19 +205,6 @@ class Node:
     def _tell_received(self, vpath: VPath, state: State) -> None:
         for link in self.watches.interested(vpath, state.image):
             link.tell(ReceivedImage(state.image, str(vpath), self.world.me, self.world.hostname, False))
-
-    # -- what gossip tells (gossip.service.Ears) --------------------------------------------------------------------------------------
-
-    def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
-        """A peer has something else in ``base``."""
-        if self.ready:
-            self.reconciler.differs(base, hash_, address)
-
-    def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
-        """A peer has the image: tell the clients that wait for it."""
-        for link in self.watches.interested(vpath, image):
-            link.tell(ReceivedImage(image, str(vpath), machine, hostname, True))
-        self.downloads.nudge(vpath)
 
     def _watchers(self, vpath: VPath) -> frozenset[MachineId]:
         others = self.gossip.cluster.stamped_watchers(vpath)

@@ -28,6 +28,7 @@ from ciruela.net.datagrams import DatagramPort
 from ciruela.net.link import accelerated
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
+from ciruela.net.resolve import resolver
 from ciruela.net.server import site
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Link, NowMs
@@ -107,6 +108,7 @@ class Daemon(Service):
         self._peers = PeerList(
             f"{settings.config_dir}/peers.txt",
             settings.port,
+            resolver(self._in_thread),
             reactor,
             rng,
             self._in_thread,
@@ -114,7 +116,7 @@ class Daemon(Service):
         )
         self._ports: list[IListeningPort] = []
 
-    def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+    def _in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._threads, function, *args, **kwargs)
 
     def startService(self) -> None:

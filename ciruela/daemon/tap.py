@@ -62,7 +62,7 @@ def settings(options: Options) -> Settings:
         raise ConfigError(f"{config_dir}: there is no such config directory (make it, or name another one with --config)")
     me = machine_id(options["override-machine-id"])
     hostname = host_name(options["override-hostname"])
-    config = load_config(config_dir)
+    config = load_config(config_dir, options["db-dir"])
     for warning in config.warnings:
         print(f"ciruela: {warning}", file=sys.stderr)  # noqa: T201  twistd's log is not open yet
     return Settings(

@@ -33,8 +33,8 @@ class InThread(Protocol):
 class _Job(Generic[T]):
     """Work that waits or runs. ``more`` tells after a run that it wants another turn."""
 
-    def __init__(self, run: Callable[[], T], close: Callable[[], object]) -> None:
-        self.run = run
+    def __init__(self, work: Callable[[], T], close: Callable[[], object]) -> None:
+        self._work = work
         self.close = close
         self.done: Deferred[T] = Deferred(lambda _: self._cancel())
         self.cancelled = False
@@ -42,6 +42,14 @@ class _Job(Generic[T]):
 
     def _cancel(self) -> None:
         self.cancelled = True
+
+    def run(self) -> T | None:
+        """In a thread. What was cancelled while the pool was busy is not begun."""
+        if self.cancelled:
+            self.more = False
+            self.close()
+            return None
+        return self._work()
 
 
 class Lane:

@@ -362,10 +362,14 @@ class SafeDir:
         self.rename(live, aside)
         try:
             self.rename(new, live)
+            try:
+                self.rename(aside, new)
+            except OSError:
+                self.rename(live, new)
+                raise
         except OSError:
             self.rename(aside, live)
             raise
-        self.rename(aside, new)
 
     def _warn_exchange(self) -> None:
         _log.warn(

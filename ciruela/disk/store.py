@@ -27,7 +27,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending
+from ciruela.seams import Held, Pending, Staging
 
 
 class Store:
@@ -152,12 +152,12 @@ class Store:
 
     # -- images ----------------------------------------------------------------------------------------------------------------
 
-    def stage(self, vpath: VPath, index: Index) -> Deferred[StagingDir]:
+    def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         """As ``seams.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
         lane = self._lane(vpath)
         return lane.steps(downloading_steps(vpath, self._stage(vpath, index, lane)))
 
-    def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[StagingDir]:
+    def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
         place = self._place(vpath)
         yield ENTRY_COST
         try:

@@ -5,12 +5,12 @@ Every answer that names an address names a configured one (threats A32, A37).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Item, Member, Packet, Watch
 from ciruela.gossip.roster import Peer, Refusal, Roster
-from ciruela.gossip.stances import Stances
+from ciruela.gossip.stances import Stance, Stances
 from ciruela.gossip.watches import HeardWatches
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
@@ -240,6 +240,14 @@ class Cluster:
     def address_of(self, machine: MachineId) -> Address | None:
         """Where ``machine`` is reached; None when that is not known."""
         return self.roster.address_of(machine)
+
+    def stances(self) -> Iterator[tuple[MachineId, Stance]]:
+        """What each machine said it does, for the status page."""
+        return self._stances.all()
+
+    def watches(self) -> Iterator[tuple[VPath, MachineId]]:
+        """Which machine's clients wait for which path, for the status page."""
+        return self._watches.all()
 
     def peers(self) -> list[Peer]:
         """All configured addresses and who is there, for the status page."""

@@ -46,6 +46,9 @@ class Ears(Protocol):
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         """``machine`` says that it has ``image`` at ``vpath``, for which a client here waits. May be said more than once."""
 
+    def progressed(self, vpath: VPath) -> None:
+        """Some machine has more of an image at ``vpath`` than it had."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -296,6 +299,8 @@ class Gossip:
             self._complain("malformed", source, "gossip from {address} does not follow the format: {detail}", detail=str(error))
             return
         effects = self.cluster.heard(source, packet, self._clock.seconds())
+        if heard.Refused(Refusal.OWN) in effects:
+            self._silent.pop(source, None)
         self.counts.heard += not any(isinstance(effect, heard.Refused) for effect in effects)
         for effect in effects:
             self._act(effect)
@@ -335,6 +340,8 @@ class Gossip:
             self._ears.differs(effect.base, effect.hash, effect.address)
 
     def _on_completed(self, effect: heard.Completed) -> None:
+        if effect.news:
+            self._ears.progressed(effect.vpath)
         watched = effect.vpath in self._facts.watching()
         if watched and effect.news:
             self._ears.completed(effect.vpath, effect.image, effect.machine, effect.hostname)
@@ -342,6 +349,8 @@ class Gossip:
             self._answer(effect.address, Ack(effect.vpath, effect.image))
 
     def _on_download(self, effect: heard.DownloadHeard) -> None:
+        if effect.news:
+            self._ears.progressed(effect.vpath)
         item = self._composer.completion(effect.vpath)
         address = self.cluster.address_of(effect.machine)
         if item is None or item.image != effect.image or address is None:

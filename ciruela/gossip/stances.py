@@ -77,6 +77,13 @@ class Stances:
             if isinstance(said.stance, Complete)
         ]
 
+    def all(self) -> Iterator[tuple[MachineId, Stance]]:
+        """Everything that is known."""
+        for machines in self._paths.values():
+            for machine, images in machines.items():
+                for said in images.values():
+                    yield machine, said.stance
+
     def expire(self, now_s: float) -> None:
         """Forget what is too old."""
         for key in self._quota.expired(now_s - STANCE_S):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ciruela.gossip.packets import Watch
@@ -90,6 +90,12 @@ class HeardWatches:
             return None
         age_ms = age_in_ms(now_s - heard.born_s)
         return Watch(vpath, machine, heard.stamp, age_ms) if age_ms < WATCH_S * 1000 else None
+
+    def all(self) -> Iterator[tuple[VPath, MachineId]]:
+        """Everything that is known."""
+        for vpath, machines in self._paths.items():
+            for machine in machines:
+                yield vpath, machine
 
     def expire(self, now_s: float) -> None:
         """Forget what is over."""

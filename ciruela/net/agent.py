@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from twisted.conch.error import ConchError
 from twisted.conch.ssh.agent import SSHAgentClient
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectingCancelledError
@@ -28,6 +29,9 @@ SIGN_TIMEOUT_S = 120.0
 
 MAX_ANSWER_BYTES = 256 * 1024
 """Longest answer that is read, the limit of OpenSSH's own agent."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""What fits into a sockaddr_un of Linux (unix(7)); Twisted raises in the reactor for more."""
 
 _MALFORMED = (struct.error, IndexError, TypeError, ValueError)
 """What Conch raises when an answer is shorter than it says or of another kind."""
@@ -90,6 +94,8 @@ def agent_keys(reactor: IReactorUNIX, socket_path: str) -> Deferred[AgentKeys]:
 
     Fails with AgentFailed when the agent cannot be reached, or does not answer within :data:`LIST_TIMEOUT_S`.
     """
+    if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH_BYTES:
+        return fail(AgentFailed(f"the ssh-agent at {socket_path} cannot be reached: the path is longer than that of any socket"))
     return _Agent(UNIXClientEndpoint(reactor, socket_path), IReactorTime(reactor), socket_path).keys()
 
 

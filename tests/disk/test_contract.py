@@ -261,9 +261,7 @@ class Contract:
         self.successResultOf(self.disk.write_pending(Pending(V2, state_of(index, 9), Command.APPEND)))
         self.restart()
         self.unmount()
-        self.assertEqual(
-            self.load(), [Held(V1, state_of(index), None), Held(V2, None, Pending(V2, state_of(index, 9), Command.APPEND))]
-        )
+        self.assertEqual(self.load(), [Held(V1, state_of(index), None), Held(V2, None, Pending(V2, state_of(index, 9), Command.APPEND))])
         failed = self.failureResultOf(self.disk.stage(V2, index), DownloadFailed).value
         self.assertEqual(failed.reason, Abort.CANT_CREATE_DIRECTORY)
         self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, [0])), [None])
@@ -369,7 +367,10 @@ class RealDisk(Contract, SynchronousTestCase):
 class Memory(Contract, SynchronousTestCase):
     def setUp(self) -> None:
         self.disk: MemDisk = MemDisk(
-            {"app": DirConfig("app", "/srv", append_only=False, num_levels=2), "one": DirConfig("one", "/one", append_only=False, num_levels=0)}
+            {
+                "app": DirConfig("app", "/srv", append_only=False, num_levels=2),
+                "one": DirConfig("one", "/one", append_only=False, num_levels=0),
+            }
         )
 
     def restart(self) -> None:

@@ -31,10 +31,9 @@ class Sweep(SynchronousTestCase):
     """Runs an upload once for each call that it makes, and lets that call be the one that goes wrong."""
 
     def setUp(self) -> None:
-        self.runs = 0
+        Faults().install(self)
 
     def fresh(self, vpath: VPath, old: Spec | None) -> Node:
-        self.runs += 1
         node = Node(Path(self.mktemp()).absolute())
         if old is not None:
             self.successResultOf(self.upload(node, vpath, old, 1))
@@ -100,7 +99,7 @@ class Sweep(SynchronousTestCase):
             if code is not None and outcome != [None]:
                 Faults(refused=refused).install(self)
                 self.failureResultOf(node.store.drop_pending(vpath).addCallback(lambda _: 1 / 0), ZeroDivisionError)
-            Faults.remove(self)
+            Faults().install(self)
             self.flushLoggedErrors(Killed)
             self.assertEqual(len(outcome), 1)
             if code is None and faults.reached and not refused:
@@ -203,6 +202,26 @@ class Barrier(SynchronousTestCase):
             Faults.remove(self)
             self.assertEqual(faults.calls.count("syncfs"), sync_all)
             self.assertLess(faults.calls.count("fsync"), 20)
+
+    def test_order(self) -> None:
+        """After a power cut an acknowledged image would be empty files, or have the record of another one."""
+        node = Node(Path(self.mktemp()).absolute())
+        for spec, time in ((MANY, 1), ({**MANY, "/more": b"more"}, 2)):
+            index, _ = index_bytes(spec)
+            self.successResultOf(node.store.write_pending(Pending(V1, state_of(index, time), Command.REPLACE)))
+            staging = self.successResultOf(node.store.stage(V1, index))
+            self.successResultOf(staging.write(blocks_of(spec, index)))
+            faults = Faults()
+            faults.install(self)
+            self.successResultOf(staging.commit(state_of(index, time)))
+            Faults.remove(self)
+            after_barrier = faults.calls[faults.calls.index("syncfs") :]
+            prepare = ["open", "fchmod", "pwrite", "fsync"]
+            journal = [*prepare, "rename", "fsync"]
+            show = ["renameat2", "fsync"]
+            record = ["rename", "fsync", "unlink", "fsync"]
+            expected = ["syncfs", "fsync", *prepare, *journal, *show, *record]
+            self.assertEqual(after_barrier[: len(expected)], expected)
 
     def test_no_space_is_said(self) -> None:
         """A user would read "commit error" instead of being told that the disk is full."""

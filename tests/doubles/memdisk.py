@@ -18,7 +18,7 @@ from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending, Reused
+from ciruela.seams import Held, Pending, Reused, Staging
 
 Blocks = dict[BlockHash, bytes]
 
@@ -219,7 +219,7 @@ class MemDisk:
         self.indexes[image] = (data, index)
         return succeed(index)
 
-    def stage(self, vpath: VPath, index: Index) -> Deferred[MemStaging]:
+    def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         if vpath.key in self.unmounted:

@@ -99,9 +99,12 @@ def frame(payload: bytes, opcode: int = 2, masked: bool = False, first: int = 0x
     """One websocket frame; a masked one has the mask 1, 2, 3, 4."""
     bit = 0x80 if masked else 0
     size = len(payload)
-    length = bytes([bit | size]) if size < 126 else bytes([bit | 126]) + struct.pack("!H", size)
-    if size > 65535:
+    if size < 126:
+        length = bytes([bit | size])
+    elif size > 65535:
         length = bytes([bit | 127]) + struct.pack("!Q", size)
+    else:
+        length = bytes([bit | 126]) + struct.pack("!H", size)
     if masked:
         mask = b"\1\2\3\4"
         payload = mask + bytes(byte ^ mask[at & 3] for at, byte in enumerate(payload))

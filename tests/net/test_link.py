@@ -459,6 +459,7 @@ class Life(SynchronousTestCase):
         """A peer that says goodbye and stays would hold the connection."""
         bench, link, raw = self.half_open()
         raw.send(frame(b"\x03\xe8", opcode=8))
+        bench.flush()
         bench.advance(1)
         self.assertTrue(raw.ended)
         self.assertEqual(bench.client.lost_links, [link])
@@ -494,7 +495,7 @@ class SlowReader(SynchronousTestCase):
             raw.send(b"".join(frame(codec.encode_request(number, BLOCK), masked=True) for number in range(300)))
             bench.flush()
             self.assertEqual(reading, [False])
-            self.assertEqual(len(bench.node.asked), 129)
+            self.assertEqual(len(bench.node.asked), 128)
             self.assertLess(served._outbox_bytes, Limits().queue_bytes + 40_000)
             bench.advance(50)
             raw.seen = b""
@@ -504,6 +505,21 @@ class SlowReader(SynchronousTestCase):
             self.assertEqual(len(bench.node.asked), 300)
             self.assertEqual(len(frames(raw.seen)), 300)
             self.assertEqual(served._outbox_bytes, 0)
+
+    def test_work_that_stands_still(self) -> None:
+        """While we do not read, silence is our own doing; but not for ever."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE + b"".join(frame(codec.encode_request(n, m.GetBaseDir("/a")), masked=True) for n in range(65)))
+        bench.flush()
+        self.assertTrue(bench.served()._held)
+        bench.advance(50)
+        self.assertFalse(raw.ended)
+        bench.served().tell(s.NOTIFICATIONS["ReceivedImage"])
+        bench.advance(50)
+        self.assertFalse(raw.ended)
+        bench.advance(20)
+        self.assertTrue(raw.ended)
 
     def test_stall(self) -> None:
         """A reader that has stopped for good gives its place to somebody else."""

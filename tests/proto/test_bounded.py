@@ -67,6 +67,11 @@ class Refused(SynchronousTestCase):
         fault = self.assertRaises(FormatError, loads, bytes.fromhex("8200c000"), max_items=9)
         self.assertIn("offset 2", str(fault))
 
+    def test_lengths_are_refused_where_they_stand(self) -> None:
+        """A false length must be found before anything is made ready for it, and be named."""
+        for text, words in (("82001b00", "in the middle, at offset 2"), ("8200830000", "longer than what is left, at offset 2")):
+            self.assertIn(words, str(self.assertRaises(FormatError, loads, bytes.fromhex(text), max_items=9)))
+
     def test_budget_counts_every_item(self) -> None:
         """A million empty lists cost seventy times their bytes once they are built."""
         data = cbor2.dumps({"a": [1, {}], "b": None})

@@ -189,6 +189,8 @@ class Tolerance(SynchronousTestCase):
         self.refused(cbor2.dumps([0, "PublishImage", 1, {"id": b"\1" * 32}]))
         self.refused(cbor2.dumps([1, "G" * 65, 1, {}]))
         self.refused(cbor2.dumps([2, "GetBlock", 1, {"data": "text"}]))
+        self.refused(s.VECTORS["GetBlockResponse"] + b"\0")
+        self.refused(s.VECTORS["GetBlockResponse"][:-1])
         self.refused(b"")
 
     def test_non_shortest_integers(self) -> None:

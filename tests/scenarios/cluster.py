@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
 
 from ciruela.daemon.node import Node, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
@@ -31,6 +30,7 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from ciruela.seams import Address
+from tests.doubles.clock import HeapClock
 from tests.doubles.memdisk import MemDisk
 from tests.doubles.memnet import Hub
 
@@ -86,6 +86,7 @@ class Client:
         self.serving = True
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
+        """Connect to the targets, from the first one's side of a partition, and ask for the upload."""
         stamp = self.cluster.now_ms() if stamp is None else stamp
         signature = KEY.sign(signed_bytes(path, self.image.id, stamp)).signature
         if replace:
@@ -99,7 +100,7 @@ class Client:
                 link.tell(PublishImage(self.image.id))
                 link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
 
-            self.cluster.hub.link(self, address).addCallback(connected)
+            self.cluster.hub.link(self, address, targets[0]).addCallback(connected)
 
     def leave(self) -> None:
         for link in self.links:
@@ -136,7 +137,7 @@ class Cluster:
     """``count`` nodes at 10.0.0.1 .. that know each other. ``configs`` may differ by number: a function of it, or one mapping for all."""
 
     def __init__(self, count: int, seed: int = 1, configs=None, latency_s: float = 0.002) -> None:
-        self.clock = Clock()
+        self.clock = HeapClock()
         self.rng = random.Random(seed)
         self.hub = Hub(self.clock, self.rng, latency_s)
         self._configs = configs or {"app": APP, "logs": LOGS}
@@ -205,11 +206,8 @@ class Cluster:
         while self.clock.seconds() < end:
             if until is not None and until():
                 break
-            calls = self.clock.getDelayedCalls()
-            following = min((call.getTime() for call in calls), default=end)
-            self.clock.advance(max(0.0, min(following, end) - self.clock.seconds()))
-            if not calls:
-                break
+            following = self.clock.next_s()
+            self.clock.advance(max(0.0, min(end if following is None else following, end) - self.clock.seconds()))
         return self.clock.seconds() - began
 
     def holders(self, path: str, image: Image) -> set[int]:

@@ -1,0 +1,236 @@
+"""What the user sees."""
+
+from __future__ import annotations
+
+import io
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
+from ciruela.client.options import Progress
+from ciruela.client.progress import Display, make_console, progress_line, promise_lines, result_lines, safe_line, wants_live
+from ciruela.client.sync import Row
+from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
+from ciruela.model.ids import ImageId
+
+PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+EVIL = "\x1b[2J\x07evil\r\n\u202e[red]"
+
+
+class Terminal(io.StringIO):
+    """A stream that says whether it is a terminal."""
+
+    def __init__(self, tty: bool = True) -> None:
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self) -> bool:
+        return self.tty
+
+
+def row(
+    outcome: Outcome = Outcome.RUNNING,
+    done: int = 61,
+    expected: int = 78,
+    missing: tuple[str, ...] = (),
+    failed: tuple[tuple[str, str], ...] = (),
+    accepted: tuple[str, ...] = ("w04", "w19", "w77"),
+    cluster: str = "eu",
+    path: str = "/apps/shop",
+    why: str = "",
+) -> Row:
+    verdict = RUNNING if outcome is Outcome.RUNNING else Verdict(outcome, 0, why)
+    standing = Standing(done, expected, accepted, missing, failed)
+    return Row(cluster, path, ImageId(b"\x11" * 32), verdict, standing, 417_333_248, 4_402_341_478, 41.5)
+
+
+class Shown:
+    """A run whose rows a test sets."""
+
+    def __init__(self, *rows: Row, nodes: int = 0) -> None:
+        self.shown = list(rows)
+        self.nodes = nodes
+
+    def rows(self) -> list[Row]:
+        return self.shown
+
+    def whole_nodes(self) -> int:
+        return self.nodes
+
+
+class Texts(SynchronousTestCase):
+    @PROPERTY
+    @given(st.text(max_size=400))
+    def test_clean(self, text: str) -> None:
+        """Whatever a server says, the terminal gets printable characters only, and not many."""
+        shown = clean(text)
+        self.assertTrue(shown.isprintable() or any(char.isspace() for char in shown), shown)
+        self.assertNotIn("\x1b", shown)
+        self.assertNotIn("\n", shown)
+        self.assertLessEqual(len(shown), 10 * MAX_TEXT + 1)
+
+    def test_escapes(self) -> None:
+        """What was made harmless can still be recognized."""
+        self.assertEqual(clean(EVIL), "\\x1b[2J\\x07evil\\x0d\\x0a\\u202e[red]")
+        self.assertEqual(clean("é日本 ok"), "é日本 ok")
+        self.assertEqual(clean("a\U000e0001"), "a\\U000e0001")
+        self.assertEqual(clean("abcdef", 3), "abc…")
+        self.assertEqual(clean_lines("a\x1b\nb", 100), "a\\x1b\nb")
+
+    def test_numbers(self) -> None:
+        """Numbers are short and have their unit."""
+        self.assertEqual(
+            [size(n) for n in (0, 999, 1000, 61 * 1024, 417_333_248, 5 * 1024**4)],
+            ["0 B", "999 B", "1.0 KiB", "61.0 KiB", "398 MiB", "5.0 TiB"],
+        )
+        self.assertEqual([interval(s) for s in (-1, 0, 41.9, 62, 3723)], ["0:00", "0:00", "0:41", "1:02", "1:02:03"])
+        self.assertEqual([count(1, "dir"), count(11306, "file"), count(2, "entry", "entries")], ["1 dir", "11,306 files", "2 entries"])
+        self.assertEqual(stamp(1_700_000_000_123), "2023-11-14T22:13:20Z")
+
+
+class Lines(SynchronousTestCase):
+    def test_results(self) -> None:
+        """One line per upload and cluster says how it ended, on how many nodes, and who is missing or failed and why."""
+        found = result_lines(
+            [
+                row(Outcome.DONE, 78, 78),
+                row(Outcome.EARLY, 39, 40, ("a55",), (("a12", "no_space"),), cluster="america", path="/cfg"),
+                row(Outcome.REJECTED, 0, 0, cluster="us", why="all nodes refused: signature_mismatch"),
+            ]
+        )
+        self.assertEqual(
+            found,
+            [
+                "eu      /apps/shop  DONE      78/78 nodes  0:41  sent 398 MiB",
+                "america /cfg        EARLY     39/40 nodes  0:41  sent 398 MiB  failed: a12 no_space  missing: a55",
+                "us      /apps/shop  REJECTED  0/0 nodes  0:41  sent 398 MiB  (all nodes refused: signature_mismatch)",
+            ],
+        )
+
+    def test_many_missing(self) -> None:
+        """A thousand missing nodes do not fill the screen."""
+        line = result_lines([row(Outcome.FAILED, missing=tuple(f"n{number}" for number in range(1000)))])[0]
+        self.assertIn("n19 and 980 more", line)
+
+    def test_progress_line(self) -> None:
+        """Logs get a line that machines can read, with a UTC time."""
+        self.assertEqual(
+            progress_line(row(), 1_700_000_000_123),
+            "2023-11-14T22:13:20Z progress cluster=eu path=/apps/shop done=61 want=78 sent_bytes=417333248",
+        )
+
+    def test_promises(self) -> None:
+        """Who interrupts learns whether the nodes can go on alone."""
+        found = promise_lines([row(), row(done=0), row(done=0, accepted=())])
+        self.assertIn("61/78 nodes have it; the others go on", found[0])
+        self.assertIn("accepted by w04, w19, w77, but no node", found[1])
+        self.assertIn("nothing was changed", found[2])
+
+    def test_hostile_names(self) -> None:
+        """Names and reasons of servers pass no control characters, on any line."""
+        evil = row(Outcome.FAILED, missing=(EVIL,), failed=((EVIL, EVIL),), accepted=(EVIL,), cluster=EVIL, path=EVIL, why=EVIL)
+        for line in [*result_lines([evil]), *promise_lines([evil]), progress_line(evil, 0)]:
+            self.assertNotIn("\x1b", line)
+            self.assertNotIn("\n", line)
+
+
+class Showing(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.out, self.err = Terminal(), Terminal()
+
+    def display(self, live: bool, lines_every_s: float | None = None, verbosity: int = 1) -> Display:
+        environ = {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+        out, err = make_console(self.out, False, environ), make_console(self.err, live, environ)
+        return Display(self.clock, lambda: 1_700_000_000_123, out, err, live, lines_every_s, verbosity)
+
+    def test_when_live(self) -> None:
+        """The block appears on a terminal that can show it, and where it was asked for; never in a log."""
+        tty, log = Terminal(), Terminal(tty=False)
+        self.assertTrue(wants_live(Progress.AUTO, tty, {"TERM": "xterm"}))
+        self.assertFalse(wants_live(Progress.AUTO, log, {"TERM": "xterm"}))
+        self.assertFalse(wants_live(Progress.AUTO, tty, {"TERM": "dumb"}))
+        self.assertFalse(wants_live(Progress.AUTO, tty, {"TERM": "xterm", "NO_COLOR": "1"}))
+        self.assertTrue(wants_live(Progress.TTY, log, {}))
+        self.assertFalse(wants_live(Progress.PLAIN, tty, {"TERM": "xterm"}))
+        self.assertFalse(wants_live(Progress.NONE, tty, {"TERM": "xterm"}))
+
+    def test_block(self) -> None:
+        """The block shows counts of nodes, bytes and who is waited for, and is drawn again as time goes by."""
+        display = self.display(live=True)
+        shown = Shown(row(done=77, missing=("a55",)))
+        display.watch(shown)
+        self.assertIn("77/78 nodes", self.err.getvalue())
+        self.assertIn("sent 398 MiB of 4.1 GiB", self.err.getvalue())
+        self.assertIn("waiting: a55", self.err.getvalue())
+        self.assertNotIn("safe to disconnect", self.err.getvalue())
+        shown.shown, shown.nodes = [row(Outcome.DONE, 78, 78)], 3
+        self.clock.advance(0.25)
+        self.assertIn("DONE in 0:41", self.err.getvalue())
+        self.assertIn("safe to disconnect: yes - every block is on 3 or more nodes", self.err.getvalue())
+        display.finish(shown.rows())
+        self.assertEqual(self.out.getvalue(), "eu /apps/shop  DONE      78/78 nodes  0:41  sent 398 MiB\n")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_problems_stay(self) -> None:
+        """A problem is printed once, above the block, and no server text reaches the terminal raw."""
+        display = self.display(live=True)
+        display.watch(Shown(row()))
+        display.problem("eu", f"a12 {EVIL}")
+        display.hide()
+        self.assertIn("! eu a12 \\x1b[2J\\x07evil\\x0d\\x0a\\u202e[red]", self.err.getvalue())
+        self.assertNotIn("\x1b[2Jevil", self.err.getvalue())
+        self.assertNotIn("\x07", self.err.getvalue())
+
+    def test_hostile_block(self) -> None:
+        """The same holds for the block itself."""
+        display = self.display(live=True)
+        display.watch(Shown(row(missing=(EVIL,), accepted=(EVIL,), cluster=EVIL, path=EVIL)))
+        display.hide()
+        self.assertNotIn("\x07", self.err.getvalue())
+        self.assertNotIn("\x1b[2J", self.err.getvalue())
+
+    def test_plain(self) -> None:
+        """In a log there is one line per upload and interval while it runs, no escape sequence, and the safe line once."""
+        display = self.display(live=False, lines_every_s=30)
+        display.watch(Shown(row(), row(Outcome.DONE, path="/other"), nodes=1))
+        self.assertEqual(self.err.getvalue(), "")
+        self.clock.advance(30)
+        self.clock.advance(30)
+        display.hide()
+        lines = self.err.getvalue().splitlines()
+        self.assertEqual(lines, [progress_line(row(), 1_700_000_000_123), safe_line(1), progress_line(row(), 1_700_000_000_123)])
+        self.clock.advance(60)
+        self.assertEqual(len(self.err.getvalue().splitlines()), 3)
+
+    def test_long_lines_are_not_cut(self) -> None:
+        """A long problem or result is one line in a log, whatever the width of a terminal."""
+        display = self.display(live=False)
+        display.problem("eu", "x" * 290)
+        display.finish([row(Outcome.FAILED, why="y" * 290)])
+        self.assertEqual(len(self.err.getvalue().splitlines()), 1)
+        self.assertEqual(len(self.out.getvalue().splitlines()), 1)
+
+    def test_quiet(self) -> None:
+        """-q leaves problems and results."""
+        display = self.display(live=True, lines_every_s=30, verbosity=0)
+        display.say("hello")
+        display.note("eu", "hello")
+        display.show(lambda: "indexing")
+        display.watch(Shown(row()))
+        self.clock.advance(60)
+        self.assertEqual(self.err.getvalue(), "")
+        display.problem("", "disk full")
+        display.finish([row(Outcome.DONE)])
+        self.assertIn("disk full", self.err.getvalue())
+        self.assertIn("DONE", self.out.getvalue())
+
+    def test_verbose(self) -> None:
+        """What single nodes say is printed only for those who ask."""
+        self.display(live=False).note("eu", "hello")
+        self.assertEqual(self.err.getvalue(), "")
+        self.display(live=False, verbosity=2).note("eu", "hello")
+        self.assertIn("eu hello", self.err.getvalue())

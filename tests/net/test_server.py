@@ -1,0 +1,224 @@
+"""The port: handshakes, pages, and patience."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.protocol import Protocol
+from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.net import server as server_module
+from ciruela.net.server import PortLimits
+from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Raw
+
+
+def status(raw: Raw) -> int:
+    return int(raw.seen.split(b" ")[1])
+
+
+class Pages(SynchronousTestCase):
+    def ask(self, data: bytes) -> tuple[Bench, Raw]:
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(data)
+        bench.flush()
+        return bench, raw
+
+    def test_pages(self) -> None:
+        """Status pages and metrics are on the same port."""
+        for path in (b"/", b"/status/", b"/a/b?c"):
+            bench, raw = self.ask(b"GET " + path + b" HTTP/1.1\r\nHost: n1\r\n\r\n")
+            self.assertEqual(status(raw), 200)
+            self.assertTrue(raw.seen.endswith(b"\r\n\r\npage " + path.partition(b"?")[0]), raw.seen)
+            self.assertIn(b"\r\nConnection: close\r\n", raw.seen)
+            self.assertTrue(raw.ended)
+            self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+    def test_upgrade_elsewhere_is_a_page(self) -> None:
+        """As at the reference: the websocket is at / and nowhere else."""
+        _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"GET / ", b"GET /status/ "))
+        self.assertTrue(raw.seen.endswith(b"page /status/"))
+        _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"GET / ", b"GET /?x "))
+        self.assertTrue(raw.seen.endswith(b"page /"))
+
+    def test_read_only(self) -> None:
+        """Nothing on these pages changes anything, so nothing else than reading is even looked at."""
+        for start in (b"POST / HTTP/1.1", b"DELETE /status/ HTTP/1.1"):
+            _, raw = self.ask(start + b"\r\nHost: n1\r\n\r\n")
+            self.assertEqual(status(raw), 405)
+        for field in (b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Content-Length: 0\r\nContent-Length: 0"):
+            _, raw = self.ask(b"GET / HTTP/1.1\r\nHost: n1\r\n" + field + b"\r\n\r\n")
+            self.assertEqual(status(raw), 413)
+        _, raw = self.ask(b"HEAD /a HTTP/1.1\r\nHost: n1\r\nContent-Length: 0\r\n\r\n")
+        self.assertEqual(status(raw), 200)
+        self.assertTrue(raw.seen.endswith(b"\r\n\r\n"))
+
+    def test_nonsense(self) -> None:
+        """Nonsense gets an answer and costs one connection."""
+        for data in (b"\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\xff\xfe\r\n\r\n"):
+            _, raw = self.ask(data)
+            self.assertEqual(status(raw), 400, data)
+            self.assertTrue(raw.ended)
+
+    def test_malformed_handshakes(self) -> None:
+        """A half-understood handshake would end in frames that nobody reads."""
+        for old, new in (
+            (b"GET", b"POST"),
+            (b"HTTP/1.1", b"HTTP/1.0"),
+            (b"Connection: upgrade", b"Connection: close"),
+            (b"Upgrade: websocket", b"Upgrade: h2c"),
+            (b"Host: ciruela\r\n", b"Host : ciruela\r\n"),
+            (b"Version: 13", b"Version: 8"),
+            (b"Sec-WebSocket-Version: 13\r\n", b""),
+            (b"Host: ciruela\r\n", b""),
+            (b"Host: ciruela\r\n", b"Host: ciruela\r\nHost: ciruela\r\n"),
+            (b"dGhlIHNhbXBsZSBub25jZQ==", b"short"),
+            (b"dGhlIHNhbXBsZSBub25jZQ==", b"dGhlIHNhbXBsZSBub25jZ!=="),
+            (b"Sec-WebSocket-Version", b"Content-Length: 3\r\nSec-WebSocket-Version"),
+        ):
+            self.assertIn(old, REFERENCE_HANDSHAKE)
+            bench, raw = self.ask(REFERENCE_HANDSHAKE.replace(old, new))
+            self.assertEqual(status(raw), 400, new)
+            self.assertTrue(raw.ended)
+            self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+    def test_forms_that_are_fine(self) -> None:
+        """Proxies and other programs spell it otherwise."""
+        head = REFERENCE_HANDSHAKE.replace(b"Connection: upgrade", b"Connection: keep-alive, Upgrade").replace(b"websocket", b"WebSocket")
+        _, raw = self.ask(head.replace(b"Origin: http://ciruela/\r\n", b""))
+        self.assertEqual(status(raw), 101)
+
+    def test_handshake_in_pieces(self) -> None:
+        """TCP may cut anywhere."""
+        bench = Bench()
+        raw = bench.raw_client()
+        for byte in REFERENCE_HANDSHAKE:
+            raw.send(bytes([byte]))
+            bench.flush()
+        self.assertEqual(status(raw), 101)
+
+
+class Patience(SynchronousTestCase):
+    def test_first_byte(self) -> None:
+        """Connections that say nothing would use up the limit."""
+        bench = Bench()
+        raw = bench.raw_client()
+        bench.advance(4.5)
+        self.assertFalse(raw.ended)
+        bench.advance(0.5)
+        self.assertTrue(raw.ended)
+
+    def test_head(self) -> None:
+        """A byte each second must not keep a connection (slowloris)."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(b"GET / HTTP/1.1\r\n")
+        bench.flush()
+        for _ in range(9):
+            raw.send(b"x")
+            bench.advance(1)
+        self.assertFalse(raw.ended)
+        raw.send(b"x")
+        bench.advance(1)
+        self.assertTrue(raw.ended)
+        self.assertEqual(raw.seen, b"")
+        self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+    def test_long_head(self) -> None:
+        """A head without an end would fill the memory."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(b"GET / HTTP/1.1\r\n" + b"x" * 17_000)
+        bench.flush()
+        self.assertEqual(status(raw), 413)
+        self.assertTrue(raw.ended)
+        raw = bench.raw_client()
+        raw.send(b"GET / HTTP/1.1\r\nX: " + b"x" * 17_000 + b"\r\n\r\n")
+        bench.flush()
+        self.assertEqual(status(raw), 413)
+
+    def test_only_one_answer(self) -> None:
+        """Who is refused and goes on sending gets no second answer."""
+        bench = Bench()
+        door = bench.port.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1))
+        transport = StringTransport()
+        door.makeConnection(transport)
+        door.dataReceived(b"nonsense\r\n\r\n")
+        door.dataReceived(b"nonsense\r\n\r\n")
+        self.assertEqual(transport.value().count(b"HTTP/1.1 400 "), 1)
+
+    def test_slow_build_is_announced(self) -> None:
+        """Somebody would wonder for days why uploads crawl."""
+        logged: list[str] = []
+        observer = lambda event: logged.append(event["log_format"])  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        with mock.patch.object(server_module, "accelerated", lambda: False):
+            Bench()
+        self.assertTrue(any("forty times slower" in text for text in logged))
+
+
+class Limits(SynchronousTestCase):
+    def test_total(self) -> None:
+        """File descriptors run out, and with them the disk."""
+        bench = Bench(port_limits=PortLimits(connections=2))
+        kept = [bench.raw_client("127.0.0.1"), bench.raw_client("10.0.0.1")]
+        third = bench.raw_client("10.0.0.2")
+        bench.flush()
+        self.assertEqual(status(third), 503)
+        self.assertTrue(third.ended)
+        self.assertFalse(any(raw.ended for raw in kept))
+        kept[0].send(b"GET / HTTP/1.1\r\nHost: n\r\n\r\n")
+        bench.flush()
+        fourth = bench.raw_client("10.0.0.2")
+        fourth.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        self.assertEqual(status(fourth), 101)
+
+    def test_each_address(self) -> None:
+        """One host must not take all places; a host's own programs may."""
+        bench = Bench(port_limits=PortLimits(per_ip=1))
+        bench.raw_client("10.0.0.1")
+        second = bench.raw_client("10.0.0.1")
+        other = bench.raw_client("10.0.0.2")
+        own = [bench.raw_client(ip) for ip in ("127.0.0.1", "127.0.0.1", "::1", "::1", "::ffff:127.0.0.1", "::ffff:127.0.0.1")]
+        bench.flush()
+        self.assertEqual(status(second), 503)
+        self.assertFalse(other.ended)
+        self.assertFalse(any(raw.ended for raw in own))
+
+    def test_counts_come_back(self) -> None:
+        """A counter that only grows closes the port for good."""
+        bench = Bench()
+        for data in (REFERENCE_HANDSHAKE, b"GET / HTTP/1.1\r\nHost: n\r\n\r\n", b"nonsense\r\n\r\n", b""):
+            raw = bench.raw_client()
+            raw.send(data)
+            bench.flush()
+        for pump in bench.pumps:
+            pump.clientIO.loseConnection()
+        bench.advance(6)
+        self.assertEqual((bench.port.open, dict(bench.port.by_ip)), (0, {}))  # type: ignore[attr-defined]
+
+    def test_refused_peer_that_stays(self) -> None:
+        """Who is refused and does not close would still hold a place."""
+        bench = Bench(port_limits=PortLimits(connections=0))
+        door = bench.port.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1))
+        aborted: list[bool] = []
+
+        class Stuck:
+            def write(self, data: bytes) -> None:
+                self.seen = data
+
+            def loseConnection(self) -> None:
+                """Waits for the other side to read."""
+
+            def abortConnection(self) -> None:
+                aborted.append(True)
+
+        assert isinstance(door, Protocol)
+        door.makeConnection(Stuck())  # type: ignore[arg-type]
+        bench.clock.advance(1)
+        self.assertEqual(aborted, [True])

@@ -1,0 +1,71 @@
+"""The reference documentation of the messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cbor2
+from pycddl import Schema, ValidationError
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.errors import FormatError
+from ciruela.proto import codec
+from ciruela.proto import messages as m
+from tests.proto import samples as s
+
+TEXT = (Path(__file__).parent.parent.parent / "docs" / "reference" / "messages.cddl").read_text(encoding="utf-8")
+STATE_FIRST = "state-file = state\n" + TEXT
+
+BAD = [
+    [1, "GetBaseDir", 1, {}],
+    [1, "GetBaseDir", -1, {"path": "/a"}],
+    [1, "GetBaseDir", 1, {"path": "/a"}, 0],
+    [1, "GetBaseDir", 1, {"path": "x" * 1025}],
+    [1, "GetIndex", 1, {"id": b"short", "hint": None}],
+    [1, "GetBlock", 1, {"hash": b"\1" * 32, "hint": ["/a/b", "/c"]}],
+    [1, "AppendDir", 1, {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1, "signatures": [["ssh-rsa", b"\1" * 64]]}],
+    [1, "AppendDir", 1, {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1.5, "signatures": []}],
+    [2, "GetIndex", 1, {"data": None}],
+    [2, "AppendDir", 1, {"accepted": True, "reject_reason": None, "hosts": None}],
+    [2, "AppendDir", 1, {"accepted": 1, "reject_reason": None, "hosts": {}}],
+    [2, "Error", 1, {"text": "no"}],
+    [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],
+]
+
+
+class Documentation(SynchronousTestCase):
+    def test_all_messages(self) -> None:
+        """Who writes another client from the documentation must be understood."""
+        schema = Schema(TEXT)
+        vectors = [*s.REQUESTS, *s.RESPONSES, *s.NOTIFICATIONS]
+        self.assertEqual(len(vectors), 21)
+        for name in vectors:
+            schema.validate_cbor(s.VECTORS[name])
+        watched = m.BaseDirData(b"\1" * 32, b"\2" * 32, s.DIRS, {"v1": (s.machine(1),)})
+        schema.validate_cbor(codec.encode_response(1, "GetBaseDir", watched))
+
+    def test_tolerance(self) -> None:
+        """What the program tolerates is documented as allowed."""
+        schema = Schema(TEXT)
+        for message in (
+            [1, "GetIndex", 1, {"id": b"\1" * 32, "news": [1, {"a": None}]}],
+            [2, "GetIndexAt", 1, {}],
+            [2, "AppendDir", 1, {"accepted": True}],
+        ):
+            data = cbor2.dumps(message)
+            schema.validate_cbor(data)
+            codec.decode(data)
+
+    def test_refusals_agree(self) -> None:
+        """The documentation must not allow what the program refuses."""
+        schema = Schema(TEXT)
+        for message in BAD:
+            data = cbor2.dumps(message)
+            self.assertRaises(FormatError, codec.decode, data)
+            self.assertRaises(ValidationError, schema.validate_cbor, data)
+
+    def test_state_file(self) -> None:
+        """State files are described by the same words."""
+        schema = Schema(STATE_FIRST)
+        schema.validate_cbor(s.VECTORS["StateFile"])
+        self.assertRaises(ValidationError, schema.validate_cbor, b"\xa0")
