@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Protocol
+from typing import IO, Literal, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,6 +31,12 @@ SHOWN_NAMES = 3
 """Names of nodes on a live line; the lines that stay have all that fit into :data:`FINAL_NAMES`."""
 
 FINAL_NAMES = 20
+
+WIDE = 110
+"""Columns from which on a terminal has room for long bars."""
+
+_COLUMNS: tuple[Literal["left", "right"], ...] = ("left", "left", "left", "right", "left")
+"""Cluster, path, bar, nodes, bytes; what is going on comes after them."""
 
 _STYLES = {Outcome.DONE: "green", Outcome.EARLY: "yellow", Outcome.REJECTED: "red", Outcome.FAILED: "red", Outcome.RUNNING: "cyan"}
 
@@ -62,6 +68,7 @@ def make_console(stream: IO[str], live: bool, environ: Mapping[str, str] = os.en
         highlight=False,
         emoji=False,
         soft_wrap=True,
+        _environ=dict(environ),
     )
 
 
@@ -224,9 +231,9 @@ class Display:
 
     def _block(self, clusters: Clusters) -> Group:
         table = Table.grid(padding=(0, 1), expand=False)
-        for _ in range(4):
-            table.add_column(no_wrap=True, overflow="ellipsis")
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for justify in _COLUMNS:
+            table.add_column(no_wrap=True, overflow="ellipsis", justify=justify)
+        table.add_column(overflow="ellipsis")  # the one that gives way when the terminal is narrow
         for row in clusters.rows():
             table.add_row(*self._cells(row))
         parts: list[Table | Text] = [table]
@@ -235,9 +242,10 @@ class Display:
             parts.append(Text(f" {safe_line(nodes)}", no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
 
-    def _cells(self, row: Row) -> tuple[Text, Text, ProgressBar, Text, Text]:
+    def _cells(self, row: Row) -> tuple[Text, Text, ProgressBar, Text, Text, Text]:
         standing = row.standing
         style = _STYLES[row.verdict.outcome]
+        wide = self._err.width >= WIDE
         if row.verdict.outcome is not Outcome.RUNNING:
             state = f"{row.verdict.outcome.value} in {interval(row.elapsed_s)}"
         elif not standing.accepted:
@@ -250,9 +258,16 @@ class Display:
         return (
             Text(f" {clean(row.cluster, 40)}"),
             Text(clean(row.path, 60)),
-            ProgressBar(total=max(1, standing.expected), completed=standing.done, width=24, complete_style=style, finished_style=style),
-            Text(f"{known:>11}  sent {size(row.sent_bytes)} of {size(row.total_bytes)}"),
-            Text(state, style=style),
+            ProgressBar(
+                total=max(1, standing.expected),
+                completed=standing.done,
+                width=24 if wide else 10,
+                complete_style=style,
+                finished_style=style,
+            ),
+            Text(known),
+            Text(f"sent {size(row.sent_bytes)}{f' (image {size(row.total_bytes)})' if wide else ''}"),
+            Text(state, style=style, no_wrap=True, overflow="ellipsis"),
         )
 
     # -- the end ------------------------------------------------------------------------------------------------------------------

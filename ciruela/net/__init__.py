@@ -4,5 +4,5 @@ It must not decide anything about images, and it must not trust what it reads: e
 
 Reading order: ``talk`` (a dialogue and who deals with it), ``link`` (a websocket around it, both roles), ``server`` (the port where
 websockets and pages arrive), ``outgoing`` (a connection to a node, and the pool of them), ``datagrams``, ``resolve`` (names to
-addresses), ``peers`` (the file that lists the other nodes).
+addresses), ``peers`` (the file that lists the other nodes), ``agent`` (keys of an ssh-agent, for the client).
 """

@@ -67,7 +67,7 @@ class _Client(SSHAgentClient):
     """Conch's client, which alone would wait for ever when the connection ends and buffer without a limit."""
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
-        if len(self.buf) + len(data) > MAX_ANSWER_BYTES + 4 or not self.deferreds:
+        if len(self.buf) + len(data) > MAX_ANSWER_BYTES + 4:
             self._give_up()
             return
         try:
@@ -164,8 +164,8 @@ def _ask_and_close(client: _Client, question: Callable[[_Client], Deferred[T]]) 
 
 
 def _signature(answer: bytes, public: PublicKey, data: bytes) -> bytes:
-    kind, position = take_string(answer, 0)
+    _, position = take_string(answer, 0)
     signature, _ = take_string(answer, position)
-    if kind != KEY_TYPE.encode() or not verify(public, data, signature):
+    if not verify(public, data, signature):
         raise AgentFailed(f"gave a wrong signature for the key {public.fingerprint()}")
     return signature

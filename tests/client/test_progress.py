@@ -164,7 +164,7 @@ class Showing(SynchronousTestCase):
         shown = Shown(row(done=77, missing=("a55",)))
         display.watch(shown)
         self.assertIn("77/78 nodes", self.err.getvalue())
-        self.assertIn("sent 398 MiB of 4.1 GiB", self.err.getvalue())
+        self.assertIn("sent 398 MiB (image 4.1 GiB)", self.err.getvalue())
         self.assertIn("waiting: a55", self.err.getvalue())
         self.assertNotIn("safe to disconnect", self.err.getvalue())
         shown.shown, shown.nodes = [row(Outcome.DONE, 78, 78)], 3

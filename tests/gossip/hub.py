@@ -110,6 +110,7 @@ class Node:
         self.fetching: list[Download] = []
         self.removed: list[tuple[VPath, ImageId, int]] = []
         self.arrivals: dict[tuple[VPath, ImageId, MachineId], int] = {}
+        self.progress: dict[VPath, int] = {}
         self.copying: set[VPath] = set()
         self.boot()
 
@@ -118,9 +119,7 @@ class Node:
         world = self.world
         rng = random.Random(world.rng.getrandbits(64))
         socket = world.hub.socket(self.address)
-        self.gossip = Gossip(
-            world.clock, rng, self.machine, f"node{self.number}", world.now_ms(), socket, self, self, world.now_ms
-        )
+        self.gossip = Gossip(world.clock, rng, self.machine, f"node{self.number}", world.now_ms(), socket, self, self, world.now_ms)
         world.hub.inboxes[self.address] = self.gossip.received
 
     def shut(self) -> None:
@@ -161,6 +160,9 @@ class Node:
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         key = (vpath, image, machine)
         self.arrivals[key] = self.arrivals.get(key, 0) + 1
+
+    def progressed(self, vpath: VPath) -> None:
+        self.progress[vpath] = self.progress.get(vpath, 0) + 1
 
     # -- what a node does
 

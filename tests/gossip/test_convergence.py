@@ -6,8 +6,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.gossip.envelope import DATAGRAM_BYTES
 from ciruela.gossip.packets import Download
+from ciruela.model.mask import FULL
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
+from ciruela.seams import Address
 from tests.gossip.hub import START_MS, World, address_of, image_of
 
 PATH = VPath.parse("/app/web/v1")
@@ -89,9 +91,9 @@ class TroubleTests(ConvergenceCase):
 
     def test_partition_heals(self) -> None:
         """Both halves go on alone; once they meet, the newer version wins everywhere within 30 s (threats G5)."""
-        world = self.world(20, loss=0.2)
+        world = self.world(10, loss=0.2)
         world.run_until(world.all_members, 20)
-        left, right = world.nodes[:10], world.nodes[10:]
+        left, right = world.nodes[:5], world.nodes[5:]
         world.hub.islands = {node.address: 1 for node in right}
         newer = Version(START_MS + 1, image_of(2))
         left[0].wait(PATH)
@@ -100,17 +102,17 @@ class TroubleTests(ConvergenceCase):
         world.run_until(lambda: all(PATH in node.images for node in world.nodes), 20)
         self.assertEqual({node.images[PATH] for node in left}, {FIRST})
         world.run(200)
-        self.assertEqual(len(left[0].gossip.cluster.hosts("app")), 19)
-        world.run(200)
         self.assertEqual(len(left[0].gossip.cluster.hosts("app")), 9)
+        world.run(120)
+        self.assertEqual(len(left[0].gossip.cluster.hosts("app")), 4)
         world.hub.islands = {}
         world.run_until(lambda: all(node.images[PATH] == newer for node in world.nodes), 30)
         world.run_until(world.all_members, 30)
-        world.run_until(lambda: len({machine for _, image, machine in left[0].arrivals if image == newer.image}) == 19, 30)
+        world.run_until(lambda: len({machine for _, image, machine in left[0].arrivals if image == newer.image}) == 9, 30)
 
     def test_watch_ends_everywhere(self) -> None:
         """A client that left is forgotten by all within 60 s, although all told each other of it."""
-        world = self.world(20, loss=0.2)
+        world = self.world(10, loss=0.2)
         world.run_until(world.all_members, 20)
         first = world.nodes[0]
         first.wait(PATH)
@@ -159,7 +161,9 @@ class TroubleTests(ConvergenceCase):
             node.fetching = [Download(PATH, FIRST.image, 1 << number, False, False)]
             node.gossip.news_download(PATH)
         asker = world.nodes[14]
-        world.run_until(lambda: len(asker.gossip.cluster.holders(PATH, FIRST.image)) == 14, 30)
-        masks = {holder.address: holder.mask for holder in asker.gossip.cluster.holders(PATH, FIRST.image)}
-        self.assertEqual(masks[address_of(6)], 1)
-        self.assertEqual(masks[address_of(1)].bit_count(), 256)
+
+        def masks() -> dict[Address, int]:
+            return {holder.address: holder.mask for holder in asker.gossip.cluster.holders(PATH, FIRST.image)}
+
+        expected = {address_of(number): FULL for number in range(1, 6)} | {address_of(6 + number): 1 << number for number in range(9)}
+        world.run_until(lambda: expected.items() <= masks().items(), 30)

@@ -95,7 +95,9 @@ class ClusterCase(SynchronousTestCase):
         self.cluster.configured(NAMES)
         self.seqs: dict[tuple[MachineId, int], int] = {}
 
-    def hear(self, machine: MachineId, source: Address, *items: Item, now_s: float = 0.0, epoch: int = EPOCH, seq: int = -1) -> list[Effect]:
+    def hear(
+        self, machine: MachineId, source: Address, *items: Item, now_s: float = 0.0, epoch: int = EPOCH, seq: int = -1
+    ) -> list[Effect]:
         """The effects of one packet, with the next sequence number of its sender."""
         if seq < 0:
             seq = self.seqs[machine, epoch] = self.seqs.get((machine, epoch), -1) + 1
@@ -358,6 +360,13 @@ class StanceTests(ClusterCase):
         self.cluster.expire(STANCE_S + 2)
         self.assertEqual(len(self.cluster._stances), 0)
         self.assertEqual(self.cluster.completed(PATH), [])
+
+    def test_everything_for_the_status_page(self) -> None:
+        """An operator who looks for a stuck upload sees who said what."""
+        self.hear(A, AT_A, Complete(PATH, ONE, 5), Watch(PATH, C, 1))
+        self.hear(B, AT_B, Deleted(PATH, TWO, 5))
+        self.assertEqual(list(self.cluster.stances()), [(A, Complete(PATH, ONE, 5)), (B, Deleted(PATH, TWO, 5))])
+        self.assertEqual(list(self.cluster.watches()), [(PATH, C)])
 
     def test_plain_effects(self) -> None:
         """Hashes and acknowledgments are passed on as they are."""

@@ -9,7 +9,21 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.gossip.envelope import NullKeyring
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Item, Member, Watch, body, decode, encode_item, encode_packets
+from ciruela.gossip.packets import (
+    Ack,
+    BaseHash,
+    Complete,
+    Deleted,
+    Download,
+    Header,
+    Item,
+    Member,
+    Watch,
+    body,
+    decode,
+    encode_item,
+    encode_packets,
+)
 from ciruela.gossip.service import COMPLAIN_S, LATELY_S, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.watches import WATCH_S
@@ -35,6 +49,7 @@ class Recorder:
         self.sent: list[tuple[Address, tuple[Item, ...]]] = []
         self.raw: list[bytes] = []
         self.heard: list[tuple[object, ...]] = []
+        self.progress: list[VPath] = []
         self.broken: Exception | None = None
 
     def send(self, data: bytes, address: Address) -> None:
@@ -50,6 +65,9 @@ class Recorder:
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))
+
+    def progressed(self, vpath: VPath) -> None:
+        self.progress.append(vpath)
 
 
 class GossipCase(SynchronousTestCase):
@@ -194,7 +212,9 @@ class NewsTests(GossipCase):
         self.clock.advance(0)
         self.assertEqual(sorted(str(address) for address, _ in self.out.sent), [str(AT_A), str(AT_B)])
         for _, items in self.out.sent:
-            self.assertEqual([item for item in items if not isinstance(item, Member)], [BaseHash(PATH.base, b"h" * 32), Complete(PATH, ONE, 5)])
+            self.assertEqual(
+                [item for item in items if not isinstance(item, Member)], [BaseHash(PATH.base, b"h" * 32), Complete(PATH, ONE, 5)]
+            )
 
     def test_progress_is_thinned(self) -> None:
         """A fast download makes hundreds of steps a second; the last one must be said all the same."""
@@ -376,6 +396,14 @@ class HearingTests(GossipCase):
         self.clock.advance(0)
         self.assertEqual(len(self.out.raw), 1)
         self.assertLess(len(self.out.raw[0]), len(question))
+
+    def test_progress_of_others(self) -> None:
+        """A download that waits for blocks goes on as soon as somebody has more; the same word again wakes nobody."""
+        for mask in (1, 1, 3):
+            self.hear(A, AT_A, Download(PATH, ONE, mask, False, False))
+        for _ in range(2):
+            self.hear(A, AT_A, Complete(PATH, ONE, 5))
+        self.assertEqual(self.out.progress, [PATH] * 3)
 
     def test_rumors_travel(self) -> None:
         """Watches and members reach nodes that never met their origin."""

@@ -103,9 +103,9 @@ class Client:
             self.cluster.hub.link(self, address, targets[0]).addCallback(connected)
 
     def leave(self) -> None:
-        for link in self.links:
+        links, self.links = self.links, []
+        for link in links:
             link.close()
-        self.links = []
 
     def machines(self, path: str) -> set[MachineId]:
         return {machine for image, where, machine in self.received if image == self.image.id and where == path}
