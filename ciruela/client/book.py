@@ -34,6 +34,22 @@ _CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.
 _WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
 _ABORT_CONFLICTS = frozenset({Abort.SUPERSEDED, Abort.ALREADY_EXISTS})
 
+_MEANING = {
+    Reject.NO_CONFIG: "no node has a directory of that name",
+    Reject.CONFIG_LEVEL_MISMATCH: "the path has too many or too few components for that directory",
+    Reject.DIR_IS_APPEND_ONLY: "nothing may be replaced there, use --append with a new path",
+    Reject.SIGNATURE_MISMATCH: "none of your keys may upload there",
+    Reject.ALREADY_EXISTS: "other content is there",
+    Reject.ALREADY_UPLOADING: "other content is being uploaded there",
+    Reject.REPLACE_DOESNT_MATCH: "what is there is not OLD_ID",
+    Reject.STALE_TIMESTAMP: "what is there was signed later; is the clock of this host right?",
+    Reject.TIMESTAMP_IN_FUTURE: "the clock of this host, or of the servers, is wrong",
+    Reject.BAD_PATH: "the servers do not take such a path",
+}
+"""What the words of a refusal mean to a user."""
+
+_WORDS = frozenset(reject.value for reject in _MEANING)
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -304,7 +320,8 @@ class Book:
         late = elapsed_s >= rule.deadline_s
         if refusals and (late or (reach.exhausted and not busy)):
             reasons = sorted({contact.reason for contact in refusals if contact.answer is _Answer.REFUSED} or {Reject.NO_CONFIG.value})
-            return Verdict(Outcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {', '.join(reasons)}")
+            said = ", ".join(f"{reason}: {_MEANING[Reject(reason)]}" if reason in _WORDS else reason for reason in reasons)
+            return Verdict(Outcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
         if late:
             return Verdict(Outcome.FAILED, EXIT_NETWORK, "out of time: no node could be reached, or none answered")
         return RUNNING

@@ -111,7 +111,7 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
         return EXIT_DONE
     display.result("")
     display.result(f"Status        {nodes.nodes[0].url}/status/")
-    display.result(f"Copies        {', '.join(str(node.data / FIRST.name) for node in nodes.nodes)}")
+    display.result(f"Copies        {nodes.nodes[0].top.parent}/node*/data/{FIRST.name}")
     display.result(f"Try next      {next_line(directory, nodes.key, nodes.port)}")
     display.result("Ctrl-C ends the nodes and removes everything.")
     try:

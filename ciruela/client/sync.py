@@ -213,7 +213,10 @@ class ClusterRun:
     # -- deciding -----------------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        """Judge, ask, connect: after each event and each beat. Events that come in meanwhile are dealt with in one more round."""
+        """Ask, connect, judge: after each event and each beat. Events that come in meanwhile are dealt with in one more round.
+
+        New connections are begun before the verdict, because one that was just begun may bring a node that counts.
+        """
         if self._stepping:
             self._again = True
             return
@@ -222,9 +225,8 @@ class ClusterRun:
             self._again = True
             while self._again and not self._over:
                 self._again = False
+                self._reach_out()
                 self._judge()
-                if not self._over:
-                    self._reach_out()
         finally:
             self._stepping = False
 
@@ -297,7 +299,7 @@ class ClusterRun:
 
     def _where(self, address: Address) -> str:
         label = self._contacts.label(address)
-        return label if label == str(address) else f"{label} ({address})"
+        return label if label in (str(address), address.host) else f"{label} ({address})"
 
     def lost(self, link: Link) -> None:
         """A connection ended; it is replaced by the usual rules."""
@@ -375,7 +377,7 @@ class ClusterRun:
         return self._source.answer(request, peer.published if peer is not None else (), self._sent)
 
     def _sent(self, image: ImageId, size: int) -> None:
-        for run in self._runs:
+        for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):
             if run.book.image == image:
                 run.sent_bytes += size
                 return

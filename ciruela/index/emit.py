@@ -8,7 +8,7 @@ from io import BytesIO
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.names import check_component, check_target, escape, size_in_utf8
 from ciruela.index.order import MAX_INDEX_BYTES, Preorder
-from ciruela.index.parse import HEADERS
+from ciruela.index.parse import FOOTER_BYTES, HEADERS
 from ciruela.index.tree import Directory, File, Symlink
 from ciruela.model.errors import BadIndex
 from ciruela.model.ids import HASH_BYTES, ImageId, image_id
@@ -30,14 +30,12 @@ def emit(kind: HashKind, directories: Sequence[Directory]) -> tuple[ImageId, byt
             raise BadIndex(f"directory {directory.path[:80]!r}: {error}") from None
         hasher.update(chunk)
         out.write(chunk)
-        if out.tell() > MAX_INDEX_BYTES:
+        if out.tell() + FOOTER_BYTES > MAX_INDEX_BYTES:
             raise BadIndex(f"the index has more than {MAX_INDEX_BYTES} bytes; split the directory into several images")
     if not directories:
         raise BadIndex("an index lists at least the directory /")
     digest = hasher.digest()
     out.write(f"{digest.hex()}\n".encode())
-    if out.tell() > MAX_INDEX_BYTES:
-        raise BadIndex(f"the index has more than {MAX_INDEX_BYTES} bytes; split the directory into several images")
     return image_id(digest), out.getvalue()
 
 

@@ -89,8 +89,6 @@ class BlockMap:
     def numbers(self, wanted: BlockHash) -> Sequence[int]:
         """All block numbers that have this hash, ascending; empty when there is none. An index may name one hash a million times."""
         first = bisect_left(self._by_hash, wanted, key=self._hash_at)
-        if first == len(self._by_hash) or self._hash_at(self._by_hash[first]) != wanted:
-            return array("I")
         return self._by_hash[first : bisect_right(self._by_hash, wanted, lo=first, key=self._hash_at)]
 
     def places(self, wanted: BlockHash) -> list[tuple[int, int]]:

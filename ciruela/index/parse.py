@@ -47,7 +47,8 @@ def image_id_of(data: bytes, max_bytes: int = MAX_INDEX_BYTES) -> ImageId:
         raise BadIndex(f"the index has {len(data)} bytes, at most {max_bytes} are allowed")
     kind = peek_kind(data)
     begin, end = len(HEADERS[kind]), len(data) - FOOTER_BYTES
-    if end < begin or data[end - 1] != 0x0A or not _FOOTER.fullmatch(data, end):
+    # A footer cannot overlap the header, which is not hexadecimal.
+    if not _FOOTER.fullmatch(data, end) or data[end - 1] != 0x0A:
         raise BadIndex("last line: not a footer of 64 lower-case hexadecimal digits and a newline")
     digest = kind.hash(memoryview(data)[begin:end])
     if digest.hex().encode() != data[end:-1]:
@@ -141,7 +142,7 @@ class _Body:
         line = self._data[position : stop if length < _LONG_LINE else position + _LONG_LINE].decode("ascii")
         match = _FILE.match(line)
         if match is None:
-            return self._link(line, length, order)
+            return self._link(line, order)
         spelled, letter, digits = match.groups()
         name = _name(spelled, order)
         size = int(digits)
@@ -161,9 +162,9 @@ class _Body:
             parts.append(_hashes(text[1:]))
         return b"".join(parts)
 
-    def _link(self, line: str, length: int, order: Preorder) -> tuple[str, Symlink]:
+    def _link(self, line: str, order: Preorder) -> tuple[str, Symlink]:
         match = _LINK.fullmatch(line)
-        if match is None or length >= _LONG_LINE:
+        if match is None:
             raise ValueError(f"{line[:80]!r} is not a file (NAME f|x SIZE HASHES) nor a link (NAME s TARGET)")
         name = _name(match[1], order)
         target = unescape(match[2])

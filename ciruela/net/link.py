@@ -17,7 +17,7 @@ from typing import Any
 import txaio
 from autobahn import websocket as autobahn_websocket
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from autobahn.websocket.types import ConnectionRequest
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -327,9 +327,7 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
     pings = False
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
-        """Autobahn: the handshake is in order; choose the subprotocol, or refuse a foreign origin (threats A28)."""
-        if not origin_allowed(request.headers.get("origin"), request.headers.get("host", "")):
-            raise ConnectionDeny(ConnectionDeny.FORBIDDEN, "origin not allowed")
+        """Autobahn: the handshake is in order, and the port has let it in; choose the subprotocol."""
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
         return self.subprotocol
 

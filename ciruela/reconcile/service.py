@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -130,6 +130,8 @@ class Reconciler:
         self._pump()
 
     def _unanswered(self, failure: Failure, base: VPath, address: Address) -> None:
+        if failure.check(CancelledError):
+            return
         if failure.check(RemoteError, LinkLost):
             reason = failure.getErrorMessage()
             self._log.info("{address} did not list {base}: {reason}", address=str(address), base=str(base), reason=reason)

@@ -308,6 +308,28 @@ class Contract:
         everything = self.successResultOf(self.disk.read_blocks(V1, new, [number for number, _ in changed]))
         self.assertEqual(everything, [data for _, data in changed])
 
+    def test_serving_after_a_new_start(self) -> None:
+        """Blocks of a download that was thrown away and begun again would not be served to peers."""
+        index, _ = index_bytes(SMALL)
+        staging = self.staged(V1, index)
+        blocks = blocks_of(SMALL, index)
+        self.successResultOf(staging.write(blocks))
+        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, [0])), [blocks[0][1]])
+        self.successResultOf(staging.discard())
+        self.successResultOf(self.staged(V1, index).write(blocks))
+        read = self.successResultOf(self.disk.read_blocks(V1, index, [number for number, _ in blocks]))
+        self.assertEqual(read, [data for _, data in blocks])
+
+    def test_serving_of_what_was_replaced(self) -> None:
+        """Files of old versions would be kept open, and the disk never get their space back."""
+        old = self.upload(V1, SMALL)
+        new, _ = index_bytes(CHANGED)
+        staging = self.staged(V1, new)
+        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, [0])), [blocks_of(SMALL, old)[0][1]])
+        self.successResultOf(staging.write(blocks_of(CHANGED, new)))
+        self.successResultOf(staging.commit(state_of(new, 9)))
+        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, [0])), [None])
+
     def test_indexes(self) -> None:
         """An index would be gone after a restart, or a forged one would be kept and handed on (S3)."""
         for kind in HashKind:

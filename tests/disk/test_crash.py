@@ -8,11 +8,13 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.states import Phase, decode_journal
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending
+from ciruela.seams import Held, Pending, Staging
 from tests.disk.faulty import Faults, Killed
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of
 
@@ -148,6 +150,82 @@ class Sweep(SynchronousTestCase):
     def test_failing_disk_without_exchange(self) -> None:
         """A failure between two renames would leave nothing at the path."""
         self.assertGreater(self.sweep(V1, OLD, NEW, errno.EIO, NO_EXCHANGE), 60)
+
+
+class Undo(SynchronousTestCase):
+    """A commit that fails after the rename."""
+
+    def setUp(self) -> None:
+        Faults().install(self)
+        self.node = Node(Path(self.mktemp()).absolute())
+        self.old, _ = index_bytes(OLD)
+        self.new, _ = index_bytes(NEW)
+        self.journal = self.node.db / "signatures" / "app" / "web" / "v1.new.state"
+
+    def filled(self, spec: Spec, index: Index, time: int) -> Staging:
+        self.successResultOf(self.node.store.write_pending(Pending(V1, state_of(index, time), Command.REPLACE)))
+        staging: Staging = self.successResultOf(self.node.store.stage(V1, index))
+        self.successResultOf(staging.write(blocks_of(spec, index)))
+        return staging
+
+    def fail_after_the_swap(self, staging: Staging, *, undo: bool) -> None:
+        """The state cannot be put in place; nor, without ``undo``, the old image put back."""
+        real, swaps = SafeDir.rename, []
+        real_exchange = SafeDir.exchange
+
+        def rename(here: SafeDir, old: str, new: str, to: SafeDir | None = None) -> None:
+            if new == "v1.state":
+                raise OSError(errno.EIO, "rename: Input/output error", new)
+            real(here, old, new, to)
+
+        def exchange(here: SafeDir, new: str, live: str, aside: str) -> None:
+            swaps.append(new)
+            if len(swaps) == 2 and not undo:
+                raise OSError(errno.EIO, "exchange: Input/output error", live)
+            real_exchange(here, new, live, aside)
+
+        self.patch(SafeDir, "rename", rename)
+        self.patch(SafeDir, "exchange", exchange)
+        self.failureResultOf(staging.commit(state_of(self.new, 5)), DiskError)
+        self.patch(SafeDir, "rename", real)
+        self.patch(SafeDir, "exchange", real_exchange)
+
+    def replaced(self, *, undo: bool) -> None:
+        self.successResultOf(self.filled(OLD, self.old, 1).commit(state_of(self.old, 1)))
+        self.fail_after_the_swap(self.filled(NEW, self.new, 5), undo=undo)
+
+    def test_put_back(self) -> None:
+        """The new image would stand there with the record of the old one."""
+        self.replaced(undo=True)
+        self.assertEqual(on_disk(self.node.image(V1)), flat(OLD))
+        self.assertIs(decode_journal(self.journal.read_bytes()).phase, Phase.DOWNLOAD)
+
+    def test_dropped_when_it_cannot_be_put_back(self) -> None:
+        """Giving up an upload whose image is shown already would leave the record of the old one for ever."""
+        self.replaced(undo=False)
+        self.assertEqual(on_disk(self.node.image(V1)), flat(NEW))
+        self.successResultOf(self.node.store.drop_pending(V1))
+        held = self.successResultOf(self.node.store.load())
+        self.assertEqual(held, [Held(V1, state_of(self.new, 5), None)])
+        self.assertEqual(self.node.debris(), [])
+
+    def test_more_signatures_when_it_cannot_be_put_back(self) -> None:
+        """A second signature would make the journal forget that the image is shown."""
+        self.replaced(undo=False)
+        both = state_of(self.new, 5).merged(state_of(self.new, 6).signatures)
+        self.successResultOf(self.node.store.write_pending(Pending(V1, both, Command.REPLACE)))
+        held = self.successResultOf(self.node.restarted().load())
+        self.assertEqual(held, [Held(V1, both, None)])
+        self.assertEqual(on_disk(self.node.image(V1)), flat(NEW))
+
+    def test_empty_directory_comes_back(self) -> None:
+        """An image without a record would stand where an admin had made an empty directory, and block the next upload."""
+        self.node.image(V1).mkdir(parents=True)
+        staging = self.filled(NEW, self.new, 5)
+        self.fail_after_the_swap(staging, undo=True)
+        self.assertEqual(on_disk(self.node.image(V1)), {"/": b""})
+        self.successResultOf(staging.commit(state_of(self.new, 5)))
+        self.assertEqual(on_disk(self.node.image(V1)), flat(NEW))
 
 
 class Barrier(SynchronousTestCase):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk.reader import TREES
+from ciruela.disk.layout import Place
+from ciruela.disk.reader import TREES, Readers
 from ciruela.disk.removal import MAX_DEPTH, remove_tree
 from ciruela.disk.safedir import OpenFile, SafeDir
 from ciruela.disk.tree import Tree
@@ -186,6 +187,32 @@ class Descriptors(SynchronousTestCase):
             os.rename(path / "second" / "evil", path / "second" / "good")
             here.link(opened, "linked")
             self.assertEqual((path / "second" / "linked").read_bytes(), b"good")
+
+    def test_link_is_checked(self) -> None:
+        """Where /proc lies, as in some sandboxes, another file would become part of an image."""
+        path = Path(self.mktemp()).absolute()
+        plant(path, {"/good": b"good", "/evil": b"evil"})
+        real = os.link
+        self.patch(os, "link", lambda source, name, **_: real(path / "evil", path / os.fsdecode(name)))
+        with SafeDir.at(str(path)) as here, here.open_read("good") as opened:
+            self.assertRaises(OSError, here.link, opened, "linked")
+        self.assertFalse((path / "linked").exists())
+
+    def test_reader_of_what_changes_meanwhile(self) -> None:
+        """A tree that was replaced while a thread read from it would stay open, and be read from later."""
+        path = Path(self.mktemp()).absolute()
+        plant(path / "v1", SMALL)
+        index, _ = index_bytes(SMALL)
+        readers, vpath = Readers(), VPath(("app", "web", "v1"))
+        place = Place(vpath, str(path), (), "v1")
+        before = descriptors()
+
+        def open_root() -> SafeDir:
+            readers.forget(vpath)
+            return SafeDir.at(str(path / "v1"))
+
+        self.assertNotIn(None, readers.read(place, index, [0, 1], open_root))
+        self.assertEqual(descriptors(), before)
 
     def test_short_reads_and_writes(self) -> None:
         """A call that does less than it was asked for would leave a hole in a file."""

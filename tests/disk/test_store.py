@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cbor2
@@ -224,6 +225,19 @@ class Links(Real):
         self.assertEqual(on_disk(self.node.image(V2)), flat(SMALL))
         self.assertEqual((self.node.image(V1) / "a" / "big.bin").read_bytes(), damaged)
 
+    def test_block_that_a_linked_file_has_too(self) -> None:
+        """A block that arrives for one file would break another that was linked with the same block in it."""
+        block = bytes(range(256)) * 128
+        old = self.upload(V1, {"/big": block + b"end"})
+        spec: Spec = {"/big": block + b"end", "/part": block}
+        index, _ = index_bytes(spec)
+        opened = self.staged(V2, index)
+        reused = self.successResultOf(opened.reuse([(V1, old)]))
+        self.successResultOf(opened.write([found for found in blocks_of(spec, index) if found[0] not in reused.blocks]))
+        self.successResultOf(opened.commit(state_of(index)))
+        self.assertEqual(self.inode(V1, "big"), self.inode(V2, "big"))
+        self.assertEqual(on_disk(self.node.image(V2)), flat(spec))
+
     def test_shared_file_in_the_way(self) -> None:
         """Writing without looking first at what an earlier run left would damage another image."""
         self.upload(V1, SMALL)
@@ -290,6 +304,18 @@ class Kept(Real):
         plant(self.staging_path(V1, index), {"/README": b"hello\nand more"})
         opened = self.staged(V1, index)
         self.assertEqual(self.successResultOf(opened.keep()), frozenset())
+
+    def test_mounted_inside(self) -> None:
+        """What somebody mounted inside a staging directory would be taken for a part of the image."""
+        opened, index = self.filled(V1, SMALL)
+        real = SafeDir.status
+
+        def status(directory: SafeDir) -> object:
+            return SimpleNamespace(st_dev=-1, st_mode=0o755) if directory.where.endswith("/a") else real(directory)
+
+        self.patch(SafeDir, "status", status)
+        failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
+        self.assertIn("another file system", failed.detail)
 
     def test_extra_entries_at_commit(self) -> None:
         """A file that no key signed would be shown."""

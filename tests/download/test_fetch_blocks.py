@@ -61,7 +61,16 @@ class BlockFetchTests(SynchronousTestCase):
         self.totals = Totals()
         self.plan = Plan(INDEX, (), random.Random(1))
         self.fetch = BlockFetch(
-            "/app/v1", INDEX, BlockMap(INDEX), self.plan, self.disk, lambda: self.candidates, self.count, self.totals, self.clock, random.Random(1)
+            "/app/v1",
+            INDEX,
+            BlockMap(INDEX),
+            self.plan,
+            self.disk,
+            lambda: self.candidates,
+            self.count,
+            self.totals,
+            self.clock,
+            random.Random(1),
         )
 
     def count(self):

@@ -82,7 +82,10 @@ class IndexFetchTests(SynchronousTestCase):
 
     def test_odd_answer(self):
         """An answer of another kind is a failure of that source only."""
-        self.candidates = [self.candidate("odd", succeed(BlockData(b"good")), seed=True), self.candidate("good", succeed(IndexData(b"good")))]
+        self.candidates = [
+            self.candidate("odd", succeed(BlockData(b"good")), seed=True),
+            self.candidate("good", succeed(IndexData(b"good"))),
+        ]
         done = self.fetch.run()
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(done), "the index")

@@ -83,7 +83,22 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(len(components("/a" * MAX_DEPTH)), MAX_DEPTH)
         self.assertEqual(len(components("/" + "/".join(["x" * 255] * 16))), 16)
         long = "/" + "/".join(["x" * 240] * 17)
-        for path in ("", "a", "a/b", "//", "/a/", "/a//b", "/..", "/a/../b", "/.", "/a\0", "/a" * (MAX_DEPTH + 1), long, "/" + "x" * 256):
+        for path in (
+            "",
+            "a",
+            "ab",
+            "a/b",
+            "//",
+            "/a/",
+            "/a//b",
+            "/..",
+            "/a/../b",
+            "/.",
+            "/a\0",
+            "/a" * (MAX_DEPTH + 1),
+            long,
+            "/" + "x" * 256,
+        ):
             self.assertRaises(ValueError, components, path)
 
     def test_path_size_counts_bytes(self) -> None:

@@ -354,7 +354,7 @@ class LineTests(SynchronousTestCase):
     def test_no_root(self) -> None:
         """Entries before the first directory stop the reference's daemon; here they would have no place."""
         self.refused(b"/a\n", 2, "not /")
-        self.refused(b"  a f 0\n/\n", 2)
+        self.refused(b"  a f 0\n/\n", 2, "not the directory /")
         self.refused(b"  a f 1 " + H + b"\n/\n", 2)
 
     def test_numbers(self) -> None:

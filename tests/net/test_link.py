@@ -13,6 +13,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net import link as link_module
 from ciruela.net.link import LARGE_BYTES, ORDINARY_BYTES, Limits, accelerated, origin_allowed
 from ciruela.net.outgoing import connect
+from ciruela.net.talk import Talk
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.net.bench import NODE, REFERENCE_ACCEPT, REFERENCE_HANDSHAKE, Bench, Counterpart, Raw, accept_key, frame, frames
@@ -505,6 +506,56 @@ class SlowReader(SynchronousTestCase):
             self.assertEqual(len(bench.node.asked), 300)
             self.assertEqual(len(frames(raw.seen)), 300)
             self.assertEqual(served._outbox_bytes, 0)
+
+    def test_transport_tells_us(self) -> None:
+        """Without this nobody would ever notice a reader that does not read."""
+        bench = Bench()
+        link = bench.link()
+        pump = bench.pumps[-1]
+        self.assertIs(pump.serverIO.producer, bench.served())
+        self.assertIs(pump.clientIO.producer, link)
+
+    def test_full_without_more_requests(self) -> None:
+        """Four megabytes are the limit, whether or not another request is here already."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        bench.served().pauseProducing()
+        raw.send(b"".join(frame(codec.encode_request(n, BLOCK), masked=True) for n in range(128)))
+        bench.flush()
+        self.assertTrue(bench.served()._held)
+        bench.served().resumeProducing()
+        self.assertFalse(bench.served()._held)
+
+    def test_goodbye_of_one_who_does_not_read(self) -> None:
+        """TCP that cannot flush must be cut, or the connection stays for ever."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        with mock.patch.object(bench.pumps[-1].serverIO, "loseConnection"):
+            raw.send(frame(b"\x03\xe8", opcode=8, masked=True))
+            bench.flush()
+            self.assertFalse(raw.ended)
+            bench.advance(1)
+        self.assertTrue(raw.ended)
+
+    def test_many_at_once(self) -> None:
+        """Requests that waited are answered one after the other, not one inside the other."""
+        sent: list[bytes] = []
+
+        def send(data: bytes) -> None:
+            sent.append(data)
+            talk.clog(False)
+
+        talk = Talk(mock.Mock(), Counterpart(), send, self.fail, lambda held: None)
+        talk.clog(True)
+        for number in range(2000):
+            talk.received(codec.encode_request(number, BLOCK))
+        self.assertEqual(sent, [])
+        talk.clog(False)
+        self.assertEqual(len(sent), 2000)
 
     def test_work_that_stands_still(self) -> None:
         """While we do not read, silence is our own doing; but not for ever."""

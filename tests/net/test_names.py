@@ -183,6 +183,31 @@ class Peers(SynchronousTestCase):
         self.assertEqual(len([line for line in self.logged if "last addresses are kept" in line]), 1)
         self.assertGreater(self.asked.count("n1"), 8)
 
+    def test_answers_that_come_too_late(self) -> None:
+        """A line that was taken out must not come back by a slow lookup, nor anything after the end."""
+        self.write("n1\n")
+        late: Deferred[list[Address]] = Deferred()
+        with mock.patch.dict(self.names, clear=True), mock.patch.object(self.peers, "_resolve", lambda name, port: late):
+            self.peers.start()
+            self.write("# nobody\n")
+            self.advance(6)
+            self.write("n1\n")
+            self.peers.stop()
+            late.callback([ONE])
+        self.assertEqual((self.peers.peers, self.changes), ({}, []))
+
+    def test_lines_that_come_back(self) -> None:
+        """What was known of a line ends with the line."""
+        self.write("n1\n")
+        self.peers.start()
+        self.write("# nobody\n")
+        self.advance(6)
+        self.assertEqual(self.peers.peers, {})
+        self.names["n1"] = None
+        self.write("n1\n")
+        self.advance(6)
+        self.assertEqual(self.peers.peers, {})
+
     def test_stop(self) -> None:
         """Nothing is left when a daemon stops."""
         self.write("n1\n")

@@ -222,6 +222,18 @@ class PoolTests(SynchronousTestCase):
             self.assertIn("lost", self.lost(answer))
         self.assertIn("left alone", self.lost(self.ask()))
 
+    def test_asking_again_in_the_middle_of_a_loss(self) -> None:
+        """Nothing may be sent on a connection that is ending, and who asks then is told the whole story."""
+        self.connected()
+        later: list[Deferred[m.Response]] = []
+        self.ask(SLOW).addErrback(lambda _: later.append(self.ask()))
+        for _ in range(2):
+            self.bench.pumps[-1].serverIO.loseConnection()
+            self.bench.flush()
+            if self.bench.clock.tcpClients:
+                self.bench.accept()
+        self.assertIn("twice in a row", self.lost(later[0]))
+
     def test_loss_and_refusal(self) -> None:
         """The retry itself may fail; the caller has to hear of it."""
         self.connected()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -49,7 +50,7 @@ class OneKey:
         for entry in entries:
             try:
                 KEY.verify_key.verify(signed_bytes(str(vpath), image, entry.timestamp_ms), entry.signature)
-            except Exception:  # any refusal of the library is a bad signature
+            except BadSignatureError:
                 continue
             good.append(entry)
         return succeed(tuple(good))

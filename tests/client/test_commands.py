@@ -1,0 +1,329 @@
+"""The commands from end to end: real files and keys, memory links."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client import commands
+from ciruela.client.commands import Surroundings
+from ciruela.client.main import _Life, exit_for
+from ciruela.client.nodes import make_keys
+from ciruela.client.options import IndexOptions, SyncOptions, parse, parse_sync
+from ciruela.client.orders import LocalProblem
+from ciruela.client.sync import World
+from ciruela.index.parse import parse as parse_index
+from ciruela.keys.public import parse_public, verify
+from ciruela.keys.signed import signed_bytes
+from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.proto.messages import AppendDir, BlockData, GetBlock, GetIndex, IndexData, ReplaceDir
+from ciruela.seams import Address
+from tests.client.nodes import FakeNode, address
+from tests.doubles.memnet import Hub
+
+NOW_MS = 1_700_000_000_123
+OLD = "ab" * 32
+
+
+class Output(io.TextIOWrapper):
+    """A text stream whose bytes can be read back."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    @property
+    def data(self) -> bytes:
+        buffer = self.buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue()
+
+    @property
+    def text(self) -> str:
+        return self.data.decode()
+
+
+def at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+    """As ``in_thread``, without a thread."""
+    return maybeDeferred(function, *args, **kwargs)
+
+
+class CommandCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.top = Path(self.mktemp())
+        self.source = self.top / "dist"
+        (self.source / "sub").mkdir(parents=True)
+        (self.source / "sub" / "file").write_bytes(b"hello" * 10_000)
+        (self.source / "link").symlink_to("sub/file")
+        self.public = parse_public(make_keys(self.top / "key"))
+        self.clock = Clock()
+        self.hub = Hub(self.clock, random.Random(1))
+        self.out, self.err = Output(), Output()
+        self.around = Surroundings(
+            reactor=self.clock,
+            now_ms=lambda: NOW_MS,
+            rng=random.Random(2),
+            environ={"HOME": str(self.top / "nobody")},
+            stdout=self.out,
+            stderr=self.err,
+            in_thread=at_once,
+            look_up_in_thread=at_once,
+        )
+
+    def sync(self, *words: str, key: bool = True) -> Deferred[int]:
+        options = parse_sync([*(("-i", str(self.top / "key")) if key else ()), *words])
+        assert isinstance(options, SyncOptions)
+
+        def resolve(name: str) -> Deferred[list[Address]]:
+            return succeed([address(int(name.removeprefix("n")))])
+
+        world = World(self.clock, random.Random(3), lambda where, counterpart: self.hub.link(counterpart, where), resolve)
+        running = Deferred.fromCoroutine(commands.sync(options, self.around, world))
+        self.pass_()
+        return running
+
+    def pass_(self) -> None:
+        for _ in range(50):
+            self.clock.advance(0.01)
+
+
+class Sync(CommandCase):
+    def test_story(self) -> None:
+        """A directory is indexed, signed, offered, served from the disk, and the end is one line on stdout with exit code 0."""
+        node = FakeNode(self.hub, 1)
+        running = self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        (request,) = node.requests
+        assert isinstance(request, AppendDir)
+        self.assertEqual((request.path, request.timestamp_ms), ("/apps/v1", NOW_MS))
+        (signature,) = request.signatures
+        self.assertTrue(verify(self.public, signed_bytes("/apps/v1", request.image, NOW_MS), signature))
+        asked = node.links[0].ask(GetIndex(request.image, None))
+        self.pass_()
+        answer = self.successResultOf(asked)
+        assert isinstance(answer, IndexData)
+        index = parse_index(answer.data, request.image)
+        asked = node.links[0].ask(GetBlock(index.files[0].block_hash(1), None))
+        self.pass_()
+        self.assertEqual(self.successResultOf(asked), BlockData((b"hello" * 10_000)[32768:]))
+        node.tell_received("/apps/v1", request.image, 1)
+        self.pass_()
+        self.assertEqual(self.successResultOf(running), 0)
+        self.assertIn("n1 /apps/v1  DONE      1/1 nodes", self.out.text)
+        self.assertEqual(len(self.out.text.splitlines()), 1)
+        for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", request.image.hex()):
+            self.assertIn(words, self.err.text)
+
+    def test_modes(self) -> None:
+        """Append, weak append and replace become the requests they are; a source used twice is read once."""
+        node = FakeNode(self.hub, 1)
+        src = str(self.source)
+        self.sync("--replace", f"{src}:/cfg/x:{OLD}", "--append-weak", f"{src}:/apps/w", "n1")
+        first, second = node.requests
+        assert isinstance(first, ReplaceDir)
+        assert isinstance(second, AppendDir)
+        self.assertEqual((first.path, first.old_image, second.path), ("/cfg/x", ImageId(bytes.fromhex(OLD)), "/apps/w"))
+        self.assertEqual(first.timestamp_ms, second.timestamp_ms)
+        self.assertEqual(self.err.text.count("Indexed"), 1)
+
+    def test_rejected(self) -> None:
+        """A refusal ends with its code, its reason in words, and what it means."""
+        FakeNode(self.hub, 1).reason = "signature_mismatch"
+        self.assertEqual(self.successResultOf(self.sync("--append", f"{self.source}:/apps/v1", "n1")), 5)
+        self.assertIn("REJECTED", self.out.text)
+        self.assertIn("none of your keys may upload there", self.out.text)
+
+    def test_interrupted(self) -> None:
+        """Who presses Ctrl-C learns what has been promised, and no connection is left."""
+        node = FakeNode(self.hub, 1)
+        running = self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        running.cancel()
+        self.failureResultOf(running, CancelledError)
+        self.assertIn("accepted by n1, but no node", self.err.text)
+        self.pass_()
+        self.assertEqual(node.links, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_file_changed(self) -> None:
+        """A file that was overwritten after it was indexed ends the upload with exit code 1 and its name."""
+        node = FakeNode(self.hub, 1)
+        running = self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        (request,) = node.requests
+        assert isinstance(request, AppendDir)
+        asked = node.links[0].ask(GetIndex(request.image, None))
+        self.pass_()
+        answer = self.successResultOf(asked)
+        assert isinstance(answer, IndexData)
+        index = parse_index(answer.data, request.image)
+        (self.source / "sub" / "file").write_bytes(b"other")
+        node.links[0].ask(GetBlock(index.files[0].block_hash(0), None)).addErrback(lambda failure: failure.trap(RemoteError, LinkLost))
+        self.pass_()
+        self.assertEqual(self.successResultOf(running), 1)
+        self.assertIn(f"{self.source}/sub/file", self.out.text)
+
+    def test_local_problems(self) -> None:
+        """What is wrong here is told before anybody is contacted, and before a key is looked for."""
+        node = FakeNode(self.hub, 1)
+        for source, words in ((self.top / "absent", "No such file"), (self.source / "sub" / "file", "is not a directory")):
+            failure = self.failureResultOf(self.sync("--append", f"{source}:/apps/v1", "n1", key=False), LocalProblem)
+            self.assertIn(words, failure.getErrorMessage())
+        self.assertEqual(node.requests, [])
+
+    def test_no_key(self) -> None:
+        """Without a key there is nothing to try: servers refuse what nobody signed."""
+        failure = self.failureResultOf(self.sync("--append", f"{self.source}:/apps/v1", "n1", key=False), BadKey)
+        self.assertIn("ssh-keygen", failure.getErrorMessage())
+
+
+class Index(CommandCase):
+    def test_stdout(self) -> None:
+        """Stdout has the bytes of the index and nothing else, so that it can be piped."""
+        options = parse(["index", "--hash", "sha512/256", str(self.source)])
+        assert isinstance(options, IndexOptions)
+        code = self.successResultOf(Deferred.fromCoroutine(commands.index(options, self.around)))
+        self.assertEqual(code, 0)
+        footer = self.out.data.splitlines()[-1].decode()
+        index = parse_index(self.out.data, ImageId(bytes.fromhex(footer)))
+        self.assertEqual([file.path for file in index.files], ["/sub/file"])
+        self.assertTrue(self.out.data.startswith(b"DIRSIGNATURE.v1 sha512/256"))
+        self.assertIn("Indexed", self.err.text)
+
+    def test_warnings(self) -> None:
+        """What was left out of the index is told on stderr."""
+        os.mkfifo(self.source / "pipe")
+        options = parse(["-q", "index", str(self.source)])
+        assert isinstance(options, IndexOptions)
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(commands.index(options, self.around))), 0)
+        self.assertIn("pipe", self.err.text)
+        self.assertNotIn(b"pipe", self.out.data)
+
+
+class FakeReactor:
+    """A reactor that runs at once."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.meanwhile = meanwhile
+        self.stopped = 0
+        self.waiting: list[Callable[[], object]] = []
+
+    def callWhenRunning(self, call: Callable[[], object]) -> None:
+        self.waiting.append(call)
+
+    def callFromThread(self, call: Callable[[], object]) -> None:
+        call()
+
+    def run(self) -> None:
+        self.waiting.pop()()
+        self.meanwhile()
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+class Life(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.set: dict[int, Any] = {}
+        self.patch(signal, "signal", lambda number, call: self.set.__setitem__(number, call))
+        self.patch(signal, "getsignal", lambda _: signal.SIG_DFL)
+        self.err = io.StringIO()
+        self.patch(__import__("sys"), "stderr", self.err)
+
+    def run_life(self, command: Callable[[], Any], meanwhile: Callable[[], object] = lambda: None) -> int:
+        reactor = FakeReactor(meanwhile)
+        code = _Life(reactor, command, False, 0).run()
+        self.assertEqual(reactor.stopped, 1)
+        return code
+
+    def test_code(self) -> None:
+        """The exit code of the program is that of its command."""
+
+        async def command() -> int:
+            return 6
+
+        self.assertEqual(self.run_life(command), 6)
+
+    def test_signals(self) -> None:
+        """Ctrl-C and SIGTERM let the command clean up and end with 130 and 143."""
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            cleaned: list[int] = []
+
+            async def command(cleaned: list[int] = cleaned) -> int:
+                try:
+                    await Deferred[None]()
+                finally:
+                    cleaned.append(1)
+                return 0
+
+            self.assertEqual(self.run_life(command, lambda number=number: self.set[number](number, None)), code)  # type: ignore[misc]
+            self.assertEqual(cleaned, [1])
+            self.assertEqual(self.err.getvalue(), "")
+
+    def test_second_signal(self) -> None:
+        """Who presses Ctrl-C twice is obeyed at once."""
+        ended: list[int] = []
+        self.patch(os, "_exit", ended.append)
+        gate: Deferred[None] = Deferred()
+
+        async def command() -> int:
+            try:
+                await Deferred[None]()
+            except CancelledError:
+                await gate
+            return 0
+
+        def twice() -> None:
+            self.set[signal.SIGINT](signal.SIGINT, None)
+            self.assertEqual(ended, [])
+            self.set[signal.SIGINT](signal.SIGINT, None)
+            gate.callback(None)
+
+        self.run_life(command, twice)
+        self.assertEqual(ended, [130])
+
+    def test_ignored_signals_stay_ignored(self) -> None:
+        """A program under nohup goes on when its terminal is closed."""
+        self.patch(signal, "getsignal", lambda _: signal.SIG_IGN)
+
+        async def command() -> int:
+            return 0
+
+        self.run_life(command)
+        self.assertEqual(self.set, {})
+
+    def test_error_line(self) -> None:
+        """A fault ends with one line on stderr."""
+
+        async def command() -> int:
+            raise BadKey("it is \x1b[31mred")
+
+        self.assertEqual(self.run_life(command), 2)
+        self.assertEqual(self.err.getvalue(), "ciruela: it is \\x1b[31mred\n")
+
+    def test_codes(self) -> None:
+        """Every fault has its documented exit code, and none shows a traceback."""
+        for error, code in (
+            (LocalProblem("x"), 1),
+            (DiskError("x"), 1),
+            (FormatError("x"), 1),
+            (BadKey("x"), 2),
+            (ConfigError("x"), 2),
+            (RemoteError("x"), 3),
+            (LinkLost("x"), 3),
+            (CiruelaError("x"), 1),
+            (OSError(28, "No space left on device"), 1),
+            (ZeroDivisionError("x"), 1),
+        ):
+            found, text = exit_for(Failure(error), False)
+            self.assertEqual(found, code, error)
+            self.assertNotIn("Traceback", text)
+            self.assertEqual(len(text.splitlines()), 1)
+        self.assertIn("Traceback", exit_for(Failure(ZeroDivisionError("x")), True)[1])

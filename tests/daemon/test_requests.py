@@ -1,0 +1,135 @@
+"""What a node answers on a connection, through the real codec."""
+
+import hashlib
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.daemon.requests import config_hash
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import BlockHash
+from ciruela.proto.messages import (
+    AppendDir,
+    BlockHint,
+    GetBaseDir,
+    GetBlock,
+    GetIndex,
+    GetIndexAt,
+    IndexAtData,
+    PublishImage,
+    UploadAck,
+)
+from tests.scenarios.cluster import APP, Client, Cluster, Image
+
+SITE = Image(5, {"a": 100_000, "b": 7})
+
+
+class RequestsTests(SynchronousTestCase):
+    """One node, one client."""
+
+    def setUp(self):
+        self.cluster = Cluster(1, configs={"app": APP, "deep": DirConfig("deep", "/srv/deep", False, 2)})
+        self.client = Client(self.cluster, SITE)
+        self.node = self.cluster.nodes[1]
+        links = []
+        self.cluster.hub.link(self.client, self.cluster.address(1)).addCallback(links.append)
+        self.cluster.run(1.0)
+        self.link = links[0]
+
+    def ask(self, request):
+        answers = []
+        self.link.ask(request).addBoth(answers.append)
+        self.cluster.run(2.0)
+        return answers[0]
+
+    def refused(self, request):
+        answer = self.ask(request)
+        answer.trap(RemoteError)
+        return answer.getErrorMessage()
+
+    def uploaded(self):
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(5.0)
+        self.assertEqual(self.cluster.holders("/app/v1", SITE), {1})
+
+    def test_bad_path(self):
+        """A path that is not canonical is refused with a word, not left unanswered."""
+        for path in ("/app//v1", "/app/../v1", "/app/v1/", "app", "/", "", "/app/.v1", "/app/v.new", "/app/" + "x" * 300, "/a\0b/c"):
+            answer = self.ask(AppendDir(path, SITE.id, 1, (bytes(64),)))
+            self.assertEqual(answer, UploadAck(False, "bad_path", {}), path)
+
+    def test_one_component(self):
+        """The packet that ends the reference's process (protocol section 11) is answered."""
+        answer = self.ask(AppendDir("/app", SITE.id, 1, (bytes(64),)))
+        self.assertEqual(answer.reject_reason, "config_level_mismatch")
+        self.assertEqual(self.ask(GetIndexAt("/app")).data, None)
+        self.assertIn("block not found", self.refused(GetBlock(BlockHash(bytes(32)), BlockHint("/app", "/x", 0))))
+
+    def test_unsigned(self):
+        """A bad signature is refused, and the connection does not become a watcher."""
+        answer = self.ask(AppendDir("/app/v1", SITE.id, self.cluster.now_ms(), (bytes(64),)))
+        self.assertEqual(answer.reject_reason, "signature_mismatch")
+        self.assertEqual(list(self.node.watches.paths()), [])
+
+    def test_index(self):
+        """An index that is here is given by id and by path; others are refused."""
+        self.assertEqual(self.refused(GetIndex(SITE.id, None)), "index not found")
+        self.assertEqual(self.ask(GetIndexAt("/app/v1")), IndexAtData(None, {}))
+        self.uploaded()
+        self.assertEqual(self.ask(GetIndex(SITE.id, None)).data, SITE.data)
+        self.assertEqual(self.ask(GetIndexAt("/app/v1")).data, SITE.data)
+        for path in ("/app/v2", "/nothing/v1", "bad"):
+            self.assertIsNone(self.ask(GetIndexAt(path)).data)
+
+    def test_block(self):
+        """A block of a committed image."""
+        self.uploaded()
+        wanted = next(iter(SITE.blocks))
+        self.assertEqual(self.ask(GetBlock(BlockHash(wanted), BlockHint("/app/v1", "/a", 0))).data, SITE.blocks[wanted])
+
+    def test_base_dir(self):
+        """A base dir with its states; anything else is refused with a reason."""
+        self.uploaded()
+        answer = self.ask(GetBaseDir("/app"))
+        self.assertEqual(set(answer.dirs), {"v1"})
+        self.assertEqual(answer.dirs["v1"].image, SITE.id)
+        self.assertEqual(answer.watches, {"v1": (self.cluster.machine(1),)})
+        self.assertEqual(answer.config_hash, config_hash(APP))
+        self.assertEqual(self.refused(GetBaseDir("/nothing")), "No such config")
+        self.assertIn("no base dir", self.refused(GetBaseDir("/app/v1")))
+        self.assertIn("no base dir", self.refused(GetBaseDir("/deep")))
+        self.assertIn("bad path", self.refused(GetBaseDir("app")))
+        self.assertEqual(self.ask(GetBaseDir("/deep/x")).dirs, {})
+
+    def test_config_hash(self):
+        """The hash of the example in protocol section 4.4."""
+        config = DirConfig("x", "/x", False, 2, auto_clean=True, keep_min_directories=1, keep_recent_ms=3_600_000)
+        self.assertEqual(config_hash(config).hex(), "9e1949f43e7b816daa30ccb54334521124363e7704404f9136b643c3f217573d")
+
+    def test_keep_list_hash(self):
+        """Without a keep list: the hash of an empty array."""
+        self.assertEqual(self.ask(GetBaseDir("/app")).keep_list_hash, hashlib.blake2b(b"\x80", digest_size=32).digest())
+
+    def test_publish_and_leave(self):
+        """A source counts while its connection lasts."""
+        self.link.tell(PublishImage(SITE.id))
+        self.cluster.run(1.0)
+        self.assertEqual(len(self.node.watches.sources(SITE.id)), 1)
+        self.link.close()
+        self.cluster.run(1.0)
+        self.assertEqual(self.node.watches.sources(SITE.id), [])
+
+    def test_notices(self):
+        """The client hears of the arrival, of that image at that path, by this machine."""
+        self.uploaded()
+        self.assertEqual(self.client.received, {(SITE.id, "/app/v1", self.cluster.machine(1))})
+
+    def test_abort_notice(self):
+        """The client hears why an image did not come: a full disk is no secret."""
+        self.cluster.disks[1].free_bytes = 1000
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(5.0)
+        [notice] = self.client.aborted
+        self.assertEqual((notice.path, notice.image, notice.machine_id), ("/app/v1", SITE.id, self.cluster.machine(1)))
+        self.assertTrue(notice.reason.startswith("no_space: needs "), notice.reason)
+        self.assertIsNone(self.node.ledger.pending(next(iter(self.node.watches.paths()))))

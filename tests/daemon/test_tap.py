@@ -1,0 +1,93 @@
+"""The command line of the daemon."""
+
+import io
+import os
+import sys
+
+from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
+from twisted.python.usage import UsageError
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela import __version__
+from ciruela.daemon.service import Daemon
+from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
+
+
+class TapTests(SynchronousTestCase):
+    """A mistake is told at once, with what to do, and an exit code that tells its kind."""
+
+    def setUp(self):
+        self.dir = self.mktemp()
+        os.makedirs(f"{self.dir}/etc/configs", mode=0o755)
+        os.makedirs(f"{self.dir}/db")
+        self.errors = io.StringIO()
+        self.patch(sys, "stderr", self.errors)
+
+    def options(self, *words):
+        options = Options()
+        options.parseOptions(["--config", f"{self.dir}/etc", "--db-dir", f"{self.dir}/db", "--override-machine-id", "ab" * 16, *words])
+        return options
+
+    def make(self, *words):
+        service = makeService(self.options(*words))
+        self.addCleanup(service._settings.lock.close)
+        return service
+
+    def exits(self, code, *words):
+        stopped = self.assertRaises(SystemExit, makeService, self.options(*words))
+        self.assertEqual(stopped.code, code)
+        return self.errors.getvalue()
+
+    def test_plugin(self):
+        """Twistd knows the service."""
+        self.assertIn("ciruela", [plugin.tapname for plugin in getPlugins(IServiceMaker)])
+
+    def test_service(self):
+        """With a good configuration there is a service, and nothing listens yet."""
+        service = self.make("--override-hostname", "node7", "--port", "5000")
+        self.assertIsInstance(service, Daemon)
+        self.assertEqual((service.node.world.hostname, service.node.world.me), ("node7", bytes.fromhex("ab" * 16)))
+
+    def test_defaults(self):
+        """The defaults of the reference."""
+        options = Options()
+        options.parseOptions([])
+        self.assertEqual(
+            (options["config"], options["db-dir"], options["host"], options["port"]), ("/etc/ciruela", "/var/lib/ciruela", "0.0.0.0", 24783)
+        )
+
+    def test_bad_numbers(self):
+        """Numbers out of range are refused by the parser."""
+        for words in (["--port", "0"], ["--port", "65536"], ["--port", "x"], ["--disk-threads", "0"], ["--max-connections", "-1"]):
+            self.assertRaises(UsageError, self.options, *words)
+
+    def test_no_config_directory(self):
+        """A config directory that is not there is an error, not an empty configuration."""
+        os.rmdir(f"{self.dir}/etc/configs")
+        os.rmdir(f"{self.dir}/etc")
+        self.assertIn("there is no such config directory", self.exits(EXIT_CONFIG))
+
+    def test_config_mistake(self):
+        """A mistake in a file is told with file and line."""
+        with open(f"{self.dir}/etc/configs/app.yaml", "w", encoding="ascii") as file:
+            file.write("directory: /srv/app\nappend-only: perhaps\nnum-levels: 1\n")
+        os.chmod(f"{self.dir}/etc/configs/app.yaml", 0o644)
+        self.assertIn("app.yaml:2", self.exits(EXIT_CONFIG))
+
+    def test_bad_machine_id(self):
+        """A machine id that is none is refused."""
+        self.assertIn("machine", self.exits(EXIT_CONFIG, "--override-machine-id", "xyz"))
+
+    def test_db_directory(self):
+        """A db directory that is missing, or in use by another daemon, ends the start with its own code."""
+        self.assertIn("cannot be used", self.exits(EXIT_DB, "--db-dir", f"{self.dir}/nothing"))
+        self.make()
+        self.assertIn("another daemon uses the db directory", self.exits(EXIT_DB))
+
+    def test_version(self):
+        """--version prints the version."""
+        out = io.StringIO()
+        self.patch(sys, "stdout", out)
+        self.assertRaises(SystemExit, Options().parseOptions, ["--version"])
+        self.assertEqual(out.getvalue(), f"ciruela {__version__}\n")

@@ -1,0 +1,180 @@
+"""Asking the peer that differs, and taking over what it has newer, a few at a time."""
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError, LinkLost
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir
+from ciruela.reconcile.service import KNOWN_S, MOST_PER_BASE, Reconciler
+from ciruela.seams import Address, Pending
+from ciruela.tracking.ledger import Ledger, base_dir_hash
+
+BASE = VPath.parse("/app")
+PEER, OTHER = Address("10.0.0.2", 1), Address("10.0.0.3", 1)
+
+
+def image(number):
+    return ImageId(bytes([number]) * 32)
+
+
+def state(number, stamp):
+    return State(image(number), (SigEntry(stamp, bytes(64)),))
+
+
+class ReconcilerTests(SynchronousTestCase):
+    """A node that was away catches up."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock)
+        self.asked, self.orders, self.hints, self.watchers = [], [], [], []
+        self.lists = {}
+        self.verdict = None
+        configs = {
+            "app": DirConfig("app", "/a", False, 1),
+            "deep": DirConfig("deep", "/d", False, 2),
+            "whole": DirConfig("whole", "/w", False, 0),
+        }
+        self.reconciler = Reconciler(
+            configs, self.ledger, self, self, lambda *args: self.hints.append(args), lambda *args: self.watchers.append(args), self.clock
+        )
+
+    def ask(self, address, request):
+        self.asked.append((address, request))
+        answer = self.lists.get(address)
+        if isinstance(answer, Exception):
+            return fail(answer)
+        return Deferred() if answer is None else succeed(answer)
+
+    def order(self, order, hints):
+        self.orders.append((order.vpath.entry, hints))
+        if self.verdict is not None:
+            return self.verdict(order)
+        self.ledger.begin(Pending(order.vpath, State(order.image, order.signatures), Command.APPEND))
+        return succeed(Accepted(Progress.NEW, State(order.image, order.signatures)))
+
+    def peer_has(self, address=PEER, watches=None, **states):
+        self.lists[address] = BaseDirData(bytes(32), bytes(32), states, watches or {})
+        return base_dir_hash(states)
+
+    def names(self):
+        return [name for name, _ in self.orders]
+
+    def test_catch_up(self):
+        """What the peer has newer is ordered, newest first, with the peer as the place to ask."""
+        heard = self.peer_has(v1=state(1, 10), v2=state(2, 20))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.asked, [(PEER, GetBaseDir("/app"))])
+        self.assertEqual(self.orders, [("v2", (PEER,)), ("v1", (PEER,))])
+
+    def test_equal_hash(self):
+        """Nodes that agree do not talk."""
+        self.ledger.commit(BASE.child("v1"), state(1, 10))
+        self.reconciler.differs(BASE, base_dir_hash({"v1": state(1, 10)}), PEER)
+        self.assertEqual(self.asked, [])
+
+    def test_not_ours(self):
+        """Nothing is asked for directories that are not configured here, or are no base dirs."""
+        for path in ("/other", "/app/v1", "/deep", "/whole/x"):
+            self.reconciler.differs(VPath.parse(path), bytes(32), PEER)
+        self.assertEqual(self.asked, [])
+        for path in ("/deep/x", "/whole"):
+            self.reconciler.differs(VPath.parse(path), bytes(32), PEER)
+        self.assertEqual([request.path for _, request in self.asked], ["/deep/x", "/whole"])
+
+    def test_known_hash(self):
+        """A list that brought nothing is not fetched again for five minutes: hashes that differ for ever cost little."""
+        self.ledger.commit(BASE.child("v1"), state(9, 99))
+        heard = self.peer_has(v1=state(1, 10))
+        for _ in range(3):
+            self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual((len(self.asked), self.orders), (1, []))
+        self.clock.advance(KNOWN_S)
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(len(self.asked), 2)
+
+    def test_throttle(self):
+        """Three downloads at a time in one base dir; the next begins when one ends."""
+        heard = self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 8)})
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v7", "v6", "v5"])
+        self.assertEqual(len(self.orders), MOST_PER_BASE)
+        self.assertEqual(self.reconciler.backlog(), 4)
+        self.reconciler.ended(BASE.child("v6"), well=True)
+        self.assertEqual(self.names(), ["v7", "v6", "v5", "v4"])
+
+    def test_failure_is_tried_again(self):
+        """A download that failed is asked for again when the base dir is next heard of."""
+        heard = self.peer_has(v1=state(1, 10))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.ledger.abort(BASE.child("v1"), 0)
+        self.reconciler.ended(BASE.child("v1"), well=False)
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(len(self.asked), 2)
+        self.assertEqual(self.names(), ["v1"])
+        self.clock.advance(130)
+        self.reconciler.ended(BASE.child("v1"), well=False)
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v1", "v1"])
+
+    def test_news_while_asking(self):
+        """What is heard during a question is asked about after the answer."""
+        self.reconciler.differs(BASE, b"1" * 32, PEER)
+        heard = self.peer_has(OTHER, v1=state(1, 10))
+        self.reconciler.differs(BASE, heard, OTHER)
+        self.assertEqual(len(self.asked), 1)
+        self.reconciler._asking[BASE].callback(BaseDirData(bytes(32), bytes(32), {}))
+        self.assertEqual(self.names(), ["v1"])
+
+    def test_peer_fails(self):
+        """A peer that does not answer, or answers something else, stops nothing."""
+        self.lists[PEER] = LinkLost("refused")
+        self.reconciler.differs(BASE, b"1" * 32, PEER)
+        self.lists[PEER] = BlockData(b"")
+        self.reconciler.differs(BASE, b"1" * 32, PEER)
+        self.reconciler.differs(BASE, self.peer_has(OTHER, v1=state(1, 10)), OTHER)
+        self.assertEqual(self.names(), ["v1"])
+
+    def test_refused_entry(self):
+        """An entry that no key here signed is reported, and does not stop the others."""
+        self.verdict = lambda order: succeed(Rejected(Reject.SIGNATURE_MISMATCH))
+        self.reconciler.differs(BASE, self.peer_has(v1=state(1, 1), v2=state(2, 2)), PEER)
+        self.assertEqual(self.names(), ["v2", "v1"])
+        self.assertEqual(self.reconciler.backlog(), 0)
+
+    def test_disk_error(self):
+        """An entry that cannot be recorded is asked for again later."""
+        self.verdict = lambda order: fail(DiskError("no space"))
+        heard = self.peer_has(v1=state(1, 1))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v1", "v1"])
+
+    def test_hints(self):
+        """A peer that speaks of an image which is on its way here is a place to ask for it."""
+        self.ledger.begin(Pending(BASE.child("v1"), state(1, 10), Command.APPEND))
+        heard = self.peer_has(v1=state(1, 10), v2=state(2, 1))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.hints, [(BASE.child("v1"), image(1), PEER)])
+
+    def test_watches(self):
+        """Who waits for an arrival is learned together with the entry; bad names are passed over."""
+        machine = MachineId(b"m" * 16)
+        heard = self.peer_has(v1=state(1, 10), watches={"v1": (machine,), "../x": (machine,)})
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.watchers, [(BASE.child("v1"), (machine,))])
+
+    def test_stop(self):
+        """Nothing goes on after the daemon has stopped."""
+        self.reconciler.differs(BASE, self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 8)}), PEER)
+        self.reconciler.differs(VPath.parse("/deep/x"), bytes(32), OTHER)
+        self.reconciler.stop()
+        self.reconciler.ended(BASE.child("v7"), well=True)
+        self.assertEqual(len(self.orders), 3)
+        self.assertEqual(self.reconciler.backlog(), 0)

@@ -1,0 +1,186 @@
+"""From an order to a recorded, running download."""
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Pending
+from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.service import Uploads
+
+A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
+V1 = VPath.parse("/app/v1")
+NOW = 1_700_000_000_000
+
+
+def entry(stamp=NOW, fill=7):
+    return SigEntry(stamp, bytes([fill]) * 64)
+
+
+def state(image, *entries):
+    return State(image, entries or (entry(),))
+
+
+class World:
+    """Disk, authority and downloads that note what they are asked."""
+
+    def __init__(self):
+        self.events = []
+        self.verified_answer = None
+        self.write_answer = None
+        self.there = True
+        self.stalled_paths = set()
+        self.settling = None
+
+    def verified(self, config, vpath, image, entries):
+        return succeed(tuple(entries)) if self.verified_answer is None else self.verified_answer
+
+    def present(self, vpath):
+        self.events.append(("present", vpath))
+        return succeed(self.there)
+
+    def write_pending(self, pending):
+        self.events.append(("write_pending", pending))
+        return succeed(None) if self.write_answer is None else self.write_answer
+
+    def write_state(self, vpath, written):
+        self.events.append(("write_state", vpath, written))
+        return succeed(None)
+
+    def start(self, pending, hints):
+        self.events.append(("start", pending, hints))
+
+    def stop(self, vpath, reason):
+        self.events.append(("stop", vpath, reason))
+
+    def stalled(self, vpath):
+        return vpath in self.stalled_paths
+
+    def settled(self, vpath):
+        return self.settling
+
+
+class UploadsTests(SynchronousTestCase):
+    """What is accepted is recorded before it is answered."""
+
+    def setUp(self):
+        self.world = World()
+        self.ledger = Ledger(Clock())
+        configs = {"app": DirConfig("app", "/srv/app", append_only=False, num_levels=1)}
+        self.uploads = Uploads(configs, self.ledger, self.world, self.world, self.world, lambda: NOW)
+
+    def order(self, image=A, command=Command.APPEND, origin=Origin.CLIENT, path=V1, entries=None, hints=()):
+        return self.uploads.order(Order(command, path, image, None, entries or (entry(),), origin), hints)
+
+    def test_new(self):
+        """Recorded, then started, then answered."""
+        verdict = self.successResultOf(self.order(hints=("address",)))
+        pending = Pending(V1, state(A), Command.APPEND)
+        self.assertEqual(verdict, Accepted(Progress.NEW, state(A)))
+        self.assertEqual(self.world.events, [("stop", V1, Abort.SUPERSEDED), ("write_pending", pending), ("start", pending, ("address",))])
+        self.assertEqual(self.ledger.pending(V1), pending)
+
+    def test_refused_without_reading_keys(self):
+        """A request for another directory costs no disk access."""
+        self.world.verified_answer = fail(AssertionError("not to be asked"))
+        self.world.verified_answer.addErrback(lambda _: None)
+        verdict = self.successResultOf(self.order(path=VPath.parse("/other/v1")))
+        self.assertEqual(verdict.reason, Reject.NO_CONFIG)
+        self.assertEqual(self.world.events, [])
+
+    def test_unsigned_leaves_no_trace(self):
+        """Nothing is written, started or remembered for a request that no key signed (threats A18)."""
+        self.world.verified_answer = succeed(())
+        self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
+        self.assertEqual(self.world.events, [])
+        self.assertEqual(self.ledger.base_hashes(), {})
+
+    def test_keys_unreadable(self):
+        """Keys that cannot be read are an error, not a refusal."""
+        self.world.verified_answer = fail(DiskError("keys: permission denied"))
+        self.failureResultOf(self.order(), DiskError)
+
+    def test_record_fails(self):
+        """What cannot be recorded is not accepted, and the path is free again (protocol C10)."""
+        self.world.write_answer = fail(DiskError("no space"))
+        self.failureResultOf(self.order(), DiskError)
+        self.assertIsNone(self.ledger.pending(V1))
+        self.world.write_answer = None
+        self.assertIsInstance(self.successResultOf(self.order()), Accepted)
+
+    def test_one_at_a_time(self):
+        """Two requests for one path are judged one after the other: the second sees the first."""
+        held = Deferred()
+        self.world.write_answer = held
+        first, second = self.order(A), self.order(B)
+        self.assertNoResult(first)
+        self.assertNoResult(second)
+        self.world.write_answer = None
+        held.callback(None)
+        self.assertIsInstance(self.successResultOf(first), Accepted)
+        self.assertEqual(self.successResultOf(second).reason, Reject.ALREADY_UPLOADING)
+
+    def test_other_paths_do_not_wait(self):
+        """A slow disk for one path does not hold up another."""
+        self.world.write_answer = Deferred()
+        self.assertNoResult(self.order(A))
+        self.world.write_answer = None
+        self.assertIsInstance(self.successResultOf(self.order(A, path=VPath.parse("/app/v2"))), Accepted)
+
+    def test_already_done(self):
+        """The same signature again writes nothing; a new one is recorded."""
+        self.ledger.commit(V1, state(A))
+        self.assertEqual(self.successResultOf(self.order()).progress, Progress.ALREADY_DONE)
+        self.assertEqual(self.world.events, [("present", V1)])
+        self.successResultOf(self.order(entries=(entry(NOW + 1),)))
+        merged = state(A, entry(), entry(NOW + 1))
+        self.assertIn(("write_state", V1, merged), self.world.events)
+        self.assertEqual(self.ledger.committed(V1), merged)
+
+    def test_removed_by_hand(self):
+        """An image that somebody deleted from the disk is fetched again, not called done."""
+        self.ledger.commit(V1, state(A))
+        self.world.there = False
+        self.successResultOf(self.order())
+        self.assertEqual(self.world.events[-1][0], "start")
+        self.assertIsNotNone(self.ledger.pending(V1))
+
+    def test_in_progress_merges(self):
+        """A second key's signature of a running upload is kept; the download is not started twice."""
+        self.successResultOf(self.order())
+        del self.world.events[:]
+        self.assertEqual(self.successResultOf(self.order()).progress, Progress.IN_PROGRESS)
+        self.assertEqual(self.world.events, [])
+        self.successResultOf(self.order(entries=(entry(NOW, 8),)))
+        merged = Pending(V1, state(A, entry(), entry(NOW, 8)), Command.APPEND)
+        self.assertEqual(self.world.events, [("write_pending", merged)])
+        self.assertEqual(self.ledger.pending(V1), merged)
+
+    def test_superseded(self):
+        """A newer version from a peer stops the older download before it is recorded."""
+        self.successResultOf(self.order(A))
+        del self.world.events[:]
+        self.successResultOf(self.order(B, origin=Origin.PEER, entries=(entry(NOW + 1),)))
+        self.assertEqual([event[0] for event in self.world.events], ["stop", "write_pending", "start"])
+        self.assertEqual(self.ledger.pending(V1).state.image, B)
+
+    def test_commit_is_not_interrupted(self):
+        """While an older version is being shown the newer one waits for that to end."""
+        self.successResultOf(self.order(A))
+        del self.world.events[:]
+        self.world.settling = Deferred()
+        waiting = self.order(B, origin=Origin.PEER, entries=(entry(NOW + 1),))
+        self.assertNoResult(waiting)
+        self.assertEqual(self.world.events, [])
+        self.ledger.commit(V1, state(A))
+        settled, self.world.settling = self.world.settling, None
+        settled.callback(None)
+        self.assertIsInstance(self.successResultOf(waiting), Accepted)
+        self.assertEqual(self.ledger.committed(V1).image, A)
+        self.assertEqual(self.ledger.pending(V1).state.image, B)
