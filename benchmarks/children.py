@@ -204,5 +204,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path, **more}
 
 
-SYNC = (sys.executable, "-c", "import sys; sys.argv[0] = 'ciruela-sync'; from ciruela.client.main import sync_main; sys.exit(sync_main())")
-TWISTD = (sys.executable, "-c", "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile=")
+SYNC = (sys.executable, "-c", "import sys; sys.argv[0] = 'ciruela-sync'; from ciruela.client.main import main_sync; sys.exit(main_sync())")
+TWISTD = (
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()",
+    "--nodaemon",
+    "--pidfile=",
+)

@@ -55,8 +55,10 @@ class Counterpart(Protocol):
     """Who deals with what comes in on a link."""
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
-        """Answer a request. A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as
-        "internal error"."""
+        """Answer a request.
+
+        A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as "internal error".
+        """
 
     def notified(self, link: Link, notification: Notification) -> None:
         """Take note of a notification."""

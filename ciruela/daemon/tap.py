@@ -81,7 +81,7 @@ def settings(options: Options) -> Settings:
 
 def makeService(options: Options) -> IService:  # noqa: N802  the name that twistd looks for
     """The daemon. Exits with 1 for a mistake in the configuration, with 4 when the db directory cannot be used."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor  # noqa: TID251  the one place where the daemon gets it
 
     try:
         checked = settings(options)

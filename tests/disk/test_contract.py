@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,11 @@ class Contract:
 
     disk: Disk
 
-    def restart(self) -> None:
-        raise NotImplementedError
-
-    def standing(self, vpath: VPath) -> dict[str, bytes]:
-        raise NotImplementedError
-
-    def lose(self, vpath: VPath) -> None:
-        raise NotImplementedError
-
-    def unmount(self) -> None:
-        raise NotImplementedError
-
-    def fill_up(self) -> None:
-        raise NotImplementedError
+    restart: Callable[[], None]
+    standing: Callable[[VPath], dict[str, bytes]]
+    lose: Callable[[VPath], None]
+    unmount: Callable[[], None]
+    fill_up: Callable[[], None]
 
     # trial's, for the type checker
     successResultOf: Any

@@ -21,31 +21,27 @@ class HeapClockTests(SynchronousTestCase):
             if len(timers) < 400:
                 for _ in range(rng.randrange(3)):
                     name = len(timers)
-                    timers.append(clock.callLater(rng.randrange(1, 40) / 8, fire, name))
+                    timers.append(clock.callLater(rng.randrange(1, 2**22) / 2**20, fire, name))
             for timer in rng.sample(timers, min(2, len(timers))):
                 if timer.active():
                     change = rng.randrange(4)
                     if change == 0:
                         timer.cancel()
                     elif change == 1:
-                        timer.reset(rng.randrange(1, 40) / 8)
+                        timer.reset(rng.randrange(1, 2**22) / 2**20)
                     elif change == 2:
                         timer.delay(1.0)
 
-        for number in range(20):
-            timers.append(clock.callLater(number / 8, fire, number))
-        for _ in range(40_000):
-            clock.advance(1 / 64)
-            if not clock.getDelayedCalls():
-                break
+        timers.extend(clock.callLater(rng.randrange(1, 2**22) / 2**20, fire, number) for number in range(20))
+        while clock.getDelayedCalls():
+            clock.advance(min(timer.getTime() for timer in clock.getDelayedCalls()) - clock.seconds())
         self.assertEqual(clock.getDelayedCalls(), [])
         return seen
 
     def test_as_twisteds(self):
         """The same timers fire at the same times."""
         ours, theirs = self.play(HeapClock()), self.play(Clock())
-        self.assertGreater(len(ours), 150)
-        self.assertEqual([time for time, _ in ours], [time for time, _ in theirs])
+        self.assertGreater(len(ours), 100)
         self.assertEqual(ours, theirs)
 
     def test_next(self):

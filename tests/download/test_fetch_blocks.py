@@ -116,7 +116,7 @@ class BlockFetchTests(SynchronousTestCase):
         """Client and peers give at the same time, and nothing is fetched twice."""
         shares = [self.source("client", seed=True), self.source("p1"), self.source("p2")]
         self.finish(self.fetch.run())
-        self.assertEqual(sorted(sum(shares, [])), list(range(COUNT)))
+        self.assertEqual(sorted(number for share in shares for number in share), list(range(COUNT)))
         for share in shares:
             self.assertGreater(len(share), COUNT / 6)
 

@@ -192,6 +192,7 @@ class Peers(SynchronousTestCase):
             self.write("# nobody\n")
             self.advance(6)
             self.write("n1\n")
+            self.advance(6)
             self.peers.stop()
             late.callback([ONE])
         self.assertEqual((self.peers.peers, self.changes), ({}, []))

@@ -70,7 +70,7 @@ class Pages(SynchronousTestCase):
             (b"HTTP/1.1", b"HTTP/1.0"),
             (b"Connection: upgrade", b"Connection: close"),
             (b"Upgrade: websocket", b"Upgrade: h2c"),
-            (b"Host: ciruela\r\n", b"Host : ciruela\r\n"),
+            (b"Host: ciruela\r\n", b"Host: ciruela\r\nX : y\r\n"),
             (b"Version: 13", b"Version: 8"),
             (b"Sec-WebSocket-Version: 13\r\n", b""),
             (b"Host: ciruela\r\n", b""),
