@@ -214,13 +214,13 @@ class Nodes:
             node.write(public_key, [other for other in self.nodes if other is not node])
 
     async def start(self) -> None:
-        """Start all daemons. Fires when each answers and knows all others; raises NodeFailed."""
+        """Start all daemons. Fires when each answers and knows that all others take the directory; raises NodeFailed."""
         for node in self.nodes:
             node.start(self._reactor, self._environ, self._told)
         for node in self.nodes:
             await self._until(node, "/healthz", lambda _: True, "did not answer")
         for node in self.nodes:
-            await self._until(node, "/peers/", lambda peers: len(peers) == len(self.nodes) - 1, "did not find the other nodes")
+            await self._until(node, "/cluster/dirs/", lambda taking: len(taking.get("/demo", ())) == len(self.nodes) - 1, "found no peers")
 
     def _told(self, node: Node) -> None:
         if not self._stopping:

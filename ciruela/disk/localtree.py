@@ -75,8 +75,6 @@ class LocalTree:
 
     def _read(self, file: File, block: int) -> bytes | None:
         with self._lock:
-            if self._closed:
-                return None
             try:
                 return self._opened(file.path).read_at(file.block_size(block), block * BLOCK_BYTES)
             except OSError:

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ciruela.disk.lane import InThread
-from ciruela.disk.walk import BACKLOG_BYTES, BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
+from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
 
@@ -78,7 +78,6 @@ class _Scanner:
         self._walking = False
         self._busy = 0
         self._pumping = False
-        self._concluded = False
         self._open: set[Large] = set()
         self._pieces: deque[Piece] = deque()
         self._large_files = 0
@@ -100,16 +99,14 @@ class _Scanner:
                 pass
         finally:
             self._pumping = False
-        if self._busy == 0 and not self._concluded:
-            self._concluded = True
+        if self._busy == 0:
             self._conclude()
 
     def _hand_out(self) -> bool:
         """Start one job if there is one to start."""
         if self._walk.stopped or self._busy == THREADS:
             return False
-        backlog = len(self._pieces) * PIECE_BYTES
-        if not self._walking and not self._walk.ended and backlog < BACKLOG_BYTES and len(self._open) < BACKLOG_FILES:
+        if not self._walking and not self._walk.ended and len(self._open) < BACKLOG_FILES:
             self._walking = True
             self._run(self._in_thread(self._walk.slice), self._walked)
             return True

@@ -27,9 +27,6 @@ PIECE_BYTES = 16 * 1024 * 1024
 SLICE_S = 0.2
 """How long one job walks and hashes small files before it reports."""
 
-BACKLOG_BYTES = 64 * 1024 * 1024
-"""The walk waits while this much of large files is still to be hashed."""
-
 BACKLOG_FILES = 16
 """The walk waits while so many large files are open."""
 
@@ -110,7 +107,7 @@ class Walk:
             for large in self._work:
                 if large is not None:
                     found.append(large)
-                    if len(found) == BACKLOG_FILES or large.before.st_size >= BACKLOG_BYTES:
+                    if len(found) == BACKLOG_FILES:
                         break
                 if self.stopped:
                     raise Stopped

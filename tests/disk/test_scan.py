@@ -215,6 +215,13 @@ class TreeTests(ScanCase):
         self.assertIn("/sock: a socket", result.warnings[1])
         self.assertIn(str(self.root), result.warnings[0])
 
+    def test_messages_are_safe_to_print(self) -> None:
+        """A name with escape sequences must not take over the terminal of whoever reads the warning."""
+        os.mkfifo(self.root / "pipe\x1b[2J\n")
+        (warning,) = self.scanned().warnings
+        self.assertTrue(warning.isprintable())
+        self.assertIn("pipe\\x1b[2J\\n", warning)
+
     def test_large_files(self) -> None:
         """Large files are hashed in pieces by two threads; put together in a wrong order they would be other files."""
         self.small_pieces()
@@ -403,6 +410,27 @@ class ChangeTests(ScanCase):
             self.touch_while("pread", change)
             self.refused("/db", "changed")
 
+    def test_fewer_bytes_than_the_size_says(self) -> None:
+        """Some network file systems give less than they announce; the missing part must not pass for zeros or for nothing."""
+        for name, size, function in (("small", 10, "read"), ("large", MIB + 1, "pread")):
+            path = self.put(name, b"x" * size)
+            real = getattr(os, function)
+            waiting = [b"x", b""]
+
+            def short(*args: Any, real: Any = real, waiting: list[bytes] = waiting) -> Any:
+                return waiting.pop(0) if waiting else real(*args)
+
+            self.patch(os, function, short)
+            self.refused(f"/{name}", "changed")
+            path.unlink()
+
+    def test_short_reads_are_continued(self) -> None:
+        """A read may give less than was asked for without being at the end."""
+        self.put("small", b"0123456789")
+        real = os.read
+        self.patch(os, "read", lambda fd, size: real(fd, min(size, 3)))
+        self.assertEqual(self.scanned().index.files[0].hashes, KIND.hash(b"0123456789"))
+
     def test_file_vanishes(self) -> None:
         """Temporary files of another program."""
         self.put("a", b"x")
@@ -514,6 +542,13 @@ class ThreadTests(ScanCase):
         self.successResultOf(self.start(clock=Clock(0.0)))
         self.assertEqual(len(self.progress), 1)
 
+    def test_jobs_that_end_at_once(self) -> None:
+        """A scan of many short jobs must not nest them into each other."""
+        for number in range(600):
+            self.put(f"{number}", b"x")
+        self.assertEqual(self.successResultOf(self.start(clock=Clock(1.0))).files, 600)
+        self.assertGreater(len(self.progress), 500)
+
     def test_cancel_while_walking(self) -> None:
         """Ctrl-C must not wait for a directory of a terabyte, and nothing may stay open."""
         for number in range(100):
@@ -560,12 +595,13 @@ class ThreadTests(ScanCase):
         """Files that were opened by a job that ended after the cancel are closed as well."""
         self.put("large", b"x" * (4 * MIB))
         threads = Threads()
-        done = self.start(threads)
+        done = self.start(threads, Clock(1.0))
         done.cancel()
         self.failureResultOf(done, CancelledError)
         self.assertEqual(len(threads.jobs), 1)
         threads.run()
         self.assertFalse(threads.jobs)
+        self.assertEqual(self.progress, [])
 
     def test_cancel_while_the_index_is_built(self) -> None:
         """A result that comes too late is dropped."""

@@ -151,7 +151,7 @@ class RealNode:
         (self.config / "master.key").write_text(public_key)
         (self.config / "peers.txt").write_text("".join(f"{other.host}\n" for other in others))
         for path in (self.config, *self.config.rglob("*")):
-            path.chmod(path.stat().st_mode & ~0o022)
+            path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask is: what others could write is refused
 
     def get(self, page: str) -> Any:
         """The JSON of a page. Raises OSError while there is no answer."""
@@ -185,7 +185,8 @@ class RealNode:
 class RealCluster:
     """Daemons with one throw-away key, on 127.0.0.1 and up; all are stopped when the test ends, however it ends.
 
-    ``configs`` are those of all nodes, or one mapping for each. ``down`` are the indexes of nodes that are not started yet.
+    ``configs`` are those of all nodes, or one mapping for each. Nodes are counted from 0: ``down`` are those that are not started yet,
+    ``groups`` those that know each other, if not all do.
     ``expect_errors`` are parts of log lines of level error that belong to the test.
     """
 
@@ -196,6 +197,7 @@ class RealCluster:
         configs: Configs | Sequence[Configs] | None = None,
         *,
         down: Sequence[int] = (),
+        groups: Sequence[Sequence[int]] | None = None,
         expect_errors: Sequence[str] = (),
     ) -> None:
         self.case = case
@@ -210,13 +212,14 @@ class RealCluster:
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
         self.port = free_port(hosts)
         self.nodes = [RealNode(number, self.top / f"node{number}", self.port) for number in range(1, count + 1)]
+        self._groups = [[self.nodes[number] for number in group] for group in (groups or [range(count)])]
         self._clients: list[subprocess.Popen[str]] = []
         case.addCleanup(self._end)
         if configs is None:
             configs = {"apps": APPS}
         for number, node in enumerate(self.nodes):
             mine = configs if isinstance(configs, Mapping) else configs[number]
-            node.write(mine, public_key, [other for other in self.nodes if other is not node])
+            node.write(mine, public_key, self._others(node))
         self.start(*(number for number in range(count) if number not in down))
 
     # -- daemons ------------------------------------------------------------------------------------------------------------------
@@ -234,8 +237,11 @@ class RealCluster:
         for node in running:
             self.until(lambda node=node: self._answers(node), f"{node.name} serves")
         for node in running:
-            others = {other.machine for other in running if other is not node}
+            others = {other.machine for other in self._others(node) if other in running}
             self.until(lambda node=node, others=others: self._knows(node, others), f"{node.name} knows the others")
+
+    def _others(self, node: RealNode) -> list[RealNode]:
+        return [other for group in self._groups if node in group for other in group if other is not node]
 
     def _answers(self, node: RealNode) -> bool:
         assert node.process is not None
@@ -317,7 +323,13 @@ class RealCluster:
     def run(self, command: Sequence[str], timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a program as a user without settings, to its end."""
         return subprocess.run(
-            command, cwd=self.home, env=environment(self.home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            command,
+            cwd=self.home,
+            env=environment(self.home),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=timeout,
         )
 
     def sync(self, *args: object, key: Path | None = None, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
@@ -333,7 +345,7 @@ class RealCluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         self._clients.append(client)
         return client

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from twisted.internet import reactor
+from twisted.internet import reactor  # noqa: TID251  trial runs it, and spawns with it
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -38,10 +38,10 @@ class Run(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         code = reason.value.exitCode  # type: ignore[union-attr]
+        self.ended.callback(code)
         if not self.seen.called:
             self.seen.errback(AssertionError(f"it ended with {code} before {self.word!r}: {self.err!r}"))
             self.seen.addErrback(lambda failure: failure if self.word else None)
-        self.ended.callback(code)
 
 
 class Demo(TestCase):
