@@ -28,22 +28,18 @@ def write_key(path: Path, seed: bytes = SEED) -> str:
 
 @dataclass(slots=True)
 class Node:
-    """One daemon: its directories are below ``top``."""
+    """One daemon: its directories are below ``top``; ``name`` is its host name in what it tells."""
 
     number: int
     top: Path
     port: int
+    name: str
     child: Child | None = None
 
     @property
     def host(self) -> str:
         """Its address."""
         return f"127.0.0.{self.number}"
-
-    @property
-    def name(self) -> str:
-        """Its host name in notifications."""
-        return f"node{self.number}"
 
     @property
     def data(self) -> Path:
@@ -92,9 +88,11 @@ class Node:
             self.child.stop()
 
 
-def make_nodes(top: Path, port: int, public_key: str, configs: Mapping[str, str], numbers: tuple[int, ...] = (1, 2, 3)) -> list[Node]:
-    """Nodes that know each other, written and not started."""
-    nodes = [Node(number, top / f"node{number}", port) for number in numbers]
+def make_nodes(
+    top: Path, port: int, public_key: str, configs: Mapping[str, str], numbers: tuple[int, ...] = (1, 2, 3), numeric: bool = False
+) -> list[Node]:
+    """Nodes that know each other, written and not started. With ``numeric`` their names are their addresses, which every client finds."""
+    nodes = [Node(number, top / f"node{number}", port, f"127.0.0.{number}" if numeric else f"node{number}") for number in numbers]
     for node in nodes:
         node.write(public_key, {f"{other.number:032x}": other.host for other in nodes if other is not node}, configs)
     return nodes

@@ -161,8 +161,9 @@ class Requests:
             machines = self._watchers(base.image_at(entry))
             if machines:
                 watches[entry] = tuple(sorted(machines))
+        pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(base.image_at(entry)) is not None)
         keep_list = hashlib.blake2b(cbor2.dumps([]), digest_size=32).digest()
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches))
+        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending))
 
 
 def _as_response(response: Response) -> Response:

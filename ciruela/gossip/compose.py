@@ -153,8 +153,6 @@ class Composer:
 
     def _sync(self, kind: Kind, items: dict[Any, Item]) -> None:
         known = self._own[kind]
-        for key in known.keys() - items.keys():
-            self._rumors[kind].drop(key)
         for key, item in items.items():
             if known.get(key) != item:
                 self._rumors[kind].put(key)
@@ -216,7 +214,7 @@ class Composer:
         groups = split(encoded)[:MOST_DATAGRAMS] or [[]]
         if filling is not Filling.NOTHING:
             self._fill(groups[-1], said, filling)
-        if filling is Filling.ALL and len(groups) < BEAT_DATAGRAMS and self._news_left(said):
+        if filling is Filling.ALL and len(groups) < BEAT_DATAGRAMS:
             groups.append([])
             self._fill(groups[-1], said, Filling.NEWS)
         for kind, key in said:
@@ -229,10 +227,6 @@ class Composer:
             self._oversized(item)
             return None
         return data
-
-    def _news_left(self, said: Mapping[Fact, None]) -> bool:
-        """Whether more facts are hot than the datagrams so far could take."""
-        return any((kind, key) not in said for kind, rumors in self._rumors.items() for key in rumors.hot())
 
     def _fill(self, group: list[bytes], said: dict[Fact, None], filling: Filling) -> None:
         used = sum(map(len, group))

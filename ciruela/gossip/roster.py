@@ -220,7 +220,7 @@ class Roster:
         if place is None and machine in self._members:
             hearsay = self._members[machine].address
             place = None if hearsay in self._bound else hearsay
-        return place if place in self._names and place not in self._own else None
+        return None if place in self._own else place
 
     def hostname(self, machine: MachineId) -> str | None:
         """The host name that ``machine`` gives itself, else the configured name of its address."""
@@ -263,9 +263,7 @@ class Roster:
     def reachable(self, now_s: float) -> tuple[list[Address], list[Address]]:
         """The addresses of living machines; and the configured ones that should be probed: silent or never heard of."""
         life = self._life_s()
-        known = [
-            address for address, at_s in life.items() if now_s - at_s < MEMBER_S and address in self._names and address not in self._own
-        ]
+        known = [address for address, at_s in life.items() if now_s - at_s < MEMBER_S and address not in self._own]
         silent = [a for a in self._names if a not in self._own and now_s - life.get(a, -math.inf) >= SILENT_S]
         return known, silent
 

@@ -40,6 +40,9 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 
+MAX_PENDING = 65_536
+"""Entries of a base dir that can be on their way."""
+
 MAX_WATCHERS = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
@@ -158,10 +161,12 @@ def _response_params(response: Response) -> Fields:
             return {"data": data}
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
-        case BaseDirData(config_hash, keep_list_hash, dirs, watches):
+        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending):
             known: Fields = {"config_hash": config_hash, "keep_list_hash": keep_list_hash, "dirs": _dirs_value(dirs)}
             if watches:
                 known["watches"] = {name: list(watches[name]) for name in sorted(watches)}
+            if pending:
+                known["pending"] = list(pending)
             return known
         case _:
             raise TypeError(f"{type(response).__name__} has no fields of its own")
@@ -286,6 +291,10 @@ def _base_dir_data(f: Fields) -> BaseDirData:
             )
             for name, machines in watches.items()
         },
+        tuple(
+            fields.text(name, "a directory name", MAX_COMPONENT_BYTES)
+            for name in fields.listed(f.get("pending", []), "pending", MAX_PENDING)
+        ),
     )
 
 

@@ -114,12 +114,16 @@ class BlockData:
 
 @dataclass(frozen=True, slots=True)
 class BaseDirData:
-    """Answer to GetBaseDir: entry name -> state. ``watches`` (ours; left out when empty) names who waits for an entry's arrival."""
+    """Answer to GetBaseDir: entry name -> state.
+
+    Ours, and left out when empty: ``watches`` names who waits for an entry's arrival, ``pending`` the entries that are still on their way.
+    """
 
     config_hash: bytes
     keep_list_hash: bytes
     dirs: dict[str, State]
     watches: dict[str, tuple[MachineId, ...]] = field(default_factory=dict)
+    pending: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import wanted
 from ciruela.seams import Address, Wire
-from ciruela.tracking.ledger import Ledger, base_dir_hash
+from ciruela.tracking.ledger import ABORT_MEMORY_S, GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
 MOST_DOWNLOADS = 20
 MOST_PER_BASE = 3
@@ -119,8 +119,13 @@ class Reconciler:
         for entry in ours.keys() & response.dirs.keys():
             if ours[entry].image == response.dirs[entry].image:
                 self._hint(base.image_at(entry), ours[entry].image, address)
+        unfinished = frozenset(response.pending)
         queue = deque(
-            (order, address) for order in wanted(base, ours, response.dirs) if not self._ledger.recently_aborted(order.vpath, order.image)
+            (order, address)
+            for order in wanted(base, ours, response.dirs)
+            if not self._ledger.recently_aborted(
+                order.vpath, order.image, GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
+            )
         )
         self._known[(base, base_dir_hash(response.dirs))] = self._clock.seconds()
         while len(self._known) > MOST_KNOWN:

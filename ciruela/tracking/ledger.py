@@ -22,6 +22,10 @@ from ciruela.seams import Held, Pending
 ABORT_MEMORY_S = 120.0
 """An upload that was given up is not taken again from a peer for so long (protocol section 10, recently deleted)."""
 
+GIVEN_UP_MEMORY_S = 2 * 3600.0
+"""For so long it is not taken again from a peer that has not got it either. Longer than a download without sources lasts, or two nodes
+would tell each other for ever of an upload that nobody can give any more."""
+
 MAX_ABORTS = 4096
 
 
@@ -106,15 +110,15 @@ class Ledger:
         self._aborts[(vpath, pending.state.image)] = (self._clock.seconds(), timestamp_ms)
         self._touch(vpath)
 
-    def recently_aborted(self, vpath: VPath, image: ImageId) -> bool:
-        """Whether this very upload was given up here less than ABORT_MEMORY_S ago."""
+    def recently_aborted(self, vpath: VPath, image: ImageId, within_s: float = ABORT_MEMORY_S) -> bool:
+        """Whether this very upload was given up here less than ``within_s`` ago, which is at most GIVEN_UP_MEMORY_S."""
         entry = self._aborts.get((vpath, image))
         if entry is None:
             return False
-        if self._clock.seconds() - entry[0] < ABORT_MEMORY_S:
-            return True
-        del self._aborts[(vpath, image)]
-        return False
+        age_s = self._clock.seconds() - entry[0]
+        if age_s >= GIVEN_UP_MEMORY_S:
+            del self._aborts[(vpath, image)]
+        return age_s < within_s
 
     def abandoned(self) -> list[Abandoned]:
         """The uploads given up lately."""

@@ -94,12 +94,20 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual(set(answer.dirs), {"v1"})
         self.assertEqual(answer.dirs["v1"].image, SITE.id)
         self.assertEqual(answer.watches, {"v1": (self.cluster.machine(1),)})
+        self.assertEqual(answer.pending, ())
         self.assertEqual(answer.config_hash, config_hash(APP))
         self.assertEqual(self.refused(GetBaseDir("/nothing")), "No such config")
         self.assertIn("no base dir", self.refused(GetBaseDir("/app/v1")))
         self.assertIn("no base dir", self.refused(GetBaseDir("/deep")))
         self.assertIn("bad path", self.refused(GetBaseDir("app")))
         self.assertEqual(self.ask(GetBaseDir("/deep/x")).dirs, {})
+
+    def test_base_dir_while_fetching(self):
+        """A peer is told which entries are only on their way."""
+        self.client.serving = False
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(5.0)
+        self.assertEqual(self.ask(GetBaseDir("/app")).pending, ("v1",))
 
     def test_config_hash(self):
         """The hash of the example in protocol section 4.4."""

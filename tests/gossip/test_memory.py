@@ -193,6 +193,13 @@ class AdmissionTests(ClusterCase):
         self.assertEqual(self.cluster.roster.reachable(0)[0], [AT_B])
         self.assertEqual(self.hear(A, AT_A), [Refused(Refusal.UNKNOWN_SOURCE)])
 
+    def test_own_address_given_away(self) -> None:
+        """An address that was ours, was taken out and comes back is another node's until proved otherwise: it is probed."""
+        self.hear(ME, AT_ME)
+        self.cluster.configured({AT_A: "a.example"})
+        self.cluster.configured(NAMES)
+        self.assertIn(AT_ME, self.cluster.roster.reachable(0)[1])
+
 
 class MemberTests(ClusterCase):
     """Which directories a machine takes."""
@@ -223,7 +230,7 @@ class MemberTests(ClusterCase):
     def test_hearsay_against_own_words(self) -> None:
         """What a node says itself stands above what others say of it or of its address."""
         self.members()
-        self.hear(A, AT_A, member(MachineId(b"x" * 16), AT_B, stamp=99))
+        self.assertEqual(self.hear(A, AT_A, member(MachineId(b"x" * 16), AT_B, stamp=99)), [])
         self.hear(A, AT_A, member(B, AT_C, stamp=50, keys=("forged",)))
         self.assertEqual(self.cluster.address_of(B), AT_B)
         self.assertEqual(set(self.cluster.hosts("app")), {A, C})
@@ -233,8 +240,24 @@ class MemberTests(ClusterCase):
     def test_hearsay_of_us_or_at_our_address(self) -> None:
         """We are never among the other hosts."""
         self.hear(ME, AT_ME)
-        self.hear(A, AT_A, member(ME, AT_B), member(B, AT_ME))
+        self.assertEqual(self.hear(A, AT_A, member(ME, AT_B), member(B, AT_ME)), [NewPeer(AT_A, A)])
         self.assertEqual(self.cluster.hosts("app"), {})
+
+    def test_hearsay_that_turns_out_wrong(self) -> None:
+        """Who speaks from an address, or that it is our own, counts more than what was said of it before."""
+        self.hear(A, AT_A, member(B, AT_B), member(C, AT_ME))
+        self.assertEqual([self.cluster.address_of(machine) for machine in (B, C)], [AT_B, AT_ME])
+        self.hear(MachineId(b"x" * 16), AT_B)
+        self.hear(ME, AT_ME)
+        self.assertEqual([self.cluster.address_of(machine) for machine in (B, C)], [None, None])
+        self.assertEqual(self.cluster.hosts("app"), {})
+
+    def test_who_speaks_is_not_forgotten(self) -> None:
+        """A node that speaks stays in the lists although the datagrams with its directories were lost for minutes."""
+        self.hear(A, AT_A, member(A))
+        self.hear(A, AT_A, now_s=MEMBER_S - 1)
+        self.cluster.expire(MEMBER_S + 1)
+        self.assertEqual(self.cluster.hosts("app"), {A: "a.example"})
 
     def test_invented_machines(self) -> None:
         """A rogue peer that invents a million machines fills one place for each configured address (threats A34)."""
@@ -441,3 +464,12 @@ class WatchTests(ClusterCase):
         self.assertEqual(self.cluster.watchers(PATH), {C})
         self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), frozenset())
         self.assertEqual(self.cluster.watchers(VPath(("app", f"v{PER_OWNER}"))), {C})
+
+    def test_renewed_by_another(self) -> None:
+        """A watch belongs to who told its newest stamp: a flood from who told an older one does not displace it."""
+        self.hear(A, AT_A, Watch(PATH, C, 10))
+        self.hear(B, AT_B, Watch(PATH, C, 11))
+        for number in range(PER_OWNER):
+            self.hear(A, AT_A, Watch(VPath(("app", f"v{number}")), C, 10))
+        self.assertEqual(self.cluster.watchers(PATH), {C})
+        self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), {C})

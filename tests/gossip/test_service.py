@@ -163,6 +163,7 @@ class BeatTests(GossipCase):
         self.gossip.news_complete(PATH)
         self.gossip.news_base(PATH.base)
         self.gossip.news_download(PATH)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(5)
         self.assertEqual((self.out.sent, self.clock.getDelayedCalls()), ([], []))
 
@@ -320,7 +321,7 @@ class HearingTests(GossipCase):
         """Otherwise each node repeats its completion for a minute to a client that is gone."""
         self.facts.waiting = {PATH}
         self.gossip.news_watch(PATH)
-        self.clock.pump([1.0] * 5)
+        self.clock.pump([1.0] * 100)
         self.facts.waiting = set()
         self.out.sent.clear()
         self.hear(A, AT_A, Complete(PATH, ONE, 5))

@@ -59,11 +59,11 @@ class Vectors(SynchronousTestCase):
         self.assertEqual(set(s.VECTORS), {*s.REQUESTS, *s.RESPONSES, *s.NOTIFICATIONS, *others})
 
     def test_watches_of_ours(self) -> None:
-        """A client that waits at another node hears of the arrival only through this field."""
-        answer = m.BaseDirData(b"\1" * 32, b"\2" * 32, {}, {"v1": (s.machine(1), s.machine(2))})
+        """A client that waits at another node hears of the arrival only through ``watches``; ``pending`` tells what nobody can give yet."""
+        answer = m.BaseDirData(b"\1" * 32, b"\2" * 32, {}, {"v1": (s.machine(1), s.machine(2))}, ("v1", "v2"))
         data = codec.encode_response(1, "GetBaseDir", answer)
         self.assertEqual(codec.decode(data), codec.ResponseIn(1, "GetBaseDir", answer))
-        self.assertEqual(list(cbor2.loads(data)[3]), ["config_hash", "keep_list_hash", "dirs", "watches"])
+        self.assertEqual(list(cbor2.loads(data)[3]), ["config_hash", "keep_list_hash", "dirs", "watches", "pending"])
 
 
 def append(**changes: object) -> bytes:

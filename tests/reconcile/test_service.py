@@ -59,8 +59,8 @@ class ReconcilerTests(SynchronousTestCase):
         self.ledger.begin(Pending(order.vpath, State(order.image, order.signatures), Command.APPEND))
         return succeed(Accepted(Progress.NEW, State(order.image, order.signatures)))
 
-    def peer_has(self, address=PEER, watches=None, **states):
-        self.lists[address] = BaseDirData(bytes(32), bytes(32), states, watches or {})
+    def peer_has(self, address=PEER, watches=None, pending=(), **states):
+        self.lists[address] = BaseDirData(bytes(32), bytes(32), states, watches or {}, tuple(pending))
         return base_dir_hash(states)
 
     def names(self):
@@ -121,6 +121,20 @@ class ReconcilerTests(SynchronousTestCase):
         self.clock.advance(130)
         self.reconciler.ended(BASE.child("v1"), well=False)
         self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v1", "v1"])
+
+    def test_given_up_upload_dies(self):
+        """Nodes do not tell each other for ever of an upload that none of them could get; one that has it can still give it."""
+        heard = self.peer_has(v1=state(1, 10), pending=["v1"])
+        self.reconciler.differs(BASE, heard, PEER)
+        self.ledger.abort(BASE.child("v1"), 0)
+        self.clock.advance(3600)
+        self.reconciler.ended(BASE.child("v1"), well=False)
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v1"])
+        self.peer_has(OTHER, v1=state(1, 10))
+        self.reconciler.ended(BASE.child("v1"), well=False)
+        self.reconciler.differs(BASE, heard, OTHER)
         self.assertEqual(self.names(), ["v1", "v1"])
 
     def test_news_while_asking(self):
