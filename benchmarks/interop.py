@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.children import SYNC, CheckFailed, Children, Finished, environment, free_port, page, run, until
 from benchmarks.cluster import Node, fingerprint, make_nodes, write_key
-from benchmarks.wiretap import Session, Wiretap
+from benchmarks.wiretap import Session, Side, Wiretap
 
 OURS, OTHERS = (1, 2, 3), (11, 12)
 SINGLE, BACK, TAP, TAP_2, RECORDED, RECORDED_REFERENCE = 13, 14, 21, 22, 31, 32
@@ -485,8 +485,9 @@ def _running(nodes: Sequence[Node]) -> str:
 def _control_frames(session: Session) -> str:
     """How many pings and pongs passed. Frames are walked through, not guessed."""
     found = []
-    for side in ("client", "server"):
-        data = session.data(side).partition(b"\r\n\r\n")[2]  # type: ignore[arg-type]
+    sides: tuple[Side, ...] = ("client", "server")
+    for side in sides:
+        data = session.data(side).partition(b"\r\n\r\n")[2]
         pings = pongs = at = 0
         while at + 2 <= len(data):
             opcode, masked, size = data[at] & 15, data[at + 1] & 0x80, data[at + 1] & 127

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -53,10 +54,8 @@ class Wiretap:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for each in [self._listener, *self._sockets]:
-            try:
+            with contextlib.suppress(OSError):  # it was closed before
                 each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it was closed before
             each.close()
 
     def _accept(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 
@@ -20,7 +20,16 @@ from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """Runs a function in a thread and fires on the reactor: ``deferToThreadPool`` with its first arguments bound, or in place in tests."""
+
+    def __call__(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Fires with what ``f`` returned, or fails with what it raised."""
+
 
 NowMs = Callable[[], int]
 """Wall time in milliseconds since 1970, UTC; only for stamps, never for intervals."""

@@ -18,7 +18,6 @@ from ciruela.client.progress import Display, make_console, wants_live
 from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ClusterRun, Row, SyncRun, World, exit_code
 from ciruela.client.text import count, size
-from ciruela.disk.lane import InThread
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index.digest import HashKind
@@ -26,7 +25,7 @@ from ciruela.model.errors import BadKey
 from ciruela.net.agent import agent_keys
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver
-from ciruela.seams import NowMs
+from ciruela.seams import InThread, NowMs
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -20,6 +19,7 @@ from ciruela.keys.private import PassphraseNeeded, PrivateKey, WrongPassphrase, 
 from ciruela.keys.public import PublicKey, looks_public, parse_public
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import AgentFailed, AgentKey, AgentKeys
+from ciruela.seams import InThread
 
 DEFAULT_VARIABLE = "CIRUELA_KEY"
 DEFAULT_FILES = (".ssh/id_ed25519", ".ssh/id_ciruela", ".ciruela/id_ed25519")
@@ -34,7 +34,6 @@ MAX_KEY_FILE_BYTES = 64 * 1024
 PASSPHRASE_TRIES = 3
 """As OpenSSH does it."""
 
-InThread = Callable[..., Deferred[Any]]
 ReadFile = Callable[[str], bytes]
 AskPassphrase = Callable[[str], str]
 AskAgent = Callable[[str], Deferred[AgentKeys]]

@@ -13,11 +13,11 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, fail, succeed
 
 from ciruela.clockwork import Batch
-from ciruela.disk.lane import InThread
 from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.proto.messages import BlockData, GetBlock, GetIndex, IndexData, Request, Response
+from ciruela.seams import InThread
 
 BLOCKS_PER_HOP = 32
 """Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""

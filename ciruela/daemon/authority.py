@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -23,7 +22,7 @@ from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
-from ciruela.seams import NowMs
+from ciruela.seams import InThread, NowMs
 
 MOST_VERIFIED = 16
 """Signatures of one request that are looked at (threats A15)."""
@@ -33,8 +32,6 @@ MAX_FILE_BYTES = 256 * 1024
 
 _MASTER = "master.key"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-InThread = Callable[..., Deferred[Any]]
 
 
 @dataclass(frozen=True, slots=True)

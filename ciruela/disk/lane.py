@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from ciruela.seams import InThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,13 +23,6 @@ SLICE_COST = 64 * 1024 * 1024
 
 ENTRY_COST = SLICE_COST // 1000
 """What touching one file or name counts at least: 1,000 of them fill a slice."""
-
-
-class InThread(Protocol):
-    """Runs a function in a thread and fires on the reactor: ``deferToThreadPool`` with its first arguments bound, or in place in tests."""
-
-    def __call__(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Fires with what ``f`` returned, or fails with what it raised."""
 
 
 class _Job(Generic[T]):

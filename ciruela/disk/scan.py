@@ -16,10 +16,10 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ciruela.disk.lane import InThread
 from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
+from ciruela.seams import InThread
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from ciruela.disk import indexes, recovery, states
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
-from ciruela.disk.lane import ENTRY_COST, InThread, Lane, Steps
+from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import settle_path
@@ -27,7 +27,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending, Staging
+from ciruela.seams import Held, InThread, Pending, Staging
 
 
 class Store:

@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Beat
 from ciruela.model.errors import FormatError
-from ciruela.net.resolve import InThread, Resolve, split_name
-from ciruela.seams import Address
+from ciruela.net.resolve import Resolve, split_name
+from ciruela.seams import Address, InThread
 
 LOOK_S = 5.0
 """How often the file is looked at."""

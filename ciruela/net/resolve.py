@@ -6,18 +6,15 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from ciruela.model.errors import FormatError, LinkLost
-from ciruela.seams import Address
+from ciruela.seams import Address, InThread
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
-
-InThread = Callable[..., Deferred[Any]]
-"""``in_thread(function, *arguments)``: runs it elsewhere and fires with what it gives."""
 
 
 class Resolve(Protocol):
