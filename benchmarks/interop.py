@@ -7,13 +7,11 @@ One line for each check; the exit code is 1 when one failed. ``docs/explanation/
 from __future__ import annotations
 
 import argparse
-import base64
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -25,12 +23,15 @@ from typing import Any
 
 from benchmarks.children import SYNC, CheckFailed, Children, Finished, environment, free_port, page, run, until
 from benchmarks.cluster import Node, fingerprint, make_nodes, write_key
-from benchmarks.wiretap import Session, Side, Wiretap
+from benchmarks.wiretap import BareLink, Session, Wiretap, control_frames
 
 OURS, OTHERS = (1, 2, 3), (11, 12)
 SINGLE, BACK, TAP, TAP_2, RECORDED, RECORDED_REFERENCE = 13, 14, 21, 22, 31, 32
 PAUSE_S = 20.0
 IDLE_S = 30.0
+REFUSED = "12s"
+"""The reference's client waits until the deadline when everybody refuses and the answers name other nodes."""
+
 CONFIGS = {"app": "append-only: true\nnum-levels: 2\n", "site": "append-only: false\nnum-levels: 1\n"}
 PART = "append-only: true\nnum-levels: 1\n"
 
@@ -150,7 +151,7 @@ class Interop:
         hosts = [node.host for node in nodes]
 
         def sent(what: str, good: bool = True, key: Path | None = None) -> Finished:
-            done = uploader.sync(what, hosts, key)
+            done = uploader.sync(what, hosts, key, deadline="120s" if good else REFUSED)
             expect((done.code == 0) is good, f"{what}: exit code {done.code}: {done.out[-800:]}")
             return done
 
@@ -283,7 +284,7 @@ class Interop:
         self.holds(nodes, path, self.one)
         expect(done.wall_s >= pause_s, f"it was over after {done.wall_s:.0f} s, before the stopped node could have it")
         expect(lasted_s > pause_s - 5, f"the longest of {len(wiretap.sessions)} connections lasted {lasted_s:.0f} s")
-        kinds = _control_frames(longest)
+        kinds = control_frames(longest)
         return f"{len(wiretap.sessions)} connection(s), the longest {lasted_s:.0f} s, control frames {kinds}"
 
     # -- b, d, e: our client, the reference's daemons --------------------------------------------------------------------------------
@@ -305,20 +306,26 @@ class Interop:
 
         self.check(f"{label}: one of them stopped for {PAUSE_S:.0f} s", paused)
         self.check(f"{label}: still running", lambda: _running(nodes))
+        self.check("for comparison: reference client, two reference daemons: conflict", lambda: self._conflict(nodes))
         for node in nodes:
             node.stop()
 
     def _handshake(self, node: Node) -> str:
-        with _shake(node) as link:
+        with BareLink(node.host, node.port) as link:
             return " / ".join(link.head)
 
+    def _conflict(self, nodes: Sequence[Node]) -> str:
+        done = self.theirs.sync(f"--append {self.two}:/app/a/v1", [node.host for node in nodes], deadline=REFUSED)
+        expect(done.code, "it was not refused")
+        return f"exit code {done.code} after {done.wall_s:.1f} s, with a deadline of {REFUSED}"
+
     def _pongs(self, node: Node) -> str:
-        with _shake(node) as link:
+        with BareLink(node.host, node.port) as link:
             link.send(b"\x89\x80\1\2\3\4")
             alone = link.wait(b"\x8a", 2.5)
             link.send(b"\x89\x80\1\2\3\4")
             second = link.wait(b"\x8a", 2.0)
-        with _shake(node) as link:
+        with BareLink(node.host, node.port) as link:
             silent = link.wait_end(15.0)
         expect(silent is not None, "an idle connection was not closed within 15 s")
         first = "no pong within 2.5 s" if alone is None else f"pong after {alone * 1000:.0f} ms"
@@ -419,58 +426,6 @@ class Interop:
         )
 
 
-class _shake:  # noqa: N801  used like a function
-    """A bare websocket to a daemon, after the handshake."""
-
-    def __init__(self, node: Node) -> None:
-        self._socket = socket.create_connection((node.host, node.port), timeout=5)
-        key = base64.b64encode(os.urandom(16)).decode("ascii")
-        self._socket.sendall(
-            f"GET / HTTP/1.1\r\nHost: ciruela\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n".encode("ascii")
-        )
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = self._socket.recv(4096)
-            expect(data, f"closed in the handshake: {head!r}")
-            head += data
-        self.head = head.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-
-    def __enter__(self) -> _shake:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, data: bytes) -> None:
-        """Send raw bytes."""
-        self._socket.sendall(data)
-
-    def wait(self, start: bytes, patience_s: float) -> float | None:
-        """Seconds until bytes that start so, or None."""
-        began_s = time.monotonic()
-        self._socket.settimeout(patience_s)
-        try:
-            data = self._socket.recv(4096)
-        except TimeoutError:
-            return None
-        expect(data.startswith(start), f"unexpected bytes {data!r}")
-        return time.monotonic() - began_s
-
-    def wait_end(self, patience_s: float) -> float | None:
-        """Seconds until the connection is closed, or None."""
-        began_s = time.monotonic()
-        self._socket.settimeout(patience_s)
-        try:
-            while self._socket.recv(4096):
-                pass
-        except TimeoutError:
-            return None
-        except ConnectionError:
-            pass  # a reset is an end
-        return time.monotonic() - began_s
-
-
 def _same(nodes: Sequence[Node], path: str, tree: Path) -> bool:
     return all((node.data / path).is_dir() and fingerprint(node.data / path) == fingerprint(tree) for node in nodes)
 
@@ -480,24 +435,6 @@ def _running(nodes: Sequence[Node]) -> str:
         assert node.child is not None
         expect(node.child.process.poll() is None, f"{node.host} ended:\n{node.child.tail()}")
     return ""
-
-
-def _control_frames(session: Session) -> str:
-    """How many pings and pongs passed. Frames are walked through, not guessed."""
-    found = []
-    sides: tuple[Side, ...] = ("client", "server")
-    for side in sides:
-        data = session.data(side).partition(b"\r\n\r\n")[2]
-        pings = pongs = at = 0
-        while at + 2 <= len(data):
-            opcode, masked, size = data[at] & 15, data[at + 1] & 0x80, data[at + 1] & 127
-            width = {126: 2, 127: 8}.get(size, 0)
-            if width:
-                size = int.from_bytes(data[at + 2 : at + 2 + width], "big")
-            at += 2 + width + (4 if masked else 0) + size
-            pings, pongs = pings + (opcode == 9), pongs + (opcode == 10)
-        found.append(f"{side} {pings} pings {pongs} pongs")
-    return ", ".join(found)
 
 
 def main() -> int:

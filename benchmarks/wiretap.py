@@ -1,9 +1,11 @@
-"""A TCP proxy that writes down what passes: the raw bytes of real sessions become test vectors."""
+"""Looking at the wire: a TCP proxy that writes down what passes, and a bare websocket. Recorded sessions become test vectors."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -11,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+from benchmarks.children import CheckFailed
 
 Side = Literal["client", "server"]
 
@@ -88,3 +92,75 @@ class Wiretap:
             pass  # a reset ends the session as a goodbye does
         with self._lock:
             session.ended_s = session.ended_s or time.monotonic()
+
+
+class BareLink:
+    """A bare websocket to a daemon, after the handshake."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._socket = socket.create_connection((host, port), timeout=5)
+        key = base64.b64encode(os.urandom(16)).decode("ascii")
+        self._socket.sendall(
+            f"GET / HTTP/1.1\r\nHost: ciruela\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
+            "Sec-WebSocket-Version: 13\r\n\r\n".encode("ascii")
+        )
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = self._socket.recv(4096)
+            if not data:
+                raise CheckFailed(f"closed in the handshake: {head!r}")
+            head += data
+        self.head = head.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Send raw bytes."""
+        self._socket.sendall(data)
+
+    def wait(self, start: bytes, patience_s: float) -> float | None:
+        """Seconds until bytes that start so, or None."""
+        began_s = time.monotonic()
+        self._socket.settimeout(patience_s)
+        try:
+            data = self._socket.recv(4096)
+        except TimeoutError:
+            return None
+        if not data.startswith(start):
+            raise CheckFailed(f"unexpected bytes {data!r}")
+        return time.monotonic() - began_s
+
+    def wait_end(self, patience_s: float) -> float | None:
+        """Seconds until the connection is closed, or None."""
+        began_s = time.monotonic()
+        self._socket.settimeout(patience_s)
+        try:
+            while self._socket.recv(4096):
+                pass
+        except TimeoutError:
+            return None
+        except ConnectionError:
+            pass  # a reset is an end
+        return time.monotonic() - began_s
+
+
+def control_frames(session: Session) -> str:
+    """How many pings and pongs passed. Frames are walked through, not guessed."""
+    found = []
+    sides: tuple[Side, ...] = ("client", "server")
+    for side in sides:
+        data = session.data(side).partition(b"\r\n\r\n")[2]
+        pings = pongs = at = 0
+        while at + 2 <= len(data):
+            opcode, masked, size = data[at] & 15, data[at + 1] & 0x80, data[at + 1] & 127
+            width = {126: 2, 127: 8}.get(size, 0)
+            if width:
+                size = int.from_bytes(data[at + 2 : at + 2 + width], "big")
+            at += 2 + width + (4 if masked else 0) + size
+            pings, pongs = pings + (opcode == 9), pongs + (opcode == 10)
+        found.append(f"{side} {pings} pings {pongs} pongs")
+    return ", ".join(found)

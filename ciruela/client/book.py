@@ -279,7 +279,9 @@ class Book:
         """The numbers and names of now."""
         done, _, expected = self._count()
         failed = [(self._names[machine], reason) for machine, reason in self._aborted.items()]
-        failed += [(contact.label, contact.reason) for contact in self._with(_Answer.REFUSED)]
+        failed += [
+            (contact.label, contact.reason) for contact in self._with(_Answer.REFUSED) if contact.machine not in self._done | self._held
+        ]
         named = {name for name, _ in failed}
         absent = set(self._names) - self._done - self._held - set(self._aborted)
         missing = sorted(name for name in (self._names[machine] for machine in absent) if name not in named)

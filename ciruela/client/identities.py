@@ -200,8 +200,9 @@ class _Loader:
 
     async def _content(self, source: _Source) -> str | None:
         """The text of a key file; None when one that nobody named is not there or cannot be read."""
+        assert source.path is not None
         try:
-            data: bytes = await self._in_thread(self._read_file, source.path)
+            data = await self._in_thread(self._read_file, source.path)
         except OSError as error:
             reason = f"{source.name}: it cannot be read: {error.strerror or error}"
             if source.required:

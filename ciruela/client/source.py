@@ -82,7 +82,7 @@ class Source:
 
     async def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
         """Look in every published image, first in the one that gave the last block: nodes fetch one image after the other."""
-        shelves = [self._shelves[image] for image in sorted(published, key=lambda image: image != self._latest) if image in self._shelves]
+        shelves = [self._shelves[image] for image in sorted(published, key=lambda image: image != self._latest)]
         for shelf in shelves:
             data = await shelf.reads.submit(block)
             if data is not None:

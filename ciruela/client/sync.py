@@ -234,7 +234,7 @@ class ClusterRun:
         now_s = self._world.clock.seconds()
         young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
         for run in self._running():
-            exhausted = not self._connecting and self._contacts.exhausted(run.book.refused)
+            exhausted = self._contacts.exhausted(run.book.refused)
             verdict = run.book.verdict(self._rule, now_s - self._began_s, Reach(self._contacts.resolving or young, exhausted))
             if verdict.outcome is not Outcome.RUNNING:
                 run.verdict, run.ended_s = verdict, now_s
@@ -278,9 +278,6 @@ class ClusterRun:
 
     def _connected(self, link: ClosableLink, address: Address) -> None:
         self._connecting.pop(address, None)
-        if self._over:
-            link.close()
-            return
         peer = _Peer(address, link)
         self._peers[address] = peer
         self._by_link[id(link)] = peer

@@ -194,7 +194,8 @@ class Composer:
         A fact for which the last datagrams had no room begins one, so that long paths are not passed over for ever.
         """
         if self._waiting:
-            return self.datagrams([self._waiting.popitem()], extra, Filling.ALL)
+            longest_waiting = next(iter(self._waiting))
+            return self.datagrams([(longest_waiting, self._waiting.pop(longest_waiting))], extra, Filling.ALL)
         self._turn += 1
         return self.datagrams([(Kind.MEMBER, (self._me, self._turn % max(1, len(self._parts))))], extra, Filling.ALL)
 

@@ -112,6 +112,13 @@ class Counting(BookCase):
         self.assertEqual(self.numbers(), (2, 3))
         self.expect(Outcome.RUNNING)
 
+    def test_refusing_node_takes_a_place(self) -> None:
+        """A machine that may be the node that refused cannot also stand for one that accepted."""
+        self.ack(3, [5], "no_config")
+        self.ack(1, [])
+        self.ack(2, [], "signature_mismatch")
+        self.assertEqual(self.numbers(), (0, 2))
+
     def test_names(self) -> None:
         """The display names who is missing and who failed, and why."""
         self.ack(1, range(1, 5))
@@ -192,6 +199,17 @@ class Done(BookCase):
         self.book.lost(address(1))
         self.ack(1, [], "already_exists")
         self.expect(Outcome.DONE)
+        self.assertFalse(self.book.refused(address(1)))
+        for _ in range(ERROR_RETRIES + 1):
+            self.book.errored(address(1), "broken")
+        self.assertFalse(self.book.refused(address(1)))
+
+    def test_abort_after_done(self) -> None:
+        """Who has it cannot give it up any more."""
+        self.ack(1, range(1, 3))
+        self.got(1, 1)
+        self.assertFalse(self.gave_up(1, "superseded"))
+        self.assertEqual(self.book.standing().failed, ())
 
 
 class Early(BookCase):
@@ -238,6 +256,15 @@ class Early(BookCase):
         self.gave_up(4, "commit_error")
         self.expect(Outcome.RUNNING, elapsed_s=29)
         self.expect(Outcome.FAILED, elapsed_s=31, code=EXIT_NETWORK)
+
+    def test_refused_and_got_it_all_the_same(self) -> None:
+        """A node that refused, and then got the image from a peer, is done and not failed: the others are still waited for."""
+        self.ack(1, [2, 3])
+        self.ack(2, [1, 3], "stale_timestamp")
+        self.got(2, 2)
+        self.gave_up(3, "no_space")
+        self.expect(Outcome.RUNNING, elapsed_s=31)
+        self.assertEqual(self.book.standing().failed, (("n3", "no_space"),))
 
     def test_deadline(self) -> None:
         """Out of time without enough nodes is a failure; with enough it is a success even if the early timeout is later."""
@@ -314,6 +341,14 @@ class Refused(BookCase):
         self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_NETWORK)
         self.assertIn("disk on fire", self.book.verdict(RULE, 1, SETTLED).why)
 
+    def test_errors_are_counted_in_a_row(self) -> None:
+        """An answer between two errors starts the count anew."""
+        for _ in range(2):
+            for _ in range(ERROR_RETRIES):
+                self.book.asked(address(1), "x")
+                self.assertTrue(self.book.errored(address(1), "busy"))
+            self.ack(1, [])
+
     def test_late(self) -> None:
         """Refusals and silence until the deadline are a rejection; only silence is a network failure."""
         self.expect(Outcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
@@ -339,6 +374,13 @@ class Aborted(BookCase):
         self.gave_up(1, "superseded")
         self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
 
+    def test_others_have_it(self) -> None:
+        """While nodes that were not asked have it, those that gave up are not the end."""
+        self.ack(1, range(1, 4))
+        self.got(1, 2)
+        self.gave_up(1, "no_space")
+        self.expect(Outcome.RUNNING)
+
     def test_asked_again(self) -> None:
         """A node that is asked again after it gave up gets a new chance."""
         self.ack(1, [])
@@ -352,6 +394,7 @@ class Aborted(BookCase):
         self.gave_up(1, "cant_fetch_index")
         self.got(1, 1)
         self.expect(Outcome.DONE)
+        self.assertEqual(self.book.standing().failed, ())
 
     def test_foreign(self) -> None:
         """An abort of another image or path says nothing about this upload."""
@@ -384,10 +427,31 @@ class Weak(BookCase):
         """Nodes with other content count beside those that took it."""
         self.ack(1, range(1, 4))
         self.ack(2, range(1, 4), "already_exists")
+        self.expect(Outcome.RUNNING)
         self.got(1, 1)
         self.expect(Outcome.RUNNING)
         self.got(1, 3, image=OTHER)
         self.expect(Outcome.DONE)
+
+    def test_waits_for_who_may_turn_up(self) -> None:
+        """The first node with other content is not the answer of a cluster that is still being contacted."""
+        self.ack(1, [2], "already_exists")
+        self.expect(Outcome.RUNNING, reach=BUSY)
+
+    def test_one_gave_up(self) -> None:
+        """Beside nodes with other content, one that gave up is a failed node and not the end."""
+        self.ack(1, range(1, 3))
+        self.ack(2, range(1, 3), "already_exists")
+        self.gave_up(1, "no_space")
+        self.expect(Outcome.RUNNING)
+
+    def test_never_more_than_all(self) -> None:
+        """An address with other content that may be a machine which is done is not counted twice."""
+        self.ack(3, [9], "no_config")
+        self.ack(1, [], "already_exists")
+        self.got(3, 9)
+        standing = self.book.standing()
+        self.assertLessEqual(standing.done, standing.expected)
 
     def test_other_refusals(self) -> None:
         """Weak forgives other content, not a wrong key."""

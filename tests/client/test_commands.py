@@ -22,6 +22,7 @@ from ciruela.client.nodes import make_keys
 from ciruela.client.options import IndexOptions, SyncOptions, parse, parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.sync import World
+from ciruela.disk.localtree import LocalTree
 from ciruela.index.parse import parse as parse_index
 from ciruela.keys.public import parse_public, verify
 from ciruela.keys.signed import signed_bytes
@@ -152,6 +153,20 @@ class Sync(CommandCase):
         self.pass_()
         self.assertEqual(node.links, [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_lets_go(self) -> None:
+        """Nothing of the directories stays open after the run: the demo and others run it inside a longer program."""
+        closed: list[LocalTree] = []
+        close = LocalTree.close
+
+        def counted(tree: LocalTree) -> None:
+            closed.append(tree)
+            close(tree)
+
+        self.patch(LocalTree, "close", counted)
+        FakeNode(self.hub, 1).reason = "no_config"
+        self.assertEqual(self.successResultOf(self.sync("--append", f"{self.source}:/apps/v1", "n1")), 5)
+        self.assertEqual(len(closed), 1)
 
     def test_file_changed(self) -> None:
         """A file that was overwritten after it was indexed ends the upload with exit code 1 and its name."""

@@ -86,6 +86,8 @@ class SyncCase(SynchronousTestCase):
         self.nodes: dict[int, FakeNode] = {}
         self.resolved: list[str] = []
         self.connected: list[Address] = []
+        self.stuck: set[Address] = set()
+        self.slow: dict[str, Deferred[list[Address]]] = {}
 
     def node(self, number: int, peers: Sequence[int] = ()) -> FakeNode:
         self.nodes[number] = FakeNode(self.hub, number, peers)
@@ -93,6 +95,8 @@ class SyncCase(SynchronousTestCase):
 
     def resolve(self, name: str) -> Deferred[list[Address]]:
         self.resolved.append(name)
+        if name in self.slow:
+            return self.slow[name]
         if name not in self.names:
             return fail(LinkLost(f"the name {name} cannot be resolved"))
         return succeed(self.names[name])
@@ -102,7 +106,7 @@ class SyncCase(SynchronousTestCase):
 
         def connect(where: Address, counterpart: ClusterRun) -> Deferred[object]:
             self.connected.append(where)
-            return self.hub.link(counterpart, where)
+            return Deferred() if where in self.stuck else self.hub.link(counterpart, where)
 
         world = World(self.clock, random.Random(7), connect, self.resolve)
         runs: list[ClusterRun] = []
@@ -189,6 +193,50 @@ class Accepting(SyncCase):
         self.pass_(3)
         self.assertEqual(len(node.requests), 2)
         self.assertEqual(node.published, [IMAGE, IMAGE])
+        self.ended(Outcome.DONE)
+
+    def test_pauses_are_forgiven(self) -> None:
+        """A node that answers is well again: connections that break now and then do not make the pauses longer and longer."""
+        node = self.node(1)
+        self.begin(["n1"])
+        for number in range(2, 8):
+            node.links[0].close()  # type: ignore[attr-defined]
+            self.pass_(2.2)
+            self.assertEqual(len(node.requests), number)
+
+    def test_slow_name(self) -> None:
+        """A fast node does not end the upload while another entry point is being resolved."""
+        self.node(1).has.append((PATH, IMAGE))
+        self.node(2)
+        self.slow["late"] = Deferred()
+        self.begin(["n1", "late"])
+        self.pass_(3)
+        self.assertEqual(self.running().standing.done, 1)
+        self.slow["late"].callback([address(2)])
+        self.pass_(0.2)
+        self.assertEqual(self.running().standing.expected, 2)
+        self.received(2, 2)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+    def test_slow_connection(self) -> None:
+        """Nor while another one is being connected to; but that is only waited for a second."""
+        self.node(1).has.append((PATH, IMAGE))
+        self.stuck.add(address(2))
+        self.begin(["n1", "n2"])
+        self.assertEqual(self.running().standing.done, 1)
+        self.pass_(2)
+        self.ended(Outcome.DONE)
+
+    def test_dies_without_an_answer(self) -> None:
+        """An answer that can no longer come is not waited for."""
+        self.node(1).has.append((PATH, IMAGE))
+        self.node(2).silent = True
+        self.begin(["n1", "n2"])
+        self.pass_(2)
+        self.running()
+        self.hub.kill(address(2))
+        self.pass_(2)
         self.ended(Outcome.DONE)
 
     def test_reconnects_ever_slower(self) -> None:
@@ -414,6 +462,32 @@ class Slow(SyncCase):
         self.pass_(0.2)
         now = [number for number, node in self.nodes.items() if node.links and number != first[0]]
         self.assertEqual(len(now), CONNECTIONS)
+
+
+class Sources(SynchronousTestCase):
+    def test_published_only(self) -> None:
+        """A node to which one of two directories was published gets nothing of the other."""
+        other = b"other bytes"
+        other_hash = HashKind.BLAKE2B.block(other)
+        second = Index(OTHER, HashKind.BLAKE2B, (Directory("/", (File("/y", False, len(other), other_hash),)),))
+
+        class OtherTree(FakeTree):
+            def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
+                return [other if one == other_hash else None for one in hashes]
+
+        offers = [Offer(INDEX, b"the index", FakeTree(), "./a"), Offer(second, b"index 2", OtherTree(), "./b")]
+        sent: list[tuple[ImageId, int]] = []
+        source = Source(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+
+        def ask(request: Request, *published: ImageId) -> Deferred[Response]:
+            return source.answer(request, published, lambda image, size: sent.append((image, size)))
+
+        for request in (GetIndex(OTHER, None), GetBlock(other_hash, None)):
+            self.failureResultOf(ask(request, IMAGE), RemoteError)
+            self.failureResultOf(ask(request), RemoteError)
+        self.assertEqual(sent, [])
+        self.assertEqual(self.successResultOf(ask(GetBlock(other_hash, None), IMAGE, OTHER)), BlockData(other))
+        self.assertEqual(sent, [(OTHER, len(other))])
 
 
 class Serving(SyncCase):

@@ -359,7 +359,7 @@ class ComposerTests(SynchronousTestCase):
         for kind in (BaseHash, Watch):
             counts = [count for item, count in heard.items() if isinstance(item, kind)]
             self.assertEqual(len(counts), 61, kind)
-            self.assertGreater(min(counts), 10)
+            self.assertGreater(min(counts), 2 * heat_for(10))
 
     def test_limits_on_datagrams(self) -> None:
         """Ten thousand pieces of news in one turn must not become a burst of datagrams."""

@@ -248,6 +248,7 @@ class MemberTests(ClusterCase):
         self.hear(A, AT_A, member(B, AT_B), member(C, AT_ME))
         self.assertEqual([self.cluster.address_of(machine) for machine in (B, C)], [AT_B, AT_ME])
         self.hear(MachineId(b"x" * 16), AT_B)
+        self.assertEqual(self.hear(A, AT_A, member(MachineId(b"y" * 16), AT_B), now_s=1), [])
         self.hear(ME, AT_ME)
         self.assertEqual([self.cluster.address_of(machine) for machine in (B, C)], [None, None])
         self.assertEqual(self.cluster.hosts("app"), {})

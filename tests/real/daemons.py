@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ def free_port(hosts: Sequence[str]) -> int:
     raise AssertionError(f"no port is free on all of {', '.join(hosts)}")
 
 
-def until(condition: Callable[[], object], what: str, told: Callable[[], str] = str, patience_s: float = PATIENCE_S) -> Any:
+def until(condition: Callable[[], object], what: str, told: Callable[[], str] = str, poll_s: float = POLL_S) -> Any:
     """Poll until ``condition()`` is true, and give that. What does not answer yet is not true yet."""
-    end_s = time.monotonic() + patience_s
+    end_s = time.monotonic() + PATIENCE_S
     while True:
         try:
             found = condition()
@@ -100,8 +101,8 @@ def until(condition: Callable[[], object], what: str, told: Callable[[], str] = 
         if found:
             return found
         if time.monotonic() > end_s:
-            raise AssertionError(f"{what}: not within {patience_s:.0f} s; at last: {problem}\n{told()}")
-        time.sleep(POLL_S)
+            raise AssertionError(f"{what}: not within {PATIENCE_S:.0f} s; at last: {problem}\n{told()}")
+        time.sleep(poll_s)
 
 
 class RealNode:
@@ -160,7 +161,7 @@ class RealNode:
 
     def metric(self, group: str, name: str) -> int:
         """One number of ``/status/``."""
-        return next(value for what, (_, value) in self.get("/status/")["metrics"] if what == {"group": group, "metric": name})
+        return int(next(value for what, (_, value) in self.get("/status/")["metrics"] if what == {"group": group, "metric": name}))
 
     def received(self) -> int:
         """Bytes of blocks that this process got from clients and peers."""
@@ -236,10 +237,10 @@ class RealCluster:
                 )
         running = [node for node in self.nodes if node.process is not None]
         for node in running:
-            self.until(lambda node=node: self._answers(node), f"{node.name} serves")
+            self.until(partial(self._answers, node), f"{node.name} serves")
         for node in running:
             others = {other.machine for other in self._others(node) if other in running}
-            self.until(lambda node=node, others=others: self._knows(node, others), f"{node.name} knows the others")
+            self.until(partial(self._knows, node, others), f"{node.name} knows the others")
 
     def _others(self, node: RealNode) -> list[RealNode]:
         return [other for group in self._groups if node in group for other in group if other is not node]
@@ -248,7 +249,7 @@ class RealCluster:
         assert node.process is not None
         if node.process.poll() is not None:
             raise AssertionError(f"{node.name} ended with {node.process.returncode}\n{node.tail()}")
-        return node.get("/healthz")["status"] == "ok"
+        return bool(node.get("/healthz")["status"] == "ok")
 
     def _knows(self, node: RealNode, machines: set[str]) -> bool:
         peers = node.get("/peers/")
@@ -262,7 +263,7 @@ class RealCluster:
         self.nodes[number].process = None
 
     def stop(self, number: int, patience_s: float = PATIENCE_S) -> int:
-        """SIGTERM. Gives the exit code, which is the signal itself as long as twistd has its way; fails when it takes longer than ``patience_s``."""
+        """SIGTERM. Gives the exit code, as subprocess has it; fails when it takes longer than ``patience_s``."""
         process = self._running(number)
         process.terminate()
         try:
@@ -281,9 +282,9 @@ class RealCluster:
         """The ends of all logs."""
         return "\n".join(node.tail() for node in self.nodes)
 
-    def until(self, condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> Any:
+    def until(self, condition: Callable[[], object], what: str, poll_s: float = POLL_S) -> Any:
         """As :func:`until`, with the logs when it fails."""
-        return until(condition, what, self.tails, patience_s)
+        return until(condition, what, self.tails, poll_s)
 
     def _end(self) -> None:
         for client in self._clients:
