@@ -3,5 +3,6 @@
 What must not happen here: a decision of a node, or a read of anything but the user's own directories, keys and options. Reading order:
 ``options`` (the command line), ``identities`` (private keys), ``orders`` (scan and sign), ``source`` (serves the local directories),
 ``book`` (who has an image: pure verdict), ``contacts`` (which addresses to try), ``sync`` (connections of one cluster and the run of
-all), ``text`` (what may be printed), ``progress`` (the display), ``commands`` (sync and index as stories), ``nodes`` and ``demo``, ``main`` (the process and exit codes).
+all), ``text`` (what may be printed), ``progress`` (the display), ``commands`` (sync and index as stories), ``nodes`` and ``demo``,
+``main`` (the process and exit codes).
 """

@@ -39,6 +39,9 @@ from ciruela.uploads.service import Uploads
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
+_OTHER_IMAGE = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH})
+"""Signed wishes refused for what is there. The reference's client ends, well or not, once it heard what all nodes have at that path."""
+
 
 def config_hash(config: DirConfig) -> bytes:
     """The hash of what matters for cleanup (protocol section 4.4); for people who compare nodes, no program evaluates it."""
@@ -124,15 +127,20 @@ class Requests:
         hosts = self._hosts(vpath.key)
         match verdict:
             case Rejected():
+                if verdict.reason in _OTHER_IMAGE:
+                    self._watch(link, vpath)
                 return UploadAck(False, verdict.reason.value, hosts)
             case Accepted():
-                self._watches.watch(link, vpath)
-                self._watched(vpath)
+                self._watch(link, vpath)
                 if verdict.progress is Progress.ALREADY_DONE:
                     committed = self._ledger.committed(vpath)
                     if committed is not None and self._ledger.pending(vpath) is None:
                         self._done(vpath, committed)
                 return UploadAck(True, None, hosts)
+
+    def _watch(self, link: Link, vpath: VPath) -> None:
+        self._watches.watch(link, vpath)
+        self._watched(vpath)
 
     def _index_at(self, request: GetIndexAt) -> Deferred[Response]:
         try:

@@ -378,6 +378,20 @@ class Refusing(SyncCase):
         self.pass_(0.1)
         self.ended(Outcome.DONE)
 
+    def test_late_node_with_errors(self) -> None:
+        """A node that came up late and asks for patience is reachable: the refusal of another one is not the end."""
+        self.node(1).error = "broken"
+        self.begin(["n1", "n2"])
+        self.pass_(2.5)
+        late = self.node(2)
+        late.error = "starting"
+        self.pass_(6.5)
+        self.assertEqual((len(self.nodes[1].requests), 1 < len(late.requests) < 4), (4, True))
+        self.assertEqual(self.running().standing.failed, (("n1", "broken"),))
+        late.error = None
+        self.pass_(4)
+        self.assertEqual(self.running().standing.accepted, ("n2",))
+
     def test_all_gave_up(self) -> None:
         """When all nodes that accepted give up, the client says so at once, with their reasons (C40)."""
         for number in (1, 2):

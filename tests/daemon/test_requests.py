@@ -141,3 +141,23 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual((notice.path, notice.image, notice.machine_id), ("/app/v1", SITE.id, self.cluster.machine(1)))
         self.assertTrue(notice.reason.startswith("no_space: needs "), notice.reason)
         self.assertIsNone(self.node.ledger.pending(next(iter(self.node.watches.paths()))))
+
+
+class ConflictTests(SynchronousTestCase):
+    """Three nodes that have one image, and a client that comes with another one for the same path."""
+
+    def test_clients_hear_what_is_there(self):
+        """The reference's client waits until its deadline, 30 minutes, until all nodes told what they have at that path."""
+        cluster = Cluster(3, configs={"app": APP})
+        first = Client(cluster, SITE)
+        cluster.run(2.0)
+        first.upload("/app/v1", [cluster.address(1)])
+        cluster.run(20.0)
+        self.assertEqual(cluster.holders("/app/v1", SITE), {1, 2, 3})
+        first.leave()
+        cluster.run(20.0)
+        second = Client(cluster, Image(6, {"b": 9}))
+        second.upload("/app/v1", [cluster.address(1), cluster.address(2)])
+        cluster.run(10.0)
+        self.assertEqual({answer.reject_reason for _, answer in second.answers}, {"already_exists"})
+        self.assertEqual(second.received, {(SITE.id, "/app/v1", cluster.machine(number)) for number in (1, 2, 3)})

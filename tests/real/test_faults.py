@@ -54,12 +54,12 @@ class KillTests(SynchronousTestCase):
 
     def test_node_killed_while_it_downloads(self) -> None:
         """One broken server would hold up all others, its absence would go unnoticed, or it would begin anew after each crash."""
-        size = 192 * MIB
+        size = 96 * MIB
         source = self.large(1, size)
         cluster = RealCluster(self, 4)
         victim = cluster.nodes[3]
         client = cluster.begin_sync("--early-timeout", "3s", "--append", f"{source}:/apps/v1", "127.0.0.1")
-        missing = self.freeze_within(cluster, client, victim, 16 * MIB)
+        missing = self.freeze_within(cluster, client, victim, 8 * MIB)
         cluster.kill(3)
         client.send_signal(signal.SIGCONT)
         said = cluster.expect(cluster.finish(client), 0, "/apps/v1  EARLY", "3/4 nodes")
@@ -68,7 +68,7 @@ class KillTests(SynchronousTestCase):
         self.assertFalse(victim.path("/apps/v1").exists(), "an unfinished image is visible")
 
         late = small_tree(self.fresh(), {"late": "late"})
-        strict = cluster.sync("--early-fraction", "1", "--early-timeout", "0", "-t", "5s", "--append", f"{late}:/apps/v2", "127.0.0.1")
+        strict = cluster.sync("--early-fraction", "1", "--early-timeout", "0s", "-t", "5s", "--append", f"{late}:/apps/v2", "127.0.0.1")
         cluster.expect(strict, 3, "/apps/v2  FAILED", "3/4 nodes", "missing: 127.0.0.4", "out of time")
 
         cluster.start(3)
@@ -79,7 +79,7 @@ class KillTests(SynchronousTestCase):
 
     def test_client_killed_when_the_nodes_have_all(self) -> None:
         """A closed laptop would leave servers with half an image, although together they have all of it."""
-        source = self.large(2, 96 * MIB)
+        source = self.large(2, 64 * MIB)
         cluster = RealCluster(self, 4)
         client = cluster.begin_sync("--append", f"{source}:/apps/v1", "127.0.0.1")
 

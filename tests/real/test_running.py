@@ -43,7 +43,9 @@ class DaemonTests(SynchronousTestCase):
         cluster.expect(second, 4, f"another daemon uses the db directory {node.db}")
         other = cluster.top / "other db"
         other.mkdir()
-        cluster.expect(self.began(cluster, node.command(db=other)), 1, f"{node.host}:{node.port}", "Address already in use")
+        cluster.expect(
+            self.began(cluster, node.command(db=other)), 1, f"cannot listen on {node.host}:{node.port}", "Address already in use"
+        )
         cluster.expect(self.began(cluster, node.command(db=cluster.top / "no db")), 4, "no db", "it must exist")
         config = cluster.top / "config"
         (config / "configs").mkdir(parents=True)
