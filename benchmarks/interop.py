@@ -306,7 +306,7 @@ class Interop:
 
         self.check(f"{label}: one of them stopped for {PAUSE_S:.0f} s", paused)
         self.check(f"{label}: still running", lambda: _running(nodes))
-        self.check("for comparison: reference client, two reference daemons: conflict", lambda: self._conflict(nodes))
+        self.check("for comparison: reference client, two reference daemons: refusals", lambda: self._refusals(nodes))
         for node in nodes:
             node.stop()
 
@@ -314,10 +314,17 @@ class Interop:
         with BareLink(node.host, node.port) as link:
             return " / ".join(link.head)
 
-    def _conflict(self, nodes: Sequence[Node]) -> str:
-        done = self.theirs.sync(f"--append {self.two}:/app/a/v1", [node.host for node in nodes], deadline=REFUSED)
-        expect(done.code, "it was not refused")
-        return f"exit code {done.code} after {done.wall_s:.1f} s, with a deadline of {REFUSED}"
+    def _refusals(self, nodes: Sequence[Node]) -> str:
+        told = []
+        for name, what, key in (
+            ("conflict", f"--append {self.two}:/app/a/v1", self.key),
+            ("append only", f"--replace {self.two}:/app/a/v1", self.key),
+            ("wrong key", f"--append {self.one}:/app/k/v1", self.wrong),
+        ):
+            done = self.theirs.sync(what, [node.host for node in nodes], key, deadline=REFUSED)
+            expect(done.code, f"{name}: it was not refused")
+            told.append(f"{name} after {done.wall_s:.1f} s")
+        return ", ".join(told)
 
     def _pongs(self, node: Node) -> str:
         with BareLink(node.host, node.port) as link:

@@ -2,5 +2,6 @@
 
 Reading order: ``tap`` (options, ``makeService``), ``config`` with ``yamltext`` and ``modes`` (the config directory, checked), ``identity``
 (machine id and host name), ``authority`` (the keys that may upload), ``service`` (files, sockets and the reactor), ``node`` (the work rooms
-wired to each other), ``requests`` (what a connection is answered), ``status`` (what the pages show).
+wired to each other), ``acquaintance`` (when the peers are known), ``requests`` (what a
+connection is answered), ``status`` (what the pages show).
 """

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.requests import Requests
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
@@ -143,6 +144,7 @@ class Node:
         self.reconciler = Reconciler(
             world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
         )
+        self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
         self.blocks = BlockService(self.ledger, world.disk, self.catalog)
         self.counterpart = Requests(
             world.configs,
@@ -152,6 +154,7 @@ class Node:
             self.uploads,
             self.blocks,
             hosts=self.gossip.cluster.hosts,
+            acquainted=self.acquaintance.wait,
             watchers=self._watchers,
             done=self._tell_received,
             watched=self.gossip.news_watch,
@@ -171,6 +174,7 @@ class Node:
             for pending in self.ledger.pendings():
                 self.downloads.start(pending)
             self.gossip.start()
+            self.acquaintance.begin()
             self.ready = True
 
         return self.world.disk.load().addCallback(loaded)

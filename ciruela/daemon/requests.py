@@ -71,6 +71,7 @@ class Requests:
         uploads: Uploads,
         blocks: BlockService,
         hosts: Callable[[str], Hosts],
+        acquainted: Callable[[], Deferred[None]],
         watchers: Watchers,
         done: Callable[[VPath, State], None],
         watched: Callable[[VPath], None],
@@ -83,6 +84,7 @@ class Requests:
         self._uploads = uploads
         self._blocks = blocks
         self._hosts = hosts
+        self._acquainted = acquainted
         self._watchers = watchers
         self._done = done
         self._watched = watched
@@ -123,20 +125,19 @@ class Requests:
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
         return self._uploads.order(order).addCallback(self._judged, link, vpath)
 
-    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Response:
-        hosts = self._hosts(vpath.key)
+    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[Response]:
+        reason = None
         match verdict:
             case Rejected():
+                reason = verdict.reason.value
                 if verdict.reason in _OTHER_IMAGE:
                     self._watch(link, vpath)
-                return UploadAck(False, verdict.reason.value, hosts)
             case Accepted():
                 self._watch(link, vpath)
-                if verdict.progress is Progress.ALREADY_DONE:
-                    committed = self._ledger.committed(vpath)
-                    if committed is not None and self._ledger.pending(vpath) is None:
-                        self._done(vpath, committed)
-                return UploadAck(True, None, hosts)
+                committed = self._ledger.committed(vpath)
+                if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
+                    self._done(vpath, committed)
+        return self._acquainted().addCallback(lambda _: UploadAck(reason is None, reason, self._hosts(vpath.key)))
 
     def _watch(self, link: Link, vpath: VPath) -> None:
         self._watches.watch(link, vpath)

@@ -150,7 +150,11 @@ class Daemon(Service):
             address=str(Address(settings.host, settings.port)),
             keys=", ".join(sorted(settings.configs)) or "none",
         )
-        self.node.start().addCallback(lambda _: self._peers.start()).addErrback(self._not_started)
+        self.node.start().addErrback(self._not_started)
+        self._peers.start().addCallbacks(lambda _: self.node.acquaintance.listed(), self._no_peers)
+
+    def _no_peers(self, failure: Failure) -> None:
+        self._log.failure("the list of peers could not be read", failure)
 
     def _not_started(self, failure: Failure) -> None:
         self._log.failure("the db directory {directory} could not be read; the daemon stops", failure, directory=self._settings.db_dir)

@@ -118,6 +118,27 @@ class RequestsTests(SynchronousTestCase):
         """Without a keep list: the hash of an empty array."""
         self.assertEqual(self.ask(GetBaseDir("/app")).keep_list_hash, hashlib.blake2b(b"\x80", digest_size=32).digest())
 
+    def test_answer_waits_for_acquaintance(self):
+        """A client that asks a node which has just started is told of the other nodes, or it would call one node a whole cluster."""
+        cluster = Cluster(3)
+        client = Client(cluster, SITE)
+        client.upload("/app/v1", cluster.addresses(1))
+        cluster.run(10.0, until=lambda: client.answers)
+        [(_, answer)] = client.answers
+        self.assertEqual(set(answer.hosts), {cluster.machine(2), cluster.machine(3)})
+
+    def test_answer_does_not_wait_for_the_dead(self):
+        """A peer that is down delays the first answers by three seconds, later ones not at all."""
+        cluster = Cluster(2)
+        cluster.kill(2)
+        client = Client(cluster, SITE)
+        client.upload("/app/v1", cluster.addresses(1))
+        took = cluster.run(10.0, until=lambda: client.answers)
+        self.assertTrue(2.5 < took < 3.5, took)
+        self.assertEqual(cluster.holders("/app/v1", SITE), {1})
+        client.upload("/app/v1", cluster.addresses(1))
+        self.assertLess(cluster.run(10.0, until=lambda: len(client.answers) > 1), 0.5)
+
     def test_publish_and_leave(self):
         """A source counts while its connection lasts."""
         self.link.tell(PublishImage(SITE.id))

@@ -168,10 +168,11 @@ class RealNode:
         return self.metric("blocks", "received_bytes")
 
     def has(self, vpath: str) -> str | None:
-        """The id of the image that is visible at ``vpath``."""
+        """The id of the image that is visible at ``vpath``; ``/list-dir/`` alone also tells of what is on its way."""
+        if not self.path(vpath).is_dir() or vpath in self.get("/downloading/"):
+            return None
         base, _, entry = vpath.rpartition("/")
-        found = self.get(f"/list-dir{base}").get(entry)
-        return None if found is None else found["image"]
+        return str(self.get(f"/list-dir{base}")[entry]["image"])
 
     def path(self, vpath: str) -> Path:
         """The real directory of ``vpath``."""

@@ -192,6 +192,7 @@ class Cluster:
         late.node = self.nodes[number] = Node(world)
         late.node.start()
         late.node.gossip.configured(dict(self._known))
+        late.node.acquaintance.listed()
         return late.node
 
     def kill(self, number: int) -> None:

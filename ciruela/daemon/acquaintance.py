@@ -1,0 +1,66 @@
+"""Knowing who else is there, before anybody is told.
+
+A node that has just started does not know who else takes a directory, and a client that asks it would believe that nobody does.
+
+So the answers to uploads, which name the other nodes, wait until the configured peers have been heard of, for a few seconds at most.
+The work itself does not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from ciruela.gossip.roster import Peer
+
+MOST_S = 3.0
+"""After this the answers go out with what is known: a peer that is down must not hold them up. Gossip beats each second."""
+
+LOOK_S = 0.1
+
+
+class Acquaintance:
+    """Fires when the peers are known."""
+
+    def __init__(self, clock: IReactorTime, peers: Callable[[], Sequence[Peer]]) -> None:
+        self._clock = clock
+        self._peers = peers
+        self._until_s = clock.seconds() + MOST_S
+        self._listed = False
+        self._waiting: list[Deferred[None]] = []
+        self._looking = False
+
+    def begin(self) -> None:
+        """The node starts now."""
+        self._until_s = self._clock.seconds() + MOST_S
+
+    def listed(self) -> None:
+        """The list of peers was read and its names looked up."""
+        self._listed = True
+
+    def wait(self) -> Deferred[None]:
+        """Fires at once when everybody was heard of, else when they are, or when the time is over."""
+        if self._over():
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        if not self._looking:
+            self._looking = True
+            self._clock.callLater(LOOK_S, self._look)
+        return waiting
+
+    def _over(self) -> bool:
+        if self._clock.seconds() >= self._until_s:
+            return True
+        return self._listed and all(peer.own or peer.keys for peer in self._peers())
+
+    def _look(self) -> None:
+        if not self._over():
+            self._clock.callLater(LOOK_S, self._look)
+            return
+        self._looking = False
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.callback(None)
