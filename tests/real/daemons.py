@@ -274,6 +274,10 @@ class RealCluster:
         self.nodes[number].process = None
         return code
 
+    def signal(self, number: int, what: signal.Signals) -> None:
+        """Send any signal to a daemon."""
+        self._running(number).send_signal(what)
+
     def _running(self, number: int) -> subprocess.Popen[bytes]:
         process = self.nodes[number].process
         assert process is not None, f"node{number + 1} does not run"
@@ -339,10 +343,10 @@ class RealCluster:
         """Run ``ciruela-sync`` with the key of the cluster (or ``key``) and its port."""
         return self.run(self._sync_command(args, key), timeout)
 
-    def begin_sync(self, *args: object) -> subprocess.Popen[str]:
+    def begin_sync(self, *args: object, key: Path | None = None) -> subprocess.Popen[str]:
         """Start ``ciruela-sync`` and do not wait for it."""
         client = subprocess.Popen(
-            self._sync_command(args, None),
+            self._sync_command(args, key),
             cwd=self.home,
             env=environment(self.home),
             stdin=subprocess.DEVNULL,

@@ -32,13 +32,16 @@ class RefusalTests(SynchronousTestCase):
         source = self.source("x")
         stranger = cluster.top / "stranger"
         make_key(stranger)
-        done = cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1", key=stranger)
-        cluster.expect(done, 5, "/apps/v1  REJECTED", "0/2 nodes", "signature_mismatch")
-        cluster.expect(cluster.sync("--append", f"{source}:/other/v1", "127.0.0.1"), 5, "/other/v1  REJECTED", "no_config")
-        done = cluster.sync("--append", f"{source}:/apps/shop/v1", "127.0.0.1")
-        cluster.expect(done, 5, "/apps/shop/v1  REJECTED", "config_level_mismatch")
-        done = cluster.sync("--replace", f"{source}:/apps/v1", "127.0.0.1")
-        cluster.expect(done, 5, "/apps/v1  REJECTED", "dir_is_append_only")
+        unknown = cluster.begin_sync("--append", f"{source}:/apps/v1", "127.0.0.1", key=stranger)
+        nowhere = cluster.begin_sync("--append", f"{source}:/other/v1", "127.0.0.1")
+        deep = cluster.begin_sync("--append", f"{source}:/apps/shop/v1", "127.0.0.1")
+        replace = cluster.begin_sync("--replace", f"{source}:/apps/v1", "127.0.0.1")
+        cluster.expect(cluster.finish(unknown), 5, "/apps/v1  REJECTED", "0/2 nodes", "signature_mismatch")
+        cluster.expect(cluster.finish(nowhere), 5, "/other/v1  REJECTED", "no_config")
+        cluster.expect(cluster.finish(deep), 5, "/apps/shop/v1  REJECTED", "config_level_mismatch")
+        cluster.expect(cluster.finish(replace), 5, "/apps/v1  REJECTED", "dir_is_append_only")
+        for node in cluster.nodes:
+            self.assertEqual(list((node.data / "apps").iterdir()), [])
         done = cluster.sync("--append", f"{source}:/apps/v1", "--append", f"{source}:/other/v1", "127.0.0.1")
         cluster.expect(done, 5, "/apps/v1   DONE", "/other/v1  REJECTED", "no_config")
         for node in cluster.nodes:
@@ -83,24 +86,28 @@ class RefusalTests(SynchronousTestCase):
         source = self.source("x")
         order = ("--append", f"{source}:/apps/v1", "127.0.0.1")
 
-        missing = cluster.sync("--append", f"{source}/nowhere:/apps/v1", "127.0.0.1")
-        cluster.expect(missing, 1, "nowhere cannot be read: No such file or directory")
-        cluster.expect(cluster.sync("--append", f"{source}/file:/apps/v1", "127.0.0.1"), 1, "is not a directory")
-        (source / "\udcff").write_text("")
-        cluster.expect(cluster.sync(*order), 1, "UTF-8")
-        (source / "\udcff").unlink()
-
         bad = cluster.top / "bad"
         bad.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nnonsense\n-----END OPENSSH PRIVATE KEY-----\n")
-        cluster.expect(cluster.sync(*order, key=bad), 2, str(bad))
-        cluster.expect(cluster.sync(*order, key=cluster.top / "no key"), 2, "no key: it cannot be read: No such file or directory")
+        unnamed = self.source("y")
+        (unnamed / "\udcff").write_text("")
+        for client, code, text in [
+            (
+                cluster.begin_sync("--append", f"{source}/nowhere:/apps/v1", "127.0.0.1"),
+                1,
+                "nowhere cannot be read: No such file or directory",
+            ),
+            (cluster.begin_sync("--append", f"{source}/file:/apps/v1", "127.0.0.1"), 1, "is not a directory"),
+            (cluster.begin_sync("--append", f"{unnamed}:/apps/v1", "127.0.0.1"), 1, "UTF-8"),
+            (cluster.begin_sync(*order, key=bad), 2, f"{bad}: "),
+            (cluster.begin_sync(*order, key=cluster.top / "no key"), 2, "no key: it cannot be read: No such file or directory"),
+            (cluster.begin_sync("--append", f"{source}:apps/v1", "127.0.0.1"), 2, "is not SRC:DEST"),
+            (cluster.begin_sync("--append", f"{source}:/apps/v1"), 2, "no ENTRY_POINT"),
+        ]:
+            cluster.expect(cluster.finish(client), code, text)
         keyless = cluster.run([program("ciruela-sync"), "--port", str(cluster.port), *order])
         cluster.expect(keyless, 2, "no key was found")
-        cluster.expect(cluster.sync("--append", f"{source}:apps/v1", "127.0.0.1"), 2, "is not SRC:DEST")
-        cluster.expect(cluster.sync("--append", f"{source}:/apps/v1"), 2, "no ENTRY_POINT")
+        self.assertEqual(cluster.nodes[0].get("/list-dir/apps"), {})
 
         cluster.stop(0)
         done = cluster.sync("-t", "2s", *order)
         cluster.expect(done, 3, "/apps/v1  FAILED", "connection refused by 127.0.0.1", "out of time")
-        cluster.start(0)
-        self.assertEqual(cluster.nodes[0].get("/list-dir/apps"), {})

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-MOST_BYTES = 2 * 1024 * 1024
+MOST_BYTES = 256 * 1024
 """Larger files of the sources are left out: the number of files is what matters there."""
 
 CHUNK = 8 * 1024 * 1024
