@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -56,8 +57,7 @@ class InMemory:
 class Contract:
     """What work may rely on."""
 
-    def network(self) -> Any:
-        raise NotImplementedError
+    network: Callable[[Any], Any]
 
     def setUp(self) -> None:
         self.net = self.network()
