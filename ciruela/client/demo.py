@@ -70,7 +70,7 @@ async def demo(options: DemoOptions, around: Surroundings) -> int:
     top = Path(tempfile.mkdtemp(prefix="ciruela-demo-"))
     nodes: Nodes | None = None
     try:
-        nodes = Nodes(around.reactor, around.environ, top, options.nodes, lambda node: _ended(display, node))
+        nodes = Nodes(around.reactor, around.environ, top, options.nodes, lambda node: _ended(display, node), options.common.port)
         return await _story(options, around, display, nodes, directory)
     finally:
         display.say("Stopping the nodes and removing everything")

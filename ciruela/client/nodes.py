@@ -193,9 +193,17 @@ class Node:
 
 
 class Nodes:
-    """A cluster of ``count`` daemons below ``top``."""
+    """A cluster of ``count`` daemons below ``top``, on port ``preferred`` if it is free."""
 
-    def __init__(self, reactor: Any, environ: Mapping[str, str], top: Path, count: int, ended: Callable[[Node], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        environ: Mapping[str, str],
+        top: Path,
+        count: int,
+        ended: Callable[[Node], None],
+        preferred: int = DEFAULT_PORT,
+    ) -> None:
         self._reactor = reactor
         self._environ = environ
         self._top = top
@@ -203,7 +211,7 @@ class Nodes:
         self._stopping = False
         self.key = top / "key"
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
-        self.port = free_port(hosts)
+        self.port = free_port(hosts, preferred)
         self.nodes = [Node(number, top, self.port) for number in range(1, count + 1)]
         self._pages = treq.client.HTTPClient(Agent(reactor, connectTimeout=2, pool=HTTPConnectionPool(reactor, persistent=False)))
 

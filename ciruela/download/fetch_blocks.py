@@ -94,7 +94,7 @@ class BlockFetch:
     def nudge(self) -> None:
         """There is news of a source."""
         if not self._ended:
-            self._sources.update(self._candidates())
+            self._sources.update(self._candidates(), self._clock.seconds())
             self._pump()
 
     def _beat(self) -> None:
@@ -102,7 +102,7 @@ class BlockFetch:
         if not self._plan.done and self._clock.seconds() - self.last_good_s >= GIVE_UP_S:
             self._end(Failure(DownloadFailed(Abort.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
             return
-        self._sources.update(self._candidates())
+        self._sources.update(self._candidates(), self._clock.seconds())
         self._pump()
         if not self._ended:
             self._tick = self._clock.callLater(TICK_S, self._beat)

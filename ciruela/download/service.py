@@ -20,7 +20,7 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
 from ciruela.download.serving import Catalog
-from ciruela.download.sources import Candidate, Totals
+from ciruela.download.sources import MOST_WINDOW, Candidate, Totals
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
@@ -30,7 +30,7 @@ from ciruela.model.mask import FULL
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Disk, NowMs, Pending, Reused, Staging, Wire
+from ciruela.seams import Address, Disk, Link, NowMs, Pending, Reused, Staging, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
 
@@ -403,7 +403,7 @@ class Downloads:
 
     def _candidates(self, download: Download, *, index: bool) -> list[Candidate]:
         """Clients that published the image, peers that said they hold some of it, and where there is doubt peers that are likely to."""
-        found = [Candidate(link, link.name, link.ask, FULL, seed=True) for link in self._watches.sources(download.image)]
+        found = [self._seed(link) for link in self._watches.sources(download.image)]
         holders = {
             holder.address: holder for holder in self._rumors.holders(download.vpath, download.image) if holder.has_index or not index
         }
@@ -416,6 +416,11 @@ class Downloads:
         if len(found) < MOST_PEERS:
             found.extend(self._peer(address, FULL, hearsay=True) for address in self._rng.sample(guesses, min(3, len(guesses))))
         return found
+
+    def _seed(self, link: Link) -> Candidate:
+        """A client; the downloads that it can give to share its connection."""
+        sharing = sum(1 for one in self._running.values() if link in self._watches.sources(one.image))
+        return Candidate(link, link.name, link.ask, FULL, seed=True, most=max(1, MOST_WINDOW // max(1, sharing)))
 
     def _peer(self, address: Address, mask: int, *, hearsay: bool) -> Candidate:
         return Candidate(address, str(address), lambda request: self._wire.ask(address, request), mask, seed=False, hearsay=hearsay)

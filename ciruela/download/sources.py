@@ -7,12 +7,12 @@ the others (threats A7, A58; protocol C20).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
 
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.model.mask import FULL, SLICES
+from ciruela.model.mask import FULL
 from ciruela.proto.messages import Request, Response
 
 Ask = Callable[[Request], Deferred[Response]]
@@ -27,6 +27,9 @@ SLOW_S = 2.0
 GRACE_S = 5.0
 LEAST_RATE = 50 * 1024
 """Deadline of a request: GRACE_S plus what is in flight at LEAST_RATE bytes a second (threats A58)."""
+
+DENIED_S = 10.0
+"""How long a peer is believed that it lacks what it claims to have: its disk may have been slow, its claim early."""
 
 BAD_BLOCK_S = 30.0
 LONGEST_BAD_S = 600.0
@@ -51,7 +54,8 @@ class Totals:
 class Candidate:
     """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.
 
-    ``hearsay``: nobody said that this node has the image, it is only likely.
+    ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: requests that may be in flight, at most; less than
+    MOST_WINDOW where several downloads share a connection.
     """
 
     key: object
@@ -60,6 +64,7 @@ class Candidate:
     mask: int
     seed: bool
     hearsay: bool = False
+    most: int = MOST_WINDOW
 
 
 @dataclass
@@ -74,7 +79,8 @@ class Source:
     bad_blocks: int = 0
     rest_until_s: float = 0.0
     blocks: int = 0
-    denied: int = field(default=0)
+    denied: int = 0
+    denied_until_s: float = 0.0
 
     @property
     def mask(self) -> int:
@@ -83,7 +89,7 @@ class Source:
 
     def ready(self, now_s: float) -> bool:
         """Whether another request may go out."""
-        return self.in_flight < self.window and now_s >= self.rest_until_s and self.bad_blocks < MOST_BAD_BLOCKS
+        return self.in_flight < min(self.window, self.candidate.most) and now_s >= self.rest_until_s and self.bad_blocks < MOST_BAD_BLOCKS
 
     def deadline_s(self) -> float:
         """Seconds to wait for the next answer, with all that is in flight before it."""
@@ -99,10 +105,16 @@ class Source:
             self.window += 1
 
     def lacked(self, part: int, now_s: float) -> None:
-        """It answered that it does not have a block of slice ``part``: not asked for that slice again until it claims anew."""
-        self.denied |= 1 << part
-        if self.denied.bit_count() == SLICES or self.candidate.hearsay or self.candidate.seed:
+        """It answered that it cannot give a block of slice ``part``.
+
+        A peer is not asked for that slice for DENIED_S, or until it claims something else. A client, or a peer that was only guessed to
+        have the image, rests as after any failure.
+        """
+        if self.candidate.seed or self.candidate.hearsay:
             self.failed(now_s)
+            return
+        self.denied |= 1 << part
+        self.denied_until_s = now_s + DENIED_S
 
     def failed(self, now_s: float) -> None:
         """It gave nothing: the n-th failure in a row rests it for n seconds."""
@@ -123,14 +135,14 @@ class Sources:
         self._known: dict[object, Source] = {}
         self._active: list[Source] = []
 
-    def update(self, candidates: list[Candidate]) -> None:
-        """Take over who can give what now. A source that claims more than before is believed again."""
+    def update(self, candidates: list[Candidate], now_s: float) -> None:
+        """Take over who can give what now. A source that claims more than before is believed again, any other after DENIED_S."""
         active = []
         for candidate in candidates:
             source = self._known.get(candidate.key)
             if source is None:
                 source = self._known[candidate.key] = Source(candidate)
-            elif candidate.mask != source.candidate.mask or candidate.hearsay != source.candidate.hearsay:
+            elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate
             active.append(source)

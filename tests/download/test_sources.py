@@ -4,6 +4,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.sources import (
+    DENIED_S,
     FIRST_WINDOW,
     LONGEST_BAD_S,
     MOST_BAD_BLOCKS,
@@ -84,6 +85,16 @@ class SourceTests(SynchronousTestCase):
             source = Source(one)
             source.lacked(0, 0.0)
             self.assertFalse(source.ready(0.5))
+            self.assertTrue(source.ready(1.0))
+            self.assertEqual(source.mask, FULL)
+
+    def test_shared_connection(self):
+        """Downloads that share a client's connection share what may be in flight on it."""
+        source = Source(Candidate("a", "a", lambda request: Deferred(), FULL, True, most=2))
+        source.in_flight = 1
+        self.assertTrue(source.ready(0.0))
+        source.in_flight = 2
+        self.assertFalse(source.ready(0.0))
 
 
 class SourcesTests(SynchronousTestCase):
@@ -92,25 +103,37 @@ class SourcesTests(SynchronousTestCase):
     def test_record_stays(self):
         """A liar does not start anew with each look around, nor by reconnecting for a moment."""
         sources = Sources()
-        sources.update([candidate("a"), candidate("b")])
+        sources.update([candidate("a"), candidate("b")], 0.0)
         sources.active()[0].lied(0.0)
-        sources.update([candidate("b")])
+        sources.update([candidate("b")], 0.0)
         self.assertEqual([source.candidate.key for source in sources.active()], ["b"])
-        sources.update([candidate("a")])
+        sources.update([candidate("a")], 0.0)
         self.assertEqual(sources.active()[0].bad_blocks, 1)
 
     def test_new_claim_is_believed(self):
         """A peer that got further is asked again for what it lacked before."""
         sources = Sources()
-        sources.update([candidate(mask=0b01)])
+        sources.update([candidate(mask=0b01)], 0.0)
         sources.active()[0].lacked(0, 0.0)
-        sources.update([candidate(mask=0b01)])
+        sources.update([candidate(mask=0b01)], 1.0)
         self.assertEqual(sources.active()[0].mask, 0)
-        sources.update([candidate(mask=0b11)])
+        sources.update([candidate(mask=0b11)], 2.0)
         self.assertEqual(sources.active()[0].mask, 0b11)
+
+    def test_denial_ends(self):
+        """A peer whose disk was slow once is asked again after a while: a download must not wait for ever for its last block."""
+        sources = Sources()
+        sources.update([candidate(mask=FULL)], 0.0)
+        sources.active()[0].lacked(7, 0.0)
+        sources.update([candidate(mask=FULL)], DENIED_S - 1)
+        self.assertEqual(sources.active()[0].mask, FULL & ~(1 << 7))
+        sources.update([candidate(mask=FULL)], DENIED_S)
+        self.assertEqual(sources.active()[0].mask, FULL)
 
     def test_claimed_by_peers(self):
         """Only what peers claim themselves counts as available elsewhere."""
         sources = Sources()
-        sources.update([candidate("c", seed=True), candidate("g", hearsay=True), candidate("p", mask=0b101), candidate("q", mask=0b001)])
+        sources.update(
+            [candidate("c", seed=True), candidate("g", hearsay=True), candidate("p", mask=0b101), candidate("q", mask=0b001)], 0.0
+        )
         self.assertEqual(sources.claimed_by_peers(), 0b101)

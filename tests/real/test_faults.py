@@ -54,7 +54,7 @@ class KillTests(SynchronousTestCase):
 
     def test_node_killed_while_it_downloads(self) -> None:
         """One broken server would hold up all others, its absence would go unnoticed, or it would begin anew after each crash."""
-        size = 96 * MIB
+        size = 64 * MIB
         source = self.large(1, size)
         cluster = RealCluster(self, 4)
         victim = cluster.nodes[3]
@@ -149,3 +149,17 @@ class KillTests(SynchronousTestCase):
             cluster.until(partial(self.has_all, node, list(wanted)), f"{node.name} catches up")
         for vpath, source in wanted.items():
             cluster.same(source, vpath)
+
+    def test_damaged_state(self) -> None:
+        """A bad sector under one small file would keep a server from starting, or take a directory out of its hands for good."""
+        source = small_tree(self.fresh(), {"a": "1"})
+        cluster = RealCluster(self, 2, expect_errors=["v1.state is bad"])
+        cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1"), 0, "DONE", "2/2 nodes")
+        node = cluster.nodes[1]
+        cluster.stop(1)
+        (state,) = node.db.rglob("v1.state")
+        state.write_bytes(b"\xff" + state.read_bytes()[1:])
+        cluster.start(1)
+        image = cluster.nodes[0].has("/apps/v1")
+        cluster.until(lambda: "v1" in node.get("/list-dir/apps") and node.has("/apps/v1") == image, "the node recovers what its state said")
+        cluster.same(source, "/apps/v1")

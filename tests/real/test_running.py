@@ -7,12 +7,11 @@ import signal
 import socket
 import subprocess
 import urllib.error
-import urllib.request
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.real.daemons import PATIENCE_S, STOP_S, RealCluster, environment, program
+from tests.real.daemons import PATIENCE_S, STOP_S, RealCluster, environment, free_port, program
 from tests.real.trees import odd_tree, small_tree
 
 
@@ -140,8 +139,9 @@ class DemoTests(SynchronousTestCase):
         temporary.mkdir()
         source = top / "source"
         odd_tree(source)
+        port = free_port(["127.0.0.1", "127.0.0.2", "127.0.0.3"])
         done = subprocess.run(
-            [program("ciruela"), "demo", "--once", str(source)],
+            [program("ciruela"), "demo", "--port", str(port), "--once", str(source)],
             env=environment(home) | {"TMPDIR": str(temporary)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -150,6 +150,7 @@ class DemoTests(SynchronousTestCase):
         )
         said = f"{done.stdout}\n{done.stderr}"
         self.assertEqual(done.returncode, 0, said)
+        self.assertIn(f"port {port}", said)
         self.assertIn("3/3 nodes", done.stdout, said)
         self.assertEqual(len(re.findall(r"^node\d .* identical$", done.stdout, re.MULTILINE)), 3, said)
         self.assertEqual(list(temporary.iterdir()), [], said)

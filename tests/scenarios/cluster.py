@@ -74,11 +74,12 @@ class Image:
 
 
 class Client:
-    """A client with one image: publishes, asks, serves, and notes what it hears."""
+    """A client with an image: publishes, asks, serves, and notes what it hears. It may have ``more`` images for the same connections."""
 
-    def __init__(self, cluster: Cluster, image: Image) -> None:
+    def __init__(self, cluster: Cluster, image: Image, *more: Image) -> None:
         self.cluster = cluster
         self.image = image
+        self.more = more
         self.links = []
         self.answers: list[tuple[Address, object]] = []
         self.received: set[tuple[ImageId, str, MachineId]] = set()
@@ -91,15 +92,19 @@ class Client:
         stamp = self.cluster.now_ms() if stamp is None else stamp
         signature = KEY.sign(signed_bytes(path, self.image.id, stamp)).signature
         if replace:
-            request = ReplaceDir(path, self.image.id, old, stamp, (signature,))
+            requests = [ReplaceDir(path, self.image.id, old, stamp, (signature,))]
         else:
-            request = AppendDir(path, self.image.id, stamp, (signature,))
+            requests = [AppendDir(path, self.image.id, stamp, (signature,))]
+        for number, image in enumerate(self.more):
+            signature = KEY.sign(signed_bytes(f"{path}-{number}", image.id, stamp)).signature
+            requests.append(AppendDir(f"{path}-{number}", image.id, stamp, (signature,)))
         for address in targets:
 
             def connected(link, address=address):
                 self.links.append(link)
-                link.tell(PublishImage(self.image.id))
-                link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
+                for request in requests:
+                    link.tell(PublishImage(request.image))
+                    link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
 
             self.cluster.hub.link(self, address, targets[0]).addCallback(connected)
 
@@ -114,12 +119,13 @@ class Client:
     def requested(self, link, request) -> Deferred:
         if not self.serving:
             return Deferred()
-        match request:
-            case GetIndex(image=self.image.id):
-                return succeed(IndexData(self.image.data))
-            case GetBlock() if request.hash in self.image.blocks:
-                self.given.append(request.hash)
-                return succeed(BlockData(self.image.blocks[request.hash]))
+        for image in (self.image, *self.more):
+            match request:
+                case GetIndex(image=image.id):
+                    return succeed(IndexData(image.data))
+                case GetBlock() if request.hash in image.blocks:
+                    self.given.append(request.hash)
+                    return succeed(BlockData(image.blocks[request.hash]))
         return fail(RemoteError("not here"))
 
     def notified(self, link, notification) -> None:

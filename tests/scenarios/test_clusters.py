@@ -57,6 +57,21 @@ class UploadTests(SynchronousTestCase):
         """A hundred nodes, every fifth datagram lost."""
         self.upload(100, loss=0.2)
 
+    def test_several_over_one_connection(self):
+        """Uploads that share a client's connections all arrive, the small one not after the large ones."""
+        cluster = Cluster(3, latency_s=0.02)
+        cluster.run(5.0)
+        large = [Image(60 + number, {"large": 12_000_000}) for number in range(4)]
+        client = Client(cluster, SITE, *large)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        began = cluster.clock.seconds()
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
+        small_s = cluster.clock.seconds() - began
+        cluster.run(60.0, until=lambda: all(len(cluster.holders(f"{V1}-{number}", image)) == 3 for number, image in enumerate(large)))
+        for number, image in enumerate(large):
+            self.assertEqual(len(cluster.holders(f"{V1}-{number}", image)), 3)
+        self.assertLess(small_s, (cluster.clock.seconds() - began) / 2)
+
     def test_again(self):
         """A client that asks for what is there already hears of all nodes without giving anything."""
         cluster, client = self.upload(20)
