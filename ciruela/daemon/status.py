@@ -172,12 +172,16 @@ class NodeStatus:
         return found
 
     def list_dir(self, path: str) -> Json:
-        """The images of a base dir."""
+        """The images of a base dir, those on their way included; ``committed`` (ours) tells which are visible."""
         try:
             base = VPath.parse(path)
         except ValueError:
             return {}
-        return {entry or base.name: _state(state) for entry, state in sorted(self._node.ledger.entries(base).items())}
+        ledger = self._node.ledger
+        return {
+            entry or base.name: _state(state) | {"committed": ledger.pending(base.image_at(entry)) is None}
+            for entry, state in sorted(ledger.entries(base).items())
+        }
 
     def cluster(self, topic: str) -> Json | None:
         """What peers said."""
@@ -226,7 +230,7 @@ class NodeStatus:
         return dict(found)
 
 
-def _state(state: State) -> Json:
+def _state(state: State) -> dict[str, Json]:
     return {
         "image": state.image.hex(),
         "signatures": [

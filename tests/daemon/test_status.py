@@ -46,6 +46,7 @@ class StatusTests(SynchronousTestCase):
         page = self.status.list_dir("/app")
         self.assertEqual(page["v1"]["image"], SITE.id.hex())
         self.assertTrue(page["v1"]["signatures"][0]["signature"].startswith("ssh-ed25519 "))
+        self.assertTrue(page["v1"]["committed"])
         self.assertEqual(self.status.list_dir("/nothing"), {})
         self.assertEqual(self.status.list_dir("/../etc"), {})
         self.assertEqual(self.status.watching(), ["/app/v1"])
@@ -73,6 +74,7 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual((page["image_id"], page["blocks"], page["source"], page["phase"]), (other.id.hex(), 611, True, "blocks"))
         self.assertLess(page["missing_blocks"], 611)
         self.assertEqual(len(page["mask"]), 64)
+        self.assertFalse(self.status.list_dir("/app")["v2"]["committed"])
 
     def test_health(self):
         """A node that serves says so; one that has stopped does not."""
