@@ -49,9 +49,15 @@ def default_directory(nodes: int) -> str:
     return str(package.parent if fits else package)
 
 
+def script(name: str = "ciruela-sync") -> str:
+    """How to call the script from a shell: by its bare name if that finds the one which was installed with this program."""
+    ours = os.path.join(os.path.dirname(sys.executable), name)
+    return ours if os.path.exists(ours) and shutil.which(name) != ours else name
+
+
 def next_line(directory: str, key: Path, port: int) -> str:
     """What to type next, in another terminal."""
-    words = ["ciruela-sync", "-i", str(key), "--append", f"{os.path.abspath(directory)}:{SECOND}"]
+    words = [script(), "-i", str(key), "--append", f"{os.path.abspath(directory)}:{SECOND}"]
     if port != DEFAULT_PORT:
         words += ["--port", str(port)]
     return shlex.join([*words, "127.0.0.1"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.demo import default_directory, next_line
+from ciruela.client.demo import default_directory, next_line, script
 from ciruela.client.nodes import TERM_S, Node, make_keys
 from ciruela.client.options import DEFAULT_PORT, parse_sync
 from ciruela.keys.private import parse_private
@@ -59,10 +61,20 @@ class DemoParts(SynchronousTestCase):
         """The line that the demo proposes must work when it is pasted, also with spaces and quotes in names."""
         for port in (DEFAULT_PORT, 4711):
             words = shlex.split(next_line("/tmp/a b'c", Path("/tmp/x y/key"), port))
-            self.assertEqual(words[0], "ciruela-sync")
+            self.assertEqual(Path(words[0]).name, "ciruela-sync")
             options = parse_sync(words[1:])
             self.assertEqual((options.wishes[0].source, str(options.wishes[0].vpath)), ("/tmp/a b'c", "/demo/v2"))
             self.assertEqual((options.identities, options.common.port), (("/tmp/x y/key",), port))
+
+    def test_script(self) -> None:
+        """What is not on the PATH is proposed with its whole path, or the shell would not find it."""
+        ours = self.top / "ciruela-sync"
+        ours.touch(mode=0o755)
+        self.patch(sys, "executable", str(self.top / "python"))
+        self.patch(os, "environ", {"PATH": "/nowhere"})
+        self.assertEqual(script(), str(ours))
+        self.patch(os, "environ", {"PATH": str(self.top)})
+        self.assertEqual(script(), "ciruela-sync")
 
     def test_default_directory(self) -> None:
         """Without an argument there is a real directory to show."""

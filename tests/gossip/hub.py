@@ -1,18 +1,13 @@
 """A network of datagrams in memory, and nodes that do nothing but gossip and copy what others have.
 
-Everything runs on one ``task.Clock`` and one seeded ``random.Random``: the same seed gives the same run to the last byte.
+Everything runs on one fake clock and one seeded ``random.Random``: the same seed gives the same run to the last byte.
 """
 
 from __future__ import annotations
 
 import random
-from bisect import insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
-
-from twisted.internet.base import DelayedCall
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import Clock
 
 from ciruela.gossip.packets import Download
 from ciruela.gossip.service import Gossip
@@ -20,24 +15,16 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
+from tests.doubles.clock import HeapClock
 
 START_MS = 1_700_000_000_000
 PORT = 24783
 
 
-class BusyClock(Clock):
-    """A ``task.Clock`` that puts a call into its place instead of sorting all of them: a thousand nodes have many."""
-
-    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:  # noqa: A002
-        call = DelayedCall(self.seconds() + delay, callable, args, kw, self.calls.remove, lambda _: self._sortCalls(), self.seconds)
-        insort(self.calls, call, key=DelayedCall.getTime)
-        return call
-
-
 class Hub:
     """Delivers datagrams after a random delay, unless they are lost or a partition lies between."""
 
-    def __init__(self, clock: Clock, rng: random.Random, loss: float = 0.0, doubles: float = 0.0) -> None:
+    def __init__(self, clock: HeapClock, rng: random.Random, loss: float = 0.0, doubles: float = 0.0) -> None:
         self.clock = clock
         self.rng = rng
         self.loss = loss
@@ -193,7 +180,7 @@ class World:
     """A cluster of ``size`` nodes that all take ``keys``, configured with each other's addresses, started within one second."""
 
     def __init__(self, size: int, seed: int = 1, loss: float = 0.0, doubles: float = 0.0, keys: Sequence[str] = ("app",)) -> None:
-        self.clock = BusyClock()
+        self.clock = HeapClock()
         self.rng = random.Random(seed)
         self.hub = Hub(self.clock, self.rng, loss, doubles)
         self.nodes = [Node(self, number, keys) for number in range(1, size + 1)]
@@ -219,10 +206,7 @@ class World:
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
-        end = self.clock.seconds() + seconds
-        while self.clock.calls and self.clock.calls[0].getTime() <= end:
-            self.clock.advance(max(0.0, self.clock.calls[0].getTime() - self.clock.seconds()))
-        self.clock.advance(max(0.0, end - self.clock.seconds()))
+        self.clock.advance(seconds)
 
     def run_until(self, true: Callable[[], bool], most_s: float) -> float:
         """Let time pass until ``true()``; the seconds that it took. AssertionError after ``most_s``."""
