@@ -107,7 +107,10 @@ class Ears:
 
 
 class Node:
-    """A node. ``counterpart`` answers connections, ``gossip.received`` takes datagrams, ``gossip.configured`` the peers' addresses."""
+    """A node. ``counterpart`` answers connections, ``gossip.received`` takes datagrams, ``gossip.configured`` the peers' addresses.
+
+    ``ready`` is set once the disk is read; ``broken`` says why that will not happen.
+    """
 
     _log = Logger()
 
@@ -161,6 +164,7 @@ class Node:
             published=lambda notification: self.downloads.nudge_image(notification.image),
         )
         self.ready = False
+        self.broken = ""
 
     def start(self) -> Deferred[None]:
         """Read what the disk remembers, go on with what was interrupted, begin to gossip."""

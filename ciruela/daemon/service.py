@@ -67,7 +67,7 @@ class _Awaited:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         if not self._node.ready:
-            return fail(RemoteError("the node is starting, try again in a moment"))
+            return fail(RemoteError(self._node.broken or "the node is starting, try again in a moment"))
         return self._requests.requested(link, request)
 
     def notified(self, link: Link, notification: Notification) -> None:
@@ -157,8 +157,12 @@ class Daemon(Service):
         self._log.failure("the list of peers could not be read", failure)
 
     def _not_started(self, failure: Failure) -> None:
-        self._log.failure("the db directory {directory} could not be read; the daemon stops", failure, directory=self._settings.db_dir)
-        self._reactor.stop()
+        """The process stays, so that ``/healthz`` can tell what is wrong; it takes no uploads and gossips nothing."""
+        directory = self._settings.db_dir
+        self.node.broken = f"the db directory {directory} could not be read: {failure.getErrorMessage()}"
+        self._log.failure(
+            "the db directory {directory} could not be read; mend it and start again", failure, directory=directory
+        )
 
     def _extra_metrics(self) -> list[tuple[str, str, str, int]]:
         return [

@@ -55,8 +55,10 @@ class NodeStatus:
 
     def health(self) -> tuple[bool, Json]:
         """Whether this node serves."""
-        ready = self._node.ready
-        return ready, {"status": "ok" if ready else "starting", "version": __version__}
+        node = self._node
+        if node.broken:
+            return False, {"status": "broken", "reason": node.broken, "version": __version__}
+        return node.ready, {"status": "ok" if node.ready else "starting", "version": __version__}
 
     def status(self) -> Json:
         """Identity, process, metrics."""

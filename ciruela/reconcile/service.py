@@ -177,7 +177,8 @@ class Reconciler:
     def _judged(self, verdict: Verdict, order: Order, address: Address) -> None:
         match verdict:
             case Accepted(progress=Progress.NEW):
-                self._running[order.vpath] = order.image
+                if self._ledger.pending(order.vpath) is not None:  # else it has ended already
+                    self._running[order.vpath] = order.image
             case Accepted(progress=Progress.IN_PROGRESS):
                 self._hint(order.vpath, order.image, address)
             case Rejected(reason=Reject.SIGNATURE_MISMATCH):

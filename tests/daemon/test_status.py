@@ -81,6 +81,8 @@ class StatusTests(SynchronousTestCase):
         self.assertTrue(self.status.health()[0])
         self.cluster.nodes[1].stop()
         self.assertFalse(self.status.health()[0])
+        self.cluster.nodes[1].broken = "the db directory could not be read"
+        self.assertEqual(self.status.health()[1]["reason"], "the db directory could not be read")
 
     def test_rfc3339(self):
         """Times as the reference writes them; an absurd one is still shown."""

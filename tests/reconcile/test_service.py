@@ -184,6 +184,17 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, heard, PEER)
         self.assertEqual(self.watchers, [(BASE.child("v1"), (machine,))])
 
+    def test_ended_at_once(self):
+        """Downloads that end before their verdict is known, because everything was here, do not use up the places for others."""
+
+        def done(order):
+            self.reconciler.ended(order.vpath, well=True)
+            return succeed(Accepted(Progress.NEW, State(order.image, order.signatures)))
+
+        self.verdict = done
+        self.reconciler.differs(BASE, self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 8)}), PEER)
+        self.assertEqual(len(self.orders), 7)
+
     def test_stop(self):
         """Nothing goes on after the daemon has stopped."""
         self.reconciler.differs(BASE, self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 8)}), PEER)
