@@ -40,8 +40,27 @@ class NodeFailed(CiruelaError):
     """A daemon of the demo did not come up, or ended. The message has the end of its log."""
 
 
-def free_port(hosts: Sequence[str], preferred: int = DEFAULT_PORT) -> int:
-    """A port that is free on all ``hosts``, TCP and UDP: ``preferred`` if possible. Raises NodeFailed."""
+class Port:
+    """A port that is free on all ``hosts``, TCP and UDP: ``preferred`` if possible. Raises NodeFailed.
+
+    Until it is released no other demo takes it, although its daemons do not listen yet: a name in Linux's abstract socket namespace, which
+    leaves no file behind and ends with the process, says that it is taken.
+    """
+
+    def __init__(self, hosts: Sequence[str], preferred: int = DEFAULT_PORT) -> None:
+        self._claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self.number = _free_port(hosts, preferred, self._claim)
+        except NodeFailed:
+            self._claim.close()
+            raise
+
+    def release(self) -> None:
+        """Others may have it."""
+        self._claim.close()
+
+
+def _free_port(hosts: Sequence[str], preferred: int, claim: socket.socket) -> int:
     for port in (preferred, *[0] * 50):
         held: list[socket.socket] = []
         try:
@@ -52,6 +71,8 @@ def free_port(hosts: Sequence[str], preferred: int = DEFAULT_PORT) -> int:
                         held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the daemon does: closed connections linger
                     held[-1].bind((host, port))
                     port = held[-1].getsockname()[1]
+            if sys.platform == "linux":
+                claim.bind(f"\0ciruela-demo-{port}")
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise NodeFailed(f"{host} is not an address of this machine (on macOS: sudo ifconfig lo0 alias {host})") from None
@@ -211,7 +232,8 @@ class Nodes:
         self._stopping = False
         self.key = top / "key"
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
-        self.port = free_port(hosts, preferred)
+        self._port = Port(hosts, preferred)
+        self.port = self._port.number
         self.nodes = [Node(number, top, self.port) for number in range(1, count + 1)]
         self._pages = treq.client.HTTPClient(Agent(reactor, connectTimeout=2, pool=HTTPConnectionPool(reactor, persistent=False)))
 
@@ -257,4 +279,4 @@ class Nodes:
     def stop(self) -> Deferred[None]:
         """End all daemons. Fires when all are gone."""
         self._stopping = True
-        return gatherResults([node.stop(self._reactor) for node in self.nodes]).addCallback(lambda _: None)
+        return gatherResults([node.stop(self._reactor) for node in self.nodes]).addCallback(lambda _: self._port.release())

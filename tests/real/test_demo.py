@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from twisted.internet import reactor  # noqa: TID251  trial runs it, and spawns 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import ciruela
+from ciruela.client.nodes import NodeFailed, Port
 
 PROGRAM = "import sys; from ciruela.client.main import main; sys.exit(main())"
 
@@ -92,3 +94,28 @@ class Demo(TestCase):
         process.signalProcess(signal.SIGINT)  # type: ignore[attr-defined]
         self.assertEqual(await run.ended, 0, run.err)
         self.assertEqual(os.listdir(self.temporary), [])
+
+
+class PortTests(SynchronousTestCase):
+    """The ports of the demo's daemons."""
+
+    def test_ports(self) -> None:
+        """Two demos that start at the same moment do not take the same port, nor one that is in use."""
+        first = Port(["127.0.0.1", "127.0.0.2"])
+        self.addCleanup(first.release)
+        second = Port(["127.0.0.1", "127.0.0.2"], first.number)
+        self.assertNotEqual(first.number, second.number)
+        second.release()
+        again = Port(["127.0.0.1"], second.number)
+        self.assertEqual(again.number, second.number)
+        again.release()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.2", 0))
+            other = Port(["127.0.0.1", "127.0.0.2"], taken.getsockname()[1])
+            self.assertNotEqual(other.number, taken.getsockname()[1])
+            other.release()
+
+    def test_foreign_address(self) -> None:
+        """An address that this machine does not have is told, with what to do."""
+        failure = self.assertRaises(NodeFailed, Port, ["192.0.2.1"])
+        self.assertIn("192.0.2.1 is not an address of this machine", str(failure))
