@@ -9,7 +9,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -121,23 +120,15 @@ class Daemon(Service):
         return deferToThreadPool(self._reactor, self._threads, function, *args, **kwargs)
 
     def startService(self) -> None:
-        """Listen, then read the disk and begin. Ends the process when the port is taken: nothing runs yet that would have to be stopped."""
+        """Listen, then read the disk and begin. Raises CannotListenError when the port was taken since ``tap`` looked."""
         super().startService()
         settings = self._settings
         pages = Pages(NodeStatus(self.node, self._extra_metrics))
         port = site(_Awaited(self.node), pages, settings.max_connections, self._reactor)
-        try:
-            self._ports = [
-                self._reactor.listenTCP(settings.port, port, backlog=511, interface=settings.host),
-                self._reactor.listenUDP(settings.port, self._datagrams, interface=settings.host, maxPacketSize=65536),
-            ]
-        except CannotListenError as error:
-            self._log.critical(
-                "ciruela cannot listen on {address}: {reason} (is another daemon running? stop it, or choose another --host or --port)",
-                address=str(Address(settings.host, settings.port)),
-                reason=error.socketError,
-            )
-            raise SystemExit(1) from None
+        self._ports = [
+            self._reactor.listenTCP(settings.port, port, backlog=511, interface=settings.host),
+            self._reactor.listenUDP(settings.port, self._datagrams, interface=settings.host, maxPacketSize=65536),
+        ]
         self._threads.start()
         if not accelerated():
             self._log.error(
@@ -160,9 +151,7 @@ class Daemon(Service):
         """The process stays, so that ``/healthz`` can tell what is wrong; it takes no uploads and gossips nothing."""
         directory = self._settings.db_dir
         self.node.broken = f"the db directory {directory} could not be read: {failure.getErrorMessage()}"
-        self._log.failure(
-            "the db directory {directory} could not be read; mend it and start again", failure, directory=directory
-        )
+        self._log.failure("the db directory {directory} could not be read; mend it and start again", failure, directory=directory)
 
     def _extra_metrics(self) -> list[tuple[str, str, str, int]]:
         return [

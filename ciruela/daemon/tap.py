@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 import time
 
@@ -16,6 +17,7 @@ from ciruela.daemon.identity import host_name, machine_id
 from ciruela.daemon.service import Daemon, Settings
 from ciruela.disk.lock import lock
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
+from ciruela.seams import Address
 
 DEFAULT_PORT = 24783
 EXIT_CONFIG = 1
@@ -79,12 +81,31 @@ def settings(options: Options) -> Settings:
     )
 
 
+def check_port(checked: Settings) -> None:
+    """Raise ConfigError, and let go of the lock, unless the address can be listened on: now, while twistd has the operator's terminal."""
+    host, port = checked.host, checked.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(family, kind) as one:
+            if kind == socket.SOCK_STREAM:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Twisted does: closed connections linger
+            try:
+                one.bind((host, port))
+            except OSError as error:
+                checked.lock.close()
+                raise ConfigError(
+                    f"cannot listen on {Address(host, port)}: {error.strerror or error} "
+                    "(is another daemon running? stop it, or choose another --host or --port)"
+                ) from None
+
+
 def makeService(options: Options) -> IService:  # noqa: N802  the name that twistd looks for
-    """The daemon. Exits with 1 for a mistake in the configuration, with 4 when the db directory cannot be used."""
+    """The daemon. Exits with 1 for a mistake in the configuration or a taken port, with 4 when the db directory cannot be used."""
     from twisted.internet import reactor  # noqa: TID251  the one place where the daemon gets it
 
     try:
         checked = settings(options)
+        check_port(checked)
     except CiruelaError as error:
         print(f"ciruela: {error}", file=sys.stderr)  # noqa: T201  this is the one place where the operator looks
         sys.exit(EXIT_DB if isinstance(error, DiskError) else EXIT_CONFIG)

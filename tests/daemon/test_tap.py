@@ -10,8 +10,10 @@ from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela import __version__
+from ciruela.daemon import tap
 from ciruela.daemon.service import Daemon
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
+from ciruela.model.errors import ConfigError
 
 
 class TapTests(SynchronousTestCase):
@@ -21,8 +23,20 @@ class TapTests(SynchronousTestCase):
         self.dir = self.mktemp()
         os.makedirs(f"{self.dir}/etc/configs", mode=0o755)
         os.makedirs(f"{self.dir}/db")
+        self.taken = None
+        self.patch(tap, "check_port", self.check_port)
         self.errors = io.StringIO()
         self.patch(sys, "stderr", self.errors)
+
+    def check_port(self, checked):
+        if checked.port == self.taken:
+            checked.lock.close()
+            raise ConfigError(f"cannot listen on {checked.host}:{checked.port}")
+
+    def test_taken_port(self):
+        """A port that is in use is told on the terminal, before the daemon leaves it."""
+        self.taken = 4711
+        self.assertIn("cannot listen on 0.0.0.0:4711", self.exits(EXIT_CONFIG, "--port", "4711"))
 
     def options(self, *words):
         options = Options()
