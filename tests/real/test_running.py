@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -55,6 +56,24 @@ class DaemonTests(SynchronousTestCase):
         cluster.expect(self.began(cluster, node.command(db=other, config=config)), 1, f'{wrong}:3: num-levels: "two" is not a whole number')
         cluster.expect(self.began(cluster, node.command(db=other, config=cluster.top / "none")), 1, "there is no such config directory")
         self.assertEqual(node.get("/healthz")["status"], "ok")
+
+    def test_in_the_background(self) -> None:
+        """Without ``-n`` twistd leaves the terminal: mistakes must be told before, and the lock must go along."""
+        cluster = RealCluster(self, 1)
+        node = cluster.nodes[0]
+        pid, log, other = cluster.top / "pid", cluster.top / "log", cluster.top / "other"
+        other.mkdir()
+        taken = [word for word in node.command(db=other) if word not in ("-n", "--pidfile=")]
+        options = [f"--pidfile={pid}", f"--logfile={log}"]
+        cluster.expect(self.began(cluster, [taken[0], *options, *taken[1:]]), 1, f"cannot listen on {node.host}:{node.port}")
+        cluster.stop(0, STOP_S)
+        self.assertEqual(self.began(cluster, [taken[0], *options, *taken[1:]]).returncode, 0)
+        try:
+            cluster.until(lambda: node.get("/healthz")["status"] == "ok", "the daemon in the background serves")
+            cluster.expect(self.began(cluster, node.command(db=other)), 4, "another daemon uses the db directory")
+        finally:
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+        cluster.until(lambda: not pid.exists(), "the daemon in the background ends")
 
     def test_pages(self) -> None:
         """Monitoring, and people at three in the morning, would not find what the reference documents."""
