@@ -35,6 +35,10 @@ NowMs = Callable[[], int]
 """Wall time in milliseconds since 1970, UTC; only for stamps, never for intervals."""
 
 
+DEFAULT_PORT = 24783
+"""The reference's port, TCP and UDP (protocol section 10)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a node listens, TCP and UDP alike. ``host`` is a numeric IPv4 or IPv6 address."""

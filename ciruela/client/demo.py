@@ -17,7 +17,7 @@ from ciruela.client import commands
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, Rule
 from ciruela.client.commands import Surroundings
 from ciruela.client.nodes import Node, Nodes
-from ciruela.client.options import DEFAULT_PORT, ClusterNames, DemoOptions, Mode, SyncOptions, Wish
+from ciruela.client.options import ClusterNames, DemoOptions, Mode, SyncOptions, Wish
 from ciruela.client.orders import check_directory
 from ciruela.client.progress import Display
 from ciruela.client.sync import Row
@@ -25,6 +25,7 @@ from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
+from ciruela.seams import DEFAULT_PORT
 
 FIRST = VPath(("demo", "v1"))
 SECOND = VPath(("demo", "v2"))

@@ -23,8 +23,8 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 
 import ciruela
-from ciruela.client.options import DEFAULT_PORT
 from ciruela.model.errors import CiruelaError
+from ciruela.seams import DEFAULT_PORT
 
 STARTUP_S = 60.0
 """How long a daemon may take to answer; importing alone takes seconds on a small machine."""

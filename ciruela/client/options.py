@@ -22,9 +22,7 @@ from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.units import parse_duration_ms
 from ciruela.model.vpath import VPath
 from ciruela.net.resolve import split_name
-
-DEFAULT_PORT = 24783
-"""The port of the daemons (protocol section 10)."""
+from ciruela.seams import DEFAULT_PORT
 
 MAX_DEMO_NODES = 20
 

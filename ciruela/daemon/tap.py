@@ -17,9 +17,8 @@ from ciruela.daemon.identity import host_name, machine_id
 from ciruela.daemon.service import Daemon, Settings
 from ciruela.disk.lock import lock
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
-from ciruela.seams import Address
+from ciruela.seams import DEFAULT_PORT, Address
 
-DEFAULT_PORT = 24783
 EXIT_CONFIG = 1
 EXIT_DB = 4
 
@@ -85,18 +84,18 @@ def check_port(checked: Settings) -> None:
     """Raise ConfigError, and let go of the lock, unless the address can be listened on: now, while twistd has the operator's terminal."""
     host, port = checked.host, checked.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        with socket.socket(family, kind) as one:
-            if kind == socket.SOCK_STREAM:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Twisted does: closed connections linger
-            try:
+    try:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            with socket.socket(family, kind) as one:
+                if kind == socket.SOCK_STREAM:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Twisted does: closed connections linger
                 one.bind((host, port))
-            except OSError as error:
-                checked.lock.close()
-                raise ConfigError(
-                    f"cannot listen on {Address(host, port)}: {error.strerror or error} "
-                    "(is another daemon running? stop it, or choose another --host or --port)"
-                ) from None
+    except (OSError, ValueError) as error:  # ValueError: text that is no host name at all
+        checked.lock.close()
+        raise ConfigError(
+            f"cannot listen on {Address(host, port)}: {getattr(error, 'strerror', None) or error} "
+            "(is another daemon running? stop it, or choose another --host or --port)"
+        ) from None
 
 
 def makeService(options: Options) -> IService:  # noqa: N802  the name that twistd looks for

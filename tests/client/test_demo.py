@@ -16,9 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.demo import default_directory, next_line, script
 from ciruela.client.nodes import TERM_S, Node, make_keys
-from ciruela.client.options import DEFAULT_PORT, parse_sync
+from ciruela.client.options import parse_sync
 from ciruela.keys.private import parse_private
 from ciruela.keys.public import parse_public
+from ciruela.seams import DEFAULT_PORT
 
 
 class FakeTransport:
