@@ -6,7 +6,7 @@ All methods that take time return Deferreds and fire on the reactor. Faults are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import Burials, SigEntry, State, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 
@@ -116,6 +116,14 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the disk remembers of all paths, and what was deleted, by base dir."""
+
+    held: Sequence[Held]
+    burials: Mapping[VPath, Burials]
+
+
+@dataclass(frozen=True, slots=True)
 class Reused:
     """What hardlinking gave: which blocks (numbers in index order) need not be fetched, and how much that is."""
 
@@ -152,8 +160,8 @@ class Staging(Protocol):
 class Disk(Protocol):
     """States, indexes and images of this node."""
 
-    def load(self) -> Deferred[list[Held]]:
-        """Everything below configured keys; finishes or undoes commits that a crash interrupted, and removes debris."""
+    def load(self) -> Deferred[Loaded]:
+        """Everything below configured keys; finishes or undoes commits and deletions that a crash interrupted, and removes debris."""
 
     def write_pending(self, pending: Pending) -> Deferred[None]:
         """Record an accepted upload, durably."""
@@ -163,6 +171,22 @@ class Disk(Protocol):
 
     def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
         """Rewrite the state of a committed image (merged signatures), durably."""
+
+    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
+
+        Fires with all that is remembered of the base dir when the image is not visible any more; its files are deleted in the background.
+        After a failure the image stays, and so does its record.
+        """
+
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
+        """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""
+
+    def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
+        """Delete the stored indexes of all images that are not in ``keep`` and that no state or journal on the disk names.
+
+        Fires with how many. When a state cannot be read nothing is deleted and it fails with DiskError.
+        """
 
     def read_index(self, image: ImageId) -> Deferred[Index | None]:
         """The stored index, verified; None when it is absent or bad."""

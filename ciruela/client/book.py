@@ -32,7 +32,7 @@ _SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_DONE)
 
 _CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.STALE_TIMESTAMP})
 _WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
-_ABORT_CONFLICTS = frozenset({Abort.SUPERSEDED, Abort.ALREADY_EXISTS})
+_ABORT_CONFLICTS = frozenset({Abort.SUPERSEDED, Abort.ALREADY_EXISTS, Abort.CONFLICT})
 
 _MEANING = {
     Reject.NO_CONFIG: "no node has a directory of that name",
@@ -137,6 +137,11 @@ def refusal_code(reason: str | None) -> int:
     return EXIT_CONFLICT if reason in _CONFLICTS else EXIT_REJECTED
 
 
+def _word(reason: str) -> str:
+    """The word of an abort, without the detail that may follow it."""
+    return reason.partition(":")[0]
+
+
 def worst(codes: Iterable[int]) -> int:
     """The exit code of several uploads: local problem, rejected, conflict, network, done, in this order."""
     present = set(codes)
@@ -161,6 +166,7 @@ class Book:
         self._held: set[MachineId] = set()
         self._aborted: dict[MachineId, str] = {}
         self._local_problem = ""
+        self._conflict = ""
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
@@ -219,13 +225,17 @@ class Book:
         return True
 
     def aborted(self, address: Address, note: AbortedImage) -> bool:
-        """A node gave the image up. True when that is news about this upload."""
+        """A node gave the image up, or found that it is not the only one at the path. True when that is news about this upload."""
         if note.path != self.path or note.image != self.image or not self._know(note.machine_id, note.hostname):
             return False
         self._identify(address, note.machine_id, note.forwarded)
+        reason = note.reason or "unknown"
+        if _word(reason) == Abort.CONFLICT and not note.forwarded and not self.weak:
+            self._done.discard(note.machine_id)
+            self._conflict = self._conflict or reason
         if note.machine_id in self._done or note.machine_id in self._aborted:
             return False
-        self._aborted[note.machine_id] = note.reason or "unknown"
+        self._aborted[note.machine_id] = reason
         return True
 
     def local_problem(self, text: str) -> None:
@@ -292,6 +302,8 @@ class Book:
         """How the upload stands ``elapsed_s`` seconds after its start."""
         if self._local_problem and not self._done:
             return Verdict(Outcome.FAILED, EXIT_LOCAL, self._local_problem)
+        if self._conflict:
+            return Verdict(Outcome.FAILED, EXIT_CONFLICT, f"other content was uploaded to the same path elsewhere ({self._conflict})")
         busy = reach.busy or any(contact.outstanding for contact in self._contacts.values())
         accepted, held = self._with(_Answer.ACCEPTED), self._with(_Answer.HELD)
         if not accepted and not held and not self._done:
@@ -330,7 +342,7 @@ class Book:
 
     def _failure_code(self) -> int:
         codes = {contact.exit_code for contact in self._with(_Answer.REFUSED)}
-        codes |= {EXIT_CONFLICT if reason in _ABORT_CONFLICTS else EXIT_NETWORK for reason in self._aborted.values()}
+        codes |= {EXIT_CONFLICT if _word(reason) in _ABORT_CONFLICTS else EXIT_NETWORK for reason in self._aborted.values()}
         if not codes and self._with(_Answer.NO_CONFIG):
             return EXIT_REJECTED
         return worst(codes) or EXIT_NETWORK

@@ -26,7 +26,7 @@ from ciruela.model.state import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, ReceivedImage
 from ciruela.reconcile.service import Reconciler
-from ciruela.seams import Address, Authority, Datagrams, Disk, Held, NowMs, Wire
+from ciruela.seams import Address, Authority, Datagrams, Disk, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
 from ciruela.uploads.service import Uploads
@@ -143,7 +143,7 @@ class Node:
             world.rng,
             world.now_ms,
         )
-        self.uploads = Uploads(world.configs, self.ledger, world.disk, world.authority, self.downloads, world.now_ms)
+        self.uploads = Uploads(world.configs, self.ledger, world.disk, world.authority, self.downloads, world.now_ms, self._conflicted)
         self.reconciler = Reconciler(
             world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
         )
@@ -169,8 +169,8 @@ class Node:
     def start(self) -> Deferred[None]:
         """Read what the disk remembers, go on with what was interrupted, begin to gossip."""
 
-        def loaded(held: list[Held]) -> None:
-            self.ledger.fill(held)
+        def loaded(found: Loaded) -> None:
+            self.ledger.fill(found)
             self._log.info(
                 "{images} images are here, {pending} are on their way", images=len(self.ledger), pending=len(self.ledger.pendings())
             )
@@ -209,6 +209,12 @@ class Node:
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
+
+    def _conflicted(self, vpath: VPath, image: ImageId, detail: str) -> None:
+        """An append-only path has two images in the cluster: tell the clients that this one was not the only one."""
+        word = f"{Abort.CONFLICT.value}: {detail}"
+        for link in self.watches.interested(vpath, image):
+            link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
     def _tell_received(self, vpath: VPath, state: State) -> None:
         for link in self.watches.interested(vpath, state.image):

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from twisted.logger import Logger
 
-from ciruela.disk import states
+from ciruela.disk import burials, states
+from ciruela.disk.deletion import finish_interrupted
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.removal import DOOMED, remove_tree
@@ -15,9 +16,9 @@ from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal, Phase
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.order import Command
-from ciruela.model.state import State
+from ciruela.model.state import Burials, State
 from ciruela.model.vpath import VPath, check_component
-from ciruela.seams import Held, Pending
+from ciruela.seams import Held, Loaded, Pending
 
 _log = Logger()
 
@@ -29,6 +30,8 @@ def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, bas
     the base cannot be opened: then nothing is concluded from what is not seen (C8).
     """
     vpath, name, record = where.vpath, where.name, where.record
+    if base_there and finish_interrupted(directory, parent, where):
+        return None
     journal = states.read_journal(directory, record)
     if journal is not None and parent is not None:
         _put_back(parent, where, journal)
@@ -122,22 +125,29 @@ def _remove_debris(parent: SafeDir, name: str) -> Steps[None]:
         _log.info("debris {name} was removed", name=parent.within(name))
 
 
-def load(records: Records, configs: Mapping[str, DirConfig]) -> Steps[list[Held]]:
+def load(records: Records, configs: Mapping[str, DirConfig]) -> Steps[Loaded]:
     """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError."""
     held: list[Held] = []
+    buried: dict[VPath, Burials] = {}
     sweep = _Sweep()
     for config in sorted(configs.values(), key=lambda config: config.key):
         for parts, directory in _base_dirs(records, config):
             with directory:
                 yield from _remove_temporary(directory, STATE)
+                yield from _remove_temporary(directory, burials.NAME)
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
-                    yield from _load_base_dir(place(configs, VPath((*parts, "x"))), vpaths, directory, sweep, held)
+                    sample = place(configs, VPath((*parts, "x")))
+                    yield from _load_base_dir(sample, vpaths, directory, sweep, held)
                 else:
-                    yield from _load_single(place(configs, VPath((config.key,))), directory, held)
+                    sample = place(configs, VPath((config.key,)))
+                    yield from _load_single(sample, directory, held)
+                found = burials.read(directory, sample)
+                if found != Burials():
+                    buried[sample.vpath.base] = found
     yield from sweep.run()
     yield from _remove_temporary_indexes(records)
-    return held
+    return Loaded(held, buried)
 
 
 def _base_dirs(records: Records, config: DirConfig) -> Iterator[tuple[tuple[str, ...], SafeDir]]:

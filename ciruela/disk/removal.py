@@ -28,10 +28,7 @@ def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
         parent.unlink(name)
         return
     if not name.startswith(DOOMED):
-        doomed = f"{DOOMED}{found.st_ino}"
-        yield from remove_tree(parent, doomed)
-        parent.rename(name, doomed)
-        name = doomed
+        name = yield from rename_away(parent, name, found.st_ino)
     device = parent.status().st_dev
     open_dirs = [_open_same_device(parent, name, device)]
     left = [(name, open_dirs[0].names())]
@@ -51,6 +48,14 @@ def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
     finally:
         for directory in open_dirs:
             directory.close()
+
+
+def rename_away(parent: SafeDir, name: str, inode: int) -> Steps[str]:
+    """Give the directory ``name`` a reserved name, at which a start finds it and goes on; returns that. Raises OSError."""
+    doomed = f"{DOOMED}{inode}"
+    yield from remove_tree(parent, doomed)
+    parent.rename(name, doomed)
+    return doomed
 
 
 def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: str, device: int) -> None:

@@ -188,13 +188,14 @@ def quarantine(directory: SafeDir, name: str, reason: object) -> None:
     _log.error("{file} is bad ({reason}), it is kept as {backup}", file=directory.within(name), reason=reason, backup=backup)
 
 
-def _read(directory: SafeDir, name: str, decode: Callable[[bytes], T]) -> T | None:
+def read_record(directory: SafeDir, name: str, decode: Callable[[bytes], T], most_bytes: int = MAX_STATE_BYTES) -> T | None:
+    """The content of the file ``name``; None when it is not there, or not understood, which is then set aside. Raises OSError."""
     found = directory.stat(name)
     if found is None:
         return None
     try:
         with directory.open_read(name) as file:
-            data = file.read_at(MAX_STATE_BYTES + 1, 0)
+            data = file.read_at(most_bytes + 1, 0)
         return decode(data)
     except FormatError as error:
         quarantine(directory, name, error)
@@ -207,12 +208,12 @@ def _read(directory: SafeDir, name: str, decode: Callable[[bytes], T]) -> T | No
 
 def read_state(directory: SafeDir, name: str) -> State | None:
     """What is committed as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
-    return _read(directory, name + STATE, decode_state)
+    return read_record(directory, name + STATE, decode_state)
 
 
 def read_journal(directory: SafeDir, name: str) -> Journal | None:
     """What is pending as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
-    return _read(directory, name + NEW_STATE, decode_journal)
+    return read_record(directory, name + NEW_STATE, decode_journal)
 
 
 def write_state(directory: SafeDir, name: str, state: State) -> None:
@@ -223,6 +224,13 @@ def write_state(directory: SafeDir, name: str, state: State) -> None:
 def write_journal(directory: SafeDir, name: str, journal: Journal) -> None:
     """Record ``journal``, durably. Raises OSError."""
     write_file(directory, name + NEW_STATE, encode_journal(journal))
+
+
+def drop_state(directory: SafeDir, name: str) -> None:
+    """Forget what is committed, durably. Raises OSError."""
+    if directory.stat(name + STATE) is not None:
+        directory.unlink(name + STATE)
+        directory.fsync()
 
 
 def drop_journal(directory: SafeDir, name: str) -> None:

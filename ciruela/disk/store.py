@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import indexes, recovery, states
+from ciruela.disk import burials, indexes, recovery, states
+from ciruela.disk.collection import Marks, collect
+from ciruela.disk.deletion import delete
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import STATE, BaseUnavailable, Place, Records, place
@@ -25,9 +29,12 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
-from ciruela.model.state import State
+from ciruela.model.state import Burials, State, Tombstone
+from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, InThread, Pending, Staging
+from ciruela.seams import InThread, Loaded, Pending, Staging
+
+T = TypeVar("T")
 
 
 class Store:
@@ -39,19 +46,21 @@ class Store:
 
     _log = Logger()
 
-    def __init__(self, db_dir: str, configs: Mapping[str, DirConfig], in_thread: InThread) -> None:
-        self._records = Records(db_dir)
+    def __init__(self, db_dir: str, configs: Mapping[str, DirConfig], in_thread: InThread, tuning: Tuning = STANDARD) -> None:
+        self._tuning = tuning
+        self._records = Records(db_dir, tuning.fsync is not Fsync.NONE)
         self._configs = configs
         self._in_thread = in_thread
         self._lanes: WeakValueDictionary[VPath, Lane] = WeakValueDictionary()
         self._readers = Readers()
+        self._marks = Marks()
 
     def close(self) -> None:
         """Close descriptors that are kept for serving blocks."""
         self._readers.close()
 
     def _place(self, vpath: VPath) -> Place:
-        return place(self._configs, vpath)
+        return replace(place(self._configs, vpath), durable=self._tuning.fsync is not Fsync.NONE)
 
     def _lane(self, vpath: VPath) -> Lane:
         lane = self._lanes.get(vpath)
@@ -61,12 +70,13 @@ class Store:
 
     # -- states ----------------------------------------------------------------------------------------------------------------
 
-    def load(self) -> Deferred[list[Held]]:
+    def load(self) -> Deferred[Loaded]:
         """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
         return Lane(self._in_thread, "loading").steps(checked_steps("loading", recovery.load(self._records, self._configs)))
 
     def write_pending(self, pending: Pending) -> Deferred[None]:
         """As ``seams.Disk.write_pending``. The staging directory of another image that was pending here is removed."""
+        self._marks.want(pending.state.image)
         return self._lane(pending.vpath).steps(checked_steps(pending.vpath, self._write_pending(pending)))
 
     def _write_pending(self, pending: Pending) -> Steps[None]:
@@ -136,6 +146,42 @@ class Store:
 
         return self._lane(vpath).do(checked, vpath, write)
 
+    # -- deleting --------------------------------------------------------------------------------------------------------------
+
+    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        """As ``seams.Disk.remove``."""
+        place = self._place(vpath)
+
+        def hidden(found: tuple[Burials, str | None]) -> Burials:
+            self._readers.forget(vpath)
+            now, doomed = found
+            if doomed is not None:
+                self._discard_later(place, doomed)
+            return now
+
+        return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone))).addCallback(hidden)
+
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
+        """As ``seams.Disk.fold_burials``."""
+        place = self._place(vpath)
+
+        def fold() -> Burials:
+            with self._records.states(vpath, create=True) as directory:
+                return burials.fold(directory, place, before_ms)
+
+        return self._in_thread(checked, vpath.base, fold)
+
+    def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
+        """As ``seams.Disk.collect_indexes``. An upload that is accepted meanwhile keeps its index."""
+        self._marks.begin()
+
+        def ended(result: T) -> T:
+            self._marks.end()
+            return result
+
+        work = checked_steps("index collection", collect(self._records, frozenset(keep), self._marks))
+        return Lane(self._in_thread, "index collection").steps(work).addBoth(ended)
+
     # -- indexes ---------------------------------------------------------------------------------------------------------------
 
     def read_index(self, image: ImageId) -> Deferred[Index | None]:
@@ -148,7 +194,7 @@ class Store:
 
     def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
         """As ``seams.Disk.write_index``."""
-        return self._in_thread(checked, f"index {image.hex()}", indexes.store, self._records, image, data)
+        return self._in_thread(checked, f"index {image.hex()}", indexes.store, self._records, image, data, self._tuning.max_index_bytes)
 
     # -- images ----------------------------------------------------------------------------------------------------------------
 
@@ -168,11 +214,12 @@ class Store:
             raise DownloadFailed(Abort.CANT_CREATE_DIRECTORY, f"{place}: {error.filename} is not a directory") from error
         with parent:
             name = place.staging(index.image)
-            if parent.stat(name) is None and index.total_bytes > room(parent) and not self._has_images(vpath):
-                raise no_space(index.total_bytes, room(parent))
+            free = room(parent, self._tuning)
+            if parent.stat(name) is None and index.total_bytes > free and not self._has_images(vpath):
+                raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
             root = open_staging(parent, name)
-        return StagingDir(self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image))
+        return StagingDir(self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning)
 
     def _has_images(self, vpath: VPath) -> bool:
         """Whether an image is committed in the same base dir, whose files might be linked."""
@@ -185,10 +232,14 @@ class Store:
     def _shown(self, place: Place, image: ImageId) -> None:
         """After a commit: forget what is open there, delete the old tree."""
         self._readers.forget(place.vpath)
+        self._discard_later(place, place.staging(image))
+
+    def _discard_later(self, place: Place, name: str) -> None:
+        """Delete a tree that nobody sees any more."""
 
         def remove() -> Steps[None]:
             with place.open_parent() as parent:
-                yield from remove_tree(parent, place.staging(image))
+                yield from remove_tree(parent, name)
 
         self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place.vpath)
 

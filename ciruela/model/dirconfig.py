@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class OnConflict(Enum):
+    """What an append-only directory does when two nodes have taken different images for one path (threats 6.5)."""
+
+    CONVERGE = "converge"
+    FREEZE = "freeze"
+
+
+class Symlinks(Enum):
+    """Which symbolic links an image may have (threats A3)."""
+
+    ANY = "any"
+    INSIDE = "inside"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class DirConfig:
-    """The content of ``configs/KEY.yaml``, checked. ``directory`` is an absolute path of this host."""
+    """The content of ``configs/KEY.yaml``, checked. ``directory`` is an absolute path of this host; a quota that is None does not count."""
 
     key: str
     directory: str
@@ -20,3 +36,8 @@ class DirConfig:
     keep_min_directories: int = 2
     keep_max_directories: int = 100
     keep_recent_ms: int = 2 * 24 * 3600 * 1000
+    on_append_conflict: OnConflict = OnConflict.CONVERGE
+    max_image_bytes: int | None = None
+    max_image_files: int | None = None
+    max_images: int | None = None
+    symlinks: Symlinks = Symlinks.ANY

@@ -37,7 +37,7 @@ class Order:
 
 
 class Reject(str, Enum):
-    """Refusals, by their words on the wire (protocol section 5.3; the last three are ours)."""
+    """Refusals, by their words on the wire (protocol section 5.3; the last five are ours)."""
 
     NO_CONFIG = "no_config"
     CONFIG_LEVEL_MISMATCH = "config_level_mismatch"
@@ -49,10 +49,12 @@ class Reject(str, Enum):
     STALE_TIMESTAMP = "stale_timestamp"
     TIMESTAMP_IN_FUTURE = "timestamp_in_future"
     BAD_PATH = "bad_path"
+    QUOTA = "quota_exceeded"
+    CONFLICT = "conflict"
 
 
 class Abort(str, Enum):
-    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last three are ours)."""
+    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last six are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
     CANT_CREATE_DIRECTORY = "cant_create_directory"
@@ -62,6 +64,9 @@ class Abort(str, Enum):
     NO_SPACE = "no_space"
     SUPERSEDED = "superseded"
     ALREADY_EXISTS = "already_exists"
+    IMAGE_TOO_LARGE = "image_too_large"
+    BAD_SYMLINK = "bad_symlink"
+    CONFLICT = "conflict"
 
 
 class Progress(Enum):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ciruela.model.ids import ImageId
@@ -41,3 +42,43 @@ class State:
     def merged(self, entries: tuple[SigEntry, ...]) -> State:
         """This state with ``entries`` added, without doubles, in order."""
         return State(self.image, tuple(sorted({*self.signatures, *entries})))
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """That an image was deleted: nothing up to this ``version`` is taken at its path again. ``buried_ms``: when, wall time."""
+
+    version: Version
+    buried_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Burials:
+    """What was deleted in one base dir: tombstones by entry name.
+
+    Tombstones get old and are folded into the floor: nothing that was signed at or before ``floor_ms`` is taken from a peer at a path of
+    which nothing is known (threats 6.5). So the memory is bounded, and what was deleted stays deleted.
+    """
+
+    floor_ms: int = 0
+    tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
+
+    def with_one(self, entry: str, tombstone: Tombstone) -> Burials:
+        """With one more; the greater version stays where there is one already."""
+        before = self.tombstones.get(entry)
+        if before is not None and before.version > tombstone.version:
+            return self
+        return Burials(self.floor_ms, {**self.tombstones, entry: tombstone})
+
+    def without(self, entry: str) -> Burials:
+        """Without the one of ``entry``."""
+        return Burials(self.floor_ms, {name: one for name, one in self.tombstones.items() if name != entry})
+
+    def folded(self, before_ms: int, most: int) -> Burials:
+        """With the tombstones set before ``before_ms``, and the oldest beyond ``most``, folded into the floor."""
+        by_age = sorted(self.tombstones.items(), key=lambda item: item[1].buried_ms)
+        old = [item for at, item in enumerate(by_age) if item[1].buried_ms < before_ms or at < len(by_age) - most]
+        if not old:
+            return self
+        floor_ms = max(self.floor_ms, *(tombstone.version.timestamp_ms for _, tombstone in old))
+        return Burials(floor_ms, dict(by_age[len(old) :]))

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ciruela.model.order import Command, Order, Origin
-from ciruela.model.state import State
+from ciruela.model.state import Burials, State
 from ciruela.model.vpath import VPath
 
 
-def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State]) -> list[Order]:
+def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State], burials: Burials) -> list[Order]:
     """Orders for the entries that are newer there by the one order of versions, the newest first.
 
     The same image with a later signature is wanted too: it costs no download and makes the hashes agree. Entries with a bad name or without
-    signatures are left out: a peer's list is not trusted to be well made (protocol section 12, S7).
+    signatures are left out: a peer's list is not trusted to be well made (protocol section 12, S7). So is what was deleted here.
     """
     orders = []
     for entry, state in theirs.items():
         mine = ours.get(entry)
         if not state.signatures or (mine is not None and state.version <= mine.version):
+            continue
+        if mine is None and _deleted(entry, state, burials):
             continue
         try:
             vpath = base.image_at(entry)
@@ -28,3 +30,10 @@ def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State]) 
         orders.append((state.version, Order(command, vpath, state.image, None, state.signatures, Origin.PEER)))
     orders.sort(key=lambda one: one[0], reverse=True)
     return [order for _, order in orders]
+
+
+def _deleted(entry: str, state: State, burials: Burials) -> bool:
+    tombstone = burials.tombstones.get(entry)
+    if tombstone is not None:
+        return state.version <= tombstone.version
+    return state.version.timestamp_ms <= burials.floor_ms

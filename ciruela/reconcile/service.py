@@ -122,7 +122,7 @@ class Reconciler:
         unfinished = frozenset(response.pending)
         queue = deque(
             (order, address)
-            for order in wanted(base, ours, response.dirs)
+            for order in wanted(base, ours, response.dirs, self._ledger.burials(base))
             if not self._ledger.recently_aborted(
                 order.vpath, order.image, GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
             )

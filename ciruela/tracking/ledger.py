@@ -15,9 +15,9 @@ import cbor2
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import State
+from ciruela.model.state import Burials, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending
+from ciruela.seams import Loaded, Pending
 
 ABORT_MEMORY_S = 120.0
 """An upload that was given up is not taken again from a peer for so long (protocol section 10, recently deleted)."""
@@ -27,6 +27,9 @@ GIVEN_UP_MEMORY_S = 2 * 3600.0
 would tell each other for ever of an upload that nobody can give any more."""
 
 MAX_ABORTS = 4096
+
+
+NO_BURIALS = Burials()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,12 @@ class Ledger:
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
         self._aborts: dict[tuple[VPath, ImageId], tuple[float, int]] = {}
+        self._burials: dict[VPath, Burials] = {}
 
-    def fill(self, held: list[Held]) -> None:
+    def fill(self, loaded: Loaded) -> None:
         """Take in what the disk remembers, without telling ``changed``."""
-        for one in held:
+        self._burials.update(loaded.burials)
+        for one in loaded.held:
             if one.committed is not None:
                 self._committed[one.vpath] = one.committed
             if one.pending is not None:
@@ -109,6 +114,24 @@ class Ledger:
             del self._aborts[next(iter(self._aborts))]
         self._aborts[(vpath, pending.state.image)] = (self._clock.seconds(), timestamp_ms)
         self._touch(vpath)
+
+    def bury(self, vpath: VPath, burials: Burials) -> None:
+        """The image at ``vpath`` is deleted; ``burials`` is what is remembered of its base dir now. What is on its way there stays."""
+        self._committed.pop(vpath, None)
+        self._burials[vpath.base] = burials
+        self._touch(vpath)
+
+    def burials(self, base: VPath) -> Burials:
+        """What was deleted in ``base``."""
+        return self._burials.get(base, NO_BURIALS)
+
+    def fold(self, base: VPath, burials: Burials) -> None:
+        """Tombstones of ``base`` were folded into its floor."""
+        self._burials[base] = burials
+
+    def buried_bases(self) -> list[VPath]:
+        """The base dirs in which something was deleted."""
+        return list(self._burials)
 
     def recently_aborted(self, vpath: VPath, image: ImageId, within_s: float = ABORT_MEMORY_S) -> bool:
         """Whether this very upload was given up here less than ``within_s`` ago, which is at most GIVEN_UP_MEMORY_S."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, DeferredLock, succeed
@@ -10,12 +10,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.order import Abort, Accepted, Order, Progress, Rejected, Verdict
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Abort, Accepted, Order, Progress, Reject, Rejected, Verdict
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger
-from ciruela.uploads.verdict import Standing, judge, precheck
+from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, judge, precheck
 
 
 class Starter(Protocol):
@@ -47,13 +48,18 @@ class Uploads:
         authority: Authority,
         downloads: Starter,
         now_ms: NowMs,
+        conflicted: Callable[[VPath, ImageId, str], None],
+        max_age_ms: int = SIGNATURE_MAX_AGE_MS,
     ) -> None:
+        """``conflicted`` is told which image at an append-only path is not the only one, or not the one that stays, and a sentence why."""
         self._configs = configs
         self._ledger = ledger
         self._disk = disk
         self._authority = authority
         self._downloads = downloads
         self._now_ms = now_ms
+        self._conflicted = conflicted
+        self._max_age_ms = max_age_ms
         self._turns: dict[VPath, DeferredLock] = {}
 
     def order(self, order: Order, hints: tuple[Address, ...] = ()) -> Deferred[Verdict]:
@@ -92,9 +98,20 @@ class Uploads:
     ) -> Verdict | Deferred[Verdict]:
         pending = self._ledger.pending(order.vpath)
         committed = self._ledger.committed(order.vpath)
-        standing = Standing(committed, pending.state if pending else None, self._downloads.stalled(order.vpath))
-        verdict = judge(order, config, standing, verified, self._now_ms())
+        burials = self._ledger.burials(order.vpath.base)
+        tombstone = burials.tombstones.get(order.vpath.entry)
+        standing = Standing(
+            committed,
+            pending.state if pending else None,
+            self._downloads.stalled(order.vpath),
+            tombstone.version if tombstone else None,
+            burials.floor_ms,
+        )
+        verdict = judge(order, config, standing, verified, self._now_ms(), self._max_age_ms)
         match verdict:
+            case Rejected(reason=Reject.CONFLICT):
+                self._frozen(order, standing)
+                return verdict
             case Rejected():
                 self._log.info(
                     "{command} of {image} at {vpath} by a {origin} refused: {reason} {detail}",
@@ -116,6 +133,18 @@ class Uploads:
                     return self._begin(order, verdict, hints)
                 return settled.addCallback(lambda _: self._decide(order, config, hints, verified, present))
 
+    def _frozen(self, order: Order, standing: Standing) -> None:
+        """Two images were appended to one path, and this node keeps its own."""
+        kept = standing.pending or standing.committed
+        assert kept is not None
+        self._log.error(
+            "conflict at append-only {vpath}: another node has {image}, here {kept} stays (on-append-conflict: freeze)",
+            vpath=str(order.vpath),
+            image=order.image.hex(),
+            kept=kept.image.hex(),
+        )
+        self._conflicted(order.vpath, kept.image, f"another node has {order.image.hex()[:12]} there, and each keeps its own")
+
     def _merge_committed(self, vpath: VPath, committed: State | None, verdict: Accepted) -> Verdict | Deferred[Verdict]:
         if committed == verdict.state:
             return verdict
@@ -129,14 +158,21 @@ class Uploads:
         self._ledger.begin(merged)
         return self._disk.write_pending(merged).addCallback(lambda _: verdict)
 
+    def _converge(self, order: Order) -> None:
+        """Of two images that were appended to one path, the greater version takes the place of ours."""
+        self._log.error(
+            "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
+            vpath=str(order.vpath),
+            image=order.image.hex(),
+        )
+        ours = self._ledger.committed(order.vpath)
+        if ours is not None:
+            self._conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]}, newer by the order of versions, takes its place")
+
     def _begin(self, order: Order, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Verdict]:
         if verdict.conflict:
-            self._log.error(
-                "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
-                vpath=str(order.vpath),
-                image=order.image.hex(),
-            )
-        self._downloads.stop(order.vpath, Abort.SUPERSEDED)
+            self._converge(order)
+        self._downloads.stop(order.vpath, Abort.CONFLICT if verdict.conflict else Abort.SUPERSEDED)
         pending = Pending(order.vpath, verdict.state, order.command)
         self._ledger.begin(pending)
 

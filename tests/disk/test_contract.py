@@ -61,7 +61,7 @@ class Contract:
         return index
 
     def load(self) -> list[Held]:
-        held: list[Held] = self.successResultOf(self.disk.load())
+        held: list[Held] = list(self.successResultOf(self.disk.load()).held)
         return held
 
     def test_append(self) -> None:

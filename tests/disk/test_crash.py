@@ -62,7 +62,7 @@ class Sweep(SynchronousTestCase):
         return on_disk(image) if image.exists() else None
 
     def recorded(self, node: Node) -> Held | None:
-        held: list[Held] = self.successResultOf(node.store.load())
+        held: list[Held] = self.successResultOf(node.store.load()).held
         self.assertLessEqual(len(held), 1)
         return held[0] if held else None
 
@@ -205,7 +205,7 @@ class Undo(SynchronousTestCase):
         self.replaced(undo=False)
         self.assertEqual(on_disk(self.node.image(V1)), flat(NEW))
         self.successResultOf(self.node.store.drop_pending(V1))
-        held = self.successResultOf(self.node.store.load())
+        held = self.successResultOf(self.node.store.load()).held
         self.assertEqual(held, [Held(V1, state_of(self.new, 5), None)])
         self.assertEqual(self.node.debris(), [])
 
@@ -214,7 +214,7 @@ class Undo(SynchronousTestCase):
         self.replaced(undo=False)
         both = state_of(self.new, 5).merged(state_of(self.new, 6).signatures)
         self.successResultOf(self.node.store.write_pending(Pending(V1, both, Command.REPLACE)))
-        held = self.successResultOf(self.node.restarted().load())
+        held = self.successResultOf(self.node.restarted().load()).held
         self.assertEqual(held, [Held(V1, both, None)])
         self.assertEqual(on_disk(self.node.image(V1)), flat(NEW))
 
@@ -255,7 +255,7 @@ class Barrier(SynchronousTestCase):
         Faults.remove(self)
         staging.close()
         self.assertFalse(node.image(V1).exists())
-        held = self.successResultOf(node.restarted().load())
+        held = self.successResultOf(node.restarted().load()).held
         self.assertEqual([(found.committed, found.pending is not None) for found in held], [(None, True)])
 
     def test_each_fsync(self) -> None:

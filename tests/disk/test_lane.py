@@ -180,7 +180,7 @@ class CommitInSlices(SynchronousTestCase):
         self.assertNoResult(commit)
         self.pool.run_all()
         self.successResultOf(commit)
-        held = self.did(self.store.load())
+        held = self.did(self.store.load()).held
         self.assertEqual([(found.committed, found.pending) for found in held], [(both, None)])
 
     def test_cancel(self) -> None:

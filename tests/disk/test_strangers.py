@@ -100,7 +100,7 @@ class Planted(Real):
         state = self.node.db / "signatures" / "app" / "web" / "v1.state"
         state.rename(self.node.root / "state")
         state.symlink_to(self.node.root / "state")
-        self.assertEqual(self.successResultOf(self.store.load()), [])
+        self.assertEqual(self.successResultOf(self.store.load()).held, [])
         self.assertTrue((state.parent / ".v1.state.backup").is_symlink())
         self.assertTrue(self.node.image(V1).is_dir())
 
@@ -152,7 +152,7 @@ class Unmanaged(Real):
         self.assertEqual(self.node.image(V1).stat().st_ino, before)
         self.assertEqual((self.node.image(V1) / "README").stat().st_mode & 0o7777, 0o644)
         self.assertEqual((self.node.image(V1) / "a").stat().st_mode & 0o7777, 0o755)
-        self.assertEqual(self.successResultOf(self.store.load()), [Held(V1, state_of(index), None)])
+        self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V1, state_of(index), None)])
         self.assertEqual(self.node.debris(), [])
 
     def test_same_content_with_other_names(self) -> None:

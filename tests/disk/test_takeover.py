@@ -12,6 +12,7 @@ from ciruela.disk.lock import lock
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError
 from ciruela.model.order import Command
+from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, V2, Real
@@ -59,7 +60,7 @@ class Fallbacks(Real):
         for free, size, expected in ((10 << 30, tib, 9 << 30), (1 << 20, 10 << 20, (1 << 20) - (10 << 20) * 3 // 100)):
             self.patch(SafeDir, "free_bytes", lambda _, found=(free, size): found)
             with SafeDir.at(str(self.node.srv)) as here:
-                self.assertEqual(staging.room(here), expected)
+                self.assertEqual(staging.room(here, STANDARD), expected)
 
 
 class TakeOver(Real):
@@ -83,7 +84,7 @@ class TakeOver(Real):
 
     def test_committed(self) -> None:
         """Changing from the reference to this program would mean to upload everything again."""
-        self.assertEqual(self.successResultOf(self.store.load()), [Held(V1, state_of(self.index), None)])
+        self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V1, state_of(self.index), None)])
         self.assertEqual(self.successResultOf(self.store.read_index(self.index.image)), self.index)
         numbers = list(range(self.index.block_count))
         self.assertNotIn(None, self.successResultOf(self.store.read_blocks(V1, self.index, numbers)))
@@ -96,7 +97,7 @@ class TakeOver(Real):
         self.write("v1.new.state")
         old, _ = index_bytes(SMALL)
         self.assertEqual(
-            self.successResultOf(self.store.load()),
+            self.successResultOf(self.store.load()).held,
             [
                 Held(V1, state_of(old), Pending(V1, state_of(new), Command.REPLACE)),
                 Held(V2, None, Pending(V2, state_of(old), Command.APPEND)),
@@ -115,7 +116,7 @@ class TakeOver(Real):
         (self.states / "v6.state").write_bytes(cbor2.dumps({"image": self.index.image, "signatures": []}))
         (self.states / "v7.state").mkdir()
         (self.states / "notes.txt").write_bytes(b"x")
-        self.assertEqual(self.successResultOf(self.store.load()), [Held(V1, state_of(self.index), None)])
+        self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V1, state_of(self.index), None)])
         self.assertEqual(
             sorted(path.name for path in self.states.iterdir()),
             [
@@ -145,7 +146,7 @@ class TakeOver(Real):
         text = self.index.image.hex()
         path = self.node.db / "indexes" / text[:2] / f".tmp.{text}.ds1"
         path.write_bytes(b"half")
-        self.successResultOf(self.store.load())
+        self.successResultOf(self.store.load()).held
         self.assertFalse(path.exists())
 
     def test_one_bad_path(self) -> None:
@@ -162,7 +163,7 @@ class TakeOver(Real):
             return real(here, name)
 
         self.patch(SafeDir, "open_read", failing)
-        self.assertEqual(self.successResultOf(self.store.load()), [Held(V2, state_of(self.index), None)])
+        self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V2, state_of(self.index), None)])
         self.assertTrue((self.states / "v1.state").exists())
         self.assertTrue(debris.exists(), "nothing is swept where it is not known what is pending")
 

@@ -5,7 +5,7 @@ Nodes may share one dictionary of blocks: an image is its index, and what a node
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -16,9 +16,9 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import State
+from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending, Reused, Staging
+from ciruela.seams import Held, Loaded, Pending, Reused, Staging
 
 Blocks = dict[BlockHash, bytes]
 
@@ -110,6 +110,7 @@ class MemDisk:
         self.configs = configs
         self.blocks: Blocks = {} if blocks is None else blocks
         self.states: dict[VPath, State] = {}
+        self.buried: dict[VPath, Burials] = {}
         self.pendings: dict[VPath, Pending] = {}
         self.indexes: dict[ImageId, tuple[bytes, Index]] = {}
         self.images: dict[VPath, Index] = {}
@@ -161,7 +162,7 @@ class MemDisk:
             return DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
         return None
 
-    def load(self) -> Deferred[list[Held]]:
+    def load(self) -> Deferred[Loaded]:
         held = []
         for vpath in sorted(set(self.states) | set(self.pendings)):
             if self._refusal(vpath) is not None:
@@ -177,7 +178,7 @@ class MemDisk:
             held.append(Held(vpath, committed, pending))
         wanted = {(found.vpath, found.pending.state.image) for found in held if found.pending is not None}
         self.staged = {key: here for key, here in self.staged.items() if key in wanted or key[0].key in self.unmounted}
-        return succeed(held)
+        return succeed(Loaded(held, dict(self.buried)))
 
     def write_pending(self, pending: Pending) -> Deferred[None]:
         if refusal := self._refusal(pending.vpath):
@@ -202,6 +203,32 @@ class MemDisk:
             return fail(refusal)
         self.states[vpath] = state
         return succeed(None)
+
+    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        committed = self.states.get(vpath)
+        if committed is None or committed.image != tombstone.version.image:
+            return fail(DiskError(f"{vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted"))
+        if vpath in self.pendings:
+            return fail(DiskError(f"{vpath}: an upload is on its way there, nothing is deleted"))
+        if vpath.key in self.unmounted:
+            return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
+        now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+        del self.states[vpath]
+        self.images.pop(vpath, None)
+        return succeed(now)
+
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
+        folded = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).folded(before_ms, 10_000)
+        return succeed(folded)
+
+    def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
+        named = {*keep, *(state.image for state in self.states.values()), *(pending.state.image for pending in self.pendings.values())}
+        gone = [image for image in self.indexes if image not in named]
+        for image in gone:
+            del self.indexes[image]
+        return succeed(len(gone))
 
     def read_index(self, image: ImageId) -> Deferred[Index | None]:
         found = self.indexes.get(image)

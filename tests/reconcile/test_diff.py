@@ -4,9 +4,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command, Origin
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.reconcile.diff import wanted
+from tests.proof import shows
 
 A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))
 BASE = VPath.parse("/app")
@@ -20,7 +21,15 @@ class WantedTests(SynchronousTestCase):
     """A node that was away takes what is newer, and only that."""
 
     def names(self, ours, theirs):
-        return [order.vpath.entry for order in wanted(BASE, ours, theirs)]
+        return [order.vpath.entry for order in wanted(BASE, ours, theirs, Burials())]
+
+    @shows("A54", "F48", "I10")
+    def test_not_what_was_deleted(self):
+        """A peer that was away for a week would bring back everything that was cleaned meanwhile."""
+        burials = Burials(15, {"v2": Tombstone(Version(20, B), 99), "v4": Tombstone(Version(40, A), 99)})
+        theirs = {"v1": state(A, 15), "v2": state(B, 20), "v3": state(C, 16), "v4": state(B, 40)}
+        self.assertEqual([order.vpath.entry for order in wanted(BASE, {}, theirs, burials)], ["v4", "v3"])
+        self.assertEqual([order.vpath.entry for order in wanted(BASE, {"v1": state(B, 3)}, theirs, burials)], ["v4", "v3", "v1"])
 
     def test_newest_first(self):
         """What matters now comes before last week's."""
@@ -40,9 +49,9 @@ class WantedTests(SynchronousTestCase):
 
     def test_orders(self):
         """All signatures go along: one of them may be of a key that this node knows."""
-        [new] = wanted(BASE, {}, {"v": state(A, 1, 2)})
+        [new] = wanted(BASE, {}, {"v": state(A, 1, 2)}, Burials())
         self.assertEqual((new.command, new.origin, new.signatures), (Command.APPEND, Origin.PEER, state(A, 1, 2).signatures))
-        [other] = wanted(BASE, {"v": state(B, 1)}, {"v": state(A, 2)})
+        [other] = wanted(BASE, {"v": state(B, 1)}, {"v": state(A, 2)}, Burials())
         self.assertEqual((other.command, other.old_image), (Command.REPLACE, None))
 
     def test_bad_entries(self):
@@ -60,5 +69,5 @@ class WantedTests(SynchronousTestCase):
     def test_level_zero(self):
         """A directory that is itself the image reconciles under the empty name."""
         whole = VPath.parse("/site")
-        [order] = wanted(whole, {}, {"": state(A, 1)})
+        [order] = wanted(whole, {}, {"": state(A, 1)}, Burials())
         self.assertEqual(order.vpath, whole)

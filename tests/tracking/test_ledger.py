@@ -7,7 +7,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending
+from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, Ledger, base_dir_hash
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -116,7 +116,8 @@ class LedgerTests(SynchronousTestCase):
 
     def test_fill(self):
         """After a restart the node says what it said before."""
-        self.ledger.fill([Held(V1, state(A, 5), None), Held(V2, None, pending(V2, B)), Held(BASE.child("v3"), None, None)])
+        held = [Held(V1, state(A, 5), None), Held(V2, None, pending(V2, B)), Held(BASE.child("v3"), None, None)]
+        self.ledger.fill(Loaded(held, {}))
         self.assertEqual(self.ledger.entries(BASE), {"v1": state(A, 5), "v2": state(B, 5)})
         self.assertEqual([one.vpath for one in self.ledger.pendings()], [V2])
         self.assertEqual(self.changes, [])

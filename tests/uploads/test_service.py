@@ -53,6 +53,9 @@ class World:
         self.events.append(("write_state", vpath, written))
         return succeed(None)
 
+    def conflicted(self, vpath, image, detail):
+        self.events.append(("conflicted", vpath, image))
+
     def start(self, pending, hints):
         self.events.append(("start", pending, hints))
 
@@ -73,7 +76,7 @@ class UploadsTests(SynchronousTestCase):
         self.world = World()
         self.ledger = Ledger(Clock())
         configs = {"app": DirConfig("app", "/srv/app", append_only=False, num_levels=1)}
-        self.uploads = Uploads(configs, self.ledger, self.world, self.world, self.world, lambda: NOW)
+        self.uploads = Uploads(configs, self.ledger, self.world, self.world, self.world, lambda: NOW, self.world.conflicted)
 
     def order(self, image=A, command=Command.APPEND, origin=Origin.CLIENT, path=V1, entries=None, hints=()):
         return self.uploads.order(Order(command, path, image, None, entries or (entry(),), origin), hints)

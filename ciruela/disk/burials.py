@@ -1,0 +1,100 @@
+"""What is remembered of deletions, one file for each base dir, beside its state files (threats 6.5).
+
+The file is one CBOR map, ``{"floor": milliseconds, "tombstones": {name: [signed_ms, image, buried_ms]}}``. Its name begins with a dot: the
+reference does not look at it. A tombstone is also the journal of its deletion: a start that finds one for what is still committed goes on.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import cbor2
+
+from ciruela.disk.layout import Place
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.states import read_record, write_file
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import image_id
+from ciruela.model.state import Burials, Tombstone, Version
+from ciruela.proto.bounded import loads
+
+NAME = ".tombstones"
+
+MOST_TOMBSTONES = 10_000
+"""In one base dir; older ones are folded into the floor. Our own limit: a file of some 3 MB at worst."""
+
+MAX_BYTES = 4 * 1024 * 1024
+_MAX_ITEMS = 8 + 5 * MOST_TOMBSTONES
+_MAX_MS = 1 << 64
+
+_turn = Lock()
+"""Images of one base dir are deleted in several threads, and share a file."""
+
+
+def file_name(place: Place) -> str:
+    """The name of the file with the burials of the base dir of ``place``; at level 0 one for each key."""
+    return f".{place.vpath.key}{NAME}" if not place.vpath.entry else NAME
+
+
+def encode(burials: Burials) -> bytes:
+    """The bytes of a file."""
+    rows = {
+        entry: [tombstone.version.timestamp_ms, tombstone.version.image, tombstone.buried_ms]
+        for entry, tombstone in sorted(burials.tombstones.items())
+    }
+    return cbor2.dumps({"floor": burials.floor_ms, "tombstones": rows})
+
+
+def decode(data: bytes) -> Burials:
+    """The content of a file. Raises FormatError."""
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"more than {MAX_BYTES} bytes of tombstones")
+    match loads(data, max_items=_MAX_ITEMS, max_depth=3):
+        case {"floor": int(floor_ms), "tombstones": dict(rows)} if _is_time(floor_ms):
+            return Burials(floor_ms, dict(_tombstone(entry, row) for entry, row in rows.items()))
+    raise FormatError("not a map of floor and tombstones")
+
+
+def _is_time(value: int) -> bool:
+    return not isinstance(value, bool) and 0 <= value < _MAX_MS
+
+
+def _tombstone(entry: object, row: object) -> tuple[str, Tombstone]:
+    match entry, row:
+        case str(name), [int(signed_ms), bytes(image), int(buried_ms)] if _is_time(signed_ms) and _is_time(buried_ms):
+            try:
+                return name, Tombstone(Version(signed_ms, image_id(image)), buried_ms)
+            except ValueError as error:
+                raise FormatError(str(error)) from None
+    raise FormatError("a tombstone that is not name: [milliseconds, image, milliseconds]")
+
+
+def read(directory: SafeDir, place: Place) -> Burials:
+    """What is remembered of the base dir of ``place``, nothing when there is no file or it cannot be understood. Raises OSError."""
+    return read_record(directory, file_name(place), decode, MAX_BYTES) or Burials()
+
+
+def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Burials:
+    """Remember one more deletion, durably; returns all of the base dir. Raises OSError."""
+    with _turn:
+        burials = read(directory, place).with_one(place.vpath.entry, tombstone).folded(0, MOST_TOMBSTONES)
+        write_file(directory, file_name(place), encode(burials))
+    return burials
+
+
+def take_back(directory: SafeDir, place: Place, before: Tombstone | None) -> None:
+    """Undo an :func:`add` where ``before`` was what stood there. Raises OSError."""
+    with _turn:
+        burials = read(directory, place).without(place.vpath.entry)
+        burials = burials if before is None else burials.with_one(place.vpath.entry, before)
+        write_file(directory, file_name(place), encode(burials))
+
+
+def fold(directory: SafeDir, place: Place, before_ms: int) -> Burials:
+    """Fold the tombstones set before ``before_ms`` into the floor, durably; returns what is left. Raises OSError."""
+    with _turn:
+        burials = read(directory, place)
+        folded = burials.folded(before_ms, MOST_TOMBSTONES)
+        if folded is not burials:
+            write_file(directory, file_name(place), encode(folded))
+    return folded

@@ -1,0 +1,75 @@
+"""Deleting a committed image: the mirror image of a commit (threats 6.4).
+
+The tombstone is written first and is the journal: a start that finds one for what is committed finishes the deletion. What a kill after each
+step leaves stands in ``docs/reference/files.rst``.
+"""
+
+from __future__ import annotations
+
+import stat
+
+from twisted.logger import Logger
+
+from ciruela.disk import burials, states
+from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.layout import Place, Records
+from ciruela.disk.removal import rename_away
+from ciruela.disk.safedir import SafeDir
+from ciruela.model.errors import DiskError
+from ciruela.model.state import Burials, Tombstone
+
+_log = Logger()
+
+
+def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[Burials, str | None]]:
+    """Steps 1 to 3: tombstone, rename away, state.
+
+    Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none. Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OSError; then nothing changed.
+    """
+    yield ENTRY_COST
+    with records.states(place.vpath) as directory:
+        committed = states.read_state(directory, place.record)
+        if committed is None or committed.image != tombstone.version.image:
+            raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
+        if states.read_journal(directory, place.record) is not None:
+            raise DiskError(f"{place.vpath}: an upload is on its way there, nothing is deleted")
+        with place.open_parent() as parent:
+            before = burials.read(directory, place).tombstones.get(place.vpath.entry)
+            now = burials.add(directory, place, tombstone)
+            try:
+                return now, (yield from finish(directory, parent, place))
+            except OSError:
+                if states.read_state(directory, place.record) is not None and parent.stat(place.name) is not None:
+                    burials.take_back(directory, place, before)
+                raise
+
+
+def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | None]:
+    """Steps 2 and 3 of a deletion whose tombstone is written."""
+    found = parent.stat(place.name)
+    doomed = None
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        doomed = yield from rename_away(parent, place.name, found.st_ino)
+        parent.fsync()
+    states.drop_state(directory, place.record)
+    return doomed
+
+
+def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place) -> bool:
+    """Finish the deletion that a kill interrupted, if there was one. Without ``parent`` (nothing is there) only the record is left.
+
+    Whether there was one. The tree stays under its reserved name, as debris for the sweep. Raises OSError.
+    """
+    tombstone = burials.read(directory, place).tombstones.get(place.vpath.entry)
+    committed = states.read_state(directory, place.record) if tombstone is not None else None
+    if tombstone is None or committed is None or committed.version > tombstone.version:
+        return False
+    if states.read_journal(directory, place.record) is not None:
+        return False
+    _log.info("{vpath}: the interrupted deletion of {image} is finished", vpath=str(place.vpath), image=committed.image.hex())
+    if parent is None:
+        states.drop_state(directory, place.record)
+    else:
+        for _ in finish(directory, parent, place):
+            pass
+    return True
