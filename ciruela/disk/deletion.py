@@ -1,7 +1,7 @@
 """Deleting a committed image: the mirror image of a commit (threats 6.4).
 
-The tombstone is written first and is the journal: a start that finds one for what is committed finishes the deletion. What a kill after each
-step leaves stands in ``docs/reference/files.rst``.
+The tombstone is written first and is the journal: a start that finds one for what is committed finishes the deletion. What a kill after
+each step leaves stands in ``docs/reference/files.rst``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _log = Logger()
 def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[Burials, str | None]]:
     """Steps 1 to 3: tombstone, rename away, state.
 
-    Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none. Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OSError; then nothing changed.
+    Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none.
+    Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OSError; then nothing changed.
     """
     yield ENTRY_COST
     with records.states(place.vpath) as directory:

@@ -5,6 +5,8 @@
     DB/.lock                                  held while a daemon runs
     DB/signatures/KEY/c1/../NAME.state        committed
     DB/signatures/KEY/c1/../NAME.new.state    accepted, in progress: the commit journal
+    DB/signatures/KEY/c1/../.tombstones       what was deleted there (``burials``)
+    DB/signatures/.KEY.base                   which directory the base was (``bases``)
     DB/indexes/XX/HEX.ds1                     an index by its image id
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
@@ -15,8 +17,8 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from ciruela.disk.safedir import RESERVED, SafeDir
@@ -38,12 +40,17 @@ class BaseUnavailable(DiskError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host."""
+    """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
+
+    ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, see ``bases``.
+    """
 
     vpath: VPath
     base: str
     parents: tuple[str, ...]
     name: str
+    durable: bool = True
+    guard: Callable[[Place, SafeDir], None] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return "/".join((self.base.rstrip("/"), *self.parents, self.name))
@@ -60,9 +67,19 @@ class Place:
     def open_base(self) -> SafeDir:
         """The base, which is never created. Raises BaseUnavailable."""
         try:
-            return SafeDir.at(self.base)
+            base = SafeDir.at(self.base, self.durable)
         except OSError as error:
             raise BaseUnavailable(f"{self.base}: {error.strerror} (is the disk mounted? it is not created)") from error
+        try:
+            if self.guard is not None:
+                self.guard(self, base)
+        except OSError as error:
+            base.close()
+            raise BaseUnavailable(f"{self.base}: it cannot be told whether it is the right directory: {error.strerror}") from error
+        except BaseException:
+            base.close()
+            raise
+        return base
 
     def open_parent(self, *, create: bool = False) -> SafeDir:
         """The directory in which the image stands; ``create`` makes what is missing below the base. Raises BaseUnavailable, OSError."""
@@ -97,12 +114,13 @@ def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
 class Records:
     """The db directory: where states and indexes are."""
 
-    def __init__(self, db_dir: str) -> None:
+    def __init__(self, db_dir: str, durable: bool = True) -> None:
         self._db_dir = db_dir
+        self._durable = durable
 
     def root(self) -> SafeDir:
         """The db directory, which must exist."""
-        return SafeDir.at(self._db_dir)
+        return SafeDir.at(self._db_dir, self._durable)
 
     def states(self, vpath: VPath, *, create: bool = False) -> SafeDir:
         """The directory with the state files of ``vpath``; their names begin with ``Place.record``. Raises OSError."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from twisted.logger import Logger
 
-from ciruela.disk import burials, states
+from ciruela.disk import bases, burials, states
 from ciruela.disk.deletion import finish_interrupted
 from ciruela.disk.lane import ENTRY_COST, Steps
-from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records, place
+from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal, Phase
@@ -125,11 +125,12 @@ def _remove_debris(parent: SafeDir, name: str) -> Steps[None]:
         _log.info("debris {name} was removed", name=parent.within(name))
 
 
-def load(records: Records, configs: Mapping[str, DirConfig]) -> Steps[Loaded]:
+def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[VPath], Place]) -> Steps[Loaded]:
     """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError."""
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
     sweep = _Sweep()
+    yield from _remove_temporary_bases(records)
     for config in sorted(configs.values(), key=lambda config: config.key):
         for parts, directory in _base_dirs(records, config):
             with directory:
@@ -137,10 +138,10 @@ def load(records: Records, configs: Mapping[str, DirConfig]) -> Steps[Loaded]:
                 yield from _remove_temporary(directory, burials.NAME)
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
-                    sample = place(configs, VPath((*parts, "x")))
+                    sample = locate(VPath((*parts, "x")))
                     yield from _load_base_dir(sample, vpaths, directory, sweep, held)
                 else:
-                    sample = place(configs, VPath((config.key,)))
+                    sample = locate(VPath((config.key,)))
                     yield from _load_single(sample, directory, held)
                 found = burials.read(directory, sample)
                 if found != Burials():
@@ -266,6 +267,16 @@ def _remove_temporary(directory: SafeDir, suffix: str) -> Steps[None]:
                 directory.unlink(name)
             except OSError as error:
                 _log.error("{name} cannot be removed: {error}", name=directory.within(name), error=error)
+
+
+def _remove_temporary_bases(records: Records) -> Steps[None]:
+    try:
+        with records.root() as root:
+            top = root.descend((SIGNATURES,))
+    except FileNotFoundError:
+        return
+    with top:
+        yield from _remove_temporary(top, bases.NAME)
 
 
 def _remove_temporary_indexes(records: Records) -> Steps[None]:

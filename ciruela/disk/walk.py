@@ -31,8 +31,7 @@ BACKLOG_FILES = 16
 """The walk waits while so many large files are open."""
 
 _READ_BYTES = 8 * BLOCK_BYTES
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_MOVED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE, errno.ENXIO})
+_MOVED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.EINVAL})
 
 
 class Stopped(Exception):
@@ -158,27 +157,25 @@ class Walk:
 
     def _list(self, frame: _Frame, depth: int) -> Generator[Large | None, None, list[str]]:
         """Take in what is in one directory, ``depth`` components below the root for what is in it; gives the sub-directories."""
-        fd, prefix = frame.directory.fd, frame.prefix
+        directory, prefix = frame.directory, frame.prefix
         self._at = prefix[:-1] or "/"
         entries: list[File | Symlink | Large] = []
         self.listing.append((self._at, entries))
-        with os.scandir(fd) as found:
-            named = sorted(((self._name(prefix, entry), entry) for entry in found), key=lambda pair: pair[0])
+        named = sorted(((self._name(prefix, entry), entry) for entry in directory.entries()), key=lambda pair: pair[0])
         room = MAX_PATH_BYTES - len(prefix.encode())
         below: list[str] = []
         for name, entry in named:
             self._at = path = prefix + name
-            raw = name.encode()
-            if depth > MAX_DEPTH or len(raw) > room:
+            if depth > MAX_DEPTH or len(name.encode()) > room:
                 limits = f"at most {MAX_DEPTH} levels and {MAX_PATH_BYTES} bytes fit into an index"
                 raise DiskError(f"{self.where(path)[:200]}... is too deep: {limits}; move it up or out")
             if entry.is_symlink():
-                entries.append(self._link(fd, raw, path))
+                entries.append(self._link(directory, name, path))
                 self.symlinks += 1
             elif entry.is_dir(follow_symlinks=False):
                 below.append(name)
             elif entry.is_file(follow_symlinks=False):
-                file = self._file(fd, raw, path)
+                file = self._file(directory, name, path)
                 entries.append(file)
                 if isinstance(file, Large):
                     yield file
@@ -198,37 +195,30 @@ class Walk:
             where = self.where(prefix + raw.decode("utf-8", "backslashreplace"))
             raise DiskError(f"the name {where} is not UTF-8 and does not fit into an index; rename it") from None
 
-    def _link(self, fd: int, raw: bytes, path: str) -> Symlink:
-        target = os.readlink(raw, dir_fd=fd)
+    def _link(self, directory: SafeDir, name: str, path: str) -> Symlink:
+        target = directory.readlink(name)
         try:
-            text = target.decode("utf-8")
-            check_target(text)
+            target.encode("utf-8")
+            check_target(target)
         except ValueError:
             raise DiskError(f"the symbolic link {self.where(path)} has a target that is not UTF-8 or too long; make it anew") from None
-        return Symlink(path, text)
+        return Symlink(path, target)
 
-    def _file(self, directory: int, raw: bytes, path: str) -> File | Large:
-        fd = os.open(raw, _FLAGS, dir_fd=directory)
+    def _file(self, directory: SafeDir, name: str, path: str) -> File | Large:
+        file = directory.open_read(name)
         keep = False
         try:
-            before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
-                raise self.changed(path)
+            before = file.stat()
             size = before.st_size
             if size > LARGE_BYTES:
                 keep = True
-                return Large(OpenFile(fd, path), path, before)
-            data = os.read(fd, size + 1)
-            while 0 < len(data) < size:
-                more = os.read(fd, size + 1 - len(data))
-                if not more:
-                    break
-                data += more
-            if len(data) != size or not _same(before, os.fstat(fd)):
+                return Large(file, path, before)
+            data = file.read_at(size, 0) if size else b""
+            if len(data) != size or not _same(before, file.stat()):
                 raise self.changed(path)
         finally:
             if not keep:
-                os.close(fd)
+                file.close()
         self.bytes += size
         return File(path, _executable(before), size, _block_hashes(self._kind, data))
 

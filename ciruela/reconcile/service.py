@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Verdict
@@ -120,9 +120,11 @@ class Reconciler:
             if ours[entry].image == response.dirs[entry].image:
                 self._hint(base.image_at(entry), ours[entry].image, address)
         unfinished = frozenset(response.pending)
+        config = self._configs[base.key]
+        frozen = config.append_only and config.on_append_conflict is OnConflict.FREEZE
         queue = deque(
             (order, address)
-            for order in wanted(base, ours, response.dirs, self._ledger.burials(base))
+            for order in wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
             if not self._ledger.recently_aborted(
                 order.vpath, order.image, GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
             )

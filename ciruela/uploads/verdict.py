@@ -4,8 +4,8 @@ Rows that differ from the reference:
 
 - a replace that is not newer than what is there is ``stale_timestamp``, a signing time over 5 minutes ahead is ``timestamp_in_future``;
 - an upload that has found no source for a while gives way to a newer one;
-- a client's signature must be of the last day, and nothing that was deleted comes back: what is not newer than its tombstone, or from a peer
-  and not newer than the floor of its base dir, is ``stale_timestamp``;
+- a client's signature must be of the last day, and nothing that was deleted comes back: what is not newer than its tombstone, or comes from
+  a peer and is not newer than the floor of its base dir, is ``stale_timestamp``;
 - what a peer brings is judged by the order of versions alone, also in append-only directories: of two images that were appended to one path
   on two nodes the greater version wins everywhere, and the verdict says that there was a conflict. With ``on-append-conflict: freeze`` each
   node keeps what it has, and the verdict is ``conflict``.
@@ -31,8 +31,8 @@ SIGNATURE_MAX_AGE_MS = 24 * 3600 * 1000
 class Standing:
     """What the node holds at the path of an order. ``stalled``: what is pending has found no source for a while.
 
-    ``buried``: the version that was deleted there last. ``floor_ms``: what is signed no later than this is not taken from peers at a path of
-    which nothing is known.
+    ``buried``: the version that was deleted there last. ``floor_ms``: what is signed no later than this is not taken from peers at a path
+    of which nothing is known.
     """
 
     committed: State | None
@@ -87,16 +87,15 @@ def judge(
 
 
 def _by_version(wish: State, config: DirConfig, standing: Standing) -> Verdict:
+    known = standing.pending or standing.committed
+    if known is not None and config.append_only and config.on_append_conflict is OnConflict.FREEZE and known.image != wish.image:
+        return Rejected(Reject.CONFLICT, "two images were appended to one path, each node keeps its own")
     for state in (standing.pending, standing.committed):
         if state is not None and wish.version <= state.version:
             return Rejected(Reject.STALE_TIMESTAMP)
-    known = standing.committed or standing.pending
     if known is None and standing.buried is None and wish.version.timestamp_ms <= standing.floor_ms:
         return Rejected(Reject.STALE_TIMESTAMP, f"signed for {wish.version.timestamp_ms} ms, before what was deleted and forgotten here")
-    conflict = config.append_only and known is not None
-    if conflict and config.on_append_conflict is OnConflict.FREEZE:
-        return Rejected(Reject.CONFLICT, "two images were appended to one path, each node keeps its own")
-    return Accepted(Progress.NEW, wish, conflict)
+    return Accepted(Progress.NEW, wish, conflict=config.append_only and known is not None)
 
 
 def _against_pending(order: Order, wish: State, pending: State, standing: Standing) -> Verdict:

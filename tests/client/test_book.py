@@ -25,6 +25,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Reject
 from ciruela.proto.messages import AbortedImage, ReceivedImage, UploadAck
 from ciruela.seams import Address
+from tests.proof import shows
 
 IMAGE = ImageId(b"\x11" * 32)
 OTHER = ImageId(b"\x12" * 32)
@@ -372,6 +373,31 @@ class Aborted(BookCase):
         """Giving way to another version is a conflict."""
         self.ack(1, [])
         self.gave_up(1, "superseded")
+        self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
+
+    @shows("A51", "F46", "I7")
+    def test_conflict(self) -> None:
+        """A user would read "done" while another image, appended to the same path elsewhere, takes its place on every node."""
+        self.ack(1, [1, 2])
+        self.got(1, 1)
+        self.got(1, 2)
+        self.expect(Outcome.DONE)
+        self.assertTrue(self.gave_up(1, "conflict: 012345, newer by the order of versions, takes its place"))
+        self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
+        self.assertIn("n1", dict(self.book.standing().failed))
+
+    def test_conflict_by_hearsay(self) -> None:
+        """A node could make an upload fail in the name of others."""
+        self.ack(1, [1, 2])
+        self.got(1, 1)
+        self.got(1, 2)
+        self.book.aborted(address(1), AbortedImage(IMAGE, PATH, machine(2), "n2", True, "conflict: made up"))
+        self.expect(Outcome.DONE)
+
+    def test_reason_with_detail(self) -> None:
+        """A directory that stands in the way would be told as a network problem."""
+        self.ack(1, [])
+        self.gave_up(1, "already_exists: /srv/app/v1: is not ours; move it away")
         self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
 
     def test_others_have_it(self) -> None:

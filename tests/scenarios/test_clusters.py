@@ -1,9 +1,13 @@
 """Clusters of 3, 20 and 100 nodes under loss, partitions, kills and late joiners."""
 
+from dataclasses import replace
+
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.model.dirconfig import OnConflict
 from ciruela.model.vpath import VPath
 from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
+from tests.proof import shows
 
 V1 = "/app/v1"
 LARGE = Image(2, {"large": 20_000_000})
@@ -128,6 +132,7 @@ class FaultTests(SynchronousTestCase):
         cluster.run(5.0)
         self.assertTrue(cluster.agree())
 
+    @shows("A51", "F46")
     def test_append_only_conflict(self):
         """Two appends of one path on two sides: one winner, also where directories are append-only."""
         cluster = Cluster(6)
@@ -135,13 +140,36 @@ class FaultTests(SynchronousTestCase):
         one, other = Image(21, {"a": 50_000}), Image(22, {"a": 50_000})
         cluster.hub.partition([cluster.addresses(1, 2, 3), cluster.addresses(4, 5, 6)])
         stamp = cluster.now_ms()
-        Client(cluster, one).upload("/logs/x", cluster.addresses(1), stamp=stamp)
-        Client(cluster, other).upload("/logs/x", cluster.addresses(4), stamp=stamp)
+        clients = [Client(cluster, one), Client(cluster, other)]
+        for client, target in zip(clients, (1, 4), strict=True):
+            client.upload("/logs/x", cluster.addresses(target), stamp=stamp)
         cluster.run(20.0)
+        self.assertEqual([len(client.machines("/logs/x")) for client in clients], [3, 3])
         cluster.hub.heal()
         winner = max(one, other, key=lambda image: image.id)
-        cluster.run(60.0, until=lambda: len(cluster.holders("/logs/x", winner)) == 6)
+        took_s = cluster.run(60.0, until=lambda: len(cluster.holders("/logs/x", winner)) == 6)
         self.assertEqual(len(cluster.holders("/logs/x", winner)), 6)
+        self.assertLess(took_s, 30.0)
+        told = {client.image.id: [note.reason.partition(":")[0] for note in client.aborted] for client in clients}
+        self.assertEqual(told, {winner.id: [], min(one.id, other.id): ["conflict"]})
+
+    @shows("A51")
+    def test_frozen_conflict(self):
+        """With freeze nothing is thrown away: each side keeps its image, and both clients hear of it."""
+        config = replace(LOGS, on_append_conflict=OnConflict.FREEZE)
+        cluster = Cluster(4, configs={"logs": config})
+        cluster.run(20.0)
+        one, other = Image(21, {"a": 50_000}), Image(22, {"a": 50_000})
+        cluster.hub.partition([cluster.addresses(1, 2), cluster.addresses(3, 4)])
+        clients = [Client(cluster, one), Client(cluster, other)]
+        for client, target in zip(clients, (1, 3), strict=True):
+            client.upload("/logs/x", cluster.addresses(target))
+        cluster.run(20.0)
+        cluster.hub.heal()
+        cluster.run(60.0)
+        self.assertEqual((cluster.holders("/logs/x", one), cluster.holders("/logs/x", other)), ({1, 2}, {3, 4}))
+        for client in clients:
+            self.assertEqual({note.reason.partition(":")[0] for note in client.aborted}, {"conflict"})
 
     def test_late_joiner(self):
         """A node that joins empty gets everything from its peers, long after the clients have gone."""

@@ -4,17 +4,19 @@ from itertools import product
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, Standing, judge, precheck
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Standing, judge, precheck
+from tests.proof import shows
 
 A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))
 NOW = 1_700_000_000_000
 OPEN = DirConfig("app", "/srv/app", append_only=False, num_levels=1)
 APPEND_ONLY = DirConfig("app", "/srv/app", append_only=True, num_levels=1)
+FROZEN = DirConfig("app", "/srv/app", append_only=True, num_levels=1, on_append_conflict=OnConflict.FREEZE)
 
 
 def entry(stamp=NOW, fill=7):
@@ -29,8 +31,8 @@ def order(command=Command.APPEND, image=A, old=None, origin=Origin.CLIENT, path=
     return Order(command, VPath.parse(path), image, old, (entry(),), origin)
 
 
-def verdict(wish, committed=None, pending=None, stamp=NOW, config=OPEN, stalled=False, now=NOW):
-    return judge(wish, config, Standing(committed, pending, stalled), (entry(stamp),), now)
+def verdict(wish, committed=None, pending=None, stamp=NOW, config=OPEN, stalled=False, now=NOW, buried=None, floor=0):
+    return judge(wish, config, Standing(committed, pending, stalled, buried, floor), (entry(stamp),), now)
 
 
 class PrecheckTests(SynchronousTestCase):
@@ -74,6 +76,35 @@ class ClientTests(SynchronousTestCase):
         late = NOW + FUTURE_LIMIT_MS
         self.assertIsInstance(verdict(order(), stamp=late), Accepted)
         self.assertEqual(verdict(order(), stamp=late + 1).reason, Reject.TIMESTAMP_IN_FUTURE)
+
+    @shows("A12", "F9")
+    def test_too_old(self):
+        """A request that somebody recorded last week would do its work again."""
+        oldest = NOW - SIGNATURE_MAX_AGE_MS
+        for command, there in ((Command.APPEND, None), (Command.REPLACE, state(B, oldest - 9)), (Command.REPLACE, None)):
+            self.assertIsInstance(verdict(order(command), committed=there, stamp=oldest), Accepted)
+            found = verdict(order(command), committed=there, stamp=oldest - 1)
+            self.assertEqual(found.reason, Reject.STALE_TIMESTAMP)
+            self.assertIn(f"the clock here says {NOW} ms", found.detail)
+
+    @shows("A12", "F9", "I10")
+    def test_deleted(self):
+        """A recorded request would bring back what was deleted."""
+        buried = Version(NOW, B)
+        for command, image, stamp, good in (
+            (Command.APPEND, B, NOW, False),
+            (Command.APPEND, A, NOW, False),
+            (Command.REPLACE, C, NOW - 1, False),
+            (Command.APPEND, C, NOW, True),
+            (Command.APPEND, B, NOW + 1, True),
+        ):
+            found = verdict(order(command, image), stamp=stamp, buried=buried)
+            self.assertEqual(isinstance(found, Accepted), good)
+            self.assertTrue(good or found.reason is Reject.STALE_TIMESTAMP)
+
+    def test_floor_is_for_peers(self):
+        """What a client signs now is taken, however late the node's floor is."""
+        self.assertIsInstance(verdict(order(), floor=NOW + 5), Accepted)
 
     def test_already_done(self):
         """The same image again is no work, its signature is kept, even if it is the older one."""
@@ -165,6 +196,34 @@ class PeerTests(SynchronousTestCase):
         self.assertEqual(found, Accepted(Progress.NEW, state(A), conflict=True))
         self.assertFalse(verdict(wish, config=APPEND_ONLY).conflict)
         self.assertFalse(verdict(wish, committed=state(B, NOW - 1)).conflict)
+
+    @shows("A51", "F46")
+    def test_frozen_conflict(self):
+        """An operator who wants to look first would find that one of the two images is gone."""
+        wish = order(Command.REPLACE, origin=Origin.PEER)
+        for standing in ({"committed": state(B, NOW - 1)}, {"pending": state(B, NOW - 1)}):
+            self.assertEqual(verdict(wish, config=FROZEN, **standing).reason, Reject.CONFLICT)
+        self.assertEqual(verdict(wish, committed=state(B, NOW + 1), config=FROZEN).reason, Reject.CONFLICT)
+        self.assertIsInstance(verdict(wish, config=FROZEN), Accepted)
+
+    @shows("A54", "F48", "F50", "I10")
+    def test_deleted(self):
+        """A node that was away would spread again what the others deleted."""
+        wish = order(origin=Origin.PEER)
+        self.assertEqual(verdict(wish, buried=Version(NOW, A)).reason, Reject.STALE_TIMESTAMP)
+        self.assertIsInstance(verdict(wish, stamp=NOW + 1, buried=Version(NOW, A)), Accepted)
+        self.assertEqual(verdict(wish, floor=NOW).reason, Reject.STALE_TIMESTAMP)
+        self.assertIsInstance(verdict(wish, floor=NOW - 1), Accepted)
+
+    def test_floor_only_where_nothing_is_known(self):
+        """A version newer than what is there, or than what was deleted there, is news, whatever was forgotten of other paths."""
+        wish = order(origin=Origin.PEER)
+        self.assertIsInstance(verdict(wish, committed=state(B, NOW - 1), floor=NOW + 5), Accepted)
+        self.assertIsInstance(verdict(wish, buried=Version(NOW - 1, B), floor=NOW + 5), Accepted)
+
+    def test_old_signatures(self):
+        """What was signed years ago is still wanted by a node that joins."""
+        self.assertIsInstance(verdict(order(origin=Origin.PEER), stamp=1), Accepted)
 
     def test_any_two_agree(self):
         """Of two versions exactly one wins against the other, whichever node hears it first."""
