@@ -1,4 +1,4 @@
-"""Periodic duties and retry times, all driven by a clock that is handed in."""
+"""Periodic duties, retry times and rates, all driven by a clock that is handed in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from ciruela.model.printable import logged
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -25,6 +27,9 @@ class Beat:
 
     _log = Logger()
 
+    failures = 0
+    """How often a duty failed, in the whole process; each time it is in the log, too."""
+
     def __init__(self, clock: IReactorTime, rng: random.Random, interval_s: float, duty: Callable[[], object], name: str) -> None:
         self._clock = clock
         self._rng = rng
@@ -33,19 +38,20 @@ class Beat:
         self._name = name
         self._loop = LoopingCall(self._run)
         self._loop.clock = clock
-        self._first: object = None
+        self._first: IDelayedCall | None = None
 
     def _run(self) -> object:
         try:
             result = self._duty()
         except Exception:  # noqa: BLE001  whatever a duty raises is logged and the beat goes on
-            self._log.failure("{duty} failed; it runs again in {interval_s} s", duty=self._name, interval_s=self._interval_s)
+            self._failed(Failure())
             return None
         if isinstance(result, Deferred):
             result.addErrback(self._failed)
         return result
 
     def _failed(self, failure: Failure) -> None:
+        Beat.failures += 1
         self._log.failure("{duty} failed; it runs again in {interval_s} s", failure, duty=self._name, interval_s=self._interval_s)
 
     def start(self) -> None:
@@ -60,10 +66,23 @@ class Beat:
     def stop(self) -> None:
         """End; a duty that is under way is not interrupted."""
         if self._first is not None:
-            self._first.cancel()  # type: ignore[attr-defined]
+            self._first.cancel()
             self._first = None
         if self._loop.running:
             self._loop.stop()
+
+
+def later(clock: IReactorTime, delay_s: float, name: str, duty: Callable[[], object]) -> IDelayedCall:
+    """``clock.callLater`` for a duty whose error is logged and counted like that of a Beat; ``name`` says what failed."""
+
+    def run() -> None:
+        try:
+            duty()
+        except Exception:  # noqa: BLE001  whatever it raises, the reactor goes on; the log says so
+            Beat.failures += 1
+            Beat._log.failure("{duty} failed", duty=name)
+
+    return clock.callLater(delay_s, run)
 
 
 class Backoff(Generic[A]):
@@ -150,3 +169,97 @@ class Batch(Generic[A, B]):
         for _, done in jobs:
             if not done.called:
                 done.errback(failure)
+
+
+class Bucket:
+    """A token bucket: ``rate`` a second on average, up to ``burst`` at once."""
+
+    __slots__ = ("_burst", "_clock", "_left", "_rate", "_since_s")
+
+    def __init__(self, clock: IReactorTime, rate: float, burst: float) -> None:
+        self._clock = clock
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._since_s = clock.seconds()
+
+    def take(self) -> bool:
+        """Take one token. False, and nothing is taken, when there is none."""
+        now_s = self._clock.seconds()
+        self._left = min(self._burst, self._left + max(0.0, now_s - self._since_s) * self._rate)
+        self._since_s = now_s
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+HUSH_S = 60.0
+"""How long the same kind of line about the same source is held back."""
+
+
+class Hush:
+    """Keeps the log short, whoever talks to us: one line a minute for each kind and source, and ``most`` lines a minute in all (A27).
+
+    What is held back is counted. The next line for the same kind and source says how many there were; those that never got a line are
+    told as a number, with the first line of a later minute. At most ``limit`` pairs are remembered.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, most: int = 25, interval_s: float = HUSH_S, limit: int = 4096) -> None:
+        self._clock = clock
+        self._most = most
+        self._interval_s = interval_s
+        self._limit = limit
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+        self._lines = 0
+        self._until_s = clock.seconds() + interval_s
+        self._unsaid = 0
+        self.held_back = 0
+
+    def warn(self, log: Logger, kind: str, source: object, text: str, /, **fields: object) -> None:
+        """Log a warning, or hold it back. Fields that are texts are made harmless, whatever they are."""
+        self._say(log.warn, kind, str(source), text, fields)
+
+    def error(self, log: Logger, kind: str, source: object, text: str, /, **fields: object) -> None:
+        """As :meth:`warn`, for what somebody has to do something about."""
+        self._say(log.error, kind, str(source), text, fields)
+
+    def failure(self, log: Logger, kind: str, source: object, text: str, /, **fields: object) -> None:
+        """As :meth:`warn`, with the exception that is being dealt with."""
+        self._say(log.failure, kind, str(source), text, fields)
+
+    def info(self, log: Logger, kind: str, source: object, text: str, /, **fields: object) -> None:
+        """As :meth:`warn`, for what is no mishap."""
+        self._say(log.info, kind, str(source), text, fields)
+
+    def _say(self, emit: Callable[..., None], kind: str, source: str, text: str, fields: dict[str, object]) -> None:
+        now_s = self._clock.seconds()
+        if now_s >= self._until_s:
+            self._begin(now_s)
+        before_s, count = self._said.pop((kind, source), (-self._interval_s, 0))
+        if now_s - before_s < self._interval_s:
+            self._said[kind, source] = (before_s, count + 1)
+            self.held_back += 1
+        elif self._lines >= self._most:
+            self._unsaid += 1
+            self.held_back += 1
+        else:
+            self._lines += 1
+            while len(self._said) >= self._limit:
+                self._unsaid += self._said.pop(next(iter(self._said)))[1]
+            self._said[kind, source] = (now_s, 0)
+            harmless = {name: logged(value) if isinstance(value, str) else value for name, value in fields.items()}
+            emit(f"{text} ({{more}} more of these were not logged)" if count else text, more=count, **harmless)
+
+    def _begin(self, now_s: float) -> None:
+        """A new interval."""
+        self._lines = 0
+        self._until_s = now_s + self._interval_s
+        for what in [what for what, (before_s, _) in self._said.items() if now_s - before_s >= 2 * self._interval_s]:
+            self._unsaid += self._said.pop(what)[1]
+        if self._unsaid:
+            self._lines = 1
+            self._log.warn("{count} messages about what others sent were not logged, so that the log stays readable", count=self._unsaid)
+            self._unsaid = 0

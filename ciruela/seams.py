@@ -123,6 +123,24 @@ class Loaded:
     burials: Mapping[VPath, Burials]
 
 
+KeepList = frozenset[tuple[str, ...]]
+"""Images that the operator wants to stay, by the components of their paths below the configured directory."""
+
+
+class KeepLists(Protocol):
+    """The keep lists of this node (protocol section 5.13)."""
+
+    def read(self, config: DirConfig) -> Deferred[KeepList]:
+        """The whole list of a directory, empty when none is configured.
+
+        Fails with DiskError when there is any doubt about it. Reads anew each time, and may never fire.
+        """
+
+
+Identity = tuple[int, int]
+"""Device and inode of a directory: another one has another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reused:
     """What hardlinking gave: which blocks (numbers in index order) need not be fetched, and how much that is."""
@@ -130,6 +148,43 @@ class Reused:
     blocks: frozenset[int]
     files: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in a committed image that is not as its index says: where, as a path inside the image, and what."""
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What looking through an image found: some of the damages, and how many there are in all.
+
+    ``current`` is False when something else took the place of the image meanwhile: then the rest says nothing.
+    """
+
+    damages: tuple[Damage, ...]
+    count: int
+    current: bool
+
+
+class Examination(Protocol):
+    """One look through a committed image, in pieces."""
+
+    @property
+    def cost(self) -> int:
+        """How far it is: bytes read, and for each name what it costs to look at."""
+
+    def go_on(self, most_bytes: int) -> Deferred[Findings | None]:
+        """Look at about ``most_bytes`` more. Fires with None while there is more, with what was found in the end.
+
+        Fails with DiskError when nobody can tell, as when the disk is not mounted.
+        """
+
+    def close(self) -> None:
+        """Let go of what is open; needed however it ended."""
 
 
 class Staging(Protocol):
@@ -149,6 +204,12 @@ class Staging(Protocol):
 
     def commit(self, state: State) -> Deferred[None]:
         """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError."""
+
+    def restore(self, state: State) -> Deferred[None]:
+        """As :meth:`commit`, for the very image that is committed there already and is damaged: the two trees change places.
+
+        Fails with DownloadFailed(SUPERSEDED) when it is not the committed image any more; nothing is shown then.
+        """
 
     def close(self) -> None:
         """Let go of file descriptors; what is on disk stays for the next run."""
@@ -182,6 +243,9 @@ class Disk(Protocol):
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""
 
+    def identity(self, key: str) -> Deferred[Identity]:
+        """Which directory the one that is configured for ``key`` is now. Fails with DiskError when it cannot be opened."""
+
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         """Delete the stored indexes of all images that are not in ``keep`` and that no state or journal on the disk names.
 
@@ -203,6 +267,9 @@ class Disk(Protocol):
     def present(self, vpath: VPath) -> Deferred[bool]:
         """Whether a directory stands at ``vpath``."""
 
+    def examine(self, vpath: VPath, index: Index) -> Examination:
+        """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
+
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
         """Blocks of a committed or staged image, by number; None where it is not here or its hash is wrong."""
 
@@ -210,5 +277,8 @@ class Disk(Protocol):
 class Authority(Protocol):
     """The keys that may upload."""
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[tuple[SigEntry, ...]]:
-        """Those of ``entries`` that a key configured for ``config`` made, one per key. Keys are read anew each time."""
+    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[Mapping[SigEntry, str]]:
+        """Those of ``entries`` that a key configured for ``config`` made, one per key, in order, each with the fingerprint of its key.
+
+        Keys are read anew each time.
+        """

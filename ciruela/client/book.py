@@ -45,6 +45,7 @@ _MEANING = {
     Reject.STALE_TIMESTAMP: "what is there was signed later; is the clock of this host right?",
     Reject.TIMESTAMP_IN_FUTURE: "the clock of this host, or of the servers, is wrong",
     Reject.BAD_PATH: "the servers do not take such a path",
+    Reject.QUOTA: "as many images are there as the servers allow",
 }
 """What the words of a refusal mean to a user."""
 
@@ -195,11 +196,14 @@ class Book:
             contact.answer, contact.reason = _Answer.REFUSED, ack.reject_reason or "unknown"
             contact.exit_code = refusal_code(ack.reject_reason)
 
-    def errored(self, address: Address, text: str) -> bool:
-        """``Error``, or no answer in time. True: ask again later; False: from now on this counts as a refusal."""
+    def errored(self, address: Address, text: str, *, busy: bool = False) -> bool:
+        """``Error``, or no answer in time. True: ask again later; False: from now on this counts as a refusal.
+
+        One that is ``busy`` is asked until the deadline.
+        """
         contact = self._contacts[address]
         contact.outstanding = False
-        contact.errors += 1
+        contact.errors += not busy
         if contact.errors <= ERROR_RETRIES:
             return True
         if contact.machine is None or contact.machine not in self._done:

@@ -20,7 +20,7 @@ from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, V
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.source import Source
 from ciruela.clockwork import Backoff, Beat
-from ciruela.model.errors import LinkLost
+from ciruela.model.errors import Busy, LinkLost
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import (
     AbortedImage,
@@ -355,11 +355,12 @@ class ClusterRun:
         if failure.check(AnswerTimeout):
             self._refused_to_say(run, peer, f"no answer within {ANSWER_TIMEOUT_S:.0f} s")
         else:
-            self._refused_to_say(run, peer, failure.getErrorMessage() or type(failure.value).__name__)
+            text = failure.getErrorMessage() or type(failure.value).__name__
+            self._refused_to_say(run, peer, text, busy=failure.check(Busy) is not None)
 
-    def _refused_to_say(self, run: _Run, peer: _Peer, text: str) -> None:
+    def _refused_to_say(self, run: _Run, peer: _Peer, text: str, *, busy: bool = False) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
-        again = run.book.errored(peer.address, text)
+        again = run.book.errored(peer.address, text, busy=busy)
         if again:
             run.asked.discard(peer.address)
             run.pause.failed(peer.address)

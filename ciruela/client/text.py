@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from datetime import UTC, datetime
+
+from ciruela.model.printable import escaped
 
 MAX_TEXT = 300
 """Longest text from elsewhere that is printed; a server must not fill the screen."""
@@ -13,14 +14,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
     """``text`` without anything that could move the cursor, hide or reorder what is printed: such characters are shown as escapes."""
-    shown = []
-    for char in text[:limit]:
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            code = ord(char)
-            shown.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
-        else:
-            shown.append(char)
-    return "".join(shown) + ("…" if len(text) > limit else "")
+    return escaped(text, limit)
 
 
 def clean_lines(text: str, limit: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from ciruela.gossip.roster import Peer
 
@@ -23,6 +24,8 @@ LOOK_S = 0.1
 
 class Acquaintance:
     """Fires when the peers are known."""
+
+    _log = Logger()
 
     def __init__(self, clock: IReactorTime, peers: Callable[[], Sequence[Peer]]) -> None:
         self._clock = clock
@@ -57,7 +60,12 @@ class Acquaintance:
         return self._listed and all(peer.own or peer.keys for peer in self._peers())
 
     def _look(self) -> None:
-        if not self._over():
+        try:
+            over = self._over()
+        except Exception:  # noqa: BLE001  clients wait for this; it ends, whatever goes wrong
+            self._log.failure("who else is there cannot be told; answers go out without it")
+            over = True
+        if not over:
             self._clock.callLater(LOOK_S, self._look)
             return
         self._looking = False

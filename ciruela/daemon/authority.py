@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,15 +57,15 @@ class KeyFiles:
         self._now_ms = now_ms
         self._told: dict[str, frozenset[str]] = {}
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[tuple[SigEntry, ...]]:
-        """Those of the first 16 ``entries`` that a key of ``config`` made: the newest of each key, in the order of a state.
+    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[Mapping[SigEntry, str]]:
+        """Those of the first 16 ``entries`` that a key of ``config`` made: the newest of each key, in the order of a state, and the keys.
 
         Fails with DiskError when the directory of keys cannot be opened although it is there.
         """
         answer = self._in_thread(self._judge, config.upload_keys, str(vpath), image, tuple(dict.fromkeys(entries))[:MOST_VERIFIED])
         return answer.addCallback(self._tell, config.key)
 
-    def _tell(self, answer: tuple[tuple[SigEntry, ...], tuple[str, ...]], key: str) -> tuple[SigEntry, ...]:
+    def _tell(self, answer: tuple[Mapping[SigEntry, str], tuple[str, ...]], key: str) -> Mapping[SigEntry, str]:
         valid, problems = answer
         for problem in problems:
             if problem not in self._told.get(key, ()):
@@ -75,11 +75,11 @@ class KeyFiles:
 
     def _judge(
         self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry]
-    ) -> tuple[tuple[SigEntry, ...], tuple[str, ...]]:
+    ) -> tuple[Mapping[SigEntry, str], tuple[str, ...]]:
         """In a thread: values in, values out."""
         read = self._read(names)
         waiting = list(read.keys)
-        valid = []
+        valid: dict[SigEntry, str] = {}
         for entry in sorted(entries, reverse=True):
             try:
                 signed = signed_bytes(path, image, entry.timestamp_ms)
@@ -88,8 +88,8 @@ class KeyFiles:
             maker = next((key for key in waiting if verify(key, signed, entry.signature)), None)
             if maker is not None:
                 waiting.remove(maker)
-                valid.append(entry)
-        return tuple(sorted(valid)), read.problems
+                valid[entry] = maker.fingerprint()
+        return dict(sorted(valid.items())), read.problems
 
     def _read(self, names: Sequence[str]) -> _Read:
         now_utc = datetime.fromtimestamp(self._now_ms() / 1000, UTC).strftime("%Y%m%d%H%M%S")

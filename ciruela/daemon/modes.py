@@ -20,7 +20,7 @@ def check_modes(config_dir: str) -> list[str]:
         trusted = frozenset({0, os.geteuid(), top.stat().st_uid})
     except OSError as error:
         return [f"{top}: {error.strerror} (make the directory, or name another one with --config)"]
-    paths = [top, top / "master.key", top / "peers.txt", top / "keys", top / "configs"]
+    paths = [top, top / "master.key", top / "peers.txt", top / "ciruela.yaml", top / "keys", top / "configs"]
     problems: list[str] = []
     for folder, suffix in ((top / "keys", ".key"), (top / "configs", ".yaml")):
         try:

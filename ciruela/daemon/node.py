@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from ciruela.clockwork import Hush
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.requests import Requests
 from ciruela.download.service import Downloads
@@ -23,6 +24,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort
 from ciruela.model.state import State, Version
+from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, ReceivedImage
 from ciruela.reconcile.service import Reconciler
@@ -47,6 +49,7 @@ class World:
     clock: IReactorTime
     rng: random.Random
     now_ms: NowMs
+    tuning: Tuning = STANDARD
 
 
 class Facts:
@@ -143,7 +146,18 @@ class Node:
             world.rng,
             world.now_ms,
         )
-        self.uploads = Uploads(world.configs, self.ledger, world.disk, world.authority, self.downloads, world.now_ms, self._conflicted)
+        self.uploads = Uploads(
+            world.configs,
+            self.ledger,
+            world.disk,
+            world.authority,
+            self.downloads,
+            world.now_ms,
+            self._conflicted,
+            Hush(world.clock, 40),
+            world.tuning.signature_max_age_ms,
+            world.tuning.uploads_per_key,
+        )
         self.reconciler = Reconciler(
             world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
         )
@@ -162,6 +176,8 @@ class Node:
             done=self._tell_received,
             watched=self.gossip.news_watch,
             published=lambda notification: self.downloads.nudge_image(notification.image),
+            clock=world.clock,
+            requests_per_second=world.tuning.requests_per_second,
         )
         self.ready = False
         self.broken = ""

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 
 import cbor2
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
 
+from ciruela.clockwork import Bucket
 from ciruela.download.serving import BlockService
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
 from ciruela.model.state import SigEntry, State
+from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     AppendDir,
@@ -34,8 +37,11 @@ from ciruela.proto.messages import (
 )
 from ciruela.seams import Disk, Link
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import Watches
+from ciruela.tracking.watches import MAX_PER_LINK, Watches
 from ciruela.uploads.service import Uploads
+
+READS = 10
+"""Indexes and lists that a connection may ask for, for each upload: a node that has just joined asks for all it finds."""
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
@@ -76,7 +82,10 @@ class Requests:
         done: Callable[[VPath, State], None],
         watched: Callable[[VPath], None],
         published: Callable[[PublishImage], None],
+        clock: IReactorTime,
+        requests_per_second: int = STANDARD.requests_per_second,
     ) -> None:
+        """``requests_per_second``: uploads that one connection may ask for; see :data:`READS`."""
         self._configs = configs
         self._ledger = ledger
         self._watches = watches
@@ -89,9 +98,17 @@ class Requests:
         self._done = done
         self._watched = watched
         self._published = published
+        self._clock = clock
+        self._rate = requests_per_second
+        self._buckets: dict[tuple[Link, bool], Bucket] = {}
+        self.slowed = 0
+        self.published_refused = 0
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
-        """Answer a request; see ``seams.Counterpart``."""
+        """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
+        if not isinstance(request, GetBlock) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
+            self.slowed += 1
+            return fail(Busy(SLOW_DOWN))
         match request:
             case GetBlock():
                 return self._blocks.give(request).addCallback(_as_response)
@@ -108,12 +125,25 @@ class Requests:
 
     def notified(self, link: Link, notification: Notification) -> None:
         """Note that a client can give an image; what nodes send to clients is not meant for a node."""
-        if isinstance(notification, PublishImage) and self._watches.publish(link, notification.image):
+        if not isinstance(notification, PublishImage):
+            return
+        if self._watches.publish(link, notification.image):
             self._published(notification)
+        else:
+            self.published_refused += 1
 
     def lost(self, link: Link) -> None:
         """Forget what the connection said."""
         self._watches.lost(link)
+        for uploads in (True, False):
+            self._buckets.pop((link, uploads), None)
+
+    def _bucket(self, link: Link, uploads: bool) -> Bucket:
+        bucket = self._buckets.get((link, uploads))
+        if bucket is None:
+            rate = self._rate * (1 if uploads else READS)
+            bucket = self._buckets[link, uploads] = Bucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
+        return bucket
 
     def _upload(self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None) -> Deferred[Response]:
         try:

@@ -16,20 +16,24 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ciruela.daemon.authority import KeyFiles
+from ciruela.daemon.descriptors import most_descriptors
 from ciruela.daemon.node import Node, World
 from ciruela.daemon.requests import Requests
 from ciruela.daemon.status import NodeStatus
+from ciruela.daemon.watchdog import Watchdog
 from ciruela.disk.safedir import OpenFile
 from ciruela.disk.store import Store
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import MachineId
+from ciruela.model.tuning import Fsync, Tuning
 from ciruela.net.datagrams import DatagramPort
+from ciruela.net.limits import limits_for
 from ciruela.net.link import accelerated
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
-from ciruela.net.server import site
+from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Link, NowMs
 from ciruela.web.pages import Pages
@@ -46,7 +50,7 @@ class Settings:
     db_dir: str
     host: str
     port: int
-    max_connections: int
+    tuning: Tuning
     disk_threads: int
     me: MachineId
     hostname: str
@@ -87,8 +91,11 @@ class Daemon(Service):
         self._settings = settings
         rng = random.Random(seed)  # noqa: S311  choices of peers and blocks, nothing secret
         self._threads = ThreadPool(1, settings.disk_threads, "disk")
-        self._store = Store(settings.db_dir, settings.configs, self._in_thread)
-        self._pool = Pool(reactor)
+        self._store = Store(settings.db_dir, settings.configs, self._in_thread, settings.tuning)
+        self._link_limits = limits_for(settings.tuning.max_index_bytes)
+        self._pool = Pool(reactor, limits=self._link_limits)
+        self._watchdog = Watchdog(reactor)
+        self._port: Port | None = None
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
         self.node = Node(
             World(
@@ -103,6 +110,7 @@ class Daemon(Service):
                 clock=reactor,
                 rng=rng,
                 now_ms=now_ms,
+                tuning=settings.tuning,
             )
         )
         self._peers = PeerList(
@@ -124,12 +132,15 @@ class Daemon(Service):
         super().startService()
         settings = self._settings
         pages = Pages(NodeStatus(self.node, self._extra_metrics))
-        port = site(_Awaited(self.node), pages, settings.max_connections, self._reactor)
+        self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(), self._is_peer)
         self._ports = [
-            self._reactor.listenTCP(settings.port, port, backlog=511, interface=settings.host),
+            self._reactor.listenTCP(settings.port, self._port, backlog=511, interface=settings.host),
             self._reactor.listenUDP(settings.port, self._datagrams, interface=settings.host, maxPacketSize=65536),
         ]
         self._threads.start()
+        self._watchdog.start()
+        if settings.tuning.fsync is Fsync.NONE:
+            self._log.warn("fsync is none: images that were reported as received, and what is known of them, may be lost in a power cut")
         if not accelerated():
             self._log.error(
                 "Autobahn's native code (NVX) is missing: uploads run at a fortieth of the speed; install autobahn with its wheel"
@@ -144,6 +155,23 @@ class Daemon(Service):
         self.node.start().addErrback(self._not_started)
         self._peers.start().addCallbacks(lambda _: self.node.acquaintance.listed(), self._no_peers)
 
+    def _is_peer(self, host: str) -> bool:
+        return any(address.host == host for address in self._peers.peers)
+
+    def _port_limits(self) -> PortLimits:
+        """Half of the descriptors at most are for connections: a download that cannot open a file is lost, a connection comes again."""
+        tuning = self._settings.tuning
+        descriptors = most_descriptors()
+        most = min(tuning.max_connections, descriptors // 2)
+        if most < tuning.max_connections:
+            self._log.warn(
+                "{most} connections at a time instead of {wanted}: this process may have {descriptors} files open (raise LimitNOFILE)",
+                most=most,
+                wanted=tuning.max_connections,
+                descriptors=descriptors,
+            )
+        return PortLimits(connections=most, per_address=tuning.max_connections_per_address)
+
     def _no_peers(self, failure: Failure) -> None:
         self._log.failure("the list of peers could not be read", failure)
 
@@ -157,9 +185,14 @@ class Daemon(Service):
         return [
             ("disk", "threads_busy", "level", len(self._threads.working)),
             ("disk", "threads_idle", "level", len(self._threads.waiters)),
+            ("reactor", "stalls", "counter", self._watchdog.stalls),
+            ("reactor", "longest_stall_ms", "level", self._watchdog.longest_ms),
+            ("connections", "open", "level", self._port.open if self._port else 0),
+            ("connections", "refused", "counter", self._port.refused if self._port else 0),
         ]
 
     async def _stop(self) -> None:
+        self._watchdog.stop()
         self._peers.stop()
         self.node.stop()
         for port in self._ports:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ciruela import __version__
+from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
 from ciruela.gossip.packets import Complete, Deleted, Download
 from ciruela.model.state import State
@@ -68,6 +69,7 @@ class NodeStatus:
             "machine_id": world.me.hex(),
             "hostname": world.hostname,
             "version": __version__,
+            "durability": world.tuning.fsync.value,
             "process": {
                 "timestamp": world.now_ms(),
                 "start_time": self._began_ms,
@@ -103,6 +105,9 @@ class NodeStatus:
             ("gossip", "bytes_sent", "counter", counts.sent_bytes),
             ("gossip", "datagrams_heard", "counter", counts.heard),
             *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
+            ("requests", "slowed", "counter", node.counterpart.slowed + node.uploads.quotas.slowed),
+            ("requests", "published_refused", "counter", node.counterpart.published_refused),
+            ("duties", "failed", "counter", Beat.failures),
             *self._extra(),
         ]
 

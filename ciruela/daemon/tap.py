@@ -7,6 +7,7 @@ import random
 import socket
 import sys
 import time
+from dataclasses import replace
 
 from twisted.application.service import IService
 from twisted.python import usage
@@ -15,6 +16,7 @@ from ciruela import __version__
 from ciruela.daemon.config import load_config
 from ciruela.daemon.identity import host_name, machine_id
 from ciruela.daemon.service import Daemon, Settings
+from ciruela.daemon.settings import MOST_CONNECTIONS, load_tuning
 from ciruela.disk.lock import lock
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.seams import DEFAULT_PORT, Address
@@ -44,7 +46,7 @@ class Options(usage.Options):
         ["db-dir", None, "/var/lib/ciruela", "Directory for states and indexes; it must exist."],
         ["host", None, "0.0.0.0", "Numeric address to listen on, TCP and UDP."],  # noqa: S104  the default of the reference
         ["port", None, DEFAULT_PORT, "Port, TCP and UDP; the default port of all peers.", _whole(1, 65535)],
-        ["max-connections", None, 1000, "Connections at a time; the newest is refused.", _whole(1, 1_000_000)],
+        ["max-connections", None, None, "Connections at a time, 1000 unless ciruela.yaml says otherwise.", _whole(1, MOST_CONNECTIONS)],
         ["disk-threads", None, 8, "Threads for files and hashes.", _whole(1, 256)],
         ["override-machine-id", None, None, "32 hexadecimal digits instead of /etc/machine-id."],
         ["override-hostname", None, None, "Name for notifications and status instead of the system's."],
@@ -64,6 +66,9 @@ def settings(options: Options) -> Settings:
     me = machine_id(options["override-machine-id"])
     hostname = host_name(options["override-hostname"])
     config = load_config(config_dir, options["db-dir"])
+    tuning = load_tuning(config_dir)
+    if options["max-connections"] is not None:
+        tuning = replace(tuning, max_connections=options["max-connections"])
     for warning in config.warnings:
         print(f"ciruela: {warning}", file=sys.stderr)  # noqa: T201  twistd's log is not open yet
     return Settings(
@@ -71,7 +76,7 @@ def settings(options: Options) -> Settings:
         db_dir=options["db-dir"],
         host=options["host"],
         port=options["port"],
-        max_connections=options["max-connections"],
+        tuning=tuning,
         disk_threads=options["disk-threads"],
         me=me,
         hostname=hostname,
@@ -100,7 +105,7 @@ def check_port(checked: Settings) -> None:
 
 def makeService(options: Options) -> IService:  # noqa: N802  the name that twistd looks for
     """The daemon. Exits with 1 for a mistake in the configuration or a taken port, with 4 when the db directory cannot be used."""
-    from twisted.internet import reactor  # noqa: TID251  the one place where the daemon gets it
+    from twisted.internet import reactor  # the one place where the daemon gets it
 
     try:
         checked = settings(options)

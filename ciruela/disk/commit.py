@@ -23,15 +23,22 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.order import Abort
 from ciruela.model.state import State
+from ciruela.model.tuning import Fsync
 
 _log = Logger()
 
 
-def commit(records: Records, place: Place, tree: Tree, index: Index, state: State) -> Steps[None]:
+def commit(
+    records: Records, place: Place, tree: Tree, index: Index, state: State, fsync: Fsync = Fsync.COMMIT, *, again: bool = False
+) -> Steps[None]:
     """Show the staging directory ``tree`` at ``place`` and record ``state``.
 
+    With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
+    meanwhile, and must not come back.
+
     Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed (COMMIT_ERROR: the content is not what the
-    index says; ALREADY_EXISTS: something that is not ours stands at the path, it is left as it is) and OSError.
+    index says; ALREADY_EXISTS: something that is not ours stands at the path, it is left as it is; SUPERSEDED: ``again``, and the image is
+    not the committed one any more) and OSError.
     """
     tree.forget()
     try:
@@ -40,13 +47,21 @@ def commit(records: Records, place: Place, tree: Tree, index: Index, state: Stat
     except Mismatch as found:
         raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
     tree.root.chmod(DIR_MODE)
-    yield from barrier(tree, index)
+    yield from barrier(tree, index, fsync)
     tree.forget()
     with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
+        if again and not _recorded(directory, place, state):
+            raise DownloadFailed(Abort.SUPERSEDED, f"{place.vpath}: is not this image any more")
         if _foreign(parent, directory, place):
-            yield from _adopt(parent, directory, place, index, state)
+            yield from _adopt(parent, directory, place, index, state, fsync)
         else:
             _show(parent, directory, place, tree.root, state)
+
+
+def _recorded(directory: SafeDir, place: Place, state: State) -> bool:
+    """Whether the image is the committed one, and nothing else is on its way."""
+    committed = states.read_state(directory, place.record)
+    return committed is not None and committed.image == state.image and states.read_journal(directory, place.record) is None
 
 
 def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
@@ -62,7 +77,7 @@ def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
         return bool(found.names())
 
 
-def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State) -> Steps[None]:
+def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State, fsync: Fsync) -> Steps[None]:
     """Record what stands at ``place`` as the image, if it is exactly that; else leave it alone."""
 
     def look(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
@@ -79,7 +94,7 @@ def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, stat
         yield from check(tree, index, repair)
         if stat.S_IMODE(tree.root.status().st_mode) != DIR_MODE:
             tree.root.chmod(DIR_MODE)
-        yield from barrier(tree, index)
+        yield from barrier(tree, index, fsync)
     except Mismatch as found:
         raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away") from None
     finally:
@@ -89,9 +104,12 @@ def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, stat
 
 
 def _merged(directory: SafeDir, place: Place, state: State) -> State:
-    """``state`` with the signatures that came in since the commit began."""
+    """``state`` with the signatures that came in since the commit began, with an upload or for an image that is being healed."""
     journal = states.read_journal(directory, place.record)
-    return state.merged(journal.state.signatures) if journal and journal.state.image == state.image else state
+    for known in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
+        if known is not None and known.image == state.image:
+            state = state.merged(known.signatures)
+    return state
 
 
 def _record(directory: SafeDir, place: Place, state: State) -> None:
@@ -120,7 +138,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     try:
         undo = _swap(parent, directory, place, state)
     except (OSError, DownloadFailed):
-        _not_ready(directory, place, waiting)
+        _not_ready(parent, directory, place, waiting, healing=journal is None)
         raise
     try:
         parent.fsync()
@@ -128,15 +146,21 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     except OSError:
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()
-        _not_ready(directory, place, waiting)
+        _not_ready(parent, directory, place, waiting, healing=journal is None)
         raise
     directory.fsync()
     _forget_journal(directory, place)
 
 
-def _not_ready(directory: SafeDir, place: Place, journal: Journal) -> None:
-    """After a failure. Should it fail as well, the journal still tells the truth: what it says is ready does not stand at its name."""
+def _not_ready(parent: SafeDir, directory: SafeDir, place: Place, journal: Journal, *, healing: bool) -> None:
+    """After a failure. Should it fail as well, the journal still tells the truth: what it says is ready does not stand at its name.
+
+    There was none before when an image is healed, and none is left, unless a start needs it to put the only copy back.
+    """
     try:
+        if healing and parent.stat(place.aside(journal.state.image)) is None:
+            states.drop_journal(directory, place.record)
+            return
         states.write_journal(directory, place.record, journal)
     except OSError as error:
         _log.warn("the journal of {vpath} cannot be rewritten: {error}", vpath=str(place.vpath), error=error)

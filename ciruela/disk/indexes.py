@@ -7,8 +7,9 @@ from ciruela.disk.states import quarantine, write_file
 from ciruela.index.order import MAX_INDEX_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
-from ciruela.model.errors import BadIndex
+from ciruela.model.errors import BadIndex, DownloadFailed
 from ciruela.model.ids import ImageId
+from ciruela.model.order import Abort
 
 
 def load_bytes(records: Records, image: ImageId) -> bytes | None:
@@ -47,8 +48,10 @@ def load(records: Records, image: ImageId) -> Index | None:
     return None
 
 
-def store(records: Records, image: ImageId, data: bytes) -> Index:
-    """Verify, parse and store an index. Raises BadIndex before anything is written, OSError."""
+def store(records: Records, image: ImageId, data: bytes, most_bytes: int = MAX_INDEX_BYTES) -> Index:
+    """Verify, parse and store an index. Raises BadIndex or DownloadFailed(IMAGE_TOO_LARGE) before anything is written, OSError."""
+    if len(data) > most_bytes and image_id_of(data) == image:
+        raise DownloadFailed(Abort.IMAGE_TOO_LARGE, f"the index has {len(data)} bytes, at most {most_bytes} are taken here")
     index = parse(data, image)
     with records.indexes(image, create=True) as directory:
         write_file(directory, index_name(image), data)

@@ -54,13 +54,14 @@ def _fault(error: OSError, operation: str, where: str) -> OSError:
 
 
 class OpenFile:
-    """An open regular file; positions are given with each call. ``where`` is for messages."""
+    """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
 
-    __slots__ = ("fd", "where")
+    __slots__ = ("durable", "fd", "where")
 
-    def __init__(self, fd: int, where: str) -> None:
+    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
         self.fd = fd
         self.where = where
+        self.durable = durable
 
     def __enter__(self) -> OpenFile:
         return self
@@ -119,6 +120,8 @@ class OpenFile:
 
     def fsync(self) -> None:
         """Make the content durable. After a failure it is unknown what is; never retry (threats A39)."""
+        if not self.durable:
+            return
         try:
             os.fsync(self.fd)
         except OSError as error:
@@ -126,19 +129,23 @@ class OpenFile:
 
 
 class SafeDir:
-    """An open directory. Names are single components; nothing is ever followed."""
+    """An open directory. Names are single components; nothing is ever followed.
 
-    __slots__ = ("fd", "where")
+    Where it is not ``durable``, nor is anything opened through it: syncing does nothing, as the operator wants it (``fsync: none``).
+    """
 
-    def __init__(self, fd: int, where: str) -> None:
+    __slots__ = ("durable", "fd", "where")
+
+    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
         self.fd = fd
         self.where = where
+        self.durable = durable
 
     @classmethod
-    def at(cls, path: str) -> SafeDir:
+    def at(cls, path: str, durable: bool = True) -> SafeDir:
         """Open a directory by its configured path; only here may symlinks lead. Messages of what is below are relative to it."""
         try:
-            return cls(os.open(path, _DIRECTORY), "")
+            return cls(os.open(path, _DIRECTORY), "", durable)
         except OSError as error:
             raise _fault(error, "open directory", path) from None
 
@@ -188,6 +195,14 @@ class SafeDir:
             raise _fault(error, "list", self.where or ".") from None
         return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in found]
 
+    def entries(self) -> list[os.DirEntry[str]]:
+        """All that is in this directory, unordered, with its type. The entries look nothing up by a path: they are relative to this."""
+        try:
+            with os.scandir(self.fd) as found:
+                return list(found)
+        except OSError as error:
+            raise _fault(error, "list", self.where or ".") from None
+
     def readlink(self, name: str) -> str:
         """The target of the symlink ``name``."""
         try:
@@ -208,7 +223,7 @@ class SafeDir:
     def open_dir(self, name: str) -> SafeDir:
         """Open a directory. A symlink gives NotADirectoryError."""
         try:
-            return SafeDir(os.open(raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd), self.within(name))
+            return SafeDir(os.open(raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd), self.within(name), self.durable)
         except OSError as error:
             raise _fault(error, "open directory", self.within(name)) from None
 
@@ -235,7 +250,7 @@ class SafeDir:
                 if here is not self:
                     here.close()
                 here = below
-            return SafeDir(os.dup(self.fd), self.where) if here is self else here
+            return SafeDir(os.dup(self.fd), self.where, self.durable) if here is self else here
         except BaseException:
             if here is not self:
                 here.close()
@@ -263,7 +278,7 @@ class SafeDir:
             fd = os.open(raw(name), flags | _FILE, mode, dir_fd=self.fd)
         except OSError as error:
             raise _fault(error, operation, self.within(name)) from None
-        opened = OpenFile(fd, self.within(name))
+        opened = OpenFile(fd, self.within(name), self.durable)
         try:
             if not stat.S_ISREG(opened.stat().st_mode):
                 raise OSError(errno.EINVAL, f"{operation}: not a regular file", self.within(name))
@@ -386,6 +401,8 @@ class SafeDir:
 
     def fsync(self) -> None:
         """Make the names in this directory durable."""
+        if not self.durable:
+            return
         try:
             os.fsync(self.fd)
         except OSError as error:
@@ -393,6 +410,8 @@ class SafeDir:
 
     def syncfs(self) -> None:
         """Make the whole file system durable; a write error since this directory was opened is reported."""
+        if not self.durable:
+            return
         try:
             syscalls.syncfs(self.fd)
         except OSError as error:

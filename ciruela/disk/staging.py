@@ -26,26 +26,20 @@ from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import BlockHash
 from ciruela.model.order import Abort
 from ciruela.model.state import State
+from ciruela.model.tuning import Tuning
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 
 T = TypeVar("T")
 
-RESERVE_BYTES = 1 << 30
-"""Free space that a download leaves on a large file system."""
-
-RESERVE_PERCENT = 3
-"""Free space that a download leaves on a small one (threats A38); the smaller of the two counts."""
-
-
 FRESH_MODE = 0o600
 """Mode of a file that is still being written."""
 
 
-def room(directory: SafeDir) -> int:
+def room(directory: SafeDir, tuning: Tuning) -> int:
     """Bytes that a download may use on the file system of ``directory``."""
     free, size = directory.free_bytes()
-    return free - min(RESERVE_BYTES, size * RESERVE_PERCENT // 100)
+    return free - tuning.reserve_bytes(size)
 
 
 def no_space(needed: int, free: int) -> DownloadFailed:
@@ -83,6 +77,7 @@ class StagingDir:
         lane: Lane,
         locate: Callable[[VPath], Place],
         shown: Callable[[], None],
+        tuning: Tuning,
     ) -> None:
         self._records = records
         self._place = place
@@ -91,6 +86,7 @@ class StagingDir:
         self._lane = lane
         self._locate = locate
         self._shown = shown
+        self._tuning = tuning
         self._map = BlockMap(index)
         self._here = bytearray(index.block_count)
         self._room_checked = False
@@ -263,7 +259,7 @@ class StagingDir:
         """What neither an earlier run left nor a sibling gave has to fit."""
         here = iter(self._here)
         needed = sum(file.block_size(block) for file in self._map.files for block in range(file.block_count) if not next(here))
-        free = room(self._tree.root)
+        free = room(self._tree.root, self._tuning)
         if needed > free:
             raise no_space(needed, free)
         self._room_checked = True
@@ -272,7 +268,14 @@ class StagingDir:
 
     def commit(self, state: State) -> Deferred[None]:
         """As ``seams.Staging.commit``."""
-        work = commit(self._records, self._place, self._tree, self._index, state)
+        return self._commit(state, again=False)
+
+    def restore(self, state: State) -> Deferred[None]:
+        """As ``seams.Staging.restore``."""
+        return self._commit(state, again=True)
+
+    def _commit(self, state: State, *, again: bool) -> Deferred[None]:
+        work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again)
         return self._run(work).addCallback(lambda _: self._done())
 
     def _done(self) -> None:

@@ -13,8 +13,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.disk import burials, indexes, recovery, states
+from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete
+from ciruela.disk.examine import TreeExamination
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import STATE, BaseUnavailable, Place, Records, place
@@ -24,15 +26,16 @@ from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import Journal, Phase
+from ciruela.disk.tree import Tree
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import DownloadFailed
+from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import InThread, Loaded, Pending, Staging
+from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, Staging
 
 T = TypeVar("T")
 
@@ -54,13 +57,14 @@ class Store:
         self._lanes: WeakValueDictionary[VPath, Lane] = WeakValueDictionary()
         self._readers = Readers()
         self._marks = Marks()
+        self._bases = Bases(self._records)
 
     def close(self) -> None:
         """Close descriptors that are kept for serving blocks."""
         self._readers.close()
 
     def _place(self, vpath: VPath) -> Place:
-        return replace(place(self._configs, vpath), durable=self._tuning.fsync is not Fsync.NONE)
+        return replace(place(self._configs, vpath), durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check)
 
     def _lane(self, vpath: VPath) -> Lane:
         lane = self._lanes.get(vpath)
@@ -72,7 +76,7 @@ class Store:
 
     def load(self) -> Deferred[Loaded]:
         """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
-        return Lane(self._in_thread, "loading").steps(checked_steps("loading", recovery.load(self._records, self._configs)))
+        return Lane(self._in_thread, "loading").steps(checked_steps("loading", recovery.load(self._records, self._configs, self._place)))
 
     def write_pending(self, pending: Pending) -> Deferred[None]:
         """As ``seams.Disk.write_pending``. The staging directory of another image that was pending here is removed."""
@@ -171,6 +175,22 @@ class Store:
 
         return self._in_thread(checked, vpath.base, fold)
 
+    def identity(self, key: str) -> Deferred[Identity]:
+        """As ``seams.Disk.identity``; at level 0 of the directory above, in which the image is exchanged."""
+
+        def look() -> Identity:
+            with self._base(key) as base:
+                found = base.status()
+            return found.st_dev, found.st_ino
+
+        return self._in_thread(checked, f"/{key}", look)
+
+    def _base(self, key: str) -> SafeDir:
+        config = self._configs.get(key)
+        if config is None:
+            raise DiskError(f"no directory is configured for {key!r}")
+        return self._place(VPath((key, *("x" for _ in range(config.num_levels))))).open_base()
+
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         """As ``seams.Disk.collect_indexes``. An upload that is accepted meanwhile keeps its index."""
         self._marks.begin()
@@ -260,6 +280,33 @@ class Store:
             return found is not None and stat.S_ISDIR(found.st_mode)
 
         return self._in_thread(checked, vpath, look)
+
+    def examine(self, vpath: VPath, index: Index) -> Examination:
+        """As ``seams.Disk.examine``."""
+
+        def open_tree() -> Tree | None:
+            place = self._place(vpath)
+            try:
+                with place.open_parent() as parent:
+                    return Tree(parent.open_dir(place.name))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        def current(tree: Tree | None) -> bool:
+            place = self._place(vpath)
+            if self._committed_image(place) != index.image:
+                return False
+            try:
+                with place.open_parent() as parent:
+                    standing = parent.stat(place.name)
+            except FileNotFoundError:
+                standing = None
+            if tree is None or standing is None:
+                return tree is None and (standing is None or not stat.S_ISDIR(standing.st_mode))
+            opened = tree.root.status()
+            return (opened.st_dev, opened.st_ino) == (standing.st_dev, standing.st_ino)
+
+        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current)
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
         """As ``seams.Disk.read_blocks``. An image that is not committed is read from its staging directory."""

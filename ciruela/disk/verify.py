@@ -12,6 +12,7 @@ from ciruela.disk.safedir import STAMP_NS, OpenFile, SafeDir
 from ciruela.disk.tree import Tree, split
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.model.tuning import Fsync
 
 READ_BLOCKS = 32
 """Blocks read at once while hashing: 1 MiB."""
@@ -157,9 +158,11 @@ def settle(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None
         found.stamp()
 
 
-def barrier(tree: Tree, index: Index) -> Steps[None]:
-    """Make the whole tree durable. Raises OSError, after which nobody knows what is: never try again (threats A39)."""
-    if len(index.files) + len(index.directories) > SYNC_ALL_ABOVE:
+def barrier(tree: Tree, index: Index, fsync: Fsync) -> Steps[None]:
+    """Make the whole tree durable, as ``fsync`` says. Raises OSError, after which nobody knows what is: never try again (threats A39)."""
+    if fsync is Fsync.NONE:
+        return
+    if fsync is Fsync.COMMIT and len(index.files) + len(index.directories) > SYNC_ALL_ABOVE:
         yield ENTRY_COST
         tree.root.syncfs()
         return

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batch
+from ciruela.clockwork import Batch, Hush
 from ciruela.download.plan import Plan
 from ciruela.download.sources import Candidate, Source, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
@@ -78,6 +78,7 @@ class BlockFetch:
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
+        self._hush = Hush(clock, 10)
         self._done: Deferred[None] = Deferred(self._cancelled)
         self.last_good_s = clock.seconds()
 
@@ -98,6 +99,17 @@ class BlockFetch:
             self._pump()
 
     def _beat(self) -> None:
+        try:
+            self._step()
+        except Exception:  # noqa: BLE001  a download that nobody drives would hang for ever
+            self._broken(Failure())
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("fetching {image} failed", failure, image=self._index.image.hex())
+        if not self._ended:
+            self._end(failure)
+
+    def _step(self) -> None:
         self._tick = None
         if not self._plan.done and self._clock.seconds() - self.last_good_s >= GIVE_UP_S:
             self._end(Failure(DownloadFailed(Abort.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
@@ -152,6 +164,7 @@ class BlockFetch:
             .addCallback(self._written, source, number, began_s)
             .addErrback(self._failed, source, number)
             .addBoth(self._answered, asked, source)
+            .addErrback(self._broken)
         )
 
     def _write(self, response: Response, number: int) -> Deferred[bool]:
@@ -168,7 +181,10 @@ class BlockFetch:
     def _written(self, good: bool, source: Source, number: int, began_s: float) -> None:
         now_s = self._clock.seconds()
         if not good:
-            self._log.warn(
+            self._hush.warn(
+                self._log,
+                "wrong bytes",
+                source.candidate.name,
                 "{source} gave wrong bytes for a block of {image}",
                 source=source.candidate.name,
                 image=self._index.image.hex(),
@@ -194,7 +210,10 @@ class BlockFetch:
             source.lacked(slice_of(number, self._index.block_count), now_s)
         else:
             source.failed(now_s)
-        self._log.debug(
+        self._hush.info(
+            self._log,
+            "no block",
+            source.candidate.name,
             "{source} did not give a block of {image}: {reason}",
             source=source.candidate.name,
             image=self._index.image.hex(),

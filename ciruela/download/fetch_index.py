@@ -10,12 +10,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff
+from ciruela.clockwork import Backoff, Hush
 from ciruela.download.sources import Candidate
 from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
+from ciruela.model.printable import logged
 from ciruela.proto.messages import GetIndex, IndexData, Response
 
 GIVE_UP_S = 90.0
@@ -49,10 +50,15 @@ class IndexFetch:
         self._attempt: Deferred[None] | None = None
         self._retry: IDelayedCall | None = None
         self._ended = False
+        self._last = ""
+        self._hush = Hush(clock, 10)
         self._done: Deferred[Index] = Deferred(self._cancelled)
 
     def run(self) -> Deferred[Index]:
-        """Fires with the verified, stored index; fails with DownloadFailed(CANT_FETCH_INDEX) after GIVE_UP_S, or DiskError. Cancellable."""
+        """Fires with the verified, stored index. Cancellable.
+
+        Fails with DownloadFailed (CANT_FETCH_INDEX after GIVE_UP_S, IMAGE_TOO_LARGE) or DiskError.
+        """
         self._next()
         return self._done
 
@@ -69,13 +75,27 @@ class IndexFetch:
             self._attempt.cancel()
 
     def _next(self) -> None:
+        try:
+            self._step()
+        except Exception:  # noqa: BLE001  a download that nobody drives would hang for ever
+            self._broken(Failure())
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("fetching the index of {image} failed", failure, image=self._image.hex())
+        if not self._ended:
+            self._ended = True
+            self._done.errback(failure)
+
+    def _step(self) -> None:
         self._retry = None
         ready = [one for one in self._candidates() if not self._failures.blocked(one.key)]
         if ready:
             self._try(min(ready, key=lambda one: (not one.seed, one.hearsay, self._rng.random())))
         elif self._clock.seconds() - self._began_s >= GIVE_UP_S:
             self._ended = True
-            self._done.errback(Failure(DownloadFailed(Abort.CANT_FETCH_INDEX, f"nobody gave the index within {GIVE_UP_S:.0f} s")))
+            self._done.errback(
+                Failure(DownloadFailed(Abort.CANT_FETCH_INDEX, f"nobody gave the index within {GIVE_UP_S:.0f} s{self._last}"))
+            )
         else:
             self._retry = self._clock.callLater(POLL_S, self._next)
 
@@ -85,6 +105,7 @@ class IndexFetch:
             asked.addTimeout(ANSWER_S, self._clock)
             .addCallback(self._keep)
             .addCallbacks(self._finish, self._failed, errbackArgs=(candidate,))
+            .addErrback(self._broken)
         )
 
     def _keep(self, response: Response) -> Deferred[Index]:
@@ -100,12 +121,16 @@ class IndexFetch:
         self._attempt = None
         if self._ended:
             return
-        if failure.check(DiskError):
+        if failure.check(DiskError, DownloadFailed):
             self._ended = True
             self._done.errback(failure)
             return
         self._failures.failed(candidate.key)
-        self._log.info(
+        self._last = f"; the last attempt: {logged(failure.getErrorMessage())}"
+        self._hush.info(
+            self._log,
+            "no index",
+            candidate.name,
             "{source} did not give the index of {image}: {reason}",
             source=candidate.name,
             image=self._image.hex(),

@@ -22,10 +22,9 @@ MOST_ASKERS = 2
 
 @dataclass(slots=True)
 class _Flight:
-    """A block that was asked for: from whom, and when last (seconds)."""
+    """A block that was asked for: from whom, and when each of them was asked (seconds)."""
 
-    askers: set[object] = field(default_factory=set)
-    since_s: float = 0.0
+    askers: dict[object, float] = field(default_factory=dict)
 
 
 class Plan:
@@ -85,16 +84,15 @@ class Plan:
                 return None
             number = late
         flight = self._flights.setdefault(number, _Flight())
-        flight.askers.add(asker)
-        flight.since_s = now_s
+        flight.askers[asker] = now_s
         return number
 
     def _late(self, asker: object, mask: int, before_s: float) -> int | None:
         for number, flight in self._flights.items():
             if (
-                flight.since_s <= before_s
-                and len(flight.askers) < MOST_ASKERS
+                len(flight.askers) < MOST_ASKERS
                 and asker not in flight.askers
+                and max(flight.askers.values()) <= before_s
                 and mask >> slice_of(number, self._count) & 1
             ):
                 return number
@@ -105,7 +103,7 @@ class Plan:
         flight = self._flights.get(number)
         if flight is None:
             return
-        flight.askers.discard(asker)
+        flight.askers.pop(asker, None)
         if not flight.askers:
             del self._flights[number]
             part = slice_of(number, self._count)

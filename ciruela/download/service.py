@@ -6,77 +6,41 @@ index -> staging -> what an earlier run left -> hardlinks from siblings -> block
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Mapping
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
+from ciruela.download.running import Download, Phase
 from ciruela.download.serving import Catalog
-from ciruela.download.sources import MOST_WINDOW, Candidate, Totals
+from ciruela.download.sources import Candidate, Totals
+from ciruela.download.suppliers import Rumors, Suppliers
+from ciruela.index import policy
+from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Disk, Link, NowMs, Pending, Reused, Staging, Wire
+from ciruela.seams import Address, Disk, NowMs, Pending, Reused, Staging, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
 
 MOST_SIBLINGS = 37
 """Sibling images looked through for files to hardlink (protocol section 5.8)."""
 
-MOST_PEERS = 6
-"""Peers that blocks of one image are asked from at a time."""
-
 SUPERSEDABLE_S = 120.0
 """A download that got nothing for so long gives way to a newer upload; the reference gives up after as much (protocol section 5.9)."""
-
-
-class Phase(Enum):
-    """How far a download is."""
-
-    INDEX = "index"
-    STAGING = "staging"
-    BLOCKS = "blocks"
-    COMMIT = "commit"
-
-
-class Holder(Protocol):
-    """A peer that said it has an image, or the slices of ``mask``."""
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-
-    @property
-    def mask(self) -> int:
-        """The slices that it has."""
-
-    @property
-    def has_index(self) -> bool:
-        """Whether it has the index."""
-
-
-class Rumors(Protocol):
-    """What downloads ask of gossip."""
-
-    def holders(self, vpath: VPath, image: ImageId) -> Sequence[Holder]:
-        """The peers that said so themselves."""
-
-    def taking(self, key: str) -> Sequence[Address]:
-        """The peers that have the directory config ``key``."""
 
 
 class Outcome(Protocol):
@@ -90,40 +54,6 @@ class Outcome(Protocol):
 
     def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
         """The download ended without an image."""
-
-
-@dataclass
-class Download:
-    """One image on its way."""
-
-    vpath: VPath
-    image: ImageId
-    command: Command
-    hints: set[Address]
-    began_s: float
-    phase: Phase = Phase.INDEX
-    index: Index | None = None
-    blocks: BlockMap | None = None
-    plan: Plan | None = None
-    staging: Staging | None = None
-    index_fetch: IndexFetch | None = None
-    block_fetch: BlockFetch | None = None
-    chain: Deferred[None] | None = None
-    peers: list[Address] = field(default_factory=list)
-    stop_reason: Abort | None = None
-    waiting: list[Deferred[None]] = field(default_factory=list)
-
-    @property
-    def mask(self) -> int | None:
-        """The slices that are here; None without the index."""
-        if self.phase is Phase.COMMIT:
-            return FULL
-        return None if self.plan is None else self.plan.mask
-
-    @property
-    def stalled(self) -> bool:
-        """Whether nothing good came lately."""
-        return self.block_fetch is not None and self.block_fetch.stalled
 
 
 class Downloads:
@@ -147,10 +77,8 @@ class Downloads:
     ) -> None:
         self._configs = configs
         self._ledger = ledger
-        self._watches = watches
         self._disk = disk
-        self._wire = wire
-        self._rumors = rumors
+        self._suppliers = Suppliers(watches, wire, rumors, rng)
         self._outcome = outcome
         self._catalog = catalog
         self._clock = clock
@@ -162,9 +90,33 @@ class Downloads:
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
         download = Download(pending.vpath, pending.state.image, pending.command, set(hints), self._clock.seconds())
-        self._running[pending.vpath] = download
         self._log.info("fetching {image} for {vpath}", image=download.image.hex(), vpath=str(download.vpath))
-        self._outcome.progressed(download.vpath)
+        self._run(download)
+
+    def heal(self, vpath: VPath) -> Deferred[None] | None:
+        """Fetch the image that is committed at ``vpath`` again: what is whole there is linked, the rest comes from others (threats 6.11).
+
+        It stays visible until the two trees change places, and for good when that fails. No record is kept and nobody is told: for others the
+        image is here, and a restart forgets the attempt. Any upload that is accepted takes its place. Fires when the image is whole, fails
+        with what kept it from that. None when nothing is committed there, or something is on its way.
+        """
+        committed = self._ledger.committed(vpath)
+        if committed is None or vpath in self._running or self._ledger.pending(vpath) is not None:
+            return None
+        healed: Deferred[None] = Deferred()
+        self._run(Download(vpath, committed.image, Command.REPLACE, set(), self._clock.seconds(), healed=healed))
+        return healed
+
+    def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
+        """Put the index of an image that is committed here on the disk again, from memory or from others. As ``IndexFetch.run``."""
+        kept = self._catalog.kept(image)
+        if kept is not None:
+            return self._disk.write_index(image, emit(kept[0].kind, kept[0].directories)[1])
+        return self._index_fetch(Download(vpath, image, Command.REPLACE, set(), self._clock.seconds())).run()
+
+    def _run(self, download: Download) -> None:
+        self._running[download.vpath] = download
+        self._progressed(download)
         download.chain = (
             self._index(download)
             .addCallback(self._stage, download)
@@ -236,8 +188,8 @@ class Downloads:
         return download.phase is Phase.INDEX and self._clock.seconds() - download.began_s >= SUPERSEDABLE_S
 
     def running(self) -> list[Download]:
-        """The downloads under way."""
-        return list(self._running.values())
+        """The downloads of uploads under way."""
+        return [one for one in self._running.values() if one.healed is None]
 
     def get(self, vpath: VPath) -> Download | None:
         """The download for ``vpath``."""
@@ -249,22 +201,34 @@ class Downloads:
         def found(entry: tuple[Index, BlockMap] | None) -> Index | Deferred[Index]:
             if entry is not None:
                 return entry[0]
-            download.index_fetch = IndexFetch(
-                download.image,
-                str(download.vpath),
-                lambda: self._candidates(download, index=True),
-                self._disk.write_index,
-                self._clock,
-                self._rng,
-            )
+            download.index_fetch = self._index_fetch(download)
             return download.index_fetch.run()
 
         return self._catalog.get(download.image).addCallback(found)
+
+    def _index_fetch(self, download: Download) -> IndexFetch:
+        return IndexFetch(
+            download.image,
+            str(download.vpath),
+            lambda: self._candidates(download, index=True),
+            self._disk.write_index,
+            self._clock,
+            self._rng,
+        )
+
+    def _candidates(self, download: Download, *, index: bool) -> list[Candidate]:
+        return self._suppliers.candidates(download, list(self._running.values()), index=index)
+
+    def _progressed(self, download: Download) -> None:
+        if download.healed is None:
+            self._outcome.progressed(download.vpath)
 
     def _stage(self, index: Index, download: Download) -> Deferred[Staging]:
         download.index, download.blocks = self._catalog.add(index)
         download.index_fetch = None
         download.phase = Phase.STAGING
+        if download.healed is None:
+            policy.check(index, self._configs[download.vpath.key])
         return self._disk.stage(download.vpath, index)
 
     def _keep(self, staging: Staging, download: Download) -> Deferred[frozenset[int]]:
@@ -273,15 +237,16 @@ class Downloads:
 
     def _siblings(self, kept: frozenset[int], download: Download) -> Deferred[tuple[frozenset[int], list[tuple[VPath, Index]]]]:
         states = sorted(self._ledger.committed_in(download.vpath.base), key=lambda one: one[1].version, reverse=True)
-        chosen: dict[ImageId, VPath] = {}
+        chosen: dict[ImageId | VPath, tuple[VPath, ImageId]] = {}
         for vpath, state in sorted(states, key=lambda one: one[0] != download.vpath):
             if len(chosen) < MOST_SIBLINGS:
-                chosen.setdefault(state.image, vpath)
+                # what is damaged at one path may be whole in another copy of the same image
+                chosen.setdefault(state.image if download.healed is None else vpath, (vpath, state.image))
 
         def with_indexes(entries: list[tuple[Index, BlockMap] | None]) -> tuple[frozenset[int], list[tuple[VPath, Index]]]:
-            return kept, [(vpath, entry[0]) for vpath, entry in zip(chosen.values(), entries, strict=True) if entry is not None]
+            return kept, [(vpath, entry[0]) for (vpath, _), entry in zip(chosen.values(), entries, strict=True) if entry is not None]
 
-        loading = [self._catalog.get(image).addErrback(self._no_sibling, image) for image in chosen]
+        loading = [self._catalog.get(image).addErrback(self._no_sibling, image) for _, image in chosen.values()]
         return gatherResults(loading).addCallback(with_indexes)
 
     def _no_sibling(self, failure: Failure, image: ImageId) -> None:
@@ -313,7 +278,7 @@ class Downloads:
             missing=download.plan.missing,
         )
         download.phase = Phase.BLOCKS
-        self._outcome.progressed(download.vpath)
+        self._progressed(download)
         download.block_fetch = BlockFetch(
             str(download.vpath),
             download.index,
@@ -321,7 +286,7 @@ class Downloads:
             download.plan,
             download.staging,
             lambda: self._candidates(download, index=False),
-            lambda: self._outcome.progressed(download.vpath),
+            lambda: self._progressed(download),
             self.totals,
             self._clock,
             self._rng,
@@ -331,7 +296,12 @@ class Downloads:
     def _commit(self, _: None, download: Download) -> Deferred[State]:
         assert download.staging is not None
         download.phase = Phase.COMMIT
-        self._outcome.progressed(download.vpath)
+        self._progressed(download)
+        if download.healed is not None:
+            committed = self._ledger.committed(download.vpath)
+            if committed is None or committed.image != download.image:
+                raise DownloadFailed(Abort.SUPERSEDED, "the image is not wanted any more")
+            return download.staging.restore(committed).addCallback(lambda _: committed)
         pending = self._ledger.pending(download.vpath)
         if pending is None:
             raise DownloadFailed(Abort.SUPERSEDED, "the upload is not wanted any more")
@@ -342,6 +312,9 @@ class Downloads:
         del self._running[download.vpath]
         if download.staging is not None:
             download.staging.close()
+        if download.healed is not None:
+            download.healed.callback(None)
+            return None
         pending = self._ledger.pending(download.vpath)
         late = pending.state if pending is not None and pending.state.image == state.image else state
         self._ledger.commit(download.vpath, late)
@@ -360,6 +333,8 @@ class Downloads:
     def _ended(self, failure: Failure, download: Download) -> Deferred[None] | None:
         if failure.check(CancelledError) and download.stop_reason is None:
             return None
+        if download.healed is not None:
+            return self._not_healed(failure, download)
         reason, detail = self._reason(failure, download)
         self._log.error(
             "{image} for {vpath} given up: {reason} {detail}",
@@ -369,12 +344,37 @@ class Downloads:
             detail=detail,
         )
         self.totals.failed += 1
-        self._outcome.gave_up(download.vpath, download.image, reason, detail)
+        try:
+            self._outcome.gave_up(download.vpath, download.image, reason, detail)
+        except Exception:  # noqa: BLE001  who listens must not keep the path from being free again
+            self._log.failure("nobody was told that the download for {vpath} ended", vpath=str(download.vpath))
         if self._running.get(download.vpath) is download:
             del self._running[download.vpath]
             self._ledger.abort(download.vpath, self._now_ms())
             return self._disk.drop_pending(download.vpath)
         return None if download.staging is None else download.staging.discard()
+
+    def _not_healed(self, failure: Failure, download: Download) -> Deferred[None]:
+        """The damaged copy stays as it is. Whoever stopped this may be about to put the same image together, in the same directory."""
+        if self._running.get(download.vpath) is download:
+            del self._running[download.vpath]
+        if download.stop_reason is not None:
+            failure = Failure(DownloadFailed(download.stop_reason))
+
+        def leave(_: None) -> Deferred[None] | None:
+            pending = self._ledger.pending(download.vpath)
+            if download.staging is None:
+                return None
+            if pending is None or pending.state.image != download.image:
+                return download.staging.discard()
+            download.staging.close()
+            return None
+
+        left = deferLater(self._clock, 0, leave, None).addErrback(self._not_left, download)
+        return left.addCallback(lambda _: failure)
+
+    def _not_left(self, failure: Failure, download: Download) -> None:
+        self._log.failure("the staging directory of {vpath} cannot be removed", failure, vpath=str(download.vpath))
 
     def _reason(self, failure: Failure, download: Download) -> tuple[Abort, str]:
         if download.stop_reason is not None:
@@ -393,42 +393,11 @@ class Downloads:
         return reason, failure.getErrorMessage()
 
     def _broken(self, failure: Failure, download: Download) -> None:
+        if download.healed is not None:
+            download.healed.errback(failure)
+            return
         self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(download.vpath))
 
     def _settle(self, _: None, download: Download) -> None:
         for waiting in download.waiting:
             waiting.callback(None)
-
-    # -- who can give -------------------------------------------------------------------------------------------------------------
-
-    def _candidates(self, download: Download, *, index: bool) -> list[Candidate]:
-        """Clients that published the image, peers that said they hold some of it, and where there is doubt peers that are likely to."""
-        found = [self._seed(link) for link in self._watches.sources(download.image)]
-        holders = {
-            holder.address: holder for holder in self._rumors.holders(download.vpath, download.image) if holder.has_index or not index
-        }
-        missing = 0 if download.plan is None else FULL & ~download.plan.mask
-        useful = [address for address, holder in holders.items() if index or holder.mask & missing]
-        found.extend(self._peer(address, holders[address].mask, hearsay=False) for address in self._neighbors(download, useful))
-        guesses = [address for address in download.hints if address not in holders]
-        if not found and not guesses:
-            guesses = [address for address in self._rumors.taking(download.vpath.key) if address not in holders]
-        if len(found) < MOST_PEERS:
-            found.extend(self._peer(address, FULL, hearsay=True) for address in self._rng.sample(guesses, min(3, len(guesses))))
-        return found
-
-    def _seed(self, link: Link) -> Candidate:
-        """A client; the downloads that it can give to share its connection."""
-        sharing = sum(1 for one in self._running.values() if link in self._watches.sources(one.image))
-        return Candidate(link, link.name, link.ask, FULL, seed=True, most=max(1, MOST_WINDOW // max(1, sharing)))
-
-    def _peer(self, address: Address, mask: int, *, hearsay: bool) -> Candidate:
-        return Candidate(address, str(address), lambda request: self._wire.ask(address, request), mask, seed=False, hearsay=hearsay)
-
-    def _neighbors(self, download: Download, useful: list[Address]) -> list[Address]:
-        """Up to MOST_PEERS of those that have what is missing; who was asked before stays."""
-        staying = [address for address in download.peers if address in useful]
-        fresh = [address for address in useful if address not in staying]
-        self._rng.shuffle(fresh)
-        download.peers = (staying + fresh)[:MOST_PEERS]
-        return download.peers

@@ -1,12 +1,14 @@
 """Giving blocks and indexes to others, of images that are here and of those still coming.
 
 Only what a verified index names is read, by image and block number; a path from the wire is looked up, never opened (threats 6.6).
-What is read is hashed before it is sent; a block that does not match is answered as absent.
+What is read is hashed before it is sent; a block that does not match is answered as absent, and if its image is committed here it should be
+there: somebody is told.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
@@ -69,12 +71,18 @@ class Catalog:
                 waiting.callback(result)
 
 
+def _nobody(_vpath: VPath, _image: ImageId) -> None:
+    """Nobody wants to know."""
+
+
 class BlockService:
     """Answers GetBlock. Requests for one image are read together, in batches."""
 
     _log = Logger()
 
-    def __init__(self, ledger: Ledger, disk: Disk, catalog: Catalog) -> None:
+    def __init__(self, ledger: Ledger, disk: Disk, catalog: Catalog, damaged: Callable[[VPath, ImageId], None] = _nobody) -> None:
+        """``damaged`` is told where a block of a committed image, or its index, could not be read or was wrong."""
+        self._damaged = damaged
         self._ledger = ledger
         self._disk = disk
         self._catalog = catalog
@@ -104,10 +112,13 @@ class BlockService:
             return fail(RemoteError("block not found"))
 
         def look(entry: tuple[Index, BlockMap] | None) -> Deferred[bytes | None]:
-            number = None if entry is None else self._number(request, entry[1])
-            if entry is None or number is None:
+            if entry is None:
+                self._missed(None, vpath, images[0])
                 return succeed(None)
-            return self._reader(vpath, entry[0]).submit(number)
+            number = self._number(request, entry[1])
+            if number is None:
+                return succeed(None)
+            return self._reader(vpath, entry[0]).submit(number).addCallback(self._missed, vpath, images[0])
 
         def answer(data: bytes | None) -> BlockData | Deferred[BlockData]:
             if data is None:
@@ -117,6 +128,13 @@ class BlockService:
             return BlockData(data)
 
         return self._catalog.get(images[0]).addCallback(look).addCallback(answer)
+
+    def _missed(self, data: bytes | None, vpath: VPath, image: ImageId) -> bytes | None:
+        """What is committed, and not on its way as well, is there."""
+        committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
+        if data is None and committed is not None and committed.image == image and (pending is None or pending.state.image != image):
+            self._damaged(vpath, image)
+        return data
 
     def _number(self, request: GetBlock, blocks: BlockMap) -> int | None:
         assert request.hint is not None

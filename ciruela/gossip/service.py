@@ -13,7 +13,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import Beat
+from ciruela.clockwork import Beat, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
@@ -32,9 +32,6 @@ PROGRESS_S = 0.1
 
 LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
-
-COMPLAIN_S = 60.0
-"""The same complaint about the same address is logged at most this often."""
 
 
 class Ears(Protocol):
@@ -107,7 +104,7 @@ class Gossip:
         self._flush: IDelayedCall | None = None
         self._progress_s: dict[VPath, float] = {}
         self._late: dict[VPath, IDelayedCall] = {}
-        self._complaints: dict[tuple[str, Address], float] = {}
+        self._hush = Hush(clock, 20)
         self._beat = Beat(clock, rng, BEAT_S, self._on_beat, "gossip")
         self._running = False
 
@@ -146,7 +143,7 @@ class Gossip:
         now_s = self._clock.seconds()
         next_s = self._progress_s.get(vpath, now_s)
         if next_s > now_s:
-            self._late[vpath] = self._clock.callLater(next_s - now_s, self._say_late, vpath)
+            self._late[vpath] = later(self._clock, next_s - now_s, "gossip of a download", lambda: self._say_late(vpath))
         else:
             self._progress_s[vpath] = now_s + PROGRESS_S
             self._say((Kind.DOWNLOAD, vpath))
@@ -177,7 +174,7 @@ class Gossip:
 
     def _soon(self) -> None:
         if self._flush is None:
-            self._flush = self._clock.callLater(0, self._send_news)
+            self._flush = later(self._clock, 0, "gossip of news", self._send_news)
 
     def _send_news(self) -> None:
         """All news of one reactor turn: one datagram for each target where that is enough."""
@@ -234,7 +231,6 @@ class Gossip:
             self._lately[vpath] = now_s + LATELY_S
         self._lately = {vpath: until_s for vpath, until_s in self._lately.items() if until_s > now_s}
         self._progress_s = {vpath: next_s for vpath, next_s in self._progress_s.items() if next_s > now_s}
-        self._complaints = {what: until_s for what, until_s in self._complaints.items() if until_s > now_s}
         self._composer.refresh(now_s, len(self._known))
         if not self._composer.complete_list:
             self._log.error("more directories are configured than gossip can tell of; other nodes do not learn of the last ones")
@@ -265,11 +261,7 @@ class Gossip:
         self._log.error("a gossip item of kind {kind} fits into no datagram and is not sent", kind=type(item).__name__)
 
     def _complain(self, kind: str, address: Address, text: str, **fields: object) -> None:
-        """Log a warning, but the same kind about the same address only once a minute."""
-        now_s = self._clock.seconds()
-        if self._complaints.get((kind, address), now_s) <= now_s:
-            self._complaints[kind, address] = now_s + COMPLAIN_S
-            self._log.warn(text, address=str(address), **fields)
+        self._hush.warn(self._log, kind, address, text, address=str(address), **fields)
 
     # -- hearing --------------------------------------------------------------------------------------------------------------
 
@@ -281,7 +273,7 @@ class Gossip:
             self._receive(data, source)
         except Exception:  # noqa: BLE001  a datagram must never end the socket's protocol
             self.counts.refused["failed"] += 1
-            self._log.failure("a gossip datagram from {address} could not be dealt with", address=str(source))
+            self._hush.failure(self._log, "failed", source, "a gossip datagram from {address} could not be dealt with", address=str(source))
 
     def _receive(self, data: bytes, source: Address) -> None:
         if not self.cluster.roster.is_configured(source):

@@ -8,6 +8,7 @@
     +-- ConfigError     a configuration file with a mistake: file, line, what to do
     +-- BadKey          a key that cannot be read or used
     +-- RemoteError     the other side answered with an error
+    |   +-- Busy        it may be asked again later
     +-- LinkLost        the connection ended before the answer came
     +-- DownloadFailed  a download cannot go on; carries the word for the client
     +-- DiskError       a file operation of one image failed
@@ -40,6 +41,14 @@ class BadKey(CiruelaError):
 
 class RemoteError(CiruelaError):
     """The other side answered a request with ``Error``, or with something that does not fit the request."""
+
+
+SLOW_DOWN = "too many requests, slow down"
+"""How the text of an ``Error`` begins that means :class:`Busy`. Other programs take it for any error, and ask again later as well."""
+
+
+class Busy(RemoteError):
+    """More was asked for than one may have at a time; nothing has changed. Raised by us, its text goes to the other side."""
 
 
 class LinkLost(CiruelaError):

@@ -1,4 +1,4 @@
-# ruff: noqa: N802, N803, N815  half of the names here are Twisted's and Autobahn's
+# ruff: noqa: N802, N803  half of the names here are Twisted's and Autobahn's
 """A websocket that carries ``ciruela.v1``, in both roles (protocol section 2).
 
 What the reference needs and Autobahn does not do by itself: a ping each second that waits for no pong, any received byte counts as life,
@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import os
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import txaio
@@ -26,7 +25,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ciruela.clockwork import Hush
 from ciruela.model.errors import LinkLost
+from ciruela.net.limits import LIMITS, ORDINARY_BYTES, STRANGER_BYTES, STRANGER_QUEUE_BYTES, IsPeer, Limits, Patience, nobody
+from ciruela.net.strict import Strict
 from ciruela.net.talk import Talk
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Counterpart
@@ -34,32 +36,12 @@ from ciruela.seams import Address, Counterpart
 txaio.use_twisted()
 
 SUBPROTOCOL = "ciruela.v1"
-ORDINARY_BYTES = 256 * 1024
-"""Largest message that may come at any time (threats A21)."""
-
-LARGE_BYTES = 101 * 1024 * 1024 + 64 * 1024
-"""Largest answer with an index: the reference's frame limit (protocol section 2.2), and room for the envelope."""
-
 PING_S = 1.0
 """A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
 
 PING = b"ciruela"
 CHUNK_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 16 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Patience with one connection, in seconds, and what may be queued for it, in bytes."""
-
-    silence_s: float = 15.0
-    handshake_s: float = 5.0
-    close_s: float = 1.0
-    stall_s: float = 60.0
-    queue_bytes: int = 4 * 1024 * 1024
-
-
-LIMITS = Limits()
 
 
 def accelerated() -> bool:
@@ -83,18 +65,16 @@ class _Quiet:
 
 
 @implementer(IPushProducer)
-class _Websocket:
+class _Websocket(Strict):
     """What both roles share; stands before an Autobahn protocol class in the order of bases."""
 
     log: Any = _Quiet()
     _log = Logger(namespace="ciruela.net.link")
     factory: Any
     transport: Any
-    state: int
-    failedByMe: bool
-    message_data: Any
-    message_is_binary: bool
     pings: bool
+    current_frame: object
+    inside_message: bool
 
     name = "a connection"
     subprotocol: str | None = None
@@ -106,15 +86,16 @@ class _Websocket:
         self._limits: Limits = self.factory.limits
         peer = self.transport.getPeer()
         self.name = str(Address(peer.host, peer.port)) if hasattr(peer, "port") else str(peer)
-        self._talk = Talk(self, self.factory.counterpart, self._send_message, self._break, self._hold)
+        hush, trusted = self.factory.hush, self.trusted()
+        self._talk = Talk(self, self.factory.counterpart, self._send_message, self._break, self._hold, trusted=trusted, hush=hush)
         self._why: str | None = None
-        self._opened = self._paused = self._held = self._heard = self._gone = False
-        self._silent_s = 0.0
+        self._opened = self._paused = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._stall: IDelayedCall | None = None
         self._pulse_s = PING_S if self.pings else self._limits.silence_s / 5
+        self._patience = Patience(self._limits, self._pulse_s)
         self._pulse = LoopingCall(self._beat)
         self._pulse.clock = self._clock
         self._deadline: IDelayedCall | None = self._clock.callLater(self._limits.handshake_s, self._late)
@@ -128,8 +109,14 @@ class _Websocket:
         """Autobahn: the handshake is done."""
         self._cancel_deadline()
         self._opened = True
+        self._set_limit()
         self.transport.registerProducer(self, True)
-        self._pulse.start(self._pulse_s, now=False)
+        self._pulse.start(self._pulse_s, now=False).addErrback(self._no_pulse)
+
+    def _no_pulse(self, failure: Failure) -> None:
+        """A connection that nobody watches must not stay."""
+        self._log.failure("{link}: the pulse failed", failure, link=self.name)
+        self._drop("its pulse failed")
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
@@ -173,8 +160,14 @@ class _Websocket:
         self._deadline = None
         self._drop("the other side did not close its end")
 
+    def trusted(self) -> bool:
+        """For the roles: whether the other side may send and ask much from the start."""
+        return True
+
     def _break(self, reason: str) -> None:
-        self._log.warn("closing {link}: {reason}", link=self.name, reason=reason[:200])
+        self.factory.hush.warn(
+            self._log, "closing", self.name.rpartition(":")[0], "closing {link}: {reason}", link=self.name, reason=reason
+        )
         self._drop(reason)
 
     def _drop(self, reason: str) -> None:
@@ -190,14 +183,16 @@ class _Websocket:
 
     def dataReceived(self, data: bytes) -> None:
         """Twisted: bytes came."""
-        self._heard = True
+        self._patience.heard(len(data))
+        if self.failedByMe:
+            return
         try:
             self._dataReceived(data)  # type: ignore[attr-defined]
         except Exception:  # noqa: BLE001  Autobahn raises on some broken handshakes; whatever it is, it ends this connection alone
             self._log.failure("{link}: a frame or a handshake was not understood", link=self.name)
             self._drop("it does not speak websocket")
             return
-        if not self._opened and len(self.data) > MAX_HEAD_BYTES:  # type: ignore[attr-defined]
+        if not self._opened and len(self.data) > MAX_HEAD_BYTES:
             self._drop("it does not speak websocket")
 
     def onMessageEnd(self) -> None:
@@ -208,44 +203,51 @@ class _Websocket:
         if not self.message_is_binary:
             self.ignored_texts += 1
             return
+        self._patience.whole()
         self._talk.received(parts[0] if len(parts) == 1 else b"".join(parts))
         self._set_limit()
 
     def _set_limit(self) -> None:
-        self.maxFramePayloadSize = self.maxMessagePayloadSize = LARGE_BYTES if self._talk.large_due else ORDINARY_BYTES
+        most = ORDINARY_BYTES if self._talk.trusted else STRANGER_BYTES
+        self.maxFramePayloadSize = self.maxMessagePayloadSize = self._limits.large_bytes if self._talk.large_due else most
 
-    def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
-        self._why = self._why or f"it sent {msg_size} bytes at once, at most {max_msg_size} are allowed"
-        super()._max_message_size_exceeded(msg_size, max_msg_size, reason)  # type: ignore[misc]
+    def _most_queued(self) -> int:
+        return self._limits.queue_bytes if self._talk.trusted else min(STRANGER_QUEUE_BYTES, self._limits.queue_bytes)
 
-    def _protocol_violation(self, reason: str) -> bool:
-        self._why = self._why or f"it broke the websocket protocol: {reason[:200]}"
-        return bool(super()._protocol_violation(reason))  # type: ignore[misc]
+    def failed(self, why: str, said: bool) -> None:
+        """As :meth:`ciruela.net.strict.Strict.failed`."""
+        self._why = self._why or why
+        if not said:
+            self._drop(why)
+            return
+        self._talk.end(f"the connection to {self.name} was lost: {self._why}")
+        self._abort_soon()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
-        """Autobahn: the other side says goodbye."""
-        self._why = self._why or "closed by the other side"
+        """Autobahn: the other side says goodbye; what it sends after that is not for us."""
         result: bool | None = super().onCloseFrame(code, reasonRaw)  # type: ignore[misc]
+        self._why = self._why or "closed by the other side"
+        self._talk.end(f"the connection to {self.name} was lost: {self._why}")
         self._abort_soon()
         return result
 
     def _beat(self) -> None:
-        if self._heard:
-            self._heard = False
-            self._silent_s = 0.0
-        else:
-            patience_s = self._limits.stall_s if self._held else self._limits.silence_s
-            self._silent_s += self._pulse_s
-            if self._silent_s >= patience_s:
-                self._drop(f"nothing was heard for {patience_s:g} s")
-                return
+        why = self._patience.beat(
+            held=self._held,
+            partly=bool(self.data) or self.current_frame is not None or self.inside_message,
+            silent_so_far=not (self._talk.spoken or self._talk.trusted),
+        )
+        if why is not None:
+            self._drop(why)
+            return
         if self.pings:
             self.sendPing(PING)  # type: ignore[attr-defined]
 
     # -- what goes out -------------------------------------------------------------------------------------------------------
 
     def _send_message(self, data: bytes) -> None:
-        self._heard = self._heard or self._held
+        if self._held:
+            self._patience.heard(0)
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             self.sendFrame(opcode=2, payload=data)  # type: ignore[attr-defined]
 
@@ -263,7 +265,7 @@ class _Websocket:
             chunk = self._outbox.popleft()
             self._outbox_bytes -= len(chunk)
             self.transport.write(chunk)
-        self._talk.clog(self._outbox_bytes > self._limits.queue_bytes)
+        self._talk.clog(self._outbox_bytes > self._most_queued())
 
     def pauseProducing(self) -> None:
         """Twisted: the transport is full."""
@@ -290,7 +292,7 @@ class _Websocket:
             self._stall = None
 
     def _hold(self, held: bool) -> None:
-        held = held or self._outbox_bytes > self._limits.queue_bytes
+        held = held or self._outbox_bytes > self._most_queued()
         if held == self._held or self._gone:
             return
         self._held = held
@@ -325,6 +327,10 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
     """The accepting end."""
 
     pings = False
+
+    def trusted(self) -> bool:
+        """Whether a configured peer connects: it signs nothing, and has many requests under way."""
+        return bool(self.factory.is_peer(getattr(self.transport.getPeer(), "host", "")))
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
         """Autobahn: the handshake is in order, and the port has let it in; choose the subprotocol."""
@@ -389,12 +395,15 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
             self.opened.errback(LinkLost(f"cannot connect to {self.name}: {why}"))
 
 
-def server_links(counterpart: Counterpart, clock: IReactorTime, limits: Limits = LIMITS) -> WebSocketServerFactory:
-    """A factory of accepted links."""
+def server_links(
+    counterpart: Counterpart, clock: IReactorTime, limits: Limits = LIMITS, is_peer: IsPeer = nobody, hush: Hush | None = None
+) -> WebSocketServerFactory:
+    """A factory of accepted links. ``is_peer`` tells whether a configured peer has a numeric address."""
     factory: Any = WebSocketServerFactory(protocols=[SUBPROTOCOL], server="ciruela", reactor=clock)
     factory.protocol = ServerLink
     factory.setProtocolOptions(webStatus=False, allowNullOrigin=False)
-    _configure(factory, counterpart, clock, limits)
+    factory.is_peer = is_peer
+    _configure(factory, counterpart, clock, limits, hush)
     return factory  # type: ignore[no-any-return]
 
 
@@ -409,7 +418,8 @@ def client_links(counterpart: Counterpart, clock: IReactorTime, host_header: str
     return factory  # type: ignore[no-any-return]
 
 
-def _configure(factory: Any, counterpart: Counterpart, clock: IReactorTime, limits: Limits) -> None:
+def _configure(factory: Any, counterpart: Counterpart, clock: IReactorTime, limits: Limits, hush: Hush | None = None) -> None:
+    factory.hush = hush or Hush(clock)
     factory.log = _Quiet()
     factory.counterpart = counterpart
     factory.clock = clock

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Backoff
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net.link import LIMITS, ClientLink, Limits, client_links
+from ciruela.net.limits import LIMITS, Limits
+from ciruela.net.link import ClientLink, client_links
 from ciruela.proto.dialogue import MAX_PENDING
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
 from ciruela.seams import Address, Counterpart, Link
@@ -151,12 +152,17 @@ class _Line:
     def _connect(self) -> None:
         pool = self._pool
         attempt = self._attempt = connect(pool.reactor, self.address, _Refusing(self), NODE_HOST, pool.connect_s, pool.limits)
-        attempt.addCallbacks(self._connected, self._unconnected)
+        attempt.addCallbacks(self._connected, self._unconnected).addErrback(self._broken)
+
+    def _broken(self, failure: Failure) -> None:
+        """A fault of ours: what waits must not wait for ever."""
+        self._pool.complain(self.address, failure)
+        self._fail_queue(f"the connection to {self.address} was not taken in")
 
     def _connected(self, link: ClientLink) -> None:
         self._attempt = None
         self._standing += 1
-        link.gone.addCallback(self._gone)
+        link.gone.addCallback(self._gone).addErrback(lambda failure: self._pool.complain(self.address, failure))
         self._pool.backoff.succeeded(self.address)
         self.link = link
         self._go_on()
@@ -212,7 +218,7 @@ class _Line:
         self._flying.add(job)
         job.timer = self._pool.reactor.callLater(job.timeout_s, self._too_late, job)
         job.answer = link.ask(job.request)
-        job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,))
+        job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,)).addErrback(self._broken)
 
     def _landed(self, job: _Job) -> None:
         self._flying.discard(job)
@@ -304,6 +310,10 @@ class Pool:
         """As :meth:`ciruela.seams.Wire.connected`."""
         line = self._lines.get(address)
         return line is not None and line.link is not None
+
+    def complain(self, address: Address, failure: Failure) -> None:
+        """A fault of ours with one connection."""
+        self._log.failure("requests to {address} were not dealt with", failure, address=str(address))
 
     def rest(self, line: _Line) -> None:
         """Forget a line that has nothing left."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -148,9 +148,14 @@ class PeerList:
 
     def _ask(self, text: str) -> Deferred[None]:
         self._asking.add(text)
-        return self._resolve(text, self._default_port).addCallbacks(
-            self._resolved, self._unresolved, callbackArgs=(text,), errbackArgs=(text,)
+        return (
+            maybeDeferred(self._resolve, text, self._default_port)
+            .addCallbacks(self._resolved, self._unresolved, callbackArgs=(text,), errbackArgs=(text,))
+            .addErrback(self._not_taken, text)
         )
+
+    def _not_taken(self, failure: Failure, text: str) -> None:
+        self._log.failure("the addresses of {peer} were not taken in", failure, peer=text)
 
     def _resolved(self, addresses: list[Address], text: str) -> None:
         self._asked(text, AGAIN_S)

@@ -17,11 +17,13 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IReac
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import HTTPChannel, Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from ciruela.net.link import LIMITS, MAX_HEAD_BYTES, Limits, accelerated, origin_allowed, server_links
+from ciruela.clockwork import Hush
+from ciruela.net.limits import LIMITS, IsPeer, Limits, nobody
+from ciruela.net.link import MAX_HEAD_BYTES, accelerated, origin_allowed, server_links
 from ciruela.seams import Counterpart
 
 _REASONS = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 413: "Content Too Large", 503: "Service Unavailable"}
@@ -29,28 +31,37 @@ _REASONS = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 413
 
 @dataclass(frozen=True, slots=True)
 class PortLimits:
-    """How many connections there may be, and how long their first words may take, in seconds."""
+    """How many connections there may be, and how long their first words may take, in seconds.
+
+    ``per_address`` counts an IPv4 address or the /64 of an IPv6 address as one. ``for_peers`` of the connections are kept for configured
+    peers; never more than a quarter of all.
+    """
 
     connections: int = 1000
-    per_ip: int = 128
+    per_address: int = 128
+    for_peers: int = 64
     first_byte_s: float = 5.0
     head_s: float = 10.0
     page_s: float = 60.0
 
 
+PORT_LIMITS = PortLimits()
+
+
 def site(
     counterpart: Counterpart,
     pages: IResource,
-    max_connections: int,
     clock: IReactorTime,
     link_limits: Limits = LIMITS,
-    port_limits: PortLimits | None = None,
-) -> Site:
+    port_limits: PortLimits = PORT_LIMITS,
+    is_peer: IsPeer = nobody,
+) -> Port:
     """What to listen with. ``pages`` gets every GET and HEAD that is not a websocket handshake at exactly ``/``.
 
-    ``max_connections`` counts websockets and pages together; the newest is refused with 503.
+    Limits count websockets and pages together; the newest connection is refused with 503. ``is_peer`` tells whether a configured peer has
+    a numeric address.
     """
-    return _Port(counterpart, pages, clock, link_limits, port_limits or PortLimits(connections=max_connections))
+    return Port(counterpart, pages, clock, link_limits, port_limits, is_peer)
 
 
 class _OneRequest(HTTPChannel):
@@ -62,16 +73,28 @@ class _OneRequest(HTTPChannel):
         return False
 
 
-class _Port(Site):
+class Port(Site):
+    """The port. ``refused`` counts connections that were one too many, ``hush`` keeps the log short."""
+
     _log = Logger(namespace="ciruela.net.server")
 
-    def __init__(self, counterpart: Counterpart, pages: IResource, clock: IReactorTime, link_limits: Limits, limits: PortLimits) -> None:
+    def __init__(
+        self,
+        counterpart: Counterpart,
+        pages: IResource,
+        clock: IReactorTime,
+        link_limits: Limits,
+        limits: PortLimits,
+        is_peer: IsPeer,
+    ) -> None:
         super().__init__(pages, timeout=int(limits.page_s), reactor=clock)
         self.clock = clock
         self.limits = limits
-        self.links = server_links(counterpart, clock, link_limits)
-        self.open = 0
-        self.by_ip: Counter[str] = Counter()
+        self.hush = Hush(clock)
+        self.links = server_links(counterpart, clock, link_limits, is_peer, self.hush)
+        self._is_peer = is_peer
+        self.open = self.strangers = self.refused = 0
+        self.by_address: Counter[str] = Counter()
         if not accelerated():
             self._log.critical(
                 "Autobahn runs without its native code: websockets will be some forty times slower. Install autobahn with NVX support."
@@ -79,7 +102,7 @@ class _Port(Site):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:  # type: ignore[override]  # noqa: N802
         """Twisted: somebody connected."""
-        door = _Door(self, getattr(addr, "host", None))
+        door = _Door(self, self.origin(getattr(addr, "host", None)))
         door.factory = self
         return door
 
@@ -89,45 +112,75 @@ class _Port(Site):
         channel.factory = self
         channel.site = self
         channel.requestFactory = self.requestFactory
-        channel.timeOut = self.timeOut
+        channel.timeOut = None  # the door has a deadline for all of it
         channel.callLater = self.clock.callLater
         return cast(IProtocol, channel)
 
-    def enter(self, ip: str | None) -> str | None:
-        """Count a connection in. Why it may not stay, or None."""
-        self.open += 1
-        if ip is not None:
-            self.by_ip[ip] += 1
-        if self.open > self.limits.connections:
-            return "too many connections"
-        if ip is not None and self.by_ip[ip] > self.limits.per_ip and not _loopback(ip):
-            return "too many connections from your address"
-        return None
+    def log(self, request: Request) -> None:
+        """Twisted: a page was asked for. Not every time: who looks each second would fill the log."""
+        source = str(request.getClientAddress().host)
+        page = request.uri.decode("latin-1")
+        self.hush.info(self._log, "page", source, "{source} looked at {page}: {code}", source=source, page=page, code=request.code)
 
-    def leave(self, ip: str | None) -> None:
+    def enter(self, origin: Origin) -> str | None:
+        """Count a connection in. Why it may not stay, or None."""
+        limits = self.limits
+        self.open += 1
+        self.by_address[origin.block] += 1
+        self.strangers += not origin.peer
+        reserved = min(limits.for_peers, limits.connections // 4)
+        why = None
+        if self.open > limits.connections or (not origin.peer and self.strangers > limits.connections - reserved):
+            why = "too many connections"
+        elif self.by_address[origin.block] > limits.per_address and not origin.loopback:
+            why = "too many connections from your address"
+        if why is not None:
+            self.refused += 1
+            self.hush.warn(self._log, "refused", origin.block, "{source} was refused: {why}", source=origin.block, why=why)
+        return why
+
+    def leave(self, origin: Origin) -> None:
         """Count a connection out."""
         self.open -= 1
-        if ip is not None:
-            self.by_ip[ip] -= 1
-            if not self.by_ip[ip]:
-                del self.by_ip[ip]
+        self.strangers -= not origin.peer
+        self.by_address[origin.block] -= 1
+        if not self.by_address[origin.block]:
+            del self.by_address[origin.block]
+
+    def origin(self, host: str | None) -> Origin:
+        """Who ``host`` is to this port."""
+        return origin(host, self._is_peer)
 
 
-def _loopback(ip: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection comes from: what is counted together, and whether it is this host itself or a configured peer."""
+
+    block: str
+    loopback: bool
+    peer: bool
+
+
+def origin(host: str | None, is_peer: IsPeer) -> Origin:
+    """The origin of a connection from the numeric address ``host``."""
     try:
-        address = ipaddress.ip_address(ip.partition("%")[0])
+        address = ipaddress.ip_address((host or "").partition("%")[0])
     except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+        return Origin(host or "", False, False)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            block = ipaddress.ip_network((address, 64), strict=False)
+            return Origin(str(block), address.is_loopback, is_peer(str(address)))
+        address = address.ipv4_mapped
+    return Origin(str(address), address.is_loopback, is_peer(str(address)))
 
 
 class _Door(Protocol):
     """Reads the head of a request and passes the connection on."""
 
-    def __init__(self, port: _Port, ip: str | None) -> None:
+    def __init__(self, port: Port, origin: Origin) -> None:
         self._port = port
-        self._ip = ip
+        self._origin = origin
         self._head = b""
         self._next: IProtocol | None = None
         self._refused = False
@@ -136,7 +189,7 @@ class _Door(Protocol):
     def connectionMade(self) -> None:  # noqa: N802
         """Twisted: count it, and start the clock."""
         limits = self._port.limits
-        why = self._port.enter(self._ip)
+        why = self._port.enter(self._origin)
         if why is not None:
             self._refuse(503, why)
             return
@@ -222,7 +275,7 @@ class _Door(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
         """Twisted: the TCP connection is gone."""
         self._wait(None)
-        self._port.leave(self._ip)
+        self._port.leave(self._origin)
         if self._next is not None:
             self._next.connectionLost(reason)
 

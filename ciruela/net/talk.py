@@ -12,20 +12,27 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.clockwork import Hush
+from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.proto.dialogue import Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation
-from ciruela.proto.messages import Error, Notification, Request, Response
+from ciruela.proto.messages import Error, Notification, Request, Response, UploadAck
 from ciruela.seams import Counterpart, Link
 
 MOST_AT_WORK = 64
 """Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
+
+STRANGER_AT_WORK = 4
+"""The same for one who has not shown a valid signature yet and is no configured peer (threats 6.3)."""
 
 
 class Talk:
     """What is said on one link.
 
     ``send`` takes the bytes of one message. ``broken`` is told why the connection has to be closed. ``held`` is told True when requests
-    begin to wait (stop reading), False when none wait any more.
+    begin to wait (stop reading), False when none wait any more. ``hush`` is for what is said about the messages of the other side.
+
+    ``trusted`` becomes true with the first accepted upload, which had a valid signature. ``spoken`` tells that a request or a notification
+    has come that could be understood.
     """
 
     _log = Logger()
@@ -38,7 +45,13 @@ class Talk:
         broken: Callable[[str], None],
         held: Callable[[bool], None],
         most_at_work: int = MOST_AT_WORK,
+        *,
+        trusted: bool = True,
+        hush: Hush | None = None,
     ) -> None:
+        self.trusted = trusted
+        self.spoken = False
+        self._hush = hush
         self._link = link
         self._counterpart = counterpart
         self._send = send
@@ -88,6 +101,7 @@ class Talk:
             return
         match self._dialogue.take(data):
             case Asked() as asked:
+                self.spoken = True
                 self._waiting.append(asked)
                 self._work()
             case Answered(done, Error(text)):
@@ -96,11 +110,14 @@ class Talk:
                 if not done.called:
                     done.callback(response)
             case Told(notification):
+                self.spoken = True
                 self._told(notification)
             case Failed(done, reason):
                 self._fail(done, reason)
             case Nothing(reason, reply):
-                self._log.debug("{link}: {reason}", link=self._link.name, reason=reason)
+                if self._hush is not None:
+                    source = self._link.name.rpartition(":")[0]
+                    self._hush.info(self._log, "message", source, "{link}: {reason}", link=self._link.name, reason=reason)
                 if reply is not None:
                     self._send(reply)
             case Violation(reason, failed):
@@ -110,7 +127,7 @@ class Talk:
 
     def _fail(self, done: Deferred[Response], reason: str) -> None:
         if not done.called:
-            done.errback(RemoteError(reason))
+            done.errback(Busy(reason) if reason.startswith(SLOW_DOWN) else RemoteError(reason))
 
     def _told(self, notification: Notification) -> None:
         try:
@@ -130,12 +147,15 @@ class Talk:
             return
         self._taking = True
         try:
-            while self._waiting and not self._clogged and self._at_work < self._most_at_work:
+            while self._waiting and not self._clogged and self._at_work < self._most():
                 self._begin(self._waiting.popleft())
         finally:
             self._taking = False
         if self._over is None:
             self._held(bool(self._waiting))
+
+    def _most(self) -> int:
+        return self._most_at_work if self.trusted else min(STRANGER_AT_WORK, self._most_at_work)
 
     def _begin(self, asked: Asked) -> None:
         self._at_work += 1
@@ -147,6 +167,8 @@ class Talk:
         answer.addCallback(self._answered, asked).addErrback(self._refused, asked).addBoth(self._finished)
 
     def _answered(self, response: Response, asked: Asked) -> None:
+        if isinstance(response, UploadAck) and response.accepted:
+            self.trusted = True
         if self._over is None:
             self._send(self._dialogue.answer(asked.id, response))
 

@@ -350,7 +350,7 @@ def decode(data: bytes) -> Incoming:
         try:
             return ResponseIn(number, name, _response(name, data, start))
         except FormatError as fault:
-            raise BadMessage(f"answer to {name}: {fault}", response_id=number) from None
+            raise BadMessage(f"answer to {name!r}: {fault}", response_id=number) from None
     listed = name in (_REQUESTS if kind == _REQUEST else _NOTIFICATIONS)
     wanted = number if kind == _REQUEST else None
     if not listed:

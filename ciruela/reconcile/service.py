@@ -11,10 +11,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.clockwork import Hush
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Verdict
+from ciruela.model.printable import logged
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import wanted
@@ -68,6 +70,7 @@ class Reconciler:
         self._backlog: dict[VPath, deque[tuple[Order, Address]]] = {}
         self._running: dict[VPath, ImageId] = {}
         self._judging: set[VPath] = set()
+        self._hush = Hush(clock, 20)
 
     def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
         """A peer announced this hash of ``base``."""
@@ -83,7 +86,9 @@ class Reconciler:
             return
         asked = self._wire.ask(address, GetBaseDir(str(base)))
         self._asking[base] = asked
-        asked.addCallback(self._compare, base, address).addErrback(self._unanswered, base, address).addBoth(self._answered, base)
+        asked.addCallback(self._compare, base, address).addErrback(self._unanswered, base, address).addBoth(
+            self._answered, base
+        ).addErrback(self._broken)
 
     def ended(self, vpath: VPath, *, well: bool) -> None:
         """The download for ``vpath`` has ended."""
@@ -140,7 +145,7 @@ class Reconciler:
         if failure.check(CancelledError):
             return
         if failure.check(RemoteError, LinkLost):
-            reason = failure.getErrorMessage()
+            reason = logged(failure.getErrorMessage())
             self._log.info("{address} did not list {base}: {reason}", address=str(address), base=str(base), reason=reason)
         else:
             self._log.failure("reconciling {base} with {address} failed", failure, base=str(base), address=str(address))
@@ -174,7 +179,10 @@ class Reconciler:
         self._judging.add(order.vpath)
         self._uploads.order(order, (address,)).addCallback(self._judged, order, address).addErrback(self._not_judged, order).addBoth(
             lambda _: self._leave(order.vpath)
-        )
+        ).addErrback(self._broken)
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("going on with what is wanted failed; it is tried again with the next news", failure)
 
     def _judged(self, verdict: Verdict, order: Order, address: Address) -> None:
         match verdict:
@@ -184,7 +192,10 @@ class Reconciler:
             case Accepted(progress=Progress.IN_PROGRESS):
                 self._hint(order.vpath, order.image, address)
             case Rejected(reason=Reject.SIGNATURE_MISMATCH):
-                self._log.error(
+                self._hush.error(
+                    self._log,
+                    "unsigned",
+                    (address, order.vpath.base),
                     "{address} has {image} at {vpath}, signed by no key that is configured here: compare the keys of the nodes",
                     address=str(address),
                     image=order.image.hex(),

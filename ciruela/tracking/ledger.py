@@ -181,6 +181,14 @@ class Ledger:
                 self._hashes.pop(base, None)
         return self._view
 
+    def knows(self, vpath: VPath) -> bool:
+        """Whether something is at ``vpath``, or on its way there."""
+        return vpath in self._committed or vpath in self._pending
+
+    def count(self, key: str) -> int:
+        """Paths below the directory config ``key`` at which something is, or on its way."""
+        return sum(len(names) for base, names in self._bases.items() if base.key == key)
+
     def pendings(self) -> list[Pending]:
         """All uploads on their way."""
         return list(self._pending.values())
@@ -191,7 +199,7 @@ class Ledger:
     def _note(self, vpath: VPath) -> None:
         base = vpath.base
         names = self._bases.setdefault(base, {})
-        if vpath in self._committed or vpath in self._pending:
+        if self.knows(vpath):
             names[vpath.entry] = vpath
         else:
             names.pop(vpath.entry, None)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.clockwork import Hush
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Accepted, Order, Progress, Reject, Rejected, Verdict
 from ciruela.model.state import SigEntry, State
+from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.quotas import Quotas
 from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, judge, precheck
 
 
@@ -49,7 +52,9 @@ class Uploads:
         downloads: Starter,
         now_ms: NowMs,
         conflicted: Callable[[VPath, ImageId, str], None],
+        hush: Hush,
         max_age_ms: int = SIGNATURE_MAX_AGE_MS,
+        uploads_per_key: int = STANDARD.uploads_per_key,
     ) -> None:
         """``conflicted`` is told which image at an append-only path is not the only one, or not the one that stays, and a sentence why."""
         self._configs = configs
@@ -60,10 +65,16 @@ class Uploads:
         self._now_ms = now_ms
         self._conflicted = conflicted
         self._max_age_ms = max_age_ms
+        self._hush = hush
+        self.quotas = Quotas(ledger, uploads_per_key, downloads.stalled)
         self._turns: dict[VPath, DeferredLock] = {}
 
     def order(self, order: Order, hints: tuple[Address, ...] = ()) -> Deferred[Verdict]:
-        """Fires with the verdict once it is recorded. Fails with DiskError when it cannot be, or when the keys cannot be read."""
+        """Fires with the verdict once it is recorded.
+
+        Fails with DiskError when it cannot be, or when the keys cannot be read; with Busy when the key that signed it has as many uploads
+        in progress as it may have.
+        """
         config = self._configs.get(order.vpath.key)
         refused = precheck(order, config)
         if refused is not None:
@@ -77,7 +88,7 @@ class Uploads:
                 self._turns.pop(order.vpath, None)
             return result
 
-        return turn.acquire().addCallback(lambda _: self._examine(order, config, hints).addBoth(leave))
+        return turn.acquire().addCallback(lambda _: maybeDeferred(self._examine, order, config, hints).addBoth(leave))
 
     def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Deferred[Verdict]:
         return (
@@ -86,7 +97,7 @@ class Uploads:
             .addCallback(lambda found: self._decide(order, config, hints, *found))
         )
 
-    def _with_presence(self, verified: tuple[SigEntry, ...], order: Order) -> Deferred[tuple[tuple[SigEntry, ...], bool]]:
+    def _with_presence(self, verified: Mapping[SigEntry, str], order: Order) -> Deferred[tuple[Mapping[SigEntry, str], bool]]:
         """Whether the recorded image really stands there: an operator may have removed it by hand."""
         committed = self._ledger.committed(order.vpath)
         if not verified or committed is None or committed.image != order.image:
@@ -94,7 +105,7 @@ class Uploads:
         return self._disk.present(order.vpath).addCallback(lambda there: (verified, there))
 
     def _decide(
-        self, order: Order, config: DirConfig, hints: tuple[Address, ...], verified: tuple[SigEntry, ...], present: bool
+        self, order: Order, config: DirConfig, hints: tuple[Address, ...], verified: Mapping[SigEntry, str], present: bool
     ) -> Verdict | Deferred[Verdict]:
         pending = self._ledger.pending(order.vpath)
         committed = self._ledger.committed(order.vpath)
@@ -107,13 +118,18 @@ class Uploads:
             tombstone.version if tombstone else None,
             burials.floor_ms,
         )
-        verdict = judge(order, config, standing, verified, self._now_ms(), self._max_age_ms)
+        verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
+        if isinstance(verdict, Accepted) and verdict.progress is Progress.NEW:
+            verdict = self.quotas.room(order, config) or verdict
         match verdict:
             case Rejected(reason=Reject.CONFLICT):
                 self._frozen(order, standing)
                 return verdict
             case Rejected():
-                self._log.info(
+                self._hush.info(
+                    self._log,
+                    verdict.reason.value,
+                    order.vpath,
                     "{command} of {image} at {vpath} by a {origin} refused: {reason} {detail}",
                     command=order.command.value,
                     image=order.image.hex(),
@@ -130,6 +146,7 @@ class Uploads:
             case Accepted():
                 settled = self._downloads.settled(order.vpath)
                 if settled is None:
+                    self.quotas.charge(order, verified.values())
                     return self._begin(order, verdict, hints)
                 return settled.addCallback(lambda _: self._decide(order, config, hints, verified, present))
 

@@ -129,6 +129,7 @@ class Counting(BookCase):
         standing = self.book.standing()
         self.assertEqual((standing.missing, standing.failed, standing.accepted), (("n4",), (("n3", "no_space"),), ("10.0.0.1",)))
 
+    @shows("A29", "F54", "I6")
     def test_made_up_machines(self) -> None:
         """A server that invents machines without end must not fill the memory of the client (A29)."""
         self.ack(1, range(MAX_MACHINES + 50))
@@ -163,6 +164,7 @@ class Done(BookCase):
         self.book.lost(address(2))
         self.expect(Outcome.DONE)
 
+    @shows("A29", "I7")
     def test_counts_by_image(self) -> None:
         """Another version at the same path is not this one (C26), nor is this image at another path."""
         self.ack(1, [])
@@ -176,6 +178,7 @@ class Done(BookCase):
         self.assertTrue(self.got(1, 2))
         self.assertFalse(self.got(1, 2))
 
+    @shows("I7", "F54")
     def test_accepting_node_must_report_itself(self) -> None:
         """What others say of a node that we are connected to is hearsay, until the early timeout."""
         self.ack(1, range(1, 3))
@@ -267,6 +270,7 @@ class Early(BookCase):
         self.expect(Outcome.RUNNING, elapsed_s=31)
         self.assertEqual(self.book.standing().failed, (("n3", "no_space"),))
 
+    @shows("F54", "I7")
     def test_deadline(self) -> None:
         """Out of time without enough nodes is a failure; with enough it is a success even if the early timeout is later."""
         self.complete(10, 5)
@@ -289,6 +293,7 @@ class Early(BookCase):
 
 
 class Refused(BookCase):
+    @shows("F54", "I7")
     def test_all_refuse(self) -> None:
         """A wrong key ends the upload at once with its reason, also when the answers named more hosts that refused too (C49)."""
         self.ack(1, range(1, 3), "signature_mismatch")
@@ -422,6 +427,7 @@ class Aborted(BookCase):
         self.expect(Outcome.DONE)
         self.assertEqual(self.book.standing().failed, ())
 
+    @shows("A29", "I7")
     def test_foreign(self) -> None:
         """An abort of another image or path says nothing about this upload."""
         self.ack(1, [])
@@ -486,6 +492,7 @@ class Weak(BookCase):
 
 
 class Local(BookCase):
+    @shows("F54", "I7")
     def test_source_changed(self) -> None:
         """A file that changed under the upload fails it with its name, unless some node has everything already."""
         self.ack(1, range(1, 3))

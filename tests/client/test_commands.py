@@ -32,6 +32,7 @@ from ciruela.proto.messages import AppendDir, BlockData, GetBlock, GetIndex, Ind
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.doubles.memnet import Hub
+from tests.proof import shows
 
 NOW_MS = 1_700_000_000_123
 OLD = "ab" * 32
@@ -136,6 +137,7 @@ class Sync(CommandCase):
         self.assertEqual(first.timestamp_ms, second.timestamp_ms)
         self.assertEqual(self.err.text.count("Indexed"), 1)
 
+    @shows("F54", "I7")
     def test_rejected(self) -> None:
         """A refusal ends with its code, its reason in words, and what it means."""
         FakeNode(self.hub, 1).reason = "signature_mismatch"
@@ -143,6 +145,7 @@ class Sync(CommandCase):
         self.assertIn("REJECTED", self.out.text)
         self.assertIn("none of your keys may upload there", self.out.text)
 
+    @shows("F54", "I7")
     def test_interrupted(self) -> None:
         """Who presses Ctrl-C learns what has been promised, and no connection is left."""
         node = FakeNode(self.hub, 1)
@@ -266,6 +269,7 @@ class Life(SynchronousTestCase):
 
         self.assertEqual(self.run_life(command), 6)
 
+    @shows("F54")
     def test_signals(self) -> None:
         """Ctrl-C and SIGTERM let the command clean up and end with 130 and 143."""
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.client.contacts import MAX_CANDIDATES, Contacts, reachable_from
 from ciruela.model.errors import LinkLost
 from ciruela.seams import Address
+from tests.proof import shows
 
 
 def address(text: str) -> Address:
@@ -52,6 +53,7 @@ class ContactsCase(SynchronousTestCase):
         self.contacts.look_up(2)
         self.assertEqual(len(self.asked), 3)
 
+    @shows("A60")
     def test_failures_cost_time(self) -> None:
         """A name that fails, or has no address, is asked again after a second, then after two."""
         for broken in (lambda: self.known.pop("entry"), lambda: self.known.__setitem__("entry", [])):
@@ -68,11 +70,19 @@ class ContactsCase(SynchronousTestCase):
             self.assertEqual(len(self.asked), 2)
             self.assertEqual(len(set(self.problems)), 1)
 
+    @shows("A29", "F24", "F54", "I6")
     def test_too_many_names(self) -> None:
         """A server that names a hundred thousand hosts must not fill the memory of the client (A29)."""
         self.contacts.heard(f"n{number}" for number in range(MAX_CANDIDATES + 50))
         self.contacts.look_up(10 * MAX_CANDIDATES)
         self.assertEqual(len(self.asked), MAX_CANDIDATES + 1)
+
+    @shows("A27", "A29")
+    def test_names_of_no_host(self) -> None:
+        """A server could steer the terminal with a name, or have an empty one looked up."""
+        self.contacts.heard(["", "n\x1b[2J", "n\n20", "\u202en20", "entry"])
+        self.contacts.look_up(9)
+        self.assertEqual(self.asked, ["entry"])
 
     def test_exhausted(self) -> None:
         """Only when every name was tried, and every address refused or was not reached, there is nothing left."""
@@ -123,6 +133,7 @@ class ContactsCase(SynchronousTestCase):
         contacts.look_up(1)
         self.assertEqual((self.problems, changed), ([], []))
 
+    @shows("A29", "A37", "F24")
     def test_reachable(self) -> None:
         """Which addresses a server may send the client to."""
         public, local = [address("10.0.0.1")], [address("127.0.0.1")]

@@ -15,6 +15,7 @@ from ciruela.client.progress import Display, make_console, progress_line, promis
 from ciruela.client.sync import Row
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
 from ciruela.model.ids import ImageId
+from tests.proof import shows
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 EVIL = "\x1b[2J\x07evil\r\n\u202e[red]"
@@ -62,6 +63,7 @@ class Shown:
 
 
 class Texts(SynchronousTestCase):
+    @shows("A27", "A29")
     @PROPERTY
     @given(st.text(max_size=400))
     def test_clean(self, text: str) -> None:
@@ -129,6 +131,7 @@ class Lines(SynchronousTestCase):
         self.assertIn("accepted by w04, w19, w77, but no node", found[1])
         self.assertIn("nothing was changed", found[2])
 
+    @shows("A27", "A29")
     def test_hostile_names(self) -> None:
         """Names and reasons of servers pass no control characters, on any line."""
         evil = row(Outcome.FAILED, missing=(EVIL,), failed=((EVIL, EVIL),), accepted=(EVIL,), cluster=EVIL, path=EVIL, why=EVIL)

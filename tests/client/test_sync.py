@@ -30,6 +30,7 @@ from ciruela.proto.messages import (
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.doubles.memnet import Hub
+from tests.proof import shows
 
 IMAGE = ImageId(b"\x11" * 32)
 OTHER = ImageId(b"\x22" * 32)
@@ -247,6 +248,7 @@ class Accepting(SyncCase):
         self.pass_(30)
         self.assertTrue(5 <= len(node.requests) <= 9, len(node.requests))
 
+    @shows("A29", "I7")
     def test_foreign_image_is_not_ours(self) -> None:
         """News of another version at the same path must not end the upload (C26)."""
         self.node(1)
@@ -328,6 +330,7 @@ class Redirecting(SyncCase):
         self.pass_(2)
         self.ended(Outcome.REJECTED, EXIT_REJECTED)
 
+    @shows("A29", "A37", "F24", "F54")
     def test_poisoned_hosts(self) -> None:
         """A server cannot send the client to this machine's own services or to link-local addresses (A29)."""
         self.node(1, [8, 9]).reason = "no_config"
@@ -340,6 +343,7 @@ class Redirecting(SyncCase):
 
 
 class Refusing(SyncCase):
+    @shows("F54", "I7")
     def test_wrong_key(self) -> None:
         """When everybody refuses, the client ends at once, although the answers named more hosts (C49)."""
         for number in range(1, 6):
@@ -392,6 +396,7 @@ class Refusing(SyncCase):
         self.pass_(4)
         self.assertEqual(self.running().standing.accepted, ("n2",))
 
+    @shows("F54", "I7")
     def test_all_gave_up(self) -> None:
         """When all nodes that accepted give up, the client says so at once, with their reasons (C40)."""
         for number in (1, 2):
@@ -417,6 +422,7 @@ class WeakUpload(SyncCase):
 
 
 class Slow(SyncCase):
+    @shows("A58")
     def test_silent_node(self) -> None:
         """A node that never answers is asked again, and in the end counts as a refusal; it does not hold the run up for ever."""
         node = self.node(1)
@@ -440,6 +446,7 @@ class Slow(SyncCase):
         row = self.ended(Outcome.EARLY)
         self.assertEqual((row.standing.done, row.standing.expected, row.standing.missing), (4, 5, ("n5",)))
 
+    @shows("F54", "I7")
     def test_deadline(self) -> None:
         """Nobody home: the client keeps trying, says why, and ends at the deadline."""
         self.rule = Rule(deadline_s=20)
@@ -518,6 +525,7 @@ class Serving(SyncCase):
         self.assertEqual(self.successResultOf(self.ask(GetBlock(HASH, None))), BlockData(BLOCK))
         self.assertEqual(self.running().sent_bytes, len(b"the index") + len(BLOCK))
 
+    @shows("A29", "I13")
     def test_only_what_was_published(self) -> None:
         """A server cannot fetch anything else, nor end the client by asking for it (U18)."""
         self.node(1)
@@ -535,6 +543,7 @@ class Serving(SyncCase):
         self.pass_(0.1)
         self.assertEqual([self.successResultOf(answer) for answer in answers], [BlockData(BLOCK)] * 5)
 
+    @shows("F54", "I7")
     def test_changed_file(self) -> None:
         """A file that was changed under the upload ends it with exit code 1 and the file's name."""
         self.node(1)

@@ -18,6 +18,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority
+from tests.proof import shows
 
 IMAGE = ImageId(b"\x11" * 32)
 VPATH = VPath.parse("/app/v1")
@@ -68,7 +69,9 @@ class AuthorityTests(SynchronousTestCase):
     def verified(self, *entries: SigEntry, keys: tuple[str, ...] = ()) -> tuple[SigEntry, ...]:
         """Those of ``entries`` that count for a directory with ``keys``."""
         config = DirConfig("app", "/x", True, 1, upload_keys=keys)
-        return self.successResultOf(self.authority.verified(config, VPATH, IMAGE, entries))
+        made = self.successResultOf(self.authority.verified(config, VPATH, IMAGE, entries))
+        self.assertTrue(all(key.startswith("SHA256:") for key in made.values()))
+        return tuple(made)
 
     def test_master(self) -> None:
         """A master key may upload anywhere, other keys may not."""
@@ -86,6 +89,7 @@ class AuthorityTests(SynchronousTestCase):
         self.assertEqual(self.verified(entry(ANN), entry(BOB)), ())
         self.assertEqual(len(self.verified(entry(ANN), entry(BOB), keys=("bob", "ann"))), 2)
 
+    @shows("F8", "I4")
     def test_no_files(self) -> None:
         """Without master.key nothing is logged; without a named key file that is, and the others count."""
         self.put("keys/bob.key", line(BOB))
@@ -99,6 +103,7 @@ class AuthorityTests(SynchronousTestCase):
         self.assertEqual(self.verified(entry(ANN), keys=("bob",)), (entry(ANN),))
         self.assertEqual(self.problems, ["keys: there is no such directory"])
 
+    @shows("A11", "F8", "I4")
     def test_other_path_image_time(self) -> None:
         """A recorded signature is worth nothing for another path, image or time."""
         self.put("master.key", line(ANN))
@@ -106,11 +111,13 @@ class AuthorityTests(SynchronousTestCase):
         others = [entry(ANN, vpath=VPath.parse("/app/v2")), entry(ANN, image=ImageId(bytes(32))), moved]
         self.assertEqual(self.verified(*others), ())
 
+    @shows("A13", "F10")
     def test_impossible_times(self) -> None:
         """A time that cannot be signed spoils nothing but its own entry."""
         self.put("master.key", line(ANN))
         self.assertEqual(self.verified(SigEntry(-1, bytes(64)), SigEntry(2**64, bytes(64)), entry(ANN)), (entry(ANN),))
 
+    @shows("A15", "F11")
     def test_one_per_key(self) -> None:
         """The newest signature of each key is kept, so a state does not grow with each upload; the order is that of a state."""
         self.put("master.key", line(ANN) + line(BOB) + line(ANN))
@@ -118,6 +125,7 @@ class AuthorityTests(SynchronousTestCase):
         middle = entry(BOB, NOW_MS)
         self.assertEqual(self.verified(new, middle, old, new), (middle, new))
 
+    @shows("A15", "F11")
     def test_flood(self) -> None:
         """Thousands of signatures cost the work of sixteen; repeated ones count once."""
         self.put("master.key", line(ANN))
@@ -126,6 +134,7 @@ class AuthorityTests(SynchronousTestCase):
         self.assertEqual(self.verified(*garbage[:MOST_VERIFIED], entry(ANN)), ())
         self.assertEqual(self.verified(*garbage[:1] * 10_000, entry(ANN)), (entry(ANN),))
 
+    @shows("A16", "F8")
     def test_read_anew(self) -> None:
         """A key that was removed is refused at the next upload, without a restart."""
         path = self.put("master.key", line(ANN))
@@ -133,6 +142,7 @@ class AuthorityTests(SynchronousTestCase):
         path.write_text(line(BOB))
         self.assertEqual(self.verified(entry(ANN)), ())
 
+    @shows("A16", "F8")
     def test_expiry(self) -> None:
         """A key with a time of expiry ends by itself."""
         self.put("master.key", 'expiry-time="202506301201Z" ' + line(ANN))
@@ -161,12 +171,14 @@ class AuthorityTests(SynchronousTestCase):
         self.assertTrue(problem.startswith("keys/ops.key: "), problem)
         self.assertIn(said, problem)
 
+    @shows("A48")
     def test_symlink(self) -> None:
         """A key file is not followed out of the directory that the administrator guards."""
         real = self.put("elsewhere", line(ANN))
         (self.top / "keys/ops.key").symlink_to(os.path.abspath(real))
         self.refused_file("it is a symlink")
 
+    @shows("A48", "F60")
     def test_writable(self) -> None:
         """A key file that everybody may write to lets nobody in."""
         self.put("keys/ops.key", line(ANN)).chmod(0o646)
@@ -205,6 +217,7 @@ class AuthorityTests(SynchronousTestCase):
         config = DirConfig("app", "/x", True, 1, upload_keys=("ops",))
         return str(self.failureResultOf(self.authority.verified(config, VPATH, IMAGE, [entry(ANN)]), DiskError).value)
 
+    @shows("F8")
     def test_keys_cannot_be_opened(self) -> None:
         """A directory of keys that is there and cannot be opened is a fault, not a refusal that the user would look for in his key."""
         self.put("master.key", line(ANN))

@@ -10,6 +10,7 @@ from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.modes import check_modes, loose, private_group
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import ConfigError
+from tests.proof import shows
 
 MINIMAL = "directory: {images}\nappend-only: true\nnum-levels: 1\n"
 
@@ -168,6 +169,7 @@ class GoodTests(ConfigCase):
 class MistakeTests(ConfigCase):
     """An operator sees all mistakes at once, each with its place and a way out."""
 
+    @shows("F60")
     def test_all_at_once(self) -> None:
         """Mistakes of several files and several settings come in one message."""
         self.put("configs/b.yaml", "directory: /x\nappend-only: yes\nnum-levels: 1\n")
@@ -193,6 +195,7 @@ class MistakeTests(ConfigCase):
         self.assertEqual(self.errors(MINIMAL + "keep-recnt: 1d\n"), ['app.yaml:4: "keep-recnt" is not a setting (try "keep-recent")'])
         self.assertIn("begin its name with _", self.errors(MINIMAL + "xyzzy: 1\n")[0])
 
+    @shows("A47")
     def test_twice(self) -> None:
         """A setting that stands twice, in either spelling, is an error, not a lottery."""
         self.assertIn("app.yaml:4: append_only: this key stands in line 2 already", self.errors(MINIMAL + "append_only: false\n")[0])
@@ -283,6 +286,7 @@ class OverlapTests(ConfigCase):
             self.assertIn(f"is the same as the directory of {self.top}/configs/app.yaml:1", message)
             self.assertTrue(message.startswith("b.yaml:1: directory: "))
 
+    @shows("I3")
     def test_inside(self) -> None:
         """A directory inside another one's is refused, whichever comes first."""
         for first, second in ((f"{self.images}", f"{self.images}/a/b"), (f"{self.images}/a/b", f"{self.images}")):
@@ -318,6 +322,7 @@ class OverlapTests(ConfigCase):
 class ModesTests(ConfigCase):
     """Who may not upload cannot make himself somebody who may."""
 
+    @shows("A48", "F60")
     def test_strict(self) -> None:
         """A directory or file that everybody may write to ends the start, with the command that mends it."""
         self.put("configs/app.yaml", MINIMAL)
@@ -332,6 +337,7 @@ class ModesTests(ConfigCase):
             self.assertRaises(ConfigError, self.load)
             path.chmod(mode)
 
+    @shows("A48", "F60")
     def test_symlink_target(self) -> None:
         """A symlink does not hide a file that everybody may write to."""
         target = self.put("real", MINIMAL)
@@ -339,6 +345,7 @@ class ModesTests(ConfigCase):
         (self.top / "configs/app.yaml").symlink_to(target)
         self.assertIn("everybody may write", check_modes(str(self.top))[0])
 
+    @shows("A48", "F60")
     def test_loose(self) -> None:
         """Owner, group and everybody: each may write only if they are trusted."""
 
@@ -355,6 +362,7 @@ class ModesTests(ConfigCase):
         self.assertEqual(judge(0o120777), "")
         self.assertIn("belongs to user 6", judge(0o120777, uid=6))
 
+    @shows("A48")
     def test_private_group(self) -> None:
         """Only root's group and the groups that users have alone may write."""
         import grp

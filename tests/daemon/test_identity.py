@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.identity import host_name, machine_id
 from ciruela.model.errors import ConfigError
+from tests.proof import shows
 
 HEX = "0123456789abcdef0123456789ABCDEF"
 
@@ -28,6 +29,7 @@ class MachineIdTests(SynchronousTestCase):
         """The option wins, and the file need not be there."""
         self.assertEqual(machine_id(HEX, Path("/nowhere")), bytes.fromhex(HEX))
 
+    @shows("A33")
     def test_bad(self) -> None:
         """What is no id is refused with its source and what to do; a machine that was never set up is one of these."""
         for data in (b"", b"uninitialized\n", HEX.encode()[:-1], HEX.encode() + b"0", HEX.encode() + b"\n\n", b"\xff" * 32, b"0" * 32):

@@ -19,6 +19,7 @@ from ciruela.proto.messages import (
     PublishImage,
     UploadAck,
 )
+from tests.proof import shows
 from tests.scenarios.cluster import APP, Client, Cluster, Image
 
 SITE = Image(5, {"a": 100_000, "b": 7})
@@ -52,6 +53,7 @@ class RequestsTests(SynchronousTestCase):
         self.cluster.run(5.0)
         self.assertEqual(self.cluster.holders("/app/v1", SITE), {1})
 
+    @shows("A17", "F1", "F3")
     def test_bad_path(self):
         """A path that is not canonical is refused with a word, not left unanswered."""
         for path in ("/app//v1", "/app/../v1", "/app/v1/", "app", "/", "", "/app/.v1", "/app/v.new", "/app/" + "x" * 300, "/a\0b/c"):
@@ -65,6 +67,7 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual(self.ask(GetIndexAt("/app")).data, None)
         self.assertIn("block not found", self.refused(GetBlock(BlockHash(bytes(32)), BlockHint("/app", "/x", 0))))
 
+    @shows("A18", "I4")
     def test_unsigned(self):
         """A bad signature is refused, and the connection does not become a watcher."""
         answer = self.ask(AppendDir("/app/v1", SITE.id, self.cluster.now_ms(), (bytes(64),)))
@@ -87,6 +90,7 @@ class RequestsTests(SynchronousTestCase):
         wanted = next(iter(SITE.blocks))
         self.assertEqual(self.ask(GetBlock(BlockHash(wanted), BlockHint("/app/v1", "/a", 0))).data, SITE.blocks[wanted])
 
+    @shows("F3")
     def test_base_dir(self):
         """A base dir with its states; anything else is refused with a reason."""
         self.uploaded()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.yamltext import MAX_BYTES, MAX_DEPTH, Items, Mistake, Scalar, Table, Value, read_yaml
+from tests.proof import shows
 
 
 def plain(value: Value) -> object:
@@ -55,6 +56,7 @@ class ReadTests(SynchronousTestCase):
         self.assertEqual(error.line, line)
         self.assertIn(said, error.reason)
 
+    @shows("A47", "F60")
     def test_refused(self) -> None:
         """Everything by which a small file could mean something large, hidden or surprising."""
         self.refused(b"a: b\nc: *d\n", 2, '"*d" is an alias')
@@ -78,6 +80,7 @@ class ReadTests(SynchronousTestCase):
         self.refused(b"a: b\nc: \x01\n", 2, "control character")
         self.refused(b"a: b\nc: \xff\n", 2, "not UTF-8")
 
+    @shows("A47", "F60")
     def test_limits(self) -> None:
         """Size and depth are limited, and at the limit all is well."""
         read_yaml(b"#" * MAX_BYTES)
@@ -86,6 +89,7 @@ class ReadTests(SynchronousTestCase):
         self.refused(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), 1, "deep")
         self.refused(b"- " * 5000, 1, "deep")
 
+    @shows("A47", "F60", "I8")
     def test_bombs_are_quick(self) -> None:
         """A hostile file does not keep a node from starting for longer than a deep breath."""
         begin = time.process_time()
@@ -93,6 +97,7 @@ class ReadTests(SynchronousTestCase):
             self.assertRaises(Mistake, read_yaml, data)
         self.assertLess(time.process_time() - begin, 10)
 
+    @shows("A47", "F60", "I8")
     @settings(derandomize=True, deadline=None, database=None, max_examples=200)
     @given(st.text(alphabet="ab:-[]{}&*!|>'\"#%@`?, \n\t\\0~\x01é", max_size=40))
     def test_anything(self, text: str) -> None:

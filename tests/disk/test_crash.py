@@ -17,6 +17,7 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending, Staging
 from tests.disk.faulty import Faults, Killed
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of
+from tests.proof import shows
 
 V1 = VPath(("app", "web", "v1"))
 V2 = VPath(("app", "web", "v2"))
@@ -115,18 +116,22 @@ class Sweep(SynchronousTestCase):
                 self.assertEqual(outcome, [None])
                 return at
 
+    @shows("A43", "F35", "I1", "I11")
     def test_kill_append(self) -> None:
         """A kill would leave half an image, a wrong record, or debris for ever."""
         self.assertGreater(self.sweep(V1, None, NEW, None), 50)
 
+    @shows("A43", "F36", "I1", "I11")
     def test_kill_replace(self) -> None:
         """A kill would leave neither the old nor the new image, or the one with the record of the other (C6)."""
         self.assertGreater(self.sweep(V1, OLD, NEW, None), 60)
 
+    @shows("A43", "F36")
     def test_kill_replace_single(self) -> None:
         """The same at level 0, where the staging directory stands beside the configured directory."""
         self.assertGreater(self.sweep(ONE, OLD, NEW, None), 60)
 
+    @shows("A43", "F36")
     def test_kill_replace_without_exchange(self) -> None:
         """On a file system without exchange, a kill between two renames would lose the image."""
         self.assertGreater(self.sweep(V1, OLD, NEW, None, NO_EXCHANGE), 60)
@@ -135,14 +140,17 @@ class Sweep(SynchronousTestCase):
         """The same at level 0."""
         self.assertGreater(self.sweep(ONE, OLD, NEW, None, NO_EXCHANGE), 60)
 
+    @shows("A38", "F28", "I1")
     def test_full_disk(self) -> None:
         """A disk that fills up at any moment would mix images, lose a state, or end more than this upload."""
         self.assertGreater(self.sweep(V1, OLD, NEW, errno.ENOSPC), 60)
 
+    @shows("A39", "F29", "I1")
     def test_failing_disk(self) -> None:
         """A write error at any moment would mix images, lose a state, or be taken for success."""
         self.assertGreater(self.sweep(V1, OLD, NEW, errno.EIO), 60)
 
+    @shows("A39", "F29")
     def test_failing_disk_append(self) -> None:
         """The same for a path that had nothing."""
         self.assertGreater(self.sweep(V1, None, NEW, errno.EIO), 50)
@@ -194,6 +202,7 @@ class Undo(SynchronousTestCase):
         self.successResultOf(self.filled(OLD, self.old, 1).commit(state_of(self.old, 1)))
         self.fail_after_the_swap(self.filled(NEW, self.new, 5), undo=undo)
 
+    @shows("A39", "I1")
     def test_put_back(self) -> None:
         """The new image would stand there with the record of the old one."""
         self.replaced(undo=True)
@@ -258,11 +267,13 @@ class Barrier(SynchronousTestCase):
         held = self.successResultOf(node.restarted().load()).held
         self.assertEqual([(found.committed, found.pending is not None) for found in held], [(None, True)])
 
+    @shows("A39", "F29", "I2")
     def test_each_fsync(self) -> None:
         """Data that never reached the disk would be acknowledged."""
         for which in range(1, len(index_bytes(NEW)[0].files) + len(index_bytes(NEW)[0].directories) + 1):
             self.failing(NEW, "fsync", which)
 
+    @shows("A39", "F29", "I2")
     def test_syncfs(self) -> None:
         """The same for an image of many files, which is made durable in one go."""
         self.failing(MANY, "syncfs", 1)
@@ -281,6 +292,7 @@ class Barrier(SynchronousTestCase):
             self.assertEqual(faults.calls.count("syncfs"), sync_all)
             self.assertLess(faults.calls.count("fsync"), 20)
 
+    @shows("A44", "F38")
     def test_order(self) -> None:
         """After a power cut an acknowledged image would be empty files, or have the record of another one."""
         node = Node(Path(self.mktemp()).absolute())
@@ -301,6 +313,7 @@ class Barrier(SynchronousTestCase):
             expected = ["syncfs", "fsync", *prepare, *journal, *show, *record]
             self.assertEqual(after_barrier[: len(expected)], expected)
 
+    @shows("A38", "F28")
     def test_no_space_is_said(self) -> None:
         """A user would read "commit error" instead of being told that the disk is full."""
         node = Node(Path(self.mktemp()).absolute())

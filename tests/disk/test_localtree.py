@@ -16,6 +16,7 @@ from ciruela.model.errors import DiskError
 from ciruela.model.ids import BlockHash
 from tests.disk.test_scan import Clock, at_once, open_fds
 from tests.index.examples import BIG, KIND
+from tests.proof import shows
 
 
 def hashes_of(file: File) -> list[BlockHash]:
@@ -67,6 +68,7 @@ class LocalTreeTests(SynchronousTestCase):
         self.assertEqual(tree.changed, frozenset())
         tree.close()
 
+    @shows("F54")
     def test_changed_file(self) -> None:
         """Bytes that nobody signed for must not leave the client, and the user has to learn which file it was."""
         path = self.put("sub/a", BIG)
@@ -78,6 +80,7 @@ class LocalTreeTests(SynchronousTestCase):
         self.assertEqual(tree.changed, {"/sub/a"})
         tree.close()
 
+    @shows("F54")
     def test_shortened_and_grown(self) -> None:
         """A last block with more or fewer bytes has another hash; a file that only grew still has the old blocks."""
         short, grown = self.put("short", b"s" * 100), self.put("grown", b"g" * 100)
@@ -110,6 +113,7 @@ class LocalTreeTests(SynchronousTestCase):
         self.assertEqual(tree.read([KIND.block(BIG[BLOCK_BYTES:])]), [BIG[BLOCK_BYTES:]])
         tree.close()
 
+    @shows("F54")
     def test_gone_and_unreadable(self) -> None:
         """Whatever stands at the name now, it is no reason to stop serving the rest, and never to wait."""
         names = ["gone", "link", "dir", "fifo", "sub/below", "moved/below"]

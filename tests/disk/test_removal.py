@@ -15,6 +15,7 @@ from ciruela.disk.safedir import OpenFile, SafeDir
 from ciruela.disk.tree import Tree
 from ciruela.model.vpath import VPath
 from tests.disk.trees import SMALL, Node, Spec, blocks_of, index_bytes, plant, state_of
+from tests.proof import shows
 
 
 def descriptors() -> int:
@@ -54,6 +55,7 @@ class Removal(SynchronousTestCase):
         self.remove("nothing")
         self.assertEqual(self.names(), [])
 
+    @shows("I1")
     def test_out_of_sight_at_once(self) -> None:
         """Others would see a tree with half its files, and a kill would leave it under its name."""
         plant(self.path / "tree", SMALL)
@@ -97,6 +99,7 @@ class Removal(SynchronousTestCase):
         self.assertEqual(self.names(), [])
         self.assertLessEqual(most - before, MAX_DEPTH + 1)
 
+    @shows("I9", "I3")
     def test_mounted(self) -> None:
         """A file system that is mounted inside would be emptied."""
         plant(self.path / "tree", {"/mounted/x": b"x"})
@@ -112,6 +115,7 @@ class Removal(SynchronousTestCase):
 
 
 class Descriptors(SynchronousTestCase):
+    @shows("A41", "I6")
     def test_tree_is_bounded(self) -> None:
         """A large image would use up all descriptors."""
         path = Path(self.mktemp()).absolute()
@@ -136,6 +140,7 @@ class Descriptors(SynchronousTestCase):
             self.assertEqual(tree.file("/d/f", SafeDir.open_read).read_at(9, 0), b"flat")
         tree.close()
 
+    @shows("A41", "I6")
     def test_store_leaks_nothing(self) -> None:
         """A daemon would stop after some thousand uploads."""
         before = descriptors()
@@ -159,6 +164,7 @@ class Descriptors(SynchronousTestCase):
         store.close()
         self.assertEqual(descriptors(), before)
 
+    @shows("A41", "I6")
     def test_failed_opens_leak_nothing(self) -> None:
         """Whoever plants a fifo or a symlink could use up the descriptors of the daemon."""
         path = Path(self.mktemp()).absolute()
@@ -188,6 +194,7 @@ class Descriptors(SynchronousTestCase):
             here.link(opened, "linked")
             self.assertEqual((path / "second" / "linked").read_bytes(), b"good")
 
+    @shows("A50", "F59")
     def test_link_is_checked(self) -> None:
         """Where /proc lies, as in some sandboxes, another file would become part of an image."""
         path = Path(self.mktemp()).absolute()

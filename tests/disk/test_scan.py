@@ -23,6 +23,7 @@ from ciruela.index.parse import parse
 from ciruela.index.tree import File
 from ciruela.model.errors import DiskError
 from tests.index.examples import BIG, FEATURES, KIND
+from tests.proof import shows
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -180,6 +181,7 @@ class TreeTests(ScanCase):
         found = {file.path[1:]: file.executable for file in self.scanned().index.files}
         self.assertEqual(found, {"644": False, "755": True, "744": True, "655": False, "500": True, "411": False})
 
+    @shows("I3")
     def test_symlinks_are_not_followed(self) -> None:
         """A link to / would publish the whole machine."""
         secret = Path(self.mktemp())
@@ -215,6 +217,7 @@ class TreeTests(ScanCase):
         self.assertIn("/sock: a socket", result.warnings[1])
         self.assertIn(str(self.root), result.warnings[0])
 
+    @shows("A27")
     def test_messages_are_safe_to_print(self) -> None:
         """A name with escape sequences must not take over the terminal of whoever reads the warning."""
         os.mkfifo(self.root / "pipe\x1b[2J\n")
@@ -353,6 +356,7 @@ class FaultTests(ScanCase):
             self.failureResultOf(scan(str(self.root), KIND, at_once, broken, clock), ValueError)
 
 
+@shows("F54")
 class ChangeTests(ScanCase):
     """A directory that does not hold still: half of an old file and half of a new one is neither."""
 

@@ -16,6 +16,7 @@ from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import SigEntry, State
+from tests.proof import shows
 
 STATE = State(ImageId(b"\x11" * 32), (SigEntry(1_700_000_000_123, b"\x55" * 64),))
 
@@ -76,6 +77,7 @@ class Format(SynchronousTestCase):
         found = decode_state(cbor2.dumps({"image": b"i" * 32, "signatures": entries, "more": None}))
         self.assertEqual(found.signatures, (SigEntry(1, b"a" * 64), SigEntry(2, b"b" * 64)))
 
+    @shows("A45", "F39")
     def test_bad(self) -> None:
         """A damaged state would be believed."""
         entry = [1, ["ssh-ed25519", b"a" * 64]]
@@ -104,6 +106,7 @@ class Format(SynchronousTestCase):
         for data in (b"", VECTOR[:-1], VECTOR + b"\0", b"\xff", b"\x9f"):
             self.assertRaises(FormatError, decode_state, data)
 
+    @shows("A45", "F39")
     def test_bad_journal(self) -> None:
         """A damaged journal would make a restart take any directory for the new image."""
         plain = {"image": STATE.image, "signatures": [[1, ["ssh-ed25519", b"a" * 64]]]}
@@ -123,6 +126,7 @@ class Format(SynchronousTestCase):
         for own in bad:
             self.assertRaises(FormatError, decode_journal, cbor2.dumps({**plain, "ciruela": own}))
 
+    @shows("A45", "F39")
     @settings(derandomize=True, deadline=None, database=None, max_examples=200)
     @given(st.integers(0, len(VECTOR) - 1), st.integers(0, 255))
     def test_one_byte(self, at: int, value: int) -> None:
@@ -148,6 +152,7 @@ class Files(SynchronousTestCase):
         self.assertEqual((self.path / "v1.state").stat().st_mode & 0o7777, 0o644)
         self.assertEqual((self.path / "v1.state").read_bytes(), VECTOR)
 
+    @shows("A43", "I11")
     def test_half_written_before(self) -> None:
         """A temporary file that a kill left would block the state for ever, or be written through if it is a symlink."""
         (self.path / ".tmp.v1.state").symlink_to("elsewhere")
@@ -164,6 +169,7 @@ class Files(SynchronousTestCase):
         self.assertEqual(states.read_state(self.directory, name), STATE)
         self.assertTrue(states.temporary_name(name + ".new.state").endswith(".state"))
 
+    @shows("A45")
     def test_too_large(self) -> None:
         """A huge file in place of a state would fill the memory."""
         (self.path / "v1.state").write_bytes(VECTOR + bytes(states.MAX_STATE_BYTES))

@@ -15,9 +15,11 @@ from ciruela.model.order import Abort
 from ciruela.model.vpath import VPath
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, flat, in_place, index_bytes, on_disk, plant, state_of
+from tests.proof import shows
 
 
 class Attributes(Real):
+    @shows("A9")
     def test_modes_and_times(self) -> None:
         """Files would differ between nodes: by umask, by time of arrival."""
         for number, mask in enumerate((0o000, 0o022, 0o077, 0o027)):
@@ -37,6 +39,7 @@ class Attributes(Real):
                 if path.is_file():
                     self.assertEqual((path.stat().st_mtime_ns, path.stat().st_nlink), (10**9, 1))
 
+    @shows("I1")
     def test_hidden_until_whole(self) -> None:
         """Others on the machine could read or use half an image."""
         opened, index = self.filled(V1, SMALL)
@@ -79,12 +82,14 @@ class Links(Real):
         self.assertNotEqual(self.inode(V1, "README"), self.inode(V2, "README"))
         self.assertEqual(on_disk(self.node.image(V1)), flat(SMALL))
 
+    @shows("A50", "F59")
     def test_edited_source(self) -> None:
         """A file that somebody edited in one image would spread to the next (A50)."""
         self.upload(V1, SMALL)
         (self.node.image(V1) / "run.sh").write_bytes(b"#!/bin/sh\necho no\n")
         self.assertEqual(self.next_version(SMALL), 5)
 
+    @shows("A9", "A50", "F59")
     def test_wrong_mode(self) -> None:
         """A file that somebody made writable for all would be part of the next image."""
         self.upload(V1, SMALL)
@@ -94,6 +99,7 @@ class Links(Real):
         self.assertEqual((self.node.image(V2) / "README").stat().st_mode & 0o7777, 0o644)
         self.assertEqual((self.node.image(V1) / "README").stat().st_mode & 0o7777, 0o666)
 
+    @shows("A50", "F59")
     def test_longer_source(self) -> None:
         """A file to which something was appended would be linked, its blocks being right."""
         self.upload(V1, SMALL)
@@ -101,6 +107,7 @@ class Links(Real):
             file.write(b"more")
         self.assertEqual(self.next_version(SMALL), 5)
 
+    @shows("A3", "F2", "I3")
     def test_symlinked_source(self) -> None:
         """A symlink planted in a sibling would link files from anywhere."""
         self.upload(V1, SMALL)
@@ -113,6 +120,7 @@ class Links(Real):
         self.assertEqual(self.next_version(SMALL), 3)
         self.assertEqual((self.node.root / "hello").stat().st_nlink, 1)
 
+    @shows("F33")
     def test_links_refused(self) -> None:
         """A file system that cannot link, or not to this file, would end the download."""
         self.upload(V1, SMALL)
@@ -128,6 +136,7 @@ class Links(Real):
             self.successResultOf(opened.write(blocks_of(SMALL, index)))
             self.successResultOf(opened.commit(state_of(index)))
 
+    @shows("A38", "F28")
     def test_full_while_linking(self) -> None:
         """A full disk would be hidden behind "cannot be linked"."""
         self.upload(V1, SMALL)
@@ -140,6 +149,7 @@ class Links(Real):
         failed = self.failureResultOf(self.staged(V2, index).reuse([(V1, index)]), DownloadFailed).value
         self.assertEqual(failed.reason, Abort.NO_SPACE)
 
+    @shows("A50", "F59")
     def test_changed_while_linking(self) -> None:
         """A file that changes between hashing and linking would be taken for what it was."""
         self.upload(V1, SMALL)
@@ -155,6 +165,7 @@ class Links(Real):
         self.assertEqual(self.successResultOf(opened.reuse([(V1, index)])).files, 0)
         self.assertEqual([path for path in self.staging_path(V2, index).rglob("*") if path.is_file()], [])
 
+    @shows("A50", "F59")
     def test_kept_link_is_not_written(self) -> None:
         """Continuing a download would write into another image through a shared inode."""
         old = self.upload(V1, SMALL)
@@ -199,6 +210,7 @@ class Links(Real):
 
 
 class Kept(Real):
+    @shows("A57", "I1")
     def test_everything_else_goes(self) -> None:
         """What was left or planted in a staging directory would become part of the image, or block it."""
         index, _ = index_bytes(SMALL)
@@ -253,6 +265,7 @@ class Kept(Real):
         opened = self.staged(V1, index)
         self.assertEqual(self.successResultOf(opened.keep()), frozenset())
 
+    @shows("I3")
     def test_mounted_inside(self) -> None:
         """What somebody mounted inside a staging directory would be taken for a part of the image."""
         opened, index = self.filled(V1, SMALL)
@@ -265,6 +278,7 @@ class Kept(Real):
         failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
         self.assertIn("another file system", failed.detail)
 
+    @shows("I1")
     def test_extra_entries_at_commit(self) -> None:
         """A file that no key signed would be shown."""
         for path in ("extra", "a/extra"):
@@ -275,6 +289,7 @@ class Kept(Real):
             self.assertIn("'extra' is not in the index", failed.detail)
             self.successResultOf(opened.discard())
 
+    @shows("I1")
     def test_changed_before_commit(self) -> None:
         """What was damaged after it was written would be shown."""
 

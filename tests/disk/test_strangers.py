@@ -15,8 +15,10 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, flat, index_bytes, on_disk, plant, state_of
+from tests.proof import shows
 
 
+@shows("F2", "I3")
 class Planted(Real):
     """Symlinks in the way. ``tearDown`` looks that nothing outside was touched."""
 
@@ -104,6 +106,7 @@ class Planted(Real):
         self.assertTrue((state.parent / ".v1.state.backup").is_symlink())
         self.assertTrue(self.node.image(V1).is_dir())
 
+    @shows("F3")
     @settings(derandomize=True, deadline=None, database=None, max_examples=60)
     @given(st.text(max_size=12) | st.sampled_from(["", ".", "..", "a/b", "/etc", "a\0b", "/"]))
     def test_names(self, name: str) -> None:
@@ -122,6 +125,7 @@ class Planted(Real):
             self.assertRaises(OSError, directory.symlink, "target", name)
 
 
+@shows("I9")
 class Unmanaged(Real):
     """Directories that stand at a path of which we have no record."""
 

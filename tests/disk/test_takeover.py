@@ -17,6 +17,7 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, flat, index_bytes, on_disk, plant, state_of
+from tests.proof import shows
 
 
 class Fallbacks(Real):
@@ -82,6 +83,7 @@ class TakeOver(Real):
         state = {"image": self.index.image, "signatures": self.signatures, **more}
         (self.states / name).write_bytes(cbor2.dumps(state))
 
+    @shows("A59")
     def test_committed(self) -> None:
         """Changing from the reference to this program would mean to upload everything again."""
         self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V1, state_of(self.index), None)])
@@ -89,6 +91,7 @@ class TakeOver(Real):
         numbers = list(range(self.index.block_count))
         self.assertNotIn(None, self.successResultOf(self.store.read_blocks(V1, self.index, numbers)))
 
+    @shows("A59")
     def test_pending(self) -> None:
         """A download that was under way would be forgotten, as the reference forgets it (C9)."""
         self.write("v2.new.state")
@@ -133,6 +136,7 @@ class TakeOver(Real):
         self.assertEqual((self.states / ".v4.state.backup").read_bytes(), b"garbage")
         self.assertEqual(sorted(path.name for path in (self.node.srv / "web").iterdir()), [".tmp.v2", "v1"])
 
+    @shows("A45", "F39")
     def test_bad_index(self) -> None:
         """A damaged index would be served for ever, or the evidence be destroyed (A45)."""
         text = self.index.image.hex()
@@ -141,14 +145,16 @@ class TakeOver(Real):
         self.assertIsNone(self.successResultOf(self.store.read_index(self.index.image)))
         self.assertEqual([found.name for found in path.parent.iterdir()], [f".{text}.ds1.backup"])
 
+    @shows("I11")
     def test_temporary_index(self) -> None:
         """Half-written indexes would pile up."""
         text = self.index.image.hex()
         path = self.node.db / "indexes" / text[:2] / f".tmp.{text}.ds1"
         path.write_bytes(b"half")
-        self.successResultOf(self.store.load()).held
+        self.successResultOf(self.store.load())
         self.assertFalse(path.exists())
 
+    @shows("A45", "I9")
     def test_one_bad_path(self) -> None:
         """One state that cannot be read for a fault of the disk would keep the whole node from starting."""
         self.write("v2.state")
@@ -169,6 +175,7 @@ class TakeOver(Real):
 
 
 class Locked(Real):
+    @shows("A49", "F43")
     def test_second_daemon(self) -> None:
         """Two daemons on one db directory would destroy each other's work."""
         first = lock(str(self.node.db))

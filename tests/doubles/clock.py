@@ -35,8 +35,11 @@ class HeapClock:
         """Bring a live, due-dated timer to the top: drop cancelled and outdated entries, put back what was delayed."""
         while self._heap:
             time, _, timer = self._heap[0]
-            if timer.called or timer.cancelled or time != timer.time:
+            process: Timers | None = getattr(timer, "process", None)
+            if timer.called or timer.cancelled or time != timer.time or (process is not None and process.dead):
                 heapq.heappop(self._heap)
+            elif process is not None and process.paused:
+                process.held.append(heapq.heappop(self._heap)[2])
             elif timer.delayed_time > 0:
                 heapq.heappop(self._heap)
                 timer.activate_delay()
@@ -64,3 +67,33 @@ class HeapClock:
             timer.called = 1
             timer.func(*timer.args, **timer.kw)
         self._now = end
+
+
+@implementer(IReactorTime)
+class Timers:
+    """The timers of one process: what falls due while it is ``paused`` (SIGSTOP) runs afterwards, and nothing runs once it is ``dead``."""
+
+    def __init__(self, clock: HeapClock) -> None:
+        self._clock = clock
+        self.dead = False
+        self.paused = False
+        self.held: list[DelayedCall] = []
+
+    def seconds(self) -> float:
+        return self._clock.seconds()
+
+    def callLater(self, delay: float, call: Callable[..., object], *args: object, **kwargs: object) -> DelayedCall:
+        timer = self._clock.callLater(delay, call, *args, **kwargs)
+        timer.process = self
+        return timer
+
+    def getDelayedCalls(self) -> list[DelayedCall]:
+        """The live timers of this process; none that wait for the end of a pause."""
+        return [timer for timer in self._clock.getDelayedCalls() if getattr(timer, "process", None) is self and not self.dead]
+
+    def resume(self) -> None:
+        """End a pause."""
+        self.paused = False
+        held, self.held = self.held, []
+        for timer in held:
+            self._clock._push(timer)

@@ -18,7 +18,7 @@ from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Loaded, Pending, Reused, Staging
+from ciruela.seams import Damage, Examination, Findings, Held, Loaded, Pending, Reused, Staging
 
 Blocks = dict[BlockHash, bytes]
 
@@ -52,6 +52,8 @@ class MemStaging:
             if standing is None or standing.image != theirs.image:
                 continue
             for mine, _ in same_files(self._index, theirs):
+                if any(mine.block_hash(number) in self._disk.rotten for number in range(mine.block_count)):
+                    continue
                 first = self._map.locate(mine.path, 0)
                 assert first is not None
                 numbers = range(first, first + mine.block_count)
@@ -75,6 +77,7 @@ class MemStaging:
             good = len(data) == self._index_block_size(number) and self._index.kind.hash(data) == wanted
             if good:
                 self._disk.blocks.setdefault(wanted, data)
+                self._disk.rotten.discard(wanted)
                 for same in self._map.numbers(wanted):
                     self._here[same] = 1
             results.append(good)
@@ -89,6 +92,14 @@ class MemStaging:
             return fail(dead)
         return self._disk.commit(self._vpath, self._index, self._here, state)
 
+    def restore(self, state: State) -> Deferred[None]:
+        if dead := self._dead():
+            return fail(dead)
+        standing = self._disk.states.get(self._vpath)
+        if standing is None or standing.image != state.image or self._vpath in self._disk.pendings:
+            return fail(DownloadFailed(Abort.SUPERSEDED, f"{self._vpath}: is not this image any more"))
+        return self._disk.commit(self._vpath, self._index, self._here, state.merged(standing.signatures))
+
     def close(self) -> None:
         self._life = -1
 
@@ -97,6 +108,41 @@ class MemStaging:
             self._disk.staged.pop((self._vpath, self._index.image), None)
         self._life = -1
         return succeed(None)
+
+
+class MemExamination:
+    """Implements ``seams.Examination``, block by block."""
+
+    def __init__(self, disk: MemDisk, vpath: VPath, index: Index) -> None:
+        self._disk = disk
+        self._vpath = vpath
+        self._index = index
+        self._at = 0
+        self._found: list[Damage] = []
+        self.cost = 0
+
+    def go_on(self, most_bytes: int) -> Deferred[Findings | None]:
+        if self._vpath.key in self._disk.unmounted:
+            return fail(DiskError(f"{self._vpath}: {self._disk.configs[self._vpath.key].directory} is not mounted"))
+        standing = self._disk.images.get(self._vpath)
+        committed = self._disk.states.get(self._vpath)
+        current = committed is not None and committed.image == self._index.image
+        if standing is None or standing.image != self._index.image:
+            return succeed(Findings((Damage("/", "is missing"),), 1, current and standing is None))
+        blocks = self._disk.block_map(self._index)
+        end = self.cost + most_bytes
+        while self._at < self._index.block_count:
+            file, block = blocks.by_number(self._at)
+            if file.block_hash(block) in self._disk.rotten:
+                self._found.append(Damage(file.path, "is rotten"))
+            self.cost += file.block_size(block)
+            self._at += 1
+            if self.cost >= end:
+                return succeed(None)
+        return succeed(Findings(tuple(self._found), len(self._found), current))
+
+    def close(self) -> None:
+        self._at = self._index.block_count
 
 
 class MemDisk:
@@ -283,6 +329,9 @@ class MemDisk:
         if vpath.key in self.unmounted:
             return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
         return succeed(vpath in self.images or vpath in self.foreign)
+
+    def examine(self, vpath: VPath, index: Index) -> Examination:
+        return MemExamination(self, vpath, index)
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
         if refusal := self._refusal(vpath):

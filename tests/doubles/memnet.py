@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net.outgoing import ANSWER_S, BLOCK_S
+from ciruela.net.outgoing import ANSWER_S, BLOCK_S, CONNECT_S
 from ciruela.net.talk import Talk
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
 from ciruela.seams import Address, Counterpart, Link
@@ -23,6 +23,12 @@ OUTSIDE = Address("192.0.2.1", 1)
 """Where clients are unless they say something else."""
 
 MAX_DATAGRAM_BYTES = 1400
+
+SOCKET_BUFFER = 200
+"""Datagrams and messages that wait for a stopped process; more datagrams are lost."""
+
+SILENCE_S = 15.0
+"""After so long without an answer a real link takes its connection for broken."""
 
 
 class MemoryLink:
@@ -34,6 +40,7 @@ class MemoryLink:
         self.there = there
         self.other: MemoryLink | None = None
         self._talk = Talk(self, counterpart, self._send, self.close, self._hold)
+        self._free_s = 0.0
         self.subprotocol = "ciruela.v1"
 
     @property
@@ -54,8 +61,16 @@ class MemoryLink:
         """End both ends; the other hears of it after the latency."""
         other = self.other
         self._talk.end(f"the connection to {self.name} was {reason}")
-        if other is not None and other.alive:
-            self._hub.clock.callLater(self._hub.latency_s, other.broke, "closed by the other side")
+        if other is not None and other.alive and not self._hub.silent(self.here, self.there):
+            self._hub.clock.callLater(self._hub.latency_s, self._hub.reach, self.there, self._end_other)
+
+    def _end_other(self) -> None:
+        if self.other is not None:
+            self.other.broke("closed by the other side")
+
+    def send_raw(self, data: bytes) -> None:
+        """Send one message that no dialogue made."""
+        self._send(data)
 
     def broke(self, reason: str) -> None:
         """The network took the connection away."""
@@ -67,19 +82,32 @@ class MemoryLink:
     def _send(self, data: bytes) -> None:
         self._hub.counters["messages"] += 1
         self._hub.counters["message bytes"] += len(data)
-        self._hub.clock.callLater(self._hub.latency_s, self._deliver, data)
+        if self._hub.silent(self.here, self.there):
+            self._hub.clock.callLater(SILENCE_S, self._given_up)
+            return
+        now_s = self._hub.clock.seconds()
+        rate = self._hub.rate(self.here, self.there)
+        self._free_s = max(now_s, self._free_s) + (len(data) / rate if rate else 0.0)
+        self._hub.clock.callLater(self._free_s - now_s + self._hub.latency_s, self._hub.reach, self.there, self._deliver, data)
 
     def _deliver(self, data: bytes) -> None:
-        if self.other is not None and self.other.alive and self.alive:
+        if self.other is not None and self.other.alive and self.alive and not self._hub.silent(self.here, self.there):
             self.other._talk.received(data)
+
+    def _given_up(self) -> None:
+        """What was sent into the silence got no answer for so long that both ends take the connection for broken."""
+        for end in (self, self.other):
+            if end is not None and end.alive:
+                self._hub.reach(end.here, end.broke, "the other side is silent")
 
 
 class _Wire:
     """Requests of one node; implements ``ciruela.seams.Wire``."""
 
-    def __init__(self, hub: Hub, here: Address) -> None:
+    def __init__(self, hub: Hub, here: Address, clock: IReactorTime) -> None:
         self._hub = hub
         self._here = here
+        self._clock = clock
         self._open: dict[Address, MemoryLink] = {}
         self._waiting: dict[Address, list[Deferred[MemoryLink]]] = {}
 
@@ -92,6 +120,7 @@ class _Wire:
             timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
         if not self._hub.reachable(self._here, self._here):
             return fail(LinkLost(f"{self._here} is not running"))
+        self._hub.spoken_to.add(address)
         inner: list[Deferred[Response]] = []
 
         def forget(_: object) -> None:
@@ -99,7 +128,7 @@ class _Wire:
                 answer.cancel()
 
         done: Deferred[Response] = Deferred(forget)
-        timer = self._hub.clock.callLater(timeout_s, self._late, done, inner, address, timeout_s)
+        timer = self._clock.callLater(timeout_s, self._late, done, inner, address, timeout_s)
 
         def finish(result: object) -> None:
             if timer.active():
@@ -131,7 +160,7 @@ class _Wire:
         waiting = self._waiting.setdefault(address, [])
         waiting.append(ready)
         if len(waiting) == 1:
-            self._hub.link(_Refusing(), address, self._here).addBoth(self._linked, address)
+            self._hub.link(_Refusing(), address, self._here, self._clock).addBoth(self._linked, address)
         return ready
 
     def _linked(self, result: MemoryLink | Failure, address: Address) -> None:
@@ -166,7 +195,8 @@ class _Datagrams:
 class Hub:
     """The network. ``loss``, ``duplication``, ``reordering`` are probabilities for a datagram; latencies are in seconds.
 
-    ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links.
+    ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
+    nodes sent to or wanted a connection to. ``rates`` limit what an address sends on connections, in bytes a second.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -177,15 +207,26 @@ class Hub:
         self.duplication = 0.0
         self.reordering = 0.0
         self.counters: Counter[str] = Counter()
+        self.spoken_to: set[Address] = set()
+        self.rates: dict[Address, float] = {}
+        self._silences: set[tuple[Address, Address]] = set()
+        self._severed: set[frozenset[Address]] = set()
+        self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}
         self._rng = rng
         self._nodes: dict[Address, tuple[Counterpart, Callable[[bytes, Address], object]]] = {}
         self._group: dict[Address, int] = {}
         self._pairs: list[tuple[MemoryLink, MemoryLink]] = []
 
-    def node(self, address: Address, counterpart: Counterpart, on_datagram: Callable[[bytes, Address], object]) -> tuple[_Wire, _Datagrams]:
-        """Start a node, or start it again after :meth:`kill`: what it asks with, and its gossip socket."""
+    def node(
+        self,
+        address: Address,
+        counterpart: Counterpart,
+        on_datagram: Callable[[bytes, Address], object],
+        clock: IReactorTime | None = None,
+    ) -> tuple[_Wire, _Datagrams]:
+        """Start a node, or start it again after :meth:`kill`: what it asks with, and its gossip socket. ``clock`` is that of its process."""
         self._nodes[address] = (counterpart, on_datagram)
-        return _Wire(self, address), _Datagrams(self, address)
+        return _Wire(self, address, clock or self.clock), _Datagrams(self, address)
 
     def kill(self, address: Address) -> None:
         """The node is gone at once; its connections break."""
@@ -198,10 +239,74 @@ class Hub:
         self._break(lambda here, there: not self._together(here, there))
 
     def heal(self) -> None:
-        """Everybody reaches everybody again."""
+        """Everybody reaches everybody again, at full speed."""
         self._group = {}
+        self._severed = set()
+        self._silences = set()
+        self.rates = {}
+
+    def sever(self, pairs: Iterable[tuple[Address, Address]]) -> None:
+        """The two of each pair do not reach each other; their connections break. For rings and bridges."""
+        self._severed = {frozenset(pair) for pair in pairs}
+        self._break(lambda here, there: not self._together(here, there))
+
+    def silence(self, here: Address, there: Address) -> None:
+        """Half-open: nothing that ``here`` sends reaches ``there`` any more, and nobody is told."""
+        self._silences.add((here, there))
+
+    def silent(self, here: Address, there: Address) -> bool:
+        """Whether what ``here`` sends to ``there`` vanishes."""
+        return bool(self._silences) and (here, there) in self._silences
+
+    def rate(self, here: Address, there: Address) -> float:
+        """Bytes a second between the two; 0 for no limit."""
+        return min((rate for rate in (self.rates.get(here, 0.0), self.rates.get(there, 0.0)) if rate), default=0.0)
+
+    def pause(self, address: Address) -> None:
+        """The process there is stopped: what comes for it waits in the kernel. Its timers are the business of ``clock.Timers``."""
+        self._paused.setdefault(address, [])
+
+    def resume(self, address: Address) -> None:
+        """It goes on, with what has come meanwhile, in order."""
+        for call, args in self._paused.pop(address, ()):
+            self.clock.callLater(0, self.reach, address, call, *args)
+
+    def reach(self, address: Address, call: Callable[..., object], *args: object) -> None:
+        """Do something with the process at ``address``, when it is not stopped."""
+        if address in self._paused:
+            self._paused[address].append((call, args))
+        else:
+            call(*args)
+
+    def snap(self, choose: Callable[[int], int]) -> bool:
+        """Break one open connection in the middle of whatever it does; ``choose`` gets how many there are. Whether there was one."""
+        self._pairs = [pair for pair in self._pairs if pair[0].alive and pair[1].alive]
+        if not self._pairs:
+            return False
+        for end in self._pairs[choose(len(self._pairs))]:
+            self.reach(end.here, end.broke, "reset")
+        return True
+
+    def vanish(self, address: Address, *, told: bool) -> None:
+        """The process there is gone and does nothing more, not even hear of it. ``told``: its kernel resets its connections.
+
+        Else (a power cut) the other ends find out after SILENCE_S.
+        """
+        self._nodes.pop(address, None)
+        self._paused.pop(address, None)
+        gone = [pair for pair in self._pairs if address in (pair[0].here, pair[1].here)]
+        self._pairs = [pair for pair in self._pairs if pair not in gone]
+        for pair in gone:
+            for end in pair:
+                if end.here == address:
+                    end.other = None
+                elif end.alive:
+                    end.other = None
+                    self.clock.callLater(self.latency_s if told else SILENCE_S, self.reach, end.here, end.broke, "the other side is gone")
 
     def _together(self, here: Address, there: Address) -> bool:
+        if self._severed and frozenset((here, there)) in self._severed:
+            return False
         return self._group.get(here, 0) == self._group.get(there, 0)
 
     def reachable(self, here: Address, there: Address) -> bool:
@@ -215,14 +320,22 @@ class Hub:
             for end in pair:
                 end.broke("the network is cut")
 
-    def link(self, client_counterpart: Counterpart, address: Address, origin: Address = OUTSIDE) -> Deferred[MemoryLink]:
+    def link(
+        self, client_counterpart: Counterpart, address: Address, origin: Address = OUTSIDE, clock: IReactorTime | None = None
+    ) -> Deferred[MemoryLink]:
         """Connect to a node, as a client does; fires with the near end after two latencies, or fails with LinkLost."""
+        clock = clock or self.clock
         done: Deferred[MemoryLink] = Deferred()
-        self.clock.callLater(2 * self.latency_s, self._connect, done, client_counterpart, address, origin)
+        clock.callLater(2 * self.latency_s, self._connect, done, client_counterpart, address, origin, clock)
         return done
 
-    def _connect(self, done: Deferred[MemoryLink], counterpart: Counterpart, address: Address, origin: Address) -> None:
+    def _connect(
+        self, done: Deferred[MemoryLink], counterpart: Counterpart, address: Address, origin: Address, clock: IReactorTime
+    ) -> None:
         if done.called:
+            return
+        if self.silent(origin, address) or self.silent(address, origin) or address in self._paused:
+            clock.callLater(CONNECT_S, self._not_connected, done, address)
             return
         if not self.reachable(origin, address):
             done.errback(LinkLost(f"connection refused by {address}"))
@@ -235,9 +348,14 @@ class Hub:
         self.counters["links"] += 1
         done.callback(near)
 
+    def _not_connected(self, done: Deferred[MemoryLink], address: Address) -> None:
+        if not done.called:
+            done.errback(LinkLost(f"no answer from {address} within {CONNECT_S:g} s"))
+
     def datagram(self, source: Address, target: Address, data: bytes) -> None:
         """Send one; whether and when it arrives is up to the dice."""
         self.counters["datagrams"] += 1
+        self.spoken_to.add(target)
         self.counters["datagram bytes"] += len(data)
         if len(data) > MAX_DATAGRAM_BYTES or source not in self._nodes or self._rng.random() < self.loss:
             self.counters["lost"] += 1
@@ -249,8 +367,14 @@ class Hub:
             self.clock.callLater(delay_s, self._arrive, source, target, data)
 
     def _arrive(self, source: Address, target: Address, data: bytes) -> None:
-        if not self.reachable(source, target):
+        if not self.reachable(source, target) or self.silent(source, target):
             self.counters["lost"] += 1
+            return
+        if target in self._paused:
+            if len(self._paused[target]) >= SOCKET_BUFFER:
+                self.counters["lost"] += 1
+            else:
+                self.reach(target, self._arrive, source, target, data)
             return
         self.counters["delivered"] += 1
         self._nodes[target][1](data, source)

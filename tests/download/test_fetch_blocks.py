@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, BlockFetch
+from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, MOST_UNWRITTEN, STALLED_S, WRITES_PER_JOB, BlockFetch
 from ciruela.download.plan import Plan
 from ciruela.download.sources import FIRST_WINDOW, Candidate, Totals
 from ciruela.index.digest import HashKind
@@ -17,6 +17,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL, slice_of
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockData
+from tests.proof import shows
 
 COUNT = 600
 BLOCKS = [b"%d" % number for number in range(COUNT)]
@@ -139,6 +140,7 @@ class BlockFetchTests(SynchronousTestCase):
         done.cancel()
         self.failureResultOf(done, CancelledError)
 
+    @shows("A7", "F5")
     def test_liar(self):
         """Wrong bytes are never written; the liar is left alone and the rest comes from the others."""
         liar = self.source("liar", answer=lambda number: BlockData(b"wrong"))
@@ -147,6 +149,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.assertLessEqual(len(liar), 3 * FIRST_WINDOW)
         self.assertGreater(self.totals.bad_blocks, 0)
 
+    @shows("A36", "F27")
     def test_lacking_peer(self):
         """A peer that claims more than it has is believed for the rest only."""
         self.source("peer", answer=lambda number: BlockData(BLOCKS[number]) if number < 300 else _raise(RemoteError("block not found")))
@@ -160,6 +163,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.finish(self.fetch.run(), seconds=20.0)
         self.assertLess(len(broken), 4 * FIRST_WINDOW)
 
+    @shows("A58", "F52")
     def test_silent_source(self):
         """One source that never answers delays its few blocks by seconds, not the download (threats A58)."""
         self.source("silent", delay=None)
@@ -170,6 +174,74 @@ class BlockFetchTests(SynchronousTestCase):
         self.run_for(LATE_S + 1)
         self.assertIsNone(self.successResultOf(done))
 
+    @shows("A58")
+    def test_silence_ends(self):
+        """What a silent source owes would count as on its way for ever, and it would never be asked again."""
+        asked = self.source("silent", delay=None)
+        done = self.fetch.run()
+        self.run_for(60, step=0.1)
+        self.assertGreater(len(asked), FIRST_WINDOW)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+
+    @shows("I6")
+    def test_disk_behind(self):
+        """Blocks that the disk has not taken yet would fill the memory."""
+        self.disk.held = Deferred()
+        first = (MOST_UNWRITTEN + WRITES_PER_JOB) // FIRST_WINDOW
+        asked = [self.source(f"p{number}") for number in range(first)]
+        done = self.fetch.run()
+        self.run_for(0.1)
+        self.assertEqual(sum(map(len, asked)), MOST_UNWRITTEN + WRITES_PER_JOB)
+        more = [self.source(f"more{number}") for number in range(10)]
+        self.run_for(2)
+        self.assertEqual(sum(map(len, more)), 0)
+        held, self.disk.held = self.disk.held, None
+        held.callback(None)
+        self.finish(done)
+
+    @shows("I8")
+    def alone_s(self):
+        """How long the good source takes alone."""
+        self.setUp()
+        self.source("good", delay=0.05)
+        done = self.fetch.run()
+        while not done.called:
+            self.run_for(0.1)
+        self.successResultOf(done)
+        return self.clock.seconds()
+
+    @shows("A58", "F52")
+    def test_one_good_source_of_four(self):
+        """One slow, one silent and one flapping node would make everybody wait for them."""
+        good_s = self.alone_s()
+        self.setUp()
+        self.source("slow", delay=30 / 32)
+        self.source("silent", delay=None)
+
+        def flapping(number):
+            if int(self.clock.seconds() / 2) % 2:
+                raise LinkLost("gone again")
+            return BlockData(BLOCKS[number])
+
+        self.source("flapping", answer=flapping)
+        self.source("good", delay=0.05)
+        done = self.fetch.run()
+        while not done.called and self.clock.seconds() < 60:
+            self.run_for(0.1)
+        self.successResultOf(done)
+        self.assertLessEqual(self.clock.seconds(), 1.5 * good_s + LATE_S)
+
+    def test_a_fault_of_ours(self):
+        """A download that nobody drives any more would hang for ever, and hold its path."""
+        done = self.fetch.run()
+        self.candidates = None
+        self.run_for(2)
+        self.failureResultOf(done, TypeError)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    @shows("A58", "F52")
     def test_slow_source(self):
         """A slow source gives little and holds nothing up."""
         slow = self.source("slow", delay=1.5)
@@ -196,6 +268,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.assertFalse(self.fetch.stalled)
         self.finish(done)
 
+    @shows("A56", "F53")
     def test_gives_up(self):
         """After an hour without one good block it ends, with the reference's word."""
         self.source("liar", answer=lambda number: BlockData(b"wrong"))
@@ -204,6 +277,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.assertEqual(self.failureResultOf(done, DownloadFailed).value.reason, Abort.NO_FILE_SOURCE)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    @shows("A38", "A39")
     def test_disk_error(self):
         """A disk that fails ends this download, whatever the sources do (protocol C21)."""
         self.disk.fault = DiskError("EIO")

@@ -13,6 +13,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockData, GetIndex, IndexData
+from tests.proof import shows
 
 IMAGE = ImageId(b"i" * 32)
 
@@ -69,6 +70,7 @@ class IndexFetchTests(SynchronousTestCase):
         done.cancel()
         self.failureResultOf(done, CancelledError)
 
+    @shows("A4", "F4")
     def test_bad_source(self):
         """A forged index is not kept; the next source is asked, the forger not again at once (protocol S3, threats A4)."""
         self.candidates = [
@@ -80,6 +82,7 @@ class IndexFetchTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(done), "the index")
         self.assertEqual(self.names(), ["forger", "good"])
 
+    @shows("F18")
     def test_odd_answer(self):
         """An answer of another kind is a failure of that source only."""
         self.candidates = [
@@ -90,6 +93,7 @@ class IndexFetchTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(done), "the index")
 
+    @shows("A58")
     def test_silent_source(self):
         """A source that never answers is left after a minute."""
         self.candidates = [self.candidate("silent", seed=True), self.candidate("good", succeed(IndexData(b"good")))]
@@ -108,6 +112,7 @@ class IndexFetchTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(done), "the index")
 
+    @shows("A56")
     def test_gives_up(self):
         """After 90 s without any source the upload is given up, with the reference's word."""
         done = self.fetch.run()

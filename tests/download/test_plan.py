@@ -11,6 +11,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL, blocks_of, empty_mask, slice_of
+from tests.proof import shows
 
 
 def index(*files):
@@ -46,6 +47,7 @@ class PlanTests(SynchronousTestCase):
         self.assertTrue(one.done)
         self.assertEqual((one.missing, one.in_flight, one.mask), (0, 0, FULL))
 
+    @shows("A8")
     def test_equal_blocks_fetched_once(self):
         """A thousand copies of one block cost one request (threats A8), and completing it completes all their slices."""
         one = plan(index(["x"] * 600, ["x", "y"]))
@@ -113,6 +115,7 @@ class PlanTests(SynchronousTestCase):
         one.failed(0, "a")
         self.assertEqual(one.in_flight, 1)
 
+    @shows("A58", "F52")
     def test_late(self):
         """A silent source holds nothing up: its blocks are asked for elsewhere, from one other at a time."""
         one = plan(index(["a"]))

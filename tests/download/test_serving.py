@@ -16,6 +16,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlockData, BlockHint, GetBlock
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
+from tests.proof import shows
 
 V1 = VPath.parse("/app/v1")
 
@@ -100,6 +101,7 @@ class BlockServiceTests(SynchronousTestCase):
         self.failureResultOf(self.ask(self.data[0]), RemoteError)
         self.failureResultOf(self.ask(b"no block of this image"), RemoteError)
 
+    @shows("F3")
     def test_bad_requests(self):
         """A request without a place, or with one that is no virtual path, is refused before any disk access."""
         self.hold(self.index, self.data)
@@ -114,6 +116,30 @@ class BlockServiceTests(SynchronousTestCase):
         self.ledger.commit(V1, self.state)
         self.disk.load_answer = fail(DiskError("EIO"))
         self.failureResultOf(self.ask(self.data[0]), DiskError)
+
+    @shows("I6")
+    def test_readers_are_bounded(self):
+        """Serving a thousand images does not fill the memory with what is read of them."""
+        self.hold(self.index, self.data)
+        for number in range(KEPT_INDEXES + 5):
+            vpath = VPath.parse(f"/app/n{number}")
+            self.ledger.commit(vpath, self.state)
+            self.assertEqual(self.successResultOf(self.ask(self.data[0], vpath=str(vpath))).data, self.data[0])
+        self.assertEqual(len(self.service._readers), KEPT_INDEXES)
+
+    @shows("A10")
+    def test_damage_is_told(self):
+        """A block that has rotted, or an index that is gone, would be found by nobody until the last good copy has rotted too."""
+        told = []
+        service = BlockService(self.ledger, self.disk, self.catalog, lambda *where: told.append(where))
+        ask = GetBlock(HashKind.BLAKE2B.block(self.data[1]), BlockHint("/app/v1", "/f", 32768))
+        self.ledger.commit(V1, self.state)
+        self.failureResultOf(service.give(ask), RemoteError)
+        self.hold(self.index, self.data)
+        self.successResultOf(service.give(ask))
+        self.disk.blocks[self.index.image, 1] = None
+        self.failureResultOf(service.give(ask), RemoteError)
+        self.assertEqual(told, [(V1, self.index.image)] * 2)
 
     def test_read_together(self):
         """Requests that come while the disk is busy are read in one job."""

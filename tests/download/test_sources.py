@@ -15,6 +15,7 @@ from ciruela.download.sources import (
     Sources,
 )
 from ciruela.model.mask import FULL
+from tests.proof import shows
 
 
 def candidate(key="a", mask=FULL, seed=False, hearsay=False):
@@ -31,6 +32,7 @@ class SourceTests(SynchronousTestCase):
             source.gave(0.01)
         self.assertEqual(source.window, MOST_WINDOW)
 
+    @shows("A58")
     def test_window_shrinks(self):
         """A slow link does not fill up with requests that then run into their deadline."""
         source = Source(candidate())
@@ -52,6 +54,7 @@ class SourceTests(SynchronousTestCase):
         self.assertFalse(source.ready(12.9))
         self.assertTrue(source.ready(13.0))
 
+    @shows("A7", "F5")
     def test_liar(self):
         """Wrong bytes: 30 s of rest, doubling; after three never again for this image."""
         source = Source(candidate())
@@ -72,6 +75,7 @@ class SourceTests(SynchronousTestCase):
         source.in_flight = 31
         self.assertAlmostEqual(source.deadline_s() - alone, 31 * 32768 / 51200)
 
+    @shows("A36", "F27")
     def test_lacked(self):
         """A peer that lacks a block is not asked for that slice again, but for others at once."""
         source = Source(candidate(mask=0b11))
@@ -100,6 +104,7 @@ class SourceTests(SynchronousTestCase):
 class SourcesTests(SynchronousTestCase):
     """Candidates come and go, their record stays."""
 
+    @shows("A7", "F5")
     def test_record_stays(self):
         """A liar does not start anew with each look around, nor by reconnecting for a moment."""
         sources = Sources()
@@ -120,6 +125,7 @@ class SourcesTests(SynchronousTestCase):
         sources.update([candidate(mask=0b11)], 2.0)
         self.assertEqual(sources.active()[0].mask, 0b11)
 
+    @shows("A36")
     def test_denial_ends(self):
         """A peer whose disk was slow once is asked again after a while: a download must not wait for ever for its last block."""
         sources = Sources()

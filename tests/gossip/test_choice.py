@@ -44,6 +44,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
+from tests.proof import shows
 
 ME, A, B = (MachineId(bytes((letter,)) * 16) for letter in b"mab")
 AT_A, AT_B = Address("10.0.0.1", 24783), Address("10.0.0.2", 24783)
@@ -187,6 +188,7 @@ class TellingTests(SynchronousTestCase):
         self.assertEqual(self.due(0), [(PATH, B)])
         self.assertTrue(self.tellings.begin(PATH, A, ONE, 0))
 
+    @shows("A34", "I6")
     def test_bound(self) -> None:
         """Forged watches must not fill the memory."""
         for number in range(5):
@@ -335,6 +337,7 @@ class ComposerTests(SynchronousTestCase):
         news = self.said(self.composer.datagrams((), (), Filling.NEWS))
         self.assertEqual([item for item in news if isinstance(item, BaseHash)], [BaseHash(changed, b"i" * 32)])
 
+    @shows("A35", "F26")
     def test_every_base_comes_round(self) -> None:
         """10,000 images in 1,000 base dirs: each hash is said within a minute, also while downloads make news all the time."""
         self.facts.bases = {VPath(("app", f"base{number}")): b"h" * 32 for number in range(1000)}
@@ -361,6 +364,7 @@ class ComposerTests(SynchronousTestCase):
             self.assertEqual(len(counts), 61, kind)
             self.assertGreater(min(counts), 2 * heat_for(10))
 
+    @shows("I6")
     def test_limits_on_datagrams(self) -> None:
         """Ten thousand pieces of news in one turn must not become a burst of datagrams."""
         self.facts.bases = {VPath(("app", f"base{number}")): b"h" * 32 for number in range(2000)}
@@ -394,6 +398,7 @@ class ComposerTests(SynchronousTestCase):
         self.assertIn(BaseHash(PATH.base, b"h" * 32), said)
         self.assertEqual(self.lost, [BaseHash(huge, b"h" * 32)])
 
+    @shows("A35", "F26")
     @settings(max_examples=30, derandomize=True, deadline=None, database=None)
     @given(st.lists(st.tuples(st.sampled_from(["base", "load", "wait", "done"]), st.integers(1, 980)), max_size=40), st.integers(0, 9))
     def test_no_datagram_is_too_long(self, facts: list[tuple[str, int]], extra: int) -> None:

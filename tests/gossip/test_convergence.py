@@ -11,6 +11,7 @@ from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.gossip.hub import START_MS, World, address_of, image_of
+from tests.proof import shows
 
 PATH = VPath.parse("/app/web/v1")
 FIRST = Version(START_MS, image_of(1))
@@ -89,6 +90,7 @@ class SpreadTests(ConvergenceCase):
 class TroubleTests(ConvergenceCase):
     """Partitions, restarts, late joiners."""
 
+    @shows("I5", "A53")
     def test_partition_heals(self) -> None:
         """Both halves go on alone; once they meet, the newer version wins everywhere within 30 s (threats G5)."""
         world = self.world(10, loss=0.2)
@@ -136,6 +138,7 @@ class TroubleTests(ConvergenceCase):
         world.restart(dead)
         world.run_until(world.all_members, 10)
 
+    @shows("A54", "I5")
     def test_late_joiner(self) -> None:
         """A node that comes later, or again, knows everybody and has everything soon."""
         world = self.world(20, loss=0.2)

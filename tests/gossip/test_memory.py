@@ -30,6 +30,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
+from tests.proof import shows
 
 ME, A, B, C = (MachineId(bytes((letter,)) * 16) for letter in b"mabc")
 AT_ME, AT_A, AT_B, AT_C = (Address(f"10.0.0.{number}", 24783) for number in range(4))
@@ -45,6 +46,7 @@ def member(machine: MachineId, address: Address | None = None, stamp: int = 1, k
     return Member(machine, None if address is None else str(address), stamp, "", 0, 1, keys, age_ms)
 
 
+@shows("A31", "F22")
 class WindowTests(SynchronousTestCase):
     """Replays are refused, late datagrams are not."""
 
@@ -62,6 +64,7 @@ class WindowTests(SynchronousTestCase):
             newest = max(newest, seq)
 
 
+@shows("A34", "F25")
 class QuotaTests(SynchronousTestCase):
     """Bounded memory."""
 
@@ -112,6 +115,7 @@ class ClusterCase(SynchronousTestCase):
 class AdmissionTests(ClusterCase):
     """Who is listened to."""
 
+    @shows("A30", "A32")
     def test_stranger(self) -> None:
         """Anybody could fill the memory otherwise (threats U21)."""
         self.assertEqual(self.hear(A, STRANGER, member(A)), [Refused(Refusal.UNKNOWN_SOURCE)])
@@ -123,6 +127,7 @@ class AdmissionTests(ClusterCase):
         self.assertEqual(self.hear(A, AT_A), [])
         self.assertEqual(self.hear(A, AT_A, epoch=EPOCH + 1), [NewPeer(AT_A, A)])
 
+    @shows("A31", "F22")
     def test_replays(self) -> None:
         """A recorded datagram, of this start or an earlier one, must change nothing (threats A31)."""
         self.hear(A, AT_A, seq=5, epoch=EPOCH + 1)
@@ -131,6 +136,7 @@ class AdmissionTests(ClusterCase):
         self.assertEqual(self.cluster.hosts("app"), {})
         self.assertEqual(self.hear(A, AT_A, seq=4, epoch=EPOCH + 1), [])
 
+    @shows("A31", "A32", "F22")
     def test_replay_from_another_address(self) -> None:
         """A recorded datagram must not move a machine to another node's address."""
         self.hear(A, AT_A, seq=5)
@@ -151,6 +157,7 @@ class AdmissionTests(ClusterCase):
         self.assertEqual(self.cluster.hosts("app"), {B: "a.example"})
         self.assertIsNone(self.cluster.address_of(A))
 
+    @shows("A33", "F24")
     def test_two_nodes_with_one_id(self) -> None:
         """Cloned machines with one id confuse every answer: the operator must hear of it, and the newer one counts (threats A33)."""
         self.hear(A, AT_A)
@@ -164,6 +171,7 @@ class AdmissionTests(ClusterCase):
         self.assertEqual(self.hear(A, AT_B, epoch=EPOCH + 1, now_s=SILENT_S), [NewPeer(AT_B, A)])
         self.assertEqual(self.cluster.address_of(A), AT_B)
 
+    @shows("A33", "F24")
     def test_own_echo_and_own_id_elsewhere(self) -> None:
         """The own address in peers.txt is harmless; another node with our id is an alarm."""
         self.assertEqual(self.hear(ME, AT_ME), [Refused(Refusal.OWN)])
@@ -175,6 +183,7 @@ class AdmissionTests(ClusterCase):
         self.hear(A, AT_ME)
         self.assertIn(AT_ME, self.cluster.roster.reachable(0)[0])
 
+    @shows("A34")
     def test_expiry(self) -> None:
         """A node that left must leave the lists that clients get."""
         self.hear(A, AT_A, member(A))
@@ -204,6 +213,7 @@ class AdmissionTests(ClusterCase):
 class MemberTests(ClusterCase):
     """Which directories a machine takes."""
 
+    @shows("A37", "F24")
     def test_hosts_by_configured_name(self) -> None:
         """Clients resolve these names: only what the operator wrote may stand there (threats A37)."""
         self.members()
@@ -219,6 +229,7 @@ class MemberTests(ClusterCase):
         passed_on = self.cluster.roster.item(B, 0, 2.5)
         self.assertEqual(passed_on, Member(B, str(AT_B), 1, "", 0, 1, ("app",), 2500))
 
+    @shows("A32", "A37", "F24")
     def test_hearsay_only_at_configured_addresses(self) -> None:
         """One datagram must not make the cluster contact an address of the sender's choice (threats A32, F24)."""
         self.hear(A, AT_A)
@@ -260,6 +271,7 @@ class MemberTests(ClusterCase):
         self.cluster.expire(MEMBER_S + 1)
         self.assertEqual(self.cluster.hosts("app"), {A: "a.example"})
 
+    @shows("A34", "A37", "F25")
     def test_invented_machines(self) -> None:
         """A rogue peer that invents a million machines fills one place for each configured address (threats A34)."""
         self.hear(A, AT_A, member(A))
@@ -364,6 +376,7 @@ class StanceTests(ClusterCase):
         self.assertEqual(self.cluster.aborted_at(PATH, ONE), {A})
         self.assertEqual([holder.machine for holder in self.cluster.holders(PATH, ONE)], [B])
 
+    @shows("A34", "F25", "I6")
     def test_bounds(self) -> None:
         """10^6 paths from one peer must not fill the memory, nor displace another peer's words (fault F25)."""
         self.hear(B, AT_B, Complete(PATH, ONE, 5))
@@ -456,6 +469,7 @@ class WatchTests(ClusterCase):
         self.assertEqual(self.hear(A, AT_A, Watch(PATH, C, 0), now_s=62), [WatchHeard(PATH, C)])
         self.assertEqual(self.cluster.stamped_watchers(PATH), {C})
 
+    @shows("A34", "A26", "F25", "I6")
     def test_bounds(self) -> None:
         """10^6 watches from one peer must not displace those that another peer told of."""
         self.hear(B, AT_B, Watch(PATH, C, 10))

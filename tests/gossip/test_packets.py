@@ -34,6 +34,7 @@ from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath
+from tests.proof import shows
 
 CDDL = Path(__file__).parents[2] / "docs" / "reference" / "gossip.cddl"
 
@@ -94,6 +95,7 @@ def packed(*fields: object, head: tuple[object, ...] = (ME, 1, 2)) -> bytes:
 class WritingTests(SynchronousTestCase):
     """Facts arrive as they were meant, in datagrams that the network does not cut."""
 
+    @shows("A35", "F26")
     @modest
     @given(st.builds(Header, machines, st.integers(0, MAX_UINT), st.integers(0, MAX_UINT - 100)), st.lists(items, max_size=40))
     def test_round_trip_within_the_limit(self, header: Header, said: list[Item]) -> None:
@@ -108,6 +110,7 @@ class WritingTests(SynchronousTestCase):
             heard += packet.items
         self.assertEqual(heard, said)
 
+    @shows("A35")
     def test_longest_items_fit(self) -> None:
         """A path that uploads accept but gossip cannot carry would never reach the other nodes (threats A35)."""
         longest: list[Item] = [
@@ -152,6 +155,7 @@ class ReadingTests(SynchronousTestCase):
         data = cbor2.dumps([ME, 1, 2, [[8, "new"], [200], [7, "/a/b", IMAGE, "more"], [1, "/a", b"h" * 32]], "more"])
         self.assertEqual(decode(data), Packet(Header(ME, 1, 2), (Ack(VPath.parse("/a/b"), IMAGE), BaseHash(VPath.parse("/a"), b"h" * 32))))
 
+    @shows("A23", "F13")
     def test_malformed(self) -> None:
         """Each of these in a table of facts would be a time bomb (threats U14)."""
         corpus = [
@@ -216,6 +220,7 @@ class ReadingTests(SynchronousTestCase):
             with self.assertRaises(FormatError, msg=data[:60].hex()):
                 decode(data)
 
+    @shows("A23", "F13", "I8")
     def test_mutations(self) -> None:
         """Any other exception would reach the reactor once for each hostile datagram."""
         rng = random.Random(4)
@@ -241,6 +246,7 @@ class ReadingTests(SynchronousTestCase):
                 self.assertLessEqual(sum(len(encode_item(item)) for item in packet.items), 2 * DATAGRAM_BYTES)
         self.assertGreater(refused, 1000)
 
+    @shows("I8")
     @modest
     @given(st.binary(max_size=200))
     def test_noise(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ import cbor2
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.clockwork import HUSH_S
 from ciruela.gossip.envelope import NullKeyring
 from ciruela.gossip.packets import (
     Ack,
@@ -24,7 +25,7 @@ from ciruela.gossip.packets import (
     encode_item,
     encode_packets,
 )
-from ciruela.gossip.service import COMPLAIN_S, LATELY_S, PROGRESS_S, Gossip
+from ciruela.gossip.service import LATELY_S, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.watches import WATCH_S
 from ciruela.model.ids import ImageId, MachineId
@@ -32,6 +33,7 @@ from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.gossip.test_choice import OwnFacts
+from tests.proof import shows
 
 ME, A, B = (MachineId(bytes((letter,)) * 16) for letter in b"mab")
 AT_ME, AT_A, AT_B = (Address(f"10.0.0.{number}", 24783) for number in range(3))
@@ -140,6 +142,7 @@ class BeatTests(GossipCase):
         self.assertGreater(len(headers), 5)
         self.assertEqual((self.gossip.counts.sent, self.gossip.counts.sent_bytes), (len(headers), sum(map(len, self.out.raw))))
 
+    @shows("I8")
     def test_a_socket_that_fails(self) -> None:
         """One address that cannot be reached must not silence a node."""
         self.out.broken = OSError("network is unreachable")
@@ -278,6 +281,7 @@ class NewsTests(GossipCase):
         self.assertEqual(self.out.heard, [("completed", PATH, ONE, A, "host-a")])
         self.assertEqual({address for address, _ in self.said(Watch)}, {AT_A, AT_B})
 
+    @shows("A32")
     def test_removed_address_is_not_contacted(self) -> None:
         """An answer that was due to an address that the operator has just removed is not sent."""
         self.facts.waiting = {PATH}
@@ -386,6 +390,7 @@ class HearingTests(GossipCase):
         self.hear(B, AT_B, Download(PATH, TWO, None, False, False))
         self.assertEqual(self.said(Complete), [])
 
+    @shows("A32")
     def test_answers_are_no_longer_than_questions(self) -> None:
         """A forged source address must not make us flood that node (threats U25)."""
         self.facts.waiting = {VPath(("app", f"v{number}")) for number in range(20)}
@@ -416,6 +421,7 @@ class HearingTests(GossipCase):
         self.assertIn((PATH, other, 1), [(item.vpath, item.machine, item.stamp) for item in sent if isinstance(item, Watch)])
         self.assertIn((other, "x"), [(item.machine, item.hostname) for item in sent if isinstance(item, Member)])
 
+    @shows("A32", "A36", "A37", "I9", "I12", "F27")
     def test_nothing_is_deleted_or_contacted_on_hearsay(self) -> None:
         """Deletions and acknowledgments that were never asked for change nothing here (threats 6.7)."""
         self.facts.images[PATH] = Version(5, ONE)
@@ -441,6 +447,7 @@ class RefusingTests(GossipCase):
         self.assertEqual(self.gossip.counts.refused, before | {word: before[word] + 1})
         self.assertEqual((self.gossip.counts.heard, self.out.sent, self.out.heard), (heard, [], []))
 
+    @shows("A30", "I12", "G12")
     def test_reasons(self) -> None:
         """Forged datagrams must not cost more than a count (threats A30)."""
         self.facts.waiting = {PATH}
@@ -462,6 +469,7 @@ class RefusingTests(GossipCase):
         self.out.heard.clear()
         self.refused("replayed", good)
 
+    @shows("A30", "A32", "I12", "G12", "F23")
     def test_strangers_are_not_even_parsed(self) -> None:
         """A flood from anywhere must cost as little as possible: the envelope is not touched."""
 
@@ -472,6 +480,7 @@ class RefusingTests(GossipCase):
         self.gossip._envelope = Untouchable()
         self.refused("unknown_source", b"CG", STRANGER)
 
+    @shows("I8")
     def test_an_error_of_our_own(self) -> None:
         """A mistake in what acts on gossip must not close the socket."""
         self.facts.waiting = {PATH}
@@ -497,6 +506,6 @@ class RefusingTests(GossipCase):
         warnings = [event for event in events if event["log_level"] is LogLevel.warn]
         self.assertEqual(len(warnings), 2)
         self.assertEqual((warnings[1]["machine"], warnings[1]["other"], warnings[1]["address"]), (A.hex(), str(AT_A), str(AT_ME)))
-        self.clock.pump([1.0] * int(COMPLAIN_S + 2))
+        self.clock.pump([1.0] * int(HUSH_S + 2))
         self.gossip.received(b"noise", AT_A)
         self.assertEqual(len([event for event in events if event["log_level"] is LogLevel.warn]), 3)

@@ -16,6 +16,7 @@ from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Symlink
 from ciruela.model.errors import BadIndex
 from tests.index.examples import BIG, FEATURES, FEATURES_TREE, KIND, LIBRARY, SMALLEST, block, file, footer_of, trees
+from tests.proof import shows
 
 
 class EmitTests(SynchronousTestCase):
@@ -84,6 +85,7 @@ class RefusalTests(SynchronousTestCase):
         self.refused(root, Directory("/a/", ()))
         emit(KIND, [root, a, Directory("/a/b", ()), Directory("/a-b", ()), b])
 
+    @shows("A1")
     def test_entries(self) -> None:
         """Each of these would be refused by every server, after the whole directory was hashed and signed."""
         bad: list[tuple[File | Symlink, ...]] = [
@@ -105,10 +107,12 @@ class RefusalTests(SynchronousTestCase):
         self.refused(Directory("/", ()), Directory("/d", (file("/e/x", b""),)))
         self.assertIn("'/sub'", self.refused(Directory("/", ()), Directory("/sub", (file("/sub/..", b""),))))
 
+    @shows("A2")
     def test_directory_and_file_of_one_name(self) -> None:
         """Two things cannot stand at one name."""
         self.refused(Directory("/", (file("/a", b""),)), Directory("/a", ()))
 
+    @shows("A1")
     def test_depth_and_length(self) -> None:
         """Paths that no server can create."""
 

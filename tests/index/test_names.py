@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index.names import MAX_DEPTH, check_component, check_target, components, escape, size_in_utf8, unescape
+from tests.proof import shows
 
 
 class EscapeTests(SynchronousTestCase):
@@ -43,11 +44,13 @@ class EscapeTests(SynchronousTestCase):
             return
         self.assertEqual(escape(text), spelled)
 
+    @shows("A4")
     def test_refused_spellings(self) -> None:
         """Each is tolerated somewhere by the reference and would be a second spelling here."""
         for spelled in ("\\xzz", "\\", "\\x2", "\\x", "\\\\", "\\n", "\\x2f", "\\x41", "\\x5C", "\\xC3\\xBC", "a b", "ü", "a\tb", "a\n"):
             self.assertRaises(ValueError, unescape, spelled)
 
+    @shows("A1", "F1")
     def test_not_utf8(self) -> None:
         """Names that are not UTF-8 stop the reference's daemons when they are sent on."""
         for spelled in ("\\xff", "\\xc3", "\\xed\\xa0\\x80", "\\xc0\\xaf", "\\xf4\\x90\\x80\\x80"):
@@ -62,6 +65,7 @@ class EscapeTests(SynchronousTestCase):
 class LimitTests(SynchronousTestCase):
     """What can be a name, a path, a target."""
 
+    @shows("A1", "F1")
     def test_components(self) -> None:
         """One bad component is enough to write outside of the destination."""
         for name in ("", ".", "..", "a/b", "/", "a\0", "\0", "x" * 256, "ü" * 128, "\udc80"):
@@ -69,6 +73,7 @@ class LimitTests(SynchronousTestCase):
         for name in ("...", "..a", " ", "\n", "a\tb", "-", "~", "x" * 255, "ü" * 127, "\x01\x7f\x9f", "con", "a\\b"):
             check_component(name)
 
+    @shows("A3")
     def test_targets(self) -> None:
         """A target that no file system takes would make a download fail after everything was fetched."""
         for target in ("", "a\0", "x" * 4096, "ü" * 2048):
@@ -76,6 +81,7 @@ class LimitTests(SynchronousTestCase):
         for target in ("/etc/passwd", "../../..", "x" * 4095, "\n", ".", "a//b"):
             check_target(target)
 
+    @shows("A1", "F1")
     def test_paths(self) -> None:
         """Paths become directories one component at a time; each has to be one, and there has to be an end."""
         self.assertEqual(components("/"), [])
@@ -101,6 +107,7 @@ class LimitTests(SynchronousTestCase):
         ):
             self.assertRaises(ValueError, components, path)
 
+    @shows("A1")
     def test_path_size_counts_bytes(self) -> None:
         """A path of 4,096 characters beyond ASCII is longer than any system call takes."""
         path = "/" + "/".join(["ü" * 127] * 17)

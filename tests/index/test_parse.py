@@ -16,6 +16,7 @@ from ciruela.index.tree import Directory, File, Symlink
 from ciruela.model.errors import BadIndex
 from ciruela.model.ids import ImageId
 from tests.index.examples import FEATURES, FEATURES_TREE, KIND, LIBRARY, SMALLEST, body_of, footer_of, sealed, trees
+from tests.proof import shows
 
 H = b"93becc6e9882211c3ec3708c95bcd69baab7bb59c7f4bc84ce637b88a534b783"
 OTHER = b"d161d71145abeec5ef15abcf0459cec60a27321e2f0ac0ef7ace5254f5944476"
@@ -91,9 +92,11 @@ class AcceptTests(SynchronousTestCase):
         self.assertEqual(parse(data, image).files[0], File("/" + name, False, 5, bytes.fromhex(H.decode())))
 
 
+@shows("A4")
 class HashFirstTests(SynchronousTestCase):
     """Nothing is parsed that is not what was asked for."""
 
+    @shows("F4", "I1")
     def test_flipped_bytes(self) -> None:
         """A peer or a disk that changes one bit must not change what is installed."""
         image = footer_of(FEATURES)
@@ -121,6 +124,7 @@ class HashFirstTests(SynchronousTestCase):
             swapped = HEADERS[kind] + SMALLEST[SMALLEST.index(b"\n") + 1 :]
             self.assertRaises(BadIndex, parse, swapped, footer_of(SMALLEST))
 
+    @shows("A5")
     def test_hash_before_size_of_lines(self) -> None:
         """A body that is not the one asked for is refused as such, however wrong its lines are: the parser never saw it."""
         data, image = sealed(b"nonsense\n")
@@ -128,6 +132,7 @@ class HashFirstTests(SynchronousTestCase):
         self.assertNotIn("line", str(error))
         self.assertIn("line 2", str(self.assertRaises(BadIndex, parse, data, image)))
 
+    @shows("A6")
     def test_size_limit(self) -> None:
         """An index of gigabytes would take the daemon's memory before it can be refused (threats A6)."""
         parse(FEATURES, footer_of(FEATURES), len(FEATURES))
@@ -135,6 +140,7 @@ class HashFirstTests(SynchronousTestCase):
             self.assertIn("allowed", str(self.assertRaises(BadIndex, call)))
 
 
+@shows("A4")
 class FrameTests(SynchronousTestCase):
     """Header and footer."""
 
@@ -224,6 +230,7 @@ class LineTests(SynchronousTestCase):
         if line is not None:
             self.assertTrue(str(error).startswith(f"line {line}: "), str(error))
 
+    @shows("A1", "F1", "I3")
     def test_names_that_leave_the_tree(self) -> None:
         """Any of them accepted, and whoever can upload writes anywhere on the server (threats A1)."""
         for name in (
@@ -259,6 +266,7 @@ class LineTests(SynchronousTestCase):
             self.refused(b"/\n/a\n" + path + b"\n")
             self.refused(b"/\n" + path + b"\n", 3)
 
+    @shows("A1", "F1")
     def test_names_that_are_not_utf8(self) -> None:
         """They stop reference daemons that this node passes them to."""
         for raw in (b"\\xff", b"\\xc3", b"\\xed\\xa0\\x80", b"\\xc0\\xae\\xc0\\xae"):
@@ -266,6 +274,7 @@ class LineTests(SynchronousTestCase):
             self.refused(b"/\n" + raw.replace(b"\\", b"/\\", 1) + b"\n", 3, "UTF-8")
             self.refused(b"/\n  l s " + raw + b"\n", 3, "UTF-8")
 
+    @shows("A4")
     def test_other_spellings(self) -> None:
         """A second spelling of a name gives a second id to the same tree, and hides from checks on the first."""
         for name in (
@@ -286,6 +295,7 @@ class LineTests(SynchronousTestCase):
             self.refused(b"/\n/" + name + b"\n", 3)
             self.refused(b"/\n  l s " + name + b"\n", 3)
 
+    @shows("A1", "F1")
     def test_limits_of_names(self) -> None:
         """What the file system refuses late, after hours of download, is refused here."""
         self.refused(b"/\n  " + b"x" * 256 + b" f 0\n", 3)
@@ -299,6 +309,7 @@ class LineTests(SynchronousTestCase):
         self.refused(b"/\n  l s \n", 3)
         self.refused(b"/\n  l s a\\x00b\n", 3, "NUL")
 
+    @shows("A1", "F1")
     def test_depth(self) -> None:
         """A tree without end would use up file descriptors and stack of whatever walks it."""
 
@@ -311,6 +322,7 @@ class LineTests(SynchronousTestCase):
         self.refused(chain(64) + b"  x f 1 " + H + b"\n", 67, "deep")
         self.refused(chain(64) + b"  x s y\n", 67, "deep")
 
+    @shows("A1", "F1")
     def test_length_of_paths(self) -> None:
         """A path of more than 4,096 bytes cannot be named in a request."""
         steps = [b"/" + b"x" * 255] * 15
@@ -323,6 +335,7 @@ class LineTests(SynchronousTestCase):
         data, image = sealed(more + b"  " + b"y" * 253 + b" f 0\n")
         parse(data, image)
 
+    @shows("A2", "A4")
     def test_order_and_doubles(self) -> None:
         """Two entries of one name, and whichever is written last wins: the disk no longer is what was signed (threats A2)."""
         for body in (
@@ -343,6 +356,7 @@ class LineTests(SynchronousTestCase):
         self.refused(b"/\n/a/b\n", 3, "parent")
         self.refused(b"/\n/a\n/a/b/c\n", 4, "parent")
 
+    @shows("A2", "F2")
     def test_a_name_for_two_things(self) -> None:
         """A link ``a`` to /etc and then a directory ``a`` with files in it is how archives write outside of their tree (threats A2)."""
         self.refused(b"/\n  a s /etc\n/a\n", 4, "both")
@@ -357,6 +371,7 @@ class LineTests(SynchronousTestCase):
         self.refused(b"  a f 0\n/\n", 2, "not the directory /")
         self.refused(b"  a f 1 " + H + b"\n/\n", 2)
 
+    @shows("A4", "A5")
     def test_numbers(self) -> None:
         """Sizes are believed later, when space is reserved; a wrong one must not even be allocated for (threats A5)."""
         for size in (b"+1", b"01", b"00", b"-1", b"1.0", b"1e3", b"0x1", b"", b"\xd9\xa1", b"1_0"):
@@ -367,6 +382,7 @@ class LineTests(SynchronousTestCase):
             self.refused(f"/\n  a f {number}\n".encode(), 3)
         self.refused(b"/\n  a f " + b"9" * 5000 + b" " + H + b"\n", 3)
 
+    @shows("A5", "F6")
     def test_number_of_hashes(self) -> None:
         """A file with too few hashes would have blocks that nobody checks."""
         self.refused(b"/\n  a f 0 " + H + b"\n", 3, "0 hashes")
@@ -376,6 +392,7 @@ class LineTests(SynchronousTestCase):
         self.refused(b"/\n  a f 32768 " + H + b" " + OTHER + b"\n", 3, "1 hashes")
         self.refused(b"/\n  a f 99999 " + b" ".join([H] * 5) + b"\n", 3, "4 hashes")
 
+    @shows("A4")
     def test_spelling_of_hashes(self) -> None:
         """Hex in capitals is a second spelling; a blank in another place hides a hash of another length."""
         for hashes in (
@@ -410,6 +427,7 @@ class LineTests(SynchronousTestCase):
         self.refused(head + good + b" \n", 3)
         self.refused(head + good[:-65] + b"\n", 3)
 
+    @shows("A4")
     def test_blanks(self) -> None:
         """The reference tolerates a blank at the end of a line; then two texts mean one tree."""
         for body in (
@@ -443,6 +461,7 @@ class LineTests(SynchronousTestCase):
         ):
             self.refused(body)
 
+    @shows("A9")
     def test_types(self) -> None:
         """Devices, set-uid files and the like cannot be asked for (threats A9)."""
         for letter in (b"d", b"F", b"X", b"b", b"c", b"p", b"u", b"h", b"ff", b"fx", b"", b"4755"):
@@ -455,6 +474,7 @@ class LineTests(SynchronousTestCase):
         self.refused(b"/\n" + footer, 3)
         self.refused(b"/\n" + footer + b"/x\n", 3)
 
+    @shows("A5", "F6", "I6")
     def test_memory_is_bounded(self) -> None:
         """A short index can name very many empty files below one long path: megabytes of text would become gigabytes of names."""
         body = b"/\n" + b"".join(b"  %03d f 0\n" % number for number in range(100))
@@ -482,6 +502,7 @@ class MutationTests(SynchronousTestCase):
             return
         self.assertEqual(emit(index.kind, index.directories), (image, data))
 
+    @shows("A4", "F4")
     def test_every_byte(self) -> None:
         """A parser that dies of something else than BadIndex takes the daemon's thread with it."""
         body = body_of(FEATURES)
@@ -517,6 +538,7 @@ class MutationTests(SynchronousTestCase):
         new = data.draw(st.one_of(st.binary(max_size=4), st.sampled_from((b"\n/", b"\n  ", b"\\x", b" f 0\n", b" s .\n", b"/.."))))
         self.judge(body[:at] + new + body[at + length :])
 
+    @shows("A4", "I8")
     @settings(derandomize=True, deadline=None, database=None, max_examples=100)
     @given(st.binary(max_size=200))
     def test_any_bytes(self, data: bytes) -> None:

@@ -5,6 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import parse_public
 from tests.keys.samples import sample
+from tests.proof import shows
 
 NOW = "20250630120000"
 LINE = sample("plain.pub").strip()
@@ -53,6 +54,7 @@ class ParseAuthorizedTests(SynchronousTestCase):
         for options in ("restrict", "no-pty,no-X11-forwarding", "RESTRICT,pty", "restrict\t"):
             self.assertIsNone(self.one(options), options)
 
+    @shows("A16")
     def test_options_that_mean_something(self) -> None:
         """A key that somebody limited to a command or a host is not let in without that limit."""
         for options in (
@@ -70,6 +72,7 @@ class ParseAuthorizedTests(SynchronousTestCase):
         for options in ("restrict,", ",restrict", 'command="a', 'pty="x"', "restrict;pty", 'expiry-time="20300101Z"x'):
             self.assertIsNotNone(self.one(options), options)
 
+    @shows("A16")
     def test_expiry(self) -> None:
         """A key counts until the time that its line gives, in UTC, and not after."""
         for good in ("20250701Z", "202506301201Z", "20250630120001Z", "20991231Z"):

@@ -8,6 +8,7 @@ from ciruela.keys.public import PublicKey, verify
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.ids import parse_image_id
 from tests.keys.samples import sample
+from tests.proof import shows
 
 IMAGE = parse_image_id("a1ba01ceea5ef43ea1eed20989eafdff9a4b13f7efd2df5947c758d1055936fa")
 PATH = "/dir1/a/v1"
@@ -25,6 +26,7 @@ class SignedBytesTests(SynchronousTestCase):
         """The protocol's example, byte for byte."""
         self.assertEqual(signed_bytes(PATH, IMAGE, TIME_MS), SIGNED)
 
+    @shows("A11", "F8", "I4")
     def test_each_part_counts(self) -> None:
         """A signature for one path, image or time is none for another."""
         other = parse_image_id("ff" * 32)
@@ -58,6 +60,7 @@ class VerifyTests(SynchronousTestCase):
         self.assertEqual(parse_private(sample("appendix-c")).sign(SIGNED), SIGNATURE)
         self.assertEqual(parse_private(sample("appendix-c")).public, self.public)
 
+    @shows("A11", "F8", "I4")
     def test_forgeries(self) -> None:
         """A changed message, a changed signature, another key or another length is refused without an exception."""
         other = PrivateKey(bytes(32)).public

@@ -16,9 +16,10 @@ from twisted.python.failure import Failure
 from twisted.test import iosim
 from twisted.web.resource import Resource
 
-from ciruela.net.link import LIMITS, ClientLink, Limits
+from ciruela.net.limits import LIMITS, IsPeer, Limits
+from ciruela.net.link import ClientLink
 from ciruela.net.outgoing import CLIENT_HOST, connect
-from ciruela.net.server import PortLimits, site
+from ciruela.net.server import PORT_LIMITS, PortLimits, site
 from ciruela.proto import messages as m
 from ciruela.seams import Address
 
@@ -28,6 +29,11 @@ REFERENCE_HANDSHAKE = (
     b"Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 REFERENCE_ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def everybody(host: str) -> bool:
+    """Every address is a peer's, so that nothing is a stranger's lot."""
+    return True
 
 
 class Counterpart:
@@ -131,12 +137,12 @@ def frames(data: bytes) -> list[tuple[bool, int, bytes]]:
 class Bench:
     """A port of ours at ``NODE`` and who connects to it, on one clock."""
 
-    def __init__(self, limits: Limits = LIMITS, port_limits: PortLimits | None = None) -> None:
+    def __init__(self, limits: Limits = LIMITS, port_limits: PortLimits = PORT_LIMITS, is_peer: IsPeer = everybody) -> None:
         self.clock = MemoryReactorClock()
         self.node = Counterpart()
         self.client = Counterpart()
         self.limits = limits
-        self.port = site(self.node, Pages(), 1000, self.clock, limits, port_limits)
+        self.port = site(self.node, Pages(), self.clock, limits, port_limits, is_peer)
         self.pumps: list[iosim.IOPump] = []
 
     def join(self, server: Protocol, client: Protocol, ip: str = "10.0.0.9") -> iosim.IOPump:

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.net.datagrams import DatagramPort, listen
 from ciruela.seams import Address
+from tests.proof import shows
 
 PEER = Address("10.0.0.2", 24783)
 
@@ -37,6 +38,7 @@ class Datagrams(SynchronousTestCase):
         self.assertEqual(self.seen, [(b"news", PEER)])
         self.assertEqual(self.transport.sent, [(b"more", (PEER.host, PEER.port))])
 
+    @shows("A35")
     def test_long_ones(self) -> None:
         """Nobody of ours sends them, so they are an attempt to make us work."""
         self.port.datagramReceived(b"x" * 1400, (PEER.host, 1))
@@ -45,6 +47,7 @@ class Datagrams(SynchronousTestCase):
         self.port.send(b"x" * 1401, PEER)
         self.assertEqual((self.transport.sent, self.port.unsent), ([], 1))
 
+    @shows("I8")
     def test_faults_of_the_network(self) -> None:
         """A full buffer or a missing route must look like a lost datagram, not stop the gossip."""
         for fault in (OSError(101, "unreachable"), ValueError("family")):
@@ -56,6 +59,7 @@ class Datagrams(SynchronousTestCase):
         self.port.send(b"x", PEER)
         self.assertEqual(self.port.unsent, 3)
 
+    @shows("I8")
     def test_faults_of_ours(self) -> None:
         """One bad datagram must not raise into the reactor."""
         port = DatagramPort(lambda data, address: 1 / 0)

@@ -11,12 +11,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net import link as link_module
-from ciruela.net.link import LARGE_BYTES, ORDINARY_BYTES, Limits, accelerated, origin_allowed
+from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES, Limits
+from ciruela.net.link import accelerated, origin_allowed
 from ciruela.net.outgoing import connect
 from ciruela.net.talk import Talk
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.net.bench import NODE, REFERENCE_ACCEPT, REFERENCE_HANDSHAKE, Bench, Counterpart, Raw, accept_key, frame, frames
+from tests.proof import shows
 from tests.proto import samples as s
 
 BLOCK = m.GetBlock(s.BLOCK, None)
@@ -88,6 +90,7 @@ class Handshake(SynchronousTestCase):
         self.assertTrue(raw.seen.startswith(b"HTTP/1.1 101 "))
         self.assertNotIn(b"Sec-WebSocket-Protocol", raw.seen)
 
+    @shows("A28", "F14")
     def test_origins(self) -> None:
         """A page in an administrator's browser could upload and read everything (cross-site, DNS rebinding)."""
         for origin, host in (
@@ -108,6 +111,7 @@ class Handshake(SynchronousTestCase):
         ):
             self.assertFalse(origin_allowed(origin, host), origin)
 
+    @shows("A28", "F14")
     def test_origin_is_refused_at_the_door(self) -> None:
         """The rule must be applied to real handshakes."""
         for origin in (b"http://evil.example", b"null", b"http://ciruela"):
@@ -153,6 +157,7 @@ class Messages(SynchronousTestCase):
         bench.flush()
         self.assertEqual(self.successResultOf(answer), ACK)
 
+    @shows("I8")
     def test_refusals_and_faults(self) -> None:
         """People need the reason; nobody else needs the inside of our program."""
         bench = Bench()
@@ -211,6 +216,7 @@ class Messages(SynchronousTestCase):
         bench.flush()
         self.assertEqual(len(bench.node.asked), 64)
 
+    @shows("A26")
     def test_only_so_many_are_at_work(self) -> None:
         """A reference daemon with many downloads asks for more than 64 blocks at once: they wait, nobody is thrown out."""
         bench = Bench()
@@ -287,6 +293,7 @@ class Hostile(SynchronousTestCase):
         raw = self.served_raw(bench)
         raw.send(data)
         bench.flush()
+        bench.advance(1)
         self.assertTrue(raw.ended)
         self.assertEqual(bench.node.told, [])
         self.assertEqual(len(bench.node.lost_links), 1)
@@ -301,6 +308,7 @@ class Hostile(SynchronousTestCase):
         self.assert_dropped(frame(b"x" * 126, opcode=9, masked=True))
         self.assert_dropped(frame(b"\xff\xfe", opcode=1, masked=True))
 
+    @shows("A22")
     def test_masked_frame_of_a_server(self) -> None:
         """The same for the other role."""
         bench = Bench()
@@ -309,16 +317,19 @@ class Hostile(SynchronousTestCase):
         bench.flush()
         self.assertFalse(link.alive)
 
+    @shows("A21", "F15")
     def test_large_frames(self) -> None:
         """One header would otherwise reserve a hundred megabytes."""
         self.assert_dropped(b"\x82\xff" + (ORDINARY_BYTES + 1).to_bytes(8, "big") + b"\1\2\3\4")
         self.assert_dropped(b"\x82\xff" + (2**62).to_bytes(8, "big") + b"\1\2\3\4")
 
+    @shows("A21", "F15")
     def test_large_message_in_fragments(self) -> None:
         """The limit must hold for the whole message."""
         part = frame(b"x" * 200_000, masked=True, first=0)
         self.assert_dropped(part + frame(b"x" * 200_000, opcode=0, masked=True))
 
+    @shows("A21")
     def test_limit_rises_for_an_index(self) -> None:
         """An index of some megabytes must arrive, from a client as from a node, and only when we asked for it."""
         for request, answer in (
@@ -350,12 +361,14 @@ class Hostile(SynchronousTestCase):
         bench.flush()
         self.assertIn("at most", str(self.failureResultOf(reply, LinkLost).value))
 
+    @shows("A24", "F18")
     def test_violations_close(self) -> None:
         """What the dialogue finds must have consequences."""
         request = frame(codec.encode_request(1, m.GetBaseDir("/a")), masked=True)
         self.assert_dropped(request + request)
         self.assert_dropped(frame(b"garbage", masked=True) * 16)
 
+    @shows("A24", "F18")
     def test_wrong_answer(self) -> None:
         """The request fails with the reason, and the link is gone."""
         bench = Bench()
@@ -395,10 +408,12 @@ class Life(SynchronousTestCase):
             raw.send(frame(b"ciruela", opcode=10))
             bench.flush()
         self.assertEqual(len(frames(raw.seen)), 60)
+        bench.advance(10)
         raw.send(b"\x82")
-        bench.advance(14)
+        bench.advance(5)
         self.assertTrue(link.alive)
 
+    @shows("A58")
     def test_half_dead_server(self) -> None:
         """A client would wait for its deadline of half an hour."""
         bench, link, raw = self.half_open()
@@ -479,6 +494,7 @@ class Life(SynchronousTestCase):
 
 
 class SlowReader(SynchronousTestCase):
+    @shows("A25", "F19", "I6")
     def test_who_does_not_read(self) -> None:
         """One client that asks for blocks and never reads would fill the server's memory."""
         bench = Bench()
@@ -541,6 +557,7 @@ class SlowReader(SynchronousTestCase):
             bench.advance(1)
         self.assertTrue(raw.ended)
 
+    @shows("A26")
     def test_many_at_once(self) -> None:
         """Requests that waited are answered one after the other, not one inside the other."""
         sent: list[bytes] = []
@@ -572,6 +589,7 @@ class SlowReader(SynchronousTestCase):
         bench.advance(20)
         self.assertTrue(raw.ended)
 
+    @shows("A25", "F19")
     def test_stall(self) -> None:
         """A reader that has stopped for good gives its place to somebody else."""
         bench = Bench()
@@ -627,6 +645,7 @@ class Connecting(SynchronousTestCase):
         self.assertEqual(str(self.failureResultOf(done, LinkLost).value), "cannot connect to 10.0.0.1:24783: no websocket there: HTTP 404")
         self.assertEqual(bench.clock.getDelayedCalls(), [])
 
+    @shows("A22", "I8")
     def test_garbage(self) -> None:
         """Any other server on that port."""
         for garbage in (b"\xff\xfe\r\n\r\n", b"220 mail\r\n\r\n", b"SSH-2.0-x\r\n" + b"x" * 20_000, b"HTTP/1.0 101 X\r\n\r\n", b"\r\n\r\n"):
@@ -640,6 +659,7 @@ class Connecting(SynchronousTestCase):
             self.assertEqual(bench.clock.getDelayedCalls(), [])
         self.flushLoggedErrors()
 
+    @shows("A19")
     def test_silence(self) -> None:
         """A port that accepts and says nothing."""
         bench, done = self.attempt()

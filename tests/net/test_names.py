@@ -20,6 +20,7 @@ from ciruela.net import resolve as resolve_module
 from ciruela.net.peers import PeerList, parse
 from ciruela.net.resolve import resolver, split_name
 from ciruela.seams import Address
+from tests.proof import shows
 
 ONE, TWO, THREE = (Address(f"10.0.0.{number}", 24783) for number in (1, 2, 3))
 
@@ -89,6 +90,7 @@ class Resolving(SynchronousTestCase):
 
 
 class Parsing(SynchronousTestCase):
+    @shows("A60")
     def test_lines(self) -> None:
         """The reference's files, and ours with ports."""
         lines, complaints = parse("# us\n\n n1 \nN1.\n10.0.0.2:5\n[::1]:7\nbad name\nn2:x\n", "peers.txt")
@@ -134,6 +136,7 @@ class Peers(SynchronousTestCase):
         self.assertEqual(self.peers.peers, {ONE: "n1", TWO: "n2", THREE: "n2"})
         self.assertEqual(self.changes[-1], self.peers.peers)
 
+    @shows("A60")
     def test_no_file(self) -> None:
         """One server alone is a cluster too; the file may come later."""
         self.successResultOf(self.peers.start())
@@ -158,6 +161,7 @@ class Peers(SynchronousTestCase):
         self.advance(6)
         self.assertEqual(self.peers.peers, {TWO: "n2", THREE: "n2"})
 
+    @shows("A60", "F56")
     def test_addresses_change(self) -> None:
         """A server that moved would be lost to the others for ever."""
         self.write("n1\n")
@@ -169,6 +173,7 @@ class Peers(SynchronousTestCase):
         self.assertEqual((self.asked, self.peers.peers), (["n1", "n1"], {TWO: "n1"}))
         self.assertEqual(len(self.changes), 2)
 
+    @shows("A60", "F56")
     def test_names_fail(self) -> None:
         """An outage of the DNS must not tear the cluster apart."""
         self.write("n1\nn2\n")

@@ -12,6 +12,7 @@ from ciruela.net.outgoing import Pool
 from ciruela.proto import messages as m
 from ciruela.seams import Address
 from tests.net.bench import NODE, Bench, Raw, accept_key
+from tests.proof import shows
 from tests.proto import samples as s
 
 BLOCK = m.GetBlock(s.BLOCK, None)
@@ -69,6 +70,7 @@ class PoolTests(SynchronousTestCase):
         self.failureResultOf(answer, RemoteError)
         self.assertTrue(self.pool.connected(NODE))
 
+    @shows("A24")
     def test_nobody_asks_here(self) -> None:
         """Connections that were made are for our questions only."""
         self.connected()
@@ -96,6 +98,7 @@ class PoolTests(SynchronousTestCase):
         self.assertEqual(self.bench.clock.getDelayedCalls(), [])
         self.assertEqual(self.pool._lines, {})
 
+    @shows("A58")
     def test_backoff(self) -> None:
         """A dead node would be knocked at many times a second by every other."""
         for failures in (1, 2, 3):
@@ -117,6 +120,7 @@ class PoolTests(SynchronousTestCase):
         self.assertTrue(text.startswith("cannot connect to 10.0.0.1:24783: "), text)
         self.assertIn("No route to host", text)
 
+    @shows("A58")
     def test_handshake_that_never_ends(self) -> None:
         """Three seconds for everything, then the next peer."""
         answer = self.ask()
@@ -126,6 +130,7 @@ class PoolTests(SynchronousTestCase):
         self.bench.advance(0.5)
         self.assertEqual(self.lost(answer), "no answer from 10.0.0.1:24783 within 3 s")
 
+    @shows("A58", "F52")
     def test_timeouts(self) -> None:
         """A request that is never answered must not block a download."""
         self.connected()
@@ -185,6 +190,7 @@ class PoolTests(SynchronousTestCase):
         for answer in answers:
             self.successResultOf(answer)
 
+    @shows("A26", "I6")
     def test_queue(self) -> None:
         """A queue without an end only hides that a peer is too slow."""
         answers = [self.ask() for _ in range(257)]

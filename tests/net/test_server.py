@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.net import server as server_module
 from ciruela.net.server import PortLimits
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Raw
+from tests.proof import shows
 
 
 def status(raw: Raw) -> int:
@@ -44,6 +45,7 @@ class Pages(SynchronousTestCase):
         _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"GET / ", b"GET /?x "))
         self.assertTrue(raw.seen.endswith(b"page /"))
 
+    @shows("A22")
     def test_read_only(self) -> None:
         """Nothing on these pages changes anything, so nothing else than reading is even looked at."""
         for start in (b"POST / HTTP/1.1", b"DELETE /status/ HTTP/1.1"):
@@ -56,6 +58,7 @@ class Pages(SynchronousTestCase):
         self.assertEqual(status(raw), 200)
         self.assertTrue(raw.seen.endswith(b"\r\n\r\n"))
 
+    @shows("A22", "I8")
     def test_nonsense(self) -> None:
         """Nonsense gets an answer and costs one connection."""
         for data in (b"\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\xff\xfe\r\n\r\n"):
@@ -63,6 +66,7 @@ class Pages(SynchronousTestCase):
             self.assertEqual(status(raw), 400, data)
             self.assertTrue(raw.ended)
 
+    @shows("A22", "F14")
     def test_malformed_handshakes(self) -> None:
         """A half-understood handshake would end in frames that nobody reads."""
         for old, new in (
@@ -102,6 +106,7 @@ class Pages(SynchronousTestCase):
 
 
 class Patience(SynchronousTestCase):
+    @shows("A19", "F16")
     def test_first_byte(self) -> None:
         """Connections that say nothing would use up the limit."""
         bench = Bench()
@@ -111,6 +116,7 @@ class Patience(SynchronousTestCase):
         bench.advance(0.5)
         self.assertTrue(raw.ended)
 
+    @shows("A19", "F16")
     def test_head(self) -> None:
         """A byte each second must not keep a connection (slowloris)."""
         bench = Bench()
@@ -127,6 +133,7 @@ class Patience(SynchronousTestCase):
         self.assertEqual(raw.seen, b"")
         self.assertEqual(bench.clock.getDelayedCalls(), [])
 
+    @shows("A19", "A21")
     def test_long_head(self) -> None:
         """A head without an end would fill the memory."""
         bench = Bench()
@@ -162,6 +169,7 @@ class Patience(SynchronousTestCase):
 
 
 class Limits(SynchronousTestCase):
+    @shows("A20", "F17")
     def test_total(self) -> None:
         """File descriptors run out, and with them the disk."""
         bench = Bench(port_limits=PortLimits(connections=2))
@@ -178,9 +186,10 @@ class Limits(SynchronousTestCase):
         bench.flush()
         self.assertEqual(status(fourth), 101)
 
+    @shows("A20", "F17")
     def test_each_address(self) -> None:
         """One host must not take all places; a host's own programs may."""
-        bench = Bench(port_limits=PortLimits(per_ip=1))
+        bench = Bench(port_limits=PortLimits(per_address=1))
         bench.raw_client("10.0.0.1")
         second = bench.raw_client("10.0.0.1")
         other = bench.raw_client("10.0.0.2")
@@ -190,6 +199,7 @@ class Limits(SynchronousTestCase):
         self.assertFalse(other.ended)
         self.assertFalse(any(raw.ended for raw in own))
 
+    @shows("A20", "I6")
     def test_counts_come_back(self) -> None:
         """A counter that only grows closes the port for good."""
         bench = Bench()
@@ -200,7 +210,7 @@ class Limits(SynchronousTestCase):
         for pump in bench.pumps:
             pump.clientIO.loseConnection()
         bench.advance(6)
-        self.assertEqual((bench.port.open, dict(bench.port.by_ip)), (0, {}))  # type: ignore[attr-defined]
+        self.assertEqual((bench.port.open, dict(bench.port.by_address)), (0, {}))  # type: ignore[attr-defined]
 
     def test_refused_peer_that_stays(self) -> None:
         """Who is refused and does not close would still hold a place."""

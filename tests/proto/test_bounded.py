@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
 from ciruela.proto.bounded import loads
+from tests.proof import shows
 from tests.proto.samples import VECTORS
 
 QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=150)
@@ -55,6 +56,7 @@ BOMBS = {
 }
 
 
+@shows("A23", "F13")
 class Refused(SynchronousTestCase):
     def test_bombs(self) -> None:
         """A hostile peer could otherwise stop or bloat every node with one message."""
@@ -71,6 +73,12 @@ class Refused(SynchronousTestCase):
         """A false length must be found before anything is made ready for it, and be named."""
         for text, words in (("82001b00", "in the middle, at offset 2"), ("8200830000", "longer than what is left, at offset 2")):
             self.assertIn(words, str(self.assertRaises(FormatError, loads, bytes.fromhex(text), max_items=9)))
+
+    def test_indefinite_in_disguise(self) -> None:
+        """Two readings of one message: what looks like a length of 128 bytes here would be content there."""
+        for first in (b"\x9f", b"\x5f", b"\x1f"):
+            fault = self.assertRaises(FormatError, loads, first + bytes(127) + b"\xff" + bytes(255), max_items=1000)
+            self.assertIn("indefinite length", str(fault))
 
     def test_budget_counts_every_item(self) -> None:
         """A million empty lists cost seventy times their bytes once they are built."""

@@ -15,6 +15,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry, State
 from ciruela.proto import codec
 from ciruela.proto import messages as m
+from tests.proof import shows
 from tests.proto import samples as s
 
 QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -136,6 +137,7 @@ class Tolerance(SynchronousTestCase):
         self.refused(ack(hosts={b"\1" * 15: "a"}))
         self.refused(cbor2.dumps([1, "GetBlock", 1, {"hash": b"\1" * 33}]))
 
+    @shows("A23", "A24", "F13")
     def test_types(self) -> None:
         """A true where a number is due, a number where a text is due."""
         self.refused(append(timestamp=True))
@@ -150,6 +152,7 @@ class Tolerance(SynchronousTestCase):
         self.refused(cbor2.dumps([1, "GetBaseDir", 1, ["/a"]]))
         self.refused(cbor2.dumps([1, "GetBaseDir", 1, {0: "/a"}]))
 
+    @shows("A15")
     def test_signatures(self) -> None:
         """One signature that is not understood spoils the message, as at the reference."""
         self.refused(append(signatures=[["ssh-rsa", b"\1" * 64]]))
@@ -158,6 +161,7 @@ class Tolerance(SynchronousTestCase):
         assert isinstance(wish, codec.RequestIn) and isinstance(wish.request, m.AppendDir)
         self.assertEqual(wish.request.signatures, ())
 
+    @shows("A23", "A24", "F13")
     def test_limits(self) -> None:
         """Each of these costs memory or time that a stranger could ask for."""
         self.accepted(append(path="/" + "a" * 1023), codec.RequestIn(1, m.AppendDir("/" + "a" * 1023, s.image(0x11), s.T, (s.SIGNATURE,))))
@@ -260,6 +264,7 @@ class Writing(SynchronousTestCase):
 
 
 class Malformed(SynchronousTestCase):
+    @shows("F13", "I8")
     def test_mutations(self) -> None:
         """One exception of another kind ends the connection of an innocent, or the daemon's duty that read it."""
         rng = random.Random(11)

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from ciruela.proto.dialogue import Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation
+from tests.proof import shows
 from tests.proto import samples as s
 
 ASK = m.GetBaseDir("/a")
@@ -36,6 +37,7 @@ class Asking(SynchronousTestCase):
         talk.ask(ASK, "one")
         self.assertEqual(talk.take(codec.encode_response(1, "GetBaseDir", m.Error("no"))), Answered("one", m.Error("no")))
 
+    @shows("A26")
     def test_too_many(self) -> None:
         """A caller that forgets to wait would fill the memory of both sides."""
         talk: Dialogue[int] = Dialogue(most_pending=2)
@@ -45,6 +47,7 @@ class Asking(SynchronousTestCase):
         talk.forget(number)
         talk.ask(ASK, 3)
 
+    @shows("F18")
     def test_late_answers_are_no_strays(self) -> None:
         """A slow but honest peer would be thrown out after sixteen timeouts."""
         talk: Dialogue[int] = Dialogue()
@@ -54,6 +57,7 @@ class Asking(SynchronousTestCase):
             self.assertEqual(talk.take(answer(number)), Nothing("an answer came late"))
         self.assertEqual(talk.strays, 0)
 
+    @shows("A24", "I6")
     def test_forgotten_requests_are_bounded(self) -> None:
         """A peer that never answers would make the table grow for ever."""
         talk: Dialogue[int] = Dialogue(most_pending=2)
@@ -85,6 +89,7 @@ class Asking(SynchronousTestCase):
         self.assertFalse(talk.large_due)
 
 
+@shows("A24", "F18")
 class Rules(SynchronousTestCase):
     def test_strays(self) -> None:
         """A peer that answers what was not asked is forgiven fifteen times."""
@@ -148,6 +153,7 @@ class Rules(SynchronousTestCase):
         talk.answer(5, m.Error("internal error"))
         self.assertEqual(talk.unanswered, 0)
 
+    @shows("A26")
     def test_too_many_requests_of_theirs(self) -> None:
         """A table without a bound is memory for the asking."""
         talk: Dialogue[int] = Dialogue(most_unanswered=2)

@@ -36,7 +36,11 @@ TAIL_LINES = 20
 PORTS = range(20000, 32000)
 """Below the ports that the system gives to outgoing connections, so that nobody takes the port of a node that is down for a moment."""
 
-BAD_LINES = re.compile(r"Unhandled|Traceback|#(?:error|critical)\]")
+BAD_LINES = re.compile(r"Unhandled|Traceback|Exception ignored|never awaited|Fatal Python error|#(?:error|critical)\]")
+"""What no log of a daemon may show unless the test declares it: an error of level error or worse, or one that nobody caught."""
+
+BAD_WORDS = re.compile(r"Unhandled|Traceback|Exception ignored|never awaited|Fatal Python error|internal error")
+"""What no program may ever say to a user."""
 
 Configs = Mapping[str, str]
 """The directory configs of one node: KEY -> settings without ``directory``."""
@@ -106,9 +110,12 @@ def until(condition: Callable[[], object], what: str, told: Callable[[], str] = 
 
 
 class RealNode:
-    """One daemon with its directories, all below ``top``."""
+    """One daemon with its directories, all below ``top``, unless ``data`` (images) or ``db`` is somewhere else.
 
-    def __init__(self, number: int, top: Path, port: int) -> None:
+    ``options`` come at the end of its command line; ``wrapper`` before it: a program that becomes the daemon, such as prlimit.
+    """
+
+    def __init__(self, number: int, top: Path, port: int, data: Path | None = None, db: Path | None = None) -> None:
         self.number = number
         self.host = f"127.0.0.{number}"
         self.port = port
@@ -116,8 +123,10 @@ class RealNode:
         self.machine = f"{number:032x}"
         self.top = top
         self.config = top / "config"
-        self.data = top / "data"
-        self.db = top / "db"
+        self.data = data or top / "data"
+        self.db = db or top / "db"
+        self.wrapper: list[str] = []
+        self.options: list[str] = []
         self.log = top / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -137,17 +146,18 @@ class RealNode:
             *("--port", str(self.port)),
             *("--override-machine-id", self.machine),
             *("--override-hostname", self.name),
+            *self.options,
         ]
 
     def write(self, configs: Configs, public_key: str, others: Sequence[RealNode]) -> None:
         """Make its directories and write its configuration."""
         (self.config / "configs").mkdir(parents=True)
-        self.data.mkdir()
-        self.db.mkdir()
+        self.data.mkdir(exist_ok=True)
+        self.db.mkdir(exist_ok=True)
         for key, settings in configs.items():
             directory = self.data / key
             if "num-levels: 0" not in settings:
-                directory.mkdir()
+                directory.mkdir(exist_ok=True)
             (self.config / "configs" / f"{key}.yaml").write_text(f'directory: "{directory}"\n{settings}')
         (self.config / "master.key").write_text(public_key)
         (self.config / "peers.txt").write_text("".join(f"{other.host}\n" for other in others))
@@ -190,7 +200,8 @@ class RealCluster:
 
     ``configs`` are those of all nodes, or one mapping for each. Nodes are counted from 0: ``down`` are those that are not started yet,
     ``groups`` those that know each other, if not all do.
-    ``expect_errors`` are parts of log lines of level error that belong to the test.
+    ``expect_errors`` are parts of log lines of level error that belong to the test; any other, and any traceback of a client, fails it.
+    ``data`` and ``db`` are directories of nodes, by number, that are not to be made below ``top``: mounted disks.
     """
 
     def __init__(
@@ -202,8 +213,12 @@ class RealCluster:
         down: Sequence[int] = (),
         groups: Sequence[Sequence[int]] | None = None,
         expect_errors: Sequence[str] = (),
+        data: Mapping[int, Path] | None = None,
+        db: Mapping[int, Path] | None = None,
     ) -> None:
         self.case = case
+        self._data, self._db = data or {}, db or {}
+        self._said_wrong: list[str] = []
         self.expect_errors = list(expect_errors)
         self.top = Path(case.mktemp()).absolute()
         self.top.mkdir(parents=True)
@@ -214,7 +229,10 @@ class RealCluster:
         public_key = make_key(self.key)
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
         self.port = free_port(hosts)
-        self.nodes = [RealNode(number, self.top / f"node{number}", self.port) for number in range(1, count + 1)]
+        self.nodes = [
+            RealNode(number, self.top / f"node{number}", self.port, self._data.get(number - 1), self._db.get(number - 1))
+            for number in range(1, count + 1)
+        ]
         self._groups = [[self.nodes[number] for number in group] for group in (groups or [range(count)])]
         self._clients: list[subprocess.Popen[str]] = []
         case.addCleanup(self._end)
@@ -234,7 +252,12 @@ class RealCluster:
             self.case.assertIsNone(node.process, f"{node.name} runs already")
             with open(node.log, "ab") as log:
                 node.process = subprocess.Popen(
-                    node.command(), cwd=node.top, env=environment(self.home), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    [*node.wrapper, *node.command()],
+                    cwd=node.top,
+                    env=environment(self.home),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
                 )
         running = [node for node in self.nodes if node.process is not None]
         for node in running:
@@ -274,6 +297,16 @@ class RealCluster:
         self.nodes[number].process = None
         return code
 
+    def ended(self, number: int) -> int:
+        """Wait for a daemon that something else ended. Gives the exit code, as subprocess has it."""
+        code = self._running(number).wait(PATIENCE_S)
+        self.nodes[number].process = None
+        return code
+
+    def pid(self, number: int) -> int:
+        """The process id of a daemon."""
+        return self._running(number).pid
+
     def signal(self, number: int, what: signal.Signals) -> None:
         """Send any signal to a daemon."""
         self._running(number).send_signal(what)
@@ -295,7 +328,7 @@ class RealCluster:
         for client in self._clients:
             if client.poll() is None:
                 client.kill()
-            client.communicate()
+            self._heard(client.args, *client.communicate())
         for node in self.nodes:
             if node.process is not None and node.process.poll() is None:
                 node.process.send_signal(signal.SIGCONT)
@@ -315,12 +348,19 @@ class RealCluster:
                     problems.append(f"{node.name} ended with {code}")
         for node in self.nodes:
             problems += [f"{node.name}: {line}" for line in self._bad_lines(node)]
+        problems += self._said_wrong
         if problems:
             raise AssertionError("\n".join([*problems, self.tails()]))
 
     def _bad_lines(self, node: RealNode) -> list[str]:
         lines = node.log.read_text(errors="replace").splitlines() if node.log.exists() else []
         return [line for line in lines if BAD_LINES.search(line) and not any(part in line for part in self.expect_errors)]
+
+    def _heard(self, command: object, *texts: str | None) -> None:
+        """What a client said; tracebacks are kept for the end of the test."""
+        for text in texts:
+            if text and BAD_WORDS.search(text):
+                self._said_wrong.append(f"{command} said:\n{text}")
 
     # -- clients ------------------------------------------------------------------------------------------------------------------
 
@@ -329,7 +369,7 @@ class RealCluster:
 
     def run(self, command: Sequence[str], timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a program as a user without settings, to its end."""
-        return subprocess.run(
+        done = subprocess.run(
             command,
             cwd=self.home,
             env=environment(self.home),
@@ -338,6 +378,8 @@ class RealCluster:
             encoding="utf-8",
             timeout=timeout,
         )
+        self._heard(command, done.stdout, done.stderr)
+        return done
 
     def sync(self, *args: object, key: Path | None = None, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run ``ciruela-sync`` with the key of the cluster (or ``key``) and its port."""
@@ -360,6 +402,7 @@ class RealCluster:
     def finish(self, client: subprocess.Popen[str], timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Wait for a client that was begun."""
         out, err = client.communicate(timeout=timeout)
+        self._heard(client.args, out, err)
         return subprocess.CompletedProcess(client.args, client.returncode, out, err)
 
     def expect(self, done: subprocess.CompletedProcess[str], code: int, *parts: str) -> str:

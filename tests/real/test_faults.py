@@ -10,6 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.mask import FULL
+from tests.proof import shows
 from tests.real.daemons import RealCluster, RealNode
 from tests.real.trees import noise_file, odd_tree, small_tree
 
@@ -52,6 +53,7 @@ class KillTests(SynchronousTestCase):
         """Whether an image is visible at each of the paths."""
         return all(node.has(vpath) for vpath in vpaths)
 
+    @shows("A57", "F40", "I11", "G11")
     def test_node_killed_while_it_downloads(self) -> None:
         """One broken server would hold up all others, its absence would go unnoticed, or it would begin anew after each crash."""
         size = 64 * MIB
@@ -77,6 +79,7 @@ class KillTests(SynchronousTestCase):
         cluster.same(late, "/apps/v2")
         self.assertLessEqual(victim.received(), missing * BLOCK + MIB, "blocks that were there were fetched again")
 
+    @shows("A55", "F53")
     def test_client_killed_when_the_nodes_have_all(self) -> None:
         """A closed laptop would leave servers with half an image, although together they have all of it."""
         source = self.large(2, 48 * MIB)
@@ -103,6 +106,7 @@ class KillTests(SynchronousTestCase):
             cluster.until(partial(node.has, "/apps/v1"), f"{node.name} finishes without the client")
         cluster.same(source, "/apps/v1")
 
+    @shows("I2", "I11")
     def test_all_nodes_killed_after_done(self) -> None:
         """A power cut right after DONE would lose what was promised, or cost all traffic again."""
         source = self.fresh()
@@ -123,6 +127,7 @@ class KillTests(SynchronousTestCase):
             self.assertEqual(node.has("/apps/v1"), image)
             self.assertEqual(node.received(), 0, f"{node.name} fetched something again")
 
+    @shows("A54", "I5")
     def test_absent_nodes_catch_up(self) -> None:
         """A server that was off, or is new, would serve old directories for good."""
         first, second, third = (small_tree(self.fresh(), {"version": str(number), "same": "same"}) for number in range(3))
@@ -150,6 +155,7 @@ class KillTests(SynchronousTestCase):
         for vpath, source in wanted.items():
             cluster.same(source, vpath)
 
+    @shows("A45", "F39")
     def test_damaged_state(self) -> None:
         """A bad sector under one small file would keep a server from starting, or take a directory out of its hands for good."""
         source = small_tree(self.fresh(), {"a": "1"})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.proof import shows
 from tests.real.daemons import APPS, CFG, RealCluster, make_key, program
 from tests.real.trees import small_tree
 
@@ -26,6 +27,7 @@ class RefusalTests(SynchronousTestCase):
         """A new directory with one file."""
         return small_tree(Path(self.mktemp()).absolute(), {"file": text})
 
+    @shows("A11", "A17", "I4", "I7")
     def test_who_and_where(self) -> None:
         """Somebody without a key could change servers, or a mistyped path would not be told from success."""
         cluster = RealCluster(self, 2, {"apps": APPS})
@@ -80,6 +82,7 @@ class RefusalTests(SynchronousTestCase):
         cluster.expect(cluster.sync("--replace", f"{three}:/cfg/main", "127.0.0.1"), 0, "DONE", "1/1 nodes")
         cluster.same(three, "/cfg/main")
 
+    @shows("F54", "I7")
     def test_own_mistakes(self) -> None:
         """A mistake on the user's side would look like one of the servers, or end in a traceback."""
         cluster = RealCluster(self, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.proof import shows
 from tests.real.daemons import PATIENCE_S, STOP_S, RealCluster, environment, free_port, program
 from tests.real.trees import odd_tree, small_tree
 
@@ -35,6 +36,7 @@ class DaemonTests(SynchronousTestCase):
         cluster.start(0, 1)
         cluster.same(source, "/apps/v1")
 
+    @shows("A49", "F43", "F60")
     def test_will_not_start(self) -> None:
         """Two daemons would mix their states, or a typing error would show up as a directory that never arrives."""
         cluster = RealCluster(self, 1)
@@ -104,6 +106,7 @@ class DaemonTests(SynchronousTestCase):
         self.assertEqual(caught.exception.code, 404)
         caught.exception.close()
 
+    @shows("A22", "F14", "I8")
     def test_garbage(self) -> None:
         """A port scanner, or a broken proxy, would take a server out of service."""
         source = small_tree(Path(self.mktemp()).absolute(), {"a": "b"})

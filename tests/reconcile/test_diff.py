@@ -31,6 +31,7 @@ class WantedTests(SynchronousTestCase):
         self.assertEqual([order.vpath.entry for order in wanted(BASE, {}, theirs, burials)], ["v4", "v3"])
         self.assertEqual([order.vpath.entry for order in wanted(BASE, {"v1": state(B, 3)}, theirs, burials)], ["v4", "v3", "v1"])
 
+    @shows("A54", "F49")
     def test_newest_first(self):
         """What matters now comes before last week's."""
         theirs = {"v1": state(A, 10), "v3": state(C, 30), "v2": state(B, 20)}

@@ -11,9 +11,11 @@ from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir
-from ciruela.reconcile.service import KNOWN_S, MOST_PER_BASE, Reconciler
+from ciruela.reconcile import service
+from ciruela.reconcile.service import KNOWN_S, MOST_BASES, MOST_DOWNLOADS, MOST_PER_BASE, Reconciler
 from ciruela.seams import Address, Pending
 from ciruela.tracking.ledger import Ledger, base_dir_hash
+from tests.proof import shows
 
 BASE = VPath.parse("/app")
 PEER, OTHER = Address("10.0.0.2", 1), Address("10.0.0.3", 1)
@@ -79,6 +81,7 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, base_dir_hash({"v1": state(1, 10)}), PEER)
         self.assertEqual(self.asked, [])
 
+    @shows("A34")
     def test_not_ours(self):
         """Nothing is asked for directories that are not configured here, or are no base dirs."""
         for path in ("/other", "/app/v1", "/deep", "/whole/x"):
@@ -99,6 +102,7 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, heard, PEER)
         self.assertEqual(len(self.asked), 2)
 
+    @shows("A54", "F49")
     def test_throttle(self):
         """Three downloads at a time in one base dir; the next begins when one ends."""
         heard = self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 8)})
@@ -108,6 +112,30 @@ class ReconcilerTests(SynchronousTestCase):
         self.assertEqual(self.reconciler.backlog(), 4)
         self.reconciler.ended(BASE.child("v6"), well=True)
         self.assertEqual(self.names(), ["v7", "v6", "v5", "v4"])
+
+    @shows("A54", "F49", "I6")
+    def test_throttle_of_all(self):
+        """A peer with a thousand base dirs would make a thousand downloads run at once."""
+        for number in range(MOST_DOWNLOADS + 10):
+            self.reconciler.differs(VPath.parse(f"/deep/d{number}"), self.peer_has(v1=state(1, 10)), PEER)
+        self.assertEqual(len(self.orders), MOST_DOWNLOADS)
+        self.assertEqual(self.reconciler.backlog(), 10)
+
+    @shows("A34", "F25", "I6")
+    def test_questions_are_bounded(self):
+        """A peer that tells of a million base dirs would make a million requests wait."""
+        for number in range(MOST_BASES + 10):
+            self.reconciler.differs(VPath.parse(f"/deep/d{number}"), bytes(32), PEER)
+        self.assertEqual(len(self.asked), MOST_BASES)
+
+    @shows("A34", "F25", "I6")
+    def test_memory_is_bounded(self):
+        """What was compared is remembered, but not for a million base dirs."""
+        self.patch(service, "MOST_KNOWN", 20)
+        heard = self.peer_has()
+        for number in range(50):
+            self.reconciler.differs(VPath.parse(f"/deep/d{number}"), heard, PEER)
+        self.assertEqual((len(self.asked), len(self.reconciler._known)), (50, 20))
 
     def test_failure_is_tried_again(self):
         """A download that failed is asked for again when the base dir is next heard of."""
@@ -123,6 +151,7 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, heard, PEER)
         self.assertEqual(self.names(), ["v1", "v1"])
 
+    @shows("A56", "F53")
     def test_given_up_upload_dies(self):
         """Nodes do not tell each other for ever of an upload that none of them could get; one that has it can still give it."""
         heard = self.peer_has(v1=state(1, 10), pending=["v1"])

@@ -6,8 +6,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.dirconfig import OnConflict
 from ciruela.model.vpath import VPath
-from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
 from tests.proof import shows
+from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
 
 V1 = "/app/v1"
 LARGE = Image(2, {"large": 20_000_000})
@@ -49,9 +49,10 @@ class UploadTests(SynchronousTestCase):
         """Twenty nodes; the client gives to three, and is told of all."""
         self.upload(20)
 
+    @shows("G5", "I5")
     def test_hundred(self):
-        """A hundred nodes."""
-        self.upload(100)
+        """A hundred nodes have it within twenty seconds."""
+        self.upload(100, seconds=20.0)
 
     def test_twenty_with_loss(self):
         """Every fifth datagram is lost: it takes longer, nothing else changes."""
@@ -99,6 +100,7 @@ class UploadTests(SynchronousTestCase):
 class FaultTests(SynchronousTestCase):
     """What happens to the cluster happens to real ones."""
 
+    @shows("A53", "F48", "G5", "I5")
     def test_partition(self):
         """An upload into one half reaches the other when the network heals."""
         cluster = Cluster(20)
@@ -115,6 +117,7 @@ class FaultTests(SynchronousTestCase):
         self.assertLess(took, 30.0)
         self.assertTrue(cluster.agree())
 
+    @shows("A53", "F48", "I5")
     def test_both_sides_write(self):
         """Replaces on both sides of a partition end as one version everywhere, the newer one."""
         cluster = Cluster(8)
@@ -171,6 +174,7 @@ class FaultTests(SynchronousTestCase):
         for client in clients:
             self.assertEqual({note.reason.partition(":")[0] for note in client.aborted}, {"conflict"})
 
+    @shows("A54", "F49", "I5")
     def test_late_joiner(self):
         """A node that joins empty gets everything from its peers, long after the clients have gone."""
         cluster = Cluster(4)
@@ -187,6 +191,7 @@ class FaultTests(SynchronousTestCase):
         for number, image in enumerate(images):
             self.assertIn(5, cluster.holders(f"/app/v{number}", image))
 
+    @shows("A55", "F53")
     def test_client_leaves(self):
         """When the nodes together have every block they finish without the client."""
         cluster = Cluster(5)
@@ -199,6 +204,7 @@ class FaultTests(SynchronousTestCase):
         cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 5)
         self.assertEqual(len(cluster.holders(V1, SITE)), 5)
 
+    @shows("A56", "F53")
     def test_client_leaves_too_early(self):
         """With blocks missing everywhere the download waits, says that it is stalled, and goes on when the client is back."""
         cluster = Cluster(3, latency_s=0.05)
@@ -216,6 +222,7 @@ class FaultTests(SynchronousTestCase):
         self.assertEqual(len(cluster.holders(V1, LARGE)), 3)
         self.assertLess(len(again.given), len(LARGE.blocks))
 
+    @shows("A57", "F40")
     def test_killed_and_restarted(self):
         """A node that is killed in mid-download goes on from what it had, also when everybody else has finished and gone on."""
         cluster = Cluster(3)
@@ -247,6 +254,84 @@ class FaultTests(SynchronousTestCase):
         self.assertEqual(len(cluster.holders(V1, SITE)), 3)
         self.assertTrue(all(node.downloads.totals.received_bytes == 0 for node in cluster.nodes.values()))
 
+    @shows("A52", "F47", "I5", "I10")
+    def test_ten_clients_replace_one_path(self):
+        """Whoever comes last in the order of versions wins everywhere, and no node goes back on the way."""
+        cluster = Cluster(5, latency_s=0.01)
+        cluster.run(10.0)
+        images = [Image(100 + number, {"a": 50_000, "b": number}) for number in range(10)]
+        seen = {number: [] for number in cluster.nodes}
+
+        def note():
+            for number, node in cluster.nodes.items():
+                state = node.ledger.committed(VPath.parse(V1))
+                if state is not None and (not seen[number] or seen[number][-1] != state.version):
+                    seen[number].append(state.version)
+            return False
+
+        for turn in range(3):
+            stamps = {image.id: cluster.now_ms() + turn // 2 for image in images}
+            for number, image in enumerate(images):
+                Client(cluster, image).upload(V1, cluster.addresses(1 + (number + turn) % 5), stamp=stamps[image.id], replace=True)
+            cluster.run(5.0, until=note)
+        cluster.run(60.0, until=note)
+        self.assertTrue(cluster.agree())
+        for versions in seen.values():
+            self.assertEqual(versions, sorted(versions))
+        self.assertEqual({versions[-1] for versions in seen.values()}, {max(version for versions in seen.values() for version in versions)})
+
+    @shows("A56", "F53")
+    def test_client_killed_at_any_share(self):
+        """Whenever the client goes, what arrived of it is used: what is missing everywhere is all that the next one has to give."""
+        for tenths in (1, 5, 9):
+            cluster = Cluster(3, latency_s=0.02)
+            cluster.run(10.0)
+            client = Client(cluster, LARGE)
+            client.upload(V1, cluster.addresses(1, 2, 3))
+            cluster.run(30.0, until=lambda: self.nowhere(cluster) <= len(LARGE.blocks) * (10 - tenths) // 10)  # noqa: B023
+            client.leave()
+            cluster.run(60.0)
+            self.assertEqual(cluster.holders(V1, LARGE), set())
+            nowhere = self.nowhere(cluster)
+            again = Client(cluster, LARGE)
+            again.upload(V1, cluster.addresses(2))
+            cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 3)  # noqa: B023
+            self.assertEqual(cluster.holders(V1, LARGE), {1, 2, 3})
+            self.assertLessEqual(len(set(again.given)), 1.05 * nowhere + 8)
+
+    def nowhere(self, cluster):
+        """How many blocks of LARGE no node has."""
+        if cluster.holders(V1, LARGE):
+            return 0
+        plans = [one.plan for one in self.downloads(cluster) if one.plan is not None]
+        return sum(not any(plan.has(number) for plan in plans) for number in range(len(LARGE.blocks)))
+
+    @shows("A57", "F41", "G11")
+    def test_all_killed_at_half(self):
+        """A power cut of the whole cluster in the middle of an upload costs nobody what was on the disks."""
+        cluster = Cluster(3, latency_s=0.02)
+        cluster.run(10.0)
+        client = Client(cluster, LARGE)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        half = len(LARGE.blocks) // 2
+        cluster.run(30.0, until=lambda: sum(one.plan is not None and one.plan.missing <= half for one in self.downloads(cluster)) == 3)
+        missing = [one.plan.missing for one in self.downloads(cluster)]
+        client.leave()
+        for number in (1, 2, 3):
+            cluster.kill(number)
+        for number in (1, 2, 3):
+            cluster.start(number)
+        Client(cluster, LARGE).upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 3)
+        self.assertEqual(cluster.holders(V1, LARGE), {1, 2, 3})
+        for left, number in zip(missing, (1, 2, 3), strict=True):
+            self.assertLess(cluster.nodes[number].downloads.totals.received_bytes, (left + 0.05 * len(LARGE.blocks)) * 32768)
+
+    def downloads(self, cluster):
+        """What each node is fetching."""
+        return [running for node in cluster.nodes.values() for running in node.downloads.running()]
+
+    @shows("A58", "F52")
     def test_silent_client(self):
         """A client that says it has the image and never answers holds up nobody for long."""
         cluster = Cluster(3)
@@ -259,6 +344,7 @@ class FaultTests(SynchronousTestCase):
         cluster.run(150.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
         self.assertEqual(len(cluster.holders(V1, SITE)), 3)
 
+    @shows("A7", "F5", "I1")
     def test_liar(self):
         """A client that publishes somebody's image and gives wrong bytes cannot change it, nor stop it."""
         cluster = Cluster(3)

@@ -8,7 +8,8 @@ from ciruela.model.order import Command
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Loaded, Pending
-from ciruela.tracking.ledger import ABORT_MEMORY_S, Ledger, base_dir_hash
+from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
+from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
 BASE = VPath.parse("/app/x")
@@ -82,6 +83,7 @@ class LedgerTests(SynchronousTestCase):
         self.ledger.commit(V1, state(A, 5, 7))
         self.assertIsNotNone(self.ledger.pending(V1))
 
+    @shows("A56")
     def test_abort(self):
         """A given-up upload leaves no trace in the hash, and is remembered for two minutes."""
         self.ledger.begin(pending(V1, A))
@@ -113,6 +115,16 @@ class LedgerTests(SynchronousTestCase):
         self.ledger.abort(V1, 0)
         self.ledger.begin(pending(V1, A))
         self.assertFalse(self.ledger.recently_aborted(V1, A))
+
+    @shows("I6")
+    def test_aborts_are_bounded(self):
+        """Uploads that fail one after the other would fill the memory, and the datagrams that tell of them."""
+        for number in range(MAX_ABORTS + 10):
+            vpath = BASE.child(f"x{number}")
+            self.ledger.begin(pending(vpath, A))
+            self.ledger.abort(vpath, number)
+        known = self.ledger.abandoned()
+        self.assertEqual((len(known), known[-1].timestamp_ms), (MAX_ABORTS, MAX_ABORTS + 9))
 
     def test_fill(self):
         """After a restart the node says what it said before."""

@@ -5,6 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.tracking.watches import MAX_PER_LINK, Watches
+from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
 V1, V2 = VPath.parse("/app/v1"), VPath.parse("/app/v2")
@@ -29,6 +30,7 @@ class WatchesTests(SynchronousTestCase):
         self.assertTrue(self.watches.watched(V1))
         self.assertEqual(list(self.watches.paths()), [V1])
 
+    @shows("I6")
     def test_lost(self):
         """A closed connection is forgotten everywhere."""
         for link in (self.one, self.other):
@@ -39,7 +41,9 @@ class WatchesTests(SynchronousTestCase):
         self.watches.lost(self.other)
         self.watches.lost(self.other)
         self.assertEqual((self.watches.sources(A), list(self.watches.paths())), ([], []))
+        self.assertEqual((self.watches._images, self.watches._paths, self.watches._of_link), ({}, {}, {}))
 
+    @shows("A26", "I6")
     def test_limits(self):
         """One connection cannot fill the memory; repeating what it said is free."""
         for number in range(MAX_PER_LINK):

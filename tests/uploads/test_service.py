@@ -2,17 +2,20 @@
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.clockwork import Hush
+from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import Burials, SigEntry, State, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Uploads
+from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
 V1 = VPath.parse("/app/v1")
@@ -39,7 +42,7 @@ class World:
         self.settling = None
 
     def verified(self, config, vpath, image, entries):
-        return succeed(tuple(entries)) if self.verified_answer is None else self.verified_answer
+        return succeed(dict.fromkeys(entries, "a key")) if self.verified_answer is None else self.verified_answer
 
     def present(self, vpath):
         self.events.append(("present", vpath))
@@ -69,14 +72,26 @@ class World:
         return self.settling
 
 
+def log_text(case):
+    """What was logged as an error so far, as one text."""
+    return "\n".join(formatEvent(event) for event in case.logged)
+
+
 class UploadsTests(SynchronousTestCase):
     """What is accepted is recorded before it is answered."""
 
     def setUp(self):
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
         self.world = World()
         self.ledger = Ledger(Clock())
-        configs = {"app": DirConfig("app", "/srv/app", append_only=False, num_levels=1)}
-        self.uploads = Uploads(configs, self.ledger, self.world, self.world, self.world, lambda: NOW, self.world.conflicted)
+        configs = {
+            "app": DirConfig("app", "/srv/app", append_only=False, num_levels=1),
+            "log": DirConfig("log", "/srv/log", append_only=True, num_levels=1),
+            "ice": DirConfig("ice", "/srv/ice", append_only=True, num_levels=1, on_append_conflict=OnConflict.FREEZE),
+        }
+        self.uploads = Uploads(configs, self.ledger, self.world, self.world, self.world, lambda: NOW, self.world.conflicted, Hush(Clock()))
 
     def order(self, image=A, command=Command.APPEND, origin=Origin.CLIENT, path=V1, entries=None, hints=()):
         return self.uploads.order(Order(command, path, image, None, entries or (entry(),), origin), hints)
@@ -89,6 +104,39 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(self.world.events, [("stop", V1, Abort.SUPERSEDED), ("write_pending", pending), ("start", pending, ("address",))])
         self.assertEqual(self.ledger.pending(V1), pending)
 
+    @shows("A51")
+    def test_conflict_is_told(self):
+        """The client whose image gave way would believe that it is on every node."""
+        path = VPath.parse("/log/v1")
+        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
+        self.assertTrue(verdict.conflict)
+        self.assertEqual(self.world.events[:2], [("conflicted", path, B), ("stop", path, Abort.CONFLICT)])
+        self.assertEqual(self.ledger.pending(path).state.image, A)
+        self.assertIn("conflict at append-only /log/v1", log_text(self))
+
+    @shows("A51")
+    def test_frozen(self):
+        """With freeze the node keeps what it has, and says so to the client and in the log."""
+        path = VPath.parse("/ice/v1")
+        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
+        self.assertEqual(verdict.reason, Reject.CONFLICT)
+        self.assertEqual(self.world.events, [("conflicted", path, B)])
+        self.assertIsNone(self.ledger.pending(path))
+        self.assertIn(f"{A.hex()}, here {B.hex()} stays", log_text(self))
+
+    @shows("A12")
+    def test_deleted(self):
+        """The ledger's tombstones and floors would be known and not asked."""
+        version = state(A).version
+        self.ledger.bury(V1, Burials(0, {"v1": Tombstone(version, NOW)}))
+        self.assertEqual(self.successResultOf(self.order()).reason, Reject.STALE_TIMESTAMP)
+        self.ledger.bury(V1, Burials(NOW, {}))
+        self.assertIsInstance(self.successResultOf(self.order()), Accepted)
+        other = self.order(origin=Origin.PEER, path=VPath.parse("/app/v2"))
+        self.assertEqual(self.successResultOf(other).reason, Reject.STALE_TIMESTAMP)
+
     def test_refused_without_reading_keys(self):
         """A request for another directory costs no disk access."""
         self.world.verified_answer = fail(AssertionError("not to be asked"))
@@ -97,9 +145,10 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(verdict.reason, Reject.NO_CONFIG)
         self.assertEqual(self.world.events, [])
 
+    @shows("A18", "I4")
     def test_unsigned_leaves_no_trace(self):
         """Nothing is written, started or remembered for a request that no key signed (threats A18)."""
-        self.world.verified_answer = succeed(())
+        self.world.verified_answer = succeed({})
         self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
         self.assertEqual(self.world.events, [])
         self.assertEqual(self.ledger.base_hashes(), {})
@@ -109,6 +158,7 @@ class UploadsTests(SynchronousTestCase):
         self.world.verified_answer = fail(DiskError("keys: permission denied"))
         self.failureResultOf(self.order(), DiskError)
 
+    @shows("A39", "F29")
     def test_record_fails(self):
         """What cannot be recorded is not accepted, and the path is free again (protocol C10)."""
         self.world.write_answer = fail(DiskError("no space"))
@@ -117,6 +167,7 @@ class UploadsTests(SynchronousTestCase):
         self.world.write_answer = None
         self.assertIsInstance(self.successResultOf(self.order()), Accepted)
 
+    @shows("A52")
     def test_one_at_a_time(self):
         """Two requests for one path are judged one after the other: the second sees the first."""
         held = Deferred()
@@ -136,6 +187,7 @@ class UploadsTests(SynchronousTestCase):
         self.world.write_answer = None
         self.assertIsInstance(self.successResultOf(self.order(A, path=VPath.parse("/app/v2"))), Accepted)
 
+    @shows("A15", "F11")
     def test_already_done(self):
         """The same signature again writes nothing; a new one is recorded."""
         self.ledger.commit(V1, state(A))
@@ -154,6 +206,7 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(self.world.events[-1][0], "start")
         self.assertIsNotNone(self.ledger.pending(V1))
 
+    @shows("A15")
     def test_in_progress_merges(self):
         """A second key's signature of a running upload is kept; the download is not started twice."""
         self.successResultOf(self.order())

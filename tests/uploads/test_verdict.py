@@ -42,6 +42,7 @@ class PrecheckTests(SynchronousTestCase):
         """A client is sent elsewhere when the directory is not configured here."""
         self.assertEqual(precheck(order(), None).reason, Reject.NO_CONFIG)
 
+    @shows("A17")
     def test_level(self):
         """An image can only be put where images belong."""
         for path in ("/app", "/app/a/b"):
@@ -53,6 +54,7 @@ class PrecheckTests(SynchronousTestCase):
         self.assertIsNone(precheck(order(path="/app"), whole))
         self.assertEqual(precheck(order(path="/app/v1"), whole).reason, Reject.CONFIG_LEVEL_MISMATCH)
 
+    @shows("I9")
     def test_append_only(self):
         """What is append-only is never replaced by a client."""
         self.assertEqual(precheck(order(Command.REPLACE), APPEND_ONLY).reason, Reject.DIR_IS_APPEND_ONLY)
@@ -66,11 +68,13 @@ class PrecheckTests(SynchronousTestCase):
 class ClientTests(SynchronousTestCase):
     """Rows 5 to 10, as a client meets them."""
 
+    @shows("I4", "F8")
     def test_no_valid_signature(self):
         """Nothing changes without a key that is configured here."""
         found = judge(order(), OPEN, Standing(None, None, False), (), NOW)
         self.assertEqual(found.reason, Reject.SIGNATURE_MISMATCH)
 
+    @shows("A13", "F10")
     def test_future(self):
         """A clock that runs ahead cannot pin a version for ever."""
         late = NOW + FUTURE_LIMIT_MS
@@ -124,12 +128,14 @@ class ClientTests(SynchronousTestCase):
         found = verdict(order(Command.REPLACE), committed=state(B, NOW - 1))
         self.assertEqual(found, Accepted(Progress.NEW, state(A)))
 
+    @shows("A52")
     def test_replace_old_image(self):
         """Compare-and-swap: only what the client saw is replaced."""
         there = state(B, NOW - 1)
         self.assertIsInstance(verdict(order(Command.REPLACE, old=B), committed=there), Accepted)
         self.assertEqual(verdict(order(Command.REPLACE, old=C), committed=there).reason, Reject.REPLACE_DOESNT_MATCH)
 
+    @shows("A52", "I10")
     def test_replace_stale(self):
         """A recorded request of an older version cannot roll the cluster back; of two with one time the greater id wins."""
         self.assertEqual(verdict(order(Command.REPLACE), committed=state(B, NOW + 1)).reason, Reject.STALE_TIMESTAMP)
@@ -147,6 +153,7 @@ class ClientTests(SynchronousTestCase):
             found = verdict(order(command), pending=state(A, NOW - 5, fill=8))
             self.assertEqual(found, Accepted(Progress.IN_PROGRESS, state(A, NOW - 5, fill=8).merged((entry(),))))
 
+    @shows("A52")
     def test_other_in_progress(self):
         """Two uploads of one path do not run into each other."""
         self.assertEqual(verdict(order(), pending=state(B)).reason, Reject.ALREADY_UPLOADING)
@@ -178,6 +185,7 @@ class PeerTests(SynchronousTestCase):
         self.assertEqual(verdict(wish, committed=state(B, NOW - 1)), Accepted(Progress.NEW, state(A)))
         self.assertEqual(verdict(wish, pending=state(B, NOW - 1)), Accepted(Progress.NEW, state(A)))
 
+    @shows("I10")
     def test_not_newer(self):
         """Nothing goes backwards."""
         wish = order(Command.REPLACE, origin=Origin.PEER)
@@ -225,6 +233,7 @@ class PeerTests(SynchronousTestCase):
         """What was signed years ago is still wanted by a node that joins."""
         self.assertIsInstance(verdict(order(origin=Origin.PEER), stamp=1), Accepted)
 
+    @shows("A14", "A51", "A53", "F46")
     def test_any_two_agree(self):
         """Of two versions exactly one wins against the other, whichever node hears it first."""
         stamps = (NOW - 1, NOW)

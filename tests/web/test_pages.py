@@ -6,6 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
 from ciruela.web.pages import Pages
+from tests.proof import shows
 
 
 class Words:
@@ -51,6 +52,7 @@ class PagesTests(SynchronousTestCase):
             self.assertEqual(json.loads(body), {"page": name})
             self.assertEqual(request.responseHeaders.getRawHeaders("content-type"), ["application/json"])
 
+    @shows("F3")
     def test_exact(self):
         """A path without its slash is another path, as in the reference."""
         request, _ = self.get(b"/status")
@@ -75,12 +77,14 @@ class PagesTests(SynchronousTestCase):
         words.well = False
         self.assertEqual(self.get(b"/healthz", words=words)[0].responseCode, 503)
 
+    @shows("F3")
     def test_read_only(self):
         """Only GET and HEAD are answered, HEAD without a body."""
         self.assertEqual(self.get(b"/status/", b"POST")[0].responseCode, 405)
         request, body = self.get(b"/status/", b"HEAD")
         self.assertEqual((request.responseCode, body), (200, b""))
 
+    @shows("F3", "I8")
     def test_not_utf8(self):
         """Bytes that are no text are answered, not crashed on."""
         self.assertEqual(self.get(b"/list-dir/%ff%fe")[0].responseCode, 404)

@@ -1,0 +1,134 @@
+"""Whether deleting is safe now: everything that a decision rests on must be known to be right (threats 6.10). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ciruela.model.dirconfig import DirConfig
+from ciruela.seams import Identity, KeepList
+
+QUIET_S = 600.0
+"""Nothing is deleted for so long after a start, or after a time in which this process did not run (threats A54)."""
+
+STEP_MS = 60_000
+"""So far the wall clock may move away from the steady one (threats 6.10); a greater distance is a clock that somebody set."""
+
+SKEW_MS = 5 * 60_000
+"""So far the wall clock may be from what the other nodes say, and behind what this node recorded itself (threats 6.10)."""
+
+
+class Cause(Enum):
+    """Why nothing is deleted; the values are the words of the status page."""
+
+    STARTING = "starting"
+    PEERS = "peers"
+    CLOCK = "clock"
+    CONFIG = "config"
+    DIRECTORY = "directory"
+    KEEP_LIST = "keep_list"
+
+    @property
+    def passes(self) -> bool:
+        """Whether it usually ends by itself, so that nobody need be alarmed."""
+        return self in (Cause.STARTING, Cause.PEERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """One reason to delete nothing. ``detail`` is for the log, it may name files of this host."""
+
+    cause: Cause
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The wall clock, in milliseconds since 1970, and at the same time a clock that nobody can set, in seconds since whenever."""
+
+    wall_ms: int
+    steady_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSight:
+    """What concerns all directories.
+
+    ``began``: the start of this process; ``awake_s``: since when, by the steady clock, it has run without a pause. ``recorded_ms``: the
+    latest time that is recorded here. ``clocks_ms``: what the clocks of other nodes show now, as far as they are known. ``peers`` other
+    nodes are configured, ``heard`` of them were heard since ``awake_s``.
+    """
+
+    began: Moment
+    awake_s: float
+    now: Moment
+    recorded_ms: int
+    clocks_ms: Sequence[int]
+    peers: int
+    heard: int
+
+
+@dataclass(frozen=True, slots=True)
+class DirSight:
+    """What concerns one directory; a text in place of a value says why that could not be had.
+
+    ``config`` and ``identity`` are those of the start, ``config_now`` and ``identity_now`` those of this moment.
+    """
+
+    config: DirConfig
+    config_now: DirConfig | str
+    identity: Identity | str
+    identity_now: Identity | str
+    keep_list: KeepList | str
+
+
+def node_faults(sight: NodeSight) -> list[Blocked]:
+    """Reasons to delete nothing anywhere."""
+    found = []
+    awake_s = sight.now.steady_s - sight.awake_s
+    if awake_s < QUIET_S:
+        found.append(Blocked(Cause.STARTING, f"the first {QUIET_S:.0f} s after a start or a pause are not over"))
+    if 2 * sight.heard <= sight.peers and sight.peers:
+        found.append(Blocked(Cause.PEERS, f"{sight.heard} of {sight.peers} other nodes were heard, more than half are needed"))
+    return found + clock_faults(sight)
+
+
+def clock_faults(sight: NodeSight) -> list[Blocked]:
+    """Reasons to doubt the wall clock."""
+    found = []
+    now_ms = sight.now.wall_ms
+    moved_ms = now_ms - sight.began.wall_ms - round((sight.now.steady_s - sight.began.steady_s) * 1000)
+    if abs(moved_ms) > STEP_MS:
+        found.append(Blocked(Cause.CLOCK, f"the clock was set by {moved_ms / 1000:.0f} s since the start; restart when it is right"))
+    if now_ms < sight.recorded_ms - SKEW_MS:
+        behind_s = (sight.recorded_ms - now_ms) / 1000
+        found.append(Blocked(Cause.CLOCK, f"the clock is {behind_s:.0f} s behind what is recorded here; set it"))
+    near = sum(abs(clock_ms - now_ms) <= SKEW_MS for clock_ms in sight.clocks_ms)
+    if sight.clocks_ms and 2 * near <= len(sight.clocks_ms):
+        off_s = _median(sight.clocks_ms) / 1000 - now_ms / 1000
+        told = f"the clocks of the other nodes are {off_s:+.0f} s from this one; compare them"
+        found.append(Blocked(Cause.CLOCK, told))
+    return found
+
+
+def dir_faults(sight: DirSight) -> list[Blocked]:
+    """Reasons to delete nothing in one directory."""
+    found = []
+    if isinstance(sight.config_now, str):
+        found.append(Blocked(Cause.CONFIG, sight.config_now))
+    elif sight.config_now != sight.config:
+        found.append(Blocked(Cause.CONFIG, f"configs/{sight.config.key}.yaml has changed since the start; restart to let it count"))
+    if isinstance(sight.identity, str):
+        found.append(Blocked(Cause.DIRECTORY, f"at the start: {sight.identity}; restart when it is back"))
+    elif isinstance(sight.identity_now, str):
+        found.append(Blocked(Cause.DIRECTORY, sight.identity_now))
+    elif sight.identity_now != sight.identity:
+        found.append(Blocked(Cause.DIRECTORY, f"{sight.config.directory} is another directory than at the start; restart if that is right"))
+    if isinstance(sight.keep_list, str):
+        found.append(Blocked(Cause.KEEP_LIST, sight.keep_list))
+    return found
+
+
+def _median(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,92 @@
+"""The keep rules: which images of a base dir stay, and which rule says so (protocol section 5.13). Pure.
+
+Rows that differ from the reference:
+
+- the age of an image is that of its newest signature, as everywhere else here; the reference takes the oldest, by mistake (section 12, C3);
+- the newest image stays whatever the other rules say;
+- what is in use stays, and one cycle removes at most :func:`most_deletions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.state import Version
+
+LEAST_CAP = 2
+"""So many images one cycle may remove from any base dir (threats 6.10)."""
+
+CAP_DIVISOR = 5
+"""And else one part in so many: 20 % (threats 6.10)."""
+
+
+class Rule(Enum):
+    """What keeps an image, or drops it; the values are for people."""
+
+    FEW = "no more than keep-min-directories are here"
+    RECENT = "signed within keep-recent"
+    LISTED = "on the keep list"
+    MINIMUM = "one of the newest keep-min-directories"
+    NEWEST = "the newest"
+    IN_USE = "in use"
+    OLD = "older than keep-recent"
+    SURPLUS = "beyond keep-max-directories"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what falls under it stays."""
+        return self not in (Rule.OLD, Rule.SURPLUS)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What is to become of one image, and why."""
+
+    entry: str
+    version: Version
+    rule: Rule
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it stays."""
+        return self.rule.keeps
+
+
+def rulings(
+    entries: Mapping[str, Version], config: DirConfig, listed: Collection[str], in_use: Collection[str], now_ms: int
+) -> list[Ruling]:
+    """A ruling for each of ``entries``, the committed images of one base dir by name; the newest first.
+
+    ``listed`` and ``in_use`` are names, too. A time of signature is milliseconds since 1970, of an image without signatures 0.
+    """
+    newest_first = sorted(entries, key=lambda entry: (entries[entry], entry), reverse=True)
+    if len(entries) <= config.keep_min_directories:
+        return [Ruling(entry, entries[entry], Rule.FEW) for entry in newest_first]
+    found: dict[str, Rule] = {}
+    recent = 0
+    for entry in newest_first:
+        if entries[entry].timestamp_ms < now_ms - config.keep_recent_ms:
+            found[entry] = Rule.OLD
+        else:
+            recent += 1
+            found[entry] = Rule.RECENT if recent <= config.keep_max_directories else Rule.SURPLUS
+        if not found[entry].keeps and entry in listed:
+            found[entry] = Rule.LISTED
+    lacking = config.keep_min_directories - sum(rule.keeps for rule in found.values())
+    dropped = [entry for entry in newest_first if not found[entry].keeps]
+    for entry in dropped[: max(0, lacking)]:
+        found[entry] = Rule.MINIMUM
+    if not found[newest_first[0]].keeps:
+        found[newest_first[0]] = Rule.NEWEST
+    for entry in dropped:
+        if not found[entry].keeps and entry in in_use:
+            found[entry] = Rule.IN_USE
+    return [Ruling(entry, entries[entry], found[entry]) for entry in newest_first]
+
+
+def most_deletions(count: int) -> int:
+    """How many of ``count`` images of a base dir one cycle may remove: a fifth, but two in any case (threats 6.10)."""
+    return max(LEAST_CAP, count // CAP_DIVISOR)

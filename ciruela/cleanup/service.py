@@ -1,0 +1,457 @@
+"""The cleanup service: one base dir at a time, one image at a time, and before each image everything is looked at anew (threats 6.10).
+
+Also what follows from deletions in the long run: tombstones are folded, and indexes that nobody names are collected (protocol 5.14).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
+
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.cleanup.health import SKEW_MS, Blocked, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
+from ciruela.cleanup.rules import Ruling, most_deletions, rulings
+from ciruela.clockwork import Beat
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import CiruelaError, ConfigError, DiskError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import Tombstone
+from ciruela.model.vpath import VPath
+from ciruela.seams import Disk, Identity, KeepList, KeepLists, NowMs
+from ciruela.tracking.ledger import Ledger
+
+T = TypeVar("T")
+
+LOOK_S = 60.0
+"""How often the node looks around: who is heard, what is served, what is due."""
+
+PAUSE_S = 300.0
+"""Two looks that are so far apart mean that the process did not run in between (SIGSTOP, a stopped virtual machine)."""
+
+FIRST_S = (600.0, 1200.0)
+"""When a base dir is first cleaned, after the start or after it came up; at random in between, so that not all nodes delete at once."""
+
+CYCLE_S = (3240.0, 3960.0)
+"""And then every hour, 10 % more or less."""
+
+ANSWER_S = 30.0
+"""For so long a keep list, a directory or the configuration may take to be read; then the base dir has to wait for its next cycle."""
+
+SETTLED_S = 10.0
+"""A keep list has to say the same for so long: one that is being written does not."""
+
+SERVED_S = 600.0
+"""An image of which somebody got blocks is in use for so long."""
+
+FORGET_MS = 90 * 24 * 3_600_000
+"""Tombstones get so old before they are folded into the floor (threats 6.5)."""
+
+FOLD_S = 24 * 3600.0
+
+COLLECT_FIRST_S = (4.8 * 3600.0, 24 * 3600.0)
+COLLECT_S = 24 * 3600.0
+COLLECT_AGAIN_S = 3600.0
+"""Indexes are collected once a day, first at a random time after the start (protocol section 10), again after a failure."""
+
+COLLECT_ABOVE = 100
+"""Or when so many images were deleted and uploads given up since (protocol section 5.14)."""
+
+COLLECT_BELOW = 5
+"""But only while fewer downloads than this are running (protocol section 5.14)."""
+
+MOST_FAULTS = 3
+"""After so many images that could not be deleted a cycle ends."""
+
+
+class Surroundings(Protocol):
+    """What cleanup asks of the rest of the node."""
+
+    def peers(self) -> Mapping[str, bool]:
+        """The other configured nodes by name, each with whether it was heard lately."""
+
+    def clocks_ms(self) -> Sequence[int]:
+        """What the clocks of other nodes show now, by their own word."""
+
+    def served(self) -> Collection[VPath]:
+        """The paths of which blocks were given since the last call."""
+
+    def wanted(self, base: VPath) -> Collection[VPath]:
+        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+
+    def downloads(self) -> int:
+        """How many downloads are running."""
+
+    def given_up(self) -> int:
+        """How many downloads were given up since the start."""
+
+    def indexes(self) -> Collection[ImageId]:
+        """The images whose indexes are in use, besides those in the ledger."""
+
+    def alone(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Run ``work`` while no order for ``vpath`` is being judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Safeguards:
+    """What has to be looked at before anything is deleted.
+
+    ``steady_s`` is a clock that nobody can set, in seconds; the reactor's may follow the wall clock. ``configured`` reads the directory
+    configs again and fails with ConfigError when they are bad. ``unresolved``: nodes that are configured without a known address.
+    """
+
+    steady_s: Callable[[], float]
+    keep_lists: KeepLists
+    configured: Callable[[], Deferred[Mapping[str, DirConfig]]]
+    unresolved: Callable[[], int]
+
+
+@dataclass(slots=True)
+class Report:
+    """How it goes in one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
+
+    ended_ms: int = 0
+    blocked: tuple[Blocked, ...] = ()
+    deleted: int = 0
+    faults: int = 0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the looks have gathered since the start or the last pause; times by the steady clock."""
+
+    awake_s: float
+    looked_s: float
+    heard: set[str] = field(default_factory=set)
+    served: dict[VPath, float] = field(default_factory=dict)
+
+
+class Cleanup:
+    """Deletes what the keep rules drop, while everything is well. ``deleted`` counts images, ``collected`` indexes, since the start."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        configs: Mapping[str, DirConfig],
+        ledger: Ledger,
+        disk: Disk,
+        guards: Safeguards,
+        around: Surroundings,
+        clock: IReactorTime,
+        rng: random.Random,
+        now_ms: NowMs,
+    ) -> None:
+        self._configs = {key: config for key, config in configs.items() if config.auto_clean and config.num_levels}
+        self._ledger = ledger
+        self._disk = disk
+        self._guards = guards
+        self._around = around
+        self._clock = clock
+        self._rng = rng
+        self._now_ms = now_ms
+        self._began = self._moment()
+        self._seen = _Seen(self._began.steady_s, self._began.steady_s)
+        self._identities: dict[str, Identity | str] = {}
+        self._lists: dict[str, tuple[KeepList, float]] = {}
+        self._asking: set[tuple[str, str]] = set()
+        self._due: dict[VPath, float] = {}
+        self._fold_s = self._began.steady_s + rng.uniform(*FIRST_S)
+        self._collect_s = self._began.steady_s + rng.uniform(*COLLECT_FIRST_S)
+        self._gone_before = 0
+        self._beat = Beat(clock, rng, LOOK_S, self._look, "cleanup")
+        self._round: Deferred[None] | None = None
+        self.reports: dict[VPath, Report] = {}
+        self.deleted = 0
+        self.collected = 0
+
+    def start(self) -> None:
+        """Begin to look around; the ledger is filled."""
+        self._round = self._follow(self._know_directories())
+        self._beat.start()
+
+    def stop(self) -> None:
+        """End. A deletion that is under way is finished by the next start."""
+        self._beat.stop()
+        if self._round is not None:
+            self._round.cancel()
+
+    def rulings(self, base: VPath, listed: KeepList) -> list[Ruling]:
+        """What the keep rules say now of the images in ``base``, the newest first."""
+        config = self._configs[base.key]
+        entries = {vpath.entry: state.version for vpath, state in self._ledger.committed_in(base)}
+        names = {parts[-1] for parts in listed if parts[:-1] == base.parts[1:]}
+        return rulings(entries, config, names, self._in_use(base), self._now_ms())
+
+    # -- looking around -------------------------------------------------------------------------------------------------------------
+
+    def _moment(self) -> Moment:
+        return Moment(self._now_ms(), self._guards.steady_s())
+
+    def _look(self) -> None:
+        now_s = self._guards.steady_s()
+        if now_s - self._seen.looked_s > PAUSE_S:
+            self._log.info("this process did not run for {pause_s} s; cleanup begins anew", pause_s=round(now_s - self._seen.looked_s))
+            self._seen = _Seen(now_s, now_s)
+        seen = self._seen
+        seen.looked_s = now_s
+        seen.heard.update(name for name, heard in self._around.peers().items() if heard)
+        self._note_served()
+        if self._round is None:
+            self._round = self._follow(self._work())
+
+    def _note_served(self) -> None:
+        now_s = self._guards.steady_s()
+        served = {vpath: at_s for vpath, at_s in self._seen.served.items() if now_s - at_s < SERVED_S}
+        self._seen.served = served | dict.fromkeys(self._around.served(), now_s)
+
+    def _follow(self, work: Deferred[None]) -> Deferred[None] | None:
+        """Remember ``work`` until it ends; an error of our own is logged, and the next look goes on."""
+
+        def failed(failure: Failure) -> None:
+            if not failure.check(CancelledError):
+                Beat.failures += 1
+                self._log.failure("cleanup failed; it goes on in {look_s} s", failure, look_s=LOOK_S)
+
+        def ended(_: None) -> None:
+            self._round = None
+
+        ending = work.addErrback(failed)
+        if ending.called:
+            return None
+        return ending.addCallback(ended)
+
+    def _recorded_ms(self) -> int:
+        """The latest time that the records of this node know of; signatures may have been made a little ahead of it."""
+        latest_ms = 0
+        for base in self._ledger.base_hashes():
+            for _, state in self._ledger.committed_in(base):
+                latest_ms = max(latest_ms, state.version.timestamp_ms - SKEW_MS)
+        for base in self._ledger.buried_bases():
+            for tombstone in self._ledger.burials(base).tombstones.values():
+                latest_ms = max(latest_ms, tombstone.buried_ms)
+        return latest_ms
+
+    def _sight(self, recorded_ms: int) -> NodeSight:
+        """The node as it is now."""
+        seen = self._seen
+        peers = self._around.peers()
+        return NodeSight(
+            self._began,
+            seen.awake_s,
+            self._moment(),
+            recorded_ms,
+            self._around.clocks_ms(),
+            len(peers) + self._guards.unresolved(),
+            sum(name in seen.heard for name in peers),
+        )
+
+    def _in_use(self, base: VPath) -> set[str]:
+        """The images in ``base`` that somebody needs at this moment."""
+        self._note_served()
+        busy = {vpath for vpath in self._seen.served if vpath.base == base} | set(self._around.wanted(base))
+        busy |= {pending.vpath for pending in self._ledger.pendings() if pending.vpath.base == base}
+        return {vpath.entry for vpath in busy}
+
+    # -- asking what may hang ---------------------------------------------------------------------------------------------------------
+
+    def _ask(self, what: str, key: str, ask: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """What ``ask`` finds out; fails with DiskError when that takes too long, and at once while the last such question is unanswered."""
+        question = (what, key)
+        if question in self._asking:
+            raise DiskError(f"{what} of /{key} cannot be read: an earlier attempt has still not ended")
+        self._asking.add(question)
+        found: Deferred[T] = Deferred()
+
+        def ended(result: T | Failure) -> None:
+            self._asking.discard(question)
+            if not found.called:
+                found.callback(result)
+
+        def late(failure: Failure) -> Failure:
+            if failure.check(defer.TimeoutError):
+                return Failure(DiskError(f"{what} of /{key} cannot be read: no answer within {ANSWER_S:.0f} s"))
+            return failure
+
+        ask().addBoth(ended)
+        return found.addTimeout(ANSWER_S, self._clock).addErrback(late)
+
+    async def _identity(self, key: str) -> Identity | str:
+        try:
+            return await self._ask("the directory", key, lambda: self._disk.identity(key))
+        except DiskError as error:
+            return str(error)
+
+    async def _config(self, key: str) -> DirConfig | str:
+        try:
+            found = await self._ask("the configuration", key, self._guards.configured)
+        except ConfigError as error:
+            return f"the configuration has mistakes now: {str(error).splitlines()[0]}"
+        except DiskError as error:
+            return str(error)
+        return found.get(key, f"configs/{key}.yaml is gone since the start; restart to let that count")
+
+    async def _keep_list(self, config: DirConfig) -> KeepList | str:
+        """The list, if it has been the same for :data:`SETTLED_S`."""
+        for _ in range(2):
+            try:
+                found = await self._ask("the keep list", config.key, lambda: self._guards.keep_lists.read(config))
+            except DiskError as error:
+                self._lists.pop(config.key, None)
+                return str(error)
+            now_s = self._guards.steady_s()
+            before, since_s = self._lists.get(config.key, (None, now_s))
+            if before != found:
+                since_s = now_s
+                self._lists[config.key] = (found, since_s)
+            if config.keep_list_file is None or now_s - since_s >= SETTLED_S:
+                return found
+            await deferLater(self._clock, SETTLED_S + 1)
+        return f"the keep list {config.keep_list_file} is being written"
+
+    async def _dir_sight(self, config: DirConfig) -> DirSight:
+        """One directory as it is now."""
+        key = config.key
+        config_now = await self._config(key)
+        keep_list = await self._keep_list(config)
+        identity_now = await self._identity(key)
+        return DirSight(config, config_now, self._identities.get(key, "not looked at"), identity_now, keep_list)
+
+    # -- a round ----------------------------------------------------------------------------------------------------------------------
+
+    def _know_directories(self) -> Deferred[None]:
+        async def know() -> None:
+            for key in sorted(self._configs):
+                self._identities[key] = await self._identity(key)
+
+        return Deferred.fromCoroutine(know())
+
+    def _work(self) -> Deferred[None]:
+        async def work() -> None:
+            for base in self._due_bases():
+                await self._clean_and_tell(base)
+                self._due[base] = self._guards.steady_s() + self._rng.uniform(*CYCLE_S)
+            await self._fold()
+            await self._collect()
+
+        return Deferred.fromCoroutine(work())
+
+    def _due_bases(self) -> list[VPath]:
+        now_s = self._guards.steady_s()
+        bases = [base for base in sorted(self._ledger.base_hashes()) if base.key in self._configs]
+        self._due = {base: self._due.get(base) or now_s + self._rng.uniform(*FIRST_S) for base in bases}
+        self.reports = {base: self.reports.get(base) or Report() for base in bases}
+        return [base for base in bases if self._due[base] <= now_s]
+
+    async def _clean_and_tell(self, base: VPath) -> None:
+        """One cycle of one base dir, and what is logged of it."""
+        report = self.reports[base]
+        before = {one.cause for one in report.blocked}
+        report.blocked = tuple(await self._clean(base, self._configs[base.key], report))
+        report.ended_ms = self._now_ms()
+        for one in report.blocked:
+            if one.cause not in before:
+                emit = self._log.info if one.cause.passes else self._log.error
+                emit("{base}: nothing is deleted: {detail}", base=str(base), detail=one.detail)
+        if before and not report.blocked:
+            self._log.info("{base}: cleaning goes on", base=str(base))
+
+    async def _clean(self, base: VPath, config: DirConfig, report: Report) -> list[Blocked]:
+        """Delete what may be deleted now, the oldest first; gives what stood in the way."""
+        failed: set[str] = set()
+        most: int | None = None
+        done = 0
+        recorded_ms = self._recorded_ms()
+        while True:
+            sight = await self._dir_sight(config)
+            blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
+            if blocked or isinstance(sight.keep_list, str):
+                return blocked
+            found = self.rulings(base, sight.keep_list)
+            most = most_deletions(len(found)) if most is None else most
+            dropped = [ruling for ruling in found if not ruling.keeps and ruling.entry not in failed]
+            if done >= most or not dropped or len(failed) >= MOST_FAULTS:
+                return []
+            oldest = dropped[-1]
+            try:
+                await self._around.alone(base.image_at(oldest.entry), partial(self._bury, base, oldest))
+            except CiruelaError as error:
+                failed.add(oldest.entry)
+                report.faults += 1
+                vpath = str(base.image_at(oldest.entry))
+                self._log.warn("{vpath}: could not be deleted: {error}", vpath=vpath, error=error)
+            else:
+                done += 1
+                report.deleted += 1
+
+    def _bury(self, base: VPath, ruling: Ruling) -> Deferred[None]:
+        """Delete one image; nobody judges an order for its path meanwhile."""
+        vpath = base.image_at(ruling.entry)
+        state = self._ledger.committed(vpath)
+        if state is None or state.version != ruling.version or self._ledger.pending(vpath) is not None:
+            raise DiskError(f"{vpath}: was changed meanwhile")
+        tombstone = Tombstone(state.version, self._now_ms())
+
+        def buried(_: None) -> None:
+            self.deleted += 1
+            self._log.info(
+                "{vpath}: {image} was deleted: {rule}", vpath=str(vpath), image=ruling.version.image.hex(), rule=ruling.rule.value
+            )
+
+        return self._disk.remove(vpath, tombstone).addCallback(lambda burials: self._ledger.bury(vpath, burials)).addCallback(buried)
+
+    # -- in the long run --------------------------------------------------------------------------------------------------------------
+
+    async def _fold(self) -> None:
+        """Fold old tombstones, while the clock is right: by a wrong one they would all be old."""
+        now_s = self._guards.steady_s()
+        if now_s < self._fold_s:
+            return
+        sight = self._sight(self._recorded_ms())
+        if clock_faults(sight):
+            return
+        self._fold_s = now_s + FOLD_S
+        before_ms = sight.now.wall_ms - FORGET_MS
+        for base in self._ledger.buried_bases():
+            old = [entry for entry, one in self._ledger.burials(base).tombstones.items() if one.buried_ms < before_ms]
+            if not old or base.key not in self._configs:
+                continue
+            try:
+                self._ledger.fold(base, await self._disk.fold_burials(base.image_at(old[0]), before_ms))
+            except DiskError as error:
+                self._log.warn("{base}: its tombstones could not be folded: {error}", base=str(base), error=error)
+
+    async def _collect(self) -> None:
+        """Delete the indexes of images that are nowhere any more."""
+        now_s = self._guards.steady_s()
+        gone = self.deleted + self._around.given_up()
+        due = now_s >= self._collect_s or gone - self._gone_before > COLLECT_ABOVE
+        if not due or self._around.downloads() >= COLLECT_BELOW or now_s - self._seen.awake_s < FIRST_S[0]:
+            return
+        keep = set(self._around.indexes()) | {pending.state.image for pending in self._ledger.pendings()}
+        for base in self._ledger.base_hashes():
+            keep |= {state.image for _, state in self._ledger.committed_in(base)}
+        self._gone_before = gone
+        try:
+            count = await self._disk.collect_indexes(keep)
+        except DiskError as error:
+            self._collect_s = now_s + COLLECT_AGAIN_S
+            self._log.warn("indexes were not collected: {error}", error=error)
+            return
+        self._collect_s = now_s + COLLECT_S
+        self.collected += count
+        self._log.info("{count} indexes that no image needs were deleted", count=count)
+
+
+def words(report: Report) -> list[str]:
+    """Why the last cycle deleted nothing (more), for the status page."""
+    return sorted({one.cause.value for one in report.blocked})
+

@@ -1,0 +1,207 @@
+"""Looking through a committed image for damage: the scrub's eyes (threats 6.11).
+
+``verify.check`` stops at the first thing that is wrong, for then a commit is off. Here everything is told, because an image that is damaged
+in one place is to be mended there, and an operator wants to know how far it goes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+
+from ciruela.disk.faults import checked
+from ciruela.disk.lane import ENTRY_COST, Lane, Steps
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.tree import Tree, split
+from ciruela.disk.verify import DIR_MODE, file_mode, good_blocks, names_by_directory
+from ciruela.index.digest import HashKind
+from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.model.vpath import VPath
+from ciruela.seams import Damage, Findings
+
+MOST_DAMAGES = 100
+"""Damages that are told one by one; a lost disk would fill the memory."""
+
+_NOBODY_KNOWS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
+"""Errors that say something of this process or host and nothing of the image."""
+
+_OTHER_TYPE = frozenset({errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR})
+"""What opening answers when something of another type stands at the name."""
+
+Note = Callable[[str, str], None]
+"""Called with a path inside the image and what is wrong there."""
+
+
+def examine(tree: Tree, index: Index, note: Note) -> Steps[None]:
+    """Compare the whole tree with ``index``: names, types, permission bits, link targets, every block.
+
+    What cannot be read is damage, too: nobody else can read it either (threats A39). Raises OSError for what tells nothing of the tree.
+    """
+    below = names_by_directory(index)
+    device = tree.root.status().st_dev
+    lost: set[str] = set()
+    for directory in index.directories:
+        yield ENTRY_COST
+        if directory.path != "/" and split(directory.path)[0] in lost:
+            lost.add(directory.path)
+            continue
+        here = _open(tree, directory.path, device, note)
+        names = None if here is None else _names(here, directory.path, note)
+        if here is None or names is None:
+            lost.add(directory.path)
+            continue
+        expected = {split(entry.path)[1] for entry in directory.entries}.union(below[directory.path])
+        for name in sorted(names - expected):
+            yield ENTRY_COST
+            note(f"{directory.path.rstrip('/')}/{name}", "is not in the index")
+        yield from _entries(here, directory, names, index.kind, device, note)
+
+
+def _reason(error: OSError) -> str:
+    """What is wrong where ``error`` came up. Raises it when it says nothing of the image."""
+    if error.errno in _NOBODY_KNOWS:
+        raise error
+    if error.errno == errno.ENOENT:
+        return "is missing"
+    return f"cannot be read: {error.strerror}"
+
+
+def _open(tree: Tree, path: str, device: int, note: Note) -> SafeDir | None:
+    try:
+        here = tree.directory(path)
+        status = here.status()
+    except OSError as error:
+        note(path, "is not a directory" if error.errno in _OTHER_TYPE else _reason(error))
+        return None
+    if status.st_dev != device:
+        note(path, "another file system is mounted here")
+        return None
+    if path != "/" and stat.S_IMODE(status.st_mode) != DIR_MODE:
+        note(path, _wrong_mode(status, DIR_MODE))
+    return here
+
+
+def _names(here: SafeDir, path: str, note: Note) -> set[str] | None:
+    try:
+        return set(here.names())
+    except OSError as error:
+        note(path, _reason(error))
+        return None
+
+
+def _wrong_mode(status: os.stat_result, wanted: int) -> str:
+    return f"has mode {stat.S_IMODE(status.st_mode):04o}, not {wanted:04o}"
+
+
+def _entries(here: SafeDir, directory: Directory, names: set[str], kind: HashKind, device: int, note: Note) -> Steps[None]:
+    for entry in directory.entries:
+        yield ENTRY_COST
+        name = split(entry.path)[1]
+        if name not in names:
+            note(entry.path, "is missing")
+            continue
+        try:
+            match entry:
+                case File():
+                    yield from _file(here, name, entry, kind, device, note)
+                case Symlink():
+                    _link(here, name, entry, note)
+        except OSError as error:
+            kind_of_entry = "a regular file" if isinstance(entry, File) else "a symbolic link"
+            note(entry.path, f"is not {kind_of_entry}" if error.errno in _OTHER_TYPE else _reason(error))
+
+
+def _file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, note: Note) -> Steps[None]:
+    with here.open_read(name) as opened:
+        status = opened.stat()
+        if status.st_dev != device:
+            note(wanted.path, "another file system is mounted here")
+            return
+        if stat.S_IMODE(status.st_mode) != file_mode(wanted):
+            note(wanted.path, _wrong_mode(status, file_mode(wanted)))
+        if status.st_size != wanted.size:
+            note(wanted.path, f"has {status.st_size} bytes, not {wanted.size}")
+            return
+        good = yield from good_blocks(opened, wanted, kind)
+        if len(good) != wanted.block_count:
+            note(wanted.path, f"{wanted.block_count - len(good)} of {wanted.block_count} blocks are wrong")
+
+
+def _link(here: SafeDir, name: str, wanted: Symlink, note: Note) -> None:
+    if here.readlink(name) != wanted.target:
+        note(wanted.path, "leads elsewhere")
+
+
+class TreeExamination:
+    """Implements ``seams.Examination``. It works on the lane of its path, one slice for each call.
+
+    ``open_tree`` opens the image, None where nothing stands; ``current`` says in the end whether what was opened is still the image.
+    Both are called in threads.
+    """
+
+    def __init__(
+        self, vpath: VPath, index: Index, lane: Lane, open_tree: Callable[[], Tree | None], current: Callable[[Tree | None], bool]
+    ) -> None:
+        self._vpath = vpath
+        self._index = index
+        self._lane = lane
+        self._open_tree = open_tree
+        self._current = current
+        self._tree: Tree | None = None
+        self._steps: Steps[None] | None = None
+        self._damages: list[Damage] = []
+        self._count = 0
+        self.cost = 0
+
+    def go_on(self, most_bytes: int) -> Deferred[Findings | None]:
+        """As ``seams.Examination.go_on``."""
+        return self._lane.do(checked, self._vpath, self._slice, most_bytes)
+
+    def close(self) -> None:
+        """As ``seams.Examination.close``; descriptors in use by a thread are closed after it."""
+        self._lane.do(self._let_go)
+
+    def _slice(self, most_bytes: int) -> Findings | None:
+        if self._steps is None:
+            self._steps = self._all()
+        end = self.cost + most_bytes
+        try:
+            for cost in self._steps:
+                self.cost += cost
+                if self.cost >= end:
+                    return None
+            current = self._current(self._tree)
+        except BaseException:
+            self._begin_anew()
+            raise
+        self._let_go()
+        return Findings(tuple(self._damages), self._count, current)
+
+    def _begin_anew(self) -> None:
+        """What stopped half-way has found nothing: going on must not make a clean end of it."""
+        self._let_go()
+        self._steps = None
+        self._damages.clear()
+        self._count = 0
+
+    def _all(self) -> Steps[None]:
+        yield ENTRY_COST
+        self._tree = self._open_tree()
+        if self._tree is None:
+            self._note("/", "is missing")
+        else:
+            yield from examine(self._tree, self._index, self._note)
+
+    def _note(self, path: str, what: str) -> None:
+        self._count += 1
+        if len(self._damages) < MOST_DAMAGES:
+            self._damages.append(Damage(path, what))
+
+    def _let_go(self) -> None:
+        if self._tree is not None:
+            self._tree.close()
+            self._tree = None

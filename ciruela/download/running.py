@@ -1,0 +1,68 @@
+"""One image on its way: what is known of it while its chain runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from twisted.internet.defer import Deferred
+
+from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_index import IndexFetch
+from ciruela.download.plan import Plan
+from ciruela.index.merge import BlockMap
+from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId
+from ciruela.model.mask import FULL
+from ciruela.model.order import Abort, Command
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address, Staging
+
+
+class Phase(Enum):
+    """How far a download is."""
+
+    INDEX = "index"
+    STAGING = "staging"
+    BLOCKS = "blocks"
+    COMMIT = "commit"
+
+
+@dataclass
+class Download:
+    """One image on its way. ``healed`` is set when it is the committed one that is fetched again: fires when that is over."""
+
+    vpath: VPath
+    image: ImageId
+    command: Command
+    hints: set[Address]
+    began_s: float
+    phase: Phase = Phase.INDEX
+    index: Index | None = None
+    blocks: BlockMap | None = None
+    plan: Plan | None = None
+    staging: Staging | None = None
+    index_fetch: IndexFetch | None = None
+    block_fetch: BlockFetch | None = None
+    chain: Deferred[None] | None = None
+    peers: list[Address] = field(default_factory=list)
+    stop_reason: Abort | None = None
+    waiting: list[Deferred[None]] = field(default_factory=list)
+    healed: Deferred[None] | None = None
+
+    @property
+    def mask(self) -> int | None:
+        """The slices that are here; None without the index."""
+        if self.phase is Phase.COMMIT:
+            return FULL
+        return None if self.plan is None else self.plan.mask
+
+    @property
+    def missing_slices(self) -> int:
+        """The slices that are not here; 0 without the index."""
+        return 0 if self.plan is None else FULL & ~self.plan.mask
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing good came lately."""
+        return self.block_fetch is not None and self.block_fetch.stalled

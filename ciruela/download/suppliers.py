@@ -1,0 +1,95 @@
+"""Who may be asked for one image: clients that published it, peers that said they hold some of it, and where there is doubt likely ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+from ciruela.download.sources import MOST_WINDOW, Candidate
+from ciruela.model.ids import ImageId
+from ciruela.model.mask import FULL
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address, Link, Wire
+from ciruela.tracking.watches import Watches
+
+MOST_PEERS = 6
+"""Peers that blocks of one image are asked from at a time."""
+
+
+class Holder(Protocol):
+    """A peer that said it has an image, or the slices of ``mask``."""
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+
+    @property
+    def mask(self) -> int:
+        """The slices that it has."""
+
+    @property
+    def has_index(self) -> bool:
+        """Whether it has the index."""
+
+
+class Rumors(Protocol):
+    """What downloads ask of gossip."""
+
+    def holders(self, vpath: VPath, image: ImageId) -> Sequence[Holder]:
+        """The peers that said so themselves."""
+
+    def taking(self, key: str) -> Sequence[Address]:
+        """The peers that have the directory config ``key``."""
+
+
+class Wanting(Protocol):
+    """What is known of one image on its way. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
+
+    vpath: VPath
+    image: ImageId
+    hints: set[Address]
+    peers: list[Address]
+
+    @property
+    def missing_slices(self) -> int:
+        """A mask of the slices that are not here yet; 0 without the index."""
+
+
+class Suppliers:
+    """Chooses the candidates for every download of a node."""
+
+    def __init__(self, watches: Watches, wire: Wire, rumors: Rumors, rng: random.Random) -> None:
+        self._watches = watches
+        self._wire = wire
+        self._rumors = rumors
+        self._rng = rng
+
+    def candidates(self, wanting: Wanting, others: Sequence[Wanting], *, index: bool) -> list[Candidate]:
+        """Who may give blocks of ``wanting``, or its ``index``. ``others`` are all downloads: they share the connections of clients."""
+        found = [self._seed(link, others) for link in self._watches.sources(wanting.image)]
+        holders = {holder.address: holder for holder in self._rumors.holders(wanting.vpath, wanting.image) if holder.has_index or not index}
+        useful = [address for address, holder in holders.items() if index or holder.mask & wanting.missing_slices]
+        found.extend(self._peer(address, holders[address].mask, hearsay=False) for address in self._neighbors(wanting, useful))
+        guesses = [address for address in wanting.hints if address not in holders]
+        if not found and not guesses:
+            guesses = [address for address in self._rumors.taking(wanting.vpath.key) if address not in holders]
+        if len(found) < MOST_PEERS:
+            found.extend(self._peer(address, FULL, hearsay=True) for address in self._rng.sample(guesses, min(3, len(guesses))))
+        return found
+
+    def _seed(self, link: Link, others: Sequence[Wanting]) -> Candidate:
+        """A client; the downloads that it can give to share its connection."""
+        sharing = sum(1 for one in others if link in self._watches.sources(one.image))
+        return Candidate(link, link.name, link.ask, FULL, seed=True, most=max(1, MOST_WINDOW // max(1, sharing)))
+
+    def _peer(self, address: Address, mask: int, *, hearsay: bool) -> Candidate:
+        return Candidate(address, str(address), lambda request: self._wire.ask(address, request), mask, seed=False, hearsay=hearsay)
+
+    def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:
+        """Up to MOST_PEERS of those that have what is missing; who was asked before stays."""
+        staying = [address for address in wanting.peers if address in useful]
+        fresh = [address for address in useful if address not in staying]
+        self._rng.shuffle(fresh)
+        wanting.peers = (staying + fresh)[:MOST_PEERS]
+        return wanting.peers

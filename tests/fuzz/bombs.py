@@ -1,0 +1,144 @@
+"""Small inputs that promise, or truly are, very much: each under a limit of memory and time, in a process of its own (F6, F15).
+
+Run as a program it tries all and ends with 0 when each was refused in time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.order import MAX_INDEX_BYTES
+from ciruela.index.parse import FOOTER_BYTES, HEADERS, image_id_of, parse
+from ciruela.model.errors import BadIndex
+from ciruela.model.ids import ImageId
+from tests.index.examples import KIND, SMALLEST, footer_of, sealed
+
+ADDRESS_SPACE = 512 * 1024 * 1024
+MOST_S = 1.0
+"""Each bomb is refused within a second (F6)."""
+
+MOST_GROWTH = 32 * 1024 * 1024
+"""What refusing it may cost beyond the input itself (F6)."""
+
+TOP = Path(__file__).parents[2]
+
+
+def small_bombs() -> dict[str, bytes]:
+    """Indexes of a few bytes, by what they promise. All have a footer that fits, where there is a body at all."""
+    digits = b"0" * 64
+    lines = {
+        "a size of 2^63": b"/\n  a f 9223372036854775808 " + digits + b"\n",
+        "a size of 2^63 - 1": b"/\n  a f 9223372036854775807 " + digits + b"\n",
+        "a size of 2^64": b"/\n  a f 18446744073709551616 " + digits + b"\n",
+        "a size of a thousand digits": b"/\n  a f " + b"9" * 1000 + b" " + digits + b"\n",
+        "10^9 hashes": b"/\n  a f %d " % (10**9 * BLOCK_BYTES) + digits + b"\n",
+        "a line of 10 GB": b"/\n  a f %d " % (10 * 10**9 // 65 * BLOCK_BYTES) + digits + b"\n",
+        "a size without hashes": b"/\n  a f 1\n",
+        "hashes without a size": b"/\n  a f 0 " + digits + b"\n",
+        "one hash too many": b"/\n  a f 32768 " + digits + b" " + digits + b"\n",
+        "one hash too few": b"/\n  a f 32769 " + digits + b"\n",
+        "a negative size": b"/\n  a f -1 " + digits + b"\n",
+    }
+    found = {name: sealed(body)[0] for name, body in lines.items()}
+    for size in (b"0", b"1", b"-1", b"32769", b"65536", b"9223372036854775808", b"032768", b""):
+        found[f"block_size={size.decode()}"] = SMALLEST.replace(b"block_size=32768", b"block_size=" + size)
+    return found
+
+
+def large_bombs() -> dict[str, Callable[[], bytes]]:
+    """Indexes of many megabytes, made when they are wanted."""
+
+    def body(first: bytes, unit: bytes, size: int) -> bytes:
+        lines = b"".join((first, unit * (size // len(unit)), b"\n"))
+        return b"".join((HEADERS[KIND], lines, KIND.hash(lines).hex().encode(), b"\n"))
+
+    megabytes = 1024 * 1024
+    return {
+        "64 MB of one name": lambda: body(b"/\n  ", b"n", 64 * megabytes),
+        "64 MB of one path": lambda: body(b"/\n/", b"d/", 64 * megabytes),
+        "64 MB of one target": lambda: body(b"/\n  a s ", b"t", 64 * megabytes),
+        "64 MB of hashes and one digit": lambda: (
+            body(b"/\n  a f %d" % (64 * megabytes // 65 * BLOCK_BYTES), b" " + b"0" * 64, 64 * megabytes)[:-66] + b"0\n"
+        ),
+        "64 MB of empty lines": lambda: body(b"/\n", b"\n", 64 * megabytes),
+        "64 MB without a newline": lambda: b"x" * (64 * megabytes),
+        "more than 256 MB": lambda: bytes(MAX_INDEX_BYTES + 1),
+    }
+
+
+def refused(name: str, data: bytes) -> None:
+    """``data`` is refused, in time and without more memory than its own. Raises AssertionError."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    expected = footer_of(data) if data[-1:] == b"\n" and len(data) > FOOTER_BYTES else ImageId(bytes(32))
+    try:
+        image_id_of(data)
+        parse(data, expected)
+    except BadIndex:
+        taken_s = time.process_time() - began
+        growth = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        assert taken_s < MOST_S, f"{name}: refused after {taken_s:.2f} s"
+        assert growth < MOST_GROWTH, f"{name}: refused with {growth >> 20} MB more"
+        return
+    raise AssertionError(f"{name}: accepted")
+
+
+def fragments() -> int:
+    """A million tiny parts of one message, at a link whose other end is asked for an index and may send 101 MiB, and at one that is not."""
+    from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES
+    from tests.fuzz.connections import link_after_handshake
+    from tests.net.bench import frame, frames
+
+    tried = 0
+    for payload in (b"x", b""):
+        for limit, count in ((ORDINARY_BYTES, ORDINARY_BYTES), (LARGE_BYTES, 1_000_000)):
+            link, tape, heard, log = link_after_handshake(server=True, limit_bytes=limit)
+            part = frame(payload, 0, masked=True, first=0)
+            piece = part * (65536 // len(part))
+            link.dataReceived(frame(b"", 2, masked=True, first=0))
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for _ in range(count // (65536 // len(part)) + 1):
+                link.dataReceived(piece)
+            growth = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            assert growth < 16 * 1024 * 1024, f"{count} parts of {len(payload)} bytes cost {growth >> 20} MB"
+            closes = [payload for _, opcode, payload in frames(b"".join(tape.written)) if opcode == 8]
+            assert [close[:2] for close in closes] == ([b"\x03\xf1"] if limit == ORDINARY_BYTES else []), closes
+            assert (heard.messages, log.faults) == ([], [])
+            tried += 1
+    return tried
+
+
+def main() -> int:
+    """Try all under the limit; say how many."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    tried = 0
+    for name, data in small_bombs().items():
+        refused(name, data)
+        tried += 1
+    for name, make in large_bombs().items():
+        refused(name, make())
+        tried += 1
+    tried += fragments()
+    print(tried)  # noqa: T201
+    return 0
+
+
+def run_limited(timeout_s: float = 120) -> int:
+    """Run this module as a program; how many bombs there were. Raises AssertionError with its last words."""
+    environment = dict(os.environ, PYTHONPATH=str(TOP))
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.bombs"], cwd=TOP, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    return int(child.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

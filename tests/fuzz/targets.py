@@ -1,0 +1,82 @@
+"""The decoders that are fuzzed: where each begins, how it is bent, and what has to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.fuzz import connections, talks, texts, wire
+from tests.fuzz.mutate import Cut, cut_cbor, cut_evenly, cut_words
+from tests.proto.samples import VECTORS
+
+INPUTS = 200_000
+"""Inputs for one target and push (threats 5.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One decoder.
+
+    ``check`` gets one input: True when the decoder accepted it, False when it refused it as documented; whatever it raises is a finding.
+    ``inputs`` is how many a campaign makes.
+    """
+
+    name: str
+    check: Callable[[bytes], bool]
+    seeds: Sequence[bytes]
+    cut: Cut = cut_cbor
+    tokens: Sequence[bytes] = ()
+    longest: int = 4096
+    inputs: int = INPUTS
+
+
+def _with_bombs(seeds: Sequence[bytes]) -> tuple[bytes, ...]:
+    return (*seeds, *(bomb for bomb in wire.BOMBS.values() if len(bomb) <= 4096))
+
+
+def _messages(kind: int) -> tuple[bytes, ...]:
+    return _with_bombs(wire.of_kind(kind))
+
+
+def _cut_content(data: bytes) -> Sequence[tuple[int, int]]:
+    """The items of a datagram behind its envelope."""
+    return [(begin + 7, end + 7) for begin, end in cut_cbor(data[7:])]
+
+
+_GOSSIP = wire.gossip_samples()
+
+TARGETS = (
+    Target("cbor", wire.check_cbor, _with_bombs(tuple(VECTORS.values())), tokens=wire.TOKENS),
+    Target("notifications", wire.check_message, _messages(0), tokens=wire.TOKENS),
+    Target("requests", wire.check_message, _messages(1), tokens=wire.TOKENS),
+    Target("responses", wire.check_message, _messages(2), tokens=wire.TOKENS),
+    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES),
+    Target("index", texts.check_index, texts.index_samples(), cut_words, texts.TOKENS_INDEX, 8192),
+    Target("index-lines", texts.check_index_lines, tuple(map(texts.lines_of, texts.index_samples())), cut_words, texts.TOKENS_INDEX, 8192),
+    Target("paths", texts.check_path, texts.path_samples(), cut_words, texts.TOKENS_PATH),
+    Target("envelope", wire.check_envelope, tuple(map(wire.sealed, _GOSSIP)), _cut_content, wire.TOKENS, 1500),
+    Target("gossip", wire.check_gossip, _with_bombs(_GOSSIP), tokens=wire.TOKENS, longest=1500),
+    Target(
+        "server-link",
+        connections.check_server_link,
+        connections.frame_samples(True),
+        connections.cut_frames,
+        connections.frame_tokens(True),
+    ),
+    Target(
+        "client-link",
+        connections.check_client_link,
+        connections.frame_samples(False),
+        connections.cut_frames,
+        connections.frame_tokens(False),
+    ),
+    Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS),
+    Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
+    Target("state", wire.check_state, _with_bombs(wire.state_samples()), tokens=wire.TOKENS),
+    Target("journal", wire.check_journal, _with_bombs(wire.journal_samples()), tokens=wire.TOKENS),
+    Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400),
+    Target("http-head", connections.check_head, connections.head_samples(), cut_words, connections.TOKENS_HEAD, 20_000),
+    Target("http-port", connections.check_port, connections.head_samples(), cut_evenly, connections.TOKENS_HEAD, 8192, inputs=10_000),
+)
+
+BY_NAME = {target.name: target for target in TARGETS}

@@ -1,0 +1,98 @@
+"""The disk of one simulated host: the real ``Store`` over an in-memory operating system that remembers what was synced."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ciruela.disk.layout import place
+from ciruela.disk.safedir import RESERVED
+from ciruela.disk.store import Store
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.ids import ImageId
+from ciruela.model.vpath import VPath
+from ciruela.seams import InThread
+from tests.doubles.simos import SimOS
+from tests.doubles.simos_inode import PAGE, Inode
+
+ROOMY = (1 << 40) // PAGE
+
+
+class Shelf:
+    """A volume with the db directory and the configured directories of a host."""
+
+    def __init__(self, sim: SimOS, number: int, configs: Mapping[str, DirConfig]) -> None:
+        self._sim = sim
+        self._number = number
+        self._plain = configs
+        self._wipes = 0
+        self._mount()
+
+    def _mount(self) -> None:
+        self.root = f"/n{self._number}-{self._wipes}"
+        self._damaged: dict[int, Inode] = {}
+        self._sim.mount(self.root)
+        self._sim.mkdirs(f"{self.root}/db")
+        self.configs = {}
+        for key, config in self._plain.items():
+            directory = f"{self.root}/srv/{key}"
+            self._sim.mkdirs(directory if config.num_levels else f"{self.root}/srv")
+            self.configs[key] = replace(config, directory=directory)
+
+    def open(self, in_thread: InThread) -> Store:
+        """What a process that starts now works with."""
+        return Store(f"{self.root}/db", self.configs, in_thread)
+
+    def kill(self) -> None:
+        """The process is gone; the kernel has what it wrote."""
+        self._sim.kill(self.root)
+
+    def power_cut(self, rng: random.Random) -> None:
+        """The machine is gone; of what was not synced anything may be missing."""
+        self._sim.power_cut(rng.randrange, self.root)
+
+    def wipe(self) -> None:
+        """A new, empty disk."""
+        self._sim.kill(self.root)
+        self._wipes += 1
+        self._mount()
+
+    def fill(self, pages_left: int) -> None:
+        """Only so many pages more can be written."""
+        volume = self._sim.volume(self.root)
+        volume.pages_total = volume.pages_used + pages_left
+
+    def free(self) -> None:
+        """There is room again."""
+        self._sim.volume(self.root).pages_total = ROOMY
+
+    def tree(self, vpath: VPath) -> tuple[dict[str, bytes], frozenset[str]] | None:
+        """What stands at ``vpath``, and which of its files :meth:`damage` has hit; None when nothing stands there."""
+        walked = self._sim.walk(str(place(self.configs, vpath)))
+        if walked is None:
+            return None
+        found = {at: inode.target if inode.is_link else b"" if inode.is_dir else bytes(inode.data) for at, inode in walked}
+        return found, frozenset(at for at, inode in walked if id(inode) in self._damaged)
+
+    def damage(self, vpath: VPath, rng: random.Random, *, truncate: bool) -> bool:
+        """Flip a bit of a file of the image at ``vpath``, or cut the file off. False when there is no such file."""
+        where = str(place(self.configs, vpath))
+        files = [(at, inode) for at, inode in self._sim.walk(where) or () if inode.is_file and inode.size]
+        if not files:
+            return False
+        at, inode = rng.choice(files)
+        self._damaged[id(inode)] = inode
+        if truncate:
+            self._sim.truncate(where + at, rng.randrange(inode.size))
+        else:
+            self._sim.bit_flip(where + at, rng.randrange(inode.size), rng.randrange(8))
+        return True
+
+    def debris(self, pendings: Mapping[VPath, ImageId]) -> Iterator[str]:
+        """Reserved names beside images that belong to no upload on its way."""
+        wanted = {place(self.configs, vpath).staging(image) for vpath, image in pendings.items()}
+        for at, inode in self._sim.walk(f"{self.root}/srv") or ():
+            name = at.rsplit("/", 1)[1]
+            if name.startswith(RESERVED) and name not in wanted:
+                yield at if inode.is_dir else f"{at} (no directory)"

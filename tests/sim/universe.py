@@ -1,0 +1,401 @@
+"""A whole cluster on one clock: hosts with disks, keys and clocks of their own, the network between them, and what the outside knows.
+
+Everything follows from the seed and the moves; two runs with the same ones are the same to the last byte.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
+
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+
+from ciruela.daemon.node import Node, World
+from ciruela.keys.signed import signed_bytes
+from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import AppendDir, ReceivedImage, ReplaceDir
+from ciruela.seams import Address, Link
+from tests.doubles.clock import HeapClock, Timers
+from tests.doubles.memnet import Hub
+from tests.doubles.simos import SimOS
+from tests.sim.ear import Ear
+from tests.sim.people import Liar, Lie, Picture, Syncer, Uploader, Wish, signed
+from tests.sim.shelf import Shelf
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+START_MS = 1_700_000_000_000
+PORT = 24783
+KEYS = (SigningKey(bytes([1]) * 32), SigningKey(bytes([2]) * 32))
+"""The keys that upload: the first is configured everywhere and always, the second comes and goes."""
+
+STRANGER = SigningKey(bytes([9]) * 32)
+PATHS = ("/app/a", "/app/b", "/app/c", "/logs/x", "/logs/y", "/logs/z", "/top", "/deep/d/e")
+PICTURES = tuple(Picture(number) for number in range(9))
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Host:
+    """One machine: its disk, its clock, its keys, and the process on it. ``state`` is "up", "paused", "down" or "liar".
+
+    What the outside knows of it: ``high``, the greatest version that was ever committed at each path and not deleted; ``buried``, the greatest
+    version that was deleted there; ``images``, all that ever stood there; ``blessed``, the signatures that its keys made when they were
+    shown. A wipe begins all of them anew.
+    """
+
+    def __init__(self, universe: Universe, number: int, configs: dict[str, DirConfig]) -> None:
+        self.universe = universe
+        self.number = number
+        self.address = Address(f"10.0.0.{number}", PORT)
+        self.machine = MachineId(number.to_bytes(16, "big"))
+        self.keys = set(KEYS)
+        self.skew_ms = 0
+        self.state = "down"
+        self.shelf = Shelf(universe.sim, number, configs)
+        self.liar: Liar | None = None
+        self.rng = random.Random(universe.rng.getrandbits(64))
+        self.lives = 0
+        self.wiped_s = -1.0
+        self.node: Node
+        self.timers: Timers
+        self._forget()
+
+    def _forget(self) -> None:
+        self.high: dict[VPath, Version] = {}
+        self.buried: dict[VPath, Version] = {}
+        self.images: dict[VPath, set[ImageId]] = {}
+        self.blessed: set[tuple[VPath, ImageId, SigEntry]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a process runs here that has read its disk."""
+        return self.state in ("up", "paused") and self.node.ready
+
+    def now_ms(self) -> int:
+        """The clock of this machine."""
+        return self.universe.now_ms() + self.skew_ms
+
+    # -- life -----------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the daemon, on whatever the disk has."""
+        if self.state == "liar":
+            assert self.liar is not None
+            self.liar.stop()
+            self.universe.hub.vanish(self.address, told=True)
+            self.state = "down"
+        if self.state != "down":
+            return
+        self.lives += 1
+        self.timers = Timers(self.universe.clock)
+        late = _Late()
+        wire, datagrams = self.universe.hub.node(
+            self.address, late, lambda data, source: late.node.gossip.received(data, source), self.timers
+        )
+        node = late.node = self.node = Node(
+            World(
+                me=self.machine,
+                hostname=f"n{self.number}",
+                epoch=max(1, self.now_ms()),
+                configs=self.shelf.configs,
+                disk=self.shelf.open(self._in_thread),
+                wire=wire,
+                datagrams=datagrams,
+                authority=self,
+                clock=self.timers,
+                rng=random.Random(self.rng.getrandbits(64)),
+                now_ms=self.now_ms,
+            )
+        )
+        self._watch(node)
+        self.state = "up"
+        starting = node.start()
+        starting.addErrback(lambda failure: self.universe.violated("I11", f"n{self.number} does not start: {failure.getErrorMessage()}"))
+        node.gossip.configured(self.universe.known)
+        node.acquaintance.listed()
+
+    def kill(self) -> None:
+        """SIGKILL: the kernel closes its connections and keeps what it wrote."""
+        if self._gone(told=True):
+            self.shelf.kill()
+
+    def power_cut(self) -> None:
+        """The machine loses power; nobody is told."""
+        if self._gone(told=False):
+            self.shelf.power_cut(self.rng)
+
+    def wipe(self) -> None:
+        """The machine is replaced by one with an empty disk."""
+        self._gone(told=False)
+        self.shelf.wipe()
+        self.wiped_s = self.universe.clock.seconds()
+        self._forget()
+
+    def _gone(self, *, told: bool) -> bool:
+        if self.state not in ("up", "paused"):
+            return False
+        self.timers.dead = True
+        self.universe.graves.append(self.node)
+        self.universe.hub.vanish(self.address, told=told)
+        self.state = "down"
+        return True
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        if self.state == "up":
+            self.state = "paused"
+            self.timers.paused = True
+            self.universe.hub.pause(self.address)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        if self.state == "paused":
+            self.state = "up"
+            self.timers.resume()
+            self.universe.hub.resume(self.address)
+
+    def lie(self) -> None:
+        """Somebody else takes the address over while the daemon is down."""
+        self.kill()
+        if self.state == "down":
+            self.liar = Liar(self.universe, self, random.Random(self.rng.getrandbits(64)))
+            self.state = "liar"
+
+    def _in_thread(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        if not self.universe.hop_s:
+            return maybeDeferred(f, *args, **kwargs)
+        done: Deferred[T] = Deferred()
+        self.timers.callLater(self.rng.random() * self.universe.hop_s, lambda: maybeDeferred(f, *args, **kwargs).chainDeferred(done))
+        return done
+
+    # -- seams.Authority ------------------------------------------------------------------------------------------------------
+
+    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[tuple[SigEntry, ...]]:
+        """Those that a key made which this host has now."""
+        good = tuple(entry for entry in entries if any(_made(key, vpath, image, entry) for key in self.keys))
+        self.blessed.update((vpath, image, entry) for entry in good)
+        return succeed(good)
+
+    # -- what the outside notes -----------------------------------------------------------------------------------------------
+
+    def _watch(self, node: Node) -> None:
+        """Note each change of the ledger at once: a version that came and went between two checks counts, too."""
+        commit, bury = node.ledger.commit, node.ledger.bury
+
+        def committed(vpath: VPath, state: State) -> None:
+            self._committed(vpath, state.version)
+            commit(vpath, state)
+
+        def buried(vpath: VPath, burials: Burials) -> None:
+            gone = self.high.pop(vpath, None)
+            if gone is not None:
+                self.buried[vpath] = max(gone, self.buried.get(vpath, gone))
+            bury(vpath, burials)
+
+        node.ledger.commit = committed  # type: ignore[method-assign]
+        node.ledger.bury = buried  # type: ignore[method-assign]
+
+    def _committed(self, vpath: VPath, version: Version) -> None:
+        high, buried = self.high.get(vpath), self.buried.get(vpath)
+        if high is not None and version < high:
+            self.universe.violated("I10", f"n{self.number} {vpath}: {_shown(version)} was committed after {_shown(high)}")
+        if buried is not None and version <= buried:
+            self.universe.violated("I10", f"n{self.number} {vpath}: {_shown(version)} was committed after {_shown(buried)} was deleted")
+        self.high[vpath] = version
+        self.images.setdefault(vpath, set()).add(version.image)
+
+    def delete(self, vpath: VPath) -> bool:
+        """Delete by rule what is committed there; False when nothing is, or an upload is on its way."""
+        if self.state != "up" or not self.node.ready:
+            return False
+        node = self.node
+        state = node.ledger.committed(vpath)
+        if state is None or node.ledger.pending(vpath) is not None:
+            return False
+        self.universe.deletions += 1
+        self.doomed = (vpath, state.version)
+        done = node.world.disk.remove(vpath, Tombstone(state.version, self.now_ms()))
+        done.addCallback(lambda burials: node.ledger.bury(vpath, burials))
+        done.addErrback(lambda failure: None)
+        return True
+
+
+def _made(key: SigningKey, vpath: VPath, image: ImageId, entry: SigEntry) -> bool:
+    try:
+        key.verify_key.verify(signed_bytes(str(vpath), image, entry.timestamp_ms), entry.signature)
+    except (BadSignatureError, ValueError):
+        return False
+    return True
+
+
+def _shown(version: Version) -> str:
+    return f"{version.image.hex()[:8]}@{version.timestamp_ms - START_MS}"
+
+
+class _Late:
+    """The counterpart of a node that is just being made."""
+
+    node: Node
+
+    def requested(self, link: Link, request: object) -> Deferred[object]:
+        return self.node.counterpart.requested(link, request)  # type: ignore[arg-type, return-value]
+
+    def notified(self, link: Link, notification: object) -> None:
+        self.node.counterpart.notified(link, notification)  # type: ignore[arg-type]
+
+    def lost(self, link: Link) -> None:
+        self.node.counterpart.lost(link)
+
+
+class Universe:
+    """Everything. To be used as a context: inside of it the file system of the process is the simulated one."""
+
+    start_ms = START_MS
+
+    def __init__(self, seed: int, size: int | None = None) -> None:
+        rng = self.rng = random.Random(f"universe {seed}")
+        self.seed = seed
+        self.clock = HeapClock()
+        self.hub = Hub(self.clock, random.Random(rng.getrandbits(64)), rng.choice((0.0005, 0.002, 0.02)))
+        self.hub.jitter_s = rng.choice((0.0, 0.0, 0.01))
+        self.hub.loss = rng.choice((0.0, 0.0, 0.05, 0.2))
+        self.hub.duplication = rng.choice((0.0, 0.0, 0.1))
+        self.hub.reordering = rng.choice((0.0, 0.0, 0.1))
+        self.hop_s = rng.choice((0.0, 0.0005, 0.005))
+        self.sim = SimOS()
+        self.ear = Ear()
+        self.violations: list[tuple[str, str]] = []
+        self.graves: list[Node] = []
+        self.clients: list[Uploader | Syncer] = []
+        self.captured: list[Wish] = []
+        self.pictures = {picture.id: picture for picture in PICTURES}
+        self.deletions = 0
+        self.story: list[str] = []
+        self.freezes = rng.random() < 0.1
+        self.vpaths = [VPath.parse(path) for path in PATHS]
+        count = size or rng.choices((5, 6, 7, 8, 10, 12, 20), (40, 20, 14, 10, 8, 5, 3))[0]
+        self.hosts = {number: Host(self, number, self._configs(number)) for number in range(1, count + 1)}
+        self.known = {host.address: f"n{number}" for number, host in self.hosts.items()}
+        self._installed = self.sim.installed()
+
+    def _configs(self, number: int) -> dict[str, DirConfig]:
+        """The directories of a host: the first two take all, each other one most of them."""
+        conflict = OnConflict.FREEZE if self.freezes else OnConflict.CONVERGE
+        every = {
+            "app": DirConfig("app", "", append_only=False, num_levels=1),
+            "logs": DirConfig("logs", "", append_only=True, num_levels=1, on_append_conflict=conflict),
+            "top": DirConfig("top", "", append_only=False, num_levels=0),
+            "deep": DirConfig("deep", "", append_only=False, num_levels=2),
+        }
+        return {key: config for key, config in every.items() if number <= 2 or self.rng.random() < 0.8}
+
+    def __enter__(self) -> Universe:
+        self._installed.__enter__()
+        self.ear.open()
+        for host in self.hosts.values():
+            host.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for host in self.hosts.values():
+            host._gone(told=True)
+        self.clients.clear()
+        self.graves.clear()
+        self.ear.close()
+        self._installed.__exit__(None, None, None)
+
+    # -- time -----------------------------------------------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        """True wall time."""
+        return START_MS + round(self.clock.seconds() * 1000)
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> float:
+        """Let time pass, until ``until()``, asked five times a second. Returns the seconds that passed."""
+        began_s = self.clock.seconds()
+        end_s = began_s + seconds
+        while self.clock.seconds() < end_s:
+            if until is not None and until():
+                break
+            step_s = end_s - self.clock.seconds()
+            self.clock.advance(step_s if until is None else min(step_s, 0.2))
+        return self.clock.seconds() - began_s
+
+    # -- what moves need ------------------------------------------------------------------------------------------------------
+
+    def everybody(self) -> list[Host]:
+        """All hosts."""
+        return list(self.hosts.values())
+
+    def ready(self) -> list[Host]:
+        """The hosts whose daemon runs and has read its disk."""
+        return [host for host in self.hosts.values() if host.ready]
+
+    def resolve(self, name: str) -> Deferred[list[Address]]:
+        """Names as the client sees them."""
+        return succeed([address for address, known in self.known.items() if known == name])
+
+    def wish(self, path: str, picture: Picture, key: SigningKey, *, replace: bool, stamp: int, old: ImageId | None = None) -> Wish:
+        """A signed wish, which anybody may have seen."""
+        wish: Wish = ReplaceDir(path, picture.id, old, stamp, ()) if replace else AppendDir(path, picture.id, stamp, ())
+        wish = signed(key, wish)
+        self.captured.append(wish)
+        return wish
+
+    def come(self, client: Uploader | Syncer) -> None:
+        """A client appears."""
+        self.clients.append(client)
+        client.come()
+
+    def lies(self, rng: random.Random) -> Iterator[Lie]:
+        """Things that may be lied about: real paths and images, with times near the real ones."""
+        for _ in range(rng.randrange(1, 5)):
+            vpath = rng.choice(self.vpaths)
+            yield Lie(vpath, rng.choice(list(self.pictures)), self.now_ms() + rng.choice((-1000, 0, 1000, 86_400_000)))
+
+    # -- what is noted --------------------------------------------------------------------------------------------------------
+
+    def violated(self, row: str, text: str) -> None:
+        """Note that an invariant does not hold."""
+        self.violations.append((row, f"{self.clock.seconds():.3f} s: {text}"))
+
+    def host_of(self, machine: MachineId) -> Host | None:
+        """The host with this machine id."""
+        return self.hosts.get(int.from_bytes(machine, "big"))
+
+    def told(self, note: ReceivedImage) -> None:
+        """A client heard that a machine has an image: it must have had it."""
+        host = self.host_of(note.machine_id)
+        if host is None or (note.forwarded and host.wiped_s >= 0):
+            return
+        vpath = VPath.parse(note.path)
+        if note.image not in host.images.get(vpath, ()):
+            self.violated("I2", f"a client heard that n{host.number} has {note.image.hex()[:8]} at {vpath}, where it never was")
+
+    def ended(self, syncer: Syncer) -> None:
+        """The real client has a verdict: with exit 0 the machines that it counted have the image, or something newer, on their disks."""
+        assert syncer.row is not None
+        if syncer.row.verdict.exit_code != 0:
+            return
+        vpath = VPath.parse(syncer.wish.path)
+        if not syncer.done:
+            self.violated("I7", f"a client ended well for {vpath} without a single machine")
+        for machine in syncer.done:
+            host = self.host_of(machine)
+            if host is None or host.wiped_s >= syncer.began_s:
+                continue
+            version = host.high.get(vpath) or host.buried.get(vpath)
+            if syncer.wish.image not in host.images.get(vpath, ()) or version is None:
+                self.violated("I7", f"a client ended well for {vpath}, but n{host.number} does not have {syncer.wish.image.hex()[:8]}")
+
+
