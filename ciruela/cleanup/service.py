@@ -6,10 +6,10 @@ Also what follows from deletions in the long run: tombstones are folded, and ind
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,15 +18,15 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.cleanup.around import Safeguards, Surroundings
 from ciruela.cleanup.health import SKEW_MS, Blocked, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
 from ciruela.clockwork import Beat
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
-from ciruela.model.ids import ImageId
 from ciruela.model.state import Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Disk, Identity, KeepList, KeepLists, NowMs
+from ciruela.seams import Disk, Identity, KeepList, NowMs
 from ciruela.tracking.ledger import Ledger
 
 T = TypeVar("T")
@@ -70,48 +70,6 @@ COLLECT_BELOW = 5
 
 MOST_FAULTS = 3
 """After so many images that could not be deleted a cycle ends."""
-
-
-class Surroundings(Protocol):
-    """What cleanup asks of the rest of the node."""
-
-    def peers(self) -> Mapping[str, bool]:
-        """The other configured nodes by name, each with whether it was heard lately."""
-
-    def clocks_ms(self) -> Sequence[int]:
-        """What the clocks of other nodes show now, by their own word."""
-
-    def served(self) -> Collection[VPath]:
-        """The paths of which blocks were given since the last call."""
-
-    def wanted(self, base: VPath) -> Collection[VPath]:
-        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
-
-    def downloads(self) -> int:
-        """How many downloads are running."""
-
-    def given_up(self) -> int:
-        """How many downloads were given up since the start."""
-
-    def indexes(self) -> Collection[ImageId]:
-        """The images whose indexes are in use, besides those in the ledger."""
-
-    def alone(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """Run ``work`` while no order for ``vpath`` is being judged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Safeguards:
-    """What has to be looked at before anything is deleted.
-
-    ``steady_s`` is a clock that nobody can set, in seconds; the reactor's may follow the wall clock. ``configured`` reads the directory
-    configs again and fails with ConfigError when they are bad. ``unresolved``: nodes that are configured without a known address.
-    """
-
-    steady_s: Callable[[], float]
-    keep_lists: KeepLists
-    configured: Callable[[], Deferred[Mapping[str, DirConfig]]]
-    unresolved: Callable[[], int]
 
 
 @dataclass(slots=True)
@@ -454,4 +412,3 @@ class Cleanup:
 def words(report: Report) -> list[str]:
     """Why the last cycle deleted nothing (more), for the status page."""
     return sorted({one.cause.value for one in report.blocked})
-

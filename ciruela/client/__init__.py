@@ -1,8 +1,8 @@
-"""The commands of a user: ``ciruela sync`` (also ``ciruela-sync``), ``ciruela index`` and ``ciruela demo``.
+"""The commands of a user: ``ciruela sync`` (also ``ciruela-sync``), ``ciruela index``, ``ciruela verify`` and ``ciruela demo``.
 
 What must not happen here: a decision of a node, or a read of anything but the user's own directories, keys and options. Reading order:
-``options`` (the command line), ``identities`` (private keys), ``orders`` (scan and sign), ``source`` (serves the local directories),
-``book`` (who has an image: pure verdict), ``contacts`` (which addresses to try), ``sync`` (connections of one cluster and the run of
-all), ``text`` (what may be printed), ``progress`` (the display), ``commands`` (sync and index as stories), ``nodes`` and ``demo``,
-``main`` (the process and exit codes).
+``common``, ``wishes`` and ``options`` (the command line), ``identities`` (private keys), ``orders`` (scan and sign), ``source`` (serves
+the local directories), ``book`` (who has an image: pure verdict), ``contacts`` (which addresses to try), ``sync`` (connections of one
+cluster and the run of all), ``text`` (what may be printed), ``progress`` (the display), ``commands`` (sync and index as stories),
+``verify``, ``nodes`` and ``demo``, ``main`` (the process and exit codes).
 """

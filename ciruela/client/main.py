@@ -29,9 +29,10 @@ from ciruela.client import commands
 from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
 from ciruela.client.demo import demo
-from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptions, parse, parse_sync
+from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptions, VerifyOptions, parse, parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.text import clean, clean_lines
+from ciruela.client.verify import verify
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 
 LOOK_UP_THREADS = 4
@@ -146,6 +147,8 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             return lambda: commands.sync(options, around)
         case IndexOptions():
             return lambda: commands.index(options, around)
+        case VerifyOptions():
+            return lambda: verify(options, around)
         case DemoOptions():
             return lambda: demo(options, around)
 

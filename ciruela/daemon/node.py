@@ -13,8 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from ciruela.cleanup.around import Safeguards
+from ciruela.cleanup.service import Cleanup
 from ciruela.clockwork import Hush
 from ciruela.daemon.acquaintance import Acquaintance
+from ciruela.daemon.around import Around
 from ciruela.daemon.requests import Requests
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
@@ -28,6 +31,7 @@ from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, ReceivedImage
 from ciruela.reconcile.service import Reconciler
+from ciruela.scrub.service import Scrub
 from ciruela.seams import Address, Authority, Datagrams, Disk, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
@@ -36,7 +40,10 @@ from ciruela.uploads.service import Uploads
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds."""
+    """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds.
+
+    Without ``safeguards`` nothing is ever cleaned up.
+    """
 
     me: MachineId
     hostname: str
@@ -50,6 +57,7 @@ class World:
     rng: random.Random
     now_ms: NowMs
     tuning: Tuning = STANDARD
+    safeguards: Safeguards | None = None
 
 
 class Facts:
@@ -162,7 +170,15 @@ class Node:
             world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
         )
         self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
-        self.blocks = BlockService(self.ledger, world.disk, self.catalog)
+        self.scrub = Scrub(
+            self.ledger, self.catalog.index, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms
+        )
+        self.blocks = BlockService(self.ledger, world.disk, self.catalog, self.scrub.suspect)
+        self.cleanup: Cleanup | None = None
+        if world.safeguards is not None:
+            self.cleanup = Cleanup(
+                world.configs, self.ledger, world.disk, world.safeguards, Around(self), world.clock, world.rng, world.now_ms
+            )
         self.counterpart = Requests(
             world.configs,
             self.ledger,
@@ -195,6 +211,9 @@ class Node:
                 self.downloads.start(pending)
             self.gossip.start()
             self.acquaintance.begin()
+            self.scrub.start()
+            if self.cleanup is not None:
+                self.cleanup.start()
             self.ready = True
 
         return self.world.disk.load().addCallback(loaded)
@@ -202,6 +221,9 @@ class Node:
     def stop(self) -> None:
         """End everything; what is on disk stays for the next start."""
         self.ready = False
+        if self.cleanup is not None:
+            self.cleanup.stop()
+        self.scrub.stop()
         self.gossip.stop()
         self.reconciler.stop()
         self.downloads.stop_all()

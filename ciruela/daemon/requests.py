@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 import cbor2
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from ciruela.clockwork import Bucket
+from ciruela.clockwork import Bucket, Hush
 from ciruela.download.serving import BlockService
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
 from ciruela.model.state import SigEntry, State
@@ -68,6 +70,8 @@ def config_hash(config: DirConfig) -> bytes:
 class Requests:
     """The counterpart of every connection that was made to this node."""
 
+    _log = Logger()
+
     def __init__(
         self,
         configs: Mapping[str, DirConfig],
@@ -99,6 +103,7 @@ class Requests:
         self._watched = watched
         self._published = published
         self._clock = clock
+        self._hush = Hush(clock, 40)
         self._rate = requests_per_second
         self._buckets: dict[tuple[Link, bool], Bucket] = {}
         self.slowed = 0
@@ -109,6 +114,25 @@ class Requests:
         if not isinstance(request, GetBlock) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
+        return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
+
+    def _disk_failed(self, failure: Failure, link: Link, request: Request) -> Failure:
+        """A disk that fails is no fault of the program: the other side hears what is wrong, one line of the log says the same."""
+        if not failure.check(DiskError):
+            return failure
+        text = failure.getErrorMessage()
+        self._hush.error(
+            self._log,
+            "disk",
+            link.name.rpartition(":")[0],
+            "{request} of {link}: {reason}",
+            request=type(request).__name__,
+            link=link.name,
+            reason=text,
+        )
+        return Failure(RemoteError(text))
+
+    def _dispatch(self, link: Link, request: Request) -> Deferred[Response]:
         match request:
             case GetBlock():
                 return self._blocks.give(request).addCallback(_as_response)

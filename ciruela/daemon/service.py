@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from threading import Thread
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.application.service import Service
@@ -15,12 +18,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from ciruela.cleanup.around import Safeguards
 from ciruela.daemon.authority import KeyFiles
+from ciruela.daemon.config import load_config
 from ciruela.daemon.descriptors import most_descriptors
 from ciruela.daemon.node import Node, World
 from ciruela.daemon.requests import Requests
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.watchdog import Watchdog
+from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.safedir import OpenFile
 from ciruela.disk.store import Store
 from ciruela.model.dirconfig import DirConfig
@@ -96,6 +102,8 @@ class Daemon(Service):
         self._pool = Pool(reactor, limits=self._link_limits)
         self._watchdog = Watchdog(reactor)
         self._port: Port | None = None
+        self._lists = ThreadPool(0, 2, "lists")
+        self._lists.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
         self.node = Node(
             World(
@@ -111,6 +119,9 @@ class Daemon(Service):
                 rng=rng,
                 now_ms=now_ms,
                 tuning=settings.tuning,
+                safeguards=Safeguards(
+                    time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
+                ),
             )
         )
         self._peers = PeerList(
@@ -127,6 +138,15 @@ class Daemon(Service):
     def _in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._threads, function, *args, **kwargs)
 
+    def _in_list_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """In a thread that may hang for ever, on a dead network file system: it holds up neither the disk nor the end of the process."""
+        return deferToThreadPool(self._reactor, self._lists, function, *args, **kwargs)
+
+    def _configured(self) -> Deferred[Mapping[str, DirConfig]]:
+        """The directory configs as they stand in their files now."""
+        settings = self._settings
+        return self._in_thread(lambda: load_config(settings.config_dir, settings.db_dir).directories)
+
     def startService(self) -> None:
         """Listen, then read the disk and begin. Raises CannotListenError when the port was taken since ``tap`` looked."""
         super().startService()
@@ -138,6 +158,7 @@ class Daemon(Service):
             self._reactor.listenUDP(settings.port, self._datagrams, interface=settings.host, maxPacketSize=65536),
         ]
         self._threads.start()
+        self._lists.start()
         self._watchdog.start()
         if settings.tuning.fsync is Fsync.NONE:
             self._log.warn("fsync is none: images that were reported as received, and what is known of them, may be lost in a power cut")

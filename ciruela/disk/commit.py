@@ -60,8 +60,8 @@ def commit(
 
 def _recorded(directory: SafeDir, place: Place, state: State) -> bool:
     """Whether the image is the committed one, and nothing else is on its way."""
-    committed = states.read_state(directory, place.record)
-    return committed is not None and committed.image == state.image and states.read_journal(directory, place.record) is None
+    committed, journal = states.read_state(directory, place.record), states.read_journal(directory, place.record)
+    return committed is not None and committed.image == state.image and (journal is None or journal.state.image == state.image)
 
 
 def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:

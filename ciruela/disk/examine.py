@@ -202,6 +202,8 @@ class TreeExamination:
             self._damages.append(Damage(path, what))
 
     def _let_go(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
         if self._tree is not None:
             self._tree.close()
             self._tree = None

@@ -2,5 +2,6 @@
 
 No files and no sockets here: the disk and the connections are seams. Reading order: ``plan`` (which block from whom next, pure),
 ``sources`` (who can give what, and how each behaves), ``suppliers`` (who is asked for one image), ``fetch_index``, ``fetch_blocks``,
-``running`` (what is known of one download), ``service`` (its chain, and that of an image that is healed), ``serving`` (answers to GetBlock, and the indexes in use).
+``running`` (what is known of one download), ``service`` (its chain, and that of an image that is healed), ``serving`` (answers to
+GetBlock, and the indexes in use).
 """

@@ -23,7 +23,6 @@ from ciruela.download.serving import Catalog
 from ciruela.download.sources import Candidate, Totals
 from ciruela.download.suppliers import Rumors, Suppliers
 from ciruela.index import policy
-from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
@@ -96,9 +95,9 @@ class Downloads:
     def heal(self, vpath: VPath) -> Deferred[None] | None:
         """Fetch the image that is committed at ``vpath`` again: what is whole there is linked, the rest comes from others (threats 6.11).
 
-        It stays visible until the two trees change places, and for good when that fails. No record is kept and nobody is told: for others the
-        image is here, and a restart forgets the attempt. Any upload that is accepted takes its place. Fires when the image is whole, fails
-        with what kept it from that. None when nothing is committed there, or something is on its way.
+        It stays visible until the two trees change places, and for good when that fails. No record is kept and nobody is told: for others
+        the image is here, and a restart forgets the attempt. Any upload that is accepted takes its place. Fires when the image is whole,
+        fails with what kept it from that. None when nothing is committed there, or something is on its way.
         """
         committed = self._ledger.committed(vpath)
         if committed is None or vpath in self._running or self._ledger.pending(vpath) is not None:
@@ -108,10 +107,7 @@ class Downloads:
         return healed
 
     def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
-        """Put the index of an image that is committed here on the disk again, from memory or from others. As ``IndexFetch.run``."""
-        kept = self._catalog.kept(image)
-        if kept is not None:
-            return self._disk.write_index(image, emit(kept[0].kind, kept[0].directories)[1])
+        """Put the index of an image that is committed here on the disk again, from others. As ``IndexFetch.run``."""
         return self._index_fetch(Download(vpath, image, Command.REPLACE, set(), self._clock.seconds())).run()
 
     def _run(self, download: Download) -> None:
@@ -190,6 +186,10 @@ class Downloads:
     def running(self) -> list[Download]:
         """The downloads of uploads under way."""
         return [one for one in self._running.values() if one.healed is None]
+
+    def healing(self) -> list[VPath]:
+        """The paths of committed images that are being mended."""
+        return [one.vpath for one in self._running.values() if one.healed is not None]
 
     def get(self, vpath: VPath) -> Download | None:
         """The download for ``vpath``."""

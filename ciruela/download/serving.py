@@ -50,6 +50,14 @@ class Catalog:
         """The entry if it is in memory."""
         return self._kept.get(image)
 
+    def images(self) -> list[ImageId]:
+        """The images whose indexes are in use."""
+        return [*self._kept, *self._loading]
+
+    def index(self, image: ImageId) -> Deferred[Index | None]:
+        """As :meth:`get`, the index alone."""
+        return self.get(image).addCallback(lambda entry: entry[0] if entry else None)
+
     def get(self, image: ImageId) -> Deferred[tuple[Index, BlockMap] | None]:
         """The entry, from memory or the disk; None when the disk does not have it."""
         waiting: Deferred[tuple[Index, BlockMap] | None] = Deferred()
@@ -87,8 +95,14 @@ class BlockService:
         self._disk = disk
         self._catalog = catalog
         self._readers: OrderedDict[tuple[VPath, ImageId], Batch[int, bytes | None]] = OrderedDict()
+        self._served: set[VPath] = set()
         self.sent_blocks = 0
         self.sent_bytes = 0
+
+    def served(self) -> set[VPath]:
+        """The paths of which blocks were given since the last call."""
+        served, self._served = self._served, set()
+        return served
 
     def give(self, request: GetBlock) -> Deferred[BlockData]:
         """Fires with the block, or fails with RemoteError when it is not here."""
@@ -123,6 +137,7 @@ class BlockService:
         def answer(data: bytes | None) -> BlockData | Deferred[BlockData]:
             if data is None:
                 return self._first(request, vpath, images[1:])
+            self._served.add(vpath)
             self.sent_blocks += 1
             self.sent_bytes += len(data)
             return BlockData(data)

@@ -249,6 +249,10 @@ class Cluster:
         """Which machine's clients wait for which path, for the status page."""
         return self._watches.all()
 
+    def clocks_ms(self) -> list[int]:
+        """What the wall clocks of other nodes show now, by their own word, in milliseconds."""
+        return self.roster.clocks_ms(self._now_s)
+
     def peers(self) -> list[Peer]:
         """All configured addresses and who is there, for the status page."""
         return self.roster.peers(self._now_s)

@@ -253,6 +253,10 @@ class Roster:
             return None
         return Member(machine, str(address), member.stamp, member.hostname, part, member.parts, member.gathered[part], age_ms)
 
+    def clocks_ms(self, now_s: float) -> list[int]:
+        """What the wall clocks of other machines show now, by what they said themselves."""
+        return [member.stamp + round((now_s - member.born_s) * 1000) for member in self._members.values() if member.direct]
+
     def _life_s(self) -> dict[Address, float]:
         """When each address last gave a sign of life, itself or through others."""
         life = {member.address: member.born_s for member in self._members.values()}

@@ -87,6 +87,11 @@ class PeerList:
         self._peers: dict[Address, str] = {}
 
     @property
+    def unresolved(self) -> int:
+        """How many lines of the list have no known address."""
+        return sum(not self._known.get(text) for text in self._lines)
+
+    @property
     def peers(self) -> Peers:
         """Address to the text in the file. A name with several addresses appears several times."""
         return self._peers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,6 +17,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Verdict
 from ciruela.model.printable import logged
+from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import wanted
@@ -109,8 +110,13 @@ class Reconciler:
         return sum(len(queue) for queue in self._backlog.values())
 
     def _is_known(self, base: VPath, hash_: bytes) -> bool:
-        since = self._known.get((base, hash_))
-        return since is not None and self._clock.seconds() - since < KNOWN_S
+        until_s = self._known.get((base, hash_))
+        return until_s is not None and self._clock.seconds() < until_s
+
+    def _given_up(self, order: Order, unfinished: Collection[str]) -> bool:
+        """Whether this upload failed here lately, or long ago and the peer has not got it either."""
+        within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
+        return self._ledger.recently_aborted(order.vpath, State(order.image, order.signatures).version, within_s)
 
     def _compare(self, response: Response, base: VPath, address: Address) -> None:
         if not isinstance(response, BaseDirData):
@@ -127,14 +133,10 @@ class Reconciler:
         unfinished = frozenset(response.pending)
         config = self._configs[base.key]
         frozen = config.append_only and config.on_append_conflict is OnConflict.FREEZE
-        queue = deque(
-            (order, address)
-            for order in wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
-            if not self._ledger.recently_aborted(
-                order.vpath, order.image, GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
-            )
-        )
-        self._known[(base, base_dir_hash(response.dirs))] = self._clock.seconds()
+        found = wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
+        queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
+        known_s = KNOWN_S if len(queue) == len(found) else ABORT_MEMORY_S
+        self._known[(base, base_dir_hash(response.dirs))] = self._clock.seconds() + known_s
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
         if queue:

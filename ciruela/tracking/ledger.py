@@ -15,7 +15,7 @@ import cbor2
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Burials, State
+from ciruela.model.state import Burials, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 
@@ -65,7 +65,7 @@ class Ledger:
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
-        self._aborts: dict[tuple[VPath, ImageId], tuple[float, int]] = {}
+        self._aborts: dict[tuple[VPath, ImageId], tuple[float, int, Version]] = {}
         self._burials: dict[VPath, Burials] = {}
 
     def fill(self, loaded: Loaded) -> None:
@@ -112,7 +112,7 @@ class Ledger:
             return
         while len(self._aborts) >= MAX_ABORTS:
             del self._aborts[next(iter(self._aborts))]
-        self._aborts[(vpath, pending.state.image)] = (self._clock.seconds(), timestamp_ms)
+        self._aborts[(vpath, pending.state.image)] = (self._clock.seconds(), timestamp_ms, pending.state.version)
         self._touch(vpath)
 
     def bury(self, vpath: VPath, burials: Burials) -> None:
@@ -133,22 +133,25 @@ class Ledger:
         """The base dirs in which something was deleted."""
         return list(self._burials)
 
-    def recently_aborted(self, vpath: VPath, image: ImageId, within_s: float = ABORT_MEMORY_S) -> bool:
-        """Whether this very upload was given up here less than ``within_s`` ago, which is at most GIVEN_UP_MEMORY_S."""
-        entry = self._aborts.get((vpath, image))
+    def recently_aborted(self, vpath: VPath, version: Version, within_s: float = ABORT_MEMORY_S) -> bool:
+        """Whether this upload was given up here less than ``within_s`` ago, which is at most GIVEN_UP_MEMORY_S.
+
+        One that was signed again since is another upload: somebody wants it to be tried again.
+        """
+        entry = self._aborts.get((vpath, version.image))
         if entry is None:
             return False
         age_s = self._clock.seconds() - entry[0]
         if age_s >= GIVEN_UP_MEMORY_S:
-            del self._aborts[(vpath, image)]
-        return age_s < within_s
+            del self._aborts[(vpath, version.image)]
+        return age_s < within_s and version <= entry[2]
 
     def abandoned(self) -> list[Abandoned]:
         """The uploads given up lately."""
         return [
             Abandoned(vpath, image, stamp)
-            for (vpath, image), (_, stamp) in list(self._aborts.items())
-            if self.recently_aborted(vpath, image)
+            for (vpath, image), (_, stamp, version) in list(self._aborts.items())
+            if self.recently_aborted(vpath, version)
         ]
 
     def entries(self, base: VPath) -> dict[str, State]:

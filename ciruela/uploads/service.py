@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -20,6 +20,8 @@ from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.quotas import Quotas
 from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, judge, precheck
+
+T = TypeVar("T")
 
 
 class Starter(Protocol):
@@ -80,15 +82,19 @@ class Uploads:
         if refused is not None:
             return succeed(refused)
         assert config is not None
-        turn = self._turns.setdefault(order.vpath, DeferredLock())
+        return self.alone(order.vpath, lambda: self._examine(order, config, hints))
 
-        def leave(result: Verdict | Failure) -> Verdict | Failure:
+    def alone(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Run ``work`` while no order for ``vpath`` is being judged."""
+        turn = self._turns.setdefault(vpath, DeferredLock())
+
+        def leave(result: T | Failure) -> T | Failure:
             turn.release()
             if not turn.locked and not turn.waiting:
-                self._turns.pop(order.vpath, None)
+                self._turns.pop(vpath, None)
             return result
 
-        return turn.acquire().addCallback(lambda _: maybeDeferred(self._examine, order, config, hints).addBoth(leave))
+        return turn.acquire().addCallback(lambda _: work()).addBoth(leave)
 
     def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Deferred[Verdict]:
         return (

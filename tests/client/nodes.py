@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
@@ -67,7 +67,7 @@ class FakeNode:
         if self.silent or self.hangs_up:
             return Deferred()
         if self.error is not None:
-            return fail(RemoteError(self.error))
+            return fail(Busy(self.error) if self.error.startswith(SLOW_DOWN) else RemoteError(self.error))
         if (request.path, request.image) in self.has:
             self.tell_received(request.path, request.image, self.number)
         return succeed(UploadAck(self.reason is None, self.reason, self.hosts))

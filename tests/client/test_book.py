@@ -347,6 +347,14 @@ class Refused(BookCase):
         self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_NETWORK)
         self.assertIn("disk on fire", self.book.verdict(RULE, 1, SETTLED).why)
 
+    def test_busy(self) -> None:
+        """A node that is busy is asked until the deadline: it has not refused anything."""
+        for _ in range(10 * ERROR_RETRIES):
+            self.book.asked(address(1), "x")
+            self.assertTrue(self.book.errored(address(1), "slow down", busy=True))
+        self.expect(Outcome.RUNNING)
+        self.assertFalse(self.book.refused(address(1)))
+
     def test_errors_are_counted_in_a_row(self) -> None:
         """An answer between two errors starts the count anew."""
         for _ in range(2):

@@ -14,7 +14,7 @@ from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, Row, SyncRun, Upload, World, exit_code
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index
-from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.proto.messages import (
     AppendDir,
@@ -370,6 +370,21 @@ class Refusing(SyncCase):
         self.assertEqual(len(node.requests), 4)
         row = self.ended(Outcome.REJECTED, EXIT_NETWORK)
         self.assertEqual(row.standing.failed, (("n1", "disk on fire"),))
+
+    def test_busy_node(self) -> None:
+        """A node that is busy for minutes gets the upload when it is not any more; what it said is shown."""
+        node = self.node(1)
+        node.error = f"{SLOW_DOWN}: 8 uploads of this key are in progress on this node"
+        cluster, listener = self.start(Rule(deadline_s=1000))
+        self.advance(300)
+        self.assertEqual(self.outcomes(cluster), [Outcome.RUNNING])
+        self.assertIn("8 uploads of this key", " ".join(listener.problems))
+        self.assertLess(len(node.requests), 30)
+        node.error = None
+        self.advance(70)
+        node.tell_received(PATH, IMAGE, 1)
+        self.advance(1)
+        self.assertEqual(self.outcomes(cluster), [Outcome.DONE])
 
     def test_error_that_heals(self) -> None:
         """A passing error is not the end."""

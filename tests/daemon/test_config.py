@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.modes import check_modes, loose, private_group
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, OnConflict, Symlinks
 from ciruela.model.errors import ConfigError
 from tests.proof import shows
 
@@ -76,6 +76,11 @@ class GoodTests(ConfigCase):
             keep-min-directories: 3
             keep_max_directories: 1k
             keep-recent: 1h 30min
+            on-append-conflict: freeze
+            max-image-bytes: 10Gi
+            max-image-files: 1M
+            max-images: 500
+            symlinks: inside
             _note: {any: [thing]}
         """
         self.assertEqual(
@@ -92,9 +97,27 @@ class GoodTests(ConfigCase):
                 keep_min_directories=3,
                 keep_max_directories=1000,
                 keep_recent_ms=5_400_000,
+                on_append_conflict=OnConflict.FREEZE,
+                max_image_bytes=10 << 30,
+                max_image_files=1_000_000,
+                max_images=500,
+                symlinks=Symlinks.INSIDE,
             ),
         )
         self.assertEqual(self.load().warnings, ())
+
+    def test_limits(self) -> None:
+        """A limit that is empty is none; a word that does not exist is refused with those that do."""
+        config = self.one(MINIMAL + "max-image-bytes: ~\nmax-image-files:\nmax-images: null\nsymlinks: any\n")
+        self.assertEqual(config, DirConfig("app", str(self.images), True, 1))
+        self.assertEqual(
+            self.errors(MINIMAL + "on-append-conflict: frieze\nsymlinks: never\nmax-images: 0\n"),
+            [
+                'app.yaml:4: on-append-conflict: "frieze" is not converge or freeze (try freeze)',
+                'app.yaml:5: symlinks: "never" is not any, inside or none (try any)',
+                'app.yaml:6: max-images: "0" is not in the range from 1 to 4611686018427387904',
+            ],
+        )
 
     def test_numbers(self) -> None:
         """Numbers may be written as the reference allows it."""

@@ -2,11 +2,13 @@
 
 import hashlib
 
+from twisted.internet.defer import fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.requests import config_hash
+from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import DiskError, RemoteError
 from ciruela.model.ids import BlockHash
 from ciruela.proto.messages import (
     AppendDir,
@@ -20,7 +22,7 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from tests.proof import shows
-from tests.scenarios.cluster import APP, Client, Cluster, Image
+from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image
 
 SITE = Image(5, {"a": 100_000, "b": 7})
 
@@ -66,6 +68,16 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual(answer.reject_reason, "config_level_mismatch")
         self.assertEqual(self.ask(GetIndexAt("/app")).data, None)
         self.assertIn("block not found", self.refused(GetBlock(BlockHash(bytes(32)), BlockHint("/app", "/x", 0))))
+
+    @shows("F28", "F29", "I7")
+    def test_disk_fails(self):
+        """A user would read "internal error" instead of being told that the disk of that node is full."""
+        self.patch(self.node.world.disk, "write_pending", lambda _: fail(DiskError("/app/v1: fsync: No space left on device")))
+        stamp = self.cluster.now_ms()
+        signature = KEY.sign(signed_bytes("/app/v1", SITE.id, stamp)).signature
+        said = self.refused(AppendDir("/app/v1", SITE.id, stamp, (signature,)))
+        self.assertEqual(said, "/app/v1: fsync: No space left on device")
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     @shows("A18", "I4")
     def test_unsigned(self):

@@ -5,7 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
@@ -90,8 +90,8 @@ class LedgerTests(SynchronousTestCase):
         self.ledger.abort(V1, 99)
         self.assertIsNone(self.ledger.base_hash(BASE))
         self.assertEqual(self.ledger.base_hashes(), {})
-        self.assertTrue(self.ledger.recently_aborted(V1, A))
-        self.assertFalse(self.ledger.recently_aborted(V1, B))
+        self.assertTrue(self.ledger.recently_aborted(V1, Version(5, A)))
+        self.assertFalse(self.ledger.recently_aborted(V1, Version(5, B)))
         self.assertEqual([(one.vpath, one.image, one.timestamp_ms) for one in self.ledger.abandoned()], [(V1, A, 99)])
         self.clock.advance(ABORT_MEMORY_S)
         self.assertEqual(self.ledger.abandoned(), [])
@@ -104,6 +104,13 @@ class LedgerTests(SynchronousTestCase):
         self.ledger.abort(V1, 0)
         self.assertEqual(self.ledger.base_hash(BASE), before)
 
+    def test_signed_again(self):
+        """A user who makes room and syncs again would wait for two minutes, because a node would not hear of it from the others."""
+        self.ledger.begin(pending(V1, A))
+        self.ledger.abort(V1, 0)
+        self.assertTrue(self.ledger.recently_aborted(V1, Version(4, A)))
+        self.assertFalse(self.ledger.recently_aborted(V1, Version(6, A)))
+
     def test_abort_of_nothing(self):
         """Aborting twice does no harm."""
         self.ledger.abort(V1, 0)
@@ -114,7 +121,7 @@ class LedgerTests(SynchronousTestCase):
         self.ledger.begin(pending(V1, A))
         self.ledger.abort(V1, 0)
         self.ledger.begin(pending(V1, A))
-        self.assertFalse(self.ledger.recently_aborted(V1, A))
+        self.assertFalse(self.ledger.recently_aborted(V1, Version(5, A)))
 
     @shows("I6")
     def test_aborts_are_bounded(self):

@@ -1,0 +1,131 @@
+"""The options of every command, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ciruela._version import __version__
+from ciruela.index.digest import HashKind
+from ciruela.model.units import parse_duration_ms
+from ciruela.seams import DEFAULT_PORT
+
+
+class Progress(Enum):
+    """How progress is shown."""
+
+    AUTO = "auto"
+    TTY = "tty"
+    PLAIN = "plain"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The options every command takes."""
+
+    port: int
+    disk_threads: int
+    hash: HashKind
+    verbosity: int
+    progress: Progress
+
+
+def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``check`` with its ValueErrors as argparse shows them: with their text."""
+
+    def convert(text: str) -> Any:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def duration_s(text: str) -> float:
+    """Seconds of a duration such as ``1h 30min``. Raises ValueError."""
+    return parse_duration_ms(text) / 1000
+
+
+def positive_duration_s(text: str) -> float:
+    """As :func:`duration_s`, longer than nothing."""
+    found = duration_s(text)
+    if found <= 0:
+        raise ValueError(f"{text!r} must be longer than nothing")
+    return found
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1. Raises ValueError."""
+    value = float(text) if re.fullmatch(r"[0-9.]+", text) and text.count(".") <= 1 and text != "." else -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[str], Any]:
+    """What reads a whole number from ``low`` to ``high``, for argparse."""
+
+    def check(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return checked(check)
+
+
+def words(enum: type[Enum]) -> Callable[[str], Any]:
+    """What reads one of the values of ``enum``, for argparse."""
+
+    def check(text: str) -> Enum:
+        try:
+            return enum(text)
+        except ValueError:
+            raise ValueError(f"{text[:40]!r} is not one of {', '.join(str(word.value) for word in enum)}") from None
+
+    return checked(check)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take the options of every command."""
+    common = parser.add_argument_group("options of every command (before or after it)")
+    common.add_argument(
+        "--port", type=whole(1, 65535), default=DEFAULT_PORT, metavar="N", help=f"port of the daemons (default {DEFAULT_PORT})"
+    )
+    common.add_argument(
+        "--disk-threads", type=whole(1, 64), default=4, metavar="N", help="threads that read and hash local files (default 4)"
+    )
+    common.add_argument(
+        "--hash",
+        type=words(HashKind),
+        default=HashKind.BLAKE2B,
+        metavar="KIND",
+        help=f"hash of the index: {', '.join(kind.value for kind in HashKind)} (default {HashKind.BLAKE2B.value})",
+    )
+    common.add_argument(
+        "--progress",
+        type=words(Progress),
+        default=Progress.AUTO,
+        metavar="HOW",
+        help="auto, tty (live block), plain (lines) or none; auto is tty on a terminal",
+    )
+    volume = common.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="only problems and results")
+    volume.add_argument("-v", "--verbose", action="store_true", help="more about every node")
+    common.add_argument("--version", action="version", version=f"ciruela {__version__}")
+
+
+def common_of(found: argparse.Namespace) -> Common:
+    """What was found of them."""
+    return Common(
+        port=found.port,
+        disk_threads=found.disk_threads,
+        hash=found.hash,
+        verbosity=1 + bool(found.verbose) - bool(found.quiet),
+        progress=found.progress,
+    )
