@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from ciruela.cleanup.around import Safeguards
 from ciruela.cleanup.service import Cleanup
-from ciruela.clockwork import Hush
+from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around
 from ciruela.daemon.requests import Requests
@@ -32,7 +32,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, ReceivedImage
 from ciruela.reconcile.service import Reconciler
 from ciruela.scrub.service import Scrub
-from ciruela.seams import Address, Authority, Datagrams, Disk, Loaded, NowMs, Wire
+from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
 from ciruela.uploads.service import Uploads
@@ -58,6 +58,7 @@ class World:
     now_ms: NowMs
     tuning: Tuning = STANDARD
     safeguards: Safeguards | None = None
+    in_thread: InThread = in_place
 
 
 class Facts:
@@ -129,7 +130,7 @@ class Node:
         self.world = world
         self.ledger = Ledger(world.clock)
         self.watches = Watches()
-        self.catalog = Catalog(world.disk)
+        self.catalog = Catalog(world.disk, world.in_thread)
         self.gossip = Gossip(
             world.clock,
             world.rng,
@@ -153,6 +154,7 @@ class Node:
             world.clock,
             world.rng,
             world.now_ms,
+            world.in_thread,
         )
         self.uploads = Uploads(
             world.configs,
@@ -170,9 +172,7 @@ class Node:
             world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
         )
         self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
-        self.scrub = Scrub(
-            self.ledger, self.catalog.index, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms
-        )
+        self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)
         self.blocks = BlockService(self.ledger, world.disk, self.catalog, self.scrub.suspect)
         self.cleanup: Cleanup | None = None
         if world.safeguards is not None:

@@ -119,6 +119,7 @@ class Daemon(Service):
                 rng=rng,
                 now_ms=now_ms,
                 tuning=settings.tuning,
+                in_thread=self._in_thread,
                 safeguards=Safeguards(
                     time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
                 ),

@@ -78,14 +78,36 @@ class NodeStatus:
                 "cpu_since_s": time.process_time(),
                 **memory(),
             },
+            "scrub": self._scrub(),
             "threads": {thread.name: {} for thread in threading.enumerate()},
             "metrics": [[{"group": group, "metric": metric}, [kind, value]] for group, metric, kind, value in self._metrics()],
+        }
+
+    def _scrub(self) -> Json:
+        """How far the scrub is, and what is damaged. No names inside images: they are in the log."""
+        scrub = self._node.scrub
+        return {
+            "images": scrub.cycle_total,
+            "images_left": scrub.left,
+            "current": None if scrub.at is None else str(scrub.at),
+            "last_full_cycle": None if scrub.last_full_ms is None else rfc3339(scrub.last_full_ms),
+            "damaged": {
+                str(vpath): {
+                    "image_id": ill.image.hex(),
+                    "since": rfc3339(ill.since_ms),
+                    "damages": ill.count,
+                    "mending": ill.mending,
+                    "failed": bool(ill.failure),
+                }
+                for vpath, ill in scrub.ill.items()
+            },
         }
 
     def _metrics(self) -> list[tuple[str, str, str, int]]:
         node = self._node
         counts = node.gossip.counts
         totals = node.downloads.totals
+        scrub = node.scrub
         return [
             ("tracking.images", "downloading", "level", len(node.downloads.running())),
             ("tracking.images", "tracking", "level", len(node.ledger)),
@@ -100,6 +122,12 @@ class NodeStatus:
             ("blocks", "received_bytes", "counter", totals.received_bytes),
             ("blocks", "sent_blocks", "counter", node.blocks.sent_blocks),
             ("blocks", "sent_bytes", "counter", node.blocks.sent_bytes),
+            ("scrub", "damaged_now", "level", len(scrub.ill)),
+            ("scrub", "images", "counter", scrub.looked),
+            ("scrub", "bytes", "counter", scrub.bytes),
+            ("scrub", "damaged", "counter", scrub.damaged),
+            ("scrub", "healed", "counter", scrub.healed),
+            ("scrub", "failed", "counter", scrub.failed),
             ("gossip", "known_peers", "level", sum(1 for peer in node.gossip.cluster.peers() if peer.machine is not None and not peer.own)),
             ("gossip", "datagrams_sent", "counter", counts.sent),
             ("gossip", "bytes_sent", "counter", counts.sent_bytes),

@@ -54,6 +54,8 @@ def commit(
             raise DownloadFailed(Abort.SUPERSEDED, f"{place.vpath}: is not this image any more")
         if _foreign(parent, directory, place):
             yield from _adopt(parent, directory, place, index, state, fsync)
+        elif again and states.read_journal(directory, place.record) is None:
+            _show_again(parent, directory, place, tree.root, state)
         else:
             _show(parent, directory, place, tree.root, state)
 
@@ -138,7 +140,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     try:
         undo = _swap(parent, directory, place, state)
     except (OSError, DownloadFailed):
-        _not_ready(parent, directory, place, waiting, healing=journal is None)
+        _not_ready(directory, place, waiting)
         raise
     try:
         parent.fsync()
@@ -146,21 +148,28 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     except OSError:
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()
-        _not_ready(parent, directory, place, waiting, healing=journal is None)
+        _not_ready(directory, place, waiting)
         raise
     directory.fsync()
     _forget_journal(directory, place)
 
 
-def _not_ready(parent: SafeDir, directory: SafeDir, place: Place, journal: Journal, *, healing: bool) -> None:
-    """After a failure. Should it fail as well, the journal still tells the truth: what it says is ready does not stand at its name.
+def _show_again(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, state: State) -> None:
+    """As :func:`_show`, without a journal before and after: nothing is on its way, and whichever tree stands there is of the image.
 
-    There was none before when an image is healed, and none is left, unless a start needs it to put the only copy back.
+    Only while the old tree waits aside it is left, for a start needs it to put the tree back.
     """
     try:
-        if healing and parent.stat(place.aside(journal.state.image)) is None:
-            states.drop_journal(directory, place.record)
-            return
+        _show(parent, directory, place, root, state)
+    except (OSError, DownloadFailed):
+        if parent.stat(place.aside(state.image)) is None:
+            _forget_journal(directory, place)
+        raise
+
+
+def _not_ready(directory: SafeDir, place: Place, journal: Journal) -> None:
+    """After a failure. Should it fail as well, the journal still tells the truth: what it says is ready does not stand at its name."""
+    try:
         states.write_journal(directory, place.record, journal)
     except OSError as error:
         _log.warn("the journal of {vpath} cannot be rewritten: {error}", vpath=str(place.vpath), error=error)

@@ -53,6 +53,14 @@ def _fault(error: OSError, operation: str, where: str) -> OSError:
     return OSError(error.errno, f"{operation}: {os.strerror(error.errno or 0)}", where)
 
 
+def _close(fd: int, where: str) -> None:
+    """Linux lets go of the descriptor also when it tells an error; what has to be durable was synced before, so that costs nothing."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        _log.warn("closing {where}: {error}", where=where or ".", error=error)
+
+
 class OpenFile:
     """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
 
@@ -73,7 +81,7 @@ class OpenFile:
         """Let go of the descriptor; further calls do nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            _close(fd, self.where)
 
     def stat(self) -> os.stat_result:
         """What the open file is now, whatever stands at its name."""
@@ -159,7 +167,7 @@ class SafeDir:
         """Let go of the descriptor; further calls do nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            _close(fd, self.where)
 
     def within(self, name: str) -> str:
         """``name`` in this directory, as messages show it."""
@@ -190,7 +198,7 @@ class SafeDir:
             try:
                 found = os.listdir(fresh)
             finally:
-                os.close(fresh)
+                _close(fresh, self.where)
         except OSError as error:
             raise _fault(error, "list", self.where or ".") from None
         return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in found]

@@ -6,8 +6,8 @@ index -> staging -> what an earlier run left -> hardlinks from siblings -> block
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -15,11 +15,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
 from ciruela.download.running import Download, Phase
-from ciruela.download.serving import Catalog
+from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.sources import Candidate, Totals
 from ciruela.download.suppliers import Rumors, Suppliers
 from ciruela.index import policy
@@ -31,9 +32,12 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Disk, NowMs, Pending, Reused, Staging, Wire
+from ciruela.seams import Address, Disk, InThread, NowMs, Pending, Reused, Staging, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST_SIBLINGS = 37
 """Sibling images looked through for files to hardlink (protocol section 5.8)."""
@@ -73,10 +77,12 @@ class Downloads:
         clock: IReactorTime,
         rng: random.Random,
         now_ms: NowMs,
+        in_thread: InThread = in_place,
     ) -> None:
         self._configs = configs
         self._ledger = ledger
         self._disk = disk
+        self._in_thread = in_thread
         self._suppliers = Suppliers(watches, wire, rumors, rng)
         self._outcome = outcome
         self._catalog = catalog
@@ -84,6 +90,7 @@ class Downloads:
         self._rng = rng
         self._now_ms = now_ms
         self._running: dict[VPath, Download] = {}
+        self._mending: list[Deferred[Index]] = []
         self.totals = Totals()
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
@@ -108,17 +115,26 @@ class Downloads:
 
     def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Put the index of an image that is committed here on the disk again, from others. As ``IndexFetch.run``."""
-        return self._index_fetch(Download(vpath, image, Command.REPLACE, set(), self._clock.seconds())).run()
+        fetch = self._index_fetch(Download(vpath, image, Command.REPLACE, set(), self._clock.seconds())).run()
+        self._mending.append(fetch)
+
+        def ended(result: Index | Failure) -> Index | Failure:
+            self._mending.remove(fetch)
+            return result
+
+        return fetch.addBoth(ended)
 
     def _run(self, download: Download) -> None:
         self._running[download.vpath] = download
         self._progressed(download)
         download.chain = (
             self._index(download)
+            .addCallback(self._map, download)
             .addCallback(self._stage, download)
             .addCallback(self._keep, download)
             .addCallback(self._siblings, download)
             .addCallback(self._reuse, download)
+            .addCallback(self._plan, download)
             .addCallback(self._fetch, download)
             .addCallback(self._commit, download)
             .addCallbacks(self._arrived, self._ended, callbackArgs=(download,), errbackArgs=(download,))
@@ -167,6 +183,8 @@ class Downloads:
 
     def stop_all(self) -> None:
         """End everything without a word: the daemon stops, what is on disk stays for the next start."""
+        for fetch in list(self._mending):
+            fetch.cancel()
         running, self._running = self._running, {}
         for download in running.values():
             if download.chain is not None:
@@ -220,15 +238,29 @@ class Downloads:
         return self._suppliers.candidates(download, list(self._running.values()), index=index)
 
     def _progressed(self, download: Download) -> None:
-        if download.healed is None:
+        if download.healed is not None:
+            return
+        try:
             self._outcome.progressed(download.vpath)
+        except Exception:  # noqa: BLE001  who listens must not keep an image from arriving
+            self._log.failure("nobody was told how far the download for {vpath} is", vpath=str(download.vpath))
 
-    def _stage(self, index: Index, download: Download) -> Deferred[Staging]:
-        download.index, download.blocks = self._catalog.add(index)
+    def _large(self, index: Index, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Call ``f``, which goes over all of ``index``: in a thread when that would hold up the reactor."""
+        if index.block_count < LARGE_BLOCKS:
+            return in_place(f, *args, **kwargs)
+        return self._in_thread(f, *args, **kwargs)
+
+    def _map(self, index: Index, download: Download) -> Deferred[tuple[Index, BlockMap]]:
+        if download.healed is None:
+            checked = self._large(index, policy.check, index, self._configs[download.vpath.key])
+            return checked.addCallback(lambda _: self._catalog.add(index))
+        return self._catalog.add(index)
+
+    def _stage(self, entry: tuple[Index, BlockMap], download: Download) -> Deferred[Staging]:
+        index, _ = download.index, download.blocks = entry
         download.index_fetch = None
         download.phase = Phase.STAGING
-        if download.healed is None:
-            policy.check(index, self._configs[download.vpath.key])
         return self._disk.stage(download.vpath, index)
 
     def _keep(self, staging: Staging, download: Download) -> Deferred[frozenset[int]]:
@@ -260,30 +292,43 @@ class Downloads:
             return succeed((kept, Reused(frozenset(), 0, 0)))
         return download.staging.reuse(siblings).addCallback(lambda reused: (kept, reused))
 
-    def _fetch(self, here: tuple[frozenset[int], Reused], download: Download) -> Deferred[None]:
+    def _plan(self, here: tuple[frozenset[int], Reused], download: Download) -> Deferred[Plan]:
         kept, reused = here
-        assert download.index is not None
-        assert download.blocks is not None
-        assert download.staging is not None
+        index = download.index
+        assert index is not None
         self.totals.reused_files += reused.files
         self.totals.reused_bytes += reused.bytes
-        download.plan = Plan(download.index, kept | reused.blocks, self._rng)
+
+        def planned(plan: Plan) -> Plan:
+            self._tell_plan(download, index, plan, len(kept), reused)
+            return plan
+
+        rng = random.Random(self._rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
+        return self._large(index, lambda: Plan(index, kept | reused.blocks, rng)).addCallback(planned)
+
+    def _tell_plan(self, download: Download, index: Index, plan: Plan, kept: int, reused: Reused) -> None:
         self._log.info(
             "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
             vpath=str(download.vpath),
-            total=download.index.block_count,
-            kept=len(kept),
+            total=index.block_count,
+            kept=kept,
             reused=len(reused.blocks),
             files=reused.files,
-            missing=download.plan.missing,
+            missing=plan.missing,
         )
+
+    def _fetch(self, plan: Plan, download: Download) -> Deferred[None]:
+        assert download.index is not None
+        assert download.blocks is not None
+        assert download.staging is not None
+        download.plan = plan
         download.phase = Phase.BLOCKS
         self._progressed(download)
         download.block_fetch = BlockFetch(
             str(download.vpath),
             download.index,
             download.blocks,
-            download.plan,
+            plan,
             download.staging,
             lambda: self._candidates(download, index=False),
             lambda: self._progressed(download),

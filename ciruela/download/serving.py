@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batch
+from ciruela.clockwork import Batch, in_place
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -22,26 +22,44 @@ from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlockData, GetBlock
-from ciruela.seams import Disk
+from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
 
 KEPT_INDEXES = 16
 READS_PER_JOB = 32
 
+LARGE_BLOCKS = 20_000
+"""With so many blocks, what goes over all of them is done in a thread: on the reactor it would take some tens of milliseconds and more."""
+
+
+def _mapped(index: Index) -> BlockMap:
+    """The block map of an index, ready for everything."""
+    blocks = BlockMap(index)
+    if index.block_count:
+        blocks.numbers(blocks.hash_of(0))
+    return blocks
+
 
 class Catalog:
     """The parsed indexes in use, with their block maps: the last few, verified when they were loaded."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, in_thread: InThread = in_place) -> None:
         self._disk = disk
+        self._in_thread = in_thread
         self._kept: OrderedDict[ImageId, tuple[Index, BlockMap]] = OrderedDict()
         self._loading: dict[ImageId, list[Deferred[tuple[Index, BlockMap] | None]]] = {}
 
-    def add(self, index: Index) -> tuple[Index, BlockMap]:
-        """Keep an index that was just verified."""
-        entry = self._kept.get(index.image) or (index, BlockMap(index))
-        self._kept[index.image] = entry
-        self._kept.move_to_end(index.image)
+    def add(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
+        """Keep an index that was just verified. Fires with the entry; the map of a large one is made in a thread."""
+        kept = self._kept.get(index.image)
+        if kept is not None or index.block_count < LARGE_BLOCKS:
+            return succeed(self._keep(kept or (index, BlockMap(index))))
+        return self._in_thread(_mapped, index).addCallback(lambda blocks: self._keep((index, blocks)))
+
+    def _keep(self, entry: tuple[Index, BlockMap]) -> tuple[Index, BlockMap]:
+        image = entry[0].image
+        self._kept[image] = entry
+        self._kept.move_to_end(image)
         while len(self._kept) > KEPT_INDEXES:
             self._kept.popitem(last=False)
         return entry

@@ -375,16 +375,16 @@ class Refusing(SyncCase):
         """A node that is busy for minutes gets the upload when it is not any more; what it said is shown."""
         node = self.node(1)
         node.error = f"{SLOW_DOWN}: 8 uploads of this key are in progress on this node"
-        cluster, listener = self.start(Rule(deadline_s=1000))
-        self.advance(300)
-        self.assertEqual(self.outcomes(cluster), [Outcome.RUNNING])
-        self.assertIn("8 uploads of this key", " ".join(listener.problems))
-        self.assertLess(len(node.requests), 30)
+        self.begin(["n1"])
+        self.pass_(60)
+        self.assertIsNone(self.rows)
+        self.assertIn("8 uploads of this key", " ".join(self.heard.problems))
+        self.assertTrue(5 < len(node.requests) < 15, len(node.requests))
         node.error = None
-        self.advance(70)
-        node.tell_received(PATH, IMAGE, 1)
-        self.advance(1)
-        self.assertEqual(self.outcomes(cluster), [Outcome.DONE])
+        self.pass_(12)
+        self.received(1, 1)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
 
     def test_error_that_heals(self) -> None:
         """A passing error is not the end."""

@@ -12,8 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela import __version__
 from ciruela.daemon import tap
 from ciruela.daemon.service import Daemon
+from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
 from ciruela.model.errors import ConfigError
+from ciruela.model.tuning import Fsync, Tuning
 
 
 class TapTests(SynchronousTestCase):
@@ -88,6 +90,22 @@ class TapTests(SynchronousTestCase):
             file.write("directory: /srv/app\nappend-only: perhaps\nnum-levels: 1\n")
         os.chmod(f"{self.dir}/etc/configs/app.yaml", 0o644)
         self.assertIn("app.yaml:2", self.exits(EXIT_CONFIG))
+
+    def test_own_settings(self):
+        """What ciruela.yaml says holds, unless the command line says otherwise; a mistake in it ends the start."""
+        path = f"{self.dir}/etc/ciruela.yaml"
+        with open(path, "w", encoding="ascii") as file:
+            file.write("max-connections: 7\nfsync: none\n")
+        os.chmod(path, 0o644)
+        for words, expected in (((), 7), (("--max-connections", "5"), 5)):
+            service = self.make(*words)
+            self.assertEqual(service._settings.tuning, Tuning(fsync=Fsync.NONE, max_connections=expected))
+            self.assertEqual(service.node.world.tuning, service._settings.tuning)
+            self.assertEqual(NodeStatus(service.node, list).status()["durability"], "none")
+            service._settings.lock.close()
+        with open(path, "a", encoding="ascii") as file:
+            file.write("max-conections: 9\n")
+        self.assertIn('ciruela.yaml:3: "max-conections" is not a setting (try "max-connections")', self.exits(EXIT_CONFIG))
 
     def test_bad_machine_id(self):
         """A machine id that is none is refused."""

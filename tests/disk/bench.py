@@ -1,0 +1,223 @@
+"""A node over an in-memory operating system, put into a state once and copied for each thing that is done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ciruela.disk import bases, burials, states
+from ciruela.disk.layout import INDEX, NEW_STATE, STATE, place
+from ciruela.disk.safedir import RESERVED
+from ciruela.disk.store import Store
+from ciruela.index.parse import parse
+from ciruela.index.tree import Index
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import BadIndex, FormatError
+from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.order import Command
+from ciruela.model.state import Tombstone, Version
+from ciruela.model.vpath import VPath
+from ciruela.seams import Loaded, Pending
+from tests.disk.faulty import Killed
+from tests.disk.trees import Spec, blocks_of, flat, in_place, index_bytes, state_of
+from tests.doubles.simos import SimOS
+
+V1 = VPath(("app", "web", "v1"))
+V2 = VPath(("app", "web", "v2"))
+V3 = VPath(("app", "web", "v3"))
+ONE = VPath(("one",))
+
+OLD: Spec = {"/keep": b"the same", "/gone": b"old", "/sub/x*": b"run"}
+NEW: Spec = {"/keep": b"the same", "/new": b"new" * 2000, "/sub/x*": b"run twice", "/zero": b"", "/link": "new", "/dir": None}
+OTHER: Spec = {"/keep": b"the same", "/other": b"other"}
+
+CONFIGS = {
+    "app": DirConfig("app", "/n/srv", append_only=False, num_levels=2),
+    "one": DirConfig("one", "/n/single/site", append_only=False, num_levels=0),
+}
+
+_known: dict[int, tuple[Spec, Index, bytes, list[tuple[int, bytes]]]] = {}
+
+
+def indexed(spec: Spec) -> tuple[Index, bytes, list[tuple[int, bytes]]]:
+    """The index of a tree, its bytes and the blocks; computed once for each of the trees of a table."""
+    found = _known.get(id(spec))
+    if found is None:
+        index, data = index_bytes(spec)
+        found = _known[id(spec)] = (spec, index, data, blocks_of(spec, index))
+    return found[1:]
+
+
+class Violation(AssertionError):
+    """Something that was promised does not hold."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What is recorded at a path, and what stands there."""
+
+    image: ImageId | None
+    tree: dict[str, bytes] | None
+
+
+def stand(spec: Spec | None, *, recorded: bool = True) -> Stand:
+    """A tree, with its record or without; None for nothing at all."""
+    if spec is None:
+        return Stand(None, None)
+    return Stand(indexed(spec)[0].image if recorded else None, flat(spec))
+
+
+class Bench:
+    """Disks and the Store of a process that began just now."""
+
+    def __init__(self, sim: SimOS | None = None) -> None:
+        if sim is None:
+            sim = SimOS()
+            sim.mount("/n")
+            for path in ("/n/db", "/n/srv", "/n/single"):
+                sim.mkdirs(path)
+        self.sim = sim
+        self.store = Store("/n/db", CONFIGS, in_place)
+
+    def copy(self) -> Bench:
+        """The same disks for another process."""
+        return Bench(self.sim.clone())
+
+    def restart(self) -> None:
+        """The process is killed, and another one begins, which is not disturbed."""
+        self.sim.kill("/n")
+        self.sim.before = lambda _call, _mount: None
+        self.store = Store("/n/db", CONFIGS, in_place)
+
+    def tree(self, vpath: VPath) -> dict[str, bytes] | None:
+        """What stands at ``vpath``."""
+        return self.sim.tree(str(place(CONFIGS, vpath)))
+
+    def loaded(self) -> Loaded:
+        """What a start finds."""
+        return done(self.store.load())
+
+    def records(self) -> dict[str, bytes]:
+        """All files in the db directory but temporary ones."""
+        found = {}
+        for at, inode in self.sim.inodes("/n/db"):
+            if inode.is_file and not at.rpartition("/")[2].startswith(states.TEMPORARY):
+                found[at] = bytes(inode.data)
+        return found
+
+    def debris(self) -> set[str]:
+        """Reserved and temporary names anywhere."""
+        names = {at.rpartition("/")[2] for at, _ in self.sim.inodes("/n")}
+        return {name for name in names if name.startswith((RESERVED, states.TEMPORARY))}
+
+    @staticmethod
+    async def wait(waiting: Deferred[Any]) -> object:
+        """The result of one call."""
+        return await waiting
+
+    # -- what is done to it ----------------------------------------------------------------------------------------------------
+
+    async def upload(self, vpath: VPath, spec: Spec, time: int, *, upto: str = "commit") -> None:
+        """An upload from its acceptance to its end, or ``upto`` ``write`` or ``stage``."""
+        index, data, blocks = indexed(spec)
+        store = self.store
+        await store.write_pending(Pending(vpath, state_of(index, time), Command.REPLACE))
+        await store.write_index(index.image, data)
+        staging = await store.stage(vpath, index)
+        try:
+            if upto == "stage":
+                return
+            here = set(await staging.keep())
+            here |= (await staging.reuse([(V2, indexed(OTHER)[0])] if vpath != V2 else [])).blocks
+            await staging.write([block for block in blocks if block[0] not in here])
+            if upto == "commit":
+                await staging.commit(state_of(index, time))
+        finally:
+            staging.close()
+
+    async def restore(self, vpath: VPath, spec: Spec, time: int) -> None:
+        """Put a damaged image together again."""
+        index, _, blocks = indexed(spec)
+        staging = await self.store.stage(vpath, index)
+        try:
+            here = await staging.keep()
+            await staging.write([block for block in blocks if block[0] not in here])
+            await staging.restore(state_of(index, time))
+        finally:
+            staging.close()
+
+    async def remove(self, vpath: VPath, spec: Spec, time: int) -> None:
+        """Delete an image, as a cleanup does."""
+        await self.store.remove(vpath, Tombstone(Version(time, indexed(spec)[0].image), 5000))
+
+
+Work = Callable[[Bench], Coroutine[Deferred[Any], Any, object]]
+
+
+def outcome(bench: Bench, work: Work) -> object:
+    """The result of ``work``, or its Failure. It has ended: there is nothing to wait for here."""
+    found: list[object] = []
+    Deferred.fromCoroutine(work(bench)).addBoth(found.append)
+    if len(found) != 1:
+        raise Violation("it hangs")
+    return found[0]
+
+
+def done(waiting: Deferred[Any]) -> Any:
+    """The result. Raises the error in it."""
+    found: list[Any] = []
+    waiting.addBoth(found.append)
+    if len(found) != 1:
+        raise Violation("it hangs")
+    if isinstance(found[0], Failure):
+        found[0].raiseException()
+    return found[0]
+
+
+def succeed(bench: Bench, work: Work) -> object:
+    """As :func:`outcome`. Raises the error."""
+    return done(Deferred.fromCoroutine(work(bench)))
+
+
+def kill_after(bench: Bench, call: str, which: int, work: Work) -> None:
+    """Do ``work`` and kill the process right after its ``which``-th call of that name; another one begins."""
+    seen = 0
+
+    def before(name: str, _mount: str) -> None:
+        nonlocal seen
+        if seen >= which:
+            raise Killed
+        seen += name == call
+
+    bench.sim.before = before
+    found = outcome(bench, work)
+    if seen < which or not (isinstance(found, Failure) and found.check(Killed)):
+        raise Violation(f"{call} was not called {which} times")
+    bench.restart()
+
+
+def check_records(bench: Bench) -> None:
+    """No file of the db directory is empty, half or set aside."""
+    for at, data in bench.records().items():
+        name = at.rpartition("/")[2]
+        try:
+            if name.endswith(".backup"):
+                raise Violation(f"{at} was set aside")
+            if name.endswith(NEW_STATE):
+                states.decode_journal(data)
+            elif name.endswith(STATE):
+                states.decode_state(data)
+            elif name.endswith(burials.NAME):
+                burials.decode(data)
+            elif name.endswith(bases.NAME):
+                bases.decode(data)
+            elif name.endswith(INDEX):
+                parse(data, parse_image_id(name.removesuffix(INDEX)))
+            else:
+                raise Violation(f"{at}: nobody knows this file")
+        except (FormatError, BadIndex) as error:
+            raise Violation(f"{at} is bad: {error}") from error
