@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ciruela.disk.layout import Records, index_name
-from ciruela.disk.states import quarantine, write_file
+from ciruela.disk.states import NOT_A_FILE, quarantine, write_file
 from ciruela.index.order import MAX_INDEX_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
@@ -22,8 +22,14 @@ def load_bytes(records: Records, image: ImageId) -> bytes | None:
         name = index_name(image)
         if directory.stat(name) is None:
             return None
-        with directory.open_read(name) as file:
-            data = file.read_at(min(file.stat().st_size, MAX_INDEX_BYTES + 1), 0)
+        try:
+            with directory.open_read(name) as file:
+                data = file.read_at(min(file.stat().st_size, MAX_INDEX_BYTES + 1), 0)
+        except OSError as error:
+            if error.errno not in NOT_A_FILE:
+                raise
+            quarantine(directory, name, "not a regular file")
+            return None
         try:
             found = image_id_of(data)
         except BadIndex as error:

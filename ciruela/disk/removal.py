@@ -31,8 +31,8 @@ def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
         name = yield from rename_away(parent, name, found.st_ino)
     device = parent.status().st_dev
     open_dirs = [_open_same_device(parent, name, device)]
-    left = [(name, open_dirs[0].names())]
     try:
+        left = [(name, open_dirs[0].names())]
         while left:
             path, names = left[-1]
             yield ENTRY_COST
@@ -81,7 +81,10 @@ def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], e
 
 def _open_same_device(parent: SafeDir, name: str, device: int) -> SafeDir:
     opened = parent.open_dir(name)
-    if opened.status().st_dev != device:
+    try:
+        if opened.status().st_dev != device:
+            raise OSError(errno.EXDEV, "another file system is mounted here, it is not deleted", parent.within(name))
+    except BaseException:
         opened.close()
-        raise OSError(errno.EXDEV, "another file system is mounted here, it is not deleted", parent.within(name))
+        raise
     return opened

@@ -56,10 +56,13 @@ def open_staging(parent: SafeDir, name: str) -> SafeDir:
     if found is None:
         return parent.make_dir(name, 0o700)
     opened = parent.open_dir(name)
-    if opened.status().st_dev != parent.status().st_dev:
+    try:
+        if opened.status().st_dev != parent.status().st_dev:
+            raise OSError(errno.EXDEV, "another file system is mounted here", parent.within(name))
+        opened.chmod(0o700)
+    except BaseException:
         opened.close()
-        raise OSError(errno.EXDEV, "another file system is mounted here", parent.within(name))
-    opened.chmod(0o700)
+        raise
     return opened
 
 

@@ -37,6 +37,9 @@ SIGNATURE_TYPE = "ssh-ed25519"
 TEMPORARY = ".tmp."
 """How the names of half-written files begin (protocol section 5.1)."""
 
+NOT_A_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+"""What opening answers when something else than a regular file stands at a name."""
+
 T = TypeVar("T")
 
 
@@ -200,7 +203,7 @@ def read_record(directory: SafeDir, name: str, decode: Callable[[bytes], T], mos
     except FormatError as error:
         quarantine(directory, name, error)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        if error.errno not in NOT_A_FILE:
             raise
         quarantine(directory, name, "not a regular file")
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
@@ -15,6 +16,7 @@ from ciruela.index.tree import Index
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.model.order import Abort, Command
+from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Staging
 
@@ -66,3 +68,16 @@ class Download:
     def stalled(self) -> bool:
         """Whether nothing good came lately."""
         return self.block_fetch is not None and self.block_fetch.stalled
+
+
+class Outcome(Protocol):
+    """Who hears how downloads go."""
+
+    def progressed(self, vpath: VPath) -> None:
+        """There is more to tell about the download at ``vpath``."""
+
+    def arrived(self, vpath: VPath, state: State) -> None:
+        """The image is visible, durable and recorded."""
+
+    def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
+        """The download ended without an image."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -19,7 +19,7 @@ from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
-from ciruela.download.running import Download, Phase
+from ciruela.download.running import Download, Outcome, Phase
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.sources import Candidate, Totals
 from ciruela.download.suppliers import Rumors, Suppliers
@@ -44,19 +44,6 @@ MOST_SIBLINGS = 37
 
 SUPERSEDABLE_S = 120.0
 """A download that got nothing for so long gives way to a newer upload; the reference gives up after as much (protocol section 5.9)."""
-
-
-class Outcome(Protocol):
-    """Who hears how downloads go."""
-
-    def progressed(self, vpath: VPath) -> None:
-        """There is more to tell about the download at ``vpath``."""
-
-    def arrived(self, vpath: VPath, state: State) -> None:
-        """The image is visible, durable and recorded."""
-
-    def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
-        """The download ended without an image."""
 
 
 class Downloads:

@@ -233,7 +233,8 @@ class Gossip:
         self._progress_s = {vpath: next_s for vpath, next_s in self._progress_s.items() if next_s > now_s}
         self._composer.refresh(now_s, len(self._known))
         if not self._composer.complete_list:
-            self._log.error("more directories are configured than gossip can tell of; other nodes do not learn of the last ones")
+            text = "more directories are configured than gossip can tell of; other nodes do not learn of the last ones"
+            self._hush.error(self._log, "directories", "", text)
         self._collect_tellings(now_s)
         direct, self._direct = self._direct, {}
         targets = beat_targets(self._rng, self._probes, self._known, self._silent)
@@ -258,7 +259,8 @@ class Gossip:
                 self.counts.sent_bytes += len(data)
 
     def _oversized(self, item: Item) -> None:
-        self._log.error("a gossip item of kind {kind} fits into no datagram and is not sent", kind=type(item).__name__)
+        kind = type(item).__name__
+        self._hush.error(self._log, "oversized", kind, "a gossip item of kind {kind} fits into no datagram and is not sent", kind=kind)
 
     def _complain(self, kind: str, address: Address, text: str, **fields: object) -> None:
         self._hush.warn(self._log, kind, address, text, address=str(address), **fields)
@@ -313,7 +315,8 @@ class Gossip:
                 self._tellings.started_anew(effect.machine)
                 self._known[effect.address] = None
                 self._silent.pop(effect.address, None)
-                self._log.info("peer {machine} speaks at {address}", machine=effect.machine.hex(), address=str(effect.address))
+                fields = {"machine": effect.machine.hex(), "address": str(effect.address)}
+                self._hush.info(self._log, "peer", effect.address, "peer {machine} speaks at {address}", **fields)
             case heard.BaseHeard():
                 self._compare(effect)
             case heard.Completed():

@@ -26,17 +26,17 @@ def check_component(name: str) -> None:
     (protocol section 12, C11): neither can name an image.
     """
     if name in ("", ".", ".."):
-        raise ValueError(f"{name!r} cannot be a component of a path")
+        raise ValueError(f"{name[:80]!r} cannot be a component of a path")
     if "/" in name or any(unicodedata.category(char) == "Cc" for char in name):
-        raise ValueError(f"{name!r} contains a slash or a control character")
+        raise ValueError(f"{name[:80]!r} contains a slash or a control character")
     if name.startswith("."):
-        raise ValueError(f"{name!r} begins with a dot, such names are reserved")
+        raise ValueError(f"{name[:80]!r} begins with a dot, such names are reserved")
     if name.endswith(".new"):
-        raise ValueError(f"{name!r} ends with .new, such names are reserved")
+        raise ValueError(f"{name[:80]!r} ends with .new, such names are reserved")
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError:
-        raise ValueError(f"{name!r} is not valid Unicode") from None
+        raise ValueError(f"{name[:80]!r} is not valid Unicode") from None
     if size > MAX_COMPONENT_BYTES:
         raise ValueError(f"a component has {size} bytes, at most {MAX_COMPONENT_BYTES} are allowed")
 

@@ -189,7 +189,8 @@ class _Websocket(Strict):
         try:
             self._dataReceived(data)  # type: ignore[attr-defined]
         except Exception:  # noqa: BLE001  Autobahn raises on some broken handshakes; whatever it is, it ends this connection alone
-            self._log.failure("{link}: a frame or a handshake was not understood", link=self.name)
+            source = self.name.rpartition(":")[0]
+            self.factory.hush.failure(self._log, "frame", source, "{link}: a frame or a handshake was not understood", link=self.name)
             self._drop("it does not speak websocket")
             return
         if not self._opened and len(self.data) > MAX_HEAD_BYTES:
@@ -198,7 +199,7 @@ class _Websocket(Strict):
     def onMessageEnd(self) -> None:
         """Autobahn: a message is whole."""
         parts, self.message_data = self.message_data, None
-        if self.failedByMe:
+        if self.failedByMe or self._talk.over:
             return
         if not self.message_is_binary:
             self.ignored_texts += 1

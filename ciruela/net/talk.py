@@ -176,7 +176,12 @@ class Talk:
         if failure.check(RemoteError):
             text = failure.getErrorMessage()
         else:
-            self._log.failure("{link}: {request} failed", failure, link=self._link.name, request=type(asked.request).__name__)
+            told, link, request = "{link}: {request} failed", self._link.name, type(asked.request).__name__
+            if self._hush is None:
+                self._log.failure(told, failure, link=link, request=request)
+            else:
+                source = (link.rpartition(":")[0], type(failure.value).__name__)
+                self._hush.failure(self._log, "request", source, told, failure=failure, link=link, request=request)
             text = "internal error"
         if self._over is None:
             self._send(self._dialogue.answer(asked.id, Error(text)))

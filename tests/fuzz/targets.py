@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.fuzz import connections, talks, texts, wire
+from tests.fuzz import connections, records, talks, texts, wire
 from tests.fuzz.mutate import Cut, cut_cbor, cut_evenly, cut_words
 from tests.proto.samples import VECTORS
 
 INPUTS = 200_000
 """Inputs for one target and push (threats 5.2)."""
+
+SEQUENCES = 50_000
+"""Inputs that are whole conversations: each is some ten to a hundred messages or frames."""
+
+SLOW = 100_000
+"""Inputs for YAML, whose parser is Python: a quarter of a millisecond each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ TARGETS = (
     Target("notifications", wire.check_message, _messages(0), tokens=wire.TOKENS),
     Target("requests", wire.check_message, _messages(1), tokens=wire.TOKENS),
     Target("responses", wire.check_message, _messages(2), tokens=wire.TOKENS),
-    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES),
+    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES, inputs=SEQUENCES),
     Target("index", texts.check_index, texts.index_samples(), cut_words, texts.TOKENS_INDEX, 8192),
     Target("index-lines", texts.check_index_lines, tuple(map(texts.lines_of, texts.index_samples())), cut_words, texts.TOKENS_INDEX, 8192),
     Target("paths", texts.check_path, texts.path_samples(), cut_words, texts.TOKENS_PATH),
@@ -62,6 +68,7 @@ TARGETS = (
         connections.frame_samples(True),
         connections.cut_frames,
         connections.frame_tokens(True),
+        inputs=SEQUENCES,
     ),
     Target(
         "client-link",
@@ -69,12 +76,16 @@ TARGETS = (
         connections.frame_samples(False),
         connections.cut_frames,
         connections.frame_tokens(False),
+        inputs=SEQUENCES,
     ),
     Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS),
     Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
     Target("state", wire.check_state, _with_bombs(wire.state_samples()), tokens=wire.TOKENS),
+    Target("tombstones", records.check_tombstones, _with_bombs(records.tombstone_samples()), tokens=wire.TOKENS),
+    Target("base", records.check_base, _with_bombs(records.base_samples()), tokens=wire.TOKENS),
+    Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
     Target("journal", wire.check_journal, _with_bombs(wire.journal_samples()), tokens=wire.TOKENS),
-    Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400),
+    Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400, SLOW),
     Target("http-head", connections.check_head, connections.head_samples(), cut_words, connections.TOKENS_HEAD, 20_000),
     Target("http-port", connections.check_port, connections.head_samples(), cut_evenly, connections.TOKENS_HEAD, 8192, inputs=10_000),
 )

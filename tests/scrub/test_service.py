@@ -293,7 +293,7 @@ class MendingTests(ScrubCase):
 
     @shows("A10")
     def test_nobody_has_it(self):
-        """The operator would never hear that the only copy is damaged; other images would wait behind it; and it would never be tried again."""
+        """The operator would never hear that the only copy is damaged; others would wait behind it; and it would not be tried again."""
         self.damaged(1)
         self.mender.no_source.add(vpath(1))
         self.run_for(2)

@@ -1,0 +1,56 @@
+"""A few of the power cuts of :mod:`tests.disk.powercuts`, and that they would be noticed if nothing were synced."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.disk.bench import Violation
+from tests.disk.powercuts import PLANS, check_cut, check_plan, check_start, cuts, moments
+from tests.proof import shows
+
+
+class PowerCuts(SynchronousTestCase):
+    """Each kind of operation."""
+
+    def cut(self, name: str, step: int) -> None:
+        count, different = check_plan(name, step=step, most=40, sample=4)
+        self.assertGreater(count, different)
+        self.assertGreater(different, 10)
+
+    @shows("F38", "A44", "I1", "I2")
+    def test_append(self) -> None:
+        """After a power cut an acknowledged image would be gone, or one would stand there with files that are empty."""
+        self.cut("append", 3)
+
+    @shows("F38", "A44", "I1", "I2")
+    def test_append_many(self) -> None:
+        """The same for an image that one syncfs makes durable."""
+        self.cut("append many", 24)
+
+    @shows("F38", "A44", "I1", "I2")
+    def test_replace(self) -> None:
+        """After a power cut neither the old nor the new image would stand there, or the one with the record of the other."""
+        self.cut("replace", 3)
+
+    @shows("F38", "A44", "I1")
+    def test_remove(self) -> None:
+        """After a power cut an image that was deleted would come back, or be gone with its record left."""
+        self.cut("remove", 1)
+
+    def test_replay(self) -> None:
+        """A violation could not be looked into."""
+        check_cut("replace", 10, [1, 0, 1])
+
+    @shows("F38")
+    def test_disk_that_lies(self) -> None:
+        """A sync that is left out would not be noticed here."""
+        for name in PLANS:
+            disks, acked = moments(name, syncs=False)[-1]
+            self.assertTrue(acked)
+            found = 0
+            for after, _ in cuts(disks, 1, 20, 20):
+                try:
+                    check_start(PLANS[name], after, True, name, finish=False)
+                except Violation:
+                    found += 1
+            self.assertGreater(found, 5, name)
