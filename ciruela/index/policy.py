@@ -9,7 +9,7 @@ from ciruela.model.order import Abort
 
 
 def check(index: Index, config: DirConfig) -> None:
-    """Raise DownloadFailed, with the numbers or the link, unless ``config`` allows the image. Equal blocks count as often as they appear."""
+    """Raise DownloadFailed, with the numbers or the link, unless ``config`` allows the image. Equal blocks count each time."""
     most_bytes, most_files = config.max_image_bytes, config.max_image_files
     if most_bytes is not None and index.total_bytes > most_bytes:
         raise DownloadFailed(Abort.IMAGE_TOO_LARGE, f"it has {index.total_bytes} bytes, max-image-bytes is {most_bytes} here")

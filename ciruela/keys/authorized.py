@@ -61,9 +61,9 @@ def _key(line: str, now_utc: str) -> PublicKey:
         if name == _EXPIRY:
             _check_expiry(value, now_utc)
         elif name not in _HARMLESS:
-            raise BadKey(f"the option {name} is not supported for uploads (remove it, or the line)")
+            raise BadKey(f"the option {name[:40]} is not supported for uploads (remove it, or the line)")
         elif value is not None:
-            raise BadKey(f"the option {name} takes no value")
+            raise BadKey(f"the option {name[:40]} takes no value")
     return parse_public(rest)
 
 

@@ -100,9 +100,9 @@ def looks_public(word: str) -> bool:
 def describe_type(kind: str) -> str:
     """A key type in words, for messages: ``an RSA key``."""
     if "-cert-" in kind:
-        return f"a certificate ({kind})"
+        return f"a certificate ({visible(kind)[:40]})"
     if kind.startswith("sk-"):
-        return f"a FIDO security key ({kind}), whose signatures cover more than the upload"
+        return f"a FIDO security key ({visible(kind)[:40]}), whose signatures cover more than the upload"
     for begin, words in (("ssh-rsa", "an RSA key"), ("ssh-dss", "a DSA key"), ("ecdsa-", "an ECDSA key")):
         if kind.startswith(begin):
             return words

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Backoff, Beat
 from ciruela.index.tree import Index
-from ciruela.model.errors import CiruelaError, DiskError
+from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
 from ciruela.model.tuning import Tuning
@@ -69,7 +69,8 @@ class Mender(Protocol):
 class Ill:
     """An image that is damaged. ``count`` damages, ``sample`` names some; ``index``: that is what is missing.
 
-    ``mending`` while it is being fetched again; ``failure``: why the last attempt was none.
+    ``mending`` while it is being fetched again; ``failure``: why the last attempt was none. ``doubtful``: an upload came between, perhaps
+    of the same image, so it is looked through again before anything else.
     """
 
     image: ImageId
@@ -79,6 +80,7 @@ class Ill:
     index: bool = False
     mending: bool = False
     failure: str = ""
+    doubtful: bool = False
 
 
 class Scrub:
@@ -307,7 +309,11 @@ class Scrub:
         for vpath, ill in list(self.ill.items()):
             if sum(one.mending for one in self.ill.values()) >= MOST_MENDING:
                 return
-            if not ill.mending and not self._retries.blocked(vpath):
+            if ill.doubtful and self._ledger.pending(vpath) is None:
+                ill.doubtful = False
+                self._suspects[vpath] = None
+            looking = vpath in self._suspects or vpath == self._at
+            if not (ill.mending or ill.doubtful or looking or self._retries.blocked(vpath)):
                 self._begin_mending(vpath, ill)
 
     def _begin_mending(self, vpath: VPath, ill: Ill) -> None:
@@ -333,6 +339,9 @@ class Scrub:
     def _not_mended(self, failure: Failure, vpath: VPath, ill: Ill) -> None:
         ill.mending = False
         if failure.check(CancelledError):
+            return
+        if isinstance(failure.value, DownloadFailed) and failure.value.reason in (Abort.SUPERSEDED, Abort.CONFLICT):
+            ill.doubtful = True
             return
         self.failed += 1
         self._retries.failed(vpath)

@@ -28,7 +28,7 @@ MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Something during which the power goes: how the node is made ready, what it does, and what may stand at ``V1``, the last if it is done."""
+    """What a node does while the power goes, over ``old``, and what may stand at ``V1``: the last if it is done."""
 
     name: str
     old: Spec | None
@@ -177,7 +177,9 @@ def _check_start(plan: Plan, bench: Bench, acked: bool, stands: tuple[Stand, ...
         raise Violation(f"debris: {debris}")
 
 
-def check_plan(name: str, *, part: int = 0, parts: int = 1, step: int = 1, most: int = MOST_SUBSETS, sample: int = SAMPLE) -> tuple[int, int]:
+def check_plan(
+    name: str, *, part: int = 0, parts: int = 1, step: int = 1, most: int = MOST_SUBSETS, sample: int = SAMPLE
+) -> tuple[int, int]:
     """Cut the power at each ``step``-th moment. How many cuts there were, and how many different disks they left."""
     count = 0
     seen: set[tuple[bytes, bool]] = set()

@@ -74,6 +74,32 @@ class BlockServiceTests(SynchronousTestCase):
         self.assertEqual(self.disk.reads, [(V1, self.index.image, [2])])
         self.assertEqual((self.service.sent_blocks, self.service.sent_bytes), (1, 2))
 
+    def test_what_is_no_damage(self):
+        """What a committed image should have and cannot give is damage; what an upload has not got yet is none."""
+        told = []
+        service = BlockService(self.ledger, self.disk, self.catalog, lambda vpath, image: told.append((vpath, image)))
+        request = GetBlock(HashKind.BLAKE2B.block(self.data[1]), BlockHint("/app/v1", "/f", 32768))
+        self.disk.indexes[self.index.image] = self.index
+        self.ledger.begin(Pending(V1, self.state, Command.APPEND))
+        self.failureResultOf(service.give(request), RemoteError)
+        self.assertEqual(told, [])
+        self.ledger.commit(V1, self.state)
+        self.ledger.begin(Pending(V1, self.state, Command.APPEND))
+        self.failureResultOf(service.give(request), RemoteError)
+        self.assertEqual(told, [], "its directory was gone, and it is fetched again already")
+        self.ledger.abort(V1, 0)
+        self.failureResultOf(service.give(request), RemoteError)
+        self.assertEqual(told, [(V1, self.index.image)])
+        self.failureResultOf(service.give(GetBlock(HashKind.BLAKE2B.block(b"unknown"), request.hint)), RemoteError)
+        self.assertEqual(len(told), 1, "anybody could call an image damaged")
+        del self.disk.indexes[self.index.image]
+        self.catalog._kept.clear()
+        self.failureResultOf(service.give(request), RemoteError)
+        self.assertEqual(len(told), 2)
+        self.hold(self.index, self.data)
+        self.assertEqual(self.successResultOf(service.give(request)), BlockData(self.data[1]))
+        self.assertEqual(len(told), 2)
+
     def test_by_hash(self):
         """A hint that is off the mark does no harm: the hash decides."""
         self.hold(self.index, self.data)

@@ -169,6 +169,50 @@ class HealTests(SynchronousTestCase):
         self.assertEqual(self.disk.states[WHERE], ledger.committed(WHERE))
         self.assertGreater(len(client.given), 0, "the client has what is missing, and was not asked")
 
+    @shows("A10")
+    def test_another_copy_here(self) -> None:
+        """The same image stands at a second path on this node: what is lost at the first one need not come from anywhere else."""
+        client = Client(self.cluster, LARGE)
+        client.upload("/app/v2", self.cluster.addresses(1))
+        self.cluster.run(30.0, until=lambda: 1 in self.cluster.holders("/app/v2", LARGE))
+        client.leave()
+        for number in (2, 3):
+            self.cluster.kill(number)
+        self.hashes[1] = self.cluster.nodes[1].ledger.base_hash(WHERE.base)
+        self.disk.lose(WHERE)
+        self.ask(next(iter(LARGE.blocks)))
+        self.healed()
+
+    def test_gone_and_uploaded_again(self) -> None:
+        """A new upload of an image whose directory is gone takes the place of its heal, and is not robbed of what it has fetched."""
+        for number in (2, 3):
+            self.cluster.kill(number)
+        self.disk.lose(WHERE)
+        self.ask(next(iter(LARGE.blocks)))
+        self.cluster.run(5.0)
+        self.assertTrue(self.scrub().ill[WHERE].mending)
+        client = Client(self.cluster, LARGE)
+        client.serving = False
+        client.upload(V1, self.cluster.addresses(1), replace=True)
+        self.cluster.run(3.0)
+        self.assertTrue(accepted(client), client.answers)
+        self.assertIn((WHERE, LARGE.id), self.disk.staged)
+        client.serving = True
+        self.cluster.run(60.0, until=lambda: WHERE in self.disk.images)
+        self.cluster.run(10.0)
+        self.assertEqual((self.disk.staged, self.scrub().ill, client.aborted), ({}, {}, []))
+
+    def test_stopped_while_an_index_is_fetched(self) -> None:
+        """A daemon that ends leaves nothing behind that goes on asking."""
+        for number in (2, 3):
+            self.cluster.kill(number)
+        del self.disk.indexes[LARGE.id]
+        self.cluster.run(700.0, until=lambda: WHERE in self.scrub().ill)
+        self.cluster.run(2.0)
+        self.assertTrue(self.scrub().ill[WHERE].mending)
+        self.cluster.kill(1)
+        self.assertEqual([call for call in self.cluster.clock.getDelayedCalls() if "IndexFetch" in str(call.func)], [])
+
     def test_killed_while_it_heals(self) -> None:
         """After a kill the image is what it was, nothing is left over, and it is found again."""
         for number in (2, 3):

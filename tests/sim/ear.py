@@ -8,6 +8,15 @@ EXPECTED = (
     "{image} for {vpath} given up: {reason} {detail}",
     "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
     "conflict at append-only {vpath}: another node has {image}, here {kept} stays (on-append-conflict: freeze)",
+    "{request} of {link}: {reason}",
+    "{vpath} cannot be taken over: {reason}",
+    "{vpath}: a block of {image} is missing or wrong, it is looked through",
+    "{vpath} is damaged, it is mended from other nodes: {count} damages, {sample}",
+    "{vpath} could not be mended, what is left of it stays: {reason}",
+    "{vpath}: recording failed, the old content is put back",
+    "debris {name} cannot be removed: {error}",
+    "{name} cannot be removed: {error}",
+    "the old content of {vpath} cannot be removed now: {error}",
     "{address} has {image} at {vpath}, signed by no key that is configured here: compare the keys of the nodes",
 )
 """What is told to the operator as an error, and is one: of the world, not of the program."""

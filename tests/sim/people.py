@@ -70,7 +70,7 @@ class Picture:
             if isinstance(content, bytes):
                 for start in range(0, len(content), BLOCK_BYTES):
                     block = content[start : start + BLOCK_BYTES]
-                    self.blocks[self.index.kind.block(block)] = block
+                    self.blocks[self.index.kind.hash(block)] = block
 
 
 def signed(key: SigningKey, wish: Wish) -> Wish:

@@ -69,8 +69,8 @@ class Shelf:
 
     def tree(self, vpath: VPath) -> tuple[dict[str, bytes], frozenset[str]] | None:
         """What stands at ``vpath``, and which of its files :meth:`damage` has hit; None when nothing stands there."""
-        walked = self._sim.walk(str(place(self.configs, vpath)))
-        if walked is None:
+        walked = self._sim.inodes(str(place(self.configs, vpath)))
+        if not walked:
             return None
         found = {at: inode.target if inode.is_link else b"" if inode.is_dir else bytes(inode.data) for at, inode in walked}
         return found, frozenset(at for at, inode in walked if id(inode) in self._damaged)
@@ -78,7 +78,7 @@ class Shelf:
     def damage(self, vpath: VPath, rng: random.Random, *, truncate: bool) -> bool:
         """Flip a bit of a file of the image at ``vpath``, or cut the file off. False when there is no such file."""
         where = str(place(self.configs, vpath))
-        files = [(at, inode) for at, inode in self._sim.walk(where) or () if inode.is_file and inode.size]
+        files = [(at, inode) for at, inode in self._sim.inodes(where) if inode.is_file and inode.size]
         if not files:
             return False
         at, inode = rng.choice(files)
@@ -92,7 +92,7 @@ class Shelf:
     def debris(self, pendings: Mapping[VPath, ImageId]) -> Iterator[str]:
         """Reserved names beside images that belong to no upload on its way."""
         wanted = {place(self.configs, vpath).staging(image) for vpath, image in pendings.items()}
-        for at, inode in self._sim.walk(f"{self.root}/srv") or ():
+        for at, inode in self._sim.inodes(f"{self.root}/srv"):
             name = at.rsplit("/", 1)[1]
             if name.startswith(RESERVED) and name not in wanted:
                 yield at if inode.is_dir else f"{at} (no directory)"

@@ -180,9 +180,9 @@ class Host:
 
     # -- seams.Authority ------------------------------------------------------------------------------------------------------
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[tuple[SigEntry, ...]]:
+    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[dict[SigEntry, str]]:
         """Those that a key made which this host has now."""
-        good = tuple(entry for entry in entries if any(_made(key, vpath, image, entry) for key in self.keys))
+        good = {entry: str(at) for entry in entries for at, key in enumerate(KEYS) if key in self.keys and _made(key, vpath, image, entry)}
         self.blessed.update((vpath, image, entry) for entry in good)
         return succeed(good)
 
