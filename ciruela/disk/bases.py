@@ -68,9 +68,18 @@ class Bases:
                 known = states.read_record(directory, name, decode)
                 if known is not None and known[0] == place.base and known[1] != found:
                     self._compare(place, base, directory, name)
-                if known != (place.base, found):
-                    states.write_file(directory, name, encode(place.base, found))
-            self._accepted[key] = found
+                if known == (place.base, found) or self._remember(directory, name, encode(place.base, found)):
+                    self._accepted[key] = found
+
+    @staticmethod
+    def _remember(directory: SafeDir, name: str, data: bytes) -> bool:
+        """Write it down. A disk that is full must not make the images unreachable: then it is tried again the next time."""
+        try:
+            states.write_file(directory, name, data)
+        except OSError as error:
+            _log.warn("{name} cannot be written: {error}", name=directory.within(name), error=error)
+            return False
+        return True
 
     def _compare(self, place: Place, base: SafeDir, directory: SafeDir, name: str) -> None:
         looked = 0

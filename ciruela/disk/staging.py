@@ -259,11 +259,11 @@ class StagingDir:
             yield len(data)
 
     def _check_room(self) -> None:
-        """What neither an earlier run left nor a sibling gave has to fit."""
+        """What neither an earlier run left nor a sibling gave has to fit. With nothing to write the reserve may be used up already."""
         here = iter(self._here)
         needed = sum(file.block_size(block) for file in self._map.files for block in range(file.block_count) if not next(here))
         free = room(self._tree.root, self._tuning)
-        if needed > free:
+        if needed and needed > free:
             raise no_space(needed, free)
         self._room_checked = True
 

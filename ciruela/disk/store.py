@@ -19,7 +19,7 @@ from ciruela.disk.deletion import delete
 from ciruela.disk.examine import TreeExamination
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
-from ciruela.disk.layout import STATE, BaseUnavailable, Place, Records, place
+from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import settle_path
 from ciruela.disk.removal import remove_tree
@@ -242,10 +242,11 @@ class Store:
         return StagingDir(self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning)
 
     def _has_images(self, vpath: VPath) -> bool:
-        """Whether an image is committed in the same base dir, whose files might be linked."""
+        """Whether an image is committed in the same base dir, whose files might be linked. A journal is no image."""
         try:
             with self._records.states(vpath) as directory:
-                return any(name.endswith(STATE) and states.read_state(directory, name.removesuffix(STATE)) for name in directory.names())
+                names = [name.removesuffix(STATE) for name in directory.names() if name.endswith(STATE) and not name.endswith(NEW_STATE)]
+                return any(states.read_state(directory, name) for name in names)
         except FileNotFoundError:
             return False
 

@@ -121,6 +121,7 @@ class Downloads:
             .addCallback(self._keep, download)
             .addCallback(self._siblings, download)
             .addCallback(self._reuse, download)
+            .addCallback(self._fits, download)
             .addCallback(self._plan, download)
             .addCallback(self._fetch, download)
             .addCallback(self._commit, download)
@@ -279,6 +280,11 @@ class Downloads:
             return succeed((kept, Reused(frozenset(), 0, 0)))
         return download.staging.reuse(siblings).addCallback(lambda reused: (kept, reused))
 
+    def _fits(self, here: tuple[frozenset[int], Reused], download: Download) -> Deferred[tuple[frozenset[int], Reused]]:
+        """Writing nothing fails when there is no room for what is missing: so that is told before the first block is asked for."""
+        assert download.staging is not None
+        return download.staging.write(()).addCallback(lambda _: here)
+
     def _plan(self, here: tuple[frozenset[int], Reused], download: Download) -> Deferred[Plan]:
         kept, reused = here
         index = download.index
@@ -383,6 +389,8 @@ class Downloads:
         if self._running.get(download.vpath) is download:
             del self._running[download.vpath]
             self._ledger.abort(download.vpath, self._now_ms())
+            if download.staging is not None:
+                download.staging.close()  # what is removed while it is open takes space, and descriptors, until the daemon ends
             return self._disk.drop_pending(download.vpath)
         return None if download.staging is None else download.staging.discard()
 

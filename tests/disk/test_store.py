@@ -136,6 +136,27 @@ class Links(Real):
             self.successResultOf(opened.write(blocks_of(SMALL, index)))
             self.successResultOf(opened.commit(state_of(index)))
 
+    @shows("A38", "F7")
+    def test_only_an_image_can_be_linked(self) -> None:
+        """The journal of an upload would pass for an image: no upload would be refused before its staging directory and first block."""
+        index, _ = index_bytes(SMALL)
+        self.successResultOf(self.store.write_pending(Pending(V1, state_of(index), Command.APPEND)))
+        self.patch(SafeDir, "free_bytes", lambda _: (index.total_bytes - 1, index.total_bytes - 1))
+        failed = self.failureResultOf(self.store.stage(V1, index), DownloadFailed).value
+        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual([path.name for path in self.node.image(V1).parent.iterdir()], [])
+
+    @shows("A38", "F28")
+    def test_full_disk_and_nothing_to_write(self) -> None:
+        """An image whose files are all here would be refused for want of room that it does not take."""
+        self.upload(V1, SMALL)
+        index, _ = index_bytes(SMALL)
+        self.patch(SafeDir, "free_bytes", lambda _: (0, 1 << 30))
+        opened = self.staged(V2, index)
+        self.successResultOf(opened.reuse([(V1, index)]))
+        self.assertEqual(self.successResultOf(opened.write(())), [])
+        self.successResultOf(opened.commit(state_of(index)))
+
     @shows("A38", "F28")
     def test_full_while_linking(self) -> None:
         """A full disk would be hidden behind "cannot be linked"."""

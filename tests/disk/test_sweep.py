@@ -59,7 +59,6 @@ class Sweep(Killing):
         """A disk that fails would have what was not written acknowledged."""
         self.sample({"EIO", "EIO for good"})
 
-    @shows("F33")
     def test_refused(self) -> None:
         """A disk that became read-only, a right that is missing, or too many open files would lose an image."""
         self.sample({"EROFS", "EROFS for good", "EACCES", "EMFILE"}, 1)
@@ -101,6 +100,30 @@ class Sweep(Killing):
         with directory.create(name, 0o644) as file:
             file.write_at(data, 0)
         return name
+
+
+class Linking(SynchronousTestCase):
+    """Files of other images that cannot be linked."""
+
+    @shows("F33")
+    def test_copied(self) -> None:
+        """An upload would fail where a file system has no more links to give, or none at all."""
+        for code in (None, errno.EXDEV, errno.EMLINK, errno.EPERM):
+            bench = Bench()
+            refused = []
+
+            def before(call: str, _mount: str, code: int | None = code, refused: list[str] = refused) -> None:
+                if call == "link" and code is not None:
+                    refused.append(call)
+                    raise OSError(code, "refused")
+
+            with bench.sim.installed():
+                succeed(bench, lambda bench: bench.upload(V2, OTHER, 1))
+                bench.sim.before = before
+                succeed(bench, lambda bench: bench.upload(V1, NEW, 5))
+            self.assertEqual(bench.tree(V1), flat(NEW))
+            self.assertEqual(len(refused), 0 if code is None else 1)
+            self.assertEqual(bench.sim.inodes("/n/srv/web/v1/keep")[0][1].names, 2 if code is None else 1)
 
 
 class Closing(SynchronousTestCase):

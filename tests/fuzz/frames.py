@@ -66,8 +66,7 @@ def _read(data: bytes, masked: bool, limit: int, found: Outcome) -> None:
                 raise _Fault(1009)
         payload = data[begin : begin + size]
         if masked:
-            mask = data[begin - 4 : begin]
-            payload = bytes(byte ^ mask[index & 3] for index, byte in enumerate(payload))
+            payload = _unmasked(payload, data[begin - 4 : begin])
         whole = len(payload) == size
         at = begin + size
         if opcode < 8:
@@ -92,6 +91,12 @@ def _read(data: bytes, masked: bool, limit: int, found: Outcome) -> None:
             else:
                 found.texts += 1
             message = text = None
+
+
+def _unmasked(payload: bytes, mask: bytes) -> bytes:
+    size = len(payload)
+    key = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
+    return (int.from_bytes(payload, "big") ^ key).to_bytes(size, "big")
 
 
 def _answer(payload: bytes) -> int:

@@ -24,7 +24,7 @@ from tests.proto.samples import VECTORS
 
 ASK, HEAR, CANCEL, ANSWER, CLOG, TELL, END = range(7)
 _MOVES = (ASK, ASK, ASK, HEAR, HEAR, HEAR, HEAR, HEAR, CANCEL, ANSWER, CLOG, TELL, HEAR, ASK, HEAR, END)
-MOST_MOVES = 16
+MOST_MOVES = 12
 IDS = (1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 2**63, 2**64 - 1)
 
 

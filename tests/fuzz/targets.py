@@ -36,14 +36,6 @@ class Target:
     inputs: int = INPUTS
 
 
-def _with_bombs(seeds: Sequence[bytes]) -> tuple[bytes, ...]:
-    return (*seeds, *(bomb for bomb in wire.BOMBS.values() if len(bomb) <= 4096))
-
-
-def _messages(kind: int) -> tuple[bytes, ...]:
-    return _with_bombs(wire.of_kind(kind))
-
-
 def _cut_content(data: bytes) -> Sequence[tuple[int, int]]:
     """The items of a datagram behind its envelope."""
     return [(begin + 7, end + 7) for begin, end in cut_cbor(data[7:])]
@@ -52,16 +44,16 @@ def _cut_content(data: bytes) -> Sequence[tuple[int, int]]:
 _GOSSIP = wire.gossip_samples()
 
 TARGETS = (
-    Target("cbor", wire.check_cbor, _with_bombs(tuple(VECTORS.values())), tokens=wire.TOKENS),
-    Target("notifications", wire.check_message, _messages(0), tokens=wire.TOKENS),
-    Target("requests", wire.check_message, _messages(1), tokens=wire.TOKENS),
-    Target("responses", wire.check_message, _messages(2), tokens=wire.TOKENS),
+    Target("cbor", wire.check_cbor, tuple(VECTORS.values()), tokens=wire.TOKENS),
+    Target("notifications", wire.check_message, wire.of_kind(0), tokens=wire.TOKENS),
+    Target("requests", wire.check_message, wire.of_kind(1), tokens=wire.TOKENS),
+    Target("responses", wire.check_message, wire.of_kind(2), tokens=wire.TOKENS),
     Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES, inputs=SEQUENCES),
     Target("index", texts.check_index, texts.index_samples(), cut_words, texts.TOKENS_INDEX, 8192),
     Target("index-lines", texts.check_index_lines, tuple(map(texts.lines_of, texts.index_samples())), cut_words, texts.TOKENS_INDEX, 8192),
     Target("paths", texts.check_path, texts.path_samples(), cut_words, texts.TOKENS_PATH),
     Target("envelope", wire.check_envelope, tuple(map(wire.sealed, _GOSSIP)), _cut_content, wire.TOKENS, 1500),
-    Target("gossip", wire.check_gossip, _with_bombs(_GOSSIP), tokens=wire.TOKENS, longest=1500),
+    Target("gossip", wire.check_gossip, _GOSSIP, tokens=wire.TOKENS, longest=1500),
     Target(
         "server-link",
         connections.check_server_link,
@@ -80,11 +72,11 @@ TARGETS = (
     ),
     Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS),
     Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
-    Target("state", wire.check_state, _with_bombs(wire.state_samples()), tokens=wire.TOKENS),
-    Target("tombstones", records.check_tombstones, _with_bombs(records.tombstone_samples()), tokens=wire.TOKENS),
-    Target("base", records.check_base, _with_bombs(records.base_samples()), tokens=wire.TOKENS),
+    Target("state", wire.check_state, wire.state_samples(), tokens=wire.TOKENS),
+    Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS),
+    Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS),
     Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
-    Target("journal", wire.check_journal, _with_bombs(wire.journal_samples()), tokens=wire.TOKENS),
+    Target("journal", wire.check_journal, wire.journal_samples(), tokens=wire.TOKENS),
     Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400, SLOW),
     Target("http-head", connections.check_head, connections.head_samples(), cut_words, connections.TOKENS_HEAD, 20_000),
     Target("http-port", connections.check_port, connections.head_samples(), cut_evenly, connections.TOKENS_HEAD, 8192, inputs=10_000),

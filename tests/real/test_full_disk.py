@@ -99,6 +99,13 @@ class SpaceTests(Room):
             self.assertLess(free, needed)
         self.assertEqual([free for _, free in told], sorted(free for _, free in told))
 
+        source = self.many(98, 32, 32 * KIB)  # an image is there whose files could be linked: only then it is known what is missing
+        before = node.received()
+        done = cluster.sync("--append", f"{source}:/apps/second", "127.0.0.1")
+        cluster.expect(done, 3, "node1 /apps/second no_space: needs 1048576 bytes")
+        self.assertEqual(node.received(), before, "blocks were fetched although they cannot fit")
+        self.tidy(cluster, node)
+
         mounts.remount(data, "size=64m,nr_inodes=64")  # the bytes would fit, the files do not
         source = self.many(99, 200, KIB)
         cluster.expect(
@@ -124,6 +131,7 @@ class SpaceTests(Room):
         for number in range(6):
             noise_file(source / f"large{number}", number, 8 * MIB)
         order = ("--append", f"{source}:/apps/v1", "127.0.0.1")
+        self.assertEqual(self.opened(cluster), [])
 
         client = cluster.begin_sync(*order)
         self.freeze_within(cluster, client, node, 2 * MIB)
@@ -134,6 +142,7 @@ class SpaceTests(Room):
         client.send_signal(signal.SIGCONT)
         cluster.expect(cluster.finish(client), 3, "FAILED", "node1 /apps/v1 no_space: ", "No space left on device")
         self.tidy(cluster, node)
+        cluster.until(lambda: not self.opened(cluster), "nothing of the removed directory is kept open")
         filler.unlink()
         cluster.same(old, "/apps/v0")
 
@@ -151,6 +160,11 @@ class SpaceTests(Room):
         cluster.same(small, "/apps/v1")
         cluster.same(old, "/apps/v0")
         self.tidy(cluster, node)
+
+    def opened(self, cluster: RealCluster) -> list[str]:
+        """What the daemon has open in its staging directories, removed ones too."""
+        found = (os.readlink(path) for path in Path(f"/proc/{cluster.pid(0)}/fd").iterdir() if path.is_symlink())
+        return [path for path in found if ".ciruela~" in path]
 
     def read_only(self, mounts: Mounts, where: Path) -> bool:
         """Try to make a mount read-only."""

@@ -14,6 +14,8 @@ EXPECTED = (
     "{vpath} is damaged, it is mended from other nodes: {count} damages, {sample}",
     "{vpath} could not be mended, what is left of it stays: {reason}",
     "{vpath}: recording failed, the old content is put back",
+    "{vpath}: {error}; it is left as it is until the next start",
+    "debris cannot be looked for in {base}: {error}",
     "debris {name} cannot be removed: {error}",
     "{name} cannot be removed: {error}",
     "the old content of {vpath} cannot be removed now: {error}",

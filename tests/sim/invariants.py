@@ -97,8 +97,13 @@ def check(universe: Universe, *, end: bool = False) -> None:
 
 
 def views(universe: Universe) -> dict[str, dict[int, dict[VPath, Version]]]:
-    """What each host with the directory holds, by key and number. Deleted paths are left out everywhere: each node may clean on its own."""
+    """What each host with the directory holds, by key and number.
+
+    Left out everywhere are paths where one host deleted something, for each node may clean on its own, and those where something is on its
+    way: an upload that nobody can give any more is waited for, for an hour.
+    """
     gone = {vpath for host in universe.everybody() for vpath in host.buried}
+    gone |= {pending.vpath for host in universe.ready() for pending in host.node.ledger.pendings()}
     found: dict[str, dict[int, dict[VPath, Version]]] = {}
     for host in universe.ready():
         for key in host.shelf.configs:

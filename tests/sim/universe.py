@@ -11,11 +11,12 @@ from typing import ParamSpec, TypeVar
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.daemon.node import Node, World
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
@@ -243,11 +244,13 @@ def _shown(version: Version) -> str:
 
 
 class _Late:
-    """The counterpart of a node that is just being made."""
+    """The counterpart of a node that is just being made; as the daemon does, it takes no requests until the disk is read."""
 
     node: Node
 
     def requested(self, link: Link, request: object) -> Deferred[object]:
+        if not self.node.ready:
+            return fail(RemoteError("the node is starting, try again in a moment"))
         return self.node.counterpart.requested(link, request)  # type: ignore[arg-type, return-value]
 
     def notified(self, link: Link, notification: object) -> None:

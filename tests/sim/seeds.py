@@ -1,0 +1,6 @@
+"""Seeds that once found a fault, or came close to one; they are played at every push."""
+
+PINNED = (
+    1,  # a disk that is full before the first record: the client has to hear why
+    34,  # twenty nodes, of which some are stopped: nothing may wait for them
+)

@@ -1,0 +1,129 @@
+"""Some seeds of the simulator, and the proof that it would notice."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from twisted.trial.unittest import SynchronousTestCase
+
+import ciruela.uploads.service as uploads
+from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.model.order import Accepted, Progress, Reject, Rejected
+from ciruela.model.state import State
+from ciruela.reconcile.service import Reconciler
+from tests.proof import shows
+from tests.sim.campaign import AGREE_S, play, settle
+from tests.sim.invariants import agree, check
+from tests.sim.moves import MOVES
+from tests.sim.seeds import PINNED
+from tests.sim.universe import Universe, Violation
+
+FRESH = range(900_000, 900_006)
+BY_NAME = {move.__name__: move for move in MOVES}
+
+
+class Plan(RuleBasedStateMachine):
+    """The same moves in an order that hypothesis chooses and makes shorter."""
+
+    @initialize(seed=st.integers(0, 50))
+    def begin(self, seed: int) -> None:
+        self.universe = Universe(seed, 5)
+        self.universe.__enter__()
+        self.rng = random.Random(seed)
+
+    @rule(name=st.sampled_from(sorted(BY_NAME)), pause_s=st.sampled_from((0.0, 0.5, 3.0)))
+    def move(self, name: str, pause_s: float) -> None:
+        BY_NAME[name](self.universe, self.rng)
+        self.universe.run(pause_s)
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "universe"):
+            check(self.universe)
+            assert self.universe.violations == [], self.universe.violations
+
+    def teardown(self) -> None:
+        if hasattr(self, "universe"):
+            settle(self.universe)
+            self.universe.run(AGREE_S, until=lambda: agree(self.universe))
+            agreed = agree(self.universe)
+            self.universe.__exit__(None, None, None)
+            assert agreed
+
+
+class SeedTests(SynchronousTestCase):
+    """Whole clusters with everything that may happen to them."""
+
+    @shows("I1", "I2", "I4", "I5", "I6", "I8", "I10", "I11", "A43", "A44", "A45", "A51", "A52", "A53", "A54", "F38", "F46", "F48", "G9")
+    def test_fresh(self) -> None:
+        """A plan that nobody thought of would lose, mix or forget a directory."""
+        self.assertGreater(sum(play(seed) for seed in FRESH), 50)
+
+    def test_pinned(self) -> None:
+        """A fault that a seed once found would come back."""
+        for seed in PINNED:
+            play(seed)
+
+    def test_hypothesis(self) -> None:
+        """The same, with plans that become shorter when they fail."""
+        Plan.TestCase.settings = settings(derandomize=True, deadline=None, database=None, max_examples=4, stateful_step_count=10)
+        Plan.TestCase("runTest").debug()
+
+    def test_repeatable(self) -> None:
+        """A seed that fails on one machine could not be looked at on another."""
+        stories: list[list[str]] = [[], []]
+        for story in stories:
+            play(3, story.append)
+        self.assertEqual(stories[0], stories[1])
+        self.assertGreater(len(stories[0]), 8)
+
+
+class NoticeTests(SynchronousTestCase):
+    """What the invariants are for: each of these faults is put in, and a seed has to find it."""
+
+    def noticed(self, row: str, *seeds: int) -> None:
+        for seed in seeds:
+            try:
+                play(seed)
+            except Violation as violation:
+                self.assertIn(f"  {row}: ", str(violation))
+                return
+        self.fail(f"nobody noticed: {row}")
+
+    def test_nothing_synced(self) -> None:
+        """A power cut after an acknowledgement that came too early."""
+        for kind in (SafeDir, OpenFile):
+            self.patch(kind, "fsync", lambda _: None)
+        self.patch(SafeDir, "syncfs", lambda _: None)
+        self.noticed("I1", 1)
+
+    def test_old_requests(self) -> None:
+        """A recorded request that rolls a path back."""
+        real = uploads.judge
+
+        def judge(order, config, standing, verified, now_ms, max_age_ms=0):  # type: ignore[no-untyped-def]
+            verdict = real(order, config, standing, verified, now_ms, 1 << 60)
+            if isinstance(verdict, Rejected) and verdict.reason is Reject.STALE_TIMESTAMP:
+                return Accepted(Progress.NEW, State(order.image, tuple(sorted(verified))))
+            return verdict
+
+        self.patch(uploads, "judge", judge)
+        self.noticed("I10", 1, 2, 3, 4)
+
+    def test_unsigned(self) -> None:
+        """A node that believes what others say."""
+        real = uploads.judge
+
+        def judge(order, config, standing, verified, now_ms, max_age_ms=0):  # type: ignore[no-untyped-def]
+            return real(order, config, standing, verified or order.signatures, now_ms, max_age_ms)
+
+        self.patch(uploads, "judge", judge)
+        self.noticed("I4", 9, 10, 11)
+
+    def test_no_reconciliation(self) -> None:
+        """Nodes that were away and never catch up."""
+        self.patch(Reconciler, "differs", lambda *_: None)
+        self.noticed("I5", 11, 12)
