@@ -224,7 +224,7 @@ class Hub:
         on_datagram: Callable[[bytes, Address], object],
         clock: IReactorTime | None = None,
     ) -> tuple[_Wire, _Datagrams]:
-        """Start a node, or start it again after :meth:`kill`: what it asks with, and its gossip socket. ``clock`` is that of its process."""
+        """Start a node, or start it again after :meth:`kill`: what it asks with, and its gossip socket. ``clock``: its process's."""
         self._nodes[address] = (counterpart, on_datagram)
         return _Wire(self, address, clock or self.clock), _Datagrams(self, address)
 

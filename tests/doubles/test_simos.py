@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import errno
-import itertools
 import os
 import random
 import stat
@@ -14,17 +12,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import lock as locks
-from ciruela.disk import safedir, syscalls
-from ciruela.disk.safedir import SafeDir
-from ciruela.disk.store import Store
-from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import DiskError
-from ciruela.model.order import Command
-from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
-from tests.disk.trees import SMALL, blocks_of, flat, in_place, index_bytes, state_of
-from tests.doubles.simos import PLACES, SimOS
+from ciruela.disk import syscalls
+from tests.doubles.simos import SimOS
 
 NAMES = (b"a", b"b", b"c", b"d")
 ODD_NAMES = (b".", b"n" * 256, b"a/b", b"c/a", b"a/../b")

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from twisted.internet import reactor  # noqa: TID251  real sockets need it
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.trial.unittest import TestCase
 

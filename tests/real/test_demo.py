@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from twisted.internet import reactor  # noqa: TID251  trial runs it, and spawns with it
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure

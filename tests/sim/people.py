@@ -182,7 +182,8 @@ class Syncer:
         )
         offer = Offer(picture.index, picture.data, _Tree(picture), "./dist")
         source = Source([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
-        self.run = ClusterRun("sim", entry, [Upload(wish, False, picture.index.total_bytes)], Rule(deadline_s=300.0), world, source, _Unheard())
+        upload = Upload(wish, False, picture.index.total_bytes)
+        self.run = ClusterRun("sim", entry, [upload], Rule(deadline_s=300.0), world, source, _Unheard())
 
     def come(self) -> None:
         """Begin."""
@@ -246,7 +247,7 @@ class Liar:
         rng = self._rng
         items: list[Item] = [Member(self._me, None, self._epoch, "liar", 0, 1, ("app", "logs", "top"))]
         for lie in self._universe.lies(rng):
-            items.append(
+            items.append(  # noqa: PERF401  it reads better
                 rng.choice(
                     (
                         Download(lie.vpath, lie.image, FULL, rng.random() < 0.5, rng.random() < 0.5),

@@ -49,8 +49,8 @@ class Violation(AssertionError):
 class Host:
     """One machine: its disk, its clock, its keys, and the process on it. ``state`` is "up", "paused", "down" or "liar".
 
-    What the outside knows of it: ``high``, the greatest version that was ever committed at each path and not deleted; ``buried``, the greatest
-    version that was deleted there; ``images``, all that ever stood there; ``blessed``, the signatures that its keys made when they were
+    What the outside knows of it: ``high``, the greatest version that was ever committed at each path and not deleted; ``buried``, the
+    greatest version that was deleted there; ``images``, all that ever stood there; ``blessed``, the signatures that its keys made when they were
     shown. A wipe begins all of them anew.
     """
 
