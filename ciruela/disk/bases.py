@@ -39,7 +39,7 @@ def encode(directory: str, identity: Identity) -> bytes:
 def decode(data: bytes) -> tuple[str, Identity]:
     """The path and the identity in such a file. Raises FormatError."""
     match loads(data, max_items=8, max_depth=2):
-        case {"directory": str(directory), "identity": [int(device), int(inode)]}:
+        case {"directory": str(directory), "identity": [int(device), int(inode)]} if states.is_identity(device, inode):
             return directory, (device, inode)
     raise FormatError("not a map of directory and identity")
 

@@ -42,7 +42,9 @@ def parse(data: bytes, num_levels: int) -> frozenset[tuple[str, ...]]:
     found = set()
     marked = False
     for number, line in enumerate(text.split("\n"), start=1):
-        path = line.strip()
+        path = line.strip(" \t\r")
+        if path != path.strip() or "\ufeff" in path:
+            raise FormatError(f"line {number}: there is an invisible character in it, so it would name another image (type the line anew)")
         marked = marked or path == EMPTY_MARK
         if path and not path.startswith("#"):
             found.add(_parts(path, num_levels, number))

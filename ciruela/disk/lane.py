@@ -51,7 +51,8 @@ class Lane:
     """A queue of thread jobs of which one runs at a time, in order.
 
     Cancelling a result takes a job out of the queue, or ends stepwise work after the slice that is under way; a job that runs in a thread
-    cannot be stopped, but the next one waits for its end all the same. ``what`` names the work in the log.
+    cannot be stopped, but the next one waits for its end all the same. ``what`` names the work in the log. ``records`` counts the uploads
+    that were recorded: stepwise work sees by it that one came in between.
     """
 
     _log = Logger()
@@ -59,6 +60,7 @@ class Lane:
     def __init__(self, in_thread: InThread, what: str) -> None:
         self._in_thread = in_thread
         self._what = what
+        self.records = 0
         self._waiting: deque[_Job[Any]] = deque()
         self._busy = False
         self._pumping = False

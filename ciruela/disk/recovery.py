@@ -71,11 +71,14 @@ def _put_back(parent: SafeDir, where: Place, journal: Journal) -> None:
 
 
 def _shown(parent: SafeDir | None, name: str, journal: Journal) -> bool:
-    """Whether the staging directory that the journal speaks of stands at its final name."""
-    if journal.phase is not Phase.READY or parent is None:
+    """Whether the staging directory that the journal speaks of stands at its final name.
+
+    Its inode tells: both names are in one directory. The number of the device says nothing, the same disk may get another at each boot.
+    """
+    if journal.staging is None or parent is None:
         return False
     found = parent.stat(name)
-    return found is not None and (found.st_dev, found.st_ino) == journal.staging
+    return found is not None and found.st_ino == journal.staging[1]
 
 
 def _is_dir(parent: SafeDir | None, name: str) -> bool:

@@ -67,6 +67,11 @@ class Journal:
         return self.command or (Command.APPEND if committed is None else Command.REPLACE)
 
 
+def is_identity(device: int, inode: int) -> bool:
+    """Whether two decoded values can be a device and an inode: in Python True is a number as well."""
+    return not isinstance(device, bool) and not isinstance(inode, bool) and device >= 0 and inode >= 0
+
+
 def _fields(state: State) -> dict[str, object]:
     return {
         "image": state.image,
@@ -138,7 +143,7 @@ def decode_journal(data: bytes) -> Journal:
     except ValueError as error:
         raise FormatError(f"the field ciruela: {error}") from None
     match own.get("staging"):
-        case [int(device), int(inode)] if phase is Phase.READY:
+        case [int(device), int(inode)] if phase is Phase.READY and is_identity(device, inode):
             return Journal(state, command, phase, (device, inode))
         case None if phase is Phase.DOWNLOAD:
             return Journal(state, command)

@@ -81,14 +81,16 @@ class Store:
     def write_pending(self, pending: Pending) -> Deferred[None]:
         """As ``seams.Disk.write_pending``. The staging directory of another image that was pending here is removed."""
         self._marks.want(pending.state.image)
-        return self._lane(pending.vpath).steps(checked_steps(pending.vpath, self._write_pending(pending)))
+        lane = self._lane(pending.vpath)
+        return lane.steps(checked_steps(pending.vpath, self._write_pending(pending, lane)))
 
-    def _write_pending(self, pending: Pending) -> Steps[None]:
+    def _write_pending(self, pending: Pending, lane: Lane) -> Steps[None]:
+        lane.records += 1
         place = self._place(pending.vpath)
         with self._records.states(pending.vpath, create=True) as directory:
             before = states.read_journal(directory, place.record)
             if before is not None and before.state.image != pending.state.image:
-                yield from self._forget(place, directory)
+                yield from self._forget(place, directory, lane)
                 before = None
             journal = Journal(pending.state, pending.command)
             if before is not None:
@@ -98,20 +100,25 @@ class Store:
 
     def drop_pending(self, vpath: VPath) -> Deferred[None]:
         """As ``seams.Disk.drop_pending``. A commit that was interrupted after its image was shown is finished instead."""
-        return self._lane(vpath).steps(checked_steps(vpath, self._drop_pending(vpath)))
+        lane = self._lane(vpath)
+        return lane.steps(checked_steps(vpath, self._drop_pending(vpath, lane)))
 
-    def _drop_pending(self, vpath: VPath) -> Steps[None]:
+    def _drop_pending(self, vpath: VPath, lane: Lane) -> Steps[None]:
         place = self._place(vpath)
         try:
             directory = self._records.states(vpath)
         except FileNotFoundError:
             return
         with directory:
-            yield from self._forget(place, directory)
+            yield from self._forget(place, directory, lane)
         self._readers.forget(vpath)
 
-    def _forget(self, place: Place, directory: SafeDir) -> Steps[None]:
-        """Remove journal and staging directory; first the latter, so that a kill in between leaves no debris without a name."""
+    def _forget(self, place: Place, directory: SafeDir, lane: Lane) -> Steps[None]:
+        """Remove journal and staging directory; first the latter, so that a kill in between leaves no debris without a name.
+
+        Another upload may be recorded between two slices: then the journal is its journal, and what is staged from then on is its own.
+        """
+        records = lane.records
         parent = self._parent_if_any(place)
         try:
             journal = states.read_journal(directory, place.record)
@@ -119,9 +126,10 @@ class Store:
                 settle_path(directory, place, parent, base_there=False)
                 journal = states.read_journal(directory, place.record)
             for state in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
-                if parent is not None and state is not None:
+                if parent is not None and state is not None and lane.records == records:
                     yield from self._remove_staging(parent, place.staging(state.image))
-            states.drop_journal(directory, place.record)
+            if lane.records == records:
+                states.drop_journal(directory, place.record)
         finally:
             if parent is not None:
                 parent.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -160,6 +161,18 @@ class Steps(SynchronousTestCase):
         tree, state, journal, staging = self.stands()
         assert journal is not None
         self.assertEqual((tree, state, staging, journal.phase), (flat(NEW), BEFORE, flat(OLD), Phase.READY))
+        self.finished()
+
+    @shows("F38", "A44")
+    def test_step_6_and_another_device(self) -> None:
+        """A disk that has another number after a reboot would show the new image, and the node would speak of the old one."""
+        self.kill_in_commit("renameat2", 1)
+        journal = self.stands()[2]
+        assert journal is not None and journal.staging is not None
+        device, inode = journal.staging
+        moved = replace(journal, staging=(device + 1, inode))
+        self.bench.sim.write("/n/db/signatures/app/web/v1.new.state", states.encode_journal(moved))
+        self.assertEqual(self.stands()[2], moved)
         self.finished()
 
     def test_step_7(self) -> None:

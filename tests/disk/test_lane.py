@@ -183,6 +183,23 @@ class CommitInSlices(SynchronousTestCase):
         held = self.did(self.store.load()).held
         self.assertEqual([(found.committed, found.pending) for found in held], [(both, None)])
 
+    def test_upload_while_the_last_one_is_dropped(self) -> None:
+        """An upload that is accepted while a large failed one is being removed would be forgotten by the next start."""
+        dropped = self.store.drop_pending(V1)
+        again = Pending(V1, state_of(self.index, 9), Command.APPEND)
+        recorded = self.store.write_pending(again)
+        self.pool.run_one()
+        self.assertNoResult(dropped)
+        self.pool.run_one()
+        self.successResultOf(recorded)
+        staging = self.did(self.store.stage(V1, self.index))
+        self.successResultOf(dropped)
+        self.did(staging.write(blocks_of(self.SPEC, self.index)[:5]))
+        staging.close()
+        self.assertEqual([found.pending for found in self.did(self.store.load()).held], [again])
+        kept = self.did(self.did(self.store.stage(V1, self.index)).keep())
+        self.assertGreater(len(kept), 5)
+
     def test_cancel(self) -> None:
         """An upload that was superseded would be shown all the same."""
         commit = self.staging.commit(state_of(self.index))
