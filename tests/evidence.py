@@ -17,7 +17,7 @@ ROWS = TESTS / "rows.toml"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing to withstand. ``later``: what is missing before it holds in full."""
+    """One thing to withstand. ``later``: what is missing before it holds in full, or how else than by a test it is known."""
 
     name: str
     what: str
@@ -74,6 +74,6 @@ def table() -> list[str]:
         lines += [f"   * - {row.name}", f"     - {row.what}"]
         parts = [f"``{test.removeprefix('tests.')}``" for test in tests]
         if row.later:
-            parts.append(f"*to come:* {row.later}")
+            parts.append(f"*note:* {row.later}")
         lines += [f"     {'-' if at == 0 else ' '} | {part}" for at, part in enumerate(parts or ["nothing yet"])]
     return lines

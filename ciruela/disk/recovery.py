@@ -13,7 +13,7 @@ from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
-from ciruela.disk.states import TEMPORARY, Journal, Phase
+from ciruela.disk.states import TEMPORARY, Journal
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.order import Command
 from ciruela.model.state import Burials, State

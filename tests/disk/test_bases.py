@@ -136,5 +136,6 @@ class Format(Real):
 
     def test_bad(self) -> None:
         """Nothing else is taken for it."""
-        for data in (b"", b"\xa0", encode("x", (1, 2)) + b"x", b"\xa1\x69directory\x61x"):
+        numbers = (encode("x", (True, 2)), encode("x", (1, False)), encode("x", (-1, 2)), encode("x", (1, -2)))
+        for data in (b"", b"\xa0", encode("x", (1, 2)) + b"x", b"\xa1\x69directory\x61x", *numbers):
             self.assertRaises(FormatError, decode, data)

@@ -62,7 +62,8 @@ def check_keep_list(data: bytes) -> bool:
         for part in parts:
             check_component(part)
     assert found or keeplist.EMPTY_MARK.encode() in data
-    assert keeplist.parse(b"".join("/".join(parts).encode() + b"\n" for parts in found) or b"# empty\n", 2) == found
+    again = "".join(f"/{'/'.join(parts)}/\n" for parts in found)
+    assert keeplist.parse((again or "# empty\n").encode(), 2) == found, found
     return True
 
 

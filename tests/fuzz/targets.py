@@ -12,9 +12,6 @@ from tests.proto.samples import VECTORS
 INPUTS = 200_000
 """Inputs for one target and push (threats 5.2)."""
 
-SEQUENCES = 50_000
-"""Inputs that are whole conversations: each is some ten to a hundred messages or frames."""
-
 SLOW = 100_000
 """Inputs for YAML, whose parser is Python: a quarter of a millisecond each."""
 
@@ -48,7 +45,7 @@ TARGETS = (
     Target("notifications", wire.check_message, wire.of_kind(0), tokens=wire.TOKENS),
     Target("requests", wire.check_message, wire.of_kind(1), tokens=wire.TOKENS),
     Target("responses", wire.check_message, wire.of_kind(2), tokens=wire.TOKENS),
-    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES, inputs=SEQUENCES),
+    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES),
     Target("index", texts.check_index, texts.index_samples(), cut_words, texts.TOKENS_INDEX, 8192),
     Target("index-lines", texts.check_index_lines, tuple(map(texts.lines_of, texts.index_samples())), cut_words, texts.TOKENS_INDEX, 8192),
     Target("paths", texts.check_path, texts.path_samples(), cut_words, texts.TOKENS_PATH),
@@ -60,7 +57,6 @@ TARGETS = (
         connections.frame_samples(True),
         connections.cut_frames,
         connections.frame_tokens(True),
-        inputs=SEQUENCES,
     ),
     Target(
         "client-link",
@@ -68,9 +64,8 @@ TARGETS = (
         connections.frame_samples(False),
         connections.cut_frames,
         connections.frame_tokens(False),
-        inputs=SEQUENCES,
     ),
-    Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS),
+    Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS, 1500),
     Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
     Target("state", wire.check_state, wire.state_samples(), tokens=wire.TOKENS),
     Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS),

@@ -14,7 +14,7 @@ from tests.fuzz.campaign import FINDINGS, Finding, fuzz, mutator, replay
 from tests.fuzz.targets import BY_NAME, INPUTS, TARGETS, Target
 from tests.proof import shows
 
-SAMPLE = 150
+SAMPLE = 500
 
 
 class SampleTests(SynchronousTestCase):
@@ -48,12 +48,12 @@ class SampleTests(SynchronousTestCase):
     def test_counts(self) -> None:
         """A decoder could be left out of the long run by a small number."""
         few = {target.name: target.inputs for target in TARGETS if target.inputs < INPUTS}
-        self.assertEqual(few, {"talk": 50_000, "server-link": 50_000, "client-link": 50_000, "yaml": 100_000, "http-port": 10_000})
+        self.assertEqual(few, {"yaml": 100_000, "http-port": 10_000})
 
     @shows("A5", "A6", "F6", "I6")
     def test_bombs(self) -> None:
         """An index that declares 2**63 bytes, or ten thousand million blocks, would take all memory of the host."""
-        self.assertGreater(bombs.run_limited(), 5)
+        self.assertGreater(bombs.run_limited("indexes"), 5)
 
 
 class NoticeTests(SynchronousTestCase):

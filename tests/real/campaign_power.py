@@ -1,13 +1,15 @@
 """Bench P: the power goes while a real daemon works on a real ext4, and what was acknowledged must be there afterwards.
 
-The daemon's disk is an ext4 in a file, which stands on another one. A cut freezes the outer one for some milliseconds, so that the file is
-copied as it was at one moment, and without any sync of the disk in it: what the daemon and the kernel had not written yet is lost. A mount of
-the copy replays its journal, as after a real cut. Unlike a real disk this one loses nothing that reached it.
+The daemon's disk is an ext4 in a file, which stands on another one. A cut freezes the outer one for some milliseconds, so that the file
+is copied as it was at one moment, and without any sync of the disk in it: what the daemon and the kernel had not written yet is lost. A
+mount of the copy replays its journal, as after a real cut, and its device has another number, as it may after a reboot. Unlike a real disk
+this one loses nothing that reached it.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import threading
 import time
@@ -49,7 +51,8 @@ class Cut:
 class PowerBench:
     """One daemon on a disk that can be cut from power at any moment, and a client that uploads without end."""
 
-    def __init__(self, case: SynchronousTestCase) -> None:
+    def __init__(self, case: SynchronousTestCase, settings: str = "fsync: commit\n") -> None:
+        """``settings`` is the daemon's ``ciruela.yaml``."""
         self.case = case
         self.mounts = Mounts(case)
         top = self.mounts.top
@@ -59,11 +62,14 @@ class PowerBench:
         for name in ("data", "db", "data/apps", "data/cfg"):
             (self.disk / name).mkdir()
         subprocess.run(["sync", "-f", str(self.disk)], check=True)  # these were made long ago
-        self.cluster = RealCluster(case, 1, CONFIGS, data={0: self.disk / "data"}, db={0: self.disk / "db"})
+        self.cluster = RealCluster(case, 1, CONFIGS, down=[0], data={0: self.disk / "data"}, db={0: self.disk / "db"})
+        (self.cluster.nodes[0].config / "ciruela.yaml").write_text(settings)
+        self.cluster.start(0)
         self.versions = 0
         self.cuts = 0
         self.shapes: dict[tuple[str, int], Shape] = {}
         self.acknowledged: set[tuple[str, int]] = set()
+        self.images: dict[str, int] = {}
         self._current: dict[str, int] = {}
 
     def source(self, vpath: str) -> Path:
@@ -94,7 +100,10 @@ class PowerBench:
         assert client.stderr is not None
         for line in client.stderr:
             words = line.split()
-            if words[-3:-2] and words[-2:] == ["has", "it"]:
+            indexed = re.match(r"Indexed .*/version (\d+): .* id (\w{64})$", line)
+            if indexed is not None:
+                self.images[indexed[2]] = int(indexed[1])
+            elif words[-3:-2] and words[-2:] == ["has", "it"]:
                 self.acknowledged.add((words[-3], versions[words[-3]]))
 
     def cut(self) -> Cut:
@@ -144,8 +153,9 @@ class PowerBench:
             for vpath, state in committed.items():
                 index = self.successful(store.read_index(state.image))
                 self.case.assertIsNotNone(index, f"{vpath}: its index is gone")
+                recorded = self.shapes[vpath, self.images[state.image.hex()]]
+                self.case.assertEqual(shape(top / "data" / vpath[1:]), recorded, f"{vpath} is not the recorded image")
                 self.case.assertTrue(self.successful(store.present(VPath.parse(vpath))))
-            self.visible(cut, top / "data")
             standing = {f"/{key}/{path.name}" for key in CONFIGS for path in (top / "data" / key).iterdir() if path.name[0] != "."}
             self.case.assertEqual(standing, set(committed), "what is visible is not what is recorded")
         finally:
@@ -165,7 +175,7 @@ class PowerBench:
 
 
 def run(part: int, parts: int) -> str:
-    """Cut the power as often as time allows. To replay: the moments are those of ``random.Random(part)``, but no disk is ever as fast again."""
+    """Cut the power as often as time allows. Raises AssertionError that says what was lost; the moments are random and never come again."""
     why = loops_forbidden()
     if why:
         return f"power: not run here: {why}"

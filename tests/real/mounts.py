@@ -26,7 +26,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _run(*command: object) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, encoding="utf-8", check=False)
+    environ = os.environ | {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    done = subprocess.run([str(word) for word in command], capture_output=True, encoding="utf-8", check=False, env=environ)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}: exit code {done.returncode}: {done.stderr.strip()}")
     return done.stdout
@@ -67,8 +68,11 @@ def _attempt_tmpfs() -> int:
 
 def _attempt_loop() -> int:
     """Finding a free loop device; where the kernel has none, that is forbidden as well."""
-    done = subprocess.run(["losetup", "--find"], capture_output=True, encoding="utf-8", check=False)
-    return 0 if done.returncode == 0 else errno.EPERM
+    try:
+        _run("losetup", "--find")
+    except AssertionError:
+        return errno.EPERM
+    return 0
 
 
 @cache

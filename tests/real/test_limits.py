@@ -9,11 +9,17 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.proof import shows
-from tests.real.daemons import RealCluster, RealNode
+from tests.real.daemons import APPS, CFG, RealCluster, RealNode
 from tests.real.trees import noise_file, small_tree
 
 MIB = 1024 * 1024
 FLOOD = 200
+
+SPACE_BYTES = 1024 * MIB
+"""Address space of a daemon (threats G15)."""
+
+MEMORY_BYTES = 512 * MIB
+"""What it may really use of it (threats G15)."""
 
 
 def flood(node: RealNode, count: int, said: bytes) -> tuple[list[socket.socket], int]:
@@ -80,6 +86,28 @@ class LimitsTests(SynchronousTestCase):
         log = node.log.read_text()
         self.assertIn("64 connections at a time instead of 1000: this process may have 128 files open", log)
         self.assertLess(log.count("was refused"), 3)
+
+    @shows("G15", "I8")
+    def test_little_memory(self) -> None:
+        """A daemon beside a service on a small server would take its memory, or end for want of it in the middle of an upload."""
+        cluster = RealCluster(self, 1, {"apps": APPS, "cfg": CFG}, down=(0,))
+        (node,) = cluster.nodes
+        node.wrapper = ["prlimit", f"--as={SPACE_BYTES}"]
+        cluster.start(0)
+        process = Path(f"/proc/{cluster.pid(0)}")
+        limits = (process / "limits").read_text()
+        self.assertRegex(limits, rf"Max address space +{SPACE_BYTES} +{SPACE_BYTES} ")
+        large, many = self.large(), Path(self.mktemp()).absolute()
+        noise_file(large / "larger", 6, 96 * MIB)
+        small_tree(many, {f"d{number % 50}/f{number}": f"content {number}" for number in range(3000)})
+        cluster.expect(cluster.sync("--append", f"{large}:/apps/v1", "--replace", f"{many}:/cfg/main", "127.0.0.1"), 0, "DONE")
+        cluster.expect(cluster.sync("--replace", f"{large}:/cfg/main", "127.0.0.1"), 0, "DONE")
+        cluster.same(large, "/apps/v1")
+        cluster.same(large, "/cfg/main")
+        used = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        peak = int(used["VmHWM"].split()[0]) * 1024
+        self.assertLess(peak, MEMORY_BYTES)
+        self.assertLess(int(used["VmPeak"].split()[0]) * 1024, SPACE_BYTES)
 
     @shows("A19", "A20", "F16", "I8")
     def test_slow_connections(self) -> None:

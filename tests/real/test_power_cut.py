@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from functools import partial
 
@@ -51,6 +52,18 @@ class PowerTests(SynchronousTestCase):
         )
         for number, cut in enumerate(cuts):
             self.told(bench, cut, after, number)
+
+    @needs(loops_forbidden)
+    def test_bench_can_fail(self) -> None:
+        """The cuts would lose nothing whatever the daemon does, and prove nothing: without any sync they do lose what was acknowledged."""
+        bench = PowerBench(self, "fsync: none\n")
+        client = bench.upload()
+        bench.cluster.until(lambda: len(bench.acknowledged) >= 3, "uploads are done", poll_s=0.002)
+        cut = bench.cut()
+        client.send_signal(signal.SIGINT)
+        self.assertIn(client.wait(60), (0, 130))
+        with self.assertRaises(AssertionError):
+            bench.check(cut)
 
     def told(self, bench: PowerBench, cut: Cut, after: RealCluster, number: int) -> None:
         """What a daemon says and shows that was started on what a cut left."""
