@@ -295,8 +295,8 @@ class Cleanup:
     def _work(self) -> Deferred[None]:
         async def work() -> None:
             for base in self._due_bases():
-                await self._clean_and_tell(base)
                 self._due[base] = self._guards.steady_s() + self._rng.uniform(*CYCLE_S)
+                await self._clean_and_tell(base)
             await self._fold()
             await self._collect()
 

@@ -126,6 +126,7 @@ class _Contact:
     label: str
     answer: _Answer = _Answer.NONE
     outstanding: bool = False
+    answered: bool = False
     reason: str = ""
     exit_code: int = EXIT_REJECTED
     errors: int = 0
@@ -163,6 +164,7 @@ class Book:
         self.weak = weak
         self._contacts: dict[Address, _Contact] = {}
         self._names: dict[MachineId, str] = {}
+        self._named_by: dict[MachineId, set[Address]] = {}
         self._done: set[MachineId] = set()
         self._held: set[MachineId] = set()
         self._aborted: dict[MachineId, str] = {}
@@ -183,7 +185,8 @@ class Book:
         contact = self._contacts[address]
         contact.outstanding = False
         contact.errors = 0
-        contact.listed = frozenset(machine for machine, name in ack.hosts.items() if self._know(machine, name))
+        contact.answered = True
+        contact.listed = frozenset(machine for machine, name in ack.hosts.items() if self._know(address, machine, name))
         if ack.accepted:
             contact.answer = _Answer.ACCEPTED
         elif contact.machine is not None and contact.machine in self._done:
@@ -218,7 +221,11 @@ class Book:
 
     def received(self, address: Address, note: ReceivedImage) -> bool:
         """A node has an image. True when that is news about this upload."""
-        if note.path != self.path or (note.image != self.image and not self.weak) or not self._know(note.machine_id, note.hostname):
+        if (
+            note.path != self.path
+            or (note.image != self.image and not self.weak)
+            or not self._know(address, note.machine_id, note.hostname)
+        ):
             return False
         self._identify(address, note.machine_id, note.forwarded)
         self._aborted.pop(note.machine_id, None)
@@ -230,7 +237,7 @@ class Book:
 
     def aborted(self, address: Address, note: AbortedImage) -> bool:
         """A node gave the image up, or found that it is not the only one at the path. True when that is news about this upload."""
-        if note.path != self.path or note.image != self.image or not self._know(note.machine_id, note.hostname):
+        if note.path != self.path or note.image != self.image or not self._know(address, note.machine_id, note.hostname):
             return False
         self._identify(address, note.machine_id, note.forwarded)
         reason = note.reason or "unknown"
@@ -246,10 +253,11 @@ class Book:
         """The local directory can no longer be served. Fatal as long as no node has the whole image."""
         self._local_problem = self._local_problem or text
 
-    def _know(self, machine: MachineId, name: str) -> bool:
+    def _know(self, address: Address, machine: MachineId, name: str) -> bool:
         if machine not in self._names and len(self._names) >= MAX_MACHINES:
             return False
         self._names.setdefault(machine, name)
+        self._named_by.setdefault(machine, set()).add(address)
         return True
 
     def _identify(self, address: Address, machine: MachineId, forwarded: bool) -> None:
@@ -265,7 +273,14 @@ class Book:
 
     def done_machines(self) -> int:
         """Nodes that have exactly this image."""
-        return len(self._done)
+        return len(self._done - self._doubtful())
+
+    def _doubtful(self) -> frozenset[MachineId]:
+        """Machines that only one of several nodes speaks of, and that have not spoken themselves: a server may make them up (threats A29)."""
+        if sum(contact.answered for contact in self._contacts.values()) < 2:
+            return frozenset()
+        own = {contact.machine for contact in self._contacts.values()}
+        return frozenset(machine for machine, tellers in self._named_by.items() if len(tellers) < 2 and machine not in own)
 
     def _with(self, *answers: _Answer) -> list[_Contact]:
         return [contact for contact in self._contacts.values() if contact.answer in answers]
@@ -321,15 +336,18 @@ class Book:
             return Verdict(Outcome.DONE)
         if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
             return RUNNING
-        need = rule.need(expected)
-        if done >= need > 0:
-            return (
-                Verdict(Outcome.DONE) if done >= expected else Verdict(Outcome.EARLY, EXIT_DONE, f"{need} of {expected} nodes were enough")
-            )
+        doubtful = self._doubtful()
+        sure, real = done - len(doubtful & (self._done | self._held)), expected - len(doubtful)
+        need = rule.need(real)
+        if sure >= need > 0:
+            return Verdict(Outcome.DONE) if done >= expected else Verdict(Outcome.EARLY, EXIT_DONE, f"{need} of {real} nodes were enough")
+        have = f"{sure} nodes have it, {need} were needed"
+        if doubtful:
+            have += f" ({len(doubtful)} that only one server speaks of are not counted)"
         if not busy and done + failed >= expected:
-            return Verdict(Outcome.FAILED, self._failure_code(), f"{done} nodes have it, {need} were needed, and the others failed")
+            return Verdict(Outcome.FAILED, self._failure_code(), f"{have}, and the others failed")
         if elapsed_s >= rule.deadline_s:
-            return Verdict(Outcome.FAILED, EXIT_NETWORK, f"out of time: {done} nodes have it, {need} were needed")
+            return Verdict(Outcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
         return RUNNING
 
     def _nobody(self, rule: Rule, elapsed_s: float, busy: bool, reach: Reach) -> Verdict:

@@ -25,12 +25,14 @@ class Around:
         self._node = node
 
     def peers(self) -> Mapping[str, bool]:
-        """The other configured nodes by address, each with whether it was heard lately."""
-        return {
-            str(peer.address): peer.silent_s is not None and peer.silent_s < SILENT_S
-            for peer in self._node.gossip.cluster.peers()
-            if not peer.own
-        }
+        """The other configured nodes by name, each with whether it was heard lately; one name may have several addresses."""
+        found: dict[str, bool] = {}
+        own = set()
+        for peer in self._node.gossip.cluster.peers():
+            if peer.own:
+                own.add(peer.name)
+            found[peer.name] = found.get(peer.name, False) or (peer.silent_s is not None and peer.silent_s < SILENT_S)
+        return {name: heard for name, heard in found.items() if name not in own}
 
     def clocks_ms(self) -> Sequence[int]:
         """What the clocks of other nodes show now, by their own word."""

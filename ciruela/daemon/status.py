@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ciruela import __version__
+from ciruela.cleanup.service import words
 from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
 from ciruela.gossip.packets import Complete, Deleted, Download
@@ -78,9 +79,25 @@ class NodeStatus:
                 "cpu_since_s": time.process_time(),
                 **memory(),
             },
+            "cleanup": self._cleanup(),
             "scrub": self._scrub(),
             "threads": {thread.name: {} for thread in threading.enumerate()},
             "metrics": [[{"group": group, "metric": metric}, [kind, value]] for group, metric, kind, value in self._metrics()],
+        }
+
+    def _cleanup(self) -> Json:
+        """How cleaning goes, by base dir. Why it does not, in words without files of this host: those are in the log."""
+        cleanup = self._node.cleanup
+        if cleanup is None:
+            return {}
+        return {
+            str(base): {
+                "last_cycle": rfc3339(report.ended_ms) if report.ended_ms else None,
+                "blocked": list(words(report)),
+                "deleted": report.deleted,
+                "failed": report.faults,
+            }
+            for base, report in cleanup.reports.items()
         }
 
     def _scrub(self) -> Json:
@@ -122,6 +139,8 @@ class NodeStatus:
             ("blocks", "received_bytes", "counter", totals.received_bytes),
             ("blocks", "sent_blocks", "counter", node.blocks.sent_blocks),
             ("blocks", "sent_bytes", "counter", node.blocks.sent_bytes),
+            ("cleanup", "images", "counter", 0 if node.cleanup is None else node.cleanup.deleted),
+            ("cleanup", "indexes", "counter", 0 if node.cleanup is None else node.cleanup.collected),
             ("scrub", "damaged_now", "level", len(scrub.ill)),
             ("scrub", "images", "counter", scrub.looked),
             ("scrub", "bytes", "counter", scrub.bytes),

@@ -55,6 +55,7 @@ class Store:
         self._configs = configs
         self._in_thread = in_thread
         self._lanes: WeakValueDictionary[VPath, Lane] = WeakValueDictionary()
+        self._index_lanes: WeakValueDictionary[ImageId, Lane] = WeakValueDictionary()
         self._readers = Readers()
         self._marks = Marks()
         self._bases = Bases(self._records)
@@ -221,8 +222,11 @@ class Store:
         return self._in_thread(checked, f"index {image.hex()}", indexes.load_bytes, self._records, image)
 
     def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
-        """As ``seams.Disk.write_index``."""
-        return self._in_thread(checked, f"index {image.hex()}", indexes.store, self._records, image, data, self._tuning.max_index_bytes)
+        """As ``seams.Disk.write_index``. The same index for several paths at once is written by one after the other."""
+        lane = self._index_lanes.get(image)
+        if lane is None:
+            lane = self._index_lanes[image] = Lane(self._in_thread, f"index {image.hex()}")
+        return lane.do(checked, f"index {image.hex()}", indexes.store, self._records, image, data, self._tuning.max_index_bytes)
 
     # -- images ----------------------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,7 @@ class PeerList:
         self._on_change = on_change
         self._stamp: tuple[int, int] | None = None
         self._missing_told = False
+        self._doubtful = True
         self._lines: dict[str, Line] = {}
         self._known: dict[str, list[Address]] = {}
         self._due: dict[str, float] = {}
@@ -88,8 +89,8 @@ class PeerList:
 
     @property
     def unresolved(self) -> int:
-        """How many lines of the list have no known address."""
-        return sum(not self._known.get(text) for text in self._lines)
+        """How many lines of the list have no known address; one more as long as nobody can tell what is in the list."""
+        return sum(not self._known.get(text) for text in self._lines) + self._doubtful
 
     @property
     def peers(self) -> Peers:
@@ -113,7 +114,7 @@ class PeerList:
 
     def _take(self, found: tuple[tuple[int, int], bytes | None]) -> None:
         self._stamp, content = found
-        self._missing_told = False
+        self._missing_told = self._doubtful = False
         if content is None or not self._running:
             return
         lines, complaints = parse(content.decode("utf-8", "replace"), str(self._path))
@@ -127,6 +128,7 @@ class PeerList:
 
     def _unreadable(self, failure: Failure) -> None:
         failure.trap(OSError)
+        self._doubtful = not isinstance(failure.value, FileNotFoundError)
         if not self._missing_told:
             self._missing_told = True
             reason = getattr(failure.value, "strerror", None) or failure.getErrorMessage()

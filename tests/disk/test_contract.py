@@ -15,11 +15,12 @@ from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import State
+from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Disk, Held, Pending, Staging
 from tests.disk.trees import CHANGED, SMALL, Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of
 from tests.doubles.memdisk import MemDisk
+from tests.proof import shows
 
 V1 = VPath(("app", "web", "v1"))
 V2 = VPath(("app", "web", "v2"))
@@ -334,6 +335,88 @@ class Contract:
             self.restart()
             self.assertEqual(self.successResultOf(self.disk.read_index(index.image)), index)
             self.assertEqual(self.successResultOf(self.disk.read_index_bytes(index.image)), data)
+
+    @shows("I9", "I10", "A12")
+    def test_remove(self) -> None:
+        """A deleted image would stay, come back with the next start, or not be remembered as deleted."""
+        index = self.upload(V1, SMALL)
+        self.upload(V2, CHANGED)
+        self.upload(SINGLE, SMALL)
+        grave, single = Tombstone(state_of(index).version, 1_700_000_500_000), Tombstone(state_of(index).version, 1_700_000_600_000)
+        self.assertEqual(self.successResultOf(self.disk.remove(V1, grave)), Burials(0, {"v1": grave}))
+        self.assertEqual(self.successResultOf(self.disk.remove(SINGLE, single)), Burials(0, {"": single}))
+        self.assertFalse(self.successResultOf(self.disk.present(V1)))
+        self.assertFalse(self.successResultOf(self.disk.present(SINGLE)))
+        self.assertEqual(self.standing(V2), flat(CHANGED))
+        self.failureResultOf(self.disk.remove(V1, grave), DiskError)
+        self.restart()
+        loaded = self.successResultOf(self.disk.load())
+        self.assertEqual([one.vpath for one in loaded.held], [V2])
+        self.assertEqual(dict(loaded.burials), {V1.base: Burials(0, {"v1": grave}), SINGLE: Burials(0, {"": single})})
+
+    @shows("I9", "A51")
+    def test_remove_something_else(self) -> None:
+        """What was uploaded after somebody decided to delete the old image would be deleted, or its upload be lost."""
+        index = self.upload(V1, SMALL)
+        other, _ = index_bytes(CHANGED)
+        grave = Tombstone(state_of(index).version, 5)
+        self.failureResultOf(self.disk.remove(V1, Tombstone(state_of(other).version, 5)), DiskError)
+        self.failureResultOf(self.disk.remove(V2, grave), DiskError)
+        pending = Pending(V1, state_of(other, 1_700_000_009_000), Command.REPLACE)
+        self.successResultOf(self.disk.write_pending(pending))
+        self.failureResultOf(self.disk.remove(V1, grave), DiskError)
+        self.successResultOf(self.disk.drop_pending(V1))
+        self.unmount()
+        self.failureResultOf(self.disk.remove(V1, grave), DiskError)
+        self.restart()
+        loaded = self.successResultOf(self.disk.load())
+        self.assertEqual((list(loaded.held), dict(loaded.burials)), ([Held(V1, state_of(index), None)], {}))
+
+    @shows("I6", "I10")
+    def test_fold(self) -> None:
+        """What is remembered of deletions would grow for ever, or be forgotten so that deleted images come back."""
+        early, late = self.upload(V1, SMALL, time=1_700_000_000_123), self.upload(V2, CHANGED, time=1_700_000_000_456)
+        old = Tombstone(state_of(early).version, 1_700_000_500_000)
+        new = Tombstone(state_of(late, 1_700_000_000_456).version, 1_700_000_600_000)
+        self.successResultOf(self.disk.remove(V1, old))
+        both = self.successResultOf(self.disk.remove(V2, new))
+        self.assertEqual(self.successResultOf(self.disk.fold_burials(V1, old.buried_ms)), both)
+        folded = Burials(old.version.timestamp_ms, {"v2": new})
+        self.assertEqual(self.successResultOf(self.disk.fold_burials(V1, old.buried_ms + 1)), folded)
+        self.restart()
+        self.assertEqual(dict(self.successResultOf(self.disk.load()).burials), {V1.base: folded})
+
+    @shows("I9")
+    def test_collect_indexes(self) -> None:
+        """Indexes would pile up, or an image lose the one by which it is verified and served."""
+        committed = self.upload(V1, SMALL)
+        pending, data = index_bytes(CHANGED)
+        self.successResultOf(self.disk.write_pending(Pending(V2, state_of(pending), Command.APPEND)))
+        self.successResultOf(self.disk.write_index(pending.image, data))
+        kept, kept_data = index_bytes({"/kept": b"kept"})
+        loose, loose_data = index_bytes({"/loose": b"loose"})
+        self.successResultOf(self.disk.write_index(kept.image, kept_data))
+        self.successResultOf(self.disk.write_index(loose.image, loose_data))
+        self.assertEqual(self.successResultOf(self.disk.collect_indexes({kept.image})), 1)
+        self.assertIsNone(self.successResultOf(self.disk.read_index(loose.image)))
+        for index in (committed, pending, kept):
+            self.assertEqual(self.successResultOf(self.disk.read_index(index.image)), index)
+        self.assertEqual(self.successResultOf(self.disk.collect_indexes(())), 1)
+        self.successResultOf(self.disk.remove(V1, Tombstone(state_of(committed).version, 5)))
+        self.assertEqual(self.successResultOf(self.disk.collect_indexes(())), 1)
+        self.assertIsNone(self.successResultOf(self.disk.read_index(committed.image)))
+        self.assertEqual(self.successResultOf(self.disk.read_index(pending.image)), pending)
+
+    @shows("A40", "F30", "I9")
+    def test_identity(self) -> None:
+        """A cleanup could not tell that another disk, or none, is mounted where the images were."""
+        app, one = (self.successResultOf(self.disk.identity(key)) for key in ("app", "one"))
+        self.assertNotEqual(app, one)
+        self.restart()
+        self.assertEqual(self.successResultOf(self.disk.identity("app")), app)
+        self.failureResultOf(self.disk.identity("nope"), DiskError)
+        self.unmount()
+        self.failureResultOf(self.disk.identity("app"), DiskError)
 
     def test_not_configured(self) -> None:
         """Files would be made for a path that no config takes."""

@@ -183,6 +183,14 @@ class CommitInSlices(SynchronousTestCase):
         held = self.did(self.store.load()).held
         self.assertEqual([(found.committed, found.pending) for found in held], [(both, None)])
 
+    def test_one_image_for_two_paths(self) -> None:
+        """Two downloads of one image that store its index at the same time would take the half-written file away from each other."""
+        index, data = index_bytes({"/a": b"a"})
+        both = [self.store.write_index(index.image, data) for _ in range(2)]
+        self.assertEqual(len(self.pool.jobs), 1)
+        self.pool.run_all()
+        self.assertEqual([self.successResultOf(one) for one in both], [index, index])
+
     def test_upload_while_the_last_one_is_dropped(self) -> None:
         """An upload that is accepted while a large failed one is being removed would be forgotten by the next start."""
         dropped = self.store.drop_pending(V1)

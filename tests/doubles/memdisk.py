@@ -6,6 +6,7 @@ Nodes may share one dictionary of blocks: an image is its index, and what a node
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from zlib import crc32
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -18,7 +19,7 @@ from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Damage, Examination, Findings, Held, Loaded, Pending, Reused, Staging
+from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, Pending, Reused, Staging
 
 Blocks = dict[BlockHash, bytes]
 
@@ -149,7 +150,7 @@ class MemDisk:
     """Implements ``seams.Disk``.
 
     Tests may set ``free_bytes`` (a full disk), ``unmounted`` (keys whose base is missing), ``foreign`` (paths where something stands that
-    is not ours: an index if it has exactly that content, else None), ``rotten`` (block hashes that cannot be read back).
+    is not ours: an index if it has exactly that content, else None), ``rotten`` (block hashes that cannot be read back), ``device`` (which disk the bases are on).
     """
 
     def __init__(self, configs: Mapping[str, DirConfig], blocks: Blocks | None = None) -> None:
@@ -165,6 +166,7 @@ class MemDisk:
         self.unmounted: set[str] = set()
         self.rotten: set[BlockHash] = set()
         self.free_bytes = 1 << 60
+        self.device = 1
         self.life = 0
         self._maps: dict[ImageId, BlockMap] = {}
 
@@ -268,6 +270,12 @@ class MemDisk:
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         folded = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).folded(before_ms, 10_000)
         return succeed(folded)
+
+    def identity(self, key: str) -> Deferred[Identity]:
+        config = self.configs.get(key)
+        if config is None or key in self.unmounted:
+            return fail(DiskError(f"/{key}: the directory cannot be opened"))
+        return succeed((self.device, crc32(config.directory.encode())))
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         named = {*keep, *(state.image for state in self.states.values()), *(pending.state.image for pending in self.pendings.values())}

@@ -17,14 +17,18 @@ from ciruela.model.errors import FormatError, LinkLost, RemoteError
 from ciruela.net.talk import Talk
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.dialogue import MAX_PENDING, MAX_STRAYS
+from ciruela.proto.dialogue import Dialogue
 from tests.fuzz.connections import Log
 from tests.proto import samples
 from tests.proto.samples import VECTORS
 
 ASK, HEAR, CANCEL, ANSWER, CLOG, TELL, END = range(7)
 _MOVES = (ASK, ASK, ASK, HEAR, HEAR, HEAR, HEAR, HEAR, CANCEL, ANSWER, CLOG, TELL, HEAR, ASK, HEAR, END)
-MOST_MOVES = 12
+MOST_MOVES = 9
+MOST_PENDING = 4
+MOST_STRAYS = 4
+"""Smaller than in earnest, so that few moves come up against them."""
+
 IDS = (1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 2**63, 2**64 - 1)
 
 
@@ -78,7 +82,8 @@ class _Conversation:
         self.ends = 0
         self.told: list[m.Notification] = []
         self.log = Log()
-        self.talk = Talk(self, self, self.sent.append, self.broken.append, lambda _held: None, most_at_work=4)
+        self.talk = Talk(self, self, self.sent.append, self.broken.append, lambda _held: None, most_at_work=2)
+        self.talk._dialogue = Dialogue(most_pending=MOST_PENDING, most_strays=MOST_STRAYS)
         self.talk._log = self.log  # type: ignore[assignment]
         self.asked: list[_Asked] = []
         self.open: dict[int, _Asked] = {}
@@ -124,7 +129,7 @@ class _Conversation:
         one = _Asked(request, self.talk.ask(request))
         if self.over:
             one.expected.append(LinkLost)
-        elif sum(not other.expected for other in self.open.values()) >= MAX_PENDING:
+        elif sum(not other.expected for other in self.open.values()) >= MOST_PENDING:
             one.expected.append(RemoteError)
         else:
             assert len(self.sent) == before + 1
@@ -185,7 +190,7 @@ class _Conversation:
 
     def _stray(self) -> None:
         self.strays += 1
-        self.expect_broken = self.expect_broken or self.strays >= MAX_STRAYS
+        self.expect_broken = self.expect_broken or self.strays >= MOST_STRAYS
 
     def cancel(self, which: int) -> None:
         if not self.asked:

@@ -33,8 +33,10 @@ AT = {
 """Where the descriptors and paths are among the arguments of a call; descriptor -1: there is none."""
 
 PLAIN = frozenset(
-    ("access", "chdir", "chmod", "chown", "creat", "execve", "getcwd", "getxattr", "lchown", "lgetxattr", "listxattr", "llistxattr")
-    + ("lstat", "mkdir", "open", "readlink", "rmdir", "stat", "statfs", "truncate", "unlink", "utime", "utimes")
+    (
+        *("access", "chdir", "chmod", "chown", "creat", "execve", "getcwd", "getxattr", "lchown", "lgetxattr", "listxattr", "llistxattr"),
+        *("lstat", "mkdir", "open", "readlink", "rmdir", "stat", "statfs", "truncate", "unlink", "utime", "utimes"),
+    )
 )
 """Calls with one path, the first argument."""
 
@@ -194,7 +196,9 @@ class Audit:
         if call.name == "linkat" and re.fullmatch(r"/proc/self/fd/\d+", path):
             return ""
         if path in self.roots:
-            return "" if call.name == "openat" and "O_DIRECTORY" in call.args else "a root is touched, not opened as a directory"
+            looked_at = call.name == "newfstatat" and not warm  # while the configuration is checked
+            opened = call.name == "openat" and "O_DIRECTORY" in call.args
+            return "" if looked_at or opened else "a root is touched, not opened as a directory"
         if below(path, self.roots):
             return "below a root by a path"
         if below(path, [self.config]) or below(path, WARM):
@@ -206,7 +210,8 @@ class Audit:
         return "" if any(top.startswith(path.rstrip("/") + "/") for top in self.start) else "outside"
 
     def _relative(self, call: Call, one: Named) -> str:
-        if not below(one.base, self.roots):
+        tops = [*self.roots, self.config]
+        if not below(one.base, tops):
             return "" if one.name == "" and "AT_EMPTY_PATH" in call.args else "from a directory that is not ours"
         if one.name == "":
             return "" if "AT_EMPTY_PATH" in call.args else "an empty name"
@@ -218,7 +223,7 @@ class Audit:
             if "O_NOFOLLOW" not in call.args:
                 return "a symlink would be followed"
             opened = _OPEN_FD.fullmatch(call.result)
-            if opened is not None and not below(opened[1], self.roots):
+            if opened is not None and not below(opened[1], tops):
                 return "led out of the roots"
         elif call.name in ("newfstatat", "statx", "fchmodat", "fchownat", "utimensat", "faccessat", "faccessat2"):
             if "AT_SYMLINK_NOFOLLOW" not in call.args:

@@ -95,6 +95,8 @@ def exchange(directory: Path, one: str, other: str) -> None:
 class PathTests(SynchronousTestCase):
     """Whom the daemon is led to."""
 
+    maxDiff = None
+
     def source(self, text: str) -> Path:
         """A new small directory."""
         return small_tree(Path(self.mktemp()).absolute(), {"file": text, "sub/other": text * 2})
@@ -126,8 +128,13 @@ class PathTests(SynchronousTestCase):
         return len(requests) + len(PAGES)
 
     def complaints(self, audit: Audit, out: Path, warm_from_s: float) -> list[str]:
-        """What must not have been called; ``warm_from_s`` is when the daemon had served its first request."""
-        return [why for call in calls(out) if (why := audit.complaint(call, call.at_s > warm_from_s))]
+        """What must not have been called. Before ``warm_from_s``, the first request, Python may look anywhere for its modules."""
+        found = []
+        for call in calls(out):
+            why = audit.complaint(call, call.at_s > warm_from_s)
+            if why and not (why.startswith("outside: ") and call.at_s <= warm_from_s):
+                found.append(why)
+        return found
 
     @needs(forbidden)
     @shows("I3", "I13", "F2", "F3", "I8")
@@ -146,7 +153,7 @@ class PathTests(SynchronousTestCase):
             cluster.start(0)
             warm_from_s = time.time()
             if turn == 0:
-                cluster.expect(cluster.sync("--append", f"{first}:/apps/v1", "--replace", f"{first}:/cfg/main", "127.0.0.1"), 0, "DONE")
+                cluster.expect(cluster.sync("--append", f"{first}:/apps/v1", "--replace", f"{third}:/cfg/main", "127.0.0.1"), 0, "DONE")
                 cluster.expect(cluster.sync("--replace", f"{second}:/cfg/main", "127.0.0.1"), 0, "DONE")
                 node.path("/apps/v1/unlisted").write_text(SECRET)
                 node.path("/apps/v1/link").symlink_to(outside)

@@ -9,6 +9,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, succeed
 
+from ciruela.cleanup.around import Safeguards
 from ciruela.daemon.node import Node, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
@@ -171,6 +172,10 @@ class Cluster:
     def configs(self, number: int) -> dict[str, DirConfig]:
         return self._configs(number) if callable(self._configs) else self._configs
 
+    def safeguards(self, number: int) -> Safeguards | None:
+        """With what a node looks before it cleans up; by default no node ever does."""
+        return None
+
     def start(self, number: int, wiped: bool = False) -> Node:
         """Start a node, or start it again with the disk it had."""
         if number not in self.disks or wiped:
@@ -194,6 +199,7 @@ class Cluster:
             clock=self.clock,
             rng=random.Random(self.rng.getrandbits(64)),
             now_ms=self.now_ms,
+            safeguards=self.safeguards(number),
         )
         late.node = self.nodes[number] = Node(world)
         late.node.start()
