@@ -231,7 +231,7 @@ class DaemonTests(Supervised):
         clock = Clock()
         world = _World()
         reconciler = Reconciler(
-            {"app": DirConfig("app", "/a", False, 1)}, Ledger(clock), world, world, lambda *_: None, lambda *_: None, clock
+            {"app": DirConfig("app", "/a", False, 1)}, Ledger(clock), world, world, lambda *_: None, lambda *_: None, clock, lambda _: False
         )
         address = Address("10.0.0.2", 1)
         reconciler.differs(VPath.parse("/app"), bytes(32), address)

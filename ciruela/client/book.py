@@ -276,7 +276,7 @@ class Book:
         return len(self._done - self._doubtful())
 
     def _doubtful(self) -> frozenset[MachineId]:
-        """Machines that only one of several nodes speaks of, and that have not spoken themselves: a server may make them up (threats A29)."""
+        """Machines that only one of several nodes speaks of, and that never spoke themselves: a server may make them up (threats A29)."""
         if sum(contact.answered for contact in self._contacts.values()) < 2:
             return frozenset()
         own = {contact.machine for contact in self._contacts.values()}
@@ -337,13 +337,15 @@ class Book:
         if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
             return RUNNING
         doubtful = self._doubtful()
-        sure, real = done - len(doubtful & (self._done | self._held)), expected - len(doubtful)
+        nameless = sum(contact.machine is None for contact in (*accepted, *held, *self._with(_Answer.REFUSED)))  # each may be one of these
+        sure = done - max(0, len(doubtful & (self._done | self._held)) - nameless)
+        real = expected - max(0, len(doubtful) - nameless)
         need = rule.need(real)
         if sure >= need > 0:
             return Verdict(Outcome.DONE) if done >= expected else Verdict(Outcome.EARLY, EXIT_DONE, f"{need} of {real} nodes were enough")
         have = f"{sure} nodes have it, {need} were needed"
-        if doubtful:
-            have += f" ({len(doubtful)} that only one server speaks of are not counted)"
+        if real < expected:
+            have += f" ({expected - real} that only one server speaks of are not counted)"
         if not busy and done + failed >= expected:
             return Verdict(Outcome.FAILED, self._failure_code(), f"{have}, and the others failed")
         if elapsed_s >= rule.deadline_s:

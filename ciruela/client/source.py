@@ -92,7 +92,7 @@ class Source:
         for shelf in shelves:
             paths = sorted(shelf.offer.tree.changed)
             if paths:
-                shown = ", ".join(shelf.offer.source.rstrip("/") + path for path in paths[:3])
-                more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+                shown = shelf.offer.source.rstrip("/") + paths[0]  # only one: what follows must not be cut off
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
                 self._changed(shelf.offer.index.image, f"{shown}{more}: changed or vanished since it was indexed; run the command again")
         raise RemoteError("this client does not have that block, or its file changed")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from ciruela.cleanup.service import LOOK_S
 from ciruela.gossip.packets import Download
-from ciruela.gossip.roster import SILENT_S
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 
@@ -25,13 +25,13 @@ class Around:
         self._node = node
 
     def peers(self) -> Mapping[str, bool]:
-        """The other configured nodes by name, each with whether it was heard lately; one name may have several addresses."""
+        """The other configured nodes by name, each with whether it was heard since the last look; one name may have several addresses."""
         found: dict[str, bool] = {}
         own = set()
         for peer in self._node.gossip.cluster.peers():
             if peer.own:
                 own.add(peer.name)
-            found[peer.name] = found.get(peer.name, False) or (peer.silent_s is not None and peer.silent_s < SILENT_S)
+            found[peer.name] = found.get(peer.name, False) or (peer.silent_s is not None and peer.silent_s < LOOK_S)
         return {name: heard for name, heard in found.items() if name not in own}
 
     def clocks_ms(self) -> Sequence[int]:

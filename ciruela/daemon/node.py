@@ -19,6 +19,7 @@ from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around
 from ciruela.daemon.requests import Requests
+from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.gossip.packets import Download
@@ -169,7 +170,14 @@ class Node:
             world.tuning.uploads_per_key,
         )
         self.reconciler = Reconciler(
-            world.configs, self.ledger, world.wire, self.uploads, self.downloads.hint, self.gossip.cluster.add_watchers, world.clock
+            world.configs,
+            self.ledger,
+            world.wire,
+            self.uploads,
+            self.downloads.hint,
+            self.gossip.cluster.add_watchers,
+            world.clock,
+            lambda vpath: self.downloads.stalled(vpath, STALLED_S),
         )
         self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
         self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)

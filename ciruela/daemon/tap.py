@@ -113,5 +113,7 @@ def makeService(options: Options) -> IService:  # noqa: N802  the name that twis
     except CiruelaError as error:
         print(f"ciruela: {error}", file=sys.stderr)  # noqa: T201  this is the one place where the operator looks
         sys.exit(EXIT_DB if isinstance(error, DiskError) else EXIT_CONFIG)
+    # Twisted's own clock is the wall clock: set back by an hour, it would stop gossip, timeouts and retries for an hour (threats A42).
+    reactor.seconds = time.monotonic  # type: ignore[attr-defined, method-assign, unused-ignore]
     seed = random.SystemRandom().getrandbits(64)
     return Daemon(reactor, checked, lambda: time.time_ns() // 1_000_000, seed)

@@ -180,14 +180,14 @@ class Downloads:
             if download.staging is not None:
                 download.staging.close()
 
-    def stalled(self, vpath: VPath) -> bool:
-        """Whether the download for ``vpath`` got nothing for SUPERSEDABLE_S."""
+    def stalled(self, vpath: VPath, since_s: float = SUPERSEDABLE_S) -> bool:
+        """Whether the download for ``vpath`` got nothing for ``since_s``."""
         download = self._running.get(vpath)
         if download is None:
             return False
         if download.block_fetch is not None:
-            return download.phase is Phase.BLOCKS and self._clock.seconds() - download.block_fetch.last_good_s >= SUPERSEDABLE_S
-        return download.phase is Phase.INDEX and self._clock.seconds() - download.began_s >= SUPERSEDABLE_S
+            return download.phase is Phase.BLOCKS and self._clock.seconds() - download.block_fetch.last_good_s >= since_s
+        return download.phase is Phase.INDEX and self._clock.seconds() - download.began_s >= since_s
 
     def running(self) -> list[Download]:
         """The downloads of uploads under way."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,7 +17,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Verdict
 from ciruela.model.printable import logged
-from ciruela.model.state import State
+from ciruela.model.state import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import wanted
@@ -26,14 +26,26 @@ from ciruela.tracking.ledger import ABORT_MEMORY_S, GIVEN_UP_MEMORY_S, Ledger, b
 
 MOST_DOWNLOADS = 20
 MOST_PER_BASE = 3
-"""Downloads that reconciliation runs at a time, in all and in one base dir (protocol section 10)."""
+"""Downloads that reconciliation runs at a time, in all and in one base dir (protocol section 10). Those that get nothing do not count."""
+
+MOST_IDLE = 256
+"""Downloads that get nothing and wait for a source, at most, before no more are begun."""
+
+MOST_BACKLOG = 10_000
+"""Entries of one base dir that wait for their turn; the oldest of more are left to a later question."""
 
 KNOWN_S = 300.0
 """A hash that brought nothing new is not asked about again for so long (protocol section 10)."""
 
+REFUSED_S = 20.0
+"""The same when an entry failed here lately, or was refused for what an operator may put right: a key, a clock, a quota."""
+
 MOST_KNOWN = 10_000
 MOST_BASES = 64
 """Base dirs asked about at a time; more are heard of again with the next gossip."""
+
+
+_MAY_PASS = frozenset({Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA})
 
 
 class Orders(Protocol):
@@ -57,9 +69,12 @@ class Reconciler:
         hint: Callable[[VPath, ImageId, Address], None],
         watchers: Callable[[VPath, tuple[MachineId, ...]], None],
         clock: IReactorTime,
+        idle: Callable[[VPath], bool],
     ) -> None:
+        """``idle`` tells whether the download for a path gets nothing at present."""
         self._configs = configs
         self._ledger = ledger
+        self._idle = idle
         self._wire = wire
         self._uploads = uploads
         self._hint = hint
@@ -78,6 +93,8 @@ class Reconciler:
         config = self._configs.get(base.key)
         if config is None or base.level != max(config.num_levels - 1, 0):
             return
+        if base in self._backlog:
+            self._pump()
         if hash_ == self._ledger.base_hash(base) or self._is_known(base, hash_):
             return
         if base in self._asking:
@@ -116,7 +133,7 @@ class Reconciler:
     def _given_up(self, order: Order, unfinished: Collection[str]) -> bool:
         """Whether this upload failed here lately, or long ago and the peer has not got it either."""
         within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
-        return self._ledger.recently_aborted(order.vpath, State(order.image, order.signatures).version, within_s)
+        return self._ledger.recently_aborted(order.vpath, _version(order), within_s)
 
     def _compare(self, response: Response, base: VPath, address: Address) -> None:
         if not isinstance(response, BaseDirData):
@@ -135,12 +152,12 @@ class Reconciler:
         frozen = config.append_only and config.on_append_conflict is OnConflict.FREEZE
         found = wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
-        known_s = KNOWN_S if len(queue) == len(found) else ABORT_MEMORY_S
+        known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         self._known[(base, base_dir_hash(response.dirs))] = self._clock.seconds() + known_s
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
         if queue:
-            self._backlog[base] = queue
+            self._backlog[base] = _merged(queue, self._backlog.get(base, ()))
         self._pump()
 
     def _unanswered(self, failure: Failure, base: VPath, address: Address) -> None:
@@ -158,6 +175,11 @@ class Reconciler:
         if again is not None:
             self.differs(base, *again)
 
+    def _soon_again(self, base: VPath) -> None:
+        """Something about ``base`` was refused that may be right in a moment."""
+        until_s = self._clock.seconds() + REFUSED_S
+        self._known.update({known: min(self._known[known], until_s) for known in self._known if known[0] == base})
+
     def _forget(self, base: VPath) -> None:
         """What was learned about ``base`` did not lead to an image: ask again when it is next heard of."""
         for known in [known for known in self._known if known[0] == base]:
@@ -165,19 +187,28 @@ class Reconciler:
 
     def _pump(self) -> None:
         for base in list(self._backlog):
-            queue = self._backlog[base]
+            queue = self._backlog.get(base, deque())
+            held = []
             while queue and self._room(base):
-                self._give(*queue.popleft())
-            if not queue:
+                order, address = queue.popleft()
+                if order.vpath in self._judging:
+                    held.append((order, address))
+                else:
+                    self._give(order, address)
+            queue.extendleft(reversed(held))
+            if queue:
+                self._backlog[base] = queue
+            else:
                 self._backlog.pop(base, None)
 
     def _room(self, base: VPath) -> bool:
-        busy = [*self._running, *self._judging]
-        return len(busy) < MOST_DOWNLOADS and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE
+        """Whether one more may begin. Uploads that nobody can give any more must not keep others waiting for the hour that they last."""
+        idle = [vpath for vpath in self._running if self._idle(vpath)]
+        busy = {*self._running, *self._judging}.difference(idle)
+        most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE
+        return most and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE
 
     def _give(self, order: Order, address: Address) -> None:
-        if order.vpath in self._judging:
-            return
         self._judging.add(order.vpath)
         self._uploads.order(order, (address,)).addCallback(self._judged, order, address).addErrback(self._not_judged, order).addBoth(
             lambda _: self._leave(order.vpath)
@@ -187,6 +218,8 @@ class Reconciler:
         self._log.failure("going on with what is wanted failed; it is tried again with the next news", failure)
 
     def _judged(self, verdict: Verdict, order: Order, address: Address) -> None:
+        if isinstance(verdict, Rejected) and verdict.reason in _MAY_PASS:
+            self._soon_again(order.vpath.base)
         match verdict:
             case Accepted(progress=Progress.NEW):
                 if self._ledger.pending(order.vpath) is not None:  # else it has ended already
@@ -211,3 +244,20 @@ class Reconciler:
     def _leave(self, vpath: VPath) -> None:
         self._judging.discard(vpath)
         self._pump()
+
+
+Waiting = tuple[Order, Address]
+
+
+def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting]) -> deque[Waiting]:
+    """What two peers have, the newest first; at each path the newer one of the two."""
+    best: dict[VPath, Waiting] = {}
+    for order, address in (*fresh, *before):
+        other = best.get(order.vpath)
+        if other is None or _version(order) > _version(other[0]):
+            best[order.vpath] = (order, address)
+    return deque(sorted(best.values(), key=lambda one: _version(one[0]), reverse=True)[:MOST_BACKLOG])
+
+
+def _version(order: Order) -> Version:
+    return State(order.image, order.signatures).version

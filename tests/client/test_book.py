@@ -97,6 +97,30 @@ class Counting(BookCase):
         self.got(3, 3)
         self.assertEqual(self.numbers(), (3, 40))
 
+    @shows("A29", "F54", "I7")
+    def test_made_up_machines_are_not_enough(self) -> None:
+        """One server that speaks of many machines that do not exist would make a release "enough" that two real nodes out of three lack."""
+        for number in (1, 2):
+            self.ack(number, range(1, 3))
+        self.ack(3, range(50, 250))
+        self.got(1, 1)
+        self.got(3, 3)
+        for number in range(50, 250):
+            self.got(3, number)
+        self.assertEqual(self.book.done_machines(), 2)
+        self.gave_up(2, "no_space")
+        self.expect(Outcome.FAILED, 60.0, code=EXIT_NETWORK)
+        self.got(2, 2)
+        self.expect(Outcome.DONE, 60.0)
+
+    def test_only_one_server(self) -> None:
+        """Where only one node can be reached, what it says of the others is all there is."""
+        self.ack(1, range(1, 21))
+        for number in range(1, 18):
+            self.got(1, number)
+        self.assertEqual(self.book.done_machines(), 17)
+        self.expect(Outcome.EARLY, 60.0)
+
     def test_nodes_that_do_not_know_each_other(self) -> None:
         """Two nodes without peers are two: one that is done is not the whole cluster."""
         self.ack(1, [])

@@ -3,8 +3,10 @@
 import io
 import os
 import sys
+import time
 
 from twisted.application.service import IServiceMaker
+from twisted.internet import reactor
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
@@ -16,6 +18,7 @@ from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
 from ciruela.model.errors import ConfigError
 from ciruela.model.tuning import Fsync, Tuning
+from tests.proof import shows
 
 
 class TapTests(SynchronousTestCase):
@@ -29,6 +32,7 @@ class TapTests(SynchronousTestCase):
         self.patch(tap, "check_port", self.check_port)
         self.errors = io.StringIO()
         self.patch(sys, "stderr", self.errors)
+        self.patch(reactor, "seconds", reactor.seconds)
 
     def check_port(self, checked):
         if checked.port == self.taken:
@@ -64,6 +68,14 @@ class TapTests(SynchronousTestCase):
         service = self.make("--override-hostname", "node7", "--port", "5000")
         self.assertIsInstance(service, Daemon)
         self.assertEqual((service.node.world.hostname, service.node.world.me), ("node7", bytes.fromhex("ab" * 16)))
+
+    @shows("A42", "F44")
+    def test_steady_clock(self):
+        """A wall clock that is set back by an hour would stop gossip, timeouts and retries for an hour."""
+        self.make()
+        call = reactor.callLater(60, int)
+        self.assertLess(abs(call.getTime() - time.monotonic() - 60), 30)
+        call.cancel()
 
     def test_defaults(self):
         """The defaults of the reference."""

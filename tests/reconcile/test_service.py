@@ -12,7 +12,7 @@ from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir
 from ciruela.reconcile import service
-from ciruela.reconcile.service import KNOWN_S, MOST_BASES, MOST_DOWNLOADS, MOST_PER_BASE, Reconciler
+from ciruela.reconcile.service import KNOWN_S, MOST_BASES, MOST_DOWNLOADS, MOST_PER_BASE, REFUSED_S, Reconciler
 from ciruela.seams import Address, Pending
 from ciruela.tracking.ledger import Ledger, base_dir_hash
 from tests.proof import shows
@@ -43,8 +43,16 @@ class ReconcilerTests(SynchronousTestCase):
             "deep": DirConfig("deep", "/d", False, 2),
             "whole": DirConfig("whole", "/w", False, 0),
         }
+        self.idle = set()
         self.reconciler = Reconciler(
-            configs, self.ledger, self, self, lambda *args: self.hints.append(args), lambda *args: self.watchers.append(args), self.clock
+            configs,
+            self.ledger,
+            self,
+            self,
+            lambda *args: self.hints.append(args),
+            lambda *args: self.watchers.append(args),
+            self.clock,
+            self.idle.__contains__,
         )
 
     def ask(self, address, request):
@@ -112,6 +120,47 @@ class ReconcilerTests(SynchronousTestCase):
         self.assertEqual(self.reconciler.backlog(), 4)
         self.reconciler.ended(BASE.child("v6"), well=True)
         self.assertEqual(self.names(), ["v7", "v6", "v5", "v4"])
+
+    @shows("A56", "F53", "I5")
+    def test_idle_downloads_leave_room(self):
+        """Three uploads whose client died in the middle would keep everything else out of a base dir for an hour."""
+        heard = self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 8)})
+        self.reconciler.differs(BASE, heard, PEER)
+        self.idle.update(BASE.child(name) for name in ("v7", "v6"))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v7", "v6", "v5", "v4", "v3"])
+        self.assertEqual(len(self.asked), 1)
+
+    @shows("A56", "I6")
+    def test_idle_downloads_are_bounded(self):
+        """A peer with uploads that nobody can give would fill the memory of all others with them."""
+        self.patch(service, "MOST_IDLE", 5)
+        for number in range(1, 9):
+            heard = self.peer_has(**{f"v{number}": state(number, number)})
+            self.reconciler.differs(BASE, heard, PEER)
+            self.idle.add(BASE.child(f"v{number}"))
+        self.assertEqual(len(self.orders), 5)
+        self.assertEqual(self.reconciler.backlog(), 3)
+
+    @shows("F48", "I5")
+    def test_two_lists(self):
+        """What only one peer has would be forgotten for five minutes because another peer has something else."""
+        self.reconciler.differs(BASE, self.peer_has(**{f"v{number}": state(number, number) for number in range(1, 6)}), PEER)
+        self.reconciler.differs(BASE, self.peer_has(OTHER, w=state(9, 9), v1=state(8, 8), v2=state(2, 1)), OTHER)
+        for entry in ("v5", "v4", "v3", "w", "v1"):
+            self.reconciler.ended(BASE.child(entry), well=True)
+        self.assertEqual(
+            self.orders, [("v5", (PEER,)), ("v4", (PEER,)), ("v3", (PEER,)), ("w", (OTHER,)), ("v1", (OTHER,)), ("v2", (PEER,))]
+        )
+
+    @shows("A34", "I6")
+    def test_backlog_is_bounded(self):
+        """A peer that makes up entries would fill the memory with what waits for its turn."""
+        self.patch(service, "MOST_BACKLOG", 5)
+        for lap in range(4):
+            heard = self.peer_has(**{f"v{lap}{number}": state(1, 10 * lap + number) for number in range(1, 9)})
+            self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.reconciler.backlog(), 5)
 
     @shows("A54", "F49", "I6")
     def test_throttle_of_all(self):
@@ -190,6 +239,47 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, self.peer_has(v1=state(1, 1), v2=state(2, 2)), PEER)
         self.assertEqual(self.names(), ["v2", "v1"])
         self.assertEqual(self.reconciler.backlog(), 0)
+
+    @shows("A52", "F46", "I5")
+    def test_two_images_at_one_path(self):
+        """The greater version of two that were uploaded at once would be passed over while the other one is being judged."""
+        verdicts = []
+        self.verdict = lambda order: verdicts.append(Deferred()) or verdicts[-1]
+        self.reconciler.differs(BASE, self.peer_has(v1=state(1, 10), v2=state(5, 5)), PEER)
+        self.reconciler.differs(BASE, self.peer_has(OTHER, v1=state(2, 10)), OTHER)
+        self.assertEqual(self.orders, [("v1", (PEER,)), ("v2", (PEER,))])
+        self.assertEqual(self.reconciler.backlog(), 1)
+        verdicts[0].callback(Accepted(Progress.NEW, state(1, 10)))
+        self.assertEqual(self.orders[2:], [("v1", (OTHER,))])
+        self.assertEqual(self.reconciler.backlog(), 0)
+
+    @shows("F30", "I5")
+    def test_failed_lately(self):
+        """A node whose disk was full for a moment would stay behind for minutes after the two that it waits."""
+        heard = self.peer_has(v1=state(1, 10))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.ledger.abort(BASE.child("v1"), 0)
+        self.reconciler.ended(BASE.child("v1"), well=False)
+        for _ in range(7):
+            self.clock.advance(19)
+            self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v1", "v1"])
+
+    @shows("F10", "F44", "I5")
+    def test_refused_for_now(self):
+        """After a clock or a key was put right a node would stay behind for five minutes."""
+        heard = self.peer_has(v1=state(1, 10))
+        for reason in (Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA):
+            self.verdict = lambda order, reason=reason: succeed(Rejected(reason))
+            self.reconciler.differs(BASE, heard, PEER)
+            before = len(self.asked)
+            self.clock.advance(REFUSED_S - 1)
+            self.reconciler.differs(BASE, heard, PEER)
+            self.assertEqual(len(self.asked), before)
+            self.clock.advance(1)
+        self.verdict = None
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(self.names(), ["v1"] * 4)
 
     def test_disk_error(self):
         """An entry that cannot be recorded is asked for again later."""
