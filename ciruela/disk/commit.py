@@ -15,12 +15,13 @@ from twisted.logger import Logger
 from ciruela.disk import states
 from ciruela.disk.lane import Steps
 from ciruela.disk.layout import STATE, Place, Records
+from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import OpenFile, SafeDir
 from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import DIR_MODE, Mismatch, barrier, check, complete, settle
 from ciruela.index.tree import Index
-from ciruela.model.errors import DownloadFailed
+from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
 from ciruela.model.state import State
 from ciruela.model.tuning import Fsync
@@ -47,7 +48,11 @@ def commit(
     except Mismatch as found:
         raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
     tree.root.chmod(DIR_MODE)
-    yield from barrier(tree, index, fsync)
+    try:
+        yield from barrier(tree, index, fsync)
+    except OSError:
+        yield from _spoiled(place, state)
+        raise
     tree.forget()
     with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
         if again and not _recorded(directory, place, state):
@@ -58,6 +63,18 @@ def commit(
             _show_again(parent, directory, place, tree.root, state)
         else:
             _show(parent, directory, place, tree.root, state)
+
+
+def _spoiled(place: Place, state: State) -> Steps[None]:
+    """Delete the staging directory after a failed sync.
+
+    What was not written still reads as if it were, and a later sync has nothing to write: the next attempt must not keep it (threats A39).
+    """
+    try:
+        with place.open_parent() as parent:
+            yield from remove_tree(parent, place.staging(state.image))
+    except (DiskError, OSError) as error:
+        _log.error("what was downloaded for {vpath} may be bad, and cannot be removed: {error}", vpath=str(place.vpath), error=error)
 
 
 def _recorded(directory: SafeDir, place: Place, state: State) -> bool:
@@ -140,7 +157,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     try:
         undo = _swap(parent, directory, place, state)
     except (OSError, DownloadFailed):
-        _not_ready(directory, place, waiting)
+        _not_ready(parent, directory, place, waiting)
         raise
     try:
         parent.fsync()
@@ -148,7 +165,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     except OSError:
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()
-        _not_ready(directory, place, waiting)
+        _not_ready(parent, directory, place, waiting)
         raise
     directory.fsync()
     _forget_journal(directory, place)
@@ -167,9 +184,13 @@ def _show_again(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir
         raise
 
 
-def _not_ready(directory: SafeDir, place: Place, journal: Journal) -> None:
-    """After a failure. Should it fail as well, the journal still tells the truth: what it says is ready does not stand at its name."""
+def _not_ready(parent: SafeDir, directory: SafeDir, place: Place, journal: Journal) -> None:
+    """After a failure, when all is as it was before, on the disk as well: a power cut must not show the new image without a journal.
+
+    Should this fail as well, the journal still tells the truth: what it says is ready stands at its name or does not.
+    """
     try:
+        parent.fsync()
         states.write_journal(directory, place.record, journal)
     except OSError as error:
         _log.warn("the journal of {vpath} cannot be rewritten: {error}", vpath=str(place.vpath), error=error)

@@ -51,7 +51,7 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
     doomed = None
     if found is not None and stat.S_ISDIR(found.st_mode):
         doomed = yield from rename_away(parent, place.name, found.st_ino)
-        parent.fsync()
+    parent.fsync()  # also of what was renamed before a kill
     states.drop_state(directory, place.record)
     return doomed
 

@@ -38,6 +38,8 @@ def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, bas
     committed = states.read_state(directory, record)
     if journal is not None and _shown(parent, name, journal):
         _log.info("{vpath}: the interrupted commit of {image} is finished", vpath=str(vpath), image=journal.state.image.hex())
+        assert parent is not None
+        parent.fsync()
         committed = _commit(directory, record, journal.state if committed is None else _joined(committed, journal.state))
         journal = None
     elif journal is not None and committed is not None and journal.state.image == committed.image:
@@ -133,6 +135,7 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
     sweep = _Sweep()
+    _sync_top(records)
     yield from _remove_temporary_bases(records)
     for config in sorted(configs.values(), key=lambda config: config.key):
         for parts, directory in _base_dirs(records, config):
@@ -154,6 +157,31 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
     return Loaded(held, buried)
 
 
+def _sync_top(records: Records) -> None:
+    """A kill may have left directories of which the name is not durable. A power cut would take with them what is recorded there later.
+
+    The same is done further below, wherever a start comes by.
+    """
+    with records.root() as root:
+        root.fsync()
+        for name in (SIGNATURES, INDEXES):
+            if _is_dir(root, name):
+                with root.open_dir(name) as top:
+                    top.fsync()
+
+
+def _sync_above(where: Place) -> None:
+    """As :func:`_sync_top`, from the base down to the directory of the images, as far as there are any."""
+    try:
+        for depth in range(len(where.parents)):
+            with where.open_base() as base, base.descend(where.parents[:depth]) as above:
+                above.fsync()
+    except FileNotFoundError:
+        return
+    except (BaseUnavailable, OSError) as error:
+        _log.error("{vpath}: {error}; a power cut may take what is uploaded there", vpath=str(where.vpath.base), error=error)
+
+
 def _base_dirs(records: Records, config: DirConfig) -> Iterator[tuple[tuple[str, ...], SafeDir]]:
     """The base dirs of a config: their components, and their directory of state files, which the caller closes."""
     above = (SIGNATURES,) if config.num_levels == 0 else (SIGNATURES, config.key)
@@ -173,6 +201,7 @@ def _base_dirs(records: Records, config: DirConfig) -> Iterator[tuple[tuple[str,
                 yield parts, directory
                 continue
             with directory:
+                directory.fsync()
                 inner = [name for name in sorted(directory.names(), reverse=True) if _good_name(name) and _is_dir(directory, name)]
                 left.extend(((*parts, name), directory.open_dir(name)) for name in inner)
     finally:
@@ -212,6 +241,8 @@ def _open_parent(sample: Place) -> tuple[SafeDir | None, bool]:
 
 def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep: _Sweep, held: list[Held]) -> Steps[None]:
     parent, base_there = _open_parent(sample)
+    if base_there:
+        _sync_above(sample)
     if parent is None:
         for vpath in vpaths:
             yield ENTRY_COST
@@ -239,14 +270,15 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[No
     if parent is None:
         return
     with parent:
+        names = set()
         for found in held[before:]:
-            if settled and found.committed is not None:
-                names = {where.staging(found.committed.image), where.aside(found.committed.image)}
-                if found.pending is not None:
-                    names.discard(where.staging(found.pending.state.image))
-                for name in parent.names():
-                    if name in names or name.startswith(DOOMED):
-                        yield from _remove_debris(parent, name)
+            if found.committed is not None:
+                names |= {where.staging(found.committed.image), where.aside(found.committed.image)}
+            if found.pending is not None:
+                names.discard(where.staging(found.pending.state.image))
+        for name in parent.names() if settled else ():
+            if name in names or name.startswith(DOOMED):
+                yield from _remove_debris(parent, name)
 
 
 def _settle(directory: SafeDir, where: Place, parent: SafeDir | None, base_there: bool, held: list[Held]) -> bool:
@@ -293,4 +325,5 @@ def _remove_temporary_indexes(records: Records) -> Steps[None]:
             yield ENTRY_COST
             if _is_dir(top, name):
                 with top.open_dir(name) as directory:
+                    directory.fsync()
                     yield from _remove_temporary(directory, INDEX)

@@ -241,11 +241,16 @@ class SafeDir:
             os.mkdir(raw(name), mode, dir_fd=self.fd)
         except OSError as error:
             raise _fault(error, "mkdir", self.within(name)) from None
-        made = self.open_dir(name)
+        try:
+            made = self.open_dir(name)
+        except OSError:
+            self._unmake(name)
+            raise
         try:
             made.chmod(mode)
-        except BaseException:
+        except OSError:
             made.close()
+            self._unmake(name)
             raise
         return made
 
@@ -276,10 +281,18 @@ class SafeDir:
             return self.open_dir(name)
         try:
             self.fsync()
-        except BaseException:
+        except OSError:
             made.close()
+            self._unmake(name)
             raise
         return made
+
+    def _unmake(self, name: str) -> None:
+        """Remove a directory whose name may not be durable: the next one would take it for good. Others may have put something in it."""
+        try:
+            self.rmdir(name)
+        except OSError as error:
+            _log.warn("{name} cannot be removed again: {error}", name=self.within(name), error=error)
 
     def _open(self, name: str, flags: int, mode: int, operation: str) -> OpenFile:
         try:
@@ -372,7 +385,8 @@ class SafeDir:
         """Let ``new`` and ``live`` change places in one step.
 
         Where the file system cannot do that: ``live`` goes to ``aside``, ``new`` to ``live``, ``aside`` to ``new``. That is not atomic:
-        for a moment nothing stands at ``live``, and a kill then leaves it at ``aside``, where recovery finds it. Logged once.
+        for a moment nothing stands at ``live``, and a kill then leaves it at ``aside``, where recovery finds it. For a power cut, each step is
+        durable before the next. Logged once.
         """
         try:
             syscalls.renameat2(self.fd, raw(new), self.fd, raw(live), syscalls.EXCHANGE)
@@ -384,8 +398,10 @@ class SafeDir:
         warn_once("exchange", self._warn_exchange)
         self.rename(live, aside)
         try:
+            self.fsync()
             self.rename(new, live)
             try:
+                self.fsync()
                 self.rename(aside, new)
             except OSError:
                 self.rename(live, new)

@@ -192,11 +192,6 @@ async def _read(bench: Bench) -> None:
         raise Violation("wrong data was served")
 
 
-async def _remove(bench: Bench) -> None:
-    if any(name.endswith("/v1.state") for name in bench.records()):
-        await bench.remove(V1, OLD, 1)
-
-
 async def _store(bench: Bench) -> None:
     await bench.store.write_index(indexed(NEW)[0].image, indexed(NEW)[1])
 
@@ -284,7 +279,7 @@ SCENARIOS = (
         also=_resumes,
     ),
     Scenario("read_blocks", _old, _read, IS_OLD),
-    Scenario("remove", _old, _remove, {V1: (stand(OLD), stand(None)), V2: THERE}, also=_remembered),
+    Scenario("remove", _old, lambda bench: bench.remove(V1, OLD, 1), {V1: (stand(OLD), stand(None)), V2: THERE}, also=_remembered),
     Scenario(
         "fold_burials", _buried, lambda bench: bench.wait(bench.store.fold_burials(V1, 6000)), {V1: (stand(None),), V2: THERE}, also=_folded
     ),

@@ -359,7 +359,7 @@ class Interrupted(SynchronousTestCase):
             if code is not None or not refused:
                 self.assertIn(on_disk(node.image(V1)), [flat(DAMAGED), flat(SPEC)], f"call {at}: {faults.calls[at - 1 :][:1]}")
             if code is not None and not isinstance(outcome[0], int):
-                self.assertNotIn("v1.new.state", node.debris(), f"{at} {faults.calls[at-3:at+3]} {outcome[0]}")
+                self.assertNotIn("v1.new.state", node.debris(), f"{at} {faults.calls[at - 3 : at + 3]} {outcome[0]}")
             if code is not None and at % 2:
                 self.successResultOf(Deferred.fromCoroutine(heal(node, V1, SPEC)))
             node.store.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.disk.bench import Violation
-from tests.disk.powercuts import PLANS, check_cut, check_plan, check_start, cuts, moments
+from tests.disk.plans import PLANS, check_start, cuts
+from tests.disk.powercuts import check_cut, check_plan, moments
 from tests.proof import shows
 
 

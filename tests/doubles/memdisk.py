@@ -150,7 +150,8 @@ class MemDisk:
     """Implements ``seams.Disk``.
 
     Tests may set ``free_bytes`` (a full disk), ``unmounted`` (keys whose base is missing), ``foreign`` (paths where something stands that
-    is not ours: an index if it has exactly that content, else None), ``rotten`` (block hashes that cannot be read back), ``device`` (which disk the bases are on).
+    is not ours: an index if it has exactly that content, else None), ``rotten`` (block hashes that cannot be read back), ``device`` (which
+    disk the bases are on).
     """
 
     def __init__(self, configs: Mapping[str, DirConfig], blocks: Blocks | None = None) -> None:
