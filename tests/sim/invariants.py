@@ -9,10 +9,17 @@ from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.tracking.ledger import MAX_ABORTS
 from ciruela.tracking.watches import MAX_PER_LINK
-from tests.sim.universe import Host, Universe
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+from tests.sim.universe import START_MS, Host, Universe
+
+PATIENCE_MS = 60_000
+"""What was too new for its clock is asked for again by a node after 20 s."""
 
 MOST_TIMERS = 2_000
 """Timers of one node: a few duties, a few for each connection and request."""
+
+MOST_TIMERS_QUIET = 40
+"""The same when nobody wants anything: the duties, and connections that are about to be closed."""
 
 
 def i1_whole(host: Host) -> Iterator[str]:
@@ -36,15 +43,16 @@ def _same(tree: dict[str, bytes], wanted: dict[str, bytes], damaged: frozenset[s
 
 
 def i2_acked(host: Host) -> Iterator[str]:
-    """What was committed is still recorded, or something newer."""
+    """I2, I9, I10: what was committed is still recorded as committed, or something newer, or it was deleted by rule."""
     if not host.ready:
         return
-    for vpath, version in host.high.items():
+    for vpath, version in list(host.high.items()):
         state = host.node.ledger.committed(vpath)
-        pending = host.node.ledger.pending(vpath)
-        found = max((one.version for one in (state, pending and pending.state) if one is not None), default=None)
-        if found is None or found < version:
-            yield f"{vpath}: {version.image.hex()[:8]} was committed, and now there is {found and found.image.hex()[:8]}"
+        tombstone = host.node.ledger.burials(vpath.base).tombstones.get(vpath.entry)
+        if state is None and host.doomed.get(vpath) == version and tombstone is not None and tombstone.version == version:
+            host.buried[vpath] = host.high.pop(vpath)
+        elif state is None or state.version < version:
+            yield f"{vpath}: {version.image.hex()[:8]} was committed, and now there is {state and state.image.hex()[:8]}"
 
 
 def i4_signed(host: Host) -> Iterator[str]:
@@ -74,23 +82,45 @@ def i6_bounded(host: Host) -> Iterator[str]:
             yield f"{size} {what}, at most {most}"
 
 
+def i6_quiet(host: Host) -> Iterator[str]:
+    """Without clients and faults nothing is left of them."""
+    if not host.ready:
+        return
+    node = host.node
+    busy = len(node.downloads.running())
+    left = {
+        "watched paths": len(node.watches.paths()),
+        "uploads that are judged": len(node.uploads._turns),
+        f"timers with {busy} downloads": max(0, len(host.timers.getDelayedCalls()) - MOST_TIMERS_QUIET - 8 * busy),
+    }
+    for what, count in left.items():
+        if count:
+            yield f"{count} {what} are left"
+
+
 def i11_clean(host: Host) -> Iterator[str]:
     """Beside the images stands nothing that no upload needs."""
     if host.ready:
         pendings = {pending.vpath: pending.state.image for pending in host.node.ledger.pendings()}
         yield from host.shelf.debris(pendings)
+    else:
+        yield "is not up"
 
 
-ALWAYS: dict[str, Callable[[Host], Iterator[str]]] = {"I1": i1_whole, "I2": i2_acked, "I4": i4_signed, "I6": i6_bounded}
-IN_THE_END: dict[str, Callable[[Host], Iterator[str]]] = {"I11": i11_clean}
+Look = Callable[[Host], Iterator[str]]
+ALWAYS: tuple[tuple[str, Look], ...] = (("I1", i1_whole), ("I2", i2_acked), ("I4", i4_signed), ("I6", i6_bounded))
+quiet: tuple[tuple[str, Look], ...] = (("I6", i6_quiet), ("I11", i11_clean))
+"""What has to hold besides when all faults are over and all clients are gone."""
 
 
-def check(universe: Universe, *, end: bool = False) -> None:
+def check(universe: Universe, *more: tuple[str, Look]) -> None:
     """Note every invariant that does not hold now."""
     for host in universe.everybody():
-        for row, look in (ALWAYS | IN_THE_END if end else ALWAYS).items():
+        for row, look in (*ALWAYS, *more):
             for what in look(host):
                 universe.violated(row, f"n{host.number} {what}")
+    for address in universe.hub.spoken_to - universe.known.keys():
+        universe.violated("I12", f"{address} was spoken to, which nobody configured")
     for text in universe.ear.unexpected:
         universe.violated("I8", f"logged: {text}")
     universe.ear.unexpected.clear()
@@ -99,25 +129,36 @@ def check(universe: Universe, *, end: bool = False) -> None:
 def views(universe: Universe) -> dict[str, dict[int, dict[VPath, Version]]]:
     """What each host with the directory holds, by key and number.
 
-    Left out everywhere are paths where one host deleted something, for each node may clean on its own, and those where something is on its
-    way: an upload that nobody can give any more is waited for, for an hour.
+    Left out everywhere are paths where one host deleted something, for each node may clean on its own; those where an upload waits that no
+    node has: it is waited for, for an hour; and those with an image that was signed for a time to come, which a host took whose clock was
+    fast: the others take it when they get there.
     """
-    gone = {vpath for host in universe.everybody() for vpath in host.buried}
-    gone |= {pending.vpath for host in universe.ready() for pending in host.node.ledger.pendings()}
+    gone = {vpath for host in universe.everybody() for vpath in (*host.buried, *host.doomed)}
+    committed = {
+        (vpath, state.image)
+        for host in universe.ready()
+        for base in host.node.ledger.base_hashes()
+        for vpath, state in host.node.ledger.committed_in(base)
+    }
+    pendings = {(pending.vpath, pending.state.image) for host in universe.ready() for pending in host.node.ledger.pendings()}
+    gone |= {vpath for vpath, _ in pendings - committed}
+    soon_ms = universe.now_ms() + FUTURE_LIMIT_MS - PATIENCE_MS
+    gone |= {vpath for host in universe.ready() for vpath, version in host.high.items() if version.timestamp_ms > soon_ms}
     found: dict[str, dict[int, dict[VPath, Version]]] = {}
     for host in universe.ready():
         for key in host.shelf.configs:
-            held = {}
-            for base in host.node.ledger.base_hashes():
-                for vpath, state in host.node.ledger.committed_in(base):
-                    if vpath.key == key and vpath not in gone:
-                        held[vpath] = state.version
-            found.setdefault(key, {})[host.number] = held
+            found.setdefault(key, {})[host.number] = {}
+        for base in host.node.ledger.base_hashes():
+            for vpath, state in host.node.ledger.committed_in(base):
+                if vpath not in gone:
+                    found[vpath.key][host.number][vpath] = state.version
     return found
 
 
 def agree(universe: Universe) -> bool:
-    """I5: all that take a directory hold the same versions, and nothing is on its way that somebody could give."""
+    """I5: everybody is up, and all that take a directory hold the same versions."""
+    if len(universe.ready()) < len(universe.hosts):
+        return False
     for key, by_host in views(universe).items():
         if universe.freezes and key == "logs":
             continue
@@ -125,3 +166,18 @@ def agree(universe: Universe) -> bool:
         if any(other != first for other in others):
             return False
     return True
+
+
+def shown(vpath: VPath, version: Version) -> str:
+    """For people: times are milliseconds since the universe began."""
+    return f"{vpath}:{version.image.hex()[:6]}@{version.timestamp_ms - START_MS}"
+
+
+def differences(universe: Universe) -> str:
+    """In what they do not agree."""
+    found = []
+    for key, by_host in views(universe).items():
+        if len({tuple(sorted(held.items())) for held in by_host.values()}) > 1:
+            texts = (f"n{number} {' '.join(shown(*one) for one in sorted(held.items()))}" for number, held in by_host.items())
+            found.append(f"{key}: {'; '.join(texts)}")
+    return " | ".join(found)[:2000]

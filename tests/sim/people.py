@@ -41,6 +41,7 @@ from ciruela.proto.messages import (
 )
 from ciruela.seams import Address, Link
 from tests.disk.trees import Spec, flat, index_bytes
+from tests.doubles.memnet import MemoryLink
 
 if TYPE_CHECKING:
     from tests.sim.universe import Host, Universe
@@ -90,23 +91,29 @@ class Uploader:
         self.targets = targets
         self.gives = gives
         self.delay_s = delay_s
-        self.links: list[Link] = []
+        self.links: list[MemoryLink] = []
         self.answers: list[UploadAck] = []
         self.received: set[MachineId] = set()
+        self._here = False
 
     def come(self) -> None:
         """Connect to all targets and ask."""
+        self._here = True
         for address in self.targets:
             connecting = self.universe.hub.link(self, address)
             connecting.addCallbacks(self._connected, lambda _: None)
 
     def leave(self) -> None:
         """Close everything."""
+        self._here = False
         links, self.links = self.links, []
         for link in links:
-            link.close()  # type: ignore[attr-defined]
+            link.close()
 
-    def _connected(self, link: Link) -> None:
+    def _connected(self, link: MemoryLink) -> None:
+        if not self._here:
+            link.close()
+            return
         self.links.append(link)
         if self.gives:
             link.tell(PublishImage(self.wish.image))
@@ -300,4 +307,3 @@ class Liar:
 
     def lost(self, link: Link) -> None:
         """Not interested."""
-

@@ -38,7 +38,7 @@ KEYS = (SigningKey(bytes([1]) * 32), SigningKey(bytes([2]) * 32))
 """The keys that upload: the first is configured everywhere and always, the second comes and goes."""
 
 STRANGER = SigningKey(bytes([9]) * 32)
-PATHS = ("/app/a", "/app/b", "/app/c", "/logs/x", "/logs/y", "/logs/z", "/top", "/deep/d/e")
+PATHS = ("/app/a", "/app/b", "/app/c", "/app/d", "/app/e", "/logs/x", "/logs/y", "/logs/z", "/top", "/deep/d/e")
 PICTURES = tuple(Picture(number) for number in range(9))
 
 
@@ -50,8 +50,8 @@ class Host:
     """One machine: its disk, its clock, its keys, and the process on it. ``state`` is "up", "paused", "down" or "liar".
 
     What the outside knows of it: ``high``, the greatest version that was ever committed at each path and not deleted; ``buried``, the
-    greatest version that was deleted there; ``images``, all that ever stood there; ``blessed``, the signatures that its keys made when they were
-    shown. A wipe begins all of them anew.
+    greatest version that was deleted there; ``images``, all that ever stood there; ``blessed``, the signatures that its keys made
+    when they were shown. A wipe begins all of them anew.
     """
 
     def __init__(self, universe: Universe, number: int, configs: dict[str, DirConfig]) -> None:
@@ -75,6 +75,7 @@ class Host:
         self.high: dict[VPath, Version] = {}
         self.buried: dict[VPath, Version] = {}
         self.images: dict[VPath, set[ImageId]] = {}
+        self.doomed: dict[VPath, Version] = {}
         self.blessed: set[tuple[VPath, ImageId, SigEntry]] = set()
 
     @property
@@ -224,7 +225,7 @@ class Host:
         if state is None or node.ledger.pending(vpath) is not None:
             return False
         self.universe.deletions += 1
-        self.doomed = (vpath, state.version)
+        self.doomed[vpath] = state.version
         done = node.world.disk.remove(vpath, Tombstone(state.version, self.now_ms()))
         done.addCallback(lambda burials: node.ledger.bury(vpath, burials))
         done.addErrback(lambda failure: None)
@@ -286,7 +287,7 @@ class Universe:
         self.story: list[str] = []
         self.freezes = rng.random() < 0.1
         self.vpaths = [VPath.parse(path) for path in PATHS]
-        count = size or rng.choices((5, 6, 7, 8, 10, 12, 20), (40, 20, 14, 10, 8, 5, 3))[0]
+        count = size or rng.choices((5, 6, 7, 8, 10, 12, 20), (50, 20, 12, 8, 5, 3, 2))[0]
         self.hosts = {number: Host(self, number, self._configs(number)) for number in range(1, count + 1)}
         self.known = {host.address: f"n{number}" for number, host in self.hosts.items()}
         self._installed = self.sim.installed()
@@ -400,5 +401,3 @@ class Universe:
             version = host.high.get(vpath) or host.buried.get(vpath)
             if syncer.wish.image not in host.images.get(vpath, ()) or version is None:
                 self.violated("I7", f"a client ended well for {vpath}, but n{host.number} does not have {syncer.wish.image.hex()[:8]}")
-
-
