@@ -227,6 +227,10 @@ def check_journal(data: bytes) -> bool:
 # -- samples ------------------------------------------------------------------------------------------------------------------
 
 
+MANY = cbor2.dumps([[0] * 126, [None] * 127])
+"""As many items as are allowed: with one more it is too much."""
+
+
 def of_kind(kind: int) -> tuple[bytes, ...]:
     """The sample messages whose envelope says ``kind``, and the bombs at the places of their content."""
     return tuple(data for data in VECTORS.values() if data[:1] in (b"\x83", b"\x84") and data[1] == kind)

@@ -147,6 +147,25 @@ class Peers(SynchronousTestCase):
         self.advance(6)
         self.assertEqual(self.peers.peers, {ONE: "n1"})
 
+    @shows("A54", "F56", "I9")
+    def test_unresolved(self) -> None:
+        """A node that knows no address of its peers, or cannot read who they are, would take itself for a cluster of one, and clean up."""
+        self.assertEqual(self.peers.unresolved, 1)
+        self.write("n1\nn2\n")
+        self.names = {"n1": [ONE], "n2": None}
+        self.peers.start()
+        self.assertEqual(self.peers.unresolved, 1)
+        self.names["n2"] = [TWO]
+        self.advance(20)
+        self.assertEqual(self.peers.unresolved, 0)
+        self.path.unlink()
+        self.path.mkdir()
+        self.advance(6)
+        self.assertEqual(self.peers.unresolved, 1)
+        self.path.rmdir()
+        self.advance(6)
+        self.assertEqual(self.peers.unresolved, 0)
+
     def test_file_changes(self) -> None:
         """A new server must be known without a restart of all the others; the reference needs one."""
         self.write("n1\n")

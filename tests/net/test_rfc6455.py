@@ -491,6 +491,14 @@ class Goodbyes(Case):
             peer.part()
             self.assertEqual(counterpart.lost_links, [peer.link])
 
+    def test_long_reason(self) -> None:
+        """A close frame that is itself against the rules would be answered, not read (RFC 6455 5.5)."""
+        for peer in peers():
+            peer.link._protocol_violation("r" * 300)
+            peer.bench.flush()
+            self.assertEqual(peer.said(CLOSE), [struct.pack("!H", PROTOCOL) + b"r" * 123])
+            self.closed(peer, PROTOCOL)
+
     def test_requests_fail_with_the_rule(self) -> None:
         """People must be told that the other side broke a rule, not that "the connection was lost"."""
         for peer in peers():

@@ -15,9 +15,7 @@ from pathlib import Path
 
 from tests.real.daemons import PATIENCE_S, POLL_S
 
-FILE_CALLS = (
-    "openat,mkdirat,unlinkat,?renameat,renameat2,linkat,symlinkat,readlinkat,newfstatat,pwrite64,fchmod,utimensat,fsync,syncfs"
-)
+FILE_CALLS = "openat,mkdirat,unlinkat,?renameat,renameat2,linkat,symlinkat,readlinkat,newfstatat,pwrite64,fchmod,utimensat,fsync,syncfs"
 """Everything that a daemon changes on disk. Only calls that are traced can be failed."""
 
 KILL = "signal=SIGKILL"
