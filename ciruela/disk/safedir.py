@@ -385,8 +385,8 @@ class SafeDir:
         """Let ``new`` and ``live`` change places in one step.
 
         Where the file system cannot do that: ``live`` goes to ``aside``, ``new`` to ``live``, ``aside`` to ``new``. That is not atomic:
-        for a moment nothing stands at ``live``, and a kill then leaves it at ``aside``, where recovery finds it. For a power cut, each step is
-        durable before the next. Logged once.
+        for a moment nothing stands at ``live``, and a kill then leaves it at ``aside``, where recovery finds it. Each step is durable
+        before the next. Logged once.
         """
         try:
             syscalls.renameat2(self.fd, raw(new), self.fd, raw(live), syscalls.EXCHANGE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import Any, Protocol
 
 from ciruela.gossip.cluster import Cluster
@@ -56,7 +56,7 @@ class Facts(Protocol):
         """Path, image and time (ms) of what was removed, or given up, in the last minutes."""
 
 
-class Kind(Enum):
+class Kind(IntEnum):
     """The kinds of facts; each has a share of every datagram."""
 
     COMPLETE = auto()
@@ -246,9 +246,11 @@ class Composer:
         """Add one fact of each kind in turn until nothing fits; a kind whose next fact does not fit waits for the next datagram."""
         active = dict(queues)
         while active and used < room:
-            for kind in list(active):
-                key = next((key for key in active[kind] if (kind, key) not in said), None)
-                if key is None:
+            for kind, keys in tuple(active.items()):
+                for key in keys:
+                    if (kind, key) not in said:
+                        break
+                else:
                     del active[kind]
                     continue
                 item = self.render((kind, key))

@@ -30,7 +30,7 @@ class Rumors(Generic[K]):
         self._limit = limit
         self._fading = fading
         self._said: dict[K, int] = {}
-        self._hot: list[dict[K, None]] = [{} for _ in range(MOST_HEAT)]
+        self._hot: dict[int, dict[K, None]] = {}
         self._cold: dict[K, None] = {}
 
     def __len__(self) -> int:
@@ -43,38 +43,38 @@ class Rumors(Generic[K]):
         """``key`` is new or has changed: it is as hot as can be. Beyond the limit the oldest of the coldest is dropped."""
         self.drop(key)
         if len(self._said) >= self._limit:
-            levels = [self._cold, *reversed(self._hot)]
-            self.drop(next(iter(next(level for level in levels if level))))
-        self._said[key] = 0
-        self._hot[0][key] = None
+            self.drop(next(iter(self._cold or self._hot[max(self._hot)])))
+        self._add(key, 0)
 
     def drop(self, key: K) -> None:
         """``key`` is no fact any more."""
         count = self._said.pop(key, None)
-        if count is not None:
-            self._level(count).pop(key)
+        if count == MOST_HEAT:
+            del self._cold[key]
+        elif count is not None:
+            del self._hot[count][key]
+            if not self._hot[count]:
+                del self._hot[count]
 
-    def _level(self, count: int) -> dict[K, None]:
-        return self._hot[count] if count < MOST_HEAT else self._cold
+    def _add(self, key: K, count: int) -> None:
+        self._said[key] = count
+        level = self._cold if count == MOST_HEAT else self._hot.setdefault(count, {})
+        level[key] = None
 
     def said(self, key: K, heat: int) -> None:
         """``key`` was said once more; with ``heat`` times it is cold."""
         count = self._said.get(key)
         if count is None:
             return
-        del self._level(count)[key]
+        self.drop(key)
         count = count + 1 if count + 1 < heat else MOST_HEAT
-        if count == MOST_HEAT and self._fading:
-            del self._said[key]
-            return
-        self._said[key] = count
-        self._level(count)[key] = None
+        if count < MOST_HEAT or not self._fading:
+            self._add(key, count)
 
     def hot(self) -> Iterator[K]:
         """Keys that are hot, least said first, then longest waiting."""
-        for level in self._hot:
-            if level:
-                yield from tuple(level)
+        for count in sorted(self._hot):
+            yield from tuple(self._hot.get(count, ()))
 
     def cold(self) -> Iterator[K]:
         """Keys that take their turn, longest waiting first."""

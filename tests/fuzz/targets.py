@@ -12,9 +12,6 @@ from tests.proto.samples import VECTORS
 INPUTS = 200_000
 """Inputs for one target and push (threats 5.2)."""
 
-SLOW = 100_000
-"""Inputs for YAML, whose parser is Python: a quarter of a millisecond each."""
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -72,7 +69,7 @@ TARGETS = (
     Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS),
     Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
     Target("journal", wire.check_journal, wire.journal_samples(), tokens=wire.TOKENS),
-    Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400, SLOW),
+    Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400),
     Target("http-head", connections.check_head, connections.head_samples(), cut_words, connections.TOKENS_HEAD, 20_000),
     Target("http-port", connections.check_port, connections.head_samples(), cut_evenly, connections.TOKENS_HEAD, 8192, inputs=10_000),
 )
