@@ -27,7 +27,7 @@ from ciruela.index import policy
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import DownloadFailed
+from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
@@ -414,7 +414,12 @@ class Downloads:
         return left.addCallback(lambda _: failure)
 
     def _not_left(self, failure: Failure, download: Download) -> None:
-        self._log.failure("the staging directory of {vpath} cannot be removed", failure, vpath=str(download.vpath))
+        """What cannot be removed now is removed by the next start, or the next download of the same image."""
+        if failure.check(DiskError):
+            error = failure.getErrorMessage()
+            self._log.error("{vpath}: what was downloaded cannot be removed: {error}", vpath=str(download.vpath), error=error)
+        else:
+            self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(download.vpath))
 
     def _reason(self, failure: Failure, download: Download) -> tuple[Abort, str]:
         if download.stop_reason is not None:
@@ -435,8 +440,8 @@ class Downloads:
     def _broken(self, failure: Failure, download: Download) -> None:
         if download.healed is not None:
             download.healed.errback(failure)
-            return
-        self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(download.vpath))
+        else:
+            self._not_left(failure, download)
 
     def _settle(self, _: None, download: Download) -> None:
         for waiting in download.waiting:

@@ -218,8 +218,11 @@ class Reconciler:
         self._log.failure("going on with what is wanted failed; it is tried again with the next news", failure)
 
     def _judged(self, verdict: Verdict, order: Order, address: Address) -> None:
-        if isinstance(verdict, Rejected) and verdict.reason in _MAY_PASS:
-            self._soon_again(order.vpath.base)
+        match verdict:
+            case Rejected(reason=reason) if reason in _MAY_PASS:
+                self._soon_again(order.vpath.base)
+            case Accepted(state=state) if state.version < _version(order):  # its latest signature is by a key that is not known here
+                self._soon_again(order.vpath.base)
         match verdict:
             case Accepted(progress=Progress.NEW):
                 if self._ledger.pending(order.vpath) is not None:  # else it has ended already

@@ -48,7 +48,7 @@ class SampleTests(SynchronousTestCase):
     def test_counts(self) -> None:
         """A decoder could be left out of the long run by a small number."""
         few = {target.name: target.inputs for target in TARGETS if target.inputs < INPUTS}
-        self.assertEqual(few, {"yaml": 100_000, "http-port": 10_000})
+        self.assertEqual(few, {"http-port": 10_000})
 
     @shows("A5", "A6", "F6", "I6")
     def test_bombs(self) -> None:
@@ -78,7 +78,9 @@ class NoticeTests(SynchronousTestCase):
 
         def check(data: bytes) -> bool:
             if data.endswith(b"\x00"):
-                time.sleep(0.02)
+                until_s = time.process_time() + 0.02
+                while time.process_time() < until_s:
+                    pass
             return False
 
         with self.assertRaises(Finding) as caught:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.index.digest import BLOCK_BYTES, HashKind
+from ciruela.proto.messages import BlockData, BlockHint, GetBlock
 from tests.proof import shows
+from tests.real.asking import ask
 from tests.real.daemons import RealCluster
 from tests.real.trees import noise_file, small_tree
 
@@ -53,6 +56,8 @@ class HealTests(SynchronousTestCase):
         cluster.same(source, "/apps/v1", 1, 2)
         self.assertEqual(newcomer.metric("tracking.images", "blocks_failed"), 0, "a wrong block was given away")
 
+        whole = HashKind.BLAKE2B.block((source / "large").read_bytes()[:BLOCK_BYTES])  # the new node may have had all from the other one
+        self.assertNotIsInstance(ask(victim, GetBlock(whole, BlockHint("/apps/v1", "/large", 0))), BlockData)
         cluster.until(lambda: victim.metric("scrub", "healed") == 1, "the damaged node heals")
         cluster.same(source, "/apps/v1")
         self.assertEqual(victim.get("/status/")["scrub"]["damaged"], {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import sys
 import threading
 import time
@@ -15,10 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 import ciruela
 from ciruela.disk.syscalls import EXCHANGE, renameat2
 from ciruela.index.digest import HashKind
-from ciruela.proto import codec
 from ciruela.proto import messages as m
-from tests.net.bench import frame
 from tests.proof import shows
+from tests.real.asking import ask
 from tests.real.audit import Audit
 from tests.real.daemons import APPS, CFG, RealCluster, RealNode
 from tests.real.mounts import needs
@@ -31,13 +29,11 @@ RACE_S = 2.5
 """How long directories change places with symlinks while uploads arrive."""
 
 TRACED = "%file"
-UNMEASURED = ("-E", "COVERAGE_PROCESS_START")  # what measures coverage looks at its sources and writes its data where a daemon must not
 """Every call that takes a path."""
 
-HANDSHAKE = (
-    b"GET / HTTP/1.1\r\nHost: ciruela\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
+UNMEASURED = ("-E", "COVERAGE_PROCESS_START")
+"""What measures coverage looks at its sources, and writes its data where a daemon must not."""
+
 PLACES = (
     "/..",
     "/../outside",
@@ -52,26 +48,6 @@ PLACES = (
 )
 INSIDE = ("/secret", "/unlisted", "secret", "/../secret", "/../../../outside/secret", "/link", "/link/secret", "/sub/../unlisted", "")
 PAGES = ("/list-dir/..", "/list-dir/apps/../../..", "/list-dir/%2e%2e/%2e%2e/outside", "/list-dir/apps/planted", "/../../outside/secret")
-
-
-def ask(node: RealNode, request: m.Request) -> m.Response | None:
-    """The answer to one request on a connection of its own; None if the node ended that instead."""
-    with socket.create_connection((node.host, node.port), timeout=20) as one, one.makefile("rb") as reading:
-        one.sendall(HANDSHAKE)
-        while reading.readline() not in (b"\r\n", b""):
-            pass
-        one.sendall(frame(codec.encode_request(1, request), masked=True))
-        while head := reading.read(2):
-            size = head[1] & 127
-            if size >= 126:
-                size = int.from_bytes(reading.read(2 if size == 126 else 8), "big")
-            data = reading.read(size)
-            if head[0] & 15 != 2:
-                continue
-            answer = codec.decode(data)
-            if isinstance(answer, codec.ResponseIn):
-                return answer.response
-    return None
 
 
 def page(node: RealNode, path: str) -> bytes:

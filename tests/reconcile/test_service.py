@@ -281,6 +281,16 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, heard, PEER)
         self.assertEqual(self.names(), ["v1"] * 4)
 
+    @shows("F10", "I5")
+    def test_accepted_in_part(self):
+        """After a key was added a node would go on with an older signature than all others for five minutes."""
+        heard = self.peer_has(v1=state(1, 10))
+        self.verdict = lambda order: succeed(Accepted(Progress.NEW, state(1, 9)))
+        self.reconciler.differs(BASE, heard, PEER)
+        self.clock.advance(REFUSED_S)
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(len(self.asked), 2)
+
     def test_disk_error(self):
         """An entry that cannot be recorded is asked for again later."""
         self.verdict = lambda order: fail(DiskError("no space"))
