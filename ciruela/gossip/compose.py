@@ -118,12 +118,14 @@ class Composer:
         self._watch_s: float | None = None
         self._turn = 0
         self._waiting: dict[Kind, Hashable] = {}
+        self._rendered: dict[Fact, bytes | None] = {}
 
     # -- what there is to say -------------------------------------------------------------------------------------------------
 
     def refresh(self, now_s: float, nodes: int) -> None:
         """Read the own facts again at ``now_s`` in a cluster of ``nodes``; what is new or has changed becomes hot."""
         self._now_s = now_s
+        self._rendered.clear()
         self._heat = heat_for(nodes)
         facts = self._facts
         self._renew_member(tuple(sorted(facts.keys())))
@@ -162,6 +164,7 @@ class Composer:
         """``fact`` is news: it becomes hot."""
         kind, key = fact
         self._rumors[kind].put(key)
+        self._rendered.pop(fact, None)
 
     def render(self, fact: Fact) -> Item | None:
         """The item that says ``fact`` now; None when it is no fact any more."""
@@ -207,8 +210,7 @@ class Composer:
         encoded = [data for item in extra if (data := self._encode(item))]
         said: dict[Fact, None] = {}
         for fact in facts:
-            item = self.render(fact)
-            data = None if item is None else self._encode(item)
+            data = self._data(fact)
             if data:
                 encoded.append(data)
                 said[fact] = None
@@ -221,6 +223,13 @@ class Composer:
         for kind, key in said:
             self._rumors[kind].said(key, self._heat)
         return [group for group in groups if group]
+
+    def _data(self, fact: Fact) -> bytes | None:
+        """The bytes that say ``fact``, made once for all datagrams of a beat."""
+        if fact not in self._rendered:
+            item = self.render(fact)
+            self._rendered[fact] = None if item is None else self._encode(item)
+        return self._rendered[fact]
 
     def _encode(self, item: Item) -> bytes | None:
         data = encode_item(item)
@@ -253,8 +262,7 @@ class Composer:
                 else:
                     del active[kind]
                     continue
-                item = self.render((kind, key))
-                data = None if item is None else self._encode(item)
+                data = self._data((kind, key))
                 if data is None:
                     self._rumors[kind].drop(key)
                 elif used + len(data) > room:

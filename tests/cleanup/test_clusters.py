@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.around import Safeguards
 from ciruela.cleanup.health import QUIET_S
@@ -15,6 +14,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetBaseDir
 from ciruela.seams import KeepList
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, START_MS, Client, Cluster, Image
 
@@ -57,7 +57,7 @@ class Cleaners(Cluster):
         return sorted(vpath.name for vpath, _ in self.nodes[number].ledger.committed_in(VPath.parse("/app")))
 
 
-class ClusterTests(SynchronousTestCase):
+class ClusterTests(UnmeasuredTestCase):
     """Three nodes with four versions of one application."""
 
     @shows("A54", "F49", "F50", "I5", "I9", "I10")

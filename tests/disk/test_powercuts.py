@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.disk.bench import Violation
 from tests.disk.plans import PLANS, check_start, cuts
 from tests.disk.powercuts import check_cut, check_plan, moments
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 
-class PowerCuts(SynchronousTestCase):
+class PowerCuts(UnmeasuredTestCase):
     """Each kind of operation."""
 
     def cut(self, name: str, step: int) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import gc
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.disk.faulty import Killed
 from tests.disk.plans import PLANS
 from tests.disk.second_faults import COURSES, calls_of, check_course, check_second
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 TELLING = frozenset({"mkdir", "fsync", "syncfs", "rename", "renameat2"})
 
 
-class SecondFaults(SynchronousTestCase):
+class SecondFaults(UnmeasuredTestCase):
     """A fault, then a power cut."""
 
     def setUp(self) -> None:
+        super().setUp()
         self.addCleanup(self.forget_kills)
 
     def forget_kills(self) -> None:

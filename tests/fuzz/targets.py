@@ -12,6 +12,9 @@ from tests.proto.samples import VECTORS
 INPUTS = 200_000
 """Inputs for one target and push (threats 5.2)."""
 
+TALKS = 50_000
+"""The same for conversations, of up to nine moves each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -42,7 +45,7 @@ TARGETS = (
     Target("notifications", wire.check_message, wire.of_kind(0), tokens=wire.TOKENS),
     Target("requests", wire.check_message, wire.of_kind(1), tokens=wire.TOKENS),
     Target("responses", wire.check_message, wire.of_kind(2), tokens=wire.TOKENS),
-    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES),
+    Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES, inputs=TALKS),
     Target("index", texts.check_index, texts.index_samples(), cut_words, texts.TOKENS_INDEX, 8192),
     Target("index-lines", texts.check_index_lines, tuple(map(texts.lines_of, texts.index_samples())), cut_words, texts.TOKENS_INDEX, 8192),
     Target("paths", texts.check_path, texts.path_samples(), cut_words, texts.TOKENS_PATH),

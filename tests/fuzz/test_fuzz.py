@@ -7,17 +7,17 @@ import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fuzz import bombs, campaign
 from tests.fuzz.campaign import FINDINGS, Finding, fuzz, mutator, replay
 from tests.fuzz.targets import BY_NAME, INPUTS, TARGETS, Target
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 SAMPLE = 500
 
 
-class SampleTests(SynchronousTestCase):
+class SampleTests(UnmeasuredTestCase):
     """Each decoder against some inputs; the others are for ``python -m tests.campaigns fuzz``."""
 
     @shows("I8", "A1", "A23", "F13")
@@ -48,7 +48,7 @@ class SampleTests(SynchronousTestCase):
     def test_counts(self) -> None:
         """A decoder could be left out of the long run by a small number."""
         few = {target.name: target.inputs for target in TARGETS if target.inputs < INPUTS}
-        self.assertEqual(few, {"http-port": 10_000})
+        self.assertEqual(few, {"talk": 50_000, "http-port": 10_000})
 
     @shows("A5", "A6", "F6", "I6")
     def test_bombs(self) -> None:
@@ -56,7 +56,7 @@ class SampleTests(SynchronousTestCase):
         self.assertGreater(bombs.run_limited("indexes"), 5)
 
 
-class NoticeTests(SynchronousTestCase):
+class NoticeTests(UnmeasuredTestCase):
     """The campaign itself."""
 
     def bad(self, check: object) -> Target:

@@ -21,6 +21,7 @@ from tests.fuzz import bombs, connections, records, texts, wire
 from tests.fuzz.frames import outcome
 from tests.fuzz.mutate import cut_cbor
 from tests.index.examples import footer_of, sealed
+from tests.measure import UnmeasuredTestCase
 from tests.net.bench import frame
 from tests.proof import shows
 from tests.proto.samples import VECTORS
@@ -57,7 +58,7 @@ def calls_of(work: Callable[[], object]) -> int:
 
 
 @shows("A23", "F13", "I8")
-class BombTests(SynchronousTestCase):
+class BombTests(UnmeasuredTestCase):
     """Threats A23: every bomb at every field of every message, and of every other record in CBOR."""
 
     def places(self, data: bytes) -> list[bytes]:

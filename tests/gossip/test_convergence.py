@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from ciruela.gossip.envelope import DATAGRAM_BYTES
 from ciruela.gossip.packets import Download
 from ciruela.model.mask import FULL
@@ -11,13 +9,14 @@ from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.gossip.hub import START_MS, World, address_of, image_of
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 PATH = VPath.parse("/app/web/v1")
 FIRST = Version(START_MS, image_of(1))
 
 
-class ConvergenceCase(SynchronousTestCase):
+class ConvergenceCase(UnmeasuredTestCase):
     """What all runs share."""
 
     def world(self, size: int, **options: float) -> World:

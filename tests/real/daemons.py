@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.measure import environ
 from tests.real.trees import differences, shape, wanted
 
 POLL_S = 0.05
@@ -59,9 +59,11 @@ def program(name: str) -> str:
     return str(path)
 
 
-def environment(home: Path) -> dict[str, str]:
-    """The environment of a user who has no keys and no settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CIRUELA_") and name != "SSH_AUTH_SOCK"}
+def environment(home: Path, *, measured: bool = False) -> dict[str, str]:
+    """The environment of a user who has no keys and no settings; ``measured`` for coverage, or not."""
+    kept = {
+        name: value for name, value in environ(measured=measured).items() if not name.startswith("CIRUELA_") and name != "SSH_AUTH_SOCK"
+    }
     return kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
 
 
@@ -202,6 +204,7 @@ class RealCluster:
     ``groups`` those that know each other, if not all do.
     ``expect_errors`` are parts of log lines of level error that belong to the test; any other, and any traceback of a client, fails it.
     ``data`` and ``db`` are directories of nodes, by number, that are not to be made below ``top``: mounted disks.
+    ``measured``: the daemons and clients count for coverage.
     """
 
     def __init__(
@@ -215,8 +218,10 @@ class RealCluster:
         expect_errors: Sequence[str] = (),
         data: Mapping[int, Path] | None = None,
         db: Mapping[int, Path] | None = None,
+        measured: bool = False,
     ) -> None:
         self.case = case
+        self._measured = measured
         self._data, self._db = data or {}, db or {}
         self._said_wrong: list[str] = []
         self.expect_errors = list(expect_errors)
@@ -254,7 +259,7 @@ class RealCluster:
                 node.process = subprocess.Popen(
                     [*node.wrapper, *node.command()],
                     cwd=node.top,
-                    env=environment(self.home),
+                    env=environment(self.home, measured=self._measured),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -372,7 +377,7 @@ class RealCluster:
         done = subprocess.run(
             command,
             cwd=self.home,
-            env=environment(self.home),
+            env=environment(self.home, measured=self._measured),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -390,7 +395,7 @@ class RealCluster:
         client = subprocess.Popen(
             self._sync_command(args, key),
             cwd=self.home,
-            env=environment(self.home),
+            env=environment(self.home, measured=self._measured),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

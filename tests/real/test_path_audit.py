@@ -31,9 +31,6 @@ RACE_S = 2.5
 TRACED = "%file"
 """Every call that takes a path."""
 
-UNMEASURED = ("-E", "COVERAGE_PROCESS_START")
-"""What measures coverage looks at its sources, and writes its data where a daemon must not."""
-
 PLACES = (
     "/..",
     "/../outside",
@@ -126,7 +123,7 @@ class PathTests(SynchronousTestCase):
         audit = self.audit(node)
         for turn in range(2):  # the second one is the restart
             out = cluster.top / f"calls {turn}"
-            node.wrapper = ["strace", *UNMEASURED, "-D", "-f", "-q", "-y", "-ttt", "-s", "4096", "-o", str(out), "-e", f"trace={TRACED}"]
+            node.wrapper = ["strace", "-D", "-f", "-q", "-y", "-ttt", "-s", "4096", "-o", str(out), "-e", f"trace={TRACED}"]
             cluster.start(0)
             warm_from_s = time.time()
             if turn == 0:

@@ -7,13 +7,13 @@ import random
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from twisted.trial.unittest import SynchronousTestCase
 
 import ciruela.uploads.service as uploads
 from ciruela.disk.safedir import OpenFile, SafeDir
 from ciruela.model.order import Accepted, Progress, Reject, Rejected
 from ciruela.model.state import State
 from ciruela.reconcile.service import Reconciler
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.sim.invariants import agree, check
 from tests.sim.plans import AGREE_S, BY_NAME, drawn, play, settle
@@ -52,7 +52,7 @@ class Plan(RuleBasedStateMachine):
             assert agreed
 
 
-class SeedTests(SynchronousTestCase):
+class SeedTests(UnmeasuredTestCase):
     """Whole clusters with everything that may happen to them."""
 
     @shows("I1", "I2", "I4", "I5", "I6", "I8", "I10", "I11", "A43", "A44", "A45", "A51", "A52", "A53", "A54", "F38", "F46", "F48", "G9")
@@ -80,7 +80,7 @@ class SeedTests(SynchronousTestCase):
         self.assertGreater(len(stories[0]), 8)
 
 
-class NoticeTests(SynchronousTestCase):
+class NoticeTests(UnmeasuredTestCase):
     """What the invariants are for: each of these faults is put in, and a seed has to find it."""
 
     def noticed(self, row: str, *seeds: int) -> None:
