@@ -22,7 +22,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import wanted
 from ciruela.seams import Address, Wire
-from ciruela.tracking.ledger import ABORT_MEMORY_S, GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
+from ciruela.tracking.ledger import GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
 MOST_DOWNLOADS = 20
 MOST_PER_BASE = 3
@@ -132,7 +132,7 @@ class Reconciler:
 
     def _given_up(self, order: Order, unfinished: Collection[str]) -> bool:
         """Whether this upload failed here lately, or long ago and the peer has not got it either."""
-        within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else ABORT_MEMORY_S
+        within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else None
         return self._ledger.recently_aborted(order.vpath, _version(order), within_s)
 
     def _compare(self, response: Response, base: VPath, address: Address) -> None:

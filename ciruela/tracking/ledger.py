@@ -20,7 +20,11 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 
 ABORT_MEMORY_S = 120.0
-"""An upload that was given up is not taken again from a peer for so long (protocol section 10, recently deleted)."""
+"""An upload that was given up is told of for so long (protocol section 10, recently deleted)."""
+
+FIRST_PAUSE_S = 20.0
+LONGEST_PAUSE_S = 640.0
+"""So long it is not taken again from a peer that has it; twice as long after each further failure of the same upload."""
 
 GIVEN_UP_MEMORY_S = 2 * 3600.0
 """For so long it is not taken again from a peer that has not got it either. Longer than a download without sources lasts, or two nodes
@@ -66,6 +70,7 @@ class Ledger:
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
         self._aborts: dict[tuple[VPath, ImageId], tuple[float, int, Version]] = {}
+        self._failures: dict[tuple[VPath, ImageId], int] = {}
         self._burials: dict[VPath, Burials] = {}
 
     def fill(self, loaded: Loaded) -> None:
@@ -100,6 +105,7 @@ class Ledger:
     def commit(self, vpath: VPath, state: State) -> None:
         """``state`` is visible now, or its signatures grew. Ends what was pending with the same image."""
         self._committed[vpath] = state
+        self._failures.pop((vpath, state.image), None)
         pending = self._pending.get(vpath)
         if pending is not None and pending.state.image == state.image:
             del self._pending[vpath]
@@ -110,9 +116,12 @@ class Ledger:
         pending = self._pending.pop(vpath, None)
         if pending is None:
             return
-        while len(self._aborts) >= MAX_ABORTS:
-            del self._aborts[next(iter(self._aborts))]
-        self._aborts[(vpath, pending.state.image)] = (self._clock.seconds(), timestamp_ms, pending.state.version)
+        key = vpath, pending.state.image
+        self._failures[key] = self._failures.pop(key, 0) + 1
+        for table in (self._aborts, self._failures):
+            while len(table) > MAX_ABORTS - (key not in table):
+                del table[next(iter(table))]
+        self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)
         self._touch(vpath)
 
     def bury(self, vpath: VPath, burials: Burials) -> None:
@@ -133,8 +142,8 @@ class Ledger:
         """The base dirs in which something was deleted."""
         return list(self._burials)
 
-    def recently_aborted(self, vpath: VPath, version: Version, within_s: float = ABORT_MEMORY_S) -> bool:
-        """Whether this upload was given up here less than ``within_s`` ago, which is at most GIVEN_UP_MEMORY_S.
+    def recently_aborted(self, vpath: VPath, version: Version, within_s: float | None = None) -> bool:
+        """Whether this upload was given up here less than ``within_s`` ago: at most GIVEN_UP_MEMORY_S, by default the pause that it makes.
 
         One that was signed again since is another upload: somebody wants it to be tried again.
         """
@@ -144,6 +153,9 @@ class Ledger:
         age_s = self._clock.seconds() - entry[0]
         if age_s >= GIVEN_UP_MEMORY_S:
             del self._aborts[(vpath, version.image)]
+        if within_s is None:
+            failures = self._failures.get((vpath, version.image), 1)
+            within_s = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
         return age_s < within_s and version <= entry[2]
 
     def abandoned(self) -> list[Abandoned]:
@@ -151,7 +163,7 @@ class Ledger:
         return [
             Abandoned(vpath, image, stamp)
             for (vpath, image), (_, stamp, version) in list(self._aborts.items())
-            if self.recently_aborted(vpath, version)
+            if self.recently_aborted(vpath, version, ABORT_MEMORY_S)
         ]
 
     def entries(self, base: VPath) -> dict[str, State]:

@@ -21,7 +21,7 @@ AGREE_S = 60.0
 refused is asked for again after 20 s; three at a time are fetched in one base dir."""
 
 FAILED_S = 180.0
-"""The same where an upload failed for a full disk: it is not tried again for 120 s (``ABORT_MEMORY_S``)."""
+"""The same where an upload failed, perhaps several times: what comes from peers is tried again after 20 s, 40 s, 80 s..."""
 
 MOST_SHOWN = 8
 BY_NAME = {move.__name__: move for move in MOVES}

@@ -287,7 +287,7 @@ class Universe:
         self.story: list[str] = []
         self.freezes = rng.random() < 0.1
         self.vpaths = [VPath.parse(path) for path in PATHS]
-        count = size or rng.choices((5, 6, 7, 8, 10, 12, 20), (50, 20, 12, 8, 5, 3, 2))[0]
+        count = size or rng.choices((5, 6, 7, 8, 10, 12, 20), (60, 20, 10, 5, 3, 1, 1))[0]
         self.hosts = {number: Host(self, number, self._configs(number)) for number in range(1, count + 1)}
         self.known = {host.address: f"n{number}" for number, host in self.hosts.items()}
         self._installed = self.sim.installed()

@@ -111,6 +111,24 @@ class LedgerTests(SynchronousTestCase):
         self.assertTrue(self.ledger.recently_aborted(V1, Version(4, A)))
         self.assertFalse(self.ledger.recently_aborted(V1, Version(6, A)))
 
+    @shows("A39", "A54", "F30")
+    def test_pauses(self):
+        """A node whose disk fails would fetch a large image again and again, or come minutes late when only room was lacking."""
+        pauses = []
+        for _ in range(8):
+            self.ledger.begin(pending(V1, A))
+            self.ledger.abort(V1, 0)
+            pauses.append(0)
+            while self.ledger.recently_aborted(V1, Version(5, A)):
+                self.clock.advance(1)
+                pauses[-1] += 1
+        self.assertEqual(pauses, [20, 40, 80, 160, 320, 640, 640, 640])
+        self.ledger.commit(V1, state(A, 5))
+        self.ledger.begin(pending(V1, A))
+        self.ledger.abort(V1, 0)
+        self.clock.advance(20)
+        self.assertFalse(self.ledger.recently_aborted(V1, Version(5, A)))
+
     def test_abort_of_nothing(self):
         """Aborting twice does no harm."""
         self.ledger.abort(V1, 0)
