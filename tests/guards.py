@@ -1,7 +1,8 @@
 """Each guard is taken away once, and a test must fail: ``python -m tests.campaigns guards``.
 
 ``tests/guards.toml`` says where a guard stands, what stands there without it, and which tests must notice. A guard that is not found, or
-whose tests stay green without it, is a failure. Works on a copy; the checkout is not touched.
+whose tests stay green without it, is a failure. That the tests are green with all guards in place is for the tests to show. Works on a copy;
+the checkout is not touched.
 """
 
 from __future__ import annotations
@@ -148,12 +149,6 @@ def copied(folder: Path) -> None:
         compileall.compile_dir(folder / name, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
-def _distinct(tried: Sequence[Guard]) -> list[str]:
-    """All tests of these guards, without those that a longer list names as well."""
-    names = {name for guard in tried for name in guard.tests}
-    return sorted(name for name in names if not any(name.startswith(f"{other}.") for other in names))
-
-
 def run(part: int, parts: int) -> str:
     """Every ``parts``-th guard. Raises AssertionError that lists what is wrong."""
     mine = guards()[part::parts]
@@ -162,9 +157,6 @@ def run(part: int, parts: int) -> str:
     with tempfile.TemporaryDirectory(prefix="ciruela-guards-") as folder:
         copy = Path(folder)
         copied(copy)
-        ended, printed = _tried(_distinct(mine), copy, 10 * PATIENCE_S)
-        if not ended or not re.search(r"^PASSED ", printed, re.MULTILINE):
-            raise AssertionError(f"with all guards in place tests fail already:\n{printed[-3000:]}")
         faults = [found for guard in mine if (found := fault(guard, copy)) is not None]
     if faults:
         raise AssertionError("\n".join(faults))
