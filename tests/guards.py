@@ -1,8 +1,8 @@
 """Each guard is taken away once, and a test must fail: ``python -m tests.campaigns guards``.
 
 ``tests/guards.toml`` says where a guard stands, what stands there without it, and which tests must notice. A guard that is not found, or
-whose tests stay green without it, is a failure. That the tests are green with all guards in place is for the tests to show. Works on a copy;
-the checkout is not touched.
+whose tests stay green without it, is a failure. That they are green with all guards in place is shown by running them. Works on a copy; the
+checkout is not touched.
 """
 
 from __future__ import annotations

@@ -118,10 +118,11 @@ class Ledger:
             return
         key = vpath, pending.state.image
         self._failures[key] = self._failures.pop(key, 0) + 1
-        for table in (self._aborts, self._failures):
-            while len(table) > MAX_ABORTS - (key not in table):
-                del table[next(iter(table))]
+        self._aborts.pop(key, None)
         self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)
+        for table in (self._aborts, self._failures):
+            while len(table) > MAX_ABORTS:
+                del table[next(iter(table))]
         self._touch(vpath)
 
     def bury(self, vpath: VPath, burials: Burials) -> None:
