@@ -319,7 +319,7 @@ class Interop:
             first(node)
             for what in (f"--append {self.one}:/app/a/v1", f"--append {self.two}:/app/a/v2", f"--replace {self.one}:/site/cur"):
                 for uploader in (self.mine, self.theirs):
-                    done = uploader.sync(what, [node.host])
+                    done = uploader.sync(what, [node.host], old=True)
                     expect(done.code == 0, f"{uploader.name} {what}: exit code {done.code}: {done.out[-800:]}")
             seen.update(lists())
             expect(len(seen["app/a"]) == 2 and "cur" in seen["site"], f"unexpected /list-dir/: {seen}")
@@ -338,12 +338,12 @@ class Interop:
             if not three.exists():
                 self.trees.small("three", "three\n")
             for uploader, name in ((self.theirs, "v3"), (self.mine, "v4")):
-                done = uploader.sync(f"--append {three}:/app/a/{name}", [node.host])
+                done = uploader.sync(f"--append {three}:/app/a/{name}", [node.host], old=True)
                 expect(done.code == 0, f"{uploader.name}: exit code {done.code}: {done.out[-800:]}")
                 self.holds(nodes, f"app/a/{name}", three)
                 both = [os.stat(node.data / "app/a" / each / "big.bin").st_ino for each in ("v1", name)]
                 expect(both[0] == both[1], f"big.bin of {name} is not a link to v1's")
-            done = self.mine.sync(f"--replace {self.two}:/site/cur:{seen['site']['cur']['image']}", [node.host])
+            done = self.mine.sync(f"--replace {self.two}:/site/cur:{seen['site']['cur']['image']}", [node.host], old=True)
             expect(done.code == 0, f"replace: exit code {done.code}: {done.out[-800:]}")
             self.holds(nodes, "site/cur", self.two)
 

@@ -52,10 +52,14 @@ class Uploader:
         self._port = port
         self._key = key
 
-    def sync(self, what: str, hosts: Iterable[str], key: Path | None = None, deadline: str = "120s", early: str = "100s") -> Finished:
-        """``what`` is an option and its value: ``--append SRC:DEST``."""
+    def sync(
+        self, what: str, hosts: Iterable[str], key: Path | None = None, deadline: str = "120s", early: str = "100s", *, old: bool = False
+    ) -> Finished:
+        """``what`` is an option and its value: ``--append SRC:DEST``. ``old``: with the hash that the reference knows."""
         port = ["--port", str(self._port)]
         options = ["-m", "-i", str(key or self._key), "-t", deadline, "-e", early, *what.split(" ", 1)]
+        if old and self._command[-1] != "sync":
+            options += ["--hash", "blake2b/256"]
         if self._command[-1] == "sync":
             return run([*self._command[:-1], *port, "sync", *options, "--", *hosts], environment(), timeout_s=200)
         return run([*self._command, *port, *options, *hosts], environment(), timeout_s=200)

@@ -57,6 +57,10 @@ class Link(Protocol):
     def name(self) -> str:
         """``host:port`` of the other side, for logs and status."""
 
+    @property
+    def bulk(self) -> bool:
+        """Whether ``ciruela.v2`` was agreed upon, so that the other side understands GetBlocks."""
+
     def ask(self, request: Request) -> Deferred[Response]:
         """Send a request. Fires with the response (never ``Error``); fails with RemoteError or LinkLost. Cancel to forget it."""
 
@@ -88,6 +92,9 @@ class Wire(Protocol):
 
     def connected(self, address: Address) -> bool:
         """Whether a connection to ``address`` is open now."""
+
+    def bulk(self, address: Address) -> bool:
+        """Whether the connection that is open to ``address`` agreed upon ``ciruela.v2``; False without one."""
 
 
 class Datagrams(Protocol):

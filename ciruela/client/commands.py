@@ -11,6 +11,7 @@ from typing import IO, Any
 from rich.console import Console
 from twisted.internet.defer import CancelledError, Deferred
 
+from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
 from ciruela.client.options import Common, IndexOptions, SyncOptions
 from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
@@ -101,7 +102,7 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
     """``ciruela index``: the bytes of the index to stdout and nothing else there."""
     check_directory(options.directory)
     display = make_display(options.common, around, None)
-    found = await scan_directory(options.directory, options.common.hash, display, around.in_thread)
+    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread)
     around.stdout.flush()
     around.stdout.buffer.write(found.data)  # type: ignore[attr-defined]
     around.stdout.buffer.flush()  # type: ignore[attr-defined]
@@ -161,9 +162,11 @@ async def sync(
     check_sources(options.wishes)
     display = make_display(options.common, around, options.print_progress_s)
     identities = await keys_of(options, around, display)
+    net = world or real_world(options, around)
+    kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
     prepared = await prepare(
         options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, options.common.hash, display, around.in_thread)),
+        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread)),
         identities,
         around.now_ms,
     )
@@ -171,7 +174,6 @@ async def sync(
     run = SyncRun(clusters)
     source, trees = await open_source(prepared, around.in_thread, run.source_changed)
     try:
-        net = world or real_world(options, around)
         clusters += [
             ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, display) for names in options.clusters
         ]

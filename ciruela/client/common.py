@@ -30,7 +30,7 @@ class Common:
 
     port: int
     disk_threads: int
-    hash: HashKind
+    hash: HashKind | None
     verbosity: int
     progress: Progress
 
@@ -103,9 +103,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     common.add_argument(
         "--hash",
         type=words(HashKind),
-        default=HashKind.BLAKE2B,
         metavar="KIND",
-        help=f"hash of the index: {', '.join(kind.value for kind in HashKind)} (default {HashKind.BLAKE2B.value})",
+        help=f"hash of the index: {', '.join(kind.value for kind in HashKind)} "
+        f"(default {HashKind.BLAKE3.value}, and {HashKind.BLAKE2B.value} for servers that may know no other)",
     )
     common.add_argument(
         "--progress",

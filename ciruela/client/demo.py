@@ -16,6 +16,7 @@ import twisted
 from ciruela.client import commands
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, Rule
 from ciruela.client.commands import Surroundings
+from ciruela.client.hashes import OURS
 from ciruela.client.nodes import Node, Nodes
 from ciruela.client.options import ClusterNames, DemoOptions, Mode, SyncOptions, Wish
 from ciruela.client.orders import check_directory
@@ -134,7 +135,7 @@ async def _verified(around: Surroundings, options: DemoOptions, display: Display
     for node in nodes.nodes:
         copy = node.data / FIRST.name
         try:
-            found = await scan(str(copy), options.common.hash, around.in_thread, lambda _: None)
+            found = await scan(str(copy), options.common.hash or OURS, around.in_thread, lambda _: None)
         except CiruelaError as error:
             good = False
             display.problem(node.name, f"{copy} cannot be verified: {error}")

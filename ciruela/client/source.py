@@ -13,10 +13,11 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, fail, succeed
 
 from ciruela.clockwork import Batch
+from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.proto.messages import BlockData, GetBlock, GetIndex, IndexData, Request, Response
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
 from ciruela.seams import InThread
 
 BLOCKS_PER_HOP = 32
@@ -49,6 +50,7 @@ class _Shelf:
 
     def __init__(self, offer: Offer, in_thread: InThread) -> None:
         self.offer = offer
+        self.blocks = BlockMap(offer.index)
         self.reads: Batch[BlockHash, bytes | None] = Batch(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
 
 
@@ -58,10 +60,16 @@ class Source:
     def __init__(self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None]) -> None:
         self._shelves: dict[ImageId, _Shelf] = {}
         self._changed = changed
+        self._in_thread = in_thread
         self._latest: ImageId | None = None
         for offer in offers:
             if offer.index.image not in self._shelves:
                 self._shelves[offer.index.image] = _Shelf(offer, in_thread)
+
+    def block_count(self, image: ImageId) -> int:
+        """The number of blocks of an image; 0 for one that is not given here."""
+        shelf = self._shelves.get(image)
+        return 0 if shelf is None else shelf.offer.index.block_count
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.
@@ -77,8 +85,30 @@ class Source:
                 return succeed(IndexData(shelf.offer.data))
             case GetBlock(hash=block):
                 return Deferred.fromCoroutine(self._block(block, published, sent))
+            case GetBlocks(image=image, numbers=numbers):
+                shelf = self._shelves.get(image) if image in published else None
+                if shelf is None:
+                    return fail(RemoteError("this client has not published that image"))
+                return self._blocks(shelf, numbers, sent)
             case _:
                 return fail(RemoteError(f"a client does not answer {type(request).__name__}"))
+
+    def _blocks(self, shelf: _Shelf, numbers: Sequence[int], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+        """All blocks of one answer are read by one job in a thread."""
+        if not numbers or numbers[-1] >= len(shelf.blocks) or shelf.blocks.bytes_of(numbers) > MOST_BULK_BYTES:
+            return fail(RemoteError("that image does not have these blocks, or they are too much for one answer"))
+        hashes = [shelf.blocks.hash_of(number) for number in numbers]
+
+        def joined(found: list[bytes | None]) -> Response:
+            here = [data for data in found if data is not None]
+            size = sum(map(len, here))
+            if len(here) < len(found):
+                self._tell_changed(shelf)
+            if here:
+                sent(shelf.offer.index.image, size)
+            return BlocksData(b"".join(here), tuple(number for number, data in zip(numbers, found, strict=True) if data is None))
+
+        return self._in_thread(shelf.offer.tree.read, hashes).addCallback(joined)
 
     async def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
         """Look in every published image, first in the one that gave the last block: nodes fetch one image after the other."""
@@ -90,9 +120,12 @@ class Source:
                 sent(self._latest, len(data))
                 return BlockData(data)
         for shelf in shelves:
-            paths = sorted(shelf.offer.tree.changed)
-            if paths:
-                shown = shelf.offer.source.rstrip("/") + paths[0]  # only one: what follows must not be cut off
-                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                self._changed(shelf.offer.index.image, f"{shown}{more}: changed or vanished since it was indexed; run the command again")
+            self._tell_changed(shelf)
         raise RemoteError("this client does not have that block, or its file changed")
+
+    def _tell_changed(self, shelf: _Shelf) -> None:
+        paths = sorted(shelf.offer.tree.changed)
+        if paths:
+            shown = shelf.offer.source.rstrip("/") + paths[0]  # only one: what follows must not be cut off
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            self._changed(shelf.offer.index.image, f"{shown}{more}: changed or vanished since it was indexed; run the command again")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, worst
 from ciruela.client.contacts import Contacts, Resolve
+from ciruela.client.shares import Shares
 from ciruela.client.source import Source
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
@@ -25,12 +26,14 @@ from ciruela.model.ids import ImageId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    GetShare,
     Notification,
     PublishImage,
     ReceivedImage,
     ReplaceDir,
     Request,
     Response,
+    ShareData,
     UploadAck,
 )
 from ciruela.seams import Address, Counterpart, Link
@@ -141,6 +144,7 @@ class ClusterRun:
         self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._problem)
         self._peers: dict[Address, _Peer] = {}
         self._by_link: dict[int, _Peer] = {}
+        self._shares = {run.book.image: Shares(source.block_count(run.book.image), world.rng) for run in self._runs}
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = Beat(world.clock, world.rng, BEAT_S, self._step, f"judging the uploads to {label}")
@@ -304,6 +308,8 @@ class ClusterRun:
         if peer is None:
             return
         del self._peers[peer.address]
+        for shares in self._shares.values():
+            shares.left(peer)
         for run in self._runs:
             run.asked.discard(peer.address)
             run.book.lost(peer.address)
@@ -370,9 +376,12 @@ class ClusterRun:
     # -- what the nodes ask and tell ----------------------------------------------------------------------------------------------
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
-        """Serve an index or a block to a node that we published it to."""
+        """Serve an index or blocks to a node that we published it to, or a share of them."""
         peer = self._by_link.get(id(link))
-        return self._source.answer(request, peer.published if peer is not None else (), self._sent)
+        published = peer.published if peer is not None else {}
+        if isinstance(request, GetShare) and request.image in published:
+            return succeed(ShareData(self._shares[request.image].take(peer, request.missing)))
+        return self._source.answer(request, published, self._sent)
 
     def _sent(self, image: ImageId, size: int) -> None:
         for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):

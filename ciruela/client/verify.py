@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ciruela.client.book import EXIT_LOCAL
 from ciruela.client.commands import Surroundings, make_display, scan_directory
+from ciruela.client.hashes import OURS
 from ciruela.client.options import VerifyOptions
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.progress import Display
@@ -90,8 +91,8 @@ async def verify(options: VerifyOptions, around: Surroundings) -> int:
         wanted = await around.in_thread(read_index_file, options.index_file)
         return await _against_index(options.directory, wanted, display, around)
     if options.image is not None:
-        return await _against_id(options.directory, options.image, options.common.hash, display, around)
-    found = await scan_directory(options.directory, options.common.hash, display, around.in_thread)
+        return await _against_id(options.directory, options.image, options.common.hash or OURS, display, around)
+    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread)
     _print(around, found.index.image.hex())
     return 0
 

@@ -156,6 +156,7 @@ class Node:
             world.rng,
             world.now_ms,
             world.in_thread,
+            world.me,
         )
         self.uploads = Uploads(
             world.configs,

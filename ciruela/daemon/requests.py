@@ -25,8 +25,10 @@ from ciruela.proto.messages import (
     BaseDirData,
     GetBaseDir,
     GetBlock,
+    GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetShare,
     Hosts,
     IndexAtData,
     IndexData,
@@ -111,7 +113,7 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
-        if not isinstance(request, GetBlock) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
+        if not isinstance(request, GetBlock | GetBlocks) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
@@ -136,6 +138,10 @@ class Requests:
         match request:
             case GetBlock():
                 return self._blocks.give(request).addCallback(_as_response)
+            case GetBlocks():
+                return self._blocks.give_many(request).addCallback(_as_response)
+            case GetShare():
+                return fail(RemoteError("only clients share an image out"))
             case AppendDir():
                 return self._upload(link, request, Command.APPEND, None)
             case ReplaceDir():

@@ -1,7 +1,7 @@
 """Downloads: from an accepted upload to a visible directory, and giving blocks to others meanwhile.
 
 No files and no sockets here: the disk and the connections are seams. Reading order: ``plan`` (which block from whom next, pure),
-``sources`` (who can give what, and how each behaves), ``suppliers`` (who is asked for one image), ``fetch_index``, ``fetch_blocks``,
-``running`` (what is known of one download), ``service`` (its chain, and that of an image that is healed), ``serving`` (answers to
-GetBlock, and the indexes in use).
+``exchange`` (which slice from which peer, pure), ``sources`` (who can give what, and how each behaves), ``suppliers`` (who is asked for
+one image), ``fetch_index``, ``fetch_blocks``, ``running`` (what is known of one download), ``service`` (its chain, and that of an image
+that is healed), ``serving`` (answers to GetBlock and GetBlocks, and the indexes in use).
 """

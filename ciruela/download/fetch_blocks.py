@@ -6,6 +6,9 @@ slow one little, and nothing waits for the slowest.
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 import random
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,15 +19,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Batch, Hush
+from ciruela.download import exchange
 from ciruela.download.plan import Plan
-from ciruela.download.sources import Candidate, Source, Sources, Totals
+from ciruela.download.sources import GRACE_S, MOST_WINDOW, Candidate, Source, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, RemoteError
 from ciruela.model.mask import FULL, slice_of
 from ciruela.model.order import Abort
-from ciruela.proto.messages import BlockData, BlockHint, GetBlock, Response
+from ciruela.proto.messages import BlockData, BlockHint, BlocksData, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 from ciruela.seams import Staging
 
 T = TypeVar("T")
@@ -38,8 +42,25 @@ STALLED_S = 10.0
 GIVE_UP_S = 3600.0
 """No good block for so long: the download is given up (threats A56)."""
 
+SHARED_ABOVE = 64
+"""Blocks: so few (2 MiB) a node may ask a client for without asking which of them are its share."""
+
+NUDGE_S = 0.01
+
+TURNS_S = 0.01
+"""So often at most it is found out anew whose turn it is."""
+
+OUT_OF_TURN_S = 3.0
+"""A slice that some peer has for so long is taken from it, whoever else waits for it."""
+
+STARVING_S = 0.5
+FED_S = 5.0
+"""Nothing came for so long from anybody, and nothing is due: a client is asked for what it promised to others, too, for so long."""
+
 TICK_S = 1.0
-WRITES_PER_JOB = 64
+WRITES_PER_JOB = 32
+"""Answers that one job writes: single blocks, or as many in each as make an answer."""
+
 MOST_UNWRITTEN = 256
 """Blocks that were received and are not written yet; with more, nothing new is asked for."""
 
@@ -61,7 +82,9 @@ class BlockFetch:
         totals: Totals,
         clock: IReactorTime,
         rng: random.Random,
+        me: bytes = b"",
     ) -> None:
+        """``me``: which node this is, for the order in which nodes take slices from each other."""
         self._vpath = vpath
         self._index = index
         self._blocks = blocks
@@ -71,10 +94,18 @@ class BlockFetch:
         self._totals = totals
         self._clock = clock
         self._rng = rng
+        self._me = me
+        self._turns: dict[bytes, int] = {}
+        self._turns_s = -math.inf
+        self._seen_s: dict[int, float] = {}
         self._sources = Sources()
-        self._writes: Batch[tuple[int, bytes], bool] = Batch(staging.write, WRITES_PER_JOB)
+        self._staging = staging
+        self._writes: Batch[list[tuple[int, bytes]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB)
         self._asked: set[Deferred[Response]] = set()
         self._writing = 0
+        self._looks_for_late = False
+        self._nudged: IDelayedCall | None = None
+        self._starving_until_s = -math.inf
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
@@ -93,10 +124,14 @@ class BlockFetch:
         return not self._plan.done and self._clock.seconds() - self.last_good_s >= STALLED_S
 
     def nudge(self) -> None:
-        """There is news of a source."""
-        if not self._ended:
-            self._sources.update(self._candidates(), self._clock.seconds())
-            self._pump()
+        """There is news of a source. Several within NUDGE_S are dealt with together."""
+        if not self._ended and self._nudged is None:
+            self._nudged = self._clock.callLater(NUDGE_S, self._take_news)
+
+    def _take_news(self) -> None:
+        self._nudged = None
+        self._sources.update(self._candidates(), self._clock.seconds())
+        self._pump()
 
     def _beat(self) -> None:
         try:
@@ -115,7 +150,9 @@ class BlockFetch:
             self._end(Failure(DownloadFailed(Abort.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
             return
         self._sources.update(self._candidates(), self._clock.seconds())
+        self._looks_for_late = True
         self._pump()
+        self._looks_for_late = False
         if not self._ended:
             self._tick = self._clock.callLater(TICK_S, self._beat)
 
@@ -136,51 +173,177 @@ class BlockFetch:
         """One request to each source that has room. Whether anything was asked."""
         now_s = self._clock.seconds()
         claimed = self._sources.claimed_by_peers()
+        self._take_turns(now_s)
         asked = False
         for source in self._sources.active():
-            if self._ended or len(self._writes) >= MOST_UNWRITTEN:
+            if self._ended or self._writing >= MOST_UNWRITTEN:
                 return False
-            if not source.ready(now_s):
-                continue
-            preferred = FULL & ~claimed if source.candidate.seed else FULL
-            number = self._plan.choose(source.candidate.key, source.mask, preferred, source.current, now_s, LATE_S)
-            if number is not None:
-                source.current = slice_of(number, self._index.block_count)
-                self._ask(source, number)
+            room = source.room(now_s)
+            numbers = self._choose(source, room, FULL & ~claimed if source.candidate.seed else FULL, now_s) if room else []
+            if numbers:
+                self._ask(source, numbers)
                 asked = True
         return asked
 
-    def _ask(self, source: Source, number: int) -> None:
-        file, block = self._blocks.by_number(number)
-        request = GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
-        deadline_s = source.deadline_s()
-        source.in_flight += 1
-        began_s = self._clock.seconds()
-        asked = source.candidate.ask(request)
+    def _choose(self, source: Source, room: int, preferred: int, now_s: float) -> list[int]:
+        """Up to ``room`` blocks of one slice, or one that another source owes."""
+        numbers: list[int] = []
+        count = self._index.block_count
+        reach = self._reach(source, now_s)
+        while len(numbers) < room:
+            mask = reach if not numbers else reach & 1 << slice_of(numbers[0], count)
+            late_s = LATE_S if self._looks_for_late and not numbers else math.inf
+            number = self._plan.choose(source.candidate.key, mask, preferred, source.current, now_s, late_s)
+            if number is None:
+                break
+            source.current = slice_of(number, count)
+            numbers.append(number)
+        return numbers
+
+    def _reach(self, source: Source, now_s: float) -> int:
+        """The slices that ``source`` is asked for.
+
+        A client is asked for what it promised to this node: what it promised to others comes from them. Should nothing come any more, it is
+        asked for everything for a while.
+        """
+        if self._plan.missing <= SHARED_ABOVE:
+            return source.mask
+        if source.candidate.machine is not None:
+            return source.mask & self._turns.get(source.candidate.machine, 0)
+        if not (source.candidate.seed and source.candidate.bulk):
+            return source.mask
+        if not self._asked and now_s - self.last_good_s >= STARVING_S:
+            self._starving_until_s = now_s + FED_S
+        if now_s < self._starving_until_s:
+            return source.mask
+        if not source.sharing and not source.shared_out and self._plan.unasked(source.share) < 2 * MOST_WINDOW:
+            self._ask_share(source)
+        return source.mask & source.share
+
+    def _take_turns(self, now_s: float) -> None:
+        """Find out anew which slices to take from which peer (:mod:`ciruela.download.exchange`).
+
+        What some peer has had for OUT_OF_TURN_S is taken from anybody.
+        """
+        if now_s < self._turns_s + TURNS_S:
+            return
+        self._turns_s = now_s
+        active = self._sources.active()
+        masks = {one.candidate.machine: one.mask for one in active if one.candidate.machine is not None}
+        served = {one.candidate.machine for one in active if one.candidate.machine is not None and one.candidate.served}
+        if any(one.candidate.seed for one in active):
+            served.add(self._me)
+        peers, served_ones = tuple(sorted(masks)), frozenset(served)
+        wanted = self._plan.wanted & functools.reduce(operator.or_, masks.values(), 0)
+        self._turns = dict.fromkeys(peers, 0)
+        seen = {}
+        while wanted:
+            bit = wanted & -wanted
+            wanted ^= bit
+            number = bit.bit_length() - 1
+            seen[number] = self._seen_s.get(number, now_s)
+            late = now_s - seen[number] >= OUT_OF_TURN_S
+            for machine in peers if late else exchange.neighbors(number, self._me, peers, served_ones):
+                self._turns[machine] |= masks[machine] & bit
+        self._seen_s = seen
+
+    def _ask_share(self, source: Source) -> None:
+        source.sharing = True
+        missing = FULL & ~(self._plan.mask | source.share | self._sources.claimed_by_peers())
+        asked = source.candidate.ask(GetShare(self._index.image, missing))
         self._asked.add(asked)
         (
-            asked.addTimeout(deadline_s, self._clock)
-            .addCallback(self._write, number)
-            .addCallback(self._written, source, number, began_s)
-            .addErrback(self._failed, source, number)
-            .addBoth(self._answered, asked, source)
+            asked.addTimeout(GRACE_S, self._clock)
+            .addCallback(self._shared, source)
+            .addErrback(self._not_shared, source)
+            .addBoth(self._answered, asked, source, 0)
             .addErrback(self._broken)
         )
 
-    def _write(self, response: Response, number: int) -> Deferred[bool]:
-        if not isinstance(response, BlockData):
-            raise RemoteError("the answer to GetBlock is something else")
-        self._totals.received_bytes += len(response.data)
-        self._writing += 1
-        return self._writes.submit((number, response.data)).addBoth(self._rested)
+    def _shared(self, response: Response, source: Source) -> None:
+        if not isinstance(response, ShareData):
+            raise RemoteError("the answer to GetShare is something else")
+        source.sharing = False
+        source.share |= response.slices
+        source.shared_out = not response.slices
 
-    def _rested(self, result: T) -> T:
-        self._writing -= 1
+    def _not_shared(self, failure: Failure, source: Source) -> None:
+        """A client that does not share out is asked for everything."""
+        source.sharing = False
+        if failure.check(RemoteError):
+            source.share, source.shared_out = FULL, True
+        elif not self._ended:
+            source.failed(self._clock.seconds())
+            self._tell_nothing(source, failure.getErrorMessage())
+
+    def _ask(self, source: Source, numbers: list[int]) -> None:
+        deadline_s = source.deadline_s(len(numbers))
+        source.in_flight += len(numbers)
+        began_s = self._clock.seconds()
+        asked = source.candidate.ask(self._request(source, numbers))
+        self._asked.add(asked)
+        (
+            asked.addTimeout(deadline_s, self._clock)
+            .addCallback(self._write, source, numbers)
+            .addCallback(self._written, source, began_s)
+            .addErrback(self._failed, source, numbers)
+            .addBoth(self._answered, asked, source, len(numbers))
+            .addErrback(self._broken)
+        )
+
+    def _request(self, source: Source, numbers: list[int]) -> Request:
+        numbers.sort()
+        if source.candidate.bulk:
+            return GetBlocks(self._vpath, self._index.image, tuple(numbers))
+        (number,) = numbers
+        file, block = self._blocks.by_number(number)
+        return GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
+
+    def _given(self, response: Response, numbers: list[int]) -> list[tuple[int, bytes]]:
+        """The blocks of an answer; of one that has another size than it should have all are wrong. Raises RemoteError for no answer."""
+        match response:
+            case BlockData(data):
+                return [(numbers[0], data)]
+            case BlocksData(data, lacks):
+                given, at = [], 0
+                for number in numbers:
+                    if number not in lacks:
+                        size = self._blocks.bytes_of((number,))
+                        given.append((number, data[at : at + size]))
+                        at += size
+                return given if at == len(data) else [(number, b"") for number in numbers]
+        raise RemoteError("the answer to a request for blocks is something else")
+
+    def _write(self, response: Response, source: Source, numbers: list[int]) -> Deferred[list[tuple[int, bool]]]:
+        given = self._given(response, numbers)
+        self._totals.received_bytes += sum(len(data) for _, data in given)
+        if len(given) < len(numbers):
+            here = {number for number, _ in given}
+            self._lacking(source, [number for number in numbers if number not in here], "it does not have it")
+        self._writing += len(given)
+        return self._writes.submit(given).addBoth(self._rested, len(given))
+
+    def _write_all(self, groups: list[list[tuple[int, bytes]]]) -> Deferred[list[list[tuple[int, bool]]]]:
+        """One job for what came in several answers."""
+
+        def parted(results: list[bool]) -> list[list[tuple[int, bool]]]:
+            left = iter(results)
+            return [[(number, next(left)) for number, _ in group] for group in groups]
+
+        return self._staging.write([block for group in groups for block in group]).addCallback(parted)
+
+    def _rested(self, result: T, blocks: int) -> T:
+        self._writing -= blocks
         return result
 
-    def _written(self, good: bool, source: Source, number: int, began_s: float) -> None:
+    def _written(self, written: list[tuple[int, bool]], source: Source, began_s: float) -> None:
         now_s = self._clock.seconds()
-        if not good:
+        bad = [number for number, good in written if not good]
+        if len(bad) < len(written):
+            source.gave(now_s - began_s, len(written) - len(bad))
+            self.last_good_s = now_s
+        completed = [number for number, good in written if good and self._plan.arrived(number)]
+        if bad:
             self._hush.warn(
                 self._log,
                 "wrong bytes",
@@ -189,27 +352,35 @@ class BlockFetch:
                 source=source.candidate.name,
                 image=self._index.image.hex(),
             )
-            self._totals.bad_blocks += 1
+            self._totals.bad_blocks += len(bad)
             source.lied(now_s)
-            self._plan.failed(number, source.candidate.key)
-            return
-        source.gave(now_s - began_s)
-        self.last_good_s = now_s
-        if self._plan.arrived(number):
+            for number in bad:
+                self._plan.failed(number, source.candidate.key)
+        if completed:
             self._progressed()
 
-    def _failed(self, failure: Failure, source: Source, number: int) -> None:
-        self._plan.failed(number, source.candidate.key)
+    def _failed(self, failure: Failure, source: Source, numbers: list[int]) -> None:
+        for number in numbers:
+            self._plan.failed(number, source.candidate.key)
         if self._ended:
             return
         if failure.check(DiskError, DownloadFailed):
             self._end(failure)
             return
-        now_s = self._clock.seconds()
         if failure.check(RemoteError):
-            source.lacked(slice_of(number, self._index.block_count), now_s)
+            self._lacking(source, numbers, failure.getErrorMessage())
         else:
-            source.failed(now_s)
+            source.failed(self._clock.seconds())
+            self._tell_nothing(source, failure.getErrorMessage())
+
+    def _lacking(self, source: Source, numbers: list[int], reason: str) -> None:
+        for number in numbers:
+            self._plan.failed(number, source.candidate.key)
+        for part in {slice_of(number, self._index.block_count) for number in numbers}:
+            source.lacked(part, self._clock.seconds())
+        self._tell_nothing(source, reason)
+
+    def _tell_nothing(self, source: Source, reason: str) -> None:
         self._hush.info(
             self._log,
             "no block",
@@ -217,12 +388,12 @@ class BlockFetch:
             "{source} did not give a block of {image}: {reason}",
             source=source.candidate.name,
             image=self._index.image.hex(),
-            reason=failure.getErrorMessage(),
+            reason=reason,
         )
 
-    def _answered(self, _: None, asked: Deferred[Response], source: Source) -> None:
+    def _answered(self, _: None, asked: Deferred[Response], source: Source, blocks: int) -> None:
         self._asked.discard(asked)
-        source.in_flight -= 1
+        source.in_flight -= blocks
         self._pump()
 
     def _end(self, failure: Failure | None) -> None:
@@ -238,7 +409,8 @@ class BlockFetch:
         self._let_go()
 
     def _let_go(self) -> None:
-        if self._tick is not None and self._tick.active():
-            self._tick.cancel()
+        for call in (self._tick, self._nudged):
+            if call is not None and call.active():
+                call.cancel()
         for chain in list(self._asked):
             chain.cancel()

@@ -11,6 +11,7 @@ import random
 from array import array
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from math import inf
 
 from ciruela.index.tree import Index
 from ciruela.model.ids import HASH_BYTES
@@ -79,7 +80,7 @@ class Plan:
             if not self._queues[part]:
                 self._open &= ~(1 << part)
         else:
-            late = self._late(asker, mask, now_s - late_s)
+            late = None if late_s == inf else self._late(asker, mask, now_s - late_s)
             if late is None:
                 return None
             number = late
@@ -97,6 +98,16 @@ class Plan:
             ):
                 return number
         return None
+
+    @property
+    def wanted(self) -> int:
+        """The slices of which some block is neither here nor asked for."""
+        return self._open
+
+    def unasked(self, mask: int) -> int:
+        """How many blocks of the slices of ``mask`` are neither here nor asked for."""
+        wanted = self._open & mask
+        return sum(len(queue) for number, queue in enumerate(self._queues) if wanted >> number & 1)
 
     def failed(self, number: int, asker: object) -> None:
         """``asker`` did not give the block; it is asked for again unless somebody else still owes it."""

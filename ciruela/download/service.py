@@ -65,6 +65,7 @@ class Downloads:
         rng: random.Random,
         now_ms: NowMs,
         in_thread: InThread = in_place,
+        me: bytes = b"",
     ) -> None:
         self._configs = configs
         self._ledger = ledger
@@ -76,6 +77,7 @@ class Downloads:
         self._clock = clock
         self._rng = rng
         self._now_ms = now_ms
+        self._me = me
         self._running: dict[VPath, Download] = {}
         self._mending: list[Deferred[Index]] = []
         self.totals = Totals()
@@ -328,6 +330,7 @@ class Downloads:
             self.totals,
             self._clock,
             self._rng,
+            self._me,
         )
         return download.block_fetch.run()
 
@@ -416,8 +419,7 @@ class Downloads:
     def _not_left(self, failure: Failure, download: Download) -> None:
         """What cannot be removed now is removed by the next start, or the next download of the same image."""
         if failure.check(DiskError):
-            error = failure.getErrorMessage()
-            self._log.error("{vpath}: what was downloaded cannot be removed: {error}", vpath=str(download.vpath), error=error)
+            self._log.error("{vpath}: cannot be removed: {why}", vpath=str(download.vpath), why=failure.getErrorMessage())
         else:
             self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(download.vpath))
 

@@ -21,7 +21,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BlockData, GetBlock
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks
 from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
 
@@ -102,7 +102,7 @@ def _nobody(_vpath: VPath, _image: ImageId) -> None:
 
 
 class BlockService:
-    """Answers GetBlock. Requests for one image are read together, in batches."""
+    """Answers GetBlock and GetBlocks. Single blocks of one image are read together, in batches."""
 
     _log = Logger()
 
@@ -130,14 +130,46 @@ class BlockService:
             vpath = VPath.parse(request.hint.vpath)
         except ValueError as error:
             return fail(RemoteError(f"the hint is not a virtual path: {error}"))
-        images = []
-        pending = self._ledger.pending(vpath)
-        if pending is not None:
-            images.append(pending.state.image)
-        committed = self._ledger.committed(vpath)
-        if committed is not None and committed.image not in images:
-            images.append(committed.image)
-        return self._first(request, vpath, images)
+        return self._first(request, vpath, self._images(vpath))
+
+    def give_many(self, request: GetBlocks) -> Deferred[BlocksData]:
+        """Fires with the blocks that are here; fails with RemoteError for an image that is not, or more than an answer may hold."""
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError as error:
+            return fail(RemoteError(f"not a virtual path: {error}"))
+        if request.image not in self._images(vpath):
+            return fail(RemoteError("image not found"))
+
+        def look(entry: tuple[Index, BlockMap] | None) -> Deferred[BlocksData]:
+            if entry is None:
+                self._missed(None, vpath, request.image)
+                raise RemoteError("its index is not here")
+            index, blocks = entry
+            if request.numbers and request.numbers[-1] >= len(blocks):
+                raise RemoteError(f"there is no block {request.numbers[-1]}")
+            if blocks.bytes_of(request.numbers) > MOST_BULK_BYTES:
+                raise RemoteError(f"at most {MOST_BULK_BYTES} bytes are given at once")
+            return self._disk.read_blocks(vpath, index, request.numbers).addCallback(self._joined, request, vpath)
+
+        return self._catalog.get(request.image).addCallback(look)
+
+    def _joined(self, found: list[bytes | None], request: GetBlocks, vpath: VPath) -> BlocksData:
+        here = [data for data in found if data is not None]
+        lacks = tuple(number for number, data in zip(request.numbers, found, strict=True) if data is None)
+        if lacks:
+            self._missed(None, vpath, request.image)
+        data = b"".join(here)
+        self._served.add(vpath)
+        self.sent_blocks += len(here)
+        self.sent_bytes += len(data)
+        return BlocksData(data, lacks)
+
+    def _images(self, vpath: VPath) -> list[ImageId]:
+        """The images at ``vpath`` of which something may be here: the one on its way, then the one that stands there."""
+        pending, committed = self._ledger.pending(vpath), self._ledger.committed(vpath)
+        states = (None if pending is None else pending.state, committed)
+        return list(dict.fromkeys(state.image for state in states if state is not None))
 
     def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[BlockData]:
         if not images:

@@ -19,7 +19,10 @@ Ask = Callable[[Request], Deferred[Response]]
 
 FIRST_WINDOW = 8
 MOST_WINDOW = 64
-"""Requests in flight per source: where loopback and LAN throughput flattens (64 blocks are 2 MiB)."""
+"""Blocks in flight per source: where loopback and LAN throughput flattens (64 blocks are 2 MiB)."""
+
+BULK_BLOCKS = 16
+"""Blocks of one answer: 512 KiB. What an answer costs by itself is small then, and others do not wait long for what is in it."""
 
 SLOW_S = 2.0
 """An answer that takes longer shrinks the source's window: what is in flight should not queue up."""
@@ -54,8 +57,9 @@ class Totals:
 class Candidate:
     """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.
 
-    ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: requests that may be in flight, at most; less than
-    MOST_WINDOW where several downloads share a connection.
+    ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: blocks that may be in flight, at most; less than
+    MOST_WINDOW where several downloads share a connection. ``bulk``: it understands GetBlocks. ``machine``: which node it is, if that is
+    known; ``served``: a client gives to it.
     """
 
     key: object
@@ -65,11 +69,18 @@ class Candidate:
     seed: bool
     hearsay: bool = False
     most: int = MOST_WINDOW
+    bulk: bool = False
+    machine: bytes | None = None
+    served: bool = False
 
 
 @dataclass
 class Source:
-    """A candidate with its record."""
+    """A candidate with its record.
+
+    Of a client that shares out: ``share``, the slices that it promised to this node; ``sharing`` while it is asked for more; ``shared_out``
+    once it has promised everything, here or elsewhere.
+    """
 
     candidate: Candidate
     window: int = FIRST_WINDOW
@@ -81,28 +92,36 @@ class Source:
     blocks: int = 0
     denied: int = 0
     denied_until_s: float = 0.0
+    share: int = 0
+    sharing: bool = False
+    shared_out: bool = False
 
     @property
     def mask(self) -> int:
         """The slices worth asking for."""
         return self.candidate.mask & ~self.denied
 
-    def ready(self, now_s: float) -> bool:
-        """Whether another request may go out."""
-        return self.in_flight < min(self.window, self.candidate.most) and now_s >= self.rest_until_s and self.bad_blocks < MOST_BAD_BLOCKS
+    def room(self, now_s: float) -> int:
+        """How many blocks may be asked for now: one, or as many as make an answer where that is understood."""
+        if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:
+            return 0
+        free = min(self.window, self.candidate.most) - self.in_flight
+        if not self.candidate.bulk:
+            return int(free > 0)
+        return min(free, BULK_BLOCKS) if free >= BULK_BLOCKS or not self.in_flight else 0
 
-    def deadline_s(self) -> float:
-        """Seconds to wait for the next answer, with all that is in flight before it."""
-        return GRACE_S + (self.in_flight + 1) * BLOCK_BYTES / LEAST_RATE
+    def deadline_s(self, blocks: int = 1) -> float:
+        """Seconds to wait for an answer with so many blocks, with all that is in flight before it."""
+        return GRACE_S + (self.in_flight + blocks) * BLOCK_BYTES / LEAST_RATE
 
-    def gave(self, took_s: float) -> None:
-        """A good block came, ``took_s`` seconds after it was asked for."""
+    def gave(self, took_s: float, blocks: int = 1) -> None:
+        """Good blocks came in one answer, ``took_s`` seconds after they were asked for."""
         self.failures = 0
-        self.blocks += 1
+        self.blocks += blocks
         if took_s > SLOW_S:
-            self.window = max(2, self.window - 1)
-        elif self.window < MOST_WINDOW:
-            self.window += 1
+            self.window = max(2, self.window - blocks)
+        else:
+            self.window = max(self.window, min(MOST_WINDOW, self.window + blocks))
 
     def lacked(self, part: int, now_s: float) -> None:
         """It answered that it cannot give a block of slice ``part``.

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ciruela.download.sources import MOST_WINDOW, Candidate
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Link, Wire
 from ciruela.tracking.watches import Watches
 
-MOST_PEERS = 6
-"""Peers that blocks of one image are asked from at a time."""
+MOST_PEERS = 16
+"""Peers that blocks of one image are exchanged with at a time."""
 
 
 class Holder(Protocol):
@@ -23,6 +23,14 @@ class Holder(Protocol):
     @property
     def address(self) -> Address:
         """Where it listens."""
+
+    @property
+    def machine(self) -> MachineId:
+        """Which node it is."""
+
+    @property
+    def source(self) -> bool:
+        """Whether a client gives to it."""
 
     @property
     def mask(self) -> int:
@@ -69,8 +77,9 @@ class Suppliers:
         """Who may give blocks of ``wanting``, or its ``index``. ``others`` are all downloads: they share the connections of clients."""
         found = [self._seed(link, others) for link in self._watches.sources(wanting.image)]
         holders = {holder.address: holder for holder in self._rumors.holders(wanting.vpath, wanting.image) if holder.has_index or not index}
-        useful = [address for address, holder in holders.items() if index or holder.mask & wanting.missing_slices]
-        found.extend(self._peer(address, holders[address].mask, hearsay=False) for address in self._neighbors(wanting, useful))
+        useful = list(holders)
+        neighbors = [holders[address] for address in self._neighbors(wanting, useful)]
+        found.extend(self._peer(one.address, one.mask, hearsay=False, machine=one.machine, served=one.source) for one in neighbors)
         guesses = [address for address in wanting.hints if address not in holders]
         if not found and not guesses:
             guesses = [address for address in self._rumors.taking(wanting.vpath.key) if address not in holders]
@@ -81,10 +90,22 @@ class Suppliers:
     def _seed(self, link: Link, others: Sequence[Wanting]) -> Candidate:
         """A client; the downloads that it can give to share its connection."""
         sharing = sum(1 for one in others if link in self._watches.sources(one.image))
-        return Candidate(link, link.name, link.ask, FULL, seed=True, most=max(1, MOST_WINDOW // max(1, sharing)))
+        most = max(1, MOST_WINDOW // max(1, sharing))
+        return Candidate(link, link.name, link.ask, FULL, seed=True, most=most, bulk=link.bulk)
 
-    def _peer(self, address: Address, mask: int, *, hearsay: bool) -> Candidate:
-        return Candidate(address, str(address), lambda request: self._wire.ask(address, request), mask, seed=False, hearsay=hearsay)
+    def _peer(self, address: Address, mask: int, *, hearsay: bool, machine: bytes | None = None, served: bool = False) -> Candidate:
+        return Candidate(
+            address,
+            str(address),
+            lambda request: self._wire.ask(address, request),
+            mask,
+            seed=False,
+            hearsay=hearsay,
+            bulk=self._wire.bulk(address),
+            most=32,
+            machine=machine,
+            served=served,
+        )
 
     def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:
         """Up to MOST_PEERS of those that have what is missing; who was asked before stays."""

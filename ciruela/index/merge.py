@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 
@@ -16,37 +16,40 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import File, Index
 from ciruela.model.ids import HASH_BYTES, BlockHash
 
+Content = tuple[bool, int, bytes]
+"""What makes two files the same: mode, size, and hashes or, between indexes of different kinds, the path instead of these."""
 
-def _content(file: File) -> tuple[bool, int, bytes]:
-    return file.executable, file.size, file.hashes
+
+def _content(file: File, alike: bool) -> Content:
+    return file.executable, file.size, file.hashes if alike else file.path.encode("utf-8", "surrogateescape")
 
 
 def same_files(wanted: Index, theirs: Index) -> list[tuple[File, File]]:
     """Pairs (file of ``wanted``, file of ``theirs`` with the same mode and content), at most one for each file of ``wanted``, in its order.
 
     A file at the same path is preferred, else it is the first in order: moved and renamed files are found, and one file of ``theirs`` may
-    serve several. Empty files are left out. Indexes of different hash kinds have nothing in common.
+    serve several. Empty files are left out. Between indexes of different hash kinds files of the same path and size are paired: whoever
+    uses one has to hash it anyway.
     """
-    if wanted.kind is not theirs.kind:
-        return []
+    alike = wanted.kind is theirs.kind
     here = {file.path: file for file in theirs.files}
     pairs: list[tuple[File, File | None]] = []
-    elsewhere: dict[tuple[bool, int, bytes], File | None] = {}
+    elsewhere: dict[Content, File | None] = {}
     for file in wanted.files:
         if file.size == 0:
             continue
         other = here.get(file.path)
-        if other is not None and _content(other) == _content(file):
+        if other is not None and _content(other, alike) == _content(file, alike):
             pairs.append((file, other))
         else:
             pairs.append((file, None))
-            elsewhere[_content(file)] = None
+            elsewhere[_content(file, alike)] = None
     if elsewhere:
         for other in theirs.files:
-            content = _content(other)
+            content = _content(other, alike)
             if elsewhere.get(content, other) is None:
                 elsewhere[content] = other
-    found = ((file, other or elsewhere[_content(file)]) for file, other in pairs)
+    found = ((file, other or elsewhere[_content(file, alike)]) for file, other in pairs)
     return [(file, other) for file, other in found if other is not None]
 
 
@@ -80,6 +83,11 @@ class BlockMap:
         """The file that block ``number`` belongs to, and the block's number in it. Raises IndexError."""
         file_number, block = self.place(number)
         return self.files[file_number], block
+
+    def bytes_of(self, numbers: Iterable[int]) -> int:
+        """The size of these blocks together. Raises IndexError."""
+        places = map(self.by_number, numbers)
+        return sum(file.block_size(block) for file, block in places)
 
     def hash_of(self, number: int) -> BlockHash:
         """The hash of block ``number``. Raises IndexError."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 ORDINARY_BYTES = 256 * 1024
 """Largest message that may come at any time (threats A21)."""
 
+BULK_BYTES = 1024 * 1024 + 64 * 1024
+"""Largest message while an answer with many blocks is due."""
+
 STRANGER_BYTES = 64 * 1024
 """The same from one who has not shown a valid signature yet and is no configured peer (threats 6.3)."""
 

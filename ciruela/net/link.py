@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from ciruela.clockwork import Hush
 from ciruela.model.errors import LinkLost
-from ciruela.net.limits import LIMITS, ORDINARY_BYTES, STRANGER_BYTES, STRANGER_QUEUE_BYTES, IsPeer, Limits, Patience, nobody
+from ciruela.net.limits import BULK_BYTES, LIMITS, ORDINARY_BYTES, STRANGER_BYTES, STRANGER_QUEUE_BYTES, IsPeer, Limits, Patience, nobody
 from ciruela.net.strict import Strict
 from ciruela.net.talk import Talk
 from ciruela.proto.messages import Notification, Request, Response
@@ -35,7 +35,9 @@ from ciruela.seams import Address, Counterpart
 
 txaio.use_twisted()
 
-SUBPROTOCOL = "ciruela.v1"
+SUBPROTOCOLS = ("ciruela.v2", "ciruela.v1")
+"""What is spoken, best first. A reference peer neither sends nor answers one; that is version 1."""
+
 PING_S = 1.0
 """A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
 
@@ -77,6 +79,7 @@ class _Websocket(Strict):
     inside_message: bool
 
     name = "a connection"
+    bulk = False
     subprotocol: str | None = None
     ignored_texts = 0
 
@@ -109,6 +112,7 @@ class _Websocket(Strict):
         """Autobahn: the handshake is done."""
         self._cancel_deadline()
         self._opened = True
+        self.bulk = self.subprotocol == SUBPROTOCOLS[0]
         self._set_limit()
         self.transport.registerProducer(self, True)
         self._pulse.start(self._pulse_s, now=False).addErrback(self._no_pulse)
@@ -210,7 +214,11 @@ class _Websocket(Strict):
 
     def _set_limit(self) -> None:
         most = ORDINARY_BYTES if self._talk.trusted else STRANGER_BYTES
-        self.maxFramePayloadSize = self.maxMessagePayloadSize = self._limits.large_bytes if self._talk.large_due else most
+        if self._talk.large_due:
+            most = self._limits.large_bytes
+        elif self._talk.bulk_due:
+            most = BULK_BYTES
+        self.maxFramePayloadSize = self.maxMessagePayloadSize = most
 
     def _most_queued(self) -> int:
         return self._limits.queue_bytes if self._talk.trusted else min(STRANGER_QUEUE_BYTES, self._limits.queue_bytes)
@@ -335,7 +343,7 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
         """Autobahn: the handshake is in order, and the port has let it in; choose the subprotocol."""
-        self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
+        self.subprotocol = next((one for one in SUBPROTOCOLS if one in request.protocols), None)
         return self.subprotocol
 
 
@@ -372,7 +380,7 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
             "Upgrade: websocket",
             f"Sec-WebSocket-Key: {self.websocket_key.decode('ascii')}",
             "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Protocol: {SUBPROTOCOL}",
+            f"Sec-WebSocket-Protocol: {', '.join(SUBPROTOCOLS)}",
         )
         self.http_request_data = "\r\n".join((*lines, "", "")).encode("ascii")
         self.sendData(self.http_request_data)
@@ -400,7 +408,7 @@ def server_links(
     counterpart: Counterpart, clock: IReactorTime, limits: Limits = LIMITS, is_peer: IsPeer = nobody, hush: Hush | None = None
 ) -> WebSocketServerFactory:
     """A factory of accepted links. ``is_peer`` tells whether a configured peer has a numeric address."""
-    factory: Any = WebSocketServerFactory(protocols=[SUBPROTOCOL], server="ciruela", reactor=clock)
+    factory: Any = WebSocketServerFactory(protocols=list(SUBPROTOCOLS), server="ciruela", reactor=clock)
     factory.protocol = ServerLink
     factory.setProtocolOptions(webStatus=False, allowNullOrigin=False)
     factory.is_peer = is_peer
@@ -410,7 +418,7 @@ def server_links(
 
 def client_links(counterpart: Counterpart, clock: IReactorTime, host_header: str, limits: Limits = LIMITS) -> WebSocketClientFactory:
     """A factory of links that connect, with ``host_header`` as Host."""
-    factory: Any = WebSocketClientFactory(protocols=[SUBPROTOCOL], useragent="ciruela", reactor=clock)
+    factory: Any = WebSocketClientFactory(protocols=list(SUBPROTOCOLS), useragent="ciruela", reactor=clock)
     factory.protocol = ClientLink
     factory.noisy = False
     factory.host_header = host_header

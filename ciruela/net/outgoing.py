@@ -311,6 +311,11 @@ class Pool:
         line = self._lines.get(address)
         return line is not None and line.link is not None
 
+    def bulk(self, address: Address) -> bool:
+        """As :meth:`ciruela.seams.Wire.bulk`."""
+        line = self._lines.get(address)
+        return line is not None and line.link is not None and line.link.bulk
+
     def complain(self, address: Address, failure: Failure) -> None:
         """A fault of ours with one connection."""
         self._log.failure("requests to {address} were not dealt with", failure, address=str(address))

@@ -71,6 +71,11 @@ class Talk:
         return self._dialogue.large_due
 
     @property
+    def bulk_due(self) -> bool:
+        """Whether an answer with many blocks is due."""
+        return self._dialogue.bulk_due
+
+    @property
     def over(self) -> bool:
         """Whether the link is gone."""
         return self._over is not None

@@ -13,6 +13,7 @@ import cbor2
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, BlockHash
+from ciruela.model.mask import MASK_BYTES
 from ciruela.model.state import State
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import bounded, fields
@@ -23,11 +24,14 @@ from ciruela.proto.messages import (
     BaseDirData,
     BlockData,
     BlockHint,
+    BlocksData,
     Error,
     GetBaseDir,
     GetBlock,
+    GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetShare,
     Hosts,
     IndexAtData,
     IndexData,
@@ -37,6 +41,7 @@ from ciruela.proto.messages import (
     ReplaceDir,
     Request,
     Response,
+    ShareData,
     UploadAck,
 )
 
@@ -47,10 +52,12 @@ MAX_WATCHERS = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
 MAX_ITEMS_BASE_DIR = 16 * 65_536
+MAX_ITEMS_BULK = 2 * fields.MAX_BULK + 16
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _NAME_BYTES = 64
 _BLOCK_ANSWER = b"\x84\x02\x68GetBlock"
+_BLOCKS_ANSWER = b"\x84\x02\x69GetBlocks"
 _DATA_FIELD = b"\xa1\x64data"
 
 
@@ -93,6 +100,8 @@ _ANSWERS: dict[str, type[Response]] = {
     "GetIndexAt": IndexAtData,
     "GetBlock": BlockData,
     "GetBaseDir": BaseDirData,
+    "GetBlocks": BlocksData,
+    "GetShare": ShareData,
 }
 
 Incoming = RequestIn | ResponseIn | NotificationIn | Ignored
@@ -143,12 +152,14 @@ def _request_params(request: Request) -> Fields:
             return {"path": path, "image": image, "old_image": old_image, **signed}
         case GetIndex(image, hint):
             return {"id": image, "hint": hint}
-        case GetBlock(block, None):
-            return {"hash": block, "hint": None}
-        case GetBlock(block, BlockHint(vpath, path, offset)):
-            return {"hash": block, "hint": [vpath, path, offset]}
+        case GetBlock(block, hint_or_none):
+            return {"hash": block, "hint": None if hint_or_none is None else [hint_or_none.vpath, hint_or_none.path, hint_or_none.offset]}
         case GetIndexAt(path) | GetBaseDir(path):
             return {"path": path}
+        case GetBlocks(path, image, numbers):
+            return {"path": path, "id": image, "blocks": fields.runs_of(numbers)}
+        case GetShare(image, missing):
+            return {"id": image, "missing": missing.to_bytes(MASK_BYTES, "little")}
         case _:
             raise TypeError(f"{type(request).__name__} is not a request")
 
@@ -159,6 +170,8 @@ def _response_params(response: Response) -> Fields:
             return {"accepted": accepted, "reject_reason": reason, "hosts": _hosts_value(hosts)}
         case IndexData(data) | BlockData(data):
             return {"data": data}
+        case ShareData(slices):
+            return {"slices": slices.to_bytes(MASK_BYTES, "little")}
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
         case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending):
@@ -206,6 +219,9 @@ def encode_response(number: int, name: str, response: Response) -> bytes:
         raise TypeError(f"{type(response).__name__} does not answer {name}")
     if isinstance(response, BlockData):
         return b"".join((_BLOCK_ANSWER, cbor2.dumps(number), _DATA_FIELD, _bytes_head(len(response.data)), response.data))
+    if isinstance(response, BlocksData):
+        lacks = b"\xa2\x65lacks" + cbor2.dumps(fields.runs_of(response.lacks))
+        return b"".join((_BLOCKS_ANSWER, cbor2.dumps(number), lacks, _DATA_FIELD[1:], _bytes_head(len(response.data)), response.data))
     return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])
 
 
@@ -321,15 +337,23 @@ _REQUESTS: dict[str, Callable[[Fields], Request]] = {
     "GetIndexAt": lambda f: GetIndexAt(fields.path(fields.required(f, "path"))),
     "GetBlock": lambda f: GetBlock(BlockHash(fields.fixed(fields.required(f, "hash"), "hash", HASH_BYTES)), _block_hint(f.get("hint"))),
     "GetBaseDir": lambda f: GetBaseDir(fields.path(fields.required(f, "path"))),
+    "GetBlocks": lambda f: GetBlocks(
+        fields.path(fields.required(f, "path")),
+        fields.image_id(fields.required(f, "id"), "id"),
+        fields.numbers(fields.required(f, "blocks"), "blocks"),
+    ),
+    "GetShare": lambda f: GetShare(fields.image_id(fields.required(f, "id"), "id"), fields.mask(f, "missing")),
 }
 
 _RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "AppendDir": (MAX_ITEMS_WITH_HOSTS, _ack),
     "ReplaceDir": (MAX_ITEMS_WITH_HOSTS, _ack),
-    "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.plain_data(fields.required(f, "data")))),
+    "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.data(f))),
     "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
-    "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.plain_data(fields.required(f, "data")))),
+    "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
     "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),
+    "GetBlocks": (MAX_ITEMS_BULK, lambda f: BlocksData(fields.data(f), fields.numbers(f.get("lacks", []), "lacks"))),
+    "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.mask(f, "slices"))),
 }
 
 _NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
@@ -356,7 +380,8 @@ def decode(data: bytes) -> Incoming:
     if not listed:
         return Ignored(f"{name!r} is not known here", wanted)
     try:
-        known = fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=MAX_ITEMS))
+        budget = MAX_ITEMS_BULK if name == "GetBlocks" else MAX_ITEMS
+        known = fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget))
         if kind == _REQUEST:
             return RequestIn(number, _REQUESTS[name](known))
         return NotificationIn(_NOTIFICATIONS[name](known))

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from ciruela.model.errors import FormatError
 from ciruela.proto import codec
-from ciruela.proto.messages import Error, GetBaseDir, GetIndex, GetIndexAt, Notification, Request, Response
+from ciruela.proto.messages import Error, GetBaseDir, GetBlocks, GetIndex, GetIndexAt, Notification, Request, Response
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ MAX_STRAYS = 16
 """Answers to nothing and unreadable messages that are forgiven on one connection."""
 
 _LARGE = (GetIndex, GetIndexAt, GetBaseDir)
+_BULK = (GetBlocks,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class TooMany(Exception):
 class _Pending(Generic[T]):
     name: str
     large: bool
+    bulk: bool
     token: T | None
 
 
@@ -94,7 +96,7 @@ class Dialogue(Generic[T]):
         self._next = 1
         self._pending: dict[int, _Pending[T]] = {}
         self._forgotten = 0
-        self._large = 0
+        self._large = self._bulk = 0
         self._unanswered: dict[int, str] = {}
         self.strays = 0
 
@@ -102,6 +104,11 @@ class Dialogue(Generic[T]):
     def large_due(self) -> bool:
         """Whether an answer is due that may be as large as an index. A forgotten request counts until its answer came."""
         return self._large > 0
+
+    @property
+    def bulk_due(self) -> bool:
+        """Whether an answer with many blocks is due. A forgotten request counts as above."""
+        return self._bulk > 0
 
     @property
     def pending(self) -> int:
@@ -119,10 +126,11 @@ class Dialogue(Generic[T]):
             raise TooMany(f"{self._most_pending} requests are waiting on this connection")
         number = self._next
         self._next += 1
-        large = isinstance(request, _LARGE)
+        large, bulk = isinstance(request, _LARGE), isinstance(request, _BULK)
         data = codec.encode_request(number, request)
-        self._pending[number] = _Pending(codec.request_name(request), large, token)
+        self._pending[number] = _Pending(codec.request_name(request), large, bulk, token)
         self._large += large
+        self._bulk += bulk
         return number, data
 
     def forget(self, number: int) -> None:
@@ -130,7 +138,7 @@ class Dialogue(Generic[T]):
         entry = self._pending.get(number)
         if entry is None or entry.token is None:
             return
-        self._pending[number] = _Pending(entry.name, entry.large, None)
+        self._pending[number] = _Pending(entry.name, entry.large, entry.bulk, None)
         self._forgotten += 1
         if self._forgotten > 4 * self._most_pending:
             self._take(next(known for known, old in self._pending.items() if old.token is None))
@@ -139,6 +147,7 @@ class Dialogue(Generic[T]):
         entry = self._pending.pop(number, None)
         if entry is not None:
             self._large -= entry.large
+            self._bulk -= entry.bulk
             self._forgotten -= entry.token is None
         return entry
 
@@ -160,7 +169,7 @@ class Dialogue(Generic[T]):
         waiting = [entry.token for entry in self._pending.values() if entry.token is not None]
         self._pending.clear()
         self._unanswered.clear()
-        self._large = self._forgotten = 0
+        self._large = self._bulk = self._forgotten = 0
         return waiting
 
     def take(self, data: bytes) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:

@@ -5,15 +5,20 @@ The limits are those of threats 6.3; protocol section 3.4 has the types.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, MACHINE_ID_BYTES, ImageId, MachineId
+from ciruela.model.mask import MASK_BYTES
 from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
 from ciruela.model.vpath import MAX_PATH_BYTES
 from ciruela.proto.messages import Hosts
 
 MAX_HOSTS = 1000
+MAX_BULK = 1024
+"""Blocks that one GetBlocks may ask for."""
+
 MAX_NAME_BYTES = 255
 MAX_SIGNATURES = 16
 MAX_TEXT_BYTES = 4096
@@ -94,6 +99,11 @@ def plain_data(value: object) -> bytes:
     return value
 
 
+def data(fields: Fields) -> bytes:
+    """The field ``data``."""
+    return plain_data(required(fields, "data"))
+
+
 def uint(value: object, name: str) -> int:
     """``value`` as an unsigned integer of 64 bits."""
     if type(value) is not int or not 0 <= value <= _MAX_UINT:
@@ -120,6 +130,36 @@ def listed(value: object, name: str, limit: int) -> list[object]:
     if not isinstance(value, list) or len(value) > limit:
         raise FormatError(f"{name} is not a list of at most {limit}")
     return value
+
+
+def runs_of(ascending: Sequence[int]) -> list[int]:
+    """Ascending numbers as runs: first, count, first, count..."""
+    runs: list[int] = []
+    for number in ascending:
+        if runs and number == runs[-2] + runs[-1]:
+            runs[-1] += 1
+        else:
+            runs += (number, 1)
+    return runs
+
+
+def numbers(value: object, name: str) -> tuple[int, ...]:
+    """``value`` as block numbers, written as runs; ascending, at most MAX_BULK of them."""
+    runs = listed(value, name, 2 * MAX_BULK)
+    if len(runs) % 2:
+        raise FormatError(f"{name} has a run without a count")
+    found: list[int] = []
+    for first, count in zip(runs[::2], runs[1::2], strict=True):
+        begin, length = uint(first, name), uint(count, name)
+        if length == 0 or len(found) + length > MAX_BULK or (found and begin <= found[-1]):
+            raise FormatError(f"{name} is not ascending, or has an empty run, or more than {MAX_BULK} numbers")
+        found.extend(range(begin, begin + length))
+    return tuple(found)
+
+
+def mask(fields: Fields, name: str) -> int:
+    """A mask of slices."""
+    return int.from_bytes(fixed(required(fields, name), name, MASK_BYTES), "little")
 
 
 def signatures(fields: Fields) -> tuple[bytes, ...]:

@@ -13,6 +13,9 @@ from ciruela.model.state import State
 Hosts = dict[MachineId, str]
 """Other nodes that take a directory: machine id -> name to resolve."""
 
+MOST_BULK_BYTES = 1024 * 1024
+"""Blocks that one GetBlocks may ask for, in bytes: an answer must not keep others from theirs for long."""
+
 # -- requests -----------------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +79,24 @@ class GetBaseDir:
     path: str
 
 
-Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir
+@dataclass(frozen=True, slots=True)
+class GetBlocks:
+    """As :class:`GetBlock`, many blocks of one image by their numbers in its index, ascending. Only where ``ciruela.v2`` was confirmed."""
+
+    path: str
+    image: ImageId
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetShare:
+    """Node to client: some of the slices of ``missing`` (a mask) that the client has not promised to another node. Only ``ciruela.v2``."""
+
+    image: ImageId
+    missing: int
+
+
+Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
 
@@ -113,6 +133,21 @@ class BlockData:
 
 
 @dataclass(frozen=True, slots=True)
+class BlocksData:
+    """Answer to GetBlocks: the blocks that are here one after another, and the numbers of those that are not."""
+
+    data: bytes
+    lacks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShareData:
+    """Answer to GetShare: a mask of slices, 0 when all that is missing was promised to others."""
+
+    slices: int
+
+
+@dataclass(frozen=True, slots=True)
 class BaseDirData:
     """Answer to GetBaseDir: entry name -> state.
 
@@ -133,7 +168,7 @@ class Error:
     text: str
 
 
-Response = UploadAck | IndexData | IndexAtData | BlockData | BaseDirData | Error
+Response = UploadAck | IndexData | IndexAtData | BlockData | BlocksData | ShareData | BaseDirData | Error
 
 # -- notifications ------------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ ABORT_MEMORY_S = 120.0
 
 FIRST_PAUSE_S = 20.0
 LONGEST_PAUSE_S = 640.0
-"""So long it is not taken again from a peer that has it; twice as long after each further failure of the same upload."""
+"""So long it is not taken again from a peer that has it; twice as long after each failure that follows such a pause."""
 
 GIVEN_UP_MEMORY_S = 2 * 3600.0
 """For so long it is not taken again from a peer that has not got it either. Longer than a download without sources lasts, or two nodes
@@ -70,7 +70,7 @@ class Ledger:
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
         self._aborts: dict[tuple[VPath, ImageId], tuple[float, int, Version]] = {}
-        self._failures: dict[tuple[VPath, ImageId], int] = {}
+        self._failures: dict[tuple[VPath, ImageId], tuple[float, float]] = {}
         self._burials: dict[VPath, Burials] = {}
 
     def fill(self, loaded: Loaded) -> None:
@@ -117,7 +117,11 @@ class Ledger:
         if pending is None:
             return
         key = vpath, pending.state.image
-        self._failures[key] = self._failures.pop(key, 0) + 1
+        now_s = self._clock.seconds()
+        failed_s, pause_s = self._failures.pop(key, (now_s, FIRST_PAUSE_S))
+        if now_s - failed_s >= pause_s:  # else a client would not wait
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        self._failures[key] = now_s, pause_s
         self._aborts.pop(key, None)
         self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)
         for table in (self._aborts, self._failures):
@@ -155,8 +159,7 @@ class Ledger:
         if age_s >= GIVEN_UP_MEMORY_S:
             del self._aborts[(vpath, version.image)]
         if within_s is None:
-            failures = self._failures.get((vpath, version.image), 1)
-            within_s = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
+            within_s = self._failures.get((vpath, version.image), (0.0, FIRST_PAUSE_S))[1]
         return age_s < within_s and version <= entry[2]
 
     def abandoned(self) -> list[Abandoned]:

@@ -62,7 +62,7 @@ class SyncLine(Parsing):
         self.assertEqual((rule.early_hosts, rule.early_fraction, rule.early_timeout_s, rule.deadline_s), (3, 0.75, 30.0, 1800.0))
         self.assertEqual(options.print_progress_s, 30.0)
         common = options.common
-        self.assertEqual((common.port, common.disk_threads, common.hash, common.verbosity), (24783, 4, HashKind.BLAKE2B, 1))
+        self.assertEqual((common.port, common.disk_threads, common.hash, common.verbosity), (24783, 4, None, 1))
         self.assertIs(common.progress, Progress.AUTO)
 
     def test_everything(self) -> None:

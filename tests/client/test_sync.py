@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -12,20 +13,25 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Outcome, Rule
 from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, Row, SyncRun, Upload, World, exit_code
-from ciruela.index.digest import HashKind
+from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.mask import FULL
 from ciruela.proto.messages import (
     AppendDir,
     BlockData,
+    BlocksData,
     GetBaseDir,
     GetBlock,
+    GetBlocks,
     GetIndex,
+    GetShare,
     IndexData,
     ReplaceDir,
     Request,
     Response,
+    ShareData,
 )
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
@@ -518,7 +524,7 @@ class Sources(SynchronousTestCase):
         def ask(request: Request, *published: ImageId) -> Deferred[Response]:
             return source.answer(request, published, lambda image, size: sent.append((image, size)))
 
-        for request in (GetIndex(OTHER, None), GetBlock(other_hash, None)):
+        for request in (GetIndex(OTHER, None), GetBlock(other_hash, None), GetBlocks(PATH, OTHER, (0,))):
             self.failureResultOf(ask(request, IMAGE), RemoteError)
             self.failureResultOf(ask(request), RemoteError)
         self.assertEqual(sent, [])
@@ -549,6 +555,56 @@ class Serving(SyncCase):
             self.failureResultOf(self.ask(request), RemoteError)
         self.assertEqual(self.running().sent_bytes, 0)
         self.assertEqual(self.heard.problems, [])
+
+    def test_serves_many(self) -> None:
+        """Blocks would travel one by one; or a node could make the client gather more than an answer may hold."""
+        self.node(1)
+        self.begin(["n1"])
+        self.assertEqual(self.successResultOf(self.ask(GetBlocks(PATH, IMAGE, (0,)))), BlocksData(BLOCK))
+        self.assertEqual(self.running().sent_bytes, len(BLOCK))
+        for numbers in ((), (1,), (0, 1)):
+            self.failureResultOf(self.ask(GetBlocks(PATH, IMAGE, numbers)), RemoteError)
+        self.failureResultOf(self.ask(GetBlocks(PATH, OTHER, (0,))), RemoteError)
+        self.tree.broken = True
+        answer = self.nodes[1].links[0].ask(GetBlocks(PATH, IMAGE, (0,)))
+        answer.addErrback(lambda failure: failure.trap(RemoteError, LinkLost))
+        self.pass_(0.1)
+        self.assertIn("./dist/x", self.ended(Outcome.FAILED, EXIT_LOCAL).verdict.why)
+
+    def test_too_much_at_once(self) -> None:
+        """The same for blocks that are there."""
+        whole = b"x" * BLOCK_BYTES
+        hashes = HashKind.BLAKE2B.hash(whole) * 40
+        large = Index(IMAGE, HashKind.BLAKE2B, (Directory("/", (File("/x", False, 40 * BLOCK_BYTES, hashes),)),))
+
+        class LargeTree(FakeTree):
+            def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
+                return [whole for _ in hashes]
+
+        source = Source([Offer(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        ask = partial(source.answer, published=(IMAGE,), sent=lambda image, size: None)
+        self.failureResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(33)))), RemoteError)
+        self.assertEqual(self.successResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(32))))), BlocksData(32 * whole))
+
+    def test_shares(self) -> None:
+        """Two nodes would take the same from the client; or what a node took that is gone would be given to nobody."""
+        self.node(1)
+        self.node(2)
+        self.begin(["n1", "n2"])
+        first, second = self.nodes[1].links[0], self.nodes[2].links[0]
+        answers = [link.ask(GetShare(IMAGE, FULL)) for link in (first, second)]
+        self.pass_(0.1)
+        shares = [self.successResultOf(answer).slices for answer in answers]  # type: ignore[union-attr]
+        self.assertEqual(sorted(shares), [0, FULL])
+        taker, other = (first, second) if shares[0] else (second, first)
+        taker.close()
+        self.pass_(0.1)
+        again = other.ask(GetShare(IMAGE, FULL))
+        self.pass_(0.1)
+        self.assertEqual(self.successResultOf(again), ShareData(FULL))
+        refused = other.ask(GetShare(OTHER, FULL))
+        self.pass_(0.1)
+        self.failureResultOf(refused, RemoteError)
 
     def test_reads_together(self) -> None:
         """Requests that come together are read in one job, not in one thread hop each."""

@@ -41,11 +41,14 @@ class MemoryLink:
         self.other: MemoryLink | None = None
         self._talk = Talk(self, counterpart, self._send, self.close, self._hold)
         self._free_s = 0.0
-        self.subprotocol = "ciruela.v1"
 
     @property
     def name(self) -> str:
         return str(self.there)
+
+    @property
+    def bulk(self) -> bool:
+        return not self._hub.old & {self.here, self.there}
 
     @property
     def alive(self) -> bool:
@@ -114,6 +117,9 @@ class _Wire:
     def connected(self, address: Address) -> bool:
         link = self._open.get(address)
         return link is not None and link.alive
+
+    def bulk(self, address: Address) -> bool:
+        return self.connected(address) and self._open[address].bulk
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         if timeout_s is None:
@@ -196,7 +202,8 @@ class Hub:
     """The network. ``loss``, ``duplication``, ``reordering`` are probabilities for a datagram; latencies are in seconds.
 
     ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
-    nodes sent to or wanted a connection to. ``rates`` limit what an address sends on connections, in bytes a second.
+    nodes sent to or wanted a connection to. ``rates`` limit what an address sends on connections, in bytes a second. ``old`` are the
+    addresses that only speak ``ciruela.v1``.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -209,6 +216,7 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self.spoken_to: set[Address] = set()
         self.rates: dict[Address, float] = {}
+        self.old: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
         self._severed: set[frozenset[Address]] = set()
         self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}

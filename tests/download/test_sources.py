@@ -4,6 +4,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.sources import (
+    BULK_BLOCKS,
     DENIED_S,
     FIRST_WINDOW,
     LONGEST_BAD_S,
@@ -43,30 +44,30 @@ class SourceTests(SynchronousTestCase):
     def test_ready(self):
         """Not more than the window, and not while it rests."""
         source = Source(candidate())
-        self.assertTrue(source.ready(0.0))
+        self.assertTrue(source.room(0.0))
         source.in_flight = FIRST_WINDOW
-        self.assertFalse(source.ready(0.0))
+        self.assertFalse(source.room(0.0))
         source.in_flight = 0
         source.failed(10.0)
-        self.assertFalse(source.ready(10.9))
-        self.assertTrue(source.ready(11.0))
+        self.assertFalse(source.room(10.9))
+        self.assertTrue(source.room(11.0))
         source.failed(11.0)
-        self.assertFalse(source.ready(12.9))
-        self.assertTrue(source.ready(13.0))
+        self.assertFalse(source.room(12.9))
+        self.assertTrue(source.room(13.0))
 
     @shows("A7", "F5")
     def test_liar(self):
         """Wrong bytes: 30 s of rest, doubling; after three never again for this image."""
         source = Source(candidate())
         source.lied(0.0)
-        self.assertFalse(source.ready(29.9))
-        self.assertTrue(source.ready(30.0))
+        self.assertFalse(source.room(29.9))
+        self.assertTrue(source.room(30.0))
         source.lied(30.0)
-        self.assertFalse(source.ready(89.9))
-        self.assertTrue(source.ready(90.0))
+        self.assertFalse(source.room(89.9))
+        self.assertTrue(source.room(90.0))
         source.lied(90.0)
         self.assertEqual(source.bad_blocks, MOST_BAD_BLOCKS)
-        self.assertFalse(source.ready(90.0 + 10 * LONGEST_BAD_S))
+        self.assertFalse(source.room(90.0 + 10 * LONGEST_BAD_S))
 
     def test_deadline_counts_what_is_in_flight(self):
         """A slow but honest client is given the time that its queue takes."""
@@ -81,24 +82,24 @@ class SourceTests(SynchronousTestCase):
         source = Source(candidate(mask=0b11))
         source.lacked(0, 0.0)
         self.assertEqual(source.mask, 0b10)
-        self.assertTrue(source.ready(0.0))
+        self.assertTrue(source.room(0.0))
 
     def test_lacked_by_a_guess(self):
         """Who was only guessed to have the image, or a client that cannot read it, rests after a refusal."""
         for one in (candidate(hearsay=True), candidate(seed=True)):
             source = Source(one)
             source.lacked(0, 0.0)
-            self.assertFalse(source.ready(0.5))
-            self.assertTrue(source.ready(1.0))
+            self.assertFalse(source.room(0.5))
+            self.assertTrue(source.room(1.0))
             self.assertEqual(source.mask, FULL)
 
     def test_shared_connection(self):
         """Downloads that share a client's connection share what may be in flight on it."""
         source = Source(Candidate("a", "a", lambda request: Deferred(), FULL, True, most=2))
         source.in_flight = 1
-        self.assertTrue(source.ready(0.0))
+        self.assertTrue(source.room(0.0))
         source.in_flight = 2
-        self.assertFalse(source.ready(0.0))
+        self.assertFalse(source.room(0.0))
 
 
 class SourcesTests(SynchronousTestCase):
@@ -143,3 +144,18 @@ class SourcesTests(SynchronousTestCase):
             [candidate("c", seed=True), candidate("g", hearsay=True), candidate("p", mask=0b101), candidate("q", mask=0b001)], 0.0
         )
         self.assertEqual(sources.claimed_by_peers(), 0b101)
+
+    def test_room_for_many(self):
+        """Answers of one block each would be asked for, or none at all because the window is almost full."""
+        source = Source(Candidate("x", "x", print, FULL, seed=False, bulk=True))
+        self.assertEqual(source.room(0.0), FIRST_WINDOW)
+        source.window = 2 * BULK_BLOCKS + 5
+        self.assertEqual(source.room(0.0), BULK_BLOCKS)
+        source.in_flight = 2 * BULK_BLOCKS
+        self.assertEqual(source.room(0.0), 0)
+        source.gave(0.1, BULK_BLOCKS)
+        self.assertEqual(source.window, 3 * BULK_BLOCKS + 5)
+        source.gave(0.1, 1000)
+        self.assertEqual(source.window, MOST_WINDOW)
+        source.gave(SLOW_S + 1, BULK_BLOCKS)
+        self.assertEqual(source.window, MOST_WINDOW - BULK_BLOCKS)

@@ -12,13 +12,15 @@ from ciruela.disk import states
 from ciruela.gossip import packets
 from ciruela.gossip.envelope import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
 from ciruela.model.errors import FormatError
+from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
 from ciruela.model.printable import escaped
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import MAX_PATH_BYTES, VPath
 from ciruela.proto import bounded, codec
 from ciruela.proto import fields as limits
-from ciruela.proto.messages import BlockData, IndexAtData, IndexData
+from ciruela.proto import messages as m
+from ciruela.proto.messages import BlockData, BlocksData, IndexAtData, IndexData
 from tests.gossip.test_packets import EXAMPLES, HEADER
 from tests.proto import samples
 from tests.proto.samples import VECTORS
@@ -146,7 +148,7 @@ def check_message(data: bytes) -> bool:
             assert len(reason) <= MOST_SAID, reason
             assert escaped(reason, MOST_SAID) == reason, reason
             return False
-    if isinstance(known, IndexData | BlockData | IndexAtData):
+    if isinstance(known, IndexData | BlockData | BlocksData | IndexAtData):
         assert known.data is None or type(known.data) is bytes, type(known.data)
         assert len(known.data or b"") <= len(data)
     else:
@@ -227,13 +229,21 @@ def check_journal(data: bytes) -> bool:
 # -- samples ------------------------------------------------------------------------------------------------------------------
 
 
+NEWER = (
+    codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (0, 1, 2, 7, 300))),
+    codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), 12345)),
+    codec.encode_response(9, "GetBlocks", m.BlocksData(b"data of blocks", (7, 300))),
+    codec.encode_response(10, "GetShare", m.ShareData(345)),
+)
+"""What only ``ciruela.v2`` has."""
+
 MANY = cbor2.dumps([[0] * 126, [None] * 127])
 """As many items as are allowed: with one more it is too much."""
 
 
 def of_kind(kind: int) -> tuple[bytes, ...]:
     """The sample messages whose envelope says ``kind``, and the bombs at the places of their content."""
-    return tuple(data for data in VECTORS.values() if data[:1] in (b"\x83", b"\x84") and data[1] == kind)
+    return tuple(data for data in (*VECTORS.values(), *NEWER) if data[:1] in (b"\x83", b"\x84") and data[1] == kind)
 
 
 def gossip_samples() -> tuple[bytes, ...]:

@@ -73,9 +73,11 @@ class SameFilesTests(SynchronousTestCase):
         self.assertEqual(self.pairs(flat(file("/a", b"")), flat(file("/a", b""))), [])
 
     def test_other_kind(self) -> None:
-        """Hashes of different functions are never comparable, even where the bytes agree."""
-        wanted = flat(file("/a", b"1"))
-        self.assertEqual(self.pairs(wanted, Index(wanted.image, HashKind.BLAKE3, wanted.directories)), [])
+        """The first version with another hash would travel whole; or a file of another size, name or mode would be hashed in vain."""
+        wanted = flat(file("/a", b"1"), file("/b", b"22"), file("/c", b"333"), file("/d", b"4"))
+        theirs = flat(file("/a", b"x"), file("/b", b"2"), file("/c", b"333", executable=True), file("/e", b"4"))
+        pairs = same_files(wanted, Index(wanted.image, HashKind.BLAKE3, theirs.directories))
+        self.assertEqual([(mine.path, other.path) for mine, other in pairs], [("/a", "/a")])
 
 
 class BlockMapTests(SynchronousTestCase):

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net import link as link_module
-from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES, Limits
+from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
 from ciruela.net.link import accelerated, origin_allowed
 from ciruela.net.outgoing import connect
 from ciruela.net.talk import Talk
@@ -24,6 +24,8 @@ from tests.proto import samples as s
 BLOCK = m.GetBlock(s.BLOCK, None)
 INDEX = m.GetIndex(s.image(1), None)
 ACK = m.UploadAck(True, None, s.HOSTS)
+
+OFFER = b"Sec-WebSocket-Protocol: ciruela.v2, ciruela.v1"
 
 
 class Handshake(SynchronousTestCase):
@@ -52,7 +54,12 @@ class Handshake(SynchronousTestCase):
         bench.accept(raw)
         lines = raw.seen.split(b"\r\n")
         self.assertEqual(lines[:3], [b"GET / HTTP/1.1", b"Host: ciruela", b"Origin: http://ciruela/"])
-        for line in (b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Protocol: ciruela.v1"):
+        for line in (
+            b"Connection: upgrade",
+            b"Upgrade: websocket",
+            b"Sec-WebSocket-Version: 13",
+            OFFER,
+        ):
             self.assertIn(line, lines)
         self.assertNotIn(b"extensions", raw.seen.lower())
         raw.send(
@@ -71,21 +78,21 @@ class Handshake(SynchronousTestCase):
         """Both sides have to know that both are ours, to use what the reference lacks."""
         bench = Bench()
         link = bench.link()
-        self.assertEqual(link.subprotocol, "ciruela.v1")
-        self.assertEqual(bench.served().subprotocol, "ciruela.v1")
+        self.assertEqual((link.subprotocol, link.bulk), ("ciruela.v2", True))
+        self.assertEqual((bench.served().subprotocol, bench.served().bulk), ("ciruela.v2", True))
         self.assertEqual(bench.served().name, "10.0.0.9:40000")
 
     def test_newer_client(self) -> None:
         """A client that also offers a second version must still be served."""
         bench = Bench()
         raw = bench.raw_client()
-        offer = b"\r\nSec-WebSocket-Protocol: ciruela.v2, ciruela.v1\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        offer = b"\r\nSec-WebSocket-Protocol: ciruela.v3, ciruela.v1\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
         raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", offer))
         bench.flush()
         self.assertIn(b"Sec-WebSocket-Protocol: ciruela.v1\r\n", raw.seen)
         self.assertNotIn(b"Extensions", raw.seen)
         raw = bench.raw_client()
-        raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: ciruela.v2\r\n\r\n"))
+        raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: ciruela.v3\r\n\r\n"))
         bench.flush()
         self.assertTrue(raw.seen.startswith(b"HTTP/1.1 101 "))
         self.assertNotIn(b"Sec-WebSocket-Protocol", raw.seen)
@@ -351,6 +358,20 @@ class Hostile(SynchronousTestCase):
             self.assertEqual(self.successResultOf(reply), answer)
             self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (ORDINARY_BYTES, ORDINARY_BYTES))
             self.assertTrue(link.alive)
+
+    @shows("A21")
+    def test_limit_rises_for_many_blocks(self) -> None:
+        """Blocks would travel one by one; or a megabyte could come unasked."""
+        bench = Bench()
+        bench.link()
+        served = bench.served()
+        reply = served.ask(m.GetBlocks("/a/b", s.image(1), tuple(range(32))))
+        self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (BULK_BYTES, BULK_BYTES))
+        bench.flush()
+        bench.client.waiting[0].callback(m.BlocksData(b"x" * m.MOST_BULK_BYTES))
+        bench.flush()
+        self.assertEqual(len(self.successResultOf(reply).data), m.MOST_BULK_BYTES)
+        self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (ORDINARY_BYTES, ORDINARY_BYTES))
 
     def test_large_answer_to_a_small_question(self) -> None:
         """A block cannot be larger than a block."""

@@ -29,6 +29,9 @@ BAD = [
     [2, "AppendDir", 1, {"accepted": True, "reject_reason": None, "hosts": None}],
     [2, "AppendDir", 1, {"accepted": 1, "reject_reason": None, "hosts": {}}],
     [2, "Error", 1, {"text": "no"}],
+    [1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": [-1, 1]}],
+    [1, "GetShare", 1, {"id": b"\1" * 32, "missing": b"\1" * 31}],
+    [2, "GetShare", 1, {"slices": 5}],
     [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],
 ]
 
@@ -43,6 +46,10 @@ class Documentation(SynchronousTestCase):
             schema.validate_cbor(s.VECTORS[name])
         watched = m.BaseDirData(b"\1" * 32, b"\2" * 32, s.DIRS, {"v1": (s.machine(1),)})
         schema.validate_cbor(codec.encode_response(1, "GetBaseDir", watched))
+        schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1, 2, 7))))
+        schema.validate_cbor(codec.encode_response(1, "GetBlocks", m.BlocksData(b"data", (7,))))
+        schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), 5)))
+        schema.validate_cbor(codec.encode_response(1, "GetShare", m.ShareData(1)))
 
     def test_tolerance(self) -> None:
         """What the program tolerates is documented as allowed."""

@@ -67,6 +67,52 @@ class Vectors(SynchronousTestCase):
         self.assertEqual(list(cbor2.loads(data)[3]), ["config_hash", "keep_list_hash", "dirs", "watches", "pending"])
 
 
+class BulkTests(SynchronousTestCase):
+    """Many blocks in one answer."""
+
+    def test_round_trip(self) -> None:
+        """Blocks would be asked for, and given, under other numbers than those that they have."""
+        for numbers in ((), (0,), (0, 1, 2), (5, 7, 8, 9, 1 << 40), tuple(range(0, 2048, 2))):
+            request = m.GetBlocks("/dir1/a/v1", s.image(1), numbers)
+            self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
+            for data in (b"", b"x" * 23, b"x" * 300, b"x" * 70_000):
+                answer = m.BlocksData(data, numbers)
+                self.assertEqual(codec.decode(codec.encode_response(9, "GetBlocks", answer)), codec.ResponseIn(9, "GetBlocks", answer))
+
+    def test_shares(self) -> None:
+        """A node would take what was promised to another."""
+        for mask in (0, 1, 1 << 255, (1 << 256) - 1):
+            request, answer = m.GetShare(s.image(1), mask), m.ShareData(mask)
+            self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
+            self.assertEqual(codec.decode(codec.encode_response(9, "GetShare", answer)), codec.ResponseIn(9, "GetShare", answer))
+        for bad in (b"", b"\0" * 31, b"\0" * 33, 0, None):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "GetShare", 1, {"id": b"\1" * 32, "missing": bad}]))
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetShare", 1, {"slices": bad}]))
+
+    def test_bad_numbers(self) -> None:
+        """A request of a few bytes would make a node count to two to the power of 64, or read a block a thousand times."""
+        bad: tuple[object, ...] = (
+            [0],
+            [0, 0],
+            [0, 1025],
+            [0, 1024, 2000, 1],
+            [5, 2, 6, 1],
+            [5, 1, 4, 1],
+            [0, 1 << 63],
+            [-1, 1],
+            [0.5, 1],
+            {},
+            5,
+        )
+        for blocks in bad:
+            data = cbor2.dumps([1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": blocks}])
+            self.assertRaises(FormatError, codec.decode, data)
+        for lacks in bad:
+            data = cbor2.dumps([2, "GetBlocks", 1, {"data": b"", "lacks": lacks}])
+            self.assertRaises(FormatError, codec.decode, data)
+        self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetBlocks", 1, {"lacks": []}]))
+
+
 def append(**changes: object) -> bytes:
     params = {"path": "/dir1/a/v1", "image": b"\x11" * 32, "timestamp": s.T, "signatures": [["ssh-ed25519", b"\x55" * 64]]}
     params.update(changes)

@@ -78,6 +78,14 @@ class Asking(SynchronousTestCase):
         talk.take(codec.encode_response(number, "GetIndex", m.IndexData(b"")))
         self.assertFalse(talk.large_due)
 
+    def test_bulk_answers_are_expected_until_they_came(self) -> None:
+        """The same for many blocks; a connection on which none are due takes no such message."""
+        talk: Dialogue[int] = Dialogue()
+        number, _ = talk.ask(m.GetBlocks("/a/b", s.image(1), (1,)), 1)
+        self.assertEqual((talk.bulk_due, talk.large_due), (True, False))
+        talk.take(codec.encode_response(number, "GetBlocks", m.BlocksData(b"")))
+        self.assertFalse(talk.bulk_due)
+
     def test_end(self) -> None:
         """Requests that nobody fails hang for ever."""
         talk: Dialogue[int] = Dialogue()

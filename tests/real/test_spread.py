@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.hashes import OURS
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
 from ciruela.model.ids import parse_image_id
@@ -127,4 +128,4 @@ class SpreadTests(SynchronousTestCase):
         self.assertEqual(done.stdout, stored.read_bytes())
         self.assertEqual(stored.stem, cluster.nodes[0].has("/apps/v1"))
         self.assertIn(b"Indexed", done.stderr)
-        self.assertEqual(parse(stored.read_bytes(), parse_image_id(stored.stem)).kind, HashKind.BLAKE2B)
+        self.assertEqual(parse(stored.read_bytes(), parse_image_id(stored.stem)).kind, OURS)

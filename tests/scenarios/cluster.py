@@ -10,6 +10,7 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, succeed
 
 from ciruela.cleanup.around import Safeguards
+from ciruela.client.shares import Shares
 from ciruela.daemon.node import Node, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
@@ -23,12 +24,16 @@ from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
     BlockData,
+    BlocksData,
     GetBlock,
+    GetBlocks,
     GetIndex,
+    GetShare,
     IndexData,
     PublishImage,
     ReceivedImage,
     ReplaceDir,
+    ShareData,
     UploadAck,
 )
 from ciruela.seams import Address
@@ -72,6 +77,7 @@ class Image:
                 self.blocks[hashes[-1]] = data
             entries.append(File(f"/{name}", False, size, b"".join(hashes)))
         self.id, self.data = emit(HashKind.BLAKE2B, [Directory("/", tuple(entries))])
+        self.order = [entry.block_hash(number) for entry in entries for number in range(entry.block_count)]
 
 
 class Client:
@@ -87,6 +93,7 @@ class Client:
         self.aborted: list[AbortedImage] = []
         self.given: list[bytes] = []
         self.serving = True
+        self.shares = {one.id: Shares(len(one.order), cluster.rng) for one in (image, *more)}
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
         """Connect to the targets, from the first one's side of a partition, and ask for the upload."""
@@ -122,11 +129,17 @@ class Client:
             return Deferred()
         for image in (self.image, *self.more):
             match request:
+                case GetShare(image=image.id) if image.id in self.shares:
+                    return succeed(ShareData(self.shares[image.id].take(link, request.missing)))
                 case GetIndex(image=image.id):
                     return succeed(IndexData(image.data))
                 case GetBlock() if request.hash in image.blocks:
                     self.given.append(request.hash)
                     return succeed(BlockData(image.blocks[request.hash]))
+                case GetBlocks(image=image.id):
+                    hashes = [image.order[number] for number in request.numbers]
+                    self.given.extend(hashes)
+                    return succeed(BlocksData(b"".join(image.blocks[one] for one in hashes)))
         return fail(RemoteError("not here"))
 
     def notified(self, link, notification) -> None:
@@ -139,6 +152,8 @@ class Client:
     def lost(self, link) -> None:
         if link in self.links:
             self.links.remove(link)
+        for shares in self.shares.values():
+            shares.left(link)
 
 
 class Cluster:

@@ -45,6 +45,42 @@ class UploadTests(SynchronousTestCase):
         self.assertEqual(len(cluster.holders(V1, LARGE)), 3)
         self.assertLess(len(client.given), 2 * len(LARGE.blocks))
 
+    def test_shared_out(self):
+        """The client would send more, the more nodes there are; or one node would have to give everything to all others."""
+        cluster = Cluster(8, latency_s=0.01)
+        cluster.run(10.0)
+        client = Client(cluster, LARGE)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 8)
+        self.assertEqual(len(cluster.holders(V1, LARGE)), 8)
+        self.assertLess(len(client.given), 1.3 * len(LARGE.blocks))
+        given = [node.blocks.sent_blocks for node in cluster.nodes.values()]
+        self.assertLess(max(given), 2.5 * len(LARGE.blocks))
+
+    @shows("A58", "F52")
+    def test_one_of_three_dies(self):
+        """What the client promised to a node that dies in the middle would never come."""
+        cluster = Cluster(8, latency_s=0.05)
+        cluster.run(10.0)
+        client = Client(cluster, LARGE)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(10.0, until=lambda: len(client.given) > len(LARGE.blocks) // 3)
+        self.assertEqual(cluster.holders(V1, LARGE), set())
+        cluster.kill(2)
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 7)
+        self.assertEqual(len(cluster.holders(V1, LARGE)), 7)
+
+    def test_mixed_versions(self):
+        """Nodes of the version before, and a client that is, would not get or give anything."""
+        for old in ((1, 4), (2, 3, 4), (1, 2, 3)):
+            cluster = Cluster(4, latency_s=0.01)
+            cluster.hub.old = set(cluster.addresses(*old))
+            cluster.run(10.0)
+            client = Client(cluster, LARGE)
+            client.upload(V1, cluster.addresses(1, 2))
+            cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 4)  # noqa: B023
+            self.assertEqual(len(cluster.holders(V1, LARGE)), 4)
+
     def test_twenty(self):
         """Twenty nodes; the client gives to three, and is told of all."""
         self.upload(20)

@@ -17,6 +17,7 @@ from ciruela.client.sync import ClusterRun, Row, Upload, World
 from ciruela.gossip.envelope import NullKeyring
 from ciruela.gossip.packets import BaseHash, Complete, Deleted, Download, Header, Item, Member, Watch, encode_packets
 from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId, MachineId
@@ -27,8 +28,10 @@ from ciruela.proto.messages import (
     AppendDir,
     BaseDirData,
     BlockData,
+    BlocksData,
     GetBaseDir,
     GetBlock,
+    GetBlocks,
     GetIndex,
     IndexData,
     Notification,
@@ -64,6 +67,7 @@ class Picture:
         }
         spec = {**common, **own}
         self.index, self.data = index_bytes(spec)
+        self.map = BlockMap(self.index)
         self.id = self.index.image
         self.tree = flat(spec)
         self.blocks: dict[BlockHash, bytes] = {}
@@ -139,6 +143,8 @@ class Uploader:
                     return succeed(IndexData(picture.data))
                 case GetBlock() if request.hash in picture.blocks:
                     return succeed(BlockData(picture.blocks[request.hash]))
+                case GetBlocks(image=picture.id):
+                    return succeed(BlocksData(b"".join(picture.blocks[picture.map.hash_of(number)] for number in request.numbers)))
         return fail(RemoteError("not here"))
 
     def notified(self, link: Link, notification: Notification) -> None:
@@ -281,6 +287,9 @@ class Liar:
         if roll < 0.2:
             return fail(RemoteError("a lie"))
         match request:
+            case GetBlocks():
+                lacks = tuple(number for number in request.numbers if rng.random() < 0.3)
+                return succeed(BlocksData(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES))), lacks))
             case GetBlock():
                 return succeed(BlockData(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES)))))
             case GetIndex():

@@ -123,6 +123,13 @@ class LedgerTests(SynchronousTestCase):
                 self.clock.advance(1)
                 pauses[-1] += 1
         self.assertEqual(pauses, [20, 40, 80, 160, 320, 640, 640, 640])
+        self.ledger = Ledger(self.clock)
+        for _ in range(5):
+            self.ledger.begin(pending(V1, A))
+            self.ledger.abort(V1, 0)
+            self.clock.advance(5)
+        self.clock.advance(15)
+        self.assertFalse(self.ledger.recently_aborted(V1, Version(5, A)), "a client that tries again and again makes it no worse")
         self.ledger.commit(V1, state(A, 5))
         self.ledger.begin(pending(V1, A))
         self.ledger.abort(V1, 0)
