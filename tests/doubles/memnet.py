@@ -40,7 +40,6 @@ class MemoryLink:
         self.there = there
         self.other: MemoryLink | None = None
         self._talk = Talk(self, counterpart, self._send, self.close, self._hold)
-        self._free_s = 0.0
 
     @property
     def name(self) -> str:
@@ -88,10 +87,7 @@ class MemoryLink:
         if self._hub.silent(self.here, self.there):
             self._hub.clock.callLater(SILENCE_S, self._given_up)
             return
-        now_s = self._hub.clock.seconds()
-        rate = self._hub.rate(self.here, self.there)
-        self._free_s = max(now_s, self._free_s) + (len(data) / rate if rate else 0.0)
-        self._hub.clock.callLater(self._free_s - now_s + self._hub.latency_s, self._hub.reach, self.there, self._deliver, data)
+        self._hub.carry(self.here, self.there, len(data), lambda: self._hub.reach(self.there, self._deliver, data))
 
     def _deliver(self, data: bytes) -> None:
         if self.other is not None and self.other.alive and self.alive and not self._hub.silent(self.here, self.there):
@@ -202,8 +198,8 @@ class Hub:
     """The network. ``loss``, ``duplication``, ``reordering`` are probabilities for a datagram; latencies are in seconds.
 
     ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
-    nodes sent to or wanted a connection to. ``rates`` limit what an address sends on connections, in bytes a second. ``old`` are the
-    addresses that only speak ``ciruela.v1``.
+    nodes sent to or wanted a connection to. ``rates`` limit what an address sends, and what it gets, on all its connections together, in
+    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -216,6 +212,8 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self.spoken_to: set[Address] = set()
         self.rates: dict[Address, float] = {}
+        self.carried: Counter[Address] = Counter()
+        self._free_s: dict[tuple[Address, bool], float] = {}
         self.old: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
         self._severed: set[frozenset[Address]] = set()
@@ -266,9 +264,28 @@ class Hub:
         """Whether what ``here`` sends to ``there`` vanishes."""
         return bool(self._silences) and (here, there) in self._silences
 
-    def rate(self, here: Address, there: Address) -> float:
-        """Bytes a second between the two; 0 for no limit."""
-        return min((rate for rate in (self.rates.get(here, 0.0), self.rates.get(there, 0.0)) if rate), default=0.0)
+    def carry(self, here: Address, there: Address, size: int, delivered: Callable[[], object]) -> None:
+        """A message waits for its turn at the sender's link, then at the receiver's."""
+        self.carried[here] += size
+        if not self.rates:
+            self.clock.callLater(self.latency_s, delivered)
+            return
+        sent_s = self._through((here, True), size, 0.0)
+        length_s = size / self.rates[here] if here in self.rates else 0.0
+        self.clock.callLater(sent_s, self._sent, there, size, length_s, delivered)
+
+    def _sent(self, there: Address, size: int, length_s: float, delivered: Callable[[], object]) -> None:
+        """It was under way for ``length_s`` already, and so were others that share the receiver's link."""
+        self.clock.callLater(self._through((there, False), size, length_s) + self.latency_s, delivered)
+
+    def _through(self, link: tuple[Address, bool], size: int, begun_s: float) -> float:
+        """Seconds from now until a message is through a link that carries one after the other."""
+        rate = self.rates.get(link[0])
+        if rate is None:
+            return 0.0
+        now_s = self.clock.seconds()
+        free_s = self._free_s[link] = max(now_s, max(now_s - begun_s, self._free_s.get(link, 0.0)) + size / rate)
+        return free_s - now_s
 
     def pause(self, address: Address) -> None:
         """The process there is stopped: what comes for it waits in the kernel. Its timers are the business of ``clock.Timers``."""

@@ -39,7 +39,7 @@ from ciruela.proto.messages import (
 from ciruela.seams import Address
 from tests.doubles.clock import HeapClock
 from tests.doubles.memdisk import MemDisk
-from tests.doubles.memnet import Hub
+from tests.doubles.memnet import OUTSIDE, Hub
 
 START_MS = 1_700_000_000_000
 PORT = 24783
@@ -93,10 +93,11 @@ class Client:
         self.aborted: list[AbortedImage] = []
         self.given: list[bytes] = []
         self.serving = True
+        self.outside = False
         self.shares = {one.id: Shares(len(one.order), cluster.rng) for one in (image, *more)}
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
-        """Connect to the targets, from the first one's side of a partition, and ask for the upload."""
+        """Connect to the targets, from the first one's side of a partition or from ``outside``, and ask for the upload."""
         stamp = self.cluster.now_ms() if stamp is None else stamp
         signature = KEY.sign(signed_bytes(path, self.image.id, stamp)).signature
         if replace:
@@ -114,7 +115,7 @@ class Client:
                     link.tell(PublishImage(request.image))
                     link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
 
-            self.cluster.hub.link(self, address, targets[0]).addCallback(connected)
+            self.cluster.hub.link(self, address, OUTSIDE if self.outside else targets[0]).addCallback(connected)
 
     def leave(self) -> None:
         links, self.links = self.links, []
