@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from ciruela.model.dirconfig import OnConflict
 from ciruela.model.vpath import VPath
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
 
@@ -14,7 +13,7 @@ LARGE = Image(2, {"large": 20_000_000})
 SITE = Image(1, {"big": 2_000_000, "empty": 0, "small": 10, "twin": 10_000})
 
 
-class UploadTests(SynchronousTestCase):
+class UploadTests(UnmeasuredTestCase):
     """A directory given to three nodes is soon on all of them."""
 
     def upload(self, count, loss=0.0, seconds=60.0, seed=1):
@@ -133,7 +132,7 @@ class UploadTests(SynchronousTestCase):
         self.assertEqual(runs[0], runs[1])
 
 
-class FaultTests(SynchronousTestCase):
+class FaultTests(UnmeasuredTestCase):
     """What happens to the cluster happens to real ones."""
 
     @shows("A53", "F48", "G5", "I5")
@@ -395,7 +394,7 @@ class FaultTests(SynchronousTestCase):
         self.assertGreater(sum(node.downloads.totals.bad_blocks for node in cluster.nodes.values()), 0)
 
 
-class TakingTests(SynchronousTestCase):
+class TakingTests(UnmeasuredTestCase):
     """Not every node takes every directory."""
 
     def test_redirect(self):
