@@ -5,38 +5,42 @@ The nodes give each other the rest, so the client sends little more than one cop
 
 from __future__ import annotations
 
-import random
 from collections.abc import Hashable
 
-from ciruela.model.mask import FULL, SLICES
+from ciruela.model.errors import RemoteError
+from ciruela.model.mask import Pieces
 
-BLOCKS_AT_ONCE = 128
-"""A node is promised about so many blocks at a time (2 MiB): faster nodes come back sooner, and get more."""
+BYTES_AT_ONCE = 2 * 1024 * 1024
+"""A node is promised about so much at a time: faster nodes come back sooner, and get more."""
 
 
 class Shares:
-    """The slices of one image of ``block_count`` blocks, and to whom each is promised."""
+    """The pieces of one image of ``total_bytes``, and to whom each is promised."""
 
-    def __init__(self, block_count: int, rng: random.Random) -> None:
-        self._at_once = max(1, BLOCKS_AT_ONCE * SLICES // max(1, block_count))
-        self._order = list(range(SLICES))
-        rng.shuffle(self._order)
+    def __init__(self, pieces: Pieces, total_bytes: int) -> None:
+        self._pieces = pieces
+        self._at_once = max(1, min(pieces.count, BYTES_AT_ONCE * pieces.count // max(1, total_bytes)))
         self._promised: dict[Hashable, int] = {}
 
-    def take(self, taker: Hashable, missing: int) -> int:
-        """Promise some of the slices ``missing`` to ``taker``. Gives them as a mask; 0 when the others have all of them."""
-        free = missing & FULL
+    def take(self, taker: Hashable, missing: bytes) -> bytes:
+        """Promise the first of the pieces ``missing`` to ``taker``. Gives them as a mask; 0 when the others have all of them.
+
+        Raises RemoteError for a mask that is not one of this image.
+        """
+        try:
+            free = self._pieces.from_bytes(missing)
+        except ValueError as error:
+            raise RemoteError(str(error)) from None
         for other, mask in self._promised.items():
             if other != taker:
                 free &= ~mask
         chosen = 0
-        for number in self._order:
-            if free >> number & 1:
-                chosen |= 1 << number
-                if chosen.bit_count() == self._at_once:
-                    break
+        for _ in range(self._at_once):
+            lowest = free & -free
+            chosen |= lowest
+            free ^= lowest
         self._promised[taker] = self._promised.get(taker, 0) | chosen
-        return chosen
+        return self._pieces.to_bytes(chosen)
 
     def left(self, taker: Hashable) -> None:
         """``taker`` is gone; what it did not pass on others may take."""

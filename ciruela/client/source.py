@@ -18,6 +18,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
+from ciruela.proto.packing import part
 from ciruela.seams import InThread
 
 BLOCKS_PER_HOP = 32
@@ -66,10 +67,10 @@ class Source:
             if offer.index.image not in self._shelves:
                 self._shelves[offer.index.image] = _Shelf(offer, in_thread)
 
-    def block_count(self, image: ImageId) -> int:
-        """The number of blocks of an image; 0 for one that is not given here."""
-        shelf = self._shelves.get(image)
-        return 0 if shelf is None else shelf.offer.index.block_count
+    @property
+    def offers(self) -> list[Offer]:
+        """What is given here, each image once."""
+        return [shelf.offer for shelf in self._shelves.values()]
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.
@@ -85,30 +86,39 @@ class Source:
                 return succeed(IndexData(shelf.offer.data))
             case GetBlock(hash=block):
                 return Deferred.fromCoroutine(self._block(block, published, sent))
-            case GetBlocks(image=image, numbers=numbers):
+            case GetBlocks(image=image):
                 shelf = self._shelves.get(image) if image in published else None
                 if shelf is None:
                     return fail(RemoteError("this client has not published that image"))
-                return self._blocks(shelf, numbers, sent)
+                return self._blocks(shelf, request, sent)
             case _:
                 return fail(RemoteError(f"a client does not answer {type(request).__name__}"))
 
-    def _blocks(self, shelf: _Shelf, numbers: Sequence[int], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
-        """All blocks of one answer are read by one job in a thread."""
+    def _blocks(self, shelf: _Shelf, request: GetBlocks, sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+        """All blocks of one answer are read, and packed, by one job in a thread."""
+        numbers = request.numbers
         if not numbers or numbers[-1] >= len(shelf.blocks) or shelf.blocks.bytes_of(numbers) > MOST_BULK_BYTES:
             return fail(RemoteError("that image does not have these blocks, or they are too much for one answer"))
-        hashes = [shelf.blocks.hash_of(number) for number in numbers]
 
-        def joined(found: list[bytes | None]) -> Response:
-            here = [data for data in found if data is not None]
-            size = sum(map(len, here))
-            if len(here) < len(found):
+        def read() -> BlocksData:
+            parts = []
+            lacks: list[int] = []
+            for group in shelf.offer.index.pieces.groups(numbers):
+                found = shelf.offer.tree.read([shelf.blocks.hash_of(number) for number in group])
+                here = [one for one in found if one is not None]
+                lacks.extend(number for number, one in zip(group, found, strict=True) if one is None)
+                if here:
+                    parts.append(part(b"".join(here), request.packed))
+            return BlocksData(tuple(parts), tuple(lacks))
+
+        def counted(answer: BlocksData) -> Response:
+            if answer.lacks:
                 self._tell_changed(shelf)
-            if here:
-                sent(shelf.offer.index.image, size)
-            return BlocksData(b"".join(here), tuple(number for number, data in zip(numbers, found, strict=True) if data is None))
+            if answer.parts:
+                sent(shelf.offer.index.image, sum(len(one.data) for one in answer.parts))
+            return answer
 
-        return self._in_thread(shelf.offer.tree.read, hashes).addCallback(joined)
+        return self._in_thread(read).addCallback(counted)
 
     async def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
         """Look in every published image, first in the one that gave the last block: nodes fetch one image after the other."""

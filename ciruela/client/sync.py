@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -144,7 +144,7 @@ class ClusterRun:
         self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._problem)
         self._peers: dict[Address, _Peer] = {}
         self._by_link: dict[int, _Peer] = {}
-        self._shares = {run.book.image: Shares(source.block_count(run.book.image), world.rng) for run in self._runs}
+        self._shares = {one.index.image: Shares(one.index.pieces, one.index.total_bytes) for one in source.offers}
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = Beat(world.clock, world.rng, BEAT_S, self._step, f"judging the uploads to {label}")
@@ -380,7 +380,7 @@ class ClusterRun:
         peer = self._by_link.get(id(link))
         published = peer.published if peer is not None else {}
         if isinstance(request, GetShare) and request.image in published:
-            return succeed(ShareData(self._shares[request.image].take(peer, request.missing)))
+            return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
         return self._source.answer(request, published, self._sent)
 
     def _sent(self, image: ImageId, size: int) -> None:

@@ -19,6 +19,7 @@ from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around
 from ciruela.daemon.requests import Requests
+from ciruela.download.awaited import Awaited
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
@@ -182,7 +183,9 @@ class Node:
         )
         self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
         self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)
-        self.blocks = BlockService(self.ledger, world.disk, self.catalog, self.scrub.suspect)
+        passing = self.downloads.passing
+        self.blocks = BlockService(self.ledger, world.disk, self.catalog, passing, world.in_thread, self.scrub.suspect)
+        self.awaited = Awaited(self._pieces, world.clock)
         self.cleanup: Cleanup | None = None
         if world.safeguards is not None:
             self.cleanup = Cleanup(
@@ -195,6 +198,7 @@ class Node:
             world.disk,
             self.uploads,
             self.blocks,
+            self.awaited,
             hosts=self.gossip.cluster.hosts,
             acquainted=self.acquaintance.wait,
             watchers=self._watchers,
@@ -236,15 +240,18 @@ class Node:
         self.gossip.stop()
         self.reconciler.stop()
         self.downloads.stop_all()
+        self.awaited.stop()
 
     # -- what downloads tell (download.service.Outcome) -------------------------------------------------------------------------------
 
     def progressed(self, vpath: VPath) -> None:
         """Pass on how far a download is."""
+        self.awaited.progressed(vpath)
         self.gossip.news_download(vpath)
 
     def arrived(self, vpath: VPath, state: State) -> None:
         """An image is visible and durable here: tell the clients and the peers."""
+        self.awaited.progressed(vpath)
         self._tell_received(vpath, state)
         self.gossip.news_complete(vpath)
         self.reconciler.ended(vpath, well=True)
@@ -254,8 +261,19 @@ class Node:
         word = f"{reason.value}: {detail}" if detail else reason.value
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
+        self.awaited.progressed(vpath)
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
+
+    def _pieces(self, vpath: VPath, image: ImageId) -> int | None:
+        """The mask of what is here of ``image``, -1 for everything; None when it is neither here nor on its way."""
+        committed, pending = self.ledger.committed(vpath), self.ledger.pending(vpath)
+        if committed is not None and committed.image == image:
+            return -1
+        if pending is None or pending.state.image != image:
+            return None
+        download = self.downloads.get(vpath)
+        return download.pieces or 0 if download is not None and download.image == image else 0
 
     def _conflicted(self, vpath: VPath, image: ImageId, detail: str) -> None:
         """An append-only path has two images in the cluster: tell the clients that this one was not the only one."""

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Bucket, Hush
+from ciruela.download.awaited import Awaited
 from ciruela.download.serving import BlockService
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
@@ -28,6 +29,7 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetPieces,
     GetShare,
     Hosts,
     IndexAtData,
@@ -46,6 +48,9 @@ from ciruela.uploads.service import Uploads
 
 READS = 10
 """Indexes and lists that a connection may ask for, for each upload: a node that has just joined asks for all it finds."""
+
+_UNLIMITED = (GetBlock, GetBlocks, GetPieces)
+"""What is asked for many times while an image is on its way."""
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
@@ -82,6 +87,7 @@ class Requests:
         disk: Disk,
         uploads: Uploads,
         blocks: BlockService,
+        awaited: Awaited,
         hosts: Callable[[str], Hosts],
         acquainted: Callable[[], Deferred[None]],
         watchers: Watchers,
@@ -98,6 +104,7 @@ class Requests:
         self._disk = disk
         self._uploads = uploads
         self._blocks = blocks
+        self._awaited = awaited
         self._hosts = hosts
         self._acquainted = acquainted
         self._watchers = watchers
@@ -113,7 +120,10 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
-        if not isinstance(request, GetBlock | GetBlocks) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
+        if (
+            not isinstance(request, GetBlock | GetBlocks | GetPieces)
+            and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take()
+        ):
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
@@ -140,6 +150,8 @@ class Requests:
                 return self._blocks.give(request).addCallback(_as_response)
             case GetBlocks():
                 return self._blocks.give_many(request).addCallback(_as_response)
+            case GetPieces():
+                return self._awaited.give(request).addCallback(_as_response)
             case GetShare():
                 return fail(RemoteError("only clients share an image out"))
             case AppendDir():

@@ -1,41 +1,46 @@
-"""Who takes which slice from whom, among nodes that fetch the same image at the same time. A pure function over values.
+"""Who takes which piece from whom, among nodes that fetch the same image at the same time. A pure function over values.
 
-A slice that has just arrived at one node is wanted by all others at once. If all of them took it from there, that node would send
-everything and the others nothing. So each slice spreads along a tree of its own, which every node computes alike: it is taken from those
-next to oneself in that tree, whoever of them has it first. The trees differ from slice to slice: all nodes give about as much as they take.
+A piece that has just arrived at one node is wanted by all others at once. If all of them took it from there, that node would send
+everything and the others nothing. So each piece has a relay, which every node computes alike: the relay takes the piece from whoever has it
+first, all others take it from the relay. There are as many pieces for each relay as make all nodes send the same.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from zlib import crc32
+from bisect import bisect
+from itertools import accumulate
 
-from ciruela.model.mask import SLICES
-
-LAST = 1 << 32
-"""Above all ranks."""
+STEP = 0.6180339887498949
+"""The golden section: its multiples, without what stands before the point, fall evenly into every interval."""
 
 
-@lru_cache(maxsize=1024)
-def _ranks(machine: bytes) -> tuple[int, ...]:
-    """For each slice where this machine stands in its order."""
-    return tuple(crc32(machine + bytes((number,))) for number in range(SLICES))
+def weights(served: int, others: int) -> tuple[float, float]:
+    """For which share of the pieces each of ``served`` nodes, to which a client gives, is the relay, and each of the ``others``.
 
-
-@lru_cache(maxsize=4096)
-def neighbors(number: int, me: bytes, others: tuple[bytes, ...], served: frozenset[bytes]) -> tuple[bytes, ...]:
-    """The machines next to this one in the tree of slice ``number``, at most three. ``others`` are all that have, or fetch, the image.
-
-    ``served`` are those that a client gives to. What comes from there they pass on to all their neighbors, anything else to all but one; so
-    they have to be leaves more often than others, the fewer they are.
+    With N nodes of which k are served, a relay sends a piece to all but itself and the one it has it from: N - 2, or N - 1 if that is the
+    client. Who is served passes 1/k of all pieces on to their relays besides. The shares are those with which everybody sends as much.
     """
-    late = LAST // (2 * len(served)) if served else 0
+    nodes = served + others
+    if not served or not others or nodes < 3:
+        return 1 / nodes, 1 / nodes
+    each = (nodes - 1) / nodes
+    other = min(each / (nodes - 2), 1 / others)
+    return (1 - others * other) / served, other
 
-    def place(machine: bytes) -> tuple[int, bytes]:
-        rank = _ranks(machine)[number]
-        return (rank + LAST if machine in served and rank < late else rank), machine
 
-    order = sorted((*others, me), key=place)
-    at = order.index(me)
-    places = (*(((at - 1) // 2,) if at else ()), 2 * at + 1, 2 * at + 2)
-    return tuple(order[one] for one in places if one < len(order))
+def near(count: int, me: bytes, others: tuple[bytes, ...], served: frozenset[bytes]) -> dict[bytes, int]:
+    """For each of the machines ``others`` the mask of those of ``count`` pieces that come from there to ``me``.
+
+    ``others`` are all that have, or fetch, the image; ``served`` are those that a client gives to.
+    """
+    machines = sorted((*others, me))
+    clients = sum(1 for machine in machines if machine in served)
+    share, other = weights(clients, len(machines) - clients)
+    ends = list(accumulate(share if machine in served else other for machine in machines))
+    found = [bytearray(count // 8) for _ in machines]
+    for number in range(count):
+        relay = min(bisect(ends, number * STEP % 1.0), len(machines) - 1)
+        found[relay][number >> 3] |= 1 << (number & 7)
+    masks = {machine: int.from_bytes(bits, "little") for machine, bits in zip(machines, found, strict=True)}
+    mine = masks.pop(me)
+    return {machine: mask | mine for machine, mask in masks.items()}

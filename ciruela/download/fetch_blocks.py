@@ -6,10 +6,7 @@ slow one little, and nothing waits for the slowest.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-import random
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,16 +16,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Batch, Hush
-from ciruela.download import exchange
+from ciruela.download import answers
+from ciruela.download.answers import Answer
+from ciruela.download.lookout import Lookout
+from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.sources import GRACE_S, MOST_WINDOW, Candidate, Source, Sources, Totals
+from ciruela.download.turns import Turns
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, RemoteError
-from ciruela.model.mask import FULL, slice_of
 from ciruela.model.order import Abort
-from ciruela.proto.messages import BlockData, BlockHint, BlocksData, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
+from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 from ciruela.seams import Staging
 
 T = TypeVar("T")
@@ -47,12 +47,6 @@ SHARED_ABOVE = 64
 
 NUDGE_S = 0.01
 
-TURNS_S = 0.01
-"""So often at most it is found out anew whose turn it is."""
-
-OUT_OF_TURN_S = 3.0
-"""A slice that some peer has for so long is taken from it, whoever else waits for it."""
-
 STARVING_S = 0.5
 FED_S = 5.0
 """Nothing came for so long from anybody, and nothing is due: a client is asked for what it promised to others, too, for so long."""
@@ -61,8 +55,8 @@ TICK_S = 1.0
 WRITES_PER_JOB = 32
 """Answers that one job writes: single blocks, or as many in each as make an answer."""
 
-MOST_UNWRITTEN = 256
-"""Blocks that were received and are not written yet; with more, nothing new is asked for."""
+MOST_UNWRITTEN = 8 * 1024 * 1024
+"""Bytes that were received and are not written yet; with more, nothing new is asked for."""
 
 
 class BlockFetch:
@@ -81,10 +75,10 @@ class BlockFetch:
         progressed: Callable[[], None],
         totals: Totals,
         clock: IReactorTime,
-        rng: random.Random,
+        passing: Passing,
         me: bytes = b"",
     ) -> None:
-        """``me``: which node this is, for the order in which nodes take slices from each other."""
+        """``passing`` gets what came, for others. ``me``: which node this is, for the order in which nodes take pieces from each other."""
         self._vpath = vpath
         self._index = index
         self._blocks = blocks
@@ -93,18 +87,17 @@ class BlockFetch:
         self._progressed = progressed
         self._totals = totals
         self._clock = clock
-        self._rng = rng
-        self._me = me
-        self._turns: dict[bytes, int] = {}
-        self._turns_s = -math.inf
-        self._seen_s: dict[int, float] = {}
-        self._sources = Sources()
+        self._passing = passing
+        self._turns = Turns(me, plan.pieces.count)
+        self._lookout = Lookout(vpath, index.image, plan.pieces, clock, self._soon)
+        self._sources = Sources(plan.pieces)
         self._staging = staging
         self._writes: Batch[list[tuple[int, bytes]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB)
         self._asked: set[Deferred[Response]] = set()
         self._writing = 0
         self._looks_for_late = False
         self._nudged: IDelayedCall | None = None
+        self._candidates_changed = False
         self._starving_until_s = -math.inf
         self._tick: IDelayedCall | None = None
         self._pumping = False
@@ -124,14 +117,22 @@ class BlockFetch:
         return not self._plan.done and self._clock.seconds() - self.last_good_s >= STALLED_S
 
     def nudge(self) -> None:
-        """There is news of a source. Several within NUDGE_S are dealt with together."""
+        """There is news of who can give something. Several within NUDGE_S are dealt with together."""
+        self._candidates_changed = True
+        self._soon()
+
+    def _soon(self) -> None:
         if not self._ended and self._nudged is None:
             self._nudged = self._clock.callLater(NUDGE_S, self._take_news)
 
     def _take_news(self) -> None:
         self._nudged = None
-        self._sources.update(self._candidates(), self._clock.seconds())
+        if self._candidates_changed:
+            self._candidates_changed = False
+            self._sources.update(self._candidates(), self._clock.seconds())
         self._pump()
+        if not self._ended:
+            self._look_out()
 
     def _beat(self) -> None:
         try:
@@ -154,6 +155,7 @@ class BlockFetch:
         self._pump()
         self._looks_for_late = False
         if not self._ended:
+            self._look_out()
             self._tick = self._clock.callLater(TICK_S, self._beat)
 
     def _pump(self) -> None:
@@ -172,36 +174,35 @@ class BlockFetch:
     def _ask_around(self) -> bool:
         """One request to each source that has room. Whether anything was asked."""
         now_s = self._clock.seconds()
+        everything = self._plan.pieces.full
         claimed = self._sources.claimed_by_peers()
-        self._take_turns(now_s)
+        self._turns.look(self._sources.active(), self._plan.wanted, now_s)
         asked = False
         for source in self._sources.active():
             if self._ended or self._writing >= MOST_UNWRITTEN:
                 return False
             room = source.room(now_s)
-            numbers = self._choose(source, room, FULL & ~claimed if source.candidate.seed else FULL, now_s) if room else []
+            numbers = self._choose(source, room, everything & ~claimed if source.candidate.seed else everything, now_s) if room else []
             if numbers:
                 self._ask(source, numbers)
                 asked = True
+            elif not source.in_flight:
+                source.packing.paused()
         return asked
 
     def _choose(self, source: Source, room: int, preferred: int, now_s: float) -> list[int]:
-        """Up to ``room`` blocks of one slice, or one that another source owes."""
-        numbers: list[int] = []
-        count = self._index.block_count
+        """Blocks of one piece, up to ``room`` bytes, or one that another source owes."""
+        late_s = LATE_S if self._looks_for_late else math.inf
+        most_bytes = room if source.candidate.bulk else 1
         reach = self._reach(source, now_s)
-        while len(numbers) < room:
-            mask = reach if not numbers else reach & 1 << slice_of(numbers[0], count)
-            late_s = LATE_S if self._looks_for_late and not numbers else math.inf
-            number = self._plan.choose(source.candidate.key, mask, preferred, source.current, now_s, late_s)
-            if number is None:
-                break
-            source.current = slice_of(number, count)
-            numbers.append(number)
+        key, at_random = source.candidate.key, source.candidate.seed and not source.candidate.bulk
+        numbers = self._plan.choose(key, reach, preferred, source.current, now_s, late_s, most_bytes, at_random=at_random)
+        if numbers:
+            source.current = self._plan.pieces.piece_of(numbers[0])
         return numbers
 
     def _reach(self, source: Source, now_s: float) -> int:
-        """The slices that ``source`` is asked for.
+        """The pieces that ``source`` is asked for.
 
         A client is asked for what it promised to this node: what it promised to others comes from them. Should nothing come any more, it is
         asked for everything for a while.
@@ -209,7 +210,7 @@ class BlockFetch:
         if self._plan.missing <= SHARED_ABOVE:
             return source.mask
         if source.candidate.machine is not None:
-            return source.mask & self._turns.get(source.candidate.machine, 0)
+            return source.mask & self._turns.of(source.candidate.machine)
         if not (source.candidate.seed and source.candidate.bulk):
             return source.mask
         if not self._asked and now_s - self.last_good_s >= STARVING_S:
@@ -220,37 +221,17 @@ class BlockFetch:
             self._ask_share(source)
         return source.mask & source.share
 
-    def _take_turns(self, now_s: float) -> None:
-        """Find out anew which slices to take from which peer (:mod:`ciruela.download.exchange`).
-
-        What some peer has had for OUT_OF_TURN_S is taken from anybody.
-        """
-        if now_s < self._turns_s + TURNS_S:
-            return
-        self._turns_s = now_s
-        active = self._sources.active()
-        masks = {one.candidate.machine: one.mask for one in active if one.candidate.machine is not None}
-        served = {one.candidate.machine for one in active if one.candidate.machine is not None and one.candidate.served}
-        if any(one.candidate.seed for one in active):
-            served.add(self._me)
-        peers, served_ones = tuple(sorted(masks)), frozenset(served)
-        wanted = self._plan.wanted & functools.reduce(operator.or_, masks.values(), 0)
-        self._turns = dict.fromkeys(peers, 0)
-        seen = {}
-        while wanted:
-            bit = wanted & -wanted
-            wanted ^= bit
-            number = bit.bit_length() - 1
-            seen[number] = self._seen_s.get(number, now_s)
-            late = now_s - seen[number] >= OUT_OF_TURN_S
-            for machine in peers if late else exchange.neighbors(number, self._me, peers, served_ones):
-                self._turns[machine] |= masks[machine] & bit
-        self._seen_s = seen
+    def _look_out(self) -> None:
+        """Ask the nodes around this one what they have by now."""
+        missing = ~self._plan.mask
+        peers = [(one, one.candidate.machine) for one in self._sources.active() if one.candidate.machine is not None]
+        self._lookout.look((one, self._turns.near(machine) & missing) for one, machine in peers)
 
     def _ask_share(self, source: Source) -> None:
         source.sharing = True
-        missing = FULL & ~(self._plan.mask | source.share | self._sources.claimed_by_peers())
-        asked = source.candidate.ask(GetShare(self._index.image, missing))
+        pieces = self._plan.pieces
+        missing = pieces.full & ~(self._plan.mask | source.share | self._sources.claimed_by_peers())
+        asked = source.candidate.ask(GetShare(self._index.image, pieces.to_bytes(missing)))
         self._asked.add(asked)
         (
             asked.addTimeout(GRACE_S, self._clock)
@@ -263,22 +244,28 @@ class BlockFetch:
     def _shared(self, response: Response, source: Source) -> None:
         if not isinstance(response, ShareData):
             raise RemoteError("the answer to GetShare is something else")
+        try:
+            share = self._plan.pieces.from_bytes(response.pieces)
+        except ValueError as error:
+            raise RemoteError(str(error)) from None
         source.sharing = False
-        source.share |= response.slices
-        source.shared_out = not response.slices
+        source.share |= share
+        source.shared_out = not share
 
     def _not_shared(self, failure: Failure, source: Source) -> None:
         """A client that does not share out is asked for everything."""
         source.sharing = False
         if failure.check(RemoteError):
-            source.share, source.shared_out = FULL, True
+            source.share, source.shared_out = self._plan.pieces.full, True
         elif not self._ended:
             source.failed(self._clock.seconds())
             self._tell_nothing(source, failure.getErrorMessage())
 
     def _ask(self, source: Source, numbers: list[int]) -> None:
-        deadline_s = source.deadline_s(len(numbers))
-        source.in_flight += len(numbers)
+        numbers.sort()
+        size = self._plan.bytes_of(numbers) if source.candidate.bulk else BLOCK_BYTES
+        deadline_s = source.deadline_s(size)
+        source.in_flight += size
         began_s = self._clock.seconds()
         asked = source.candidate.ask(self._request(source, numbers))
         self._asked.add(asked)
@@ -287,41 +274,29 @@ class BlockFetch:
             .addCallback(self._write, source, numbers)
             .addCallback(self._written, source, began_s)
             .addErrback(self._failed, source, numbers)
-            .addBoth(self._answered, asked, source, len(numbers))
+            .addBoth(self._answered, asked, source, size)
             .addErrback(self._broken)
         )
 
     def _request(self, source: Source, numbers: list[int]) -> Request:
-        numbers.sort()
         if source.candidate.bulk:
-            return GetBlocks(self._vpath, self._index.image, tuple(numbers))
+            return GetBlocks(self._vpath, self._index.image, tuple(numbers), packed=source.packing.wanted)
         (number,) = numbers
         file, block = self._blocks.by_number(number)
         return GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
 
-    def _given(self, response: Response, numbers: list[int]) -> list[tuple[int, bytes]]:
-        """The blocks of an answer; of one that has another size than it should have all are wrong. Raises RemoteError for no answer."""
-        match response:
-            case BlockData(data):
-                return [(numbers[0], data)]
-            case BlocksData(data, lacks):
-                given, at = [], 0
-                for number in numbers:
-                    if number not in lacks:
-                        size = self._blocks.bytes_of((number,))
-                        given.append((number, data[at : at + size]))
-                        at += size
-                return given if at == len(data) else [(number, b"") for number in numbers]
-        raise RemoteError("the answer to a request for blocks is something else")
-
-    def _write(self, response: Response, source: Source, numbers: list[int]) -> Deferred[list[tuple[int, bool]]]:
-        given = self._given(response, numbers)
-        self._totals.received_bytes += sum(len(data) for _, data in given)
-        if len(given) < len(numbers):
-            here = {number for number, _ in given}
+    def _write(self, response: Response, source: Source, numbers: list[int]) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
+        answer = answers.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
+        size = sum(len(data) for _, data in answer.blocks)
+        self._totals.received_bytes += size
+        source.packing.gave(size, self._clock.seconds())
+        if len(answer.blocks) < len(numbers):
+            here = {number for number, _ in answer.blocks}
             self._lacking(source, [number for number in numbers if number not in here], "it does not have it")
-        self._writing += len(given)
-        return self._writes.submit(given).addBoth(self._rested, len(given))
+        self._writing += size
+        writing: Deferred[list[tuple[int, bool]]] = self._writes.submit(answer.blocks)
+        writing.addBoth(self._rested, size)
+        return writing.addCallback(lambda written: (written, answer))
 
     def _write_all(self, groups: list[list[tuple[int, bytes]]]) -> Deferred[list[list[tuple[int, bool]]]]:
         """One job for what came in several answers."""
@@ -332,15 +307,20 @@ class BlockFetch:
 
         return self._staging.write([block for group in groups for block in group]).addCallback(parted)
 
-    def _rested(self, result: T, blocks: int) -> T:
-        self._writing -= blocks
+    def _rested(self, result: T, size: int) -> T:
+        self._writing -= size
         return result
 
-    def _written(self, written: list[tuple[int, bool]], source: Source, began_s: float) -> None:
+    def _written(self, done: tuple[list[tuple[int, bool]], Answer], source: Source, began_s: float) -> None:
         now_s = self._clock.seconds()
+        written, answer = done
         bad = [number for number, good in written if not good]
+        if not bad:
+            for group, part in answer.parts:
+                self._passing.put(self._index.image, group, part)
         if len(bad) < len(written):
-            source.gave(now_s - began_s, len(written) - len(bad))
+            good_numbers = [number for number, good in written if good]
+            source.gave(now_s - began_s, len(good_numbers), self._plan.bytes_of(good_numbers))
             self.last_good_s = now_s
         completed = [number for number, good in written if good and self._plan.arrived(number)]
         if bad:
@@ -376,8 +356,8 @@ class BlockFetch:
     def _lacking(self, source: Source, numbers: list[int], reason: str) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
-        for part in {slice_of(number, self._index.block_count) for number in numbers}:
-            source.lacked(part, self._clock.seconds())
+        parts = {self._plan.pieces.piece_of(number) for number in numbers}
+        source.lacked(sum(1 << part for part in parts), self._clock.seconds())
         self._tell_nothing(source, reason)
 
     def _tell_nothing(self, source: Source, reason: str) -> None:
@@ -391,9 +371,9 @@ class BlockFetch:
             reason=reason,
         )
 
-    def _answered(self, _: None, asked: Deferred[Response], source: Source, blocks: int) -> None:
+    def _answered(self, _: None, asked: Deferred[Response], source: Source, size: int) -> None:
         self._asked.discard(asked)
-        source.in_flight -= blocks
+        source.in_flight -= size
         self._pump()
 
     def _end(self, failure: Failure | None) -> None:
@@ -409,6 +389,7 @@ class BlockFetch:
         self._let_go()
 
     def _let_go(self) -> None:
+        self._lookout.stop()
         for call in (self._tick, self._nudged):
             if call is not None and call.active():
                 call.cancel()

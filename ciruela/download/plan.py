@@ -1,24 +1,27 @@
 """Which block to ask for next: bookkeeping over values, no I/O and no clock of its own.
 
 Blocks are numbered in index order. A hash that stands in an image more than once is fetched once, under the number of its first place.
-Blocks are handed out slice by slice (``model.mask``), the slices in a random order that differs between nodes, so that nodes which download
-at the same time soon have something to exchange.
+Blocks are handed out piece by piece (``model.mask``), in their order: neighboring pieces have different relays (``download.exchange``).
+Where nobody shares out who fetches what, the order is random and differs between nodes, so that they soon have something to exchange.
 """
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
 from ciruela.index.tree import Index
 from ciruela.model.ids import HASH_BYTES
-from ciruela.model.mask import FULL, SLICES, blocks_of, slice_of
 
 MOST_ASKERS = 2
 """A block is asked from at most so many sources at a time: the second one when the first is late."""
+
+
+MOST_AT_ONCE = 1024
+"""Blocks that are asked for at once, at most: as many as a GetBlocks may name."""
 
 
 @dataclass(slots=True)
@@ -32,29 +35,38 @@ class Plan:
     """What is missing of one image, what is asked for, what is here."""
 
     def __init__(self, index: Index, have: Collection[int], rng: random.Random) -> None:
-        count = index.block_count
-        self._count = count
+        self.pieces = index.pieces
+        count = self.pieces.count
         self._copies: dict[int, list[int]] = {}
-        self._here = bytearray(count)
+        self._here = bytearray(index.block_count)
         for number in have:
             self._here[number] = 1
-        self._left = [0] * SLICES
-        self._queues: list[array[int]] = [array("Q") for _ in range(SLICES)]
+        self._sizes = array("H")
+        self._left = [0] * count
+        self._queues: list[array[int]] = [array("Q") for _ in range(count)]
         self._flights: dict[int, _Flight] = {}
-        self._order = list(range(SLICES))
+        self._order = list(range(count))
         rng.shuffle(self._order)
         self.missing = 0
         self._fill(index)
-        self.mask = sum(1 << number for number in range(SLICES) if not self._left[number])
-        self._open = sum(1 << number for number in range(SLICES) if self._queues[number])
+        self.mask = self._of(number for number, left in enumerate(self._left) if not left)
+        self._open = self._of(number for number, queue in enumerate(self._queues) if queue)
+
+    def _of(self, pieces: Iterable[int]) -> int:
+        bits = bytearray(self.pieces.count // 8)
+        for piece in pieces:
+            bits[piece >> 3] |= 1 << (piece & 7)
+        return int.from_bytes(bits, "little")
 
     def _fill(self, index: Index) -> None:
         first: dict[bytes, int] = {}
         number = 0
+        piece_of = self.pieces.piece_of
         for file in index.files:
             for at in range(0, len(file.hashes), HASH_BYTES):
+                self._sizes.append(file.block_size(at // HASH_BYTES))
                 if not self._here[number]:
-                    part = slice_of(number, self._count)
+                    part = piece_of(number)
                     self._left[part] += 1
                     self.missing += 1
                     leader = first.setdefault(file.hashes[at : at + HASH_BYTES], number)
@@ -66,27 +78,69 @@ class Plan:
         for queue in self._queues:
             queue.reverse()
 
-    def choose(self, asker: object, mask: int, preferred: int, current: int | None, now_s: float, late_s: float) -> int | None:
-        """The next block to ask from ``asker``, which can give the slices of ``mask``.
+    def choose(
+        self,
+        asker: object,
+        mask: int,
+        preferred: int,
+        current: int | None,
+        now_s: float,
+        late_s: float,
+        most_bytes: int = 1,
+        *,
+        at_random: bool = False,
+    ) -> list[int]:
+        """The next blocks to ask from ``asker``, which can give the pieces of ``mask``: ``most_bytes``, or one block of any size.
 
-        Slices of ``preferred`` go first; ``current`` is the slice the asker gave last, and is finished first. When nothing is left to
-        ask for, a block that another source has owed for ``late_s`` seconds is asked for again. None when there is nothing to do.
+        Several pieces are whole, as far as they are missing; of one that is larger as much as fits. Those of ``preferred`` go first.
+        Pieces are taken in their order or ``at_random``; ``current``, the piece that the asker gave last, is then finished first.
+        When nothing is left to ask for, a block that another source has owed for ``late_s`` seconds is asked for again. Empty when there is
+        nothing to do.
         """
         wanted = self._open & mask
         if wanted:
             wanted = (wanted & preferred) or wanted
-            part = current if current is not None and wanted >> current & 1 else next(one for one in self._order if wanted >> one & 1)
-            number = self._queues[part].pop()
-            if not self._queues[part]:
-                self._open &= ~(1 << part)
+            if at_random:
+                going_on = current is not None and wanted >> current & 1
+                part = current if going_on and current is not None else next(one for one in self._order if wanted >> one & 1)
+                numbers = self._take(part, most_bytes)
+            else:
+                numbers = self._take_in_order(wanted, most_bytes)
         else:
             late = None if late_s == inf else self._late(asker, mask, now_s - late_s)
-            if late is None:
-                return None
-            number = late
-        flight = self._flights.setdefault(number, _Flight())
-        flight.askers[asker] = now_s
-        return number
+            numbers = [] if late is None else [late]
+        for number in numbers:
+            self._flights.setdefault(number, _Flight()).askers[asker] = now_s
+        return numbers
+
+    def _take_in_order(self, wanted: int, most_bytes: int) -> list[int]:
+        numbers: list[int] = []
+        while wanted:
+            lowest = wanted & -wanted
+            wanted ^= lowest
+            part = lowest.bit_length() - 1
+            size = self.bytes_of(self._queues[part])
+            if not numbers:
+                numbers = self._take(part, most_bytes)
+            elif size <= most_bytes and len(numbers) + len(self._queues[part]) <= MOST_AT_ONCE:
+                numbers += self._take(part, size)
+            else:
+                break
+            most_bytes -= size
+            if most_bytes <= 0:
+                break
+        return numbers
+
+    def _take(self, part: int, most_bytes: int) -> list[int]:
+        queue = self._queues[part]
+        numbers = [queue.pop()]
+        size = self._sizes[numbers[0]]
+        while queue and len(numbers) < MOST_AT_ONCE and size + self._sizes[queue[-1]] <= most_bytes:
+            numbers.append(queue.pop())
+            size += self._sizes[numbers[-1]]
+        if not queue:
+            self._open &= ~(1 << part)
+        return numbers
 
     def _late(self, asker: object, mask: int, before_s: float) -> int | None:
         for number, flight in self._flights.items():
@@ -94,20 +148,29 @@ class Plan:
                 len(flight.askers) < MOST_ASKERS
                 and asker not in flight.askers
                 and max(flight.askers.values()) <= before_s
-                and mask >> slice_of(number, self._count) & 1
+                and mask >> self.pieces.piece_of(number) & 1
             ):
                 return number
         return None
 
     @property
     def wanted(self) -> int:
-        """The slices of which some block is neither here nor asked for."""
+        """The pieces of which some block is neither here nor asked for."""
         return self._open
 
     def unasked(self, mask: int) -> int:
-        """How many blocks of the slices of ``mask`` are neither here nor asked for."""
+        """How many bytes of the pieces of ``mask`` are neither here nor asked for."""
         wanted = self._open & mask
-        return sum(len(queue) for number, queue in enumerate(self._queues) if wanted >> number & 1)
+        size = 0
+        while wanted:
+            lowest = wanted & -wanted
+            wanted ^= lowest
+            size += self.bytes_of(self._queues[lowest.bit_length() - 1])
+        return size
+
+    def bytes_of(self, numbers: Iterable[int]) -> int:
+        """The size of these blocks together."""
+        return sum(self._sizes[number] for number in numbers)
 
     def failed(self, number: int, asker: object) -> None:
         """``asker`` did not give the block; it is asked for again unless somebody else still owes it."""
@@ -117,12 +180,12 @@ class Plan:
         flight.askers.pop(asker, None)
         if not flight.askers:
             del self._flights[number]
-            part = slice_of(number, self._count)
+            part = self.pieces.piece_of(number)
             self._queues[part].append(number)
             self._open |= 1 << part
 
     def arrived(self, number: int) -> bool:
-        """The block is on disk. True when that completed a slice. A second copy of the same block changes nothing."""
+        """The block is on disk. True when that completed a piece. A second copy of the same block changes nothing."""
         if self._here[number]:
             return False
         self._flights.pop(number, None)
@@ -130,7 +193,7 @@ class Plan:
         for place in (number, *self._copies.pop(number, ())):
             self._here[place] = 1
             self.missing -= 1
-            part = slice_of(place, self._count)
+            part = self.pieces.piece_of(place)
             self._left[part] -= 1
             if not self._left[part]:
                 self.mask |= 1 << part
@@ -141,10 +204,6 @@ class Plan:
         """Whether the block is on disk."""
         return bool(self._here[number])
 
-    def has_slice(self, number: int) -> bool:
-        """Whether all blocks of slice ``number`` are here."""
-        return all(self._here[block] for block in blocks_of(number, self._count))
-
     @property
     def in_flight(self) -> int:
         """Blocks asked for and not answered yet."""
@@ -153,4 +212,4 @@ class Plan:
     @property
     def done(self) -> bool:
         """Whether every block is here."""
-        return self.mask == FULL
+        return not self.missing

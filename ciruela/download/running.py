@@ -57,12 +57,18 @@ class Download:
         """The slices that are here; None without the index."""
         if self.phase is Phase.COMMIT:
             return FULL
-        return None if self.plan is None else self.plan.mask
+        return None if self.plan is None else self.plan.pieces.slices(self.plan.mask)
 
     @property
     def missing_slices(self) -> int:
         """The slices that are not here; 0 without the index."""
-        return 0 if self.plan is None else FULL & ~self.plan.mask
+        mask = self.mask
+        return 0 if mask is None else FULL & ~mask
+
+    @property
+    def pieces(self) -> int | None:
+        """The pieces that are here; None as long as they are not known."""
+        return None if self.plan is None else self.plan.mask
 
     @property
     def stalled(self) -> bool:

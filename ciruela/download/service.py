@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
+from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.running import Download, Outcome, Phase
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
@@ -81,6 +82,7 @@ class Downloads:
         self._running: dict[VPath, Download] = {}
         self._mending: list[Deferred[Index]] = []
         self.totals = Totals()
+        self.passing = Passing(clock)
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
@@ -173,6 +175,7 @@ class Downloads:
 
     def stop_all(self) -> None:
         """End everything without a word: the daemon stops, what is on disk stays for the next start."""
+        self.passing.stop()
         for fetch in list(self._mending):
             fetch.cancel()
         running, self._running = self._running, {}
@@ -329,7 +332,7 @@ class Downloads:
             lambda: self._progressed(download),
             self.totals,
             self._clock,
-            self._rng,
+            self.passing,
             self._me,
         )
         return download.block_fetch.run()

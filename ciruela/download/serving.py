@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Batch, in_place
+from ciruela.download.passing import Passing
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -22,6 +23,7 @@ from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks
+from ciruela.proto.packing import part
 from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
 
@@ -106,9 +108,22 @@ class BlockService:
 
     _log = Logger()
 
-    def __init__(self, ledger: Ledger, disk: Disk, catalog: Catalog, damaged: Callable[[VPath, ImageId], None] = _nobody) -> None:
-        """``damaged`` is told where a block of a committed image, or its index, could not be read or was wrong."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        disk: Disk,
+        catalog: Catalog,
+        passing: Passing,
+        in_thread: InThread = in_place,
+        damaged: Callable[[VPath, ImageId], None] = _nobody,
+    ) -> None:
+        """``passing`` has what came in lately.
+
+        ``damaged`` is told where a block of a committed image, or its index, could not be read or was wrong.
+        """
         self._damaged = damaged
+        self._passing = passing
+        self._in_thread = in_thread
         self._ledger = ledger
         self._disk = disk
         self._catalog = catalog
@@ -150,20 +165,42 @@ class BlockService:
                 raise RemoteError(f"there is no block {request.numbers[-1]}")
             if blocks.bytes_of(request.numbers) > MOST_BULK_BYTES:
                 raise RemoteError(f"at most {MOST_BULK_BYTES} bytes are given at once")
-            return self._disk.read_blocks(vpath, index, request.numbers).addCallback(self._joined, request, vpath)
+            return self._parts(request, vpath, index)
 
         return self._catalog.get(request.image).addCallback(look)
 
-    def _joined(self, found: list[bytes | None], request: GetBlocks, vpath: VPath) -> BlocksData:
-        here = [data for data in found if data is not None]
-        lacks = tuple(number for number, data in zip(request.numbers, found, strict=True) if data is None)
-        if lacks:
-            self._missed(None, vpath, request.image)
-        data = b"".join(here)
+    def _parts(self, request: GetBlocks, vpath: VPath, index: Index) -> Deferred[BlocksData]:
+        """The parts that came in lately as they came, the others from the disk."""
+        groups = index.pieces.groups(request.numbers)
+        passed = [self._passing.get(request.image, group, request.packed) for group in groups]
+        rest = [number for group, known in zip(groups, passed, strict=True) if known is None for number in group]
+
+        def join(found: list[bytes | None]) -> BlocksData:
+            data = dict(zip(rest, found, strict=True))
+            parts = []
+            for group, known in zip(groups, passed, strict=True):
+                here = () if known is not None else [block for number in group if (block := data[number]) is not None]
+                if known is not None:
+                    parts.append(known)
+                elif here:
+                    parts.append(part(b"".join(here), request.packed))
+            return BlocksData(tuple(parts), tuple(number for number in rest if data[number] is None))
+
+        def count(answer: BlocksData) -> BlocksData:
+            if answer.lacks:
+                self._missed(None, vpath, request.image)
+            self._count(vpath, len(request.numbers) - len(answer.lacks), sum(len(one.data) for one in answer.parts))
+            return answer
+
+        if not rest:
+            return succeed(count(join([])))
+        reading = self._disk.read_blocks(vpath, index, rest)
+        return reading.addCallback(lambda found: self._in_thread(join, found)).addCallback(count)
+
+    def _count(self, vpath: VPath, blocks: int, size: int) -> None:
         self._served.add(vpath)
-        self.sent_blocks += len(here)
-        self.sent_bytes += len(data)
-        return BlocksData(data, lacks)
+        self.sent_blocks += blocks
+        self.sent_bytes += size
 
     def _images(self, vpath: VPath) -> list[ImageId]:
         """The images at ``vpath`` of which something may be here: the one on its way, then the one that stands there."""
@@ -187,9 +224,7 @@ class BlockService:
         def answer(data: bytes | None) -> BlockData | Deferred[BlockData]:
             if data is None:
                 return self._first(request, vpath, images[1:])
-            self._served.add(vpath)
-            self.sent_blocks += 1
-            self.sent_bytes += len(data)
+            self._count(vpath, 1, len(data))
             return BlockData(data)
 
         return self._catalog.get(images[0]).addCallback(look).addCallback(answer)

@@ -11,18 +11,22 @@ from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
 
+from ciruela.download.packing import Packing
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.model.mask import FULL
+from ciruela.model.mask import Pieces
 from ciruela.proto.messages import Request, Response
 
 Ask = Callable[[Request], Deferred[Response]]
 
-FIRST_WINDOW = 8
-MOST_WINDOW = 64
-"""Blocks in flight per source: where loopback and LAN throughput flattens (64 blocks are 2 MiB)."""
+MOST_WINDOW = 2 * 1024 * 1024
+"""Bytes in flight per source: where loopback and LAN throughput flattens."""
 
-BULK_BLOCKS = 16
-"""Blocks of one answer: 512 KiB. What an answer costs by itself is small then, and others do not wait long for what is in it."""
+FIRST_WINDOW = 256 * 1024
+FIRST_BLOCKS = 8
+"""In the beginning: so many bytes; of who gives single blocks only, so many blocks."""
+
+BULK_BYTES = 256 * 1024
+"""Bytes of one answer. What an answer costs by itself is small then, and others do not wait long for what is in it."""
 
 SLOW_S = 2.0
 """An answer that takes longer shrinks the source's window: what is in flight should not queue up."""
@@ -57,7 +61,7 @@ class Totals:
 class Candidate:
     """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.
 
-    ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: blocks that may be in flight, at most; less than
+    ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: bytes that may be in flight, at most; less than
     MOST_WINDOW where several downloads share a connection. ``bulk``: it understands GetBlocks. ``machine``: which node it is, if that is
     known; ``served``: a client gives to it.
     """
@@ -76,14 +80,17 @@ class Candidate:
 
 @dataclass
 class Source:
-    """A candidate with its record.
+    """A candidate with its record. Masks are of pieces; ``window`` and ``in_flight`` are bytes.
 
-    Of a client that shares out: ``share``, the slices that it promised to this node; ``sharing`` while it is asked for more; ``shared_out``
-    once it has promised everything, here or elsewhere.
+    ``claimed``: what it said it has, by gossip or in answer to GetPieces. Of a client that shares out: ``share``, the pieces that it
+    promised to this node; ``sharing`` while it is asked for more; ``shared_out`` once it has promised everything, here or elsewhere.
+    ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before.
     """
 
     candidate: Candidate
-    window: int = FIRST_WINDOW
+    claimed: int
+    window: int
+    packing: Packing
     in_flight: int = 0
     current: int | None = None
     failures: int = 0
@@ -95,50 +102,57 @@ class Source:
     share: int = 0
     sharing: bool = False
     shared_out: bool = False
+    awaited: bool = False
+    await_from_s: float = 0.0
 
     @property
     def mask(self) -> int:
-        """The slices worth asking for."""
-        return self.candidate.mask & ~self.denied
+        """The pieces worth asking for."""
+        return self.claimed & ~self.denied
 
     def room(self, now_s: float) -> int:
-        """How many blocks may be asked for now: one, or as many as make an answer where that is understood."""
+        """How many bytes may be asked for now: one block, or as many as make an answer where that is understood."""
         if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:
             return 0
         free = min(self.window, self.candidate.most) - self.in_flight
         if not self.candidate.bulk:
-            return int(free > 0)
-        return min(free, BULK_BLOCKS) if free >= BULK_BLOCKS or not self.in_flight else 0
+            return BLOCK_BYTES if free > 0 else 0
+        return min(free, BULK_BYTES) if free >= BULK_BYTES or not self.in_flight else 0
 
-    def deadline_s(self, blocks: int = 1) -> float:
-        """Seconds to wait for an answer with so many blocks, with all that is in flight before it."""
-        return GRACE_S + (self.in_flight + blocks) * BLOCK_BYTES / LEAST_RATE
+    def deadline_s(self, size: int) -> float:
+        """Seconds to wait for an answer with so many bytes, with all that is in flight before it."""
+        return GRACE_S + (self.in_flight + size) / LEAST_RATE
 
-    def gave(self, took_s: float, blocks: int = 1) -> None:
-        """Good blocks came in one answer, ``took_s`` seconds after they were asked for."""
+    def told(self, pieces: int) -> None:
+        """It has these."""
+        self.denied &= ~(pieces & ~self.claimed)
+        self.claimed |= pieces
+
+    def gave(self, took_s: float, blocks: int, size: int) -> None:
+        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for."""
         self.failures = 0
         self.blocks += blocks
         if took_s > SLOW_S:
-            self.window = max(2, self.window - blocks)
+            self.window = max(2 * BLOCK_BYTES, self.window - size)
         else:
-            self.window = max(self.window, min(MOST_WINDOW, self.window + blocks))
+            self.window = max(self.window, min(MOST_WINDOW, self.window + size))
 
-    def lacked(self, part: int, now_s: float) -> None:
-        """It answered that it cannot give a block of slice ``part``.
+    def lacked(self, pieces: int, now_s: float) -> None:
+        """It answered that it cannot give a block of each of ``pieces``.
 
-        A peer is not asked for that slice for DENIED_S, or until it claims something else. A client, or a peer that was only guessed to
+        A peer is not asked for these for DENIED_S, or until it claims something else. A client, or a peer that was only guessed to
         have the image, rests as after any failure.
         """
         if self.candidate.seed or self.candidate.hearsay:
             self.failed(now_s)
             return
-        self.denied |= 1 << part
+        self.denied |= pieces
         self.denied_until_s = now_s + DENIED_S
 
     def failed(self, now_s: float) -> None:
         """It gave nothing: the n-th failure in a row rests it for n seconds."""
         self.failures += 1
-        self.window = max(1, self.window // 2)
+        self.window = max(BLOCK_BYTES, self.window // 2)
         self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))
 
     def lied(self, now_s: float) -> None:
@@ -150,7 +164,8 @@ class Source:
 class Sources:
     """The sources of one download, kept by key while candidates come and go."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
         self._known: dict[object, Source] = {}
         self._active: list[Source] = []
 
@@ -158,12 +173,15 @@ class Sources:
         """Take over who can give what now. A source that claims more than before is believed again, any other after DENIED_S."""
         active = []
         for candidate in candidates:
+            claimed = self._pieces.of_slices(candidate.mask)
             source = self._known.get(candidate.key)
             if source is None:
-                source = self._known[candidate.key] = Source(candidate)
+                window = FIRST_WINDOW if candidate.bulk else FIRST_BLOCKS * BLOCK_BYTES
+                source = self._known[candidate.key] = Source(candidate, claimed, window, Packing())
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate
+            source.claimed |= claimed
             active.append(source)
         self._active = active
         current = {candidate.key for candidate in candidates}
@@ -175,9 +193,9 @@ class Sources:
         return self._active
 
     def claimed_by_peers(self) -> int:
-        """The union of the slices that peers claim and did not deny."""
+        """The union of the pieces that peers claim and did not deny."""
         union = 0
         for source in self._active:
             if not source.candidate.seed and not source.candidate.hearsay:
                 union |= source.mask
-        return union & FULL
+        return union

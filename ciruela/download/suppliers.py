@@ -102,7 +102,7 @@ class Suppliers:
             seed=False,
             hearsay=hearsay,
             bulk=self._wire.bulk(address),
-            most=32,
+            most=MOST_WINDOW // 2,
             machine=machine,
             served=served,
         )

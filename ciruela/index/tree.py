@@ -8,6 +8,7 @@ from functools import cached_property
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
+from ciruela.model.mask import Pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +82,8 @@ class Index:
     def block_count(self) -> int:
         """Number of blocks of all files. Blocks are numbered in index order, from 0."""
         return sum(file.block_count for file in self.files)
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """How the image is cut when nodes exchange it."""
+        return Pieces.of_image(self.block_count, self.total_bytes)

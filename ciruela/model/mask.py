@@ -1,15 +1,30 @@
-"""How far a download is, in a form that fits into a datagram and means the same on every node.
+"""How far a download is, in forms that mean the same on every node.
 
 The blocks of an image, numbered in index order, are cut into 256 slices of equal size; a mask is an int with bit i set when
-every block of slice i is here. Unlike the reference's (protocol section 4.2), which counts only blocks that had to be fetched,
-these slices are comparable between nodes. An image of fewer than 256 blocks leaves some slices empty; those are always set.
+every block of slice i is here. That fits into a datagram. Unlike the reference's (protocol section 4.2), which counts only blocks that had
+to be fetched, these slices are comparable between nodes. An image of fewer than 256 blocks leaves some slices empty; those are always set.
+
+Over connections nodes speak of pieces: each slice of a larger image is cut again, so that a piece can be passed on soon.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
 SLICES = 256
 FULL = (1 << SLICES) - 1
 MASK_BYTES = SLICES // 8
+
+PIECE_BYTES = 128 * 1024
+"""Slices are cut until a piece has about so many bytes: the smaller, the sooner it goes on, and the less has to wait for it."""
+
+MOST_CUTS = 8
+"""Into so many pieces at most: what a node keeps of each of its peers stays small."""
+
+MOST_PIECES = SLICES * MOST_CUTS
 
 
 def slice_of(block: int, block_count: int) -> int:
@@ -25,3 +40,67 @@ def blocks_of(number: int, block_count: int) -> range:
 def empty_mask(block_count: int) -> int:
     """The mask of a node that has the index and no block: only the empty slices are set."""
     return sum(1 << number for number in range(SLICES) if not blocks_of(number, block_count))
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The pieces of one image of ``block_count`` blocks. ``cuts``: pieces in each slice."""
+
+    block_count: int
+    cuts: int
+
+    @classmethod
+    def of_image(cls, block_count: int, total_bytes: int) -> Pieces:
+        """Every node cuts the same image alike."""
+        return cls(block_count, max(1, min(MOST_CUTS, round(total_bytes / (SLICES * PIECE_BYTES)))))
+
+    @property
+    def count(self) -> int:
+        """How many pieces there are, empty ones included."""
+        return SLICES * self.cuts
+
+    @property
+    def full(self) -> int:
+        """The mask of all pieces."""
+        return (1 << self.count) - 1
+
+    def piece_of(self, block: int) -> int:
+        """The piece that ``block`` belongs to."""
+        return block * self.count // self.block_count
+
+    def blocks(self, piece: int) -> range:
+        """The blocks of a piece."""
+        return range(-(-piece * self.block_count // self.count), -(-(piece + 1) * self.block_count // self.count))
+
+    def groups(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
+        """Ascending block numbers, those of each piece by themselves."""
+        return [tuple(group) for _, group in groupby(numbers, self.piece_of)]
+
+    def of_slices(self, mask: int) -> int:
+        """The pieces of the slices in ``mask``."""
+        return mask if self.cuts == 1 else _cut(mask, self.cuts)
+
+    def slices(self, mask: int) -> int:
+        """The slices of which all pieces are in ``mask``."""
+        if self.cuts == 1 or mask in (0, self.full):
+            return mask & FULL
+        whole = mask
+        for shift in range(1, self.cuts):
+            whole &= mask >> shift
+        return sum(1 << number for number in range(SLICES) if whole >> number * self.cuts & 1)
+
+    def to_bytes(self, mask: int) -> bytes:
+        """A mask as it is sent."""
+        return mask.to_bytes(self.count // 8, "little")
+
+    def from_bytes(self, data: bytes) -> int:
+        """A mask as it came. Raises ValueError when it is not one of this image."""
+        if len(data) != self.count // 8:
+            raise ValueError(f"a mask of {len(data)} bytes; {self.count // 8} are right for this image")
+        return int.from_bytes(data, "little")
+
+
+@lru_cache(maxsize=256)
+def _cut(mask: int, cuts: int) -> int:
+    each = (1 << cuts) - 1
+    return sum(each << number * cuts for number in range(SLICES) if mask >> number & 1)

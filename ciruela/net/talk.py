@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.proto.dialogue import Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation
-from ciruela.proto.messages import Error, Notification, Request, Response, UploadAck
+from ciruela.proto.messages import NEWER, Error, Notification, Request, Response, UploadAck
 from ciruela.seams import Counterpart, Link
 
 MOST_AT_WORK = 64
@@ -86,6 +86,8 @@ class Talk:
             failed: Deferred[Response] = Deferred()
             failed.errback(LinkLost(self._over))
             return failed
+        if isinstance(request, NEWER) and not self._link.bulk:
+            return fail(RemoteError(f"{type(request).__name__} is understood where ciruela.v2 was agreed upon"))
         done: Deferred[Response] = Deferred(lambda _: self._dialogue.forget(number))
         try:
             number, data = self._dialogue.ask(request, done)

@@ -13,10 +13,9 @@ import cbor2
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, BlockHash
-from ciruela.model.mask import MASK_BYTES
 from ciruela.model.state import State
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
-from ciruela.proto import bounded, fields
+from ciruela.proto import blocks, bounded, fields
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
     AbortedImage,
@@ -31,11 +30,14 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetPieces,
     GetShare,
     Hosts,
     IndexAtData,
     IndexData,
     Notification,
+    Part,
+    PiecesData,
     PublishImage,
     ReceivedImage,
     ReplaceDir,
@@ -52,13 +54,10 @@ MAX_WATCHERS = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
 MAX_ITEMS_BASE_DIR = 16 * 65_536
-MAX_ITEMS_BULK = 2 * fields.MAX_BULK + 16
+MAX_ITEMS_BULK = 5 * fields.MAX_BULK + 16
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _NAME_BYTES = 64
-_BLOCK_ANSWER = b"\x84\x02\x68GetBlock"
-_BLOCKS_ANSWER = b"\x84\x02\x69GetBlocks"
-_DATA_FIELD = b"\xa1\x64data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +101,7 @@ _ANSWERS: dict[str, type[Response]] = {
     "GetBaseDir": BaseDirData,
     "GetBlocks": BlocksData,
     "GetShare": ShareData,
+    "GetPieces": PiecesData,
 }
 
 Incoming = RequestIn | ResponseIn | NotificationIn | Ignored
@@ -156,10 +156,12 @@ def _request_params(request: Request) -> Fields:
             return {"hash": block, "hint": None if hint_or_none is None else [hint_or_none.vpath, hint_or_none.path, hint_or_none.offset]}
         case GetIndexAt(path) | GetBaseDir(path):
             return {"path": path}
-        case GetBlocks(path, image, numbers):
-            return {"path": path, "id": image, "blocks": fields.runs_of(numbers)}
+        case GetBlocks(path, image, numbers, packed):
+            return {"path": path, "id": image, "blocks": fields.runs_of(numbers), **({"packed": True} if packed else {})}
         case GetShare(image, missing):
-            return {"id": image, "missing": missing.to_bytes(MASK_BYTES, "little")}
+            return {"id": image, "missing": missing}
+        case GetPieces(path, image, wanted):
+            return {"path": path, "id": image, "wanted": wanted}
         case _:
             raise TypeError(f"{type(request).__name__} is not a request")
 
@@ -170,8 +172,11 @@ def _response_params(response: Response) -> Fields:
             return {"accepted": accepted, "reject_reason": reason, "hosts": _hosts_value(hosts)}
         case IndexData(data) | BlockData(data):
             return {"data": data}
-        case ShareData(slices):
-            return {"slices": slices.to_bytes(MASK_BYTES, "little")}
+        case BlocksData(parts, lacks):
+            packed = [at for at, part in enumerate(parts) if part.packed]
+            return {"lacks": fields.runs_of(lacks), "packed": fields.runs_of(packed), "parts": [part.data for part in parts]}
+        case ShareData(pieces) | PiecesData(pieces):
+            return {"pieces": pieces}
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
         case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending):
@@ -218,10 +223,7 @@ def encode_response(number: int, name: str, response: Response) -> bytes:
     if type(response) is not _ANSWERS[name]:
         raise TypeError(f"{type(response).__name__} does not answer {name}")
     if isinstance(response, BlockData):
-        return b"".join((_BLOCK_ANSWER, cbor2.dumps(number), _DATA_FIELD, _bytes_head(len(response.data)), response.data))
-    if isinstance(response, BlocksData):
-        lacks = b"\xa2\x65lacks" + cbor2.dumps(fields.runs_of(response.lacks))
-        return b"".join((_BLOCKS_ANSWER, cbor2.dumps(number), lacks, _DATA_FIELD[1:], _bytes_head(len(response.data)), response.data))
+        return blocks.block(number, response)
     return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])
 
 
@@ -238,16 +240,6 @@ def encode_state(state: State) -> bytes:
 def encode_dirs(dirs: Mapping[str, State]) -> bytes:
     """The bytes whose hash is the hash of a base dir (protocol section 4.4)."""
     return cbor2.dumps(_dirs_value(dirs))
-
-
-def _bytes_head(length: int) -> bytes:
-    if length < 24:
-        return bytes((0x40 | length,))
-    if length < 0x100:
-        return bytes((0x58, length))
-    if length < 0x10000:
-        return b"\x59" + length.to_bytes(2, "big")
-    return (b"\x5a" + length.to_bytes(4, "big")) if length < 1 << 32 else (b"\x5b" + length.to_bytes(8, "big"))
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------------
@@ -314,6 +306,15 @@ def _base_dir_data(f: Fields) -> BaseDirData:
     )
 
 
+def _blocks_data(f: Fields) -> BlocksData:
+    packed = set(fields.numbers(f.get("packed", []), "packed"))
+    parts = fields.listed(fields.required(f, "parts"), "parts", fields.MAX_BULK)
+    return BlocksData(
+        tuple(Part(fields.plain_data(data), at in packed) for at, data in enumerate(parts)),
+        fields.numbers(f.get("lacks", []), "lacks"),
+    )
+
+
 def _received(f: Fields) -> ReceivedImage:
     return ReceivedImage(
         fields.image_id(fields.required(f, "id"), "id"),
@@ -341,8 +342,12 @@ _REQUESTS: dict[str, Callable[[Fields], Request]] = {
         fields.path(fields.required(f, "path")),
         fields.image_id(fields.required(f, "id"), "id"),
         fields.numbers(fields.required(f, "blocks"), "blocks"),
+        fields.flag(f.get("packed", False), "packed"),
     ),
-    "GetShare": lambda f: GetShare(fields.image_id(fields.required(f, "id"), "id"), fields.mask(f, "missing")),
+    "GetShare": lambda f: GetShare(fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "missing")),
+    "GetPieces": lambda f: GetPieces(
+        fields.path(fields.required(f, "path")), fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "wanted")
+    ),
 }
 
 _RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
@@ -352,8 +357,9 @@ _RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
     "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
     "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),
-    "GetBlocks": (MAX_ITEMS_BULK, lambda f: BlocksData(fields.data(f), fields.numbers(f.get("lacks", []), "lacks"))),
-    "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.mask(f, "slices"))),
+    "GetBlocks": (MAX_ITEMS_BULK, _blocks_data),
+    "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.pieces(f, "pieces"))),
+    "GetPieces": (MAX_ITEMS, lambda f: PiecesData(fields.pieces(f, "pieces"))),
 }
 
 _NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
@@ -367,8 +373,8 @@ def decode(data: bytes) -> Incoming:
     """The message in ``data``. Raises FormatError; BadMessage when it is known which request suffers."""
     kind, name, number, start = _envelope(data)
     if kind == _RESPONSE:
-        if data[start : start + 6] == _DATA_FIELD and name in ("GetBlock", "GetIndex"):
-            plain = _only_data(data, start + 6)
+        if data[start : start + 6] == blocks.DATA_FIELD and name in ("GetBlock", "GetIndex"):
+            plain = blocks.only_data(data, start + 6)
             if plain is not None:
                 return ResponseIn(number, name, BlockData(plain) if name == "GetBlock" else IndexData(plain))
         try:
@@ -396,23 +402,6 @@ def _response(name: str, data: bytes, start: int) -> Response:
         raise FormatError("no request has this name")
     budget, build = _RESPONSES[name]
     return build(fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget)))
-
-
-def _only_data(data: bytes, at: int) -> bytes | None:
-    """The byte string that begins at ``at`` and ends with the message, without another look at each item; None for other forms."""
-    if at >= len(data):
-        return None
-    head = data[at]
-    at += 1
-    if 0x58 <= head <= 0x5B:
-        width = 1 << (head - 0x58)
-        length = int.from_bytes(data[at : at + width], "big")
-        at += width
-    else:
-        length = head & 31
-        if head >> 5 != 2 or length > 23:
-            return None
-    return data[at:] if length == len(data) - at else None
 
 
 def _envelope(data: bytes) -> tuple[int, str, int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, MACHINE_ID_BYTES, ImageId, MachineId
-from ciruela.model.mask import MASK_BYTES
+from ciruela.model.mask import MASK_BYTES, MOST_CUTS
 from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
 from ciruela.model.vpath import MAX_PATH_BYTES
 from ciruela.proto.messages import Hosts
@@ -157,9 +157,12 @@ def numbers(value: object, name: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def mask(fields: Fields, name: str) -> int:
-    """A mask of slices."""
-    return int.from_bytes(fixed(required(fields, name), name, MASK_BYTES), "little")
+def pieces(fields: Fields, name: str) -> bytes:
+    """A mask of pieces."""
+    mask = plain_data(required(fields, name))
+    if not mask or len(mask) % MASK_BYTES or len(mask) > MASK_BYTES * MOST_CUTS:
+        raise FormatError(f"{name} is not a mask of pieces")
+    return mask
 
 
 def signatures(fields: Fields) -> tuple[bytes, ...]:

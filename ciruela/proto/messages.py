@@ -81,22 +81,41 @@ class GetBaseDir:
 
 @dataclass(frozen=True, slots=True)
 class GetBlocks:
-    """As :class:`GetBlock`, many blocks of one image by their numbers in its index, ascending. Only where ``ciruela.v2`` was confirmed."""
+    """As :class:`GetBlock`, many blocks of one image by their numbers in its index, ascending. Only where ``ciruela.v2`` was confirmed.
+
+    ``packed``: the parts of the answer may be compressed.
+    """
 
     path: str
     image: ImageId
     numbers: tuple[int, ...]
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GetShare:
-    """Node to client: some of the slices of ``missing`` (a mask) that the client has not promised to another node. Only ``ciruela.v2``."""
+    """Node to client: some of the pieces of ``missing`` that the client has not promised to another node. Only ``ciruela.v2``.
+
+    Masks of pieces are sent as bytes (``model.mask.Pieces.to_bytes``).
+    """
 
     image: ImageId
-    missing: int
+    missing: bytes
 
 
-Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare
+@dataclass(frozen=True, slots=True)
+class GetPieces:
+    """Node to node: tell which of the pieces ``wanted`` are there, as soon as one is, or after some seconds. Only ``ciruela.v2``."""
+
+    path: str
+    image: ImageId
+    wanted: bytes
+
+
+Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare | GetPieces
+
+NEWER = (GetBlocks, GetShare, GetPieces)
+"""What only ``ciruela.v2`` has."""
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
 
@@ -133,18 +152,36 @@ class BlockData:
 
 
 @dataclass(frozen=True, slots=True)
-class BlocksData:
-    """Answer to GetBlocks: the blocks that are here one after another, and the numbers of those that are not."""
+class Part:
+    """Blocks of one piece, one after another. ``packed``: ``data`` is a frame of zstd with them (:mod:`ciruela.proto.packing`)."""
 
     data: bytes
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksData:
+    """Answer to GetBlocks: for each piece (``model.mask``) those of its blocks that are here, and the numbers of those that are not.
+
+    A piece of which nothing is here has no part.
+    """
+
+    parts: tuple[Part, ...]
     lacks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ShareData:
-    """Answer to GetShare: a mask of slices, 0 when all that is missing was promised to others."""
+    """Answer to GetShare: a mask of pieces, 0 when all that is missing was promised to others."""
 
-    slices: int
+    pieces: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PiecesData:
+    """Answer to GetPieces: those of the wanted pieces that are here."""
+
+    pieces: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +205,7 @@ class Error:
     text: str
 
 
-Response = UploadAck | IndexData | IndexAtData | BlockData | BlocksData | ShareData | BaseDirData | Error
+Response = UploadAck | IndexData | IndexAtData | BlockData | BlocksData | ShareData | PiecesData | BaseDirData | Error
 
 # -- notifications ------------------------------------------------------------------------------------------------------------
 

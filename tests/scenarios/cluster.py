@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.cleanup.around import Safeguards
 from ciruela.client.shares import Shares
@@ -19,6 +19,7 @@ from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.mask import Pieces
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     AbortedImage,
@@ -30,6 +31,7 @@ from ciruela.proto.messages import (
     GetIndex,
     GetShare,
     IndexData,
+    Part,
     PublishImage,
     ReceivedImage,
     ReplaceDir,
@@ -78,6 +80,8 @@ class Image:
             entries.append(File(f"/{name}", False, size, b"".join(hashes)))
         self.id, self.data = emit(HashKind.BLAKE2B, [Directory("/", tuple(entries))])
         self.order = [entry.block_hash(number) for entry in entries for number in range(entry.block_count)]
+        self.size = sum(sizes.values())
+        self.pieces = Pieces.of_image(len(self.order), self.size)
 
 
 class Client:
@@ -94,7 +98,7 @@ class Client:
         self.given: list[bytes] = []
         self.serving = True
         self.outside = False
-        self.shares = {one.id: Shares(len(one.order), cluster.rng) for one in (image, *more)}
+        self.shares = {one.id: Shares(one.pieces, one.size) for one in (image, *more)}
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
         """Connect to the targets, from the first one's side of a partition or from ``outside``, and ask for the upload."""
@@ -131,16 +135,16 @@ class Client:
         for image in (self.image, *self.more):
             match request:
                 case GetShare(image=image.id) if image.id in self.shares:
-                    return succeed(ShareData(self.shares[image.id].take(link, request.missing)))
+                    return maybeDeferred(self.shares[image.id].take, link, request.missing).addCallback(ShareData)
                 case GetIndex(image=image.id):
                     return succeed(IndexData(image.data))
                 case GetBlock() if request.hash in image.blocks:
                     self.given.append(request.hash)
                     return succeed(BlockData(image.blocks[request.hash]))
                 case GetBlocks(image=image.id):
-                    hashes = [image.order[number] for number in request.numbers]
-                    self.given.extend(hashes)
-                    return succeed(BlocksData(b"".join(image.blocks[one] for one in hashes)))
+                    self.given.extend(image.order[number] for number in request.numbers)
+                    groups = image.pieces.groups(request.numbers)
+                    return succeed(BlocksData(tuple(Part(b"".join(image.blocks[image.order[one]] for one in group)) for group in groups)))
         return fail(RemoteError("not here"))
 
     def notified(self, link, notification) -> None:

@@ -1,0 +1,98 @@
+"""Telling other nodes at once what has come: a GetPieces is answered when a piece that it wants is here.
+
+:mod:`ciruela.download.lookout` is the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from ciruela.download.lookout import HELD_S
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import GetPieces, PiecesData
+
+NEWS_S = 0.005
+"""What comes within so long is told together."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """One request. ``wanted`` is a mask of ``size`` bytes."""
+
+    image: ImageId
+    wanted: int
+    size: int
+    done: Deferred[PiecesData] = field(default_factory=Deferred)
+    expiry: IDelayedCall | None = None
+
+
+class Awaited:
+    """The requests that wait. ``here`` gives the mask of an image's pieces at a path; None when nothing of it is or will be here."""
+
+    def __init__(self, here: Callable[[VPath, ImageId], int | None], clock: IReactorTime) -> None:
+        self._here = here
+        self._clock = clock
+        self._waiting: dict[VPath, list[_Waiting]] = {}
+        self._due: dict[VPath, IDelayedCall] = {}
+
+    def give(self, request: GetPieces) -> Deferred[PiecesData]:
+        """Fires when some of the wanted pieces are here, or after HELD_S with none; fails with RemoteError for an image that is not."""
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError as error:
+            return fail(RemoteError(f"not a virtual path: {error}"))
+        if self._here(vpath, request.image) is None:
+            return fail(RemoteError("image not found"))
+        waiting = _Waiting(request.image, int.from_bytes(request.wanted, "little"), len(request.wanted))
+        self._waiting.setdefault(vpath, []).append(waiting)
+        waiting.expiry = self._clock.callLater(HELD_S, self._expired, vpath, waiting)
+        self._look(vpath)
+        return waiting.done
+
+    def progressed(self, vpath: VPath) -> None:
+        """More is here at ``vpath``, or the download there has ended."""
+        if vpath in self._waiting and vpath not in self._due:
+            self._due[vpath] = self._clock.callLater(NEWS_S, self._tell, vpath)
+
+    def stop(self) -> None:
+        """Nobody is told anything any more."""
+        for call in self._due.values():
+            call.cancel()
+        self._due.clear()
+        for requests in self._waiting.values():
+            for waiting in requests:
+                assert waiting.expiry is not None
+                waiting.expiry.cancel()
+        self._waiting.clear()
+
+    def _tell(self, vpath: VPath) -> None:
+        del self._due[vpath]
+        self._look(vpath)
+
+    def _look(self, vpath: VPath) -> None:
+        for waiting in list(self._waiting.get(vpath, ())):
+            here = self._here(vpath, waiting.image)
+            if here is None or here & waiting.wanted:
+                self._answer(vpath, waiting, here)
+
+    def _expired(self, vpath: VPath, waiting: _Waiting) -> None:
+        waiting.expiry = None
+        self._answer(vpath, waiting, 0)
+
+    def _answer(self, vpath: VPath, waiting: _Waiting, here: int | None) -> None:
+        requests = self._waiting[vpath]
+        requests.remove(waiting)
+        if not requests:
+            del self._waiting[vpath]
+        if waiting.expiry is not None:
+            waiting.expiry.cancel()
+        if here is None:
+            waiting.done.errback(RemoteError("image not found"))
+        else:
+            waiting.done.callback(PiecesData((here & waiting.wanted).to_bytes(waiting.size, "little")))

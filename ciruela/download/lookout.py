@@ -1,0 +1,84 @@
+"""Hearing at once what other nodes have by now: one GetPieces to each of them is always under way, and answered when there is news.
+
+Gossip tells the same some tenths of a second later, and to those to whom no connection is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from ciruela.download.sources import Source
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.mask import Pieces
+from ciruela.proto.messages import GetPieces, PiecesData, Response
+
+T = TypeVar("T")
+
+HELD_S = 5.0
+"""A node keeps a GetPieces for so long when there is nothing to tell."""
+
+ANSWER_S = 2 * HELD_S
+AGAIN_S = 3.0
+"""After a failure the same node is asked again so much later."""
+
+
+class Lookout:
+    """What one download asks the peers that it may get something from. ``news`` is called when one of them has told something new."""
+
+    def __init__(self, vpath: str, image: ImageId, pieces: Pieces, clock: IReactorTime, news: Callable[[], None]) -> None:
+        self._vpath = vpath
+        self._image = image
+        self._pieces = pieces
+        self._clock = clock
+        self._news = news
+        self._asked: set[Deferred[Response]] = set()
+
+    def look(self, wanted: Iterable[tuple[Source, int]]) -> None:
+        """Ask each source that is not being asked yet about its pieces, of which some are worth waiting for."""
+        now_s = self._clock.seconds()
+        for source, pieces in wanted:
+            unknown = pieces & ~source.claimed
+            if unknown and not source.awaited and now_s >= source.await_from_s:
+                self._ask(source, unknown)
+
+    def stop(self) -> None:
+        """Nothing is of interest any more."""
+        asked, self._asked = self._asked, set()
+        for one in asked:
+            one.cancel()
+
+    def _ask(self, source: Source, pieces: int) -> None:
+        source.awaited = True
+        asked = source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces)))
+        self._asked.add(asked)
+
+        asked.addTimeout(ANSWER_S, self._clock).addBoth(self._ended, asked, source)
+        asked.addCallback(self._told, source).addErrback(self._failed, source)
+
+    def _ended(self, result: T, asked: Deferred[Response], source: Source) -> T:
+        source.awaited = False
+        self._asked.discard(asked)
+        return result
+
+    def _told(self, response: Response, source: Source) -> None:
+        if not isinstance(response, PiecesData):
+            raise RemoteError("the answer to GetPieces is something else")
+        try:
+            pieces = self._pieces.from_bytes(response.pieces)
+        except ValueError as error:
+            raise RemoteError(str(error)) from None
+        if pieces & ~source.claimed:
+            source.told(pieces)
+            self._news()
+        else:
+            source.await_from_s = self._clock.seconds()
+
+    def _failed(self, _: Failure, source: Source) -> None:
+        """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""
+        source.await_from_s = self._clock.seconds() + AGAIN_S

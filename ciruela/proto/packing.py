@@ -1,0 +1,51 @@
+"""The blocks of one piece, compressed together with zstd where that pays.
+
+What comes is unpacked only up to the size that the index says, so that a small frame cannot fill the memory (threats A21).
+"""
+
+from __future__ import annotations
+
+import zstandard
+
+from ciruela.model.errors import FormatError
+from ciruela.proto.messages import Part
+
+LEVEL = 3
+SAMPLE_BYTES = 16 * 1024
+"""The middle of what is to be packed is tried first: of data that is compressed already not even a tenth can be saved."""
+
+WORTH = 0.9
+"""Packed bytes have to be less than this share of the plain ones."""
+
+LEAST_BYTES = 256
+"""Less than this is not tried."""
+
+
+def part(data: bytes, may_pack: bool) -> Part:
+    """A part of an answer, packed where it may be and that pays."""
+    packed = pack(data) if may_pack else None
+    return Part(data) if packed is None else Part(packed, packed=True)
+
+
+def pack(data: bytes) -> bytes | None:
+    """One frame of zstd, which names its size; None where it would not be clearly smaller than ``data``."""
+    if len(data) < LEAST_BYTES:
+        return None
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=False)
+    if len(data) > 4 * SAMPLE_BYTES:
+        middle = len(data) // 2
+        sample = memoryview(data)[middle : middle + SAMPLE_BYTES]
+        if len(compressor.compress(sample)) > WORTH * SAMPLE_BYTES:
+            return None
+    packed = compressor.compress(data)
+    return packed if len(packed) < WORTH * len(data) else None
+
+
+def unpack(packed: bytes, size: int) -> bytes:
+    """The ``size`` bytes in a frame of zstd. Raises FormatError for one that is damaged, or holds more, less, or something behind it."""
+    try:
+        if zstandard.frame_content_size(packed) != size:
+            raise FormatError(f"a packed answer does not hold {size} bytes")
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a packed answer cannot be unpacked: {error}") from None
