@@ -64,12 +64,20 @@ def _close(fd: int, where: str) -> None:
 class OpenFile:
     """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
 
-    __slots__ = ("durable", "fd", "where")
+    __slots__ = ("_first", "durable", "fd", "where")
 
-    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
+    def __init__(self, fd: int, where: str, durable: bool = True, first: os.stat_result | None = None) -> None:
         self.fd = fd
         self.where = where
         self.durable = durable
+        self._first = first
+
+    @property
+    def first(self) -> os.stat_result:
+        """What it was right after it was opened, or else when this was first asked for; device and inode never change."""
+        if self._first is None:
+            self._first = self.stat()
+        return self._first
 
     def __enter__(self) -> OpenFile:
         return self
@@ -111,6 +119,16 @@ class OpenFile:
                 done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise _fault(error, "write", self.where) from None
+
+    def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
+        """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on, until one of the two is written to; takes no space.
+
+        Raises OSError, one of ``syscalls.CANNOT_CLONE`` where the file system shares nothing.
+        """
+        try:
+            syscalls.clone_range(source.fd, begin, size, self.fd, offset)
+        except OSError as error:
+            raise _fault(error, "clone", self.where) from None
 
     def chmod(self, mode: int) -> None:
         """Set the permission bits, whatever the umask."""
@@ -300,8 +318,10 @@ class SafeDir:
         except OSError as error:
             raise _fault(error, operation, self.within(name)) from None
         opened = OpenFile(fd, self.within(name), self.durable)
+        if flags & os.O_EXCL:
+            return opened
         try:
-            if not stat.S_ISREG(opened.stat().st_mode):
+            if not stat.S_ISREG(opened.first.st_mode):
                 raise OSError(errno.EINVAL, f"{operation}: not a regular file", self.within(name))
         except BaseException:
             opened.close()
@@ -322,8 +342,8 @@ class SafeDir:
 
     # -- changing --------------------------------------------------------------------------------------------------------------
 
-    def link(self, source: OpenFile, name: str) -> None:
-        """Give the open file ``source``, and nothing that took its place, a second name here.
+    def link(self, source: OpenFile, name: str) -> os.stat_result:
+        """Give the open file ``source``, and nothing that took its place, a second name here; returns what it is afterwards.
 
         The link is checked afterwards and taken back when it is not the same inode. Needs /proc.
         """
@@ -331,11 +351,12 @@ class SafeDir:
         try:
             os.link(f"/proc/self/fd/{source.fd}".encode(), target, dst_dir_fd=self.fd, follow_symlinks=True)
             made = os.stat(target, dir_fd=self.fd, follow_symlinks=False)
-            if not os.path.samestat(made, os.fstat(source.fd)):
+            if not os.path.samestat(made, source.first):
                 os.unlink(target, dir_fd=self.fd)
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError as error:
             raise _fault(error, "link", self.within(name)) from None
+        return made
 
     def symlink(self, target: str, name: str) -> None:
         """Create a symlink with the text ``target``."""

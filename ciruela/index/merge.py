@@ -17,15 +17,11 @@ from ciruela.index.tree import File, Index
 from ciruela.model.ids import HASH_BYTES, BlockHash
 
 Content = tuple[bool, int, bytes]
-"""What makes two files the same: mode, size, and hashes or, between indexes of different kinds, the path instead of these."""
+"""What makes two files the same: mode, size, hashes."""
 
 
-def _content(file: File, alike: bool) -> Content:
-    return file.executable, file.size, file.hashes if alike else file.path.encode("utf-8", "surrogateescape")
-
-
-def same_files(wanted: Index, theirs: Index) -> list[tuple[File, File]]:
-    """Pairs (file of ``wanted``, file of ``theirs`` with the same mode and content), at most one for each file of ``wanted``, in its order.
+def same_files(wanted: Index, theirs: Index) -> list[tuple[int, File]]:
+    """Pairs (number in ``wanted.files``, file of ``theirs`` with the same mode and content), ascending, at most one for each number.
 
     A file at the same path is preferred, else it is the first in order: moved and renamed files are found, and one file of ``theirs`` may
     serve several. Empty files are left out. Between indexes of different hash kinds files of the same path and size are paired: whoever
@@ -33,24 +29,26 @@ def same_files(wanted: Index, theirs: Index) -> list[tuple[File, File]]:
     """
     alike = wanted.kind is theirs.kind
     here = {file.path: file for file in theirs.files}
-    pairs: list[tuple[File, File | None]] = []
+    found: list[tuple[int, File | Content]] = []
     elsewhere: dict[Content, File | None] = {}
-    for file in wanted.files:
-        if file.size == 0:
+    for number, file in enumerate(wanted.files):
+        size = file.size
+        if size == 0:
             continue
         other = here.get(file.path)
-        if other is not None and _content(other, alike) == _content(file, alike):
-            pairs.append((file, other))
-        else:
-            pairs.append((file, None))
-            elsewhere[_content(file, alike)] = None
+        if other is not None and other.size == size and other.executable is file.executable and (not alike or other.hashes == file.hashes):
+            found.append((number, other))
+        elif alike:
+            content = file.executable, size, file.hashes
+            found.append((number, content))
+            elsewhere[content] = None
     if elsewhere:
         for other in theirs.files:
-            content = _content(other, alike)
+            content = other.executable, other.size, other.hashes
             if elsewhere.get(content, other) is None:
                 elsewhere[content] = other
-    found = ((file, other or elsewhere[_content(file, alike)]) for file, other in pairs)
-    return [(file, other) for file, other in found if other is not None]
+    pairs = ((number, elsewhere[one] if isinstance(one, tuple) else one) for number, one in found)
+    return [(number, other) for number, other in pairs if other is not None]
 
 
 class BlockMap:
@@ -122,10 +120,32 @@ class BlockMap:
 
     @cached_property
     def _by_hash(self) -> array[int]:
-        """Block numbers in order of hash, then number. No dict: a bytes key for each block would take five times the memory."""
+        """Block numbers in order of hash, then number. No dict: a bytes key for each block would take five times the memory.
+
+        Sorted in parts, by the first byte: sorting a million at once would let no other thread run for as long as that takes.
+        """
         hashes = self._hashes
-        keys = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
-        return array("I", sorted(range(len(keys)), key=keys.__getitem__))
+        parts: list[list[int]] = [[] for _ in range(256)]
+        for number, first in enumerate(hashes[::HASH_BYTES]):
+            parts[first].append(number)
+        found = array("I")
+        for part in parts:
+            part.sort(key=lambda number: hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES])
+            found.extend(part)
+        return found
+
+    @cached_property
+    def twins(self) -> bytearray:
+        """For each block number 1 if some other block has the same hash, else 0: what needs no search by hash."""
+        hashes = self._hashes
+        found = bytearray(len(self))
+        before, last = b"", 0
+        for number in self._by_hash:
+            this = hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+            if this == before:
+                found[number] = found[last] = 1
+            before, last = this, number
+        return found
 
 
 def _order(path: str) -> tuple[list[str], str]:
