@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from types import TracebackType
 
 from twisted.logger import Logger
 
 from ciruela.disk import syscalls
+from ciruela.disk.faults import warn_once
 
 _log = Logger()
 
@@ -30,15 +30,6 @@ RESERVED = ".ciruela~"
 
 STAMP_NS = 1_000_000_000
 """atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
-
-_warned: set[str] = set()
-
-
-def warn_once(topic: str, warn: Callable[[], None]) -> None:
-    """Call ``warn`` the first time that ``topic`` comes up in this process."""
-    if topic not in _warned:
-        _warned.add(topic)
-        warn()
 
 
 def raw(name: str) -> bytes:
@@ -74,7 +65,7 @@ class OpenFile:
 
     @property
     def first(self) -> os.stat_result:
-        """What it was right after it was opened, or else when this was first asked for; device and inode never change."""
+        """What it was when it was opened, or when this was asked for first; device and inode never change."""
         if self._first is None:
             self._first = self.stat()
         return self._first
@@ -121,10 +112,7 @@ class OpenFile:
             raise _fault(error, "write", self.where) from None
 
     def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
-        """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on, until one of the two is written to; takes no space.
-
-        Raises OSError, one of ``syscalls.CANNOT_CLONE`` where the file system shares nothing.
-        """
+        """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""
         try:
             syscalls.clone_range(source.fd, begin, size, self.fd, offset)
         except OSError as error:

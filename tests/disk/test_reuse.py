@@ -10,8 +10,8 @@ from pathlib import Path
 
 from twisted.logger import LogLevel, globalLogPublisher
 
+from ciruela.disk import faults
 from ciruela.disk import reuse as reuse_module
-from ciruela.disk import safedir
 from ciruela.disk.content import FRESH_MODE
 from ciruela.disk.safedir import OpenFile, SafeDir
 from ciruela.disk.store import Store
@@ -177,6 +177,17 @@ class Blocks(ReuseCase):
         self.successResultOf(opened.commit(state_of(index)))
         self.assertEqual((self.node.image(V2) / "big").read_bytes(), edited(BIG, 2))
 
+    @shows("A50")
+    def test_linked_over_a_part(self) -> None:
+        """A part of a file that was fetched before would keep the whole file from being linked, or stay open and be written to."""
+        index, _ = index_bytes(OLD)
+        opened = self.staged(V2, index)
+        self.successResultOf(opened.write(blocks_of(OLD, index)[:1]))
+        reused = self.successResultOf(opened.reuse([(V1, self.before)]))
+        self.assertEqual((reused.files, len(reused.blocks)), (3, index.block_count))
+        self.assertEqual(self.ended(OLD, (opened, index, reused)), [])
+        self.assertEqual(self.links("big"), 2)
+
     @shows("A38", "F28")
     def test_no_room(self) -> None:
         """Copying would fill up the disk, though it is known from the start that the rest does not fit."""
@@ -253,15 +264,11 @@ class Cloning(ReuseCase):
     def setUp(self) -> None:
         super().setUp()
         self.cloned: list[tuple[int, int, int]] = []
-        self.patch(OpenFile, "clone_from", self.clone)
-        self.patch(safedir, "_warned", set())
+        self.patch(faults, "_warned", set())
         self.warnings: list[str] = []
         observer = lambda event: self.warnings.append(event["log_format"]) if event["log_level"] is LogLevel.warn else None  # noqa: E731
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-
-    def clone(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
-        raise NotImplementedError
 
     def use(self, code: int | None = None, spoil: bool = False) -> None:
         """Clone by copying, or refuse with an error; ``spoil`` the first block."""

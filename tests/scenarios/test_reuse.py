@@ -7,6 +7,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
 from ciruela.model.dirconfig import Reuse
+from tests.doubles.memdisk import MemStaging
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, Client, Cluster, Image
@@ -76,6 +77,7 @@ class NextVersionTests(UnmeasuredTestCase):
 
     def test_none(self):
         """An operator who wants no two images to share anything would have them share it."""
+        self.patch(MemStaging, "reuse", self.fail)
         given, sent, image = self.travelled({**FIRST, "big": CHANGED}, Reuse.NONE)
         self.assertEqual(given, set(image.order))
         self.assertGreaterEqual(sent, 3 * len(given))
