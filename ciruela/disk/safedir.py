@@ -57,17 +57,16 @@ class OpenFile:
 
     __slots__ = ("_first", "durable", "fd", "where")
 
-    def __init__(self, fd: int, where: str, durable: bool = True, first: os.stat_result | None = None) -> None:
+    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
         self.fd = fd
         self.where = where
         self.durable = durable
-        self._first = first
+        self._first: os.stat_result | None = None
 
     @property
     def first(self) -> os.stat_result:
         """What it was when it was opened, or when this was asked for first; device and inode never change."""
-        if self._first is None:
-            self._first = self.stat()
+        self._first = self._first or self.stat()
         return self._first
 
     def __enter__(self) -> OpenFile:
