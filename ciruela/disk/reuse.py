@@ -70,19 +70,22 @@ class Reusing:
 
     def _whole_files(self, vpath: VPath, theirs: Index) -> Steps[None]:
         content = self._content
-        pairs = [(number, other) for number, other in same_files(content.index, theirs) if not content.whole(number)]
-        source = self._open_sibling(vpath) if pairs else None
-        if source is None:
-            return
+        source: Tree | None = None
         try:
-            for number, other in pairs:
+            for number, other in enumerate(same_files(content.index, theirs)):
+                if other is None or content.whole(number):
+                    continue
+                source = source or self._open_sibling(vpath)
+                if source is None:
+                    return
                 if (yield from self._link(source, number, other)):
                     content.add_file(number)
                     self._blocks.update(content.blocks.numbers_of(number))
                     self._files += 1
                     self._bytes += other.size
         finally:
-            source.close()
+            if source is not None:
+                source.close()
 
     def _link(self, source: Tree, number: int, other: File) -> Steps[bool]:
         """Hash ``other`` and link the very inode that was hashed. Anything that does not work means False, but for a full disk."""

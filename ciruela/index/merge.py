@@ -20,35 +20,37 @@ Content = tuple[bool, int, bytes]
 """What makes two files the same: mode, size, hashes."""
 
 
-def same_files(wanted: Index, theirs: Index) -> list[tuple[int, File]]:
-    """Pairs (number in ``wanted.files``, file of ``theirs`` with the same mode and content), ascending, at most one for each number.
+def same_files(wanted: Index, theirs: Index) -> list[File | None]:
+    """For each of ``wanted.files`` a file of ``theirs`` with the same mode and content, or None.
 
     A file at the same path is preferred, else it is the first in order: moved and renamed files are found, and one file of ``theirs`` may
     serve several. Empty files are left out. Between indexes of different hash kinds files of the same path and size are paired: whoever
-    uses one has to hash it anyway.
+    uses one has to hash it anyway. (No pairs: a hundred thousand new objects would have the garbage collector look through all others.)
     """
     alike = wanted.kind is theirs.kind
     here = {file.path: file for file in theirs.files}
-    found: list[tuple[int, File | Content]] = []
+    found: list[File | None] = []
     elsewhere: dict[Content, File | None] = {}
-    for number, file in enumerate(wanted.files):
-        size = file.size
-        if size == 0:
-            continue
+    for file in wanted.files:
         other = here.get(file.path)
-        if other is not None and other.size == size and other.executable is file.executable and (not alike or other.hashes == file.hashes):
-            found.append((number, other))
-        elif alike:
-            content = file.executable, size, file.hashes
-            found.append((number, content))
-            elsewhere[content] = None
+        if not file.size or (other is not None and not _same(file, other, alike)):
+            other = None
+        if other is None and file.size and alike:
+            elsewhere[file.executable, file.size, file.hashes] = None
+        found.append(other)
     if elsewhere:
         for other in theirs.files:
             content = other.executable, other.size, other.hashes
             if elsewhere.get(content, other) is None:
                 elsewhere[content] = other
-    pairs = ((number, elsewhere[one] if isinstance(one, tuple) else one) for number, one in found)
-    return [(number, other) for number, other in pairs if other is not None]
+        for number, file in enumerate(wanted.files):
+            if found[number] is None:
+                found[number] = elsewhere.get((file.executable, file.size, file.hashes))
+    return found
+
+
+def _same(file: File, other: File, alike: bool) -> bool:
+    return file.size == other.size and file.executable is other.executable and (not alike or file.hashes == other.hashes)
 
 
 class BlockMap:

@@ -54,12 +54,12 @@ class MemStaging:
             standing = self._disk.images.get(vpath)
             if standing is None or standing.image != theirs.image:
                 continue
-            linked = {number for number, _ in same_files(self._index, theirs)} if how is Reuse.HARDLINK else set()
+            same = same_files(self._index, theirs)
             named = self._disk.block_map(theirs)
             for number in range(len(self._index.files)):
                 numbers = self._map.numbers_of(number)
                 found = [at for at in numbers if not self._here[at] and self._map.hash_of(at) not in self._disk.rotten]
-                if number not in linked or len(found) < len(numbers):
+                if how is not Reuse.HARDLINK or same[number] is None or len(found) < len(numbers):
                     found = [at for at in found if may_write and theirs.kind is self._index.kind and named.numbers(self._map.hash_of(at))]
                 for at in found:
                     self._here[at] = 1
