@@ -245,6 +245,18 @@ class Copying(ReuseCase):
         self.assertEqual(self.ended(OLD, begun), [])
         self.assertEqual([self.links(name) for name in ("big", "small", "sub/other")], [1, 1, 1])
 
+    @shows("A39")
+    def test_unreadable(self) -> None:
+        """A disk that cannot read an old version any more would keep all new ones from arriving."""
+
+        def refuse(_: OpenFile, size: int, offset: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+        self.patch(OpenFile, "read_at", refuse)
+        opened, _, reused = self.begun(OLD)
+        self.assertEqual((reused.blocks, reused.files), (frozenset(), 0))
+        self.successResultOf(opened.discard())
+
     @shows("A38", "F7")
     def test_room(self) -> None:
         """A copy that cannot fit would be begun."""

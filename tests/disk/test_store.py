@@ -342,3 +342,17 @@ class Kept(Real):
             self.assertEqual(failed.reason, Abort.COMMIT_ERROR, path)
             self.assertFalse(self.node.image(V1).exists())
             self.successResultOf(opened.discard())
+
+    @shows("I1")
+    def test_large_file_changed_before_commit(self) -> None:
+        """Of a file that is too large to be read at once only the beginning would be looked at."""
+        spec: Spec = {"/large": bytes(range(256)) * 10_000}
+        opened, index = self.filled(V1, spec)
+        with (self.staging_path(V1, index) / "large").open("r+b") as file:
+            file.seek(2_000_000)
+            file.write(b"changed")
+        failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
+        self.assertEqual((failed.reason, failed.detail), (Abort.COMMIT_ERROR, "/large: block 61 is missing or wrong"))
+        self.successResultOf(opened.discard())
+        self.upload(V1, spec)
+        self.assertEqual(on_disk(self.node.image(V1)), flat(spec))
