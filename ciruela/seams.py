@@ -150,7 +150,7 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """What hardlinking gave: which blocks (numbers in index order) need not be fetched, and how much that is."""
+    """What other images gave: which blocks (numbers in index order) need not be fetched, files that are whole by that, and bytes."""
 
     blocks: frozenset[int]
     files: int
@@ -201,7 +201,10 @@ class Staging(Protocol):
         """Hash what an earlier run left here; fires with the numbers of the blocks that are whole. Everything else is dropped."""
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
-        """Hardlink files that stand in committed ``siblings``, each rehashed first. A file that cannot be linked is simply not reused."""
+        """Take what stands in committed ``siblings``, as ``reuse`` of the directory says: whole files, then blocks. Each is hashed.
+
+        What cannot be had, or is wrong, is simply not reused.
+        """
 
     def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
         """Check each (block number, data) against its hash and write it wherever the image has that hash.

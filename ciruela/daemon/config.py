@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ciruela.daemon.modes import check_modes
 from ciruela.daemon.rules import MOST_BYTES, Rule, duration, flag, number, optional, path, read_file, text, word, wrong
 from ciruela.daemon.yamltext import Scalar, Table, Value
-from ciruela.model.dirconfig import DirConfig, OnConflict, Symlinks
+from ciruela.model.dirconfig import DirConfig, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from ciruela.model.vpath import MAX_LEVELS, check_component
 
@@ -140,6 +140,7 @@ _RULES = {
     "max-image-files": Rule("max_image_files", optional(number(1, MOST_BYTES))),
     "max-images": Rule("max_images", optional(number(1, MOST_BYTES))),
     "symlinks": Rule("symlinks", word(Symlinks)),
+    "reuse": Rule("reuse", word(Reuse)),
 }
 
 

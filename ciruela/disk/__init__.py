@@ -4,6 +4,7 @@ Nothing here decides what is to be done, and nothing outside this folder touches
 ``safedir`` (single names below open directories), ``lane`` (turns in threads), ``removal``, ``tree`` (open directories by path),
 ``layout`` (where things are), ``bases`` (is a base still the one that it was), ``states`` (state files and the commit journal),
 ``indexes``, ``verify``, ``commit``, ``burials`` (tombstones), ``keeplist``, ``deletion``, ``collection`` (of indexes), ``recovery``,
-``staging``, ``reader`` (serving blocks), ``examine`` (what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``;
-then ``walk``, ``scan`` and ``localtree``, for the client.
+``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
+(what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then ``walk``, ``scan`` and ``localtree``, for the
+client.
 """

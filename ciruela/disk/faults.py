@@ -58,3 +58,13 @@ def downloading_steps(what: object, work: Steps[T]) -> Steps[T]:
         return (yield from checked_steps(what, work))
     except Full as error:
         raise DownloadFailed(Abort.NO_SPACE, str(error)) from error
+
+
+_warned: set[str] = set()
+
+
+def warn_once(topic: str, warn: Callable[[], None]) -> None:
+    """Call ``warn`` the first time that ``topic`` comes up in this process."""
+    if topic not in _warned:
+        _warned.add(topic)
+        warn()

@@ -8,11 +8,11 @@ from threading import Lock
 
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.tree import Tree
+from ciruela.disk.tree import Tree, split
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
 
 TREES = 16
@@ -59,7 +59,7 @@ class Readers:
         tree, blocks = found
         kept = False
         try:
-            result = [_block(tree, blocks, number) for number in numbers]
+            result = _read(tree, blocks, numbers)
             with self._lock:
                 if self._age == age and key not in self._idle:
                     self._idle[key] = found
@@ -73,12 +73,26 @@ class Readers:
         return result
 
 
-def _block(tree: Tree, blocks: BlockMap, number: int) -> bytes | None:
-    """One block. A fault of the disk is None, like a block that never came: the asker goes elsewhere (threats A39)."""
-    file, block = blocks.by_number(number)
-    try:
-        data = tree.file(file.path, SafeDir.open_read).read_at(file.block_size(block), block * BLOCK_BYTES)
-    except OSError:
-        tree.close_file(file.path)
-        return None
-    return data if blocks.index.kind.hash(data) == file.block_hash(block) else None
+def _read(tree: Tree, blocks: BlockMap, numbers: Sequence[int]) -> list[bytes | None]:
+    """The blocks, each verified. A fault of the disk is None, like a block that never came: the asker goes elsewhere (threats A39).
+
+    A file of one block is closed at once: keeping it open would only push out another.
+    """
+    result: list[bytes | None] = []
+    hashed = blocks.index.kind.hash
+    for number in numbers:
+        file, block = blocks.by_number(number)
+        path, hashes, size = file.path, file.hashes, file.size
+        try:
+            if len(hashes) == HASH_BYTES:
+                above, name = split(path)
+                with tree.directory(above).open_read(name) as opened:
+                    data = opened.read_at(size, 0)
+            else:
+                data = tree.file(path, SafeDir.open_read).read_at(file.block_size(block), block * BLOCK_BYTES)
+        except OSError:
+            tree.close_file(path)
+            result.append(None)
+            continue
+        result.append(data if hashed(data) == hashes[block * HASH_BYTES : (block + 1) * HASH_BYTES] else None)
+    return result

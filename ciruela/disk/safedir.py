@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from types import TracebackType
 
 from twisted.logger import Logger
 
 from ciruela.disk import syscalls
+from ciruela.disk.faults import warn_once
 
 _log = Logger()
 
@@ -30,15 +30,6 @@ RESERVED = ".ciruela~"
 
 STAMP_NS = 1_000_000_000
 """atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
-
-_warned: set[str] = set()
-
-
-def warn_once(topic: str, warn: Callable[[], None]) -> None:
-    """Call ``warn`` the first time that ``topic`` comes up in this process."""
-    if topic not in _warned:
-        _warned.add(topic)
-        warn()
 
 
 def raw(name: str) -> bytes:
@@ -64,12 +55,19 @@ def _close(fd: int, where: str) -> None:
 class OpenFile:
     """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
 
-    __slots__ = ("durable", "fd", "where")
+    __slots__ = ("_first", "durable", "fd", "where")
 
     def __init__(self, fd: int, where: str, durable: bool = True) -> None:
         self.fd = fd
         self.where = where
         self.durable = durable
+        self._first: os.stat_result | None = None
+
+    @property
+    def first(self) -> os.stat_result:
+        """What it was when it was opened, or when this was asked for first; device and inode never change."""
+        self._first = self._first or self.stat()
+        return self._first
 
     def __enter__(self) -> OpenFile:
         return self
@@ -111,6 +109,13 @@ class OpenFile:
                 done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise _fault(error, "write", self.where) from None
+
+    def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
+        """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""
+        try:
+            syscalls.clone_range(source.fd, begin, size, self.fd, offset)
+        except OSError as error:
+            raise _fault(error, "clone", self.where) from None
 
     def chmod(self, mode: int) -> None:
         """Set the permission bits, whatever the umask."""
@@ -300,8 +305,10 @@ class SafeDir:
         except OSError as error:
             raise _fault(error, operation, self.within(name)) from None
         opened = OpenFile(fd, self.within(name), self.durable)
+        if flags & os.O_EXCL:
+            return opened
         try:
-            if not stat.S_ISREG(opened.stat().st_mode):
+            if not stat.S_ISREG(opened.first.st_mode):
                 raise OSError(errno.EINVAL, f"{operation}: not a regular file", self.within(name))
         except BaseException:
             opened.close()
@@ -322,8 +329,8 @@ class SafeDir:
 
     # -- changing --------------------------------------------------------------------------------------------------------------
 
-    def link(self, source: OpenFile, name: str) -> None:
-        """Give the open file ``source``, and nothing that took its place, a second name here.
+    def link(self, source: OpenFile, name: str) -> os.stat_result:
+        """Give the open file ``source``, and nothing that took its place, a second name here; returns what it is afterwards.
 
         The link is checked afterwards and taken back when it is not the same inode. Needs /proc.
         """
@@ -331,11 +338,12 @@ class SafeDir:
         try:
             os.link(f"/proc/self/fd/{source.fd}".encode(), target, dst_dir_fd=self.fd, follow_symlinks=True)
             made = os.stat(target, dir_fd=self.fd, follow_symlinks=False)
-            if not os.path.samestat(made, os.fstat(source.fd)):
+            if not os.path.samestat(made, source.first):
                 os.unlink(target, dir_fd=self.fd)
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError as error:
             raise _fault(error, "link", self.within(name)) from None
+        return made
 
     def symlink(self, target: str, name: str) -> None:
         """Create a symlink with the text ``target``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,18 +11,18 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ciruela.disk.commit import commit
-from ciruela.disk.faults import FULL, downloading_steps
+from ciruela.disk.content import Content, writable
+from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.removal import remove_tree
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.reuse import Reusing
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import file_mode, good_blocks, names_by_directory
-from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.tree import File, Index, Symlink
+from ciruela.model.dirconfig import Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.ids import BlockHash
 from ciruela.model.order import Abort
 from ciruela.model.state import State
 from ciruela.model.tuning import Tuning
@@ -31,9 +30,6 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 
 T = TypeVar("T")
-
-FRESH_MODE = 0o600
-"""Mode of a file that is still being written."""
 
 
 def room(directory: SafeDir, tuning: Tuning) -> int:
@@ -81,6 +77,7 @@ class StagingDir:
         locate: Callable[[VPath], Place],
         shown: Callable[[], None],
         tuning: Tuning,
+        reuse: Reuse = Reuse.HARDLINK,
     ) -> None:
         self._records = records
         self._place = place
@@ -90,8 +87,8 @@ class StagingDir:
         self._locate = locate
         self._shown = shown
         self._tuning = tuning
-        self._map = BlockMap(index)
-        self._here = bytearray(index.block_count)
+        self._how = reuse
+        self._content = Content(index, self._tree)
         self._room_checked = False
 
     def _run(self, steps: Steps[T]) -> Deferred[T]:
@@ -130,7 +127,7 @@ class StagingDir:
                         yield from remove_tree(here, name)
                 elif name not in inner or not _is(here, name, stat.S_ISDIR):
                     yield from remove_tree(here, name)
-        return frozenset(block for block, here_already in enumerate(self._here) if here_already)
+        return self._content.numbers()
 
     def _keep_file(self, here: SafeDir, name: str, number: int, wanted: File) -> Steps[None]:
         """Keep the whole blocks of a file.
@@ -140,14 +137,12 @@ class StagingDir:
         """
         if _is(here, name, stat.S_ISREG):
             with here.open_read(name) as opened:
-                status = opened.stat()
+                status = opened.first
                 good = (yield from good_blocks(opened, wanted, self._index.kind)) if status.st_size <= wanted.size else []
                 whole = status.st_size == wanted.size and len(good) == wanted.block_count
             shared_mode_wrong = status.st_nlink > 1 and stat.S_IMODE(status.st_mode) != file_mode(wanted)
-            if not shared_mode_wrong if whole else good and _writable(status):
-                blocks = self._map.numbers_of(number)
-                for block in good:
-                    self._here[blocks[block]] = 1
+            if not shared_mode_wrong if whole else good and writable(opened):
+                self._content.add(number, good)
                 return
         yield from remove_tree(here, name)
 
@@ -156,36 +151,7 @@ class StagingDir:
         return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
-        blocks: set[int] = set()
-        files = size = 0
-        for vpath, theirs in siblings:
-            yield ENTRY_COST
-            pairs = [(mine, other) for mine, other in same_files(self._index, theirs) if not self._whole(mine)]
-            if not pairs:
-                continue
-            source = self._open_sibling(vpath)
-            if source is None:
-                continue
-            try:
-                for mine, other in pairs:
-                    if (yield from self._link(source, mine, other)):
-                        numbers = self._numbers(mine)
-                        blocks.update(numbers)
-                        self._here[numbers.start : numbers.stop] = b"\1" * len(numbers)
-                        files += 1
-                        size += mine.size
-            finally:
-                source.close()
-        return Reused(frozenset(blocks), files, size)
-
-    def _numbers(self, file: File) -> range:
-        first = self._map.locate(file.path, 0)
-        assert first is not None
-        return range(first, first + file.block_count)
-
-    def _whole(self, file: File) -> bool:
-        numbers = self._numbers(file)
-        return all(self._here[numbers.start : numbers.stop])
+        return (yield from Reusing(self._content, self._how, self._open_sibling, self._fits).run(siblings))
 
     def _open_sibling(self, vpath: VPath) -> Tree | None:
         try:
@@ -196,36 +162,6 @@ class StagingDir:
             self._log.debug("{vpath} cannot be reused: {error}", vpath=str(vpath), error=error)
             return None
 
-    def _link(self, source: Tree, mine: File, other: File) -> Steps[bool]:
-        """Hash ``other`` and link the very inode that was hashed. Anything that does not work means False, but for a full disk."""
-        above, name = split(other.path)
-        try:
-            with source.directory(above).open_read(name) as opened:
-                before = opened.stat()
-                if before.st_size != mine.size or stat.S_IMODE(before.st_mode) != file_mode(mine):
-                    return False
-                good = yield from good_blocks(opened, mine, self._index.kind)
-                if len(good) != mine.block_count:
-                    return False
-                to, name = split(mine.path)
-                here = self._tree.directory(to, create=True)
-                if here.stat(name) is not None:
-                    self._tree.close_file(mine.path)
-                    here.unlink(name)
-                    numbers = self._numbers(mine)
-                    self._here[numbers.start : numbers.stop] = bytes(len(numbers))
-                here.link(opened, name)
-                after = opened.stat()
-                if (after.st_size, after.st_mtime_ns, after.st_mode) != (before.st_size, before.st_mtime_ns, before.st_mode):
-                    here.unlink(name)
-                    return False
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            self._log.debug("{path} is not linked: {error}", path=other.path, error=error)
-            return False
-        return True
-
     # -- what arrives ----------------------------------------------------------------------------------------------------------
 
     def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
@@ -235,33 +171,35 @@ class StagingDir:
     def _write(self, blocks: Sequence[tuple[int, bytes]]) -> Steps[list[bool]]:
         if not self._room_checked:
             self._check_room()
+        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.hash
         results = []
         for number, data in blocks:
-            file, block = self._map.by_number(number)
+            file_number, block = blocks_of.place(number)
+            file = blocks_of.files[file_number]
             wanted = file.block_hash(block)
-            good = len(data) == file.block_size(block) and self._index.kind.hash(data) == wanted
+            good = len(data) == file.block_size(block) and hashed(data) == wanted
             results.append(good)
-            if good and not self._here[number]:
-                yield from self._write_everywhere(wanted, data)
+            if good and not content.has(number):
+                content.put(file_number, block, data)
+                if blocks_of.twins[number]:
+                    yield from self._write_twins(blocks_of.numbers(wanted), data)
             yield len(data)
         return results
 
-    def _write_everywhere(self, wanted: BlockHash, data: bytes) -> Steps[None]:
-        for number in self._map.numbers(wanted):
-            file, block = self._map.by_number(number)
-            if self._here[number] or len(data) != file.block_size(block):
-                continue
-            self._tree.directory(split(file.path)[0], create=True)
-            self._tree.file(file.path, _open_target).write_at(data, block * BLOCK_BYTES)
-            self._here[number] = 1
-            if file.block_count == 1:
-                self._tree.close_file(file.path)
-            yield len(data)
+    def _write_twins(self, numbers: Sequence[int], data: bytes) -> Steps[None]:
+        """Write a block wherever else the image has it."""
+        for number in numbers:
+            file_number, block = self._content.blocks.place(number)
+            if not self._content.has(number) and len(data) == self._content.blocks.files[file_number].block_size(block):
+                self._content.put(file_number, block, data)
+                yield len(data)
+
+    def _fits(self) -> bool:
+        return self._content.missing_bytes() <= room(self._tree.root, self._tuning)
 
     def _check_room(self) -> None:
         """What neither an earlier run left nor a sibling gave has to fit. With nothing to write the reserve may be used up already."""
-        here = iter(self._here)
-        needed = sum(file.block_size(block) for file in self._map.files for block in range(file.block_count) if not next(here))
+        needed = self._content.missing_bytes()
         free = room(self._tree.root, self._tuning)
         if needed and needed > free:
             raise no_space(needed, free)
@@ -306,22 +244,3 @@ class StagingDir:
 def _is(here: SafeDir, name: str, kind: Callable[[int], bool]) -> bool:
     found = here.stat(name)
     return found is not None and kind(found.st_mode)
-
-
-def _writable(status: os.stat_result) -> bool:
-    """Whether a file was created here and nobody else can have it: a file of an image has another mode."""
-    return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE
-
-
-def _open_target(directory: SafeDir, name: str) -> OpenFile:
-    """Open a file of ours to write, or create it. Any other is replaced, for it must not change."""
-    try:
-        return directory.create(name, FRESH_MODE)
-    except FileExistsError:
-        pass
-    opened = directory.open_write(name)
-    if _writable(opened.stat()):
-        return opened
-    opened.close()
-    directory.unlink(name)
-    return directory.create(name, FRESH_MODE)

@@ -28,7 +28,7 @@ from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
@@ -236,7 +236,7 @@ class Store:
         return lane.steps(downloading_steps(vpath, self._stage(vpath, index, lane)))
 
     def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
-        place = self._place(vpath)
+        place, reuse = self._place(vpath), self._configs[vpath.key].reuse
         yield ENTRY_COST
         try:
             parent = place.open_parent(create=True)
@@ -247,11 +247,14 @@ class Store:
         with parent:
             name = place.staging(index.image)
             free = room(parent, self._tuning)
-            if parent.stat(name) is None and index.total_bytes > free and not self._has_images(vpath):
+            shares = reuse in (Reuse.HARDLINK, Reuse.REFLINK)
+            if parent.stat(name) is None and index.total_bytes > free and not (shares and self._has_images(vpath)):
                 raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
             root = open_staging(parent, name)
-        return StagingDir(self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning)
+        return StagingDir(
+            self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning, reuse
+        )
 
     def _has_images(self, vpath: VPath) -> bool:
         """Whether an image is committed in the same base dir, whose files might be linked. A journal is no image."""

@@ -1,10 +1,12 @@
-"""Two Linux calls that Python has no words for: renameat2 and syncfs."""
+"""Three Linux calls that Python has no words for: renameat2, syncfs and cloning a part of a file."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 
 NOREPLACE = 1
 """RENAME_NOREPLACE of renameat2(2): fail with EEXIST when the new name stands."""
@@ -14,6 +16,12 @@ EXCHANGE = 2
 
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """What a kernel (ENOSYS) or a file system (EINVAL, EOPNOTSUPP) answers that does not know a flag of renameat2."""
+
+CANNOT_CLONE = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
+"""What a file system answers in which files cannot share space. Others (EINVAL, EXDEV) speak of this range or these files alone."""
+
+_FICLONERANGE = 0x4020940D
+"""_IOW(0x94, 13, struct file_clone_range) of linux/fs.h."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,3 +46,11 @@ def syncfs(fd: int) -> None:
     if _libc.syncfs(fd) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def clone_range(source_fd: int, source_offset: int, size: int, fd: int, offset: int) -> None:
+    """Let ``fd`` share ``size`` bytes of ``source_fd``: FICLONERANGE of ioctl_ficlonerange(2).
+
+    Offsets and size are multiples of the file system's block size, but for a range that ends with the source. Raises OSError.
+    """
+    fcntl.ioctl(fd, _FICLONERANGE, struct.pack("=qQQQ", source_fd, source_offset, size, offset))

@@ -20,6 +20,11 @@ def split(path: str) -> tuple[str, str]:
     return above or "/", name
 
 
+def name_start(directory: str) -> int:
+    """Where the name begins in the paths of what stands in ``directory``."""
+    return 1 if directory == "/" else len(directory) + 1
+
+
 class Tree:
     """A directory and what was opened below it. Not for two threads at once. It owns ``root`` and closes it."""
 
@@ -75,14 +80,17 @@ class Tree:
         except FileExistsError:
             return here.open_dir(name)
 
-    def file(self, path: str, opener: Callable[[SafeDir, str], OpenFile]) -> OpenFile:
-        """The open file at ``path``, opened by ``opener(directory, name)`` if need be; open until the next call."""
+    def file(self, path: str, opener: Callable[[SafeDir, str], OpenFile], *, create: bool = False) -> OpenFile:
+        """The open file at ``path``, opened by ``opener(directory, name)`` if need be; open until the next call.
+
+        ``create`` makes the directories above it.
+        """
         found = self._files.get(path)
         if found is not None:
             self._files.move_to_end(path)
             return found
         above, name = split(path)
-        opened = opener(self.directory(above), name)
+        opened = opener(self.directory(above, create=create), name)
         self._files[path] = opened
         if len(self._files) > self._most_files:
             self._files.popitem(last=False)[1].close()

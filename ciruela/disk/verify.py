@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.safedir import STAMP_NS, OpenFile, SafeDir
-from ciruela.disk.tree import Tree, split
+from ciruela.disk.tree import Tree, name_start, split
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.model.ids import HASH_BYTES
 from ciruela.model.tuning import Fsync
 
 READ_BLOCKS = 32
 """Blocks read at once while hashing: 1 MiB."""
+
+READ_BYTES = READ_BLOCKS * BLOCK_BYTES
 
 SYNC_ALL_ABOVE = 64
 """With more files and directories than this, one syncfs is cheaper than an fsync for each (performance study, section 2)."""
@@ -38,17 +41,29 @@ def file_mode(file: File) -> int:
     return 0o755 if file.executable else 0o644
 
 
+def good_in(data: bytes, wanted: File, kind: HashKind, first: int) -> list[int]:
+    """The numbers, within the file, of the blocks in ``data`` that are as the index says; it begins with block ``first``.
+
+    ``data`` must not go beyond the size of the file: then what is shorter than a block should be is wrong by its hash.
+    """
+    hashes, hashed = wanted.hashes, kind.hash
+    if len(data) <= BLOCK_BYTES:
+        return [first] if data and hashed(data) == hashes[first * HASH_BYTES : (first + 1) * HASH_BYTES] else []
+    view = memoryview(data)
+    return [
+        number
+        for number, begin in enumerate(range(0, len(data), BLOCK_BYTES), first)
+        if hashed(view[begin : begin + BLOCK_BYTES]) == hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+    ]
+
+
 def good_blocks(opened: OpenFile, wanted: File, kind: HashKind) -> Steps[list[int]]:
     """The numbers, within the file, of the blocks that are as the index says. What lies behind the end is not looked at."""
     good: list[int] = []
-    for first in range(0, wanted.block_count, READ_BLOCKS):
-        data = memoryview(opened.read_at(READ_BLOCKS * BLOCK_BYTES, first * BLOCK_BYTES))
-        yield max(len(data), ENTRY_COST if first == 0 else 1)
-        for number in range(first, min(first + READ_BLOCKS, wanted.block_count)):
-            begin = (number - first) * BLOCK_BYTES
-            block = data[begin : begin + wanted.block_size(number)]
-            if len(block) == wanted.block_size(number) and kind.hash(block) == wanted.block_hash(number):
-                good.append(number)
+    for begin in range(0, wanted.size, READ_BYTES):
+        data = opened.read_at(min(READ_BYTES, wanted.size - begin), begin)
+        yield max(len(data), ENTRY_COST if begin == 0 else 1)
+        good += good_in(data, wanted, kind, begin // BLOCK_BYTES)
     return good
 
 
@@ -72,7 +87,8 @@ def check(tree: Tree, index: Index, visit: Visit) -> Steps[None]:
         status = here.status()
         if status.st_dev != device:
             raise Mismatch(f"{directory.path}: another file system is mounted here")
-        expected = {split(entry.path)[1] for entry in directory.entries}.union(below[directory.path])
+        start = name_start(directory.path)
+        expected = {entry.path[start:] for entry in directory.entries}.union(below[directory.path])
         extra = set(here.names()) - expected
         if extra:
             raise Mismatch(f"{directory.path}: {min(extra)!r} is not in the index")
@@ -80,10 +96,13 @@ def check(tree: Tree, index: Index, visit: Visit) -> Steps[None]:
             visit(here, status, DIR_MODE)
         for entry in directory.entries:
             match entry:
+                case File() if entry.size <= READ_BYTES:
+                    yield max(entry.size, ENTRY_COST)
+                    _check_small(here, entry.path[start:], entry, index.kind, device, visit)
                 case File():
-                    yield from _check_file(here, entry, index.kind, device, visit)
+                    yield from _check_file(here, entry.path[start:], entry, index.kind, device, visit)
                 case Symlink():
-                    _check_link(here, entry)
+                    _check_link(here, entry.path[start:], entry)
                     yield ENTRY_COST
 
 
@@ -96,30 +115,43 @@ def _directory(tree: Tree, directory: Directory) -> SafeDir:
         raise
 
 
-def _check_file(here: SafeDir, wanted: File, kind: HashKind, device: int, visit: Visit) -> Steps[None]:
+def _check_small(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, visit: Visit) -> None:
+    """As :func:`_check_file`, for a file that is read at once."""
+    with _opened(here, name, wanted, device) as opened:
+        _check_good(good_in(opened.read_at(wanted.size, 0), wanted, kind, 0) if wanted.size else [], wanted)
+        visit(opened, opened.first, file_mode(wanted))
+
+
+def _check_file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, visit: Visit) -> Steps[None]:
+    with _opened(here, name, wanted, device) as opened:
+        _check_good((yield from good_blocks(opened, wanted, kind)), wanted)
+        visit(opened, opened.first, file_mode(wanted))
+
+
+def _opened(here: SafeDir, name: str, wanted: File, device: int) -> OpenFile:
+    """A regular file of this size on this file system."""
     try:
-        opened = here.open_read(split(wanted.path)[1])
+        opened = here.open_read(name)
     except OSError as error:
         if error.errno in _NOT_THERE:
             raise Mismatch(f"{wanted.path}: is not a regular file") from None
         raise
-    with opened:
-        status = opened.stat()
-        if status.st_dev != device:
-            raise Mismatch(f"{wanted.path}: another file system is mounted here")
-        if status.st_size != wanted.size:
-            raise Mismatch(f"{wanted.path}: has {status.st_size} bytes, not {wanted.size}")
-        good = yield from good_blocks(opened, wanted, kind)
-        if len(good) != wanted.block_count:
-            bad = next(number for number in range(wanted.block_count) if number >= len(good) or good[number] != number)
-            raise Mismatch(f"{wanted.path}: block {bad} is missing or wrong")
-        if not wanted.size:
-            yield ENTRY_COST
-        visit(opened, status, file_mode(wanted))
+    status = opened.first
+    if status.st_dev == device and status.st_size == wanted.size:
+        return opened
+    opened.close()
+    if status.st_dev != device:
+        raise Mismatch(f"{wanted.path}: another file system is mounted here")
+    raise Mismatch(f"{wanted.path}: has {status.st_size} bytes, not {wanted.size}")
 
 
-def _check_link(here: SafeDir, wanted: Symlink) -> None:
-    name = split(wanted.path)[1]
+def _check_good(good: list[int], wanted: File) -> None:
+    if len(good) != wanted.block_count:
+        bad = next(number for number in range(wanted.block_count) if number >= len(good) or good[number] != number)
+        raise Mismatch(f"{wanted.path}: block {bad} is missing or wrong")
+
+
+def _check_link(here: SafeDir, name: str, wanted: Symlink) -> None:
     found = here.stat(name)
     if found is None or not stat.S_ISLNK(found.st_mode) or here.readlink(name) != wanted.target:
         raise Mismatch(f"{wanted.path}: is not a symlink to {wanted.target[:80]!r}")
@@ -135,10 +167,11 @@ def complete(tree: Tree, index: Index) -> Steps[None]:
             if error.errno in _NOT_THERE:
                 raise Mismatch(f"{directory.path}: is not a directory") from None
             raise
+        start = name_start(directory.path)
         for entry in directory.entries:
-            name = split(entry.path)[1]
             if isinstance(entry, File) and entry.size:
                 continue
+            name = entry.path[start:]
             yield ENTRY_COST
             if here.stat(name) is not None:
                 continue
@@ -149,12 +182,15 @@ def complete(tree: Tree, index: Index) -> Steps[None]:
 
 
 def settle(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
-    """Give what is ours its mode and, if it is a file, its times. A file with other names keeps its mode: Mismatch if that is wrong."""
+    """Give what is ours its mode and, if it is a file, its times. A file with other names keeps its mode: Mismatch if that is wrong.
+
+    It keeps its access time as well, which every reader of those other names changes.
+    """
     if stat.S_IMODE(status.st_mode) != mode:
         if isinstance(found, OpenFile) and status.st_nlink > 1:
             raise Mismatch(f"{found.where}: has mode {stat.S_IMODE(status.st_mode):04o} and other names that share it")
         found.chmod(mode)
-    if isinstance(found, OpenFile) and (status.st_mtime_ns, status.st_atime_ns) != (STAMP_NS, STAMP_NS):
+    if isinstance(found, OpenFile) and (status.st_mtime_ns != STAMP_NS or (status.st_atime_ns != STAMP_NS and status.st_nlink == 1)):
         found.stamp()
 
 

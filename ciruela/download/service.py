@@ -1,6 +1,6 @@
 """The downloads: one Deferred chain for each image on its way, from the index to the commit (protocol section 5.4).
 
-index -> staging -> what an earlier run left -> hardlinks from siblings -> blocks -> verify, make durable, show
+index -> staging -> what an earlier run left -> files and blocks of siblings -> blocks from sources -> verify, make durable, show
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -22,6 +22,7 @@ from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.running import Download, Outcome, Phase
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
+from ciruela.download.siblings import Siblings
 from ciruela.download.sources import Candidate, Totals
 from ciruela.download.suppliers import Rumors, Suppliers
 from ciruela.index import policy
@@ -39,9 +40,6 @@ from ciruela.tracking.watches import Watches
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-MOST_SIBLINGS = 37
-"""Sibling images looked through for files to hardlink (protocol section 5.8)."""
 
 SUPERSEDABLE_S = 120.0
 """A download that got nothing for so long gives way to a newer upload; the reference gives up after as much (protocol section 5.9)."""
@@ -73,6 +71,7 @@ class Downloads:
         self._disk = disk
         self._in_thread = in_thread
         self._suppliers = Suppliers(watches, wire, rumors, rng)
+        self._find_siblings = Siblings(configs, ledger, catalog)
         self._outcome = outcome
         self._catalog = catalog
         self._clock = clock
@@ -261,21 +260,7 @@ class Downloads:
         return staging.keep()
 
     def _siblings(self, kept: frozenset[int], download: Download) -> Deferred[tuple[frozenset[int], list[tuple[VPath, Index]]]]:
-        states = sorted(self._ledger.committed_in(download.vpath.base), key=lambda one: one[1].version, reverse=True)
-        chosen: dict[ImageId | VPath, tuple[VPath, ImageId]] = {}
-        for vpath, state in sorted(states, key=lambda one: one[0] != download.vpath):
-            if len(chosen) < MOST_SIBLINGS:
-                # what is damaged at one path may be whole in another copy of the same image
-                chosen.setdefault(state.image if download.healed is None else vpath, (vpath, state.image))
-
-        def with_indexes(entries: list[tuple[Index, BlockMap] | None]) -> tuple[frozenset[int], list[tuple[VPath, Index]]]:
-            return kept, [(vpath, entry[0]) for (vpath, _), entry in zip(chosen.values(), entries, strict=True) if entry is not None]
-
-        loading = [self._catalog.get(image).addErrback(self._no_sibling, image) for _, image in chosen.values()]
-        return gatherResults(loading).addCallback(with_indexes)
-
-    def _no_sibling(self, failure: Failure, image: ImageId) -> None:
-        self._log.warn("the index of {image} cannot be read: {reason}", image=image.hex(), reason=failure.getErrorMessage())
+        return self._find_siblings.find(download).addCallback(lambda siblings: (kept, siblings))
 
     def _reuse(
         self, found: tuple[frozenset[int], list[tuple[VPath, Index]]], download: Download

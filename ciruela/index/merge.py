@@ -17,40 +17,40 @@ from ciruela.index.tree import File, Index
 from ciruela.model.ids import HASH_BYTES, BlockHash
 
 Content = tuple[bool, int, bytes]
-"""What makes two files the same: mode, size, and hashes or, between indexes of different kinds, the path instead of these."""
+"""What makes two files the same: mode, size, hashes."""
 
 
-def _content(file: File, alike: bool) -> Content:
-    return file.executable, file.size, file.hashes if alike else file.path.encode("utf-8", "surrogateescape")
-
-
-def same_files(wanted: Index, theirs: Index) -> list[tuple[File, File]]:
-    """Pairs (file of ``wanted``, file of ``theirs`` with the same mode and content), at most one for each file of ``wanted``, in its order.
+def same_files(wanted: Index, theirs: Index) -> list[File | None]:
+    """For each of ``wanted.files`` a file of ``theirs`` with the same mode and content, or None.
 
     A file at the same path is preferred, else it is the first in order: moved and renamed files are found, and one file of ``theirs`` may
     serve several. Empty files are left out. Between indexes of different hash kinds files of the same path and size are paired: whoever
-    uses one has to hash it anyway.
+    uses one has to hash it anyway. (No pairs: a hundred thousand new objects would have the garbage collector look through all others.)
     """
     alike = wanted.kind is theirs.kind
     here = {file.path: file for file in theirs.files}
-    pairs: list[tuple[File, File | None]] = []
+    found: list[File | None] = []
     elsewhere: dict[Content, File | None] = {}
     for file in wanted.files:
-        if file.size == 0:
-            continue
         other = here.get(file.path)
-        if other is not None and _content(other, alike) == _content(file, alike):
-            pairs.append((file, other))
-        else:
-            pairs.append((file, None))
-            elsewhere[_content(file, alike)] = None
+        if not file.size or (other is not None and not _same(file, other, alike)):
+            other = None
+        if other is None and file.size and alike:
+            elsewhere[file.executable, file.size, file.hashes] = None
+        found.append(other)
     if elsewhere:
         for other in theirs.files:
-            content = _content(other, alike)
+            content = other.executable, other.size, other.hashes
             if elsewhere.get(content, other) is None:
                 elsewhere[content] = other
-    found = ((file, other or elsewhere[_content(file, alike)]) for file, other in pairs)
-    return [(file, other) for file, other in found if other is not None]
+        for number, file in enumerate(wanted.files):
+            if found[number] is None:
+                found[number] = elsewhere.get((file.executable, file.size, file.hashes))
+    return found
+
+
+def _same(file: File, other: File, alike: bool) -> bool:
+    return file.size == other.size and file.executable is other.executable and (not alike or file.hashes == other.hashes)
 
 
 class BlockMap:
@@ -122,10 +122,32 @@ class BlockMap:
 
     @cached_property
     def _by_hash(self) -> array[int]:
-        """Block numbers in order of hash, then number. No dict: a bytes key for each block would take five times the memory."""
+        """Block numbers in order of hash, then number. No dict: a bytes key for each block would take five times the memory.
+
+        Sorted in parts, by the first byte: sorting a million at once would let no other thread run for as long as that takes.
+        """
         hashes = self._hashes
-        keys = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
-        return array("I", sorted(range(len(keys)), key=keys.__getitem__))
+        parts: list[list[int]] = [[] for _ in range(256)]
+        for number, first in enumerate(hashes[::HASH_BYTES]):
+            parts[first].append(number)
+        found = array("I")
+        for part in parts:
+            part.sort(key=lambda number: hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES])
+            found.extend(part)
+        return found
+
+    @cached_property
+    def twins(self) -> bytearray:
+        """For each block number 1 if some other block has the same hash, else 0: what needs no search by hash."""
+        hashes = self._hashes
+        found = bytearray(len(self))
+        before, last = b"", 0
+        for number in self._by_hash:
+            this = hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+            if this == before:
+                found[number] = found[last] = 1
+            before, last = this, number
+        return found
 
 
 def _order(path: str) -> tuple[list[str], str]:

@@ -21,6 +21,15 @@ class Symlinks(Enum):
     NONE = "none"
 
 
+class Reuse(Enum):
+    """How what stands in other images of a base dir becomes part of a new one (threats A50)."""
+
+    HARDLINK = "hardlink"
+    REFLINK = "reflink"
+    COPY = "copy"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class DirConfig:
     """The content of ``configs/KEY.yaml``, checked. ``directory`` is an absolute path of this host; a quota that is None does not count."""
@@ -41,3 +50,4 @@ class DirConfig:
     max_image_files: int | None = None
     max_images: int | None = None
     symlinks: Symlinks = Symlinks.ANY
+    reuse: Reuse = Reuse.HARDLINK

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.modes import check_modes, loose, private_group
-from ciruela.model.dirconfig import DirConfig, OnConflict, Symlinks
+from ciruela.model.dirconfig import DirConfig, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from tests.proof import shows
 
@@ -81,6 +81,7 @@ class GoodTests(ConfigCase):
             max-image-files: 1M
             max-images: 500
             symlinks: inside
+            reuse: reflink
             _note: {any: [thing]}
         """
         self.assertEqual(
@@ -102,6 +103,7 @@ class GoodTests(ConfigCase):
                 max_image_files=1_000_000,
                 max_images=500,
                 symlinks=Symlinks.INSIDE,
+                reuse=Reuse.REFLINK,
             ),
         )
         self.assertEqual(self.load().warnings, ())
@@ -111,11 +113,12 @@ class GoodTests(ConfigCase):
         config = self.one(MINIMAL + "max-image-bytes: ~\nmax-image-files:\nmax-images: null\nsymlinks: any\n")
         self.assertEqual(config, DirConfig("app", str(self.images), True, 1))
         self.assertEqual(
-            self.errors(MINIMAL + "on-append-conflict: frieze\nsymlinks: never\nmax-images: 0\n"),
+            self.errors(MINIMAL + "on-append-conflict: frieze\nsymlinks: never\nmax-images: 0\nreuse: hard-link\n"),
             [
                 'app.yaml:4: on-append-conflict: "frieze" is not converge or freeze (try freeze)',
                 'app.yaml:5: symlinks: "never" is not any, inside or none (try any)',
                 'app.yaml:6: max-images: "0" is not in the range from 1 to 4611686018427387904',
+                'app.yaml:7: reuse: "hard-link" is not hardlink, reflink, copy or none (try hardlink)',
             ],
         )
 

@@ -34,6 +34,8 @@ ONE = VPath(("one",))
 OLD: Spec = {"/keep": b"the same", "/gone": b"old", "/sub/x*": b"run"}
 NEW: Spec = {"/keep": b"the same", "/new": b"new" * 2000, "/sub/x*": b"run twice", "/zero": b"", "/link": "new", "/dir": None}
 OTHER: Spec = {"/keep": b"the same", "/other": b"other"}
+PARTS: Spec = {"/copied*": b"the same", "/moved": b"other", "/new": b"new"}
+"""Of ``OTHER`` one file has another mode here, so that it is copied, and one has another name, so that it is linked."""
 
 CONFIGS = {
     "app": DirConfig("app", "/n/srv", append_only=False, num_levels=2),

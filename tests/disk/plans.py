@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from ciruela.disk.layout import place
 from ciruela.disk.safedir import STAMP_NS
 from ciruela.model.errors import DiskError, DownloadFailed
-from tests.disk.bench import CONFIGS, NEW, OLD, OTHER, V1, V2, Bench, Stand, Violation, Work, check_records, done, stand, succeed
+from tests.disk.bench import CONFIGS, NEW, OLD, OTHER, PARTS, V1, V2, Bench, Stand, Violation, Work, check_records, done, stand, succeed
 from tests.disk.trees import Spec
 from tests.doubles.simos import SimOS
 from tests.doubles.simos_inode import Inode
 
 MOST_SUBSETS = 1 << 10
 SAMPLE = 240
+EXECUTABLE = frozenset({"/sub/x", "/copied"})
 MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 """An image that one syncfs makes durable."""
 
@@ -36,6 +37,7 @@ class Plan:
     stands: tuple[Stand, ...]
     sibling: bool = True
     exchanges: bool = True
+    clones: bool = False
 
 
 PLANS = {
@@ -46,6 +48,8 @@ PLANS = {
         Plan("append many", None, lambda bench: bench.upload(V1, MANY, 5), (stand(None), stand(MANY))),
         Plan("replace", OLD, lambda bench: bench.upload(V1, NEW, 5), (stand(OLD), stand(NEW))),
         Plan("replace without exchange", OLD, lambda bench: bench.upload(V1, NEW, 5), (stand(OLD), stand(NEW)), exchanges=False),
+        Plan("append by copy", None, lambda bench: bench.upload(V1, PARTS, 5), (stand(None), stand(PARTS))),
+        Plan("append by clone", None, lambda bench: bench.upload(V1, PARTS, 5), (stand(None), stand(PARTS)), clones=True),
         Plan("restore", NEW, lambda bench: bench.restore(V1, NEW, 1), (stand(NEW),)),
         Plan("remove", OLD, lambda bench: bench.remove(V1, OLD, 1), (stand(OLD), stand(None))),
     )
@@ -97,6 +101,7 @@ def ready(name: str) -> Bench:
         bench.store.close()
     bench.sim.settle("/n")
     bench.sim.volume("/n").exchanges = plan.exchanges
+    bench.sim.volume("/n").clones = plan.clones
     return bench
 
 
@@ -163,5 +168,5 @@ def _check_start(plan: Plan, bench: Bench, acked: bool, stands: tuple[Stand, ...
 def _as_it_should_be(at: str, inode: Inode) -> bool:
     if inode.is_link:
         return True
-    mode = 0o755 if inode.is_dir or at == "/sub/x" else 0o644
+    mode = 0o755 if inode.is_dir or at in EXECUTABLE else 0o644
     return stat.S_IMODE(inode.mode) == mode and (inode.is_dir or inode.modified_ns == STAMP_NS)

@@ -25,6 +25,7 @@ from tests.disk.bench import (
     OLD,
     ONE,
     OTHER,
+    PARTS,
     V1,
     V2,
     V3,
@@ -136,6 +137,11 @@ async def _old_single(bench: Bench) -> None:
 async def _no_exchange(bench: Bench) -> None:
     await _old(bench)
     bench.sim.volume("/n").exchanges = False
+
+
+async def _clones(bench: Bench) -> None:
+    await _sibling(bench)
+    bench.sim.volume("/n").clones = True
 
 
 def _plant(bench: Bench, spec: Spec) -> None:
@@ -253,6 +259,8 @@ IS_OLD = {V1: (stand(OLD),), V2: THERE}
 
 SCENARIOS = (
     Scenario("append", _sibling, lambda bench: bench.upload(V1, NEW, 5), {V1: (stand(None), stand(NEW)), V2: THERE}),
+    Scenario("copy", _sibling, lambda bench: bench.upload(V1, PARTS, 5), {V1: (stand(None), stand(PARTS)), V2: THERE}, turns=True),
+    Scenario("clone", _clones, lambda bench: bench.upload(V1, PARTS, 5), {V1: (stand(None), stand(PARTS)), V2: THERE}, turns=True),
     Scenario("replace", _old, lambda bench: bench.upload(V1, NEW, 5), {V1: OLD_OR_NEW, V2: THERE}),
     Scenario("replace at level 0", _old_single, lambda bench: bench.upload(ONE, NEW, 5), {ONE: OLD_OR_NEW, V2: THERE}, turns=True),
     Scenario(

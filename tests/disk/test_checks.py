@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+from ciruela.disk.content import FRESH_MODE
 from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.disk.reader import TREES
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.staging import FRESH_MODE
 from ciruela.disk.states import MAX_STATE_BYTES, decode_state, encode_state
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, FormatError

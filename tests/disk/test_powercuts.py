@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.disk.bench import Violation
-from tests.disk.plans import PLANS, check_start, cuts
+from tests.disk.plans import PLANS, check_start, cuts, ready
 from tests.disk.powercuts import check_cut, check_plan, moments
+from tests.disk.second_faults import calls_of
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
@@ -26,6 +27,16 @@ class PowerCuts(UnmeasuredTestCase):
     def test_append_many(self) -> None:
         """The same for an image that one syncfs makes durable."""
         self.cut("append many", 24)
+
+    @shows("F38", "A44", "I1", "I2")
+    def test_append_by_copy(self) -> None:
+        """What was copied or cloned from another image would not be on the disk when the image is acknowledged."""
+        for name, call in (("append by copy", "pwrite"), ("append by clone", "clone_range")):
+            content = bytes(ready(name).sim.inodes("/n/srv/web/v2/keep")[0][1].data)
+            self.assertIn(call, calls_of(name))
+            links = [inode.names for sim, _ in moments(name)[-1:] for at, inode in sim.inodes("/n/srv/web") if inode.data == content]
+            self.assertEqual(links, [1, 1])
+            self.cut(name, 6)
 
     @shows("F38", "A44", "I1", "I2")
     def test_replace(self) -> None:

@@ -63,16 +63,15 @@ class Links(Real):
         return (self.node.image(vpath) / name).stat().st_ino
 
     def next_version(self, spec: Spec) -> int:
-        """Upload ``spec`` as v2 with v1 as sibling; returns how many files were linked."""
+        """Upload ``spec`` as v2 with v1 as sibling; returns how many files have an inode with the other."""
         old, _ = index_bytes(SMALL)
         index, _ = index_bytes(spec)
         opened = self.staged(V2, index)
-        reused = self.successResultOf(opened.reuse([(V1, old)]))
-        self.successResultOf(opened.write([block for block in blocks_of(spec, index) if block[0] not in reused.blocks]))
+        self.reused = self.successResultOf(opened.reuse([(V1, old)]))
+        self.successResultOf(opened.write([block for block in blocks_of(spec, index) if block[0] not in self.reused.blocks]))
         self.successResultOf(opened.commit(state_of(index)))
         self.assertEqual(on_disk(self.node.image(V2)), flat(spec))
-        files: int = reused.files
-        return files
+        return sum(path.stat().st_nlink > 1 for path in self.node.image(V2).rglob("*") if path.is_file() and not path.is_symlink())
 
     def test_same_inode(self) -> None:
         """Each version would take the whole space again."""
@@ -97,6 +96,7 @@ class Links(Real):
         (self.node.image(V1) / "README").chmod(0o666)
         (self.node.image(V1) / "run.sh").chmod(0o4755)
         self.assertEqual(self.next_version(SMALL), 4)
+        self.assertEqual(self.reused.files, 6)
         self.assertEqual((self.node.image(V2) / "README").stat().st_mode & 0o7777, 0o644)
         self.assertEqual((self.node.image(V1) / "README").stat().st_mode & 0o7777, 0o666)
 
@@ -123,7 +123,7 @@ class Links(Real):
 
     @shows("F33")
     def test_links_refused(self) -> None:
-        """A file system that cannot link, or not to this file, would end the download."""
+        """A file system that cannot link, or not to this file, would end the download, or have everything fetched again."""
         self.upload(V1, SMALL)
         for number, code in enumerate((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOENT, errno.EIO)):
 
@@ -132,10 +132,12 @@ class Links(Real):
 
             self.patch(SafeDir, "link", refuse)
             index, _ = index_bytes(SMALL)
-            opened = self.staged(VPath(("app", "web", f"n{number}")), index)
-            self.assertEqual(self.successResultOf(opened.reuse([(V1, index)])).files, 0)
-            self.successResultOf(opened.write(blocks_of(SMALL, index)))
+            vpath = VPath(("app", "web", f"n{number}"))
+            opened = self.staged(vpath, index)
+            self.assertEqual(self.successResultOf(opened.reuse([(V1, index)])).bytes, index.total_bytes)
+            self.assertEqual({path.stat().st_nlink for path in self.staging_path(vpath, index).rglob("*") if path.is_file()}, {1})
             self.successResultOf(opened.commit(state_of(index)))
+            self.assertEqual(on_disk(self.node.image(vpath)), flat(SMALL))
 
     @shows("A38", "F7")
     def test_only_an_image_can_be_linked(self) -> None:
@@ -177,15 +179,18 @@ class Links(Real):
         self.upload(V1, SMALL)
         real = SafeDir.link
 
-        def edit(here: SafeDir, source: safedir.OpenFile, name: str) -> None:
+        def edit(here: SafeDir, source: safedir.OpenFile, name: str) -> os.stat_result:
             os.utime(source.fd, ns=(5, 5))
-            real(here, source, name)
+            return real(here, source, name)
 
         self.patch(SafeDir, "link", edit)
         index, _ = index_bytes(SMALL)
         opened = self.staged(V2, index)
-        self.assertEqual(self.successResultOf(opened.reuse([(V1, index)])).files, 0)
-        self.assertEqual([path for path in self.staging_path(V2, index).rglob("*") if path.is_file()], [])
+        self.successResultOf(opened.reuse([(V1, index)]))
+        staged = [path for path in self.staging_path(V2, index).rglob("*") if path.is_file()]
+        self.assertEqual([path.stat().st_nlink for path in staged], [1] * 6)
+        self.successResultOf(opened.commit(state_of(index)))
+        self.assertEqual(on_disk(self.node.image(V2)), flat(SMALL))
 
     @shows("A50", "F59")
     def test_kept_link_is_not_written(self) -> None:
@@ -337,3 +342,17 @@ class Kept(Real):
             self.assertEqual(failed.reason, Abort.COMMIT_ERROR, path)
             self.assertFalse(self.node.image(V1).exists())
             self.successResultOf(opened.discard())
+
+    @shows("I1")
+    def test_large_file_changed_before_commit(self) -> None:
+        """Of a file that is too large to be read at once only the beginning would be looked at."""
+        spec: Spec = {"/large": bytes(range(256)) * 10_000}
+        opened, index = self.filled(V1, spec)
+        with (self.staging_path(V1, index) / "large").open("r+b") as file:
+            file.seek(2_000_000)
+            file.write(b"changed")
+        failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
+        self.assertEqual((failed.reason, failed.detail), (Abort.COMMIT_ERROR, "/large: block 61 is missing or wrong"))
+        self.successResultOf(opened.discard())
+        self.upload(V1, spec)
+        self.assertEqual(on_disk(self.node.image(V1)), flat(spec))

@@ -7,7 +7,7 @@ import os
 
 import cbor2
 
-from ciruela.disk import safedir, staging, syscalls
+from ciruela.disk import faults, safedir, staging, syscalls
 from ciruela.disk.lock import lock
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError
@@ -28,7 +28,7 @@ class Fallbacks(Real):
             raise OSError(code, os.strerror(code))
 
         self.patch(syscalls, "renameat2", refuse)
-        self.patch(safedir, "_warned", set())
+        self.patch(faults, "_warned", set())
 
     def test_no_renameat2(self) -> None:
         """On NFS or an old kernel nothing could be uploaded or replaced."""

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
@@ -48,28 +48,30 @@ class MemStaging:
             return fail(dead)
         blocks: set[int] = set()
         files = size = 0
-        for vpath, theirs in siblings:
+        may_write = self._missing() <= self._disk.free_bytes
+        how = self._disk.configs[self._vpath.key].reuse
+        for vpath, theirs in siblings if how is not Reuse.NONE else ():
             standing = self._disk.images.get(vpath)
             if standing is None or standing.image != theirs.image:
                 continue
-            for mine, _ in same_files(self._index, theirs):
-                if any(mine.block_hash(number) in self._disk.rotten for number in range(mine.block_count)):
-                    continue
-                first = self._map.locate(mine.path, 0)
-                assert first is not None
-                numbers = range(first, first + mine.block_count)
-                if all(self._here[first : numbers.stop]):
-                    continue
-                self._here[first : numbers.stop] = b"\1" * len(numbers)
-                blocks.update(numbers)
-                files += 1
-                size += mine.size
+            same = same_files(self._index, theirs)
+            named = self._disk.block_map(theirs)
+            for number in range(len(self._index.files)):
+                numbers = self._map.numbers_of(number)
+                found = [at for at in numbers if not self._here[at] and self._map.hash_of(at) not in self._disk.rotten]
+                if how is not Reuse.HARDLINK or same[number] is None or len(found) < len(numbers):
+                    found = [at for at in found if may_write and theirs.kind is self._index.kind and named.numbers(self._map.hash_of(at))]
+                for at in found:
+                    self._here[at] = 1
+                    size += self._index_block_size(at)
+                blocks.update(found)
+                files += bool(found) and all(self._here[numbers.start : numbers.stop])
         return succeed(Reused(frozenset(blocks), files, size))
 
     def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
         if dead := self._dead():
             return fail(dead)
-        missing = sum(self._index_block_size(number) for number, here in enumerate(self._here) if not here)
+        missing = self._missing()
         if missing > self._disk.free_bytes:
             return fail(DownloadFailed(Abort.NO_SPACE, f"needs {missing} bytes, {self._disk.free_bytes} bytes free beyond the reserve"))
         results = []
@@ -83,6 +85,9 @@ class MemStaging:
                     self._here[same] = 1
             results.append(good)
         return succeed(results)
+
+    def _missing(self) -> int:
+        return sum(self._index_block_size(number) for number, here in enumerate(self._here) if not here)
 
     def _index_block_size(self, number: int) -> int:
         file, block = self._map.by_number(number)

@@ -75,6 +75,7 @@ class SimOS(Names):
     """The calls."""
 
     UNSUPPORTED = syscalls.UNSUPPORTED
+    CANNOT_CLONE = syscalls.CANNOT_CLONE
     LOCK_EX = 2
     LOCK_NB = 4
 
@@ -249,6 +250,19 @@ class SimOS(Names):
         if view:
             volume.write(inode, view, offset, self._tick())
         return len(view)
+
+    def clone_range(self, source_fd: int, source_offset: int, size: int, fd: int, offset: int) -> None:
+        """As btrfs and xfs do it where the volume ``clones``. Space is counted as if nothing were shared."""
+        source, opened = self._of(source_fd), self._of(fd)
+        self._begin("clone_range", opened.volume)
+        if not opened.volume.clones:
+            raise fail(errno.EOPNOTSUPP)
+        if source.volume is not opened.volume:
+            raise fail(errno.EXDEV)
+        end = source_offset + size
+        if source_offset % PAGE or offset % PAGE or end > len(source.inode.data) or (end % PAGE and end != len(source.inode.data)):
+            raise fail(errno.EINVAL)
+        opened.volume.write(opened.inode, memoryview(bytes(source.inode.data[source_offset:end])), offset, self._tick())
 
     def fchmod(self, fd: int, mode: int) -> None:
         opened = self._of(fd)

@@ -14,7 +14,22 @@ from tests.doubles.simos_volume import Volume
 Self = TypeVar("Self", bound="Disks")
 
 CHANGING = frozenset(
-    {"create", "mkdir", "pwrite", "fchmod", "utime", "fsync", "link", "symlink", "unlink", "rmdir", "rename", "renameat2", "syncfs"}
+    {
+        "clone_range",
+        "create",
+        "fchmod",
+        "fsync",
+        "link",
+        "mkdir",
+        "pwrite",
+        "rename",
+        "renameat2",
+        "rmdir",
+        "symlink",
+        "syncfs",
+        "unlink",
+        "utime",
+    }
 )
 """Calls that change something, or make it durable."""
 

@@ -36,7 +36,8 @@ Operation = tuple[Effect, ...]
 class Volume:
     """A file system. ``path`` is where it is mounted, ``pages_total`` and ``inodes_total`` are what it has room for.
 
-    ``read_only`` and ``exchanges`` (False: renameat2 answers EINVAL, as on some network file systems) may be changed at any time.
+    ``read_only``, ``exchanges`` (False: renameat2 answers EINVAL, as on some network file systems) and ``clones`` (True: parts of files
+    can be cloned, as on btrfs and xfs) may be changed at any time.
     """
 
     def __init__(self, path: str, device: int, pages_total: int, inodes_total: int, now_ns: int) -> None:
@@ -46,6 +47,7 @@ class Volume:
         self.inodes_total = inodes_total
         self.read_only = False
         self.exchanges = True
+        self.clones = False
         self.inodes: dict[int, Inode] = {}
         self.dirty: set[int] = set()
         self.log: list[Operation] = []

@@ -87,6 +87,18 @@ def loops_forbidden() -> str:
     return forbidden() or may_mount(os.geteuid(), _attempt_loop)
 
 
+def may_make(kind: str) -> Callable[[], str]:
+    """A reason, for :func:`needs`, why no file system of this kind can be mounted here, or nothing."""
+
+    def reason() -> str:
+        if shutil.which(f"mkfs.{kind}", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+            return f"there is no mkfs.{kind}"
+        known = Path("/proc/filesystems").read_text(encoding="ascii").split()
+        return loops_forbidden() or ("" if kind in known else f"this kernel has no {kind}")
+
+    return reason
+
+
 def needs(reason: Callable[[], str]) -> Callable[[T], T]:
     """For test methods that are impossible where ``reason()`` says something: they print that in one line and pass."""
 
@@ -128,6 +140,13 @@ class Mounts:
             file.truncate(size_mib << 20)
         _run("mkfs.ext4", "-q", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
         return image
+
+    def make(self, kind: str, image: Path, name: str, size_mib: int) -> Path:
+        """A new, empty file system of this kind in the file ``image``, mounted."""
+        with open(image, "wb") as file:
+            file.truncate(size_mib << 20)
+        _run(f"mkfs.{kind}", "-q", image)
+        return self._mount(name, "-t", kind, "-o", "loop", image)
 
     def _mount(self, name: str, *command: object) -> Path:
         where = self.top / name

@@ -1,0 +1,102 @@
+"""What of an image is here: block by block, and the tree in which it is put together."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+
+from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.tree import Tree, split
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
+from ciruela.index.tree import File, Index
+
+FRESH_MODE = 0o600
+"""Mode of a file that is still being written."""
+
+
+def writable(opened: OpenFile) -> bool:
+    """Whether a file was created here and nobody else can have it: a file of an image has another mode."""
+    status = opened.first
+    return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE
+
+
+def open_target(directory: SafeDir, name: str) -> OpenFile:
+    """Open a file of ours to write, or create it. Any other is replaced, for it must not change."""
+    try:
+        return directory.create(name, FRESH_MODE)
+    except FileExistsError:
+        pass
+    opened = directory.open_write(name)
+    if writable(opened):
+        return opened
+    opened.close()
+    directory.unlink(name)
+    return directory.create(name, FRESH_MODE)
+
+
+class Content:
+    """The blocks of ``index`` in ``tree``. Whoever puts one there has checked its hash before. Not for two threads at once."""
+
+    def __init__(self, index: Index, tree: Tree) -> None:
+        self.index = index
+        self.tree = tree
+        self.blocks = BlockMap(index)
+        self._here = bytearray(index.block_count)
+
+    def has(self, number: int) -> bool:
+        """Whether a block is here."""
+        return bool(self._here[number])
+
+    def whole(self, file_number: int) -> bool:
+        """Whether all blocks of a file are here."""
+        numbers = self.blocks.numbers_of(file_number)
+        return self._here.find(0, numbers.start, numbers.stop) < 0
+
+    def missing(self, file_number: int) -> list[int]:
+        """The numbers, within the file, of its blocks that are not here."""
+        numbers = self.blocks.numbers_of(file_number)
+        return [block for block, here in enumerate(self._here[numbers.start : numbers.stop]) if not here]
+
+    def missing_bytes(self) -> int:
+        """The size of all that is not here."""
+        files, missing = self.blocks.files, 0
+        for file_number in range(len(files)):
+            if not self.whole(file_number):
+                missing += sum(files[file_number].block_size(block) for block in self.missing(file_number))
+        return missing
+
+    def numbers(self) -> frozenset[int]:
+        """The numbers of the blocks that are here."""
+        return frozenset(number for number, here in enumerate(self._here) if here)
+
+    def add(self, file_number: int, blocks: Iterable[int]) -> None:
+        """These blocks of a file are here."""
+        first = self.blocks.numbers_of(file_number).start
+        for block in blocks:
+            self._here[first + block] = 1
+
+    def add_file(self, file_number: int) -> None:
+        """A whole file is here."""
+        numbers = self.blocks.numbers_of(file_number)
+        self._here[numbers.start : numbers.stop] = b"\1" * len(numbers)
+
+    def drop_file(self, file_number: int) -> None:
+        """What was here of a file is gone."""
+        numbers = self.blocks.numbers_of(file_number)
+        self._here[numbers.start : numbers.stop] = bytes(len(numbers))
+
+    def put(self, file_number: int, block: int, data: bytes | memoryview) -> None:
+        """Write a block to its place. Raises OSError."""
+        file = self.blocks.files[file_number]
+        if file.block_count == 1:
+            above, name = split(file.path)
+            with open_target(self.tree.directory(above, create=True), name) as opened:
+                opened.write_at(data, 0)
+        else:
+            self.target(file).write_at(data, block * BLOCK_BYTES)
+        self._here[self.blocks.numbers_of(file_number).start + block] = 1
+
+    def target(self, file: File) -> OpenFile:
+        """The open file of ours at the path of ``file``; open until the next call. Raises OSError."""
+        return self.tree.file(file.path, open_target, create=True)

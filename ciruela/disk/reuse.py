@@ -1,0 +1,261 @@
+"""What need not travel: files and blocks that stand in other images of the same base dir (protocol section 5.8, threats 6.2 and A50).
+
+Whole files come first: with ``hardlink`` the very inode that was hashed gets another name. Then single blocks, by hash: where the file
+system can share space between files (btrfs, xfs) it is asked to, and what it made is hashed; elsewhere the block is read, hashed, and
+written. (Letting the kernel copy and hashing the copy was measured: it is slower where nothing is shared, and then a bad block is on the
+disk before anybody knows.) A block counts when its hash was found right in the tree that is put together, or just before it was written.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Sequence
+
+from twisted.logger import Logger
+
+from ciruela.disk.content import Content
+from ciruela.disk.faults import FULL, warn_once
+from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.safedir import OpenFile
+from ciruela.disk.syscalls import CANNOT_CLONE
+from ciruela.disk.tree import Tree, split
+from ciruela.disk.verify import READ_BLOCKS, file_mode, good_blocks, good_in
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import same_files
+from ciruela.index.tree import File, Index
+from ciruela.model.dirconfig import Reuse
+from ciruela.model.ids import HASH_BYTES
+from ciruela.model.vpath import VPath
+from ciruela.seams import Reused
+
+_log = Logger()
+
+FILES_PER_STEP = 1000
+"""Files of an index that are looked through in one step: below a millisecond."""
+
+Origin = tuple[File, int]
+"""Where a block stands in a sibling: the file, and the number of the block in it."""
+
+
+class Reusing:
+    """One look through the siblings.
+
+    ``open_sibling`` opens one, or gives None. ``fits`` says whether there is room for all that is missing.
+    """
+
+    def __init__(self, content: Content, how: Reuse, open_sibling: Callable[[VPath], Tree | None], fits: Callable[[], bool]) -> None:
+        self._content = content
+        self._how = how
+        self._open_sibling = open_sibling
+        self._fits = fits
+        self._clones = how in (Reuse.HARDLINK, Reuse.REFLINK)
+        self._may_write: bool | None = None
+        self._blocks: set[int] = set()
+        self._files = 0
+        self._bytes = 0
+
+    def run(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
+        """Take what can be had. A full disk raises OSError, as does a fault where the image is put together."""
+        if self._how is Reuse.HARDLINK:
+            for vpath, theirs in siblings:
+                yield ENTRY_COST
+                yield from self._whole_files(vpath, theirs)
+        if self._how is not Reuse.NONE:
+            for vpath, theirs in siblings:
+                yield ENTRY_COST
+                yield from self._single_blocks(vpath, theirs)
+        return Reused(frozenset(self._blocks), self._files, self._bytes)
+
+    # -- whole files -----------------------------------------------------------------------------------------------------------
+
+    def _whole_files(self, vpath: VPath, theirs: Index) -> Steps[None]:
+        content = self._content
+        source: Tree | None = None
+        try:
+            for number, other in enumerate(same_files(content.index, theirs)):
+                if other is None or content.whole(number):
+                    continue
+                source = source or self._open_sibling(vpath)
+                if source is None:
+                    return
+                if (yield from self._link(source, number, other)):
+                    content.add_file(number)
+                    self._blocks.update(content.blocks.numbers_of(number))
+                    self._files += 1
+                    self._bytes += other.size
+        finally:
+            if source is not None:
+                source.close()
+
+    def _link(self, source: Tree, number: int, other: File) -> Steps[bool]:
+        """Hash ``other`` and link the very inode that was hashed. Anything that does not work means False, but for a full disk."""
+        content = self._content
+        mine = content.blocks.files[number]
+        above, name = split(other.path)
+        try:
+            with source.directory(above).open_read(name) as opened:
+                before = opened.first
+                if before.st_size != mine.size or stat.S_IMODE(before.st_mode) != file_mode(mine):
+                    return False
+                good = yield from good_blocks(opened, mine, content.index.kind)
+                if len(good) != mine.block_count:
+                    return False
+                above, name = split(mine.path)
+                here = content.tree.directory(above, create=True)
+                try:
+                    after = here.link(opened, name)
+                except FileExistsError:
+                    content.tree.close_file(mine.path)
+                    here.unlink(name)
+                    content.drop_file(number)
+                    after = here.link(opened, name)
+                if (after.st_size, after.st_mtime_ns, after.st_mode) != (before.st_size, before.st_mtime_ns, before.st_mode):
+                    here.unlink(name)
+                    return False
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            _log.debug("{path} is not linked: {error}", path=other.path, error=error)
+            return False
+        return True
+
+    # -- single blocks ---------------------------------------------------------------------------------------------------------
+
+    def _single_blocks(self, vpath: VPath, theirs: Index) -> Steps[None]:
+        content = self._content
+        lacking = [number for number in range(len(content.blocks.files)) if not content.whole(number)]
+        if not lacking:
+            return
+        alike = theirs.kind is content.index.kind
+        found = (yield from self._search(lacking, theirs)) if alike else {}
+        paths = {content.blocks.files[number].path for number in lacking}
+        here = {file.path: file for file in theirs.files if file.path in paths}
+        source: Tree | None = None
+        try:
+            for at, number in enumerate(lacking):
+                if at % FILES_PER_STEP == 0:
+                    yield ENTRY_COST
+                runs = _runs(content, number, here.get(content.blocks.files[number].path), found, alike)
+                if not runs:
+                    continue
+                source = source or self._open_sibling(vpath)
+                if source is None:
+                    return
+                for first, count, origin in runs:
+                    yield from self._take(source, number, first, count, origin)
+                self._files += content.whole(number)
+        finally:
+            if source is not None:
+                source.close()
+
+    def _search(self, lacking: list[int], theirs: Index) -> Steps[dict[bytes, Origin]]:
+        """Where the blocks that are not here stand in a sibling: the first place of each."""
+        content = self._content
+        wanted: set[bytes] = set()
+        for at, number in enumerate(lacking):
+            if at % FILES_PER_STEP == 0:
+                yield ENTRY_COST
+            hashes = content.blocks.files[number].hashes
+            wanted.update([hashes[block * HASH_BYTES : (block + 1) * HASH_BYTES] for block in content.missing(number)])
+        found: dict[bytes, Origin] = {}
+        for at, other in enumerate(theirs.files):
+            if at % FILES_PER_STEP == 0:
+                yield ENTRY_COST
+            hashes = other.hashes
+            for begin in range(0, len(hashes), HASH_BYTES):
+                one = hashes[begin : begin + HASH_BYTES]
+                if one in wanted:
+                    found.setdefault(one, (other, begin // HASH_BYTES))
+        return found
+
+    def _take(self, source: Tree, number: int, first: int, count: int, origin: Origin) -> Steps[None]:
+        """Copy ``count`` blocks of one file of a sibling to file ``number``, from block ``first`` on, as far as they are good."""
+        content = self._content
+        mine = content.blocks.files[number]
+        other, begin = origin
+        begin *= BLOCK_BYTES
+        offset = first * BLOCK_BYTES
+        size = min(count * BLOCK_BYTES, mine.size - offset)
+        above, name = split(other.path)
+        yield max(size, ENTRY_COST)
+        try:
+            opened = source.directory(above).open_read(name)
+        except OSError as error:
+            _log.debug("{path} is not reused: {error}", path=other.path, error=error)
+            return
+        with opened:
+            if self._cloned(opened, begin, mine, offset, size):
+                data = content.target(mine).read_at(size, offset)
+                good = good_in(data, mine, content.index.kind, first)
+                content.add(number, good)
+            elif not self._room():
+                return
+            else:
+                try:
+                    data = opened.read_at(size, begin)
+                except OSError as error:
+                    _log.debug("{path} is not reused: {error}", path=other.path, error=error)
+                    return
+                good = good_in(data, mine, content.index.kind, first)
+                view = memoryview(data)
+                for block in good:
+                    content.put(number, block, view[(block - first) * BLOCK_BYTES : (block - first + 1) * BLOCK_BYTES])
+        numbers = content.blocks.numbers_of(number)
+        self._blocks.update([numbers[block] for block in good])
+        self._bytes += sum(mine.block_size(block) for block in good)
+
+    def _cloned(self, opened: OpenFile, begin: int, mine: File, offset: int, size: int) -> bool:
+        if not self._clones:
+            return False
+        try:
+            self._content.target(mine).clone_from(opened, begin, offset, size)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            if error.errno in CANNOT_CLONE:
+                self._clones = False
+                if self._how is Reuse.REFLINK:
+                    warn_once("reflink", self._warn_no_clones)
+            return False
+        return True
+
+    def _warn_no_clones(self) -> None:
+        _log.warn(
+            "the file system of {where} cannot share space between files: what images have in common is copied (reuse: reflink needs btrfs "
+            "or xfs)",
+            where=self._content.tree.root.where or ".",
+        )
+
+    def _room(self) -> bool:
+        """Whether anything may be written; when not all that is missing fits, the download ends anyway, and nothing is filled up."""
+        if self._may_write is None:
+            self._may_write = self._fits()
+        return self._may_write
+
+
+def _runs(content: Content, number: int, same_path: File | None, found: dict[bytes, Origin], alike: bool) -> list[tuple[int, int, Origin]]:
+    """What of file ``number`` stands in a sibling: (block of ours, how many from there on, where the first stands).
+
+    The place at the same path is preferred. Between indexes of different hash kinds it is the only one, and nobody knows before hashing.
+    """
+    mine = content.blocks.files[number]
+    hashes = mine.hashes
+    runs: list[tuple[int, int, Origin]] = []
+    for block in content.missing(number):
+        one = hashes[block * HASH_BYTES : (block + 1) * HASH_BYTES]
+        if runs:
+            first, count, (other, begin) = runs[-1]
+            if block == first + count and count < READ_BLOCKS and _stands(mine, block, other, begin + count, one, alike):
+                runs[-1] = first, count + 1, (other, begin)
+                continue
+        if same_path is not None and _stands(mine, block, same_path, block, one, alike):
+            runs.append((block, 1, (same_path, block)))
+        elif one in found:
+            runs.append((block, 1, found[one]))
+    return runs
+
+
+def _stands(mine: File, block: int, other: File, at: int, one: bytes, alike: bool) -> bool:
+    if alike:
+        return other.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES] == one
+    return at < other.block_count and other.block_size(at) == mine.block_size(block)
