@@ -11,14 +11,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ciruela.disk.hashcache import HashCache
 from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
 from ciruela.index.digest import HashKind
+from ciruela.index.parse import parse
 from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 T = TypeVar("T")
@@ -37,11 +41,11 @@ class ScanProgress:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scan:
-    """A scanned directory: the parsed index and its bytes, one sentence for each thing that was left out, and what it took."""
+    """A scanned directory: its index, one sentence for each thing that was left out, and what it took."""
 
-    index: Index
+    image: ImageId
     data: bytes
     warnings: tuple[str, ...]
     dirs: int
@@ -50,25 +54,34 @@ class Scan:
     bytes: int
     seconds: float
 
+    @cached_property
+    def index(self) -> Index:
+        """The index as values. The first use takes as long as ``parse``, so it should be in a thread."""
+        return parse(self.data, self.image)
+
 
 def scan(
-    root: str, kind: HashKind, in_thread: InThread, progress: Callable[[ScanProgress], None], now_s: Callable[[], float] = time.monotonic
+    root: str,
+    kind: HashKind,
+    in_thread: InThread,
+    progress: Callable[[ScanProgress], None],
+    now_s: Callable[[], float] = time.monotonic,
+    caches: HashCache | None = None,
 ) -> Deferred[Scan]:
     """Index the directory ``root``. Symlinks may lead to it; none is followed below it.
 
-    ``progress`` is called on the reactor, at most once in ``walk.SLICE_S`` seconds of ``now_s`` and at the end. Fails with DiskError, which
-    names the path and what to do, for what cannot be read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one file.
+    With ``caches``, files that are known and unchanged are not read. ``progress`` is called on the reactor, at most once in
+    ``walk.SLICE_S`` seconds of ``now_s`` and at the end. Fails with DiskError, which names the path and what to do, for what cannot be
+    read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one file.
     """
-    return _Scanner(root, kind, in_thread, progress, now_s).start()
+    return _Scanner(Walk(root, kind, now_s, caches), in_thread, progress, now_s).start()
 
 
 class _Scanner:
     """Hands out the work, on the reactor. ``_walk`` walks in one thread at a time; what pieces need of it does not change."""
 
-    def __init__(
-        self, root: str, kind: HashKind, in_thread: InThread, progress: Callable[[ScanProgress], None], now_s: Callable[[], float]
-    ) -> None:
-        self._walk = Walk(root, kind, now_s)
+    def __init__(self, walk: Walk, in_thread: InThread, progress: Callable[[ScanProgress], None], now_s: Callable[[], float]) -> None:
+        self._walk = walk
         self._in_thread = in_thread
         self._progress = progress
         self._now_s = now_s
@@ -156,7 +169,7 @@ class _Scanner:
 
     def _so_far(self) -> ScanProgress:
         walk = self._walk
-        return ScanProgress(len(walk.listing), walk.files + self._large_files, walk.symlinks, walk.bytes + self._large_bytes)
+        return ScanProgress(walk.dirs, walk.files + self._large_files, walk.symlinks, walk.bytes + self._large_bytes)
 
     def _failed(self, failure: Failure) -> None:
         if self._failure is None:
@@ -179,15 +192,15 @@ class _Scanner:
             return
         self._in_thread(self._walk.build).addCallback(self._built).addErrback(self._not_built)
 
-    def _built(self, built: tuple[Index, bytes]) -> None:
+    def _built(self, built: tuple[ImageId, bytes]) -> None:
         if self._done.called:
             return
-        index, data = built
+        image, data = built
         total = self._so_far()
         self._progress(total)
         seconds = self._now_s() - self._began_s
         warnings = tuple(self._walk.warnings)
-        self._done.callback(Scan(index, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds))
+        self._done.callback(Scan(image, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds))
 
     def _not_built(self, failure: Failure) -> None:
         if not self._done.called:

@@ -1,4 +1,4 @@
-"""Two Linux calls that Python has no words for: renameat2 and syncfs."""
+"""Three Linux calls that Python has no words for: renameat2, syncfs and fstatfs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ EXCHANGE = 2
 
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """What a kernel (ENOSYS) or a file system (EINVAL, EOPNOTSUPP) answers that does not know a flag of renameat2."""
+
+_STATFS_BYTES = 512
+"""More than ``struct statfs`` has on any machine; its first word is the type."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,3 +41,11 @@ def syncfs(fd: int) -> None:
     if _libc.syncfs(fd) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def file_system_type(fd: int) -> int:
+    """The number of the type of the file system that ``fd`` is on (statfs(2)); 0, which none has, where it cannot be told."""
+    room = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, room) != 0:
+        return 0
+    return ctypes.c_ulong.from_buffer(room).value & 0xFFFFFFFF
