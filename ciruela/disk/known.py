@@ -161,6 +161,8 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
         one = Known(data[names_at:below_at], data[below_at:keys_at], data[keys_at:lines_at], data[lines_at:at], files, total)
         if _number(one.names) != count + _number(one.below) or one.lines.count(b"\n") != count or files > count:
             raise FormatError("a record of the hash cache contradicts itself")
+        if not (one.lines.isascii() and _is_utf8(one.names) and _is_utf8(one.below)):
+            raise FormatError("a record of the hash cache has names that are not UTF-8, or lines that are not ASCII")
         known[device, inode] = one
     if len(known) != number:
         raise FormatError("the hash cache has other records than it says")
@@ -169,3 +171,11 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
 
 def _number(names: bytes) -> int:
     return names.count(b"\0") + 1 if names else 0
+
+
+def _is_utf8(names: bytes) -> bool:
+    try:
+        names.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
