@@ -103,17 +103,21 @@ def join_names(names: Sequence[str]) -> bytes:
 
 def by_name(known: Known) -> dict[str, tuple[bytes, str]]:
     """The key and the line of each file and link."""
-    below = set(split_names(known.below))
-    names = [name for name in split_names(known.names) if name not in below]
+    names = _files(known)
     order = sorted(range(len(names)), key=names.__getitem__)
     lines = known.lines.decode("ascii").split("\n")
-    return {names[at]: (known.keys[at * KEY_BYTES : (at + 1) * KEY_BYTES], line) for at, line in zip(order, lines, strict=False)}
+    return {names[at]: (known.keys[at * KEY_BYTES : (at + 1) * KEY_BYTES], line) for at, line in zip(order, lines[:-1], strict=True)}
+
+
+def _files(known: Known) -> list[str]:
+    """The names of files and links, in the order of their keys."""
+    below = set(split_names(known.below))
+    return [name for name in split_names(known.names) if name not in below]
 
 
 def without(known: Known, name: str) -> Known:
     """The same, but the file or link ``name`` will not be taken for unchanged."""
-    below = set(split_names(known.below))
-    names = [one for one in split_names(known.names) if one not in below]
+    names = _files(known)
     if name not in names:
         return known
     at = names.index(name) * KEY_BYTES
@@ -163,6 +167,8 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
             raise FormatError("a record of the hash cache contradicts itself")
         if not (one.lines.isascii() and _is_utf8(one.names) and _is_utf8(one.below)):
             raise FormatError("a record of the hash cache has names that are not UTF-8, or lines that are not ASCII")
+        if one.below and len(_files(one)) != count:
+            raise FormatError("a record of the hash cache has a sub-directory that is not one of its names")
         known[device, inode] = one
     if len(known) != number:
         raise FormatError("the hash cache has other records than it says")

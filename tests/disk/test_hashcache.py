@@ -583,6 +583,7 @@ class FormatTests(ScanCase):
             Known(b"a", b"", bytes(KEY_BYTES), b"  a f 0\n  b f 0\n", 1, 0),
             Known(b"a", b"", bytes(KEY_BYTES), b"  a f 0\n", 2, 0),
             Known(b"", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
+            Known(b"a\0b", b"c", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
             Known(b"\xff", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
             Known(b"a\0b", b"\xff", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
             Known(b"a", b"", bytes(KEY_BYTES), b"  \xff f 0\n", 1, 0),
