@@ -163,7 +163,7 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
         if at > len(data):
             raise FormatError("a record of the hash cache is cut off")
         one = Known(data[names_at:below_at], data[below_at:keys_at], data[keys_at:lines_at], data[lines_at:at], files, total)
-        if _number(one.names) != count + _number(one.below) or one.lines.count(b"\n") != count or files > count:
+        if _number(one.names) != count + _number(one.below) or one.lines.count(b"\n") != count or files > count or (device, inode) in known:
             raise FormatError("a record of the hash cache contradicts itself")
         if not (one.lines.isascii() and _is_utf8(one.names) and _is_utf8(one.below)):
             raise FormatError("a record of the hash cache has names that are not UTF-8, or lines that are not ASCII")
