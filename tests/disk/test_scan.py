@@ -15,8 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import scan as scan_module
 from ciruela.disk import walk
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index import emit as emit_module
+from ciruela.index import order
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
@@ -345,6 +347,23 @@ class FaultTests(ScanCase):
         self.patch(emit_module, "MAX_INDEX_BYTES", 150)
         self.refused(str(self.root), "split")
 
+    def test_too_many_for_an_index(self) -> None:
+        """The same for what would need too much memory on every server."""
+        for number in range(20):
+            self.put(str(number))
+        self.patch(order, "MAX_LISTING_BYTES", 21 * 201)
+        self.assertEqual(self.scanned().files, 20)
+        self.patch(order, "MAX_LISTING_BYTES", 21 * 201 - 1)
+        self.refused(str(self.root), "too many", "split")
+
+    def test_long_names(self) -> None:
+        """Some file systems allow longer names than those of the servers."""
+        self.patch(walk, "MAX_COMPONENT_BYTES", 10)
+        self.put("d/" + "n" * 10)
+        self.scanned()
+        self.put("d/" + "n" * 11)
+        self.refused("/d/nnnnnnnnnnn", "10 bytes in a name", "rename")
+
     def test_progress_that_fails(self) -> None:
         """A mistake in the display must end the scan loudly instead of leaving it hanging."""
 
@@ -464,6 +483,13 @@ class ChangeTests(ScanCase):
 
         self.touch_while("pread", swap)
         self.refused("/b", "changed")
+
+    def test_listed_twice(self) -> None:
+        """Some file systems list a name twice while others write to the directory; the index must not have it twice."""
+        self.put("d/x", b"x")
+        real = SafeDir.entries
+        self.patch(SafeDir, "entries", lambda directory: real(directory) * 2)
+        self.refused("changed while it was read")
 
     def test_directory_becomes_a_symlink(self) -> None:
         """The same trick with a directory."""
