@@ -1,12 +1,13 @@
 """Makes the index of a directory: walks it, hashes every block, says what was left out (protocol section 1.2, threats A1).
 
-Two threads at most. One walks and hashes small files, in long runs, because handing the interpreter back and forth for each small read
-costs more than a second thread gains; files above ``walk.LARGE_BYTES`` are cut into pieces, which both threads hash. The reactor only hands
-out the work.
+A few threads. One walks and hashes small files, in long runs, because handing the interpreter back and forth for each small read
+costs more than a second thread gains; files above ``walk.LARGE_BYTES`` are cut into pieces, which all threads hash. The reactor only hands
+out the work. What is known from an earlier scan and has not changed is not read (``hashcache``).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from ciruela.seams import InThread
 
 T = TypeVar("T")
 
-THREADS = 2
-"""Hashing is bound by memory and processor; a third thread gains nothing."""
+THREADS = min(4, max(2, os.cpu_count() or 2))
+"""One for each core, since the interpreter is let go of while a block is read and hashed; two on a single core, so that a slow disk is not
+waited for; no more than the client's threads, and than memory can feed."""
 
 
 @dataclass(frozen=True, slots=True)
