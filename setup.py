@@ -55,8 +55,8 @@ setup(
     extras_require={"dev": DEV},
     entry_points={
         "console_scripts": [
-            "ciruela = ciruela.client.main:main",
-            "ciruela-sync = ciruela.client.main:main_sync",
+            "ciruela = ciruela.client.start:ciruela",
+            "ciruela-sync = ciruela.client.start:ciruela_sync",
         ]
     },
     classifiers=[

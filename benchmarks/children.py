@@ -204,7 +204,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path, **more}
 
 
-SYNC = (sys.executable, "-c", "import sys; sys.argv[0] = 'ciruela-sync'; from ciruela.client.main import main_sync; sys.exit(main_sync())")
+SYNC = (
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'ciruela-sync'; from ciruela.client.start import ciruela_sync; sys.exit(ciruela_sync())",
+)
 TWISTD = (
     sys.executable,
     "-c",

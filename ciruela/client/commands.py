@@ -19,6 +19,7 @@ from ciruela.client.progress import Display, make_console, wants_live
 from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ClusterRun, Row, SyncRun, World, exit_code
 from ciruela.client.text import count, size
+from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index.digest import HashKind
@@ -69,12 +70,18 @@ def scanned_line(name: str, found: Scan) -> str:
     """What indexing a directory found."""
     return (
         f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)} "
-        f"in {found.seconds:.1f} s, id {found.index.image.hex()}"
+        f"in {found.seconds:.1f} s, id {found.image.hex()}"
     )
 
 
-async def scan_directory(name: str, kind: HashKind, display: Display, in_thread: InThread) -> Scan:
-    """Index one directory, and show that it goes on."""
+def hash_caches(wanted: bool, around: Surroundings) -> HashCache | None:
+    """The hash caches of the user, if they are wanted and there is a place for them."""
+    home = cache_home(around.environ) if wanted else None
+    return None if home is None else HashCache(home, lambda: around.now_ms() * 1_000_000)
+
+
+async def scan_directory(name: str, kind: HashKind, display: Display, in_thread: InThread, caches: HashCache | None = None) -> Scan:
+    """Index one directory, and show that it goes on. Without ``caches`` every file is read."""
     latest: list[ScanProgress] = []
 
     def so_far() -> str:
@@ -89,7 +96,7 @@ async def scan_directory(name: str, kind: HashKind, display: Display, in_thread:
 
     display.show(so_far)
     try:
-        found = await scan(name, kind, in_thread, progressed)
+        found = await scan(name, kind, in_thread, progressed, caches=caches)
     finally:
         display.hide()
     display.say(scanned_line(name, found))
@@ -102,7 +109,8 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
     """``ciruela index``: the bytes of the index to stdout and nothing else there."""
     check_directory(options.directory)
     display = make_display(options.common, around, None)
-    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread)
+    caches = hash_caches(options.cache, around)
+    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread, caches)
     around.stdout.flush()
     around.stdout.buffer.write(found.data)  # type: ignore[attr-defined]
     around.stdout.buffer.flush()  # type: ignore[attr-defined]
@@ -135,10 +143,15 @@ async def open_source(prepared: Prepared, in_thread: InThread, changed: Callable
     offers = []
     trees: list[LocalTree] = []
     for name, found in prepared.scans.items():
-        tree: LocalTree = await in_thread(LocalTree, name, found.index)
+        tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
         offers.append(Offer(found.index, found.data, tree, name))
     return Source(offers, in_thread, changed), trees
+
+
+def _open_tree(name: str, found: Scan) -> LocalTree:
+    """In a thread, because it also reads the index."""
+    return LocalTree(name, found.index)
 
 
 def real_world(options: SyncOptions, around: Surroundings) -> World:
@@ -164,9 +177,10 @@ async def sync(
     identities = await keys_of(options, around, display)
     net = world or real_world(options, around)
     kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
+    caches = hash_caches(options.cache, around)
     prepared = await prepare(
         options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread)),
+        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches)),
         identities,
         around.now_ms,
     )
@@ -191,5 +205,7 @@ async def sync(
             ended(rows)
         return exit_code(rows)
     finally:
-        for tree in trees:
+        for name, tree in zip(prepared.scans, trees, strict=True):
             tree.close()
+            if caches is not None and tree.changed:
+                await around.in_thread(caches.drop, name, kind, tree.changed)

@@ -120,6 +120,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--version", action="version", version=f"ciruela {__version__}")
 
 
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take the option of the commands that index directories again and again."""
+    parser.add_argument(
+        "--no-cache", dest="cache", action="store_false", help="read all files, also those that did not change since they were indexed"
+    )
+
+
 def common_of(found: argparse.Namespace) -> Common:
     """What was found of them."""
     return Common(

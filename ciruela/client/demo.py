@@ -105,6 +105,7 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
         env_keys=(),
         rule=Rule(early_hosts=count, early_fraction=1.0, deadline_s=DEADLINE_S),
         print_progress_s=5.0,
+        cache=False,  # a demo leaves nothing behind
     )
     code = await commands.sync(upload, around, ended=rows.extend)
     if code != EXIT_DONE:
@@ -140,9 +141,9 @@ async def _verified(around: Surroundings, options: DemoOptions, display: Display
             good = False
             display.problem(node.name, f"{copy} cannot be verified: {error}")
             continue
-        same = found.index.image == image
+        same = found.image == image
         good = good and same
-        text = f"{node.name} {node.host}  {FIRST}  {found.files:,} files read again, id {found.index.image.hex()[:16]}"
+        text = f"{node.name} {node.host}  {FIRST}  {found.files:,} files read again, id {found.image.hex()[:16]}"
         if same:
             display.result(f"{text}  identical")
         else:

@@ -28,11 +28,9 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
-from ciruela.client.demo import demo
 from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptions, VerifyOptions, parse, parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.text import clean, clean_lines
-from ciruela.client.verify import verify
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 
 LOOK_UP_THREADS = 4
@@ -142,14 +140,19 @@ def _pool(reactor: Any, threads: int, name: str) -> Callable[..., Deferred[Any]]
 
 
 def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[Any, Any, int]]:
+    """What to run. Only the demo and ``verify`` load what they alone need: every small upload would pay for it."""
     match options:
         case SyncOptions():
             return lambda: commands.sync(options, around)
         case IndexOptions():
             return lambda: commands.index(options, around)
         case VerifyOptions():
+            from ciruela.client.verify import verify
+
             return lambda: verify(options, around)
         case DemoOptions():
+            from ciruela.client.demo import demo
+
             return lambda: demo(options, around)
 
 

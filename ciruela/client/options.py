@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ciruela._version import __version__
-from ciruela.client.common import Common, Progress, add_common, common_of, whole
+from ciruela.client.common import Common, Progress, add_cache, add_common, common_of, whole
 from ciruela.client.wishes import ClusterNames, Mode, SyncOptions, Wish, check_entry_point, parse_sync_options, split_clusters, split_wish
 from ciruela.model.ids import ImageId, parse_image_id
 
@@ -45,6 +45,7 @@ class IndexOptions:
 
     common: Common
     directory: str
+    cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,10 @@ def _parse_index(prog: str, argv: Sequence[str]) -> IndexOptions:
         prog=prog, description="Write the index of a directory (DIRSIGNATURE.v1) to stdout, and nothing else there."
     )
     parser.add_argument("directory", metavar="DIR")
+    add_cache(parser)
     add_common(parser)
     found = parser.parse_args(list(argv))
-    return IndexOptions(common_of(found), found.directory)
+    return IndexOptions(common_of(found), found.directory, found.cache)
 
 
 def _parse_verify(prog: str, argv: Sequence[str]) -> VerifyOptions:

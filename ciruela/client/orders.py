@@ -59,13 +59,13 @@ async def prepare(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scan]],
     timestamp_ms = now_ms()
     uploads = []
     for wish in wishes:
-        index = scans[wish.source].index
+        found = scans[wish.source]
         path = str(wish.vpath)
-        signatures = tuple(signature for _, signature in await identities.sign_all(signed_bytes(path, index.image, timestamp_ms)))
+        signatures = tuple(signature for _, signature in await identities.sign_all(signed_bytes(path, found.image, timestamp_ms)))
         request: AppendDir | ReplaceDir
         if wish.mode is Mode.REPLACE:
-            request = ReplaceDir(path, index.image, wish.old_image, timestamp_ms, signatures)
+            request = ReplaceDir(path, found.image, wish.old_image, timestamp_ms, signatures)
         else:
-            request = AppendDir(path, index.image, timestamp_ms, signatures)
-        uploads.append(Upload(request, wish.mode is Mode.APPEND_WEAK, index.total_bytes))
+            request = AppendDir(path, found.image, timestamp_ms, signatures)
+        uploads.append(Upload(request, wish.mode is Mode.APPEND_WEAK, found.bytes))
     return Prepared(tuple(uploads), scans)

@@ -93,14 +93,14 @@ async def verify(options: VerifyOptions, around: Surroundings) -> int:
     if options.image is not None:
         return await _against_id(options.directory, options.image, options.common.hash or OURS, display, around)
     found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread)
-    _print(around, found.index.image.hex())
+    _print(around, found.image.hex())
     return 0
 
 
 async def _against_index(name: str, wanted: Index, display: Display, around: Surroundings) -> int:
     found = await scan_directory(name, wanted.kind, display, around.in_thread)
     number = 0
-    for word, path in differences(wanted, found.index):
+    for word, path in await around.in_thread(lambda: list(differences(wanted, found.index))):
         _print(around, f"{word:<8} {path}")
         number += 1
     number += len(found.warnings)
@@ -112,9 +112,9 @@ async def _against_id(name: str, image: ImageId, first: HashKind, display: Displ
     others = []
     for kind in sorted(HashKind, key=lambda kind: kind is not first):
         found = await scan_directory(name, kind, display, around.in_thread)
-        if found.index.image == image:
+        if found.image == image:
             return _judged(name, image, len(found.warnings), display)
-        others.append(f"other    {found.index.image.hex()} {kind.value}")
+        others.append(f"other    {found.image.hex()} {kind.value}")
     for line in others:
         _print(around, line)
     return _judged(name, image, 1, display)

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from ciruela.client.book import Rule
-from ciruela.client.common import Common, add_common, checked, common_of, duration_s, fraction, positive_duration_s, whole
+from ciruela.client.common import Common, add_cache, add_common, checked, common_of, duration_s, fraction, positive_duration_s, whole
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -59,6 +59,7 @@ class SyncOptions:
     env_keys: tuple[str, ...]
     rule: Rule
     print_progress_s: float
+    cache: bool = True
 
 
 def split_wish(mode: Mode, text: str) -> Wish:
@@ -194,6 +195,7 @@ def _sync_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-progress", type=checked(positive_duration_s), default=30.0, metavar="DURATION", help="interval of progress lines (30s)"
     )
+    add_cache(parser)
     add_common(parser)
     return parser
 
@@ -227,4 +229,5 @@ def parse_sync_options(prog: str, argv: Sequence[str]) -> SyncOptions:
             deadline_s=found.deadline,
         ),
         print_progress_s=found.print_progress,
+        cache=found.cache,
     )

@@ -5,6 +5,6 @@ Nothing here decides what is to be done, and nothing outside this folder touches
 ``layout`` (where things are), ``bases`` (is a base still the one that it was), ``states`` (state files and the commit journal),
 ``indexes``, ``verify``, ``commit``, ``burials`` (tombstones), ``keeplist``, ``deletion``, ``collection`` (of indexes), ``recovery``,
 ``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
-(what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then ``walk``, ``scan`` and ``localtree``, for the
-client.
+(what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then, for the client, ``known`` and ``hashcache``
+(unchanged files are not read again), ``many`` (the calls of ``safedir``, for very many small files), ``walk``, ``scan`` and ``localtree``.
 """

@@ -131,6 +131,13 @@ class OpenFile:
         except OSError as error:
             raise _fault(error, "utime", self.where) from None
 
+    def touch(self) -> None:
+        """Set atime and mtime to now."""
+        try:
+            os.utime(self.fd)
+        except OSError as error:
+            raise _fault(error, "utime", self.where) from None
+
     def fsync(self) -> None:
         """Make the content durable. After a failure it is unknown what is; never retry (threats A39)."""
         if not self.durable:

@@ -1,30 +1,36 @@
 """Makes the index of a directory: walks it, hashes every block, says what was left out (protocol section 1.2, threats A1).
 
-Two threads at most. One walks and hashes small files, in long runs, because handing the interpreter back and forth for each small read
-costs more than a second thread gains; files above ``walk.LARGE_BYTES`` are cut into pieces, which both threads hash. The reactor only hands
-out the work.
+A few threads. One walks and hashes small files, in long runs, because handing the interpreter back and forth for each small read
+costs more than a second thread gains; files above ``walk.LARGE_BYTES`` are cut into pieces, which all threads hash. The reactor only hands
+out the work. What is known from an earlier scan and has not changed is not read (``hashcache``).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ciruela.disk.hashcache import HashCache
 from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
 from ciruela.index.digest import HashKind
+from ciruela.index.parse import parse
 from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 T = TypeVar("T")
 
-THREADS = 2
-"""Hashing is bound by memory and processor; a third thread gains nothing."""
+THREADS = min(4, max(2, os.cpu_count() or 2))
+"""One for each core, since the interpreter is let go of while a block is read and hashed; two on a single core, so that a slow disk is not
+waited for; no more than the client's threads, and than memory can feed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +43,11 @@ class ScanProgress:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scan:
-    """A scanned directory: the parsed index and its bytes, one sentence for each thing that was left out, and what it took."""
+    """A scanned directory: its index, one sentence for each thing that was left out, and what it took."""
 
-    index: Index
+    image: ImageId
     data: bytes
     warnings: tuple[str, ...]
     dirs: int
@@ -50,25 +56,34 @@ class Scan:
     bytes: int
     seconds: float
 
+    @cached_property
+    def index(self) -> Index:
+        """The index as values. The first use takes as long as ``parse``, so it should be in a thread."""
+        return parse(self.data, self.image)
+
 
 def scan(
-    root: str, kind: HashKind, in_thread: InThread, progress: Callable[[ScanProgress], None], now_s: Callable[[], float] = time.monotonic
+    root: str,
+    kind: HashKind,
+    in_thread: InThread,
+    progress: Callable[[ScanProgress], None],
+    now_s: Callable[[], float] = time.monotonic,
+    caches: HashCache | None = None,
 ) -> Deferred[Scan]:
     """Index the directory ``root``. Symlinks may lead to it; none is followed below it.
 
-    ``progress`` is called on the reactor, at most once in ``walk.SLICE_S`` seconds of ``now_s`` and at the end. Fails with DiskError, which
-    names the path and what to do, for what cannot be read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one file.
+    With ``caches``, files that are known and unchanged are not read. ``progress`` is called on the reactor, at most once in
+    ``walk.SLICE_S`` seconds of ``now_s`` and at the end. Fails with DiskError, which names the path and what to do, for what cannot be
+    read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one file.
     """
-    return _Scanner(root, kind, in_thread, progress, now_s).start()
+    return _Scanner(Walk(root, kind, now_s, caches), in_thread, progress, now_s).start()
 
 
 class _Scanner:
     """Hands out the work, on the reactor. ``_walk`` walks in one thread at a time; what pieces need of it does not change."""
 
-    def __init__(
-        self, root: str, kind: HashKind, in_thread: InThread, progress: Callable[[ScanProgress], None], now_s: Callable[[], float]
-    ) -> None:
-        self._walk = Walk(root, kind, now_s)
+    def __init__(self, walk: Walk, in_thread: InThread, progress: Callable[[ScanProgress], None], now_s: Callable[[], float]) -> None:
+        self._walk = walk
         self._in_thread = in_thread
         self._progress = progress
         self._now_s = now_s
@@ -156,7 +171,7 @@ class _Scanner:
 
     def _so_far(self) -> ScanProgress:
         walk = self._walk
-        return ScanProgress(len(walk.listing), walk.files + self._large_files, walk.symlinks, walk.bytes + self._large_bytes)
+        return ScanProgress(walk.dirs, walk.files + self._large_files, walk.symlinks, walk.bytes + self._large_bytes)
 
     def _failed(self, failure: Failure) -> None:
         if self._failure is None:
@@ -179,15 +194,15 @@ class _Scanner:
             return
         self._in_thread(self._walk.build).addCallback(self._built).addErrback(self._not_built)
 
-    def _built(self, built: tuple[Index, bytes]) -> None:
+    def _built(self, built: tuple[ImageId, bytes]) -> None:
         if self._done.called:
             return
-        index, data = built
+        image, data = built
         total = self._so_far()
         self._progress(total)
         seconds = self._now_s() - self._began_s
         warnings = tuple(self._walk.warnings)
-        self._done.callback(Scan(index, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds))
+        self._done.callback(Scan(image, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds))
 
     def _not_built(self, failure: Failure) -> None:
         if not self._done.called:

@@ -1,4 +1,4 @@
-"""Three Linux calls that Python has no words for: renameat2, syncfs and cloning a part of a file."""
+"""Linux calls that Python has no words for: renameat2, syncfs, fstatfs and cloning a part of a file."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ CANNOT_CLONE = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 
 _FICLONERANGE = 0x4020940D
 """_IOW(0x94, 13, struct file_clone_range) of linux/fs.h."""
+
+_STATFS_BYTES = 512
+"""More than ``struct statfs`` has on any machine; its first word is the type."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,3 +57,11 @@ def clone_range(source_fd: int, source_offset: int, size: int, fd: int, offset: 
     Offsets and size are multiples of the file system's block size, but for a range that ends with the source. Raises OSError.
     """
     fcntl.ioctl(fd, _FICLONERANGE, struct.pack("=qQQQ", source_fd, source_offset, size, offset))
+
+
+def file_system_type(fd: int) -> int:
+    """The number of the type of the file system that ``fd`` is on (statfs(2)); 0, which none has, where it cannot be told."""
+    room = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, room) != 0:
+        return 0
+    return ctypes.c_ulong.from_buffer(room).value & 0xFFFFFFFF

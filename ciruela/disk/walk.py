@@ -10,13 +10,17 @@ import os
 import stat
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from operator import itemgetter
 
+from ciruela.disk.hashcache import HashCache, OneCache
+from ciruela.disk.known import DirKey, Known, by_name, join_names, key_of, keys_of, rested_key, split_names
+from ciruela.disk.many import list_names, read_small, stats
 from ciruela.disk.safedir import OpenFile, SafeDir
 from ciruela.index.digest import BLOCK_BYTES, HashKind
-from ciruela.index.emit import emit
-from ciruela.index.names import MAX_DEPTH, MAX_PATH_BYTES, check_target
-from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.index.emit import Writer, file_line, link_line
+from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, check_target, escape
 from ciruela.model.errors import BadIndex, DiskError
+from ciruela.model.ids import ImageId
 
 LARGE_BYTES = 1024 * 1024
 """Files above this are hashed in pieces."""
@@ -53,10 +57,10 @@ class Large:
         """Whether all pieces are hashed."""
         return len(self.hashed) == len(self.offsets)
 
-    def result(self) -> File:
-        """The file with all its hashes."""
+    def line(self) -> str:
+        """The file's line in the index, with all its hashes."""
         hashes = b"".join([self.hashed[offset] for offset in self.offsets])
-        return File(self.path, _executable(self.before), self.before.st_size, hashes)
+        return file_line(escape(self.path.rpartition("/")[2]), _executable(self.before), self.before.st_size, hashes)
 
 
 Piece = tuple[Large, int]
@@ -72,19 +76,56 @@ class _Frame:
     below: list[str]
 
 
+class _Listed:
+    """One directory that is read: its lines in order of the names, and what there is to keep about its files and links."""
+
+    __slots__ = ("below", "bytes", "files", "keys", "lines", "names")
+
+    def __init__(self, names: list[str], below: list[str]) -> None:
+        self.names = names
+        self.below = below
+        self.lines: list[str | Large] = []
+        self.keys: dict[str, bytes] = {}
+        self.files = 0
+        self.bytes = 0
+
+    def known(self) -> Known:
+        """The result, when all large files are hashed. Special files have no name in it, so their directory never counts as unchanged."""
+        lines = [line.line() if isinstance(line, Large) else line for line in self.lines]
+        lines.append("")
+        below = set(self.below)
+        names = [name for name in self.names if name in self.keys or name in below]
+        keys = b"".join([self.keys[name] for name in names if name not in below])
+        return Known(join_names(names), join_names(self.below), keys, "\n".join(lines).encode("ascii"), self.files, self.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A directory of the index: where it is, what identifies it (None: nothing of it may be kept), and what is in it."""
+
+    path: str
+    key: DirKey | None
+    content: Known | _Listed
+
+
 class Walk:
     """The walk: iterative, by directory fds, nothing followed. Runs in one thread at a time."""
 
-    def __init__(self, root: str, kind: HashKind, now_s: Callable[[], float]) -> None:
+    def __init__(self, root: str, kind: HashKind, now_s: Callable[[], float], caches: HashCache | None = None) -> None:
         self._root = root
         self._kind = kind
+        self._hash = kind.function()
         self._now_s = now_s
+        self._caches = caches
+        self._cache: OneCache | None = None
         self._at = ""
         self._work = self._steps()
+        self._places: list[_Place] = []
+        self._rested_ns = 0
         self.stopped = False
         self.ended = False
-        self.listing: list[tuple[str, list[File | Symlink | Large]]] = []
         self.warnings: list[str] = []
+        self.dirs = 0
         self.files = 0
         self.symlinks = 0
         self.bytes = 0
@@ -141,6 +182,9 @@ class Walk:
         stack: list[_Frame] = []
         try:
             stack.append(_Frame(SafeDir.at(self._root), "/", []))
+            if self._caches is not None:
+                self._cache = self._caches.begin(stack[0].directory, self._kind)
+                self._rested_ns = self._cache.rested_ns
             stack[-1].below = yield from self._list(stack[-1], len(stack))
             while stack:
                 frame = stack[-1]
@@ -157,70 +201,127 @@ class Walk:
 
     def _list(self, frame: _Frame, depth: int) -> Generator[Large | None, None, list[str]]:
         """Take in what is in one directory, ``depth`` components below the root for what is in it; gives the sub-directories."""
-        directory, prefix = frame.directory, frame.prefix
-        self._at = prefix[:-1] or "/"
-        entries: list[File | Symlink | Large] = []
-        self.listing.append((self._at, entries))
-        named = sorted(((self._name(prefix, entry), entry) for entry in directory.entries()), key=lambda pair: pair[0])
-        room = MAX_PATH_BYTES - len(prefix.encode())
-        below: list[str] = []
-        for name, entry in named:
-            self._at = path = prefix + name
-            if depth > MAX_DEPTH or len(name.encode()) > room:
-                limits = f"at most {MAX_DEPTH} levels and {MAX_PATH_BYTES} bytes fit into an index"
-                raise DiskError(f"{self.where(path)[:200]}... is too deep: {limits}; move it up or out")
-            if entry.is_symlink():
-                entries.append(self._link(directory, name, path))
-                self.symlinks += 1
-            elif entry.is_dir(follow_symlinks=False):
-                below.append(name)
-            elif entry.is_file(follow_symlinks=False):
-                file = self._file(directory, name, path)
-                entries.append(file)
-                if isinstance(file, Large):
-                    yield file
-                    continue
-                self.files += 1
-            else:
-                self.warnings.append(f"left out {self.where(path)}: {_what(entry.stat(follow_symlinks=False).st_mode)}")
+        self._at = frame.prefix[:-1] or "/"
+        self.dirs += 1
+        key, known = self._known(frame.directory)
+        if known is not None and self._unchanged(frame, depth, known):
+            self._places.append(_Place(self._at, key, known))
+            self.files += known.files
+            self.symlinks += known.count - known.files
+            self.bytes += known.bytes
             yield None
-        below.reverse()
-        return below
+            return sorted(split_names(known.below), reverse=True)
+        entries = frame.directory.entries()
+        names = self._names(entries, frame.prefix, depth)
+        below = [name for name, entry in zip(names, entries, strict=True) if entry.is_dir(follow_symlinks=False)]
+        listed = _Listed(names, below)
+        self._places.append(_Place(self._at, key, listed))
+        old = by_name(known) if known is not None else {}
+        for name, entry in sorted(zip(names, entries, strict=True), key=itemgetter(0)):
+            if not entry.is_dir(follow_symlinks=False):
+                self._at = frame.prefix + name
+                yield self._take(frame.directory, name, entry, listed, old.get(name))
+        return sorted(below, reverse=True)
 
-    def _name(self, prefix: str, entry: os.DirEntry[str]) -> str:
-        raw = os.fsencode(entry.name)
+    def _known(self, directory: SafeDir) -> tuple[DirKey | None, Known | None]:
+        """What identifies the directory, if anything about it may be kept, and what is known of it."""
+        if self._cache is None:
+            return None, None
+        status = directory.status()
+        if not self._cache.covers(directory, status.st_dev):
+            return None, None
+        key = status.st_dev, status.st_ino
+        return key, self._cache.known.get(key)
+
+    def _unchanged(self, frame: _Frame, depth: int, known: Known) -> bool:
+        """Whether all that is in the directory is as it was. False also when it moved so deep that a name may no longer fit."""
+        if depth > MAX_DEPTH or len(frame.prefix.encode()) + MAX_COMPONENT_BYTES > MAX_PATH_BYTES:
+            return False
+        directory = frame.directory
+        names = list_names(directory)
+        if os.fsencode("\0".join(names)) != known.names:
+            return False
+        if known.below:
+            below = set(os.fsdecode(known.below).split("\0"))
+            if not all(stat.S_ISDIR(found.st_mode) for found in stats(directory, below)):
+                return False
+            names = [name for name in names if name not in below]
+        return keys_of(stats(directory, names)) == known.keys
+
+    def _names(self, entries: list[os.DirEntry[str]], prefix: str, depth: int) -> list[str]:
+        """The names in one directory, in the order of the system. Raises DiskError for one that does not fit into an index."""
+        raw = os.fsencode("\0".join([entry.name for entry in entries]))
+        if not raw:
+            return []
+        pieces = raw.split(b"\0")
         try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            where = self.where(prefix + raw.decode("utf-8", "backslashreplace"))
+            names = raw.decode("utf-8").split("\0")
+        except UnicodeDecodeError as error:
+            bad = pieces[raw.count(b"\0", 0, error.start)]
+            where = self.where(prefix + bad.decode("utf-8", "backslashreplace"))
             raise DiskError(f"the name {where} is not UTF-8 and does not fit into an index; rename it") from None
+        room = min(MAX_COMPONENT_BYTES, MAX_PATH_BYTES - len(prefix.encode())) if depth <= MAX_DEPTH else 0
+        if max(map(len, pieces)) > room:
+            name = max(names, key=lambda name: len(name.encode()))
+            limits = (
+                f"at most {MAX_DEPTH} levels, {MAX_COMPONENT_BYTES} bytes in a name and {MAX_PATH_BYTES} bytes in all fit into an index"
+            )
+            raise DiskError(f"{self.where(prefix + name)[:200]}... is too deep or too long: {limits}; move it up or out, or rename it")
+        if len(set(names)) < len(names):
+            raise self.changed(self._at)
+        return names
 
-    def _link(self, directory: SafeDir, name: str, path: str) -> Symlink:
+    def _take(self, directory: SafeDir, name: str, entry: os.DirEntry[str], listed: _Listed, old: tuple[bytes, str] | None) -> Large | None:
+        """Take in one file or link; ``old`` is its key and line at an earlier time. Gives a file that is to be hashed in pieces."""
+        is_link = entry.is_symlink()
+        if not is_link and not entry.is_file(follow_symlinks=False):
+            self.warnings.append(f"left out {self.where(self._at)}: {_what(entry.stat(follow_symlinks=False).st_mode)}")
+            return None
+        if old is not None:
+            (found,) = stats(directory, (entry.name,))
+            if key_of(found) == old[0]:
+                listed.keys[name], line = old
+                self._took(listed, line, None if is_link else found.st_size)
+                return None
+        if is_link:
+            (found,) = stats(directory, (entry.name,))
+            listed.keys[name] = rested_key(found, self._rested_ns)
+            self._took(listed, self._link(directory, name), None)
+            return None
+        data, found, after = read_small(directory, entry, LARGE_BYTES)
+        listed.keys[name] = rested_key(found, self._rested_ns)
+        if isinstance(data, OpenFile):
+            large = Large(data, self._at, found)
+            listed.lines.append(large)
+            listed.files += 1
+            listed.bytes += found.st_size
+            return large
+        size = len(data)
+        if size != found.st_size or not _same(found, after):
+            raise self.changed(self._at)
+        hashes = self._hash(data) if 0 < size <= BLOCK_BYTES else self._block_hashes(data)
+        self._took(listed, file_line(escape(name), _executable(found), size, hashes), size)
+        return None
+
+    def _took(self, listed: _Listed, line: str, size: int | None) -> None:
+        """Add a line to a directory; ``size`` of a file, None for a link."""
+        listed.lines.append(line)
+        if size is None:
+            self.symlinks += 1
+        else:
+            listed.files += 1
+            listed.bytes += size
+            self.files += 1
+            self.bytes += size
+
+    def _link(self, directory: SafeDir, name: str) -> str:
         target = directory.readlink(name)
         try:
             target.encode("utf-8")
             check_target(target)
         except ValueError:
-            raise DiskError(f"the symbolic link {self.where(path)} has a target that is not UTF-8 or too long; make it anew") from None
-        return Symlink(path, target)
-
-    def _file(self, directory: SafeDir, name: str, path: str) -> File | Large:
-        file = directory.open_read(name)
-        keep = False
-        try:
-            before = file.stat()
-            size = before.st_size
-            if size > LARGE_BYTES:
-                keep = True
-                return Large(file, path, before)
-            data = file.read_at(size, 0) if size else b""
-            if len(data) != size or not _same(before, file.stat()):
-                raise self.changed(path)
-        finally:
-            if not keep:
-                file.close()
-        self.bytes += size
-        return File(path, _executable(before), size, _block_hashes(self._kind, data))
+            raise DiskError(f"the symbolic link {self.where(self._at)} has a target that is not UTF-8 or too long; make it anew") from None
+        return link_line(escape(name), target)
 
     def hash_pieces(self, pieces: list[Piece]) -> list[bytes]:
         """The block hashes of each piece. Raises DiskError."""
@@ -237,7 +338,7 @@ class Walk:
                 data = large.file.read_at(wanted, offset)
                 if len(data) != wanted:
                     raise self.changed(large.path)
-                hashes.append(_block_hashes(self._kind, data))
+                hashes.append(self._block_hashes(data))
                 offset += wanted
             after = large.file.stat()
         except OSError as error:
@@ -246,17 +347,26 @@ class Walk:
             raise self.changed(large.path)
         return b"".join(hashes)
 
-    def build(self) -> tuple[Index, bytes]:
-        """The finished index. Raises DiskError for one that is too large."""
-        directories = tuple(
-            Directory(path, tuple([entry.result() if isinstance(entry, Large) else entry for entry in entries]))
-            for path, entries in self.listing
-        )
+    def build(self) -> tuple[ImageId, bytes]:
+        """The finished index: its id and its bytes. The cache gets what is now known. Raises DiskError for an index that is too large."""
+        writer = Writer(self._kind)
+        seen: dict[DirKey, Known] = {}
         try:
-            image, data = emit(self._kind, directories)
+            for place in self._places:
+                known = place.content if isinstance(place.content, Known) else place.content.known()
+                writer.add_lines(place.path, known.count, known.lines)
+                if place.key is not None:
+                    seen[place.key] = known
+            image, data = writer.finish()
         except BadIndex as error:
             raise DiskError(f"{self._root} does not fit into one index: {error}") from error
-        return Index(image, self._kind, directories), data
+        if self._cache is not None:
+            self._cache.save(seen)
+        return image, data
+
+    def _block_hashes(self, data: bytes) -> bytes:
+        view, block_hash = memoryview(data), self._hash
+        return b"".join([block_hash(view[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)])
 
 
 def piece_size(piece: Piece) -> int:
@@ -270,14 +380,7 @@ def _executable(status: os.stat_result) -> bool:
 
 
 def _same(before: os.stat_result, after: os.stat_result) -> bool:
-    return (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)
-
-
-def _block_hashes(kind: HashKind, data: bytes) -> bytes:
-    if len(data) <= BLOCK_BYTES:
-        return kind.hash(data) if data else b""
-    view = memoryview(data)
-    return b"".join([kind.hash(view[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)])
+    return before.st_size == after.st_size and before.st_mtime_ns == after.st_mtime_ns
 
 
 def _what(mode: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.names import check_component, check_target, escape, size_in_utf8
@@ -19,24 +18,72 @@ def emit(kind: HashKind, directories: Sequence[Directory]) -> tuple[ImageId, byt
 
     Nothing is sorted or mended: raises BadIndex, with the path, for whatever ``parse`` would refuse, so what is written can be read.
     """
-    out = BytesIO()
-    out.write(HEADERS[kind])
-    hasher = kind.new()
-    order = Preorder()
+    writer = Writer(kind)
     for directory in directories:
+        writer.add(directory)
+    return writer.finish()
+
+
+class Writer:
+    """An index on its way, directory by directory, in the order of ``Index.directories``. Raises BadIndex, with the path."""
+
+    def __init__(self, kind: HashKind) -> None:
+        self._kind = kind
+        self._order = Preorder()
+        self._parts = [HEADERS[kind]]
+        self._size = len(HEADERS[kind]) + FOOTER_BYTES
+
+    def add(self, directory: Directory) -> None:
+        """Write a directory from its values."""
         try:
-            chunk = _chunk(directory, order)
+            chunk = _chunk(directory, self._order)
         except ValueError as error:
             raise BadIndex(f"directory {directory.path[:80]!r}: {error}") from None
-        hasher.update(chunk)
-        out.write(chunk)
-        if out.tell() + FOOTER_BYTES > MAX_INDEX_BYTES:
+        self._put(chunk)
+
+    def add_lines(self, path: str, count: int, lines: bytes) -> None:
+        """Write the directory ``path`` from ``count`` lines of :func:`file_line` and :func:`link_line`, in order of the names.
+
+        For a walk of many entries, which knows that the lines are in order, and the names fit. Only the order of the directories and
+        the sizes are checked here.
+        """
+        try:
+            self._order.enter(path, ())
+            self._order.listed(count)
+        except ValueError as error:
+            raise BadIndex(f"directory {path[:80]!r}: {error}") from None
+        self._put(f"{escape(path)}\n".encode("ascii"))
+        self._put(lines)
+
+    def _put(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size > MAX_INDEX_BYTES:
             raise BadIndex(f"the index has more than {MAX_INDEX_BYTES} bytes; split the directory into several images")
-    if not directories:
-        raise BadIndex("an index lists at least the directory /")
-    digest = hasher.digest()
-    out.write(f"{digest.hex()}\n".encode())
-    return image_id(digest), out.getvalue()
+        self._parts.append(chunk)
+
+    def finish(self) -> tuple[ImageId, bytes]:
+        """The image id and the bytes of the index."""
+        if len(self._parts) == 1:
+            raise BadIndex("an index lists at least the directory /")
+        hasher = self._kind.new()
+        for chunk in self._parts[1:]:
+            hasher.update(chunk)
+        digest = hasher.digest()
+        self._parts.append(f"{digest.hex()}\n".encode())
+        return image_id(digest), b"".join(self._parts)
+
+
+def file_line(spelled: str, executable: bool, size: int, hashes: bytes) -> str:
+    """The line of a file without its newline. Its name is ``spelled`` as ``escape`` does; ``hashes`` of all blocks, one after the other."""
+    letter = "x" if executable else "f"
+    if not hashes:
+        return f"  {spelled} {letter} 0"
+    return f"  {spelled} {letter} {size} {hashes.hex(' ', HASH_BYTES)}"
+
+
+def link_line(spelled: str, target: str) -> str:
+    """The line of a symbolic link without its newline. Its name is ``spelled``, but not its target."""
+    return f"  {spelled} s {escape(target)}"
 
 
 def _chunk(directory: Directory, order: Preorder) -> bytes:
@@ -57,18 +104,15 @@ def _chunk(directory: Directory, order: Preorder) -> bytes:
         last = name
         match entry:
             case File():
-                lines.append(f"  {escape(name)} {_content(entry)}")
+                _check_content(entry)
+                lines.append(file_line(escape(name), entry.executable, entry.size, entry.hashes))
             case Symlink():
                 check_target(entry.target)
-                lines.append(f"  {escape(name)} s {escape(entry.target)}")
+                lines.append(link_line(escape(name), entry.target))
     lines.append("")
     return "\n".join(lines).encode("ascii")
 
 
-def _content(file: File) -> str:
+def _check_content(file: File) -> None:
     if file.size < 0 or len(file.hashes) != HASH_BYTES * -(-file.size // BLOCK_BYTES):
         raise ValueError(f"{file.path[:80]!r} has {file.size} bytes and {len(file.hashes)} bytes of hashes")
-    letter = "x" if file.executable else "f"
-    if not file.hashes:
-        return f"{letter} 0"
-    return f"{letter} {file.size} {file.hashes.hex(' ', HASH_BYTES)}"

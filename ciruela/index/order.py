@@ -71,6 +71,10 @@ class Preorder:
         self._spend(ENTRY_BYTES + size)
         self.most = self._left // (ENTRY_BYTES + size)
 
+    def listed(self, count: int) -> None:
+        """The current directory has ``count`` entries that were not given to :meth:`enter`. Raises ValueError when they are too many."""
+        self._spend(count * (ENTRY_BYTES + len(self.prefix)))
+
     def _leave(self) -> None:
         self._spend(len(self._above[-1]) * (ENTRY_BYTES + len(self.prefix)))
 

@@ -6,7 +6,9 @@ import io
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ciruela.client.nodes import make_keys
 from ciruela.client.options import IndexOptions, SyncOptions, parse, parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.sync import World
+from ciruela.disk import walk
 from ciruela.disk.localtree import LocalTree
 from ciruela.index.parse import parse as parse_index
 from ciruela.keys.public import parse_public, verify
@@ -188,6 +191,77 @@ class Sync(CommandCase):
         self.assertEqual(self.successResultOf(running), 1)
         self.assertIn(f"{self.source}/sub/file", self.out.text)
 
+    def use_cache(self) -> Path:
+        """Give the user a place for caches, and let what is in the source have rested. Gives the directory of the caches."""
+        home = self.top / "caches"
+        home.mkdir()
+        self.around = replace(
+            self.around,
+            environ={**self.around.environ, "XDG_CACHE_HOME": str(home.absolute())},
+            now_ms=lambda: int(time.time() * 1000) + 5000,
+        )
+        return home / "ciruela"
+
+    def test_cache(self) -> None:
+        """A second sync of an unchanged directory reads nothing but what the nodes ask for."""
+        caches = self.use_cache()
+        node = FakeNode(self.hub, 1)
+        self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        self.assertEqual(len(list(caches.iterdir())), 1)
+        reads: list[int] = []
+        real = walk.read_small
+
+        def counted(*args: Any) -> Any:
+            reads.append(1)
+            return real(*args)
+
+        self.patch(walk, "read_small", counted)
+        self.sync("--append", f"{self.source}:/apps/v2", "n1")
+        self.assertEqual(reads, [])
+        first, second = node.requests
+        assert isinstance(first, AppendDir)
+        assert isinstance(second, AppendDir)
+        self.assertEqual(first.image, second.image)
+        before = [path.stat().st_mtime_ns for path in caches.iterdir()]
+        self.sync("--no-cache", "--append", f"{self.source}:/apps/v3", "n1")
+        self.assertEqual(reads, [1])
+        self.assertEqual([path.stat().st_mtime_ns for path in caches.iterdir()], before)
+
+    @shows("F54")
+    def test_stale_cache(self) -> None:
+        """A cache that is wrong in spite of all (a program writes through a memory map, say) costs one failed run, not every run."""
+        self.use_cache()
+        node = FakeNode(self.hub, 1)
+        self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        path = self.source / "sub" / "file"
+        real = walk.stats
+        old = os.stat(path)
+        path.write_bytes(b"HELLO" * 10_000)
+
+        def lying(directory: Any, names: Any) -> Any:
+            listed = list(names)
+            return (old if name == "file" else found for name, found in zip(listed, real(directory, listed), strict=True))
+
+        self.patch(walk, "stats", lying)
+        running = self.sync("--append", f"{self.source}:/apps/v2", "n1")
+        first, second = node.requests
+        assert isinstance(first, AppendDir)
+        assert isinstance(second, AppendDir)
+        self.assertEqual(first.image, second.image)
+        asked = node.links[-1].ask(GetIndex(second.image, None))
+        self.pass_()
+        answer = self.successResultOf(asked)
+        assert isinstance(answer, IndexData)
+        block = parse_index(answer.data, second.image).files[0].block_hash(0)
+        node.links[-1].ask(GetBlock(block, None)).addErrback(lambda failure: failure.trap(RemoteError, LinkLost))
+        self.pass_()
+        self.assertEqual(self.successResultOf(running), 1)
+        self.assertIn("run the command again", self.out.text)
+        self.sync("--append", f"{self.source}:/apps/v3", "n1")
+        third = node.requests[-1]
+        assert isinstance(third, AppendDir)
+        self.assertNotEqual(third.image, first.image)
+
     def test_local_problems(self) -> None:
         """What is wrong here is told before anybody is contacted, and before a key is looked for."""
         node = FakeNode(self.hub, 1)
@@ -223,6 +297,17 @@ class Index(CommandCase):
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(commands.index(options, self.around))), 0)
         self.assertIn("pipe", self.err.text)
         self.assertNotIn(b"pipe", self.out.data)
+
+    def test_no_cache(self) -> None:
+        """``ciruela index`` keeps hashes too, unless it must not."""
+        home = self.top / "caches"
+        home.mkdir()
+        self.around = replace(self.around, environ={"XDG_CACHE_HOME": str(home.absolute())})
+        for words, number in ((["--no-cache", "index"], 0), (["index"], 1)):
+            options = parse([*words, str(self.source)])
+            assert isinstance(options, IndexOptions)
+            self.assertEqual(self.successResultOf(Deferred.fromCoroutine(commands.index(options, self.around))), 0)
+            self.assertEqual(len(list(home.iterdir())), number)
 
 
 class FakeReactor:

@@ -82,6 +82,17 @@ class SyncLine(Parsing):
         self.assertEqual((options.common.port, options.common.disk_threads, options.common.hash), (99, 2, HashKind.SHA512_256))
         self.assertEqual((options.common.verbosity, options.common.progress), (2, Progress.PLAIN))
 
+    def test_no_cache(self) -> None:
+        """Who does not trust the times of his file system says so, before or after the command."""
+        for words, cache in ((["index", "DIR"], True), (["index", "--no-cache", "DIR"], False), (["--no-cache", "index", "DIR"], False)):
+            options = parse(words)
+            assert isinstance(options, IndexOptions)
+            self.assertEqual(options.cache, cache)
+        self.assertTrue(self.sync("--append .:/a/b host").cache)
+        self.assertFalse(self.sync("--no-cache --append .:/a/b host").cache)
+        for command in ("verify", "demo"):
+            self.assertIn("unrecognized arguments", self.refused(f"{command} --no-cache DIR", whole=True))
+
     def test_duration_with_space(self) -> None:
         """Durations are written as the reference's users write them."""
         self.assertEqual(parse_sync(["--append", "a:/k/1", "h", "-t", "1h 30min"]).rule.deadline_s, 5400.0)

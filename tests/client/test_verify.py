@@ -85,7 +85,7 @@ class Verify(SynchronousTestCase):
             reactor=Clock(),
             now_ms=lambda: 0,
             rng=random.Random(1),
-            environ={},
+            environ={"XDG_CACHE_HOME": str(self.top.absolute())},
             stdout=self.out,
             stderr=self.err,
             in_thread=at_once,
@@ -96,6 +96,13 @@ class Verify(SynchronousTestCase):
     def code(self, *words: str) -> int:
         found: int = self.successResultOf(self.run_verify(*words))
         return found
+
+    def test_no_cache(self) -> None:
+        """Who verifies wants the bytes on the disk to be read, not what was known of them."""
+        index, path = self.indexed()
+        self.assertEqual(self.code(str(self.tree), path), 0)
+        self.assertEqual(self.code(str(self.tree), index.image.hex()), 0)
+        self.assertEqual(sorted(one.name for one in self.top.iterdir()), ["index.ds1", "tree"])
 
     def test_against_an_index(self) -> None:
         """Exit code 0 and silence for a good copy, whatever the hash of its index is."""

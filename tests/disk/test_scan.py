@@ -15,8 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import scan as scan_module
 from ciruela.disk import walk
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index import emit as emit_module
+from ciruela.index import order
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
@@ -29,6 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MIB = 1024 * 1024
+THREADS = scan_module.THREADS
 
 
 def at_once(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -80,6 +83,7 @@ class ScanCase(SynchronousTestCase):
         self.root.mkdir(parents=True)
         self.fds = open_fds()
         self.progress: list[ScanProgress] = []
+        self.patch(scan_module, "THREADS", 2)  # as on a machine with two cores, wherever the tests run
 
     def tearDown(self) -> None:
         self.assertEqual(open_fds(), self.fds)
@@ -345,6 +349,23 @@ class FaultTests(ScanCase):
         self.patch(emit_module, "MAX_INDEX_BYTES", 150)
         self.refused(str(self.root), "split")
 
+    def test_too_many_for_an_index(self) -> None:
+        """The same for what would need too much memory on every server."""
+        for number in range(20):
+            self.put(str(number))
+        self.patch(order, "MAX_LISTING_BYTES", 21 * 201)
+        self.assertEqual(self.scanned().files, 20)
+        self.patch(order, "MAX_LISTING_BYTES", 21 * 201 - 1)
+        self.refused(str(self.root), "too many", "split")
+
+    def test_long_names(self) -> None:
+        """Some file systems allow longer names than those of the servers."""
+        self.patch(walk, "MAX_COMPONENT_BYTES", 10)
+        self.put("d/" + "n" * 10)
+        self.scanned()
+        self.put("d/" + "n" * 11)
+        self.refused("/d/nnnnnnnnnnn", "10 bytes in a name", "rename")
+
     def test_progress_that_fails(self) -> None:
         """A mistake in the display must end the scan loudly instead of leaving it hanging."""
 
@@ -394,12 +415,12 @@ class ChangeTests(ScanCase):
         """Fewer bytes than the system said."""
         path = self.put("log", b"x" * 10)
         real = os.fstat
-        waiting = [1, 2]
+        waiting = [lambda: os.truncate(path, 3)]
 
         def cut(fd: int) -> os.stat_result:
             result = real(fd)
-            if result.st_size == 10 and waiting.pop() == 1:
-                os.truncate(path, 3)
+            if result.st_size == 10 and waiting:
+                waiting.pop()()
             return result
 
         self.patch(os, "fstat", cut)
@@ -465,6 +486,13 @@ class ChangeTests(ScanCase):
         self.touch_while("pread", swap)
         self.refused("/b", "changed")
 
+    def test_listed_twice(self) -> None:
+        """Some file systems list a name twice while others write to the directory; the index must not have it twice."""
+        self.put("d/x", b"x")
+        real = SafeDir.entries
+        self.patch(SafeDir, "entries", lambda directory: real(directory) * 2)
+        self.refused("changed while it was read")
+
     def test_directory_becomes_a_symlink(self) -> None:
         """The same trick with a directory."""
         self.put("a", b"x")
@@ -482,8 +510,14 @@ class ChangeTests(ScanCase):
 class ThreadTests(ScanCase):
     """How work is handed to threads."""
 
-    def test_two_threads_for_large_files(self) -> None:
-        """One thread leaves half of the machine idle on large files."""
+    def test_threads_for_large_files(self) -> None:
+        """One thread leaves half of the machine idle on large files, and two leave half of one with four cores."""
+        self.assertIn(THREADS, range(2, 5))
+        for threads in (2, 4):
+            self.patch(scan_module, "THREADS", threads)
+            self.large_by_threads(threads)
+
+    def large_by_threads(self, most: int) -> None:
         self.small_pieces()
         content = bytes(range(256)) * 4096 * 4 + b"x" * MIB
         self.put("large", content)
@@ -491,7 +525,7 @@ class ThreadTests(ScanCase):
         done = self.start(threads)
         while threads.jobs:
             threads.run(last=True)
-        self.assertEqual(threads.most, 2)
+        self.assertEqual(threads.most, most)
         self.assertEqual(
             self.successResultOf(done).index.files[0].hashes,
             b"".join(KIND.hash(content[at : at + 32768]) for at in range(0, 5 * MIB, 32768)),

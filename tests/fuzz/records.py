@@ -1,8 +1,11 @@
-"""Files that a node keeps or reads besides states: tombstones, the identity of a base, keep lists."""
+"""Files that a node or a client keeps or reads besides states: tombstones, the identity of a base, keep lists, hash caches."""
 
 from __future__ import annotations
 
-from ciruela.disk import bases, burials, keeplist
+import blake3
+
+from ciruela.disk import bases, burials, keeplist, known
+from ciruela.index.digest import HashKind
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.state import Burials, Tombstone, Version
@@ -70,3 +73,35 @@ def check_keep_list(data: bytes) -> bool:
 def keep_list_samples() -> tuple[bytes, ...]:
     """Lists as operators write them."""
     return (b"web/v1\n/web/v2/\n# old\n\n shop/2024-01-01 \n", b"# empty\n", "\ufeffapp/ü\r\n".encode(), b"app/../x\n", b"app/v1")
+
+
+_CACHED = {
+    (64768, 131073): known.Known(b"b\0sub\0a", b"sub", bytes(range(2 * known.KEY_BYTES)), b"  a f 0\n  b s a\n", 1, 0),
+    (64768, 131074): known.Known(b"", b"", b"", b"", 0, 0),
+}
+_CACHE_BODY_AT = len(known.encode(HashKind.BLAKE3, 0, {})) - 12
+"""Where the content begins that the checksum is of: an empty one has 12 bytes, a time and a number."""
+
+
+def check_hash_cache(data: bytes) -> bool:
+    """Bytes with a wrong checksum are refused; with a right one, records agree with themselves and are written the same again."""
+    try:
+        known.decode(data, HashKind.BLAKE3)
+    except FormatError as fault:
+        refusal(fault)
+    head = known.encode(HashKind.BLAKE3, 0, {})[: _CACHE_BODY_AT - 32]
+    whole = head + blake3.blake3(data).digest() + data
+    try:
+        scanned_ns, found = known.decode(whole, HashKind.BLAKE3)
+    except FormatError as fault:
+        return refusal(fault)
+    for one in found.values():
+        assert one.count == one.lines.count(b"\n") >= one.files
+        assert len(known.by_name(one)) <= one.count
+    assert known.encode(HashKind.BLAKE3, scanned_ns, found) == whole
+    return True
+
+
+def hash_cache_samples() -> tuple[bytes, ...]:
+    """The contents of an empty one, and of one with two directories."""
+    return tuple(known.encode(HashKind.BLAKE3, 1_700_000_000_000_000_000, one)[_CACHE_BODY_AT:] for one in ({}, _CACHED))

@@ -71,6 +71,7 @@ TARGETS = (
     Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS),
     Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS),
     Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
+    Target("hash-cache", records.check_hash_cache, records.hash_cache_samples(), cut_evenly, wire.TOKENS),
     Target("journal", wire.check_journal, wire.journal_samples(), tokens=wire.TOKENS),
     Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400),
     Target("http-head", connections.check_head, connections.head_samples(), cut_words, connections.TOKENS_HEAD, 20_000),

@@ -1,0 +1,219 @@
+"""The hash caches of a user: what is known of scanned directories, so that an unchanged one is not read again.
+
+A cache is only ever an advantage. One that is damaged, of another version or too large counts as none; nothing that is wrong with it is an
+error. It is trusted like the user's own keys, though: lines from it get into an index that the user signs. So it must be the user's, and
+writable by nobody else. Blocking: used in threads. Runs at the same time replace each other's files as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Mapping
+
+from twisted.logger import Logger
+
+from ciruela.disk import syscalls
+from ciruela.disk.known import MOST_CACHE_BYTES, REST_NS, DirKey, Known, decode, encode, without
+from ciruela.disk.safedir import SafeDir, warn_once
+from ciruela.index.digest import HashKind
+from ciruela.model.errors import FormatError
+
+MOST_AGE_S = 30 * 86_400
+"""A cache that was not used for so long is removed."""
+
+MOST_CACHES = 64
+"""So many are kept, those that were used last; our own choice."""
+
+MOST_BYTES = 2 * MOST_CACHE_BYTES
+"""And so much in all; our own choice."""
+
+TOUCH_S = 86_400
+"""A cache that is used is marked so once a day."""
+
+LEFTOVER_S = 3600
+"""A temporary file of this age was left by a run that was killed."""
+
+LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E, 0x01021994, 0x858458F6, 0x794C7630})
+"""Types of file systems whose ctime can be relied on: ext2 to ext4, xfs, btrfs, zfs, f2fs, bcachefs, tmpfs, ramfs, overlay (statfs(2)).
+
+Not those on a network, which may tell times that are some seconds old or those of another clock, and not those without a ctime on the disk.
+"""
+
+_NAME = re.compile(r"[0-9a-f]{1,16}-[0-9a-f]{1,16}\.[0-9a-z-]{1,20}")
+_TEMPORARY = re.compile(r"\.new-[0-9a-f]{16}")
+
+_log = Logger()
+
+
+def cache_home(environ: Mapping[str, str]) -> str | None:
+    """The directory for caches of this user, by the XDG base directory specification; None when there is none."""
+    named = environ.get("XDG_CACHE_HOME", "")
+    if named.startswith("/"):
+        return named
+    home = environ.get("HOME", "")
+    return f"{home.rstrip('/')}/.cache" if home.startswith("/") else None
+
+
+class HashCache:
+    """The caches below ``home``. ``now_ns`` gives wall time."""
+
+    def __init__(self, home: str, now_ns: Callable[[], int]) -> None:
+        self._home = home
+        self._now_ns = now_ns
+
+    def begin(self, root: SafeDir, kind: HashKind) -> OneCache:
+        """What is known of the directory ``root``. Never raises for what is wrong with the cache. Raises OSError for ``root``."""
+        found = root.status()
+        name = f"{found.st_dev:x}-{found.st_ino:x}.{kind.value.replace('/', '-')}"
+        now_ns = self._now_ns()
+        scanned_ns, known = self._load(name, kind, now_ns)
+        if scanned_ns > now_ns:
+            _log.debug("the clock was set back: the hash cache {name} is not used", name=name)
+            known = {}
+        return OneCache(self, kind, name, now_ns, known)
+
+    def drop(self, root: str, kind: HashKind, paths: Iterable[str]) -> None:
+        """Forget the files at ``paths`` inside ``root``: they were found to be otherwise than known."""
+        try:
+            with SafeDir.at(root) as top:
+                cache = self.begin(top, kind)
+                cache.forget(top, paths)
+        except OSError as error:
+            _log.debug("nothing to forget in {root}: {error}", root=root, error=error)
+
+    # -- files --------------------------------------------------------------------------------------------------------------------
+
+    def _directory(self, *, create: bool) -> SafeDir:
+        """The directory of our caches. Raises OSError, also when it is not the user's alone."""
+        if create:
+            above, _, name = self._home.rstrip("/").rpartition("/")
+            _make(above or "/", name)
+            _make(self._home, "ciruela")
+        with SafeDir.at(self._home, durable=False) as home:
+            directory = home.open_dir("ciruela")
+        try:
+            _check_ours(directory.status(), "ciruela")
+        except OSError:
+            directory.close()
+            raise
+        return directory
+
+    def _load(self, name: str, kind: HashKind, now_ns: int) -> tuple[int, dict[DirKey, Known]]:
+        try:
+            with self._directory(create=False) as directory, directory.open_read(name) as file:
+                found = file.stat()
+                _check_ours(found, name)
+                if found.st_size > MOST_CACHE_BYTES:
+                    raise FormatError("the hash cache is too large")
+                scanned_ns, known = decode(file.read_at(found.st_size, 0), kind)
+                if now_ns - found.st_mtime_ns > TOUCH_S * 1_000_000_000:
+                    file.touch()
+        except FileNotFoundError:
+            return 0, {}
+        except (OSError, FormatError) as error:
+            _log.debug("the hash cache {name} is not used: {error}", name=name, error=error)
+            return 0, {}
+        return scanned_ns, known
+
+    def save(self, name: str, data: bytes) -> None:
+        """Replace the cache ``name``, and remove old ones. What goes wrong is logged once."""
+        try:
+            if len(data) > MOST_CACHE_BYTES:
+                raise OSError(errno.EFBIG, "the hash cache would be too large", name)
+            with self._directory(create=True) as directory:
+                _replace(directory, name, data)
+                self._tidy(directory)
+        except OSError as error:
+            reason = error
+            warn_once("hash cache", lambda: _log.warn("no hash cache was written below {home}: {reason}", home=self._home, reason=reason))
+
+    def _tidy(self, directory: SafeDir) -> None:
+        """Remove caches that were not used for long, or are too many, and what killed runs left."""
+        now_s = self._now_ns() / 1e9
+        caches = []
+        for name in directory.names():
+            if _TEMPORARY.fullmatch(name) and (found := directory.stat(name)) is not None and found.st_mtime < now_s - LEFTOVER_S:
+                _remove(directory, name)
+            elif _NAME.fullmatch(name) and (found := directory.stat(name)) is not None:
+                caches.append((found.st_mtime, name, found.st_size))
+        total = 0
+        for number, (used_s, name, size) in enumerate(sorted(caches, reverse=True)):
+            total += size
+            if number >= MOST_CACHES or total > MOST_BYTES or used_s < now_s - MOST_AGE_S:
+                _remove(directory, name)
+
+
+class OneCache:
+    """What is known of one directory, for one scan. ``rested_ns``: what changed before that wall time may be kept."""
+
+    def __init__(self, caches: HashCache, kind: HashKind, name: str, now_ns: int, known: dict[DirKey, Known]) -> None:
+        self._caches = caches
+        self._kind = kind
+        self._name = name
+        self._now_ns = now_ns
+        self._types: dict[int, bool] = {}
+        self.known = known
+        self.rested_ns = now_ns - REST_NS
+
+    def covers(self, directory: SafeDir, device: int) -> bool:
+        """Whether the file system of ``directory``, which has the number ``device``, is one of :data:`LOCAL`."""
+        local = self._types.get(device)
+        if local is None:
+            local = self._types[device] = syscalls.file_system_type(directory.fd) in LOCAL
+        return local
+
+    def save(self, seen: dict[DirKey, Known]) -> None:
+        """Keep ``seen`` in place of what was known, if that is something else."""
+        if seen != self.known:
+            self._caches.save(self._name, encode(self._kind, self._now_ns, seen))
+
+    def forget(self, root: SafeDir, paths: Iterable[str]) -> None:
+        """Take the keys of the files at ``paths`` away. Raises OSError for ``root``."""
+        kept = dict(self.known)
+        for path in paths:
+            *above, name = path[1:].split("/")
+            try:
+                with root.descend(tuple(above)) as directory:
+                    found = directory.status()
+            except OSError:
+                continue
+            one = kept.get((found.st_dev, found.st_ino))
+            if one is not None:
+                kept[found.st_dev, found.st_ino] = without(one, name)
+        self.save(kept)
+
+
+def _make(path: str, name: str) -> None:
+    with SafeDir.at(path, durable=False) as above:
+        try:
+            above.make_dir(name, 0o700).close()
+        except FileExistsError:
+            return
+
+
+def _check_ours(found: os.stat_result, name: str) -> None:
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(errno.EPERM, "it must belong to the user, and nobody else may write to it", name)
+
+
+def _replace(directory: SafeDir, name: str, data: bytes) -> None:
+    temporary = f".new-{secrets.token_hex(8)}"
+    with directory.create(temporary) as file:
+        try:
+            file.write_at(data, 0)
+            directory.rename(temporary, name)
+        except OSError:
+            _remove(directory, temporary)
+            raise
+
+
+def _remove(directory: SafeDir, name: str) -> None:
+    """Another run may have been faster."""
+    try:
+        directory.unlink(name)
+    except FileNotFoundError:
+        return
