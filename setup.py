@@ -51,6 +51,7 @@ setup(
         "rich>=13.9",
         "service-identity>=24.2",
         "treq>=24.9",
+        "zstandard>=0.23",
     ],
     extras_require={"dev": DEV},
     entry_points={

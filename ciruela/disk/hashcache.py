@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from twisted.logger import Logger
 
 from ciruela.disk import syscalls
+from ciruela.disk.faults import warn_once
 from ciruela.disk.known import MOST_CACHE_BYTES, REST_NS, DirKey, Known, decode, encode, without
-from ciruela.disk.safedir import SafeDir, warn_once
+from ciruela.disk.safedir import SafeDir
 from ciruela.index.digest import HashKind
 from ciruela.model.errors import FormatError
 
