@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,8 +18,8 @@ from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPieces, PiecesData
 
-NEWS_S = 0.005
-"""What comes within so long is told together."""
+NEWS_S = 0.04
+"""What comes so soon after the last news is told together: fewer messages, and larger answers to what they lead to."""
 
 
 @dataclass(eq=False)
@@ -40,6 +41,7 @@ class Awaited:
         self._clock = clock
         self._waiting: dict[VPath, list[_Waiting]] = {}
         self._due: dict[VPath, IDelayedCall] = {}
+        self._told_s: dict[VPath, float] = {}
 
     def give(self, request: GetPieces) -> Deferred[PiecesData]:
         """Fires when some of the wanted pieces are here, or after HELD_S with none; fails with RemoteError for an image that is not."""
@@ -52,13 +54,19 @@ class Awaited:
         waiting = _Waiting(request.image, int.from_bytes(request.wanted, "little"), len(request.wanted))
         self._waiting.setdefault(vpath, []).append(waiting)
         waiting.expiry = self._clock.callLater(HELD_S, self._expired, vpath, waiting)
-        self._look(vpath)
+        self.progressed(vpath)
         return waiting.done
 
     def progressed(self, vpath: VPath) -> None:
         """More is here at ``vpath``, or the download there has ended."""
-        if vpath in self._waiting and vpath not in self._due:
-            self._due[vpath] = self._clock.callLater(NEWS_S, self._tell, vpath)
+        if vpath not in self._waiting or vpath in self._due:
+            return
+        next_s = self._told_s.get(vpath, -math.inf) + NEWS_S
+        now_s = self._clock.seconds()
+        if now_s >= next_s:
+            self._look(vpath, now_s)
+        elif any(self._tells(vpath, waiting) for waiting in self._waiting[vpath]):
+            self._due[vpath] = self._clock.callLater(next_s - now_s, self._tell, vpath)
 
     def stop(self) -> None:
         """Nobody is told anything any more."""
@@ -70,16 +78,26 @@ class Awaited:
                 assert waiting.expiry is not None
                 waiting.expiry.cancel()
         self._waiting.clear()
+        self._told_s.clear()
 
     def _tell(self, vpath: VPath) -> None:
         del self._due[vpath]
-        self._look(vpath)
+        self._look(vpath, self._clock.seconds())
 
-    def _look(self, vpath: VPath) -> None:
+    def _tells(self, vpath: VPath, waiting: _Waiting) -> bool:
+        here = self._here(vpath, waiting.image)
+        return here is None or bool(here & waiting.wanted)
+
+    def _look(self, vpath: VPath, now_s: float) -> None:
         for waiting in list(self._waiting.get(vpath, ())):
-            here = self._here(vpath, waiting.image)
-            if here is None or here & waiting.wanted:
-                self._answer(vpath, waiting, here)
+            if self._tells(vpath, waiting):
+                self._told_s[vpath] = now_s
+                self._answer(vpath, waiting, self._here(vpath, waiting.image))
+
+    def _forget(self) -> None:
+        """What was told long ago does not matter any more."""
+        before_s = self._clock.seconds() - NEWS_S
+        self._told_s = {vpath: told_s for vpath, told_s in self._told_s.items() if told_s > before_s}
 
     def _expired(self, vpath: VPath, waiting: _Waiting) -> None:
         waiting.expiry = None
@@ -90,6 +108,7 @@ class Awaited:
         requests.remove(waiting)
         if not requests:
             del self._waiting[vpath]
+            self._forget()
         if waiting.expiry is not None:
             waiting.expiry.cancel()
         if here is None:

@@ -37,7 +37,7 @@ class Lookout:
         self._pieces = pieces
         self._clock = clock
         self._news = news
-        self._asked: set[Deferred[Response]] = set()
+        self._stopped = False
 
     def look(self, wanted: Iterable[tuple[Source, int]]) -> None:
         """Ask each source that is not being asked yet about its pieces, of which some are worth waiting for."""
@@ -48,10 +48,8 @@ class Lookout:
                 self._ask(source, unknown)
 
     def stop(self) -> None:
-        """Nothing is of interest any more."""
-        asked, self._asked = self._asked, set()
-        for one in asked:
-            one.cancel()
+        """Nothing is of interest any more; what is still answered, soon, is not looked at."""
+        self._stopped = True
 
     def _ask(self, source: Source, pieces: int) -> None:
         source.awaited = True
@@ -61,9 +59,8 @@ class Lookout:
         asked.addTimeout(ANSWER_S, self._clock).addBoth(self._ended, asked, source)
         asked.addCallback(self._told, source).addErrback(self._failed, source)
 
-    def _ended(self, result: T, asked: Deferred[Response], source: Source) -> T:
+    def _ended(self, result: T, source: Source) -> T:
         source.awaited = False
-        self._asked.discard(asked)
         return result
 
     def _told(self, response: Response, source: Source) -> None:
@@ -75,9 +72,8 @@ class Lookout:
             raise RemoteError(str(error)) from None
         if pieces & ~source.claimed:
             source.told(pieces)
-            self._news()
-        else:
-            source.await_from_s = self._clock.seconds()
+            if not self._stopped:
+                self._news()
 
     def _failed(self, _: Failure, source: Source) -> None:
         """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""

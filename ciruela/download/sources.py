@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from ciruela.download.packing import Packing
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.model.mask import Pieces
-from ciruela.proto.messages import Request, Response
+from ciruela.proto.messages import MOST_BULK_BYTES, Request, Response
 
 Ask = Callable[[Request], Deferred[Response]]
 
@@ -25,8 +25,10 @@ FIRST_WINDOW = 256 * 1024
 FIRST_BLOCKS = 8
 """In the beginning: so many bytes; of who gives single blocks only, so many blocks."""
 
-BULK_BYTES = 256 * 1024
-"""Bytes of one answer. What an answer costs by itself is small then, and others do not wait long for what is in it."""
+BATCH_BYTES = 256 * 1024
+MOST_BATCH_BYTES = MOST_BULK_BYTES
+BATCH_S = 0.02
+"""Bytes of one answer: what a source gives in BATCH_S, within these limits. Nobody waits long for it, and it costs little by itself."""
 
 SLOW_S = 2.0
 """An answer that takes longer shrinks the source's window: what is in flight should not queue up."""
@@ -91,6 +93,7 @@ class Source:
     claimed: int
     window: int
     packing: Packing
+    batch: int = BATCH_BYTES
     in_flight: int = 0
     current: int | None = None
     failures: int = 0
@@ -117,7 +120,7 @@ class Source:
         free = min(self.window, self.candidate.most) - self.in_flight
         if not self.candidate.bulk:
             return BLOCK_BYTES if free > 0 else 0
-        return min(free, BULK_BYTES) if free >= BULK_BYTES or not self.in_flight else 0
+        return min(free, self.batch) if free >= self.batch or not self.in_flight else 0
 
     def deadline_s(self, size: int) -> float:
         """Seconds to wait for an answer with so many bytes, with all that is in flight before it."""
@@ -129,13 +132,15 @@ class Source:
         self.claimed |= pieces
 
     def gave(self, took_s: float, blocks: int, size: int) -> None:
-        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for."""
+        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for; they are in flight still."""
         self.failures = 0
         self.blocks += blocks
         if took_s > SLOW_S:
             self.window = max(2 * BLOCK_BYTES, self.window - size)
         else:
             self.window = max(self.window, min(MOST_WINDOW, self.window + size))
+        if took_s > 0:
+            self.batch = max(BATCH_BYTES, min(MOST_BATCH_BYTES, int(self.in_flight / took_s * BATCH_S)))
 
     def lacked(self, pieces: int, now_s: float) -> None:
         """It answered that it cannot give a block of each of ``pieces``.

@@ -18,8 +18,8 @@ SLICES = 256
 FULL = (1 << SLICES) - 1
 MASK_BYTES = SLICES // 8
 
-PIECE_BYTES = 128 * 1024
-"""Slices are cut until a piece has about so many bytes: the smaller, the sooner it goes on, and the less has to wait for it."""
+PIECE_BYTES = 256 * 1024
+"""Slices are cut until a piece has about so many bytes. Smaller ones would go on sooner, and cost more messages."""
 
 MOST_CUTS = 8
 """Into so many pieces at most: what a node keeps of each of its peers stays small."""
