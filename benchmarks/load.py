@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import SYNC, CheckFailed, Children, environment, free_port, page, run, until
-from benchmarks.cluster import Node, make_nodes, write_key
+from benchmarks.nodes import Node, make_nodes, write_key
 from benchmarks.pressure import Connects, Forged, IdleWebsockets, Slowloris
 from ciruela.disk.store import Store
 from ciruela.index.digest import HashKind

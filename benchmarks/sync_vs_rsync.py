@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.children import SYNC, CheckFailed, Child, Children, Finished, environment, free_port, run, run_together, until
-from benchmarks.cluster import Node, fingerprint, make_nodes, write_key
+from benchmarks.nodes import Node, fingerprint, make_nodes, write_key
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
