@@ -32,7 +32,7 @@ LATENCIES = "the same configuration again and again, to an idle cluster"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run: seconds until the last node had it, bytes the client sent, bytes of all, processor seconds, part of the processors in use."""
+    """One run: seconds until the last node had it, what the client sent and what all sent. ``busy``: part of the processors in use."""
 
     all_s: float
     client_bytes: int
@@ -150,7 +150,8 @@ class Report:
         """Add the table of one workload with so many nodes."""
         bound = bound_s(workload.size_bytes, nodes, mbit * 1e6 / 8)
         rows = [row(SYSTEMS[name].title, cell, bound, workload.size_bytes, nodes) for name, cell in cells.items()]
-        head = f"**{workload.title}; {nodes} nodes, links of {mbit:g} Mbit/s**; S = {workload.size_bytes / MIB:,.2f} MiB, bound {bound:.2f} s.\n"
+        size = f"S = {workload.size_bytes / MIB:,.2f} MiB, bound {bound:.2f} s"
+        head = f"**{workload.title}; {nodes} nodes, links of {mbit:g} Mbit/s**; {size}.\n"
         self.sections.append(f"{head}\n{list_table(HEAD, rows)}")
 
     def latency(self, nodes: int, mbit: float, found: dict[str, list[float]]) -> None:

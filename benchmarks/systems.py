@@ -1,5 +1,6 @@
 """The programs that bring a tree to all nodes, each behind the same four steps: prepare, publish, done, copy."""
 
+# ruff: noqa: D102  the steps of a system are described once, in System
 from __future__ import annotations
 
 import base64

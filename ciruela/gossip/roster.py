@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 
 from ciruela.gossip.packets import Header, Member
 from ciruela.gossip.watches import age_in_ms
@@ -21,6 +22,13 @@ MEMBER_S = 300.0
 
 SILENT_S = 30.0
 """An address without a sign of life for so long is probed; a machine heard less long ago is alive for the alarm about doubles."""
+
+
+MOST_KEYS = 64
+"""Directories for which it is remembered who takes them."""
+
+_key_set = lru_cache(maxsize=256)(frozenset[str])
+"""One object for all machines that take the same directories: in most clusters these are all."""
 
 
 class Refusal(Enum):
@@ -94,9 +102,11 @@ class Roster:
         self._members: dict[MachineId, _Member] = {}
         self._at: dict[Address, MachineId] = {}
         self._places: dict[MachineId, Address] = {}
+        self._takers: dict[str, dict[MachineId, Address]] = {}
 
     def configured(self, names: Mapping[Address, str]) -> None:
         """The addresses that may be spoken to, each with its name as written; what is known of all others is forgotten."""
+        self._takers.clear()
         self._names = dict(names)
         self._by_text = {str(address): address for address in names}
         self._own &= names.keys()
@@ -120,9 +130,13 @@ class Roster:
         if header.sender == self._me:
             if header.epoch != self._epoch:
                 return Admission(Refusal.SAME_MACHINE, double=source)
-            self._own.add(source)
+            if source not in self._own:
+                self._own.add(source)
+                self._takers.clear()
             return Admission(Refusal.OWN)
-        self._own.discard(source)
+        if source in self._own:
+            self._own.discard(source)
+            self._takers.clear()
         bound = self._bound.get(source)
         if bound is not None and (header.epoch < bound.epoch or (header.epoch == bound.epoch and header.sender != bound.machine)):
             return Admission(Refusal.REPLAYED)
@@ -133,11 +147,18 @@ class Roster:
         window = self._window(source, header)
         if not window.fresh(header.seq):
             return Admission(Refusal.REPLAYED)
+        self._moved(source, bound, header.sender)
         if bound is not None:
             self._unbind(source, bound.machine)
         self._bound[source] = _Bound(header.sender, header.epoch, now_s, window)
         self._places[header.sender] = source
         return Admission(None, new, double)
+
+    def _moved(self, source: Address, bound: _Bound | None, sender: MachineId) -> None:
+        """``sender`` speaks at ``source``, where ``bound`` spoke before: forget who takes what, unless that is what was believed anyway."""
+        there = self._at.get(source) == sender and self._places.get(sender, source) == source
+        if not there or (bound is not None and bound.machine != sender):
+            self._takers.clear()
 
     def _window(self, source: Address, header: Header) -> Window:
         """The numbers seen of this sender in this epoch, from whichever address: a replay with another source is a replay."""
@@ -175,14 +196,19 @@ class Roster:
             self._drop_member(item.machine)
             self._drop_member(self._at.get(address))
             keys = known.keys if known is not None else frozenset()
+            if known is None or known.address != address:
+                self._takers.clear()
             known = _Member(address, item.stamp, born_s, direct, item.parts, item.hostname, {}, keys)
             self._members[item.machine] = known
             self._at[address] = item.machine
         elif item.part in known.gathered or item.parts != known.parts:
             return False
         known.gathered[item.part] = item.keys
-        gathered = frozenset(key for keys in known.gathered.values() for key in keys)
-        known.keys = gathered if len(known.gathered) == known.parts else known.keys | gathered
+        gathered = _key_set(tuple(key for keys in known.gathered.values() for key in keys))
+        keys = gathered if len(known.gathered) == known.parts else known.keys | gathered
+        if keys != known.keys:
+            self._takers.clear()
+        known.keys = keys
         return True
 
     def _place_for(self, item: Member, born_s: float) -> Address | None:
@@ -202,15 +228,20 @@ class Roster:
         if member is not None:
             del self._at[member.address]
 
+    def _forget_member(self, machine: MachineId) -> None:
+        self._drop_member(machine)
+        self._takers.clear()
+
     def expire(self, now_s: float) -> None:
         """Forget who gave no sign of life for :data:`MEMBER_S`."""
         for address, bound in list(self._bound.items()):
             if now_s - bound.heard_s >= MEMBER_S:
                 del self._bound[address]
                 self._unbind(address, bound.machine)
+                self._takers.clear()
         for machine, member in list(self._members.items()):
             if machine not in self._places and now_s - member.born_s >= MEMBER_S:
-                self._drop_member(machine)
+                self._forget_member(machine)
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -230,12 +261,15 @@ class Roster:
         address = self.address_of(machine)
         return None if address is None else self._names[address]
 
-    def takers(self, key: str) -> dict[MachineId, Address]:
-        """The other machines that take ``key``, with their addresses."""
-        found = {}
-        for machine, member in self._members.items():
-            if key in member.keys and (address := self.address_of(machine)) is not None:
-                found[machine] = address
+    def takers(self, key: str) -> Mapping[MachineId, Address]:
+        """The other machines that take ``key``, with their addresses; not to be changed. Kept until one of them moves or changes."""
+        found = self._takers.get(key)
+        if found is None:
+            addresses = {machine: self.address_of(machine) for machine, member in self._members.items() if key in member.keys}
+            found = {machine: address for machine, address in addresses.items() if address is not None}
+            if len(self._takers) >= MOST_KEYS:
+                self._takers.clear()
+            self._takers[key] = found
         return found
 
     def name(self, address: Address) -> str:

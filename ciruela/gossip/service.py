@@ -27,6 +27,9 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Datagrams, NowMs
 
 BEAT_S = 1.0
+LOOKED_THROUGH = 1000
+"""Addresses for each of which it is looked at most once a beat who has fallen silent; of more, at so many times longer intervals."""
+
 PROGRESS_S = 0.1
 """News of one download's progress is sent at most this often."""
 
@@ -96,6 +99,7 @@ class Gossip:
         self._probes = Probes(rng)
         self._tellings = Tellings()
         self._answers = Answers()
+        self._look_s = 0.0
         self._known: dict[Address, None] = {}
         self._silent: dict[Address, None] = {}
         self._lately: dict[VPath, float] = {}
@@ -219,14 +223,17 @@ class Gossip:
     # -- beat -----------------------------------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
-        known, silent = self.cluster.roster.reachable(self._clock.seconds())
+        now_s = self._clock.seconds()
+        known, silent = self.cluster.roster.reachable(now_s)
         self._known, self._silent = dict.fromkeys(known), dict.fromkeys(silent)
+        self._look_s = now_s + BEAT_S * ((len(known) + len(silent)) // LOOKED_THROUGH)
 
     def _on_beat(self) -> None:
         now_s = self._clock.seconds()
-        self.cluster.expire(now_s)
         self._answers.expire(now_s)
-        self._look_around()
+        if now_s >= self._look_s:
+            self.cluster.expire(now_s)
+            self._look_around()
         for vpath in self._facts.watching():
             self._lately[vpath] = now_s + LATELY_S
         self._lately = {vpath: until_s for vpath, until_s in self._lately.items() if until_s > now_s}
