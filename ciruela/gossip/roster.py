@@ -147,18 +147,13 @@ class Roster:
         window = self._window(source, header)
         if not window.fresh(header.seq):
             return Admission(Refusal.REPLAYED)
-        self._moved(source, bound, header.sender)
+        if self.address_of(header.sender) != source:
+            self._takers.clear()
         if bound is not None:
             self._unbind(source, bound.machine)
         self._bound[source] = _Bound(header.sender, header.epoch, now_s, window)
         self._places[header.sender] = source
         return Admission(None, new, double)
-
-    def _moved(self, source: Address, bound: _Bound | None, sender: MachineId) -> None:
-        """``sender`` speaks at ``source``, where ``bound`` spoke before: forget who takes what, unless that is what was believed anyway."""
-        there = self._at.get(source) == sender and self._places.get(sender, source) == source
-        if not there or (bound is not None and bound.machine != sender):
-            self._takers.clear()
 
     def _window(self, source: Address, header: Header) -> Window:
         """The numbers seen of this sender in this epoch, from whichever address: a replay with another source is a replay."""
@@ -193,11 +188,11 @@ class Roster:
         if address is None:
             return False
         if known is None or item.stamp != known.stamp:
+            if self._at.get(address) != item.machine:
+                self._takers.clear()
             self._drop_member(item.machine)
             self._drop_member(self._at.get(address))
             keys = known.keys if known is not None else frozenset()
-            if known is None or known.address != address:
-                self._takers.clear()
             known = _Member(address, item.stamp, born_s, direct, item.parts, item.hostname, {}, keys)
             self._members[item.machine] = known
             self._at[address] = item.machine
@@ -228,20 +223,17 @@ class Roster:
         if member is not None:
             del self._at[member.address]
 
-    def _forget_member(self, machine: MachineId) -> None:
-        self._drop_member(machine)
-        self._takers.clear()
-
     def expire(self, now_s: float) -> None:
         """Forget who gave no sign of life for :data:`MEMBER_S`."""
-        for address, bound in list(self._bound.items()):
-            if now_s - bound.heard_s >= MEMBER_S:
-                del self._bound[address]
-                self._unbind(address, bound.machine)
-                self._takers.clear()
-        for machine, member in list(self._members.items()):
-            if machine not in self._places and now_s - member.born_s >= MEMBER_S:
-                self._forget_member(machine)
+        silent = [(address, bound.machine) for address, bound in self._bound.items() if now_s - bound.heard_s >= MEMBER_S]
+        for address, machine in silent:
+            del self._bound[address]
+            self._unbind(address, machine)
+        old = [machine for machine, one in self._members.items() if machine not in self._places and now_s - one.born_s >= MEMBER_S]
+        for machine in old:
+            self._drop_member(machine)
+        if silent or old:
+            self._takers.clear()
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
