@@ -1,6 +1,7 @@
 """How much a daemon holds: nothing at all, idle connections, many images, one image of very many files, overload (goals G1, G2, G3 and G6).
 
-Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [images] [files] [overload]``. What is compared was measured in the same run.
+Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [images] [files] [overload]``. What is compared was measured in
+the same run.
 """
 
 from __future__ import annotations
@@ -124,15 +125,13 @@ def footprint(bench: Bench) -> None:
     time.sleep(WATCH_S)
     passed_s = time.monotonic() - began_s
     cpu = [(node.child.cpu_s() - was) / passed_s * 3600 for node, was in zip(nodes, cpu_s, strict=True) if node.child is not None]
-    sent = [
-        [(metric(node, "gossip", name) - was) / passed_s for name, was in zip(names, old, strict=True)]
-        for node, old in zip(nodes, before, strict=True)
-    ]
-    memory = [rss_mib(node) for node in nodes]
+    after = [[metric(node, "gossip", name) for name in names] for node in nodes]
+    datagrams, sent = (max(new[at] - old[at] for new, old in zip(after, before, strict=True)) / passed_s for at in (0, 1))
+    memory = max(rss_mib(node) for node in nodes)
     bench.say(
-        f"  processor {min(cpu):.0f} to {max(cpu):.0f} s in an hour ({max(cpu) / 36:.2f} % of one), memory {min(memory):.0f} to {max(memory):.0f} MiB"
+        f"  processor {min(cpu):.0f} to {max(cpu):.0f} s in an hour ({max(cpu) / 36:.2f} % of one), {memory:.0f} MiB of memory at most"
     )
-    bench.say(f"  {max(one[0] for one in sent):.1f} datagrams/s and {max(one[1] for one in sent) / 1000:.2f} kB/s sent by each at most")
+    bench.say(f"  {datagrams:.1f} datagrams/s and {sent / 1000:.2f} kB/s sent by each at most")
     ended(bench, nodes)
 
 

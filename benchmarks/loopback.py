@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.children import SYNC, CheckFailed, Child, Children, Finished, environment, free_port, run, until
+from benchmarks.children import SYNC, CheckFailed, Children, Finished, environment, free_port, run, until
 from benchmarks.nodes import fingerprint, make_nodes, write_key
 from benchmarks.systems import in_thread
 from benchmarks.tables import MIB, keep, list_table, machine, spread, tell

@@ -4,8 +4,8 @@
 and the links cost nothing here: what is left is who tells whom, and when, and how many datagrams and bytes that takes.
 
 Ten thousand nodes that each know ten thousand others are 100 million entries, and to learn them by gossip takes each node minutes. So the
-cluster begins as one that has run for long: what everybody believes of everybody is one table that all nodes read, and each node keeps for
-itself what it hears after that (:class:`Layered`). ``--cold`` begins with nodes that know nobody, for sizes at which that can be waited for.
+cluster begins as one that has run for long: what everybody believes of everybody is one table that all nodes read, and each node keeps
+for itself what it hears after that (:class:`Layered`). ``--cold`` begins with nodes that know nobody, for sizes where that takes no hours.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from twisted.logger import globalLogBeginner
 
 from benchmarks.tables import keep, list_table, machine, percentile, spread, tell
 from ciruela.gossip.compose import MEMBER_RENEW_S, Kind, member_parts
+from ciruela.gossip.roster import _Member
 from ciruela.gossip.rumors import heat_for
 from ciruela.gossip.service import BEAT_S
 from ciruela.model.vpath import VPath
@@ -99,6 +100,7 @@ class CountingHub(Hub):
             counter.clear()
 
     def datagram(self, source: Any, target: Any, data: bytes) -> None:
+        """As :meth:`Hub.datagram`, and counted."""
         self.sent[source] += 1
         self.heard[target] += 1
         self.sent_bytes[source] += len(data) + UDP_BYTES
@@ -139,8 +141,6 @@ class Large(Cluster):
 
     def _believe(self) -> None:
         """What everybody knows of everybody: each renewed its membership at some time in the last minute."""
-        from ciruela.gossip.roster import _Member
-
         keys = frozenset(self.configs(1))
         for number, address in enumerate(self.everybody, start=1):
             machine_id, born_s = self.machine(number), -self.rng.random() * MEMBER_RENEW_S
@@ -150,6 +150,7 @@ class Large(Cluster):
             self.at[address] = machine_id
 
     def start(self, number: int, wiped: bool = False) -> Any:
+        """As :meth:`Cluster.start`; with ``warm`` the node believes what all do."""
         if not self.warm:
             return super().start(number, wiped)
         everybody, self._known = self._known, {self.address(number): f"n{number}"}

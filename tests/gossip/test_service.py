@@ -25,7 +25,7 @@ from ciruela.gossip.packets import (
     encode_item,
     encode_packets,
 )
-from ciruela.gossip.service import LATELY_S, PROGRESS_S, Gossip
+from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.watches import WATCH_S
 from ciruela.model.ids import ImageId, MachineId
@@ -133,6 +133,24 @@ class BeatTests(GossipCase):
         self.gossip.configured({Address(f"10.1.{number // 250}.{number % 250}", 24783): str(number) for number in range(1000)})
         self.clock.pump([1.0] * 20)
         self.assertLessEqual(len(self.out.raw), 20 * (FAN_OUT + PROBES))
+
+    def test_memory_is_searched_seldom_in_a_large_cluster(self) -> None:
+        """Looking through ten thousand nodes in each second would cost more than all datagrams; who falls silent is found all the same."""
+        looks: list[float] = []
+        reachable = self.gossip.cluster.roster.reachable
+
+        def count(now_s: float) -> tuple[list[Address], list[Address]]:
+            looks.append(now_s)
+            return reachable(now_s)
+
+        self.patch(self.gossip.cluster.roster, "reachable", count)
+        self.clock.pump([1.0] * 12)
+        self.assertEqual(len(looks), 12)
+        many = {Address(f"10.1.{number // 250}.{number % 250}", 24783): str(number) for number in range(3 * LOOKED_THROUGH)}
+        self.gossip.configured({**NAMES, **many})
+        looks.clear()
+        self.clock.pump([1.0] * 12)
+        self.assertEqual(len(looks), 4)
 
     def test_each_has_its_number(self) -> None:
         """Peers refuse what has a number that they saw."""
