@@ -63,7 +63,7 @@ def _library() -> Iterator[Path]:
 
 
 def application(top: Path, scale: float) -> Workload:
-    """An application with what it depends on: as much of this Python and its packages as fits into 240 MiB."""
+    """An application with what it depends on: this Python and its packages, without some large files where it is over 240 MiB."""
     tree = _fresh(top / "application")
     _copy_library(tree, 240 * MIB * scale)
     files = files_of(tree)
@@ -73,9 +73,10 @@ def application(top: Path, scale: float) -> Workload:
 
 def _copy_library(tree: Path, most_bytes: float) -> None:
     left = most_bytes
-    for path in _library():
-        size = path.stat().st_size
-        if size <= left and size < most_bytes / 4:
+    sizes = {path: path.stat().st_size for path in _library()}
+    for path in sorted(sizes, key=lambda path: sizes[path] > MIB):
+        size = sizes[path]
+        if size <= left:
             place = tree / path.relative_to(path.anchor)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, place)
