@@ -181,6 +181,7 @@ class Result:
     nodes: int
     all_s: float
     half_s: float
+    most_s: float
     told_s: float
     idle_bytes_s: tuple[float, float]
     datagrams: tuple[float, float]
@@ -229,6 +230,7 @@ def simulate(nodes: int, seed: int, latency_s: float, idle_s: float, warm: bool)
         nodes,
         max(times),
         percentile(times, 50),
+        percentile(times, 99),
         cluster.clock.seconds() - upload_s,
         (statistics.mean(idle), max(idle)),
         _per_node(nodes, hub.sent, hub.heard),
@@ -248,6 +250,7 @@ HEAD = (
     "Start",
     "Seconds until all have it",
     "Until half have it",
+    "Until 99 of 100 have it",
     "Until the client knows",
     "Idle gossip a node sends, kB/s: mean, most",
     "Datagrams of a node until then, sent and heard: mean, worst",
@@ -269,6 +272,7 @@ def row(results: list[Result], warm: bool) -> list[str]:
         "warm" if warm else "cold",
         spread([one.all_s for one in results], 3),
         spread([one.half_s for one in results], 3),
+        spread([one.most_s for one in results], 3),
         spread([one.told_s for one in results], 3),
         pair(last.idle_bytes_s, 1000),
         pair(last.datagrams, digits=0),

@@ -17,7 +17,7 @@ from ciruela.clockwork import Beat, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
-from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Header, Item, Watch, body, decode
+from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Item, Watch, body, decode
 from ciruela.gossip.roster import Refusal
 from ciruela.gossip.targets import Probes, beat_targets, choose
 from ciruela.gossip.telling import Answers, Tellings
@@ -196,7 +196,8 @@ class Gossip:
             vpath = _path_of(fact)
             if vpath.key not in targets:
                 targets[vpath.key] = choose(self._rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
-            for address in targets[vpath.key]:
+            needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []
+            for address in dict.fromkeys((*targets[vpath.key], *choose(self._rng, needing, ()))):
                 facts.setdefault(address, []).append(fact)
             if isinstance(item, Watch):
                 self._recall(item.vpath)

@@ -280,6 +280,23 @@ class NewsTests(GossipCase):
         self.assertIn(AT_A, told)
         self.assertEqual(len(told), FAN_OUT + 1)
 
+    def test_completion_goes_to_those_who_are_getting_it(self) -> None:
+        """In a big cluster a node that asked for sources in vain would wait until it asks again."""
+        names = {Address(f"10.1.0.{number}", 24783): str(number) for number in range(100)}
+        self.gossip.configured(names)
+        needing = Address("10.1.0.77", 24783)
+        for number, address in enumerate(names):
+            machine = MachineId(b"%016d" % number)
+            items = (Download(PATH, ONE, 0, False, False),) if address == needing else ()
+            self.hear(machine, address, Member(machine, None, 1, "h", 0, 1, ("app",)), *items)
+        self.out.sent.clear()
+        for image, told in ((TWO, False), (ONE, True)):
+            self.facts.images[PATH] = Version(5, image)
+            self.gossip.news_complete(PATH)
+            self.clock.advance(0)
+            addresses = {address for address, _ in self.said(Complete)}
+            self.assertEqual((needing in addresses, len(addresses)), (told, FAN_OUT + told))
+
     def test_news_of_what_is_no_more(self) -> None:
         """Between news and sending a thing may end; nothing wrong is said then."""
         self.gossip.news_base(PATH.base)
