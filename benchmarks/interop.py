@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import SYNC, CheckFailed, Children, Finished, free_port, page, run, until
-from benchmarks.cluster import Node, fingerprint, make_nodes, write_key
+from benchmarks.nodes import Node, fingerprint, make_nodes, write_key
 from benchmarks.uploader import Trees, Uploader
 from benchmarks.wiretap import BareLink, Session, Wiretap, control_frames
 

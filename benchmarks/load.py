@@ -1,6 +1,7 @@
-"""How much a daemon holds: idle connections, many images, one image of very many files, overload (goals G1, G2, G3 and G6).
+"""How much a daemon holds: nothing at all, idle connections, many images, one image of very many files, overload (goals G1, G2, G3 and G6).
 
-Run it from the checkout: ``python -m benchmarks.load [idle] [images] [files] [overload]``. What is compared was measured in the same run.
+Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [images] [files] [overload]``. What is compared was measured in
+the same run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import SYNC, CheckFailed, Children, environment, free_port, page, run, until
-from benchmarks.cluster import Node, make_nodes, write_key
+from benchmarks.nodes import Node, make_nodes, write_key
 from benchmarks.pressure import Connects, Forged, IdleWebsockets, Slowloris
 from ciruela.disk.store import Store
 from ciruela.index.digest import HashKind
@@ -36,7 +37,7 @@ from ciruela.seams import Pending
 
 MIB = 1024 * 1024
 CONFIG = "append-only: true\nnum-levels: 2\n"
-UPLOAD_MIB = 16
+WATCH_S = 60.0
 
 
 class Bench:
@@ -104,6 +105,34 @@ def ended(bench: Bench, nodes: list[Node]) -> None:
     bench.say(f"  reactor stalls over 250 ms: {sum(count for count, _ in stalls)}, longest {max(longest for _, longest in stalls)} ms")
     for node in nodes:
         node.stop()
+
+
+def footprint(bench: Bench) -> None:
+    """What three daemons cost that have nothing to do."""
+    bench.say(f"    three idle daemons that know each other, watched for {WATCH_S:.0f} s")
+    nodes = bench.nodes("footprint", 3)
+    began_s = time.monotonic()
+    for node in nodes:
+        node.start(bench.children)
+    for node in nodes:
+        node.ready(2)
+    bench.say(f"  start of all three until they know each other {time.monotonic() - began_s:.1f} s")
+    time.sleep(10)  # what a start causes is over
+    names = ("datagrams_sent", "bytes_sent")
+    before = [[metric(node, "gossip", name) for name in names] for node in nodes]
+    cpu_s = [node.child.cpu_s() for node in nodes if node.child is not None]
+    began_s = time.monotonic()
+    time.sleep(WATCH_S)
+    passed_s = time.monotonic() - began_s
+    cpu = [(node.child.cpu_s() - was) / passed_s * 3600 for node, was in zip(nodes, cpu_s, strict=True) if node.child is not None]
+    after = [[metric(node, "gossip", name) for name in names] for node in nodes]
+    datagrams, sent = (max(new[at] - old[at] for new, old in zip(after, before, strict=True)) / passed_s for at in (0, 1))
+    memory = max(rss_mib(node) for node in nodes)
+    bench.say(
+        f"  processor {min(cpu):.0f} to {max(cpu):.0f} s in an hour ({max(cpu) / 36:.2f} % of one), {memory:.0f} MiB of memory at most"
+    )
+    bench.say(f"  {datagrams:.1f} datagrams/s and {sent / 1000:.2f} kB/s sent by each at most")
+    ended(bench, nodes)
 
 
 def idle(bench: Bench) -> None:
@@ -243,7 +272,7 @@ def overload(bench: Bench) -> None:
     ended(bench, [node])
 
 
-PARTS = {"idle": idle, "images": images, "files": files, "overload": overload}
+PARTS = {"footprint": footprint, "idle": idle, "images": images, "files": files, "overload": overload}
 
 
 def main() -> int:

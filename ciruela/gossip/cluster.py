@@ -201,6 +201,11 @@ class Cluster:
                     found.append(Holder(address, machine, stance.mask or 0, stance.mask is not None, stance.source, stance.stalled))
         return found
 
+    def fetching(self, vpath: VPath, image: ImageId) -> list[Address]:
+        """The other nodes that said that they are getting ``image`` for ``vpath``, and not yet that they have it."""
+        addresses = [self.roster.address_of(machine) for machine, stance in self._stances.of(vpath, image) if isinstance(stance, Download)]
+        return [address for address in addresses if address is not None]
+
     def aborted_at(self, vpath: VPath, image: ImageId) -> set[MachineId]:
         """The machines that themselves said that they removed ``image`` from ``vpath`` or gave it up."""
         return {machine for machine, stance in self._stances.of(vpath, image) if isinstance(stance, Deleted)}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 
 from ciruela.gossip.packets import Header, Member
 from ciruela.gossip.watches import age_in_ms
@@ -21,6 +22,13 @@ MEMBER_S = 300.0
 
 SILENT_S = 30.0
 """An address without a sign of life for so long is probed; a machine heard less long ago is alive for the alarm about doubles."""
+
+
+MOST_KEYS = 64
+"""Directories for which it is remembered who takes them."""
+
+_key_set = lru_cache(maxsize=256)(frozenset[str])
+"""One object for all machines that take the same directories: in most clusters these are all."""
 
 
 class Refusal(Enum):
@@ -94,9 +102,11 @@ class Roster:
         self._members: dict[MachineId, _Member] = {}
         self._at: dict[Address, MachineId] = {}
         self._places: dict[MachineId, Address] = {}
+        self._takers: dict[str, dict[MachineId, Address]] = {}
 
     def configured(self, names: Mapping[Address, str]) -> None:
         """The addresses that may be spoken to, each with its name as written; what is known of all others is forgotten."""
+        self._takers.clear()
         self._names = dict(names)
         self._by_text = {str(address): address for address in names}
         self._own &= names.keys()
@@ -120,9 +130,13 @@ class Roster:
         if header.sender == self._me:
             if header.epoch != self._epoch:
                 return Admission(Refusal.SAME_MACHINE, double=source)
-            self._own.add(source)
+            if source not in self._own:
+                self._own.add(source)
+                self._takers.clear()
             return Admission(Refusal.OWN)
-        self._own.discard(source)
+        if source in self._own:
+            self._own.discard(source)
+            self._takers.clear()
         bound = self._bound.get(source)
         if bound is not None and (header.epoch < bound.epoch or (header.epoch == bound.epoch and header.sender != bound.machine)):
             return Admission(Refusal.REPLAYED)
@@ -133,6 +147,8 @@ class Roster:
         window = self._window(source, header)
         if not window.fresh(header.seq):
             return Admission(Refusal.REPLAYED)
+        if self.address_of(header.sender) != source:
+            self._takers.clear()
         if bound is not None:
             self._unbind(source, bound.machine)
         self._bound[source] = _Bound(header.sender, header.epoch, now_s, window)
@@ -172,6 +188,8 @@ class Roster:
         if address is None:
             return False
         if known is None or item.stamp != known.stamp:
+            if self._at.get(address) != item.machine:
+                self._takers.clear()
             self._drop_member(item.machine)
             self._drop_member(self._at.get(address))
             keys = known.keys if known is not None else frozenset()
@@ -181,8 +199,11 @@ class Roster:
         elif item.part in known.gathered or item.parts != known.parts:
             return False
         known.gathered[item.part] = item.keys
-        gathered = frozenset(key for keys in known.gathered.values() for key in keys)
-        known.keys = gathered if len(known.gathered) == known.parts else known.keys | gathered
+        gathered = _key_set(tuple(key for keys in known.gathered.values() for key in keys))
+        keys = gathered if len(known.gathered) == known.parts else known.keys | gathered
+        if keys != known.keys:
+            self._takers.clear()
+        known.keys = keys
         return True
 
     def _place_for(self, item: Member, born_s: float) -> Address | None:
@@ -204,13 +225,15 @@ class Roster:
 
     def expire(self, now_s: float) -> None:
         """Forget who gave no sign of life for :data:`MEMBER_S`."""
-        for address, bound in list(self._bound.items()):
-            if now_s - bound.heard_s >= MEMBER_S:
-                del self._bound[address]
-                self._unbind(address, bound.machine)
-        for machine, member in list(self._members.items()):
-            if machine not in self._places and now_s - member.born_s >= MEMBER_S:
-                self._drop_member(machine)
+        silent = [(address, bound.machine) for address, bound in self._bound.items() if now_s - bound.heard_s >= MEMBER_S]
+        for address, machine in silent:
+            del self._bound[address]
+            self._unbind(address, machine)
+        old = [machine for machine, one in self._members.items() if machine not in self._places and now_s - one.born_s >= MEMBER_S]
+        for machine in old:
+            self._drop_member(machine)
+        if silent or old:
+            self._takers.clear()
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -230,12 +253,15 @@ class Roster:
         address = self.address_of(machine)
         return None if address is None else self._names[address]
 
-    def takers(self, key: str) -> dict[MachineId, Address]:
-        """The other machines that take ``key``, with their addresses."""
-        found = {}
-        for machine, member in self._members.items():
-            if key in member.keys and (address := self.address_of(machine)) is not None:
-                found[machine] = address
+    def takers(self, key: str) -> Mapping[MachineId, Address]:
+        """The other machines that take ``key``, with their addresses; not to be changed. Kept until one of them moves or changes."""
+        found = self._takers.get(key)
+        if found is None:
+            addresses = {machine: self.address_of(machine) for machine, member in self._members.items() if key in member.keys}
+            found = {machine: address for machine, address in addresses.items() if address is not None}
+            if len(self._takers) >= MOST_KEYS:
+                self._takers.clear()
+            self._takers[key] = found
         return found
 
     def name(self, address: Address) -> str:

@@ -17,7 +17,7 @@ from ciruela.clockwork import Beat, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
-from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Header, Item, Watch, body, decode
+from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Item, Watch, body, decode
 from ciruela.gossip.roster import Refusal
 from ciruela.gossip.targets import Probes, beat_targets, choose
 from ciruela.gossip.telling import Answers, Tellings
@@ -27,6 +27,9 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Datagrams, NowMs
 
 BEAT_S = 1.0
+LOOKED_THROUGH = 1000
+"""Addresses for each of which it is looked at most once a beat who has fallen silent; of more, at so many times longer intervals."""
+
 PROGRESS_S = 0.1
 """News of one download's progress is sent at most this often."""
 
@@ -96,6 +99,7 @@ class Gossip:
         self._probes = Probes(rng)
         self._tellings = Tellings()
         self._answers = Answers()
+        self._look_s = 0.0
         self._known: dict[Address, None] = {}
         self._silent: dict[Address, None] = {}
         self._lately: dict[VPath, float] = {}
@@ -192,7 +196,8 @@ class Gossip:
             vpath = _path_of(fact)
             if vpath.key not in targets:
                 targets[vpath.key] = choose(self._rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
-            for address in targets[vpath.key]:
+            needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []
+            for address in dict.fromkeys((*targets[vpath.key], *choose(self._rng, needing, ()))):
                 facts.setdefault(address, []).append(fact)
             if isinstance(item, Watch):
                 self._recall(item.vpath)
@@ -219,14 +224,17 @@ class Gossip:
     # -- beat -----------------------------------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
-        known, silent = self.cluster.roster.reachable(self._clock.seconds())
+        now_s = self._clock.seconds()
+        known, silent = self.cluster.roster.reachable(now_s)
         self._known, self._silent = dict.fromkeys(known), dict.fromkeys(silent)
+        self._look_s = now_s + BEAT_S * ((len(known) + len(silent)) // LOOKED_THROUGH)
 
     def _on_beat(self) -> None:
         now_s = self._clock.seconds()
-        self.cluster.expire(now_s)
         self._answers.expire(now_s)
-        self._look_around()
+        if now_s >= self._look_s:
+            self.cluster.expire(now_s)
+            self._look_around()
         for vpath in self._facts.watching():
             self._lately[vpath] = now_s + LATELY_S
         self._lately = {vpath: until_s for vpath, until_s in self._lately.items() if until_s > now_s}

@@ -222,6 +222,7 @@ class Hub:
         self._nodes: dict[Address, tuple[Counterpart, Callable[[bytes, Address], object]]] = {}
         self._group: dict[Address, int] = {}
         self._pairs: list[tuple[MemoryLink, MemoryLink]] = []
+        self._many = 64
 
     def node(
         self,
@@ -368,7 +369,9 @@ class Hub:
         near = MemoryLink(self, origin, address, counterpart)
         far = MemoryLink(self, address, origin, self._nodes[address][0])
         near.other, far.other = far, near
-        self._pairs = [pair for pair in self._pairs if pair[0].alive]
+        if len(self._pairs) >= self._many:
+            self._pairs = [pair for pair in self._pairs if pair[0].alive]
+            self._many = max(64, 2 * len(self._pairs))
         self._pairs.append((near, far))
         self.counters["links"] += 1
         done.callback(near)

@@ -22,7 +22,7 @@ from ciruela.gossip.cluster import (
 )
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Item, Member, Packet, Watch
 from ciruela.gossip.quota import PER_OWNER, Quota
-from ciruela.gossip.roster import MEMBER_S, SILENT_S, Refusal
+from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, Refusal
 from ciruela.gossip.stances import IMAGES_PER_PATH, STANCE_S
 from ciruela.gossip.watches import WATCH_S
 from ciruela.gossip.window import WINDOW, Window
@@ -54,7 +54,7 @@ class WindowTests(SynchronousTestCase):
         """A recorded datagram must not count twice; a datagram that was overtaken must count once."""
         rng = random.Random(3)
         window, seen, newest = Window(), set(), -1
-        for _ in range(20000):
+        for _ in range(6000):
             seq = max(0, newest + rng.choice((1, 1, 1, 2, 40, -3, -500, -WINDOW, -WINDOW + 1, 0, -WINDOW - 1)))
             if rng.random() < 0.01:
                 seq = newest + rng.randrange(WINDOW - 2, WINDOW + 3)
@@ -309,6 +309,52 @@ class MemberTests(ClusterCase):
         self.assertIsNone(self.cluster.roster.item(B, 0, 2.0))
         self.cluster.expire(2.0)
         self.assertEqual(self.cluster.hosts("app"), {})
+
+    def test_takers_are_always_up_to_date(self) -> None:
+        """An upload whose answer names a node that has left, or not one that has come, would wait for nobody or miss somebody."""
+        rng = random.Random(8)
+        machines, addresses = (ME, A, B, C), (AT_ME, AT_A, AT_B, AT_C)
+        roster, now_s = self.cluster.roster, 0.0
+        epochs = dict.fromkeys(machines, EPOCH)
+        for step in range(6000):
+            now_s += rng.choice((0.0, 1.0, SILENT_S, MEMBER_S / 2, MEMBER_S) if step % 20 == 0 else (0.0, 0.1))
+            match rng.randrange(12):
+                case 0:
+                    self.cluster.expire(now_s)
+                case 1:
+                    names = dict(rng.sample(sorted(NAMES.items(), key=str), rng.randrange(2, 5)))
+                    self.cluster.configured(NAMES if rng.random() < 0.7 else names)
+                case 2:
+                    machine = rng.choice(machines[1:])
+                    epochs[machine] += 1
+                case _:
+                    sender = rng.choice(machines)
+                    source = addresses[machines.index(sender)] if rng.random() < 0.8 else rng.choice(addresses)
+                    keys = rng.choice((("app",), ("app",), ("app", "logs"), ("logs",), ()))
+                    about = member(
+                        rng.choice(machines), rng.choice((None, *addresses)), rng.randrange(step // 4 + 2), keys, rng.randrange(2000)
+                    )
+                    self.cluster.heard(source, Packet(Header(sender, epochs[sender], step), (about,)), now_s)
+            kept = {key: dict(roster.takers(key)) for key in ("app", "logs")}
+            roster._takers.clear()
+            self.assertEqual(kept, {key: roster.takers(key) for key in ("app", "logs")}, step)
+
+    def test_takers_that_move_or_fall_silent(self) -> None:
+        """The same, for what happens rarely: a node that others place elsewhere, and one of which nobody speaks any more."""
+        self.hear(A, AT_A, member(A), member(B, AT_B))
+        self.assertEqual(self.cluster.taking("app"), [AT_A, AT_B])
+        self.hear(A, AT_A, member(B, AT_C, stamp=2))
+        self.assertEqual(self.cluster.taking("app"), [AT_A, AT_C])
+        self.hear(A, AT_A, now_s=MEMBER_S - 1)
+        self.cluster.expire(MEMBER_S + 1)
+        self.assertEqual(self.cluster.taking("app"), [AT_A])
+
+    def test_kept_takers_are_bounded(self) -> None:
+        """Whoever asks for one invented directory after the other must not fill the memory."""
+        self.members()
+        for number in range(3 * MOST_KEYS):
+            self.cluster.taking(f"invented-{number}")
+        self.assertLessEqual(len(self.cluster.roster._takers), MOST_KEYS)
 
     def test_reachable_and_silent(self) -> None:
         """Silent addresses are probed, living ones get the news."""

@@ -25,7 +25,7 @@ from ciruela.gossip.packets import (
     encode_item,
     encode_packets,
 )
-from ciruela.gossip.service import LATELY_S, PROGRESS_S, Gossip
+from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.watches import WATCH_S
 from ciruela.model.ids import ImageId, MachineId
@@ -133,6 +133,24 @@ class BeatTests(GossipCase):
         self.gossip.configured({Address(f"10.1.{number // 250}.{number % 250}", 24783): str(number) for number in range(1000)})
         self.clock.pump([1.0] * 20)
         self.assertLessEqual(len(self.out.raw), 20 * (FAN_OUT + PROBES))
+
+    def test_memory_is_searched_seldom_in_a_large_cluster(self) -> None:
+        """Looking through ten thousand nodes in each second would cost more than all datagrams; who falls silent is found all the same."""
+        looks: list[float] = []
+        reachable = self.gossip.cluster.roster.reachable
+
+        def count(now_s: float) -> tuple[list[Address], list[Address]]:
+            looks.append(now_s)
+            return reachable(now_s)
+
+        self.patch(self.gossip.cluster.roster, "reachable", count)
+        self.clock.pump([1.0] * 12)
+        self.assertEqual(len(looks), 12)
+        many = {Address(f"10.1.{number // 250}.{number % 250}", 24783): str(number) for number in range(3 * LOOKED_THROUGH)}
+        self.gossip.configured({**NAMES, **many})
+        looks.clear()
+        self.clock.pump([1.0] * 12)
+        self.assertEqual(len(looks), 4)
 
     def test_each_has_its_number(self) -> None:
         """Peers refuse what has a number that they saw."""
@@ -261,6 +279,23 @@ class NewsTests(GossipCase):
         told = [address for address, _ in self.said(Complete)]
         self.assertIn(AT_A, told)
         self.assertEqual(len(told), FAN_OUT + 1)
+
+    def test_completion_goes_to_those_who_are_getting_it(self) -> None:
+        """In a big cluster a node that asked for sources in vain would wait until it asks again."""
+        names = {Address(f"10.1.0.{number}", 24783): str(number) for number in range(100)}
+        self.gossip.configured(names)
+        needing = Address("10.1.0.77", 24783)
+        for number, address in enumerate(names):
+            machine = MachineId(b"%016d" % number)
+            items = (Download(PATH, ONE, 0, False, False),) if address == needing else ()
+            self.hear(machine, address, Member(machine, None, 1, "h", 0, 1, ("app",)), *items)
+        self.out.sent.clear()
+        for image, told in ((TWO, False), (ONE, True)):
+            self.facts.images[PATH] = Version(5, image)
+            self.gossip.news_complete(PATH)
+            self.clock.advance(0)
+            addresses = {address for address, _ in self.said(Complete)}
+            self.assertEqual((needing in addresses, len(addresses)), (told, FAN_OUT + told))
 
     def test_news_of_what_is_no_more(self) -> None:
         """Between news and sending a thing may end; nothing wrong is said then."""
