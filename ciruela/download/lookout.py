@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -54,9 +53,7 @@ class Lookout:
     def _ask(self, source: Source, pieces: int) -> None:
         source.awaited = True
         asked = source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces)))
-        self._asked.add(asked)
-
-        asked.addTimeout(ANSWER_S, self._clock).addBoth(self._ended, asked, source)
+        asked.addTimeout(ANSWER_S, self._clock).addBoth(self._ended, source)
         asked.addCallback(self._told, source).addErrback(self._failed, source)
 
     def _ended(self, result: T, source: Source) -> T:
