@@ -27,7 +27,7 @@ FIRST_BLOCKS = 8
 
 BATCH_BYTES = 256 * 1024
 MOST_BATCH_BYTES = MOST_BULK_BYTES
-BATCH_S = 0.02
+BATCH_S = 0.05
 """Bytes of one answer: what a source gives in BATCH_S, within these limits. Nobody waits long for it, and it costs little by itself."""
 
 SLOW_S = 2.0
