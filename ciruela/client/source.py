@@ -35,6 +35,9 @@ class Tree(Protocol):
     def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
         """The blocks, each verified; None where the file changed or cannot be read."""
 
+    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+        """As :meth:`read`, by their numbers in the index."""
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -104,7 +107,7 @@ class Source:
             parts = []
             lacks: list[int] = []
             for group in shelf.offer.index.pieces.groups(numbers):
-                found = shelf.offer.tree.read([shelf.blocks.hash_of(number) for number in group])
+                found = shelf.offer.tree.blocks(group)
                 here = [one for one in found if one is not None]
                 lacks.extend(number for number, one in zip(group, found, strict=True) if one is None)
                 if here:

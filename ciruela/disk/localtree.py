@@ -8,6 +8,7 @@ from itertools import islice
 from threading import Lock
 
 from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.tree import split
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import File, Index
@@ -50,6 +51,16 @@ class LocalTree:
         """The block of each hash; None for one that the index does not name or that no file has any more."""
         return [self._block(wanted) for wanted in hashes]
 
+    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+        """As :meth:`read`, by block number; quick for the files of one directory, one after the other."""
+        found: list[bytes | None] = []
+        with _Directories(self._root) as directories:
+            for number in numbers:
+                file, block = self._blocks.by_number(number)
+                data = self._small(directories, file) if file.block_count == 1 else None
+                found.append(self._block(file.block_hash(block)) if data is None else data)
+        return found
+
     def close(self) -> None:
         """Let go of all open files; later reads give None."""
         with self._lock:
@@ -57,6 +68,16 @@ class LocalTree:
             while self._open:
                 self._open.popitem()[1].close()
             self._root.close()
+
+    def _small(self, directories: _Directories, file: File) -> bytes | None:
+        """The only block of a file, without keeping it open; None for anything that is not in order."""
+        above, name = split(file.path)
+        try:
+            with directories.open(above).open_read(name) as opened:
+                data = opened.read_at(file.size, 0)
+        except OSError:
+            return None
+        return data if self._kind.hash(data) == file.hashes else None
 
     def _block(self, wanted: BlockHash) -> bytes | None:
         for number in islice(self._blocks.numbers(wanted), PLACES_TRIED):
@@ -92,3 +113,28 @@ class LocalTree:
         while len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return opened
+
+
+class _Directories:
+    """The directory below ``root`` that was used last, open. For one thread."""
+
+    def __init__(self, root: SafeDir) -> None:
+        self._root = root
+        self._path: str | None = None
+        self._open: SafeDir | None = None
+
+    def __enter__(self) -> _Directories:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.close()
+
+    def open(self, path: str) -> SafeDir:
+        """The directory ``path``. Raises OSError."""
+        if self._open is None or path != self._path:
+            found = self._root.descend(tuple(path[1:].split("/")) if path != "/" else ())
+            if self._open is not None:
+                self._open.close()
+            self._path, self._open = path, found
+        return self._open

@@ -170,7 +170,7 @@ class Plan:
 
     def bytes_of(self, numbers: Iterable[int]) -> int:
         """The size of these blocks together."""
-        return sum(self._sizes[number] for number in numbers)
+        return sum(map(self._sizes.__getitem__, numbers))
 
     def failed(self, number: int, asker: object) -> None:
         """``asker`` did not give the block; it is asked for again unless somebody else still owes it."""

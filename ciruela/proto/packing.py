@@ -5,6 +5,8 @@ What comes is unpacked only up to the size that the index says, so that a small 
 
 from __future__ import annotations
 
+import threading
+
 import zstandard
 
 from ciruela.model.errors import FormatError
@@ -21,6 +23,17 @@ LEAST_BYTES = 256
 """Less than this is not tried."""
 
 
+class _Contexts(threading.local):
+    """What zstd needs to work with, which takes longer to make than a small piece to pack. No two threads may share it."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=False)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_own = _Contexts()
+
+
 def part(data: bytes, may_pack: bool) -> Part:
     """A part of an answer, packed where it may be and that pays."""
     packed = pack(data) if may_pack else None
@@ -31,7 +44,7 @@ def pack(data: bytes) -> bytes | None:
     """One frame of zstd, which names its size; None where it would not be clearly smaller than ``data``."""
     if len(data) < LEAST_BYTES:
         return None
-    compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=False)
+    compressor = _own.compressor
     if len(data) > 4 * SAMPLE_BYTES:
         middle = len(data) // 2
         sample = memoryview(data)[middle : middle + SAMPLE_BYTES]
@@ -46,6 +59,6 @@ def unpack(packed: bytes, size: int) -> bytes:
     try:
         if zstandard.frame_content_size(packed) != size:
             raise FormatError(f"a packed answer does not hold {size} bytes")
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
+        return _own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"a packed answer cannot be unpacked: {error}") from None
