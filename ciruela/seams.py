@@ -94,7 +94,7 @@ class Wire(Protocol):
         """Whether a connection to ``address`` is open now."""
 
     def bulk(self, address: Address) -> bool:
-        """Whether the connection that is open to ``address`` agreed upon ``ciruela.v2``; False without one."""
+        """Whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
 
 
 class Datagrams(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
 
 from ciruela.clockwork import Batch
 from ciruela.index.merge import BlockMap
@@ -18,7 +18,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
-from ciruela.proto.packing import part
+from ciruela.proto.packing import index, part
 from ciruela.seams import InThread
 
 BLOCKS_PER_HOP = 32
@@ -85,8 +85,7 @@ class Source:
                 shelf = self._shelves.get(image) if image in published else None
                 if shelf is None:
                     return fail(RemoteError("this client has not published that image"))
-                sent(image, len(shelf.offer.data))
-                return succeed(IndexData(shelf.offer.data))
+                return self._in_thread(index, shelf.offer.data, request.packed).addCallback(self._index_read, image, sent)
             case GetBlock(hash=block):
                 return Deferred.fromCoroutine(self._block(block, published, sent))
             case GetBlocks(image=image):
@@ -96,6 +95,10 @@ class Source:
                 return self._blocks(shelf, request, sent)
             case _:
                 return fail(RemoteError(f"a client does not answer {type(request).__name__}"))
+
+    def _index_read(self, answer: IndexData, image: ImageId, sent: Callable[[ImageId, int], None]) -> Response:
+        sent(image, len(answer.data))
+        return answer
 
     def _blocks(self, shelf: _Shelf, request: GetBlocks, sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """All blocks of one answer are read, and packed, by one job in a thread."""

@@ -158,6 +158,7 @@ class Node:
             world.now_ms,
             world.in_thread,
             world.me,
+            world.tuning.max_index_bytes,
         )
         self.uploads = Uploads(
             world.configs,

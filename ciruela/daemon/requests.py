@@ -33,7 +33,6 @@ from ciruela.proto.messages import (
     GetShare,
     Hosts,
     IndexAtData,
-    IndexData,
     Notification,
     PublishImage,
     ReplaceDir,
@@ -159,7 +158,7 @@ class Requests:
             case ReplaceDir():
                 return self._upload(link, request, Command.REPLACE, request)
             case GetIndex():
-                return self._disk.read_index_bytes(request.image).addCallback(_index_answer)
+                return self._blocks.give_index(request).addCallback(_as_response)
             case GetIndexAt():
                 return self._index_at(request)
             case GetBaseDir():
@@ -249,9 +248,3 @@ class Requests:
 
 def _as_response(response: Response) -> Response:
     return response
-
-
-def _index_answer(data: bytes | None) -> Response:
-    if data is None:
-        raise RemoteError("index not found")
-    return IndexData(data)

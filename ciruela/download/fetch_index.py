@@ -38,11 +38,13 @@ class IndexFetch:
         store: Callable[[ImageId, bytes], Deferred[Index]],
         clock: IReactorTime,
         rng: random.Random,
+        unpack: Callable[[bytes], Deferred[bytes]],
     ) -> None:
         self._image = image
         self._hint = hint
         self._candidates = candidates
         self._store = store
+        self._unpack = unpack
         self._clock = clock
         self._rng = rng
         self._failures: Backoff[object] = Backoff(clock)
@@ -100,7 +102,7 @@ class IndexFetch:
             self._retry = self._clock.callLater(POLL_S, self._next)
 
     def _try(self, candidate: Candidate) -> None:
-        asked = candidate.ask(GetIndex(self._image, self._hint))
+        asked = candidate.ask(GetIndex(self._image, self._hint, packed=candidate.bulk))
         self._attempt = (
             asked.addTimeout(ANSWER_S, self._clock)
             .addCallback(self._keep)
@@ -111,6 +113,8 @@ class IndexFetch:
     def _keep(self, response: Response) -> Deferred[Index]:
         if not isinstance(response, IndexData):
             raise BadIndex("the answer to GetIndex is something else")
+        if response.packed:
+            return self._unpack(response.data).addCallback(lambda data: self._store(self._image, data))
         return self._store(self._image, response.data)
 
     def _finish(self, index: Index) -> None:

@@ -33,13 +33,18 @@ from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
+from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
+from ciruela.proto.packing import unpack_index
 from ciruela.seams import Address, Disk, InThread, NowMs, Pending, Reused, Staging, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LEAST_UNPACKED = 16 * 1024 * 1024
+"""An index of so many bytes is looked at, though only smaller ones may be taken: whoever sends it hears that it is too large."""
 
 SUPERSEDABLE_S = 120.0
 """A download that got nothing for so long gives way to a newer upload; the reference gives up after as much (protocol section 5.9)."""
@@ -65,6 +70,7 @@ class Downloads:
         now_ms: NowMs,
         in_thread: InThread = in_place,
         me: bytes = b"",
+        max_index_bytes: int = STANDARD.max_index_bytes,
     ) -> None:
         self._configs = configs
         self._ledger = ledger
@@ -78,6 +84,7 @@ class Downloads:
         self._rng = rng
         self._now_ms = now_ms
         self._me = me
+        self._most_unpacked = max(max_index_bytes, LEAST_UNPACKED)
         self._running: dict[VPath, Download] = {}
         self._mending: list[Deferred[Index]] = []
         self.totals = Totals()
@@ -224,6 +231,7 @@ class Downloads:
             self._disk.write_index,
             self._clock,
             self._rng,
+            lambda packed: self._in_thread(unpack_index, packed, self._most_unpacked),
         )
 
     def _candidates(self, download: Download, *, index: bool) -> list[Candidate]:

@@ -22,8 +22,8 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks
-from ciruela.proto.packing import part
+from ciruela.proto import packing
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
 from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
 
@@ -137,6 +137,16 @@ class BlockService:
         served, self._served = self._served, set()
         return served
 
+    def give_index(self, request: GetIndex) -> Deferred[IndexData]:
+        """Fires with the index of an image, or fails with RemoteError when it is not here."""
+
+        def answer(data: bytes | None) -> IndexData | Deferred[IndexData]:
+            if data is None:
+                raise RemoteError("index not found")
+            return self._in_thread(packing.index, data, True) if request.packed else IndexData(data)
+
+        return self._disk.read_index_bytes(request.image).addCallback(answer)
+
     def give(self, request: GetBlock) -> Deferred[BlockData]:
         """Fires with the block, or fails with RemoteError when it is not here."""
         if request.hint is None:
@@ -183,7 +193,7 @@ class BlockService:
                 if known is not None:
                     parts.append(known)
                 elif here:
-                    parts.append(part(b"".join(here), request.packed))
+                    parts.append(packing.part(b"".join(here), request.packed))
             return BlocksData(tuple(parts), tuple(number for number in rest if data[number] is None))
 
         def count(answer: BlocksData) -> BlocksData:

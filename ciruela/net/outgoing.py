@@ -35,6 +35,8 @@ BLOCK_S = 5.0 + 32.0 / 50.0
 """A block of 32 KiB at 50 KiB/s, and 5 s for the other side to find it."""
 
 MOST_QUEUED = 256
+MOST_REMEMBERED = 4096
+"""Addresses of which it is remembered that ``ciruela.v2`` was agreed upon there."""
 
 
 def connect(
@@ -164,6 +166,7 @@ class _Line:
         self._standing += 1
         link.gone.addCallback(self._gone).addErrback(lambda failure: self._pool.complain(self.address, failure))
         self._pool.backoff.succeeded(self.address)
+        self._pool.spoke(self.address, link.bulk)
         self.link = link
         self._go_on()
 
@@ -292,6 +295,7 @@ class Pool:
         self.stopped = False
         self.backoff: Backoff[Address] = Backoff(reactor)
         self._lines: dict[Address, _Line] = {}
+        self._bulk: dict[Address, None] = {}
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         """As :meth:`ciruela.seams.Wire.ask`. ``timeout_s`` runs from when the request is sent; by default 30 s, for a block 5.6 s."""
@@ -313,8 +317,15 @@ class Pool:
 
     def bulk(self, address: Address) -> bool:
         """As :meth:`ciruela.seams.Wire.bulk`."""
-        line = self._lines.get(address)
-        return line is not None and line.link is not None and line.link.bulk
+        return address in self._bulk
+
+    def spoke(self, address: Address, bulk: bool) -> None:
+        """A connection to ``address`` is open; ``bulk`` tells what was agreed upon."""
+        self._bulk.pop(address, None)
+        if bulk:
+            self._bulk[address] = None
+            if len(self._bulk) > MOST_REMEMBERED:
+                del self._bulk[next(iter(self._bulk))]
 
     def complain(self, address: Address, failure: Failure) -> None:
         """A fault of ours with one connection."""

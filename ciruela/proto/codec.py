@@ -150,8 +150,8 @@ def _request_params(request: Request) -> Fields:
         case ReplaceDir(path, image, old_image, timestamp_ms, signatures):
             signed = {"timestamp": timestamp_ms, "signatures": _signatures(signatures)}
             return {"path": path, "image": image, "old_image": old_image, **signed}
-        case GetIndex(image, hint):
-            return {"id": image, "hint": hint}
+        case GetIndex(image, hint, packed):
+            return {"id": image, "hint": hint, **({"packed": True} if packed else {})}
         case GetBlock(block, hint_or_none):
             return {"hash": block, "hint": None if hint_or_none is None else [hint_or_none.vpath, hint_or_none.path, hint_or_none.offset]}
         case GetIndexAt(path) | GetBaseDir(path):
@@ -170,11 +170,13 @@ def _response_params(response: Response) -> Fields:
     match response:
         case UploadAck(accepted, reason, hosts):
             return {"accepted": accepted, "reject_reason": reason, "hosts": _hosts_value(hosts)}
-        case IndexData(data) | BlockData(data):
+        case IndexData(data, packed):
+            return {"packed": True, "data": data} if packed else {"data": data}
+        case BlockData(data):
             return {"data": data}
         case BlocksData(parts, lacks):
-            packed = [at for at, part in enumerate(parts) if part.packed]
-            return {"lacks": fields.runs_of(lacks), "packed": fields.runs_of(packed), "parts": [part.data for part in parts]}
+            which = [at for at, part in enumerate(parts) if part.packed]
+            return {"lacks": fields.runs_of(lacks), "packed": fields.runs_of(which), "parts": [part.data for part in parts]}
         case ShareData(pieces) | PiecesData(pieces):
             return {"pieces": pieces}
         case IndexAtData(data_or_none, hosts):
@@ -334,7 +336,7 @@ def _aborted(f: Fields) -> AbortedImage:
 _REQUESTS: dict[str, Callable[[Fields], Request]] = {
     "AppendDir": _append_dir,
     "ReplaceDir": _replace_dir,
-    "GetIndex": lambda f: GetIndex(fields.image_id(fields.required(f, "id"), "id"), _index_hint(f.get("hint"))),
+    "GetIndex": lambda f: GetIndex(fields.image_id(fields.required(f, "id"), "id"), _index_hint(f.get("hint")), fields.packed(f)),
     "GetIndexAt": lambda f: GetIndexAt(fields.path(fields.required(f, "path"))),
     "GetBlock": lambda f: GetBlock(BlockHash(fields.fixed(fields.required(f, "hash"), "hash", HASH_BYTES)), _block_hint(f.get("hint"))),
     "GetBaseDir": lambda f: GetBaseDir(fields.path(fields.required(f, "path"))),
@@ -342,7 +344,7 @@ _REQUESTS: dict[str, Callable[[Fields], Request]] = {
         fields.path(fields.required(f, "path")),
         fields.image_id(fields.required(f, "id"), "id"),
         fields.numbers(fields.required(f, "blocks"), "blocks"),
-        fields.flag(f.get("packed", False), "packed"),
+        fields.packed(f),
     ),
     "GetShare": lambda f: GetShare(fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "missing")),
     "GetPieces": lambda f: GetPieces(
@@ -353,7 +355,7 @@ _REQUESTS: dict[str, Callable[[Fields], Request]] = {
 _RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "AppendDir": (MAX_ITEMS_WITH_HOSTS, _ack),
     "ReplaceDir": (MAX_ITEMS_WITH_HOSTS, _ack),
-    "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.data(f))),
+    "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.data(f), fields.packed(f))),
     "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
     "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
     "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),

@@ -118,6 +118,11 @@ def flag(value: object, name: str) -> bool:
     return value
 
 
+def packed(fields: Fields) -> bool:
+    """The field ``packed``, which may be missing."""
+    return flag(fields.get("packed", False), "packed")
+
+
 def signature(value: object) -> bytes:
     """The 64 bytes of a signature."""
     if not isinstance(value, list) or len(value) != 2 or value[0] != ALGORITHM:

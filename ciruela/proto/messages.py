@@ -42,10 +42,11 @@ class ReplaceDir:
 
 @dataclass(frozen=True, slots=True)
 class GetIndex:
-    """Node to client or node: the index bytes of an image."""
+    """Node to client or node: the index bytes of an image. ``packed``: they may be compressed; only where ``ciruela.v2`` was confirmed."""
 
     image: ImageId
     hint: str | None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,10 @@ class UploadAck:
 
 @dataclass(frozen=True, slots=True)
 class IndexData:
-    """Answer to GetIndex."""
+    """Answer to GetIndex. ``packed``: ``data`` is a frame of zstd with the index."""
 
     data: bytes
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

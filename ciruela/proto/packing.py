@@ -10,7 +10,7 @@ import threading
 import zstandard
 
 from ciruela.model.errors import FormatError
-from ciruela.proto.messages import Part
+from ciruela.proto.messages import IndexData, Part
 
 LEVEL = 3
 SAMPLE_BYTES = 16 * 1024
@@ -54,11 +54,27 @@ def pack(data: bytes) -> bytes | None:
     return packed if len(packed) < WORTH * len(data) else None
 
 
+def index(data: bytes, may_pack: bool) -> IndexData:
+    """The answer with an index, packed where it may be and that pays."""
+    packed = pack(data) if may_pack else None
+    return IndexData(data) if packed is None else IndexData(packed, packed=True)
+
+
 def unpack(packed: bytes, size: int) -> bytes:
     """The ``size`` bytes in a frame of zstd. Raises FormatError for one that is damaged, or holds more, less, or something behind it."""
+    return _unpack(packed, size, size)
+
+
+def unpack_index(packed: bytes, most: int) -> bytes:
+    """The index in a frame of zstd, at most ``most`` bytes. Raises FormatError."""
+    return _unpack(packed, 0, most)
+
+
+def _unpack(packed: bytes, least: int, most: int) -> bytes:
     try:
-        if zstandard.frame_content_size(packed) != size:
-            raise FormatError(f"a packed answer does not hold {size} bytes")
+        size = zstandard.frame_content_size(packed)
+        if not least <= size <= most:
+            raise FormatError(f"a packed answer holds {size} bytes; {f'{least} to ' if least < most else ''}{most} would be right")
         return _own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"a packed answer cannot be unpacked: {error}") from None

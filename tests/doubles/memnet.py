@@ -115,7 +115,7 @@ class _Wire:
         return link is not None and link.alive
 
     def bulk(self, address: Address) -> bool:
-        return self.connected(address) and self._open[address].bulk
+        return address in self._open and self._open[address].bulk
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         if timeout_s is None:
