@@ -148,7 +148,10 @@ def check_message(data: bytes) -> bool:
             assert len(reason) <= MOST_SAID, reason
             assert escaped(reason, MOST_SAID) == reason, reason
             return False
-    if isinstance(known, IndexData | BlockData | BlocksData | IndexAtData):
+    if isinstance(known, BlocksData):
+        assert all(type(part.data) is bytes for part in known.parts), known
+        assert sum(len(part.data) for part in known.parts) <= len(data)
+    elif isinstance(known, IndexData | BlockData | IndexAtData):
         assert known.data is None or type(known.data) is bytes, type(known.data)
         assert len(known.data or b"") <= len(data)
     else:
@@ -231,9 +234,13 @@ def check_journal(data: bytes) -> bool:
 
 NEWER = (
     codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (0, 1, 2, 7, 300))),
-    codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), 12345)),
-    codec.encode_response(9, "GetBlocks", m.BlocksData(b"data of blocks", (7, 300))),
-    codec.encode_response(10, "GetShare", m.ShareData(345)),
+    codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (5, 6), packed=True)),
+    codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), b"\x0f" * 32)),
+    codec.encode_request(11, m.GetPieces("/dir1/a/v1", ImageId(b"\x11" * 32), b"\xf0" * 64)),
+    codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"data of blocks"), m.Part(b"packed", packed=True)), (7, 300))),
+    codec.encode_response(9, "GetBlocks", m.BlocksData((), (0, 1, 2, 7, 300))),
+    codec.encode_response(10, "GetShare", m.ShareData(b"\x03" * 32)),
+    codec.encode_response(11, "GetPieces", m.PiecesData(b"\x30" * 64)),
 )
 """What only ``ciruela.v2`` has."""
 

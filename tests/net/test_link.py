@@ -368,9 +368,9 @@ class Hostile(SynchronousTestCase):
         reply = served.ask(m.GetBlocks("/a/b", s.image(1), tuple(range(32))))
         self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (BULK_BYTES, BULK_BYTES))
         bench.flush()
-        bench.client.waiting[0].callback(m.BlocksData(b"x" * m.MOST_BULK_BYTES))
+        bench.client.waiting[0].callback(m.BlocksData((m.Part(b"x" * m.MOST_BULK_BYTES),)))
         bench.flush()
-        self.assertEqual(len(self.successResultOf(reply).data), m.MOST_BULK_BYTES)
+        self.assertEqual(len(self.successResultOf(reply).parts[0].data), m.MOST_BULK_BYTES)
         self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (ORDINARY_BYTES, ORDINARY_BYTES))
 
     def test_large_answer_to_a_small_question(self) -> None:
