@@ -101,7 +101,7 @@ class UploadTests(UnmeasuredTestCase):
         """Uploads that share a client's connections all arrive, the small one not after the large ones."""
         cluster = Cluster(3, latency_s=0.02)
         cluster.run(5.0)
-        large = [Image(60 + number, {"large": 12_000_000}) for number in range(4)]
+        large = [Image(60 + number, {"large": 40_000_000}) for number in range(4)]
         client = Client(cluster, SITE, *large)
         client.upload(V1, cluster.addresses(1, 2, 3))
         began = cluster.clock.seconds()
