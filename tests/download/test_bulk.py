@@ -409,7 +409,7 @@ class FetchTests(SynchronousTestCase):
     @shows("A24")
     def test_wrong_share(self) -> None:
         """A client that answers with the mask of another image, or with something else, would hold the image up."""
-        for wrong in (ShareData(bytes(64)), PiecesData(bytes(32))):
+        for wrong in (ShareData(bytes(64)), PiecesData(b"\xff" * 32)):
             self.setUp()
             self.share = lambda missing, wrong=wrong: succeed(wrong)  # type: ignore[misc]
             self.source("client", seed=True)

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import cbor2
+import zstandard
 
 from ciruela.disk import states
 from ciruela.gossip import packets
@@ -21,6 +22,7 @@ from ciruela.proto import bounded, codec
 from ciruela.proto import fields as limits
 from ciruela.proto import messages as m
 from ciruela.proto.messages import BlockData, BlocksData, IndexAtData, IndexData
+from ciruela.proto.packing import pack, unpack
 from tests.gossip.test_packets import EXAMPLES, HEADER
 from tests.proto import samples
 from tests.proto.samples import VECTORS
@@ -127,6 +129,9 @@ def _texts(value: object) -> Iterator[tuple[str, str | bytes]]:
             yield from [("one of many", inner)] if isinstance(inner, str | bytes) else _texts(inner)
 
 
+PACKED_SIZES = (1, 100, 1000, 32_768, 131_072)
+"""Of blocks, and of pieces of them."""
+
 _PATHS = frozenset(("path", "hint", "vpath"))
 
 
@@ -163,6 +168,28 @@ def check_message(data: bytes) -> bool:
         assert len(getattr(known, "hosts", ())) <= limits.MAX_HOSTS
     assert codec.decode(again) == message, "it reads differently when it is written again"
     return True
+
+
+def check_packed(data: bytes) -> bool:
+    """A frame gives as many bytes as it was asked for, or nothing."""
+    for size in PACKED_SIZES:
+        try:
+            plain = unpack(data, size)
+        except FormatError as fault:
+            refusal(fault)
+        else:
+            assert len(plain) == size, len(plain)
+            return True
+    return False
+
+
+def packed_samples() -> tuple[bytes, ...]:
+    """Frames of the sizes that are asked for, and such without a size, with too many, and with one that is wrong."""
+    data = b"".join(b"%d " % number for number in range(40_000))[: PACKED_SIZES[-1]]
+    good = [pack(data[:size]) or b"" for size in PACKED_SIZES[2:]]
+    plain = [zstandard.ZstdCompressor().compress(data[:size]) for size in PACKED_SIZES]
+    nameless = zstandard.ZstdCompressor(write_content_size=False).compress(data[:1000])
+    return (*good, *plain, nameless, good[0] + good[1], zstandard.ZstdCompressor(write_checksum=True).compress(data[:1000]))
 
 
 def check_envelope(data: bytes) -> bool:

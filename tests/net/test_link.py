@@ -145,6 +145,24 @@ class Handshake(SynchronousTestCase):
 
 
 class Messages(SynchronousTestCase):
+    def test_only_what_is_understood(self) -> None:
+        """A node of the first version would drop the connection because of a request that it does not know."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        raw.seen = b""
+        newer = (m.GetBlocks("/a/b", s.image(1), (1,)), m.GetShare(s.image(1), bytes(32)), m.GetPieces("/a/b", s.image(1), bytes(32)))
+        self.assertEqual(tuple(type(one) for one in newer), m.NEWER)
+        for request in newer:
+            refused = self.failureResultOf(bench.served().ask(request), RemoteError).getErrorMessage()
+            self.assertEqual(refused, f"{type(request).__name__} is understood where ciruela.v2 was agreed upon")
+        bench.flush()
+        self.assertEqual(raw.seen, b"")
+        bench.served().ask(BLOCK)
+        bench.flush()
+        self.assertEqual(frames(raw.seen), [(True, 2, codec.encode_request(1, BLOCK))])
+
     def test_both_directions(self) -> None:
         """Client and server ask each other on one connection; ids of the two directions must not be mixed up."""
         bench = Bench()

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.model.mask import Pieces
 from ciruela.index.tree import Directory, File
 from ciruela.model.dirconfig import Reuse
+from ciruela.model.mask import Pieces
 from tests.doubles.memdisk import MemStaging
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
