@@ -142,6 +142,7 @@ class RequestsTests(SynchronousTestCase):
         self.link.ask(GetPieces("/app/v1", SITE.id, SITE.pieces.to_bytes(wanted))).addBoth(answers.append)
         self.cluster.run(1.0)
         self.assertEqual(answers, [])
+        self.assertEqual(self.refused(GetPieces("/app/v1", Image(6, {"a": 1}).id, b"\xff" * 32)), "image not found")
         for one in held:
             one.callback(None)
         self.cluster.run(1.0)

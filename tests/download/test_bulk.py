@@ -16,7 +16,7 @@ from ciruela.download.lookout import HELD_S
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.download.sources import BULK_BYTES, Candidate, Totals
+from ciruela.download.sources import BULK_BYTES, GRACE_S, Candidate, Totals
 from ciruela.download.turns import OUT_OF_TURN_S, TURNS_S
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
@@ -329,6 +329,13 @@ class FetchTests(SynchronousTestCase):
         self.source("client", seed=True)
         self.source("peer")
         self.finish(OUT_OF_TURN_S + 3.0)
+
+    @shows("A58", "F52")
+    def test_only_client_is_silent_about_shares(self) -> None:
+        """Where nobody else has the image, it would never come."""
+        self.share = lambda missing: Deferred()
+        self.source("client", seed=True)
+        self.finish(GRACE_S + 10.0)
 
     def test_turns(self) -> None:
         """All would take a new slice from the one node that has it; or a node whose turn never comes would wait for ever."""
