@@ -44,6 +44,7 @@ class AwaitedTests(SynchronousTestCase):
         """What is here already would be told seconds later; or more than was asked for."""
         self.here[V1, ONE] = 0b11011
         self.assertEqual(self.successResultOf(self.ask(0b10110)), told(0b10010))
+        self.clock.advance(NEWS_S)
         self.here[V1, ONE] = -1
         self.assertEqual(self.successResultOf(self.ask(0b10110, size=32)), told(0b10110, 32))
         self.quiet()
@@ -53,7 +54,6 @@ class AwaitedTests(SynchronousTestCase):
         first, second = self.ask(0b110), self.ask(0b1000)
         self.clock.advance(1)
         self.come(0b10)
-        self.clock.advance(NEWS_S)
         self.assertEqual(self.successResultOf(first), told(0b10))
         self.assertNoResult(second)
         self.come(0b10000)
@@ -66,14 +66,34 @@ class AwaitedTests(SynchronousTestCase):
 
     def test_together(self) -> None:
         """Pieces that come one right after another would cost an answer and a request each."""
-        answer = self.ask(0b1110)
+        first = self.ask(0b10)
         self.come(0b10)
+        self.successResultOf(first)
+        answer, other = self.ask(0b11100), self.ask(0b100000)
         self.clock.advance(NEWS_S / 2)
         self.come(0b100)
+        self.come(0b1000)
         self.assertNoResult(answer)
         self.clock.advance(NEWS_S / 2)
-        self.assertEqual(self.successResultOf(answer), told(0b110))
+        self.assertEqual(self.successResultOf(answer), told(0b1100))
+        self.assertNoResult(other)
+        self.clock.advance(NEWS_S / 2)
+        self.come(0b10000)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1, "it would wake up for what nobody waits for")
+        self.clock.advance(NEWS_S)
+        self.come(0b100000)
+        self.assertEqual(self.successResultOf(other), told(0b100000))
         self.quiet()
+
+    @shows("I6")
+    def test_forgets(self) -> None:
+        """When each of many directories had its last news would be remembered for ever."""
+        for number in range(100):
+            vpath = VPath.parse(f"/app/n{number}")
+            self.here[vpath, ONE] = 1
+            self.successResultOf(self.ask(1, str(vpath)))
+            self.clock.advance(NEWS_S)
+        self.assertLess(len(self.awaited._told_s), 3)
 
     def test_nothing_new(self) -> None:
         """An asker would take the silence for a broken connection."""
@@ -125,8 +145,10 @@ class AwaitedTests(SynchronousTestCase):
 
     def test_stop(self) -> None:
         """A node that has stopped would wake up later, and answer from what is gone."""
+        self.successResultOf(self.ask(1))
         answers = [self.ask(0b10), self.ask(0b100)]
         self.come(0b10)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 3)
         self.awaited.stop()
         self.quiet()
         for answer in answers:

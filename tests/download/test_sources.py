@@ -5,12 +5,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.packing import Packing
 from ciruela.download.sources import (
-    BULK_BYTES,
+    BATCH_BYTES,
+    BATCH_S,
     DENIED_S,
     FIRST_BLOCKS,
     FIRST_WINDOW,
     LONGEST_BAD_S,
     MOST_BAD_BLOCKS,
+    MOST_BATCH_BYTES,
     MOST_WINDOW,
     SLOW_S,
     Candidate,
@@ -120,8 +122,8 @@ class SourceTests(SynchronousTestCase):
         self.assertTrue(source.room(0.0))
         source.in_flight = 2 * BLOCK_BYTES
         self.assertFalse(source.room(0.0))
-        shared = bulky(most=BULK_BYTES // 4)
-        self.assertEqual(shared.room(0.0), BULK_BYTES // 4)
+        shared = bulky(most=BATCH_BYTES // 4)
+        self.assertEqual(shared.room(0.0), BATCH_BYTES // 4)
         shared.in_flight = 1
         self.assertEqual(shared.room(0.0), 0)
 
@@ -199,20 +201,33 @@ class SourcesTests(SynchronousTestCase):
         """Answers of one block each would be asked for, or none at all because the window is almost full."""
         source = bulky()
         self.assertEqual(source.window, FIRST_WINDOW)
-        self.assertEqual(source.room(0.0), min(FIRST_WINDOW, BULK_BYTES))
-        source.window = 2 * BULK_BYTES + 5000
-        self.assertEqual(source.room(0.0), BULK_BYTES)
-        source.in_flight = 2 * BULK_BYTES
+        self.assertEqual(source.room(0.0), min(FIRST_WINDOW, BATCH_BYTES))
+        source.window = 2 * BATCH_BYTES + 5000
+        self.assertEqual(source.room(0.0), BATCH_BYTES)
+        source.in_flight = 2 * BATCH_BYTES
         self.assertEqual(source.room(0.0), 0)
-        source.in_flight = BULK_BYTES + 5000
-        self.assertEqual(source.room(0.0), BULK_BYTES)
-        source.gave(0.1, 8, BULK_BYTES)
-        self.assertEqual(source.window, 3 * BULK_BYTES + 5000)
+        source.in_flight = BATCH_BYTES + 5000
+        self.assertEqual(source.room(0.0), BATCH_BYTES)
+        source.gave(0.1, 8, BATCH_BYTES)
+        self.assertEqual(source.window, 3 * BATCH_BYTES + 5000)
         source.gave(0.1, 1000, MOST_WINDOW)
         self.assertEqual(source.window, MOST_WINDOW)
-        source.gave(SLOW_S + 1, 8, BULK_BYTES)
-        self.assertEqual(source.window, MOST_WINDOW - BULK_BYTES)
+        source.gave(SLOW_S + 1, 8, BATCH_BYTES)
+        self.assertEqual(source.window, MOST_WINDOW - BATCH_BYTES)
         self.assertEqual(source.blocks, 1016)
+
+    def test_batch(self):
+        """An answer would take so long that others wait for it, or be so small that it costs more than what is in it."""
+        source = bulky()
+        source.window = MOST_WINDOW
+        for rate, batch in ((0, BATCH_BYTES), (1, BATCH_BYTES), (2, 2 * BATCH_BYTES), (3, 3 * BATCH_BYTES), (1000, MOST_BATCH_BYTES)):
+            source.in_flight = BATCH_BYTES
+            source.gave(BATCH_S / rate if rate else 1e6, 8, BATCH_BYTES)
+            self.assertAlmostEqual(source.batch, batch, delta=1)
+            source.in_flight = 0
+            self.assertEqual(source.room(0.0), source.batch)
+        source.gave(0.0, 8, BATCH_BYTES)
+        self.assertEqual(source.batch, MOST_BATCH_BYTES, "within one tick of the clock: nothing can be told")
 
     def test_small_window(self):
         """A source whose window has shrunk below one answer would never be asked again."""
