@@ -14,6 +14,7 @@ from ciruela.clockwork import Beat, Hush
 from ciruela.daemon.acquaintance import MOST_S, Acquaintance
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
+from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
@@ -131,7 +132,7 @@ class DownloadTests(Supervised):
             lambda: None,
             Totals(),
             clock := Clock(),
-            random.Random(1),
+            Passing(clock),
         )
         done = fetch.run()
         clock.advance(1.0)

@@ -262,7 +262,7 @@ class Node:
         word = f"{reason.value}: {detail}" if detail else reason.value
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
-        self.awaited.progressed(vpath)
+        self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
 

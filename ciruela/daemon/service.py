@@ -27,7 +27,7 @@ from ciruela.daemon.requests import Requests
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.watchdog import Watchdog
 from ciruela.disk.keeplist import KeepListFiles
-from ciruela.disk.safedir import OpenFile
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.store import Store
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError

@@ -1,9 +1,10 @@
 """Files: states, indexes and images on real file systems, so that nothing is ever lost, mixed or half shown.
 
 Nothing here decides what is to be done, and nothing outside this folder touches a file of an image. Reading order: ``syscalls``,
-``safedir`` (single names below open directories), ``lane`` (turns in threads), ``removal``, ``tree`` (open directories by path),
-``layout`` (where things are), ``bases`` (is a base still the one that it was), ``states`` (state files and the commit journal),
-``indexes``, ``verify``, ``commit``, ``burials`` (tombstones), ``keeplist``, ``deletion``, ``collection`` (of indexes), ``recovery``,
+``openfile`` (a file that is open), ``safedir`` (single names below open directories), ``lane`` (turns in threads), ``removal``, ``tree``
+(open directories by path), ``layout`` (where things are), ``bases`` (is a base still the one that it was), ``states`` (state files and
+the commit journal), ``indexes``, ``verify``, ``commit``, ``burials`` (tombstones), ``keeplist``,
+``deletion``, ``collection`` (of indexes), ``recovery``,
 ``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
 (what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then, for the client, ``known`` and ``hashcache``
 (unchanged files are not read again), ``many`` (the calls of ``safedir``, for very many small files), ``walk``, ``scan`` and ``localtree``.

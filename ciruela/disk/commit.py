@@ -15,8 +15,9 @@ from twisted.logger import Logger
 from ciruela.disk import states
 from ciruela.disk.lane import Steps
 from ciruela.disk.layout import STATE, Place, Records
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import DIR_MODE, Mismatch, barrier, check, complete, settle

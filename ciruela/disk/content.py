@@ -5,7 +5,8 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap

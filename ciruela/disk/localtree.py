@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import islice
 from threading import Lock
 
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import split
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap

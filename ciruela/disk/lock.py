@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError
 
 LOCK = ".lock"

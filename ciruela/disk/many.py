@@ -12,7 +12,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 """O_NONBLOCK: opening a fifo that somebody planted must not wait for its other end."""

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from ciruela.disk.content import Content
 from ciruela.disk.faults import FULL, warn_once
 from ciruela.disk.lane import ENTRY_COST, Steps
-from ciruela.disk.safedir import OpenFile
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.syscalls import CANNOT_CLONE
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import READ_BLOCKS, file_mode, good_blocks, good_in

@@ -3,8 +3,7 @@
 No path is joined here or above: every name is one component, looked up relative to an open directory, and never followed when it is a
 symlink. So whoever plants symlinks or moves directories while the daemon works cannot lead it elsewhere.
 
-Every OSError that leaves this module says which operation failed (``strerror``) and where, relative to the directory that was opened
-first (``filename``).
+Errors are those of :mod:`ciruela.disk.openfile`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from twisted.logger import Logger
 
 from ciruela.disk import syscalls
 from ciruela.disk.faults import warn_once
+from ciruela.disk.openfile import OpenFile, fault, let_go
 
 _log = Logger()
 
@@ -28,124 +28,12 @@ _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 RESERVED = ".ciruela~"
 """How the names begin that belong to the daemon beside the images."""
 
-STAMP_NS = 1_000_000_000
-"""atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
-
 
 def raw(name: str) -> bytes:
     """The bytes of one path component. Raises OSError (EINVAL) for what is not a single component."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise OSError(errno.EINVAL, "not a single path component", name)
     return name.encode("utf-8", "surrogateescape")
-
-
-def _fault(error: OSError, operation: str, where: str) -> OSError:
-    """``error`` with the operation and the place in it; the subclass (FileNotFoundError...) follows from the number."""
-    return OSError(error.errno, f"{operation}: {os.strerror(error.errno or 0)}", where)
-
-
-def _close(fd: int, where: str) -> None:
-    """Linux lets go of the descriptor also when it tells an error; what has to be durable was synced before, so that costs nothing."""
-    try:
-        os.close(fd)
-    except OSError as error:
-        _log.warn("closing {where}: {error}", where=where or ".", error=error)
-
-
-class OpenFile:
-    """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
-
-    __slots__ = ("_first", "durable", "fd", "where")
-
-    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
-        self.fd = fd
-        self.where = where
-        self.durable = durable
-        self._first: os.stat_result | None = None
-
-    @property
-    def first(self) -> os.stat_result:
-        """What it was when it was opened, or when this was asked for first; device and inode never change."""
-        self._first = self._first or self.stat()
-        return self._first
-
-    def __enter__(self) -> OpenFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the descriptor; further calls do nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            _close(fd, self.where)
-
-    def stat(self) -> os.stat_result:
-        """What the open file is now, whatever stands at its name."""
-        try:
-            return os.fstat(self.fd)
-        except OSError as error:
-            raise _fault(error, "stat", self.where) from None
-
-    def read_at(self, size: int, offset: int) -> bytes:
-        """Up to ``size`` bytes; fewer only at the end of the file."""
-        try:
-            data = os.pread(self.fd, size, offset)
-            while 0 < len(data) < size:
-                more = os.pread(self.fd, size - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-        except OSError as error:
-            raise _fault(error, "read", self.where) from None
-        return data
-
-    def write_at(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of ``data``."""
-        try:
-            done = os.pwrite(self.fd, data, offset)
-            while done < len(data):
-                done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
-        except OSError as error:
-            raise _fault(error, "write", self.where) from None
-
-    def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
-        """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""
-        try:
-            syscalls.clone_range(source.fd, begin, size, self.fd, offset)
-        except OSError as error:
-            raise _fault(error, "clone", self.where) from None
-
-    def chmod(self, mode: int) -> None:
-        """Set the permission bits, whatever the umask."""
-        try:
-            os.fchmod(self.fd, mode)
-        except OSError as error:
-            raise _fault(error, "chmod", self.where) from None
-
-    def stamp(self) -> None:
-        """Set atime and mtime to :data:`STAMP_NS`."""
-        try:
-            os.utime(self.fd, ns=(STAMP_NS, STAMP_NS))
-        except OSError as error:
-            raise _fault(error, "utime", self.where) from None
-
-    def touch(self) -> None:
-        """Set atime and mtime to now."""
-        try:
-            os.utime(self.fd)
-        except OSError as error:
-            raise _fault(error, "utime", self.where) from None
-
-    def fsync(self) -> None:
-        """Make the content durable. After a failure it is unknown what is; never retry (threats A39)."""
-        if not self.durable:
-            return
-        try:
-            os.fsync(self.fd)
-        except OSError as error:
-            raise _fault(error, "fsync", self.where) from None
 
 
 class SafeDir:
@@ -167,7 +55,7 @@ class SafeDir:
         try:
             return cls(os.open(path, _DIRECTORY), "", durable)
         except OSError as error:
-            raise _fault(error, "open directory", path) from None
+            raise fault(error, "open directory", path) from None
 
     def __enter__(self) -> SafeDir:
         return self
@@ -179,7 +67,7 @@ class SafeDir:
         """Let go of the descriptor; further calls do nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            _close(fd, self.where)
+            let_go(fd, self.where)
 
     def within(self, name: str) -> str:
         """``name`` in this directory, as messages show it."""
@@ -192,7 +80,7 @@ class SafeDir:
         try:
             return os.fstat(self.fd)
         except OSError as error:
-            raise _fault(error, "stat", self.where or ".") from None
+            raise fault(error, "stat", self.where or ".") from None
 
     def stat(self, name: str) -> os.stat_result | None:
         """What stands at ``name`` (a symlink is a symlink); None for nothing."""
@@ -201,7 +89,7 @@ class SafeDir:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _fault(error, "stat", self.within(name)) from None
+            raise fault(error, "stat", self.within(name)) from None
 
     def names(self) -> list[str]:
         """All names in this directory, unordered; bytes that are not UTF-8 come as surrogates."""
@@ -210,9 +98,9 @@ class SafeDir:
             try:
                 found = os.listdir(fresh)
             finally:
-                _close(fresh, self.where)
+                let_go(fresh, self.where)
         except OSError as error:
-            raise _fault(error, "list", self.where or ".") from None
+            raise fault(error, "list", self.where or ".") from None
         return [os.fsencode(name).decode("utf-8", "surrogateescape") for name in found]
 
     def entries(self) -> list[os.DirEntry[str]]:
@@ -221,21 +109,21 @@ class SafeDir:
             with os.scandir(self.fd) as found:
                 return list(found)
         except OSError as error:
-            raise _fault(error, "list", self.where or ".") from None
+            raise fault(error, "list", self.where or ".") from None
 
     def readlink(self, name: str) -> str:
         """The target of the symlink ``name``."""
         try:
             return os.readlink(raw(name), dir_fd=self.fd).decode("utf-8", "surrogateescape")
         except OSError as error:
-            raise _fault(error, "readlink", self.within(name)) from None
+            raise fault(error, "readlink", self.within(name)) from None
 
     def free_bytes(self) -> tuple[int, int]:
         """Bytes that may still be written to this file system, and its size."""
         try:
             found = os.fstatvfs(self.fd)
         except OSError as error:
-            raise _fault(error, "statvfs", self.where or ".") from None
+            raise fault(error, "statvfs", self.where or ".") from None
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     # -- opening ---------------------------------------------------------------------------------------------------------------
@@ -245,14 +133,14 @@ class SafeDir:
         try:
             return SafeDir(os.open(raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd), self.within(name), self.durable)
         except OSError as error:
-            raise _fault(error, "open directory", self.within(name)) from None
+            raise fault(error, "open directory", self.within(name)) from None
 
     def make_dir(self, name: str, mode: int = 0o755) -> SafeDir:
         """Create a directory that must not stand yet (FileExistsError) and open it; ``mode`` holds whatever the umask."""
         try:
             os.mkdir(raw(name), mode, dir_fd=self.fd)
         except OSError as error:
-            raise _fault(error, "mkdir", self.within(name)) from None
+            raise fault(error, "mkdir", self.within(name)) from None
         try:
             made = self.open_dir(name)
         except OSError:
@@ -310,7 +198,7 @@ class SafeDir:
         try:
             fd = os.open(raw(name), flags | _FILE, mode, dir_fd=self.fd)
         except OSError as error:
-            raise _fault(error, operation, self.within(name)) from None
+            raise fault(error, operation, self.within(name)) from None
         opened = OpenFile(fd, self.within(name), self.durable)
         if flags & os.O_EXCL:
             return opened
@@ -349,7 +237,7 @@ class SafeDir:
                 os.unlink(target, dir_fd=self.fd)
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError as error:
-            raise _fault(error, "link", self.within(name)) from None
+            raise fault(error, "link", self.within(name)) from None
         return made
 
     def symlink(self, target: str, name: str) -> None:
@@ -357,28 +245,28 @@ class SafeDir:
         try:
             os.symlink(target.encode("utf-8", "surrogateescape"), raw(name), dir_fd=self.fd)
         except OSError as error:
-            raise _fault(error, "symlink", self.within(name)) from None
+            raise fault(error, "symlink", self.within(name)) from None
 
     def unlink(self, name: str) -> None:
         """Remove a name that is not a directory."""
         try:
             os.unlink(raw(name), dir_fd=self.fd)
         except OSError as error:
-            raise _fault(error, "unlink", self.within(name)) from None
+            raise fault(error, "unlink", self.within(name)) from None
 
     def rmdir(self, name: str) -> None:
         """Remove an empty directory."""
         try:
             os.rmdir(raw(name), dir_fd=self.fd)
         except OSError as error:
-            raise _fault(error, "rmdir", self.within(name)) from None
+            raise fault(error, "rmdir", self.within(name)) from None
 
     def rename(self, old: str, new: str, to: SafeDir | None = None) -> None:
         """Rename within this directory (or into ``to``), over a file or an empty directory that stands there."""
         try:
             os.rename(raw(old), raw(new), src_dir_fd=self.fd, dst_dir_fd=(to or self).fd)
         except OSError as error:
-            raise _fault(error, "rename", self.within(old)) from None
+            raise fault(error, "rename", self.within(old)) from None
 
     def rename_new(self, old: str, new: str) -> None:
         """Rename; FileExistsError when anything stands at ``new``.
@@ -389,7 +277,7 @@ class SafeDir:
             syscalls.renameat2(self.fd, raw(old), self.fd, raw(new), syscalls.NOREPLACE)
         except OSError as error:
             if error.errno not in syscalls.UNSUPPORTED:
-                raise _fault(error, "rename", self.within(old)) from None
+                raise fault(error, "rename", self.within(old)) from None
         else:
             return
         if self.stat(new) is not None:
@@ -407,7 +295,7 @@ class SafeDir:
             syscalls.renameat2(self.fd, raw(new), self.fd, raw(live), syscalls.EXCHANGE)
         except OSError as error:
             if error.errno not in syscalls.UNSUPPORTED:
-                raise _fault(error, "exchange", self.within(live)) from None
+                raise fault(error, "exchange", self.within(live)) from None
         else:
             return
         warn_once("exchange", self._warn_exchange)
@@ -436,7 +324,7 @@ class SafeDir:
         try:
             os.fchmod(self.fd, mode)
         except OSError as error:
-            raise _fault(error, "chmod", self.where or ".") from None
+            raise fault(error, "chmod", self.where or ".") from None
 
     def fsync(self) -> None:
         """Make the names in this directory durable."""
@@ -445,7 +333,7 @@ class SafeDir:
         try:
             os.fsync(self.fd)
         except OSError as error:
-            raise _fault(error, "fsync", self.where or ".") from None
+            raise fault(error, "fsync", self.where or ".") from None
 
     def syncfs(self) -> None:
         """Make the whole file system durable; a write error since this directory was opened is reported."""
@@ -454,4 +342,4 @@ class SafeDir:
         try:
             syscalls.syncfs(self.fd)
         except OSError as error:
-            raise _fault(error, "syncfs", self.where or ".") from None
+            raise fault(error, "syncfs", self.where or ".") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 
 DIRS = 32
 """Directories that a tree keeps open. Depth first, a real tree of packages rarely needs more at a time; our own choice."""

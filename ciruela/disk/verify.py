@@ -8,7 +8,8 @@ import stat
 from collections.abc import Callable
 
 from ciruela.disk.lane import ENTRY_COST, Steps
-from ciruela.disk.safedir import STAMP_NS, OpenFile, SafeDir
+from ciruela.disk.openfile import STAMP_NS, OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, name_start, split
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink

@@ -15,7 +15,8 @@ from operator import itemgetter
 from ciruela.disk.hashcache import HashCache, OneCache
 from ciruela.disk.known import DirKey, Known, by_name, join_names, key_of, keys_of, rested_key, split_names
 from ciruela.disk.many import list_names, read_small, stats
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import Writer, file_line, link_line
 from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, check_target, escape

@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
-import random
-
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.shares import BLOCKS_AT_ONCE, Shares
-from ciruela.model.mask import FULL, SLICES
+from ciruela.client.shares import BYTES_AT_ONCE, Shares
+from ciruela.model.errors import RemoteError
+from ciruela.model.mask import Pieces
+from tests.proof import shows
+
+MIB = 1024 * 1024
+PIECES = Pieces.of_image(8192, 256 * MIB)
+
+
+def mask(data: bytes) -> int:
+    return PIECES.from_bytes(data)
 
 
 class ShareTests(SynchronousTestCase):
     """Every part once before any of them twice."""
 
+    def setUp(self) -> None:
+        self.shares = Shares(PIECES, 256 * MIB)
+
+    def take(self, taker: str, missing: int) -> int:
+        return mask(self.shares.take(taker, PIECES.to_bytes(missing)))
+
     def test_everything_once(self) -> None:
         """A part would be given twice, or to nobody."""
-        shares = Shares(8192, random.Random(1))
         taken = {"a": 0, "b": 0, "c": 0}
         for turn in range(1000):
             who = "abbc"[turn % 4]
-            taken[who] |= shares.take(who, FULL & ~taken[who])
-        self.assertEqual(taken["a"] | taken["b"] | taken["c"], FULL)
-        self.assertEqual(sum(mask.bit_count() for mask in taken.values()), SLICES)
+            taken[who] |= self.take(who, PIECES.full & ~taken[who])
+        self.assertEqual(taken["a"] | taken["b"] | taken["c"], PIECES.full)
+        self.assertEqual(sum(one.bit_count() for one in taken.values()), PIECES.count)
         self.assertGreater(taken["b"].bit_count(), 1.5 * taken["a"].bit_count())
-        self.assertEqual(shares.take("d", FULL), 0)
+        self.assertEqual(self.take("d", PIECES.full), 0)
+
+    def test_in_order(self) -> None:
+        """All pieces of a share would have the same relay, which would then have to give everything at once."""
+        first, second = self.take("a", PIECES.full), self.take("b", PIECES.full)
+        self.assertEqual(first, (1 << first.bit_count()) - 1)
+        self.assertEqual(second, first << first.bit_count())
+        self.assertEqual(self.take("c", PIECES.full & ~(1 << 200)) & 0xFFFF, 0)
 
     def test_only_what_is_missing(self) -> None:
         """A node would be promised what it has."""
-        shares = Shares(8192, random.Random(1))
-        self.assertEqual(shares.take("a", 0b110) & ~0b110, 0)
-        self.assertEqual(shares.take("a", 0), 0)
+        self.assertEqual(self.take("a", 0b110), 0b110)
+        self.assertEqual(self.take("a", 0), 0)
 
     def test_size(self) -> None:
         """A promise would be so small that it takes longer than what is promised, or so large that a slow node holds up all others."""
-        for blocks in (1, 100, 256, 8192, 1 << 20):
-            share = Shares(blocks, random.Random(1)).take("a", FULL).bit_count()
-            self.assertTrue(share == 1 or abs(share * blocks / SLICES - BLOCKS_AT_ONCE) <= blocks / SLICES or share == SLICES, blocks)
+        for size in (0, 1, 32_768, 100 * 32_768, 8 * MIB, 256 * MIB, 1 << 40):
+            pieces = Pieces.of_image(max(1, size // 32_768), size)
+            share = pieces.from_bytes(Shares(pieces, size).take("a", pieces.to_bytes(pieces.full))).bit_count()
+            piece = size / pieces.count
+            self.assertTrue(share in (1, pieces.count) or BYTES_AT_ONCE - piece < share * piece <= BYTES_AT_ONCE, size)
 
     def test_who_left(self) -> None:
         """What a node that died was promised would be given to nobody."""
-        shares = Shares(8192, random.Random(1))
-        first = shares.take("a", FULL)
-        rest = FULL & ~first
+        first = self.take("a", PIECES.full)
+        rest = PIECES.full & ~first
         while rest:
-            rest &= ~shares.take("b", rest)
-        self.assertEqual(shares.take("c", FULL), 0)
-        shares.left("a")
-        shares.left("nobody")
-        self.assertEqual(shares.take("c", FULL), first)
+            rest &= ~self.take("b", rest)
+        self.assertEqual(self.take("c", PIECES.full), 0)
+        self.shares.left("a")
+        self.shares.left("nobody")
+        self.assertEqual(self.take("c", PIECES.full), first)
+
+    @shows("A24")
+    def test_mask_of_another_image(self) -> None:
+        """A node could end the client, or be promised pieces that there are not."""
+        for size in (0, 1, 32, PIECES.count // 8 + 32):
+            with self.assertRaisesRegex(RemoteError, "are right for this image"):
+                self.shares.take("a", b"\xff" * size)
+        self.assertEqual(self.take("b", PIECES.full) & 1, 1, "what was refused was promised all the same")

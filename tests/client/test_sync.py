@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -17,7 +18,6 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.mask import FULL
 from ciruela.proto.messages import (
     AppendDir,
     BlockData,
@@ -26,13 +26,16 @@ from ciruela.proto.messages import (
     GetBlock,
     GetBlocks,
     GetIndex,
+    GetPieces,
     GetShare,
     IndexData,
+    Part,
     ReplaceDir,
     Request,
     Response,
     ShareData,
 )
+from ciruela.proto.packing import unpack
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.doubles.memnet import Hub
@@ -560,7 +563,7 @@ class Serving(SyncCase):
         """Blocks would travel one by one; or a node could make the client gather more than an answer may hold."""
         self.node(1)
         self.begin(["n1"])
-        self.assertEqual(self.successResultOf(self.ask(GetBlocks(PATH, IMAGE, (0,)))), BlocksData(BLOCK))
+        self.assertEqual(self.successResultOf(self.ask(GetBlocks(PATH, IMAGE, (0,)))), BlocksData((Part(BLOCK),)))
         self.assertEqual(self.running().sent_bytes, len(BLOCK))
         for numbers in ((), (1,), (0, 1)):
             self.failureResultOf(self.ask(GetBlocks(PATH, IMAGE, numbers)), RemoteError)
@@ -584,7 +587,56 @@ class Serving(SyncCase):
         source = Source([Offer(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         ask = partial(source.answer, published=(IMAGE,), sent=lambda image, size: None)
         self.failureResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(33)))), RemoteError)
-        self.assertEqual(self.successResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(32))))), BlocksData(32 * whole))
+        self.assertEqual(self.successResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(32))))), BlocksData((Part(whole),) * 32))
+
+    def test_parts(self) -> None:
+        """A part would not be what the other side cuts out; or what changed would take the rest of its answer with it."""
+        blocks = [(b"%d" % number).ljust(BLOCK_BYTES) for number in range(600)]
+        hashes = [HashKind.BLAKE2B.block(data) for data in blocks]
+        large = Index(IMAGE, HashKind.BLAKE2B, (Directory("/", (File("/x", False, len(blocks) * BLOCK_BYTES, b"".join(hashes)),)),))
+        gone: set[BlockHash] = set()
+        jobs: list[object] = []
+
+        class LargeTree(FakeTree):
+            def read(self, asked: Sequence[BlockHash]) -> list[bytes | None]:
+                return [None if one in gone else blocks[hashes.index(one)] for one in asked]
+
+        def in_thread(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+            jobs.append(job)
+            return succeed(job(*args, **kwargs))
+
+        told: list[str] = []
+        sent: list[int] = []
+        tree = LargeTree()
+        source = Source([Offer(large, b"", tree, "./a")], in_thread, lambda image, text: told.append(text))
+
+        def ask(numbers: Sequence[int], packed: bool) -> BlocksData:
+            request = GetBlocks(PATH, IMAGE, tuple(numbers), packed)
+            answer = self.successResultOf(source.answer(request, (IMAGE,), lambda image, size: sent.append(size)))
+            assert isinstance(answer, BlocksData)
+            return answer
+
+        asked = [0, 1, 2, 3, 300, 301]
+        groups = large.pieces.groups(asked)
+        self.assertGreater(len(groups), 2)
+        whole = tuple(Part(b"".join(blocks[number] for number in group)) for group in groups)
+        self.assertEqual(ask(asked, False), BlocksData(whole))
+        self.assertEqual((len(jobs), sent), (1, [6 * BLOCK_BYTES]))
+        packed = ask(asked, True)
+        self.assertEqual([one.packed for one in packed.parts], [True] * len(groups))
+        unpacked = [unpack(one.data, len(group) * BLOCK_BYTES) for one, group in zip(packed.parts, groups, strict=True)]
+        self.assertEqual(unpacked, [one.data for one in whole])
+        self.assertEqual(sent[1], sum(len(one.data) for one in packed.parts))
+        gone |= {hashes[1], *(hashes[number] for number in groups[-1])}
+        tree.broken = True
+        answer = ask(asked, False)
+        self.assertEqual(answer.lacks, (1, *groups[-1]))
+        kept = [[number for number in group if number != 1] for group in groups[:-1]]
+        self.assertEqual(answer.parts, tuple(Part(b"".join(blocks[number] for number in group)) for group in kept if group))
+        self.assertEqual(len(told), 1)
+        gone |= set(hashes)
+        self.assertEqual(ask(asked, True), BlocksData((), tuple(asked)))
+        self.assertEqual(len(sent), 3, "nothing was sent")
 
     def test_shares(self) -> None:
         """Two nodes would take the same from the client; or what a node took that is gone would be given to nobody."""
@@ -592,19 +644,22 @@ class Serving(SyncCase):
         self.node(2)
         self.begin(["n1", "n2"])
         first, second = self.nodes[1].links[0], self.nodes[2].links[0]
-        answers = [link.ask(GetShare(IMAGE, FULL)) for link in (first, second)]
+        all_of_it = b"\xff" * 32
+        answers = [link.ask(GetShare(IMAGE, all_of_it)) for link in (first, second)]
         self.pass_(0.1)
-        shares = [self.successResultOf(answer).slices for answer in answers]  # type: ignore[union-attr]
-        self.assertEqual(sorted(shares), [0, FULL])
-        taker, other = (first, second) if shares[0] else (second, first)
+        shares = [self.successResultOf(answer).pieces for answer in answers]  # type: ignore[union-attr]
+        self.assertEqual(sorted(shares), [bytes(32), all_of_it])
+        taker, other = (first, second) if any(shares[0]) else (second, first)
         taker.close()
         self.pass_(0.1)
-        again = other.ask(GetShare(IMAGE, FULL))
+        again = other.ask(GetShare(IMAGE, all_of_it))
         self.pass_(0.1)
-        self.assertEqual(self.successResultOf(again), ShareData(FULL))
-        refused = other.ask(GetShare(OTHER, FULL))
-        self.pass_(0.1)
-        self.failureResultOf(refused, RemoteError)
+        self.assertEqual(self.successResultOf(again), ShareData(all_of_it))
+        for refused in (GetShare(OTHER, all_of_it), GetShare(IMAGE, bytes(64)), GetPieces(PATH, IMAGE, all_of_it)):
+            answer = other.ask(refused)
+            self.pass_(0.1)
+            self.failureResultOf(answer, RemoteError)
+        self.assertEqual(self.heard.problems, [])
 
     def test_reads_together(self) -> None:
         """Requests that come together are read in one job, not in one thread hop each."""

@@ -12,7 +12,7 @@ from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import Symlinks
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.proto.messages import AppendDir, GetBlock, GetIndex, PublishImage, UploadAck
+from ciruela.proto.messages import AppendDir, GetBlock, GetBlocks, GetIndex, GetPieces, PublishImage, UploadAck
 from ciruela.tracking.watches import MAX_PER_LINK
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image
@@ -78,8 +78,9 @@ class RatesTests(SynchronousTestCase):
         looked_at = refused.count("index not found")
         self.assertTrue(2 * 20 * READS <= looked_at <= 2 * 20 * READS + 50, looked_at)
         self.assertEqual(refused.count(SLOW_DOWN), 1000 - looked_at)
-        blocks = self.ask([GetBlock(BlockHash(bytes(32)), None)] * 100)
-        self.assertFalse(any(answer.check(Busy) for answer in blocks))
+        many = (GetBlock(BlockHash(bytes(32)), None), GetBlocks("/app/v1", SITE.id, (0,)), GetPieces("/app/v1", SITE.id, bytes(32)))
+        for request in many:
+            self.assertFalse(any(answer.check(Busy) for answer in self.ask([request] * 100)), request)
 
     @shows("A26", "I6")
     def test_published(self) -> None:

@@ -2,10 +2,11 @@
 
 import hashlib
 
-from twisted.internet.defer import fail
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.requests import config_hash
+from ciruela.download.lookout import HELD_S
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, RemoteError
@@ -15,9 +16,13 @@ from ciruela.proto.messages import (
     BlockHint,
     GetBaseDir,
     GetBlock,
+    GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetPieces,
+    GetShare,
     IndexAtData,
+    PiecesData,
     PublishImage,
     UploadAck,
 )
@@ -54,6 +59,19 @@ class RequestsTests(SynchronousTestCase):
         self.client.upload("/app/v1", [self.cluster.address(1)])
         self.cluster.run(5.0)
         self.assertEqual(self.cluster.holders("/app/v1", SITE), {1})
+
+    def hold(self, kind):
+        """From now on the client answers requests of this kind when what is in the list fires."""
+        held, give = [], self.client.requested
+
+        def requested(link, request):
+            if not isinstance(request, kind):
+                return give(link, request)
+            held.append(Deferred())
+            return held[-1].addCallback(lambda _: give(link, request))
+
+        self.client.requested = requested
+        return held
 
     @shows("A17", "F1", "F3")
     def test_bad_path(self):
@@ -101,6 +119,61 @@ class RequestsTests(SynchronousTestCase):
         self.uploaded()
         wanted = next(iter(SITE.blocks))
         self.assertEqual(self.ask(GetBlock(BlockHash(wanted), BlockHint("/app/v1", "/a", 0))).data, SITE.blocks[wanted])
+
+    def test_pieces(self):
+        """Others would not hear what is here until gossip tells it, or wait for what is not."""
+        full = b"\xff" * 32
+        self.assertEqual(self.refused(GetPieces("/app/v1", SITE.id, full)), "image not found")
+        self.uploaded()
+        self.assertEqual(self.ask(GetPieces("/app/v1", SITE.id, full)), PiecesData(full))
+        self.assertEqual(self.ask(GetPieces("/app/v1", SITE.id, b"\5" * 64)), PiecesData(b"\5" * 64))
+        self.assertEqual(self.refused(GetPieces("/app/v1", Image(6, {"a": 1}).id, full)), "image not found")
+        self.assertEqual(self.refused(GetPieces("/app/v2", SITE.id, full)), "image not found")
+        self.assertIn("not a virtual path", self.refused(GetPieces("/app//v1", SITE.id, full)))
+        self.assertEqual(self.refused(GetShare(SITE.id, full)), "only clients share an image out")
+
+    def test_pieces_on_their_way(self):
+        """Those that wait for a piece would be told that the image is not here, or never that it has come."""
+        held = self.hold(GetBlocks)
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(1.0)
+        wanted = sum(1 << SITE.pieces.piece_of(number) for number in range(len(SITE.order)))
+        answers = []
+        self.link.ask(GetPieces("/app/v1", SITE.id, SITE.pieces.to_bytes(wanted))).addBoth(answers.append)
+        self.cluster.run(1.0)
+        self.assertEqual(answers, [])
+        self.assertEqual(self.refused(GetPieces("/app/v1", Image(6, {"a": 1}).id, b"\xff" * 32)), "image not found")
+        for one in held:
+            one.callback(None)
+        self.cluster.run(1.0)
+        self.assertEqual(answers, [PiecesData(SITE.pieces.to_bytes(wanted))])
+        self.assertEqual(self.cluster.holders("/app/v1", SITE), {1})
+
+    def test_pieces_of_what_was_given_up(self):
+        """Those that wait for a node whose disk is full would wait until they lose patience, over and over."""
+        held = self.hold(GetIndex)
+        self.cluster.disks[1].free_bytes = 1000
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(1.0)
+        answers = []
+        self.link.ask(GetPieces("/app/v1", SITE.id, b"\xff" * 32)).addErrback(answers.append)
+        self.cluster.run(0.5)
+        self.assertEqual(answers, [])
+        for one in held:
+            one.callback(None)
+        self.cluster.run(0.5)
+        self.assertEqual([answer.getErrorMessage() for answer in answers], ["image not found"])
+
+    def test_stopped_with_pieces_awaited(self):
+        """A node that is stopped would answer, from what is gone, seconds later."""
+        self.client.serving = False
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(1.0)
+        answers = []
+        self.node.counterpart.requested(self.link, GetPieces("/app/v1", SITE.id, b"\xff" * 32)).addBoth(answers.append)
+        self.node.stop()
+        self.cluster.run(2 * HELD_S)
+        self.assertEqual(answers, [])
 
     @shows("F3")
     def test_base_dir(self):

@@ -9,7 +9,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import safedir, syscalls
+from ciruela.disk import openfile, safedir, syscalls
+
+PLACES = (safedir, openfile)
 
 CHANGING = frozenset(
     {"mkdir", "pwrite", "fchmod", "utime", "fsync", "link", "symlink", "unlink", "rmdir", "rename", "renameat2", "syncfs", "open"}
@@ -39,13 +41,15 @@ class Faults:
         return len(self.calls) >= self.at
 
     def install(self, case: SynchronousTestCase) -> None:
-        case.patch(safedir, "os", _Watched(os, self))
-        case.patch(safedir, "syscalls", _Watched(syscalls, self))
+        for place in PLACES:
+            case.patch(place, "os", _Watched(os, self))
+            case.patch(place, "syscalls", _Watched(syscalls, self))
 
     @staticmethod
     def remove(case: SynchronousTestCase) -> None:
-        case.patch(safedir, "os", os)
-        case.patch(safedir, "syscalls", syscalls)
+        for place in PLACES:
+            case.patch(place, "os", os)
+            case.patch(place, "syscalls", syscalls)
 
     def called(self, name: str) -> None:
         self.calls.append(name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ciruela.disk.layout import place
-from ciruela.disk.safedir import STAMP_NS
+from ciruela.disk.openfile import STAMP_NS
 from ciruela.model.errors import DiskError, DownloadFailed
 from tests.disk.bench import CONFIGS, NEW, OLD, OTHER, PARTS, V1, V2, Bench, Stand, Violation, Work, check_records, done, stand, succeed
 from tests.disk.trees import Spec

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import safedir
+from ciruela.disk import openfile, safedir
 from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
@@ -133,7 +133,7 @@ class Looking(Real):
     def test_read_errors(self) -> None:
         """A sector that cannot be read is damage: its file has to come from somewhere else."""
         index = self.upload(V1, SMALL)
-        self.patch(safedir, "os", Failing(errno.EIO, "pread", "big.bin"))
+        self.patch(openfile, "os", Failing(errno.EIO, "pread", "big.bin"))
         self.assertEqual(self.damages(V1, index), [("/a/big.bin", "cannot be read: read: Input/output error")])
         self.patch(safedir, "os", Failing(errno.EIO, "listdir", "/a"))
         self.assertEqual(self.damages(V1, index), [("/a", "cannot be read: list: Input/output error")])

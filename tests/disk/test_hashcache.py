@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
-from ciruela.disk import hashcache, known, safedir, syscalls, walk
+from ciruela.disk import faults, hashcache, known, syscalls, walk
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.known import KEY_BYTES, NEVER, Known, decode, encode
 from ciruela.disk.scan import Scan, scan
@@ -43,7 +43,7 @@ class CacheCase(ScanCase):
             return real(path, flags, *args, **kwargs)
 
         self.patch(os, "open", noted)
-        safedir._warned.discard("hash cache")
+        faults._warned.discard("hash cache")
 
     def now_ns(self) -> int:
         """The wall time that the scans are told: that of the file system, and some more."""

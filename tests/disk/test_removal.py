@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.layout import Place
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.reader import TREES, Readers
 from ciruela.disk.removal import MAX_DEPTH, remove_tree
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree
 from ciruela.model.vpath import VPath
 from tests.disk.trees import SMALL, Node, Spec, blocks_of, index_bytes, plant, state_of

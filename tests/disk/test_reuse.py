@@ -13,7 +13,8 @@ from twisted.logger import LogLevel, globalLogPublisher
 from ciruela.disk import faults
 from ciruela.disk import reuse as reuse_module
 from ciruela.disk.content import FRESH_MODE
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.disk.verify import READ_BLOCKS
 from ciruela.index.digest import BLOCK_BYTES, HashKind

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from ciruela.disk import safedir
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.model.errors import DownloadFailed
@@ -179,7 +179,7 @@ class Links(Real):
         self.upload(V1, SMALL)
         real = SafeDir.link
 
-        def edit(here: SafeDir, source: safedir.OpenFile, name: str) -> os.stat_result:
+        def edit(here: SafeDir, source: OpenFile, name: str) -> os.stat_result:
             os.utime(source.fd, ns=(5, 5))
             return real(here, source, name)
 

@@ -7,8 +7,9 @@ import os
 
 import cbor2
 
-from ciruela.disk import faults, safedir, staging, syscalls
+from ciruela.disk import faults, staging, syscalls
 from ciruela.disk.lock import lock
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError
 from ciruela.model.order import Command
@@ -163,7 +164,7 @@ class TakeOver(Real):
         debris.mkdir()
         real = SafeDir.open_read
 
-        def failing(here: SafeDir, name: str) -> safedir.OpenFile:
+        def failing(here: SafeDir, name: str) -> OpenFile:
             if name == "v1.state":
                 raise OSError(errno.EIO, "open: Input/output error", name)
             return real(here, name)

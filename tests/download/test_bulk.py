@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import exchange
-from ciruela.download.fetch_blocks import OUT_OF_TURN_S, STARVING_S, BlockFetch
+from ciruela.download.fetch_blocks import NUDGE_S, STARVING_S, BlockFetch
+from ciruela.download.lookout import HELD_S
+from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.download.sources import BULK_BLOCKS, Candidate, Totals
+from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, Candidate, Totals
+from ciruela.download.turns import OUT_OF_TURN_S, TURNS_S
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import RemoteError
-from ciruela.model.mask import FULL, slice_of
+from ciruela.model.mask import FULL
 from ciruela.model.order import Command
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import MOST_BULK_BYTES, BlocksData, GetBlocks, GetShare, Request, Response, ShareData
+from ciruela.proto.messages import (
+    MOST_BULK_BYTES,
+    BlocksData,
+    GetBlocks,
+    GetPieces,
+    GetShare,
+    Part,
+    PiecesData,
+    Request,
+    Response,
+    ShareData,
+)
+from ciruela.proto.packing import part, unpack
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
@@ -42,6 +58,12 @@ FILES = (
 )
 INDEX = parse(*reversed(emit(KIND, [Directory("/", FILES)])))
 ALL = [*BLOCKS, *SMALL]
+PIECES = INDEX.pieces
+
+
+def plain(*numbers: int) -> tuple[Part, ...]:
+    """The parts of an answer with these blocks."""
+    return tuple(Part(b"".join(ALL[number] for number in group)) for group in PIECES.groups(numbers))
 
 
 class Disk:
@@ -50,11 +72,13 @@ class Disk:
     def __init__(self) -> None:
         self.gone: set[int] = set()
         self.index: Index | None = INDEX
+        self.reads: list[tuple[int, ...]] = []
 
     def read_index(self, image: object) -> Deferred[Index | None]:
         return succeed(self.index)
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: tuple[int, ...]) -> Deferred[list[bytes | None]]:
+        self.reads.append(tuple(numbers))
         return succeed([None if number in self.gone else ALL[number] for number in numbers])
 
 
@@ -65,11 +89,25 @@ class ServingTests(SynchronousTestCase):
         self.disk, self.ledger = Disk(), Ledger(Clock())
         self.damaged: list[VPath] = []
         catalog = Catalog(self.disk)  # type: ignore[arg-type]
-        self.service = BlockService(self.ledger, self.disk, catalog, lambda vpath, _: self.damaged.append(vpath))  # type: ignore[arg-type]
+        self.passing = Passing(Clock())
+        self.jobs = 0
+
+        def in_thread(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+            self.jobs += 1
+            return succeed(job(*args, **kwargs))
+
+        self.service = BlockService(
+            self.ledger,
+            self.disk,  # type: ignore[arg-type]
+            catalog,
+            self.passing,
+            in_thread,
+            lambda vpath, _: self.damaged.append(vpath),
+        )
         self.state = State(INDEX.image, (SigEntry(5, bytes(64)),))
 
-    def ask(self, *numbers: int, path: str = "/app/v1") -> Deferred[BlocksData]:
-        return self.service.give_many(GetBlocks(path, INDEX.image, numbers))
+    def ask(self, *numbers: int, path: str = "/app/v1", packed: bool = False) -> Deferred[BlocksData]:
+        return self.service.give_many(GetBlocks(path, INDEX.image, numbers, packed))
 
     def refused(self, *numbers: int, path: str = "/app/v1") -> str:
         return str(self.failureResultOf(self.ask(*numbers, path=path), RemoteError).value)
@@ -78,8 +116,9 @@ class ServingTests(SynchronousTestCase):
         """What stands here would have to be asked for block by block."""
         self.ledger.commit(V1, self.state)
         data = self.successResultOf(self.ask(1, 2, 301))
-        self.assertEqual(data, BlocksData(ALL[1] + ALL[2] + ALL[301]))
-        self.assertEqual((self.service.sent_blocks, self.service.sent_bytes, self.service.served()), (3, len(data.data), {V1}))
+        self.assertEqual(data, BlocksData(plain(1, 2, 301)))
+        sent_bytes = 2 * BLOCK_BYTES + len(ALL[301])
+        self.assertEqual((self.service.sent_blocks, self.service.sent_bytes, self.service.served()), (3, sent_bytes, {V1}))
         self.assertEqual(self.damaged, [])
 
     @shows("A10", "F51")
@@ -87,14 +126,14 @@ class ServingTests(SynchronousTestCase):
         """A block that is damaged here would be given, or keep the others from being given; or nobody would repair it."""
         self.ledger.commit(V1, self.state)
         self.disk.gone = {2, 3}
-        self.assertEqual(self.successResultOf(self.ask(1, 2, 3, 4)), BlocksData(ALL[1] + ALL[4], (2, 3)))
+        self.assertEqual(self.successResultOf(self.ask(1, 2, 3, 4)), BlocksData(plain(1, 4), (2, 3)))
         self.assertEqual(self.damaged, [V1])
 
     def test_on_its_way(self) -> None:
         """A node would not share what it has got so far; what it has not got is no damage."""
         self.ledger.begin(Pending(V1, self.state, Command.APPEND))
         self.disk.gone = {1}
-        self.assertEqual(self.successResultOf(self.ask(0, 1)), BlocksData(ALL[0], (1,)))
+        self.assertEqual(self.successResultOf(self.ask(0, 1)), BlocksData(plain(0), (1,)))
         self.assertEqual(self.damaged, [])
 
     @shows("A2", "A34", "F3", "I6")
@@ -107,7 +146,7 @@ class ServingTests(SynchronousTestCase):
         self.assertIn("no block 340", self.refused(0, COUNT + len(SMALL)))
         most = MOST_BULK_BYTES // BLOCK_BYTES
         self.assertIn("at once", self.refused(*range(most + 1)))
-        self.assertEqual(len(self.successResultOf(self.ask(*range(most))).data), MOST_BULK_BYTES)
+        self.assertEqual(self.successResultOf(self.ask(*range(most))), BlocksData(plain(*range(most))))
 
     @shows("A45")
     def test_no_index(self) -> None:
@@ -116,6 +155,47 @@ class ServingTests(SynchronousTestCase):
         self.disk.index = None
         self.assertIn("index", self.refused(0))
         self.assertEqual(self.damaged, [V1])
+
+    def test_packed(self) -> None:
+        """Blocks would travel in their full length; or compressing would hold up all connections of the node."""
+        self.ledger.commit(V1, self.state)
+        answer = self.successResultOf(self.ask(1, 2, 300, 301, packed=True))
+        groups = PIECES.groups((1, 2, 300, 301))
+        sizes = [sum(len(ALL[number]) for number in group) for group in groups]
+        self.assertEqual([one.packed for one in answer.parts], [size > 1000 for size in sizes])
+        data = [unpack(one.data, size) if one.packed else one.data for one, size in zip(answer.parts, sizes, strict=True)]
+        self.assertEqual(data, [one.data for one in plain(1, 2, 300, 301)])
+        self.assertEqual((self.service.sent_blocks, self.service.sent_bytes), (4, sum(len(one.data) for one in answer.parts)))
+        self.assertEqual(self.jobs, 1)
+
+    def test_passed_on(self) -> None:
+        """What has just come would be read from the disk, hashed and compressed once more for each node that wants it."""
+        self.ledger.begin(Pending(V1, self.state, Command.APPEND))
+        first, second, third = (tuple(PIECES.blocks(piece)) for piece in (10, 11, 12))
+        kept, compressed = Part(b"as it came"), Part(b"compressed as it came", packed=True)
+        self.passing.put(INDEX.image, first, kept)
+        self.passing.put(INDEX.image, third, compressed)
+        self.assertEqual(self.successResultOf(self.ask(*first)), BlocksData((kept,)))
+        self.assertEqual((self.disk.reads, self.jobs), ([], 0))
+        self.assertEqual((self.service.sent_blocks, self.service.sent_bytes), (len(first), len(kept.data)))
+        answer = self.successResultOf(self.ask(*first, *second, *third))
+        self.assertEqual(answer, BlocksData((kept, *plain(*second), *plain(*third))))
+        self.assertEqual(self.disk.reads, [(*second, *third)])
+        answer = self.successResultOf(self.ask(*first, *second, *third, packed=True))
+        self.assertEqual(answer, BlocksData((kept, part(plain(*second)[0].data, may_pack=True), compressed)))
+        self.assertEqual(self.disk.reads[1:], [second])
+
+    @shows("A36")
+    def test_passed_on_and_lacking(self) -> None:
+        """What is missing would be taken for damage of what is there; or parts would come under the numbers of others."""
+        self.ledger.begin(Pending(V1, self.state, Command.APPEND))
+        first, second, third = (tuple(PIECES.blocks(piece)) for piece in (10, 11, 12))
+        kept = Part(b"as it came")
+        self.passing.put(INDEX.image, second, kept)
+        self.disk.gone = set(first)
+        answer = self.successResultOf(self.ask(*first, *second, *third))
+        self.assertEqual(answer, BlocksData((kept, *plain(*third)), first))
+        self.assertEqual(self.service.sent_blocks, len(second) + len(third))
 
 
 Answer = Callable[[GetBlocks], Response | Exception]
@@ -130,18 +210,21 @@ class FetchTests(SynchronousTestCase):
         self.candidates: list[Candidate] = []
         self.totals = Totals()
         self.shares: list[int] = []
-        self.share: Callable[[int], Deferred[Response]] = lambda missing: succeed(ShareData(missing))
+        self.share: Callable[[int], Deferred[Response]] = lambda missing: succeed(share_of(missing))
+        self.news: dict[str, list[tuple[int, Deferred[Response]]]] = {}
+        self.passing = Passing(Clock())
+        self.plan = Plan(INDEX, (), random.Random(1))
         self.fetch = BlockFetch(
             "/app/v1",
             INDEX,
             BlockMap(INDEX),
-            Plan(INDEX, (), random.Random(1)),
+            self.plan,
             self,  # type: ignore[arg-type]
             lambda: self.candidates,
             lambda: None,
             self.totals,
             self.clock,
-            random.Random(1),
+            self.passing,
             ME,
         )
 
@@ -157,8 +240,13 @@ class FetchTests(SynchronousTestCase):
 
         def ask(request: Request) -> Deferred[Response]:
             if isinstance(request, GetShare):
-                self.shares.append(request.missing)
-                return self.share(request.missing)
+                self.shares.append(PIECES.from_bytes(request.missing))
+                return self.share(self.shares[-1])
+            if isinstance(request, GetPieces):
+                self.assertEqual((request.path, request.image), ("/app/v1", INDEX.image))
+                news: Deferred[Response] = Deferred()
+                self.news.setdefault(name, []).append((PIECES.from_bytes(request.wanted), news))
+                return news
             assert isinstance(request, GetBlocks)
             self.assertEqual((request.path, request.image), ("/app/v1", INDEX.image))
             asked.append(request.numbers)
@@ -180,21 +268,29 @@ class FetchTests(SynchronousTestCase):
         self.candidates.append(Candidate(name, name, ask, mask, seed, bulk=True, machine=machine))
         return asked
 
+    def quiet(self) -> None:
+        """Nothing goes on when what is still asked of others is answered."""
+        for asked in self.news.values():
+            for _, news in asked:
+                if not news.called:
+                    news.callback(PiecesData(bytes(PIECES.count // 8)))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def finish(self, seconds: float = 10.0) -> None:
         done = self.fetch.run()
         self.clock.pump([0.01] * round(seconds / 0.01))
         self.successResultOf(done)
         self.assertEqual(self.written, dict(enumerate(ALL)))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.quiet()
 
     def test_few_answers(self) -> None:
         """Each block would cost a message of its own."""
         asked = self.source("client", seed=True)
         self.finish()
         self.assertEqual(sorted(number for numbers in asked for number in numbers), list(range(len(ALL))))
-        self.assertLess(len(asked), 300)
+        self.assertLess(len(asked), 100)
         for numbers in asked:
-            self.assertLessEqual(len(numbers), BULK_BLOCKS)
+            self.assertLessEqual(self.plan.bytes_of(numbers), MOST_BATCH_BYTES)
             self.assertEqual(list(numbers), sorted(numbers))
         self.assertEqual(self.totals.received_bytes, sum(map(len, ALL)))
 
@@ -204,17 +300,17 @@ class FetchTests(SynchronousTestCase):
         self.finish()
         self.assertEqual(sorted(number for share in shares for numbers in share for number in numbers), list(range(len(ALL))))
 
-    def parts(self, asked: list[tuple[int, ...]]) -> int:
-        """The slices that were asked for, as a mask."""
-        return sum(1 << part for part in {slice_of(number, len(ALL)) for numbers in asked for number in numbers})
+    def pieces(self, asked: list[tuple[int, ...]]) -> int:
+        """The pieces that were asked for, as a mask."""
+        return sum(1 << piece for piece in {PIECES.piece_of(number) for numbers in asked for number in numbers})
 
     def test_share(self) -> None:
         """A client would give everything to each of its nodes."""
-        self.share = lambda missing: succeed(ShareData(missing & HALF))
+        self.share = lambda missing: succeed(share_of(missing & HALF))
         client = self.source("client", delay_s=0.05, seed=True)
         peer = self.source("peer", mask=FULL & ~HALF)
         self.finish()
-        whole_slices = self.parts(client[: len(client) * 3 // 4])
+        whole_slices = self.pieces(client[: len(client) * 3 // 4])
         self.assertEqual(whole_slices & ~HALF, 0)
         self.assertEqual(sum(map(len, client)) + sum(map(len, peer)), len(ALL))
         self.assertGreater(len(self.shares), 1)
@@ -223,7 +319,7 @@ class FetchTests(SynchronousTestCase):
     @shows("A56", "A58", "F52")
     def test_share_of_the_dead(self) -> None:
         """What a client promised to a node that died would never come, or as slowly as if nobody had it."""
-        self.share = lambda missing: succeed(ShareData(missing & HALF))
+        self.share = lambda missing: succeed(share_of(missing & HALF))
         self.source("client", seed=True)
         self.finish(STARVING_S + 3.0)
 
@@ -242,6 +338,13 @@ class FetchTests(SynchronousTestCase):
         self.source("peer")
         self.finish(OUT_OF_TURN_S + 3.0)
 
+    @shows("A58", "F52")
+    def test_only_client_is_silent_about_shares(self) -> None:
+        """Where nobody else has the image, it would never come."""
+        self.share = lambda missing: Deferred()
+        self.source("client", seed=True)
+        self.finish(GRACE_S + 10.0)
+
     def test_turns(self) -> None:
         """All would take a new slice from the one node that has it; or a node whose turn never comes would wait for ever."""
         self.source("client", delay_s=1e6, seed=True)
@@ -250,15 +353,83 @@ class FetchTests(SynchronousTestCase):
         holder = self.source("holder")
         done = self.fetch.run()
         self.clock.pump([0.01] * 100)
-        first = self.parts(holder)
-        mine = exchange.neighbors
+        first = self.pieces(holder)
         peers = tuple(sorted(name.encode() for name in ("a", "b", "c", "d", "e", "f", "holder")))
-        allowed = sum(1 << part for part in range(256) if b"holder" in mine(part, ME, peers, frozenset({ME})))
+        allowed = exchange.near(PIECES.count, ME, peers, frozenset({ME}))[b"holder"]
         self.assertEqual(first & ~allowed, 0)
         self.assertGreater(first.bit_count(), 20)
         self.assertLess(first.bit_count(), 130)
         self.clock.pump([0.01] * round(100 * OUT_OF_TURN_S + 300))
         self.successResultOf(done)
+
+    def test_news(self) -> None:
+        """What a relay has got would be known here only by gossip, tenths of a second later."""
+        holder = self.source("holder", mask=0)
+        self.source("other", mask=0)
+        done = self.fetch.run()
+        self.clock.advance(TURNS_S)
+        near = exchange.near(PIECES.count, ME, (b"holder", b"other"), frozenset())[b"holder"]
+        ((wanted, news),) = self.news["holder"]
+        self.assertEqual(wanted & ~near, 0)
+        self.assertEqual(near & ~(wanted | self.plan.mask), 0)
+        self.assertEqual(holder, [])
+        come = wanted & -wanted
+        self.clock.advance(0.3)
+        news.callback(PiecesData(PIECES.to_bytes(come)))
+        self.clock.advance(NUDGE_S)
+        self.assertEqual(self.pieces(holder), come)
+        self.clock.pump([0.01] * 4)
+        self.assertEqual(self.news["holder"][1][0], wanted & ~come, "what has come is of no interest any more")
+        self.clock.advance(HELD_S - 1)
+        self.assertEqual(len(self.news["holder"]), 2, "one question at a time")
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+        self.quiet()
+
+    def test_no_news_from_clients(self) -> None:
+        """A client would be asked what it has, which is everything, and have to refuse."""
+        self.source("client", seed=True)
+        self.finish()
+        self.assertEqual(self.news, {})
+
+    def test_passes_on(self) -> None:
+        """What came would be read and compressed again for the next node; or what is wrong here would be passed on."""
+
+        def packed(request: GetBlocks) -> Response:
+            self.assertTrue(request.packed)
+            return BlocksData(tuple(part(one.data, may_pack=True) for one in plain(*request.numbers)))
+
+        def bent(request: GetBlocks) -> Response:
+            first, *others = plain(*request.numbers)
+            return BlocksData((Part(bytes([first.data[0] ^ 1]) + first.data[1:]), *others))
+
+        asked = self.source("client", packed, seed=True)
+        liar = self.source("liar", bent)
+        self.finish(5.0)
+        self.assertGreater(self.totals.bad_blocks, 0)
+        known = 0
+        for numbers in asked:
+            for group in PIECES.groups(numbers):
+                one = self.passing.get(INDEX.image, group, packed=True)
+                assert one is not None
+                data = b"".join(ALL[number] for number in group)
+                self.assertEqual(unpack(one.data, len(data)) if one.packed else one.data, data)
+                known += one.packed
+        self.assertGreater(known, 50)
+        for numbers in liar:
+            for group in PIECES.groups(numbers):
+                one = self.passing.get(INDEX.image, group, packed=False)
+                self.assertIn(None if one is None else one.data, (None, b"".join(ALL[number] for number in group)))
+
+    @shows("A24")
+    def test_wrong_share(self) -> None:
+        """A client that answers with the mask of another image, or with something else, would hold the image up."""
+        for wrong in (ShareData(bytes(64)), PiecesData(b"\xff" * 32)):
+            self.setUp()
+            self.share = lambda missing, wrong=wrong: succeed(wrong)  # type: ignore[misc]
+            self.source("client", seed=True)
+            self.finish(2.0)
+            self.assertEqual(len(self.shares), 1)
 
     @shows("A36", "F27")
     def test_lacking(self) -> None:
@@ -266,7 +437,7 @@ class FetchTests(SynchronousTestCase):
 
         def some(request: GetBlocks) -> Response:
             lacks = tuple(number for number in request.numbers if number % 3 == 0)
-            return BlocksData(b"".join(ALL[number] for number in request.numbers if number % 3), lacks)
+            return BlocksData(plain(*(number for number in request.numbers if number % 3)), lacks)
 
         asked = self.source("peer", some)
         self.source("client", delay_s=0.5, seed=True)
@@ -278,9 +449,8 @@ class FetchTests(SynchronousTestCase):
         """One wrong block in an answer would spoil the others, or come to the disk."""
 
         def wrong(request: GetBlocks) -> Response:
-            data = bytearray(b"".join(ALL[number] for number in request.numbers))
-            data[0] ^= 1
-            return BlocksData(bytes(data))
+            first, *others = plain(*request.numbers)
+            return BlocksData((Part(bytes([first.data[0] ^ 1]) + first.data[1:]), *others))
 
         self.source("liar", wrong)
         self.source("good", delay_s=0.2)
@@ -291,8 +461,11 @@ class FetchTests(SynchronousTestCase):
     def test_wrong_size(self) -> None:
         """An answer that is shorter or longer than what was asked for would put bytes where they do not belong."""
         wrong: tuple[Answer, ...] = (
-            lambda request: BlocksData(whole(request).data[:-1]),
-            lambda request: BlocksData(whole(request).data + b"x"),
+            lambda request: BlocksData(plain(*request.numbers)[:-1]),
+            lambda request: BlocksData((*plain(*request.numbers), Part(b"more"))),
+            lambda request: BlocksData(tuple(Part(one.data[:-1]) for one in plain(*request.numbers))),
+            lambda request: BlocksData(tuple(Part(one.data + b"x") for one in plain(*request.numbers))),
+            lambda request: BlocksData(tuple(Part(one.data, packed=True) for one in plain(*request.numbers))),
         )
         for answer in wrong:
             self.setUp()
@@ -303,4 +476,8 @@ class FetchTests(SynchronousTestCase):
 
 
 def whole(request: GetBlocks) -> BlocksData:
-    return BlocksData(b"".join(ALL[number] for number in request.numbers))
+    return BlocksData(plain(*request.numbers))
+
+
+def share_of(pieces: int) -> ShareData:
+    return ShareData(PIECES.to_bytes(pieces))

@@ -6,9 +6,11 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, MOST_UNWRITTEN, STALLED_S, TICK_S, WRITES_PER_JOB, BlockFetch
+from ciruela.download import fetch_blocks
+from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch
+from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
-from ciruela.download.sources import FIRST_WINDOW, Candidate, Totals
+from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
 from ciruela.index.digest import HashKind
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Directory, File, Index
@@ -71,7 +73,7 @@ class BlockFetchTests(SynchronousTestCase):
             self.count,
             self.totals,
             self.clock,
-            random.Random(1),
+            Passing(self.clock),
         )
 
     def count(self):
@@ -136,7 +138,7 @@ class BlockFetchTests(SynchronousTestCase):
         """A source is not flooded before it has shown what it can do."""
         asked = self.source("client", seed=True, delay=None)
         done = self.fetch.run()
-        self.assertEqual(len(asked), FIRST_WINDOW)
+        self.assertEqual(len(asked), FIRST_BLOCKS)
         done.cancel()
         self.failureResultOf(done, CancelledError)
 
@@ -146,7 +148,7 @@ class BlockFetchTests(SynchronousTestCase):
         liar = self.source("liar", answer=lambda number: BlockData(b"wrong"))
         self.source("good")
         self.finish(self.fetch.run(), seconds=20.0)
-        self.assertLessEqual(len(liar), 3 * FIRST_WINDOW)
+        self.assertLessEqual(len(liar), 3 * FIRST_BLOCKS)
         self.assertGreater(self.totals.bad_blocks, 0)
 
     @shows("A36", "F27")
@@ -161,7 +163,7 @@ class BlockFetchTests(SynchronousTestCase):
         broken = self.source("broken", answer=lambda number: _raise(LinkLost("gone")))
         self.source("good")
         self.finish(self.fetch.run(), seconds=20.0)
-        self.assertLess(len(broken), 4 * FIRST_WINDOW)
+        self.assertLess(len(broken), 4 * FIRST_BLOCKS)
 
     @shows("A58", "F52")
     def test_silent_source(self):
@@ -170,7 +172,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.source("good")
         done = self.fetch.run()
         self.run_for(1.5)
-        self.assertEqual(len(self.disk.written), COUNT - FIRST_WINDOW)
+        self.assertEqual(len(self.disk.written), COUNT - FIRST_BLOCKS)
         self.run_for(LATE_S + 1)
         self.assertIsNone(self.successResultOf(done))
 
@@ -180,7 +182,7 @@ class BlockFetchTests(SynchronousTestCase):
         asked = self.source("silent", delay=None)
         done = self.fetch.run()
         self.run_for(60, step=0.1)
-        self.assertGreater(len(asked), FIRST_WINDOW)
+        self.assertGreater(len(asked), FIRST_BLOCKS)
         done.cancel()
         self.failureResultOf(done, CancelledError)
 
@@ -188,14 +190,16 @@ class BlockFetchTests(SynchronousTestCase):
     def test_disk_behind(self):
         """Blocks that the disk has not taken yet would fill the memory."""
         self.disk.held = Deferred()
-        first = (MOST_UNWRITTEN + WRITES_PER_JOB) // FIRST_WINDOW
-        asked = [self.source(f"p{number}") for number in range(first)]
+        self.patch(fetch_blocks, "MOST_UNWRITTEN", 100)
+        asked = [self.source(f"p{number}") for number in range(10)]
         done = self.fetch.run()
         self.run_for(0.1)
-        self.assertEqual(sum(map(len, asked)), MOST_UNWRITTEN + WRITES_PER_JOB)
+        held_bytes = self.totals.received_bytes
+        self.assertEqual(sum(map(len, asked)), 10 * FIRST_BLOCKS)
+        self.assertGreater(held_bytes, 100)
         more = [self.source(f"more{number}") for number in range(10)]
         self.run_for(2)
-        self.assertEqual(sum(map(len, more)), 0)
+        self.assertEqual((sum(map(len, more)), self.totals.received_bytes), (0, held_bytes))
         held, self.disk.held = self.disk.held, None
         held.callback(None)
         self.finish(done)
@@ -301,7 +305,7 @@ class BlockFetchTests(SynchronousTestCase):
     def test_nothing_to_fetch(self):
         """An image whose files are all here is done at once."""
         plan = Plan(INDEX, range(COUNT), random.Random(1))
-        fetch = BlockFetch("/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, self.totals, self.clock, random.Random(1))
+        fetch = BlockFetch("/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, self.totals, self.clock, Passing(self.clock))
         self.assertIsNone(self.successResultOf(fetch.run()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -1,12 +1,13 @@
 """Which block next: nothing is lost, nothing is fetched twice without need."""
 
 import random
+from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.plan import Plan
+from ciruela.download.plan import MOST_AT_ONCE, Plan
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import ImageId
@@ -28,7 +29,16 @@ def plan(image, have=(), seed=1):
 
 
 def choose(one, asker="a", mask=FULL, preferred=FULL, current=None, now=0.0, late=3.0):
-    return one.choose(asker, mask, preferred, current, now, late)
+    """One block, from pieces in a random order; None when there is nothing to do."""
+    numbers = one.choose(asker, mask, preferred, current, now, late, at_random=True)
+    return numbers[0] if numbers else None
+
+
+def many(one, most_bytes, asker="a", mask=None, preferred=None, current=None, now=0.0, late=inf, *, at_random=False):
+    """As many blocks as fit, from pieces in order."""
+    full = one.pieces.full
+    mask, preferred = (full if one is None else one for one in (mask, preferred))
+    return one.choose(asker, mask, preferred, current, now, late, most_bytes, at_random=at_random)
 
 
 class PlanTests(SynchronousTestCase):
@@ -77,7 +87,6 @@ class PlanTests(SynchronousTestCase):
         completed = [one.arrived(number) for number in part]
         self.assertEqual(completed, [False, False, False, True])
         self.assertEqual(one.mask, 1 << slice_of(part[0], 1024))
-        self.assertTrue(one.has_slice(slice_of(part[0], 1024)))
 
     def test_only_claimed_slices(self):
         """A peer is asked only for what it claims."""
@@ -104,6 +113,75 @@ class PlanTests(SynchronousTestCase):
         """Two nodes begin with different slices and have something to exchange."""
         starts = {choose(plan(index(range(4096)), seed=seed)) for seed in range(10)}
         self.assertGreater(len(starts), 5)
+
+    def test_whole_pieces_in_order(self):
+        """A relay would get its pieces in bits, and could pass none of them on."""
+        one = plan(index(range(1024)))
+        each = 4
+        self.assertEqual(many(one, 2 * each * BLOCK_BYTES), list(range(2 * each)))
+        self.assertEqual(many(one, (2 * each - 1) * BLOCK_BYTES), list(range(2 * each, 3 * each)), "half of the next one came along")
+        self.assertEqual(many(one, 3 * BLOCK_BYTES), [12, 13, 14], "it does not fit as a whole")
+        self.assertEqual(many(one, each * BLOCK_BYTES), [15], "what is left of it goes with nothing that does not fit")
+        self.assertEqual(many(one, 1), [4 * each])
+        self.assertEqual(many(one, each * BLOCK_BYTES, mask=0b11), [])
+
+    def test_in_order_as_wanted(self):
+        """What nobody else has would come last, or what was not promised would be asked for."""
+        one = plan(index(range(1024)))
+        four = 4 * BLOCK_BYTES
+        self.assertEqual(many(one, 2 * four, mask=1 << 3 | 1 << 7 | 1 << 9, preferred=1 << 7 | 1 << 9), [*range(28, 32), *range(36, 40)])
+        self.assertEqual(many(one, 2 * four, mask=1 << 3 | 1 << 7 | 1 << 9, preferred=1 << 7 | 1 << 9), [*range(12, 16)])
+        self.assertEqual(many(one, four, preferred=0), [0, 1, 2, 3])
+
+    def test_at_random(self):
+        """Where nobody shares out, two nodes would take the same from their clients."""
+        starts = {many(plan(index(range(2048)), seed=seed), 1 << 30, at_random=True)[0] for seed in range(10)}
+        self.assertGreater(len(starts), 5)
+        one = plan(index(range(1024)))
+        self.assertEqual(many(one, 3 * BLOCK_BYTES, current=9, at_random=True), [36, 37, 38])
+        self.assertEqual(many(one, 1 << 30, current=9, at_random=True), [39], "one piece at a time")
+        self.assertEqual(len(many(one, 1 << 30, current=9, at_random=True)), 4)
+
+    def test_bytes(self):
+        """A thousand small files would come one by one, or an answer would be larger than what is allowed."""
+        small = File("/a", False, 100, HashKind.BLAKE2B.hash(b"small"))
+        files = [small, *(File(f"/b{number:04}", False, 10 + number, HashKind.BLAKE2B.hash(b"%d" % number)) for number in range(600))]
+        image = Index(ImageId(bytes(32)), HashKind.BLAKE2B, (Directory("/", tuple(files)),))
+        one = plan(image)
+        self.assertEqual(one.bytes_of([0, 1, 600]), 100 + 10 + 609)
+        everything = one.unasked(one.pieces.full)
+        self.assertEqual(everything, image.total_bytes)
+        found = many(one, 5000)
+        self.assertLessEqual(one.bytes_of(found), 5000)
+        self.assertGreater(one.bytes_of(found), 4000)
+        self.assertEqual(one.unasked(one.pieces.full), everything - one.bytes_of(found))
+        self.assertEqual(one.unasked(1), 0)
+        one.failed(0, "a")
+        self.assertEqual(one.unasked(1), 100)
+        self.assertEqual(one.wanted & 1, 1)
+
+    def test_most_at_once(self):
+        """A request that names more blocks than are allowed is refused, and the image never comes."""
+        files = tuple(File(f"/b{number:05}", False, 1, HashKind.BLAKE2B.hash(b"%d" % number)) for number in range(7000))
+        image = Index(ImageId(bytes(32)), HashKind.BLAKE2B, (Directory("/", files),))
+        for at_random in (False, True):
+            one = plan(image)
+            asked = []
+            while numbers := many(one, 1 << 20, at_random=at_random):
+                self.assertLessEqual(len(numbers), MOST_AT_ONCE)
+                asked += numbers
+            self.assertEqual(sorted(asked), list(range(7000)))
+        tiny = tuple(File(f"/{number:07}", False, 1, HashKind.BLAKE2B.hash(b"%d" % number)) for number in range(300_000))
+        one = plan(Index(ImageId(bytes(32)), HashKind.BLAKE2B, (Directory("/", tiny),)))
+        self.assertEqual(len(many(one, 1 << 20, mask=1)), MOST_AT_ONCE)
+
+    def test_late_in_bulk(self):
+        """When one block is late, all that its source owes would be asked for twice at once."""
+        one = plan(index(range(1024)))
+        while many(one, 1 << 20):
+            pass
+        self.assertEqual(many(one, 1 << 20, asker="b", now=9.0, late=3.0), [0])
+        self.assertEqual(many(one, 1 << 20, asker="b", now=9.0), [])
 
     def test_failed(self):
         """A block that a source did not give is asked from another."""

@@ -3,24 +3,42 @@
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.download.packing import Packing
 from ciruela.download.sources import (
-    BULK_BLOCKS,
+    BATCH_BYTES,
+    BATCH_S,
     DENIED_S,
+    FIRST_BLOCKS,
     FIRST_WINDOW,
     LONGEST_BAD_S,
     MOST_BAD_BLOCKS,
+    MOST_BATCH_BYTES,
     MOST_WINDOW,
     SLOW_S,
     Candidate,
-    Source,
     Sources,
 )
-from ciruela.model.mask import FULL
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.model.mask import FULL, Pieces
 from tests.proof import shows
+
+PIECES = Pieces(1000, 1)
 
 
 def candidate(key="a", mask=FULL, seed=False, hearsay=False):
     return Candidate(key, str(key), lambda request: Deferred(), mask, seed, hearsay)
+
+
+def source_of(one):
+    """The source as it begins."""
+    sources = Sources(PIECES)
+    sources.update([one], 0.0)
+    return sources.active()[0]
+
+
+def bulky(mask=FULL, most=MOST_WINDOW):
+    """A source that understands GetBlocks."""
+    return source_of(Candidate("x", "x", print, mask, seed=False, bulk=True, most=most))
 
 
 class SourceTests(SynchronousTestCase):
@@ -28,25 +46,28 @@ class SourceTests(SynchronousTestCase):
 
     def test_window_grows(self):
         """A source that answers fast is asked for more at a time, up to a limit."""
-        source = Source(candidate())
+        source = source_of(candidate())
         for _ in range(200):
-            source.gave(0.01)
+            source.gave(0.01, 1, BLOCK_BYTES)
         self.assertEqual(source.window, MOST_WINDOW)
 
     @shows("A58")
     def test_window_shrinks(self):
         """A slow link does not fill up with requests that then run into their deadline."""
-        source = Source(candidate())
+        source = source_of(candidate())
         for _ in range(200):
-            source.gave(SLOW_S + 1)
-        self.assertEqual(source.window, 2)
+            source.gave(SLOW_S + 1, 1, BLOCK_BYTES)
+        self.assertEqual(source.window, 2 * BLOCK_BYTES)
 
     def test_ready(self):
         """Not more than the window, and not while it rests."""
-        source = Source(candidate())
+        source = source_of(candidate())
         self.assertTrue(source.room(0.0))
-        source.in_flight = FIRST_WINDOW
+        self.assertEqual(source.window, FIRST_BLOCKS * BLOCK_BYTES)
+        source.in_flight = FIRST_BLOCKS * BLOCK_BYTES
         self.assertFalse(source.room(0.0))
+        source.in_flight -= 1
+        self.assertEqual(source.room(0.0), BLOCK_BYTES)
         source.in_flight = 0
         source.failed(10.0)
         self.assertFalse(source.room(10.9))
@@ -58,7 +79,7 @@ class SourceTests(SynchronousTestCase):
     @shows("A7", "F5")
     def test_liar(self):
         """Wrong bytes: 30 s of rest, doubling; after three never again for this image."""
-        source = Source(candidate())
+        source = source_of(candidate())
         source.lied(0.0)
         self.assertFalse(source.room(29.9))
         self.assertTrue(source.room(30.0))
@@ -71,35 +92,40 @@ class SourceTests(SynchronousTestCase):
 
     def test_deadline_counts_what_is_in_flight(self):
         """A slow but honest client is given the time that its queue takes."""
-        source = Source(candidate())
-        alone = source.deadline_s()
-        source.in_flight = 31
-        self.assertAlmostEqual(source.deadline_s() - alone, 31 * 32768 / 51200)
+        source = source_of(candidate())
+        alone = source.deadline_s(BLOCK_BYTES)
+        self.assertAlmostEqual(alone - source.deadline_s(0), BLOCK_BYTES / 51200)
+        source.in_flight = 31 * BLOCK_BYTES
+        self.assertAlmostEqual(source.deadline_s(BLOCK_BYTES) - alone, 31 * BLOCK_BYTES / 51200)
 
     @shows("A36", "F27")
     def test_lacked(self):
         """A peer that lacks a block is not asked for that slice again, but for others at once."""
-        source = Source(candidate(mask=0b11))
-        source.lacked(0, 0.0)
+        source = source_of(candidate(mask=0b11))
+        source.lacked(1, 0.0)
         self.assertEqual(source.mask, 0b10)
         self.assertTrue(source.room(0.0))
 
     def test_lacked_by_a_guess(self):
         """Who was only guessed to have the image, or a client that cannot read it, rests after a refusal."""
         for one in (candidate(hearsay=True), candidate(seed=True)):
-            source = Source(one)
-            source.lacked(0, 0.0)
+            source = source_of(one)
+            source.lacked(1, 0.0)
             self.assertFalse(source.room(0.5))
             self.assertTrue(source.room(1.0))
             self.assertEqual(source.mask, FULL)
 
     def test_shared_connection(self):
         """Downloads that share a client's connection share what may be in flight on it."""
-        source = Source(Candidate("a", "a", lambda request: Deferred(), FULL, True, most=2))
-        source.in_flight = 1
+        source = source_of(Candidate("a", "a", lambda request: Deferred(), FULL, True, most=2 * BLOCK_BYTES))
+        source.in_flight = BLOCK_BYTES
         self.assertTrue(source.room(0.0))
-        source.in_flight = 2
+        source.in_flight = 2 * BLOCK_BYTES
         self.assertFalse(source.room(0.0))
+        shared = bulky(most=BATCH_BYTES // 4)
+        self.assertEqual(shared.room(0.0), BATCH_BYTES // 4)
+        shared.in_flight = 1
+        self.assertEqual(shared.room(0.0), 0)
 
 
 class SourcesTests(SynchronousTestCase):
@@ -108,7 +134,7 @@ class SourcesTests(SynchronousTestCase):
     @shows("A7", "F5")
     def test_record_stays(self):
         """A liar does not start anew with each look around, nor by reconnecting for a moment."""
-        sources = Sources()
+        sources = Sources(PIECES)
         sources.update([candidate("a"), candidate("b")], 0.0)
         sources.active()[0].lied(0.0)
         sources.update([candidate("b")], 0.0)
@@ -118,9 +144,9 @@ class SourcesTests(SynchronousTestCase):
 
     def test_new_claim_is_believed(self):
         """A peer that got further is asked again for what it lacked before."""
-        sources = Sources()
+        sources = Sources(PIECES)
         sources.update([candidate(mask=0b01)], 0.0)
-        sources.active()[0].lacked(0, 0.0)
+        sources.active()[0].lacked(1, 0.0)
         sources.update([candidate(mask=0b01)], 1.0)
         self.assertEqual(sources.active()[0].mask, 0)
         sources.update([candidate(mask=0b11)], 2.0)
@@ -129,9 +155,9 @@ class SourcesTests(SynchronousTestCase):
     @shows("A36")
     def test_denial_ends(self):
         """A peer whose disk was slow once is asked again after a while: a download must not wait for ever for its last block."""
-        sources = Sources()
+        sources = Sources(PIECES)
         sources.update([candidate(mask=FULL)], 0.0)
-        sources.active()[0].lacked(7, 0.0)
+        sources.active()[0].lacked(1 << 7, 0.0)
         sources.update([candidate(mask=FULL)], DENIED_S - 1)
         self.assertEqual(sources.active()[0].mask, FULL & ~(1 << 7))
         sources.update([candidate(mask=FULL)], DENIED_S)
@@ -139,23 +165,82 @@ class SourcesTests(SynchronousTestCase):
 
     def test_claimed_by_peers(self):
         """Only what peers claim themselves counts as available elsewhere."""
-        sources = Sources()
+        sources = Sources(PIECES)
         sources.update(
             [candidate("c", seed=True), candidate("g", hearsay=True), candidate("p", mask=0b101), candidate("q", mask=0b001)], 0.0
         )
         self.assertEqual(sources.claimed_by_peers(), 0b101)
 
+    def test_pieces(self):
+        """A peer that claims a slice would be asked for a part of it only, or for one that it did not claim."""
+        sources = Sources(Pieces(100_000, 3))
+        sources.update([candidate("p", mask=0b101), candidate("q", mask=0b001)], 0.0)
+        self.assertEqual([one.mask for one in sources.active()], [0b111000111, 0b111])
+        self.assertEqual(sources.claimed_by_peers(), 0b111000111)
+
+    def test_what_was_told(self):
+        """What a peer has told over a connection would be forgotten with the next, older, word of gossip."""
+        sources = Sources(Pieces(100_000, 3))
+        sources.update([candidate("p", mask=0b001)], 0.0)
+        (one,) = sources.active()
+        one.told(1 << 100)
+        sources.update([candidate("p", mask=0b011)], 1.0)
+        self.assertEqual(one.mask, 1 << 100 | 0b111111)
+
+    @shows("A36")
+    def test_told_after_denial(self):
+        """A peer would be asked again and again for what it tells that it has and does not give; or never for what it has got since."""
+        one = source_of(candidate(mask=0b01))
+        one.lacked(0b11, 0.0)
+        one.told(0b01)
+        self.assertEqual(one.mask, 0, "it says nothing new")
+        one.told(0b10)
+        self.assertEqual(one.mask, 0b10)
+
     def test_room_for_many(self):
         """Answers of one block each would be asked for, or none at all because the window is almost full."""
-        source = Source(Candidate("x", "x", print, FULL, seed=False, bulk=True))
-        self.assertEqual(source.room(0.0), FIRST_WINDOW)
-        source.window = 2 * BULK_BLOCKS + 5
-        self.assertEqual(source.room(0.0), BULK_BLOCKS)
-        source.in_flight = 2 * BULK_BLOCKS
+        source = bulky()
+        self.assertEqual(source.window, FIRST_WINDOW)
+        self.assertEqual(source.room(0.0), min(FIRST_WINDOW, BATCH_BYTES))
+        source.window = 2 * BATCH_BYTES + 5000
+        self.assertEqual(source.room(0.0), BATCH_BYTES)
+        source.in_flight = 2 * BATCH_BYTES
         self.assertEqual(source.room(0.0), 0)
-        source.gave(0.1, BULK_BLOCKS)
-        self.assertEqual(source.window, 3 * BULK_BLOCKS + 5)
-        source.gave(0.1, 1000)
+        source.in_flight = BATCH_BYTES + 5000
+        self.assertEqual(source.room(0.0), BATCH_BYTES)
+        source.gave(0.1, 8, BATCH_BYTES)
+        self.assertEqual(source.window, 3 * BATCH_BYTES + 5000)
+        source.gave(0.1, 1000, MOST_WINDOW)
         self.assertEqual(source.window, MOST_WINDOW)
-        source.gave(SLOW_S + 1, BULK_BLOCKS)
-        self.assertEqual(source.window, MOST_WINDOW - BULK_BLOCKS)
+        source.gave(SLOW_S + 1, 8, BATCH_BYTES)
+        self.assertEqual(source.window, MOST_WINDOW - BATCH_BYTES)
+        self.assertEqual(source.blocks, 1016)
+
+    def test_batch(self):
+        """An answer would take so long that others wait for it, or be so small that it costs more than what is in it."""
+        source = bulky()
+        source.window = MOST_WINDOW
+        for rate, batch in ((0, BATCH_BYTES), (1, BATCH_BYTES), (2, 2 * BATCH_BYTES), (3, 3 * BATCH_BYTES), (1000, MOST_BATCH_BYTES)):
+            source.in_flight = BATCH_BYTES
+            source.gave(BATCH_S / rate if rate else 1e6, 8, BATCH_BYTES)
+            self.assertLessEqual(abs(source.batch - batch), 1)
+            source.in_flight = 0
+            self.assertEqual(source.room(0.0), source.batch)
+        source.gave(0.0, 8, BATCH_BYTES)
+        self.assertEqual(source.batch, MOST_BATCH_BYTES, "within one tick of the clock: nothing can be told")
+
+    def test_small_window(self):
+        """A source whose window has shrunk below one answer would never be asked again."""
+        source = bulky()
+        source.window = BLOCK_BYTES
+        self.assertEqual(source.room(0.0), BLOCK_BYTES)
+        source.in_flight = 1
+        self.assertEqual(source.room(0.0), 0)
+
+    def test_packing_is_its_own(self):
+        """What one source is asked for would depend on how fast another is."""
+        sources = Sources(PIECES)
+        sources.update([candidate("p"), candidate("q")], 0.0)
+        one, other = sources.active()
+        self.assertIsInstance(one.packing, Packing)
+        self.assertIsNot(one.packing, other.packing)

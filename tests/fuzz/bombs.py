@@ -1,6 +1,6 @@
 """Small inputs that promise, or truly are, very much: each under a limit of memory and time, in a process of its own (F6, F15).
 
-Run as a program it tries a kind of them, ``indexes`` or ``fragments``, and ends with 0 when each was refused in time.
+Run as a program it tries a kind of them, ``indexes``, ``fragments`` or ``frames``, and ends with 0 when each was refused in time.
 """
 
 from __future__ import annotations
@@ -127,7 +127,47 @@ def indexes() -> int:
     return len(small_bombs()) + len(large_bombs())
 
 
-KINDS = {"indexes": indexes, "fragments": fragments}
+def frames() -> int:
+    """Packed parts that hold, or say that they hold, a gigabyte, where blocks of a piece are due."""
+    from ciruela.model.errors import FormatError
+    from ciruela.proto.packing import unpack
+
+    due = 128 * 1024
+    bombs = packed_bombs()
+    for name, data in bombs.items():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.process_time()
+        try:
+            unpack(data, due)
+        except FormatError:
+            taken_s = time.process_time() - began
+            growth = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            assert taken_s < MOST_S, f"{name}: refused after {taken_s:.2f} s"
+            assert growth < MOST_GROWTH, f"{name}: refused with {growth >> 20} MB more"
+        else:
+            raise AssertionError(f"{name}: accepted")
+    return len(bombs)
+
+
+def packed_bombs() -> dict[str, bytes]:
+    """Frames of zstd that are made by hand: blocks of 128 KiB that are one byte repeated, four bytes each."""
+    magic, most = b"\x28\xb5\x2f\xfd", 128 * 1024
+    repeat, last = (most << 3 | 2).to_bytes(3, "little") + b"x", (most << 3 | 3).to_bytes(3, "little") + b"x"
+    single, wide = b"\xe0", b"\xc0\xa8"  # a size of eight bytes, with the window as large as that, or of 2 GiB
+    gigabyte = 8192 * repeat + last
+    right, wrong = most.to_bytes(8, "little"), (1 << 30).to_bytes(8, "little")
+    return {
+        "a gigabyte": magic + single + wrong + gigabyte,
+        "a gigabyte that says it is a piece": magic + single + right + gigabyte,
+        "a gigabyte in a window of two": magic + wide + right + gigabyte,
+        "nothing that says it is a gigabyte": magic + single + wrong + last,
+        "nothing that says it is 2^64 - 1": magic + single + b"\xff" * 8 + last,
+        "a gigabyte without a size": magic + b"\x00\x58" + gigabyte,
+        "a gigabyte behind a piece": magic + single + right + last + magic + single + wrong + gigabyte,
+    }
+
+
+KINDS = {"indexes": indexes, "fragments": fragments, "frames": frames}
 
 
 def main(kind: str) -> int:

@@ -45,6 +45,7 @@ TARGETS = (
     Target("notifications", wire.check_message, wire.of_kind(0), tokens=wire.TOKENS),
     Target("requests", wire.check_message, wire.of_kind(1), tokens=wire.TOKENS),
     Target("responses", wire.check_message, wire.of_kind(2), tokens=wire.TOKENS),
+    Target("packed", wire.check_packed, wire.packed_samples(), cut_evenly, longest=8192),
     Target("talk", talks.check_talk, talks.talk_samples(), talks.cut_moves, longest=2 * talks.MOST_MOVES, inputs=TALKS),
     Target("index", texts.check_index, texts.index_samples(), cut_words, texts.TOKENS_INDEX, 8192),
     Target("index-lines", texts.check_index_lines, tuple(map(texts.lines_of, texts.index_samples())), cut_words, texts.TOKENS_INDEX, 8192),

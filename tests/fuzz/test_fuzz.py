@@ -55,6 +55,11 @@ class SampleTests(UnmeasuredTestCase):
         """An index that declares 2**63 bytes, or ten thousand million blocks, would take all memory of the host."""
         self.assertGreater(bombs.run_limited("indexes"), 5)
 
+    @shows("A21", "I6")
+    def test_packed_bombs(self) -> None:
+        """A part of a few kilobytes that holds a gigabyte would take all memory of the host."""
+        self.assertGreater(bombs.run_limited("frames"), 5)
+
 
 class NoticeTests(UnmeasuredTestCase):
     """The campaign itself."""

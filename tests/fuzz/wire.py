@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import cbor2
+import zstandard
 
 from ciruela.disk import states
 from ciruela.gossip import packets
@@ -21,6 +22,7 @@ from ciruela.proto import bounded, codec
 from ciruela.proto import fields as limits
 from ciruela.proto import messages as m
 from ciruela.proto.messages import BlockData, BlocksData, IndexAtData, IndexData
+from ciruela.proto.packing import pack, unpack
 from tests.gossip.test_packets import EXAMPLES, HEADER
 from tests.proto import samples
 from tests.proto.samples import VECTORS
@@ -127,6 +129,9 @@ def _texts(value: object) -> Iterator[tuple[str, str | bytes]]:
             yield from [("one of many", inner)] if isinstance(inner, str | bytes) else _texts(inner)
 
 
+PACKED_SIZES = (1, 100, 1000, 32_768, 131_072)
+"""Of blocks, and of pieces of them."""
+
 _PATHS = frozenset(("path", "hint", "vpath"))
 
 
@@ -148,7 +153,10 @@ def check_message(data: bytes) -> bool:
             assert len(reason) <= MOST_SAID, reason
             assert escaped(reason, MOST_SAID) == reason, reason
             return False
-    if isinstance(known, IndexData | BlockData | BlocksData | IndexAtData):
+    if isinstance(known, BlocksData):
+        assert all(type(part.data) is bytes for part in known.parts), known
+        assert sum(len(part.data) for part in known.parts) <= len(data)
+    elif isinstance(known, IndexData | BlockData | IndexAtData):
         assert known.data is None or type(known.data) is bytes, type(known.data)
         assert len(known.data or b"") <= len(data)
     else:
@@ -160,6 +168,28 @@ def check_message(data: bytes) -> bool:
         assert len(getattr(known, "hosts", ())) <= limits.MAX_HOSTS
     assert codec.decode(again) == message, "it reads differently when it is written again"
     return True
+
+
+def check_packed(data: bytes) -> bool:
+    """A frame gives as many bytes as it was asked for, or nothing."""
+    for size in PACKED_SIZES:
+        try:
+            plain = unpack(data, size)
+        except FormatError as fault:
+            refusal(fault)
+        else:
+            assert len(plain) == size, len(plain)
+            return True
+    return False
+
+
+def packed_samples() -> tuple[bytes, ...]:
+    """Frames of the sizes that are asked for, and such without a size, with too many, and with one that is wrong."""
+    data = b"".join(b"%d " % number for number in range(40_000))[: PACKED_SIZES[-1]]
+    good = [pack(data[:size]) or b"" for size in PACKED_SIZES[2:]]
+    plain = [zstandard.ZstdCompressor().compress(data[:size]) for size in PACKED_SIZES]
+    nameless = zstandard.ZstdCompressor(write_content_size=False).compress(data[:1000])
+    return (*good, *plain, nameless, good[0] + good[1], zstandard.ZstdCompressor(write_checksum=True).compress(data[:1000]))
 
 
 def check_envelope(data: bytes) -> bool:
@@ -231,9 +261,13 @@ def check_journal(data: bytes) -> bool:
 
 NEWER = (
     codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (0, 1, 2, 7, 300))),
-    codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), 12345)),
-    codec.encode_response(9, "GetBlocks", m.BlocksData(b"data of blocks", (7, 300))),
-    codec.encode_response(10, "GetShare", m.ShareData(345)),
+    codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (5, 6), packed=True)),
+    codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), b"\x0f" * 32)),
+    codec.encode_request(11, m.GetPieces("/dir1/a/v1", ImageId(b"\x11" * 32), b"\xf0" * 64)),
+    codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"data of blocks"), m.Part(b"packed", packed=True)), (7, 300))),
+    codec.encode_response(9, "GetBlocks", m.BlocksData((), (0, 1, 2, 7, 300))),
+    codec.encode_response(10, "GetShare", m.ShareData(b"\x03" * 32)),
+    codec.encode_response(11, "GetPieces", m.PiecesData(b"\x30" * 64)),
 )
 """What only ``ciruela.v2`` has."""
 

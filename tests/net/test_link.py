@@ -145,6 +145,24 @@ class Handshake(SynchronousTestCase):
 
 
 class Messages(SynchronousTestCase):
+    def test_only_what_is_understood(self) -> None:
+        """A node of the first version would drop the connection because of a request that it does not know."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        raw.seen = b""
+        newer = (m.GetBlocks("/a/b", s.image(1), (1,)), m.GetShare(s.image(1), bytes(32)), m.GetPieces("/a/b", s.image(1), bytes(32)))
+        self.assertEqual(tuple(type(one) for one in newer), m.NEWER)
+        for request in newer:
+            refused = self.failureResultOf(bench.served().ask(request), RemoteError).getErrorMessage()
+            self.assertEqual(refused, f"{type(request).__name__} is understood where ciruela.v2 was agreed upon")
+        bench.flush()
+        self.assertEqual(raw.seen, b"")
+        bench.served().ask(BLOCK)
+        bench.flush()
+        self.assertEqual(frames(raw.seen), [(True, 2, codec.encode_request(1, BLOCK))])
+
     def test_both_directions(self) -> None:
         """Client and server ask each other on one connection; ids of the two directions must not be mixed up."""
         bench = Bench()
@@ -368,9 +386,9 @@ class Hostile(SynchronousTestCase):
         reply = served.ask(m.GetBlocks("/a/b", s.image(1), tuple(range(32))))
         self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (BULK_BYTES, BULK_BYTES))
         bench.flush()
-        bench.client.waiting[0].callback(m.BlocksData(b"x" * m.MOST_BULK_BYTES))
+        bench.client.waiting[0].callback(m.BlocksData((m.Part(b"x" * m.MOST_BULK_BYTES),)))
         bench.flush()
-        self.assertEqual(len(self.successResultOf(reply).data), m.MOST_BULK_BYTES)
+        self.assertEqual(len(self.successResultOf(reply).parts[0].data), m.MOST_BULK_BYTES)
         self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (ORDINARY_BYTES, ORDINARY_BYTES))
 
     def test_large_answer_to_a_small_question(self) -> None:

@@ -9,6 +9,7 @@ from pycddl import Schema, ValidationError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
+from ciruela.model.mask import MASK_BYTES, MOST_CUTS
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.proto import samples as s
@@ -31,7 +32,16 @@ BAD = [
     [2, "Error", 1, {"text": "no"}],
     [1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": [-1, 1]}],
     [1, "GetShare", 1, {"id": b"\1" * 32, "missing": b"\1" * 31}],
-    [2, "GetShare", 1, {"slices": 5}],
+    [1, "GetShare", 1, {"id": b"\1" * 32, "missing": b""}],
+    [1, "GetShare", 1, {"id": b"\1" * 32, "missing": b"\1" * 288}],
+    [2, "GetShare", 1, {"pieces": 5}],
+    [1, "GetPieces", 1, {"id": b"\1" * 32, "wanted": b"\1" * 32}],
+    [1, "GetPieces", 1, {"path": "/a/b", "id": b"\1" * 32, "wanted": b"\1" * 33}],
+    [2, "GetPieces", 1, {"pieces": b"\1" * 8}],
+    [1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": [1, 1], "packed": 1}],
+    [2, "GetBlocks", 1, {"data": b"data"}],
+    [2, "GetBlocks", 1, {"parts": ["text"]}],
+    [2, "GetBlocks", 1, {"parts": [], "packed": [-1, 1]}],
     [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],
 ]
 
@@ -47,9 +57,14 @@ class Documentation(SynchronousTestCase):
         watched = m.BaseDirData(b"\1" * 32, b"\2" * 32, s.DIRS, {"v1": (s.machine(1),)})
         schema.validate_cbor(codec.encode_response(1, "GetBaseDir", watched))
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1, 2, 7))))
-        schema.validate_cbor(codec.encode_response(1, "GetBlocks", m.BlocksData(b"data", (7,))))
-        schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), 5)))
-        schema.validate_cbor(codec.encode_response(1, "GetShare", m.ShareData(1)))
+        schema.validate_cbor(codec.encode_response(1, "GetBlocks", m.BlocksData((m.Part(b"data"), m.Part(b"frame", packed=True)), (7,))))
+        schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1,), packed=True)))
+        for cuts in range(1, MOST_CUTS + 1):
+            mask = b"\1" * MASK_BYTES * cuts
+            schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), mask)))
+            schema.validate_cbor(codec.encode_response(1, "GetShare", m.ShareData(mask)))
+            schema.validate_cbor(codec.encode_request(1, m.GetPieces("/a/b", s.image(1), mask)))
+            schema.validate_cbor(codec.encode_response(1, "GetPieces", m.PiecesData(mask)))
 
     def test_tolerance(self) -> None:
         """What the program tolerates is documented as allowed."""
@@ -58,6 +73,7 @@ class Documentation(SynchronousTestCase):
             [1, "GetIndex", 1, {"id": b"\1" * 32, "news": [1, {"a": None}]}],
             [2, "GetIndexAt", 1, {}],
             [2, "AppendDir", 1, {"accepted": True}],
+            [2, "GetBlocks", 1, {"parts": []}],
         ):
             data = cbor2.dumps(message)
             schema.validate_cbor(data)

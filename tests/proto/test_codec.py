@@ -12,9 +12,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId
+from ciruela.model.mask import MOST_CUTS
 from ciruela.model.state import SigEntry, State
 from ciruela.proto import codec
 from ciruela.proto import messages as m
+from ciruela.proto.fields import MAX_BULK
 from tests.proof import shows
 from tests.proto import samples as s
 
@@ -73,21 +75,46 @@ class BulkTests(SynchronousTestCase):
     def test_round_trip(self) -> None:
         """Blocks would be asked for, and given, under other numbers than those that they have."""
         for numbers in ((), (0,), (0, 1, 2), (5, 7, 8, 9, 1 << 40), tuple(range(0, 2048, 2))):
-            request = m.GetBlocks("/dir1/a/v1", s.image(1), numbers)
-            self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
-            for data in (b"", b"x" * 23, b"x" * 300, b"x" * 70_000):
-                answer = m.BlocksData(data, numbers)
+            for packed in (False, True):
+                request = m.GetBlocks("/dir1/a/v1", s.image(1), numbers, packed)
+                self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
+            for parts in ((), (m.Part(b""),), (m.Part(b"x" * 300, packed=True), m.Part(b"x" * 70_000), m.Part(b"y", packed=True))):
+                answer = m.BlocksData(parts, numbers)
                 self.assertEqual(codec.decode(codec.encode_response(9, "GetBlocks", answer)), codec.ResponseIn(9, "GetBlocks", answer))
 
     def test_shares(self) -> None:
         """A node would take what was promised to another."""
-        for mask in (0, 1, 1 << 255, (1 << 256) - 1):
+        for mask in (bytes(32), b"\1" * 64, b"\xff" * 256):
             request, answer = m.GetShare(s.image(1), mask), m.ShareData(mask)
             self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
             self.assertEqual(codec.decode(codec.encode_response(9, "GetShare", answer)), codec.ResponseIn(9, "GetShare", answer))
-        for bad in (b"", b"\0" * 31, b"\0" * 33, 0, None):
+
+    def test_news(self) -> None:
+        """A node would wait for other pieces than those that it lacks."""
+        for mask in (bytes(32), b"\1" * 64, b"\xff" * 256):
+            request, answer = m.GetPieces("/dir1/a/v1", s.image(1), mask), m.PiecesData(mask)
+            self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
+            self.assertEqual(codec.decode(codec.encode_response(9, "GetPieces", answer)), codec.ResponseIn(9, "GetPieces", answer))
+
+    @shows("A24")
+    def test_bad_masks(self) -> None:
+        """A mask of any size could come, to be looked at bit by bit."""
+        for bad in (b"", b"\0" * 31, b"\0" * 33, b"\0" * (32 * MOST_CUTS + 32), 0, None):
             self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "GetShare", 1, {"id": b"\1" * 32, "missing": bad}]))
-            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetShare", 1, {"slices": bad}]))
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetShare", 1, {"pieces": bad}]))
+            wanted = {"path": "/a/b", "id": b"\1" * 32, "wanted": bad}
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "GetPieces", 1, wanted]))
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetPieces", 1, {"pieces": bad}]))
+
+    def test_bad_parts(self) -> None:
+        """An answer with parts that are none would end in the middle of a download, or cost a million objects."""
+        for bad in (b"data", None, ["text"], [None], {}, [b""] * (MAX_BULK + 1)):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetBlocks", 1, {"parts": bad}]))
+        for bad in (5, True, [0], [0, MAX_BULK + 1], [1, 1, 0, 1]):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetBlocks", 1, {"parts": [], "packed": bad}]))
+        for bad in (1, None, "yes"):
+            asked = {"path": "/a/b", "id": b"\1" * 32, "blocks": [0, 1], "packed": bad}
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "GetBlocks", 1, asked]))
 
     def test_bad_numbers(self) -> None:
         """A request of a few bytes would make a node count to two to the power of 64, or read a block a thousand times."""
@@ -108,7 +135,7 @@ class BulkTests(SynchronousTestCase):
             data = cbor2.dumps([1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": blocks}])
             self.assertRaises(FormatError, codec.decode, data)
         for lacks in bad:
-            data = cbor2.dumps([2, "GetBlocks", 1, {"data": b"", "lacks": lacks}])
+            data = cbor2.dumps([2, "GetBlocks", 1, {"parts": [], "lacks": lacks}])
             self.assertRaises(FormatError, codec.decode, data)
         self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetBlocks", 1, {"lacks": []}]))
 

@@ -83,7 +83,7 @@ class Asking(SynchronousTestCase):
         talk: Dialogue[int] = Dialogue()
         number, _ = talk.ask(m.GetBlocks("/a/b", s.image(1), (1,)), 1)
         self.assertEqual((talk.bulk_due, talk.large_due), (True, False))
-        talk.take(codec.encode_response(number, "GetBlocks", m.BlocksData(b"")))
+        talk.take(codec.encode_response(number, "GetBlocks", m.BlocksData(())))
         self.assertFalse(talk.bulk_due)
 
     def test_end(self) -> None:

@@ -56,6 +56,22 @@ class UploadTests(UnmeasuredTestCase):
         given = [node.blocks.sent_blocks for node in cluster.nodes.values()]
         self.assertLess(max(given), 2.5 * len(LARGE.blocks))
 
+    def test_everybody_gives_as_much(self):
+        """On links that are no faster than they are, all would wait for the one node that gives more than the others."""
+        image = Image(77, {"large": 32_000_000, "small": 5})
+        cluster = Cluster(8)
+        cluster.hub.rates = {cluster.address(number): 20_000_000.0 for number in cluster.nodes}
+        cluster.run(5.0)
+        client = Client(cluster, image)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, image)) == 8)
+        self.assertEqual(len(cluster.holders(V1, image)), 8)
+        self.assertLess(len(client.given), 1.2 * len(image.order))
+        given = [node.blocks.sent_blocks / len(image.order) for node in cluster.nodes.values()]
+        self.assertLess(abs(sum(given) / 8 - 7 / 8), 0.05)
+        self.assertLess(max(given), 1.15)
+        self.assertGreater(min(given), 0.65)
+
     @shows("A58", "F52")
     def test_one_of_three_dies(self):
         """What the client promised to a node that dies in the middle would never come."""
@@ -101,7 +117,7 @@ class UploadTests(UnmeasuredTestCase):
         """Uploads that share a client's connections all arrive, the small one not after the large ones."""
         cluster = Cluster(3, latency_s=0.02)
         cluster.run(5.0)
-        large = [Image(60 + number, {"large": 12_000_000}) for number in range(4)]
+        large = [Image(60 + number, {"large": 24_000_000}) for number in range(4)]
         client = Client(cluster, SITE, *large)
         client.upload(V1, cluster.addresses(1, 2, 3))
         began = cluster.clock.seconds()

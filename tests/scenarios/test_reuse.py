@@ -7,6 +7,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
 from ciruela.model.dirconfig import Reuse
+from ciruela.model.mask import Pieces
 from tests.doubles.memdisk import MemStaging
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
@@ -29,6 +30,8 @@ class Written(Image):
             files.append(File(f"/{name.removesuffix('*')}", name.endswith("*"), len(content), hashes))
         self.id, self.data = emit(KIND, [Directory("/", tuple(files))])
         self.order = [file.block_hash(number) for file in files for number in range(file.block_count)]
+        self.size = sum(file.size for file in files)
+        self.pieces = Pieces.of_image(len(self.order), self.size)
 
 
 BIG = random.Random(8).randbytes(20 * BLOCK_BYTES + 1000)

@@ -33,8 +33,11 @@ from ciruela.proto.messages import (
     GetBlock,
     GetBlocks,
     GetIndex,
+    GetPieces,
     IndexData,
     Notification,
+    Part,
+    PiecesData,
     PublishImage,
     ReceivedImage,
     ReplaceDir,
@@ -42,6 +45,7 @@ from ciruela.proto.messages import (
     Response,
     UploadAck,
 )
+from ciruela.proto.packing import part
 from ciruela.seams import Address, Link
 from tests.disk.trees import Spec, flat, index_bytes
 from tests.doubles.memnet import MemoryLink
@@ -144,7 +148,9 @@ class Uploader:
                 case GetBlock() if request.hash in picture.blocks:
                     return succeed(BlockData(picture.blocks[request.hash]))
                 case GetBlocks(image=picture.id):
-                    return succeed(BlocksData(b"".join(picture.blocks[picture.map.hash_of(number)] for number in request.numbers)))
+                    groups = picture.index.pieces.groups(request.numbers)
+                    data = [b"".join(picture.blocks[picture.map.hash_of(number)] for number in group) for group in groups]
+                    return succeed(BlocksData(tuple(part(one, request.packed) for one in data)))
         return fail(RemoteError("not here"))
 
     def notified(self, link: Link, notification: Notification) -> None:
@@ -289,7 +295,11 @@ class Liar:
         match request:
             case GetBlocks():
                 lacks = tuple(number for number in request.numbers if rng.random() < 0.3)
-                return succeed(BlocksData(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES))), lacks))
+                many = rng.randrange(4)
+                parts = [Part(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES))), rng.random() < 0.3) for _ in range(many)]
+                return succeed(BlocksData(tuple(parts), lacks))
+            case GetPieces(wanted=wanted):
+                return succeed(PiecesData(rng.choice((wanted, rng.randbytes(len(wanted)), bytes(len(wanted)), b"\xff" * 64))))
             case GetBlock():
                 return succeed(BlockData(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES)))))
             case GetIndex():

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import ciruela.uploads.service as uploads
-from ciruela.disk.safedir import OpenFile, SafeDir
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.safedir import SafeDir
 from ciruela.model.order import Accepted, Progress, Reject, Rejected
 from ciruela.model.state import State
 from ciruela.reconcile.service import Reconciler

@@ -1,0 +1,127 @@
+"""An open regular file, reached through ``safedir``: what is done goes to its descriptor, whatever stands at its name by then.
+
+Every OSError says which operation failed (``strerror``) and where, relative to the directory that was opened first (``filename``).
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from twisted.logger import Logger
+
+from ciruela.disk import syscalls
+
+_log = Logger()
+
+STAMP_NS = 1_000_000_000
+"""atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
+
+
+def fault(error: OSError, operation: str, where: str) -> OSError:
+    """``error`` with the operation and the place in it; the subclass (FileNotFoundError...) follows from the number."""
+    return OSError(error.errno, f"{operation}: {os.strerror(error.errno or 0)}", where)
+
+
+def let_go(fd: int, where: str) -> None:
+    """Linux lets go of the descriptor also when it tells an error; what has to be durable was synced before, so that costs nothing."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        _log.warn("closing {where}: {error}", where=where or ".", error=error)
+
+
+class OpenFile:
+    """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
+
+    __slots__ = ("_first", "durable", "fd", "where")
+
+    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
+        self.fd = fd
+        self.where = where
+        self.durable = durable
+        self._first: os.stat_result | None = None
+
+    @property
+    def first(self) -> os.stat_result:
+        """What it was when it was opened, or when this was asked for first; device and inode never change."""
+        self._first = self._first or self.stat()
+        return self._first
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptor; further calls do nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            let_go(fd, self.where)
+
+    def stat(self) -> os.stat_result:
+        """What the open file is now, whatever stands at its name."""
+        try:
+            return os.fstat(self.fd)
+        except OSError as error:
+            raise fault(error, "stat", self.where) from None
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end of the file."""
+        try:
+            data = os.pread(self.fd, size, offset)
+            while 0 < len(data) < size:
+                more = os.pread(self.fd, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise fault(error, "read", self.where) from None
+        return data
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of ``data``."""
+        try:
+            done = os.pwrite(self.fd, data, offset)
+            while done < len(data):
+                done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
+        except OSError as error:
+            raise fault(error, "write", self.where) from None
+
+    def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
+        """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""
+        try:
+            syscalls.clone_range(source.fd, begin, size, self.fd, offset)
+        except OSError as error:
+            raise fault(error, "clone", self.where) from None
+
+    def chmod(self, mode: int) -> None:
+        """Set the permission bits, whatever the umask."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError as error:
+            raise fault(error, "chmod", self.where) from None
+
+    def stamp(self) -> None:
+        """Set atime and mtime to :data:`STAMP_NS`."""
+        try:
+            os.utime(self.fd, ns=(STAMP_NS, STAMP_NS))
+        except OSError as error:
+            raise fault(error, "utime", self.where) from None
+
+    def touch(self) -> None:
+        """Set atime and mtime to now."""
+        try:
+            os.utime(self.fd)
+        except OSError as error:
+            raise fault(error, "utime", self.where) from None
+
+    def fsync(self) -> None:
+        """Make the content durable. After a failure it is unknown what is; never retry (threats A39)."""
+        if not self.durable:
+            return
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise fault(error, "fsync", self.where) from None
