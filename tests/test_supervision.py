@@ -148,7 +148,13 @@ class DownloadTests(Supervised):
         candidates: list[Any] = [[]]
         clock = Clock()
         fetch = IndexFetch(
-            IMAGE, "/app/v1", lambda: candidates[0] if candidates else raising(), lambda *_: succeed(INDEX), clock, random.Random(1)
+            IMAGE,
+            "/app/v1",
+            lambda: candidates[0] if candidates else raising(),
+            lambda *_: succeed(INDEX),
+            clock,
+            random.Random(1),
+            succeed,
         )
         done = fetch.run()
         candidates.clear()

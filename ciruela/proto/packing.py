@@ -62,19 +62,29 @@ def index(data: bytes, may_pack: bool) -> IndexData:
 
 def unpack(packed: bytes, size: int) -> bytes:
     """The ``size`` bytes in a frame of zstd. Raises FormatError for one that is damaged, or holds more, less, or something behind it."""
-    return _unpack(packed, size, size)
+    if _says(packed) != size:
+        raise FormatError(f"a packed answer does not hold {size} bytes")
+    return _unpacked(packed, size)
 
 
 def unpack_index(packed: bytes, most: int) -> bytes:
-    """The index in a frame of zstd, at most ``most`` bytes. Raises FormatError."""
-    return _unpack(packed, 0, most)
+    """The index in a frame of zstd. Raises FormatError for one that is damaged, or holds more than ``most`` bytes."""
+    size = _says(packed)
+    if not 0 <= size <= most:
+        raise FormatError(f"a packed index does not say its size, or has more than {most} bytes")
+    return _unpacked(packed, size)
 
 
-def _unpack(packed: bytes, least: int, most: int) -> bytes:
+def _says(packed: bytes) -> int:
+    """How much a frame says it holds; -1 when it does not say so."""
     try:
-        size = zstandard.frame_content_size(packed)
-        if not least <= size <= most:
-            raise FormatError(f"a packed answer holds {size} bytes; {f'{least} to ' if least < most else ''}{most} would be right")
+        return zstandard.frame_content_size(packed)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a packed answer cannot be unpacked: {error}") from None
+
+
+def _unpacked(packed: bytes, size: int) -> bytes:
+    try:
         return _own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"a packed answer cannot be unpacked: {error}") from None

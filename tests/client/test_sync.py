@@ -35,7 +35,7 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
 )
-from ciruela.proto.packing import unpack
+from ciruela.proto.packing import unpack, unpack_index
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.doubles.memnet import Hub
@@ -63,6 +63,9 @@ class FakeTree:
     def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
         self.reads.append(list(hashes))
         return [BLOCK if one == HASH and not self.broken else None for one in hashes]
+
+    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+        return self.read([HASH for _ in numbers])
 
 
 class Heard:
@@ -549,6 +552,18 @@ class Serving(SyncCase):
         self.assertEqual(self.successResultOf(self.ask(GetBlock(HASH, None))), BlockData(BLOCK))
         self.assertEqual(self.running().sent_bytes, len(b"the index") + len(BLOCK))
 
+    def test_packed_index(self) -> None:
+        """An index would travel in its full length to a node that could read it compressed; or compressed to one that cannot."""
+        data = b"index " * 1000
+        source = Source([Offer(INDEX, data, FakeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        sent: list[int] = []
+        for packed in (False, True):
+            answer = self.successResultOf(source.answer(GetIndex(IMAGE, PATH, packed), (IMAGE,), lambda image, size: sent.append(size)))
+            assert isinstance(answer, IndexData)
+            self.assertEqual(answer.packed, packed)
+            self.assertEqual(unpack_index(answer.data, len(data)) if packed else answer.data, data)
+            self.assertEqual(sent.pop(), len(answer.data))
+
     @shows("A29", "I13")
     def test_only_what_was_published(self) -> None:
         """A server cannot fetch anything else, nor end the client by asking for it (U18)."""
@@ -581,8 +596,8 @@ class Serving(SyncCase):
         large = Index(IMAGE, HashKind.BLAKE2B, (Directory("/", (File("/x", False, 40 * BLOCK_BYTES, hashes),)),))
 
         class LargeTree(FakeTree):
-            def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
-                return [whole for _ in hashes]
+            def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+                return [whole for _ in numbers]
 
         source = Source([Offer(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         ask = partial(source.answer, published=(IMAGE,), sent=lambda image, size: None)
@@ -598,8 +613,8 @@ class Serving(SyncCase):
         jobs: list[object] = []
 
         class LargeTree(FakeTree):
-            def read(self, asked: Sequence[BlockHash]) -> list[bytes | None]:
-                return [None if one in gone else blocks[hashes.index(one)] for one in asked]
+            def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+                return [None if hashes[one] in gone else blocks[one] for one in numbers]
 
         def in_thread(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
             jobs.append(job)

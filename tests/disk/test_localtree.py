@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -56,6 +57,31 @@ class LocalTreeTests(SynchronousTestCase):
         self.assertEqual(tree.read([]), [])
         self.assertEqual(tree.changed, frozenset())
         tree.close()
+
+    def test_by_number(self) -> None:
+        """Blocks asked for by number must be the same, of small files in any order, of large ones, and of what was moved or changed."""
+        self.put("a/big", BIG)
+        for number in range(6):
+            self.put(f"{'ab'[number % 2]}/small{number}", b"%d" % number * 100)
+        self.put("c/changed", b"before")
+        self.put("c/copy", b"twice")
+        self.put("d/copy", b"twice")
+        index = self.index()
+        self.put("c/changed", b"behind")
+        self.put("c/copy", b"once?")
+        hashes = [block for file in index.files for block in hashes_of(file)]
+        with closing(LocalTree(str(self.root), index)) as tree:
+            numbers = [*range(len(hashes)), *range(len(hashes) - 1, -1, -1)]
+            found = tree.blocks(numbers)
+            for number, data in zip(numbers, found, strict=True):
+                missing = hashes[number] == KIND.block(b"before")
+                self.assertEqual(None if data is None else KIND.block(data), None if missing else hashes[number])
+            self.assertEqual(tree.changed, {"/c/changed", "/c/copy"})
+            (self.root / "b").rename(self.root / "away")
+            gone = [
+                number for number, (data, wanted) in enumerate(zip(tree.blocks(range(len(hashes))), hashes, strict=True)) if data is None
+            ]
+            self.assertEqual(len(gone), 3 + 1)
 
     def test_only_what_the_index_names(self) -> None:
         """A node must not be able to get a file that the user added later, or one that only lies beside."""

@@ -2,6 +2,7 @@
 
 import random
 
+import zstandard
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,6 +14,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockData, GetIndex, IndexData
+from ciruela.proto.packing import unpack_index
 from tests.proof import shows
 
 IMAGE = ImageId(b"i" * 32)
@@ -27,7 +29,7 @@ class IndexFetchTests(SynchronousTestCase):
         self.stored = []
         self.candidates = []
         self.store_result = None
-        self.fetch = IndexFetch(IMAGE, "/app/v1", lambda: self.candidates, self.store, self.clock, random.Random(1))
+        self.fetch = IndexFetch(IMAGE, "/app/v1", lambda: self.candidates, self.store, self.clock, random.Random(1), self.unpack)
 
     def store(self, image, data):
         self.stored.append((image, data))
@@ -35,7 +37,10 @@ class IndexFetchTests(SynchronousTestCase):
             return fail(self.store_result)
         return succeed("the index") if data == b"good" else fail(BadIndex("not canonical"))
 
-    def candidate(self, name, *answers, seed=False, hearsay=False):
+    def unpack(self, packed):
+        return succeed(unpack_index(packed, 1000))
+
+    def candidate(self, name, *answers, seed=False, hearsay=False, bulk=False):
         answers = list(answers)
 
         def ask(request):
@@ -43,7 +48,7 @@ class IndexFetchTests(SynchronousTestCase):
             answer = answers.pop(0) if answers else Deferred()
             return fail(answer) if isinstance(answer, Exception) else answer
 
-        return Candidate(name, name, ask, FULL, seed, hearsay)
+        return Candidate(name, name, ask, FULL, seed, hearsay, bulk=bulk)
 
     def names(self):
         return [name for name, _ in self.asked]
@@ -54,6 +59,18 @@ class IndexFetchTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.fetch.run()), "the index")
         self.assertEqual(self.asked, [("a", GetIndex(IMAGE, "/app/v1"))])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_packed(self):
+        """Who understands it is asked for a compressed index; who gives a bent one costs only itself."""
+        data = b"good"
+        packed = zstandard.ZstdCompressor().compress(data)
+        bent = self.candidate("a", succeed(IndexData(packed[:-1], packed=True)), seed=True, bulk=True)
+        self.candidates = [bent, self.candidate("b", succeed(IndexData(packed, packed=True)), bulk=True)]
+        done = self.fetch.run()
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(done), "the index")
+        self.assertEqual(self.asked, [("a", GetIndex(IMAGE, "/app/v1", packed=True)), ("b", GetIndex(IMAGE, "/app/v1", packed=True))])
+        self.assertEqual(self.stored, [(IMAGE, data)])
 
     def test_order(self):
         """Clients, which surely have it, before peers that said so, before guesses."""

@@ -79,6 +79,16 @@ class Contract:
         self.net.turn()
         self.assertEqual(self.successResultOf(answers[1]), DIRS)
 
+    def test_version_is_remembered(self: Any) -> None:
+        """The first blocks of each upload would be asked for one by one: nobody would know that the other side understands more."""
+        self.assertFalse(self.wire.bulk(NODE))
+        self.wire.ask(NODE, BLOCK).addErrback(lambda _: None)
+        self.net.turn(2)
+        self.assertTrue(self.wire.bulk(NODE))
+        self.net.turn(40)
+        self.assertTrue(self.wire.bulk(NODE))
+        self.assertFalse(self.wire.bulk(NOBODY))
+
     def test_errors(self: Any) -> None:
         """The reason travels, the inside of the program does not."""
         self.net.node.fault = RemoteError("no such config")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import zstandard
 from hypothesis import given, settings
@@ -11,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
 from ciruela.proto import packing
-from ciruela.proto.messages import Part
-from ciruela.proto.packing import LEAST_BYTES, SAMPLE_BYTES, WORTH, pack, part, unpack
+from ciruela.proto.messages import IndexData, Part
+from ciruela.proto.packing import LEAST_BYTES, SAMPLE_BYTES, WORTH, index, pack, part, unpack, unpack_index
 from tests.proof import shows
 
 TEXT = b"".join(b"line %d of a text\n" % number for number in range(10_000))
@@ -53,14 +54,11 @@ class PackTests(SynchronousTestCase):
         compressed: list[int] = []
 
         class Watched:
-            def __init__(self, **_: object) -> None:
-                pass
-
             def compress(self, data: bytes) -> bytes:
                 compressed.append(len(data))
                 return bytes(data)
 
-        self.patch(packing.zstandard, "ZstdCompressor", Watched)
+        self.patch(packing._own, "compressor", Watched())
         pack(NOISE)
         self.assertEqual(compressed, [SAMPLE_BYTES])
 
@@ -71,6 +69,29 @@ class PackTests(SynchronousTestCase):
         packed = part(TEXT, may_pack=True)
         self.assertTrue(packed.packed)
         self.assertEqual(unpack(packed.data, len(TEXT)), TEXT)
+
+    def test_threads(self) -> None:
+        """Two threads would write into one frame."""
+        found: list[bool] = []
+
+        def work(number: int) -> None:
+            data = b"%d" % number * 50_000
+            found.append(all(unpack(pack(data) or b"", len(data)) == data for _ in range(50)))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(found, [True] * 4)
+
+    def test_index(self) -> None:
+        """An index, half of which are hex digits, would travel in its full length; or to one who cannot read it so."""
+        self.assertEqual(index(TEXT, may_pack=False), IndexData(TEXT))
+        packed = index(TEXT, may_pack=True)
+        self.assertTrue(packed.packed)
+        self.assertEqual(unpack_index(packed.data, len(TEXT)), TEXT)
+        self.assertEqual(index(NOISE, may_pack=True), IndexData(NOISE))
 
 
 class UnpackTests(SynchronousTestCase):
@@ -104,6 +125,22 @@ class UnpackTests(SynchronousTestCase):
         assert packed is not None
         for size in (0, 1, len(TEXT) - 1, len(TEXT) + 1, 1 << 40):
             self.assertIn("does not hold", self.refused(packed, size))
+
+    @shows("A21")
+    def test_index_bomb(self) -> None:
+        """An index of a few bytes would fill the memory."""
+        packed = pack(TEXT)
+        assert packed is not None
+        self.assertEqual(unpack_index(packed, len(TEXT)), TEXT)
+        nameless = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 20))
+        for bad, most in (
+            (packed, len(TEXT) - 1),
+            (nameless, 1 << 30),
+            (lying(1 << 24, 32_768), 1 << 20),
+            (b"", 10),
+            (packed[:-1], len(TEXT)),
+        ):
+            self.assertRaises(FormatError, unpack_index, bad, most)
 
     @shows("A21")
     def test_no_size(self) -> None:
