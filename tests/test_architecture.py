@@ -66,6 +66,7 @@ PURE = PLAIN | {
     "io.BytesIO",
     "nacl",
     "struct",
+    "threading.local",
     "zstandard",
 }
 """What formats may use: bytes in, values out."""

@@ -5,7 +5,7 @@ What comes is unpacked only up to the size that the index says, so that a small 
 
 from __future__ import annotations
 
-import threading
+from threading import local
 
 import zstandard
 
@@ -23,7 +23,7 @@ LEAST_BYTES = 256
 """Less than this is not tried."""
 
 
-class _Contexts(threading.local):
+class _Contexts(local):
     """What zstd needs to work with, which takes longer to make than a small piece to pack. No two threads may share it."""
 
     def __init__(self) -> None:

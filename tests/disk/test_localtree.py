@@ -168,6 +168,57 @@ class LocalTreeTests(SynchronousTestCase):
         self.assertEqual(tree.changed, {"/sub/a"})
         tree.close()
 
+    def test_many_by_number(self) -> None:
+        """Very many small files would be given one by one, in the time that a search for each takes; or under the numbers of others."""
+        self.put("a/big", BIG)
+        for number in range(40):
+            self.put(f"d{number // 10}/{number:02}", b"small %d" % number)
+        self.put("same/1", b"same")
+        self.put("same/2", b"same")
+        self.put("top", b"t" * BLOCK_BYTES)
+        index = self.index()
+        tree = LocalTree(str(self.root), index)
+        expected = []
+        for file in index.files:
+            content = (self.root / file.path[1:]).read_bytes()
+            expected += [content[at : at + BLOCK_BYTES] for at in range(0, len(content), BLOCK_BYTES)]
+        self.assertEqual(tree.blocks(range(index.block_count)), expected)
+        self.assertEqual(tree.blocks([30, 2, 17]), [expected[30], expected[2], expected[17]])
+        self.assertEqual(tree.blocks([]), [])
+        self.assertEqual(tree.changed, frozenset())
+        self.assertLessEqual(open_fds() - self.fds, 2, "small files, or their directories, stay open")
+        tree.close()
+        self.assertEqual(tree.blocks([0, 1, 20]), [None] * 3)
+
+    @shows("F54")
+    def test_changed_by_number(self) -> None:
+        """Bytes that nobody signed for would leave the client; or what stands in the way of one file would keep others from coming."""
+        names = ["d/changed", "d/fifo", "d/gone", "d/link", "d/short", "e/below", "moved/a"]
+        paths = {name: self.put(name, name.encode()) for name in names}
+        self.put("d/there", b"there")
+        self.put("d/twin", b"twin")
+        self.put("f/twin", b"twin")
+        self.put("z", b"z")
+        index = self.index()
+        tree = LocalTree(str(self.root), index)
+        paths["d/changed"].write_bytes(b"d/CHANGED")
+        (self.root / "d" / "twin").write_bytes(b"else")
+        os.truncate(paths["d/short"], 3)
+        for name in ("d/fifo", "d/gone", "d/link", "e/below"):
+            paths[name].unlink()
+        os.mkfifo(paths["d/fifo"])
+        paths["d/link"].symlink_to("there")
+        paths["e/below"].parent.rmdir()
+        paths["e/below"].parent.write_bytes(b"a file now")
+        elsewhere = Path(self.mktemp())
+        (self.root / "moved").rename(elsewhere)
+        (self.root / "moved").symlink_to(elsewhere.absolute())
+        found = dict(zip([file.path[1:] for file in index.files], tree.blocks(range(index.block_count)), strict=True))
+        good = {"d/there": b"there", "d/twin": b"twin", "f/twin": b"twin", "z": b"z"}
+        self.assertEqual(found, {**dict.fromkeys(names), **good})
+        self.assertEqual(tree.changed, {"/d/twin", *("/" + name for name in names)})
+        tree.close()
+
     def test_another_copy(self) -> None:
         """When one of two equal files changed, the other still has the block."""
         path = self.put("a", b"same")

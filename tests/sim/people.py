@@ -174,6 +174,9 @@ class _Tree:
     def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
         return [self._picture.blocks.get(one) for one in hashes]
 
+    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+        return self.read([self._picture.map.hash_of(number) for number in numbers])
+
 
 class _Unheard:
     """A listener for whom nothing is shown."""
