@@ -119,10 +119,7 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
-        if (
-            not isinstance(request, GetBlock | GetBlocks | GetPieces)
-            and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take()
-        ):
+        if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)

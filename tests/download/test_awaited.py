@@ -109,6 +109,7 @@ class AwaitedTests(SynchronousTestCase):
     @shows("F3")
     def test_not_here(self) -> None:
         """Whoever asks for what is not here would be held for seconds, again and again; or be answered from another path."""
+        self.successResultOf(self.ask(1))
         for path, image in (("/app/v2", ONE), ("/app/v1", OTHER)):
             self.assertIn("image not found", str(self.failureResultOf(self.ask(1, path, image), RemoteError).value))
         for path in ("/app/../v1", "app/v1", "", "/"):
