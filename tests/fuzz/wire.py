@@ -262,6 +262,8 @@ def check_journal(data: bytes) -> bool:
 NEWER = (
     codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (0, 1, 2, 7, 300))),
     codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (5, 6), packed=True)),
+    codec.encode_request(9, m.GetIndex(ImageId(b"\x11" * 32), "/dir1/a/v1", packed=True)),
+    codec.encode_response(9, "GetIndex", m.IndexData(b"packed", packed=True)),
     codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), b"\x0f" * 32)),
     codec.encode_request(11, m.GetPieces("/dir1/a/v1", ImageId(b"\x11" * 32), b"\xf0" * 64)),
     codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"data of blocks"), m.Part(b"packed", packed=True)), (7, 300))),

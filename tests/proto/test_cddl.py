@@ -39,6 +39,8 @@ BAD = [
     [1, "GetPieces", 1, {"path": "/a/b", "id": b"\1" * 32, "wanted": b"\1" * 33}],
     [2, "GetPieces", 1, {"pieces": b"\1" * 8}],
     [1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": [1, 1], "packed": 1}],
+    [1, "GetIndex", 1, {"id": b"\1" * 32, "packed": "yes"}],
+    [2, "GetIndex", 1, {"data": b"frame", "packed": 1}],
     [2, "GetBlocks", 1, {"data": b"data"}],
     [2, "GetBlocks", 1, {"parts": ["text"]}],
     [2, "GetBlocks", 1, {"parts": [], "packed": [-1, 1]}],
@@ -59,6 +61,8 @@ class Documentation(SynchronousTestCase):
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1, 2, 7))))
         schema.validate_cbor(codec.encode_response(1, "GetBlocks", m.BlocksData((m.Part(b"data"), m.Part(b"frame", packed=True)), (7,))))
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1,), packed=True)))
+        schema.validate_cbor(codec.encode_request(1, m.GetIndex(s.image(1), "/a/b", packed=True)))
+        schema.validate_cbor(codec.encode_response(1, "GetIndex", m.IndexData(b"frame", packed=True)))
         for cuts in range(1, MOST_CUTS + 1):
             mask = b"\1" * MASK_BYTES * cuts
             schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), mask)))
