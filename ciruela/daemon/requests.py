@@ -147,7 +147,7 @@ class Requests:
             case GetBlocks():
                 return self._blocks.give_many(request).addCallback(_as_response)
             case GetPieces():
-                return self._awaited.give(request).addCallback(_as_response)
+                return self._awaited.give(request, link).addCallback(_as_response)
             case GetShare():
                 return fail(RemoteError("only clients share an image out"))
             case AppendDir():

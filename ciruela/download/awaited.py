@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ciruela.download.lookout import HELD_S
@@ -21,16 +22,24 @@ from ciruela.proto.messages import GetPieces, PiecesData
 NEWS_S = 0.04
 """What comes so soon after the last news is told together: fewer messages, and larger answers to what they lead to."""
 
+MOST_HELD = 16
+"""Requests of one connection that wait here; others are answered at once, so that enough room is left for requests for blocks."""
+
 
 @dataclass(eq=False)
 class _Waiting:
-    """One request. ``wanted`` is a mask of ``size`` bytes."""
+    """One request of ``asker``. ``wanted`` is a mask of ``size`` bytes."""
 
+    asker: object
     image: ImageId
     wanted: int
     size: int
     done: Deferred[PiecesData] = field(default_factory=Deferred)
     expiry: IDelayedCall | None = None
+
+    def told(self, here: int) -> PiecesData:
+        """The answer when the pieces ``here`` are here."""
+        return PiecesData((here & self.wanted).to_bytes(self.size, "little"))
 
 
 class Awaited:
@@ -42,16 +51,24 @@ class Awaited:
         self._waiting: dict[VPath, list[_Waiting]] = {}
         self._due: dict[VPath, IDelayedCall] = {}
         self._told_s: dict[VPath, float] = {}
+        self._held: Counter[object] = Counter()
 
-    def give(self, request: GetPieces) -> Deferred[PiecesData]:
-        """Fires when some of the wanted pieces are here, or after HELD_S with none; fails with RemoteError for an image that is not."""
+    def give(self, request: GetPieces, asker: object) -> Deferred[PiecesData]:
+        """Fires when some of the wanted pieces are here, or after HELD_S with none; fails with RemoteError for an image that is not.
+
+        ``asker`` is who asks; when MOST_HELD of its requests wait already, this one does not.
+        """
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
             return fail(RemoteError(f"not a virtual path: {error}"))
-        if self._here(vpath, request.image) is None:
+        here = self._here(vpath, request.image)
+        if here is None:
             return fail(RemoteError("image not found"))
-        waiting = _Waiting(request.image, int.from_bytes(request.wanted, "little"), len(request.wanted))
+        waiting = _Waiting(asker, request.image, int.from_bytes(request.wanted, "little"), len(request.wanted))
+        if self._held[asker] >= MOST_HELD:
+            return succeed(waiting.told(here))
+        self._held[asker] += 1
         self._waiting.setdefault(vpath, []).append(waiting)
         waiting.expiry = self._clock.callLater(HELD_S, self._expired, vpath, waiting)
         self.progressed(vpath)
@@ -79,6 +96,7 @@ class Awaited:
                 waiting.expiry.cancel()
         self._waiting.clear()
         self._told_s.clear()
+        self._held.clear()
 
     def _tell(self, vpath: VPath) -> None:
         del self._due[vpath]
@@ -106,6 +124,9 @@ class Awaited:
     def _answer(self, vpath: VPath, waiting: _Waiting, here: int | None) -> None:
         requests = self._waiting[vpath]
         requests.remove(waiting)
+        self._held[waiting.asker] -= 1
+        if not self._held[waiting.asker]:
+            del self._held[waiting.asker]
         if not requests:
             del self._waiting[vpath]
             self._forget()
@@ -114,4 +135,4 @@ class Awaited:
         if here is None:
             waiting.done.errback(RemoteError("image not found"))
         else:
-            waiting.done.callback(PiecesData((here & waiting.wanted).to_bytes(waiting.size, "little")))
+            waiting.done.callback(waiting.told(here))

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.download.sources import Source
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import Pieces
 from ciruela.proto.messages import GetPieces, PiecesData, Response
@@ -29,6 +31,8 @@ AGAIN_S = 3.0
 
 class Lookout:
     """What one download asks the peers that it may get something from. ``news`` is called when one of them has told something new."""
+
+    _log = Logger()
 
     def __init__(self, vpath: str, image: ImageId, pieces: Pieces, clock: IReactorTime, news: Callable[[], None]) -> None:
         self._vpath = vpath
@@ -72,6 +76,10 @@ class Lookout:
             if not self._stopped:
                 self._news()
 
-    def _failed(self, _: Failure, source: Source) -> None:
+    def _failed(self, failure: Failure, source: Source) -> None:
         """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""
         source.await_from_s = self._clock.seconds() + AGAIN_S
+        if not failure.check(RemoteError, LinkLost, AnswerTimeout):
+            self._log.failure(
+                "news of {image} from {source} were not taken in", failure, image=self._image.hex(), source=source.candidate.name
+            )

@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.awaited import NEWS_S, Awaited
+from ciruela.download.awaited import MOST_HELD, NEWS_S, Awaited
 from ciruela.download.lookout import HELD_S
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
@@ -30,8 +30,8 @@ class AwaitedTests(SynchronousTestCase):
         self.here: dict[tuple[VPath, ImageId], int] = {(V1, ONE): 0b1}
         self.awaited = Awaited(lambda vpath, image: self.here.get((vpath, image)), self.clock)
 
-    def ask(self, wanted: int, path: str = "/app/v1", image: ImageId = ONE, size: int = 64) -> Deferred[PiecesData]:
-        return self.awaited.give(GetPieces(path, image, wanted.to_bytes(size, "little")))
+    def ask(self, wanted: int, path: str = "/app/v1", image: ImageId = ONE, size: int = 64, asker: str = "a") -> Deferred[PiecesData]:
+        return self.awaited.give(GetPieces(path, image, wanted.to_bytes(size, "little")), asker)
 
     def come(self, mask: int, vpath: VPath = V1, image: ImageId = ONE) -> None:
         self.here[vpath, image] |= mask
@@ -62,6 +62,22 @@ class AwaitedTests(SynchronousTestCase):
         self.come(0b1000)
         self.clock.advance(NEWS_S)
         self.assertEqual(self.successResultOf(second), told(0b1000))
+        self.quiet()
+
+    def test_many_of_one(self) -> None:
+        """One who fetches very many images would have nothing but waiting requests on its connection, and no room to ask for blocks."""
+        held = [self.ask(0b10) for _ in range(MOST_HELD)]
+        self.assertEqual(self.successResultOf(self.ask(0b11)), told(0b1))
+        other = self.ask(0b10, asker="b")
+        self.assertNoResult(other)
+        self.come(0b10)
+        for one in (*held, other):
+            self.assertEqual(self.successResultOf(one), told(0b10))
+        self.clock.advance(NEWS_S)
+        again = self.ask(0b100)
+        self.assertNoResult(again)
+        self.clock.advance(HELD_S)
+        self.assertEqual(self.successResultOf(again), told(0))
         self.quiet()
 
     def test_together(self) -> None:

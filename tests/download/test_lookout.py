@@ -108,6 +108,15 @@ class LookoutTests(SynchronousTestCase):
             self.assertEqual(len(self.asked), 2)
             self.over()
 
+    def test_fault_of_ours(self) -> None:
+        """A fault in what is done with the news would be taken for a failure of the peer, and nobody would ever hear of it."""
+        self.hear = lambda: {}["nothing"]  # type: ignore[method-assign]
+        self.lookout = Lookout("/app/v1", IMAGE, PIECES, self.clock, self.hear)
+        self.answer = succeed(PiecesData(PIECES.to_bytes(0b110)))
+        self.lookout.look([(self.one, 0b110)])
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertEqual(self.one.await_from_s, 100.0 + AGAIN_S)
+
     @shows("A58", "F52")
     def test_silence(self) -> None:
         """A peer that never answers would count as asked for ever."""
