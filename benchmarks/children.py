@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -198,10 +202,20 @@ def until(what: str, good: Callable[[], bool], child: Child | None = None, patie
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Environment for our programs: this checkout first, no keys of the user, no byte code left behind."""
+    """Environment for our programs: this checkout first, no keys of the user, no byte code left behind, nothing known of earlier runs."""
     kept = {name: value for name, value in os.environ.items() if name not in ("CIRUELA_KEY", "SSH_AUTH_SOCK")}
     path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH", ""))))
-    return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path, **more}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    own = {"PYTHONPYCACHEPREFIX": str(_scratch() / "bytecode"), "XDG_CACHE_HOME": tempfile.mkdtemp(dir=_scratch())}
+    return {**kept, **own, "PYTHONPATH": path, **more}
+
+
+@cache
+def _scratch() -> Path:
+    """A directory that is gone when this program ends."""
+    made = Path(tempfile.mkdtemp(prefix="ciruela-benchmark-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 SYNC = (

@@ -62,7 +62,9 @@ def program(name: str) -> str:
 def environment(home: Path, *, measured: bool = False) -> dict[str, str]:
     """The environment of a user who has no keys and no settings; ``measured`` for coverage, or not."""
     kept = {
-        name: value for name, value in environ(measured=measured).items() if not name.startswith("CIRUELA_") and name != "SSH_AUTH_SOCK"
+        name: value
+        for name, value in environ(measured=measured).items()
+        if not name.startswith("CIRUELA_") and name not in ("SSH_AUTH_SOCK", "XDG_CACHE_HOME")
     }
     return kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
 

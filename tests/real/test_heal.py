@@ -56,7 +56,7 @@ class HealTests(SynchronousTestCase):
         cluster.same(source, "/apps/v1", 1, 2)
         self.assertEqual(newcomer.metric("tracking.images", "blocks_failed"), 0, "a wrong block was given away")
 
-        whole = HashKind.BLAKE2B.block((source / "large").read_bytes()[:BLOCK_BYTES])  # the new node may have had all from the other one
+        whole = HashKind.BLAKE3.block((source / "large").read_bytes()[:BLOCK_BYTES])  # the new node may have had all from the other one
         self.assertNotIsInstance(ask(victim, GetBlock(whole, BlockHint("/apps/v1", "/large", 0))), BlockData)
         cluster.until(lambda: victim.metric("scrub", "healed") == 1, "the damaged node heals")
         cluster.same(source, "/apps/v1")

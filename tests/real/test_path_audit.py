@@ -88,7 +88,7 @@ class PathTests(SynchronousTestCase):
 
     def hostile(self, node: RealNode) -> int:
         """Ask for what nobody may have. Gives the number of requests."""
-        secret = HashKind.BLAKE2B.block(SECRET.encode())
+        secret = HashKind.BLAKE3.block(SECRET.encode())
         requests: list[m.Request] = [m.GetIndexAt(place) for place in PLACES]
         requests += [m.GetBaseDir(place) for place in PLACES]
         requests += [m.GetBlock(secret, m.BlockHint(place, "/secret", 0)) for place in PLACES]
@@ -158,7 +158,7 @@ class PathTests(SynchronousTestCase):
         cluster.expect(cluster.sync("--replace", f"{first}:/deep/app/v1", "127.0.0.1"), 0, "DONE")
         base = node.data / "deep"
         (base / "evil").symlink_to(outside)
-        secret = HashKind.BLAKE2B.block(SECRET.encode())
+        secret = HashKind.BLAKE3.block(SECRET.encode())
         tracer = Tracer(cluster.pid(0), cluster.top / "calls", TRACED)
         ended = threading.Event()
         turns: list[int] = []
