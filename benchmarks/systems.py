@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -29,7 +30,7 @@ PIPE = ("bash", "-o", "pipefail", "-ec")
 Tree = tuple[Host, Path]
 
 
-class System:
+class System(ABC):
     """One way. ``title`` for the report, ``tools``: the programs it needs, ``modes``: it carries execute bits."""
 
     title: ClassVar[str]
@@ -49,12 +50,13 @@ class System:
         """What it needs and is not installed."""
         return [tool for tool in cls.tools if shutil.which(tool) is None]
 
+    @abstractmethod
     def prepare(self) -> None:
         """Start what runs on the nodes; bring the old version there. Not measured, and the links have no limit yet."""
 
+    @abstractmethod
     def publish(self) -> None:
         """All that the sender does."""
-        raise NotImplementedError
 
     def done(self, host: Host) -> bool:
         """Whether ``host`` has it."""

@@ -191,7 +191,7 @@ class BlockFetch:
         return asked
 
     def _choose(self, source: Source, room: int, preferred: int, now_s: float) -> list[int]:
-        """Blocks of one piece, up to ``room`` bytes, or one that another source owes."""
+        """Blocks of up to ``room`` bytes, or one that another source owes."""
         late_s = LATE_S if self._looks_for_late else math.inf
         most_bytes = room if source.candidate.bulk else 1
         reach = self._reach(source, now_s)

@@ -60,12 +60,6 @@ class Download:
         return None if self.plan is None else self.plan.pieces.slices(self.plan.mask)
 
     @property
-    def missing_slices(self) -> int:
-        """The slices that are not here; 0 without the index."""
-        mask = self.mask
-        return 0 if mask is None else FULL & ~mask
-
-    @property
     def pieces(self) -> int | None:
         """The pieces that are here; None as long as they are not known."""
         return None if self.plan is None else self.plan.mask

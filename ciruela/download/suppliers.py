@@ -59,10 +59,6 @@ class Wanting(Protocol):
     hints: set[Address]
     peers: list[Address]
 
-    @property
-    def missing_slices(self) -> int:
-        """A mask of the slices that are not here yet; 0 without the index."""
-
 
 class Suppliers:
     """Chooses the candidates for every download of a node."""
@@ -108,7 +104,7 @@ class Suppliers:
         )
 
     def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:
-        """Up to MOST_PEERS of those that have what is missing; who was asked before stays."""
+        """Up to MOST_PEERS of those that have the image or fetch it; who was asked before stays."""
         staying = [address for address in wanting.peers if address in useful]
         fresh = [address for address in useful if address not in staying]
         self._rng.shuffle(fresh)

@@ -27,21 +27,6 @@ MOST_CUTS = 8
 MOST_PIECES = SLICES * MOST_CUTS
 
 
-def slice_of(block: int, block_count: int) -> int:
-    """The slice that ``block`` belongs to, of an image of ``block_count`` blocks."""
-    return block * SLICES // block_count
-
-
-def blocks_of(number: int, block_count: int) -> range:
-    """The blocks of slice ``number``."""
-    return range(-(-number * block_count // SLICES), -(-(number + 1) * block_count // SLICES))
-
-
-def empty_mask(block_count: int) -> int:
-    """The mask of a node that has the index and no block: only the empty slices are set."""
-    return sum(1 << number for number in range(SLICES) if not blocks_of(number, block_count))
-
-
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """The pieces of one image of ``block_count`` blocks. ``cuts``: pieces in each slice."""

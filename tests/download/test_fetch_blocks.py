@@ -16,7 +16,7 @@ from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import DiskError, DownloadFailed, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL, slice_of
+from ciruela.model.mask import FULL
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockData
 from tests.proof import shows
@@ -131,7 +131,7 @@ class BlockFetchTests(SynchronousTestCase):
         done = self.fetch.run()
         self.run_for(0.05)
         self.assertTrue(client)
-        self.assertTrue(all(not half >> slice_of(number, COUNT) & 1 for number in client))
+        self.assertTrue(all(not half >> INDEX.pieces.piece_of(number) & 1 for number in client))
         self.finish(done)
 
     def test_window(self):

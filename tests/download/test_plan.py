@@ -11,7 +11,7 @@ from ciruela.download.plan import MOST_AT_ONCE, Plan
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL, blocks_of, empty_mask, slice_of
+from ciruela.model.mask import FULL
 from tests.proof import shows
 
 
@@ -81,33 +81,33 @@ class PlanTests(SynchronousTestCase):
     def test_mask(self):
         """A slice is claimed only when all of it is here: a peer that asks for it must find it."""
         one = plan(index(range(1024)))
-        self.assertEqual(one.mask, empty_mask(1024))
+        self.assertEqual(one.mask, 0)
         part = [choose(one) for _ in range(4)]
-        self.assertEqual(part, list(blocks_of(slice_of(part[0], 1024), 1024)))
+        self.assertEqual(part, list(one.pieces.blocks(one.pieces.piece_of(part[0]))))
         completed = [one.arrived(number) for number in part]
         self.assertEqual(completed, [False, False, False, True])
-        self.assertEqual(one.mask, 1 << slice_of(part[0], 1024))
+        self.assertEqual(one.mask, 1 << one.pieces.piece_of(part[0]))
 
     def test_only_claimed_slices(self):
         """A peer is asked only for what it claims."""
         one = plan(index(range(1024)))
         mask = 1 << 7 | 1 << 200
         found = {choose(one, mask=mask) for _ in range(8)}
-        self.assertEqual(found, {*blocks_of(7, 1024), *blocks_of(200, 1024)})
+        self.assertEqual(found, {*one.pieces.blocks(7), *one.pieces.blocks(200)})
         self.assertIsNone(choose(one, mask=mask))
 
     def test_preferred(self):
         """The client is asked first for what no peer has, then for anything."""
         one = plan(index(range(512)))
         preferred = 1 << 3
-        self.assertEqual([slice_of(choose(one, preferred=preferred), 512) for _ in range(2)], [3, 3])
-        self.assertNotEqual(slice_of(choose(one, preferred=preferred), 512), 3)
+        self.assertEqual([one.pieces.piece_of(choose(one, preferred=preferred)) for _ in range(2)], [3, 3])
+        self.assertNotEqual(one.pieces.piece_of(choose(one, preferred=preferred)), 3)
 
     def test_current_slice_first(self):
         """A source finishes the slice it began, so that slices become whole early."""
         one = plan(index(range(1024)))
-        self.assertEqual(slice_of(choose(one, current=9), 1024), 9)
-        self.assertEqual(slice_of(choose(one, current=9), 1024), 9)
+        self.assertEqual(one.pieces.piece_of(choose(one, current=9)), 9)
+        self.assertEqual(one.pieces.piece_of(choose(one, current=9)), 9)
 
     def test_orders_differ(self):
         """Two nodes begin with different slices and have something to exchange."""

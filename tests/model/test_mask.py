@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.mask import FULL, MASK_BYTES, MOST_CUTS, MOST_PIECES, PIECE_BYTES, SLICES, Pieces, blocks_of, empty_mask, slice_of
+from ciruela.model.mask import FULL, MASK_BYTES, MOST_CUTS, MOST_PIECES, PIECE_BYTES, SLICES, Pieces
 
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 IMAGES = st.builds(Pieces, st.integers(1, 20_000), st.integers(1, MOST_CUTS))
@@ -47,10 +47,10 @@ class CutTests(SynchronousTestCase):
     def test_within_slices(self, pieces: Pieces, data: st.DataObject) -> None:
         """What gossip tells of a slice would be wrong for its pieces."""
         number = data.draw(st.integers(0, pieces.block_count - 1))
-        self.assertEqual(pieces.piece_of(number) // pieces.cuts, slice_of(number, pieces.block_count))
+        self.assertEqual(pieces.piece_of(number) // pieces.cuts, number * SLICES // pieces.block_count)
         one = data.draw(st.integers(0, SLICES - 1))
         cut = [number for piece in range(one * pieces.cuts, (one + 1) * pieces.cuts) for number in pieces.blocks(piece)]
-        self.assertEqual(cut, list(blocks_of(one, pieces.block_count)))
+        self.assertEqual(cut, [block for block in range(pieces.block_count) if block * SLICES // pieces.block_count == one])
 
     @FEW
     @given(IMAGES, st.data())
@@ -106,10 +106,3 @@ class MaskTests(SynchronousTestCase):
         for size in (0, 32, 63, 65, 96):
             with self.assertRaisesRegex(ValueError, f"{size} bytes; 64 are right"):
                 pieces.from_bytes(bytes(size))
-
-    def test_empty(self) -> None:
-        """Of an image of few blocks nobody would ever have all slices."""
-        for count in (1, 2, 255, 256, 257):
-            empty = empty_mask(count)
-            self.assertEqual([at for at in range(SLICES) if empty >> at & 1], [at for at in range(SLICES) if not blocks_of(at, count)])
-        self.assertEqual(empty_mask(256), 0)
