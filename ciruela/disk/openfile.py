@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
+from typing import Self
 
 from twisted.logger import Logger
 
@@ -31,24 +32,17 @@ def let_go(fd: int, where: str) -> None:
         _log.warn("closing {where}: {error}", where=where or ".", error=error)
 
 
-class OpenFile:
-    """An open regular file; positions are given with each call. ``where`` is for messages, ``durable`` as of the directory it is in."""
+class Opened:
+    """A descriptor, held until it is closed. ``where`` is for messages, ``durable``: syncing does something."""
 
-    __slots__ = ("_first", "durable", "fd", "where")
+    __slots__ = ("durable", "fd", "where")
 
     def __init__(self, fd: int, where: str, durable: bool = True) -> None:
         self.fd = fd
         self.where = where
         self.durable = durable
-        self._first: os.stat_result | None = None
 
-    @property
-    def first(self) -> os.stat_result:
-        """What it was when it was opened, or when this was asked for first; device and inode never change."""
-        self._first = self._first or self.stat()
-        return self._first
-
-    def __enter__(self) -> OpenFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -59,6 +53,22 @@ class OpenFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             let_go(fd, self.where)
+
+
+class OpenFile(Opened):
+    """An open regular file; positions are given with each call. It is as durable as the directory it is in."""
+
+    __slots__ = ("_first",)
+
+    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
+        super().__init__(fd, where, durable)
+        self._first: os.stat_result | None = None
+
+    @property
+    def first(self) -> os.stat_result:
+        """What it was when it was opened, or when this was asked for first; device and inode never change."""
+        self._first = self._first or self.stat()
+        return self._first
 
     def stat(self) -> os.stat_result:
         """What the open file is now, whatever stands at its name."""

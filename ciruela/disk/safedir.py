@@ -11,13 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from types import TracebackType
 
 from twisted.logger import Logger
 
 from ciruela.disk import syscalls
 from ciruela.disk.faults import warn_once
-from ciruela.disk.openfile import OpenFile, fault, let_go
+from ciruela.disk.openfile import Opened, OpenFile, fault, let_go
 
 _log = Logger()
 
@@ -36,18 +35,13 @@ def raw(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-class SafeDir:
+class SafeDir(Opened):
     """An open directory. Names are single components; nothing is ever followed.
 
     Where it is not ``durable``, nor is anything opened through it: syncing does nothing, as the operator wants it (``fsync: none``).
     """
 
-    __slots__ = ("durable", "fd", "where")
-
-    def __init__(self, fd: int, where: str, durable: bool = True) -> None:
-        self.fd = fd
-        self.where = where
-        self.durable = durable
+    __slots__ = ()
 
     @classmethod
     def at(cls, path: str, durable: bool = True) -> SafeDir:
@@ -56,18 +50,6 @@ class SafeDir:
             return cls(os.open(path, _DIRECTORY), "", durable)
         except OSError as error:
             raise fault(error, "open directory", path) from None
-
-    def __enter__(self) -> SafeDir:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the descriptor; further calls do nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            let_go(fd, self.where)
 
     def within(self, name: str) -> str:
         """``name`` in this directory, as messages show it."""
