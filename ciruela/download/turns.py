@@ -1,4 +1,4 @@
-"""Whose turn it is to give which piece to this node: the trees of :mod:`ciruela.download.exchange`, and what is late in them."""
+"""Whose turn it is to give which piece to this node: the relays of :mod:`ciruela.download.exchange`, and what is late there."""
 
 from __future__ import annotations
 
