@@ -171,12 +171,12 @@ class PathTests(SynchronousTestCase):
                 for name in ("/secret", "/file"):
                     answer = ask(node, m.GetBlock(secret, m.BlockHint("/deep/app/v1", name, 0)))
                     self.assertNotIsInstance(answer, m.BlockData)
-            codes = [cluster.finish(client).returncode for client in clients]
+            codes = [cluster.finish(client).returncode for client in clients]  # refused, no news in time or conflict: each is honest
         finally:
             ended.set()
             thread.join()
             tracer.detach()
-        self.assertLessEqual(set(codes), {0, 3, 6})
+        self.assertLessEqual(set(codes), {0, 3, 5, 6})
         self.assertGreater(turns[0], 1000, "nothing changed places")
         self.assertEqual(shape(outside), before)
         self.assertEqual(self.complaints(self.audit(node), cluster.top / "calls", 0.0), [])
