@@ -31,6 +31,9 @@ class InThread(Protocol):
         """Fires with what ``f`` returned, or fails with what it raised."""
 
 
+Block = bytes | memoryview
+"""The bytes of one block, or of a small file; a memoryview where several stand in one buffer."""
+
 NowMs = Callable[[], int]
 """Wall time in milliseconds since 1970, UTC; only for stamps, never for intervals."""
 
@@ -206,7 +209,7 @@ class Staging(Protocol):
         What cannot be had, or is wrong, is simply not reused.
         """
 
-    def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
+    def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
         """Check each (block number, data) against its hash and write it wherever the image has that hash.
 
         Fires with one bool each: False where the hash is wrong (nothing was written).
@@ -280,7 +283,7 @@ class Disk(Protocol):
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
         """Blocks of a committed or staged image, by number; None where it is not here or its hash is wrong."""
 
 

@@ -32,6 +32,7 @@ from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptio
 from ciruela.client.orders import LocalProblem
 from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
+from ciruela.net import memory
 
 LOOK_UP_THREADS = 4
 """Names that are resolved at the same time."""
@@ -75,6 +76,7 @@ class _Life:
 
     def run(self) -> int:
         """Run the reactor until the command is over. Gives the exit code."""
+        memory.keep()
         self._reactor.callWhenRunning(self._begin)
         self._reactor.run()
         return self.code

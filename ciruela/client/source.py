@@ -19,7 +19,7 @@ from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
 from ciruela.proto.packing import index, part
-from ciruela.seams import InThread
+from ciruela.seams import Block, InThread
 
 BLOCKS_PER_HOP = 32
 """Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""
@@ -35,7 +35,7 @@ class Tree(Protocol):
     def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
         """The blocks, each verified; None where the file changed or cannot be read."""
 
-    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+    def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
         """As :meth:`read`, by their numbers in the index."""
 
 

@@ -33,6 +33,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.tuning import Fsync, Tuning
+from ciruela.net import memory
 from ciruela.net.datagrams import DatagramPort
 from ciruela.net.limits import limits_for
 from ciruela.net.link import accelerated
@@ -151,6 +152,7 @@ class Daemon(Service):
     def startService(self) -> None:
         """Listen, then read the disk and begin. Raises CannotListenError when the port was taken since ``tap`` looked."""
         super().startService()
+        memory.keep()
         settings = self._settings
         pages = Pages(NodeStatus(self.node, self._extra_metrics))
         self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(), self._is_peer)

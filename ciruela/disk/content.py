@@ -87,16 +87,17 @@ class Content:
         numbers = self.blocks.numbers_of(file_number)
         self._here[numbers.start : numbers.stop] = bytes(len(numbers))
 
-    def put(self, file_number: int, block: int, data: bytes | memoryview) -> None:
-        """Write a block to its place. Raises OSError."""
+    def put(self, file_number: int, block: int, *data: bytes | memoryview) -> None:
+        """Write blocks of a file to their places, from ``block`` on. Raises OSError."""
         file = self.blocks.files[file_number]
         if file.block_count == 1:
             above, name = split(file.path)
             with open_target(self.tree.directory(above, create=True), name) as opened:
-                opened.write_at(data, 0)
+                opened.write_at(data[0], 0)
         else:
-            self.target(file).write_at(data, block * BLOCK_BYTES)
-        self._here[self.blocks.numbers_of(file_number).start + block] = 1
+            self.target(file).write_run(data, block * BLOCK_BYTES)
+        first = self.blocks.numbers_of(file_number).start + block
+        self._here[first : first + len(data)] = b"\1" * len(data)
 
     def target(self, file: File) -> OpenFile:
         """The open file of ours at the path of ``file``; open until the next call. Raises OSError."""

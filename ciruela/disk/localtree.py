@@ -10,11 +10,13 @@ from threading import Lock
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import split
+from ciruela.disk.verify import blocks_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import File, Index
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import BlockHash
+from ciruela.seams import Block
 
 OPEN_FILES = 16
 """Files kept open: nodes ask for the blocks of a few files at a time."""
@@ -52,14 +54,15 @@ class LocalTree:
         """The block of each hash; None for one that the index does not name or that no file has any more."""
         return [self._block(wanted) for wanted in hashes]
 
-    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
-        """As :meth:`read`, by block number; quick for the files of one directory, one after the other."""
-        found: list[bytes | None] = []
+    def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
+        """As :meth:`read`, by block number; quick for blocks that follow each other, and for files of one directory that do."""
+        found: list[Block | None] = []
         with _Directories(self._root) as directories:
-            for number in numbers:
-                file, block = self._blocks.by_number(number)
-                data = self._small(directories, file) if file.block_count == 1 else None
-                found.append(self._block(file.block_hash(block)) if data is None else data)
+            for run in self._blocks.runs(numbers):
+                file = self._blocks.files[run.file_number]
+                data = self._small(directories, file) if file.block_count == 1 else self._read(file, run.first, run.blocks)
+                here = blocks_in(data or b"", file, self._kind, run.first, run.blocks)
+                found += [self._block(file.block_hash(run.first + at)) if one is None else one for at, one in enumerate(here)]
         return found
 
     def close(self) -> None:
@@ -71,19 +74,18 @@ class LocalTree:
             self._root.close()
 
     def _small(self, directories: _Directories, file: File) -> bytes | None:
-        """The only block of a file, without keeping it open; None for anything that is not in order."""
+        """What a file of one block holds, without keeping it open; None when it cannot be read."""
         above, name = split(file.path)
         try:
             with directories.open(above).open_read(name) as opened:
-                data = opened.read_at(file.size, 0)
+                return opened.read_at(file.size, 0)
         except OSError:
             return None
-        return data if self._kind.hash(data) == file.hashes else None
 
     def _block(self, wanted: BlockHash) -> bytes | None:
         for number in islice(self._blocks.numbers(wanted), PLACES_TRIED):
             file, block = self._blocks.by_number(number)
-            data = self._read(file, block)
+            data = self._read(file, block, 1)
             if data is not None and self._kind.hash(data) == wanted:
                 return data
             with self._lock:
@@ -95,10 +97,10 @@ class LocalTree:
                     opened.close()
         return None
 
-    def _read(self, file: File, block: int) -> bytes | None:
+    def _read(self, file: File, first: int, count: int) -> bytes | None:
         with self._lock:
             try:
-                return self._opened(file.path).read_at(file.block_size(block), block * BLOCK_BYTES)
+                return self._opened(file.path).read_at(file.bytes_of(first, count), first * BLOCK_BYTES)
             except OSError:
                 return None
 

@@ -6,6 +6,7 @@ Every OSError says which operation failed (``strerror``) and where, relative to 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -98,6 +99,18 @@ class OpenFile(Opened):
                 done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise fault(error, "write", self.where) from None
+
+    def write_run(self, parts: Sequence[bytes | memoryview], offset: int) -> None:
+        """Write all of ``parts``, one behind the other."""
+        if len(parts) == 1:
+            self.write_at(parts[0], offset)
+            return
+        try:
+            done = os.pwritev(self.fd, parts, offset)
+        except OSError as error:
+            raise fault(error, "write", self.where) from None
+        if done < sum(map(len, parts)):
+            self.write_at(b"".join(parts)[done:], offset + done)
 
     def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
         """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""

@@ -9,11 +9,13 @@ from threading import Lock
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
+from ciruela.disk.verify import blocks_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
+from ciruela.seams import Block
 
 TREES = 16
 """Images that are kept open between requests; our own choice."""
@@ -48,7 +50,7 @@ class Readers:
         for tree, _ in gone:
             tree.close()
 
-    def read(self, place: Place, index: Index, numbers: Sequence[int], open_root: Callable[[], SafeDir]) -> list[bytes | None]:
+    def read(self, place: Place, index: Index, numbers: Sequence[int], open_root: Callable[[], SafeDir]) -> list[Block | None]:
         """The blocks ``numbers`` of ``index``; None where one is not here or wrong. ``open_root`` opens the image. Raises OSError."""
         key = (place.vpath, index.image)
         with self._lock:
@@ -73,26 +75,26 @@ class Readers:
         return result
 
 
-def _read(tree: Tree, blocks: BlockMap, numbers: Sequence[int]) -> list[bytes | None]:
+def _read(tree: Tree, blocks: BlockMap, numbers: Sequence[int]) -> list[Block | None]:
     """The blocks, each verified. A fault of the disk is None, like a block that never came: the asker goes elsewhere (threats A39).
 
     A file of one block is closed at once: keeping it open would only push out another.
     """
-    result: list[bytes | None] = []
-    hashed = blocks.index.kind.hash
-    for number in numbers:
-        file, block = blocks.by_number(number)
-        path, hashes, size = file.path, file.hashes, file.size
+    result: list[Block | None] = []
+    kind = blocks.index.kind
+    for run in blocks.runs(numbers):
+        file = blocks.files[run.file_number]
+        path = file.path
         try:
-            if len(hashes) == HASH_BYTES:
+            if len(file.hashes) == HASH_BYTES:
                 above, name = split(path)
                 with tree.directory(above).open_read(name) as opened:
-                    data = opened.read_at(size, 0)
+                    data = opened.read_at(file.size, 0)
             else:
-                data = tree.file(path, SafeDir.open_read).read_at(file.block_size(block), block * BLOCK_BYTES)
+                data = tree.file(path, SafeDir.open_read).read_at(file.bytes_of(run.first, run.blocks), run.first * BLOCK_BYTES)
         except OSError:
             tree.close_file(path)
-            result.append(None)
+            result += [None] * run.blocks
             continue
-        result.append(data if hashed(data) == hashes[block * HASH_BYTES : (block + 1) * HASH_BYTES] else None)
+        result += blocks_in(data, file, kind, run.first, run.blocks)
     return result

@@ -27,7 +27,7 @@ from ciruela.model.order import Abort
 from ciruela.model.state import State
 from ciruela.model.tuning import Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import Reused
+from ciruela.seams import Block, Reused
 
 T = TypeVar("T")
 
@@ -164,29 +164,35 @@ class StagingDir:
 
     # -- what arrives ----------------------------------------------------------------------------------------------------------
 
-    def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
+    def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
         """As ``seams.Staging.write``. A block that the image has very often is written in several slices."""
         return self._run(self._write(tuple(blocks)))
 
-    def _write(self, blocks: Sequence[tuple[int, bytes]]) -> Steps[list[bool]]:
+    def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
         if not self._room_checked:
             self._check_room()
-        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.hash
-        results = []
-        for number, data in blocks:
-            file_number, block = blocks_of.place(number)
-            file = blocks_of.files[file_number]
-            wanted = file.block_hash(block)
-            good = len(data) == file.block_size(block) and hashed(data) == wanted
-            results.append(good)
-            if good and not content.has(number):
-                content.put(file_number, block, data)
-                if blocks_of.twins[number]:
-                    yield from self._write_twins(blocks_of.numbers(wanted), data)
-            yield len(data)
+        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.function()
+        results: list[bool] = []
+        for file_number, first, count in blocks_of.runs([number for number, _ in blocks]):
+            file, start = blocks_of.files[file_number], len(results)
+            fresh: list[Block] = []
+            for block, (number, data) in enumerate(blocks[start : start + count], first):
+                good = len(data) == file.block_size(block) and hashed(data) == file.block_hash(block)
+                results.append(good)
+                if good and not content.has(number):
+                    fresh.append(data)
+                elif fresh:
+                    content.put(file_number, block - len(fresh), *fresh)
+                    fresh = []
+            if fresh:
+                content.put(file_number, first + count - len(fresh), *fresh)
+            for good, (number, data) in zip(results[start:], blocks[start : start + count], strict=True):
+                if good and blocks_of.twins[number]:
+                    yield from self._write_twins(blocks_of.numbers(blocks_of.hash_of(number)), data)
+            yield sum(len(data) for _, data in blocks[start : start + count])
         return results
 
-    def _write_twins(self, numbers: Sequence[int], data: bytes) -> Steps[None]:
+    def _write_twins(self, numbers: Sequence[int], data: Block) -> Steps[None]:
         """Write a block wherever else the image has it."""
         for number in numbers:
             file_number, block = self._content.blocks.place(number)

@@ -35,7 +35,7 @@ from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, Staging
+from ciruela.seams import Block, Examination, Identity, InThread, Loaded, Pending, Staging
 
 T = TypeVar("T")
 
@@ -324,10 +324,10 @@ class Store:
 
         return TreeExamination(vpath, index, self._lane(vpath), open_tree, current)
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
         """As ``seams.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
 
-        def read() -> list[bytes | None]:
+        def read() -> list[Block | None]:
             place = self._place(vpath)
             try:
                 return self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))

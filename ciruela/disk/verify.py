@@ -15,6 +15,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
 from ciruela.model.ids import HASH_BYTES
 from ciruela.model.tuning import Fsync
+from ciruela.seams import Block
 
 READ_BLOCKS = 32
 """Blocks read at once while hashing: 1 MiB."""
@@ -56,6 +57,19 @@ def good_in(data: bytes, wanted: File, kind: HashKind, first: int) -> list[int]:
         for number, begin in enumerate(range(0, len(data), BLOCK_BYTES), first)
         if hashed(view[begin : begin + BLOCK_BYTES]) == hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]
     ]
+
+
+def blocks_in(data: bytes, wanted: File, kind: HashKind, first: int, count: int) -> list[Block | None]:
+    """The ``count`` blocks from ``first`` on that ``data`` should be, as :func:`good_in`; None for those that it is not."""
+    good = good_in(data, wanted, kind, first)
+    if count == 1:
+        return [data if good else None]
+    found: list[Block | None] = [None] * count
+    view = memoryview(data)
+    for number in good:
+        begin = (number - first) * BLOCK_BYTES
+        found[number - first] = view[begin : begin + BLOCK_BYTES]
+    return found
 
 
 def good_blocks(opened: OpenFile, wanted: File, kind: HashKind) -> Steps[list[int]]:

@@ -9,13 +9,14 @@ from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.mask import Pieces
 from ciruela.proto.messages import BlockData, BlocksData, Part, Response
 from ciruela.proto.packing import unpack
+from ciruela.seams import Block
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``blocks``: number and data of each. ``parts``: the parts as they came, by their blocks."""
 
-    blocks: list[tuple[int, bytes]]
+    blocks: list[tuple[int, Block]]
     parts: list[tuple[tuple[int, ...], Part]]
 
 
@@ -32,13 +33,13 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
             groups = pieces.groups([number for number in numbers if number not in absent])
             if len(groups) != len(parts):
                 return Answer([(number, b"") for group in groups for number in group], [])
-            blocks: list[tuple[int, bytes]] = []
+            blocks: list[tuple[int, Block]] = []
             for group, part in zip(groups, parts, strict=True):
-                data = _plain(part, bytes_of(group))
+                plain = memoryview(_plain(part, bytes_of(group)))
                 at = 0
                 for number in group:
                     end = at + bytes_of((number,))
-                    blocks.append((number, data[at:end]))
+                    blocks.append((number, plain[at:end]))
                     at = end
             return Answer(blocks, list(zip(groups, parts, strict=True)))
     raise RemoteError("the answer to a request for blocks is something else")

@@ -29,7 +29,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, RemoteError
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
-from ciruela.seams import Staging
+from ciruela.seams import Block, Staging
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class BlockFetch:
         self._lookout = Lookout(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
         self._staging = staging
-        self._writes: Batch[list[tuple[int, bytes]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB)
+        self._writes: Batch[list[tuple[int, Block]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB)
         self._asked: set[Deferred[Response]] = set()
         self._writing = 0
         self._looks_for_late = False
@@ -298,7 +298,7 @@ class BlockFetch:
         writing.addBoth(self._rested, size)
         return writing.addCallback(lambda written: (written, answer))
 
-    def _write_all(self, groups: list[list[tuple[int, bytes]]]) -> Deferred[list[list[tuple[int, bool]]]]:
+    def _write_all(self, groups: list[list[tuple[int, Block]]]) -> Deferred[list[list[tuple[int, bool]]]]:
         """One job for what came in several answers."""
 
         def parted(results: list[bool]) -> list[list[tuple[int, bool]]]:

@@ -24,7 +24,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import packing
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
-from ciruela.seams import Disk, InThread
+from ciruela.seams import Block, Disk, InThread
 from ciruela.tracking.ledger import Ledger
 
 KEPT_INDEXES = 16
@@ -127,7 +127,7 @@ class BlockService:
         self._ledger = ledger
         self._disk = disk
         self._catalog = catalog
-        self._readers: OrderedDict[tuple[VPath, ImageId], Batch[int, bytes | None]] = OrderedDict()
+        self._readers: OrderedDict[tuple[VPath, ImageId], Batch[int, Block | None]] = OrderedDict()
         self._served: set[VPath] = set()
         self.sent_blocks = 0
         self.sent_bytes = 0
@@ -185,7 +185,7 @@ class BlockService:
         passed = [self._passing.get(request.image, group, request.packed) for group in groups]
         rest = [number for group, known in zip(groups, passed, strict=True) if known is None for number in group]
 
-        def join(found: list[bytes | None]) -> BlocksData:
+        def join(found: list[Block | None]) -> BlocksData:
             data = dict(zip(rest, found, strict=True))
             parts = []
             for group, known in zip(groups, passed, strict=True):
@@ -222,7 +222,7 @@ class BlockService:
         if not images:
             return fail(RemoteError("block not found"))
 
-        def look(entry: tuple[Index, BlockMap] | None) -> Deferred[bytes | None]:
+        def look(entry: tuple[Index, BlockMap] | None) -> Deferred[Block | None]:
             if entry is None:
                 self._missed(None, vpath, images[0])
                 return succeed(None)
@@ -231,15 +231,15 @@ class BlockService:
                 return succeed(None)
             return self._reader(vpath, entry[0]).submit(number).addCallback(self._missed, vpath, images[0])
 
-        def answer(data: bytes | None) -> BlockData | Deferred[BlockData]:
+        def answer(data: Block | None) -> BlockData | Deferred[BlockData]:
             if data is None:
                 return self._first(request, vpath, images[1:])
             self._count(vpath, 1, len(data))
-            return BlockData(data)
+            return BlockData(bytes(data))
 
         return self._catalog.get(images[0]).addCallback(look).addCallback(answer)
 
-    def _missed(self, data: bytes | None, vpath: VPath, image: ImageId) -> bytes | None:
+    def _missed(self, data: Block | None, vpath: VPath, image: ImageId) -> Block | None:
         """What is committed, and not on its way as well, is there."""
         committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
         if data is None and committed is not None and committed.image == image and (pending is None or pending.state.image != image):
@@ -256,7 +256,7 @@ class BlockService:
                     return number
         return next(iter(blocks.numbers(request.hash)), None)
 
-    def _reader(self, vpath: VPath, index: Index) -> Batch[int, bytes | None]:
+    def _reader(self, vpath: VPath, index: Index) -> Batch[int, Block | None]:
         key = (vpath, index.image)
         reader = self._readers.get(key)
         if reader is None:

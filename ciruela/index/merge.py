@@ -11,10 +11,20 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import File, Index
 from ciruela.model.ids import HASH_BYTES, BlockHash
+
+
+class Run(NamedTuple):
+    """Blocks of one file that follow each other: the file's number in ``Index.files``, the number of the first one in it, how many."""
+
+    file_number: int
+    first: int
+    blocks: int
+
 
 Content = tuple[bool, int, bytes]
 """What makes two files the same: mode, size, hashes."""
@@ -83,6 +93,22 @@ class BlockMap:
         """The file that block ``number`` belongs to, and the block's number in it. Raises IndexError."""
         file_number, block = self.place(number)
         return self.files[file_number], block
+
+    def runs(self, numbers: Iterable[int]) -> list[Run]:
+        """Blocks in this order, those that follow each other in a file put together. Raises IndexError."""
+        found: list[Run] = []
+        file_number = first = last = end = -1
+        for number in numbers:
+            if number == last + 1 and number < end:
+                last = number
+                continue
+            if last >= 0:
+                found.append(Run(file_number, first, last - self._starts[file_number] - first + 1))
+            file_number, first = self.place(number)
+            last, end = number, self._starts[file_number + 1]
+        if last >= 0:
+            found.append(Run(file_number, first, last - self._starts[file_number] - first + 1))
+        return found
 
     def bytes_of(self, numbers: Iterable[int]) -> int:
         """The size of these blocks together. Raises IndexError."""

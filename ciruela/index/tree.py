@@ -29,6 +29,10 @@ class File:
         """The hash of block ``number`` of this file."""
         return BlockHash(self.hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES])
 
+    def bytes_of(self, first: int, count: int) -> int:
+        """Bytes in ``count`` blocks of this file, from block ``first`` on."""
+        return min(count * BLOCK_BYTES, self.size - first * BLOCK_BYTES)
+
     def block_size(self, number: int) -> int:
         """Bytes in block ``number`` of this file."""
         return min(BLOCK_BYTES, self.size - number * BLOCK_BYTES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 from collections import deque
 from typing import Any
 
@@ -27,6 +28,7 @@ from zope.interface import implementer
 
 from ciruela.clockwork import Hush
 from ciruela.model.errors import LinkLost
+from ciruela.net import frames
 from ciruela.net.limits import BULK_BYTES, LIMITS, ORDINARY_BYTES, STRANGER_BYTES, STRANGER_QUEUE_BYTES, IsPeer, Limits, Patience, nobody
 from ciruela.net.strict import Strict
 from ciruela.net.talk import Talk
@@ -43,6 +45,10 @@ PING_S = 1.0
 
 PING = b"ciruela"
 CHUNK_BYTES = 256 * 1024
+
+WAKE_BYTES = 64 * 1024
+"""With so much still to come of a message, the kernel wakes us for no less."""
+
 MAX_HEAD_BYTES = 16 * 1024
 
 
@@ -83,6 +89,9 @@ class _Websocket(Strict):
     subprotocol: str | None = None
     ignored_texts = 0
 
+    _inbound: frames.Inbound | None = None
+    _wakes_at = 1
+
     def connectionMade(self) -> None:
         """Twisted: the TCP connection stands."""
         self._clock: IReactorTime = self.factory.clock
@@ -94,7 +103,7 @@ class _Websocket(Strict):
         self._why: str | None = None
         self._opened = self._paused = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[tuple[memoryview, bytes]] = deque()
         self._outbox_bytes = 0
         self._stall: IDelayedCall | None = None
         self._pulse_s = PING_S if self.pings else self._limits.silence_s / 5
@@ -190,6 +199,16 @@ class _Websocket(Strict):
         self._patience.heard(len(data))
         if self.failedByMe:
             return
+        if self._inbound is not None:
+            end = self._inbound.take(data)
+            self._wake_at(min(WAKE_BYTES, self._inbound.rest) or 1)
+            if self._inbound.rest:
+                return
+            message, self._inbound = self._inbound.message(), None
+            self._message(message)
+            data = data[end:]
+            if not data or self.failedByMe:
+                return
         try:
             self._dataReceived(data)  # type: ignore[attr-defined]
         except Exception:  # noqa: BLE001  Autobahn raises on some broken handshakes; whatever it is, it ends this connection alone
@@ -200,16 +219,45 @@ class _Websocket(Strict):
         if not self._opened and len(self.data) > MAX_HEAD_BYTES:
             self._drop("it does not speak websocket")
 
+    def processData(self) -> bool:
+        """Autobahn: look at what has come. A message in one frame is taken past it if it is here, or if one with many blocks is due."""
+        if self.current_frame is None and not self.inside_message and self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
+            head = frames.head_of(self.data, masked=self.factory.isServer)
+            if head is not None and head.length <= self.maxMessagePayloadSize:
+                end = head.start + head.length
+                if end <= len(self.data):
+                    message, self.data = self.data[head.start : end], self.data[end:]
+                    self._message(frames.masked(message, head.mask))
+                    return len(self.data) > 0
+                if self._talk.bulk_due:
+                    self._inbound = frames.Inbound(head)
+                    self._inbound.take(self.data, head.start)
+                    self._wake_at(min(WAKE_BYTES, self._inbound.rest))
+                    self.data = b""
+                    return False
+        return bool(super().processData())  # type: ignore[misc]
+
+    def _wake_at(self, size: int) -> None:
+        """Let the kernel wake us when it has so many bytes, where it can. The pulse ends that, so that whoever is slow is still heard."""
+        if size != self._wakes_at:
+            handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
+            if isinstance(handle, socket.socket):
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+                self._wakes_at = size
+
     def onMessageEnd(self) -> None:
         """Autobahn: a message is whole."""
         parts, self.message_data = self.message_data, None
-        if self.failedByMe or self._talk.over:
-            return
-        if not self.message_is_binary:
+        if not self.message_is_binary and not (self.failedByMe or self._talk.over):
             self.ignored_texts += 1
             return
+        self._message(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _message(self, message: bytes | bytearray) -> None:
+        if self.failedByMe or self._talk.over:
+            return
         self._patience.whole()
-        self._talk.received(parts[0] if len(parts) == 1 else b"".join(parts))
+        self._talk.received(message)
         self._set_limit()
 
     def _set_limit(self) -> None:
@@ -243,12 +291,13 @@ class _Websocket(Strict):
     def _beat(self) -> None:
         why = self._patience.beat(
             held=self._held,
-            partly=bool(self.data) or self.current_frame is not None or self.inside_message,
+            partly=bool(self.data) or self.current_frame is not None or self.inside_message or self._inbound is not None,
             silent_so_far=not (self._talk.spoken or self._talk.trusted),
         )
         if why is not None:
             self._drop(why)
             return
+        self._wake_at(1)
         if self.pings:
             self.sendPing(PING)  # type: ignore[attr-defined]
 
@@ -258,22 +307,29 @@ class _Websocket(Strict):
         if self._held:
             self._patience.heard(0)
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
-            self.sendFrame(opcode=2, payload=data)  # type: ignore[attr-defined]
+            mask = b"" if self.factory.isServer else frames.new_mask()
+            self._put(frames.head_for(len(data), mask), b"")
+            self._put(data, mask)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:  # noqa: ARG002
-        """Autobahn: bytes for the transport. They wait here while it is full, so that what is queued can be counted."""
+        """Autobahn: bytes for the transport."""
+        self._put(data, b"")
+
+    def _put(self, data: bytes, mask: bytes) -> None:
+        """Bytes for the transport, under ``mask``. They wait here while it is full, so that what is queued can be counted."""
         if not self._paused and not self._outbox and len(data) <= CHUNK_BYTES:
-            self.transport.write(data)
+            self.transport.write(frames.masked(data, mask))
             return
-        self._outbox.extend(data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+        view = memoryview(data)
+        self._outbox.extend((view[at : at + CHUNK_BYTES], mask) for at in range(0, len(data), CHUNK_BYTES))
         self._outbox_bytes += len(data)
         self._flush()
 
     def _flush(self) -> None:
         while self._outbox and not self._paused:
-            chunk = self._outbox.popleft()
+            chunk, mask = self._outbox.popleft()
             self._outbox_bytes -= len(chunk)
-            self.transport.write(chunk)
+            self.transport.write(frames.masked(chunk, mask))
         self._talk.clog(self._outbox_bytes > self._most_queued())
 
     def pauseProducing(self) -> None:

@@ -102,7 +102,7 @@ class Talk:
         if self._over is None:
             self._send(self._dialogue.tell(notification))
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes | bytearray) -> None:
         """Deal with one message of the other side."""
         if self._over is not None:
             return

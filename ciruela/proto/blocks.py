@@ -17,7 +17,7 @@ def block(number: int, answer: BlockData) -> bytes:
     return b"".join((_BLOCK, cbor2.dumps(number), DATA_FIELD, _head(len(answer.data)), answer.data))
 
 
-def only_data(data: bytes, at: int) -> bytes | None:
+def only_data(data: bytes | bytearray, at: int) -> bytes | None:
     """The byte string that begins at ``at`` and ends with the message, without another look at each item; None for other forms."""
     if at >= len(data):
         return None
@@ -31,7 +31,7 @@ def only_data(data: bytes, at: int) -> bytes | None:
         length = head & 31
         if head >> 5 != 2 or length > 23:
             return None
-    return data[at:] if length == len(data) - at else None
+    return bytes(data[at:]) if length == len(data) - at else None
 
 
 def _head(length: int) -> bytes:

@@ -371,7 +371,7 @@ _NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
 }
 
 
-def decode(data: bytes) -> Incoming:
+def decode(data: bytes | bytearray) -> Incoming:
     """The message in ``data``. Raises FormatError; BadMessage when it is known which request suffers."""
     kind, name, number, start = _envelope(data)
     if kind == _RESPONSE:
@@ -397,7 +397,7 @@ def decode(data: bytes) -> Incoming:
         raise BadMessage(f"{name}: {fault}", request_id=wanted) from None
 
 
-def _response(name: str, data: bytes, start: int) -> Response:
+def _response(name: str, data: bytes | bytearray, start: int) -> Response:
     if name == "Error":
         return Error(fields.text(bounded.loads(memoryview(data)[start:], max_items=1), "the text of an Error", fields.MAX_TEXT_BYTES))
     if name not in _RESPONSES:
@@ -406,7 +406,7 @@ def _response(name: str, data: bytes, start: int) -> Response:
     return build(fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget)))
 
 
-def _envelope(data: bytes) -> tuple[int, str, int, int]:
+def _envelope(data: bytes | bytearray) -> tuple[int, str, int, int]:
     """Kind, name, id (0 for a notification) of a message, and where its content begins."""
     try:
         kind = data[1]

@@ -172,7 +172,7 @@ class Dialogue(Generic[T]):
         self._large = self._bulk = self._forgotten = 0
         return waiting
 
-    def take(self, data: bytes) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:
+    def take(self, data: bytes | bytearray) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:
         """What a message of the other side means. Never raises."""
         try:
             message = codec.decode(data)

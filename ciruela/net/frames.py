@@ -1,0 +1,125 @@
+"""Whole messages in single frames, past Autobahn: built here, and taken here as they come (RFC 6455 5.2).
+
+Autobahn does the handshake, control frames, fragments, and everything that is wrong. What it takes for each frame and each piece of one is
+more than all else that is done with a block, so messages go around it: measured in ``docs/explanation/benchmarks.rst``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
+
+BINARY = 0x82
+"""First byte of the only frame of a binary message."""
+
+MASKED = 0x80
+MASK_BYTES = 4
+MOST_HEAD_BYTES = 14
+
+_SHORT, _LONG = 126, 127
+
+
+def _in_place() -> Callable[[bytearray, bytes], None]:
+    """Autobahn's native masking without its three copies where it is there, Autobahn's own elsewhere."""
+
+    def slowly(data: bytearray, mask: bytes) -> None:
+        data[:] = create_xor_masker(mask, len(data)).process(bytes(data))
+
+    try:
+        from _nvx_xormasker import ffi, lib  # type: ignore[import-not-found]
+    except ImportError:
+        return slowly
+    sse2 = 2
+
+    def natively(data: bytearray, mask: bytes) -> None:
+        key = ffi.new("uint8_t[4]", mask)
+        masker: Any = ffi.gc(lib.nvx_xormask_new(key), lib.nvx_xormask_free)
+        lib.nvx_xormask_set_impl(masker, sse2)
+        lib.nvx_xormask_process(masker, ffi.from_buffer("uint8_t[]", data), len(data))
+
+    return natively
+
+
+apply_mask = _in_place()
+"""Mask, or unmask, all of a buffer with a key of four bytes."""
+
+
+class Head(NamedTuple):
+    """The head of a frame: where its payload starts, the bytes of that, and the key it is masked with."""
+
+    start: int
+    length: int
+    mask: bytes
+
+
+def head_of(data: bytes, masked: bool) -> Head | None:
+    """The head at the start of ``data``, if all of it is there and it is that of a whole binary message; None for everything else.
+
+    ``masked``: whether the other side has to mask. A length that is not written in the shortest way is not for us.
+    """
+    if len(data) < 2 or data[0] != BINARY or (data[1] >= MASKED) != masked:
+        return None
+    length, start = data[1] & ~MASKED, 2
+    if length >= _SHORT:
+        least, start = (_SHORT, 4) if length == _SHORT else (1 << 16, 10)
+        length = int.from_bytes(data[2:start], "big")
+        if length < least:
+            return None
+    mask_end = start + MASK_BYTES if masked else start
+    return Head(mask_end, length, data[start:mask_end]) if len(data) >= mask_end else None
+
+
+def head_for(length: int, mask: bytes) -> bytes:
+    """The head of a frame with a whole binary message of ``length`` bytes, masked with ``mask`` unless that is empty."""
+    flag = MASKED if mask else 0
+    if length < _SHORT:
+        return bytes((BINARY, flag | length)) + mask
+    if length < 1 << 16:
+        return bytes((BINARY, flag | _SHORT)) + length.to_bytes(2, "big") + mask
+    return bytes((BINARY, flag | _LONG)) + length.to_bytes(8, "big") + mask
+
+
+def new_mask() -> bytes:
+    """A key that nobody can foresee (RFC 6455 5.3)."""
+    return os.urandom(MASK_BYTES)
+
+
+def masked(data: bytes | memoryview, mask: bytes) -> bytes:
+    """``data`` under ``mask``; as it is where that is empty."""
+    if not mask:
+        return bytes(data)
+    hidden = bytearray(data)
+    apply_mask(hidden, mask)
+    return bytes(hidden)
+
+
+class Inbound:
+    """A message that is on its way, in one buffer of its size."""
+
+    def __init__(self, head: Head) -> None:
+        self._mask = head.mask
+        self._buffer = bytearray(head.length)
+        self._got = 0
+
+    @property
+    def rest(self) -> int:
+        """Bytes that have not come yet."""
+        return len(self._buffer) - self._got
+
+    def take(self, data: bytes, at: int = 0) -> int:
+        """Take what belongs to it, from ``at`` on. Where in ``data`` that ends."""
+        end = min(len(data), at + self.rest)
+        until = self._got + end - at
+        self._buffer[self._got : until] = memoryview(data)[at:end]
+        self._got = until
+        return end
+
+    def message(self) -> bytearray:
+        """All of it, once nothing is missing."""
+        if self._mask:
+            apply_mask(self._buffer, self._mask)
+            self._mask = b""
+        return self._buffer
