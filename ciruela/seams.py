@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import Burials, SigEntry, State, Tombstone
 from ciruela.model.vpath import VPath
@@ -30,9 +30,6 @@ class InThread(Protocol):
     def __call__(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """Fires with what ``f`` returned, or fails with what it raised."""
 
-
-Block = bytes | memoryview
-"""The bytes of one block, or of a small file; a memoryview where several stand in one buffer."""
 
 NowMs = Callable[[], int]
 """Wall time in milliseconds since 1970, UTC; only for stamps, never for intervals."""

@@ -16,10 +16,10 @@ from ciruela.clockwork import Batch
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
-from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.ids import Block, BlockHash, ImageId
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
 from ciruela.proto.packing import index, part
-from ciruela.seams import Block, InThread
+from ciruela.seams import InThread
 
 BLOCKS_PER_HOP = 32
 """Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""

@@ -15,8 +15,7 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import File, Index
 from ciruela.model.errors import DiskError
-from ciruela.model.ids import BlockHash
-from ciruela.seams import Block
+from ciruela.model.ids import Block, BlockHash
 
 OPEN_FILES = 16
 """Files kept open: nodes ask for the blocks of a few files at a time."""

@@ -13,9 +13,8 @@ from ciruela.disk.verify import blocks_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.ids import HASH_BYTES, ImageId
+from ciruela.model.ids import HASH_BYTES, Block, ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Block
 
 TREES = 16
 """Images that are kept open between requests; our own choice."""

@@ -23,11 +23,12 @@ from ciruela.disk.verify import file_mode, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.model.dirconfig import Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
+from ciruela.model.ids import Block
 from ciruela.model.order import Abort
 from ciruela.model.state import State
 from ciruela.model.tuning import Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import Block, Reused
+from ciruela.seams import Reused
 
 T = TypeVar("T")
 

@@ -30,12 +30,12 @@ from ciruela.disk.tree import Tree
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import Block, Examination, Identity, InThread, Loaded, Pending, Staging
+from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, Staging
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ciruela.model.errors import FormatError, RemoteError
+from ciruela.model.ids import Block
 from ciruela.model.mask import Pieces
 from ciruela.proto.messages import BlockData, BlocksData, Part, Response
 from ciruela.proto.packing import unpack
-from ciruela.seams import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
     raise RemoteError("the answer to a request for blocks is something else")
 
 
-def _plain(part: Part, size: int) -> bytes:
+def _plain(part: Part, size: int) -> Block:
     if part.packed:
         try:
             return unpack(part.data, size)

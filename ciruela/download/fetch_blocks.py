@@ -27,9 +27,10 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, RemoteError
+from ciruela.model.ids import Block
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
-from ciruela.seams import Block, Staging
+from ciruela.seams import Staging
 
 T = TypeVar("T")
 
@@ -217,7 +218,7 @@ class BlockFetch:
             self._starving_until_s = now_s + FED_S
         if now_s < self._starving_until_s:
             return source.mask
-        if not source.sharing and not source.shared_out and self._plan.unasked(source.share) < 2 * MOST_WINDOW:
+        if not source.sharing and not source.shared_out and self._plan.unasked(source.share) < MOST_WINDOW:
             self._ask_share(source)
         return source.mask & source.share
 

@@ -20,11 +20,11 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import RemoteError
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import packing
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
-from ciruela.seams import Block, Disk, InThread
+from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
 
 KEPT_INDEXES = 16

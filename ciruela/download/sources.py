@@ -18,8 +18,11 @@ from ciruela.proto.messages import MOST_BULK_BYTES, Request, Response
 
 Ask = Callable[[Request], Deferred[Response]]
 
-MOST_WINDOW = 2 * 1024 * 1024
-"""Bytes in flight per source: where loopback and LAN throughput flattens."""
+MOST_WINDOW = 4 * 1024 * 1024
+"""Bytes in flight per source: where loopback and LAN throughput flattens. Half as much where single blocks are asked for."""
+
+BATCHES = 4
+"""Answers in flight per source, at most: one is read, one sent, one taken, one written."""
 
 FIRST_WINDOW = 256 * 1024
 FIRST_BLOCKS = 8
@@ -117,7 +120,7 @@ class Source:
         """How many bytes may be asked for now: one block, or as many as make an answer where that is understood."""
         if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:
             return 0
-        free = min(self.window, self.candidate.most) - self.in_flight
+        free = min(self.window, self.candidate.most, BATCHES * self.batch if self.candidate.bulk else MOST_WINDOW // 2) - self.in_flight
         if not self.candidate.bulk:
             return BLOCK_BYTES if free > 0 else 0
         return min(free, self.batch) if free >= self.batch or not self.in_flight else 0

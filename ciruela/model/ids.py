@@ -9,6 +9,10 @@ ImageId = NewType("ImageId", bytes)
 """32 bytes: the footer hash of an image's index."""
 
 BlockHash = NewType("BlockHash", bytes)
+
+Block = bytes | memoryview
+"""The bytes of a block, or of several; a memoryview where they stand in a larger buffer."""
+
 """32 bytes: the hash of one block, by the hash kind of its index."""
 
 MachineId = NewType("MachineId", bytes)

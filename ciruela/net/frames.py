@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from socket import socket
 from typing import Any, NamedTuple
 
 from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-defined]
@@ -116,6 +117,15 @@ class Inbound:
         self._buffer[self._got : until] = memoryview(data)[at:end]
         self._got = until
         return end
+
+    def fill(self, source: socket) -> int:
+        """Take what the kernel has of it already; how many bytes. A fault is the transport's: it will find it."""
+        try:
+            size = source.recv_into(memoryview(self._buffer)[self._got :])
+        except OSError:
+            return 0
+        self._got += size
+        return size
 
     def message(self) -> bytearray:
         """All of it, once nothing is missing."""

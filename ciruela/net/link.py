@@ -101,6 +101,9 @@ class _Websocket(Strict):
         hush, trusted = self.factory.hush, self.trusted()
         self._talk = Talk(self, self.factory.counterpart, self._send_message, self._break, self._hold, trusted=trusted, hush=hush)
         self._why: str | None = None
+        handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
+        self._socket = handle if isinstance(handle, socket.socket) else None
+        self.transport.SEND_LIMIT = CHUNK_BYTES
         self._opened = self._paused = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
         self._outbox: deque[tuple[memoryview, bytes]] = deque()
@@ -200,13 +203,8 @@ class _Websocket(Strict):
         if self.failedByMe:
             return
         if self._inbound is not None:
-            end = self._inbound.take(data)
-            self._wake_at(min(WAKE_BYTES, self._inbound.rest) or 1)
-            if self._inbound.rest:
-                return
-            message, self._inbound = self._inbound.message(), None
-            self._message(message)
-            data = data[end:]
+            data = data[self._inbound.take(data) :]
+            self._collect(self._inbound)
             if not data or self.failedByMe:
                 return
         try:
@@ -232,18 +230,25 @@ class _Websocket(Strict):
                 if self._talk.bulk_due:
                     self._inbound = frames.Inbound(head)
                     self._inbound.take(self.data, head.start)
-                    self._wake_at(min(WAKE_BYTES, self._inbound.rest))
                     self.data = b""
+                    self._collect(self._inbound)
                     return False
         return bool(super().processData())  # type: ignore[misc]
 
+    def _collect(self, inbound: frames.Inbound) -> None:
+        """Take what the kernel has of a message; deal with it when it is whole."""
+        if inbound.rest and self._socket is not None:
+            self._patience.heard(inbound.fill(self._socket))
+        self._wake_at(min(WAKE_BYTES, inbound.rest) or 1)
+        if not inbound.rest:
+            self._inbound = None
+            self._message(inbound.message())
+
     def _wake_at(self, size: int) -> None:
-        """Let the kernel wake us when it has so many bytes, where it can. The pulse ends that, so that whoever is slow is still heard."""
-        if size != self._wakes_at:
-            handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
-            if isinstance(handle, socket.socket):
-                handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-                self._wakes_at = size
+        """Let the kernel wake us when it has so many bytes. The pulse ends that, so that whoever is slow is still heard."""
+        if size != self._wakes_at and self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._wakes_at = size
 
     def onMessageEnd(self) -> None:
         """Autobahn: a message is whole."""
@@ -371,6 +376,7 @@ class _Websocket(Strict):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted: the TCP connection is gone."""
         self._gone = True
+        self._socket = None
         self._cancel_deadline()
         self._cancel_stall()
         if self._pulse.running:

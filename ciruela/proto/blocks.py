@@ -1,20 +1,34 @@
-"""The answer of version 1 with one block, to bytes and back without cbor going over every item: there is one for each 32 KiB."""
+"""Answers with blocks, to bytes and back without cbor copying every one of them."""
 
 from __future__ import annotations
 
 import cbor2
 
-from ciruela.proto.messages import BlockData
+from ciruela.model.ids import Block
+from ciruela.proto import fields
+from ciruela.proto.messages import BlockData, BlocksData
 
 DATA_FIELD = b"\xa1\x64data"
 """A map with nothing but ``data``, up to its content."""
 
 _BLOCK = b"\x84\x02\x68GetBlock"
+_BLOCKS = b"\x84\x02\x69GetBlocks"
+_BYTES, _ARRAY = 0x40, 0x80
 
 
 def block(number: int, answer: BlockData) -> bytes:
     """The answer to GetBlock ``number``."""
-    return b"".join((_BLOCK, cbor2.dumps(number), DATA_FIELD, _head(len(answer.data)), answer.data))
+    return b"".join((_BLOCK, cbor2.dumps(number), DATA_FIELD, _head(_BYTES, len(answer.data)), answer.data))
+
+
+def many(number: int, answer: BlocksData) -> bytes:
+    """The answer to GetBlocks ``number``."""
+    packed = [at for at, part in enumerate(answer.parts) if part.packed]
+    small = cbor2.dumps({"lacks": fields.runs_of(answer.lacks), "packed": fields.runs_of(packed), "parts": []})
+    pieces: list[Block] = [_BLOCKS, cbor2.dumps(number), small[:-1], _head(_ARRAY, len(answer.parts))]
+    for part in answer.parts:
+        pieces += (_head(_BYTES, len(part.data)), part.data)
+    return b"".join(pieces)
 
 
 def only_data(data: bytes | bytearray, at: int) -> bytes | None:
@@ -34,11 +48,11 @@ def only_data(data: bytes | bytearray, at: int) -> bytes | None:
     return bytes(data[at:]) if length == len(data) - at else None
 
 
-def _head(length: int) -> bytes:
+def _head(major: int, length: int) -> bytes:
     if length < 24:
-        return bytes((0x40 | length,))
+        return bytes((major | length,))
     if length < 0x100:
-        return bytes((0x58, length))
+        return bytes((major | 24, length))
     if length < 0x10000:
-        return b"\x59" + length.to_bytes(2, "big")
-    return (b"\x5a" + length.to_bytes(4, "big")) if length < 1 << 32 else (b"\x5b" + length.to_bytes(8, "big"))
+        return bytes((major | 25,)) + length.to_bytes(2, "big")
+    return bytes((major | 26,)) + length.to_bytes(4, "big") if length < 1 << 32 else bytes((major | 27,)) + length.to_bytes(8, "big")

@@ -13,6 +13,10 @@ from ciruela.model.errors import FormatError
 MAX_DEPTH = 8
 """Containers within containers. The deepest message, a base dir with its states, has seven."""
 
+LONG_BYTES = 4096
+"""Byte strings from this size on are not copied by :func:`loads_cut`."""
+
+_EMPTY = b"\x40"
 _SIMPLE = frozenset((0xF4, 0xF5, 0xF6))
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
 
@@ -24,14 +28,32 @@ def loads(data: bytes | memoryview, *, max_items: int, max_depth: int = MAX_DEPT
     deep, lengths that do not fit into what is left, tags, floats, undefined and other simple values, indefinite lengths, map keys that
     are neither text nor bytes, duplicate keys, bad UTF-8, trailing bytes.
     """
-    _scan(data, max_items, max_depth)
+    _scan(data, max_items, max_depth, None)
+    return _built(data)
+
+
+def loads_cut(data: memoryview, *, max_items: int, max_depth: int = MAX_DEPTH) -> tuple[object, list[memoryview]]:
+    """As :func:`loads`, but byte strings of LONG_BYTES and more are not copied: empty in the value, they come as views of ``data``, in order."""
+    cuts: list[tuple[int, int, int]] = []
+    _scan(data, max_items, max_depth, cuts)
+    rest = bytearray()
+    at = 0
+    for start, begin, end in cuts:
+        rest += data[at:start]
+        rest += _EMPTY
+        at = end
+    rest += data[at:]
+    return _built(bytes(rest)), [data[begin:end] for _, begin, end in cuts]
+
+
+def _built(data: bytes | memoryview) -> object:
     try:
         return cbor2.loads(data)
     except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, RecursionError) as fault:
         raise FormatError(f"CBOR with a text that is not UTF-8 ({type(fault).__name__})") from None
 
 
-def _scan(data: bytes | memoryview, max_items: int, max_depth: int) -> None:
+def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[tuple[int, int, int]] | None) -> None:
     end = len(data)
     at = items = 0
     due = 1
@@ -72,6 +94,8 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int) -> None:
                 if key in keys:
                     raise FormatError(f"CBOR map with a duplicate key at offset {start}")
                 keys.add(key)
+            elif cuts is not None and major == _BYTES and size >= LONG_BYTES:
+                cuts.append((start, at, at + size))
             at += size
         elif is_key:
             raise FormatError(f"CBOR map key that is neither text nor bytes, at offset {start}")

@@ -174,9 +174,6 @@ def _response_params(response: Response) -> Fields:
             return {"packed": True, "data": data} if packed else {"data": data}
         case BlockData(data):
             return {"data": data}
-        case BlocksData(parts, lacks):
-            which = [at for at, part in enumerate(parts) if part.packed]
-            return {"lacks": fields.runs_of(lacks), "packed": fields.runs_of(which), "parts": [part.data for part in parts]}
         case ShareData(pieces) | PiecesData(pieces):
             return {"pieces": pieces}
         case IndexAtData(data_or_none, hosts):
@@ -226,6 +223,8 @@ def encode_response(number: int, name: str, response: Response) -> bytes:
         raise TypeError(f"{type(response).__name__} does not answer {name}")
     if isinstance(response, BlockData):
         return blocks.block(number, response)
+    if isinstance(response, BlocksData):
+        return blocks.many(number, response)
     return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])
 
 
@@ -308,13 +307,20 @@ def _base_dir_data(f: Fields) -> BaseDirData:
     )
 
 
-def _blocks_data(f: Fields) -> BlocksData:
+def _blocks_data(f: Fields, cut: list[memoryview]) -> BlocksData:
+    """``cut``: the long ones of the parts, which are empty in ``f``."""
     packed = set(fields.numbers(f.get("packed", []), "packed"))
     parts = fields.listed(fields.required(f, "parts"), "parts", fields.MAX_BULK)
-    return BlocksData(
-        tuple(Part(fields.plain_data(data), at in packed) for at, data in enumerate(parts)),
-        fields.numbers(f.get("lacks", []), "lacks"),
-    )
+    longer = iter(cut)
+    found: list[Part] = []
+    for at, part in enumerate(parts):
+        data = fields.plain_data(part) or next(longer, None)
+        if data is None:
+            raise FormatError("a part is empty")
+        found.append(Part(data, at in packed))
+    if next(longer, None) is not None:
+        raise FormatError("long bytes outside of the parts")
+    return BlocksData(tuple(found), fields.numbers(f.get("lacks", []), "lacks"))
 
 
 def _received(f: Fields) -> ReceivedImage:
@@ -359,7 +365,6 @@ _RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
     "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
     "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),
-    "GetBlocks": (MAX_ITEMS_BULK, _blocks_data),
     "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.pieces(f, "pieces"))),
     "GetPieces": (MAX_ITEMS, lambda f: PiecesData(fields.pieces(f, "pieces"))),
 }
@@ -400,6 +405,9 @@ def decode(data: bytes | bytearray) -> Incoming:
 def _response(name: str, data: bytes | bytearray, start: int) -> Response:
     if name == "Error":
         return Error(fields.text(bounded.loads(memoryview(data)[start:], max_items=1), "the text of an Error", fields.MAX_TEXT_BYTES))
+    if name == "GetBlocks":
+        value, cut = bounded.loads_cut(memoryview(data)[start:], max_items=MAX_ITEMS_BULK)
+        return _blocks_data(fields.fields_of(value), cut)
     if name not in _RESPONSES:
         raise FormatError("no request has this name")
     budget, build = _RESPONSES[name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ciruela.model.ids import BlockHash, ImageId, MachineId
+from ciruela.model.ids import Block, BlockHash, ImageId, MachineId
 from ciruela.model.state import State
 
 Hosts = dict[MachineId, str]
@@ -157,7 +157,7 @@ class BlockData:
 class Part:
     """Blocks of one piece, one after another. ``packed``: ``data`` is a frame of zstd with them (:mod:`ciruela.proto.packing`)."""
 
-    data: bytes
+    data: Block
     packed: bool = False
 
 

@@ -10,6 +10,7 @@ from threading import local
 import zstandard
 
 from ciruela.model.errors import FormatError
+from ciruela.model.ids import Block
 from ciruela.proto.messages import IndexData, Part
 
 LEVEL = 3
@@ -60,7 +61,7 @@ def index(data: bytes, may_pack: bool) -> IndexData:
     return IndexData(data) if packed is None else IndexData(packed, packed=True)
 
 
-def unpack(packed: bytes, size: int) -> bytes:
+def unpack(packed: Block, size: int) -> bytes:
     """The ``size`` bytes in a frame of zstd. Raises FormatError for one that is damaged, or holds more, less, or something behind it."""
     if _says(packed) != size:
         raise FormatError(f"a packed answer does not hold {size} bytes")
@@ -75,7 +76,7 @@ def unpack_index(packed: bytes, most: int) -> bytes:
     return _unpacked(packed, size)
 
 
-def _says(packed: bytes) -> int:
+def _says(packed: Block) -> int:
     """How much a frame says it holds; -1 when it does not say so."""
     try:
         return zstandard.frame_content_size(packed)
@@ -83,7 +84,7 @@ def _says(packed: bytes) -> int:
         raise FormatError(f"a packed answer cannot be unpacked: {error}") from None
 
 
-def _unpacked(packed: bytes, size: int) -> bytes:
+def _unpacked(packed: Block, size: int) -> bytes:
     try:
         return _own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
