@@ -31,7 +31,11 @@ LOOKED_THROUGH = 1000
 """Addresses for each of which it is looked at most once a beat who has fallen silent; of more, at so many times longer intervals."""
 
 PROGRESS_S = 0.1
-"""News of one download's progress is sent at most this often."""
+MOST_PROGRESS_S = 1.0
+"""News of one download's progress is sent at most this often: after a tenth of the time that it has been going on, between these two.
+
+Those that take something from this node hear by their connections how far it is; this is for all others.
+"""
 
 LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
@@ -106,7 +110,7 @@ class Gossip:
         self._news: dict[Fact, None] = {}
         self._direct: dict[Address, dict[Item, None]] = {}
         self._flush: IDelayedCall | None = None
-        self._progress_s: dict[VPath, float] = {}
+        self._progress_s: dict[VPath, tuple[float, float]] = {}
         self._late: dict[VPath, IDelayedCall] = {}
         self._hush = Hush(clock, 20)
         self._beat = Beat(clock, rng, BEAT_S, self._on_beat, "gossip")
@@ -145,11 +149,11 @@ class Gossip:
         if not self._running or vpath in self._late:
             return
         now_s = self._clock.seconds()
-        next_s = self._progress_s.get(vpath, now_s)
+        began_s, next_s = self._progress_s.get(vpath, (now_s, now_s))
         if next_s > now_s:
             self._late[vpath] = later(self._clock, next_s - now_s, "gossip of a download", lambda: self._say_late(vpath))
         else:
-            self._progress_s[vpath] = now_s + PROGRESS_S
+            self._progress_s[vpath] = began_s, now_s + min(max(PROGRESS_S, (now_s - began_s) / 10), MOST_PROGRESS_S)
             self._say((Kind.DOWNLOAD, vpath))
 
     def _say_late(self, vpath: VPath) -> None:
@@ -158,6 +162,7 @@ class Gossip:
 
     def news_complete(self, vpath: VPath) -> None:
         """An image was committed, or a client asked for one that is there already."""
+        self._progress_s.pop(vpath, None)
         if not self._running:
             return
         version = self._facts.committed(vpath)
@@ -238,7 +243,7 @@ class Gossip:
         for vpath in self._facts.watching():
             self._lately[vpath] = now_s + LATELY_S
         self._lately = {vpath: until_s for vpath, until_s in self._lately.items() if until_s > now_s}
-        self._progress_s = {vpath: next_s for vpath, next_s in self._progress_s.items() if next_s > now_s}
+        self._progress_s = {vpath: known for vpath, known in self._progress_s.items() if known[1] + MOST_PROGRESS_S > now_s}
         self._composer.refresh(now_s, len(self._known))
         if not self._composer.complete_list:
             text = "more directories are configured than gossip can tell of; other nodes do not learn of the last ones"

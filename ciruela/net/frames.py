@@ -18,7 +18,7 @@ BINARY = 0x82
 
 MASKED = 0x80
 MASK_BYTES = 4
-MOST_HEAD_BYTES = 14
+MASKS = 256
 
 _SHORT, _LONG = 126, 127
 
@@ -83,9 +83,19 @@ def head_for(length: int, mask: bytes) -> bytes:
     return bytes((BINARY, flag | _LONG)) + length.to_bytes(8, "big") + mask
 
 
-def new_mask() -> bytes:
-    """A key that nobody can foresee (RFC 6455 5.3)."""
-    return os.urandom(MASK_BYTES)
+class Masks:
+    """Keys that nobody can foresee (RFC 6455 5.3)."""
+
+    def __init__(self) -> None:
+        self._random = b""
+        self._at = 0
+
+    def next(self) -> bytes:
+        """A new key. The system is asked for many at a time."""
+        if self._at == len(self._random):
+            self._random, self._at = os.urandom(MASKS * MASK_BYTES), 0
+        self._at += MASK_BYTES
+        return self._random[self._at - MASK_BYTES : self._at]
 
 
 def masked(data: bytes | memoryview, mask: bytes) -> bytes:

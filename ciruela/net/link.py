@@ -46,10 +46,13 @@ PING_S = 1.0
 PING = b"ciruela"
 CHUNK_BYTES = 256 * 1024
 
-WAKE_BYTES = 64 * 1024
+WAKE_BYTES = 256 * 1024
 """With so much still to come of a message, the kernel wakes us for no less."""
 
 MAX_HEAD_BYTES = 16 * 1024
+
+
+_masks = frames.Masks()
 
 
 def accelerated() -> bool:
@@ -312,7 +315,7 @@ class _Websocket(Strict):
         if self._held:
             self._patience.heard(0)
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
-            mask = b"" if self.factory.isServer else frames.new_mask()
+            mask = b"" if self.factory.isServer else _masks.next()
             self._put(frames.head_for(len(data), mask), b"")
             self._put(data, mask)
 
