@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import os
 import socket
-from collections import deque
 from typing import Any
 
 import txaio
@@ -19,18 +18,18 @@ from autobahn import websocket as autobahn_websocket
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionRequest
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from ciruela.clockwork import Hush
 from ciruela.model.errors import LinkLost
 from ciruela.net import frames
 from ciruela.net.limits import BULK_BYTES, LIMITS, ORDINARY_BYTES, STRANGER_BYTES, STRANGER_QUEUE_BYTES, IsPeer, Limits, Patience, nobody
-from ciruela.net.strict import Strict
+from ciruela.net.outbox import Outbox
+from ciruela.net.strict import Quiet, Strict
 from ciruela.net.talk import Talk
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Counterpart
@@ -44,8 +43,6 @@ PING_S = 1.0
 """A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
 
 PING = b"ciruela"
-CHUNK_BYTES = 256 * 1024
-
 WAKE_BYTES = 256 * 1024
 """With so much still to come of a message, the kernel wakes us for no less."""
 
@@ -60,26 +57,10 @@ def accelerated() -> bool:
     return bool(getattr(autobahn_websocket, "USES_NVX", False))
 
 
-class _Quiet:
-    """Stands in for Autobahn's logger, which is asked on every call; only faults of the program come through."""
-
-    _log = Logger(namespace="ciruela.net.link")
-
-    def error(self, message: str, **fields: object) -> None:
-        """Pass on."""
-        self._log.error(message, **fields)
-
-    def _nothing(self, *_args: object, **_fields: object) -> None:
-        """Say nothing."""
-
-    failure = critical = warn = info = debug = trace = _nothing
-
-
-@implementer(IPushProducer)
 class _Websocket(Strict):
     """What both roles share; stands before an Autobahn protocol class in the order of bases."""
 
-    log: Any = _Quiet()
+    log: Any = Quiet()
     _log = Logger(namespace="ciruela.net.link")
     factory: Any
     transport: Any
@@ -106,12 +87,9 @@ class _Websocket(Strict):
         self._why: str | None = None
         handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
         self._socket = handle if isinstance(handle, socket.socket) else None
-        self.transport.SEND_LIMIT = CHUNK_BYTES
-        self._opened = self._paused = self._held = self._gone = False
+        self._opened = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
-        self._outbox: deque[tuple[memoryview, bytes]] = deque()
-        self._outbox_bytes = 0
-        self._stall: IDelayedCall | None = None
+        self._outbox = Outbox(self.transport, self._clock, self._limits.stall_s, self._outbox_changed, self._stalled)
         self._pulse_s = PING_S if self.pings else self._limits.silence_s / 5
         self._patience = Patience(self._limits, self._pulse_s)
         self._pulse = LoopingCall(self._beat)
@@ -129,7 +107,7 @@ class _Websocket(Strict):
         self._opened = True
         self.bulk = self.subprotocol == SUBPROTOCOLS[0]
         self._set_limit()
-        self.transport.registerProducer(self, True)
+        self.transport.registerProducer(self._outbox, True)
         self._pulse.start(self._pulse_s, now=False).addErrback(self._no_pulse)
 
     def _no_pulse(self, failure: Failure) -> None:
@@ -316,56 +294,21 @@ class _Websocket(Strict):
             self._patience.heard(0)
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             mask = b"" if self.factory.isServer else _masks.next()
-            self._put(frames.head_for(len(data), mask), b"")
-            self._put(data, mask)
+            self._outbox.put(frames.head_for(len(data), mask))
+            self._outbox.put(data, mask)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:  # noqa: ARG002
         """Autobahn: bytes for the transport."""
-        self._put(data, b"")
+        self._outbox.put(data)
 
-    def _put(self, data: bytes, mask: bytes) -> None:
-        """Bytes for the transport, under ``mask``. They wait here while it is full, so that what is queued can be counted."""
-        if not self._paused and not self._outbox and len(data) <= CHUNK_BYTES:
-            self.transport.write(frames.masked(data, mask))
-            return
-        view = memoryview(data)
-        self._outbox.extend((view[at : at + CHUNK_BYTES], mask) for at in range(0, len(data), CHUNK_BYTES))
-        self._outbox_bytes += len(data)
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._outbox and not self._paused:
-            chunk, mask = self._outbox.popleft()
-            self._outbox_bytes -= len(chunk)
-            self.transport.write(frames.masked(chunk, mask))
-        self._talk.clog(self._outbox_bytes > self._most_queued())
-
-    def pauseProducing(self) -> None:
-        """Twisted: the transport is full."""
-        self._paused = True
-        if self._stall is None and not self._gone:
-            self._stall = self._clock.callLater(self._limits.stall_s, self._stalled)
-
-    def resumeProducing(self) -> None:
-        """Twisted: the transport has room."""
-        self._paused = False
-        self._cancel_stall()
-        self._flush()
-
-    def stopProducing(self) -> None:
-        """Twisted: the transport is gone; connectionLost says more."""
+    def _outbox_changed(self) -> None:
+        self._talk.clog(self._outbox.bytes > self._most_queued())
 
     def _stalled(self) -> None:
-        self._stall = None
         self._drop(f"it read nothing for {self._limits.stall_s:g} s")
 
-    def _cancel_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
     def _hold(self, held: bool) -> None:
-        held = held or self._outbox_bytes > self._most_queued()
+        held = held or self._outbox.bytes > self._most_queued()
         if held == self._held or self._gone:
             return
         self._held = held
@@ -381,11 +324,9 @@ class _Websocket(Strict):
         self._gone = True
         self._socket = None
         self._cancel_deadline()
-        self._cancel_stall()
         if self._pulse.running:
             self._pulse.stop()
-        self._outbox.clear()
-        self._outbox_bytes = 0
+        self._outbox.end()
         super().connectionLost(reason)  # type: ignore[misc]
         why = self._why or "closed by the other side"
         if self._opened:
@@ -410,15 +351,6 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
         """Autobahn: the handshake is in order, and the port has let it in; choose the subprotocol."""
         self.subprotocol = next((one for one in SUBPROTOCOLS if one in request.protocols), None)
         return self.subprotocol
-
-
-def origin_allowed(origin: str | None, host: str) -> bool:
-    """Whether a handshake with these headers may come in.
-
-    The reference sends ``http://HOST/`` (protocol section 2.1). No browser ends an Origin with a slash, so none passes, whichever page
-    or name it came from.
-    """
-    return origin is None or origin in ("http://ciruela/", "http://ciruela_internal/") or (host != "" and origin == f"http://{host}/")
 
 
 class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
@@ -494,7 +426,7 @@ def client_links(counterpart: Counterpart, clock: IReactorTime, host_header: str
 
 def _configure(factory: Any, counterpart: Counterpart, clock: IReactorTime, limits: Limits, hush: Hush | None = None) -> None:
     factory.hush = hush or Hush(clock)
-    factory.log = _Quiet()
+    factory.log = Quiet()
     factory.counterpart = counterpart
     factory.clock = clock
     factory.limits = limits

@@ -10,6 +10,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+from twisted.logger import Logger
+
 PROTOCOL_ERROR, INVALID_PAYLOAD, TOO_BIG = 1002, 1007, 1009
 
 SMALL_BYTES = 1024
@@ -17,6 +19,21 @@ SMALL_BYTES = 1024
 
 MAX_REASON_BYTES = 123
 """Longest reason in a close frame (RFC 6455 5.5)."""
+
+
+class Quiet:
+    """Stands in for Autobahn's logger, which is asked on every call; only faults of the program come through."""
+
+    _log = Logger(namespace="ciruela.net.link")
+
+    def error(self, message: str, **fields: object) -> None:
+        """Pass on."""
+        self._log.error(message, **fields)
+
+    def _nothing(self, *_args: object, **_fields: object) -> None:
+        """Say nothing."""
+
+    failure = critical = warn = info = debug = trace = _nothing
 
 
 class Strict:

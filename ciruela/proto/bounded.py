@@ -33,12 +33,12 @@ def loads(data: bytes | memoryview, *, max_items: int, max_depth: int = MAX_DEPT
 
 
 def loads_cut(data: memoryview, *, max_items: int, max_depth: int = MAX_DEPTH) -> tuple[object, list[memoryview]]:
-    """As :func:`loads`, but byte strings of LONG_BYTES and more are not copied: empty in the value, they come as views of ``data``, in order."""
+    """As :func:`loads`, but byte strings of LONG_BYTES and more are empty in the value: they come as views of ``data``, in order."""
     cuts: list[tuple[int, int, int]] = []
     _scan(data, max_items, max_depth, cuts)
     rest = bytearray()
     at = 0
-    for start, begin, end in cuts:
+    for start, _, end in cuts:
         rest += data[at:start]
         rest += _EMPTY
         at = end

@@ -7,6 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 from ciruela.disk.content import FRESH_MODE
 from ciruela.disk.examine import MOST_DAMAGES
@@ -65,6 +66,35 @@ class Arriving(Real):
             self.assertEqual(self.successResultOf(staging.write([(0, data)])), [False])
         self.assertEqual(list(self.staging_path(V1, index).iterdir()), [])
         self.assertEqual(self.successResultOf(staging.write([(0, b"right")])), [True])
+
+    @shows("A7", "F5", "I1")
+    def test_wrong_bytes_among_good_ones(self) -> None:
+        """Blocks that follow each other are written together: a wrong one would go along, or put the others out of place."""
+        data = [bytes([letter]) * 32768 for letter in b"abcdefg"] + [b"h"]
+        spec: Spec = {"/f": b"".join(data), "/g": b"g", "/h": b"".join(data[:2])}
+        index, _ = index_bytes(spec)
+        staging = self.staged(V1, index)
+        sent = [(0, data[0]), (1, data[1]), (2, b"x" * 32768), (3, data[3]), (5, data[5]), (6, data[6]), (7, b"h"), (8, b"g")]
+        good = [number != 2 for number, _ in sent]
+        self.assertEqual(self.successResultOf(staging.write(sent)), good)
+        staged = self.staging_path(V1, index)
+        empty = bytes(32768)
+        there = [*data[:2], empty, data[3], empty, *data[5:]]
+        self.assertEqual((staged / "f").read_bytes(), b"".join(there))
+        self.assertEqual((staged / "h").read_bytes(), b"".join(data[:2]), "the same blocks elsewhere")
+        again = [(number, data[number]) for number in range(8)]
+        self.assertEqual(self.successResultOf(staging.write(again)), [True] * 8)
+        self.assertEqual((staged / "f").read_bytes(), b"".join(data))
+        self.assertEqual((staged / "g").read_bytes(), b"g")
+
+    def test_disk_takes_less(self) -> None:
+        """The rest of a run that the kernel did not take at once would be missing."""
+        spec: Spec = {"/f": b"a" * 32768 + b"b" * 32768 + b"c" * 100}
+        index, _ = index_bytes(spec)
+        staging = self.staged(V1, index)
+        with mock.patch.object(os, "pwritev", lambda fd, parts, offset: os.pwrite(fd, b"".join(parts)[:40_000], offset)):
+            self.assertEqual(self.successResultOf(staging.write(blocks_of(spec, index))), [True] * 3)
+        self.assertEqual((self.staging_path(V1, index) / "f").read_bytes(), spec["/f"])
 
     @shows("A50", "F59")
     def test_other_names(self) -> None:

@@ -17,8 +17,9 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
 from ciruela.net.limits import Limits, Patience
-from ciruela.net.link import ClientLink, ServerLink, origin_allowed
-from ciruela.net.server import MAX_HEAD_BYTES, site
+from ciruela.net.link import ClientLink, ServerLink
+from ciruela.net.outbox import Outbox
+from ciruela.net.server import MAX_HEAD_BYTES, origin_allowed, site
 from tests.fuzz.frames import outcome
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Counterpart, Pages, frame, frames
 
@@ -92,7 +93,7 @@ def chopped(data: bytes) -> Iterator[bytes]:
 class _Heard:
     """Stands where a talk stands, and writes down."""
 
-    large_due = trusted = spoken = True
+    large_due = bulk_due = trusted = spoken = True
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -100,8 +101,8 @@ class _Heard:
 
     def received(self, data: bytes) -> None:
         if not self.over:
-            assert type(data) is bytes, type(data)
-            self.messages.append(data)
+            assert type(data) in (bytes, bytearray), type(data)
+            self.messages.append(bytes(data))
 
     def end(self, _reason: str) -> None:
         self.over = True
@@ -126,7 +127,7 @@ def _open_link(server: bool) -> tuple[Clock, dict[str, Any]]:
 
 def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tuple[Any, Tape, _Heard, Log]:
     """A fresh link that is open and takes messages of ``limit_bytes``, without the cost of a handshake for each of a hundred thousand."""
-    state = _open_link(server)[1]
+    clock, state = _open_link(server)
     role: Any = ServerLink if server else ClientLink
     link = role.__new__(role)
     tape, heard, log = Tape(), _Heard(), Log()
@@ -136,7 +137,7 @@ def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tupl
     link._patience = Patience(link._limits, 1.0)
     link._pulse = LoopingCall(link._beat)
     link._set_limit()
-    link._outbox, link.send_queue = deque(), deque()
+    link._outbox, link.send_queue = Outbox(tape, clock, 60.0, link._outbox_changed, link._stalled), deque()
     link.gone, link.is_closed = Deferred(), txaio.create_future()
     link.utf8validator, link.trafficStats = Utf8Validator(), TrafficStats()
     return link, tape, heard, log

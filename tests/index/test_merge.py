@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.merge import BlockMap, same_files
+from ciruela.index.merge import BlockMap, Run, same_files
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import BlockHash
 from tests.index.examples import BIG, FEATURES_TREE, KIND, file, trees
@@ -80,6 +80,12 @@ class SameFilesTests(SynchronousTestCase):
         self.assertEqual([other and other.path for other in pairs], ["/a", None, None, None])
 
 
+def numbers_in(blocks: BlockMap, run: Run) -> range:
+    """The block numbers of a run."""
+    first = blocks.numbers_of(run.file_number).start + run.first
+    return range(first, first + run.blocks)
+
+
 class BlockMapTests(SynchronousTestCase):
     """Where blocks are."""
 
@@ -93,6 +99,22 @@ class BlockMapTests(SynchronousTestCase):
         self.assertEqual([list(blocks.numbers_of(number)) for number in range(6)], [[], [0, 1], [], [], [2], []])
         for number in (-1, 3):
             self.assertRaises(IndexError, blocks.by_number, number)
+
+    def test_runs(self) -> None:
+        """Blocks of two files would be read in one go, or written behind the end of the first."""
+        tree = flat(file("/a", b""), file("/b", BIG), file("/c", b""), file("/d", b"x"), file("/e", bytes(3 * BLOCK_BYTES)))
+        blocks = BlockMap(tree)
+        self.assertEqual(blocks.runs(()), [])
+        self.assertEqual(blocks.runs(range(6)), [(1, 0, 2), (3, 0, 1), (4, 0, 3)])
+        self.assertEqual(blocks.runs((1, 2, 3, 5)), [(1, 1, 1), (3, 0, 1), (4, 0, 1), (4, 2, 1)])
+        self.assertEqual(blocks.runs((5, 4, 3, 0, 0)), [(4, 2, 1), (4, 1, 1), (4, 0, 1), (1, 0, 1), (1, 0, 1)])
+        self.assertEqual(
+            [number for number in range(6) for _ in (0,)], [at for run in blocks.runs(range(6)) for at in numbers_in(blocks, run)]
+        )
+        for wrong in (6, -1):
+            self.assertRaises(IndexError, blocks.runs, (0, wrong))
+        big = blocks.files[1]
+        self.assertEqual([big.bytes_of(0, 1), big.bytes_of(0, 2), big.bytes_of(1, 1)], [BLOCK_BYTES, len(BIG), len(BIG) - BLOCK_BYTES])
 
     def test_places(self) -> None:
         """A block that stands in several files must be written to all of them, though it is fetched once."""

@@ -12,8 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net import link as link_module
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
-from ciruela.net.link import accelerated, origin_allowed
+from ciruela.net.link import accelerated
 from ciruela.net.outgoing import connect
+from ciruela.net.server import origin_allowed
 from ciruela.net.talk import Talk
 from ciruela.proto import codec
 from ciruela.proto import messages as m
@@ -547,28 +548,28 @@ class SlowReader(SynchronousTestCase):
             mock.patch.object(transport, "pauseProducing", lambda: reading.append(False)),
             mock.patch.object(transport, "resumeProducing", lambda: reading.append(True)),
         ):
-            served.pauseProducing()
+            served._outbox.pauseProducing()
             raw.send(b"".join(frame(codec.encode_request(number, BLOCK), masked=True) for number in range(300)))
             bench.flush()
             self.assertEqual(reading, [False])
             self.assertEqual(len(bench.node.asked), 128)
-            self.assertLess(served._outbox_bytes, Limits().queue_bytes + 40_000)
+            self.assertLess(served._outbox.bytes, Limits().queue_bytes + 40_000)
             bench.advance(50)
             raw.seen = b""
-            served.resumeProducing()
+            served._outbox.resumeProducing()
             bench.flush()
             self.assertEqual(reading, [False, True])
             self.assertEqual(len(bench.node.asked), 300)
             self.assertEqual(len(frames(raw.seen)), 300)
-            self.assertEqual(served._outbox_bytes, 0)
+            self.assertEqual(served._outbox.bytes, 0)
 
     def test_transport_tells_us(self) -> None:
         """Without this nobody would ever notice a reader that does not read."""
         bench = Bench()
         link = bench.link()
         pump = bench.pumps[-1]
-        self.assertIs(pump.serverIO.producer, bench.served())
-        self.assertIs(pump.clientIO.producer, link)
+        self.assertIs(pump.serverIO.producer, bench.served()._outbox)
+        self.assertIs(pump.clientIO.producer, link._outbox)
 
     def test_full_without_more_requests(self) -> None:
         """Four megabytes are the limit, whether or not another request is here already."""
@@ -576,11 +577,11 @@ class SlowReader(SynchronousTestCase):
         raw = bench.raw_client()
         raw.send(REFERENCE_HANDSHAKE)
         bench.flush()
-        bench.served().pauseProducing()
+        bench.served()._outbox.pauseProducing()
         raw.send(b"".join(frame(codec.encode_request(n, BLOCK), masked=True) for n in range(128)))
         bench.flush()
         self.assertTrue(bench.served()._held)
-        bench.served().resumeProducing()
+        bench.served()._outbox.resumeProducing()
         self.assertFalse(bench.served()._held)
 
     def test_goodbye_of_one_who_does_not_read(self) -> None:
@@ -635,7 +636,7 @@ class SlowReader(SynchronousTestCase):
         raw = bench.raw_client()
         raw.send(REFERENCE_HANDSHAKE)
         bench.flush()
-        bench.served().pauseProducing()
+        bench.served()._outbox.pauseProducing()
         for _ in range(59):
             raw.send(frame(b"", opcode=10, masked=True))
             bench.advance(1)
@@ -658,13 +659,13 @@ class SlowReader(SynchronousTestCase):
 
         def full(data: bytes) -> None:
             plain(data)
-            served.pauseProducing()
+            served._outbox.pauseProducing()
 
         with mock.patch.object(transport, "write", full):
             raw.send(frame(codec.encode_request(1, INDEX), masked=True) + frame(b"x", opcode=9, masked=True))
             bench.flush()
             for _ in range(6):
-                served.resumeProducing()
+                served._outbox.resumeProducing()
                 bench.flush()
         self.assertEqual([kind for _, kind, _ in frames(raw.seen)], [2, 10])
 

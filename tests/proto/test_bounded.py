@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
+from ciruela.proto import bounded
 from ciruela.proto.bounded import loads
 from tests.proof import shows
 from tests.proto.samples import VECTORS
@@ -134,6 +135,19 @@ class Accepted(SynchronousTestCase):
             self.assertIn("nested deeper", str(fault))
         else:
             self.assertEqual(found, value)
+
+    def test_cut(self) -> None:
+        """What is left out comes as it stands in the message, in its order, and everything else is as ever."""
+        long, longer = b"l" * bounded.LONG_BYTES, b"m" * 70_000
+        value = {"a": [long, b"short", "t" * 9000, longer], b"k" * 5000: 1}
+        data = cbor2.dumps(value)
+        found, cut = bounded.loads_cut(memoryview(data), max_items=20)
+        self.assertEqual(found, {"a": [b"", b"short", "t" * 9000, b""], b"k" * 5000: 1})
+        self.assertEqual([bytes(one) for one in cut], [long, longer])
+        with self.assertRaises(FormatError):
+            bounded.loads_cut(memoryview(data), max_items=5)
+        with self.assertRaises(FormatError):
+            bounded.loads_cut(memoryview(data)[:-1], max_items=20)
 
     def test_memoryview(self) -> None:
         """Messages are read in place, after their envelope."""

@@ -78,9 +78,32 @@ class BulkTests(SynchronousTestCase):
             for packed in (False, True):
                 request = m.GetBlocks("/dir1/a/v1", s.image(1), numbers, packed)
                 self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
-            for parts in ((), (m.Part(b""),), (m.Part(b"x" * 300, packed=True), m.Part(b"x" * 70_000), m.Part(b"y", packed=True))):
+            for parts in ((), (m.Part(b"z"),), (m.Part(b"x" * 300, packed=True), m.Part(b"x" * 70_000), m.Part(b"y", packed=True))):
                 answer = m.BlocksData(parts, numbers)
                 self.assertEqual(codec.decode(codec.encode_response(9, "GetBlocks", answer)), codec.ResponseIn(9, "GetBlocks", answer))
+
+    def test_long_bytes_elsewhere(self) -> None:
+        """They would be taken for a part, and every part behind it for the one before."""
+        good = codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"x" * 5000), m.Part(b"y" * 70_000))))
+        self.assertIsInstance(codec.decode(good), codec.ResponseIn)
+        for change in (
+            {"lacks": b"l" * 5000},
+            {"more": b"m" * 5000},
+            {"parts": [b"x" * 5000, b""]},
+            {"parts": [b""]},
+            {"parts": b"x" * 5000},
+        ):
+            kind, name, number, value = cbor2.loads(good)
+            with self.assertRaises(codec.BadMessage):
+                codec.decode(cbor2.dumps([kind, name, number, value | change]))
+
+    def test_parts_are_not_copied(self) -> None:
+        """A megabyte would be copied for each answer once more."""
+        data = bytearray(codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"x" * 5000),))))
+        answer = codec.decode(data)
+        assert isinstance(answer, codec.ResponseIn) and isinstance(answer.response, m.BlocksData)
+        data[-1:] = b"y"
+        self.assertEqual(bytes(answer.response.parts[0].data), b"x" * 4999 + b"y")
 
     def test_shares(self) -> None:
         """A node would take what was promised to another."""

@@ -1,0 +1,87 @@
+# ruff: noqa: N802  half of the names here are Twisted's
+"""What is ready to be sent on one connection and the transport has no room for, in chunks that can be counted (threats A25)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from zope.interface import implementer
+
+from ciruela.net import frames
+
+CHUNK_BYTES = 256 * 1024
+"""So much is handed to the transport at a time."""
+
+
+@implementer(IPushProducer)
+class Outbox:
+    """Stands before ``transport``, which tells it when it is full and when it has room.
+
+    ``changed`` is called when what waits has changed, ``stalled`` when the transport was full for ``stall_s``.
+    """
+
+    def __init__(
+        self, transport: Any, clock: IReactorTime, stall_s: float, changed: Callable[[], None], stalled: Callable[[], None]
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._stall_s = stall_s
+        self._changed = changed
+        self._stalled = stalled
+        self._waiting: deque[tuple[memoryview, bytes]] = deque()
+        self._full = False
+        self._stall: IDelayedCall | None = None
+        self._ended = False
+        self.bytes = 0
+        transport.SEND_LIMIT = CHUNK_BYTES  # of Twisted's own transports: what one call of the kernel is given
+
+    def put(self, data: bytes, mask: bytes = b"") -> None:
+        """Send ``data``, under ``mask`` if there is one, behind all that waits."""
+        if not self._full and not self._waiting and len(data) <= CHUNK_BYTES:
+            self._transport.write(frames.masked(data, mask))
+            return
+        view = memoryview(data)
+        self._waiting.extend((view[at : at + CHUNK_BYTES], mask) for at in range(0, len(data), CHUNK_BYTES))
+        self.bytes += len(data)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting and not self._full:
+            chunk, mask = self._waiting.popleft()
+            self.bytes -= len(chunk)
+            self._transport.write(frames.masked(chunk, mask))
+        self._changed()
+
+    def pauseProducing(self) -> None:
+        """Twisted: the transport is full."""
+        self._full = True
+        if self._stall is None and not self._ended:
+            self._stall = self._clock.callLater(self._stall_s, self._too_late)
+
+    def resumeProducing(self) -> None:
+        """Twisted: the transport has room."""
+        self._full = False
+        self._cancel_stall()
+        self._flush()
+
+    def stopProducing(self) -> None:
+        """Twisted: the transport is gone; connectionLost says more."""
+
+    def end(self) -> None:
+        """Let go of everything: the connection is gone."""
+        self._ended = True
+        self._cancel_stall()
+        self._waiting.clear()
+        self.bytes = 0
+
+    def _too_late(self) -> None:
+        self._stall = None
+        self._stalled()
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
