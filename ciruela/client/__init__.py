@@ -4,6 +4,6 @@ What must not happen here: a decision of a node, or a read of anything but the u
 ``common``, ``wishes`` and ``options`` (the command line), ``identities`` (private keys), ``orders`` (scan and sign), ``source`` (serves
 the local directories), ``book`` (who has an image: pure verdict), ``contacts`` (which addresses to try), ``shares`` (which node takes
 which part), ``sync`` (connections of one cluster and the run of all), ``hashes`` (which hash they understand), ``text`` (what may be
-printed), ``progress`` (the display), ``commands`` (sync and index as stories), ``verify``, ``nodes`` and ``demo``, ``main`` (the process
-and exit codes), ``start`` (loads it).
+printed), ``progress`` (the display), ``live`` (the same on a terminal), ``commands`` (sync and index as stories), ``verify``, ``nodes``
+and ``demo``, ``main`` (the process and exit codes), ``start`` (loads it).
 """

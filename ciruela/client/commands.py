@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
-from rich.console import Console
 from twisted.internet.defer import CancelledError, Deferred
 
 from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
 from ciruela.client.options import Common, IndexOptions, SyncOptions
 from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
-from ciruela.client.progress import Display, make_console, wants_live
+from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ClusterRun, Row, SyncRun, World, exit_code
 from ciruela.client.text import count, size
@@ -46,10 +45,6 @@ class Surroundings:
     in_thread: InThread
     look_up_in_thread: InThread
 
-    def console(self, stream: IO[str], live: bool) -> Console:
-        """A console on one of the streams."""
-        return make_console(stream, live, self.environ)
-
 
 def make_display(common: Common, around: Surroundings, lines_every_s: float | None) -> Display:
     """The display that the options ask for."""
@@ -58,12 +53,18 @@ def make_display(common: Common, around: Surroundings, lines_every_s: float | No
     return Display(
         clock=around.reactor,
         now_ms=around.now_ms,
-        out=around.console(around.stdout, False),
-        err=around.console(around.stderr, live),
-        live=live,
+        out=around.stdout,
+        err=around.stderr,
+        block=_live_block(around) if live else None,
         lines_every_s=lines_every_s if plain else None,
         verbosity=common.verbosity,
     )
+
+
+def _live_block(around: Surroundings) -> Block:
+    from ciruela.client.live import TerminalBlock  # here, because only a terminal needs it
+
+    return TerminalBlock(around.stderr, around.environ)
 
 
 def scanned_line(name: str, found: Scan) -> str:

@@ -36,7 +36,6 @@ from ciruela.model.tuning import Fsync, Tuning
 from ciruela.net import memory
 from ciruela.net.datagrams import DatagramPort
 from ciruela.net.limits import limits_for
-from ciruela.net.link import accelerated
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
@@ -165,10 +164,6 @@ class Daemon(Service):
         self._watchdog.start()
         if settings.tuning.fsync is Fsync.NONE:
             self._log.warn("fsync is none: images that were reported as received, and what is known of them, may be lost in a power cut")
-        if not accelerated():
-            self._log.error(
-                "Autobahn's native code (NVX) is missing: uploads run at a fortieth of the speed; install autobahn with its wheel"
-            )
         self._log.info(
             "ciruela node {machine} ({hostname}) listens on {address}, directories: {keys}",
             machine=settings.me.hex(),

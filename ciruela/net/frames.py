@@ -6,6 +6,7 @@ more than all else that is done with a block, so messages go around it: measured
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from socket import socket
@@ -43,6 +44,9 @@ def _in_place() -> Callable[[bytearray, bytes], None]:
 
     return natively
 
+
+NATIVE = importlib.util.find_spec("_nvx_xormasker") is not None
+"""Whether Autobahn's native code is there; without it an upload runs at a fortieth of the speed."""
 
 apply_mask = _in_place()
 """Mask, or unmask, all of a buffer with a key of four bytes."""

@@ -14,7 +14,6 @@ import socket
 from typing import Any
 
 import txaio
-from autobahn import websocket as autobahn_websocket
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionRequest
 from twisted.internet.defer import Deferred
@@ -50,11 +49,6 @@ MAX_HEAD_BYTES = 16 * 1024
 
 
 _masks = frames.Masks()
-
-
-def accelerated() -> bool:
-    """Whether Autobahn's native code is in use; without it an upload runs at a fortieth of the speed."""
-    return bool(getattr(autobahn_websocket, "USES_NVX", False))
 
 
 class _Websocket(Strict):

@@ -22,8 +22,9 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from ciruela.clockwork import Hush
+from ciruela.net import frames
 from ciruela.net.limits import LIMITS, IsPeer, Limits, nobody
-from ciruela.net.link import MAX_HEAD_BYTES, accelerated, server_links
+from ciruela.net.link import MAX_HEAD_BYTES, server_links
 from ciruela.seams import Counterpart
 
 _REASONS = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 413: "Content Too Large", 503: "Service Unavailable"}
@@ -95,9 +96,9 @@ class Port(Site):
         self._is_peer = is_peer
         self.open = self.strangers = self.refused = 0
         self.by_address: Counter[str] = Counter()
-        if not accelerated():
+        if not frames.NATIVE:
             self._log.critical(
-                "Autobahn runs without its native code: websockets will be some forty times slower. Install autobahn with NVX support."
+                "Autobahn's native code (NVX) is missing: uploads will be some forty times slower. Install autobahn from its wheel."
             )
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:  # type: ignore[override]  # noqa: N802

@@ -10,8 +10,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
+from ciruela.client.live import TerminalBlock
 from ciruela.client.options import Progress
-from ciruela.client.progress import Display, make_console, progress_line, promise_lines, result_lines, safe_line, wants_live
+from ciruela.client.progress import Display, progress_line, promise_lines, result_lines, safe_line, wants_live
 from ciruela.client.sync import Row
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
 from ciruela.model.ids import ImageId
@@ -147,8 +148,8 @@ class Showing(SynchronousTestCase):
 
     def display(self, live: bool, lines_every_s: float | None = None, verbosity: int = 1) -> Display:
         environ = {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
-        out, err = make_console(self.out, False, environ), make_console(self.err, live, environ)
-        return Display(self.clock, lambda: 1_700_000_000_123, out, err, live, lines_every_s, verbosity)
+        block = TerminalBlock(self.err, environ) if live else None
+        return Display(self.clock, lambda: 1_700_000_000_123, self.out, self.err, block, lines_every_s, verbosity)
 
     def test_when_live(self) -> None:
         """The block appears on a terminal that can show it, and where it was asked for; never in a log."""

@@ -63,6 +63,7 @@ class Masking(SynchronousTestCase):
 
     def test_native(self) -> None:
         """The other side would read noise."""
+        self.assertTrue(frames.NATIVE)
         self.check()
 
     def test_without_native_code(self) -> None:

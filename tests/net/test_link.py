@@ -10,9 +10,7 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net import link as link_module
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
-from ciruela.net.link import accelerated
 from ciruela.net.outgoing import connect
 from ciruela.net.server import origin_allowed
 from ciruela.net.talk import Talk
@@ -137,12 +135,6 @@ class Handshake(SynchronousTestCase):
         raw.send(REFERENCE_HANDSHAKE + frame(codec.encode_notification(s.NOTIFICATIONS["PublishImage"]), masked=True))
         bench.flush()
         self.assertEqual(len(bench.node.told), 1)
-
-    def test_native_code(self) -> None:
-        """Without it everything works, at a fortieth of the speed, and nobody knows why."""
-        self.assertTrue(accelerated())
-        with mock.patch.object(link_module.autobahn_websocket, "USES_NVX", False):
-            self.assertFalse(accelerated())
 
 
 class Messages(SynchronousTestCase):

@@ -10,7 +10,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.net import server as server_module
+from ciruela.net import frames as frames_module
 from ciruela.net.server import PortLimits
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Raw
 from tests.proof import shows
@@ -163,7 +163,7 @@ class Patience(SynchronousTestCase):
         observer = lambda event: logged.append(event["log_format"])  # noqa: E731
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        with mock.patch.object(server_module, "accelerated", lambda: False):
+        with mock.patch.object(frames_module, "NATIVE", False):
             Bench()
         self.assertTrue(any("forty times slower" in text for text in logged))
 
