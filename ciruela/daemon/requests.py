@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Bucket, Hush
 from ciruela.download.awaited import Awaited
 from ciruela.download.serving import BlockService
+from ciruela.download.slots import Slots
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import MachineId
@@ -114,6 +115,7 @@ class Requests:
         self._hush = Hush(clock, 40)
         self._rate = requests_per_second
         self._buckets: dict[tuple[Link, bool], Bucket] = {}
+        self._slots = Slots(clock)
         self.slowed = 0
         self.published_refused = 0
 
@@ -145,7 +147,7 @@ class Requests:
             case GetBlock():
                 return self._blocks.give(request).addCallback(_as_response)
             case GetBlocks():
-                return self._blocks.give_many(request).addCallback(_as_response)
+                return self._blocks_for(link, request)
             case GetPieces():
                 return self._awaited.give(request, link).addCallback(_as_response)
             case GetShare():
@@ -161,6 +163,13 @@ class Requests:
             case GetBaseDir():
                 return self._base_dir(request)
 
+    def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:
+        try:
+            self._slots.enter(link)
+        except Busy as busy:
+            return fail(busy)
+        return self._blocks.give_many(request).addCallback(_as_response)
+
     def notified(self, link: Link, notification: Notification) -> None:
         """Note that a client can give an image; what nodes send to clients is not meant for a node."""
         if not isinstance(notification, PublishImage):
@@ -173,6 +182,7 @@ class Requests:
     def lost(self, link: Link) -> None:
         """Forget what the connection said."""
         self._watches.lost(link)
+        self._slots.left(link)
         for uploads in (True, False):
             self._buckets.pop((link, uploads), None)
 

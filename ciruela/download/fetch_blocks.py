@@ -21,21 +21,18 @@ from ciruela.download.answers import Answer
 from ciruela.download.lookout import Lookout
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
-from ciruela.download.sources import GRACE_S, MOST_WINDOW, Candidate, Source, Sources, Totals
+from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, Source, Sources, Totals
 from ciruela.download.turns import Turns
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.errors import DiskError, DownloadFailed, RemoteError
+from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 from ciruela.seams import Staging
 
 T = TypeVar("T")
-
-LATE_S = 3.0
-"""With nothing else left to ask for, a block owed for so long is asked for elsewhere too."""
 
 STALLED_S = 10.0
 """No good block for so long while something is missing: the download says of itself that it is stalled."""
@@ -192,7 +189,7 @@ class BlockFetch:
         return asked
 
     def _choose(self, source: Source, room: int, preferred: int, now_s: float) -> list[int]:
-        """Blocks of up to ``room`` bytes, or one that another source owes."""
+        """Blocks of up to ``room`` bytes, or with nothing else left one that another source has owed for LATE_S."""
         late_s = LATE_S if self._looks_for_late else math.inf
         most_bytes = room if source.candidate.bulk else 1
         reach = self._reach(source, now_s)
@@ -265,7 +262,7 @@ class BlockFetch:
     def _ask(self, source: Source, numbers: list[int]) -> None:
         numbers.sort()
         size = self._plan.bytes_of(numbers) if source.candidate.bulk else BLOCK_BYTES
-        deadline_s = source.deadline_s(size)
+        deadline_s = source.deadline_s(size, self._sources.usual_rate(source))
         source.in_flight += size
         began_s = self._clock.seconds()
         asked = source.candidate.ask(self._request(source, numbers))
@@ -348,7 +345,9 @@ class BlockFetch:
         if failure.check(DiskError, DownloadFailed):
             self._end(failure)
             return
-        if failure.check(RemoteError):
+        if failure.check(Busy):
+            source.busy(self._clock.seconds())
+        elif failure.check(RemoteError):
             self._lacking(source, numbers, failure.getErrorMessage())
         else:
             source.failed(self._clock.seconds())

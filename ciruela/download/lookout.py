@@ -25,6 +25,9 @@ HELD_S = 5.0
 """A node keeps a GetPieces for so long when there is nothing to tell."""
 
 ANSWER_S = 2 * HELD_S
+NOTHING_S = 0.5
+"""After an answer with nothing the same node is asked again so much later: it may have answered at once."""
+
 AGAIN_S = 3.0
 """After a failure the same node is asked again so much later."""
 
@@ -71,10 +74,12 @@ class Lookout:
             pieces = self._pieces.from_bytes(response.pieces)
         except ValueError as error:
             raise RemoteError(str(error)) from None
-        if pieces & ~source.claimed:
-            source.told(pieces)
-            if not self._stopped:
-                self._news()
+        if not pieces:
+            source.await_from_s = self._clock.seconds() + NOTHING_S
+            return
+        source.told(pieces)
+        if not self._stopped:
+            self._news()  # also when gossip was faster: this is where it is asked again
 
     def _failed(self, failure: Failure, source: Source) -> None:
         """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""

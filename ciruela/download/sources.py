@@ -6,6 +6,7 @@ the others (threats A7, A58; protocol C20).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +22,14 @@ Ask = Callable[[Request], Deferred[Response]]
 MOST_WINDOW = 4 * 1024 * 1024
 """Bytes in flight per source: where loopback and LAN throughput flattens. Half as much where single blocks are asked for."""
 
-BATCHES = 4
-"""Answers in flight per source, at most: one is read, one sent, one taken, one written."""
+BATCHES = 2
+"""Answers in flight per source, at least: one is on its way while the next is made ready."""
+
+AHEAD_S = 0.05
+"""Bytes in flight, at most: what a source gives in the time that its quickest answer took, and AHEAD_S.
+
+More would only wait in the queue of its link, and what it has to say of its pieces would wait behind it.
+"""
 
 FIRST_WINDOW = 256 * 1024
 FIRST_BLOCKS = 8
@@ -39,6 +46,16 @@ SLOW_S = 2.0
 GRACE_S = 5.0
 LEAST_RATE = 50 * 1024
 """Deadline of a request: GRACE_S plus what is in flight at LEAST_RATE bytes a second (threats A58)."""
+
+LATE_S = 3.0
+SLOWER = 10.0
+"""A source that takes ten times as long as the others usually do, and LATE_S, is not waited for."""
+
+RATE_WEIGHT = 0.2
+"""How much the last answer says about the rate of a source."""
+
+BUSY_S = 0.5
+"""A source that is busy with others is left alone for so long."""
 
 DENIED_S = 10.0
 """How long a peer is believed that it lacks what it claims to have: its disk may have been slow, its claim early."""
@@ -87,8 +104,9 @@ class Candidate:
 class Source:
     """A candidate with its record. Masks are of pieces; ``window`` and ``in_flight`` are bytes.
 
-    ``claimed``: what it said it has, by gossip or in answer to GetPieces. Of a client that shares out: ``share``, the pieces that it
-    promised to this node; ``sharing`` while it is asked for more; ``shared_out`` once it has promised everything, here or elsewhere.
+    ``rate``: bytes a second it gave lately, 0 while that is not known; ``quickest_s``: what its quickest answer took. ``claimed``:
+    what it said it has, by gossip or in answer to GetPieces. Of a client that shares out: ``share``, the pieces that it promised to
+    this node; ``sharing`` while it is asked for more; ``shared_out`` once it has promised everything, here or elsewhere.
     ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before.
     """
 
@@ -97,6 +115,8 @@ class Source:
     window: int
     packing: Packing
     batch: int = BATCH_BYTES
+    rate: float = 0.0
+    quickest_s: float = math.inf
     in_flight: int = 0
     current: int | None = None
     failures: int = 0
@@ -120,14 +140,24 @@ class Source:
         """How many bytes may be asked for now: one block, or as many as make an answer where that is understood."""
         if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:
             return 0
-        free = min(self.window, self.candidate.most, BATCHES * self.batch if self.candidate.bulk else MOST_WINDOW // 2) - self.in_flight
+        free = min(self.window, self.candidate.most, self._most()) - self.in_flight
         if not self.candidate.bulk:
             return BLOCK_BYTES if free > 0 else 0
         return min(free, self.batch) if free >= self.batch or not self.in_flight else 0
 
-    def deadline_s(self, size: int) -> float:
-        """Seconds to wait for an answer with so many bytes, with all that is in flight before it."""
-        return GRACE_S + (self.in_flight + size) / LEAST_RATE
+    def _most(self) -> int:
+        if not self.candidate.bulk:
+            return MOST_WINDOW // 2
+        return max(BATCHES * self.batch, int(self.rate * (self.quickest_s + AHEAD_S)) if self.rate else 0)
+
+    def deadline_s(self, size: int, usual_rate: float) -> float:
+        """Seconds to wait for an answer with so many bytes, with all that is in flight before it.
+
+        ``usual_rate``: what the other sources give (bytes/s), 0 when that is not known.
+        """
+        due = self.in_flight + size
+        longest_s = GRACE_S + due / LEAST_RATE
+        return min(longest_s, LATE_S + SLOWER * due / usual_rate) if usual_rate else longest_s
 
     def told(self, pieces: int) -> None:
         """It has these."""
@@ -143,6 +173,8 @@ class Source:
         else:
             self.window = max(self.window, min(MOST_WINDOW, self.window + size))
         if took_s > 0:
+            self.quickest_s = min(self.quickest_s, took_s)
+            self.rate += ((self.in_flight / took_s) - self.rate) * (RATE_WEIGHT if self.rate else 1.0)
             self.batch = max(BATCH_BYTES, min(MOST_BATCH_BYTES, int(self.in_flight / took_s * BATCH_S)))
 
     def lacked(self, pieces: int, now_s: float) -> None:
@@ -162,6 +194,10 @@ class Source:
         self.failures += 1
         self.window = max(BLOCK_BYTES, self.window // 2)
         self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))
+
+    def busy(self, now_s: float) -> None:
+        """It serves enough others. That is no failure: it is asked again soon."""
+        self.rest_until_s = max(self.rest_until_s, now_s + BUSY_S)
 
     def lied(self, now_s: float) -> None:
         """It gave bytes that are not the block."""
@@ -199,6 +235,11 @@ class Sources:
     def active(self) -> list[Source]:
         """Those that can be asked, by what is known now."""
         return self._active
+
+    def usual_rate(self, source: Source) -> float:
+        """The median of what the others give, in bytes a second; 0 while none of them has given anything."""
+        rates = sorted(other.rate for other in self._active if other is not source and other.rate)
+        return rates[len(rates) // 2] if rates else 0.0
 
     def claimed_by_peers(self) -> int:
         """The union of the pieces that peers claim and did not deny."""

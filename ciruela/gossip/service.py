@@ -31,7 +31,7 @@ LOOKED_THROUGH = 1000
 """Addresses for each of which it is looked at most once a beat who has fallen silent; of more, at so many times longer intervals."""
 
 PROGRESS_S = 0.1
-MOST_PROGRESS_S = 1.0
+MOST_PROGRESS_S = 0.25
 """News of one download's progress is sent at most this often: after a tenth of the time that it has been going on, between these two.
 
 Those that take something from this node hear by their connections how far it is; this is for all others.

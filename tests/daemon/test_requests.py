@@ -7,9 +7,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.requests import config_hash
 from ciruela.download.lookout import HELD_S
+from ciruela.download.slots import Slots
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import DiskError, RemoteError
+from ciruela.model.errors import Busy, DiskError, RemoteError
 from ciruela.model.ids import BlockHash
 from ciruela.proto.messages import (
     AppendDir,
@@ -119,6 +120,19 @@ class RequestsTests(SynchronousTestCase):
         self.uploaded()
         wanted = next(iter(SITE.blocks))
         self.assertEqual(self.ask(GetBlock(BlockHash(wanted), BlockHint("/app/v1", "/a", 0))).data, SITE.blocks[wanted])
+
+    @shows("A26")
+    def test_slots(self):
+        """A node with blocks for a thousand others would serve none of them well."""
+        self.uploaded()
+        request = GetBlocks("/app/v1", SITE.id, (0,))
+        self.assertEqual(self.ask(request).lacks, ())
+        self.node.counterpart._slots = Slots(self.cluster.clock, 1)
+        self.node.counterpart._slots.enter("another")
+        busy = self.ask(request)
+        busy.trap(Busy)
+        self.cluster.run(3.0)
+        self.assertEqual(self.ask(request).lacks, ())
 
     def test_pieces(self):
         """Others would not hear what is here until gossip tells it, or wait for what is not."""

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.lookout import AGAIN_S, ANSWER_S, HELD_S, Lookout
+from ciruela.download.lookout import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, Lookout
 from ciruela.download.sources import Candidate, Source, Sources
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
@@ -82,8 +82,19 @@ class LookoutTests(SynchronousTestCase):
         self.assertEqual((self.news, self.one.mask), (0, 0b11))
         self.quiet()
         self.look((self.one, 0b100))
+        self.assertEqual(len(self.asked), 1, "it may answer like this at once, for ever")
+        self.clock.advance(NOTHING_S)
+        self.look((self.one, 0b100))
         self.assertEqual(len(self.asked), 2)
         self.lookout.stop()
+
+    def test_gossip_was_faster(self) -> None:
+        """Nobody would ask again until something else happens."""
+        self.look((self.one, 0b100))
+        self.one.told(0b100)
+        self.answers[0].callback(PiecesData(PIECES.to_bytes(0b100)))
+        self.assertEqual(self.news, 1)
+        self.over()
 
     def test_answered_at_once(self) -> None:
         """A peer whose answer is there before the question is out would never be asked again."""

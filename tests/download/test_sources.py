@@ -7,14 +7,17 @@ from ciruela.download.packing import Packing
 from ciruela.download.sources import (
     BATCH_BYTES,
     BATCH_S,
+    BUSY_S,
     DENIED_S,
     FIRST_BLOCKS,
     FIRST_WINDOW,
+    LATE_S,
     LONGEST_BAD_S,
     MOST_BAD_BLOCKS,
     MOST_BATCH_BYTES,
     MOST_WINDOW,
     SLOW_S,
+    SLOWER,
     Candidate,
     Sources,
 )
@@ -93,10 +96,50 @@ class SourceTests(SynchronousTestCase):
     def test_deadline_counts_what_is_in_flight(self):
         """A slow but honest client is given the time that its queue takes."""
         source = source_of(candidate())
-        alone = source.deadline_s(BLOCK_BYTES)
-        self.assertAlmostEqual(alone - source.deadline_s(0), BLOCK_BYTES / 51200)
+        alone = source.deadline_s(BLOCK_BYTES, 0.0)
+        self.assertAlmostEqual(alone - source.deadline_s(0, 0.0), BLOCK_BYTES / 51200)
         source.in_flight = 31 * BLOCK_BYTES
-        self.assertAlmostEqual(source.deadline_s(BLOCK_BYTES) - alone, 31 * BLOCK_BYTES / 51200)
+        self.assertAlmostEqual(source.deadline_s(BLOCK_BYTES, 0.0) - alone, 31 * BLOCK_BYTES / 51200)
+
+    @shows("A58", "F52")
+    def test_deadline_by_what_others_give(self):
+        """Where everybody else gives megabytes a second, a source that gives nothing would be waited for as long as a modem."""
+        source = bulky()
+        self.assertAlmostEqual(source.deadline_s(1_000_000, 1e6), LATE_S + SLOWER)
+        self.assertEqual(source.deadline_s(1_000_000, 1000.0), source.deadline_s(1_000_000, 0.0), "all are slow: as long as ever")
+
+    def test_usual_rate(self):
+        """One very fast or very slow source would decide how long all others are waited for."""
+        sources = Sources(PIECES)
+        sources.update([Candidate(name, name, print, FULL, seed=False, bulk=True) for name in "abcd"], 0.0)
+        one, *others = sources.active()
+        self.assertEqual(sources.usual_rate(one), 0.0)
+        for other, took_s in zip(others, (0.001, 0.1, 10.0), strict=True):
+            other.in_flight = BATCH_BYTES
+            other.gave(took_s, 8, BATCH_BYTES)
+        self.assertAlmostEqual(sources.usual_rate(one), BATCH_BYTES / 0.1)
+        self.assertAlmostEqual(sources.usual_rate(others[1]), BATCH_BYTES / 0.001)
+
+    def test_busy(self):
+        """A source that serves others would be taken for a bad one, or be asked again at once, by everybody."""
+        source = bulky()
+        source.busy(100.0)
+        self.assertEqual((source.failures, source.bad_blocks, source.mask, source.room(100.0)), (0, 0, FULL, 0))
+        self.assertTrue(source.room(100.0 + BUSY_S))
+
+    def test_far_away(self):
+        """Over a long link little in flight leaves it idle; over a short one much in flight only waits in a queue."""
+        for quickest_s, least, most in ((0.2, 3 * BATCH_BYTES, MOST_WINDOW), (0.001, 2 * BATCH_BYTES, 2 * BATCH_BYTES + 1)):
+            source = bulky()
+            source.window = MOST_WINDOW
+            source.quickest_s = quickest_s
+            for _ in range(30):
+                source.in_flight = round(4e6 * (quickest_s + 0.1))
+                source.gave(quickest_s + 0.1, 8, BATCH_BYTES)
+            source.in_flight = 0
+            while room := source.room(0.0):
+                source.in_flight += room
+            self.assertTrue(least <= source.in_flight <= most, source.in_flight)
 
     @shows("A36", "F27")
     def test_lacked(self):
@@ -203,6 +246,7 @@ class SourcesTests(SynchronousTestCase):
         self.assertEqual(source.window, FIRST_WINDOW)
         self.assertEqual(source.room(0.0), min(FIRST_WINDOW, BATCH_BYTES))
         source.window = 2 * BATCH_BYTES + 5000
+        source.rate, source.quickest_s = 1e9, 0.1
         self.assertEqual(source.room(0.0), BATCH_BYTES)
         source.in_flight = 2 * BATCH_BYTES
         self.assertEqual(source.room(0.0), 0)

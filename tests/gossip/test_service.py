@@ -25,7 +25,7 @@ from ciruela.gossip.packets import (
     encode_item,
     encode_packets,
 )
-from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, PROGRESS_S, Gossip
+from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.watches import WATCH_S
 from ciruela.model.ids import ImageId, MachineId
@@ -249,6 +249,23 @@ class NewsTests(GossipCase):
         masks = [item.mask for address, item in self.said(Download) if address == AT_A and isinstance(item, Download)]
         self.assertLessEqual(len(masks), 5)
         self.assertEqual((masks[0], masks[-1]), (0, 99))
+
+    def test_long_downloads_are_told_of_less(self) -> None:
+        """Datagrams about what everybody concerned knows already would take more of the processor than the blocks."""
+
+        def told(seconds: float) -> int:
+            self.out.sent.clear()
+            for step in range(round(seconds * 100)):
+                self.facts.fetching = [Download(PATH, ONE, step, False, False)]
+                self.gossip.news_download(PATH)
+                self.clock.advance(0.01)
+            return len([address for address, item in self.said(Download) if address == AT_A])
+
+        self.assertGreaterEqual(told(1.0), 8)
+        told(10.0)
+        self.assertLessEqual(told(1.0), 1 / MOST_PROGRESS_S + 1)
+        self.gossip.news_complete(PATH)
+        self.assertGreaterEqual(told(1.0), 8, "a new image at the same path")
 
     def test_news_goes_to_those_who_take_the_directory(self) -> None:
         """In a big cluster four random nodes would mostly not be concerned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ciruela.download.suppliers import MOST_PEERS
 from ciruela.model.ids import ImageId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
@@ -20,6 +21,9 @@ MOST_TIMERS = 2_000
 
 MOST_TIMERS_QUIET = 40
 """The same when nobody wants anything: the duties, and connections that are about to be closed."""
+
+TIMERS_PER_DOWNLOAD = 4 + 3 * MOST_PEERS
+"""A download without a source: its own, and for each peer a question of ours with its deadlines, and one of theirs that waits here."""
 
 
 def i1_whole(host: Host) -> Iterator[str]:
@@ -91,7 +95,7 @@ def i6_quiet(host: Host) -> Iterator[str]:
     left = {
         "watched paths": len(node.watches.paths()),
         "uploads that are judged": len(node.uploads._turns),
-        f"timers with {busy} downloads": max(0, len(host.timers.getDelayedCalls()) - MOST_TIMERS_QUIET - 8 * busy),
+        f"timers with {busy} downloads": max(0, len(host.timers.getDelayedCalls()) - MOST_TIMERS_QUIET - TIMERS_PER_DOWNLOAD * busy),
     }
     for what, count in left.items():
         if count:

@@ -98,7 +98,7 @@ class NoticeTests(UnmeasuredTestCase):
         for kind in (SafeDir, OpenFile):
             self.patch(kind, "fsync", lambda _: None)
         self.patch(SafeDir, "syncfs", lambda _: None)
-        self.noticed("I1", 1)
+        self.noticed("I1", 2)
 
     def test_old_requests(self) -> None:
         """A recorded request that rolls a path back."""
