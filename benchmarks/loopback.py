@@ -23,7 +23,7 @@ from benchmarks.systems import in_thread
 from benchmarks.tables import MIB, keep, list_table, machine, spread, tell
 
 HOST = "127.0.0.1"
-LOOK_S = 0.002
+LOOK_S = 0.01
 OLD_CLIENT = (
     sys.executable,
     "-c",

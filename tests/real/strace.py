@@ -111,10 +111,14 @@ _LINE = re.compile(r"(?P<pid>\d+) +(?P<at>\d+\.\d+) (?P<rest>.*)")
 _WHOLE = re.compile(r"(?P<name>\w+)\((?P<args>.*)\) += (?P<result>.*)", re.DOTALL)
 _RESUMED = re.compile(r"<\.\.\. (?P<name>\w+) resumed> ?(?P<rest>.*)")
 _UNFINISHED = " <unfinished ...>"
+_DETACHED = " <detached ...>"
 
 
 def calls(out: Path) -> Iterator[Call]:
-    """The calls in a file of strace, in the order in which they ended. A call that never ended, in a killed process, is left out."""
+    """The calls in a file of strace, in the order in which they ended.
+
+    A call is left out if its end was not seen: its process was killed, or strace was ended before it.
+    """
     begun: dict[int, str] = {}
     for line in out.read_text(errors="surrogateescape").splitlines():
         found = _LINE.fullmatch(line)
@@ -122,6 +126,9 @@ def calls(out: Path) -> Iterator[Call]:
             raise AssertionError(f"{out}: not understood: {line}")
         pid, rest = int(found["pid"]), found["rest"]
         if rest.startswith(("+++", "---")):
+            continue
+        if rest.endswith(_DETACHED):
+            begun.pop(pid, None)
             continue
         if rest.endswith(_UNFINISHED):
             begun[pid] = rest.removesuffix(_UNFINISHED)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.proof import shows
 from tests.real.campaign_strace import CROWD, Crowd
 from tests.real.mounts import needs
-from tests.real.strace import Fault, forbidden, may_trace
+from tests.real.strace import Fault, calls, forbidden, may_trace
 
 ALL_CONTACTS = 3
 """To so many nodes a client keeps connections; the others only tell what they have, by way of these."""
@@ -69,3 +71,16 @@ class PreconditionTests(SynchronousTestCase):
         self.assertIn("this root may not", may_trace(0, "strace: attach: ptrace(PTRACE_SEIZE, 5): Operation not permitted"))
         with self.assertRaisesRegex(AssertionError, "invalid option"):
             may_trace(0, "strace: invalid option -- 'z'")
+
+    def test_end_not_seen(self) -> None:
+        """Ending strace in the middle of a call would be taken for a file that nobody understands."""
+        out = Path(self.mktemp())
+        out.write_text(
+            '7 1.0 unlinkat(3, "a", 0 <unfinished ...>\n'
+            "8 1.1 fsync(4) = 0\n"
+            "7 1.2 <... unlinkat resumed>) = 0\n"
+            "8 1.3 fsync(5 <unfinished ...>\n"
+            '7 1.4 unlinkat(3, "b", AT_REMOVEDIR <detached ...>\n'
+            "8 1.5 <... fsync resumed> <detached ...>\n"
+        )
+        self.assertEqual([(call.pid, call.name, call.result) for call in calls(out)], [(8, "fsync", "0"), (7, "unlinkat", "0")])
