@@ -12,7 +12,10 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
-from ciruela.client.options import Common, IndexOptions, SyncOptions
+from ciruela.client.options.common import Common
+from ciruela.client.options.local import IndexOptions
+from ciruela.client.options.signing import Keys
+from ciruela.client.options.sync import SyncOptions
 from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.source import Offer, Source
@@ -118,11 +121,11 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
     return 0
 
 
-async def keys_of(options: SyncOptions, around: Surroundings, display: Display) -> Identities:
+async def identities_of(keys: Keys, around: Surroundings, display: Display) -> Identities:
     """The keys that sign, told to the user. Raises BadKey, also when there is none: servers refuse what nobody signed."""
     found = await load_identities(
-        options.identities,
-        options.env_keys,
+        keys.files,
+        keys.variables,
         environ=around.environ,
         home=around.environ.get("HOME"),
         read_file=read_key_file,
@@ -175,7 +178,7 @@ async def sync(
     """
     check_sources(options.wishes)
     display = make_display(options.common, around, options.print_progress_s)
-    identities = await keys_of(options, around, display)
+    identities = await identities_of(options.keys, around, display)
     net = world or real_world(options, around)
     kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
     caches = hash_caches(options.cache, around)

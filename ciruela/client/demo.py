@@ -18,7 +18,9 @@ from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, Rule
 from ciruela.client.commands import Surroundings
 from ciruela.client.hashes import OURS
 from ciruela.client.nodes import Node, Nodes
-from ciruela.client.options import ClusterNames, DemoOptions, Mode, SyncOptions, Wish
+from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options.signing import ClusterNames, Keys
+from ciruela.client.options.sync import Mode, SyncOptions, Wish
 from ciruela.client.orders import check_directory
 from ciruela.client.progress import Display
 from ciruela.client.sync import Row
@@ -101,8 +103,7 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
         common=replace(options.common, port=nodes.port),
         wishes=(Wish(Mode.APPEND, directory, FIRST),),
         clusters=(ClusterNames((nodes.nodes[0].host,)),),
-        identities=(str(nodes.key),),
-        env_keys=(),
+        keys=Keys((str(nodes.key),)),
         rule=Rule(early_hosts=count, early_fraction=1.0, deadline_s=DEADLINE_S),
         print_progress_s=5.0,
         cache=False,  # a demo leaves nothing behind

@@ -28,7 +28,10 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
-from ciruela.client.options import DemoOptions, IndexOptions, Options, SyncOptions, VerifyOptions, parse, parse_sync
+from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options.local import IndexOptions, VerifyOptions
+from ciruela.client.options.sync import SyncOptions
+from ciruela.client.options.table import Options, parse, parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError

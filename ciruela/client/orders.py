@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred
 
 from ciruela.client.identities import Identities
-from ciruela.client.options import Mode, Wish
+from ciruela.client.options.sync import Mode, Wish
 from ciruela.client.sync import Upload
 from ciruela.disk.scan import Scan
 from ciruela.keys.signed import signed_bytes

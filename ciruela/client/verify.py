@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ciruela.client.book import EXIT_LOCAL
 from ciruela.client.commands import Surroundings, make_display, scan_directory
 from ciruela.client.hashes import OURS
-from ciruela.client.options import VerifyOptions
+from ciruela.client.options.local import VerifyOptions
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.progress import Display
 from ciruela.client.text import clean, count

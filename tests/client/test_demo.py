@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.demo import default_directory, next_line, script
 from ciruela.client.nodes import TERM_S, Node, make_keys
-from ciruela.client.options import parse_sync
+from ciruela.client.options.table import parse_sync
 from ciruela.keys.private import parse_private
 from ciruela.keys.public import parse_public
 from ciruela.seams import DEFAULT_PORT
@@ -65,7 +65,7 @@ class DemoParts(SynchronousTestCase):
             self.assertEqual(Path(words[0]).name, "ciruela-sync")
             options = parse_sync(words[1:])
             self.assertEqual((options.wishes[0].source, str(options.wishes[0].vpath)), ("/tmp/a b'c", "/demo/v2"))
-            self.assertEqual((options.identities, options.common.port), (("/tmp/x y/key",), port))
+            self.assertEqual((options.keys.files, options.common.port), (("/tmp/x y/key",), port))
 
     def test_script(self) -> None:
         """What is not on the PATH is proposed with its whole path, or the shell would not find it."""

@@ -11,20 +11,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela._version import __version__
-from ciruela.client.options import (
-    ClusterNames,
-    DemoOptions,
-    IndexOptions,
-    Mode,
-    Progress,
-    SyncOptions,
-    Wish,
-    check_entry_point,
-    parse,
-    parse_sync,
-    split_clusters,
-    split_wish,
-)
+from ciruela.client.options.common import Progress
+from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options.local import IndexOptions
+from ciruela.client.options.signing import ClusterNames, Keys, check_entry_point, split_clusters
+from ciruela.client.options.sync import Mode, SyncOptions, Wish, split_wish
+from ciruela.client.options.table import parse, parse_sync
 from ciruela.index.digest import HashKind
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
@@ -75,7 +67,7 @@ class SyncLine(Parsing):
         self.assertEqual([wish.mode for wish in options.wishes], [Mode.APPEND, Mode.APPEND_WEAK, Mode.REPLACE])
         self.assertEqual(options.wishes[2].old_image, ImageId(bytes.fromhex(OLD)))
         self.assertEqual(options.clusters, names(["h1"], ["h2"]))
-        self.assertEqual((options.identities, options.env_keys), (("f1", "f2"), ("V1", "V2")))
+        self.assertEqual(options.keys, Keys(("f1", "f2"), ("V1", "V2")))
         rule = options.rule
         self.assertEqual((rule.early_hosts, rule.early_fraction, rule.early_timeout_s, rule.deadline_s), (7, 0.5, 1.0, 3600.0))
         self.assertEqual(options.print_progress_s, 2.0)

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
 from ciruela.client.live import TerminalBlock
-from ciruela.client.options import Progress
+from ciruela.client.options.common import Progress
 from ciruela.client.progress import Display, progress_line, promise_lines, result_lines, safe_line, wants_live
 from ciruela.client.sync import Row
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
