@@ -2,5 +2,6 @@
 
 Reading order: ``bounded`` (a CBOR reader that cannot be made to work or allocate more than its input is worth), ``messages`` (one frozen
 class per message), ``fields`` (the values inside them, checked), ``packing`` (compressed parts of an answer), ``blocks`` (answers with one
-block, without detours), ``codec`` (messages to bytes and back), ``dialogue`` (request ids and what is pending on one connection).
+block, without detours), ``reading`` (what stands in each message), ``codec`` (messages to bytes and back), ``dialogue`` (request ids and
+what is pending on one connection).
 """

@@ -6,23 +6,20 @@ unknown fields, missing optional fields, any order, field names and virtual path
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cbor2
 
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import HASH_BYTES, BlockHash
 from ciruela.model.state import State
-from ciruela.model.vpath import MAX_COMPONENT_BYTES
-from ciruela.proto import blocks, bounded, fields
+from ciruela.proto import blocks, bounded, fields, reading
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
     BaseDirData,
     BlockData,
-    BlockHint,
     BlocksData,
     Error,
     GetBaseDir,
@@ -36,7 +33,6 @@ from ciruela.proto.messages import (
     IndexAtData,
     IndexData,
     Notification,
-    Part,
     PiecesData,
     PublishImage,
     ReceivedImage,
@@ -46,15 +42,6 @@ from ciruela.proto.messages import (
     ShareData,
     UploadAck,
 )
-
-MAX_PENDING = 65_536
-"""Entries of a base dir that can be on their way."""
-
-MAX_WATCHERS = 1000
-MAX_ITEMS = 256
-MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
-MAX_ITEMS_BASE_DIR = 16 * 65_536
-MAX_ITEMS_BULK = 5 * fields.MAX_BULK + 16
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _NAME_BYTES = 64
@@ -246,136 +233,6 @@ def encode_dirs(dirs: Mapping[str, State]) -> bytes:
 # -- reading ------------------------------------------------------------------------------------------------------------------
 
 
-def _block_hint(value: object) -> BlockHint | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != 3:
-        raise FormatError("hint is not a list of three")
-    return BlockHint(fields.path(value[0], "hint"), fields.text(value[1], "hint", fields.MAX_TEXT_BYTES), fields.uint(value[2], "hint"))
-
-
-def _index_hint(value: object) -> str | None:
-    return None if value is None else fields.path(value, "hint")
-
-
-def _append_dir(f: Fields) -> AppendDir:
-    return AppendDir(
-        fields.path(fields.required(f, "path")),
-        fields.image_id(fields.required(f, "image"), "image"),
-        fields.uint(fields.required(f, "timestamp"), "timestamp"),
-        fields.signatures(f),
-    )
-
-
-def _replace_dir(f: Fields) -> ReplaceDir:
-    old = f.get("old_image")
-    old_image = None if old is None else fields.image_id(old, "old_image")
-    wish = _append_dir(f)
-    return ReplaceDir(wish.path, wish.image, old_image, wish.timestamp_ms, wish.signatures)
-
-
-def _ack(f: Fields) -> UploadAck:
-    reason = f.get("reject_reason")
-    text = None if reason is None else fields.text(reason, "reject_reason", fields.MAX_TEXT_BYTES)
-    return UploadAck(fields.flag(fields.required(f, "accepted"), "accepted"), text, fields.hosts(f))
-
-
-def _index_at_data(f: Fields) -> IndexAtData:
-    data = f.get("data")
-    return IndexAtData(None if data is None else fields.plain_data(data), fields.hosts(f))
-
-
-def _base_dir_data(f: Fields) -> BaseDirData:
-    dirs = fields.required(f, "dirs")
-    watches = f.get("watches", {})
-    if not isinstance(dirs, dict) or not isinstance(watches, dict):
-        raise FormatError("dirs or watches is not a map")
-    return BaseDirData(
-        fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
-        fields.fixed(fields.required(f, "keep_list_hash"), "keep_list_hash", HASH_BYTES),
-        {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): fields.state(state) for name, state in dirs.items()},
-        {
-            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(
-                map(fields.machine_id, fields.listed(machines, "watches", MAX_WATCHERS))
-            )
-            for name, machines in watches.items()
-        },
-        tuple(
-            fields.text(name, "a directory name", MAX_COMPONENT_BYTES)
-            for name in fields.listed(f.get("pending", []), "pending", MAX_PENDING)
-        ),
-    )
-
-
-def _blocks_data(f: Fields, cut: list[memoryview]) -> BlocksData:
-    """``cut``: the long ones of the parts, which are empty in ``f``."""
-    packed = set(fields.numbers(f.get("packed", []), "packed"))
-    parts = fields.listed(fields.required(f, "parts"), "parts", fields.MAX_BULK)
-    longer = iter(cut)
-    found: list[Part] = []
-    for at, part in enumerate(parts):
-        data = fields.plain_data(part) or next(longer, None)
-        if data is None:
-            raise FormatError("a part is empty")
-        found.append(Part(data, at in packed))
-    if next(longer, None) is not None:
-        raise FormatError("long bytes outside of the parts")
-    return BlocksData(tuple(found), fields.numbers(f.get("lacks", []), "lacks"))
-
-
-def _received(f: Fields) -> ReceivedImage:
-    return ReceivedImage(
-        fields.image_id(fields.required(f, "id"), "id"),
-        fields.path(fields.required(f, "path")),
-        fields.machine_id(fields.required(f, "machine_id")),
-        fields.text(fields.required(f, "hostname"), "hostname", fields.MAX_NAME_BYTES),
-        fields.flag(fields.required(f, "forwarded"), "forwarded"),
-    )
-
-
-def _aborted(f: Fields) -> AbortedImage:
-    known = _received(f)
-    reason = fields.text(fields.required(f, "reason"), "reason", fields.MAX_TEXT_BYTES)
-    return AbortedImage(known.image, known.path, known.machine_id, known.hostname, known.forwarded, reason)
-
-
-_REQUESTS: dict[str, Callable[[Fields], Request]] = {
-    "AppendDir": _append_dir,
-    "ReplaceDir": _replace_dir,
-    "GetIndex": lambda f: GetIndex(fields.image_id(fields.required(f, "id"), "id"), _index_hint(f.get("hint")), fields.packed(f)),
-    "GetIndexAt": lambda f: GetIndexAt(fields.path(fields.required(f, "path"))),
-    "GetBlock": lambda f: GetBlock(BlockHash(fields.fixed(fields.required(f, "hash"), "hash", HASH_BYTES)), _block_hint(f.get("hint"))),
-    "GetBaseDir": lambda f: GetBaseDir(fields.path(fields.required(f, "path"))),
-    "GetBlocks": lambda f: GetBlocks(
-        fields.path(fields.required(f, "path")),
-        fields.image_id(fields.required(f, "id"), "id"),
-        fields.numbers(fields.required(f, "blocks"), "blocks"),
-        fields.packed(f),
-    ),
-    "GetShare": lambda f: GetShare(fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "missing")),
-    "GetPieces": lambda f: GetPieces(
-        fields.path(fields.required(f, "path")), fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "wanted")
-    ),
-}
-
-_RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
-    "AppendDir": (MAX_ITEMS_WITH_HOSTS, _ack),
-    "ReplaceDir": (MAX_ITEMS_WITH_HOSTS, _ack),
-    "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.data(f), fields.packed(f))),
-    "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
-    "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
-    "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),
-    "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.pieces(f, "pieces"))),
-    "GetPieces": (MAX_ITEMS, lambda f: PiecesData(fields.pieces(f, "pieces"))),
-}
-
-_NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
-    "PublishImage": lambda f: PublishImage(fields.image_id(fields.required(f, "id"), "id")),
-    "ReceivedImage": _received,
-    "AbortedImage": _aborted,
-}
-
-
 def decode(data: bytes | bytearray) -> Incoming:
     """The message in ``data``. Raises FormatError; BadMessage when it is known which request suffers."""
     kind, name, number, start = _envelope(data)
@@ -388,16 +245,16 @@ def decode(data: bytes | bytearray) -> Incoming:
             return ResponseIn(number, name, _response(name, data, start))
         except FormatError as fault:
             raise BadMessage(f"answer to {name!r}: {fault}", response_id=number) from None
-    listed = name in (_REQUESTS if kind == _REQUEST else _NOTIFICATIONS)
+    listed = name in (reading.REQUESTS if kind == _REQUEST else reading.NOTIFICATIONS)
     wanted = number if kind == _REQUEST else None
     if not listed:
         return Ignored(f"{name!r} is not known here", wanted)
     try:
-        budget = MAX_ITEMS_BULK if name == "GetBlocks" else MAX_ITEMS
+        budget = reading.MAX_ITEMS_BULK if name == "GetBlocks" else reading.MAX_ITEMS
         known = fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget))
         if kind == _REQUEST:
-            return RequestIn(number, _REQUESTS[name](known))
-        return NotificationIn(_NOTIFICATIONS[name](known))
+            return RequestIn(number, reading.REQUESTS[name](known))
+        return NotificationIn(reading.NOTIFICATIONS[name](known))
     except FormatError as fault:
         raise BadMessage(f"{name}: {fault}", request_id=wanted) from None
 
@@ -406,11 +263,11 @@ def _response(name: str, data: bytes | bytearray, start: int) -> Response:
     if name == "Error":
         return Error(fields.text(bounded.loads(memoryview(data)[start:], max_items=1), "the text of an Error", fields.MAX_TEXT_BYTES))
     if name == "GetBlocks":
-        value, cut = bounded.loads_cut(memoryview(data)[start:], max_items=MAX_ITEMS_BULK)
-        return _blocks_data(fields.fields_of(value), cut)
-    if name not in _RESPONSES:
+        value, cut = bounded.loads_cut(memoryview(data)[start:], max_items=reading.MAX_ITEMS_BULK)
+        return reading.blocks_data(fields.fields_of(value), cut)
+    if name not in reading.RESPONSES:
         raise FormatError("no request has this name")
-    budget, build = _RESPONSES[name]
+    budget, build = reading.RESPONSES[name]
     return build(fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget)))
 
 
@@ -445,4 +302,4 @@ def _envelope(data: bytes | bytearray) -> tuple[int, str, int, int]:
 
 def decode_state(data: bytes) -> State:
     """The content of a state file. Raises FormatError."""
-    return fields.state(bounded.loads(data, max_items=MAX_ITEMS))
+    return fields.state(bounded.loads(data, max_items=reading.MAX_ITEMS))
