@@ -246,6 +246,8 @@ class Disk(Protocol):
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
 
+        With signatures any image that is not newer is deleted, and it is remembered also where none is committed.
+
         Fires with all that is remembered of the base dir when the image is not visible any more; its files are deleted in the background.
         After a failure the image stays, and so does its record.
         """
@@ -292,3 +294,8 @@ class Authority(Protocol):
 
         Keys are read anew each time.
         """
+
+    def verified_removal(
+        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]
+    ) -> Deferred[Mapping[SigEntry, str]]:
+        """As :meth:`verified`, for signatures of a removal."""

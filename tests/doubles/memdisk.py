@@ -262,7 +262,11 @@ class MemDisk:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.states.get(vpath)
-        if committed is None or committed.image != tombstone.version.image:
+        if committed is None and tombstone.signatures and vpath not in self.pendings:
+            now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+            return succeed(now)
+        newer = committed is None or committed.version > tombstone.version
+        if newer if tombstone.signatures else committed is None or committed.image != tombstone.version.image:
             return fail(DiskError(f"{vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted"))
         if vpath in self.pendings:
             return fail(DiskError(f"{vpath}: an upload is on its way there, nothing is deleted"))
