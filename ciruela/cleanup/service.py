@@ -395,7 +395,7 @@ class Cleanup:
         due = now_s >= self._collect_s or gone - self._gone_before > COLLECT_ABOVE
         if not due or self._around.downloads() >= COLLECT_BELOW or now_s - self._seen.awake_s < FIRST_S[0]:
             return
-        keep = set(self._around.indexes()) | {pending.state.image for pending in self._ledger.pendings()}
+        keep = set(self._around.indexes()) | {pending.state.image for pending in self._ledger.pendings()} | self._ledger.kept_images()
         for base in self._ledger.base_hashes():
             keep |= {state.image for _, state in self._ledger.committed_in(base)}
         self._gone_before = gone

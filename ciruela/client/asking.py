@@ -12,7 +12,7 @@ from ciruela.client.contacts import reachable_from
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import State
+from ciruela.model.state import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndexAt, IndexAtData, Notification, Request, Response
 from ciruela.seams import Address, Link
@@ -55,6 +55,25 @@ class Sight:
     def newest(self) -> State | None:
         """The newest version that a node has."""
         return max(self.states.values(), key=lambda state: state.version, default=None)
+
+    @property
+    def kept(self) -> dict[ImageId, tuple[Version, list[str]]]:
+        """The replaced images that nodes keep, each with its newest version and the nodes; the one that was replaced last first.
+
+        Those that are current where most is known are left out.
+        """
+        found: dict[ImageId, tuple[Version, list[str]]] = {}
+        rows = [(at, version, name) for name, answer in self.answers.items() for at, version in enumerate(answer.kept.get(self._entry, ()))]
+        for _, version, name in sorted(rows, key=lambda row: (row[0], -row[1].timestamp_ms)):
+            known, names = found.get(version.image, (version, []))
+            found[version.image] = (max(known, version), [*names, name])
+        if self.newest is not None:
+            found.pop(self.newest.image, None)
+        return found
+
+    @property
+    def _entry(self) -> str:
+        return self.vpath.entry
 
     def with_image(self, image: ImageId) -> list[str]:
         """The nodes that have this image."""

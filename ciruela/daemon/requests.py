@@ -284,7 +284,8 @@ class Requests:
             entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
             for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
         }
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed))
+        kept = {entry: rows for entry in entries if link.bulk and (rows := self._ledger.kept(base.image_at(entry)))}
+        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept))
 
 
 def _as_response(response: Response) -> Response:

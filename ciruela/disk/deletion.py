@@ -10,7 +10,7 @@ import stat
 
 from twisted.logger import Logger
 
-from ciruela.disk import burials, states
+from ciruela.disk import burials, kept, states
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.removal import rename_away
@@ -59,6 +59,7 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
     if found is not None and stat.S_ISDIR(found.st_mode):
         doomed = yield from rename_away(parent, place.name, found.st_ino)
     parent.fsync()  # also of what was renamed before a kill
+    kept.write(directory, place, ())
     states.drop_state(directory, place.record)
     return doomed
 
@@ -76,6 +77,7 @@ def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place)
         return False
     _log.info("{vpath}: the interrupted deletion of {image} is finished", vpath=str(place.vpath), image=committed.image.hex())
     if parent is None:
+        kept.write(directory, place, ())
         states.drop_state(directory, place.record)
     else:
         for _ in finish(directory, parent, place):

@@ -173,7 +173,7 @@ def _response_params(response: Response) -> Fields:
             return {"pieces": pieces}
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
-        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending, removed):
+        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending, removed, kept):
             known: Fields = {"config_hash": config_hash, "keep_list_hash": keep_list_hash, "dirs": _dirs_value(dirs)}
             if watches:
                 known["watches"] = {name: list(watches[name]) for name in sorted(watches)}
@@ -181,6 +181,8 @@ def _response_params(response: Response) -> Fields:
                 known["pending"] = list(pending)
             if removed:
                 known["removed"] = {name: _removed_value(removed[name]) for name in sorted(removed)}
+            if kept:
+                known["kept"] = {name: [[one.timestamp_ms, one.image] for one in kept[name]] for name in sorted(kept)}
             return known
         case _:
             raise TypeError(f"{type(response).__name__} has no fields of its own")

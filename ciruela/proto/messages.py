@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId
-from ciruela.model.state import State
+from ciruela.model.state import State, Version
 
 Hosts = dict[MachineId, str]
 """Other nodes that take a directory: machine id -> name to resolve."""
@@ -210,7 +210,7 @@ class BaseDirData:
     """Answer to GetBaseDir: entry name -> state.
 
     Ours, and left out when empty: ``watches`` names who waits for an entry's arrival, ``pending`` the entries that are still on their way,
-    ``removed`` what was removed there by a signed wish.
+    ``removed`` what was removed there by a signed wish, ``kept`` the replaced images that are kept, the one that was replaced last first.
     """
 
     config_hash: bytes
@@ -219,6 +219,7 @@ class BaseDirData:
     watches: dict[str, tuple[MachineId, ...]] = field(default_factory=dict)
     pending: tuple[str, ...] = ()
     removed: dict[str, RemovedEntry] = field(default_factory=dict)
+    kept: dict[str, tuple[Version, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, BlockHash
+from ciruela.model.state import Version
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import fields
 from ciruela.proto.fields import Fields
@@ -44,6 +46,7 @@ MAX_PENDING = 65_536
 """Entries of a base dir that can be on their way."""
 
 MAX_WATCHERS = 1000
+MAX_KEPT = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
 MAX_ITEMS_BASE_DIR = 16 * 65_536
@@ -92,6 +95,13 @@ def _removed_entry(value: object) -> RemovedEntry:
     )
 
 
+def _version(value: object) -> Version:
+    row = fields.listed(value, "kept", 2)
+    if len(row) != 2:
+        raise FormatError("a kept image is not a pair")
+    return Version(fields.uint(row[0], "a time of signature"), fields.image_id(row[1], "a kept image"))
+
+
 def _ack(f: Fields) -> UploadAck:
     reason = f.get("reject_reason")
     text = None if reason is None else fields.text(reason, "reject_reason", fields.MAX_TEXT_BYTES)
@@ -104,11 +114,12 @@ def _index_at_data(f: Fields) -> IndexAtData:
 
 
 def _base_dir_data(f: Fields) -> BaseDirData:
-    dirs = fields.required(f, "dirs")
+    dirs: Any = fields.required(f, "dirs")
     watches = f.get("watches", {})
     removed = f.get("removed", {})
-    if not isinstance(dirs, dict) or not isinstance(watches, dict) or not isinstance(removed, dict):
-        raise FormatError("dirs, watches or removed is not a map")
+    kept = f.get("kept", {})
+    if not all(isinstance(one, dict) for one in (dirs, watches, removed, kept)):
+        raise FormatError("dirs, watches, removed or kept is not a map")
     return BaseDirData(
         fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
         fields.fixed(fields.required(f, "keep_list_hash"), "keep_list_hash", HASH_BYTES),
@@ -124,6 +135,10 @@ def _base_dir_data(f: Fields) -> BaseDirData:
             for name in fields.listed(f.get("pending", []), "pending", MAX_PENDING)
         ),
         {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): _removed_entry(one) for name, one in removed.items()},
+        {
+            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(map(_version, fields.listed(rows, "kept", MAX_KEPT)))
+            for name, rows in kept.items()
+        },
     )
 
 

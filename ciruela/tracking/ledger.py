@@ -72,6 +72,7 @@ class Ledger:
         self._bases: dict[VPath, dict[str, VPath]] = {}
         self._committed: dict[VPath, State] = {}
         self._pending: dict[VPath, Pending] = {}
+        self._kept: dict[VPath, tuple[Version, ...]] = {}
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
@@ -88,6 +89,7 @@ class Ledger:
                 self._committed[one.vpath] = one.committed
             if one.pending is not None:
                 self._pending[one.vpath] = one.pending
+            self.keep(one.vpath, one.kept)
             self._note(one.vpath)
 
     def committed(self, vpath: VPath) -> State | None:
@@ -102,6 +104,21 @@ class Ledger:
         """The pending state, else the committed one: what this node says of the path."""
         pending = self._pending.get(vpath)
         return pending.state if pending is not None else self._committed.get(vpath)
+
+    def kept(self, vpath: VPath) -> tuple[Version, ...]:
+        """The images that were replaced at ``vpath`` and are kept, the one that was replaced last first."""
+        return self._kept.get(vpath, ())
+
+    def keep(self, vpath: VPath, versions: tuple[Version, ...]) -> None:
+        """This is what is kept at ``vpath`` now."""
+        if versions:
+            self._kept[vpath] = versions
+        else:
+            self._kept.pop(vpath, None)
+
+    def kept_images(self) -> set[ImageId]:
+        """All images that are kept."""
+        return {version.image for versions in self._kept.values() for version in versions}
 
     def begin(self, pending: Pending) -> None:
         """An upload was accepted, or its signatures grew."""
@@ -139,6 +156,7 @@ class Ledger:
     def bury(self, vpath: VPath, burials: Burials) -> None:
         """The image at ``vpath`` is deleted; ``burials`` is what is remembered of its base dir now. What is on its way there stays."""
         self._committed.pop(vpath, None)
+        self._kept.pop(vpath, None)
         self._burials[vpath.base] = burials
         self._touch(vpath)
 

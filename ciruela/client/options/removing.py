@@ -33,6 +33,20 @@ class RemoveOptions:
     sure: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RollbackOptions:
+    """``ciruela rollback``. Without an ``image`` the one that was replaced last."""
+
+    common: Common
+    target: Target
+    image: ImageId | None
+    keys: Keys
+    rule: Rule
+    print_progress_s: float
+    sure: bool
+    listing: bool
+
+
 def split_target(text: str) -> Target:
     """What ``CLUSTER:/PATH`` spells. Raises ValueError."""
     name, mark, rest = text.partition(":/")
@@ -80,3 +94,30 @@ def add_remove(parser: argparse.ArgumentParser) -> None:
 def remove_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RemoveOptions:
     """What ``ciruela remove`` was told."""
     return RemoveOptions(common_of(found), found.target, found.image, keys_of(found), rule_of(found), found.print_progress, sure=found.yes)
+
+
+def add_rollback(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela rollback``."""
+    parser.description = "Go back to an image that was replaced and that the servers still have (keep-replaced). Nothing is uploaded."
+    parser.epilog = "Exit codes: 0 done, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected or not kept, 6 conflict."
+    add_target(parser)
+    parser.add_argument("image", nargs="?", type=checked(image_of), metavar="IMAGE", help="image id (default: the one replaced last)")
+    parser.add_argument("-l", "--list", action="store_true", help="only list what can be gone back to")
+    add_sure(parser)
+    add_keys(parser)
+    add_when(parser)
+    add_common(parser)
+
+
+def rollback_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RollbackOptions:
+    """What ``ciruela rollback`` was told."""
+    return RollbackOptions(
+        common_of(found),
+        found.target,
+        found.image,
+        keys_of(found),
+        rule_of(found),
+        found.print_progress,
+        sure=found.yes,
+        listing=found.list,
+    )
