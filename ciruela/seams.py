@@ -16,7 +16,7 @@ from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, SigEntry, State, Tombstone
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 
@@ -115,11 +115,12 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the disk remembers of one path: committed, pending, or both."""
+    """What the disk remembers of one path: committed, pending, or both; and which replaced images are kept, the last one first."""
 
     vpath: VPath
     committed: State | None
     pending: Pending | None
+    kept: tuple[Version, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,9 @@ class Staging(Protocol):
         """Hash what an earlier run left here; fires with the numbers of the blocks that are whole. Everything else is dropped."""
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
-        """Take what stands in committed ``siblings``, as ``reuse`` of the directory says: whole files, then blocks. Each is hashed.
+        """Take what stands in ``siblings``, as ``reuse`` of the directory says: whole files, then blocks. Each is hashed.
+
+        A sibling is committed, or replaced and kept, at its path.
 
         What cannot be had, or is wrong, is simply not reused.
         """
@@ -212,8 +215,11 @@ class Staging(Protocol):
         Fires with one bool each: False where the hash is wrong (nothing was written).
         """
 
-    def commit(self, state: State) -> Deferred[None]:
-        """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError."""
+    def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
+        """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError.
+
+        Fires with the replaced images that are kept at the path now, the one that was replaced last first.
+        """
 
     def restore(self, state: State) -> Deferred[None]:
         """As :meth:`commit`, for the very image that is committed there already and is damaged: the two trees change places.
@@ -245,6 +251,8 @@ class Disk(Protocol):
 
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
+
+        With signatures any image that is not newer is deleted, and it is remembered also where none is committed.
 
         Fires with all that is remembered of the base dir when the image is not visible any more; its files are deleted in the background.
         After a failure the image stays, and so does its record.
@@ -281,7 +289,7 @@ class Disk(Protocol):
         """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
-        """Blocks of a committed or staged image, by number; None where it is not here or its hash is wrong."""
+        """Blocks of a committed, kept or staged image, by number; None where it is not here or its hash is wrong."""
 
 
 class Authority(Protocol):
@@ -292,3 +300,8 @@ class Authority(Protocol):
 
         Keys are read anew each time.
         """
+
+    def verified_removal(
+        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]
+    ) -> Deferred[Mapping[SigEntry, str]]:
+        """As :meth:`verified`, for signatures of a removal."""

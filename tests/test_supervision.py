@@ -238,7 +238,15 @@ class DaemonTests(Supervised):
         clock = Clock()
         world = _World()
         reconciler = Reconciler(
-            {"app": DirConfig("app", "/a", False, 1)}, Ledger(clock), world, world, lambda *_: None, lambda *_: None, clock, lambda _: False
+            {"app": DirConfig("app", "/a", False, 1)},
+            Ledger(clock),
+            world,
+            world,
+            lambda *_: None,
+            lambda *_: None,
+            clock,
+            lambda _: False,
+            world,
         )
         address = Address("10.0.0.2", 1)
         reconciler.differs(VPath.parse("/app"), bytes(32), address)
@@ -278,6 +286,9 @@ class _World:
 
     def order(self, order: Any, hints: object) -> Any:
         return succeed(Accepted(Progress.ALREADY_DONE, State(order.image, order.signatures)))
+
+    def remove(self, removal: object) -> Any:
+        raising()
 
     def write_pending(self, pending: object) -> Any:
         return succeed(None)

@@ -109,6 +109,7 @@ class Cleanup:
         now_ms: NowMs,
     ) -> None:
         self._configs = {key: config for key, config in configs.items() if config.auto_clean and config.num_levels}
+        self._keys = frozenset(configs)
         self._ledger = ledger
         self._disk = disk
         self._guards = guards
@@ -380,7 +381,7 @@ class Cleanup:
         before_ms = sight.now.wall_ms - FORGET_MS
         for base in self._ledger.buried_bases():
             old = [entry for entry, one in self._ledger.burials(base).tombstones.items() if one.buried_ms < before_ms]
-            if not old or base.key not in self._configs:
+            if not old or base.key not in self._keys:
                 continue
             try:
                 self._ledger.fold(base, await self._disk.fold_burials(base.image_at(old[0]), before_ms))
@@ -394,7 +395,7 @@ class Cleanup:
         due = now_s >= self._collect_s or gone - self._gone_before > COLLECT_ABOVE
         if not due or self._around.downloads() >= COLLECT_BELOW or now_s - self._seen.awake_s < FIRST_S[0]:
             return
-        keep = set(self._around.indexes()) | {pending.state.image for pending in self._ledger.pendings()}
+        keep = set(self._around.indexes()) | {pending.state.image for pending in self._ledger.pendings()} | self._ledger.kept_images()
         for base in self._ledger.base_hashes():
             keep |= {state.image for _, state in self._ledger.committed_in(base)}
         self._gone_before = gone

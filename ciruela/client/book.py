@@ -15,7 +15,7 @@ from enum import Enum
 
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort, Reject
-from ciruela.proto.messages import AbortedImage, ReceivedImage, UploadAck
+from ciruela.proto.messages import AbortedImage, ReceivedImage, RemovedImage, UploadAck
 from ciruela.seams import Address
 
 MAX_MACHINES = 10_000
@@ -158,7 +158,9 @@ def _possible(contacts: list[_Contact], machines: set[MachineId]) -> set[Machine
 class Book:
     """All that was said about (``path``, ``image``) on one cluster."""
 
-    def __init__(self, path: str, image: ImageId, weak: bool = False) -> None:
+    def __init__(self, path: str, image: ImageId, weak: bool = False, done: str = "have it") -> None:
+        """``done``: what nodes do that are done, for sentences."""
+        self._done_words = done
         self.path = path
         self.image = image
         self.weak = weak
@@ -234,6 +236,10 @@ class Book:
             return False
         nodes.add(note.machine_id)
         return True
+
+    def removed(self, address: Address, note: RemovedImage) -> bool:
+        """As :meth:`received`, of an image that is to go."""
+        return self.received(address, ReceivedImage(note.image, note.path, note.machine_id, note.hostname, note.forwarded))
 
     def aborted(self, address: Address, note: AbortedImage) -> bool:
         """A node gave the image up, or found that it is not the only one at the path. True when that is news about this upload."""
@@ -343,7 +349,7 @@ class Book:
         need = rule.need(real)
         if sure >= need > 0:
             return Verdict(Outcome.DONE) if done >= expected else Verdict(Outcome.EARLY, EXIT_DONE, f"{need} of {real} nodes were enough")
-        have = f"{sure} nodes have it, {need} were needed"
+        have = f"{sure} nodes {self._done_words}, {need} were needed"
         if real < expected:
             have += f" ({expected - real} that only one server speaks of are not counted)"
         if not busy and done + failed >= expected:

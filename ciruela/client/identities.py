@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -124,6 +125,19 @@ def terminal() -> AskPassphrase | None:
     except OSError:
         return None
     return _ask_terminal
+
+
+def terminal_line() -> Callable[[str], str] | None:
+    """How to ask for a line that may be seen, or None when stdin is no terminal. Blocks; an end of input is an empty line."""
+    if not os.isatty(0):
+        return None
+
+    def ask(prompt: str) -> str:
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        return sys.stdin.readline()
+
+    return ask
 
 
 def _ask_terminal(prompt: str) -> str:

@@ -30,6 +30,7 @@ from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.local import IndexOptions, VerifyOptions
+from ciruela.client.options.removing import RemoveOptions, RollbackOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import Options, parse, parse_sync
 from ciruela.client.orders import LocalProblem
@@ -155,6 +156,14 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             from ciruela.client.verify import verify
 
             return lambda: verify(options, around)
+        case RemoveOptions():
+            from ciruela.client.removing import remove
+
+            return lambda: remove(options, around)
+        case RollbackOptions():
+            from ciruela.client.rollback import rollback
+
+            return lambda: rollback(options, around)
         case DemoOptions():
             from ciruela.client.demo import demo
 

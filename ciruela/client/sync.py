@@ -30,6 +30,8 @@ from ciruela.proto.messages import (
     Notification,
     PublishImage,
     ReceivedImage,
+    RemovedImage,
+    RemoveDir,
     ReplaceDir,
     Request,
     Response,
@@ -74,11 +76,12 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One signed wish, ready to be sent. ``total_bytes`` of all files of the image."""
+    """One signed wish, ready to be sent. ``total_bytes`` of all files of the image. ``offers``: this client can give them."""
 
-    request: AppendDir | ReplaceDir
+    request: AppendDir | ReplaceDir | RemoveDir
     weak: bool
     total_bytes: int
+    offers: bool = True
 
 
 class Listener(Protocol):
@@ -110,7 +113,8 @@ class _Run:
 
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
         self.upload = upload
-        self.book = Book(upload.request.path, upload.request.image, upload.weak)
+        self.removes = isinstance(upload.request, RemoveDir)
+        self.book = Book(upload.request.path, upload.request.image, upload.weak, "have removed it" if self.removes else "have it")
         self.asked: set[Address] = set()
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
@@ -325,8 +329,9 @@ class ClusterRun:
         request = run.upload.request
         run.asked.add(peer.address)
         run.book.asked(peer.address, self._contacts.label(peer.address))
-        peer.published[request.image] = None
-        peer.link.tell(PublishImage(request.image))
+        if run.upload.offers:
+            peer.published[request.image] = None
+            peer.link.tell(PublishImage(request.image))
         answer = peer.link.ask(request)
         self._answers.add(answer)
         answer.addBoth(self._settled, answer)
@@ -396,6 +401,11 @@ class ClusterRun:
             return
         for run in self._running():
             match notification:
+                case RemovedImage() if run.removes and run.book.removed(peer.address, notification):
+                    self._listener.note(self.label, f"{notification.hostname} {run.book.path} has removed it")
+                    self._step()
+                case _ if run.removes:
+                    pass
                 case ReceivedImage() if run.book.received(peer.address, notification):
                     self._listener.note(self.label, f"{notification.hostname} {run.book.path} has it")
                     self._step()

@@ -19,6 +19,9 @@ from ciruela.model.vpath import MAX_LEVELS, check_component
 _SUFFIX = ".yaml"
 _MOST_DIRECTORIES = 1_000_000_000
 
+MOST_KEPT = 1000
+"""Replaced images that may be kept at one path."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -141,6 +144,7 @@ _RULES = {
     "max-images": Rule("max_images", optional(number(1, MOST_BYTES))),
     "symlinks": Rule("symlinks", word(Symlinks)),
     "reuse": Rule("reuse", word(Reuse)),
+    "keep-replaced": Rule("keep_replaced", number(0, MOST_KEPT)),
 }
 
 
@@ -181,6 +185,8 @@ def _doubts(one: _Found, top: str) -> Iterator[str]:
         yield f'{where}: directory: "{config.directory}" does not exist, uploads fail until it does'
     if config.num_levels == 0 and config.append_only:
         yield f"{where}: with num-levels 0 and append-only true, {config.directory} can be uploaded only once"
+    if config.keep_replaced and config.append_only:
+        yield f"{where}: with append-only true nothing is replaced, so keep-replaced keeps nothing"
     if config.keep_min_directories > config.keep_max_directories:
         yield f"{where}: keep-min-directories is above keep-max-directories; the minimum wins"
     for name in config.upload_keys:

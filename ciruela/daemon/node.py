@@ -23,7 +23,7 @@ from ciruela.download.awaited import Awaited
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.gossip.packets import Download
+from ciruela.gossip.packets import Download, Removed
 from ciruela.gossip.service import Gossip
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId, MachineId
@@ -31,12 +31,13 @@ from ciruela.model.order import Abort
 from ciruela.model.state import State, Version
 from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import AbortedImage, ReceivedImage
+from ciruela.proto.messages import AbortedImage, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
 from ciruela.scrub.service import Scrub
 from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
+from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
 
 
@@ -94,6 +95,10 @@ class Facts:
         state = self._node.ledger.committed(vpath)
         return None if state is None else state.version
 
+    def removal(self, vpath: VPath) -> Version | None:
+        """The version that was removed from ``vpath`` by a signed wish."""
+        return self._node.ledger.removal(vpath)
+
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         """What was given up here lately."""
         return [(one.vpath, one.image, one.timestamp_ms) for one in self._node.ledger.abandoned()]
@@ -118,6 +123,12 @@ class Ears:
     def progressed(self, vpath: VPath) -> None:
         """A peer has more to give."""
         self._node.downloads.nudge(vpath)
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
+        """A peer has removed something: tell the clients that wait for it, and have the signatures shown."""
+        self._node.tell_removed(RemovedImage(item.image, str(item.vpath), machine, hostname, True), item.vpath)
+        if self._node.ready:
+            self._node.reconciler.removed(item.vpath, Version(item.timestamp_ms, item.image), address)
 
 
 class Node:
@@ -172,6 +183,18 @@ class Node:
             world.tuning.signature_max_age_ms,
             world.tuning.uploads_per_key,
         )
+        self.removals = Removals(
+            world.configs,
+            self.ledger,
+            world.disk,
+            world.authority,
+            self.uploads,
+            self.downloads,
+            world.now_ms,
+            self._removed,
+            Hush(world.clock, 40),
+            world.tuning.signature_max_age_ms,
+        )
         self.reconciler = Reconciler(
             world.configs,
             self.ledger,
@@ -181,6 +204,7 @@ class Node:
             self.gossip.cluster.add_watchers,
             world.clock,
             lambda vpath: self.downloads.stalled(vpath, STALLED_S),
+            self.removals,
         )
         self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
         self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)
@@ -198,12 +222,14 @@ class Node:
             self.watches,
             world.disk,
             self.uploads,
+            self.removals,
             self.blocks,
             self.awaited,
             hosts=self.gossip.cluster.hosts,
             acquainted=self.acquaintance.wait,
             watchers=self._watchers,
             done=self._tell_received,
+            gone=self._tell_gone,
             watched=self.gossip.news_watch,
             published=lambda notification: self.downloads.nudge_image(notification.image),
             clock=world.clock,
@@ -265,6 +291,20 @@ class Node:
         self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
+
+    def _removed(self, vpath: VPath, image: ImageId) -> None:
+        """An image was removed here: tell the clients and the peers."""
+        self._tell_gone(vpath, image)
+        self.gossip.news_complete(vpath)
+
+    def _tell_gone(self, vpath: VPath, image: ImageId) -> None:
+        self.tell_removed(RemovedImage(image, str(vpath), self.world.me, self.world.hostname, False), vpath)
+
+    def tell_removed(self, note: RemovedImage, vpath: VPath) -> None:
+        """Tell the clients that wait for ``vpath`` and know what such a notification means."""
+        for link in self.watches.interested(vpath, note.image):
+            if link.bulk:
+                link.tell(note)
 
     def _pieces(self, vpath: VPath, image: ImageId) -> int | None:
         """The mask of what is here of ``image``, -1 for everything; None when it is neither here nor on its way."""

@@ -17,8 +17,8 @@ from ciruela.download.serving import BlockService
 from ciruela.download.slots import Slots
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
-from ciruela.model.ids import MachineId
-from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, Removed, Verdict
 from ciruela.model.state import SigEntry, State
 from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
@@ -36,6 +36,8 @@ from ciruela.proto.messages import (
     IndexAtData,
     Notification,
     PublishImage,
+    RemovedEntry,
+    RemoveDir,
     ReplaceDir,
     Request,
     Response,
@@ -44,6 +46,7 @@ from ciruela.proto.messages import (
 from ciruela.seams import Disk, Link
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import MAX_PER_LINK, Watches
+from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
 
 READS = 10
@@ -51,6 +54,9 @@ READS = 10
 
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
 """What is asked for many times while an image is on its way."""
+
+_SIGNED = (AppendDir, ReplaceDir, RemoveDir)
+"""Wishes with signatures, which cost more than reading."""
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
@@ -86,12 +92,14 @@ class Requests:
         watches: Watches,
         disk: Disk,
         uploads: Uploads,
+        removals: Removals,
         blocks: BlockService,
         awaited: Awaited,
         hosts: Callable[[str], Hosts],
         acquainted: Callable[[], Deferred[None]],
         watchers: Watchers,
         done: Callable[[VPath, State], None],
+        gone: Callable[[VPath, ImageId], None],
         watched: Callable[[VPath], None],
         published: Callable[[PublishImage], None],
         clock: IReactorTime,
@@ -103,6 +111,8 @@ class Requests:
         self._watches = watches
         self._disk = disk
         self._uploads = uploads
+        self._removals = removals
+        self._gone = gone
         self._blocks = blocks
         self._awaited = awaited
         self._hosts = hosts
@@ -121,7 +131,7 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
-        if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, AppendDir | ReplaceDir)).take():
+        if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, _SIGNED)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
@@ -156,12 +166,14 @@ class Requests:
                 return self._upload(link, request, Command.APPEND, None)
             case ReplaceDir():
                 return self._upload(link, request, Command.REPLACE, request)
+            case RemoveDir():
+                return self._remove(link, request)
             case GetIndex():
                 return self._blocks.give_index(request).addCallback(_as_response)
             case GetIndexAt():
                 return self._index_at(request)
             case GetBaseDir():
-                return self._base_dir(request)
+                return self._base_dir(link, request)
 
     def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:
         try:
@@ -217,6 +229,24 @@ class Requests:
                     self._done(vpath, committed)
         return self._acquainted().addCallback(lambda _: UploadAck(reason is None, reason, self._hosts(vpath.key)))
 
+    def _remove(self, link: Link, request: RemoveDir) -> Deferred[Response]:
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError:
+            return succeed(UploadAck(False, Reject.BAD_PATH.value))
+        removal = Removal(vpath, request.image, request.timestamp_ms, request.signatures, Origin.CLIENT)
+
+        def judged(verdict: Removed | Rejected) -> Deferred[Response]:
+            reason = verdict.reason if isinstance(verdict, Rejected) else None
+            if reason is None or reason in _OTHER_IMAGE:
+                self._watch(link, vpath)
+            if reason is None:
+                self._gone(vpath, request.image)
+            word = None if reason is None else reason.value
+            return self._acquainted().addCallback(lambda _: UploadAck(reason is None, word, self._hosts(vpath.key)))
+
+        return self._removals.remove(removal).addCallback(judged)
+
     def _watch(self, link: Link, vpath: VPath) -> None:
         self._watches.watch(link, vpath)
         self._watched(vpath)
@@ -232,7 +262,7 @@ class Requests:
             return succeed(IndexAtData(None, hosts))
         return self._disk.read_index_bytes(committed.image).addCallback(lambda data: IndexAtData(data, hosts))
 
-    def _base_dir(self, request: GetBaseDir) -> Deferred[Response]:
+    def _base_dir(self, link: Link, request: GetBaseDir) -> Deferred[Response]:
         try:
             base = VPath.parse(request.path)
         except ValueError as error:
@@ -250,7 +280,12 @@ class Requests:
                 watches[entry] = tuple(sorted(machines))
         pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(base.image_at(entry)) is not None)
         keep_list = hashlib.blake2b(cbor2.dumps([]), digest_size=32).digest()
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending))
+        removed = {
+            entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
+            for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
+        }
+        kept = {entry: rows for entry in entries if link.bulk and (rows := self._ledger.kept(base.image_at(entry)))}
+        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept))
 
 
 def _as_response(response: Response) -> Response:

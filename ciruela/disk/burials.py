@@ -1,7 +1,9 @@
 """What is remembered of deletions, one file for each base dir, beside its state files (threats 6.5).
 
-The file is one CBOR map, ``{"floor": milliseconds, "tombstones": {name: [signed_ms, image, buried_ms]}}``. Its name begins with a dot: the
-reference does not look at it. A tombstone is also the journal of its deletion: a start that finds one for what is still committed goes on.
+The file is one CBOR map, ``{"floor": milliseconds, "tombstones": {name: [signed_ms, image, buried_ms]}}``, where something was removed by a
+signed wish also ``"signatures": {name: [64 bytes, ..]}``, which an earlier version does not look at. Its name begins with a dot: the
+reference does not look at the file. A tombstone is also the journal of its deletion: a start that finds one for what is still committed
+goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import read_record, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
-from ciruela.model.state import Burials, Tombstone, Version
+from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Burials, Tombstone, Version
 from ciruela.proto.bounded import loads
 
 NAME = ".tombstones"
@@ -23,8 +25,10 @@ NAME = ".tombstones"
 MOST_TOMBSTONES = 10_000
 """In one base dir; older ones are folded into the floor. Our own limit: a file of some 3 MB at worst."""
 
-MAX_BYTES = 4 * 1024 * 1024
-_MAX_ITEMS = 8 + 5 * MOST_TOMBSTONES
+MAX_BYTES = 16 * 1024 * 1024
+"""Room for the longest names and :data:`~ciruela.model.state.MOST_SIGNATURES` for each tombstone."""
+
+_MAX_ITEMS = 10 + (7 + MOST_SIGNATURES) * MOST_TOMBSTONES
 _MAX_MS = 1 << 64
 
 _turn = Lock()
@@ -42,7 +46,8 @@ def encode(burials: Burials) -> bytes:
         entry: [tombstone.version.timestamp_ms, tombstone.version.image, tombstone.buried_ms]
         for entry, tombstone in sorted(burials.tombstones.items())
     }
-    return cbor2.dumps({"floor": burials.floor_ms, "tombstones": rows})
+    signed = {entry: list(tombstone.signatures) for entry, tombstone in sorted(burials.tombstones.items()) if tombstone.signatures}
+    return cbor2.dumps({"floor": burials.floor_ms, "tombstones": rows} | ({"signatures": signed} if signed else {}))
 
 
 def decode(data: bytes) -> Burials:
@@ -50,20 +55,24 @@ def decode(data: bytes) -> Burials:
     if len(data) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes of tombstones")
     match loads(data, max_items=_MAX_ITEMS, max_depth=3):
-        case {"floor": int(floor_ms), "tombstones": dict(rows)} if _is_time(floor_ms):
-            return Burials(floor_ms, dict(_tombstone(entry, row) for entry, row in rows.items()))
-    raise FormatError("not a map of floor and tombstones")
+        case {"floor": int(floor_ms), "tombstones": dict(rows), **others} if _is_time(floor_ms):
+            signed = others.get("signatures", {})
+            if isinstance(signed, dict):
+                return Burials(floor_ms, dict(_tombstone(entry, row, signed.get(entry, [])) for entry, row in rows.items()))
+    raise FormatError("not a map of floor, tombstones and signatures")
 
 
 def _is_time(value: int) -> bool:
     return not isinstance(value, bool) and 0 <= value < _MAX_MS
 
 
-def _tombstone(entry: object, row: object) -> tuple[str, Tombstone]:
+def _tombstone(entry: object, row: object, signed: object) -> tuple[str, Tombstone]:
+    if not isinstance(signed, list) or not all(isinstance(one, bytes) and len(one) == SIGNATURE_BYTES for one in signed):
+        raise FormatError("signatures of a tombstone that are not a list of 64 bytes each")
     match entry, row:
         case str(name), [int(signed_ms), bytes(image), int(buried_ms)] if _is_time(signed_ms) and _is_time(buried_ms):
             try:
-                return name, Tombstone(Version(signed_ms, image_id(image)), buried_ms)
+                return name, Tombstone(Version(signed_ms, image_id(image)), buried_ms, tuple(signed))
             except ValueError as error:
                 raise FormatError(str(error)) from None
     raise FormatError("a tombstone that is not name: [milliseconds, image, milliseconds]")

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection
 from threading import Lock
 
-from ciruela.disk import states
+from ciruela.disk import kept, states
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, Records, index_name
 from ciruela.disk.removal import MAX_DEPTH
@@ -123,6 +123,17 @@ def _named(directory: SafeDir, named: set[ImageId], depth: int) -> Steps[None]:
                 yield from _named(below, named, depth + 1)
         elif name.endswith(STATE) and not name.startswith(TEMPORARY):
             named.add(_image_in(directory, name))
+        elif kept.is_record(name):
+            named.update(_kept_in(directory, name))
+
+
+def _kept_in(directory: SafeDir, name: str) -> set[ImageId]:
+    with directory.open_read(name) as file:
+        data = file.read_at(kept.MAX_BYTES + 1, 0)
+    try:
+        return {row.version.image for row in kept.decode(data)}
+    except FormatError as error:
+        raise DiskError(f"{directory.within(name)} cannot be understood ({error}), no index is deleted") from None
 
 
 def _image_in(directory: SafeDir, name: str) -> ImageId:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
-from ciruela.disk import states
+from ciruela.disk import kept, states
 from ciruela.disk.lane import Steps
 from ciruela.disk.layout import STATE, Place, Records
 from ciruela.disk.openfile import OpenFile
@@ -24,7 +24,7 @@ from ciruela.disk.verify import DIR_MODE, Mismatch, barrier, check, complete, se
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
-from ciruela.model.state import State
+from ciruela.model.state import State, Version
 from ciruela.model.tuning import Fsync
 
 _log = Logger()
@@ -32,15 +32,15 @@ _log = Logger()
 
 def commit(
     records: Records, place: Place, tree: Tree, index: Index, state: State, fsync: Fsync = Fsync.COMMIT, *, again: bool = False
-) -> Steps[None]:
+) -> Steps[tuple[Version, ...]]:
     """Show the staging directory ``tree`` at ``place`` and record ``state``.
 
     With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
     meanwhile, and must not come back.
 
-    Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed (COMMIT_ERROR: the content is not what the
-    index says; ALREADY_EXISTS: something that is not ours stands at the path, it is left as it is; SUPERSEDED: ``again``, and the image is
-    not the committed one any more) and OSError.
+    Gives what is kept of replaced images. Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed
+    (COMMIT_ERROR: the content is not what the index says; ALREADY_EXISTS: something that is not ours stands at the path, it is left as it
+    is; SUPERSEDED: ``again``, and the image is not the committed one any more) and OSError.
     """
     tree.forget()
     try:
@@ -64,6 +64,7 @@ def commit(
             _show_again(parent, directory, place, tree.root, state)
         else:
             _show(parent, directory, place, tree.root, state)
+        return kept.versions(kept.read(directory, place)) if place.keep else ()
 
 
 def _spoiled(place: Place, state: State) -> Steps[None]:
@@ -152,6 +153,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     command = journal.command if journal is not None else None
     root.fsync()
     status = root.status()
+    row = kept.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
     states.write_journal(directory, place.record, Journal(state, command, Phase.READY, (status.st_dev, status.st_ino)))
     waiting = Journal(state, command)
@@ -159,6 +161,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         undo = _swap(parent, directory, place, state)
     except (OSError, DownloadFailed):
         _not_ready(parent, directory, place, waiting)
+        kept.withdraw(directory, place, row)
         raise
     try:
         parent.fsync()
@@ -167,8 +170,10 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()
         _not_ready(parent, directory, place, waiting)
+        kept.withdraw(directory, place, row)
         raise
     directory.fsync()
+    kept.keep(parent, directory, place, row, state.image)
     _forget_journal(directory, place)
 
 

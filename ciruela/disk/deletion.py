@@ -10,13 +10,13 @@ import stat
 
 from twisted.logger import Logger
 
-from ciruela.disk import burials, states
+from ciruela.disk import burials, kept, states
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.removal import rename_away
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError
-from ciruela.model.state import Burials, Tombstone
+from ciruela.model.state import Burials, State, Tombstone
 
 _log = Logger()
 
@@ -25,15 +25,18 @@ def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[
     """Steps 1 to 3: tombstone, rename away, state.
 
     Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none.
+    A signed one is for every image that is not newer, and is remembered also where none is.
     Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OSError; then nothing changed.
     """
     yield ENTRY_COST
-    with records.states(place.vpath) as directory:
+    with records.states(place.vpath, create=bool(tombstone.signatures)) as directory:
         committed = states.read_state(directory, place.record)
-        if committed is None or committed.image != tombstone.version.image:
-            raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
         if states.read_journal(directory, place.record) is not None:
             raise DiskError(f"{place.vpath}: an upload is on its way there, nothing is deleted")
+        if committed is None and tombstone.signatures:
+            return burials.add(directory, place, tombstone), None
+        if committed is None or not _is_for(tombstone, committed):
+            raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
         with place.open_parent() as parent:
             before = burials.read(directory, place).tombstones.get(place.vpath.entry)
             now = burials.add(directory, place, tombstone)
@@ -45,6 +48,10 @@ def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[
                 raise
 
 
+def _is_for(tombstone: Tombstone, committed: State) -> bool:
+    return committed.version <= tombstone.version if tombstone.signatures else committed.image == tombstone.version.image
+
+
 def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | None]:
     """Steps 2 and 3 of a deletion whose tombstone is written."""
     found = parent.stat(place.name)
@@ -52,6 +59,7 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
     if found is not None and stat.S_ISDIR(found.st_mode):
         doomed = yield from rename_away(parent, place.name, found.st_ino)
     parent.fsync()  # also of what was renamed before a kill
+    kept.write(directory, place, ())
     states.drop_state(directory, place.record)
     return doomed
 
@@ -69,6 +77,7 @@ def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place)
         return False
     _log.info("{vpath}: the interrupted deletion of {image} is finished", vpath=str(place.vpath), image=committed.image.hex())
     if parent is None:
+        kept.write(directory, place, ())
         states.drop_state(directory, place.record)
     else:
         for _ in finish(directory, parent, place):

@@ -6,10 +6,12 @@
     DB/signatures/KEY/c1/../NAME.state        committed
     DB/signatures/KEY/c1/../NAME.new.state    accepted, in progress: the commit journal
     DB/signatures/KEY/c1/../.tombstones       what was deleted there (``burials``)
+    DB/signatures/KEY/c1/../.NAME.kept        replaced images that are kept (``kept``)
     DB/signatures/.KEY.base                   which directory the base was (``bases``)
     DB/indexes/XX/HEX.ds1                     an index by its image id
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
+    DIRECTORY/c1/../.ciruela~kHEX-HEX         an image that it replaced, and that is kept
 
 With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, and its staging directory stands
 beside it.
@@ -43,6 +45,7 @@ class Place:
     """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
 
     ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, see ``bases``.
+    ``keep``: so many replaced images are kept.
     """
 
     vpath: VPath
@@ -51,6 +54,7 @@ class Place:
     name: str
     durable: bool = True
     guard: Callable[[Place, SafeDir], None] | None = field(default=None, compare=False, repr=False)
+    keep: int = 0
 
     def __str__(self) -> str:
         return "/".join((self.base.rstrip("/"), *self.parents, self.name))
@@ -90,6 +94,15 @@ class Place:
         """The name of the staging directory of ``image``, the same at each run."""
         return RESERVED + blake2b(str(self.vpath).encode() + image, digest_size=16).hexdigest()
 
+    @property
+    def kept_prefix(self) -> str:
+        """How the names of the trees begin that are kept of what was replaced here."""
+        return f"{RESERVED}k{blake2b(str(self.vpath).encode(), digest_size=16).hexdigest()}-"
+
+    def kept(self, image: ImageId) -> str:
+        """The name of the tree of ``image`` when it was replaced here, and is kept."""
+        return self.kept_prefix + blake2b(image, digest_size=16).hexdigest()
+
     def aside(self, image: ImageId) -> str:
         """Where the old image waits for a moment on file systems that cannot exchange."""
         return f"{self.staging(image)}.old"
@@ -103,12 +116,12 @@ def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
     if vpath.level != config.num_levels:
         raise DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
     if vpath.level:
-        return Place(vpath, config.directory, vpath.parts[1:-1], vpath.name)
+        return Place(vpath, config.directory, vpath.parts[1:-1], vpath.name, keep=config.keep_replaced)
     directory = config.directory.rstrip("/")
     above, _, name = directory.rpartition("/")
     if not name:
         raise DiskError(f"{vpath}: the root directory cannot be an image")
-    return Place(vpath, above or "/", (), name)
+    return Place(vpath, above or "/", (), name, keep=config.keep_replaced)
 
 
 class Records:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from twisted.logger import Logger
 
-from ciruela.disk import bases, burials, states
+from ciruela.disk import bases, burials, kept, states
 from ciruela.disk.deletion import finish_interrupted
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
@@ -50,7 +50,8 @@ def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, bas
         _log.warn("{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex())
         pending = pending or Pending(vpath, committed, Command.APPEND)
         committed = None
-    return None if committed is None and pending is None else Held(vpath, committed, pending)
+    rows = kept.settle(parent, directory, where, committed, None if pending is None else pending.state.image) if base_there else ()
+    return None if committed is None and pending is None else Held(vpath, committed, pending, kept.versions(rows))
 
 
 def _joined(committed: State, new: State) -> State:
@@ -142,6 +143,7 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
             with directory:
                 yield from _remove_temporary(directory, STATE)
                 yield from _remove_temporary(directory, burials.NAME)
+                yield from _remove_temporary(directory, kept.SUFFIX)
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
                     sample = locate(VPath((*parts, "x")))
@@ -259,6 +261,8 @@ def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep
             for found in held[before:]:
                 if found.pending is not None:
                     sweep.keep(identity, where.staging(found.pending.state.image))
+                for version in found.kept:
+                    sweep.keep(identity, where.kept(version.image))
 
 
 def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[None]:
@@ -276,8 +280,9 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[No
                 names |= {where.staging(found.committed.image), where.aside(found.committed.image)}
             if found.pending is not None:
                 names.discard(where.staging(found.pending.state.image))
+        wanted = {where.kept(version.image) for found in held[before:] for version in found.kept}
         for name in parent.names() if settled else ():
-            if name in names or name.startswith(DOOMED):
+            if name in names or name.startswith(DOOMED) or (name.startswith(where.kept_prefix) and name not in wanted):
                 yield from _remove_debris(parent, name)
 
 

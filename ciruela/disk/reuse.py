@@ -24,7 +24,7 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import same_files
 from ciruela.index.tree import File, Index
 from ciruela.model.dirconfig import Reuse
-from ciruela.model.ids import HASH_BYTES
+from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 
@@ -43,7 +43,9 @@ class Reusing:
     ``open_sibling`` opens one, or gives None. ``fits`` says whether there is room for all that is missing.
     """
 
-    def __init__(self, content: Content, how: Reuse, open_sibling: Callable[[VPath], Tree | None], fits: Callable[[], bool]) -> None:
+    def __init__(
+        self, content: Content, how: Reuse, open_sibling: Callable[[VPath, ImageId], Tree | None], fits: Callable[[], bool]
+    ) -> None:
         self._content = content
         self._how = how
         self._open_sibling = open_sibling
@@ -75,7 +77,7 @@ class Reusing:
             for number, other in enumerate(same_files(content.index, theirs)):
                 if other is None or content.whole(number):
                     continue
-                source = source or self._open_sibling(vpath)
+                source = source or self._open_sibling(vpath, theirs.image)
                 if source is None:
                     return
                 if (yield from self._link(source, number, other)):
@@ -138,7 +140,7 @@ class Reusing:
                 runs = _runs(content, number, here.get(content.blocks.files[number].path), found, alike)
                 if not runs:
                     continue
-                source = source or self._open_sibling(vpath)
+                source = source or self._open_sibling(vpath, theirs.image)
                 if source is None:
                     return
                 for first, count, origin in runs:

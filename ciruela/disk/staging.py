@@ -23,9 +23,9 @@ from ciruela.disk.verify import file_mode, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.model.dirconfig import Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.ids import Block
+from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
-from ciruela.model.state import State
+from ciruela.model.state import State, Version
 from ciruela.model.tuning import Tuning
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
@@ -154,11 +154,12 @@ class StagingDir:
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
         return (yield from Reusing(self._content, self._how, self._open_sibling, self._fits).run(siblings))
 
-    def _open_sibling(self, vpath: VPath) -> Tree | None:
+    def _open_sibling(self, vpath: VPath, image: ImageId) -> Tree | None:
         try:
             place = self._locate(vpath)
             with place.open_parent() as parent:
-                return Tree(parent.open_dir(place.name))
+                kept = place.kept(image)
+                return Tree(parent.open_dir(kept if _is(parent, kept, stat.S_ISDIR) else place.name))
         except (DiskError, OSError) as error:
             self._log.debug("{vpath} cannot be reused: {error}", vpath=str(vpath), error=error)
             return None
@@ -214,21 +215,22 @@ class StagingDir:
 
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
-    def commit(self, state: State) -> Deferred[None]:
+    def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
         """As ``seams.Staging.commit``."""
         return self._commit(state, again=False)
 
     def restore(self, state: State) -> Deferred[None]:
         """As ``seams.Staging.restore``."""
-        return self._commit(state, again=True)
+        return self._commit(state, again=True).addCallback(lambda _: None)
 
-    def _commit(self, state: State, *, again: bool) -> Deferred[None]:
+    def _commit(self, state: State, *, again: bool) -> Deferred[tuple[Version, ...]]:
         work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again)
-        return self._run(work).addCallback(lambda _: self._done())
+        return self._run(work).addCallback(self._done)
 
-    def _done(self) -> None:
+    def _done(self, kept: tuple[Version, ...]) -> tuple[Version, ...]:
         self.close()
         self._shown()
+        return kept
 
     def close(self) -> None:
         """As ``seams.Staging.close``; descriptors in use by a thread are closed after it."""

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import burials, indexes, recovery, states
+from ciruela.disk import burials, indexes, kept, recovery, states
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete
@@ -170,6 +170,7 @@ class Store:
             now, doomed = found
             if doomed is not None:
                 self._discard_later(place, doomed)
+            self._discard_kept(place)
             return now
 
         return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone))).addCallback(hidden)
@@ -269,6 +270,22 @@ class Store:
         """After a commit: forget what is open there, delete the old tree."""
         self._readers.forget(place.vpath)
         self._discard_later(place, place.staging(image))
+        self._discard_kept(place)
+
+    def _discard_kept(self, place: Place) -> None:
+        """Delete replaced images that are not kept any more."""
+        if not place.keep:
+            return
+
+        def remove() -> Steps[None]:
+            try:
+                directory = self._records.states(place.vpath)
+            except FileNotFoundError:
+                return
+            with directory, place.open_parent() as parent:
+                yield from kept.discard(directory, parent, place)
+
+        self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place.vpath)
 
     def _discard_later(self, place: Place, name: str) -> None:
         """Delete a tree that nobody sees any more."""
@@ -340,6 +357,8 @@ class Store:
         with place.open_parent() as parent:
             if self._committed_image(place) == image and parent.stat(place.name) is not None:
                 return parent.open_dir(place.name)
+            if parent.stat(place.kept(image)) is not None:
+                return parent.open_dir(place.kept(image))
             return parent.open_dir(place.staging(image))
 
     def _committed_image(self, place: Place) -> ImageId | None:

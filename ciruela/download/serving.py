@@ -213,10 +213,11 @@ class BlockService:
         self.sent_bytes += size
 
     def _images(self, vpath: VPath) -> list[ImageId]:
-        """The images at ``vpath`` of which something may be here: the one on its way, then the one that stands there."""
+        """The images at ``vpath`` of which something may be here: on its way, standing there, or kept, in this order."""
         pending, committed = self._ledger.pending(vpath), self._ledger.committed(vpath)
         states = (None if pending is None else pending.state, committed)
-        return list(dict.fromkeys(state.image for state in states if state is not None))
+        images = [state.image for state in states if state is not None]
+        return list(dict.fromkeys((*images, *(version.image for version in self._ledger.kept(vpath)))))
 
     def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[BlockData]:
         if not images:

@@ -32,7 +32,9 @@ class Siblings:
         self._catalog = catalog
 
     def find(self, download: Download) -> Deferred[list[tuple[VPath, Index]]]:
-        """What stands at the path itself first, then the newest; each image once, without those whose index cannot be had.
+        """The very image, if it was replaced here and kept; what stands at the path itself, then the newest, then what else is kept there.
+
+        Each image once, without those whose index cannot be had.
 
         Nothing where the directory is configured to reuse nothing.
         """
@@ -40,10 +42,12 @@ class Siblings:
             return succeed([])
         states = sorted(self._ledger.committed_in(download.vpath.base), key=lambda one: one[1].version, reverse=True)
         chosen: dict[ImageId | VPath, tuple[VPath, ImageId]] = {}
-        for vpath, state in sorted(states, key=lambda one: one[0] != download.vpath):
+        kept = [] if download.healed is not None else [(download.vpath, version.image) for version in self._ledger.kept(download.vpath)]
+        committed = [(vpath, state.image) for vpath, state in sorted(states, key=lambda one: one[0] != download.vpath)]
+        for vpath, image in (*(one for one in kept if one[1] == download.image), *committed, *kept):
             if len(chosen) < MOST_SIBLINGS:
                 # what is damaged at one path may be whole in another copy of the same image
-                chosen.setdefault(state.image if download.healed is None else vpath, (vpath, state.image))
+                chosen.setdefault(image if download.healed is None else vpath, (vpath, image))
 
         def with_indexes(entries: list[tuple[Index, BlockMap] | None]) -> list[tuple[VPath, Index]]:
             return [(vpath, entry[0]) for (vpath, _), entry in zip(chosen.values(), entries, strict=True) if entry is not None]

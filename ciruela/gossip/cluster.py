@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Item, Member, Packet, Watch
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Item, Member, Packet, Removed, Watch
 from ciruela.gossip.roster import Peer, Refusal, Roster
 from ciruela.gossip.stances import Stance, Stances
 from ciruela.gossip.watches import HeardWatches
@@ -66,6 +66,17 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovedHeard:
+    """``machine`` has removed an image, as somebody signed. ``news``: it was not known yet."""
+
+    item: Removed
+    machine: MachineId
+    hostname: str
+    address: Address
+    news: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Acked:
     """``machine`` need not be told again that this node has ``image`` at ``vpath``."""
 
@@ -100,7 +111,7 @@ class MemberHeard:
     part: int
 
 
-Effect = Refused | Double | NewPeer | BaseHeard | Completed | Acked | DownloadHeard | WatchHeard | MemberHeard
+Effect = Refused | Double | NewPeer | BaseHeard | Completed | RemovedHeard | Acked | DownloadHeard | WatchHeard | MemberHeard
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +173,9 @@ class Cluster:
                 return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news)
             case Download():
                 return DownloadHeard(item.vpath, item.image, sender, self._stances.heard(sender, item, order, self._now_s))
+            case Removed():
+                news = self._stances.heard(sender, item, order, self._now_s)
+                return RemovedHeard(item, sender, self.hostname(sender), source, news)
             case Deleted():
                 self._stances.heard(sender, item, order, self._now_s)
             case Watch() if item.machine != self._me and self._watches.heard(item, source, self._now_s):
@@ -217,6 +231,15 @@ class Cluster:
             address = self.roster.address_of(machine)
             if address is not None:
                 found.append(Completed(vpath, image, machine, self.hostname(machine), address, False))
+        return found
+
+    def removed(self, vpath: VPath) -> list[RemovedHeard]:
+        """What is known to be removed from ``vpath`` elsewhere."""
+        found = []
+        for machine, item in self._stances.removed(vpath):
+            address = self.roster.address_of(machine)
+            if address is not None:
+                found.append(RemovedHeard(item, machine, self.hostname(machine), address, False))
         return found
 
     def watchers(self, vpath: VPath) -> frozenset[MachineId]:

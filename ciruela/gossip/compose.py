@@ -7,7 +7,20 @@ from enum import Enum, IntEnum, auto
 from typing import Any, Protocol
 
 from ciruela.gossip.cluster import Cluster
-from ciruela.gossip.packets import MAX_PARTS, ROOM_BYTES, BaseHash, Complete, Deleted, Download, Item, Member, Watch, encode_item, split
+from ciruela.gossip.packets import (
+    MAX_PARTS,
+    ROOM_BYTES,
+    BaseHash,
+    Complete,
+    Deleted,
+    Download,
+    Item,
+    Member,
+    Removed,
+    Watch,
+    encode_item,
+    split,
+)
 from ciruela.gossip.rumors import Rumors, heat_for
 from ciruela.gossip.watches import age_in_ms
 from ciruela.model.ids import ImageId, MachineId
@@ -51,6 +64,9 @@ class Facts(Protocol):
 
     def committed(self, vpath: VPath) -> Version | None:
         """What is committed at ``vpath``."""
+
+    def removal(self, vpath: VPath) -> Version | None:
+        """What was removed from ``vpath`` by a signed wish, when nothing is there since."""
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         """Path, image and time (ms) of what was removed, or given up, in the last minutes."""
@@ -184,10 +200,13 @@ class Composer:
                 return self._cluster.roster.item(MachineId(machine), part, self._now_s)
         return own
 
-    def completion(self, vpath: VPath) -> Complete | None:
-        """The item that says what is committed here at ``vpath``."""
+    def completion(self, vpath: VPath) -> Complete | Removed | None:
+        """The item that says what is committed here at ``vpath``, or was removed from it."""
         version = self._facts.committed(vpath)
-        return None if version is None else Complete(vpath, version.image, version.timestamp_ms)
+        if version is not None:
+            return Complete(vpath, version.image, version.timestamp_ms)
+        version = self._facts.removal(vpath)
+        return None if version is None else Removed(vpath, version.image, version.timestamp_ms)
 
     # -- datagrams ------------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Numbers are only ever added. A reader skips types that it does not know and igno
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,13 +105,27 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The sender has told those who wait that the receiver has completed ``image`` at ``vpath``."""
+    """The sender has told those who wait that the receiver has completed ``image`` at ``vpath``, or removed it (:attr:`Removed.token`)."""
 
     vpath: VPath
     image: ImageId
 
 
-Item = BaseHash | Download | Complete | Watch | Member | Deleted | Ack
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """``image`` was removed from ``vpath`` by a wish that was signed for ``timestamp_ms``; the sender can show the signatures."""
+
+    vpath: VPath
+    image: ImageId
+    timestamp_ms: int
+
+    @property
+    def token(self) -> ImageId:
+        """What an :class:`Ack` of this has in place of an image: one of the image itself may still be on its way."""
+        return ImageId(hashlib.blake2b(encode_item(self), digest_size=HASH_BYTES).digest())
+
+
+Item = BaseHash | Download | Complete | Watch | Member | Deleted | Ack | Removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +168,8 @@ def encode_item(item: Item) -> bytes:
             fields = [6, str(item.vpath), item.image, item.timestamp_ms]
         case Ack():
             fields = [7, str(item.vpath), item.image]
+        case Removed():
+            fields = [8, str(item.vpath), item.image, item.timestamp_ms]
     return cbor2.dumps(fields)
 
 
@@ -306,6 +323,11 @@ def _ack(fields: Sequence[object]) -> Ack:
     return Ack(_vpath(vpath), _image(image))
 
 
+def _removed(fields: Sequence[object]) -> Removed:
+    vpath, image, timestamp_ms = fields[:3]
+    return Removed(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"))
+
+
 _READERS: dict[int, tuple[int, Callable[[Sequence[object]], Item]]] = {
     1: (2, _base_hash),
     2: (4, _download),
@@ -314,6 +336,7 @@ _READERS: dict[int, tuple[int, Callable[[Sequence[object]], Item]]] = {
     5: (8, _member),
     6: (3, _deleted),
     7: (2, _ack),
+    8: (3, _removed),
 }
 """How many fields follow each type number, and who reads them. APPEND ONLY: a number never changes its meaning."""
 

@@ -17,7 +17,7 @@ from ciruela.clockwork import Beat, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
-from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Item, Watch, body, decode
+from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Item, Removed, Watch, body, decode
 from ciruela.gossip.roster import Refusal
 from ciruela.gossip.targets import Probes, beat_targets, choose
 from ciruela.gossip.telling import Answers, Tellings
@@ -52,6 +52,9 @@ class Ears(Protocol):
 
     def progressed(self, vpath: VPath) -> None:
         """Some machine has more of an image at ``vpath`` than it had."""
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
+        """``machine`` says that it has removed an image. May be said more than once."""
 
 
 @dataclass(slots=True)
@@ -161,14 +164,14 @@ class Gossip:
         self.news_download(vpath)
 
     def news_complete(self, vpath: VPath) -> None:
-        """An image was committed, or a client asked for one that is there already."""
+        """An image was committed or removed, or a client asked for one that is there already."""
         self._progress_s.pop(vpath, None)
         if not self._running:
             return
-        version = self._facts.committed(vpath)
-        if version is not None:
+        item = self._composer.completion(vpath)
+        if item is not None:
             for machine in self.cluster.watchers(vpath):
-                self._tellings.begin(vpath, machine, version.image, self._clock.seconds())
+                self._tellings.begin(vpath, machine, _told(item), self._clock.seconds())
         self._say((Kind.COMPLETE, vpath))
 
     def news_watch(self, vpath: VPath) -> None:
@@ -202,6 +205,8 @@ class Gossip:
             if vpath.key not in targets:
                 targets[vpath.key] = choose(self._rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
             needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []
+            if isinstance(item, Removed):
+                needing = self.cluster.fetching(item.vpath, item.image)
             for address in dict.fromkeys((*targets[vpath.key], *choose(self._rng, needing, ()))):
                 facts.setdefault(address, []).append(fact)
             if isinstance(item, Watch):
@@ -216,6 +221,8 @@ class Gossip:
         """Tell what is known already to the client that has just begun to wait."""
         for known in self.cluster.completed(vpath):
             self._ears.completed(known.vpath, known.image, known.machine, known.hostname)
+        for one in self.cluster.removed(vpath):
+            self._ears.gone(one.item, one.machine, one.hostname, one.address)
 
     def _collect_tellings(self, now_s: float) -> None:
         waits = self.cluster.watchers
@@ -334,6 +341,8 @@ class Gossip:
                 self._compare(effect)
             case heard.Completed():
                 self._on_completed(effect)
+            case heard.RemovedHeard():
+                self._on_removed(effect)
             case heard.Acked():
                 self._tellings.acked(effect.vpath, effect.machine, effect.image)
             case heard.DownloadHeard():
@@ -356,6 +365,13 @@ class Gossip:
         if watched or effect.vpath in self._lately:
             self._answer(effect.address, Ack(effect.vpath, effect.image))
 
+    def _on_removed(self, effect: heard.RemovedHeard) -> None:
+        item = effect.item
+        if effect.news:
+            self._ears.gone(item, effect.machine, effect.hostname, effect.address)
+        if item.vpath in self._facts.watching() or item.vpath in self._lately:
+            self._answer(effect.address, Ack(item.vpath, item.token))
+
     def _on_download(self, effect: heard.DownloadHeard) -> None:
         if effect.news:
             self._ears.progressed(effect.vpath)
@@ -368,13 +384,18 @@ class Gossip:
 
     def _on_watch(self, effect: heard.WatchHeard) -> None:
         self._composer.put((Kind.WATCH, (effect.vpath, effect.machine)))
-        version = self._facts.committed(effect.vpath)
-        if version is not None and self._tellings.begin(effect.vpath, effect.machine, version.image, self._clock.seconds()):
+        item = self._composer.completion(effect.vpath)
+        if item is not None and self._tellings.begin(effect.vpath, effect.machine, _told(item), self._clock.seconds()):
             self._soon()
 
     def _answer(self, address: Address, item: Item) -> None:
         self._direct.setdefault(address, {})[item] = None
         self._soon()
+
+
+def _told(item: Complete | Removed) -> ImageId:
+    """What is acknowledged of ``item``."""
+    return item.image if isinstance(item, Complete) else item.token
 
 
 def _path_of(fact: Fact) -> VPath:

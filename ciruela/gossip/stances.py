@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ciruela.gossip.packets import Complete, Deleted, Download
+from ciruela.gossip.packets import Complete, Deleted, Download, Removed
 from ciruela.gossip.quota import Quota
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
@@ -16,7 +16,7 @@ STANCE_S = 300.0
 IMAGES_PER_PATH = 4
 """Images of which one machine may speak at one path."""
 
-Stance = Download | Complete | Deleted
+Stance = Download | Complete | Deleted | Removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Stances:
         if gone is not None:
             self._forget(machine, gone)
         images = self._paths.setdefault(stance.vpath, {}).setdefault(machine, {})
-        if isinstance(stance, Complete):
+        if isinstance(stance, Complete | Removed):
             for image in [i for i, said in images.items() if isinstance(said.stance, Complete) and said.order <= order]:
                 del images[image]
         images.pop(stance.image, None)
@@ -75,6 +75,15 @@ class Stances:
             for machine, images in self._paths.get(vpath, {}).items()
             for image, said in images.items()
             if isinstance(said.stance, Complete)
+        ]
+
+    def removed(self, vpath: VPath) -> list[tuple[MachineId, Removed]]:
+        """Who said that what was removed from ``vpath``."""
+        return [
+            (machine, said.stance)
+            for machine, images in self._paths.get(vpath, {}).items()
+            for said in images.values()
+            if isinstance(said.stance, Removed)
         ]
 
     def all(self) -> Iterator[tuple[MachineId, Stance]]:

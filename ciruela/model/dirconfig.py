@@ -51,3 +51,4 @@ class DirConfig:
     max_images: int | None = None
     symlinks: Symlinks = Symlinks.ANY
     reuse: Reuse = Reuse.HARDLINK
+    keep_replaced: int = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 
 
@@ -34,6 +34,29 @@ class Order:
     old_image: ImageId | None
     signatures: tuple[SigEntry, ...]
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One wish that ``image`` go from ``vpath``, as checked for form; ``signatures`` are all of one time and not verified yet."""
+
+    vpath: VPath
+    image: ImageId
+    timestamp_ms: int
+    signatures: tuple[bytes, ...]
+    origin: Origin
+
+    @property
+    def version(self) -> Version:
+        """Its place in the one order of versions: after whatever was signed before."""
+        return Version(self.timestamp_ms, self.image)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The wish to remove is granted. ``fresh``: something is to be done or recorded; else it was done before."""
+
+    fresh: bool
 
 
 class Reject(str, Enum):

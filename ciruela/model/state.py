@@ -10,6 +10,9 @@ from ciruela.model.ids import ImageId
 
 SIGNATURE_BYTES = 64
 
+MOST_SIGNATURES = 16
+"""Signatures that are kept with a tombstone: as many as a request may have (threats A15)."""
+
 
 class Version(NamedTuple):
     """The one order of versions: signing time, then image id (threats 6.5). The greater one wins everywhere."""
@@ -46,10 +49,15 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """That an image was deleted: nothing up to this ``version`` is taken at its path again. ``buried_ms``: when, wall time."""
+    """That an image was deleted: nothing up to this ``version`` is taken at its path again. ``buried_ms``: when, wall time.
+
+    With ``signatures`` somebody signed that it be removed, at the time of the version; other nodes may be told. Without it was removed by
+    the rules of this node alone.
+    """
 
     version: Version
     buried_ms: int
+    signatures: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,13 @@ class Burials:
     tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
 
     def with_one(self, entry: str, tombstone: Tombstone) -> Burials:
-        """With one more; the greater version stays where there is one already."""
+        """With one more; the greater version stays where there is one already, and of the same version all signatures."""
         before = self.tombstones.get(entry)
         if before is not None and before.version > tombstone.version:
             return self
+        if before is not None and before.version == tombstone.version:
+            both = tuple(sorted({*before.signatures, *tombstone.signatures}))
+            tombstone = Tombstone(tombstone.version, tombstone.buried_ms, both[:MOST_SIGNATURES])
         return Burials(self.floor_ms, {**self.tombstones, entry: tombstone})
 
     def without(self, entry: str) -> Burials:

@@ -36,6 +36,9 @@ from ciruela.proto.messages import (
     PiecesData,
     PublishImage,
     ReceivedImage,
+    RemovedEntry,
+    RemovedImage,
+    RemoveDir,
     ReplaceDir,
     Request,
     Response,
@@ -82,6 +85,7 @@ class Ignored:
 _ANSWERS: dict[str, type[Response]] = {
     "AppendDir": UploadAck,
     "ReplaceDir": UploadAck,
+    "RemoveDir": UploadAck,
     "GetIndex": IndexData,
     "GetIndexAt": IndexAtData,
     "GetBlock": BlockData,
@@ -126,13 +130,17 @@ def _dirs_value(dirs: Mapping[str, State]) -> dict[str, Fields]:
     return {name: _state_value(dirs[name]) for name in sorted(dirs)}
 
 
+def _removed_value(one: RemovedEntry) -> Fields:
+    return {"timestamp": one.timestamp_ms, "image": one.image, "signatures": _signatures(one.signatures)}
+
+
 def _hosts_value(hosts: Hosts) -> dict[bytes, str]:
     return {machine: hosts[machine] for machine in sorted(hosts)}
 
 
 def _request_params(request: Request) -> Fields:
     match request:
-        case AppendDir(path, image, timestamp_ms, signatures):
+        case AppendDir(path, image, timestamp_ms, signatures) | RemoveDir(path, image, timestamp_ms, signatures):
             return {"path": path, "image": image, "timestamp": timestamp_ms, "signatures": _signatures(signatures)}
         case ReplaceDir(path, image, old_image, timestamp_ms, signatures):
             signed = {"timestamp": timestamp_ms, "signatures": _signatures(signatures)}
@@ -165,12 +173,16 @@ def _response_params(response: Response) -> Fields:
             return {"pieces": pieces}
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
-        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending):
+        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending, removed, kept):
             known: Fields = {"config_hash": config_hash, "keep_list_hash": keep_list_hash, "dirs": _dirs_value(dirs)}
             if watches:
                 known["watches"] = {name: list(watches[name]) for name in sorted(watches)}
             if pending:
                 known["pending"] = list(pending)
+            if removed:
+                known["removed"] = {name: _removed_value(removed[name]) for name in sorted(removed)}
+            if kept:
+                known["kept"] = {name: [[one.timestamp_ms, one.image] for one in kept[name]] for name in sorted(kept)}
             return known
         case _:
             raise TypeError(f"{type(response).__name__} has no fields of its own")
@@ -180,7 +192,7 @@ def _notification_params(notification: Notification) -> Fields:
     match notification:
         case PublishImage(image):
             return {"id": image}
-        case ReceivedImage() | AbortedImage():
+        case ReceivedImage() | AbortedImage() | RemovedImage():
             known: Fields = {
                 "id": notification.image,
                 "path": notification.path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId
-from ciruela.model.state import State
+from ciruela.model.state import State, Version
 
 Hosts = dict[MachineId, str]
 """Other nodes that take a directory: machine id -> name to resolve."""
@@ -113,9 +113,19 @@ class GetPieces:
     wanted: bytes
 
 
-Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare | GetPieces
+@dataclass(frozen=True, slots=True)
+class RemoveDir:
+    """Client to node: make ``image`` go from a path. ``signatures`` are made for a removal at ``timestamp_ms``. Only ``ciruela.v2``."""
 
-NEWER = (GetBlocks, GetShare, GetPieces)
+    path: str
+    image: ImageId
+    timestamp_ms: int
+    signatures: tuple[bytes, ...]
+
+
+Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare | GetPieces | RemoveDir
+
+NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir)
 """What only ``ciruela.v2`` has."""
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
@@ -123,7 +133,7 @@ NEWER = (GetBlocks, GetShare, GetPieces)
 
 @dataclass(frozen=True, slots=True)
 class UploadAck:
-    """Answer to AppendDir and ReplaceDir. ``accepted`` promises an attempt; completion is a notification."""
+    """Answer to AppendDir, ReplaceDir and RemoveDir. ``accepted`` promises an attempt; completion is a notification."""
 
     accepted: bool
     reject_reason: str | None
@@ -187,10 +197,20 @@ class PiecesData:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovedEntry:
+    """That ``image`` was removed, and the signatures that said so, all of the time ``timestamp_ms``."""
+
+    timestamp_ms: int
+    image: ImageId
+    signatures: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BaseDirData:
     """Answer to GetBaseDir: entry name -> state.
 
-    Ours, and left out when empty: ``watches`` names who waits for an entry's arrival, ``pending`` the entries that are still on their way.
+    Ours, and left out when empty: ``watches`` names who waits for an entry's arrival, ``pending`` the entries that are still on their way,
+    ``removed`` what was removed there by a signed wish, ``kept`` the replaced images that are kept, the one that was replaced last first.
     """
 
     config_hash: bytes
@@ -198,6 +218,8 @@ class BaseDirData:
     dirs: dict[str, State]
     watches: dict[str, tuple[MachineId, ...]] = field(default_factory=dict)
     pending: tuple[str, ...] = ()
+    removed: dict[str, RemovedEntry] = field(default_factory=dict)
+    kept: dict[str, tuple[Version, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +264,15 @@ class AbortedImage:
     reason: str
 
 
-Notification = PublishImage | ReceivedImage | AbortedImage
+@dataclass(frozen=True, slots=True)
+class RemovedImage:
+    """Node to client: ``image`` is not at ``path`` any more on ``machine_id``, as somebody signed. Only ``ciruela.v2``."""
+
+    image: ImageId
+    path: str
+    machine_id: MachineId
+    hostname: str
+    forwarded: bool
+
+
+Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, BlockHash
+from ciruela.model.state import Version
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import fields
 from ciruela.proto.fields import Fields
@@ -30,6 +32,9 @@ from ciruela.proto.messages import (
     PiecesData,
     PublishImage,
     ReceivedImage,
+    RemovedEntry,
+    RemovedImage,
+    RemoveDir,
     ReplaceDir,
     Request,
     Response,
@@ -41,6 +46,7 @@ MAX_PENDING = 65_536
 """Entries of a base dir that can be on their way."""
 
 MAX_WATCHERS = 1000
+MAX_KEPT = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
 MAX_ITEMS_BASE_DIR = 16 * 65_536
@@ -75,6 +81,27 @@ def _replace_dir(f: Fields) -> ReplaceDir:
     return ReplaceDir(wish.path, wish.image, old_image, wish.timestamp_ms, wish.signatures)
 
 
+def _remove_dir(f: Fields) -> RemoveDir:
+    wish = _append_dir(f)
+    return RemoveDir(wish.path, wish.image, wish.timestamp_ms, wish.signatures)
+
+
+def _removed_entry(value: object) -> RemovedEntry:
+    f = fields.fields_of(value)
+    return RemovedEntry(
+        fields.uint(fields.required(f, "timestamp"), "timestamp"),
+        fields.image_id(fields.required(f, "image"), "image"),
+        fields.signatures(f),
+    )
+
+
+def _version(value: object) -> Version:
+    row = fields.listed(value, "kept", 2)
+    if len(row) != 2:
+        raise FormatError("a kept image is not a pair")
+    return Version(fields.uint(row[0], "a time of signature"), fields.image_id(row[1], "a kept image"))
+
+
 def _ack(f: Fields) -> UploadAck:
     reason = f.get("reject_reason")
     text = None if reason is None else fields.text(reason, "reject_reason", fields.MAX_TEXT_BYTES)
@@ -87,10 +114,12 @@ def _index_at_data(f: Fields) -> IndexAtData:
 
 
 def _base_dir_data(f: Fields) -> BaseDirData:
-    dirs = fields.required(f, "dirs")
+    dirs: Any = fields.required(f, "dirs")
     watches = f.get("watches", {})
-    if not isinstance(dirs, dict) or not isinstance(watches, dict):
-        raise FormatError("dirs or watches is not a map")
+    removed = f.get("removed", {})
+    kept = f.get("kept", {})
+    if not all(isinstance(one, dict) for one in (dirs, watches, removed, kept)):
+        raise FormatError("dirs, watches, removed or kept is not a map")
     return BaseDirData(
         fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
         fields.fixed(fields.required(f, "keep_list_hash"), "keep_list_hash", HASH_BYTES),
@@ -105,6 +134,11 @@ def _base_dir_data(f: Fields) -> BaseDirData:
             fields.text(name, "a directory name", MAX_COMPONENT_BYTES)
             for name in fields.listed(f.get("pending", []), "pending", MAX_PENDING)
         ),
+        {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): _removed_entry(one) for name, one in removed.items()},
+        {
+            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(map(_version, fields.listed(rows, "kept", MAX_KEPT)))
+            for name, rows in kept.items()
+        },
     )
 
 
@@ -134,6 +168,11 @@ def _received(f: Fields) -> ReceivedImage:
     )
 
 
+def _removed(f: Fields) -> RemovedImage:
+    known = _received(f)
+    return RemovedImage(known.image, known.path, known.machine_id, known.hostname, known.forwarded)
+
+
 def _aborted(f: Fields) -> AbortedImage:
     known = _received(f)
     reason = fields.text(fields.required(f, "reason"), "reason", fields.MAX_TEXT_BYTES)
@@ -143,6 +182,7 @@ def _aborted(f: Fields) -> AbortedImage:
 REQUESTS: dict[str, Callable[[Fields], Request]] = {
     "AppendDir": _append_dir,
     "ReplaceDir": _replace_dir,
+    "RemoveDir": _remove_dir,
     "GetIndex": lambda f: GetIndex(fields.image_id(fields.required(f, "id"), "id"), _index_hint(f.get("hint")), fields.packed(f)),
     "GetIndexAt": lambda f: GetIndexAt(fields.path(fields.required(f, "path"))),
     "GetBlock": lambda f: GetBlock(BlockHash(fields.fixed(fields.required(f, "hash"), "hash", HASH_BYTES)), _block_hint(f.get("hint"))),
@@ -162,6 +202,7 @@ REQUESTS: dict[str, Callable[[Fields], Request]] = {
 RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "AppendDir": (MAX_ITEMS_WITH_HOSTS, _ack),
     "ReplaceDir": (MAX_ITEMS_WITH_HOSTS, _ack),
+    "RemoveDir": (MAX_ITEMS_WITH_HOSTS, _ack),
     "GetIndex": (MAX_ITEMS, lambda f: IndexData(fields.data(f), fields.packed(f))),
     "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
     "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
@@ -174,4 +215,5 @@ NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
     "PublishImage": lambda f: PublishImage(fields.image_id(fields.required(f, "id"), "id")),
     "ReceivedImage": _received,
     "AbortedImage": _aborted,
+    "RemovedImage": _removed,
 }

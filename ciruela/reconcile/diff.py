@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ciruela.model.order import Command, Order, Origin
-from ciruela.model.state import Burials, State
+from ciruela.model.order import Command, Order, Origin, Removal
+from ciruela.model.state import Burials, State, Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import RemovedEntry
 
 
 def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State], burials: Burials, frozen: bool = False) -> list[Order]:
@@ -32,6 +33,24 @@ def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State], 
         orders.append((state.version, Order(command, vpath, state.image, None, state.signatures, Origin.PEER)))
     orders.sort(key=lambda one: one[0], reverse=True)
     return [order for _, order in orders]
+
+
+def removals_in(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, RemovedEntry], burials: Burials) -> list[Removal]:
+    """What was removed there by signed wishes and concerns what is here, or is not known here. The oldest first."""
+    found = []
+    for entry, removed in theirs.items():
+        version = Version(removed.timestamp_ms, removed.image)
+        mine, tombstone = ours.get(entry), burials.tombstones.get(entry)
+        if (mine is not None and mine.version > version) or (tombstone is not None and tombstone.version >= version):
+            continue
+        if mine is None and tombstone is None and version.timestamp_ms <= burials.floor_ms:
+            continue
+        try:
+            vpath = base.image_at(entry)
+        except ValueError:
+            continue
+        found.append(Removal(vpath, removed.image, removed.timestamp_ms, removed.signatures, Origin.PEER))
+    return sorted(found, key=lambda one: one.version)
 
 
 def _deleted(entry: str, state: State, burials: Burials) -> bool:

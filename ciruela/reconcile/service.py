@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,12 +16,12 @@ from ciruela.clockwork import Hush
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Verdict
+from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, Removed, Verdict
 from ciruela.model.printable import logged
 from ciruela.model.state import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
-from ciruela.reconcile.diff import wanted
+from ciruela.reconcile.diff import removals_in, wanted
 from ciruela.seams import Address, Wire
 from ciruela.tracking.ledger import GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
@@ -55,6 +56,13 @@ class Orders(Protocol):
         """Judge it, record it, start its download."""
 
 
+class Removals(Protocol):
+    """Where removals go."""
+
+    def remove(self, removal: Removal) -> Deferred[Removed | Rejected]:
+        """Verify its signatures, judge it, carry it out."""
+
+
 class Reconciler:
     """Takes over what peers have newer, the newest first, a few at a time."""
 
@@ -70,8 +78,10 @@ class Reconciler:
         watchers: Callable[[VPath, tuple[MachineId, ...]], None],
         clock: IReactorTime,
         idle: Callable[[VPath], bool],
+        removals: Removals,
     ) -> None:
         """``idle`` tells whether the download for a path gets nothing at present."""
+        self._removals = removals
         self._configs = configs
         self._ledger = ledger
         self._idle = idle
@@ -85,6 +95,7 @@ class Reconciler:
         self._known: OrderedDict[tuple[VPath, bytes], float] = OrderedDict()
         self._backlog: dict[VPath, deque[tuple[Order, Address]]] = {}
         self._running: dict[VPath, ImageId] = {}
+        self._removing: set[VPath] = set()
         self._judging: set[VPath] = set()
         self._hush = Hush(clock, 20)
 
@@ -100,6 +111,21 @@ class Reconciler:
         if base in self._asking:
             self._again[base] = (hash_, address)
             return
+        self._ask(base, address)
+
+    def removed(self, vpath: VPath, version: Version, address: Address) -> None:
+        """A peer says that ``version`` was removed from ``vpath``: it may show the signatures."""
+        base, config = vpath.base, self._configs.get(vpath.key)
+        told = hashlib.blake2b(str(vpath).encode() + version.image + version.timestamp_ms.to_bytes(8, "big"), digest_size=32).digest()
+        if config is None or vpath.level != config.num_levels or base in self._asking or self._is_known(base, told):
+            return
+        tombstone, latest = self._ledger.burials(base).tombstones.get(vpath.entry), self._ledger.latest(vpath)
+        if (tombstone is not None and tombstone.version >= version) or (latest is not None and latest.version > version):
+            return
+        self._know(base, told, REFUSED_S)
+        self._ask(base, address)
+
+    def _ask(self, base: VPath, address: Address) -> None:
         if len(self._asking) >= MOST_BASES:
             return
         asked = self._wire.ask(address, GetBaseDir(str(base)))
@@ -153,12 +179,37 @@ class Reconciler:
         found = wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
-        self._known[(base, base_dir_hash(response.dirs))] = self._clock.seconds() + known_s
-        while len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
+        there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
+        self._know(base, base_dir_hash(response.dirs, there), known_s)
+        self._remove(base, removals_in(base, ours, response.removed, self._ledger.burials(base)))
         if queue:
             self._backlog[base] = _merged(queue, self._backlog.get(base, ()))
         self._pump()
+
+    def _know(self, base: VPath, hash_: bytes, known_s: float) -> None:
+        self._known[(base, hash_)] = self._clock.seconds() + known_s
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+
+    def _remove(self, base: VPath, removals: Sequence[Removal]) -> None:
+        """Carry out what was removed there, one after the other; the signatures are verified here."""
+        if base in self._removing or not removals:
+            return
+        self._removing.add(base)
+
+        async def work() -> None:
+            for removal in removals:
+                verdict = await self._removals.remove(removal)
+                if isinstance(verdict, Rejected) and verdict.reason in _MAY_PASS:
+                    self._soon_again(base)
+
+        def ended(result: Failure | None) -> None:
+            self._removing.discard(base)
+            if result is not None:
+                self._log.error("what was removed from {base} elsewhere stays here: {why}", base=str(base), why=result.getErrorMessage())
+                self._forget(base)
+
+        Deferred.fromCoroutine(work()).addBoth(ended).addErrback(self._broken)
 
     def _unanswered(self, failure: Failure, base: VPath, address: Address) -> None:
         if failure.check(CancelledError):

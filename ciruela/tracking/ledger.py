@@ -7,7 +7,7 @@ verdict needs no lock and no disk access.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -15,7 +15,7 @@ import cbor2
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Burials, State, Version
+from ciruela.model.state import Burials, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 
@@ -45,16 +45,22 @@ class Abandoned:
     timestamp_ms: int
 
 
-def base_dir_hash(entries: Mapping[str, State]) -> bytes:
+NOTHING_REMOVED: Mapping[str, Version] = MappingProxyType({})
+
+
+def base_dir_hash(entries: Mapping[str, State], removed: Mapping[str, Version] = NOTHING_REMOVED) -> bytes:
     """The hash that nodes compare: BLAKE2b-256 over the CBOR array of ``[name, timestamp, image]``, sorted by the name's UTF-8 bytes.
 
-    Signature lists are left out, unlike the reference's (protocol section 4.4): nodes that hold the same versions agree.
+    Signature lists are left out, unlike the reference's (protocol section 4.4): nodes that hold the same versions agree. What was removed
+    by a signed wish follows in rows that end with ``true``: nodes that do not know of it differ, and ask.
     """
-    rows = [
-        [name, entries[name].version.timestamp_ms, bytes(entries[name].image)]
-        for name in sorted(entries, key=lambda name: name.encode("utf-8"))
-    ]
+    rows: list[list[object]] = [[name, entries[name].version.timestamp_ms, bytes(entries[name].image)] for name in _in_order(entries)]
+    rows += [[name, removed[name].timestamp_ms, bytes(removed[name].image), True] for name in _in_order(removed)]
     return hashlib.blake2b(cbor2.dumps(rows), digest_size=32).digest()
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: name.encode("utf-8"))
 
 
 class Ledger:
@@ -66,6 +72,7 @@ class Ledger:
         self._bases: dict[VPath, dict[str, VPath]] = {}
         self._committed: dict[VPath, State] = {}
         self._pending: dict[VPath, Pending] = {}
+        self._kept: dict[VPath, tuple[Version, ...]] = {}
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
@@ -76,11 +83,13 @@ class Ledger:
     def fill(self, loaded: Loaded) -> None:
         """Take in what the disk remembers, without telling ``changed``."""
         self._burials.update(loaded.burials)
+        self._stale.update(loaded.burials)
         for one in loaded.held:
             if one.committed is not None:
                 self._committed[one.vpath] = one.committed
             if one.pending is not None:
                 self._pending[one.vpath] = one.pending
+            self.keep(one.vpath, one.kept)
             self._note(one.vpath)
 
     def committed(self, vpath: VPath) -> State | None:
@@ -95,6 +104,21 @@ class Ledger:
         """The pending state, else the committed one: what this node says of the path."""
         pending = self._pending.get(vpath)
         return pending.state if pending is not None else self._committed.get(vpath)
+
+    def kept(self, vpath: VPath) -> tuple[Version, ...]:
+        """The images that were replaced at ``vpath`` and are kept, the one that was replaced last first."""
+        return self._kept.get(vpath, ())
+
+    def keep(self, vpath: VPath, versions: tuple[Version, ...]) -> None:
+        """This is what is kept at ``vpath`` now."""
+        if versions:
+            self._kept[vpath] = versions
+        else:
+            self._kept.pop(vpath, None)
+
+    def kept_images(self) -> set[ImageId]:
+        """All images that are kept."""
+        return {version.image for versions in self._kept.values() for version in versions}
 
     def begin(self, pending: Pending) -> None:
         """An upload was accepted, or its signatures grew."""
@@ -132,8 +156,24 @@ class Ledger:
     def bury(self, vpath: VPath, burials: Burials) -> None:
         """The image at ``vpath`` is deleted; ``burials`` is what is remembered of its base dir now. What is on its way there stays."""
         self._committed.pop(vpath, None)
+        self._kept.pop(vpath, None)
         self._burials[vpath.base] = burials
         self._touch(vpath)
+
+    def removed(self, base: VPath) -> dict[str, Tombstone]:
+        """What was removed in ``base`` by signed wishes, and is not replaced by something newer."""
+        burials = self._burials.get(base)
+        signed = {} if burials is None else {entry: one for entry, one in burials.tombstones.items() if one.signatures}
+        for entry in [entry for entry in signed if entry in self._bases.get(base, {})]:
+            state = self.latest(self._bases[base][entry])
+            if state is not None and state.version > signed[entry].version:
+                del signed[entry]
+        return signed
+
+    def removal(self, vpath: VPath) -> Version | None:
+        """The version that was removed from ``vpath`` by a signed wish, when nothing is there since."""
+        tombstone = self.burials(vpath.base).tombstones.get(vpath.entry)
+        return tombstone.version if tombstone is not None and tombstone.signatures and not self.knows(vpath) else None
 
     def burials(self, base: VPath) -> Burials:
         """What was deleted in ``base``."""
@@ -142,6 +182,7 @@ class Ledger:
     def fold(self, base: VPath, burials: Burials) -> None:
         """Tombstones of ``base`` were folded into its floor."""
         self._burials[base] = burials
+        self._stale.add(base)
 
     def buried_bases(self) -> list[VPath]:
         """The base dirs in which something was deleted."""
@@ -187,15 +228,16 @@ class Ledger:
                 yield vpath, state
 
     def base_hash(self, base: VPath) -> bytes | None:
-        """The hash of a base dir, None when nothing is in it."""
+        """The hash of a base dir, None when nothing is in it or was removed from it by a signed wish."""
         return self.base_hashes().get(base)
 
     def base_hashes(self) -> Mapping[VPath, bytes]:
-        """The hashes of all base dirs that hold something; a live view, only what changed is computed anew."""
+        """The hashes of all base dirs that hold something, or did; a live view, only what changed is computed anew."""
         while self._stale:
             base = self._stale.pop()
-            if base in self._bases:
-                self._hashes[base] = base_dir_hash(self.entries(base))
+            removed = {entry: tombstone.version for entry, tombstone in self.removed(base).items()}
+            if base in self._bases or removed:
+                self._hashes[base] = base_dir_hash(self.entries(base), removed)
             else:
                 self._hashes.pop(base, None)
         return self._view

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ciruela.disk import bases, burials, states
+from ciruela.disk import bases, burials, kept, states
 from ciruela.disk.layout import INDEX, NEW_STATE, STATE, place
 from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
@@ -30,6 +30,7 @@ V1 = VPath(("app", "web", "v1"))
 V2 = VPath(("app", "web", "v2"))
 V3 = VPath(("app", "web", "v3"))
 ONE = VPath(("one",))
+K1 = VPath(("kept", "main"))
 
 OLD: Spec = {"/keep": b"the same", "/gone": b"old", "/sub/x*": b"run"}
 NEW: Spec = {"/keep": b"the same", "/new": b"new" * 2000, "/sub/x*": b"run twice", "/zero": b"", "/link": "new", "/dir": None}
@@ -39,6 +40,7 @@ PARTS: Spec = {"/copied*": b"the same", "/moved": b"other", "/new": b"new"}
 
 CONFIGS = {
     "app": DirConfig("app", "/n/srv", append_only=False, num_levels=2),
+    "kept": DirConfig("kept", "/n/kept", append_only=False, num_levels=1, keep_replaced=1),
     "one": DirConfig("one", "/n/single/site", append_only=False, num_levels=0),
 }
 
@@ -80,7 +82,7 @@ class Bench:
         if sim is None:
             sim = SimOS()
             sim.mount("/n")
-            for path in ("/n/db", "/n/srv", "/n/single"):
+            for path in ("/n/db", "/n/srv", "/n/single", "/n/kept"):
                 sim.mkdirs(path)
         self.sim = sim
         self.store = Store("/n/db", CONFIGS, in_place)
@@ -111,9 +113,18 @@ class Bench:
                 found[at] = bytes(inode.data)
         return found
 
+    def kept(self) -> list[ImageId]:
+        """What is kept at ``K1``, by its record."""
+        record = self.records().get("/signatures/kept/.main.kept")
+        return [] if record is None else [row.version.image for row in kept.decode(record)]
+
+    def kept_tree(self, spec: Spec) -> dict[str, bytes] | None:
+        """The tree of a replaced image that is kept at ``K1``."""
+        return self.sim.tree(f"/n/kept/{place(CONFIGS, K1).kept(indexed(spec)[0].image)}")
+
     def debris(self) -> set[str]:
-        """Reserved and temporary names anywhere."""
-        names = {at.rpartition("/")[2] for at, _ in self.sim.inodes("/n")}
+        """Reserved and temporary names anywhere, but for trees that are kept."""
+        names = {at.rpartition("/")[2] for at, _ in self.sim.inodes("/n")} - {place(CONFIGS, K1).kept(image) for image in self.kept()}
         return {name for name in names if name.startswith((RESERVED, states.TEMPORARY))}
 
     @staticmethod
@@ -134,7 +145,10 @@ class Bench:
             if upto == "stage":
                 return
             here = set(await staging.keep())
-            here |= (await staging.reuse([(V2, indexed(OTHER)[0])] if vpath != V2 else [])).blocks
+            siblings = [(V2, indexed(OTHER)[0])] if vpath != V2 else []
+            if vpath == K1 and index.image in self.kept():
+                siblings = [(K1, index)]
+            here |= (await staging.reuse(siblings)).blocks
             await staging.write([block for block in blocks if block[0] not in here])
             if upto == "commit":
                 await staging.commit(state_of(index, time))
@@ -152,11 +166,11 @@ class Bench:
         finally:
             staging.close()
 
-    async def remove(self, vpath: VPath, spec: Spec, time: int) -> None:
-        """Delete an image, as a cleanup does; one that is not recorded any more is left to the next start."""
-        if str(vpath) not in {at.removeprefix("/signatures").removesuffix(STATE) for at in self.records()}:
+    async def remove(self, vpath: VPath, spec: Spec, time: int, *, signed: bool = False) -> None:
+        """Delete an image, as a cleanup does, or as ``signed``; one that is not recorded any more is left to the next start."""
+        if not signed and str(vpath) not in {at.removeprefix("/signatures").removesuffix(STATE) for at in self.records()}:
             return
-        await self.store.remove(vpath, Tombstone(Version(time, indexed(spec)[0].image), 5000))
+        await self.store.remove(vpath, Tombstone(Version(time, indexed(spec)[0].image), 5000, (bytes(64),) if signed else ()))
 
 
 Work = Callable[[Bench], Coroutine[Deferred[Any], Any, object]]
@@ -218,6 +232,8 @@ def check_records(bench: Bench) -> None:
                 states.decode_state(data)
             elif name.endswith(burials.NAME):
                 burials.decode(data)
+            elif name.endswith(kept.SUFFIX):
+                kept.decode(data)
             elif name.endswith(bases.NAME):
                 bases.decode(data)
             elif name.endswith(INDEX):

@@ -21,6 +21,7 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded
 from tests.disk.bench import (
     CONFIGS,
+    K1,
     NEW,
     OLD,
     ONE,
@@ -42,7 +43,7 @@ from tests.disk.bench import (
     succeed,
 )
 from tests.disk.faulty import Killed
-from tests.disk.trees import Spec, state_of
+from tests.disk.trees import Spec, flat, state_of
 from tests.doubles.simos_disks import CHANGING, SYNCING
 
 ALL = frozenset({"everything"})
@@ -254,6 +255,30 @@ def _resumes(bench: Bench, loaded: Loaded, acted: bool) -> None:
         raise Violation("what was downloaded already is gone")
 
 
+def _kept(bench: Bench, loaded: Loaded, acted: bool) -> None:
+    """Of a replaced image nothing or all is kept, and a node says no more than it has."""
+    standing = next((held for held in loaded.held if held.vpath == K1), None)
+    told = [] if standing is None else [version.image for version in standing.kept]
+    specs = {indexed(spec)[0].image: spec for spec in (OLD, NEW)}
+    if told != bench.kept() or len(told) > 1 or (standing is not None and standing.committed and standing.committed.image in told):
+        raise Violation(f"kept is {told}, recorded {bench.kept()}")
+    for image in told:
+        if bench.kept_tree(specs[image]) != flat(specs[image]):
+            raise Violation("what is kept is not what was replaced")
+        if done(bench.store.read_index(image)) is None:
+            raise Violation("the index of an image that is kept is gone")
+
+
+async def _kept_old(bench: Bench) -> None:
+    await _sibling(bench)
+    await bench.upload(K1, OLD, 1)
+
+
+async def _kept_new(bench: Bench) -> None:
+    await _kept_old(bench)
+    await bench.upload(K1, NEW, 5)
+
+
 OLD_OR_NEW = (stand(OLD), stand(NEW))
 IS_OLD = {V1: (stand(OLD),), V2: THERE}
 
@@ -288,6 +313,19 @@ SCENARIOS = (
     ),
     Scenario("read_blocks", _old, _read, IS_OLD),
     Scenario("remove", _old, lambda bench: bench.remove(V1, OLD, 1), {V1: (stand(OLD), stand(None)), V2: THERE}, also=_remembered),
+    Scenario(
+        "remove as signed",
+        _old,
+        lambda bench: bench.remove(V1, NEW, 9, signed=True),
+        {V1: (stand(OLD), stand(None)), V2: THERE},
+        also=_remembered,
+        turns=True,
+    ),
+    Scenario("replace and keep", _kept_old, lambda bench: bench.upload(K1, NEW, 5), {K1: OLD_OR_NEW, V2: THERE}, also=_kept, turns=True),
+    Scenario("roll back", _kept_new, lambda bench: bench.upload(K1, OLD, 9), {K1: (stand(NEW), stand(OLD))}, also=_kept, turns=True),
+    Scenario(
+        "remove what has kept", _kept_new, lambda bench: bench.remove(K1, NEW, 5), {K1: (stand(NEW), stand(None))}, also=_kept, turns=True
+    ),
     Scenario(
         "fold_burials", _buried, lambda bench: bench.wait(bench.store.fold_burials(V1, 6000)), {V1: (stand(None),), V2: THERE}, also=_folded
     ),

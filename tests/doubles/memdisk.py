@@ -17,7 +17,7 @@ from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import Burials, State, Tombstone
+from ciruela.model.state import Burials, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, Pending, Reused, Staging
 
@@ -52,7 +52,8 @@ class MemStaging:
         how = self._disk.configs[self._vpath.key].reuse
         for vpath, theirs in siblings if how is not Reuse.NONE else ():
             standing = self._disk.images.get(vpath)
-            if standing is None or standing.image != theirs.image:
+            kept = any(version.image == theirs.image for version in self._disk.kept.get(vpath, ()))
+            if not kept and (standing is None or standing.image != theirs.image):
                 continue
             same = same_files(self._index, theirs)
             named = self._disk.block_map(theirs)
@@ -93,7 +94,7 @@ class MemStaging:
         file, block = self._map.by_number(number)
         return file.block_size(block)
 
-    def commit(self, state: State) -> Deferred[None]:
+    def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
         if dead := self._dead():
             return fail(dead)
         return self._disk.commit(self._vpath, self._index, self._here, state)
@@ -104,7 +105,7 @@ class MemStaging:
         standing = self._disk.states.get(self._vpath)
         if standing is None or standing.image != state.image or self._vpath in self._disk.pendings:
             return fail(DownloadFailed(Abort.SUPERSEDED, f"{self._vpath}: is not this image any more"))
-        return self._disk.commit(self._vpath, self._index, self._here, state.merged(standing.signatures))
+        return self._disk.commit(self._vpath, self._index, self._here, state.merged(standing.signatures)).addCallback(lambda _: None)
 
     def close(self) -> None:
         self._life = -1
@@ -169,6 +170,7 @@ class MemDisk:
         self.images: dict[VPath, Index] = {}
         self.staged: dict[tuple[VPath, ImageId], bytearray] = {}
         self.foreign: dict[VPath, Index | None] = {}
+        self.kept: dict[VPath, tuple[Version, ...]] = {}
         self.unmounted: set[str] = set()
         self.rotten: set[BlockHash] = set()
         self.free_bytes = 1 << 60
@@ -229,7 +231,7 @@ class MemDisk:
             if committed is not None and vpath.key not in self.unmounted and vpath not in self.images:
                 pending = pending or Pending(vpath, committed, Command.APPEND)
                 committed = None
-            held.append(Held(vpath, committed, pending))
+            held.append(Held(vpath, committed, pending, self.kept.get(vpath, ())))
         wanted = {(found.vpath, found.pending.state.image) for found in held if found.pending is not None}
         self.staged = {key: here for key, here in self.staged.items() if key in wanted or key[0].key in self.unmounted}
         return succeed(Loaded(held, dict(self.buried)))
@@ -262,7 +264,11 @@ class MemDisk:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.states.get(vpath)
-        if committed is None or committed.image != tombstone.version.image:
+        if committed is None and tombstone.signatures and vpath not in self.pendings:
+            now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+            return succeed(now)
+        newer = committed is None or committed.version > tombstone.version
+        if newer if tombstone.signatures else committed is None or committed.image != tombstone.version.image:
             return fail(DiskError(f"{vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted"))
         if vpath in self.pendings:
             return fail(DiskError(f"{vpath}: an upload is on its way there, nothing is deleted"))
@@ -271,6 +277,7 @@ class MemDisk:
         now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
         del self.states[vpath]
         self.images.pop(vpath, None)
+        self.kept.pop(vpath, None)
         return succeed(now)
 
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
@@ -284,6 +291,7 @@ class MemDisk:
         return succeed((self.device, crc32(config.directory.encode())))
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
+        keep = {*keep, *(version.image for versions in self.kept.values() for version in versions)}
         named = {*keep, *(state.image for state in self.states.values()), *(pending.state.image for pending in self.pendings.values())}
         gone = [image for image in self.indexes if image not in named]
         for image in gone:
@@ -319,7 +327,7 @@ class MemDisk:
         here = self.staged.setdefault(key, bytearray(index.block_count))
         return succeed(MemStaging(self, vpath, index, here))
 
-    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[None]:
+    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[tuple[Version, ...]]:
         """What ``MemStaging.commit`` does, in one step."""
         if not all(here):
             return fail(DownloadFailed(Abort.COMMIT_ERROR, f"{vpath}: block {here.index(0)} is missing or wrong"))
@@ -332,10 +340,14 @@ class MemDisk:
         if pending is not None and pending.state.image == state.image:
             state = state.merged(pending.state.signatures)
         self.pendings.pop(vpath, None)
+        before, most = self.states.get(vpath), self.configs[vpath.key].keep_replaced
+        replaced = () if before is None else (before.version,)
+        rows = dict.fromkeys((*replaced, *self.kept.get(vpath, ())))
+        self.kept[vpath] = tuple(version for version in rows if version.image != state.image)[:most]
         self.images[vpath] = index
         self.states[vpath] = state
         self.staged.pop((vpath, index.image), None)
-        return succeed(None)
+        return succeed(self.kept[vpath])
 
     def present(self, vpath: VPath) -> Deferred[bool]:
         if refusal := self._refusal(vpath):
@@ -355,6 +367,7 @@ class MemDisk:
         found: list[bytes | None] = []
         for number in numbers:
             wanted = self.block_map(index).hash_of(number)
-            has = (committed is not None and committed.image == index.image) or (here is not None and here[number])
+            kept = any(version.image == index.image for version in self.kept.get(vpath, ()))
+            has = kept or (committed is not None and committed.image == index.image) or (here is not None and here[number])
             found.append(self.blocks.get(wanted) if has and wanted not in self.rotten and vpath.key not in self.unmounted else None)
         return succeed(found)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 
-from ciruela.gossip.packets import Download
+from ciruela.gossip.packets import Download, Removed
 from ciruela.gossip.service import Gossip
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
@@ -96,6 +96,8 @@ class Node:
         self.waiting: set[VPath] = set()
         self.fetching: list[Download] = []
         self.removed: list[tuple[VPath, ImageId, int]] = []
+        self.removals: dict[VPath, Version] = {}
+        self.departures: dict[tuple[VPath, ImageId, MachineId], int] = {}
         self.arrivals: dict[tuple[VPath, ImageId, MachineId], int] = {}
         self.progress: dict[VPath, int] = {}
         self.copying: set[VPath] = set()
@@ -137,6 +139,9 @@ class Node:
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         return self.removed
 
+    def removal(self, vpath: VPath) -> Version | None:
+        return self.removals.get(vpath)
+
     # -- Ears
 
     def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
@@ -147,6 +152,10 @@ class Node:
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         key = (vpath, image, machine)
         self.arrivals[key] = self.arrivals.get(key, 0) + 1
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
+        key = (item.vpath, item.image, machine)
+        self.departures[key] = self.departures.get(key, 0) + 1
 
     def progressed(self, vpath: VPath) -> None:
         self.progress[vpath] = self.progress.get(vpath, 0) + 1

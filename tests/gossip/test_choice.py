@@ -217,6 +217,7 @@ class OwnFacts:
         self.waiting: set[VPath] = set()
         self.images: dict[VPath, Version] = {}
         self.removed: list[tuple[VPath, ImageId, int]] = []
+        self.removals: dict[VPath, Version] = {}
 
     def keys(self) -> Sequence[str]:
         return self.key_list
@@ -235,6 +236,9 @@ class OwnFacts:
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         return self.removed
+
+    def removal(self, vpath: VPath) -> Version | None:
+        return self.removals.get(vpath)
 
 
 class ComposerTests(SynchronousTestCase):

@@ -152,7 +152,7 @@ class ReadingTests(SynchronousTestCase):
 
     def test_unknown_types_and_more_fields_are_skipped(self) -> None:
         """Otherwise a cluster could not be updated node by node."""
-        data = cbor2.dumps([ME, 1, 2, [[8, "new"], [200], [7, "/a/b", IMAGE, "more"], [1, "/a", b"h" * 32]], "more"])
+        data = cbor2.dumps([ME, 1, 2, [[100, "new"], [200], [7, "/a/b", IMAGE, "more"], [1, "/a", b"h" * 32]], "more"])
         self.assertEqual(decode(data), Packet(Header(ME, 1, 2), (Ack(VPath.parse("/a/b"), IMAGE), BaseHash(VPath.parse("/a"), b"h" * 32))))
 
     @shows("A23", "F13")

@@ -19,6 +19,7 @@ from ciruela.gossip.packets import (
     Header,
     Item,
     Member,
+    Removed,
     Watch,
     body,
     decode,
@@ -67,6 +68,9 @@ class Recorder:
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
+        self.heard.append(("gone", item, machine, hostname, address))
 
     def progressed(self, vpath: VPath) -> None:
         self.progress.append(vpath)

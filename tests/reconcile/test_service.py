@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, LinkLost
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected
+from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected, Removed
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir
@@ -37,6 +37,7 @@ class ReconcilerTests(SynchronousTestCase):
         self.ledger = Ledger(self.clock)
         self.asked, self.orders, self.hints, self.watchers = [], [], [], []
         self.lists = {}
+        self.removals = []
         self.verdict = None
         configs = {
             "app": DirConfig("app", "/a", False, 1),
@@ -53,6 +54,7 @@ class ReconcilerTests(SynchronousTestCase):
             lambda *args: self.watchers.append(args),
             self.clock,
             self.idle.__contains__,
+            self,
         )
 
     def ask(self, address, request):
@@ -68,6 +70,10 @@ class ReconcilerTests(SynchronousTestCase):
             return self.verdict(order)
         self.ledger.begin(Pending(order.vpath, State(order.image, order.signatures), Command.APPEND))
         return succeed(Accepted(Progress.NEW, State(order.image, order.signatures)))
+
+    def remove(self, removal):
+        self.removals.append(removal)
+        return succeed(Removed(fresh=True))
 
     def peer_has(self, address=PEER, watches=None, pending=(), **states):
         self.lists[address] = BaseDirData(bytes(32), bytes(32), states, watches or {}, tuple(pending))

@@ -15,7 +15,7 @@ from ciruela.daemon.node import Node, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import removal_bytes, signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
@@ -34,6 +34,8 @@ from ciruela.proto.messages import (
     Part,
     PublishImage,
     ReceivedImage,
+    RemovedImage,
+    RemoveDir,
     ReplaceDir,
     ShareData,
     UploadAck,
@@ -53,15 +55,18 @@ LOGS = DirConfig("logs", "/srv/logs", append_only=True, num_levels=1)
 class OneKey:
     """An authority that knows one key."""
 
-    def verified(self, config, vpath, image, entries):
+    def verified(self, config, vpath, image, entries, statement=signed_bytes):
         good = []
         for entry in entries:
             try:
-                KEY.verify_key.verify(signed_bytes(str(vpath), image, entry.timestamp_ms), entry.signature)
+                KEY.verify_key.verify(statement(str(vpath), image, entry.timestamp_ms), entry.signature)
             except BadSignatureError:
                 continue
             good.append(entry)
         return succeed(dict.fromkeys(good, "the key"))
+
+    def verified_removal(self, config, vpath, image, entries):
+        return self.verified(config, vpath, image, entries, removal_bytes)
 
 
 class Image:
@@ -94,6 +99,7 @@ class Client:
         self.links = []
         self.answers: list[tuple[Address, object]] = []
         self.received: set[tuple[ImageId, str, MachineId]] = set()
+        self.removed: set[tuple[ImageId, str, MachineId]] = set()
         self.aborted: list[AbortedImage] = []
         self.given: list[bytes] = []
         self.serving = True
@@ -118,6 +124,23 @@ class Client:
                 for request in requests:
                     link.tell(PublishImage(request.image))
                     link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
+
+            self.cluster.hub.link(self, address, OUTSIDE if self.outside else targets[0]).addCallback(connected)
+
+    def remove(self, path: str, targets, stamp: int | None = None) -> RemoveDir:
+        """Connect to the targets and ask that the image go. Gives what was asked, for whoever wants to say it again."""
+        stamp = self.cluster.now_ms() if stamp is None else stamp
+        request = RemoveDir(path, self.image.id, stamp, (KEY.sign(removal_bytes(path, self.image.id, stamp)).signature,))
+        self.ask(request, targets)
+        return request
+
+    def ask(self, request, targets) -> None:
+        """Connect to the targets and send a request to each."""
+        for address in targets:
+
+            def connected(link, address=address):
+                self.links.append(link)
+                link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
 
             self.cluster.hub.link(self, address, OUTSIDE if self.outside else targets[0]).addCallback(connected)
 
@@ -151,6 +174,8 @@ class Client:
         match notification:
             case ReceivedImage():
                 self.received.add((notification.image, notification.path, notification.machine_id))
+            case RemovedImage():
+                self.removed.add((notification.image, notification.path, notification.machine_id))
             case AbortedImage():
                 self.aborted.append(notification)
 

@@ -1,0 +1,123 @@
+"""The options of ``ciruela remove`` and ``ciruela rollback``: an image at a path of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from ciruela.client.book import Rule
+from ciruela.client.options.common import Common, add_common, checked, common_of
+from ciruela.client.options.signing import Keys, add_keys, add_when, check_entry_point, keys_of, rule_of
+from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.vpath import VPath
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A path of a cluster, which is named by one entry point."""
+
+    entry_point: str
+    vpath: VPath
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveOptions:
+    """``ciruela remove``. Without an ``image`` the one that is there; ``sure``: nobody need be asked."""
+
+    common: Common
+    target: Target
+    image: ImageId | None
+    keys: Keys
+    rule: Rule
+    print_progress_s: float
+    sure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackOptions:
+    """``ciruela rollback``. Without an ``image`` the one that was replaced last."""
+
+    common: Common
+    target: Target
+    image: ImageId | None
+    keys: Keys
+    rule: Rule
+    print_progress_s: float
+    sure: bool
+    listing: bool
+
+
+def split_target(text: str) -> Target:
+    """What ``CLUSTER:/PATH`` spells. Raises ValueError."""
+    name, mark, rest = text.partition(":/")
+    if not mark or not name:
+        raise ValueError(f"{text[:200]!r} is not CLUSTER:/PATH, where CLUSTER is host, host:port or [IPv6]:port of any node")
+    check_entry_point(name)
+    try:
+        return Target(name, VPath.parse("/" + rest))
+    except ValueError as error:
+        raise ValueError(f"PATH {'/' + rest[:200]!r}: {error}") from None
+
+
+def image_of(text: str) -> ImageId:
+    """An image id. Raises ValueError."""
+    try:
+        return parse_image_id(text)
+    except ValueError:
+        raise ValueError(f"an image id is 64 hexadecimal digits, not {text[:80]!r}") from None
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take a path of a cluster."""
+    parser.add_argument("target", metavar="CLUSTER:/PATH", type=checked(split_target), help="entry point of a cluster, and a path there")
+
+
+def add_sure(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take that nobody need be asked."""
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask (needed without a terminal)")
+
+
+def add_remove(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela remove``."""
+    parser.description = (
+        "Remove an image from every server of a cluster. Signed like an upload; what is uploaded there later is not touched."
+    )
+    parser.epilog = "Exit codes: 0 gone, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected, 6 other content is there."
+    add_target(parser)
+    parser.add_argument("--image", type=checked(image_of), metavar="ID", help="remove this image only (default: the one that is there)")
+    add_sure(parser)
+    add_keys(parser)
+    add_when(parser)
+    add_common(parser)
+
+
+def remove_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RemoveOptions:
+    """What ``ciruela remove`` was told."""
+    return RemoveOptions(common_of(found), found.target, found.image, keys_of(found), rule_of(found), found.print_progress, sure=found.yes)
+
+
+def add_rollback(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela rollback``."""
+    parser.description = "Go back to an image that was replaced and that the servers still have (keep-replaced). Nothing is uploaded."
+    parser.epilog = "Exit codes: 0 done, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected or not kept, 6 conflict."
+    add_target(parser)
+    parser.add_argument("image", nargs="?", type=checked(image_of), metavar="IMAGE", help="image id (default: the one replaced last)")
+    parser.add_argument("-l", "--list", action="store_true", help="only list what can be gone back to")
+    add_sure(parser)
+    add_keys(parser)
+    add_when(parser)
+    add_common(parser)
+
+
+def rollback_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RollbackOptions:
+    """What ``ciruela rollback`` was told."""
+    return RollbackOptions(
+        common_of(found),
+        found.target,
+        found.image,
+        keys_of(found),
+        rule_of(found),
+        found.print_progress,
+        sure=found.yes,
+        listing=found.list,
+    )

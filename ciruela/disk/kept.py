@@ -1,0 +1,202 @@
+"""Replaced images that are kept, so that somebody can go back to them: hidden trees beside the image, and one record for each path.
+
+``.NAME.kept`` is one CBOR map, ``{"kept": [[signed_ms, image, inode], ..]}``, the image that was replaced last first. It is written before
+the trees change places, and the old tree gets its own name afterwards; the inode tells a start which tree was meant. What a kill leaves
+stands in ``docs/reference/files.rst``. A tree that no record names is debris, and a row without a tree is dropped.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cbor2
+from twisted.logger import Logger
+
+from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.layout import Place
+from ciruela.disk.removal import remove_tree
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.states import TEMPORARY, read_record, write_file
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import ImageId, image_id
+from ciruela.model.state import State, Version
+from ciruela.proto.bounded import loads
+
+_log = Logger()
+
+SUFFIX = ".kept"
+
+MOST = 1000
+"""Images that may be kept at one path (``keep-replaced``). Our own limit."""
+
+MAX_BYTES = 64 * 1024
+_MAX_ITEMS = 8 + 4 * MOST
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image that is kept: its version, and the inode of its tree."""
+
+    version: Version
+    inode: int
+
+
+def file_name(place: Place) -> str:
+    """The name of the record."""
+    return f".{place.record}{SUFFIX}"
+
+
+def is_record(name: str) -> bool:
+    """Whether a file in the db directory is such a record."""
+    return name.startswith(".") and name.endswith(SUFFIX) and not name.startswith(TEMPORARY)
+
+
+def encode(rows: Sequence[Row]) -> bytes:
+    """The bytes of a record."""
+    return cbor2.dumps({"kept": [[row.version.timestamp_ms, row.version.image, row.inode] for row in rows]})
+
+
+def decode(data: bytes) -> tuple[Row, ...]:
+    """The content of a record. Raises FormatError."""
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"more than {MAX_BYTES} bytes of kept images")
+    match loads(data, max_items=_MAX_ITEMS, max_depth=3):
+        case {"kept": list(rows)}:
+            return tuple(map(_row, rows))
+    raise FormatError("not a map of kept images")
+
+
+def _row(value: object) -> Row:
+    match value:
+        case [int(signed_ms), bytes(image), int(inode)] if signed_ms >= 0 and inode >= 0:
+            try:
+                return Row(Version(signed_ms, image_id(image)), inode)
+            except ValueError as error:
+                raise FormatError(str(error)) from None
+    raise FormatError("a kept image that is not [milliseconds, image, inode]")
+
+
+def read(directory: SafeDir, place: Place) -> tuple[Row, ...]:
+    """What the record says, nothing when there is none or it cannot be understood. Raises OSError."""
+    return read_record(directory, file_name(place), decode, MAX_BYTES) or ()
+
+
+def write(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
+    """Let the record say ``rows``, durably; without any there is none. Raises OSError."""
+    if rows:
+        write_file(directory, file_name(place), encode(rows))
+    elif directory.stat(file_name(place)) is not None:
+        directory.unlink(file_name(place))
+        directory.fsync()
+
+
+def versions(rows: Sequence[Row]) -> tuple[Version, ...]:
+    """The versions of ``rows``."""
+    return tuple(row.version for row in rows)
+
+
+# -- at a commit ----------------------------------------------------------------------------------------------------------------------
+
+
+def announce(parent: SafeDir, directory: SafeDir, place: Place, old: State | None, new: ImageId) -> Row | None:
+    """Before the trees change places: record that the old one is to be kept, if it is. Raises OSError."""
+    if not place.keep or old is None or old.image == new:
+        return None
+    standing = parent.stat(place.name)
+    if standing is None or not stat.S_ISDIR(standing.st_mode):
+        return None
+    row = Row(old.version, standing.st_ino)
+    write(directory, place, (row, *(one for one in read(directory, place) if one.version.image != old.image)))
+    return row
+
+
+def withdraw(directory: SafeDir, place: Place, row: Row | None) -> None:
+    """The trees have not changed places after all. Failing costs nothing: a start drops a row without a tree."""
+    if row is not None:
+        _rewrite(directory, place, [one for one in _read_anyway(directory, place) if one != row])
+
+
+def keep(parent: SafeDir, directory: SafeDir, place: Place, row: Row | None, new: ImageId) -> None:
+    """The new image is shown and recorded: give the old tree its own name, and forget what is one too many.
+
+    Nothing here may undo the commit: what cannot be kept is not kept.
+    """
+    if row is not None:
+        try:
+            _take(parent, place, row, place.staging(new))
+        except OSError as error:
+            _log.error("{vpath}: the replaced image cannot be kept: {error}", vpath=str(place.vpath), error=error)
+    if place.keep:
+        try:
+            _rewrite(directory, place, _standing(parent, place, _read_anyway(directory, place), new))
+        except OSError as error:
+            _log.error("{vpath}: what is kept cannot be looked at: {error}", vpath=str(place.vpath), error=error)
+
+
+def _take(parent: SafeDir, place: Place, row: Row, name: str) -> None:
+    parent.rename_new(name, place.kept(row.version.image))
+    parent.fsync()
+
+
+def _standing(parent: SafeDir, place: Place, rows: Sequence[Row], current: ImageId | None) -> list[Row]:
+    """Those of ``rows`` whose trees are there, but for the current image and what is one too many."""
+    good = [row for row in rows if row.version.image != current and _is_there(parent, place.kept(row.version.image), row)]
+    return good[: place.keep]
+
+
+def _is_there(parent: SafeDir, name: str, row: Row) -> bool:
+    found = parent.stat(name)
+    return found is not None and stat.S_ISDIR(found.st_mode) and found.st_ino == row.inode
+
+
+def _read_anyway(directory: SafeDir, place: Place) -> tuple[Row, ...]:
+    try:
+        return read(directory, place)
+    except OSError as error:
+        _log.error("{vpath}: the record of what is kept cannot be read: {error}", vpath=str(place.vpath), error=error)
+        return ()
+
+
+def _rewrite(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
+    if tuple(rows) == _read_anyway(directory, place):
+        return
+    try:
+        write(directory, place, rows)
+    except OSError as error:
+        _log.error("{vpath}: what is kept cannot be recorded: {error}", vpath=str(place.vpath), error=error)
+
+
+# -- later ----------------------------------------------------------------------------------------------------------------------------
+
+
+def settle(parent: SafeDir | None, directory: SafeDir, place: Place, committed: State | None, pending: ImageId | None) -> tuple[Row, ...]:
+    """What a start does: let the record say what is really there, after a tree that a kill left under another name got its own.
+
+    Raises OSError.
+    """
+    rows = read(directory, place)
+    if not rows:
+        return ()
+    current = None if committed is None else committed.image
+    if parent is not None:
+        for row in rows:
+            for image in {current, pending} - {None}:
+                assert image is not None
+                for name in (place.staging(image), place.aside(image)):
+                    if not _is_there(parent, place.kept(row.version.image), row) and _is_there(parent, name, row):
+                        _take(parent, place, row, name)
+    good = [] if parent is None else _standing(parent, place, rows, current)
+    if tuple(good) != rows:
+        write(directory, place, good)
+    return tuple(good)
+
+
+def discard(directory: SafeDir | None, parent: SafeDir, place: Place) -> Steps[None]:
+    """Delete the trees that were kept at ``place`` and that the record does not name any more. Raises OSError."""
+    wanted = {place.kept(row.version.image) for row in (() if directory is None else read(directory, place))}
+    for name in parent.names():
+        yield ENTRY_COST
+        if name.startswith(place.kept_prefix) and name not in wanted:
+            yield from remove_tree(parent, name)
