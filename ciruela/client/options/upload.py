@@ -1,0 +1,64 @@
+"""The options of ``ciruela upload``, the old name of ``ciruela sync`` (protocol section 7.1)."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of
+from ciruela.client.options.signing import Keys, add_keys, check_entry_point, keys_of
+from ciruela.client.options.sync import Mode
+from ciruela.model.vpath import VPath
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """``HOST:/VPATH``."""
+
+    name: str
+    vpath: VPath
+
+
+@dataclass(frozen=True, slots=True)
+class UploadOptions:
+    """``ciruela upload``."""
+
+    common: Common
+    source: str
+    mode: Mode
+    targets: tuple[Target, ...]
+    keys: Keys
+    cache: bool
+
+
+def split_target(text: str) -> Target:
+    """What ``HOST:/VPATH`` spells; HOST may have a port. Raises ValueError."""
+    name, mark, rest = text.partition(":/")
+    if not mark or not name:
+        raise ValueError(f"{text[:200]!r} is not HOST:/VPATH")
+    check_entry_point(name)
+    return Target(name, VPath.parse("/" + rest))
+
+
+def add_upload(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela upload``."""
+    parser.usage = f"{parser.prog} [options] -d DIR HOST:/VPATH ..."
+    parser.description = "Deprecated: use ciruela sync. Put a directory on every server of some clusters."
+    parser.epilog = "Exit codes: 0 done, 1 some target failed, 2 nothing was sent."
+    parser.add_argument(
+        "targets", nargs="+", type=checked(split_target), metavar="HOST:/VPATH", help="any node, and the virtual path there"
+    )
+    parser.add_argument("-d", "--directory", required=True, metavar="DIR", help="the local directory")
+    parser.add_argument("--replace", action="store_true", help="put it in place of what is there")
+    parser.add_argument("-x", "--no-fail-on-conflict", action="store_true", help="other content at VPATH counts as success")
+    add_keys(parser)
+    add_cache(parser)
+    add_common(parser)
+
+
+def upload_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> UploadOptions:
+    """What ``ciruela upload`` was told."""
+    if found.replace and found.no_fail_on_conflict:
+        parser.error("--replace and -x do not go together: what is replaced is in no conflict")
+    mode = Mode.REPLACE if found.replace else Mode.APPEND_WEAK if found.no_fail_on_conflict else Mode.APPEND
+    return UploadOptions(common_of(found), found.directory, mode, tuple(dict.fromkeys(found.targets)), keys_of(found), found.cache)
