@@ -5,7 +5,7 @@ Up to :data:`NODES` nodes are asked what they have. A node that has nothing at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,18 @@ from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.proto.messages import MOST_BULK_BYTES, BlockHint, GetBlock, GetBlocks, GetIndexAt, IndexAtData, Notification, Request, Response
+from ciruela.proto.messages import (
+    MOST_BULK_BYTES,
+    BlockHint,
+    BlocksData,
+    GetBlock,
+    GetBlocks,
+    GetIndexAt,
+    IndexAtData,
+    Notification,
+    Request,
+    Response,
+)
 from ciruela.seams import Address, InThread, Link
 
 T = TypeVar("T")
@@ -290,25 +301,33 @@ class Reading:
 
     async def _batch_of(self, address: Address, place: Place, numbers: list[int], found: dict[int, bytes]) -> None:
         """Up to a full answer from one node: in one request where that is understood, else some at a time."""
-        asked_for = numbers[:1]
+        bulk = False
 
         def request(link: ClosableLink) -> Request:
-            if link.bulk:
-                asked_for[:] = numbers
+            nonlocal bulk
+            bulk = link.bulk
+            if bulk:
                 return GetBlocks(place.path, place.index.image, tuple(numbers), packed=True)
             return self._single(place, numbers[0])
 
-        answer = await self._ask(address, request)
-        await self._take(address, place, asked_for, answer, found)
-        rest = numbers[len(asked_for) :]
+        first = await self._lacking(self._ask(address, request))
+        await self._take(address, place, numbers if bulk else numbers[:1], first, found)
+        rest = [] if bulk else numbers[1:]
         while rest:
             some, rest = rest[:SINGLE_AT_ONCE], rest[SINGLE_AT_ONCE:]
-            asked = [Deferred.fromCoroutine(self._ask(address, lambda _, number=number: self._single(place, number))) for number in some]  # type: ignore[misc]
-            given = await self._all(asked)
+            asked = [self._ask(address, lambda _, number=number: self._single(place, number)) for number in some]  # type: ignore[misc]
+            given = await self._all([Deferred.fromCoroutine(self._lacking(one)) for one in asked])
             for number, one in zip(some, given, strict=True):
                 if isinstance(one, Failure):
                     one.raiseException()
                 await self._take(address, place, [number], one, found)
+
+    async def _lacking(self, asked: Coroutine[Any, Any, Response]) -> Response:
+        """An answer with an error is one without blocks: the node lacks them."""
+        try:
+            return await asked
+        except RemoteError:
+            return BlocksData(())
 
     def _single(self, place: Place, number: int) -> GetBlock:
         file, block = place.blocks.by_number(number)
@@ -316,6 +335,8 @@ class Reading:
 
     async def _take(self, address: Address, place: Place, numbers: Sequence[int], answer: Response, found: dict[int, bytes]) -> None:
         """Take over what ``answer`` gives, if it is what the index says."""
+        if answer == BlocksData(()):
+            return
 
         def checked() -> tuple[dict[int, bytes], bool]:
             good: dict[int, bytes] = {}

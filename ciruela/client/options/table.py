@@ -40,7 +40,7 @@ COMMANDS: dict[str, Command] = {
     "put-file": Command("put one local file into a directory on every server", add_put_file, put_file_options, clusters=True),
     "index": Command("write the index of a directory to stdout", add_index, index_options),
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
-    "upload": Command("deprecated, use sync", add_upload, upload_options),
+    "upload": Command("deprecated, use sync", add_upload, upload_options, clusters=True),
     "demo": Command("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
 }
 """Every command. ``ciruela --help`` and the dispatch read this table."""
