@@ -45,9 +45,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [options] -d DIR HOST:/VPATH ..."
     parser.description = "Deprecated: use ciruela sync. Put a directory on every server of some clusters."
     parser.epilog = "Exit codes: 0 done, 1 some target failed, 2 nothing was sent."
-    parser.add_argument(
-        "targets", nargs="+", type=checked(split_target), metavar="HOST:/VPATH", help="any node, and the virtual path there"
-    )
+    parser.add_argument("targets", nargs="*", metavar="HOST:/VPATH", help="any node, and the virtual path there")
     parser.add_argument("-d", "--directory", required=True, metavar="DIR", help="the local directory")
     parser.add_argument("--replace", action="store_true", help="put it in place of what is there")
     parser.add_argument("-x", "--no-fail-on-conflict", action="store_true", help="other content at VPATH counts as success")
