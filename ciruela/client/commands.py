@@ -158,14 +158,14 @@ def _open_tree(name: str, found: Scan) -> LocalTree:
     return LocalTree(name, found.index)
 
 
-def real_world(options: SyncOptions, around: Surroundings) -> World:
+def real_world(common: Common, around: Surroundings) -> World:
     """Real connections and names."""
     resolve = resolver(around.look_up_in_thread)
     return World(
         clock=around.reactor,
         rng=around.rng,
         connect=lambda address, counterpart: connect(around.reactor, address, counterpart, CLIENT_HOST),
-        resolve=lambda name: resolve(name, options.common.port),
+        resolve=lambda name: resolve(name, common.port),
     )
 
 
@@ -179,7 +179,7 @@ async def sync(
     check_sources(options.wishes)
     display = make_display(options.common, around, options.print_progress_s)
     identities = await identities_of(options.keys, around, display)
-    net = world or real_world(options, around)
+    net = world or real_world(options.common, around)
     kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
     caches = hash_caches(options.cache, around)
     prepared = await prepare(

@@ -26,14 +26,16 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from ciruela.client import commands
-from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
+from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
 from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import IndexOptions, VerifyOptions
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import Options, parse, parse_sync
-from ciruela.client.orders import LocalProblem
+from ciruela.client.options.upload import UploadOptions
+from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import memory
@@ -43,6 +45,7 @@ LOOK_UP_THREADS = 4
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (LocalProblem, EXIT_LOCAL),
+    (Conflict, EXIT_CONFLICT),
     (BadKey, EXIT_USAGE),
     (ConfigError, EXIT_USAGE),
     (DiskError, EXIT_LOCAL),
@@ -146,7 +149,7 @@ def _pool(reactor: Any, threads: int, name: str) -> Callable[..., Deferred[Any]]
 
 
 def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[Any, Any, int]]:
-    """What to run. Only the demo and ``verify`` load what they alone need: every small upload would pay for it."""
+    """What to run. Commands other than ``sync`` and ``index`` load what they alone need: every small upload would pay for it."""
     match options:
         case SyncOptions():
             return lambda: commands.sync(options, around)
@@ -168,6 +171,18 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             from ciruela.client.demo import demo
 
             return lambda: demo(options, around)
+        case EditOptions():
+            from ciruela.client.edit import edit
+
+            return lambda: edit(options, around)
+        case PutFileOptions():
+            from ciruela.client.edit import put_file
+
+            return lambda: put_file(options, around)
+        case UploadOptions():
+            from ciruela.client.upload import upload
+
+            return lambda: upload(options, around)
 
 
 def _terminal_settings() -> list[Any] | None:

@@ -22,6 +22,10 @@ class LocalProblem(CiruelaError):
     """Something about the user's own files: nothing was sent."""
 
 
+class Conflict(CiruelaError):
+    """What is there is not what the user saw, or not one thing: nothing was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What a run needs: the uploads, in the order of the command line, and the scan of each source."""

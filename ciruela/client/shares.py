@@ -15,10 +15,14 @@ BYTES_AT_ONCE = 2 * 1024 * 1024
 
 
 class Shares:
-    """The pieces of one image of ``total_bytes``, and to whom each is promised."""
+    """The pieces of one image of ``total_bytes``, and to whom each is promised.
 
-    def __init__(self, pieces: Pieces, total_bytes: int) -> None:
+    ``own``: the pieces that are promised at all; of an edited image, what the client itself has. The nodes have the others.
+    """
+
+    def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None) -> None:
         self._pieces = pieces
+        self._own = pieces.full if own is None else own
         self._at_once = max(1, min(pieces.count, BYTES_AT_ONCE * pieces.count // max(1, total_bytes)))
         self._promised: dict[Hashable, int] = {}
 
@@ -28,7 +32,7 @@ class Shares:
         Raises RemoteError for a mask that is not one of this image.
         """
         try:
-            free = self._pieces.from_bytes(missing)
+            free = self._pieces.from_bytes(missing) & self._own
         except ValueError as error:
             raise RemoteError(str(error)) from None
         for other, mask in self._promised.items():

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail
 
+from ciruela.client.shares import Shares
 from ciruela.clockwork import Batch
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -49,6 +50,16 @@ class Offer:
     source: str
 
 
+class Giver(Protocol):
+    """What a run gives to the nodes: a :class:`Source`, or ``relay.Relay``."""
+
+    def shares(self) -> dict[ImageId, Shares]:
+        """For each image who takes which part of it, on one cluster."""
+
+    def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+        """Answer a node to which ``published`` were published; ``sent`` is told how many bytes of which image that takes."""
+
+
 class _Shelf:
     """One offer with its queue of reads."""
 
@@ -70,10 +81,10 @@ class Source:
             if offer.index.image not in self._shelves:
                 self._shelves[offer.index.image] = _Shelf(offer, in_thread)
 
-    @property
-    def offers(self) -> list[Offer]:
-        """What is given here, each image once."""
-        return [shelf.offer for shelf in self._shelves.values()]
+    def shares(self) -> dict[ImageId, Shares]:
+        """For each image who takes which part of it, on one cluster."""
+        indexes = [shelf.offer.index for shelf in self._shelves.values()]
+        return {index.image: Shares(index.pieces, index.total_bytes) for index in indexes}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.

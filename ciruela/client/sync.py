@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, worst
 from ciruela.client.contacts import Contacts, Resolve
-from ciruela.client.shares import Shares
-from ciruela.client.source import Source
+from ciruela.client.source import Giver
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
 from ciruela.model.ids import ImageId
@@ -137,7 +136,7 @@ class ClusterRun:
     _log = Logger()
 
     def __init__(
-        self, label: str, names: Sequence[str], uploads: Sequence[Upload], rule: Rule, world: World, source: Source, listener: Listener
+        self, label: str, names: Sequence[str], uploads: Sequence[Upload], rule: Rule, world: World, source: Giver, listener: Listener
     ) -> None:
         self.label = label
         self._rule = rule
@@ -148,7 +147,7 @@ class ClusterRun:
         self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._problem)
         self._peers: dict[Address, _Peer] = {}
         self._by_link: dict[int, _Peer] = {}
-        self._shares = {one.index.image: Shares(one.index.pieces, one.index.total_bytes) for one in source.offers}
+        self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = Beat(world.clock, world.rng, BEAT_S, self._step, f"judging the uploads to {label}")

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela._version import __version__
 from ciruela.client.options.common import Progress
 from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import ClusterNames, Keys, check_entry_point, split_clusters
 from ciruela.client.options.sync import Mode, SyncOptions, Wish, split_wish
@@ -220,3 +221,32 @@ class WholeProgram(Parsing):
             self.assertEqual(caught.exception.code, 0)
             for word in words:
                 self.assertIn(word, out.getvalue())
+
+
+class EditLines(Parsing):
+    def test_lines(self) -> None:
+        """The file, the cluster or the editor would be another one."""
+        found = parse(["edit", "-d", "/cfg/x", "-f", "/a/b.conf", "--editor", "nano", "-e", "5s", "-m", "h1", "h2", "--", "h3"])
+        assert isinstance(found, EditOptions)
+        self.assertEqual((str(found.what.path), found.what.file, found.editor), ("/cfg/x", "/a/b.conf", "nano"))
+        self.assertEqual(found.what.clusters, names(["h1", "h2"], ["h3"]))
+        self.assertEqual(found.what.rule.early_timeout_s, 5.0)
+        for words, executable in (("", None), ("--executable", True), ("--no-executable", False)):
+            put = parse(f"put-file -d /cfg/x -f /a -s local {words} h".split())
+            assert isinstance(put, PutFileOptions)
+            self.assertEqual((put.source, put.executable), ("local", executable))
+
+    def test_mistakes(self) -> None:
+        """A mistake would be found after the editor was closed."""
+        for line, words in (
+            ("edit -f /a h", "-d/--directory"),
+            ("edit -d /cfg/x h", "-f/--file"),
+            ("edit -d cfg -f /a h", "does not begin with a slash"),
+            ("edit -d /cfg/x -f a h", "does not begin with a slash"),
+            ("edit -d /cfg/x -f / h", "name a file in it"),
+            ("edit -d /cfg/x -f /a/../b h", "cannot be a name"),
+            ("edit -d /cfg/x -f /a", "no ENTRY_POINT"),
+            ("edit -d /cfg/x -f /a --hash blake3/256 h", "--hash does not go with"),
+            ("put-file -d /cfg/x -f /a h", "-s/--source-file"),
+        ):
+            self.assertIn(words, self.refused(line, whole=True))

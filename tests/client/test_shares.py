@@ -75,3 +75,11 @@ class ShareTests(SynchronousTestCase):
             with self.assertRaisesRegex(RemoteError, "are right for this image"):
                 self.shares.take("a", b"\xff" * size)
         self.assertEqual(self.take("b", PIECES.full) & 1, 1, "what was refused was promised all the same")
+
+    def test_own(self) -> None:
+        """Of an image that was edited the client would promise what it does not have; the nodes have it."""
+        own = 0b1011 << 7
+        shares = Shares(PIECES, 256 * MIB, own)
+        taken = mask(shares.take("a", PIECES.to_bytes(PIECES.full)))
+        self.assertEqual(taken | mask(shares.take("a", PIECES.to_bytes(PIECES.full & ~taken))), own)
+        self.assertEqual(mask(shares.take("a", PIECES.to_bytes(PIECES.full & ~own))), 0)

@@ -13,11 +13,23 @@ from typing import NoReturn
 
 from ciruela._version import __version__
 from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
+from ciruela.client.options.edit import EditOptions, PutFileOptions, add_edit, add_put_file, edit_options, put_file_options
 from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
 from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
+from ciruela.client.options.upload import UploadOptions, add_upload, upload_options
 
-Options = SyncOptions | RemoveOptions | RollbackOptions | IndexOptions | VerifyOptions | DemoOptions
+Options = (
+    SyncOptions
+    | EditOptions
+    | PutFileOptions
+    | RemoveOptions
+    | RollbackOptions
+    | IndexOptions
+    | VerifyOptions
+    | UploadOptions
+    | DemoOptions
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +47,13 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "sync": Command("put directories on every server of a cluster", add_sync, sync_options, clusters=True),
+    "edit": Command("edit one file of a directory on every server", add_edit, edit_options, clusters=True),
+    "put-file": Command("put one local file into a directory on every server", add_put_file, put_file_options, clusters=True),
     "remove": Command("remove an image from every server of a cluster", add_remove, remove_options),
     "rollback": Command("go back to an image that was replaced", add_rollback, rollback_options),
     "index": Command("write the index of a directory to stdout", add_index, index_options),
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
+    "upload": Command("deprecated, use sync", add_upload, upload_options, clusters=True),
     "demo": Command("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
 }
 """Every command. ``ciruela --help`` and the dispatch read this table."""

@@ -1,0 +1,304 @@
+"""``ciruela edit`` and ``ciruela put-file`` as stories: one file of an image is changed, on every node (protocol sections 6.6 and 7.1).
+
+An image is read, its index gets another file, and the new image takes the place of exactly the one that was read: compare-and-swap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twisted.internet.defer import CancelledError
+
+from ciruela.client import editor
+from ciruela.client.book import EXIT_CONFLICT
+from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
+from ciruela.client.fetch import NothingThere, Reading, Seen
+from ciruela.client.identities import Identities
+from ciruela.client.localfile import LocalFile
+from ciruela.client.options.edit import EditOptions, PutFileOptions, What
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.orders import Conflict, LocalProblem
+from ciruela.client.progress import Display
+from ciruela.client.relay import Relay
+from ciruela.client.sync import ClusterRun, SyncRun, Upload, World, exit_code
+from ciruela.client.text import size
+from ciruela.index.change import NoPlace, find, put
+from ciruela.index.emit import emit
+from ciruela.index.parse import parse
+from ciruela.index.tree import File, Index
+from ciruela.keys.signed import signed_bytes
+from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.proto.messages import ReplaceDir
+
+MOST_EDITED_BYTES = 16 * 1024 * 1024
+"""Larger files nobody wants in an editor; they would be kept in memory, too."""
+
+
+@dataclass
+class _Target:
+    """One cluster, what is there now, and the file of it that is about to change, if there is one."""
+
+    names: ClusterNames
+    reading: Reading
+    seen: Seen
+    file: File | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a cluster is about to get."""
+
+    target: _Target
+    file: File
+    index: Index
+    data: bytes
+
+
+class Session:
+    """One change of one file, on some clusters. ``close`` ends its connections."""
+
+    def __init__(self, what: What, around: Surroundings, world: World | None, display: Display, identities: Identities) -> None:
+        self._what = what
+        self._around = around
+        self._display = display
+        self._identities = identities
+        self._world = world or real_world(what.common, around)
+        self._readings = [Reading(one.label, one.names, self._world, around.in_thread, display.problem) for one in what.clusters]
+        self.targets: list[_Target] = []
+
+    def close(self) -> None:
+        """End the connections that were made for reading."""
+        for reading in self._readings:
+            reading.close()
+
+    async def look(self) -> None:
+        """See what every cluster has, before anything is changed on one of them. Raises what ``Reading.look`` raises, and NothingThere."""
+        what = self._what
+        for names, reading in zip(what.clusters, self._readings, strict=True):
+            self._display.show(lambda reading=reading: f"Asking {reading.label} for {what.path}")  # type: ignore[misc]
+            try:
+                seen = await reading.look(str(what.path))
+            finally:
+                self._display.hide()
+            try:
+                file = await self._around.in_thread(find, seen.place.index, what.file)
+            except NoPlace as error:
+                raise NothingThere(f"{reading.label} {what.path}: {error}") from None
+            self.targets.append(_Target(names, reading, seen, file))
+            self._display.say(f"{reading.label} {what.path} is {seen.image.hex()}")
+
+    async def content(self, target: _Target) -> bytes | None:
+        """What the file holds on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
+        file, place = target.file, target.seen.place
+        if file is None:
+            return None
+        got = 0
+
+        def progressed(amount: int) -> None:
+            nonlocal got
+            got += amount
+
+        number = place.index.files.index(file)
+        numbers = place.blocks.numbers_of(number)
+        problems: list[str] = []
+        self._display.show(lambda: f"Fetching {file.path} from {target.reading.label}: {size(got)} of {size(file.size)}")
+        try:
+            found = await target.reading.blocks(place, numbers, progressed, problems.append)
+        finally:
+            self._display.hide()
+        if len(found) < len(numbers):
+            reason = "; ".join(problems) or "nobody has all of it"
+            raise RemoteError(f"{target.reading.label} {place.path}: {file.path} cannot be fetched: {reason}")
+        return b"".join(found[number] for number in numbers)
+
+    async def publish(self, local: LocalFile, executable: Callable[[File | None], bool]) -> int:
+        """Put ``local`` into the image of each cluster, and wait until it is there. Gives the exit code.
+
+        ``executable`` tells, for the file that was there, whether the new one is. Raises Conflict when something else is there now.
+        """
+        changes = []
+        for target in self.targets:
+            change = await self._changed(target, local, executable(target.file))
+            if change.index.image == target.seen.image:
+                self._display.say(f"{target.reading.label} {self._what.path}: {self._what.file} is so already; nothing to do")
+            else:
+                changes.append(change)
+        for change in changes:
+            await self._look_again(change)
+        return await self._upload(changes, local) if changes else 0
+
+    async def _changed(self, target: _Target, local: LocalFile, executable: bool) -> _Change:
+        old = target.seen.place.index
+        done = 0
+
+        def progressed(amount: int) -> None:
+            nonlocal done
+            done = amount
+
+        self._display.show(lambda: f"Hashing {local.name}: {size(done)} of {size(local.size)}")
+        try:
+            hashes = await local.hashes(old.kind, self._around.in_thread, progressed)
+        finally:
+            self._display.hide()
+        file = File(self._what.file, executable, local.size, hashes)
+
+        def made() -> tuple[Index, bytes]:
+            image, data = emit(old.kind, put(old, file))
+            return parse(data, image), data
+
+        index, data = await self._around.in_thread(made)
+        return _Change(target, file, index, data)
+
+    async def _look_again(self, change: _Change) -> None:
+        """Whoever changed the directory while it was being edited shall not find that undone.
+
+        The nodes compare, too; but one that has nothing at the path has nothing to compare with, and would take the new image.
+        """
+        target = change.target
+        now = await target.reading.look(target.seen.place.path)
+        if now.image not in (target.seen.image, change.index.image):
+            was, new = target.seen.image.hex()[:16], now.image.hex()[:16]
+            where = f"{target.reading.label} {target.seen.place.path}"
+            raise Conflict(f"{where} was changed by somebody else meanwhile: it was {was}, now it is {new}; nothing was uploaded")
+
+    async def _upload(self, changes: Sequence[_Change], local: LocalFile) -> int:
+        around, what = self._around, self._what
+        signed_ms = around.now_ms()
+        path = str(what.path)
+        clusters: list[ClusterRun] = []
+        run = SyncRun(clusters)
+        signatures: dict[ImageId, tuple[bytes, ...]] = {}
+        for change in changes:
+            image = change.index.image
+            if image not in signatures:
+                signed = await self._identities.sign_all(signed_bytes(path, image, signed_ms))
+                signatures[image] = tuple(signature for _, signature in signed)
+            target = change.target
+            request = ReplaceDir(path, image, target.seen.image, signed_ms, signatures[image])
+            relay = Relay(
+                target.seen,
+                change.index,
+                change.data,
+                change.file,
+                local,
+                target.reading,
+                around.in_thread,
+                around.reactor,
+                run.source_changed,
+            )
+            upload = Upload(request, False, change.index.total_bytes)
+            clusters.append(ClusterRun(target.names.label, target.names.names, [upload], what.rule, self._world, relay, self._display))
+        going = run.start()
+        self._display.watch(run)
+        try:
+            rows = await going
+        except CancelledError:
+            self._display.interrupted(run.rows())
+            raise
+        finally:
+            self._display.hide()
+            run.stop()
+        self._display.finish(rows)
+        code = exit_code(rows)
+        if code == EXIT_CONFLICT:
+            self._display.problem("", f"{path} was changed by somebody else meanwhile; run the command again, to change what is there now")
+        return code
+
+
+async def put_file(options: PutFileOptions, around: Surroundings, world: World | None = None) -> int:
+    """``ciruela put-file``. Gives the exit code; raises what keeps it from sending anything."""
+    display = make_display(options.what.common, around, options.what.print_progress_s)
+    local = await around.in_thread(LocalFile, options.source)
+    try:
+        session = Session(options.what, around, world, display, await identities_of(options.what.keys, around, display))
+
+        def executable(before: File | None) -> bool:
+            if options.executable is not None:
+                return options.executable
+            return local.executable if before is None else before.executable
+
+        try:
+            await session.look()
+            return await session.publish(local, executable)
+        finally:
+            session.close()
+    finally:
+        local.close()
+
+
+async def edit(options: EditOptions, around: Surroundings, world: World | None = None, run_editor: editor.RunEditor = editor.run) -> int:
+    """``ciruela edit``. Gives the exit code; raises what keeps it from sending anything. What was typed is never thrown away."""
+    display = make_display(options.what.common, around, options.what.print_progress_s)
+    words = await around.in_thread(editor.choose, options.editor, around.environ)
+    session = Session(options.what, around, world, display, await identities_of(options.what.keys, around, display))
+    try:
+        await session.look()
+        text = await _to_edit(session, options.what)
+        draft: editor.Draft = await around.in_thread(editor.Draft, options.what.file.rpartition("/")[2], text)
+        kept = True
+        try:
+            code = await _edited(words, draft, session, around, display, run_editor)
+            kept = code != 0
+            return code
+        finally:
+            _leave(draft, kept, display)
+    finally:
+        session.close()
+
+
+async def _to_edit(session: Session, what: What) -> bytes | None:
+    """The text that all clusters have, None when it is a new file.
+
+    Raises NothingThere for what cannot be edited, Conflict when the clusters have different texts: nobody could see what he overwrites.
+    """
+    first, *others = session.targets
+    for target in session.targets:
+        if target.file is not None and target.file.size > MOST_EDITED_BYTES:
+            most = size(MOST_EDITED_BYTES)
+            raise NothingThere(f"{what.file} has {size(target.file.size)}, at most {most} can be edited; replace it with ciruela put-file")
+    text = await session.content(first)
+    for other in others:
+        if await session.content(other) != text:
+            raise Conflict(
+                f"{what.file} is not the same in {what.path} of {first.reading.label} and {other.reading.label}; "
+                "edit it on one cluster at a time, or put one file on all with ciruela put-file"
+            )
+    if text is not None and b"\0" in text:
+        raise NothingThere(f"{what.file} is no text; replace it with ciruela put-file")
+    return text
+
+
+async def _edited(
+    words: Sequence[str], draft: editor.Draft, session: Session, around: Surroundings, display: Display, run_editor: editor.RunEditor
+) -> int:
+    for stream in (around.stdout, around.stderr):
+        stream.flush()
+    with editor.terminal_given_away():
+        code = await run_editor(around.reactor, words, draft.path)
+    if code:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+        raise LocalProblem(f"the editor {words[0]} {how}; nothing was uploaded")
+    if not draft.changed():
+        display.say("The file is unchanged; nothing to do")
+        return 0
+    if not draft.exists():
+        raise LocalProblem("the editor removed the file; nothing was uploaded (a file cannot be removed so)")
+    local: LocalFile = await around.in_thread(LocalFile, draft.path)
+    try:
+        return await session.publish(local, lambda before: before is not None and before.executable)
+    finally:
+        local.close()
+
+
+def _leave(draft: editor.Draft, kept: bool, display: Display) -> None:
+    """Remove the draft, unless it is the only place where a text is."""
+    try:
+        kept = kept and draft.exists() and draft.changed()
+    except LocalProblem:
+        kept = True
+    if kept:
+        display.problem("", f"your text is kept in {draft.path}")
+    else:
+        draft.remove()

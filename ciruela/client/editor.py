@@ -1,0 +1,132 @@
+"""The user's editor on a private copy of a file. The terminal is the editor's while it runs, and so is Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from ciruela.client.orders import LocalProblem
+
+VARIABLES = ("CIRUELA_EDITOR", "VISUAL", "EDITOR")
+"""Variables that name an editor, the first one that is not empty."""
+
+USUAL = ("vim", "vi", "nano", "editor")
+"""What is tried when nothing names an editor."""
+
+_OURS = (signal.SIGINT, signal.SIGQUIT)
+
+RunEditor = Callable[[Any, Sequence[str], str], Deferred[int]]
+"""Runs an editor, given by its words, on the file of that name; fires with its exit code, negative for a signal."""
+
+
+def choose(named: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The words of the editor to run, the first as an absolute path: ``named``, else of a variable, else one of the usual ones.
+
+    Raises LocalProblem when it cannot be found.
+    """
+    candidates = [("--editor", named), *((f"${name}", environ.get(name)) for name in VARIABLES)]
+    for origin, text in candidates:
+        if not text or not text.strip():
+            continue
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise LocalProblem(f"the editor {text!r} of {origin} cannot be read: {error}") from None
+        program = shutil.which(words[0], path=environ.get("PATH")) if words and words[0] else None
+        if program is None:
+            raise LocalProblem(f"the editor {text!r} of {origin} is not there; name another one with --editor")
+        return (program, *words[1:])
+    for name in USUAL:
+        program = shutil.which(name, path=environ.get("PATH"))
+        if program is not None:
+            return (program,)
+    raise LocalProblem(f"there is no editor ({', '.join(USUAL)}); name one with --editor or $EDITOR")
+
+
+@contextmanager
+def terminal_given_away() -> Iterator[None]:
+    """Ctrl-C and its like reach the whole group of processes: meanwhile they are the editor's alone.
+
+    The handlers do nothing, instead of ignoring the signals: what is ignored, the editor would inherit.
+    """
+    before = {number: signal.getsignal(number) for number in _OURS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+class _Ended(ProcessProtocol):
+    def __init__(self, ended: Deferred[int]) -> None:
+        self._ended = ended
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802  the name is Twisted's
+        """Tell how it ended."""
+        if not self._ended.called:
+            number = getattr(reason.value, "signal", None)
+            self._ended.callback(-number if number else getattr(reason.value, "exitCode", None) or 0)
+
+
+def run(reactor: Any, words: Sequence[str], name: str) -> Deferred[int]:
+    """Implements :data:`RunEditor`. No shell comes near it; cancelling asks the editor to hang up."""
+    process: list[Any] = []
+
+    def hang_up(_: object) -> None:
+        with suppress(ProcessExitedAlready):
+            process[0].signalProcess("HUP")
+
+    ended: Deferred[int] = Deferred(hang_up)
+    process.append(reactor.spawnProcess(_Ended(ended), words[0], [*words, name], env=None, childFDs={0: 0, 1: 1, 2: 2}))
+    return ended
+
+
+class Draft:
+    """The text that is edited, in a directory that only the user can enter. Its name ends as that of the file, for editors that care.
+
+    All methods block, for moments. They raise LocalProblem.
+    """
+
+    def __init__(self, name: str, text: bytes | None) -> None:
+        """``text`` is None for a file that is not there yet."""
+        try:
+            self._directory = tempfile.mkdtemp(prefix="ciruela-edit-")
+            self.path = os.path.join(self._directory, name)
+            if text is not None:
+                with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(text)
+        except OSError as error:
+            raise LocalProblem(f"no copy can be made in {tempfile.gettempdir()}: {error.strerror} (choose a place with $TMPDIR)") from None
+        self._before = text
+
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return os.path.lexists(self.path)
+
+    def changed(self) -> bool:
+        """Whether it is not what it was at first."""
+        try:
+            with open(self.path, "rb") as file:
+                return self._before is None or file.read(len(self._before) + 1) != self._before
+        except FileNotFoundError:
+            return self._before is not None
+        except OSError as error:
+            raise LocalProblem(f"{self.path} cannot be read: {error.strerror}") from None
+
+    def remove(self) -> None:
+        """Remove it with its directory, and what the editor left there."""
+        shutil.rmtree(self._directory, ignore_errors=True)

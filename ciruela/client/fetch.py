@@ -1,0 +1,363 @@
+"""Reading from a cluster: the index of what is at a path, and blocks of it, each verified (protocol section 6.6 without C30 and C31).
+
+Up to :data:`NODES` nodes are asked what they have. A node that has nothing at the path names others, and these are asked then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from ciruela.client.contacts import reachable_from
+from ciruela.client.orders import Conflict
+from ciruela.client.sync import ClosableLink, World
+from ciruela.download import answers
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
+from ciruela.index.parse import image_id_of, parse
+from ciruela.index.tree import Index
+from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.proto.messages import (
+    MOST_BULK_BYTES,
+    BlockHint,
+    BlocksData,
+    GetBlock,
+    GetBlocks,
+    GetIndexAt,
+    IndexAtData,
+    Notification,
+    Request,
+    Response,
+)
+from ciruela.seams import Address, InThread, Link
+
+T = TypeVar("T")
+
+NODES = 3
+"""So many nodes are asked what they have at a path: as many as an upload is given to."""
+
+MOST_ASKED = 30
+"""Nodes that are asked at all, when those that answer have nothing at the path."""
+
+ANSWER_S = 60.0
+"""An index of a hundred megabytes takes a while on a slow line."""
+
+RESOLVE_S = 5.0
+"""How long the name of a node that another node named may take to resolve: others are known."""
+
+BUSY_S = 0.5
+BUSY_TRIES = 20
+"""A node that serves enough others is asked again so often, so many seconds later."""
+
+SINGLE_AT_ONCE = 8
+"""Blocks that are asked for at a time where they come one by one."""
+
+
+class NothingThere(CiruelaError):
+    """No node that was asked has an image at the path, or a file in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An image at a path, with what finds its blocks."""
+
+    path: str
+    index: Index
+    blocks: BlockMap
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the nodes of a cluster have at a path; ``data`` are the bytes of the index."""
+
+    place: Place
+    data: bytes
+
+    @property
+    def image(self) -> ImageId:
+        """Which image it is."""
+        return self.place.index.image
+
+
+class Reading:
+    """Connections to some nodes of one cluster, for asking. Also the counterpart of these connections."""
+
+    def __init__(self, label: str, names: Sequence[str], world: World, in_thread: InThread, problem: Callable[[str, str], None]) -> None:
+        """``problem`` is told what did not go well, with ``label``."""
+        self.label = label
+        self._names = tuple(names)
+        self._world = world
+        self._in_thread = in_thread
+        self._problem = problem
+        self._called: dict[Address, str] = {}
+        self._links: dict[Address, ClosableLink] = {}
+        self._locks: dict[Address, DeferredLock] = {}
+        self._holders: list[Address] = []
+        self._liars: set[Address] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End all connections."""
+        self._closed = True
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.close()
+
+    # -- the counterpart ------------------------------------------------------------------------------------------------------------
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        """Nothing is given on these connections."""
+        return fail(RemoteError("requests are not answered on this connection"))
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        """Nothing that is told here is of use."""
+
+    def lost(self, link: Link) -> None:
+        """The connection is made again when it is needed."""
+        self._links = {address: other for address, other in self._links.items() if other is not link}
+
+    async def _ask(self, address: Address, request: Callable[[ClosableLink], Request]) -> Response:
+        """The answer of a node. Raises CiruelaError, in words that name the node."""
+        lock = self._locks.setdefault(address, DeferredLock())
+        await lock.acquire()
+        try:
+            link = self._links.get(address)
+            if link is None:
+                link = await self._world.connect(address, self)
+                if self._closed:
+                    link.close()
+                    raise LinkLost("the command is over")
+                self._links[address] = link
+        finally:
+            lock.release()
+        name = self._called[address]
+        try:
+            for _ in range(BUSY_TRIES):
+                try:
+                    return await link.ask(request(link)).addTimeout(ANSWER_S, self._world.clock)
+                except Busy:
+                    await deferLater(self._world.clock, BUSY_S)
+            raise RemoteError("it serves too many others")
+        except DeferredTimeout:
+            link.close()
+            raise LinkLost(f"{name}: no answer within {ANSWER_S:.0f} s") from None
+        except LinkLost as error:
+            raise LinkLost(f"{name}: {error}") from None
+        except RemoteError as error:
+            raise RemoteError(f"{name}: {error}") from None
+
+    # -- what is there --------------------------------------------------------------------------------------------------------------
+
+    async def look(self, path: str) -> Seen:
+        """What is at ``path`` on the nodes of this cluster.
+
+        Raises NothingThere; Conflict when two nodes have different images there; LinkLost or RemoteError when no node answers.
+        """
+        self._holders = []
+        found: dict[Address, bytes] = {}
+        asked: set[Address] = set()
+        told: set[str] = set()
+        empty: list[str] = []
+        problems: list[str] = []
+        waiting = await self._entries(problems)
+        entries = tuple(waiting)
+        while len(found) < NODES and len(asked) < MOST_ASKED:
+            if not waiting:
+                waiting = [one for one in await self._named(told, entries) if one not in asked]
+                if not waiting:
+                    break
+            now, waiting = waiting[: NODES - len(found)], waiting[NODES - len(found) :]
+            asked.update(now)
+            given = await self._all([self._index_at(address, path) for address in now])
+            for address, answer in zip(now, given, strict=True):
+                if isinstance(answer, Failure):
+                    problems.append(answer.getErrorMessage())
+                    continue
+                told.update(answer.hosts.values())
+                if answer.data is None:
+                    empty.append(self._called[address])
+                else:
+                    found[address] = answer.data
+        if found:
+            return await self._agreed(path, found)
+        if empty:
+            raise NothingThere(f"{self.label} {path}: no image is there (asked {', '.join(empty[:NODES])})")
+        raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
+
+    async def _all(self, asked: Sequence[Deferred[T]]) -> list[T | Failure]:
+        """What all of ``asked`` gave, or why not. Only CiruelaErrors are taken for an answer."""
+        results: list[tuple[bool, Any]] = await DeferredList(list(asked), consumeErrors=True)
+        for good, result in results:
+            if not good and not result.check(CiruelaError):
+                result.raiseException()
+        return [result for _, result in results]
+
+    async def _entries(self, problems: list[str]) -> list[Address]:
+        entries: list[Address] = []
+        resolved = await self._all([self._resolved(name) for name in self._names])
+        for name, found in zip(self._names, resolved, strict=True):
+            if isinstance(found, Failure):
+                problems.append(found.getErrorMessage())
+                continue
+            for address in found:
+                self._called.setdefault(address, name if len(found) == 1 else str(address))
+                entries.append(address)
+        entries = list(dict.fromkeys(entries))
+        self._world.rng.shuffle(entries)
+        return entries
+
+    async def _named(self, told: set[str], entries: Iterable[Address]) -> list[Address]:
+        """Some addresses that nodes named in their answers. These names are used up."""
+        usable = sorted(name for name in told if name and name.isprintable())
+        told.clear()
+        some = self._world.rng.sample(usable, min(len(usable), MOST_ASKED))
+        addresses: list[Address] = []
+        resolved = await self._all([self._resolved(name) for name in some])
+        for name, found in zip(some, resolved, strict=True):
+            good = [] if isinstance(found, Failure) else [address for address in found if reachable_from(entries, address)]
+            for address in good[:1]:
+                self._called.setdefault(address, name)
+                addresses.append(address)
+        return addresses
+
+    def _resolved(self, name: str) -> Deferred[list[Address]]:
+        def late(failure: Failure) -> list[Address]:
+            failure.trap(DeferredTimeout)
+            raise LinkLost(f"the name {name} was not resolved within {RESOLVE_S:.0f} s")
+
+        return self._world.resolve(name).addTimeout(RESOLVE_S, self._world.clock).addErrback(late)
+
+    def _index_at(self, address: Address, path: str) -> Deferred[IndexAtData]:
+        async def ask() -> IndexAtData:
+            answer = await self._ask(address, lambda _: GetIndexAt(path))
+            if not isinstance(answer, IndexAtData):
+                raise RemoteError(f"{self._called[address]}: unexpected {type(answer).__name__}")
+            return answer
+
+        return Deferred.fromCoroutine(ask())
+
+    async def _agreed(self, path: str, found: dict[Address, bytes]) -> Seen:
+        """The one image that all have; one that is not an index counts as a fault of its node."""
+        images: dict[ImageId, list[Address]] = {}
+        problem = ""
+        for address, data in found.items():
+            try:
+                images.setdefault(await self._in_thread(image_id_of, data), []).append(address)
+            except FormatError as error:
+                problem = f"{self._called[address]} has no good index of {path}: {error}"
+                self._problem(self.label, problem)
+        if not images:
+            raise RemoteError(problem)
+        if len(images) > 1:
+            each = ", ".join(f"{self._called[addresses[0]]} has {image.hex()[:16]}" for image, addresses in images.items())
+            raise Conflict(f"{self.label} {path}: not all nodes have the same image ({each}); wait until an upload is done, and try again")
+        [(image, self._holders)] = images.items()
+        data = found[self._holders[0]]
+        index = await self._in_thread(parse, data, image)
+        return Seen(Place(path, index, BlockMap(index)), data)
+
+    # -- blocks ---------------------------------------------------------------------------------------------------------------------
+
+    async def blocks(
+        self, place: Place, numbers: Sequence[int], got: Callable[[int], None] | None = None, problem: Callable[[str], None] | None = None
+    ) -> dict[int, bytes]:
+        """Those of the blocks ``numbers`` of an image that some node gave, each verified. ``got`` is told bytes as they come.
+
+        ``problem`` is told why a node did not give what it was asked for.
+        """
+        found: dict[int, bytes] = {}
+        order = list(self._holders)
+        self._world.rng.shuffle(order)
+        for address in [*order, *(one for one in self._called if one not in order)]:
+            missing = [number for number in sorted(set(numbers)) if number not in found]
+            if not missing:
+                break
+            if address in self._liars:
+                continue
+            try:
+                await self._blocks_of(address, place, missing, found, got)
+            except CiruelaError as error:
+                if problem is not None:
+                    problem(str(error))
+        return found
+
+    async def _blocks_of(
+        self, address: Address, place: Place, numbers: Sequence[int], found: dict[int, bytes], got: Callable[[int], None] | None
+    ) -> None:
+        for part in _batches(numbers):
+            before = len(found)
+            await self._batch_of(address, place, part, found)
+            if got is not None:
+                got(sum(place.blocks.bytes_of((number,)) for number in part if number in found))
+            if len(found) == before:
+                raise RemoteError(f"{self._called[address]} does not have these blocks any more")
+
+    async def _batch_of(self, address: Address, place: Place, numbers: list[int], found: dict[int, bytes]) -> None:
+        """Up to a full answer from one node: in one request where that is understood, else some at a time."""
+        bulk = False
+
+        def request(link: ClosableLink) -> Request:
+            nonlocal bulk
+            bulk = link.bulk
+            if bulk:
+                return GetBlocks(place.path, place.index.image, tuple(numbers), packed=True)
+            return self._single(place, numbers[0])
+
+        first = await self._lacking(self._ask(address, request))
+        await self._take(address, place, numbers if bulk else numbers[:1], first, found)
+        rest = [] if bulk else numbers[1:]
+        while rest:
+            some, rest = rest[:SINGLE_AT_ONCE], rest[SINGLE_AT_ONCE:]
+            asked = [self._ask(address, lambda _, number=number: self._single(place, number)) for number in some]  # type: ignore[misc]
+            given = await self._all([Deferred.fromCoroutine(self._lacking(one)) for one in asked])
+            for number, one in zip(some, given, strict=True):
+                if isinstance(one, Failure):
+                    one.raiseException()
+                await self._take(address, place, [number], one, found)
+
+    async def _lacking(self, asked: Coroutine[Any, Any, Response]) -> Response:
+        """An answer with an error is one without blocks: the node lacks them."""
+        try:
+            return await asked
+        except RemoteError:
+            return BlocksData(())
+
+    def _single(self, place: Place, number: int) -> GetBlock:
+        file, block = place.blocks.by_number(number)
+        return GetBlock(file.block_hash(block), BlockHint(place.path, file.path, block * BLOCK_BYTES))
+
+    async def _take(self, address: Address, place: Place, numbers: Sequence[int], answer: Response, found: dict[int, bytes]) -> None:
+        """Take over what ``answer`` gives, if it is what the index says."""
+        if answer == BlocksData(()):
+            return
+
+        def checked() -> tuple[dict[int, bytes], bool]:
+            good: dict[int, bytes] = {}
+            wrong = False
+            for number, data in answers.read(answer, numbers, place.index.pieces, place.blocks.bytes_of).blocks:
+                if place.index.kind.hash(data) == place.blocks.hash_of(number):
+                    good[number] = bytes(data)
+                else:
+                    wrong = True
+            return good, wrong
+
+        good, wrong = await self._in_thread(checked)
+        found.update(good)
+        if wrong:
+            self._liars.add(address)
+            self._problem(self.label, f"{self._called[address]} gave wrong bytes for a block of {place.path}; it is not asked again")
+            raise RemoteError(f"{self._called[address]} gave wrong bytes")
+
+
+def _batches(numbers: Sequence[int]) -> Iterable[list[int]]:
+    """``numbers`` in parts that fit into one answer each."""
+    most = MOST_BULK_BYTES // BLOCK_BYTES
+    for at in range(0, len(numbers), most):
+        yield list(numbers[at : at + most])
