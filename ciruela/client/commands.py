@@ -10,16 +10,19 @@ from typing import IO, Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
+from ciruela.client.ignore import excludes_for
 from ciruela.client.options.common import Common
+from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Row, SyncRun, World, exit_code
+from ciruela.client.sync import ClusterRun, Row, World
 from ciruela.client.text import count, size
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.localtree import LocalTree
@@ -72,9 +75,10 @@ def _live_block(around: Surroundings) -> Block:
 
 def scanned_line(name: str, found: Scan) -> str:
     """What indexing a directory found."""
+    left_out = f", {found.excluded:,} left out" if found.excluded else ""
     return (
-        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)} "
-        f"in {found.seconds:.1f} s, id {found.image.hex()}"
+        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)}"
+        f"{left_out} in {found.seconds:.1f} s, id {found.image.hex()}"
     )
 
 
@@ -84,8 +88,16 @@ def hash_caches(wanted: bool, around: Surroundings) -> HashCache | None:
     return None if home is None else HashCache(home, lambda: around.now_ms() * 1_000_000)
 
 
-async def scan_directory(name: str, kind: HashKind, display: Display, in_thread: InThread, caches: HashCache | None = None) -> Scan:
+async def scan_directory(
+    name: str,
+    kind: HashKind,
+    display: Display,
+    in_thread: InThread,
+    caches: HashCache | None = None,
+    excluding: Excluding = NOTHING,
+) -> Scan:
     """Index one directory, and show that it goes on. Without ``caches`` every file is read."""
+    excludes = await in_thread(excludes_for, name, excluding)
     latest: list[ScanProgress] = []
 
     def so_far() -> str:
@@ -100,7 +112,7 @@ async def scan_directory(name: str, kind: HashKind, display: Display, in_thread:
 
     display.show(so_far)
     try:
-        found = await scan(name, kind, in_thread, progressed, caches=caches)
+        found = await scan(name, kind, in_thread, progressed, caches=caches, excludes=excludes)
     finally:
         display.hide()
     display.say(scanned_line(name, found))
@@ -114,7 +126,7 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
     check_directory(options.directory)
     display = make_display(options.common, around, None)
     caches = hash_caches(options.cache, around)
-    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread, caches)
+    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread, caches, options.excluding)
     around.stdout.flush()
     around.stdout.buffer.write(found.data)  # type: ignore[attr-defined]
     around.stdout.buffer.flush()  # type: ignore[attr-defined]
@@ -184,7 +196,7 @@ async def sync(
     caches = hash_caches(options.cache, around)
     prepared = await prepare(
         options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches)),
+        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
         identities,
         around.now_ms,
     )

@@ -28,6 +28,7 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.book import EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
+from ciruela.client.options.completion import CompletionOptions
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.local import IndexOptions, VerifyOptions
 from ciruela.client.options.sync import SyncOptions
@@ -159,6 +160,10 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             from ciruela.client.demo import demo
 
             return lambda: demo(options, around)
+        case CompletionOptions():
+            from ciruela.client.completion import completion
+
+            return lambda: completion(options, around)
 
 
 def _terminal_settings() -> list[Any] | None:
@@ -194,9 +199,9 @@ def _run(options: Options) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line."""
-    return _run(parse(sys.argv[1:] if argv is None else argv))
+    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ))
 
 
 def main_sync(argv: Sequence[str] | None = None) -> int:
     """``ciruela-sync``: as ``ciruela sync``."""
-    return _run(parse_sync(sys.argv[1:] if argv is None else argv))
+    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ))

@@ -26,7 +26,7 @@ FINAL_NAMES = 20
 
 
 class Clusters(Protocol):
-    """What is shown: ``sync.SyncRun``, or a double."""
+    """What is shown: ``clusters.SyncRun``, or a double."""
 
     def rows(self) -> list[Row]:
         """Every upload to every cluster."""

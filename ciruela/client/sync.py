@@ -1,4 +1,4 @@
-"""The run of ``ciruela sync``: one connection set per cluster, shared by all uploads (protocol sections 6.2 and 6.3).
+"""The run of ``ciruela sync`` on one cluster: one connection set, shared by all uploads (protocol sections 6.2 and 6.3).
 
 Everything that would make a run unrepeatable is handed in as :class:`World`, so that the same code runs over memory links in tests.
 """
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, worst
+from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.shares import Shares
 from ciruela.client.source import Source
@@ -404,44 +404,3 @@ class ClusterRun:
                     self._step()
                 case _:
                     pass
-
-
-class SyncRun:
-    """All clusters of one command, in parallel."""
-
-    def __init__(self, clusters: Sequence[ClusterRun]) -> None:
-        self._clusters = clusters
-
-    def start(self) -> Deferred[list[Row]]:
-        """Begin. Fires with the final rows; cancel to give up."""
-        waiting = gatherResults([cluster.start() for cluster in self._clusters], consumeErrors=True)
-        return waiting.addCallbacks(lambda _: self.rows(), self._broken)
-
-    def _broken(self, failure: Failure) -> Failure:
-        """One cluster failed or was cancelled: end the others, and pass on why."""
-        self.stop()
-        return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
-
-    def stop(self) -> None:
-        """Give up whatever is not finished."""
-        for cluster in self._clusters:
-            cluster.stop()
-
-    def source_changed(self, image: ImageId, text: str) -> None:
-        """Tell every cluster that a directory changed."""
-        for cluster in self._clusters:
-            cluster.source_changed(image, text)
-
-    def rows(self) -> list[Row]:
-        """How every upload to every cluster stands."""
-        return [row for cluster in self._clusters for row in cluster.rows()]
-
-    def whole_nodes(self) -> int:
-        """On how many nodes of each cluster every running upload is whole, at least; from 1 on, the client is not needed any more."""
-        known = [nodes for cluster in self._clusters if (nodes := cluster.whole_nodes()) is not None]
-        return min(known, default=0)
-
-
-def exit_code(rows: Sequence[Row]) -> int:
-    """The exit code of the whole command."""
-    return worst(row.verdict.exit_code for row in rows)
