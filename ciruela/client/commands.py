@@ -20,9 +20,11 @@ from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
+from ciruela.client.pace import Pace
 from ciruela.client.progress import Block, Display, wants_live
+from ciruela.client.report import Report, Reporting
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Row, World
+from ciruela.client.sync import ClusterRun, Listener, Row, World
 from ciruela.client.text import count, size
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.localtree import LocalTree
@@ -40,6 +42,7 @@ class Surroundings:
     """What a command gets from the process: everything that is not in its options.
 
     ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
+    ``report`` writes what programs read, where they asked for it.
     """
 
     reactor: Any
@@ -50,16 +53,17 @@ class Surroundings:
     stderr: IO[str]
     in_thread: InThread
     look_up_in_thread: InThread
+    report: Report | None = None
 
 
 def make_display(common: Common, around: Surroundings, lines_every_s: float | None) -> Display:
-    """The display that the options ask for."""
+    """The display that the options ask for. Results go to stdout, unless that is for a report."""
     live = wants_live(common.progress, around.stderr, around.environ)
     plain = lines_every_s is not None and not live and common.progress.value != "none"
     return Display(
         clock=around.reactor,
         now_ms=around.now_ms,
-        out=around.stdout,
+        out=around.stdout if around.report is None else around.stderr,
         err=around.stderr,
         block=_live_block(around) if live else None,
         lines_every_s=lines_every_s if plain else None,
@@ -154,7 +158,9 @@ async def identities_of(keys: Keys, around: Surroundings, display: Display) -> I
     return found
 
 
-async def open_source(prepared: Prepared, in_thread: InThread, changed: Callable[..., None]) -> tuple[Source, list[LocalTree]]:
+async def open_source(
+    prepared: Prepared, in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
+) -> tuple[Source, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
     trees: list[LocalTree] = []
@@ -162,7 +168,7 @@ async def open_source(prepared: Prepared, in_thread: InThread, changed: Callable
         tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
         offers.append(Offer(found.index, found.data, tree, name))
-    return Source(offers, in_thread, changed), trees
+    return Source(offers, in_thread, changed, pace), trees
 
 
 def _open_tree(name: str, found: Scan) -> LocalTree:
@@ -200,15 +206,23 @@ async def sync(
         identities,
         around.now_ms,
     )
+    report = around.report
+    if report is not None:
+        for wish in options.wishes:
+            report.indexed(wish, prepared.scans[wish.source])
     clusters: list[ClusterRun] = []
     run = SyncRun(clusters)
-    source, trees = await open_source(prepared, around.in_thread, run.source_changed)
+    pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)
+    source, trees = await open_source(prepared, around.in_thread, run.source_changed, pace)
     try:
+        listener: Listener = display if report is None else Reporting(display, report)
         clusters += [
-            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, display) for names in options.clusters
+            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, listener) for names in options.clusters
         ]
         going = run.start()
         display.watch(run)
+        if report is not None:
+            report.watch(run, around.reactor, options.print_progress_s)
         try:
             rows = await going
         except CancelledError:
@@ -216,10 +230,15 @@ async def sync(
             raise
         finally:
             display.hide()
+            if report is not None:
+                report.rest()
         display.finish(rows)
         if ended is not None:
             ended(rows)
-        return exit_code(rows)
+        code = exit_code(rows)
+        if report is not None:
+            report.summary(code, rows)
+        return code
     finally:
         for name, tree in zip(prepared.scans, trees, strict=True):
             tree.close()

@@ -34,6 +34,7 @@ from ciruela.client.options.local import IndexOptions, VerifyOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import Options, parse, parse_sync
 from ciruela.client.orders import LocalProblem
+from ciruela.client.report import Report
 from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import memory
@@ -69,10 +70,13 @@ class _Life:
     The first signal asks the command to end in order; after ``patience`` more it ends at once.
     """
 
-    def __init__(self, reactor: Any, command: Callable[[], Coroutine[Any, Any, int]], verbose: bool, patience: int) -> None:
+    def __init__(
+        self, reactor: Any, command: Callable[[], Coroutine[Any, Any, int]], verbose: bool, patience: int, report: Report | None = None
+    ) -> None:
         self._reactor = reactor
         self._command = command
         self._verbose = verbose
+        self._report = report
         self._story: Deferred[None] | None = None
         self._patience = patience
         self._signal = 0
@@ -111,9 +115,15 @@ class _Life:
     def _failed(self, failure: Failure) -> None:
         if self._signal and failure.check(CancelledError):
             self.code = 128 + self._signal
+            self._tell(f"ended by {signal.Signals(self._signal).name}")
             return
         self.code, text = exit_for(failure, self._verbose)
         sys.stderr.write(f"ciruela: {text}\n")
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self._report is not None:
+            self._report.error(self.code, text)
 
 
 def _observer(verbose: bool) -> Any:
@@ -180,6 +190,7 @@ def _run(options: Options) -> int:
     verbose = options.common.verbosity > 1
     globalLogBeginner.beginLoggingTo([_observer(verbose)], redirectStandardIO=False)
     settings = _terminal_settings()
+    report = Report(sys.stdout) if getattr(options, "json", False) else None
     around = Surroundings(
         reactor=reactor,
         now_ms=lambda: int(time.time() * 1000),
@@ -189,9 +200,10 @@ def _run(options: Options) -> int:
         stderr=sys.stderr,
         in_thread=_pool(reactor, options.common.disk_threads, "disk"),
         look_up_in_thread=_pool(reactor, LOOK_UP_THREADS, "names"),
+        report=report,
     )
     try:
-        return _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0).run()
+        return _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0, report).run()
     finally:
         if settings is not None and _terminal_settings() != settings:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)

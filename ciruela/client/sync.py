@@ -22,7 +22,7 @@ from ciruela.client.shares import Shares
 from ciruela.client.source import Source
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
@@ -81,8 +81,28 @@ class Upload:
     total_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class NodeNews:
+    """What one node said, or what became of it. ``state``: ``accepted``, ``refused``, ``done``, ``gave-up``, ``error`` or ``unreachable``.
+
+    ``code`` is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
+    """
+
+    cluster: str
+    path: str
+    host: str
+    machine: MachineId | None
+    state: str
+    code: str = ""
+    message: str = ""
+    nodes_known: int = 0
+
+
 class Listener(Protocol):
     """Who shows what happens. All texts may hold what a server said: they are raw."""
+
+    def node(self, news: NodeNews) -> None:
+        """A node said something."""
 
     def problem(self, cluster: str, text: str) -> None:
         """Something went wrong, or did not go as wished."""
@@ -295,6 +315,8 @@ class ClusterRun:
         self._contacts.failed(address)
         what = failure.getErrorMessage() or type(failure.value).__name__
         label = self._contacts.label(address)
+        for run in self._running():
+            self._tell(run, label, "unreachable", code="unreachable", message=what)
         self._problem(f"{what if label in what else f'{label}: {what}'}; trying again")
         self._step()
 
@@ -347,6 +369,8 @@ class ClusterRun:
         run.book.answered(peer.address, response)
         self._contacts.heard(response.hosts.values())
         where = self._where(peer.address)
+        state = "accepted" if response.accepted else "refused"
+        self._tell(run, where, state, code=response.reject_reason or "", known=len(response.hosts))
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
         elif run.book.refused(peer.address) and response.reject_reason != "no_config":
@@ -367,11 +391,17 @@ class ClusterRun:
     def _refused_to_say(self, run: _Run, peer: _Peer, text: str, *, busy: bool = False) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
         again = run.book.errored(peer.address, text, busy=busy)
+        self._tell(run, self._where(peer.address), "error", code="busy" if busy else "error", message=text)
         if again:
             run.asked.discard(peer.address)
             run.pause.failed(peer.address)
         self._problem(f"{self._where(peer.address)} {run.book.path} {text}{'; trying again' if again else ''}")
         self._step()
+
+    def _tell(
+        self, run: _Run, host: str, state: str, machine: MachineId | None = None, code: str = "", message: str = "", known: int = 0
+    ) -> None:
+        self._listener.node(NodeNews(self.label, run.book.path, host, machine, state, code, message, known))
 
     # -- what the nodes ask and tell ----------------------------------------------------------------------------------------------
 
@@ -397,9 +427,12 @@ class ClusterRun:
         for run in self._running():
             match notification:
                 case ReceivedImage() if run.book.received(peer.address, notification):
+                    self._tell(run, notification.hostname, "done", notification.machine_id)
                     self._listener.note(self.label, f"{notification.hostname} {run.book.path} has it")
                     self._step()
                 case AbortedImage() if run.book.aborted(peer.address, notification):
+                    word, _, detail = notification.reason.partition(":")
+                    self._tell(run, notification.hostname, "gave-up", notification.machine_id, word, detail.strip())
                     self._problem(f"{notification.hostname} {run.book.path} {notification.reason}")
                     self._step()
                 case _:

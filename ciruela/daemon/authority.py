@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from ciruela.daemon.modes import loose, private_group
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PublicKey, verify
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import Statement, signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
@@ -57,12 +57,15 @@ class KeyFiles:
         self._now_ms = now_ms
         self._told: dict[str, frozenset[str]] = {}
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[Mapping[SigEntry, str]]:
-        """Those of the first 16 ``entries`` that a key of ``config`` made: the newest of each key, in the order of a state, and the keys.
+    def verified(
+        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes
+    ) -> Deferred[Mapping[SigEntry, str]]:
+        """Those of the first 16 ``entries`` that a key of ``config`` made over ``statement``, and the keys: the newest of each.
 
         Fails with DiskError when the directory of keys cannot be opened although it is there.
         """
-        answer = self._in_thread(self._judge, config.upload_keys, str(vpath), image, tuple(dict.fromkeys(entries))[:MOST_VERIFIED])
+        first = tuple(dict.fromkeys(entries))[:MOST_VERIFIED]
+        answer = self._in_thread(self._judge, config.upload_keys, str(vpath), image, first, statement)
         return answer.addCallback(self._tell, config.key)
 
     def _tell(self, answer: tuple[Mapping[SigEntry, str], tuple[str, ...]], key: str) -> Mapping[SigEntry, str]:
@@ -74,7 +77,7 @@ class KeyFiles:
         return valid
 
     def _judge(
-        self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry]
+        self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry], statement: Statement
     ) -> tuple[Mapping[SigEntry, str], tuple[str, ...]]:
         """In a thread: values in, values out."""
         read = self._read(names)
@@ -82,7 +85,7 @@ class KeyFiles:
         valid: dict[SigEntry, str] = {}
         for entry in sorted(entries, reverse=True):
             try:
-                signed = signed_bytes(path, image, entry.timestamp_ms)
+                signed = statement(path, image, entry.timestamp_ms)
             except ValueError:
                 continue
             maker = next((key for key in waiting if verify(key, signed, entry.signature)), None)

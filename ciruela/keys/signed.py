@@ -1,10 +1,18 @@
-"""What an upload's signature is made over (protocol section 3.4, "Signed data")."""
+"""What the signature of an upload, and of a question about one, is made over (protocol section 3.4, "Signed data")."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cbor2
 
 from ciruela.model.ids import ImageId
+
+CHECK_DOMAIN = "ciruela/check"
+"""What is signed for a dry run begins with it, and has one item more than what is signed for an upload."""
+
+Statement = Callable[[str, ImageId, int], bytes]
+"""What makes the bytes that are signed of path, image and time."""
 
 _LAST_TIMESTAMP_MS = 2**64 - 1
 
@@ -14,6 +22,19 @@ def signed_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
 
     Raises ValueError for a time that is not an unsigned 64 bit number and for text that is not Unicode.
     """
+    _check_time(timestamp_ms)
+    return cbor2.dumps([path, bytes(image), int(timestamp_ms)])
+
+
+def signed_check_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
+    """The shortest CBOR of ``["ciruela/check", path, image, timestamp]``: a question, which no node takes for an upload.
+
+    Raises ValueError as :func:`signed_bytes`.
+    """
+    _check_time(timestamp_ms)
+    return cbor2.dumps([CHECK_DOMAIN, path, bytes(image), int(timestamp_ms)])
+
+
+def _check_time(timestamp_ms: int) -> None:
     if not 0 <= timestamp_ms <= _LAST_TIMESTAMP_MS:
         raise ValueError(f"a timestamp of {timestamp_ms} ms cannot be signed")
-    return cbor2.dumps([path, bytes(image), int(timestamp_ms)])

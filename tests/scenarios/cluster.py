@@ -53,11 +53,11 @@ LOGS = DirConfig("logs", "/srv/logs", append_only=True, num_levels=1)
 class OneKey:
     """An authority that knows one key."""
 
-    def verified(self, config, vpath, image, entries):
+    def verified(self, config, vpath, image, entries, statement=signed_bytes):
         good = []
         for entry in entries:
             try:
-                KEY.verify_key.verify(signed_bytes(str(vpath), image, entry.timestamp_ms), entry.signature)
+                KEY.verify_key.verify(statement(str(vpath), image, entry.timestamp_ms), entry.signature)
             except BadSignatureError:
                 continue
             good.append(entry)
