@@ -142,6 +142,11 @@ def refusal_code(reason: str | None) -> int:
     return EXIT_CONFLICT if reason in _CONFLICTS else EXIT_REJECTED
 
 
+def meaning_of(reason: str) -> str:
+    """A word of a refusal with what it means, where that is known."""
+    return f"{reason}: {_MEANING[Reject(reason)]}" if reason in _WORDS else reason
+
+
 def _word(reason: str) -> str:
     """The word of an abort, without the detail that may follow it."""
     return reason.partition(":")[0]
@@ -373,7 +378,7 @@ class Book:
         late = elapsed_s >= rule.deadline_s
         if refusals and (late or (reach.exhausted and not busy)):
             reasons = sorted({contact.reason for contact in refusals if contact.answer is _Answer.REFUSED} or {Reject.NO_CONFIG.value})
-            said = ", ".join(f"{reason}: {_MEANING[Reject(reason)]}" if reason in _WORDS else reason for reason in reasons)
+            said = ", ".join(map(meaning_of, reasons))
             return Verdict(Outcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
         if late:
             return Verdict(Outcome.FAILED, EXIT_NETWORK, "out of time: no node could be reached, or none answered")

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from ciruela.client.book import EXIT_NOTHING
 from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
@@ -19,7 +20,7 @@ from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import SyncOptions
-from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
+from ciruela.client.orders import Prepared, check_directory, check_sources, prepare, sign_checks
 from ciruela.client.pace import Pace
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.report import Report, Reporting
@@ -120,6 +121,8 @@ async def scan_directory(
     finally:
         display.hide()
     display.say(scanned_line(name, found))
+    for path in found.excluded_paths:
+        display.note("", f"left out {path}")
     for warning in found.warnings:
         display.problem("", warning)
     return found
@@ -194,6 +197,10 @@ async def sync(
 
     Cancel to stop: what has been promised so far is printed, then CancelledError is raised. Raises what keeps it from sending anything.
     """
+    if options.dry_run:
+        from ciruela.client.check import dry_run  # here, because only a dry run needs it
+
+        return await dry_run(options, around, world)
     check_sources(options.wishes)
     display = make_display(options.common, around, options.print_progress_s)
     identities = await identities_of(options.keys, around, display)
@@ -210,6 +217,15 @@ async def sync(
     if report is not None:
         for wish in options.wishes:
             report.indexed(wish, prepared.scans[wish.source])
+    if options.exit_code:
+        from ciruela.client.check import nothing_to_do, survey_all
+
+        checks = await sign_checks(options.wishes, prepared.scans, identities, around.now_ms())
+        if nothing_to_do(await survey_all(options, checks, net, display), options.rule):
+            display.say("Nothing to do: every node has exactly this already")
+            if report is not None:
+                report.end(EXIT_NOTHING, "nothing-to-do", [])
+            return EXIT_NOTHING
     clusters: list[ClusterRun] = []
     run = SyncRun(clusters)
     pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)

@@ -185,6 +185,10 @@ class Display:
         """Print a line that was asked for, whatever the verbosity."""
         _write(self._out, clean(text, 2000))
 
+    def answer(self, text: str) -> None:
+        """Print a line that was asked for; what it holds is clean already."""
+        _write(self._out, text)
+
     # -- indexing -----------------------------------------------------------------------------------------------------------------
 
     def show(self, text: Callable[[], str]) -> None:

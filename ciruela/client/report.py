@@ -153,13 +153,16 @@ class Report:
                     seconds=round(row.elapsed_s, 3),
                 )
 
-    def summary(self, exit_code: int, rows: Sequence[Row], outcome: str = "") -> None:
+    def summary(self, exit_code: int, rows: Sequence[Row]) -> None:
         """The last line of a run that came to its end, well or not."""
-        self._ended = True
         outcomes = {row.verdict.outcome for row in rows if row.verdict.exit_code == exit_code}
         worst = next((one for one in (*_BAD, Outcome.EARLY) if one in outcomes), Outcome.DONE)
-        uploads = [upload_fields(row) for row in rows]
-        self.write("summary", outcome=outcome or worst.value.lower(), exit_code=exit_code, code=code_of(exit_code), uploads=uploads)
+        self.end(exit_code, worst.value.lower(), [upload_fields(row) for row in rows])
+
+    def end(self, exit_code: int, outcome: str, uploads: Sequence[dict[str, object]]) -> None:
+        """The last line, with what there is to say of each upload to each cluster."""
+        self._ended = True
+        self.write("summary", outcome=outcome, exit_code=exit_code, code=code_of(exit_code), uploads=uploads)
 
     def error(self, exit_code: int, message: str) -> None:
         """The last line of a run that did not; how uploads that had begun stood then. Nothing when the last line is written already."""
