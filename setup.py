@@ -13,6 +13,7 @@ VERSION: dict[str, str] = {}
 exec((HERE / "ciruela" / "_version.py").read_text(encoding="utf-8"), VERSION)  # noqa: S102
 
 DEV = [
+    "argparse-manpage>=4.6",
     "build>=1.2.2",
     "coverage>=7.13",  # the first release whose wheel carries the .pth file that measures child processes
     "furo>=2024.8",
@@ -45,11 +46,13 @@ setup(
         "blake3>=1.0",
         "cbor2>=5.9",
         "cryptography>=44",
+        "pathspec>=0.12",
         "pynacl>=1.5",
         "pyopenssl>=24.3",
         "PyYAML>=6.0.2",
         "rich>=13.9",
         "service-identity>=24.2",
+        "shtab>=1.7",
         "treq>=24.9",
         "zstandard>=0.23",
     ],

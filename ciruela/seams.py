@@ -13,6 +13,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from twisted.internet.defer import Deferred
 
 from ciruela.index.tree import Index
+from ciruela.keys.signed import Statement, signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
@@ -285,6 +286,9 @@ class Disk(Protocol):
     def present(self, vpath: VPath) -> Deferred[bool]:
         """Whether a directory stands at ``vpath``."""
 
+    def free(self, key: str) -> Deferred[int]:
+        """Bytes that downloads to the directory of ``key`` may still use. Fails with DiskError when it cannot be opened."""
+
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
 
@@ -295,13 +299,10 @@ class Disk(Protocol):
 class Authority(Protocol):
     """The keys that may upload."""
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[Mapping[SigEntry, str]]:
+    def verified(
+        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes
+    ) -> Deferred[Mapping[SigEntry, str]]:
         """Those of ``entries`` that a key configured for ``config`` made, one per key, in order, each with the fingerprint of its key.
 
-        Keys are read anew each time.
+        ``statement`` is what they were made over. Keys are read anew each time.
         """
-
-    def verified_removal(
-        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]
-    ) -> Deferred[Mapping[SigEntry, str]]:
-        """As :meth:`verified`, for signatures of a removal."""

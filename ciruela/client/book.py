@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ciruela.client.require import Requirement
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort, Reject
 from ciruela.proto.messages import AbortedImage, ReceivedImage, RemovedImage, UploadAck
@@ -24,10 +25,10 @@ MAX_MACHINES = 10_000
 ERROR_RETRIES = 3
 """How often a request that was answered by ``Error`` is sent again before that counts as a refusal."""
 
-EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, EXIT_NETWORK, EXIT_REJECTED, EXIT_CONFLICT = 0, 1, 2, 3, 5, 6
+EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_HOOK, EXIT_NOTHING = range(9)
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
-_SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_DONE)
+_SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_PARTIAL, EXIT_HOOK, EXIT_DONE, EXIT_NOTHING)
 """The exit code of several uploads: the first of these that one of them has. What a person must change comes before what time may heal."""
 
 _CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.STALE_TIMESTAMP})
@@ -54,12 +55,13 @@ _WORDS = frozenset(reject.value for reject in _MEANING)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When an upload is finished. Times in seconds from the start of the run."""
+    """When an upload is finished. Times in seconds from the start of the run. ``require``: what is success, if not the early rule."""
 
     early_hosts: int = 3
     early_fraction: float = 0.75
     early_timeout_s: float = 30.0
     deadline_s: float = 1800.0
+    require: Requirement | None = None
 
     def need(self, expected: int) -> int:
         """How many of ``expected`` nodes are enough after the early timeout."""
@@ -72,6 +74,7 @@ class Outcome(Enum):
     RUNNING = "RUNNING"
     DONE = "DONE"
     EARLY = "EARLY"
+    PARTIAL = "PARTIAL"
     REJECTED = "REJECTED"
     FAILED = "FAILED"
 
@@ -139,13 +142,18 @@ def refusal_code(reason: str | None) -> int:
     return EXIT_CONFLICT if reason in _CONFLICTS else EXIT_REJECTED
 
 
+def meaning_of(reason: str) -> str:
+    """A word of a refusal with what it means, where that is known."""
+    return f"{reason}: {_MEANING[Reject(reason)]}" if reason in _WORDS else reason
+
+
 def _word(reason: str) -> str:
     """The word of an abort, without the detail that may follow it."""
     return reason.partition(":")[0]
 
 
 def worst(codes: Iterable[int]) -> int:
-    """The exit code of several uploads: local problem, rejected, conflict, network, done, in this order."""
+    """The exit code of several uploads: local problem, rejected, conflict, network, partial, hook, done, nothing to do, in this order."""
     present = set(codes)
     return next((code for code in _SEVERITY if code in present), EXIT_DONE)
 
@@ -338,25 +346,37 @@ class Book:
         if held and not accepted and not self._done and not busy:
             return Verdict(Outcome.DONE)
         done, failed, expected = self._count()
-        if not busy and done >= expected and all(contact.machine in self._done | self._held for contact in accepted):
+        everywhere = done >= expected
+        require = rule.require
+        enough = require is None or done >= require.need(expected)
+        if not busy and everywhere and enough and all(contact.machine in self._done | self._held for contact in accepted):
             return Verdict(Outcome.DONE)
         if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
             return RUNNING
-        doubtful = self._doubtful()
-        nameless = sum(contact.machine is None for contact in (*accepted, *held, *self._with(_Answer.REFUSED)))  # each may be one of these
-        sure = done - max(0, len(doubtful & (self._done | self._held)) - nameless)
-        real = expected - max(0, len(doubtful) - nameless)
+        sure, real = self._sure(done, expected)
         need = rule.need(real)
-        if sure >= need > 0:
-            return Verdict(Outcome.DONE) if done >= expected else Verdict(Outcome.EARLY, EXIT_DONE, f"{need} of {real} nodes were enough")
-        have = f"{sure} nodes {self._done_words}, {need} were needed"
+        wanted = need if require is None else require.need(expected if require.whole else real)
+        if sure >= wanted > 0:
+            return Verdict(Outcome.DONE) if everywhere else Verdict(Outcome.EARLY, EXIT_DONE, f"{wanted} of {real} nodes were enough")
+        have = f"{sure} nodes {self._done_words}, {wanted} were needed"
         if real < expected:
             have += f" ({expected - real} that only one server speaks of are not counted)"
-        if not busy and done + failed >= expected:
-            return Verdict(Outcome.FAILED, self._failure_code(), f"{have}, and the others failed")
-        if elapsed_s >= rule.deadline_s:
-            return Verdict(Outcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
-        return RUNNING
+        ended = not busy and done + failed >= expected
+        if not ended and elapsed_s < rule.deadline_s:
+            return RUNNING
+        if require is not None and sure >= need > 0:
+            return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, f"--require {require}: {have}")
+        if ended:
+            others = "no other node is known" if everywhere else "the others failed"
+            return Verdict(Outcome.FAILED, self._failure_code(), f"{have}, and {others}")
+        return Verdict(Outcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
+
+    def _sure(self, done: int, expected: int) -> tuple[int, int]:
+        """How many of those that are done, and of those that are expected, are not only one server's word."""
+        doubtful = self._doubtful()
+        nameless = sum(contact.machine is None for contact in self._with(_Answer.ACCEPTED, _Answer.HELD, _Answer.REFUSED))
+        sure = done - max(0, len(doubtful & (self._done | self._held)) - nameless)  # each nameless one may be one of them
+        return sure, expected - max(0, len(doubtful) - nameless)
 
     def _nobody(self, rule: Rule, elapsed_s: float, busy: bool, reach: Reach) -> Verdict:
         """The verdict while no node has accepted."""
@@ -364,7 +384,7 @@ class Book:
         late = elapsed_s >= rule.deadline_s
         if refusals and (late or (reach.exhausted and not busy)):
             reasons = sorted({contact.reason for contact in refusals if contact.answer is _Answer.REFUSED} or {Reject.NO_CONFIG.value})
-            said = ", ".join(f"{reason}: {_MEANING[Reject(reason)]}" if reason in _WORDS else reason for reason in reasons)
+            said = ", ".join(map(meaning_of, reasons))
             return Verdict(Outcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
         if late:
             return Verdict(Outcome.FAILED, EXIT_NETWORK, "out of time: no node could be reached, or none answered")

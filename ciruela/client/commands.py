@@ -10,16 +10,22 @@ from typing import IO, Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from ciruela.client.book import EXIT_NOTHING
+from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
+from ciruela.client.ignore import excludes_for
 from ciruela.client.options.common import Common
+from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import SyncOptions
-from ciruela.client.orders import Prepared, check_directory, check_sources, prepare
+from ciruela.client.orders import Prepared, check_directory, check_sources, prepare, sign_checks
+from ciruela.client.pace import Pace
 from ciruela.client.progress import Block, Display, wants_live
+from ciruela.client.report import Report, Reporting
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Row, SyncRun, World, exit_code
+from ciruela.client.sync import ClusterRun, Listener, Row, World
 from ciruela.client.text import count, size
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.localtree import LocalTree
@@ -37,6 +43,7 @@ class Surroundings:
     """What a command gets from the process: everything that is not in its options.
 
     ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
+    ``report`` writes what programs read, where they asked for it.
     """
 
     reactor: Any
@@ -47,16 +54,17 @@ class Surroundings:
     stderr: IO[str]
     in_thread: InThread
     look_up_in_thread: InThread
+    report: Report | None = None
 
 
 def make_display(common: Common, around: Surroundings, lines_every_s: float | None) -> Display:
-    """The display that the options ask for."""
+    """The display that the options ask for. Results go to stdout, unless that is for a report."""
     live = wants_live(common.progress, around.stderr, around.environ)
     plain = lines_every_s is not None and not live and common.progress.value != "none"
     return Display(
         clock=around.reactor,
         now_ms=around.now_ms,
-        out=around.stdout,
+        out=around.stdout if around.report is None else around.stderr,
         err=around.stderr,
         block=_live_block(around) if live else None,
         lines_every_s=lines_every_s if plain else None,
@@ -72,9 +80,10 @@ def _live_block(around: Surroundings) -> Block:
 
 def scanned_line(name: str, found: Scan) -> str:
     """What indexing a directory found."""
+    left_out = f", {found.excluded:,} left out" if found.excluded else ""
     return (
-        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)} "
-        f"in {found.seconds:.1f} s, id {found.image.hex()}"
+        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)}"
+        f"{left_out} in {found.seconds:.1f} s, id {found.image.hex()}"
     )
 
 
@@ -84,8 +93,16 @@ def hash_caches(wanted: bool, around: Surroundings) -> HashCache | None:
     return None if home is None else HashCache(home, lambda: around.now_ms() * 1_000_000)
 
 
-async def scan_directory(name: str, kind: HashKind, display: Display, in_thread: InThread, caches: HashCache | None = None) -> Scan:
+async def scan_directory(
+    name: str,
+    kind: HashKind,
+    display: Display,
+    in_thread: InThread,
+    caches: HashCache | None = None,
+    excluding: Excluding = NOTHING,
+) -> Scan:
     """Index one directory, and show that it goes on. Without ``caches`` every file is read."""
+    excludes = await in_thread(excludes_for, name, excluding)
     latest: list[ScanProgress] = []
 
     def so_far() -> str:
@@ -100,10 +117,12 @@ async def scan_directory(name: str, kind: HashKind, display: Display, in_thread:
 
     display.show(so_far)
     try:
-        found = await scan(name, kind, in_thread, progressed, caches=caches)
+        found = await scan(name, kind, in_thread, progressed, caches=caches, excludes=excludes)
     finally:
         display.hide()
     display.say(scanned_line(name, found))
+    for path in found.excluded_paths:
+        display.note("", f"left out {path}")
     for warning in found.warnings:
         display.problem("", warning)
     return found
@@ -114,7 +133,7 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
     check_directory(options.directory)
     display = make_display(options.common, around, None)
     caches = hash_caches(options.cache, around)
-    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread, caches)
+    found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread, caches, options.excluding)
     around.stdout.flush()
     around.stdout.buffer.write(found.data)  # type: ignore[attr-defined]
     around.stdout.buffer.flush()  # type: ignore[attr-defined]
@@ -142,7 +161,9 @@ async def identities_of(keys: Keys, around: Surroundings, display: Display) -> I
     return found
 
 
-async def open_source(prepared: Prepared, in_thread: InThread, changed: Callable[..., None]) -> tuple[Source, list[LocalTree]]:
+async def open_source(
+    prepared: Prepared, in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
+) -> tuple[Source, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
     trees: list[LocalTree] = []
@@ -150,7 +171,7 @@ async def open_source(prepared: Prepared, in_thread: InThread, changed: Callable
         tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
         offers.append(Offer(found.index, found.data, tree, name))
-    return Source(offers, in_thread, changed), trees
+    return Source(offers, in_thread, changed, pace), trees
 
 
 def _open_tree(name: str, found: Scan) -> LocalTree:
@@ -176,6 +197,10 @@ async def sync(
 
     Cancel to stop: what has been promised so far is printed, then CancelledError is raised. Raises what keeps it from sending anything.
     """
+    if options.dry_run:
+        from ciruela.client.check import dry_run  # here, because only a dry run needs it
+
+        return await dry_run(options, around, world)
     check_sources(options.wishes)
     display = make_display(options.common, around, options.print_progress_s)
     identities = await identities_of(options.keys, around, display)
@@ -184,19 +209,36 @@ async def sync(
     caches = hash_caches(options.cache, around)
     prepared = await prepare(
         options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches)),
+        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
         identities,
         around.now_ms,
     )
+    report = around.report
+    if report is not None:
+        for wish in options.wishes:
+            report.indexed(wish, prepared.scans[wish.source])
+    if options.exit_code:
+        from ciruela.client.check import nothing_to_do, survey_all
+
+        checks = await sign_checks(options.wishes, prepared.scans, identities, around.now_ms())
+        if nothing_to_do(await survey_all(options, checks, net, display), options.rule):
+            display.say("Nothing to do: every node has exactly this already")
+            if report is not None:
+                report.end(EXIT_NOTHING, "nothing-to-do", [])
+            return EXIT_NOTHING
     clusters: list[ClusterRun] = []
     run = SyncRun(clusters)
-    source, trees = await open_source(prepared, around.in_thread, run.source_changed)
+    pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)
+    source, trees = await open_source(prepared, around.in_thread, run.source_changed, pace)
     try:
+        listener: Listener = display if report is None else Reporting(display, report)
         clusters += [
-            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, display) for names in options.clusters
+            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, listener) for names in options.clusters
         ]
         going = run.start()
         display.watch(run)
+        if report is not None:
+            report.watch(run, around.reactor, options.print_progress_s)
         try:
             rows = await going
         except CancelledError:
@@ -204,10 +246,15 @@ async def sync(
             raise
         finally:
             display.hide()
+            if report is not None:
+                report.rest()
         display.finish(rows)
         if ended is not None:
             ended(rows)
-        return exit_code(rows)
+        code = exit_code(rows)
+        if report is not None:
+            report.summary(code, rows)
+        return code
     finally:
         for name, tree in zip(prepared.scans, trees, strict=True):
             tree.close()

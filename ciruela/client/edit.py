@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError
 
 from ciruela.client import editor
 from ciruela.client.book import EXIT_CONFLICT
+from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
 from ciruela.client.fetch import NothingThere, Reading, Seen
 from ciruela.client.identities import Identities
@@ -21,7 +22,7 @@ from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.progress import Display
 from ciruela.client.relay import Relay
-from ciruela.client.sync import ClusterRun, SyncRun, Upload, World, exit_code
+from ciruela.client.sync import ClusterRun, Upload, World
 from ciruela.client.text import size
 from ciruela.index.change import NoPlace, find, put
 from ciruela.index.emit import emit

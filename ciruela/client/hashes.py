@@ -23,10 +23,11 @@ PATIENCE_S = 2.0
 """A cluster that does not answer within so long is taken for one of the reference."""
 
 
-class _Silent:
+class Silent:
     """The counterpart of a connection that is only made to see who is there."""
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        """Nothing is served here."""
         return fail(RemoteError("this connection is about to be closed"))
 
     def notified(self, link: Link, notification: Notification) -> None:
@@ -52,7 +53,7 @@ async def _is_ours(names: Sequence[str], world: World) -> bool:
         try:
             for address in await world.resolve(name):
                 try:
-                    link = await world.connect(address, _Silent())
+                    link = await world.connect(address, Silent())
                 except CiruelaError:
                     continue
                 bulk: bool = link.bulk

@@ -26,7 +26,14 @@ WIDE = 110
 _COLUMNS: tuple[Literal["left", "right"], ...] = ("left", "left", "left", "right", "left")
 """Cluster, path, bar, nodes, bytes; what is going on comes after them."""
 
-_STYLES = {Outcome.DONE: "green", Outcome.EARLY: "yellow", Outcome.REJECTED: "red", Outcome.FAILED: "red", Outcome.RUNNING: "cyan"}
+_STYLES = {
+    Outcome.DONE: "green",
+    Outcome.EARLY: "yellow",
+    Outcome.PARTIAL: "yellow",
+    Outcome.REJECTED: "red",
+    Outcome.FAILED: "red",
+    Outcome.RUNNING: "cyan",
+}
 
 
 class TerminalBlock:

@@ -28,6 +28,7 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
+from ciruela.client.options.completion import CompletionOptions
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import IndexOptions, VerifyOptions
@@ -36,6 +37,7 @@ from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import Options, parse, parse_sync
 from ciruela.client.options.upload import UploadOptions
 from ciruela.client.orders import Conflict, LocalProblem
+from ciruela.client.report import Report
 from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import memory
@@ -72,10 +74,13 @@ class _Life:
     The first signal asks the command to end in order; after ``patience`` more it ends at once.
     """
 
-    def __init__(self, reactor: Any, command: Callable[[], Coroutine[Any, Any, int]], verbose: bool, patience: int) -> None:
+    def __init__(
+        self, reactor: Any, command: Callable[[], Coroutine[Any, Any, int]], verbose: bool, patience: int, report: Report | None = None
+    ) -> None:
         self._reactor = reactor
         self._command = command
         self._verbose = verbose
+        self._report = report
         self._story: Deferred[None] | None = None
         self._patience = patience
         self._signal = 0
@@ -114,9 +119,15 @@ class _Life:
     def _failed(self, failure: Failure) -> None:
         if self._signal and failure.check(CancelledError):
             self.code = 128 + self._signal
+            self._tell(f"ended by {signal.Signals(self._signal).name}")
             return
         self.code, text = exit_for(failure, self._verbose)
         sys.stderr.write(f"ciruela: {text}\n")
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self._report is not None:
+            self._report.error(self.code, text)
 
 
 def _observer(verbose: bool) -> Any:
@@ -183,6 +194,10 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             from ciruela.client.upload import upload
 
             return lambda: upload(options, around)
+        case CompletionOptions():
+            from ciruela.client.completion import completion
+
+            return lambda: completion(options, around)
 
 
 def _terminal_settings() -> list[Any] | None:
@@ -199,6 +214,7 @@ def _run(options: Options) -> int:
     verbose = options.common.verbosity > 1
     globalLogBeginner.beginLoggingTo([_observer(verbose)], redirectStandardIO=False)
     settings = _terminal_settings()
+    report = Report(sys.stdout) if getattr(options, "json", False) else None
     around = Surroundings(
         reactor=reactor,
         now_ms=lambda: int(time.time() * 1000),
@@ -208,9 +224,10 @@ def _run(options: Options) -> int:
         stderr=sys.stderr,
         in_thread=_pool(reactor, options.common.disk_threads, "disk"),
         look_up_in_thread=_pool(reactor, LOOK_UP_THREADS, "names"),
+        report=report,
     )
     try:
-        return _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0).run()
+        return _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0, report).run()
     finally:
         if settings is not None and _terminal_settings() != settings:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)
@@ -218,9 +235,9 @@ def _run(options: Options) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line."""
-    return _run(parse(sys.argv[1:] if argv is None else argv))
+    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ))
 
 
 def main_sync(argv: Sequence[str] | None = None) -> int:
     """``ciruela-sync``: as ``ciruela sync``."""
-    return _run(parse_sync(sys.argv[1:] if argv is None else argv))
+    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ))

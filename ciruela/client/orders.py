@@ -12,9 +12,9 @@ from ciruela.client.identities import Identities
 from ciruela.client.options.sync import Mode, Wish
 from ciruela.client.sync import Upload
 from ciruela.disk.scan import Scan
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import CiruelaError
-from ciruela.proto.messages import AppendDir, ReplaceDir
+from ciruela.proto.messages import AppendDir, CheckUpload, ReplaceDir
 from ciruela.seams import NowMs
 
 
@@ -24,6 +24,14 @@ class LocalProblem(CiruelaError):
 
 class Conflict(CiruelaError):
     """What is there is not what the user saw, or not one thing: nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One signed question: what would become of an upload."""
+
+    request: CheckUpload
+    weak: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +59,32 @@ def check_sources(wishes: Sequence[Wish]) -> None:
         check_directory(wish.source)
 
 
+async def scan_all(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scan]]) -> dict[str, Scan]:
+    """Index every source once, one after the other. Raises what scanning raises."""
+    scans: dict[str, Scan] = {}
+    for wish in wishes:
+        if wish.source not in scans:
+            scans[wish.source] = await scan(wish.source)
+    return scans
+
+
+async def sign_checks(wishes: Sequence[Wish], scans: Mapping[str, Scan], identities: Identities, timestamp_ms: int) -> tuple[Check, ...]:
+    """The questions of a dry run, signed as such. Raises what signing raises."""
+    checks = []
+    for wish in wishes:
+        image, path = scans[wish.source].image, str(wish.vpath)
+        signatures = tuple(one for _, one in await identities.sign_all(signed_check_bytes(path, image, timestamp_ms)))
+        replace = wish.mode is Mode.REPLACE
+        checks.append(Check(CheckUpload(path, replace, image, wish.old_image, timestamp_ms, signatures), wish.mode is Mode.APPEND_WEAK))
+    return tuple(checks)
+
+
 async def prepare(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scan]], identities: Identities, now_ms: NowMs) -> Prepared:
     """Index every source once, one after the other, and sign all wishes for one time.
 
     Raises what scanning and signing raise.
     """
-    scans: dict[str, Scan] = {}
-    for wish in wishes:
-        if wish.source not in scans:
-            scans[wish.source] = await scan(wish.source)
+    scans = await scan_all(wishes, scan)
     timestamp_ms = now_ms()
     uploads = []
     for wish in wishes:

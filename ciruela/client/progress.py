@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 
 from ciruela.client.book import Outcome
 from ciruela.client.options.common import Progress
-from ciruela.client.sync import Row
+from ciruela.client.sync import NodeNews, Row
 from ciruela.client.text import clean, interval, size, stamp
 from ciruela.seams import NowMs
 
@@ -26,7 +26,7 @@ FINAL_NAMES = 20
 
 
 class Clusters(Protocol):
-    """What is shown: ``sync.SyncRun``, or a double."""
+    """What is shown: ``clusters.SyncRun``, or a double."""
 
     def rows(self) -> list[Row]:
         """Every upload to every cluster."""
@@ -173,6 +173,9 @@ class Display:
         if self._verbosity > 1:
             self._tell(f"   {clean(cluster, 80)} {clean(text)}")
 
+    def node(self, news: NodeNews) -> None:
+        """What nodes say is for programs; people get notes and problems."""
+
     def say(self, text: str) -> None:
         """Print a line about what is being done."""
         if self._verbosity > 0:
@@ -181,6 +184,10 @@ class Display:
     def result(self, text: str) -> None:
         """Print a line that was asked for, whatever the verbosity."""
         _write(self._out, clean(text, 2000))
+
+    def answer(self, text: str) -> None:
+        """Print a line that was asked for; what it holds is clean already."""
+        _write(self._out, text)
 
     # -- indexing -----------------------------------------------------------------------------------------------------------------
 
@@ -242,6 +249,8 @@ class Display:
         self.hide()
         for line in result_lines(rows):
             _write(self._out, line)
+        if any(row.verdict.outcome is Outcome.EARLY for row in rows):
+            self.say("EARLY: enough nodes have it, the others go on without this client; --require all waits for all of them")
 
     def interrupted(self, rows: Sequence[Row]) -> None:
         """Take away the block and print what has been promised."""

@@ -6,34 +6,22 @@ from twisted.internet.defer import CancelledError
 
 from ciruela.client.asking import Sight, look
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, Rule
-from ciruela.client.commands import Surroundings, identities_of, make_display
+from ciruela.client.clusters import SyncRun, exit_code
+from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
 from ciruela.client.identities import terminal_line
 from ciruela.client.options.common import Common
 from ciruela.client.options.removing import RemoveOptions, Target
 from ciruela.client.progress import Display
 from ciruela.client.source import Source
-from ciruela.client.sync import ClusterRun, SyncRun, Upload, World, exit_code
+from ciruela.client.sync import ClusterRun, Upload, World
 from ciruela.client.text import stamp
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.errors import ConfigError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import State
-from ciruela.net.outgoing import CLIENT_HOST, connect
-from ciruela.net.resolve import resolver
 from ciruela.proto.messages import RemoveDir
 
 YES = frozenset({"y", "yes"})
-
-
-def world_of(common: Common, around: Surroundings) -> World:
-    """Real connections and names."""
-    resolve = resolver(around.look_up_in_thread)
-    return World(
-        clock=around.reactor,
-        rng=around.rng,
-        connect=lambda address, counterpart: connect(around.reactor, address, counterpart, CLIENT_HOST),
-        resolve=lambda name: resolve(name, common.port),
-    )
 
 
 def described(state: State) -> str:
@@ -82,7 +70,7 @@ async def seen(target: Target, net: World, display: Display) -> Sight:
 async def remove(options: RemoveOptions, around: Surroundings, world: World | None = None) -> int:
     """``ciruela remove``. Gives the exit code. Raises what keeps it from sending anything."""
     display = make_display(options.common, around, None)
-    net = world or world_of(options.common, around)
+    net = world or real_world(options.common, around)
     target = options.target
     sight = await seen(target, net, display)
     image = options.image or (None if sight.newest is None else sight.newest.image)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ciruela.client.asking import Sight
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, identities_of, make_display
+from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
 from ciruela.client.options.removing import RollbackOptions, Target
 from ciruela.client.progress import Display
-from ciruela.client.removing import agreed, described, run_one, seen, world_of
+from ciruela.client.removing import agreed, described, run_one, seen
 from ciruela.client.sync import Upload, World
 from ciruela.client.text import stamp
 from ciruela.keys.signed import signed_bytes
@@ -54,7 +54,7 @@ def _agree(sight: Sight) -> bool:
 async def rollback(options: RollbackOptions, around: Surroundings, world: World | None = None) -> int:
     """``ciruela rollback``. Gives the exit code. Raises what keeps it from sending anything."""
     display = make_display(options.common, around, None)
-    net = world or world_of(options.common, around)
+    net = world or real_world(options.common, around)
     target = options.target
     sight = await seen(target, net, display)
     if options.listing:
@@ -62,7 +62,8 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     image = chosen(options.image, sight)
     current = sight.newest
     if isinstance(image, str) or current is None:
-        display.problem(target.entry_point, f"{target.vpath}: {image}")
+        why = image if isinstance(image, str) else "nothing is there now; use sync --replace"
+        display.problem(target.entry_point, f"{target.vpath}: {why}")
         for line in candidates(sight):
             display.say(f"  can be gone back to: {line}")
         return EXIT_REJECTED

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail
 
+from ciruela.client.pace import PATIENCE_S, Pace
 from ciruela.client.shares import Shares
 from ciruela.clockwork import Batch
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, BlockHash, ImageId
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
 from ciruela.proto.packing import index, part
@@ -70,9 +71,15 @@ class _Shelf:
 
 
 class Source:
-    """All images of one run. ``changed`` is called with an image and a sentence when a block can no longer be given."""
+    """All images of one run. ``changed`` is called with an image and a sentence when a block can no longer be given.
 
-    def __init__(self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None]) -> None:
+    With ``pace``, what is given to all nodes together keeps to it.
+    """
+
+    def __init__(
+        self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: Pace | None = None
+    ) -> None:
+        self._pace = pace
         self._shelves: dict[ImageId, _Shelf] = {}
         self._changed = changed
         self._in_thread = in_thread
@@ -89,8 +96,26 @@ class Source:
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.
 
-        Fails with RemoteError for what this client does not serve.
+        Fails with RemoteError for what this client does not serve, with Busy for blocks that would have to wait for long.
         """
+        pace = self._pace
+        if pace is None:
+            return self._give(request, published, sent)
+        if isinstance(request, GetBlocks) and pace.wait_s > PATIENCE_S:
+            return fail(Busy(f"{SLOW_DOWN}: this client sends no faster"))
+        sizes: list[tuple[ImageId, int]] = []
+
+        def paced(response: Response) -> Deferred[Response]:
+            return pace.turn(sum(size for _, size in sizes)).addCallback(gone, response)
+
+        def gone(_: None, response: Response) -> Response:
+            for image, size in sizes:
+                sent(image, size)
+            return response
+
+        return self._give(request, published, lambda image, size: sizes.append((image, size))).addCallback(paced)
+
+    def _give(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         match request:
             case GetIndex(image=image):
                 shelf = self._shelves.get(image) if image in published else None

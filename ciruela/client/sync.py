@@ -1,4 +1,4 @@
-"""The run of ``ciruela sync``: one connection set per cluster, shared by all uploads (protocol sections 6.2 and 6.3).
+"""The run of ``ciruela sync`` on one cluster: one connection set, shared by all uploads (protocol sections 6.2 and 6.3).
 
 Everything that would make a run unrepeatable is handed in as :class:`World`, so that the same code runs over memory links in tests.
 """
@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, worst
+from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.source import Giver
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
@@ -83,8 +83,28 @@ class Upload:
     offers: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class NodeNews:
+    """What one node said, or what became of it. ``state``: ``accepted``, ``refused``, ``done``, ``gave-up``, ``error`` or ``unreachable``.
+
+    ``code`` is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
+    """
+
+    cluster: str
+    path: str
+    host: str
+    machine: MachineId | None
+    state: str
+    code: str = ""
+    message: str = ""
+    nodes_known: int = 0
+
+
 class Listener(Protocol):
     """Who shows what happens. All texts may hold what a server said: they are raw."""
+
+    def node(self, news: NodeNews) -> None:
+        """A node said something."""
 
     def problem(self, cluster: str, text: str) -> None:
         """Something went wrong, or did not go as wished."""
@@ -298,6 +318,8 @@ class ClusterRun:
         self._contacts.failed(address)
         what = failure.getErrorMessage() or type(failure.value).__name__
         label = self._contacts.label(address)
+        for run in self._running():
+            self._tell(run, label, "unreachable", code="unreachable", message=what)
         self._problem(f"{what if label in what else f'{label}: {what}'}; trying again")
         self._step()
 
@@ -351,6 +373,8 @@ class ClusterRun:
         run.book.answered(peer.address, response)
         self._contacts.heard(response.hosts.values())
         where = self._where(peer.address)
+        state = "accepted" if response.accepted else "refused"
+        self._tell(run, where, state, code=response.reject_reason or "", known=len(response.hosts))
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
         elif run.book.refused(peer.address) and response.reject_reason != "no_config":
@@ -371,11 +395,17 @@ class ClusterRun:
     def _refused_to_say(self, run: _Run, peer: _Peer, text: str, *, busy: bool = False) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
         again = run.book.errored(peer.address, text, busy=busy)
+        self._tell(run, self._where(peer.address), "error", code="busy" if busy else "error", message=text)
         if again:
             run.asked.discard(peer.address)
             run.pause.failed(peer.address)
         self._problem(f"{self._where(peer.address)} {run.book.path} {text}{'; trying again' if again else ''}")
         self._step()
+
+    def _tell(
+        self, run: _Run, host: str, state: str, machine: MachineId | None = None, code: str = "", message: str = "", known: int = 0
+    ) -> None:
+        self._listener.node(NodeNews(self.label, run.book.path, host, machine, state, code, message, known))
 
     # -- what the nodes ask and tell ----------------------------------------------------------------------------------------------
 
@@ -406,51 +436,13 @@ class ClusterRun:
                 case _ if run.removes:
                     pass
                 case ReceivedImage() if run.book.received(peer.address, notification):
+                    self._tell(run, notification.hostname, "done", notification.machine_id)
                     self._listener.note(self.label, f"{notification.hostname} {run.book.path} has it")
                     self._step()
                 case AbortedImage() if run.book.aborted(peer.address, notification):
+                    word, _, detail = notification.reason.partition(":")
+                    self._tell(run, notification.hostname, "gave-up", notification.machine_id, word, detail.strip())
                     self._problem(f"{notification.hostname} {run.book.path} {notification.reason}")
                     self._step()
                 case _:
                     pass
-
-
-class SyncRun:
-    """All clusters of one command, in parallel."""
-
-    def __init__(self, clusters: Sequence[ClusterRun]) -> None:
-        self._clusters = clusters
-
-    def start(self) -> Deferred[list[Row]]:
-        """Begin. Fires with the final rows; cancel to give up."""
-        waiting = gatherResults([cluster.start() for cluster in self._clusters], consumeErrors=True)
-        return waiting.addCallbacks(lambda _: self.rows(), self._broken)
-
-    def _broken(self, failure: Failure) -> Failure:
-        """One cluster failed or was cancelled: end the others, and pass on why."""
-        self.stop()
-        return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
-
-    def stop(self) -> None:
-        """Give up whatever is not finished."""
-        for cluster in self._clusters:
-            cluster.stop()
-
-    def source_changed(self, image: ImageId, text: str) -> None:
-        """Tell every cluster that a directory changed."""
-        for cluster in self._clusters:
-            cluster.source_changed(image, text)
-
-    def rows(self) -> list[Row]:
-        """How every upload to every cluster stands."""
-        return [row for cluster in self._clusters for row in cluster.rows()]
-
-    def whole_nodes(self) -> int:
-        """On how many nodes of each cluster every running upload is whole, at least; from 1 on, the client is not needed any more."""
-        known = [nodes for cluster in self._clusters if (nodes := cluster.whole_nodes()) is not None]
-        return min(known, default=0)
-
-
-def exit_code(rows: Sequence[Row]) -> int:
-    """The exit code of the whole command."""
-    return worst(row.verdict.exit_code for row in rows)

@@ -7,6 +7,7 @@ from functools import partial
 from twisted.internet.defer import CancelledError, Deferred
 
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, Rule
+from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.commands import (
     Surroundings,
     hash_caches,
@@ -21,7 +22,7 @@ from ciruela.client.options.sync import Wish
 from ciruela.client.options.upload import UploadOptions
 from ciruela.client.orders import Prepared, check_directory, prepare
 from ciruela.client.progress import Display
-from ciruela.client.sync import ClusterRun, SyncRun, World, exit_code
+from ciruela.client.sync import ClusterRun, World
 from ciruela.client.text import clean
 from ciruela.model.errors import CiruelaError
 

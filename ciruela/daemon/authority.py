@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from ciruela.daemon.modes import loose, private_group
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PublicKey, verify
-from ciruela.keys.signed import removal_bytes, signed_bytes
+from ciruela.keys.signed import Statement, signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
@@ -30,8 +30,6 @@ MOST_VERIFIED = 16
 MAX_FILE_BYTES = 256 * 1024
 """Longest key file: some two thousand keys."""
 
-Statement = Callable[[str, ImageId, int], bytes]
-"""The bytes that are signed, of a path, an image and a time in milliseconds."""
 
 _MASTER = "master.key"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -60,24 +58,15 @@ class KeyFiles:
         self._now_ms = now_ms
         self._told: dict[str, frozenset[str]] = {}
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[Mapping[SigEntry, str]]:
-        """Those of the first 16 ``entries`` that a key of ``config`` made: the newest of each key, in the order of a state, and the keys.
+    def verified(
+        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes
+    ) -> Deferred[Mapping[SigEntry, str]]:
+        """Those of the first 16 ``entries`` that a key of ``config`` made over ``statement``, and the keys: the newest of each.
 
         Fails with DiskError when the directory of keys cannot be opened although it is there.
         """
-        return self._verified(signed_bytes, config, vpath, image, entries)
-
-    def verified_removal(
-        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]
-    ) -> Deferred[Mapping[SigEntry, str]]:
-        """As :meth:`verified`, for signatures of a removal: whoever may upload there may remove."""
-        return self._verified(removal_bytes, config, vpath, image, entries)
-
-    def _verified(
-        self, statement: Statement, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]
-    ) -> Deferred[Mapping[SigEntry, str]]:
-        some = tuple(dict.fromkeys(entries))[:MOST_VERIFIED]
-        answer = self._in_thread(self._judge, statement, config.upload_keys, str(vpath), image, some)
+        first = tuple(dict.fromkeys(entries))[:MOST_VERIFIED]
+        answer = self._in_thread(self._judge, config.upload_keys, str(vpath), image, first, statement)
         return answer.addCallback(self._tell, config.key)
 
     def _tell(self, answer: tuple[Mapping[SigEntry, str], tuple[str, ...]], key: str) -> Mapping[SigEntry, str]:
@@ -89,7 +78,7 @@ class KeyFiles:
         return valid
 
     def _judge(
-        self, statement: Statement, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry]
+        self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry], statement: Statement
     ) -> tuple[Mapping[SigEntry, str], tuple[str, ...]]:
         """In a thread: values in, values out."""
         read = self._read(names)

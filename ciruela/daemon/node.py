@@ -233,6 +233,8 @@ class Node:
             watched=self.gossip.news_watch,
             published=lambda notification: self.downloads.nudge_image(notification.image),
             clock=world.clock,
+            me=world.me,
+            hostname=world.hostname,
             requests_per_second=world.tuning.requests_per_second,
         )
         self.ready = False

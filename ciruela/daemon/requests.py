@@ -25,6 +25,8 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     AppendDir,
     BaseDirData,
+    CheckData,
+    CheckUpload,
     GetBaseDir,
     GetBlock,
     GetBlocks,
@@ -52,11 +54,14 @@ from ciruela.uploads.service import Uploads
 READS = 10
 """Indexes and lists that a connection may ask for, for each upload: a node that has just joined asks for all it finds."""
 
+MAX_DETAIL = 1000
+"""Characters of what is told about a refusal: below the limit of the wire in any script."""
+
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
 """What is asked for many times while an image is on its way."""
 
-_SIGNED = (AppendDir, ReplaceDir, RemoveDir)
-"""Wishes with signatures, which cost more than reading."""
+_SIGNED = (AppendDir, ReplaceDir, RemoveDir, CheckUpload)
+"""Wishes with signatures, which cost more than reading: up to 16 of them are checked."""
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
@@ -103,6 +108,8 @@ class Requests:
         watched: Callable[[VPath], None],
         published: Callable[[PublishImage], None],
         clock: IReactorTime,
+        me: MachineId,
+        hostname: str,
         requests_per_second: int = STANDARD.requests_per_second,
     ) -> None:
         """``requests_per_second``: uploads that one connection may ask for; see :data:`READS`."""
@@ -122,6 +129,8 @@ class Requests:
         self._watched = watched
         self._published = published
         self._clock = clock
+        self._me = me
+        self._hostname = hostname
         self._hush = Hush(clock, 40)
         self._rate = requests_per_second
         self._buckets: dict[tuple[Link, bool], Bucket] = {}
@@ -168,6 +177,8 @@ class Requests:
                 return self._upload(link, request, Command.REPLACE, request)
             case RemoveDir():
                 return self._remove(link, request)
+            case CheckUpload():
+                return self._check(request)
             case GetIndex():
                 return self._blocks.give_index(request).addCallback(_as_response)
             case GetIndexAt():
@@ -214,6 +225,47 @@ class Requests:
         old_image = None if replace is None else replace.old_image
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
         return self._uploads.order(order).addCallback(self._judged, link, vpath)
+
+    def _check(self, request: CheckUpload) -> Deferred[Response]:
+        """What the upload would be answered. The connection is not remembered as one that waits for anything."""
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError as error:
+            refused = CheckData(False, Reject.BAD_PATH.value, str(error)[:MAX_DETAIL], None, None, None, self._me, self._hostname)
+            return succeed(refused)
+        entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
+        command = Command.REPLACE if request.replace else Command.APPEND
+        old_image = request.old_image if request.replace else None
+        order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
+        return self._uploads.check(order).addCallback(self._checked, vpath)
+
+    def _checked(self, verdict: Verdict, vpath: VPath) -> Deferred[Response]:
+        reason, detail = (verdict.reason.value, verdict.detail) if isinstance(verdict, Rejected) else (None, "")
+        committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
+
+        def answer(free_bytes: int | None) -> Response:
+            return CheckData(
+                reason is None,
+                reason,
+                detail[:MAX_DETAIL],
+                None if committed is None else committed.image,
+                None if pending is None else pending.state.image,
+                free_bytes,
+                self._me,
+                self._hostname,
+                self._hosts(vpath.key),
+            )
+
+        if vpath.key not in self._configs:
+            return self._acquainted().addCallback(lambda _: answer(None))
+        return (
+            self._acquainted().addCallback(lambda _: self._disk.free(vpath.key)).addCallbacks(answer, self._untold, errbackArgs=(answer,))
+        )
+
+    def _untold(self, failure: Failure, answer: Callable[[None], Response]) -> Response:
+        """How much room there is cannot be told: the base is not mounted, say. The verdict can."""
+        failure.trap(DiskError)
+        return answer(None)
 
     def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[Response]:
         reason = None

@@ -18,6 +18,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ciruela.disk.excludes import Excludes
 from ciruela.disk.hashcache import HashCache
 from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
 from ciruela.index.digest import HashKind
@@ -45,7 +46,11 @@ class ScanProgress:
 
 @dataclass(frozen=True)
 class Scan:
-    """A scanned directory: its index, one sentence for each thing that was left out, and what it took."""
+    """A scanned directory: its index, one sentence for each thing that does not fit into one, and what it took.
+
+    ``excluded``: how many files and directories were left out by patterns, not counting what is in these directories; ``excluded_paths``
+    names the first of them.
+    """
 
     image: ImageId
     data: bytes
@@ -55,6 +60,8 @@ class Scan:
     symlinks: int
     bytes: int
     seconds: float
+    excluded: int = 0
+    excluded_paths: tuple[str, ...] = ()
 
     @cached_property
     def index(self) -> Index:
@@ -69,14 +76,16 @@ def scan(
     progress: Callable[[ScanProgress], None],
     now_s: Callable[[], float] = time.monotonic,
     caches: HashCache | None = None,
+    excludes: Excludes | None = None,
 ) -> Deferred[Scan]:
     """Index the directory ``root``. Symlinks may lead to it; none is followed below it.
 
-    With ``caches``, files that are known and unchanged are not read. ``progress`` is called on the reactor, at most once in
-    ``walk.SLICE_S`` seconds of ``now_s`` and at the end. Fails with DiskError, which names the path and what to do, for what cannot be
-    read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one file.
+    What ``excludes`` leaves out is neither read nor entered. With ``caches``, files that are known and unchanged are not read.
+    ``progress`` is called on the reactor, at most once in ``walk.SLICE_S`` seconds of ``now_s`` and at the end. Fails with DiskError,
+    which names the path and what to do, for what cannot be read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one
+    file.
     """
-    return _Scanner(Walk(root, kind, now_s, caches), in_thread, progress, now_s).start()
+    return _Scanner(Walk(root, kind, now_s, caches, excludes), in_thread, progress, now_s).start()
 
 
 class _Scanner:
@@ -202,7 +211,8 @@ class _Scanner:
         self._progress(total)
         seconds = self._now_s() - self._began_s
         warnings = tuple(self._walk.warnings)
-        self._done.callback(Scan(image, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds))
+        excluded, paths = self._walk.excluded, tuple(self._walk.excluded_paths)
+        self._done.callback(Scan(image, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds, excluded, paths))
 
     def _not_built(self, failure: Failure) -> None:
         if not self._done.called:

@@ -195,6 +195,15 @@ class Store:
 
         return self._in_thread(checked, f"/{key}", look)
 
+    def free(self, key: str) -> Deferred[int]:
+        """As ``seams.Disk.free``."""
+
+        def look() -> int:
+            with self._base(key) as base:
+                return max(0, room(base, self._tuning))
+
+        return self._in_thread(checked, f"/{key}", look)
+
     def _base(self, key: str) -> SafeDir:
         config = self._configs.get(key)
         if config is None:

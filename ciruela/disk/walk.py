@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from operator import itemgetter
 
+from ciruela.disk.excludes import Excludes
 from ciruela.disk.hashcache import HashCache, OneCache
 from ciruela.disk.known import DirKey, Known, by_name, join_names, key_of, keys_of, rested_key, split_names
 from ciruela.disk.many import list_names, read_small, stats
@@ -34,6 +35,9 @@ SLICE_S = 0.2
 
 BACKLOG_FILES = 16
 """The walk waits while so many large files are open."""
+
+MOST_EXCLUDED = 1000
+"""Paths that patterns left out and that are remembered, for people to read."""
 
 _READ_BYTES = 8 * BLOCK_BYTES
 _MOVED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.EINVAL})
@@ -112,12 +116,15 @@ class _Place:
 class Walk:
     """The walk: iterative, by directory fds, nothing followed. Runs in one thread at a time."""
 
-    def __init__(self, root: str, kind: HashKind, now_s: Callable[[], float], caches: HashCache | None = None) -> None:
+    def __init__(
+        self, root: str, kind: HashKind, now_s: Callable[[], float], caches: HashCache | None = None, excludes: Excludes | None = None
+    ) -> None:
         self._root = root
         self._kind = kind
         self._hash = kind.function()
         self._now_s = now_s
         self._caches = caches
+        self._excludes = excludes or None
         self._cache: OneCache | None = None
         self._at = ""
         self._work = self._steps()
@@ -126,6 +133,8 @@ class Walk:
         self.stopped = False
         self.ended = False
         self.warnings: list[str] = []
+        self.excluded = 0
+        self.excluded_paths: list[str] = []
         self.dirs = 0
         self.files = 0
         self.symlinks = 0
@@ -212,7 +221,8 @@ class Walk:
             self.bytes += known.bytes
             yield None
             return sorted(split_names(known.below), reverse=True)
-        entries = frame.directory.entries()
+        entries, leave_out = self._kept(frame, frame.directory.entries())
+        self._excluded(leave_out)
         names = self._names(entries, frame.prefix, depth)
         below = [name for name, entry in zip(names, entries, strict=True) if entry.is_dir(follow_symlinks=False)]
         listed = _Listed(names, below)
@@ -239,7 +249,12 @@ class Walk:
         if depth > MAX_DEPTH or len(frame.prefix.encode()) + MAX_COMPONENT_BYTES > MAX_PATH_BYTES:
             return False
         directory = frame.directory
-        names = list_names(directory)
+        leave_out: list[str] = []
+        if self._excludes is None:
+            names = list_names(directory)
+        else:
+            entries, leave_out = self._kept(frame, directory.entries())
+            names = [entry.name for entry in entries]
         if os.fsencode("\0".join(names)) != known.names:
             return False
         if known.below:
@@ -247,7 +262,27 @@ class Walk:
             if not all(stat.S_ISDIR(found.st_mode) for found in stats(directory, below)):
                 return False
             names = [name for name in names if name not in below]
-        return keys_of(stats(directory, names)) == known.keys
+        if keys_of(stats(directory, names)) != known.keys:
+            return False
+        self._excluded(leave_out)
+        return True
+
+    def _kept(self, frame: _Frame, entries: list[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]], list[str]]:
+        """Those of ``entries`` that no pattern leaves out, and the paths of the others."""
+        if self._excludes is None:
+            return entries, []
+        kept, leave_out = [], []
+        for entry in entries:
+            path, directory = frame.prefix[1:] + entry.name, entry.is_dir(follow_symlinks=False)
+            if self._excludes.leave_out(path, directory=directory):
+                leave_out.append(f"{path}/" if directory else path)
+            else:
+                kept.append(entry)
+        return kept, leave_out
+
+    def _excluded(self, paths: list[str]) -> None:
+        self.excluded += len(paths)
+        self.excluded_paths += sorted(paths)[: MOST_EXCLUDED - len(self.excluded_paths)]
 
     def _names(self, entries: list[os.DirEntry[str]], prefix: str, depth: int) -> list[str]:
         """The names in one directory, in the order of the system. Raises DiskError for one that does not fit into an index."""

@@ -1,10 +1,18 @@
-"""What the signatures of uploads (protocol section 3.4, "Signed data") and removals are made over."""
+"""What the signatures of uploads (protocol section 3.4, "Signed data"), of removals and of questions are made over."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cbor2
 
 from ciruela.model.ids import ImageId
+
+CHECK_DOMAIN = "ciruela/check"
+"""What is signed for a dry run begins with it, and has one item more than what is signed for an upload."""
+
+Statement = Callable[[str, ImageId, int], bytes]
+"""What makes the bytes that are signed of path, image and time."""
 
 _LAST_TIMESTAMP_MS = 2**64 - 1
 
@@ -23,6 +31,14 @@ def signed_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
 def removal_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
     """The shortest CBOR of ``["ciruela/remove", path, image, timestamp]``: that ``image`` is to go from ``path``. Raises ValueError."""
     return cbor2.dumps([REMOVE, path, bytes(image), _time(timestamp_ms)])
+
+
+def signed_check_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
+    """The shortest CBOR of ``["ciruela/check", path, image, timestamp]``: a question, which no node takes for an upload.
+
+    Raises ValueError as :func:`signed_bytes`.
+    """
+    return cbor2.dumps([CHECK_DOMAIN, path, bytes(image), _time(timestamp_ms)])
 
 
 def _time(timestamp_ms: int) -> int:

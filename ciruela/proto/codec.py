@@ -21,6 +21,8 @@ from ciruela.proto.messages import (
     BaseDirData,
     BlockData,
     BlocksData,
+    CheckData,
+    CheckUpload,
     Error,
     GetBaseDir,
     GetBlock,
@@ -93,6 +95,7 @@ _ANSWERS: dict[str, type[Response]] = {
     "GetBlocks": BlocksData,
     "GetShare": ShareData,
     "GetPieces": PiecesData,
+    "CheckUpload": CheckData,
 }
 
 Incoming = RequestIn | ResponseIn | NotificationIn | Ignored
@@ -157,6 +160,9 @@ def _request_params(request: Request) -> Fields:
             return {"id": image, "missing": missing}
         case GetPieces(path, image, wanted):
             return {"path": path, "id": image, "wanted": wanted}
+        case CheckUpload(path, replace, image, old_image, timestamp_ms, signatures):
+            signed = {"timestamp": timestamp_ms, "signatures": _signatures(signatures)}
+            return {"path": path, "replace": replace, "image": image, "old_image": old_image, **signed}
         case _:
             raise TypeError(f"{type(request).__name__} is not a request")
 
@@ -171,6 +177,18 @@ def _response_params(response: Response) -> Fields:
             return {"data": data}
         case ShareData(pieces) | PiecesData(pieces):
             return {"pieces": pieces}
+        case CheckData():
+            return {
+                "accepted": response.accepted,
+                "reject_reason": response.reject_reason,
+                "detail": response.detail,
+                "there": response.there,
+                "coming": response.coming,
+                "free": response.free_bytes,
+                "machine_id": response.machine,
+                "hostname": response.hostname,
+                "hosts": _hosts_value(response.hosts),
+            }
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
         case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending, removed, kept):

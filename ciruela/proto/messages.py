@@ -123,9 +123,27 @@ class RemoveDir:
     signatures: tuple[bytes, ...]
 
 
-Request = AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare | GetPieces | RemoveDir
+@dataclass(frozen=True, slots=True)
+class CheckUpload:
+    """Client to node: what would you answer to this upload? Nothing is recorded or begun. Only ``ciruela.v2``.
 
-NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir)
+    ``signatures`` are made over another text than those of uploads (``keys.signed``), so that neither passes for the other. ``replace``:
+    as ReplaceDir, otherwise as AppendDir.
+    """
+
+    path: str
+    replace: bool
+    image: ImageId
+    old_image: ImageId | None
+    timestamp_ms: int
+    signatures: tuple[bytes, ...]
+
+
+Request = (
+    AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare | GetPieces | RemoveDir | CheckUpload
+)
+
+NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload)
 """What only ``ciruela.v2`` has."""
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
@@ -223,13 +241,32 @@ class BaseDirData:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckData:
+    """Answer to CheckUpload: what the upload would be answered, and what is there now.
+
+    ``detail`` is for people. ``there``: the image that is committed at the path, ``coming``: the one that is on its way there.
+    ``free_bytes``: what a download may use beyond the reserve; None where that cannot be told. The node names itself, too.
+    """
+
+    accepted: bool
+    reject_reason: str | None
+    detail: str
+    there: ImageId | None
+    coming: ImageId | None
+    free_bytes: int | None
+    machine: MachineId
+    hostname: str
+    hosts: Hosts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Answer to a request that failed; the text is for people."""
 
     text: str
 
 
-Response = UploadAck | IndexData | IndexAtData | BlockData | BlocksData | ShareData | PiecesData | BaseDirData | Error
+Response = UploadAck | IndexData | IndexAtData | BlockData | BlocksData | ShareData | PiecesData | BaseDirData | CheckData | Error
 
 # -- notifications ------------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ from ciruela.proto.messages import (
     BlockData,
     BlockHint,
     BlocksData,
+    CheckData,
+    CheckUpload,
     GetBaseDir,
     GetBlock,
     GetBlocks,
@@ -100,6 +102,28 @@ def _version(value: object) -> Version:
     if len(row) != 2:
         raise FormatError("a kept image is not a pair")
     return Version(fields.uint(row[0], "a time of signature"), fields.image_id(row[1], "a kept image"))
+
+
+def _check_upload(f: Fields) -> CheckUpload:
+    wish = _replace_dir(f)
+    replace = fields.flag(fields.required(f, "replace"), "replace")
+    return CheckUpload(wish.path, replace, wish.image, wish.old_image, wish.timestamp_ms, wish.signatures)
+
+
+def _check_data(f: Fields) -> CheckData:
+    ack = _ack(f)
+    there, coming = ((None if f.get(name) is None else fields.image_id(f[name], name)) for name in ("there", "coming"))
+    return CheckData(
+        ack.accepted,
+        ack.reject_reason,
+        fields.text(f.get("detail", ""), "detail", fields.MAX_TEXT_BYTES),
+        there,
+        coming,
+        None if f.get("free") is None else fields.uint(f["free"], "free"),
+        fields.machine_id(fields.required(f, "machine_id")),
+        fields.text(fields.required(f, "hostname"), "hostname", fields.MAX_NAME_BYTES),
+        ack.hosts,
+    )
 
 
 def _ack(f: Fields) -> UploadAck:
@@ -193,6 +217,7 @@ REQUESTS: dict[str, Callable[[Fields], Request]] = {
         fields.numbers(fields.required(f, "blocks"), "blocks"),
         fields.packed(f),
     ),
+    "CheckUpload": _check_upload,
     "GetShare": lambda f: GetShare(fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "missing")),
     "GetPieces": lambda f: GetPieces(
         fields.path(fields.required(f, "path")), fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "wanted")
@@ -207,6 +232,7 @@ RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "GetIndexAt": (MAX_ITEMS_WITH_HOSTS, _index_at_data),
     "GetBlock": (MAX_ITEMS, lambda f: BlockData(fields.data(f))),
     "GetBaseDir": (MAX_ITEMS_BASE_DIR, _base_dir_data),
+    "CheckUpload": (MAX_ITEMS_WITH_HOSTS, _check_data),
     "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.pieces(f, "pieces"))),
     "GetPieces": (MAX_ITEMS, lambda f: PiecesData(fields.pieces(f, "pieces"))),
 }

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from ciruela.clockwork import Hush
+from ciruela.keys.signed import removal_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Reject, Rejected, Removal, Removed
@@ -63,7 +64,7 @@ class Removals:
 
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
-        verified = self._authority.verified_removal(config, removal.vpath, removal.image, entries)
+        verified = self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
         return verified.addCallback(lambda found: self._decide(removal, tuple(found)))
 
     def _decide(self, removal: Removal, verified: tuple[SigEntry, ...]) -> RemovalVerdict | Deferred[RemovalVerdict]:

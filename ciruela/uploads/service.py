@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
+from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Accepted, Order, Progress, Reject, Rejected, Verdict
@@ -115,18 +116,8 @@ class Uploads:
     ) -> Verdict | Deferred[Verdict]:
         pending = self._ledger.pending(order.vpath)
         committed = self._ledger.committed(order.vpath)
-        burials = self._ledger.burials(order.vpath.base)
-        tombstone = burials.tombstones.get(order.vpath.entry)
-        standing = Standing(
-            committed,
-            pending.state if pending else None,
-            self._downloads.stalled(order.vpath),
-            tombstone.version if tombstone else None,
-            burials.floor_ms,
-        )
-        verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
-        if isinstance(verdict, Accepted) and verdict.progress is Progress.NEW:
-            verdict = self.quotas.room(order, config) or verdict
+        standing = self._standing(order.vpath)
+        verdict = self._judged(order, config, standing, verified)
         match verdict:
             case Rejected(reason=Reject.CONFLICT):
                 self._frozen(order, standing)
@@ -155,6 +146,37 @@ class Uploads:
                     self.quotas.charge(order, verified.values())
                     return self._begin(order, verdict, hints)
                 return settled.addCallback(lambda _: self._decide(order, config, hints, verified, present))
+
+    def _standing(self, vpath: VPath) -> Standing:
+        """What is known of ``vpath``."""
+        pending = self._ledger.pending(vpath)
+        burials = self._ledger.burials(vpath.base)
+        tombstone = burials.tombstones.get(vpath.entry)
+        return Standing(
+            self._ledger.committed(vpath),
+            pending.state if pending else None,
+            self._downloads.stalled(vpath),
+            tombstone.version if tombstone else None,
+            burials.floor_ms,
+        )
+
+    def _judged(self, order: Order, config: DirConfig, standing: Standing, verified: Mapping[SigEntry, str]) -> Verdict:
+        verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
+        if isinstance(verdict, Accepted) and verdict.progress is Progress.NEW:
+            verdict = self.quotas.room(order, config) or verdict
+        return verdict
+
+    def check(self, order: Order) -> Deferred[Verdict]:
+        """The verdict that an upload would get, for a question that is signed as one. Nothing is recorded, begun, or logged.
+
+        Fails with DiskError when the keys cannot be read.
+        """
+        config = self._configs.get(order.vpath.key)
+        unfit = precheck(order, config)
+        if unfit is not None or config is None:
+            return succeed(unfit or Rejected(Reject.NO_CONFIG))
+        verified = self._authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
+        return verified.addCallback(lambda found: self._judged(order, config, self._standing(order.vpath), found))
 
     def _frozen(self, order: Order, standing: Standing) -> None:
         """Two images were appended to one path, and this node keeps its own."""

@@ -12,8 +12,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Outcome, Rule
+from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, Row, SyncRun, Upload, World, exit_code
+from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, NodeNews, Row, Upload, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError
@@ -74,12 +75,16 @@ class Heard:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.news: list[NodeNews] = []
 
     def problem(self, cluster: str, text: str) -> None:
         self.problems.append(f"{cluster}: {text}")
 
     def note(self, cluster: str, text: str) -> None:
         self.notes.append(f"{cluster}: {text}")
+
+    def node(self, news: NodeNews) -> None:
+        self.news.append(news)
 
 
 def append(path: str = PATH, image: ImageId = IMAGE, weak: bool = False) -> Upload:

@@ -290,6 +290,11 @@ class MemDisk:
             return fail(DiskError(f"/{key}: the directory cannot be opened"))
         return succeed((self.device, crc32(config.directory.encode())))
 
+    def free(self, key: str) -> Deferred[int]:
+        if key in self.unmounted:
+            return fail(DiskError(f"/{key}: the directory cannot be opened"))
+        return succeed(1 << 40)
+
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         keep = {*keep, *(version.image for versions in self.kept.values() for version in versions)}
         named = {*keep, *(state.image for state in self.states.values()), *(pending.state.image for pending in self.pendings.values())}

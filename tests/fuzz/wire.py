@@ -13,7 +13,7 @@ from ciruela.disk import states
 from ciruela.gossip import packets
 from ciruela.gossip.envelope import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Command
 from ciruela.model.printable import escaped
 from ciruela.model.state import SigEntry
@@ -270,6 +270,22 @@ NEWER = (
     codec.encode_response(9, "GetBlocks", m.BlocksData((), (0, 1, 2, 7, 300))),
     codec.encode_response(10, "GetShare", m.ShareData(b"\x03" * 32)),
     codec.encode_response(11, "GetPieces", m.PiecesData(b"\x30" * 64)),
+    codec.encode_request(12, m.CheckUpload("/dir1/a/v1", True, ImageId(b"\x11" * 32), None, 1_700_000_000_000, (b"\x55" * 64,))),
+    codec.encode_response(
+        12,
+        "CheckUpload",
+        m.CheckData(
+            False,
+            "already_exists",
+            "other content",
+            ImageId(b"\x12" * 32),
+            None,
+            1 << 40,
+            MachineId(b"\x01" * 16),
+            "node1",
+            {MachineId(b"\x02" * 16): "node2"},
+        ),
+    ),
 )
 """What only ``ciruela.v2`` has."""
 

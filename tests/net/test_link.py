@@ -145,7 +145,12 @@ class Messages(SynchronousTestCase):
         raw.send(REFERENCE_HANDSHAKE)
         bench.flush()
         raw.seen = b""
-        newer = (m.GetBlocks("/a/b", s.image(1), (1,)), m.GetShare(s.image(1), bytes(32)), m.GetPieces("/a/b", s.image(1), bytes(32)))
+        newer = (
+            m.GetBlocks("/a/b", s.image(1), (1,)),
+            m.GetShare(s.image(1), bytes(32)),
+            m.GetPieces("/a/b", s.image(1), bytes(32)),
+            m.CheckUpload("/a/b", False, s.image(1), None, 1, ()),
+        )
         self.assertEqual(tuple(type(one) for one in newer), m.NEWER)
         for request in newer:
             refused = self.failureResultOf(bench.served().ask(request), RemoteError).getErrorMessage()

@@ -38,6 +38,10 @@ BAD = [
     [1, "GetPieces", 1, {"id": b"\1" * 32, "wanted": b"\1" * 32}],
     [1, "GetPieces", 1, {"path": "/a/b", "id": b"\1" * 32, "wanted": b"\1" * 33}],
     [2, "GetPieces", 1, {"pieces": b"\1" * 8}],
+    [1, "CheckUpload", 1, {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1, "signatures": []}],
+    [1, "CheckUpload", 1, {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1, "signatures": [], "replace": 1}],
+    [2, "CheckUpload", 1, {"accepted": True}],
+    [2, "CheckUpload", 1, {"accepted": True, "machine_id": b"\1" * 16, "hostname": "n1", "free": -1}],
     [1, "GetBlocks", 1, {"path": "/a/b", "id": b"\1" * 32, "blocks": [1, 1], "packed": 1}],
     [1, "GetIndex", 1, {"id": b"\1" * 32, "packed": "yes"}],
     [2, "GetIndex", 1, {"data": b"frame", "packed": 1}],
@@ -63,6 +67,10 @@ class Documentation(SynchronousTestCase):
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1,), packed=True)))
         schema.validate_cbor(codec.encode_request(1, m.GetIndex(s.image(1), "/a/b", packed=True)))
         schema.validate_cbor(codec.encode_response(1, "GetIndex", m.IndexData(b"frame", packed=True)))
+        schema.validate_cbor(codec.encode_request(1, m.CheckUpload("/a/b", True, s.image(1), s.image(2), 5, (b"\x55" * 64,))))
+        for there, free_bytes in ((None, None), (s.image(1), 5)):
+            answer = m.CheckData(False, "quota_exceeded", "why", there, there, free_bytes, s.machine(1), "n1", {s.machine(2): "n2"})
+            schema.validate_cbor(codec.encode_response(1, "CheckUpload", answer))
         for cuts in range(1, MOST_CUTS + 1):
             mask = b"\1" * MASK_BYTES * cuts
             schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), mask)))

@@ -119,6 +119,36 @@ class BulkTests(SynchronousTestCase):
             self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
             self.assertEqual(codec.decode(codec.encode_response(9, "GetPieces", answer)), codec.ResponseIn(9, "GetPieces", answer))
 
+    def test_checks(self) -> None:
+        """A dry run would tell of another upload than the one that was meant, or of another answer."""
+        for replace, old in ((False, None), (True, None), (True, s.image(2))):
+            request = m.CheckUpload("/dir1/a/v1", replace, s.image(1), old, 1_700_000_000_000, (b"\x55" * 64,))
+            self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
+        for answer in (
+            m.CheckData(True, None, "", None, None, None, s.machine(1), "n1"),
+            m.CheckData(False, "already_exists", "why", s.image(1), s.image(2), 1 << 50, s.machine(1), "n1", {s.machine(2): "n2"}),
+        ):
+            self.assertEqual(codec.decode(codec.encode_response(9, "CheckUpload", answer)), codec.ResponseIn(9, "CheckUpload", answer))
+
+    @shows("A24")
+    def test_bad_checks(self) -> None:
+        """A node that answers with something else would end the client with a traceback."""
+        good = {"accepted": True, "machine_id": b"\1" * 16, "hostname": "n1"}
+        codec.decode(cbor2.dumps([2, "CheckUpload", 1, good]))
+        for change in (
+            {"free": -1},
+            {"free": 1 << 64},
+            {"there": b"short"},
+            {"coming": 5},
+            {"detail": b""},
+            {"machine_id": b""},
+            {"hostname": 1},
+        ):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "CheckUpload", 1, good | change]))
+        wish = {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1, "signatures": []}
+        self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "CheckUpload", 1, wish]))
+        self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "CheckUpload", 1, wish | {"replace": 1}]))
+
     @shows("A24")
     def test_bad_masks(self) -> None:
         """A mask of any size could come, to be looked at bit by bit."""

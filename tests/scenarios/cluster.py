@@ -65,9 +65,6 @@ class OneKey:
             good.append(entry)
         return succeed(dict.fromkeys(good, "the key"))
 
-    def verified_removal(self, config, vpath, image, entries):
-        return self.verified(config, vpath, image, entries, removal_bytes)
-
 
 class Image:
     """A tree made of random blocks: its id, its index, and its blocks by hash."""

@@ -164,7 +164,7 @@ class RemovalTests(UnmeasuredTestCase):
 
 
 class _Nobody:
-    def verified_removal(self, config, vpath, image, entries):
+    def verified(self, config, vpath, image, entries, statement):
         from twisted.internet.defer import succeed
 
         return succeed({})

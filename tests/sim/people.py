@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import Rule
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Row, Upload, World
+from ciruela.client.sync import ClusterRun, NodeNews, Row, Upload, World
 from ciruela.gossip.envelope import NullKeyring
 from ciruela.gossip.packets import BaseHash, Complete, Deleted, Download, Header, Item, Member, Watch, encode_packets
 from ciruela.index.digest import BLOCK_BYTES
@@ -185,6 +185,9 @@ class _Unheard:
         """Not shown."""
 
     def note(self, cluster: str, text: str) -> None:
+        """Not shown."""
+
+    def node(self, news: NodeNews) -> None:
         """Not shown."""
 
 

@@ -188,9 +188,6 @@ class Host:
         self.blessed.update((vpath, image, entry) for entry in good)
         return succeed(good)
 
-    verified_removal = verified
-    """Nobody signs removals here."""
-
     # -- what the outside notes -----------------------------------------------------------------------------------------------
 
     def _watch(self, node: Node) -> None:

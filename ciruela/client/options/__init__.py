@@ -1,5 +1,6 @@
 """The command line, and nothing but: everything is checked for form, no file is read and nobody is asked.
 
 Reading order: ``common`` (what all commands take, and how values are read), ``signing`` (what commands take that sign and wait for nodes),
-``sync``, ``local`` (``index`` and ``verify``), ``demo``, ``table`` (every command; dispatch).
+``excluding`` (what is left out of an index), ``sync``, ``local`` (``index`` and ``verify``), ``demo``, ``completion``, ``environ``
+(options as variables), ``table`` (every command; dispatch), ``tree`` (all of them as one parser, for completion and man pages).
 """

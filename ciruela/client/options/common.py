@@ -14,6 +14,9 @@ from ciruela.index.digest import HashKind
 from ciruela.model.units import parse_duration_ms
 from ciruela.seams import DEFAULT_PORT
 
+LEAST_RATE_BYTES_S = 1000
+"""The least rate that makes sense: below it the answers of one connection alone would take minutes, and it is likely a forgotten unit."""
+
 
 class Progress(Enum):
     """How progress is shown."""
@@ -65,6 +68,20 @@ def fraction(text: str) -> float:
     value = float(text) if re.fullmatch(r"[0-9.]+", text) and text.count(".") <= 1 and text != "." else -1.0
     if not 0 <= value <= 1:
         raise ValueError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+_RATE_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def rate_bytes_s(text: str) -> int:
+    """Bytes a second of a rate such as ``10M``, ``512Ki`` or ``1.5MB/s``, at least 1,000. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([kKMG]i?|)B?(?:/s)?", text.strip())
+    if found is None or found[2] not in _RATE_UNITS:
+        raise ValueError(f"{text[:40]!r} is not a rate: bytes a second with k, M, G, Ki, Mi or Gi, such as 10M")
+    value = int(float(found[1]) * _RATE_UNITS[found[2]])
+    if value < LEAST_RATE_BYTES_S:
+        raise ValueError(f"{text[:40]!r} is less than {LEAST_RATE_BYTES_S} bytes a second; is a unit missing, as in {text.strip()[:10]}M?")
     return value
 
 
@@ -120,7 +137,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--version", action="version", version=f"ciruela {__version__}")
 
 
-def add_cache(parser: argparse.ArgumentParser) -> None:
+def add_cache(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Let ``parser`` take the option of the commands that index directories again and again."""
     parser.add_argument(
         "--no-cache", dest="cache", action="store_false", help="read all files, also those that did not change since they were indexed"

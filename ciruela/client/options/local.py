@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, common_of
+from ciruela.client.options.excluding import NOTHING, Excluding, add_excluding, excluding_of
 from ciruela.model.ids import ImageId, parse_image_id
 
 
@@ -17,6 +18,7 @@ class IndexOptions:
     common: Common
     directory: str
     cache: bool = True
+    excluding: Excluding = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,16 @@ class VerifyOptions:
 def add_index(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela index``."""
     parser.description = "Write the index of a directory (DIRSIGNATURE.v1) to stdout, and nothing else there."
+    parser.epilog = "Exit codes: 0 done, 1 something cannot be read, 2 usage."
     parser.add_argument("directory", metavar="DIR")
+    add_excluding(parser)
     add_cache(parser)
     add_common(parser)
 
 
 def index_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> IndexOptions:
     """What ``ciruela index`` was told."""
-    return IndexOptions(common_of(found), found.directory, found.cache)
+    return IndexOptions(common_of(found), found.directory, found.cache, excluding_of(found))
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

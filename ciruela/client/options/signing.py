@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ciruela.client.book import Rule
 from ciruela.client.options.common import checked, duration_s, fraction, positive_duration_s, whole
+from ciruela.client.require import parse_requirement
 from ciruela.model.errors import FormatError
 from ciruela.net.resolve import split_name
 from ciruela.seams import DEFAULT_PORT
@@ -125,6 +126,12 @@ def add_when(parser: argparse.ArgumentParser) -> None:
         "--early-hosts", type=whole(1, 1_000_000), default=rule.early_hosts, metavar="N", help="and at least so many hosts (3)"
     )
     when.add_argument(
+        "--require",
+        type=checked(parse_requirement),
+        metavar="all|N|N%",
+        help="succeed only if so many nodes have it; 4 is the exit code when merely the early hosts are enough",
+    )
+    when.add_argument(
         "-t",
         "--deadline",
         type=checked(positive_duration_s),
@@ -144,4 +151,5 @@ def rule_of(found: argparse.Namespace) -> Rule:
         early_fraction=found.early_fraction,
         early_timeout_s=found.early_timeout,
         deadline_s=found.deadline,
+        require=found.require,
     )

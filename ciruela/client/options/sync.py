@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Any
 
 from ciruela.client.book import Rule
-from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of
+from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s
+from ciruela.client.options.excluding import NOTHING, Excluding, add_excluding, excluding_of
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -36,7 +37,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """``ciruela sync``. Intervals in seconds."""
+    """``ciruela sync``. Intervals in seconds. ``exit_code``: whether nothing to do has an exit code of its own."""
 
     common: Common
     wishes: tuple[Wish, ...]
@@ -45,6 +46,11 @@ class SyncOptions:
     rule: Rule
     print_progress_s: float
     cache: bool = True
+    excluding: Excluding = NOTHING
+    limit_bytes_s: int | None = None
+    json: bool = False
+    dry_run: bool = False
+    exit_code: bool = False
 
 
 def split_wish(mode: Mode, text: str) -> Wish:
@@ -83,18 +89,25 @@ class _AddWish(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
         del parser, option_string
-        namespace.wishes = [*(namespace.wishes or []), values]
+        namespace.wishes = [*(getattr(namespace, "wishes", None) or []), values]
 
 
 def _wish(mode: Mode) -> Callable[[str], Any]:
     return checked(lambda text: split_wish(mode, text))
 
 
+EXIT_CODES = (
+    "Exit codes: 0 done, or enough hosts have it; 1 local problem; 2 usage or keys; 3 network or deadline; 4 --require is not met, but the "
+    "early rule is; 5 rejected; 6 conflict; 7 a hook failed after all was distributed; 8 nothing to do (only with --exit-code); "
+    "130 interrupted; 143 terminated. Any other code is a failure."
+)
+
+
 def add_sync(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela sync``."""
     parser.usage = f"{parser.prog} [options] (--append | --append-weak | --replace) SRC:DEST ... ENTRY_POINT ..."
     parser.description = "Put directories on every server of a cluster."
-    parser.epilog = "Exit codes: 0 done, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected, 6 conflict, 130 interrupted."
+    parser.epilog = EXIT_CODES
     what = parser.add_argument_group("what to upload (all may be repeated)")
     for mode, meta, text in (
         (Mode.APPEND, "SRC:DEST", "new path; fails where DEST has other content"),
@@ -102,10 +115,21 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         (Mode.REPLACE, "SRC:DEST[:OLD_ID]", "new or other content; with OLD_ID only in place of that image"),
     ):
         what.add_argument(f"--{mode.value}", action=_AddWish, type=_wish(mode), dest="wishes", metavar=meta, help=text)
+    what.add_argument("-n", "--dry-run", action="store_true", help="only ask what the nodes would say; nothing can be uploaded by it")
+    what.add_argument("--exit-code", action="store_true", help="exit with 8, and upload nothing, when every node has exactly this already")
+    add_excluding(parser)
     add_where(parser)
     add_keys(parser)
     add_when(parser)
-    add_cache(parser)
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--limit-rate",
+        type=checked(rate_bytes_s),
+        metavar="RATE",
+        help="send no more than so many bytes a second, to all nodes together: 10M",
+    )
+    how.add_argument("--json", action="store_true", help="JSON Lines on stdout, everything for people on stderr")
+    add_cache(how)
     add_common(parser)
 
 
@@ -125,4 +149,9 @@ def sync_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> 
         rule=rule_of(found),
         print_progress_s=found.print_progress,
         cache=found.cache,
+        excluding=excluding_of(found),
+        limit_bytes_s=found.limit_rate,
+        json=found.json,
+        dry_run=found.dry_run,
+        exit_code=found.exit_code,
     )

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NoReturn
 
 from ciruela._version import __version__
+from ciruela.client.options import environ as variables
+from ciruela.client.options.completion import CompletionOptions, add_completion, completion_options
 from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
 from ciruela.client.options.edit import EditOptions, PutFileOptions, add_edit, add_put_file, edit_options, put_file_options
 from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
 from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
 from ciruela.client.options.upload import UploadOptions, add_upload, upload_options
+from ciruela.client.text import clean
 
 Options = (
     SyncOptions
@@ -29,6 +33,7 @@ Options = (
     | VerifyOptions
     | UploadOptions
     | DemoOptions
+    | CompletionOptions
 )
 
 
@@ -55,14 +60,18 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
     "upload": Command("deprecated, use sync", add_upload, upload_options, clusters=True),
     "demo": Command("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
+    "completion": Command("write what a shell needs to complete command lines", add_completion, completion_options),
 }
 """Every command. ``ciruela --help`` and the dispatch read this table."""
+
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 _TAKE_VALUE = ("--port", "--disk-threads", "--hash", "--progress")
 
 
 def _usage() -> str:
-    lines = [f"  {name:<8} {command.about}" for name, command in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}} {command.about}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ciruela [options] COMMAND ...",
@@ -81,20 +90,54 @@ def _no_command(problem: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _read(command: Command, prog: str, argv: Sequence[str]) -> Options:
-    """What the line ``argv`` of the program ``prog`` says."""
-    parser = argparse.ArgumentParser(prog=prog)
+class Parser(argparse.ArgumentParser):
+    """Who wants JSON gets a mistake in the command line as JSON, too: on stdout, besides the text on stderr."""
+
+    wants_json = False
+
+    def error(self, message: str) -> NoReturn:
+        """End with usage and exit code 2."""
+        if self.wants_json and any("--json" in action.option_strings for action in self._actions):
+            import json
+
+            sys.stdout.write(json.dumps({"type": "error", "code": "usage", "exit_code": 2, "message": message}) + "\n")
+            sys.stdout.flush()
+        super().error(message)
+
+
+def _read(command: Command, prog: str, argv: Sequence[str], environ: Mapping[str, str]) -> Options:
+    """What the line ``argv`` of the program ``prog`` and the variables say."""
+    parser = Parser(prog=prog)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser.wants_json = "--json" in argv[:cut] or environ.get("CIRUELA_JSON", "").strip().lower() in ("1", "true", "yes")
     command.add(parser)
     if not command.clusters:
-        return command.options(parser, parser.parse_args(list(argv)))
-    cut = argv.index("--") if "--" in argv else None
-    found = parser.parse_intermixed_args(list(argv if cut is None else argv[:cut]))
-    found.after = None if cut is None else argv[cut + 1 :]
+        found = variables.read(parser, environ, lambda: parser.parse_args(list(argv)))
+    else:
+        found = variables.read(parser, environ, lambda: parser.parse_intermixed_args(list(argv[:cut])))
+        found.after = argv[cut + 1 :] if cut < len(argv) else None
+    _warn(parser, environ, getattr(found, "key_from_env", ()))
     return command.options(parser, found)
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """The options of ``ciruela``. Raises SystemExit, as argparse does: 0 after ``--help`` and ``--version``, 2 after a mistake."""
+def _warn(parser: argparse.ArgumentParser, environ: Mapping[str, str], keys: Sequence[str]) -> None:
+    """Tell of variables that look like ours and are not. Those of other commands are ours."""
+    known = {*variables.variables(parser), *variables.SPECIAL, *keys}
+    if all(name in known for name in environ if name.startswith(variables.PREFIX)):
+        return
+    for command in COMMANDS.values():
+        other = argparse.ArgumentParser()
+        command.add(other)
+        known.update(variables.variables(other))
+    for sentence in variables.unknown(environ, known):
+        sys.stderr.write(f"ciruela: warning: {clean(sentence)}\n")
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Options:
+    """The options of ``ciruela``; first those of the command line, then those in ``environ``.
+
+    Raises SystemExit, as argparse does: 0 after ``--help`` and ``--version``, 2 after a mistake.
+    """
     at = 0
     while at < len(argv) and argv[at].startswith("-"):
         word = argv[at]
@@ -110,11 +153,11 @@ def parse(argv: Sequence[str]) -> Options:
     name = argv[at]
     if name not in COMMANDS:
         _no_command(f"unknown command {name[:80]!r}")
-    return _read(COMMANDS[name], f"ciruela {name}", [*argv[:at], *argv[at + 1 :]])
+    return _read(COMMANDS[name], f"ciruela {name}", [*argv[:at], *argv[at + 1 :]], environ)
 
 
-def parse_sync(argv: Sequence[str]) -> SyncOptions:
+def parse_sync(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> SyncOptions:
     """The options of ``ciruela-sync``. Raises SystemExit as :func:`parse`."""
-    found = _read(COMMANDS["sync"], "ciruela-sync", argv)
+    found = _read(COMMANDS["sync"], "ciruela-sync", argv, environ)
     assert isinstance(found, SyncOptions)
     return found

@@ -50,9 +50,9 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="put it in place of what is there")
     parser.add_argument("-x", "--no-fail-on-conflict", action="store_true", help="other content at VPATH counts as success")
     keys = parser.add_argument_group("keys (default: as ciruela sync)")
-    keys.add_argument("-i", "--identity", action="append", nargs="+", default=[], metavar="FILE", help="private key files")
+    keys.add_argument("-i", "--identity", action="extend", nargs="+", default=[], metavar="FILE", help="private key files")
     keys.add_argument(
-        "-k", "--key-from-env", action="append", nargs="+", default=[], metavar="VAR", help="variables that hold a private key"
+        "-k", "--key-from-env", action="extend", nargs="+", default=[], metavar="VAR", help="variables that hold a private key"
     )
     add_cache(parser)
     add_common(parser)
@@ -64,12 +64,9 @@ def upload_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -
     ``-i`` and ``-k`` take all words that follow; the reference takes targets for keys, too, here they stay targets.
     """
     words = [*found.targets, *(found.after or ())]
-    keys: dict[str, list[str]] = {"identity": [], "key_from_env": []}
-    for name, mine in keys.items():
-        for first, *more in getattr(found, name):
-            mine.append(first)
-            for word in more:
-                (words if ":/" in word else mine).append(word)
+    for taken in (found.identity, found.key_from_env):
+        words += [word for word in taken if ":/" in word]
+    keys = Keys(*(tuple(word for word in taken if ":/" not in word) for taken in (found.identity, found.key_from_env)))
     try:
         targets = tuple(dict.fromkeys(map(split_target, words)))
     except ValueError as error:
@@ -79,6 +76,4 @@ def upload_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -
     if found.replace and found.no_fail_on_conflict:
         parser.error("--replace and -x do not go together: what is replaced is in no conflict")
     mode = Mode.REPLACE if found.replace else Mode.APPEND_WEAK if found.no_fail_on_conflict else Mode.APPEND
-    return UploadOptions(
-        common_of(found), found.directory, mode, targets, Keys(tuple(keys["identity"]), tuple(keys["key_from_env"])), found.cache
-    )
+    return UploadOptions(common_of(found), found.directory, mode, targets, keys, found.cache)

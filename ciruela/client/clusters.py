@@ -1,0 +1,53 @@
+"""All clusters of one command, in parallel: each has a run of its own (``sync``), together they have one end and one exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.python.failure import Failure
+
+from ciruela.client.book import worst
+from ciruela.client.sync import ClusterRun, Row
+from ciruela.model.ids import ImageId
+
+
+class SyncRun:
+    """All clusters of one command, in parallel."""
+
+    def __init__(self, clusters: Sequence[ClusterRun]) -> None:
+        self._clusters = clusters
+
+    def start(self) -> Deferred[list[Row]]:
+        """Begin. Fires with the final rows; cancel to give up."""
+        waiting = gatherResults([cluster.start() for cluster in self._clusters], consumeErrors=True)
+        return waiting.addCallbacks(lambda _: self.rows(), self._broken)
+
+    def _broken(self, failure: Failure) -> Failure:
+        """One cluster failed or was cancelled: end the others, and pass on why."""
+        self.stop()
+        return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
+
+    def stop(self) -> None:
+        """Give up whatever is not finished."""
+        for cluster in self._clusters:
+            cluster.stop()
+
+    def source_changed(self, image: ImageId, text: str) -> None:
+        """Tell every cluster that a directory changed."""
+        for cluster in self._clusters:
+            cluster.source_changed(image, text)
+
+    def rows(self) -> list[Row]:
+        """How every upload to every cluster stands."""
+        return [row for cluster in self._clusters for row in cluster.rows()]
+
+    def whole_nodes(self) -> int:
+        """On how many nodes of each cluster every running upload is whole, at least; from 1 on, the client is not needed any more."""
+        known = [nodes for cluster in self._clusters if (nodes := cluster.whole_nodes()) is not None]
+        return min(known, default=0)
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """The exit code of the whole command."""
+    return worst(row.verdict.exit_code for row in rows)

@@ -1,0 +1,122 @@
+"""What would become of an upload, by what all nodes of a cluster said to the question: a pure verdict with the exit code of the upload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule, meaning_of, refusal_code, worst
+from ciruela.index.merge import same_files
+from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Reject
+from ciruela.proto.messages import CheckData
+
+_WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
+
+
+class Says(Enum):
+    """What a node says to the question."""
+
+    TAKES = "takes"
+    HAS = "has"
+    HOLDS = "holds-other"
+    NO_CONFIG = "no-config"
+    REFUSES = "refuses"
+    UNREACHABLE = "unreachable"
+    CANNOT_TELL = "cannot-tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one node said about one upload, or that it did not. ``host`` and ``message`` are raw."""
+
+    host: str
+    says: Says
+    code: str = ""
+    message: str = ""
+    machine: MachineId | None = None
+    there: ImageId | None = None
+    coming: ImageId | None = None
+    free_bytes: int | None = None
+
+
+def reply(host: str, image: ImageId, weak: bool, data: CheckData) -> Reply:
+    """The answer of a node, understood."""
+    reason = data.reject_reason or ""
+    if data.accepted:
+        says = Says.HAS if data.there == image and data.coming is None else Says.TAKES
+    elif reason == Reject.NO_CONFIG:
+        says = Says.NO_CONFIG
+    elif weak and reason in _WEAK:
+        says = Says.HOLDS
+    else:
+        says, reason = Says.REFUSES, reason or "unknown"
+    return Reply(host, says, reason, data.detail, data.machine, data.there, data.coming, data.free_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What of an image no node has yet, as far as that was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
+
+    files: int
+    bytes: int
+    compared: int
+
+
+def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
+    """What of ``wanted`` is not in any of ``there``, block by block. Those of another hash cannot be compared."""
+    alike = [index for index in there if index.kind is wanted.kind]
+    here = {file.block_hash(number) for index in alike for file in index.files for number in range(file.block_count)}
+    found = [same_files(wanted, index) for index in alike]
+    files = size = 0
+    for at, file in enumerate(wanted.files):
+        if not file.size or any(same[at] is not None for same in found):
+            continue
+        files += 1
+        size += sum(file.block_size(number) for number in range(file.block_count) if file.block_hash(number) not in here)
+    return Fresh(files, size, len(alike))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What would become of the upload. ``nothing``: every node has exactly this image already."""
+
+    exit_code: int
+    why: str
+    takers: int
+    expected: int
+    nothing: bool = False
+
+
+def forecast(replies: Iterable[Reply], rule: Rule) -> Forecast:
+    """The verdict on one upload to one cluster. Expected are all nodes but those that say that they have no such directory."""
+    asked = list(replies)
+    relevant = [one for one in asked if one.says is not Says.NO_CONFIG]
+    takers = [one for one in relevant if one.says in (Says.TAKES, Says.HAS, Says.HOLDS)]
+    refusers = [one for one in relevant if one.says is Says.REFUSES]
+    done, expected = len(takers), len(relevant)
+    if not done:
+        return Forecast(*_nobody(asked, refusers), 0, expected)
+    need = rule.need(expected)
+    wanted = expected if rule.require is None else rule.require.need(expected)
+    if done >= wanted and done >= expected:
+        return Forecast(EXIT_DONE, "", done, expected, nothing=all(one.says is Says.HAS for one in relevant))
+    if done >= (need if rule.require is None else wanted):
+        return Forecast(EXIT_DONE, f"enough nodes would take it, {expected - done} would not", done, expected)
+    if rule.require is not None and done >= need:
+        return Forecast(EXIT_PARTIAL, f"--require {rule.require} would not be met", done, expected)
+    code = worst(refusal_code(one.code) for one in refusers) if refusers else EXIT_NETWORK
+    return Forecast(code, f"{max(wanted if rule.require else 0, need)} nodes would be needed", done, expected)
+
+
+def _nobody(asked: Sequence[Reply], refusers: Sequence[Reply]) -> tuple[int, str]:
+    if refusers:
+        reasons = ", ".join(meaning_of(reason) for reason in sorted({one.code for one in refusers}))
+        return worst(refusal_code(one.code) for one in refusers), f"all nodes that could be asked would refuse: {reasons}"
+    if any(one.says is Says.CANNOT_TELL for one in asked):
+        return EXIT_NETWORK, "these servers cannot tell without uploading"
+    if any(one.says is Says.NO_CONFIG for one in asked):
+        return EXIT_REJECTED, f"all nodes that could be asked would refuse: {meaning_of(Reject.NO_CONFIG.value)}"
+    return EXIT_NETWORK, "no node could be asked"
