@@ -24,22 +24,24 @@ def candidates(sight: Sight) -> list[str]:
     ]
 
 
-def chosen(image: ImageId | None, sight: Sight) -> ImageId | str:
-    """The image to go back to, or a sentence why there is none."""
+def chosen(image: ImageId | None, sight: Sight) -> tuple[ImageId | None, str]:
+    """The image to go back to, or None and a sentence why there is none."""
     current = sight.newest
+    kept = sight.kept
+    why = ""
     if current is None:
-        return "nothing is there, so there is nothing to go back from (upload with ciruela sync)"
-    if image is not None and image == current.image:
-        return f"{image.hex()} is there already"
-    if image is not None and image not in sight.kept:
-        return f"none of the nodes that were asked keeps {image.hex()}"
-    if not sight.kept:
-        return "none of the nodes that were asked keeps a replaced image (keep-replaced says how many are kept from now on)"
-    if any(sight.vpath.entry in answer.pending for answer in sight.answers.values()):
-        return "an upload is on its way there (try again when it is done)"
-    if image is None and not _agree(sight):
-        return "the nodes do not agree which image was replaced last: name one"
-    return image or next(iter(sight.kept))
+        why = "nothing is there, so there is nothing to go back from (upload with ciruela sync)"
+    elif image is not None and image == current.image:
+        why = f"{image.hex()} is there already"
+    elif image is not None and image not in kept:
+        why = f"none of the nodes that were asked keeps {image.hex()}"
+    elif not kept:
+        why = "none of the nodes that were asked keeps a replaced image (keep-replaced says how many are kept from now on)"
+    elif any(sight.vpath.entry in answer.pending for answer in sight.answers.values()):
+        why = "an upload is on its way there (try again when it is done)"
+    elif image is None and not _agree(sight):
+        why = "the nodes do not agree which image was replaced last: name one"
+    return (None, why) if why else (image or next(iter(kept)), "")
 
 
 def _agree(sight: Sight) -> bool:
@@ -59,10 +61,9 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     sight = await seen(target, net, display)
     if options.listing:
         return _list(target, sight, display)
-    image = chosen(options.image, sight)
+    image, why = chosen(options.image, sight)
     current = sight.newest
-    if isinstance(image, str) or current is None:
-        why = image if isinstance(image, str) else "nothing is there now; use sync --replace"
+    if image is None or current is None:
         display.problem(target.entry_point, f"{target.vpath}: {why}")
         for line in candidates(sight):
             display.say(f"  can be gone back to: {line}")

@@ -1,0 +1,142 @@
+"""Replaced images that are kept: what stands where after a kill at any moment, and when they go."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.disk import kept
+from ciruela.disk.layout import place
+from ciruela.disk.store import Store
+from ciruela.model.errors import FormatError
+from ciruela.model.state import Version
+from tests.disk.bench import CONFIGS, K1, NEW, OLD, OTHER, Bench, done, indexed, outcome, succeed
+from tests.disk.faulty import Killed
+from tests.disk.sweep import KINDS, Fault
+from tests.disk.trees import flat, in_place, state_of
+
+IDS = {name: indexed(spec)[0].image for name, spec in (("old", OLD), ("new", NEW), ("other", OTHER))}
+
+
+class KeptTests(SynchronousTestCase):
+    """One replaced image is kept here."""
+
+    def setUp(self) -> None:
+        self.addCleanup(self.forget_kills)
+        self.bench = Bench()
+        self.bench.sim.install(self)
+        self.upload(OLD, 1)
+
+    def forget_kills(self) -> None:
+        gc.collect()
+        self.flushLoggedErrors(Killed)
+
+    def upload(self, spec: dict[str, bytes | str | None], time: int) -> None:
+        succeed(self.bench, lambda bench: bench.upload(K1, spec, time))
+
+    def held(self) -> tuple[Version, ...]:
+        """What a start says is kept."""
+        self.bench.restart()
+        found = [held.kept for held in self.bench.loaded().held if held.vpath == K1]
+        return found[0] if found else ()
+
+    def test_replaced(self) -> None:
+        """There would be nothing to go back to; or every image that ever was would stay for ever."""
+        self.upload(NEW, 5)
+        self.assertEqual(self.bench.kept_tree(OLD), flat(OLD))
+        self.upload(OTHER, 7)
+        self.assertEqual(self.held(), (Version(5, IDS["new"]),))
+        self.assertIsNone(self.bench.kept_tree(OLD))
+        self.assertEqual(self.bench.debris(), set())
+
+    def test_back_and_forth(self) -> None:
+        """Going back would lose the image that one came from, or copy everything."""
+        self.upload(NEW, 5)
+        inode = self.bench.sim.inodes(f"/n/kept/{place(CONFIGS, K1).kept(IDS['old'])}/keep")[0][1].number
+        self.upload(OLD, 9)
+        self.assertEqual(self.bench.tree(K1), flat(OLD))
+        self.assertEqual(self.bench.sim.inodes("/n/kept/main/keep")[0][1].number, inode)
+        self.assertEqual(self.held(), (Version(5, IDS["new"]),))
+        self.upload(NEW, 11)
+        self.assertEqual(self.held(), (Version(9, IDS["old"]),))
+
+    def test_kill_at_any_moment(self) -> None:
+        """After a crash the old image would be gone although the new one stands there, or its tree would be left under some name."""
+        bench = self.bench
+        done_calls = Fault(None, 0)
+        probe = bench.copy()
+        with probe.sim.installed():
+            probe.sim.before = done_calls
+            succeed(probe, lambda bench: bench.upload(K1, NEW, 5))
+        for exchanges in (True, False):
+            for at in range(1, len(done_calls.calls) + 1):
+                copy = bench.copy()
+                with copy.sim.installed():
+                    copy.sim.volume("/n").exchanges = exchanges
+                    copy.sim.before = Fault(KINDS["kill"], at)
+                    outcome(copy, lambda bench: bench.upload(K1, NEW, 5))
+                    copy.restart()
+                    (held,) = [held for held in copy.loaded().held if held.vpath == K1]
+                    assert held.committed is not None
+                    new = held.committed.image == IDS["new"]
+                    self.assertEqual(held.kept, (Version(1, IDS["old"]),) if new else (), f"call {at}: {done_calls.calls[at - 1]}")
+                    self.assertEqual(copy.kept_tree(OLD), flat(OLD) if new else None)
+                    copy.store.close()
+
+    def test_served(self) -> None:
+        """A node that has it could not give it to those that lack it."""
+        self.upload(NEW, 5)
+        index, _, blocks = indexed(OLD)
+        self.assertEqual(done(self.bench.store.read_blocks(K1, index, range(index.block_count))), [data for _, data in blocks])
+
+    def test_removed_with_the_path(self) -> None:
+        """What was removed would still be there, under a hidden name."""
+        self.upload(NEW, 5)
+        succeed(self.bench, lambda bench: bench.remove(K1, NEW, 5))
+        self.assertIsNone(self.bench.kept_tree(OLD))
+        self.assertEqual(self.held(), ())
+        self.assertEqual(self.bench.debris(), set())
+
+    def test_fewer_are_wanted(self) -> None:
+        """Disk space would be taken for ever by what nobody wants to keep any more."""
+        self.upload(NEW, 5)
+        configs = CONFIGS | {"kept": replace(CONFIGS["kept"], keep_replaced=0)}
+        self.bench.restart()
+        self.bench.store = Store("/n/db", configs, in_place)
+        self.bench.loaded()
+        self.assertIsNone(self.bench.kept_tree(OLD))
+        self.assertNotIn("/signatures/kept/.main.kept", self.bench.records())
+
+    def test_index_stays(self) -> None:
+        """The index of what is kept would be collected, and nobody could go back to it."""
+        self.upload(NEW, 5)
+        done(self.bench.store.collect_indexes([state_of(indexed(NEW)[0], 5).image]))
+        self.assertIsNotNone(done(self.bench.store.read_index(IDS["old"])))
+
+    def test_bad_record(self) -> None:
+        """A damaged record would keep a node from starting, or a collection would go on without it."""
+        self.upload(NEW, 5)
+        self.bench.sim.write("/n/db/signatures/kept/.main.kept", b"junk")
+        failed: list[object] = []
+        collecting: Deferred[int] = self.bench.store.collect_indexes([])
+        collecting.addErrback(lambda failure: failed.append(failure.getErrorMessage()))
+        self.assertIn("no index is deleted", str(failed[0]))
+        self.assertEqual(self.held(), ())
+        self.assertEqual(self.bench.tree(K1), flat(NEW))
+
+    def test_record_form(self) -> None:
+        """Anything in the db directory might be read as rows."""
+        row = kept.Row(Version(5, IDS["old"]), 7)
+        self.assertEqual(kept.decode(kept.encode([row])), (row,))
+        for bad in (
+            b"",
+            b"\xa0",
+            kept.encode([replace(row, inode=-1)]),
+            kept.encode([replace(row, version=Version(5, b"x"))]),
+            b"\x00" * 70_000,
+        ):
+            with self.assertRaises(FormatError):
+                kept.decode(bad)

@@ -1,0 +1,61 @@
+"""``ciruela rollback`` with real daemons."""
+
+from __future__ import annotations
+
+from tests.real.daemons import RealCluster, make_key
+from tests.real.test_removal import Commands
+
+CFG = "append-only: false\nnum-levels: 1\nkeep-replaced: 1\n"
+
+
+class RollbackTests(Commands):
+    """A release that should not have been."""
+
+    def test_rollback(self) -> None:
+        """An operator would need the old files, at the moment when all is broken."""
+        first, second = self.tree(app="good", same="same" * 100_000), self.tree(app="bad", same="same" * 100_000)
+        cluster = RealCluster(self, 3, {"cfg": CFG}, measured=True)
+        cluster.expect(self.ciruela(cluster, "rollback", "--yes", "127.0.0.1:/cfg/main"), 5, "nothing is there")
+        cluster.expect(cluster.sync("--replace", f"{first}:/cfg/main", "127.0.0.1"), 0, "3/3 nodes")
+        old = cluster.nodes[0].has("/cfg/main")
+        cluster.expect(self.ciruela(cluster, "rollback", "--yes", "127.0.0.1:/cfg/main"), 5, "keeps a replaced image")
+        cluster.expect(cluster.sync("--replace", f"{second}:/cfg/main", "127.0.0.1"), 0, "3/3 nodes")
+        new = cluster.nodes[0].has("/cfg/main")
+        listed = self.ciruela(cluster, "rollback", "--list", "127.0.0.1:/cfg/main")
+        cluster.expect(listed, 0, f"Now at /cfg/main: {new}, signed 20", "kept by 3 of 3 nodes that were asked")
+        self.assertTrue(listed.stdout.startswith(f"{old}  signed 20"), listed.stdout)
+        for path in first.iterdir():
+            path.unlink()
+        first.rmdir()
+        before = [node.received() for node in cluster.nodes]
+        done = self.ciruela(cluster, "rollback", "--yes", "127.0.0.2:/cfg/main")
+        cluster.expect(done, 0, f"Going back to: {old}", "127.0.0.2 /cfg/main  DONE", "3/3 nodes", "sent 0 B")
+        for node, already in zip(cluster.nodes, before, strict=True):
+            self.assertEqual(node.has("/cfg/main"), old)
+            self.assertEqual((node.path("/cfg/main") / "app").read_text(), "good")
+            self.assertEqual(node.received(), already, "it was fetched although it was there")
+        cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", new), 0, "DONE", "3/3 nodes")
+        cluster.same(second, "/cfg/main")
+        done = self.ciruela(cluster, "remove", "--yes", "127.0.0.1:/cfg/main")
+        cluster.expect(done, 0, "DONE", "3/3 nodes")
+        for node in cluster.nodes:
+            cluster.until(lambda node=node: not list((node.data / "cfg").iterdir()), f"{node.name} keeps nothing")  # type: ignore[misc]
+
+    def test_refused(self) -> None:
+        """A mistake would take the cluster to another image than was meant."""
+        first, second = self.tree(a="1"), self.tree(a="2")
+        cluster = RealCluster(self, 2, {"cfg": CFG})
+        for source in (first, second):
+            cluster.expect(cluster.sync("--replace", f"{source}:/cfg/main", "127.0.0.1"), 0, "2/2 nodes")
+        new = cluster.nodes[0].has("/cfg/main")
+        stranger = cluster.top / "stranger"
+        make_key(stranger)
+        cluster.expect(self.ciruela(cluster, "rollback", "127.0.0.1:/cfg/main"), 2, "give --yes")
+        done = self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", key=stranger)
+        cluster.expect(done, 5, "signature_mismatch")
+        cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", new), 5, "is there already")
+        done = self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", "0" * 64)
+        cluster.expect(done, 5, "none of the nodes that were asked keeps 000", "can be gone back to: ")
+        cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", "xyz"), 2, "an image id is 64 hexadecimal digits")
+        cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/nope/main"), 3, "No such config")
+        cluster.same(second, "/cfg/main")
