@@ -22,11 +22,14 @@ from ciruela.cleanup.around import Safeguards
 from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config
 from ciruela.daemon.descriptors import most_descriptors
+from ciruela.daemon.hangup import Hangup
+from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.node import Node, World
 from ciruela.daemon.plan import PEERS_FILE, Plan
+from ciruela.daemon.reload import Reloads
 from ciruela.daemon.requests import Requests
-from ciruela.daemon.status import NodeStatus
+from ciruela.daemon.status import NodeStatus, config_status, sources_status
 from ciruela.daemon.watchdog import Watchdog
 from ciruela.disk import version
 from ciruela.disk.keeplist import KeepListFiles
@@ -48,6 +51,7 @@ from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Link, NowMs
 from ciruela.web.pages import Pages
+from ciruela.web.status import Json
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,6 +139,9 @@ class Daemon(Service):
             self.node.gossip.configured,
             PeerCache(plan.db_dir, self._in_thread),
         )
+        self._keys = KeyWatch(self.node, plan.config_dir, self._in_thread, reactor, rng)
+        self._reloads = Reloads(plan, lambda: self._in_thread(settings.again), self.node, self._configs, self._keys, self._apply)
+        self._hangup = Hangup(reactor, self._reloads.ask)
         self._ports: list[IListeningPort] = []
 
     def _in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -152,12 +159,19 @@ class Daemon(Service):
         plan = self._settings.plan
         return self._in_thread(lambda: load_config(plan.config_dir, plan.db_dir).directories)
 
+    def _apply(self, plan: Plan) -> None:
+        """What a reload changes outside of the node."""
+        self._store.tune(plan.tuning)
+        if self._port is not None:
+            self._port.limits = self._port_limits(plan.tuning)
+        self._peers.replace(self._sources(plan)).addErrback(self._no_peers)
+
     def startService(self) -> None:
         """Listen, then read the disk and begin. Raises CannotListenError when the port was taken since ``tap`` looked."""
         super().startService()
         memory.keep()
         plan = self._settings.plan
-        pages = Pages(NodeStatus(self.node, self._extra_metrics))
+        pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told))
         self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(plan.tuning), self._is_peer)
         self._ports = [
             self._reactor.listenTCP(plan.port, self._port, backlog=511, interface=plan.host),
@@ -166,6 +180,8 @@ class Daemon(Service):
         self._threads.start()
         self._lists.start()
         self._watchdog.start()
+        self._hangup.start()
+        self._keys.start()
         if plan.tuning.fsync is Fsync.NONE:
             self._log.warn("fsync is none: images that were reported as received, and what is known of them, may be lost in a power cut")
         self._log.info(
@@ -209,11 +225,22 @@ class Daemon(Service):
             ("disk", "threads_idle", "level", len(self._threads.waiters)),
             ("reactor", "stalls", "counter", self._watchdog.stalls),
             ("reactor", "longest_stall_ms", "level", self._watchdog.longest_ms),
+            ("config", "reloads", "counter", self._reloads.done),
+            ("config", "reloads_refused", "counter", self._reloads.refused),
+            ("config", "uploads_aborted_by_keys", "counter", self._keys.aborted),
+            ("peers", "sources_failing", "level", sum(source.doubtful for source in self._peers.sources)),
             ("connections", "open", "level", self._port.open if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
         ]
 
+    def _told(self) -> dict[str, Json]:
+        """What the status page says of the configuration."""
+        return {"config": config_status(self._reloads), "peer_sources": sources_status(self._peers.sources)}
+
     async def _stop(self) -> None:
+        self._hangup.stop()
+        self._reloads.stop()
+        self._keys.stop()
         self._watchdog.stop()
         self._peers.stop()
         self.node.stop()
