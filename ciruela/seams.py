@@ -241,6 +241,12 @@ class Disk(Protocol):
     def load(self) -> Deferred[Loaded]:
         """Everything below configured keys; finishes or undoes commits and deletions that a crash interrupted, and removes debris."""
 
+    def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
+        """As :meth:`load`, for directories that are configured from now on while others are in use. ``configs`` are only the new ones."""
+
+    def forget(self, vpaths: Collection[VPath]) -> None:
+        """Let go of what is open at paths whose directory is not configured any more; nothing on the disk changes."""
+
     def write_pending(self, pending: Pending) -> Deferred[None]:
         """Record an accepted upload, durably."""
 

@@ -24,6 +24,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
+from ciruela.net.discovery.files import PeersFile
 from ciruela.net.link import ClientLink
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
@@ -101,7 +102,7 @@ class NetTests(Supervised):
                 raise OnPurposeError("which is told as the reason why the name has no address")
             return succeed([Address("10.0.0.1", port)])
 
-        peers = PeerList(path, 1, resolve, clock, random.Random(1), maybeDeferred, changed)
+        peers = PeerList([PeersFile(path, clock, random.Random(1), maybeDeferred)], 1, resolve, clock, random.Random(1), changed)
         self.successResultOf(peers.start())
         self.addCleanup(peers.stop)
         self.assertEqual(self.faults(), 1)

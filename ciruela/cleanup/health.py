@@ -118,7 +118,7 @@ def dir_faults(sight: DirSight) -> list[Blocked]:
     if isinstance(sight.config_now, str):
         found.append(Blocked(Cause.CONFIG, sight.config_now))
     elif sight.config_now != sight.config:
-        found.append(Blocked(Cause.CONFIG, f"configs/{sight.config.key}.yaml has changed since the start; restart to let it count"))
+        found.append(Blocked(Cause.CONFIG, f"configs/{sight.config.key}.yaml has changed; reload or restart to let it count"))
     if isinstance(sight.identity, str):
         found.append(Blocked(Cause.DIRECTORY, f"at the start: {sight.identity}; restart when it is back"))
     elif isinstance(sight.identity_now, str):

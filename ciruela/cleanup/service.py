@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.cleanup.around import Safeguards, Surroundings
-from ciruela.cleanup.health import SKEW_MS, Blocked, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
+from ciruela.cleanup.health import SKEW_MS, Blocked, Cause, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
 from ciruela.clockwork import Beat
 from ciruela.model.dirconfig import DirConfig
@@ -108,8 +108,7 @@ class Cleanup:
         rng: random.Random,
         now_ms: NowMs,
     ) -> None:
-        self._configs = {key: config for key, config in configs.items() if config.auto_clean and config.num_levels}
-        self._keys = frozenset(configs)
+        self._all = configs
         self._ledger = ledger
         self._disk = disk
         self._guards = guards
@@ -131,6 +130,11 @@ class Cleanup:
         self.reports: dict[VPath, Report] = {}
         self.deleted = 0
         self.collected = 0
+
+    @property
+    def _configs(self) -> dict[str, DirConfig]:
+        """Those that are cleaned, as they are now: a reload may change them at any time."""
+        return {key: config for key, config in self._all.items() if config.auto_clean and config.num_levels}
 
     def start(self) -> None:
         """Begin to look around; the ledger is filled."""
@@ -256,7 +260,7 @@ class Cleanup:
             return f"the configuration has mistakes now: {str(error).splitlines()[0]}"
         except DiskError as error:
             return str(error)
-        return found.get(key, f"configs/{key}.yaml is gone since the start; restart to let that count")
+        return found.get(key, f"configs/{key}.yaml is gone; reload or restart to let that count")
 
     async def _keep_list(self, config: DirConfig) -> KeepList | str:
         """The list, if it has been the same for :data:`SETTLED_S`."""
@@ -287,14 +291,18 @@ class Cleanup:
     # -- a round ----------------------------------------------------------------------------------------------------------------------
 
     def _know_directories(self) -> Deferred[None]:
-        async def know() -> None:
-            for key in sorted(self._configs):
-                self._identities[key] = await self._identity(key)
+        return Deferred.fromCoroutine(self._know_new())
 
-        return Deferred.fromCoroutine(know())
+    async def _know_new(self) -> None:
+        """Look at the directories that were not looked at yet; forget those that a reload took away."""
+        configs = self._configs
+        self._identities = {key: identity for key, identity in self._identities.items() if key in configs}
+        for key in sorted(configs.keys() - self._identities.keys()):
+            self._identities[key] = await self._identity(key)
 
     def _work(self) -> Deferred[None]:
         async def work() -> None:
+            await self._know_new()
             for base in self._due_bases():
                 self._due[base] = self._guards.steady_s() + self._rng.uniform(*CYCLE_S)
                 await self._clean_and_tell(base)
@@ -312,9 +320,11 @@ class Cleanup:
 
     async def _clean_and_tell(self, base: VPath) -> None:
         """One cycle of one base dir, and what is logged of it."""
-        report = self.reports[base]
+        report, config = self.reports[base], self._configs.get(base.key)
+        if config is None:
+            return
         before = {one.cause for one in report.blocked}
-        report.blocked = tuple(await self._clean(base, self._configs[base.key], report))
+        report.blocked = tuple(await self._clean(base, config, report))
         report.ended_ms = self._now_ms()
         for one in report.blocked:
             if one.cause not in before:
@@ -332,6 +342,8 @@ class Cleanup:
         while True:
             sight = await self._dir_sight(config)
             blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
+            if self._configs.get(base.key) != config:
+                blocked.append(Blocked(Cause.CONFIG, f"the settings of /{base.key} were changed by a reload just now"))
             if blocked or isinstance(sight.keep_list, str):
                 return blocked
             found = self.rulings(base, sight.keep_list)
@@ -381,7 +393,7 @@ class Cleanup:
         before_ms = sight.now.wall_ms - FORGET_MS
         for base in self._ledger.buried_bases():
             old = [entry for entry, one in self._ledger.burials(base).tombstones.items() if one.buried_ms < before_ms]
-            if not old or base.key not in self._keys:
+            if not old or base.key not in self._all:
                 continue
             try:
                 self._ledger.fold(base, await self._disk.fold_burials(base.image_at(old[0]), before_ms))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,7 +81,7 @@ class KeyFiles:
         self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry], statement: Statement
     ) -> tuple[Mapping[SigEntry, str], tuple[str, ...]]:
         """In a thread: values in, values out."""
-        read = self._read(names)
+        read = _read(self._config_dir, names, self._now_ms())
         waiting = list(read.keys)
         valid: dict[SigEntry, str] = {}
         for entry in sorted(entries, reverse=True):
@@ -95,34 +95,48 @@ class KeyFiles:
                 valid[entry] = maker.fingerprint()
         return dict(sorted(valid.items())), read.problems
 
-    def _read(self, names: Sequence[str]) -> _Read:
-        now_utc = datetime.fromtimestamp(self._now_ms() / 1000, UTC).strftime("%Y%m%d%H%M%S")
-        keys: dict[PublicKey, None] = {}
-        problems: list[str] = []
 
-        def take(folder: int, name: str, shown: str, *, optional: bool = False) -> None:
-            try:
-                text = _content(folder, name, trusted)
-            except OSError as error:
-                if not optional or error.errno != errno.ENOENT:
-                    problems.append(f"{shown}: {_reason(error)}")
-                return
-            found, wrong = parse_authorized(text, shown, now_utc)
-            keys.update(dict.fromkeys(found))
-            problems.extend(wrong)
+def key_complaints(config_dir: str, configs: Iterable[DirConfig], now_ms: int) -> list[str]:
+    """What is wrong with the key files that ``configs`` name, a line for each mistake; keys that are good count all the same.
 
-        with _opened(self._config_dir, self._config_dir, _DIRECTORY, None) as top:
-            trusted = frozenset({0, os.geteuid(), os.fstat(top).st_uid})
-            take(top, _MASTER, os.path.join(self._config_dir, _MASTER), optional=True)
-            if names:
-                where = os.path.join(self._config_dir, "keys")
-                if not os.path.lexists(where):
-                    problems.append(f"{where}: there is no such directory")
-                    return _Read(tuple(keys), tuple(problems))
-                with _opened("keys", where, _DIRECTORY | os.O_NOFOLLOW, top) as folder:
-                    for name in names:
-                        take(folder, f"{name}.key", os.path.join(where, f"{name}.key"))
-        return _Read(tuple(keys), tuple(problems))
+    Files that are not there, and symlinks, are left to ``config.load_config``, which can say where they are named.
+    """
+    named = {name: os.path.join(config_dir, "keys", f"{name}.key") for config in configs for name in config.upload_keys}
+    names = sorted(name for name, file in named.items() if os.path.lexists(file) and not os.path.islink(file))
+    try:
+        return list(_read(config_dir, names, now_ms).problems)
+    except DiskError as error:
+        return [str(error)]
+
+
+def _read(config_dir: str, names: Sequence[str], now_ms: int) -> _Read:
+    now_utc = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d%H%M%S")
+    keys: dict[PublicKey, None] = {}
+    problems: list[str] = []
+
+    def take(folder: int, name: str, shown: str, *, optional: bool = False) -> None:
+        try:
+            text = _content(folder, name, trusted)
+        except OSError as error:
+            if not optional or error.errno != errno.ENOENT:
+                problems.append(f"{shown}: {_reason(error)}")
+            return
+        found, wrong = parse_authorized(text, shown, now_utc)
+        keys.update(dict.fromkeys(found))
+        problems.extend(wrong)
+
+    with _opened(config_dir, config_dir, _DIRECTORY, None) as top:
+        trusted = frozenset({0, os.geteuid(), os.fstat(top).st_uid})
+        take(top, _MASTER, os.path.join(config_dir, _MASTER), optional=True)
+        if names:
+            where = os.path.join(config_dir, "keys")
+            if not os.path.lexists(where):
+                problems.append(f"{where}: there is no such directory")
+                return _Read(tuple(keys), tuple(problems))
+            with _opened("keys", where, _DIRECTORY | os.O_NOFOLLOW, top) as folder:
+                for name in names:
+                    take(folder, f"{name}.key", os.path.join(where, f"{name}.key"))
+    return _Read(tuple(keys), tuple(problems))
 
 
 @contextmanager

@@ -42,6 +42,16 @@ def check_modes(config_dir: str) -> list[str]:
     return problems
 
 
+def key_files(config_dir: str) -> list[Path]:
+    """``master.key``, ``keys``, and all key files in there; each may be missing."""
+    top = Path(config_dir)
+    try:
+        found = sorted(path for path in (top / "keys").iterdir() if path.name.endswith(".key") and not path.name.startswith("."))
+    except OSError:
+        found = []
+    return [top / "master.key", top / "keys", *found]
+
+
 def loose(status: os.stat_result, trusted: frozenset[int], is_private: Callable[[int], bool]) -> str | None:
     """Why what ``status`` describes cannot be trusted, or None. ``is_private`` tells whether a group has one member only."""
     if status.st_uid not in trusted:

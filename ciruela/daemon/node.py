@@ -260,6 +260,28 @@ class Node:
 
         return self.world.disk.load().addCallback(loaded)
 
+    # -- what a reload changes (daemon.reload) --------------------------------------------------------------------------------------
+
+    def tune(self, tuning: Tuning) -> None:
+        """These limits count from now on."""
+        self.uploads.tune(tuning.signature_max_age_ms, tuning.uploads_per_key)
+        self.counterpart.tune(tuning.requests_per_second)
+        self.scrub.tune(tuning)
+
+    def take_on(self, loaded: Loaded) -> None:
+        """More directories are configured, and this is what is in them: go on with what was interrupted there."""
+        self.ledger.fill(loaded)
+        for base in sorted({one.vpath.base for one in loaded.held}):
+            self.gossip.news_base(base)
+        for one in loaded.held:
+            if one.pending is not None:
+                self.downloads.start(one.pending)
+
+    def leave(self, key: str) -> None:
+        """A directory is configured no more: nothing below it counts here, and nothing of it is deleted."""
+        self.downloads.leave(key)
+        self.world.disk.forget(self.ledger.forget(key))
+
     def stop(self) -> None:
         """End everything; what is on disk stays for the next start."""
         self.ready = False

@@ -138,6 +138,12 @@ class Requests:
         self.slowed = 0
         self.published_refused = 0
 
+    def tune(self, requests_per_second: int) -> None:
+        """A connection may ask for so many from now on; all begin with a full bucket."""
+        if requests_per_second != self._rate:
+            self._rate = requests_per_second
+            self._buckets.clear()
+
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
         if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, _SIGNED)).take():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-from ciruela.daemon.yamltext import MAX_BYTES, Mistake, Scalar, Table, Value, read_yaml
+from ciruela.daemon.yamltext import MAX_BYTES, Items, Mistake, Scalar, Table, Value, read_yaml
 from ciruela.model.units import LONGEST_MS, format_duration, parse_duration_ms
 
 E = TypeVar("E", bound=Enum)
@@ -34,6 +34,14 @@ class Rule:
     attribute: str
     read: Callable[[Value], object]
     example: str = ""
+
+
+class WrongItem(ValueError):
+    """What is wrong with one item of a list, and the line where it stands."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ def _settings(table: Table, rules: Mapping[str, Rule]) -> tuple[Found, list[Mist
         try:
             found.values[rule.attribute] = rule.read(value)
         except ValueError as error:
-            mistakes.append(Mistake(value.line, f"{written}: {error}"))
+            mistakes.append(Mistake(error.line if isinstance(error, WrongItem) else value.line, f"{written}: {error}"))
     for name, rule in rules.items():
         if rule.example and rule.attribute not in found.lines:
             mistakes.append(Mistake(table.line, f'{name}: this setting is required (try "{name}: {rule.example}")'))
@@ -187,3 +195,24 @@ def path(value: Value) -> str:
 def optional(read: Callable[[Value], T]) -> Callable[[Value], T | None]:
     """The same, or nothing."""
     return lambda value: None if isinstance(value, Scalar) and value.is_null else read(value)
+
+
+def items(read: Callable[[Value], T], what: str, example: str, most: int) -> Callable[[Value], tuple[T, ...]]:
+    """A list of up to ``most`` such values, each once; nothing at all is an empty list."""
+
+    def read_all(value: Value) -> tuple[T, ...]:
+        if isinstance(value, Scalar) and value.is_null:
+            return ()
+        if not isinstance(value, Items):
+            raise ValueError(f"this must be a list of {what} (try [{example}])")
+        if len(value.values) > most:
+            raise ValueError(f"there are {len(value.values)} items, {most} are the most")
+        found: dict[T, None] = {}
+        for item in value.values:
+            try:
+                found[read(item)] = None
+            except ValueError as error:
+                raise WrongItem(item.line, str(error)) from None
+        return tuple(found)
+
+    return read_all

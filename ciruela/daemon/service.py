@@ -22,19 +22,27 @@ from ciruela.cleanup.around import Safeguards
 from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config
 from ciruela.daemon.descriptors import most_descriptors
+from ciruela.daemon.hangup import Hangup
+from ciruela.daemon.keywatch import KeyWatch
+from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.node import Node, World
+from ciruela.daemon.plan import PEERS_FILE, Plan
+from ciruela.daemon.reload import Reloads
 from ciruela.daemon.requests import Requests
-from ciruela.daemon.status import NodeStatus
+from ciruela.daemon.status import NodeStatus, config_status, sources_status
 from ciruela.daemon.watchdog import Watchdog
+from ciruela.disk import version
 from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
+from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
-from ciruela.model.ids import MachineId
 from ciruela.model.tuning import Fsync, Tuning
 from ciruela.net import memory
 from ciruela.net.datagrams import DatagramPort
+from ciruela.net.discovery.build import Means, sources
+from ciruela.net.discovery.source import Source
 from ciruela.net.limits import limits_for
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
@@ -43,6 +51,7 @@ from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Link, NowMs
 from ciruela.web.pages import Pages
+from ciruela.web.status import Json
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,18 +59,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line and the config directory say, checked. ``lock`` holds the db directory for this process."""
+    """What a daemon starts with. ``lock`` holds the db directory for this process; ``again`` reads and checks the whole plan anew."""
 
-    config_dir: str
-    db_dir: str
-    host: str
-    port: int
-    tuning: Tuning
-    disk_threads: int
-    me: MachineId
-    hostname: str
-    configs: dict[str, DirConfig]
+    plan: Plan
     lock: OpenFile
+    again: Callable[[], Plan]
 
 
 class _Awaited:
@@ -95,10 +97,12 @@ class Daemon(Service):
     def __init__(self, reactor: Any, settings: Settings, now_ms: NowMs, seed: int) -> None:
         self._reactor = reactor
         self._settings = settings
+        plan = settings.plan
+        self._configs = LiveConfigs(plan.configs)
         rng = random.Random(seed)  # noqa: S311  choices of peers and blocks, nothing secret
-        self._threads = ThreadPool(1, settings.disk_threads, "disk")
-        self._store = Store(settings.db_dir, settings.configs, self._in_thread, settings.tuning)
-        self._link_limits = limits_for(settings.tuning.max_index_bytes)
+        self._threads = ThreadPool(1, plan.disk_threads, "disk")
+        self._store = Store(plan.db_dir, self._configs, self._in_thread, plan.tuning)
+        self._link_limits = limits_for(plan.tuning.max_index_bytes)
         self._pool = Pool(reactor, limits=self._link_limits)
         self._watchdog = Watchdog(reactor)
         self._port: Port | None = None
@@ -107,33 +111,37 @@ class Daemon(Service):
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
         self.node = Node(
             World(
-                me=settings.me,
-                hostname=settings.hostname,
+                me=plan.me,
+                hostname=plan.hostname,
                 epoch=now_ms(),
-                configs=settings.configs,
+                configs=self._configs,
                 disk=self._store,
                 wire=self._pool,
                 datagrams=self._datagrams,
-                authority=KeyFiles(settings.config_dir, self._in_thread, now_ms),
+                authority=KeyFiles(plan.config_dir, self._in_thread, now_ms),
                 clock=reactor,
                 rng=rng,
                 now_ms=now_ms,
-                tuning=settings.tuning,
+                tuning=plan.tuning,
                 in_thread=self._in_thread,
                 safeguards=Safeguards(
                     time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
                 ),
             )
         )
+        self._means = Means(reactor, reactor, rng, self._in_thread, resolver(self._in_thread), plan.port)
         self._peers = PeerList(
-            f"{settings.config_dir}/peers.txt",
-            settings.port,
-            resolver(self._in_thread),
+            self._sources(plan),
+            plan.port,
+            self._means.resolve,
             reactor,
             rng,
-            self._in_thread,
             self.node.gossip.configured,
+            PeerCache(plan.db_dir, self._in_thread),
         )
+        self._keys = KeyWatch(self.node, plan.config_dir, self._in_thread, reactor, rng)
+        self._reloads = Reloads(plan, lambda: self._in_thread(settings.again), self.node, self._configs, self._keys, self._apply)
+        self._hangup = Hangup(reactor, self._reloads.ask)
         self._ports: list[IListeningPort] = []
 
     def _in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -143,43 +151,54 @@ class Daemon(Service):
         """In a thread that may hang for ever, on a dead network file system: it holds up neither the disk nor the end of the process."""
         return deferToThreadPool(self._reactor, self._lists, function, *args, **kwargs)
 
+    def _sources(self, plan: Plan) -> list[Source]:
+        return sources(plan.peers, f"{plan.config_dir}/{PEERS_FILE}", self._means)
+
     def _configured(self) -> Deferred[Mapping[str, DirConfig]]:
         """The directory configs as they stand in their files now."""
-        settings = self._settings
-        return self._in_thread(lambda: load_config(settings.config_dir, settings.db_dir).directories)
+        plan = self._settings.plan
+        return self._in_thread(lambda: load_config(plan.config_dir, plan.db_dir).directories)
+
+    def _apply(self, plan: Plan) -> None:
+        """What a reload changes outside of the node."""
+        self._store.tune(plan.tuning)
+        if self._port is not None:
+            self._port.limits = self._port_limits(plan.tuning)
+        self._peers.replace(self._sources(plan)).addErrback(self._no_peers)
 
     def startService(self) -> None:
         """Listen, then read the disk and begin. Raises CannotListenError when the port was taken since ``tap`` looked."""
         super().startService()
         memory.keep()
-        settings = self._settings
-        pages = Pages(NodeStatus(self.node, self._extra_metrics))
-        self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(), self._is_peer)
+        plan = self._settings.plan
+        pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told))
+        self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(plan.tuning), self._is_peer)
         self._ports = [
-            self._reactor.listenTCP(settings.port, self._port, backlog=511, interface=settings.host),
-            self._reactor.listenUDP(settings.port, self._datagrams, interface=settings.host, maxPacketSize=65536),
+            self._reactor.listenTCP(plan.port, self._port, backlog=511, interface=plan.host),
+            self._reactor.listenUDP(plan.port, self._datagrams, interface=plan.host, maxPacketSize=65536),
         ]
         self._threads.start()
         self._lists.start()
         self._watchdog.start()
-        if settings.tuning.fsync is Fsync.NONE:
+        self._hangup.start()
+        self._keys.start()
+        if plan.tuning.fsync is Fsync.NONE:
             self._log.warn("fsync is none: images that were reported as received, and what is known of them, may be lost in a power cut")
         self._log.info(
             "ciruela node {machine} ({hostname}) listens on {address}, directories: {keys}",
-            machine=settings.me.hex(),
-            hostname=settings.hostname,
-            address=str(Address(settings.host, settings.port)),
-            keys=", ".join(sorted(settings.configs)) or "none",
+            machine=plan.me.hex(),
+            hostname=plan.hostname,
+            address=str(Address(plan.host, plan.port)),
+            keys=", ".join(sorted(plan.configs)) or "none",
         )
-        self.node.start().addErrback(self._not_started)
+        self._in_thread(version.mark, plan.db_dir).addCallback(lambda _: self.node.start()).addErrback(self._not_started)
         self._peers.start().addCallbacks(lambda _: self.node.acquaintance.listed(), self._no_peers)
 
     def _is_peer(self, host: str) -> bool:
         return any(address.host == host for address in self._peers.peers)
 
-    def _port_limits(self) -> PortLimits:
+    def _port_limits(self, tuning: Tuning) -> PortLimits:
         """Half of the descriptors at most are for connections: a download that cannot open a file is lost, a connection comes again."""
-        tuning = self._settings.tuning
         descriptors = most_descriptors()
         most = min(tuning.max_connections, descriptors // 2)
         if most < tuning.max_connections:
@@ -196,7 +215,7 @@ class Daemon(Service):
 
     def _not_started(self, failure: Failure) -> None:
         """The process stays, so that ``/healthz`` can tell what is wrong; it takes no uploads and gossips nothing."""
-        directory = self._settings.db_dir
+        directory = self._settings.plan.db_dir
         self.node.broken = f"the db directory {directory} could not be read: {failure.getErrorMessage()}"
         self._log.failure("the db directory {directory} could not be read; mend it and start again", failure, directory=directory)
 
@@ -206,11 +225,22 @@ class Daemon(Service):
             ("disk", "threads_idle", "level", len(self._threads.waiters)),
             ("reactor", "stalls", "counter", self._watchdog.stalls),
             ("reactor", "longest_stall_ms", "level", self._watchdog.longest_ms),
+            ("config", "reloads", "counter", self._reloads.done),
+            ("config", "reloads_refused", "counter", self._reloads.refused),
+            ("config", "uploads_aborted_by_keys", "counter", self._keys.aborted),
+            ("peers", "sources_failing", "level", sum(source.doubtful for source in self._peers.sources)),
             ("connections", "open", "level", self._port.open if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
         ]
 
+    def _told(self) -> dict[str, Json]:
+        """What the status page says of the configuration."""
+        return {"config": config_status(self._reloads), "peer_sources": sources_status(self._peers.sources)}
+
     async def _stop(self) -> None:
+        self._hangup.stop()
+        self._reloads.stop()
+        self._keys.stop()
         self._watchdog.stop()
         self._peers.stop()
         self.node.stop()

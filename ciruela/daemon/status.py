@@ -6,16 +6,18 @@ import base64
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from ciruela import __version__
 from ciruela.cleanup.service import words
 from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
+from ciruela.daemon.reload import Reloads
 from ciruela.gossip.packets import Complete, Deleted, Download
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
+from ciruela.net.discovery.source import Source
 from ciruela.web.status import Json
 
 
@@ -48,11 +50,14 @@ def memory() -> dict[str, Json]:
 
 
 class NodeStatus:
-    """Implements ``web.status.Status``. ``extra`` gives further metrics: (group, metric, type, value)."""
+    """Implements ``web.status.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
 
-    def __init__(self, node: Node, extra: Callable[[], list[tuple[str, str, str, int]]]) -> None:
+    def __init__(
+        self, node: Node, extra: Callable[[], list[tuple[str, str, str, int]]], told: Callable[[], dict[str, Json]] = dict
+    ) -> None:
         self._node = node
         self._extra = extra
+        self._told = told
         self._began_ms = node.world.now_ms()
 
     def health(self) -> tuple[bool, Json]:
@@ -81,6 +86,7 @@ class NodeStatus:
             },
             "cleanup": self._cleanup(),
             "scrub": self._scrub(),
+            **self._told(),
             "threads": {thread.name: {} for thread in threading.enumerate()},
             "metrics": [[{"group": group, "metric": metric}, [kind, value]] for group, metric, kind, value in self._metrics()],
         }
@@ -282,6 +288,30 @@ class NodeStatus:
             if isinstance(item, kind):
                 found.setdefault(machine.hex(), []).append([str(item.vpath), item.image.hex()])
         return dict(found)
+
+
+def config_status(reloads: Reloads) -> Json:
+    """How the last reload went: where the mistakes were is told, what they were stands in the log."""
+    last = reloads.last
+    return {
+        "last_reload": None if last is None else rfc3339(last.at_ms),
+        "ok": last is None or not last.mistakes,
+        "mistakes": 0 if last is None else len(last.mistakes),
+        "places": [] if last is None else list(last.places(reloads.plan.config_dir)),
+        "restart_needed": [] if last is None else list(last.waiting),
+    }
+
+
+def sources_status(sources: Sequence[Source]) -> Json:
+    """The places that know the peers, without paths of this host."""
+    return [
+        {
+            "source": f"file:{source.text.rpartition('/')[2]}" if source.text.startswith("file:") else source.text,
+            "names": len(source.names or ()),
+            "ok": not source.doubtful,
+        }
+        for source in sources
+    ]
 
 
 def _state(state: State) -> dict[str, Json]:

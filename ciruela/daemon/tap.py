@@ -7,19 +7,18 @@ import random
 import socket
 import sys
 import time
-from dataclasses import replace
 
 from twisted.application.service import IService
 from twisted.python import usage
 
 from ciruela import __version__
-from ciruela.daemon.config import load_config
-from ciruela.daemon.identity import host_name, machine_id
+from ciruela.daemon.plan import DEFAULT_CONFIG, DEFAULTS, Given, read_plan, summary
 from ciruela.daemon.service import Daemon, Settings
-from ciruela.daemon.settings import MOST_CONNECTIONS, load_tuning
+from ciruela.daemon.settings import IGNORED, MOST_CONNECTIONS, MOST_THREADS, NO_CANTAL
+from ciruela.disk import version
 from ciruela.disk.lock import lock
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
-from ciruela.seams import DEFAULT_PORT, Address
+from ciruela.seams import Address
 
 EXIT_CONFIG = 1
 EXIT_DB = 4
@@ -37,19 +36,27 @@ def _whole(low: int, high: int) -> object:
 
 
 class Options(usage.Options):
-    """The command line of ``twistd ciruela`` (protocol section 7.3)."""
+    """The command line of ``twistd ciruela`` (protocol section 7.3). What is not given is None: then ``ciruela.yaml`` decides."""
 
     synopsis = "[options]"
     longdesc = "A node of a ciruela cluster: takes signed uploads, fetches them from clients and peers, shows them in one step."
     optParameters = [  # noqa: RUF012  the name and the form are Twisted's
-        ["config", "c", "/etc/ciruela", "Directory with configs/, keys/, master.key and peers.txt."],
-        ["db-dir", None, "/var/lib/ciruela", "Directory for states and indexes; it must exist."],
-        ["host", None, "0.0.0.0", "Numeric address to listen on, TCP and UDP."],  # noqa: S104  the default of the reference
-        ["port", None, DEFAULT_PORT, "Port, TCP and UDP; the default port of all peers.", _whole(1, 65535)],
+        ["config", "c", None, "Directory with configs/, keys/, master.key and peers.txt [/etc/ciruela]."],
+        ["config-base-dir", None, None, "Another name for --config."],
+        ["db-dir", None, None, "Directory for states and indexes; it must exist [/var/lib/ciruela]."],
+        ["host", None, None, "Numeric address to listen on, TCP and UDP [0.0.0.0]."],
+        ["port", None, None, "Port, TCP and UDP; the default port of all peers [24783].", _whole(1, 65535)],
         ["max-connections", None, None, "Connections at a time, 1000 unless ciruela.yaml says otherwise.", _whole(1, MOST_CONNECTIONS)],
-        ["disk-threads", None, 8, "Threads for files and hashes.", _whole(1, 256)],
+        ["disk-threads", None, None, "Threads for files and hashes [8].", _whole(1, MOST_THREADS)],
         ["override-machine-id", None, None, "32 hexadecimal digits instead of /etc/machine-id."],
         ["override-hostname", None, None, "Name for notifications and status instead of the system's."],
+        ["metadata-threads", None, None, "Not used; taken for the sake of older unit files.", _whole(1, 1_000_000)],
+    ]
+    optFlags = [  # noqa: RUF012
+        ["check-config", None, "Read and check the whole configuration, say what is wrong with it, and end."],
+        ["cantal", None, "Refused: there is no cantal here."],
+        ["log-machine-id", None, "Not used; taken for the sake of older unit files."],
+        ["aggressive-index-gc", None, "Not used; taken for the sake of older unit files."],
     ]
 
     def opt_version(self) -> None:
@@ -57,37 +64,47 @@ class Options(usage.Options):
         print(f"ciruela {__version__}")  # noqa: T201  what --version is for
         sys.exit(0)
 
+    def postOptions(self) -> None:  # noqa: N802  the name is Twisted's
+        """Refuse what cannot be passed over."""
+        if self["cantal"]:
+            raise usage.UsageError(f"--cantal: {NO_CANTAL}")
+        if self["config"] is not None and self["config-base-dir"] not in (None, self["config"]):
+            raise usage.UsageError("--config and --config-base-dir name two directories (give one of them)")
+
+    def given(self) -> Given:
+        """What stands on the command line."""
+        names = (*DEFAULTS, "max-connections", *IGNORED)
+        options = {name: self[name] for name in names if self[name] is not None and self[name] != 0}
+        return Given(os.path.abspath(self["config"] or self["config-base-dir"] or DEFAULT_CONFIG), options)
+
 
 def settings(options: Options) -> Settings:
     """Check everything that can be checked before the daemon starts. Raises ConfigError or DiskError."""
-    config_dir = os.path.abspath(options["config"])
-    if not os.path.isdir(config_dir):
-        raise ConfigError(f"{config_dir}: there is no such config directory (make it, or name another one with --config)")
-    me = machine_id(options["override-machine-id"])
-    hostname = host_name(options["override-hostname"])
-    config = load_config(config_dir, options["db-dir"])
-    tuning = load_tuning(config_dir)
-    if options["max-connections"] is not None:
-        tuning = replace(tuning, max_connections=options["max-connections"])
-    for warning in config.warnings:
+    given = options.given()
+    plan = read_plan(given)
+    version.check(plan.db_dir)
+    for warning in plan.warnings:
         print(f"ciruela: {warning}", file=sys.stderr)  # noqa: T201  twistd's log is not open yet
-    return Settings(
-        config_dir=config_dir,
-        db_dir=options["db-dir"],
-        host=options["host"],
-        port=options["port"],
-        tuning=tuning,
-        disk_threads=options["disk-threads"],
-        me=me,
-        hostname=hostname,
-        configs=config.directories,
-        lock=lock(options["db-dir"]),
-    )
+    return Settings(plan, lock(plan.db_dir), lambda: read_plan(given))
+
+
+def check_config(options: Options) -> None:
+    """Read and check everything, tell the result, and exit: with 0 when a daemon would start, else with 1. Nothing is changed."""
+    try:
+        plan = read_plan(options.given())
+    except CiruelaError as error:
+        print("\n".join(f"ciruela: {line}" for line in str(error).split("\n")), file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIG)
+    for warning in plan.warnings:
+        print(f"ciruela: warning: {warning}", file=sys.stderr)  # noqa: T201
+    print("OK")  # noqa: T201  the result
+    print("\n".join(summary(plan)))  # noqa: T201
+    sys.exit(0)
 
 
 def check_port(checked: Settings) -> None:
     """Raise ConfigError, and let go of the lock, unless the address can be listened on: now, while twistd has the operator's terminal."""
-    host, port = checked.host, checked.port
+    host, port = checked.plan.host, checked.plan.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -104,9 +121,14 @@ def check_port(checked: Settings) -> None:
 
 
 def makeService(options: Options) -> IService:  # noqa: N802  the name that twistd looks for
-    """The daemon. Exits with 1 for a mistake in the configuration or a taken port, with 4 when the db directory cannot be used."""
+    """The daemon; with ``--check-config`` only a look at its configuration.
+
+    Exits with 1 for a mistake in the configuration or a taken port, with 4 when the db directory cannot be used.
+    """
     from twisted.internet import reactor  # the one place where the daemon gets it
 
+    if options["check-config"]:
+        check_config(options)
     try:
         checked = settings(options)
         check_port(checked)

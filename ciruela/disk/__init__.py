@@ -6,7 +6,8 @@ Nothing here decides what is to be done, and nothing outside this folder touches
 the commit journal), ``indexes``, ``verify``, ``commit``, ``burials`` (tombstones), ``keeplist``,
 ``deletion``, ``collection`` (of indexes), ``recovery``,
 ``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
-(what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then, for the client, ``known`` and ``hashcache``
+(what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``, ``version`` (of the
+db directory), ``peercache`` (who the other nodes were); then, for the client, ``known`` and ``hashcache``
 (unchanged files are not read again), ``many`` (the calls of ``safedir``, for very many small files), ``excludes`` (what is
 left out), ``walk``, ``scan`` and ``localtree``.
 """

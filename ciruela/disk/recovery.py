@@ -131,31 +131,37 @@ def _remove_debris(parent: SafeDir, name: str) -> Steps[None]:
         _log.info("debris {name} was removed", name=parent.within(name))
 
 
-def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[VPath], Place]) -> Steps[Loaded]:
-    """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError."""
+def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[VPath], Place], *, alone: bool = True) -> Steps[Loaded]:
+    """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError.
+
+    Unless this is ``alone``, other keys are in use meanwhile: then half-written files, which may be theirs, are left to the next start.
+    """
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
     sweep = _Sweep()
     _sync_top(records)
-    yield from _remove_temporary_bases(records)
+    if alone:
+        yield from _remove_temporary_bases(records)
     for config in sorted(configs.values(), key=lambda config: config.key):
         for parts, directory in _base_dirs(records, config):
             with directory:
-                yield from _remove_temporary(directory, STATE)
-                yield from _remove_temporary(directory, burials.NAME)
-                yield from _remove_temporary(directory, kept.SUFFIX)
+                if alone:
+                    yield from _remove_temporary(directory, STATE)
+                    yield from _remove_temporary(directory, burials.NAME)
+                    yield from _remove_temporary(directory, kept.SUFFIX)
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
                     sample = locate(VPath((*parts, "x")))
                     yield from _load_base_dir(sample, vpaths, directory, sweep, held)
                 else:
                     sample = locate(VPath((config.key,)))
-                    yield from _load_single(sample, directory, held)
+                    yield from _load_single(sample, directory, held, alone=alone)
                 found = burials.read(directory, sample)
                 if found != Burials():
                     buried[sample.vpath.base] = found
     yield from sweep.run()
-    yield from _remove_temporary_indexes(records)
+    if alone:
+        yield from _remove_temporary_indexes(records)
     return Loaded(held, buried)
 
 
@@ -265,7 +271,7 @@ def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep
                     sweep.keep(identity, where.kept(version.image))
 
 
-def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[None]:
+def _load_single(where: Place, directory: SafeDir, held: list[Held], *, alone: bool) -> Steps[None]:
     """An image of level 0. Its parent is not ours, so only debris with a name that we know is removed there."""
     yield ENTRY_COST
     parent, base_there = _open_parent(where)
@@ -282,7 +288,7 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held]) -> Steps[No
                 names.discard(where.staging(found.pending.state.image))
         wanted = {where.kept(version.image) for found in held[before:] for version in found.kept}
         for name in parent.names() if settled else ():
-            if name in names or name.startswith(DOOMED) or (name.startswith(where.kept_prefix) and name not in wanted):
+            if name in names or (alone and name.startswith(DOOMED)) or (name.startswith(where.kept_prefix) and name not in wanted):
                 yield from _remove_debris(parent, name)
 
 

@@ -65,7 +65,10 @@ class Store:
         self._readers.close()
 
     def _place(self, vpath: VPath) -> Place:
-        return replace(place(self._configs, vpath), durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check)
+        return self._located(place(self._configs, vpath))
+
+    def _located(self, where: Place) -> Place:
+        return replace(where, durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check)
 
     def _lane(self, vpath: VPath) -> Lane:
         lane = self._lanes.get(vpath)
@@ -78,6 +81,24 @@ class Store:
     def load(self) -> Deferred[Loaded]:
         """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
         return Lane(self._in_thread, "loading").steps(checked_steps("loading", recovery.load(self._records, self._configs, self._place)))
+
+    def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
+        """As ``seams.Disk.load_added``."""
+
+        def locate(vpath: VPath) -> Place:
+            return self._located(place(configs, vpath))
+
+        work = recovery.load(self._records, configs, locate, alone=False)
+        return Lane(self._in_thread, "loading").steps(checked_steps("loading", work))
+
+    def forget(self, vpaths: Collection[VPath]) -> None:
+        """As ``seams.Disk.forget``."""
+        for vpath in vpaths:
+            self._readers.forget(vpath)
+
+    def tune(self, tuning: Tuning) -> None:
+        """Let this count from now on, but for ``fsync`` and ``max_index_bytes``, which stay as they were at the start."""
+        self._tuning = replace(tuning, fsync=self._tuning.fsync, max_index_bytes=self._tuning.max_index_bytes)
 
     def write_pending(self, pending: Pending) -> Deferred[None]:
         """As ``seams.Disk.write_pending``. The staging directory of another image that was pending here is removed."""

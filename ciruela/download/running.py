@@ -7,12 +7,14 @@ from enum import Enum
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.model.order import Abort, Command
@@ -64,10 +66,34 @@ class Download:
         """The pieces that are here; None as long as they are not known."""
         return None if self.plan is None else self.plan.mask
 
+    def waits_since(self, then_s: float) -> bool:
+        """Whether it waits for others, and got nothing from them after ``then_s``."""
+        if self.block_fetch is not None:
+            return self.phase is Phase.BLOCKS and self.block_fetch.last_good_s <= then_s
+        return self.phase is Phase.INDEX and self.began_s <= then_s
+
     @property
     def stalled(self) -> bool:
         """Whether nothing good came lately."""
         return self.block_fetch is not None and self.block_fetch.stalled
+
+
+def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
+    """Why ``download`` ended without an image: the word, and a detail for people."""
+    if download.stop_reason is not None:
+        return download.stop_reason, ""
+    if isinstance(failure.value, DownloadFailed):
+        return failure.value.reason, failure.value.detail
+    match download.phase:
+        case Phase.INDEX:
+            reason = Abort.CANT_FETCH_INDEX
+        case Phase.STAGING if download.staging is None:
+            reason = Abort.CANT_CREATE_DIRECTORY
+        case Phase.STAGING:
+            reason = Abort.HARDLINKING
+        case Phase.BLOCKS | Phase.COMMIT:
+            reason = Abort.COMMIT_ERROR
+    return reason, failure.getErrorMessage()
 
 
 class Outcome(Protocol):

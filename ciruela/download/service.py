@@ -20,7 +20,7 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
-from ciruela.download.running import Download, Outcome, Phase
+from ciruela.download.running import Download, Outcome, Phase, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.siblings import Siblings
 from ciruela.download.sources import Candidate, Totals
@@ -170,6 +170,26 @@ class Downloads:
             download.stop_reason = reason
             download.chain.cancel()
 
+    def abort(self, vpath: VPath, reason: Abort) -> None:
+        """Give the download for ``vpath`` up, if one runs, as if it had failed: whoever waits is told, the path is free again."""
+        download = self._running.get(vpath)
+        if download is not None and download.chain is not None and download.healed is None:
+            download.stop_reason = reason
+            download.chain.cancel()
+
+    def leave(self, key: str) -> None:
+        """End all downloads below ``key``, which is configured no more; what is on disk stays, in case it comes back."""
+        for vpath in [vpath for vpath in self._running if vpath.key == key]:
+            download = self._running.pop(vpath)
+            if download.chain is not None:
+                download.chain.cancel()
+            if download.staging is not None:
+                download.staging.close()
+            if download.healed is None:
+                self._outcome.gave_up(vpath, download.image, Abort.DIRECTORY_REMOVED, "")
+            else:
+                download.healed.errback(DownloadFailed(Abort.DIRECTORY_REMOVED))
+
     def settled(self, vpath: VPath) -> Deferred[None] | None:
         """None unless the download for ``vpath`` is being committed, which must not be interrupted: then fires when that has ended."""
         download = self._running.get(vpath)
@@ -194,11 +214,7 @@ class Downloads:
     def stalled(self, vpath: VPath, since_s: float = SUPERSEDABLE_S) -> bool:
         """Whether the download for ``vpath`` got nothing for ``since_s``."""
         download = self._running.get(vpath)
-        if download is None:
-            return False
-        if download.block_fetch is not None:
-            return download.phase is Phase.BLOCKS and self._clock.seconds() - download.block_fetch.last_good_s >= since_s
-        return download.phase is Phase.INDEX and self._clock.seconds() - download.began_s >= since_s
+        return download is not None and download.waits_since(self._clock.seconds() - since_s)
 
     def running(self) -> list[Download]:
         """The downloads of uploads under way."""
@@ -377,7 +393,7 @@ class Downloads:
             return None
         if download.healed is not None:
             return self._not_healed(failure, download)
-        reason, detail = self._reason(failure, download)
+        reason, detail = reason_of(failure, download)
         self._log.error(
             "{image} for {vpath} given up: {reason} {detail}",
             image=download.image.hex(),
@@ -423,22 +439,6 @@ class Downloads:
             self._log.error("{vpath}: cannot be removed: {why}", vpath=str(download.vpath), why=failure.getErrorMessage())
         else:
             self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(download.vpath))
-
-    def _reason(self, failure: Failure, download: Download) -> tuple[Abort, str]:
-        if download.stop_reason is not None:
-            return download.stop_reason, ""
-        if isinstance(failure.value, DownloadFailed):
-            return failure.value.reason, failure.value.detail
-        match download.phase:
-            case Phase.INDEX:
-                reason = Abort.CANT_FETCH_INDEX
-            case Phase.STAGING if download.staging is None:
-                reason = Abort.CANT_CREATE_DIRECTORY
-            case Phase.STAGING:
-                reason = Abort.HARDLINKING
-            case Phase.BLOCKS | Phase.COMMIT:
-                reason = Abort.COMMIT_ERROR
-        return reason, failure.getErrorMessage()
 
     def _broken(self, failure: Failure, download: Download) -> None:
         if download.healed is not None:

@@ -77,7 +77,7 @@ class Reject(str, Enum):
 
 
 class Abort(str, Enum):
-    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last six are ours)."""
+    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last eight are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
     CANT_CREATE_DIRECTORY = "cant_create_directory"
@@ -90,6 +90,8 @@ class Abort(str, Enum):
     IMAGE_TOO_LARGE = "image_too_large"
     BAD_SYMLINK = "bad_symlink"
     CONFLICT = "conflict"
+    KEY_REMOVED = "key_removed"
+    DIRECTORY_REMOVED = "directory_removed"
 
 
 class Progress(Enum):

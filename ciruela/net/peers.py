@@ -1,56 +1,59 @@
-"""``peers.txt``: the other nodes (protocol section 9.3, without its defect C23: the file and its names are looked at again)."""
+"""The other nodes: the union of what all places say that know them, with addresses (threats A60).
+
+What was known last is remembered on the disk, so that a node that starts while a name server is down still finds the others.
+"""
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Beat
 from ciruela.model.errors import FormatError
+from ciruela.net.discovery.source import Source
 from ciruela.net.resolve import Resolve, split_name
-from ciruela.seams import Address, InThread
+from ciruela.seams import Address
 
 LOOK_S = 5.0
-"""How often the file is looked at."""
+"""How often it is looked for names that are due."""
 
 AGAIN_S = 60.0
 """How often a name is resolved again; up to a quarter more or less, so that nodes do not all ask at once (threats A60)."""
 
 AFTER_FAILURE_S = 10.0
-MAX_FILE_BYTES = 1024 * 1024
 
 Peers = Mapping[Address, str]
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One usable line: the text as it stands there, for people."""
-
-    number: int
-    text: str
+Remembered = Mapping[str, Mapping[str, Sequence[str]]]
+"""``sources``: what each place said, by its text; ``addresses``: those of each name."""
 
 
-def parse(text: str, source: str) -> tuple[list[Line], list[str]]:
-    """The usable lines of a peers file, without doubles, and a complaint ``FILE:LINE: ...`` for each of the others."""
-    lines: dict[tuple[str, int], Line] = {}
-    complaints = []
-    for number, raw in enumerate(text.splitlines(), start=1):
-        name = raw.strip()
-        if not name or name.startswith("#"):
-            continue
-        try:
-            lines.setdefault(split_name(name, 0), Line(number, name))
-        except FormatError as fault:
-            complaints.append(f"{source}:{number}: {fault}")
-    return list(lines.values()), complaints
+class Memory(Protocol):
+    """Where the last good lists are kept."""
+
+    def read(self) -> Deferred[Remembered]:
+        """What was written last; nothing when there is nothing, or it cannot be read."""
+
+    def write(self, remembered: Remembered) -> Deferred[None]:
+        """Keep this for the next start. A failure is logged there."""
+
+
+class NoMemory:
+    """Remembers nothing."""
+
+    def read(self) -> Deferred[Remembered]:
+        """Nothing."""
+        return succeed({})
+
+    def write(self, remembered: Remembered) -> Deferred[None]:  # noqa: ARG002
+        """Nothing."""
+        return succeed(None)
 
 
 class PeerList:
@@ -60,106 +63,146 @@ class PeerList:
 
     def __init__(
         self,
-        path: str | Path,
+        sources: Sequence[Source],
         default_port: int,
         resolve: Resolve,
         clock: IReactorTime,
         rng: random.Random,
-        in_thread: InThread,
         on_change: Callable[[Peers], object],
+        memory: Memory | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._sources = list(sources)
         self._default_port = default_port
         self._resolve = resolve
         self._clock = clock
         self._rng = rng
-        self._in_thread = in_thread
         self._on_change = on_change
-        self._stamp: tuple[int, int] | None = None
-        self._missing_told = False
-        self._doubtful = True
-        self._lines: dict[str, Line] = {}
+        self._memory = memory or NoMemory()
+        self._lines: dict[str, Source] = {}
         self._known: dict[str, list[Address]] = {}
+        self._cached: dict[str, list[Address]] = {}
         self._due: dict[str, float] = {}
         self._told: dict[str, str] = {}
         self._asking: set[str] = set()
+        self._waiting: list[Deferred[None]] = []
         self._running = False
-        self._beat = Beat(clock, rng, LOOK_S, self._look, "reading the list of peers")
+        self._written: Remembered = {}
+        self._writing = False
+        self._beat = Beat(clock, rng, LOOK_S, self._refresh, "looking up the names of peers")
         self._peers: dict[Address, str] = {}
 
     @property
     def unresolved(self) -> int:
-        """How many lines of the list have no known address; one more as long as nobody can tell what is in the list."""
-        return sum(not self._known.get(text) for text in self._lines) + self._doubtful
+        """How many nodes there may be besides those with a known address: cleanup takes them for silent ones.
+
+        One for each name without an address, and one for each place that may know more than it says now. A place that never said anything
+        may know as many nodes as all others together, and one more.
+        """
+        nameless = sum(not self._known.get(text) for text in self._lines)
+        blind = any(source.doubtful and source.names is None for source in self._sources)
+        return nameless + sum(source.doubtful for source in self._sources) + (len(self._lines) if blind else 0)
 
     @property
     def peers(self) -> Peers:
-        """Address to the text in the file. A name with several addresses appears several times."""
+        """Address to the name as it was written. A name with several addresses appears several times."""
         return self._peers
 
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The places, for the status page."""
+        return self._sources
+
     def start(self) -> Deferred[None]:
-        """Read the file and look its names up; fires when all have answered, well or badly. Goes on until :meth:`stop`."""
+        """Ask all places and look the names up; fires when all have answered, well or badly. Goes on until :meth:`stop`."""
         self._running = True
         self._beat.start()
-        return self._look()
+        recalled = self._memory.read().addCallback(self._recall).addErrback(self._not_recalled)
+        return recalled.addCallback(lambda _: self._begin(self._sources))
 
     def stop(self) -> None:
         """End."""
         self._running = False
         self._beat.stop()
+        for source in self._sources:
+            source.stop()
 
-    def _look(self) -> Deferred[None]:
-        read: Deferred[tuple[tuple[int, int], bytes | None]] = self._in_thread(_read, self._path, self._stamp)
-        return read.addCallbacks(self._take, self._unreadable).addCallback(self._refresh)
+    def replace(self, sources: Sequence[Source]) -> Deferred[None]:
+        """Ask these places from now on; those that are the same as before go on with what they know. Fires as :meth:`start`."""
+        old = {source.identity: source for source in self._sources}
+        new = {source.identity: source for source in sources}
+        self._sources = [old.get(identity, source) for identity, source in new.items()]
+        for identity in old.keys() - new.keys():
+            old[identity].stop()
+        if not self._running:
+            return succeed(None)
+        self._changed()
+        return self._begin([source for identity, source in new.items() if identity not in old])
 
-    def _take(self, found: tuple[tuple[int, int], bytes | None]) -> None:
-        self._stamp, content = found
-        self._missing_told = self._doubtful = False
-        if content is None or not self._running:
+    def _begin(self, sources: Sequence[Source]) -> Deferred[None]:
+        if not self._running:
+            return succeed(None)
+        return gatherResults([source.start(self._changed) for source in sources]).addCallback(lambda _: self._looked_up())
+
+    def _looked_up(self) -> Deferred[None]:
+        """Fires when no name is being looked up."""
+        if not self._asking:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
+
+    def _recall(self, remembered: Remembered) -> None:
+        said, addresses = remembered.get("sources", {}), remembered.get("addresses", {})
+        self._written = remembered
+        for source in self._sources:
+            source.remember([name for name in said.get(source.text, ()) if _usable(name)])
+        for name, texts in addresses.items():
+            found = [Address(*split_name(text, self._default_port)) for text in texts if _usable(text)]
+            if found and _usable(name):
+                self._cached[name] = found
+        self._changed()
+
+    def _not_recalled(self, failure: Failure) -> None:
+        self._log.failure("the peers of the last run were not taken in", failure)
+
+    def _changed(self) -> None:
+        """A place says something else than before."""
+        if not self._running:
             return
-        lines, complaints = parse(content.decode("utf-8", "replace"), str(self._path))
-        for complaint in complaints:
-            self._log.warn("{complaint}; the line is skipped", complaint=complaint)
-        self._lines = {line.text: line for line in lines}
-        for gone in self._known.keys() - self._lines.keys():
+        lines: dict[str, Source] = {}
+        for source in self._sources:
+            for name in source.names or ():
+                lines.setdefault(name, source)
+        self._lines = lines
+        for gone in self._known.keys() - lines.keys():
             del self._known[gone]
-        self._due = {text: self._due.get(text, 0.0) for text in self._lines}
+        for name in lines:
+            if name in self._cached:
+                self._known.setdefault(name, self._cached.pop(name))
+        self._due = {text: self._due.get(text, 0.0) for text in lines}
         self._publish()
+        self._refresh()
 
-    def _unreadable(self, failure: Failure) -> None:
-        failure.trap(OSError)
-        self._doubtful = not isinstance(failure.value, FileNotFoundError)
-        if not self._missing_told:
-            self._missing_told = True
-            reason = getattr(failure.value, "strerror", None) or failure.getErrorMessage()
-            kept = "the peers of before are kept" if self._lines else "this node stands alone"
-            self._log.warn("{path}: {reason}; {kept}", path=str(self._path), reason=reason, kept=kept)
-
-    def _refresh(self, _: object) -> Deferred[None]:
+    def _refresh(self) -> None:
         now = self._clock.seconds()
-        asked = [self._ask(text) for text, due in self._due.items() if due <= now and text not in self._asking and self._running]
-        done: Deferred[None] = Deferred()
-        left = len(asked)
+        for text, due in list(self._due.items()):
+            if due <= now and text not in self._asking and self._running:
+                self._ask(text)
 
-        def one(_: object) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                done.callback(None)
-
-        for answer in asked:
-            answer.addBoth(one)
-        if not asked:
-            done.callback(None)
-        return done
-
-    def _ask(self, text: str) -> Deferred[None]:
+    def _ask(self, text: str) -> None:
         self._asking.add(text)
-        return (
+        (
             maybeDeferred(self._resolve, text, self._default_port)
             .addCallbacks(self._resolved, self._unresolved, callbackArgs=(text,), errbackArgs=(text,))
             .addErrback(self._not_taken, text)
+            .addCallback(self._answered)
         )
+
+    def _answered(self, _: object) -> None:
+        if not self._asking:
+            waiting, self._waiting = self._waiting, []
+            for one in waiting:
+                one.callback(None)
 
     def _not_taken(self, failure: Failure, text: str) -> None:
         self._log.failure("the addresses of {peer} were not taken in", failure, peer=text)
@@ -174,11 +217,11 @@ class PeerList:
     def _unresolved(self, failure: Failure, text: str) -> None:
         self._asked(text, AFTER_FAILURE_S)
         reason = failure.getErrorMessage()
-        line = self._lines.get(text)
-        if line is not None and self._told.get(text) != reason:
+        source = self._lines.get(text)
+        if source is not None and self._told.get(text) != reason:
             self._told[text] = reason
             kept = "; its last addresses are kept" if text in self._known else ""
-            self._log.warn("{path}:{line}: {reason}{kept}", path=str(self._path), line=line.number, reason=reason, kept=kept)
+            self._log.warn("{where}: {reason}{kept}", where=source.label(text), reason=reason, kept=kept)
 
     def _asked(self, text: str, again_s: float) -> None:
         self._asking.discard(text)
@@ -190,14 +233,38 @@ class PeerList:
         for text in self._lines:
             for address in self._known.get(text, ()):
                 peers.setdefault(address, text)
+        self._keep()
         if peers != self._peers:
             self._peers = peers
             self._on_change(peers)
 
+    # -- what is remembered -----------------------------------------------------------------------------------------------------------
 
-def _read(path: Path, stamp: tuple[int, int] | None) -> tuple[tuple[int, int], bytes | None]:
-    """Stamp and content of the file; no content when the stamp is still the same. Raises OSError."""
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        found = (status.st_mtime_ns, status.st_size)
-        return found, None if found == stamp else file.read(MAX_FILE_BYTES)
+    def _keep(self) -> None:
+        """Write down what is known, one write after the other, unless that would lose what nobody has confirmed or replaced yet."""
+        said = {source.text: list(source.names) for source in self._sources if source.names and not source.doubtful}
+        before = self._written.get("sources", {})
+        kept = {source.text: before[source.text] for source in self._sources if source.text in before}
+        addresses = {name: [str(address) for address in found] for name, found in self._known.items()}
+        waiting = {name: [str(address) for address in found] for name, found in self._cached.items()}
+        now: Remembered = {"sources": kept | said, "addresses": (waiting if self._blind() else {}) | addresses}
+        if self._writing or now == self._written or not self._running:
+            return
+        self._writing = True
+        self._written = now
+        self._memory.write(now).addBoth(self._kept)
+
+    def _blind(self) -> bool:
+        return any(source.names is None for source in self._sources)
+
+    def _kept(self, _: object) -> None:
+        self._writing = False
+        self._keep()
+
+
+def _usable(name: str) -> bool:
+    try:
+        split_name(name, 1)
+    except FormatError:
+        return False
+    return True

@@ -54,6 +54,13 @@ def split_name(text: str, default_port: int) -> tuple[str, int]:
     return host, port
 
 
+def join_name(host: str, port: int) -> str:
+    """What :func:`split_name` takes apart; no port is written when it is 0."""
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _numeric(host: str) -> int:
     """4 or 6 for an IP address, 0 for anything else."""
     try:

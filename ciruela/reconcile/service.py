@@ -174,7 +174,9 @@ class Reconciler:
             if ours[entry].image == response.dirs[entry].image:
                 self._hint(base.image_at(entry), ours[entry].image, address)
         unfinished = frozenset(response.pending)
-        config = self._configs[base.key]
+        config = self._configs.get(base.key)
+        if config is None:  # a reload took it away while the peer thought about its answer
+            return
         frozen = config.append_only and config.on_append_conflict is OnConflict.FREEZE
         found = wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))

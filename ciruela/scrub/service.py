@@ -134,6 +134,12 @@ class Scrub:
         self._cycle_s = self._clock.seconds() + FIRST_S
         self._beat.start()
 
+    def tune(self, tuning: Tuning) -> None:
+        """Read at this pace from now on; a longer or shorter cycle counts from the next one on."""
+        if tuning.scrub_bytes_per_second != self._tuning.scrub_bytes_per_second:
+            self._pace = Pace(tuning.scrub_bytes_per_second, self._clock.seconds())
+        self._tuning = tuning
+
     def stop(self) -> None:
         """End; what is being read is let go of."""
         self._beat.stop()

@@ -92,6 +92,20 @@ class Ledger:
             self.keep(one.vpath, one.kept)
             self._note(one.vpath)
 
+    def forget(self, key: str) -> list[VPath]:
+        """The directory config ``key`` is gone: nothing below it counts any more. Gives the paths at which something was."""
+        gone = [vpath for base, names in self._bases.items() if base.key == key for vpath in names.values()]
+        for base in [base for base in self._burials if base.key == key]:
+            del self._burials[base]
+        for vpath in gone:
+            self._committed.pop(vpath, None)
+            self._pending.pop(vpath, None)
+            self._touch(vpath)
+        for table in (self._aborts, self._failures):
+            for entry in [entry for entry in table if entry[0].key == key]:
+                del table[entry]
+        return gone
+
     def committed(self, vpath: VPath) -> State | None:
         """What is visible at ``vpath``."""
         return self._committed.get(vpath)

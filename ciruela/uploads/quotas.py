@@ -25,6 +25,10 @@ class Quotas:
         self._makers: dict[VPath, str] = {}
         self.slowed = 0
 
+    def tune(self, uploads_per_key: int) -> None:
+        """A key may have so many from now on."""
+        self._uploads_per_key = uploads_per_key
+
     def room(self, order: Order, config: DirConfig) -> Rejected | None:
         """The refusal when ``order`` would make one more path than the directory may have."""
         if order.origin is Origin.PEER or config.max_images is None or self._ledger.knows(order.vpath):

@@ -85,6 +85,11 @@ class Uploads:
         assert config is not None
         return self.alone(order.vpath, lambda: self._examine(order, config, hints))
 
+    def tune(self, max_age_ms: int, uploads_per_key: int) -> None:
+        """These count from now on."""
+        self._max_age_ms = max_age_ms
+        self.quotas.tune(uploads_per_key)
+
     def alone(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
         """Run ``work`` while no order for ``vpath`` is being judged."""
         turn = self._turns.setdefault(vpath, DeferredLock())

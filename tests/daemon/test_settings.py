@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import load_config
-from ciruela.daemon.settings import FILE, RULES, load_tuning
+from ciruela.daemon.settings import FILE, RULES, Own, load_own
 from ciruela.index.order import MAX_INDEX_BYTES
 from ciruela.model.errors import ConfigError
 from ciruela.model.tuning import STANDARD, Fsync, Tuning
@@ -44,7 +44,7 @@ class SettingsTests(SynchronousTestCase):
         path = self.top / FILE
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         path.chmod(0o644)
-        return load_tuning(str(self.top))
+        return load_own(str(self.top)).tuning
 
     def mistakes(self, text: str | bytes) -> list[str]:
         error = self.assertRaises(ConfigError, self.load, text)
@@ -52,7 +52,7 @@ class SettingsTests(SynchronousTestCase):
 
     def test_no_file(self) -> None:
         """Without the file, or with nothing in it, everything is as documented."""
-        self.assertEqual(load_tuning(str(self.top)), STANDARD)
+        self.assertEqual(load_own(str(self.top)), Own())
         for text in ("", "# nothing\n", "~\n", "_x: 1\n"):
             self.assertEqual(self.load(text), STANDARD, text)
         self.assertEqual(STANDARD.max_index_bytes, MAX_INDEX_BYTES)
@@ -100,7 +100,7 @@ class SettingsTests(SynchronousTestCase):
     def test_not_a_file(self) -> None:
         """Something that cannot be read, or that others could change, is not taken for "no settings"."""
         (self.top / FILE).symlink_to("nowhere")
-        self.assertIn("it cannot be read: No such file", str(self.assertRaises(ConfigError, load_tuning, str(self.top))))
+        self.assertIn("it cannot be read: No such file", str(self.assertRaises(ConfigError, load_own, str(self.top))))
         (self.top / FILE).unlink()
         self.load("fsync: none\n")
         (self.top / FILE).chmod(0o666)

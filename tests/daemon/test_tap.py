@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela import __version__
 from ciruela.daemon import tap
+from ciruela.daemon.plan import DEFAULTS, Given
 from ciruela.daemon.service import Daemon
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
@@ -35,9 +36,9 @@ class TapTests(SynchronousTestCase):
         self.patch(reactor, "seconds", reactor.seconds)
 
     def check_port(self, checked):
-        if checked.port == self.taken:
+        if checked.plan.port == self.taken:
             checked.lock.close()
-            raise ConfigError(f"cannot listen on {checked.host}:{checked.port}")
+            raise ConfigError(f"cannot listen on {checked.plan.host}:{checked.plan.port}")
 
     def test_taken_port(self):
         """A port that is in use is told on the terminal, before the daemon leaves it."""
@@ -81,9 +82,8 @@ class TapTests(SynchronousTestCase):
         """The defaults of the reference."""
         options = Options()
         options.parseOptions([])
-        self.assertEqual(
-            (options["config"], options["db-dir"], options["host"], options["port"]), ("/etc/ciruela", "/var/lib/ciruela", "0.0.0.0", 24783)
-        )
+        self.assertEqual(options.given(), Given("/etc/ciruela", {}))
+        self.assertEqual((DEFAULTS["db-dir"], DEFAULTS["host"], DEFAULTS["port"]), ("/var/lib/ciruela", "0.0.0.0", 24783))
 
     def test_bad_numbers(self):
         """Numbers out of range are refused by the parser."""
@@ -111,8 +111,8 @@ class TapTests(SynchronousTestCase):
         os.chmod(path, 0o644)
         for words, expected in (((), 7), (("--max-connections", "5"), 5)):
             service = self.make(*words)
-            self.assertEqual(service._settings.tuning, Tuning(fsync=Fsync.NONE, max_connections=expected))
-            self.assertEqual(service.node.world.tuning, service._settings.tuning)
+            self.assertEqual(service._settings.plan.tuning, Tuning(fsync=Fsync.NONE, max_connections=expected))
+            self.assertEqual(service.node.world.tuning, service._settings.plan.tuning)
             self.assertEqual(NodeStatus(service.node, list).status()["durability"], "none")
             service._settings.lock.close()
         with open(path, "a", encoding="ascii") as file:

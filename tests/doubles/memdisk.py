@@ -236,6 +236,17 @@ class MemDisk:
         self.staged = {key: here for key, here in self.staged.items() if key in wanted or key[0].key in self.unmounted}
         return succeed(Loaded(held, dict(self.buried)))
 
+    def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
+        before, self.configs = self.configs, configs
+        staged = dict(self.staged)
+        try:
+            return self.load()
+        finally:
+            self.configs, self.staged = before, staged
+
+    def forget(self, vpaths: Collection[VPath]) -> None:
+        """Nothing is open here."""
+
     def write_pending(self, pending: Pending) -> Deferred[None]:
         if refusal := self._refusal(pending.vpath):
             return fail(refusal)

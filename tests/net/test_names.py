@@ -17,7 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.net import resolve as resolve_module
-from ciruela.net.peers import PeerList, parse
+from ciruela.net.discovery.files import PeersFile, parse
+from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver, split_name
 from ciruela.seams import Address
 from tests.proof import shows
@@ -106,9 +107,9 @@ class Peers(SynchronousTestCase):
         self.asked: list[str] = []
         self.changes: list[dict[Address, str]] = []
         self.logged: list[str] = []
-        self.peers = PeerList(
-            self.path, 24783, self.resolve, self.clock, random.Random(1), maybeDeferred, lambda peers: self.changes.append(dict(peers))
-        )
+        rng = random.Random(1)
+        file = PeersFile(self.path, self.clock, rng, maybeDeferred)
+        self.peers = PeerList([file], 24783, self.resolve, self.clock, rng, lambda peers: self.changes.append(dict(peers)))
         self.addCleanup(self.peers.stop)
         observer: Callable[[Any], None] = lambda event: self.logged.append(event["log_format"].format(**event))  # noqa: E731
         globalLogPublisher.addObserver(observer)

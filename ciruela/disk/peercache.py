@@ -1,0 +1,88 @@
+"""``DB/.peers``: who the other nodes were when that was last known, so that a start needs no name server (threats A60).
+
+One JSON object, ``{"sources": {place: [name]}, "addresses": {name: [address]}}``. It is no record of anything: whatever is wrong with it,
+it counts as empty, and the next list takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.disk.layout import Records
+from ciruela.disk.states import write_file
+from ciruela.seams import InThread
+
+NAME = ".peers"
+MAX_BYTES = 4 * 1024 * 1024
+MOST_LISTS = 20_000
+
+Lists = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+def decode(data: bytes) -> dict[str, dict[str, list[str]]]:
+    """The lists in ``data``. Raises ValueError."""
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES} bytes")
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return {what: _lists(found, what) for what in ("sources", "addresses")}
+
+
+def _lists(found: object, what: str) -> dict[str, list[str]]:
+    lists = found.get(what) if isinstance(found, dict) else None
+    if not isinstance(lists, dict) or len(lists) > MOST_LISTS:
+        raise ValueError(f"there is no object {what!r}, or it has more than {MOST_LISTS} entries")
+    for value in lists.values():
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{what!r} has something that is not a list of texts")
+    return lists
+
+
+class PeerCache:
+    """The file below ``db_dir``. Its work is done by ``in_thread``."""
+
+    _log = Logger()
+
+    def __init__(self, db_dir: str, in_thread: InThread) -> None:
+        self._records = Records(db_dir)
+        self._in_thread = in_thread
+
+    def read(self) -> Deferred[Lists]:
+        """The lists that were written last; nothing when there are none, or they cannot be read."""
+        return self._in_thread(self._read).addErrback(self._unreadable)
+
+    def _read(self) -> Lists:
+        with self._records.root() as root:
+            try:
+                file = root.open_read(NAME)
+            except FileNotFoundError:
+                return {}
+            with file:
+                return decode(file.read_at(MAX_BYTES + 1, 0))
+
+    def _unreadable(self, failure: Failure) -> Lists:
+        failure.trap(OSError, ValueError)
+        self._log.warn("the peers of the last run cannot be read, they are asked for: {reason}", reason=failure.getErrorMessage())
+        return {}
+
+    def write(self, lists: Lists) -> Deferred[None]:
+        """Keep ``lists``; a failure is logged."""
+        return self._in_thread(self._write, lists).addErrback(self._not_written)
+
+    def _write(self, lists: Lists) -> None:
+        data = json.dumps(lists, separators=(",", ":")).encode("utf-8")
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes of peers")
+        with self._records.root() as root:
+            write_file(root, NAME, data)
+
+    def _not_written(self, failure: Failure) -> None:
+        failure.trap(OSError, ValueError)
+        self._log.warn("the list of peers cannot be kept for the next start: {reason}", reason=failure.getErrorMessage())
