@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import Plan
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.model.order import Abort, Command
@@ -27,6 +29,7 @@ class Phase(Enum):
     INDEX = "index"
     STAGING = "staging"
     BLOCKS = "blocks"
+    CHECK = "check"
     COMMIT = "commit"
 
 
@@ -55,7 +58,7 @@ class Download:
     @property
     def mask(self) -> int | None:
         """The slices that are here; None without the index."""
-        if self.phase is Phase.COMMIT:
+        if self.phase in (Phase.CHECK, Phase.COMMIT):
             return FULL
         return None if self.plan is None else self.plan.pieces.slices(self.plan.mask)
 
@@ -81,3 +84,43 @@ class Outcome(Protocol):
 
     def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
         """The download ended without an image."""
+
+
+class Gate(Protocol):
+    """Who looks at an image that is whole, before it is committed."""
+
+    def gated(self, vpath: VPath) -> bool:
+        """Whether anybody wants to."""
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:
+        """Fires when the image may be committed, fails with DownloadFailed when it must not. May be cancelled."""
+
+
+class OpenGate:
+    """Nobody looks."""
+
+    def gated(self, vpath: VPath) -> bool:  # noqa: ARG002  the protocol's
+        """Nobody does."""
+        return False
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:  # noqa: ARG002  the protocol's
+        """At once."""
+        return succeed(None)
+
+
+def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
+    """Why ``download`` ended with ``failure``: the word for clients, and a detail."""
+    if download.stop_reason is not None:
+        return download.stop_reason, ""
+    if isinstance(failure.value, DownloadFailed):
+        return failure.value.reason, failure.value.detail
+    match download.phase:
+        case Phase.INDEX:
+            reason = Abort.CANT_FETCH_INDEX
+        case Phase.STAGING if download.staging is None:
+            reason = Abort.CANT_CREATE_DIRECTORY
+        case Phase.STAGING:
+            reason = Abort.HARDLINKING
+        case Phase.BLOCKS | Phase.CHECK | Phase.COMMIT:
+            reason = Abort.COMMIT_ERROR
+    return reason, failure.getErrorMessage()

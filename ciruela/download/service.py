@@ -20,7 +20,7 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
-from ciruela.download.running import Download, Outcome, Phase
+from ciruela.download.running import Download, Gate, OpenGate, Outcome, Phase, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.siblings import Siblings
 from ciruela.download.sources import Candidate, Totals
@@ -71,6 +71,7 @@ class Downloads:
         in_thread: InThread = in_place,
         me: bytes = b"",
         max_index_bytes: int = STANDARD.max_index_bytes,
+        gate: Gate | None = None,
     ) -> None:
         self._configs = configs
         self._ledger = ledger
@@ -79,6 +80,7 @@ class Downloads:
         self._suppliers = Suppliers(watches, wire, rumors, rng)
         self._find_siblings = Siblings(configs, ledger, catalog)
         self._outcome = outcome
+        self._gate: Gate = gate or OpenGate()
         self._catalog = catalog
         self._clock = clock
         self._rng = rng
@@ -134,6 +136,7 @@ class Downloads:
             .addCallback(self._fits, download)
             .addCallback(self._plan, download)
             .addCallback(self._fetch, download)
+            .addCallback(self._admit, download)
             .addCallback(self._commit, download)
             .addCallbacks(self._arrived, self._ended, callbackArgs=(download,), errbackArgs=(download,))
             .addErrback(self._broken, download)
@@ -330,6 +333,16 @@ class Downloads:
         )
         return download.block_fetch.run()
 
+    def _admit(self, _: None, download: Download) -> Deferred[None]:
+        """What is whole may be looked at before it is shown; what is healed was shown before."""
+        pending = self._ledger.pending(download.vpath)
+        if download.healed is not None or pending is None or not self._gate.gated(download.vpath):
+            return succeed(None)
+        assert download.staging is not None
+        download.phase = Phase.CHECK
+        self._progressed(download)
+        return self._gate.admit(download.vpath, pending.state, download.staging)
+
     def _commit(self, _: None, download: Download) -> Deferred[State]:
         assert download.staging is not None
         download.phase = Phase.COMMIT
@@ -372,7 +385,7 @@ class Downloads:
             return None
         if download.healed is not None:
             return self._not_healed(failure, download)
-        reason, detail = self._reason(failure, download)
+        reason, detail = reason_of(failure, download)
         self._log.error(
             "{image} for {vpath} given up: {reason} {detail}",
             image=download.image.hex(),
@@ -418,22 +431,6 @@ class Downloads:
             self._log.error("{vpath}: cannot be removed: {why}", vpath=str(download.vpath), why=failure.getErrorMessage())
         else:
             self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(download.vpath))
-
-    def _reason(self, failure: Failure, download: Download) -> tuple[Abort, str]:
-        if download.stop_reason is not None:
-            return download.stop_reason, ""
-        if isinstance(failure.value, DownloadFailed):
-            return failure.value.reason, failure.value.detail
-        match download.phase:
-            case Phase.INDEX:
-                reason = Abort.CANT_FETCH_INDEX
-            case Phase.STAGING if download.staging is None:
-                reason = Abort.CANT_CREATE_DIRECTORY
-            case Phase.STAGING:
-                reason = Abort.HARDLINKING
-            case Phase.BLOCKS | Phase.COMMIT:
-                reason = Abort.COMMIT_ERROR
-        return reason, failure.getErrorMessage()
 
     def _broken(self, failure: Failure, download: Download) -> None:
         if download.healed is not None:

@@ -54,7 +54,7 @@ class Reject(str, Enum):
 
 
 class Abort(str, Enum):
-    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last six are ours)."""
+    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last seven are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
     CANT_CREATE_DIRECTORY = "cant_create_directory"
@@ -67,6 +67,7 @@ class Abort(str, Enum):
     IMAGE_TOO_LARGE = "image_too_large"
     BAD_SYMLINK = "bad_symlink"
     CONFLICT = "conflict"
+    CHECK_FAILED = "check_failed"
 
 
 class Progress(Enum):
