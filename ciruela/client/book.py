@@ -25,9 +25,10 @@ ERROR_RETRIES = 3
 """How often a request that was answered by ``Error`` is sent again before that counts as a refusal."""
 
 EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, EXIT_NETWORK, EXIT_REJECTED, EXIT_CONFLICT = 0, 1, 2, 3, 5, 6
+EXIT_HOOK = 7
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
-_SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_DONE)
+_SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_HOOK, EXIT_DONE)
 """The exit code of several uploads: the first of these that one of them has. What a person must change comes before what time may heal."""
 
 _CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.STALE_TIMESTAMP})
@@ -145,7 +146,7 @@ def _word(reason: str) -> str:
 
 
 def worst(codes: Iterable[int]) -> int:
-    """The exit code of several uploads: local problem, rejected, conflict, network, done, in this order."""
+    """The exit code of several uploads: local problem, rejected, conflict, network, hook, done, in this order."""
     present = set(codes)
     return next((code for code in _SEVERITY if code in present), EXIT_DONE)
 

@@ -1,8 +1,9 @@
 """The daemon: where work and world meet. ``twistd ciruela`` begins in ``tap``.
 
-Reading order: ``tap`` (options, ``makeService``), ``config`` (the config directory, checked) and ``settings`` (the daemon's own file) with
-``rules``, ``yamltext`` and ``modes``, ``identity`` (machine id and host name), ``authority`` (the keys that may upload), ``service``
-(files, sockets and the reactor) with ``descriptors`` (how many of them there may be) and ``watchdog`` (whether the reactor is stuck),
-``node`` (the work rooms wired to each other), ``acquaintance`` (when the peers are known), ``around`` (what cleanup sees of the node),
-``requests`` (what a connection is answered), ``status`` (what the pages show).
+Reading order: ``tap`` (options, ``makeService``), ``config`` (the config directory, checked) and ``settings`` (the daemon's own file)
+with ``rules``, ``hookrules``, ``yamltext`` and ``modes``, ``identity`` (machine id and host name), ``authority`` (the keys that may
+upload), ``service`` (files, sockets and the reactor) with ``descriptors`` (how many of them there may be) and ``watchdog`` (whether the
+reactor is stuck), ``processes`` and ``webhooks`` (how hooks are run), ``node`` (the work rooms wired to each other), ``acquaintance``
+(when the peers are known), ``around`` (what cleanup sees of the node), ``requests`` (what a connection is answered), ``status`` (what the
+pages show).
 """

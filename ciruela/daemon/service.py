@@ -23,12 +23,15 @@ from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config
 from ciruela.daemon.descriptors import most_descriptors
 from ciruela.daemon.node import Node, World
+from ciruela.daemon.processes import Processes
 from ciruela.daemon.requests import Requests
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.watchdog import Watchdog
+from ciruela.daemon.webhooks import Webhooks
 from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.store import Store
+from ciruela.hooks.service import Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import MachineId
@@ -120,6 +123,7 @@ class Daemon(Service):
                 now_ms=now_ms,
                 tuning=settings.tuning,
                 in_thread=self._in_thread,
+                outside=Outside(Processes(reactor), Webhooks(reactor), settings.me, settings.hostname),
                 safeguards=Safeguards(
                     time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
                 ),

@@ -7,9 +7,23 @@ from enum import Enum, IntEnum, auto
 from typing import Any, Protocol
 
 from ciruela.gossip.cluster import Cluster
-from ciruela.gossip.packets import MAX_PARTS, ROOM_BYTES, BaseHash, Complete, Deleted, Download, Item, Member, Watch, encode_item, split
+from ciruela.gossip.packets import (
+    MAX_PARTS,
+    ROOM_BYTES,
+    BaseHash,
+    Complete,
+    Deleted,
+    Download,
+    Hooked,
+    Item,
+    Member,
+    Watch,
+    encode_item,
+    split,
+)
 from ciruela.gossip.rumors import Rumors, heat_for
 from ciruela.gossip.watches import age_in_ms
+from ciruela.model.hooks import AFTER
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
@@ -29,6 +43,9 @@ PART_BYTES = 600
 
 BEAT_DATAGRAMS = 2
 """Datagrams to one address in one beat while one cannot take all news. An idle node needs one, as long as it knows few others."""
+
+HOOK_KINDS = range(1, len(AFTER) + 1)
+"""The numbers of the hooks that are told of."""
 
 MOST_DATAGRAMS = 4
 """Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
@@ -52,6 +69,12 @@ class Facts(Protocol):
     def committed(self, vpath: VPath) -> Version | None:
         """What is committed at ``vpath``."""
 
+    def due_bits(self, vpath: VPath) -> int:
+        """The hooks that are due, or have ended lately, for what is committed at ``vpath``: see ``Complete``."""
+
+    def hooks(self) -> Sequence[Hooked]:
+        """The hooks that ended in the last minutes."""
+
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         """Path, image and time (ms) of what was removed, or given up, in the last minutes."""
 
@@ -65,10 +88,12 @@ class Kind(IntEnum):
     DOWNLOAD = auto()
     WATCH = auto()
     MEMBER = auto()
+    HOOK = auto()
 
 
 Fact = tuple[Kind, Hashable]
-"""A fact by its kind and key: a path, (path, image) for DELETED, (path, machine) for WATCH, (machine, part) for MEMBER."""
+"""A fact by its kind and key: a path, (path, image) for DELETED, (path, machine) for WATCH, (machine, part) for MEMBER,
+(path, kind) for HOOK."""
 
 
 class Filling(Enum):
@@ -132,6 +157,7 @@ class Composer:
         self._sync(Kind.BASE, {base: BaseHash(base, value) for base, value in facts.base_hashes().items()})
         self._sync(Kind.DOWNLOAD, {download.vpath: download for download in facts.downloads()})
         self._sync(Kind.DELETED, {(vpath, image): Deleted(vpath, image, at_ms) for vpath, image, at_ms in facts.deleted()})
+        self._sync(Kind.HOOK, {(hooked.vpath, hooked.kind): hooked for hooked in facts.hooks()})
         if self._watch_s is None or now_s - self._watch_s >= WATCH_RENEW_S:
             self._watch_stamp, self._watch_s = self._next_stamp(), now_s
         self._sync(Kind.WATCH, {(vpath, self._me): Watch(vpath, self._me, self._watch_stamp) for vpath in facts.watching()})
@@ -187,7 +213,12 @@ class Composer:
     def completion(self, vpath: VPath) -> Complete | None:
         """The item that says what is committed here at ``vpath``."""
         version = self._facts.committed(vpath)
-        return None if version is None else Complete(vpath, version.image, version.timestamp_ms)
+        return None if version is None else Complete(vpath, version.image, version.timestamp_ms, self._facts.due_bits(vpath))
+
+    def results(self, vpath: VPath) -> list[Hooked]:
+        """The items that say what became of hooks here at ``vpath``."""
+        known = self._own[Kind.HOOK]
+        return [known[vpath, number] for number in HOOK_KINDS if (vpath, number) in known]  # type: ignore[misc]
 
     # -- datagrams ------------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from ciruela.proto.messages import (
     GetIndexAt,
     GetPieces,
     GetShare,
+    HookResult,
     Hosts,
     IndexAtData,
     IndexData,
@@ -180,7 +181,7 @@ def _notification_params(notification: Notification) -> Fields:
     match notification:
         case PublishImage(image):
             return {"id": image}
-        case ReceivedImage() | AbortedImage():
+        case ReceivedImage() | AbortedImage() | HookResult():
             known: Fields = {
                 "id": notification.image,
                 "path": notification.path,
@@ -190,6 +191,8 @@ def _notification_params(notification: Notification) -> Fields:
             }
             if isinstance(notification, AbortedImage):
                 known["reason"] = notification.reason
+            elif isinstance(notification, HookResult):
+                known |= {"kind": notification.kind, "state": notification.state, "message": notification.message}
             return known
 
 

@@ -242,4 +242,21 @@ class AbortedImage:
     reason: str
 
 
-Notification = PublishImage | ReceivedImage | AbortedImage
+@dataclass(frozen=True, slots=True)
+class HookResult:
+    """Node to client: how a hook of ``machine_id`` stands for an image that it has. Only where ``ciruela.v2`` was confirmed.
+
+    ``kind`` and ``state`` are words of ``model.hooks``; ``message`` says why it failed.
+    """
+
+    image: ImageId
+    path: str
+    machine_id: MachineId
+    hostname: str
+    forwarded: bool
+    kind: str
+    state: str
+    message: str
+
+
+Notification = PublishImage | ReceivedImage | AbortedImage | HookResult
