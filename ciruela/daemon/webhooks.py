@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, ResponseFailed, ResponseNeverReceived
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from twisted.web.http_headers import Headers
 
 from ciruela import __version__
@@ -52,8 +52,8 @@ def _failed(failure: Failure) -> Failure:
     if failure.check(CancelledError):
         return failure
     error: Any = failure.value
-    if isinstance(error, ResponseNeverReceived | ResponseFailed) and error.reasons:
-        error = error.reasons[0].value
+    while reasons := getattr(error, "reasons", None):
+        error = reasons[0].value
     match error:
         case TookTooLong():
             why = "there was no answer in time"

@@ -200,7 +200,7 @@ class Downloads:
         if download is None:
             return False
         if download.block_fetch is not None:
-            return download.phase is Phase.BLOCKS and self._clock.seconds() - download.block_fetch.last_good_s >= since_s
+            return download.phase in (Phase.BLOCKS, Phase.CHECK) and self._clock.seconds() - download.block_fetch.last_good_s >= since_s
         return download.phase is Phase.INDEX and self._clock.seconds() - download.began_s >= since_s
 
     def running(self) -> list[Download]:
