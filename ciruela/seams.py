@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from ciruela.index.tree import Index
 from ciruela.keys.signed import Statement, signed_bytes
 from ciruela.model.dirconfig import DirConfig
+from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
@@ -126,10 +127,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the disk remembers of all paths, and what was deleted, by base dir."""
+    """What the disk remembers of all paths, what was deleted, by base dir, and which hooks have not run well yet."""
 
     held: Sequence[Held]
     burials: Mapping[VPath, Burials]
+    due: Sequence[Due] = ()
 
 
 KeepList = frozenset[tuple[str, ...]]
@@ -216,6 +218,12 @@ class Staging(Protocol):
         Fires with one bool each: False where the hash is wrong (nothing was written).
         """
 
+    def prepare(self) -> Deferred[str]:
+        """Create what needs no data and set modes, so that only the commit is left. Fires with the path of the directory on this host.
+
+        Every block was hashed before it was written; the commit hashes all of it again.
+        """
+
     def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
         """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError.
 
@@ -255,6 +263,15 @@ class Disk(Protocol):
 
     def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
         """Rewrite the state of a committed image (merged signatures), durably."""
+
+    def write_due(self, due: Due) -> Deferred[None]:
+        """Record hooks that are due, durably: before the commit of their image, so that no kill can lose them."""
+
+    def drop_due(self, vpath: VPath, image: ImageId) -> Deferred[None]:
+        """Forget the hooks of an image."""
+
+    def where(self, vpath: VPath) -> str:
+        """The path on this host of the image at ``vpath``. Raises DiskError when no config takes it."""
 
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
@@ -311,4 +328,37 @@ class Authority(Protocol):
         """Those of ``entries`` that a key configured for ``config`` made, one per key, in order, each with the fingerprint of its key.
 
         ``statement`` is what they were made over. Keys are read anew each time.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: its exit code or the number of the signal that killed it, and the last line of what it wrote, raw.
+
+    ``late``: it took too long and was killed for that.
+    """
+
+    code: int | None
+    signal: int | None
+    line: str
+    late: bool = False
+
+
+class Runner(Protocol):
+    """Runs commands of the operator."""
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Deferred[Ended]:
+        """Run ``command`` with ``environment`` and nothing else of this process. Fires when it has ended, and all that it started.
+
+        Fails with HookFailed when it cannot be started. Cancel to kill it.
+        """
+
+
+class Caller(Protocol):
+    """Calls web addresses of the operator."""
+
+    def post(self, url: str, body: bytes, timeout_s: float) -> Deferred[int]:
+        """Send ``body``, which is JSON. Fires with the status code; a redirect is not followed.
+
+        Fails with HookFailed, in words without the address, when there is no answer or the certificate is not good. Cancel to give up.
         """

@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_LINES = 450
 DOORS = {"daemon", "client"}
-WORK = {"gossip", "uploads", "download", "reconcile", "scrub", "cleanup", "tracking", "clockwork", "seams"}
+WORK = {"gossip", "uploads", "download", "reconcile", "scrub", "cleanup", "hooks", "tracking", "clockwork", "seams"}
 FORMATS = {"index", "keys", "proto"}
 
 TWISTED_FOR_WORK = {

@@ -152,6 +152,13 @@ def _word(reason: str) -> str:
     return reason.partition(":")[0]
 
 
+def _abort_code(word: str) -> int:
+    """The exit code of an upload that a node gave up, by its word."""
+    if word == Abort.CHECK_FAILED:
+        return EXIT_REJECTED
+    return EXIT_CONFLICT if word in _ABORT_CONFLICTS else EXIT_NETWORK
+
+
 def worst(codes: Iterable[int]) -> int:
     """The exit code of several uploads: local problem, rejected, conflict, network, partial, hook, done, nothing to do, in this order."""
     present = set(codes)
@@ -392,7 +399,7 @@ class Book:
 
     def _failure_code(self) -> int:
         codes = {contact.exit_code for contact in self._with(_Answer.REFUSED)}
-        codes |= {EXIT_CONFLICT if _word(reason) in _ABORT_CONFLICTS else EXIT_NETWORK for reason in self._aborted.values()}
+        codes |= {_abort_code(_word(reason)) for reason in self._aborted.values()}
         if not codes and self._with(_Answer.NO_CONFIG):
             return EXIT_REJECTED
         return worst(codes) or EXIT_NETWORK

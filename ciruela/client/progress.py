@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from ciruela.client.book import Outcome
+from ciruela.client.hooks import hooks_part
 from ciruela.client.options.common import Progress
 from ciruela.client.sync import NodeNews, Row
 from ciruela.client.text import clean, interval, size, stamp
@@ -67,6 +68,8 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
         parts.append(f"failed: {failures(standing.failed, FINAL_NAMES)}")
     if standing.missing:
         parts.append(f"missing: {names(standing.missing, FINAL_NAMES)}")
+    if said := hooks_part(row.hooks):
+        parts.append(clean(said, 1000))
     if row.verdict.why and row.verdict.outcome is not Outcome.EARLY:
         parts.append(f"({clean(row.verdict.why)})")
     return "  ".join(parts)

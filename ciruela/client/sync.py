@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict
 from ciruela.client.contacts import Contacts, Resolve
+from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.source import Giver
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
@@ -26,6 +27,7 @@ from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
     GetShare,
+    HookResult,
     Notification,
     PublishImage,
     ReceivedImage,
@@ -125,6 +127,7 @@ class Row:
     sent_bytes: int
     total_bytes: int
     elapsed_s: float
+    hooks: HookStanding = NO_HOOKS
 
 
 class _Run:
@@ -134,6 +137,7 @@ class _Run:
         self.upload = upload
         self.removes = isinstance(upload.request, RemoveDir)
         self.book = Book(upload.request.path, upload.request.image, upload.weak, "have removed it" if self.removes else "have it")
+        self.hooks = HookAccount(upload.request.path, upload.request.image)
         self.asked: set[Address] = set()
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
@@ -173,9 +177,7 @@ class ClusterRun:
         self._beat = Beat(world.clock, world.rng, BEAT_S, self._step, f"judging the uploads to {label}")
         self._told: set[str] = set()
         self._began_s = world.clock.seconds()
-        self._stepping = False
-        self._again = False
-        self._over = False
+        self._stepping = self._again = self._over = False
         self._finished: Deferred[None] = Deferred(lambda _: self.stop())
 
     # -- life ---------------------------------------------------------------------------------------------------------------------
@@ -214,6 +216,7 @@ class ClusterRun:
                 run.sent_bytes,
                 run.upload.total_bytes,
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
+                run.hooks.standing(),
             )
             for run in self._runs
         ]
@@ -247,9 +250,8 @@ class ClusterRun:
         if self._stepping:
             self._again = True
             return
-        self._stepping = True
+        self._stepping = self._again = True
         try:
-            self._again = True
             while self._again and not self._over:
                 self._again = False
                 self._reach_out()
@@ -263,6 +265,7 @@ class ClusterRun:
         for run in self._running():
             exhausted = self._contacts.exhausted(run.book.refused)
             verdict = run.book.verdict(self._rule, now_s - self._began_s, Reach(self._contacts.resolving or young, exhausted))
+            verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
             if verdict.outcome is not Outcome.RUNNING:
                 run.verdict, run.ended_s = verdict, now_s
         if not self._running():
@@ -283,8 +286,7 @@ class ClusterRun:
                 address = peer.address
                 if address not in run.asked and not run.book.refused(address) and not run.pause.blocked(address):
                     self._ask(run, peer)
-            usable = sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
-            missing = CONNECTIONS - usable
+            missing = CONNECTIONS - sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
             if missing > 0:
                 self._contacts.look_up(missing)
                 for address in self._contacts.pick(missing, lambda known, run=run: self._skip(run, known)):  # type: ignore[misc]
@@ -443,6 +445,8 @@ class ClusterRun:
                     word, _, detail = notification.reason.partition(":")
                     self._tell(run, notification.hostname, "gave-up", notification.machine_id, word, detail.strip())
                     self._problem(f"{notification.hostname} {run.book.path} {notification.reason}")
+                    self._step()
+                case HookResult() if run.hooks.heard(notification):
                     self._step()
                 case _:
                     pass

@@ -1,10 +1,10 @@
 """The daemon: where work and world meet. ``twistd ciruela`` begins in ``tap``.
 
 Reading order: ``tap`` (options, ``makeService``), ``plan`` (all that it is told, checked), ``config`` (the config directory) and
-``settings`` (the daemon's own file) with ``rules``, ``yamltext`` and ``modes``, ``identity`` (machine id and host name), ``authority`` (the
-keys that may upload), ``service`` (files, sockets and the reactor) with ``descriptors`` (how many of them there may be) and ``watchdog``
-(whether the reactor is stuck), ``live`` (the directory configs that count now), ``hangup``, ``reload``
-and ``keywatch`` (changes of the configuration while it runs), ``node`` (the work rooms wired to each other),
-``acquaintance`` (when the peers are known), ``around`` (what cleanup sees of the node), ``requests`` (what a connection is answered),
-``status`` (what the pages show).
+``settings`` (the daemon's own file) with ``rules``, ``hookrules``, ``yamltext`` and ``modes``, ``identity`` (machine id and host name),
+``authority`` (the keys that may upload), ``service`` (files, sockets and the reactor) with ``descriptors`` (how many of them there may
+be) and ``watchdog`` (whether the reactor is stuck), ``processes`` and ``webhooks`` (how hooks are run), ``live`` (the directory configs
+that count now), ``hangup``, ``reload`` and ``keywatch`` (changes of the configuration while it runs), ``node`` (the work rooms wired to
+each other), ``acquaintance`` (when the peers are known), ``around`` (what cleanup sees of the node), ``requests`` (what a connection is
+answered), ``status`` (what the pages show).
 """

@@ -9,10 +9,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ciruela.daemon.hookrules import check_hook, command_hook, dir_bits, file_bits, group, unusable_programs, webhook
 from ciruela.daemon.modes import check_modes
 from ciruela.daemon.rules import MOST_BYTES, Rule, duration, flag, number, optional, path, read_file, text, word, wrong
 from ciruela.daemon.yamltext import Scalar, Table, Value
-from ciruela.model.dirconfig import DirConfig, OnConflict, Reuse, Symlinks
+from ciruela.model.dirconfig import DirConfig, Modes, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from ciruela.model.vpath import MAX_LEVELS, check_component
 
@@ -99,7 +100,14 @@ def _files(folder: str, warnings: list[str], problems: list[str]) -> Iterator[tu
 def _read(path: str, key: str, problems: list[str]) -> _Found | None:
     """One file; what is wrong with it goes to ``problems``."""
     found = read_file(path, _RULES, f"directory: /var/lib/{key}", problems)
-    return None if found is None else _found(path, DirConfig(key=key, **found.values), found.lines["directory"])
+    if found is None:
+        return None
+    values = dict(found.values)
+    modes = {name: values.pop(name) for name in ("dir_bits", "file_bits", "gid") if name in values}
+    config = DirConfig(key=key, modes=Modes(**modes), **values)
+    for setting, reason in unusable_programs(config):
+        problems.append(f"{path}:{found.lines[setting.replace('-', '_')]}: {setting}: {reason}")
+    return _found(path, config, found.lines["directory"])
 
 
 def _found(path: str, config: DirConfig, line: int) -> _Found:
@@ -145,6 +153,12 @@ _RULES = {
     "symlinks": Rule("symlinks", word(Symlinks)),
     "reuse": Rule("reuse", word(Reuse)),
     "keep-replaced": Rule("keep_replaced", number(0, MOST_KEPT)),
+    "dir-mode": Rule("dir_bits", dir_bits),
+    "file-mode": Rule("file_bits", file_bits),
+    "group": Rule("gid", group),
+    "check-before-commit": Rule("check_before_commit", check_hook),
+    "on-commit": Rule("on_commit", command_hook),
+    "webhook": Rule("webhook", webhook),
 }
 
 

@@ -23,29 +23,34 @@ from ciruela.download.awaited import Awaited
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.gossip.packets import Download, Removed
+from ciruela.gossip.packets import Download, Hooked, Removed
 from ciruela.gossip.service import Gossip
+from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import DirConfig
+from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort
 from ciruela.model.state import State, Version
 from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import AbortedImage, ReceivedImage, RemovedImage
+from ciruela.proto.messages import AbortedImage, HookResult, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
 from ciruela.scrub.service import Scrub
-from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Loaded, NowMs, Wire
+from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Link, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
+
+HOOKS_TOLD_MS = 300_000
+"""So long it is told by gossip what became of a hook; as long as others remember it."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds.
 
-    Without ``safeguards`` nothing is ever cleaned up.
+    Without ``safeguards`` nothing is ever cleaned up, without ``outside`` no hook is ever run.
     """
 
     me: MachineId
@@ -62,6 +67,7 @@ class World:
     tuning: Tuning = STANDARD
     safeguards: Safeguards | None = None
     in_thread: InThread = in_place
+    outside: Outside | None = None
 
 
 class Facts:
@@ -99,6 +105,28 @@ class Facts:
         """The version that was removed from ``vpath`` by a signed wish."""
         return self._node.ledger.removal(vpath)
 
+    def hooks(self) -> Sequence[Hooked]:
+        """What became of hooks here lately."""
+        now_ms, found = self._node.world.now_ms(), []
+        for vpath, kinds in self._node.hooks.reports.items():
+            version = self.committed(vpath)
+            for report in kinds.values():
+                numbered = report.kind in AFTER and version is not None and version.image == report.image
+                if numbered and version is not None and report.at_ms + HOOKS_TOLD_MS > now_ms:
+                    number, ok = AFTER.index(report.kind) + 1, report.state is HookState.OK
+                    if report.state is not HookState.PENDING:
+                        found.append(Hooked(vpath, report.image, version.timestamp_ms, number, ok, report.message))
+        return found
+
+    def due_bits(self, vpath: VPath) -> int:
+        """Bits for the hooks of what is committed at ``vpath`` that are due, or have just ended."""
+        version = self.committed(vpath)
+        if version is None:
+            return 0
+        lately_ms = self._node.world.now_ms() - HOOKS_TOLD_MS
+        reports = self._node.hooks.of(vpath, version.image)
+        return sum(1 << AFTER.index(one.kind) for one in reports if one.state is HookState.PENDING or one.at_ms > lately_ms)
+
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         """What was given up here lately."""
         return [(one.vpath, one.image, one.timestamp_ms) for one in self._node.ledger.abandoned()]
@@ -119,6 +147,24 @@ class Ears:
         """A peer has the image: tell the clients that wait for it."""
         for link in self._node.watches.interested(vpath, image):
             link.tell(ReceivedImage(image, str(vpath), machine, hostname, True))
+
+    def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
+        """A peer has the image, and hooks to run."""
+        for number, kind in enumerate(AFTER):
+            if bits >> number & 1:
+                self._tell(HookResult(image, str(vpath), machine, hostname, True, kind.value, HookState.PENDING.value, ""), vpath)
+
+    def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
+        """A hook of a peer has ended."""
+        if hooked.kind <= len(AFTER):
+            kind, state = AFTER[hooked.kind - 1].value, HookState.OK if hooked.ok else HookState.FAILED
+            where = str(hooked.vpath)
+            self._tell(HookResult(hooked.image, where, machine, hostname, True, kind, state.value, hooked.message), hooked.vpath)
+
+    def _tell(self, result: HookResult, vpath: VPath) -> None:
+        for link in self._node.watches.interested(vpath, result.image):
+            if link.bulk:
+                link.tell(result)
 
     def progressed(self, vpath: VPath) -> None:
         """A peer has more to give."""
@@ -155,6 +201,7 @@ class Node:
             ears=Ears(self),
             now_ms=world.now_ms,
         )
+        self.hooks = Hooks(world.configs, self.ledger, world.disk, world.authority, world.outside, self._hooked, world.clock, world.now_ms)
         self.downloads = Downloads(
             world.configs,
             self.ledger,
@@ -170,6 +217,7 @@ class Node:
             world.in_thread,
             world.me,
             world.tuning.max_index_bytes,
+            self.hooks,
         )
         self.uploads = Uploads(
             world.configs,
@@ -249,6 +297,7 @@ class Node:
                 "{images} images are here, {pending} are on their way", images=len(self.ledger), pending=len(self.ledger.pendings())
             )
             self.ledger.changed = self.gossip.news_base
+            self.hooks.resume(found.due)
             for pending in self.ledger.pendings():
                 self.downloads.start(pending)
             self.gossip.start()
@@ -291,6 +340,7 @@ class Node:
         self.gossip.stop()
         self.reconciler.stop()
         self.downloads.stop_all()
+        self.hooks.stop()
         self.awaited.stop()
 
     # -- what downloads tell (download.service.Outcome) -------------------------------------------------------------------------------
@@ -303,12 +353,14 @@ class Node:
     def arrived(self, vpath: VPath, state: State) -> None:
         """An image is visible and durable here: tell the clients and the peers."""
         self.awaited.progressed(vpath)
+        self.hooks.arrived(vpath, state.image)
         self._tell_received(vpath, state)
         self.gossip.news_complete(vpath)
         self.reconciler.ended(vpath, well=True)
 
     def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
         """A download ended without an image: tell the clients."""
+        self.hooks.gave_up(vpath, image)
         word = f"{reason.value}: {detail}" if detail else reason.value
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
@@ -346,7 +398,22 @@ class Node:
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
+    def _hooked(self, vpath: VPath, report: HookReport) -> None:
+        """A hook is due, or has ended: tell the clients."""
+        for link in self.watches.interested(vpath, report.image):
+            self._tell_hook(link, vpath, report)
+        self.gossip.news_hook(vpath)
+
+    def _tell_hook(self, link: Link, vpath: VPath, report: HookReport) -> None:
+        me, hostname = self.world.me, self.world.hostname
+        if link.bulk:
+            link.tell(HookResult(report.image, str(vpath), me, hostname, False, report.kind.value, report.state.value, report.message))
+
     def _tell_received(self, vpath: VPath, state: State) -> None:
+        """Which hooks are due comes first: who waits for them must not leave when the image is there."""
+        for link in self.watches.interested(vpath, state.image):
+            for report in self.hooks.of(vpath, state.image):
+                self._tell_hook(link, vpath, report)
         for link in self.watches.interested(vpath, state.image):
             link.tell(ReceivedImage(state.image, str(vpath), self.world.me, self.world.hostname, False))
 

@@ -75,12 +75,20 @@ def read_file(path: str, rules: Mapping[str, Rule], example: str, problems: list
     if not isinstance(document, Table):
         problems.append(f'{path}:{document.line}: the file must be a list of settings (try "{example}")')
         return None
-    found, mistakes = _settings(document, rules)
+    found, mistakes = settings_of(document, rules)
     problems += [f"{path}:{mistake.line}: {mistake.reason}" for mistake in mistakes]
     return None if mistakes else found
 
 
-def _settings(table: Table, rules: Mapping[str, Rule]) -> tuple[Found, list[Mistake]]:
+class Mistakes(ValueError):
+    """What is wrong inside a table that is the value of a setting; each mistake has its own line."""
+
+    def __init__(self, found: list[Mistake]) -> None:
+        super().__init__("; ".join(one.reason for one in found))
+        self.found = found
+
+
+def settings_of(table: Table, rules: Mapping[str, Rule]) -> tuple[Found, list[Mistake]]:
     """What is good, and everything that is wrong."""
     found = Found({}, {})
     mistakes: list[Mistake] = []
@@ -98,6 +106,8 @@ def _settings(table: Table, rules: Mapping[str, Rule]) -> tuple[Found, list[Mist
         found.lines[rule.attribute] = line
         try:
             found.values[rule.attribute] = rule.read(value)
+        except Mistakes as error:
+            mistakes += [Mistake(one.line, f"{written}: {one.reason}") for one in error.found]
         except ValueError as error:
             mistakes.append(Mistake(error.line if isinstance(error, WrongItem) else value.line, f"{written}: {error}"))
     for name, rule in rules.items():

@@ -27,15 +27,18 @@ from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.node import Node, World
 from ciruela.daemon.plan import PEERS_FILE, Plan
+from ciruela.daemon.processes import Processes
 from ciruela.daemon.reload import Reloads
 from ciruela.daemon.requests import Requests
 from ciruela.daemon.status import NodeStatus, config_status, sources_status
 from ciruela.daemon.watchdog import Watchdog
+from ciruela.daemon.webhooks import Webhooks
 from ciruela.disk import version
 from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
+from ciruela.hooks.service import Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.tuning import Fsync, Tuning
@@ -124,6 +127,7 @@ class Daemon(Service):
                 now_ms=now_ms,
                 tuning=plan.tuning,
                 in_thread=self._in_thread,
+                outside=Outside(Processes(reactor), Webhooks(reactor), plan.me, plan.hostname),
                 safeguards=Safeguards(
                     time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
                 ),

@@ -20,6 +20,9 @@ from ciruela.model.vpath import VPath
 from ciruela.net.discovery.source import Source
 from ciruela.web.status import Json
 
+HOOK_COUNTS = ("tries", "ok", "failed")
+"""What is counted of each kind of hook."""
+
 
 def rfc3339(stamp_ms: int) -> str:
     """A time as the reference writes it: 9 fractional digits unless it is a whole second."""
@@ -87,6 +90,7 @@ class NodeStatus:
             "cleanup": self._cleanup(),
             "scrub": self._scrub(),
             **self._told(),
+            "hooks": self._hooks(),
             "threads": {thread.name: {} for thread in threading.enumerate()},
             "metrics": [[{"group": group, "metric": metric}, [kind, value]] for group, metric, kind, value in self._metrics()],
         }
@@ -126,6 +130,22 @@ class NodeStatus:
             },
         }
 
+    def _hooks(self) -> Json:
+        """The last result of each hook, by path. A message may be the last line of what a command of the operator wrote."""
+        return {
+            str(vpath): {
+                kind.value: {
+                    "image_id": report.image.hex(),
+                    "state": report.state.value,
+                    "tries": report.tries,
+                    "message": report.message,
+                    "at": rfc3339(report.at_ms),
+                }
+                for kind, report in kinds.items()
+            }
+            for vpath, kinds in self._node.hooks.reports.items()
+        }
+
     def _metrics(self) -> list[tuple[str, str, str, int]]:
         node = self._node
         counts = node.gossip.counts
@@ -153,6 +173,12 @@ class NodeStatus:
             ("scrub", "damaged", "counter", scrub.damaged),
             ("scrub", "healed", "counter", scrub.healed),
             ("scrub", "failed", "counter", scrub.failed),
+            ("hooks", "due", "level", node.hooks.due),
+            *(
+                ("hooks", f"{kind.value}_{what}", "counter", getattr(count, what))
+                for kind, count in node.hooks.counts.items()
+                for what in HOOK_COUNTS
+            ),
             ("gossip", "known_peers", "level", sum(1 for peer in node.gossip.cluster.peers() if peer.machine is not None and not peer.own)),
             ("gossip", "datagrams_sent", "counter", counts.sent),
             ("gossip", "bytes_sent", "counter", counts.sent_bytes),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
-from ciruela.disk import kept, states
+from ciruela.disk import kept, notes, states
 from ciruela.disk.lane import Steps
 from ciruela.disk.layout import STATE, Place, Records
 from ciruela.disk.openfile import OpenFile
@@ -20,8 +20,9 @@ from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
-from ciruela.disk.verify import DIR_MODE, Mismatch, barrier, check, complete, settle
+from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete, give, settling, what_is_wrong
 from ciruela.index.tree import Index
+from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
 from ciruela.model.state import State, Version
@@ -30,10 +31,29 @@ from ciruela.model.tuning import Fsync
 _log = Logger()
 
 
+def prepare(tree: Tree, index: Index, modes: Modes) -> Steps[None]:
+    """Make ``tree`` look as it will be shown, but for its own mode; nothing is hashed. Raises DownloadFailed(COMMIT_ERROR), OSError."""
+    tree.forget()
+    try:
+        yield from complete(tree, index)
+        yield from check(tree, index, settling(modes.gid), modes, hashed=False)
+    except Mismatch as found:
+        raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
+    tree.forget()
+
+
 def commit(
-    records: Records, place: Place, tree: Tree, index: Index, state: State, fsync: Fsync = Fsync.COMMIT, *, again: bool = False
+    records: Records,
+    place: Place,
+    tree: Tree,
+    index: Index,
+    state: State,
+    fsync: Fsync = Fsync.COMMIT,
+    *,
+    again: bool = False,
+    modes: Modes = STANDARD_MODES,
 ) -> Steps[tuple[Version, ...]]:
-    """Show the staging directory ``tree`` at ``place`` and record ``state``.
+    """Show the staging directory ``tree`` at ``place`` and record ``state``. Everything in it gets ``modes``.
 
     With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
     meanwhile, and must not come back.
@@ -45,10 +65,10 @@ def commit(
     tree.forget()
     try:
         yield from complete(tree, index)
-        yield from check(tree, index, settle)
+        yield from check(tree, index, settling(modes.gid), modes)
     except Mismatch as found:
         raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
-    tree.root.chmod(DIR_MODE)
+    give(tree.root, tree.root.status(), modes.dir_bits, modes.gid)
     try:
         yield from barrier(tree, index, fsync)
     except OSError:
@@ -58,12 +78,16 @@ def commit(
     with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
         if again and not _recorded(directory, place, state):
             raise DownloadFailed(Abort.SUPERSEDED, f"{place.vpath}: is not this image any more")
+        notes.write_modes(directory, place.vpath, state.image, modes)
+        before = states.read_state(directory, place.record)
         if _foreign(parent, directory, place):
-            yield from _adopt(parent, directory, place, index, state, fsync)
+            yield from _adopt(parent, directory, place, index, state, fsync, modes)
         elif again and states.read_journal(directory, place.record) is None:
             _show_again(parent, directory, place, tree.root, state)
         else:
             _show(parent, directory, place, tree.root, state)
+        if before is not None and before.image != state.image:
+            notes.drop_modes(directory, place.vpath, before.image)
         return kept.versions(kept.read(directory, place)) if place.keep else ()
 
 
@@ -98,23 +122,21 @@ def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
         return bool(found.names())
 
 
-def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State, fsync: Fsync) -> Steps[None]:
+def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State, fsync: Fsync, modes: Modes) -> Steps[None]:
     """Record what stands at ``place`` as the image, if it is exactly that; else leave it alone."""
 
     def look(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
-        if stat.S_IMODE(status.st_mode) != mode and isinstance(found, OpenFile) and status.st_nlink > 1:
-            raise Mismatch(f"{found.where}: has mode {stat.S_IMODE(status.st_mode):04o} and other names that share it")
+        if isinstance(found, OpenFile) and status.st_nlink > 1 and not as_it_should(status, mode, modes.gid):
+            raise Mismatch(f"{found.where}: {what_is_wrong(status, mode, modes.gid)}, and has other names that share it")
 
     def repair(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
-        if stat.S_IMODE(status.st_mode) != mode:
-            found.chmod(mode)
+        give(found, status, mode, modes.gid)
 
     tree = Tree(parent.open_dir(place.name))
     try:
-        yield from check(tree, index, look)
-        yield from check(tree, index, repair)
-        if stat.S_IMODE(tree.root.status().st_mode) != DIR_MODE:
-            tree.root.chmod(DIR_MODE)
+        yield from check(tree, index, look, modes)
+        yield from check(tree, index, repair, modes)
+        give(tree.root, tree.root.status(), modes.dir_bits, modes.gid)
         yield from barrier(tree, index, fsync)
     except Mismatch as found:
         raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away") from None

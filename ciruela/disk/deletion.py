@@ -10,7 +10,7 @@ import stat
 
 from twisted.logger import Logger
 
-from ciruela.disk import burials, kept, states
+from ciruela.disk import burials, kept, notes, states
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.removal import rename_away
@@ -60,7 +60,10 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
         doomed = yield from rename_away(parent, place.name, found.st_ino)
     parent.fsync()  # also of what was renamed before a kill
     kept.write(directory, place, ())
+    committed = states.read_state(directory, place.record)
     states.drop_state(directory, place.record)
+    if committed is not None:
+        notes.drop_modes(directory, place.vpath, committed.image)
     return doomed
 
 

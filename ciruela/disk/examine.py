@@ -7,8 +7,6 @@ in one place is to be mended there, and an operator wants to know how far it goe
 from __future__ import annotations
 
 import errno
-import os
-import stat
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -17,9 +15,10 @@ from ciruela.disk.faults import checked
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
-from ciruela.disk.verify import DIR_MODE, file_mode, good_blocks, names_by_directory
+from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory, what_is_wrong
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.vpath import VPath
 from ciruela.seams import Damage, Findings
 
@@ -36,7 +35,7 @@ Note = Callable[[str, str], None]
 """Called with a path inside the image and what is wrong there."""
 
 
-def examine(tree: Tree, index: Index, note: Note) -> Steps[None]:
+def examine(tree: Tree, index: Index, note: Note, modes: Modes = STANDARD_MODES) -> Steps[None]:
     """Compare the whole tree with ``index``: names, types, permission bits, link targets, every block.
 
     What cannot be read is damage, too: nobody else can read it either (threats A39). Raises OSError for what tells nothing of the tree.
@@ -49,7 +48,7 @@ def examine(tree: Tree, index: Index, note: Note) -> Steps[None]:
         if directory.path != "/" and split(directory.path)[0] in lost:
             lost.add(directory.path)
             continue
-        here = _open(tree, directory.path, device, note)
+        here = _open(tree, directory.path, device, note, modes)
         names = None if here is None else _names(here, directory.path, note)
         if here is None or names is None:
             lost.add(directory.path)
@@ -58,7 +57,7 @@ def examine(tree: Tree, index: Index, note: Note) -> Steps[None]:
         for name in sorted(names - expected):
             yield ENTRY_COST
             note(f"{directory.path.rstrip('/')}/{name}", "is not in the index")
-        yield from _entries(here, directory, names, index.kind, device, note)
+        yield from _entries(here, directory, names, index.kind, device, note, modes)
 
 
 def _reason(error: OSError) -> str:
@@ -70,7 +69,7 @@ def _reason(error: OSError) -> str:
     return f"cannot be read: {error.strerror}"
 
 
-def _open(tree: Tree, path: str, device: int, note: Note) -> SafeDir | None:
+def _open(tree: Tree, path: str, device: int, note: Note, modes: Modes) -> SafeDir | None:
     try:
         here = tree.directory(path)
         status = here.status()
@@ -80,8 +79,8 @@ def _open(tree: Tree, path: str, device: int, note: Note) -> SafeDir | None:
     if status.st_dev != device:
         note(path, "another file system is mounted here")
         return None
-    if path != "/" and stat.S_IMODE(status.st_mode) != DIR_MODE:
-        note(path, _wrong_mode(status, DIR_MODE))
+    if path != "/" and not as_it_should(status, modes.dir_bits, modes.gid):
+        note(path, what_is_wrong(status, modes.dir_bits, modes.gid))
     return here
 
 
@@ -93,11 +92,7 @@ def _names(here: SafeDir, path: str, note: Note) -> set[str] | None:
         return None
 
 
-def _wrong_mode(status: os.stat_result, wanted: int) -> str:
-    return f"has mode {stat.S_IMODE(status.st_mode):04o}, not {wanted:04o}"
-
-
-def _entries(here: SafeDir, directory: Directory, names: set[str], kind: HashKind, device: int, note: Note) -> Steps[None]:
+def _entries(here: SafeDir, directory: Directory, names: set[str], kind: HashKind, device: int, note: Note, modes: Modes) -> Steps[None]:
     for entry in directory.entries:
         yield ENTRY_COST
         name = split(entry.path)[1]
@@ -107,7 +102,7 @@ def _entries(here: SafeDir, directory: Directory, names: set[str], kind: HashKin
         try:
             match entry:
                 case File():
-                    yield from _file(here, name, entry, kind, device, note)
+                    yield from _file(here, name, entry, kind, device, note, modes)
                 case Symlink():
                     _link(here, name, entry, note)
         except OSError as error:
@@ -115,14 +110,15 @@ def _entries(here: SafeDir, directory: Directory, names: set[str], kind: HashKin
             note(entry.path, f"is not {kind_of_entry}" if error.errno in _OTHER_TYPE else _reason(error))
 
 
-def _file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, note: Note) -> Steps[None]:
+def _file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, note: Note, modes: Modes) -> Steps[None]:
     with here.open_read(name) as opened:
         status = opened.stat()
         if status.st_dev != device:
             note(wanted.path, "another file system is mounted here")
             return
-        if stat.S_IMODE(status.st_mode) != file_mode(wanted):
-            note(wanted.path, _wrong_mode(status, file_mode(wanted)))
+        mode = modes.of_file(wanted.executable)
+        if not as_it_should(status, mode, modes.gid):
+            note(wanted.path, what_is_wrong(status, mode, modes.gid))
         if status.st_size != wanted.size:
             note(wanted.path, f"has {status.st_size} bytes, not {wanted.size}")
             return
@@ -139,18 +135,25 @@ def _link(here: SafeDir, name: str, wanted: Symlink, note: Note) -> None:
 class TreeExamination:
     """Implements ``seams.Examination``. It works on the lane of its path, one slice for each call.
 
-    ``open_tree`` opens the image, None where nothing stands; ``current`` says in the end whether what was opened is still the image.
-    Both are called in threads.
+    ``open_tree`` opens the image, None where nothing stands; ``current`` says in the end whether what was opened is still the image;
+    ``modes`` says which it was given. All are called in threads.
     """
 
     def __init__(
-        self, vpath: VPath, index: Index, lane: Lane, open_tree: Callable[[], Tree | None], current: Callable[[Tree | None], bool]
+        self,
+        vpath: VPath,
+        index: Index,
+        lane: Lane,
+        open_tree: Callable[[], Tree | None],
+        current: Callable[[Tree | None], bool],
+        modes: Callable[[], Modes] = Modes,
     ) -> None:
         self._vpath = vpath
         self._index = index
         self._lane = lane
         self._open_tree = open_tree
         self._current = current
+        self._modes = modes
         self._tree: Tree | None = None
         self._steps: Steps[None] | None = None
         self._damages: list[Damage] = []
@@ -194,7 +197,7 @@ class TreeExamination:
         if self._tree is None:
             self._note("/", "is missing")
         else:
-            yield from examine(self._tree, self._index, self._note)
+            yield from examine(self._tree, self._index, self._note, self._modes())
 
     def _note(self, path: str, what: str) -> None:
         self._count += 1

@@ -126,6 +126,13 @@ class OpenFile(Opened):
         except OSError as error:
             raise fault(error, "chmod", self.where) from None
 
+    def chgrp(self, gid: int) -> None:
+        """Give the file to a group. The kernel takes special permission bits away with it, so it comes before :meth:`chmod`."""
+        try:
+            os.fchown(self.fd, -1, gid)
+        except OSError as error:
+            raise fault(error, "chgrp", self.where) from None
+
     def stamp(self) -> None:
         """Set atime and mtime to :data:`STAMP_NS`."""
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from twisted.logger import Logger
 
-from ciruela.disk import bases, burials, kept, states
+from ciruela.disk import bases, burials, kept, notes, states
 from ciruela.disk.deletion import finish_interrupted
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
@@ -15,6 +15,8 @@ from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal
 from ciruela.model.dirconfig import DirConfig
+from ciruela.model.hooks import Due
+from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import Burials, State
 from ciruela.model.vpath import VPath, check_component
@@ -138,6 +140,7 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
     """
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
+    due: list[Due] = []
     sweep = _Sweep()
     _sync_top(records)
     if alone:
@@ -146,9 +149,9 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
         for parts, directory in _base_dirs(records, config):
             with directory:
                 if alone:
-                    yield from _remove_temporary(directory, STATE)
-                    yield from _remove_temporary(directory, burials.NAME)
-                    yield from _remove_temporary(directory, kept.SUFFIX)
+                    for suffix in (STATE, burials.NAME, kept.SUFFIX, notes.DUE, notes.MODES):
+                        yield from _remove_temporary(directory, suffix)
+                before = len(held)
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
                     sample = locate(VPath((*parts, "x")))
@@ -159,10 +162,19 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
                 found = burials.read(directory, sample)
                 if found != Burials():
                     buried[sample.vpath.base] = found
+                due += yield from notes.all_due(directory, sample.vpath.base)
+                if {VPath((*parts, name)) for name in _image_names(directory)} <= {one.vpath for one in held[before:]}:
+                    yield from notes.sweep_modes(directory, sample, _images(held[before:]))
     yield from sweep.run()
     if alone:
         yield from _remove_temporary_indexes(records)
-    return Loaded(held, buried)
+    return Loaded(held, buried, due)
+
+
+def _images(held: list[Held]) -> set[tuple[VPath, ImageId]]:
+    """The images that are committed or on their way."""
+    states = [(one.vpath, one.committed) for one in held] + [(one.vpath, one.pending.state) for one in held if one.pending is not None]
+    return {(vpath, state.image) for vpath, state in states if state is not None}
 
 
 def _sync_top(records: Records) -> None:

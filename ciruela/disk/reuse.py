@@ -8,7 +8,7 @@ disk before anybody knows.) A block counts when its hash was found right in the 
 
 from __future__ import annotations
 
-import stat
+import os
 from collections.abc import Callable, Sequence
 
 from twisted.logger import Logger
@@ -19,11 +19,11 @@ from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.syscalls import CANNOT_CLONE
 from ciruela.disk.tree import Tree, split
-from ciruela.disk.verify import READ_BLOCKS, file_mode, good_blocks, good_in
+from ciruela.disk.verify import READ_BLOCKS, as_it_should, good_blocks, good_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import same_files
 from ciruela.index.tree import File, Index
-from ciruela.model.dirconfig import Reuse
+from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
@@ -44,12 +44,19 @@ class Reusing:
     """
 
     def __init__(
-        self, content: Content, how: Reuse, open_sibling: Callable[[VPath, ImageId], Tree | None], fits: Callable[[], bool]
+        self,
+        content: Content,
+        how: Reuse,
+        open_sibling: Callable[[VPath, ImageId], Tree | None],
+        fits: Callable[[], bool],
+        modes: Modes = STANDARD_MODES,
     ) -> None:
+        """A file is linked only where it has ``modes`` already: all its names share them."""
         self._content = content
         self._how = how
         self._open_sibling = open_sibling
         self._fits = fits
+        self._modes = modes
         self._clones = how in (Reuse.HARDLINK, Reuse.REFLINK)
         self._may_write: bool | None = None
         self._blocks: set[int] = set()
@@ -97,7 +104,7 @@ class Reusing:
         try:
             with source.directory(above).open_read(name) as opened:
                 before = opened.first
-                if before.st_size != mine.size or stat.S_IMODE(before.st_mode) != file_mode(mine):
+                if before.st_size != mine.size or not as_it_should(before, self._modes.of_file(mine.executable), self._modes.gid):
                     return False
                 good = yield from good_blocks(opened, mine, content.index.kind)
                 if len(good) != mine.block_count:
@@ -111,7 +118,7 @@ class Reusing:
                     here.unlink(name)
                     content.drop_file(number)
                     after = here.link(opened, name)
-                if (after.st_size, after.st_mtime_ns, after.st_mode) != (before.st_size, before.st_mtime_ns, before.st_mode):
+                if _signs(after) != _signs(before):
                     here.unlink(name)
                     return False
         except OSError as error:
@@ -233,6 +240,11 @@ class Reusing:
         if self._may_write is None:
             self._may_write = self._fits()
         return self._may_write
+
+
+def _signs(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when somebody changes a file."""
+    return status.st_size, status.st_mtime_ns, status.st_mode, status.st_gid
 
 
 def _runs(content: Content, number: int, same_path: File | None, found: dict[bytes, Origin], alike: bool) -> list[tuple[int, int, Origin]]:

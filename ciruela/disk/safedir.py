@@ -308,6 +308,13 @@ class SafeDir(Opened):
         except OSError as error:
             raise fault(error, "chmod", self.where or ".") from None
 
+    def chgrp(self, gid: int) -> None:
+        """Give this directory to a group; see ``OpenFile.chgrp``."""
+        try:
+            os.fchown(self.fd, -1, gid)
+        except OSError as error:
+            raise fault(error, "chgrp", self.where or ".") from None
+
     def fsync(self) -> None:
         """Make the names in this directory durable."""
         if not self.durable:

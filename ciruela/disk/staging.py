@@ -10,7 +10,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.commit import commit
+from ciruela.disk.commit import commit, prepare
 from ciruela.disk.content import Content, writable
 from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
@@ -19,9 +19,9 @@ from ciruela.disk.removal import remove_tree
 from ciruela.disk.reuse import Reusing
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
-from ciruela.disk.verify import file_mode, good_blocks, names_by_directory
+from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
-from ciruela.model.dirconfig import Reuse
+from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
@@ -79,6 +79,7 @@ class StagingDir:
         shown: Callable[[], None],
         tuning: Tuning,
         reuse: Reuse = Reuse.HARDLINK,
+        modes: Modes = STANDARD_MODES,
     ) -> None:
         self._records = records
         self._place = place
@@ -89,6 +90,7 @@ class StagingDir:
         self._shown = shown
         self._tuning = tuning
         self._how = reuse
+        self._modes = modes
         self._content = Content(index, self._tree)
         self._room_checked = False
 
@@ -141,7 +143,8 @@ class StagingDir:
                 status = opened.first
                 good = (yield from good_blocks(opened, wanted, self._index.kind)) if status.st_size <= wanted.size else []
                 whole = status.st_size == wanted.size and len(good) == wanted.block_count
-            shared_mode_wrong = status.st_nlink > 1 and stat.S_IMODE(status.st_mode) != file_mode(wanted)
+            mode = self._modes.of_file(wanted.executable)
+            shared_mode_wrong = status.st_nlink > 1 and not as_it_should(status, mode, self._modes.gid)
             if not shared_mode_wrong if whole else good and writable(opened):
                 self._content.add(number, good)
                 return
@@ -152,7 +155,7 @@ class StagingDir:
         return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
-        return (yield from Reusing(self._content, self._how, self._open_sibling, self._fits).run(siblings))
+        return (yield from Reusing(self._content, self._how, self._open_sibling, self._fits, self._modes).run(siblings))
 
     def _open_sibling(self, vpath: VPath, image: ImageId) -> Tree | None:
         try:
@@ -215,6 +218,11 @@ class StagingDir:
 
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> Deferred[str]:
+        """As ``seams.Staging.prepare``."""
+        where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
+        return self._run(prepare(self._tree, self._index, self._modes)).addCallback(lambda _: where)
+
     def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
         """As ``seams.Staging.commit``."""
         return self._commit(state, again=False)
@@ -224,7 +232,7 @@ class StagingDir:
         return self._commit(state, again=True).addCallback(lambda _: None)
 
     def _commit(self, state: State, *, again: bool) -> Deferred[tuple[Version, ...]]:
-        work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again)
+        work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again, modes=self._modes)
         return self._run(work).addCallback(self._done)
 
     def _done(self, kept: tuple[Version, ...]) -> tuple[Version, ...]:

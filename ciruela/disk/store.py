@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import burials, indexes, kept, recovery, states
+from ciruela.disk import burials, indexes, kept, notes, recovery, states
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete
@@ -28,8 +28,9 @@ from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import DirConfig, Reuse
+from ciruela.model.dirconfig import STANDARD_MODES, DirConfig, Modes, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
+from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
@@ -180,6 +181,34 @@ class Store:
 
         return self._lane(vpath).do(checked, vpath, write)
 
+    # -- hooks -----------------------------------------------------------------------------------------------------------------
+
+    def write_due(self, due: Due) -> Deferred[None]:
+        """As ``seams.Disk.write_due``."""
+
+        def write() -> None:
+            with self._records.states(due.vpath, create=True) as directory:
+                notes.write_due(directory, due)
+
+        return self._lane(due.vpath).do(checked, due.vpath, write)
+
+    def drop_due(self, vpath: VPath, image: ImageId) -> Deferred[None]:
+        """As ``seams.Disk.drop_due``."""
+
+        def drop() -> None:
+            try:
+                directory = self._records.states(vpath)
+            except FileNotFoundError:
+                return
+            with directory:
+                notes.drop_due(directory, vpath, image)
+
+        return self._lane(vpath).do(checked, vpath, drop)
+
+    def where(self, vpath: VPath) -> str:
+        """As ``seams.Disk.where``."""
+        return str(self._place(vpath))
+
     # -- deleting --------------------------------------------------------------------------------------------------------------
 
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
@@ -267,7 +296,10 @@ class Store:
         return lane.steps(downloading_steps(vpath, self._stage(vpath, index, lane)))
 
     def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
-        place, reuse = self._place(vpath), self._configs[vpath.key].reuse
+        place, config = self._place(vpath), self._configs[vpath.key]
+        reuse = config.reuse
+        healed = self._committed_image(place) == index.image
+        modes = self._modes_of(place, index.image) if healed else config.modes  # other settings are for new images only
         yield ENTRY_COST
         try:
             parent = place.open_parent(create=True)
@@ -284,8 +316,16 @@ class Store:
             self._readers.forget(vpath)
             root = open_staging(parent, name)
         return StagingDir(
-            self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning, reuse
+            self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning, reuse, modes
         )
+
+    def _modes_of(self, place: Place, image: ImageId) -> Modes:
+        """The modes that a committed image was given."""
+        try:
+            with self._records.states(place.vpath) as directory:
+                return notes.read_modes(directory, place.vpath, image)
+        except FileNotFoundError:
+            return STANDARD_MODES
 
     def _has_images(self, vpath: VPath) -> bool:
         """Whether an image is committed in the same base dir, whose files might be linked. A journal is no image."""
@@ -369,7 +409,10 @@ class Store:
             opened = tree.root.status()
             return (opened.st_dev, opened.st_ino) == (standing.st_dev, standing.st_ino)
 
-        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current)
+        def modes() -> Modes:
+            return self._modes_of(self._place(vpath), index.image)
+
+        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, modes)
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
         """As ``seams.Disk.read_blocks``. An image that is not committed is read from its staging directory."""

@@ -13,6 +13,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, name_start, split
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.ids import HASH_BYTES, Block
 from ciruela.model.tuning import Fsync
 
@@ -23,8 +24,6 @@ READ_BYTES = READ_BLOCKS * BLOCK_BYTES
 
 SYNC_ALL_ABOVE = 64
 """With more files and directories than this, one syncfs is cheaper than an fsync for each (performance study, section 2)."""
-
-DIR_MODE = 0o755
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR})
 """What opening answers when something else stands at a name, or nothing."""
@@ -37,9 +36,25 @@ class Mismatch(Exception):
     """The tree is not what the index says; the message says where."""
 
 
-def file_mode(file: File) -> int:
-    """The permission bits of ``file`` in an image (protocol section 1.2)."""
-    return 0o755 if file.executable else 0o644
+def as_it_should(status: os.stat_result, mode: int, gid: int | None) -> bool:
+    """Whether permission bits and group are these; any group will do where ``gid`` is None."""
+    return stat.S_IMODE(status.st_mode) == mode and (gid is None or status.st_gid == gid)
+
+
+def what_is_wrong(status: os.stat_result, mode: int, gid: int | None) -> str:
+    """What :func:`as_it_should` did not like."""
+    if stat.S_IMODE(status.st_mode) != mode:
+        return f"has mode {stat.S_IMODE(status.st_mode):04o}, not {mode:04o}"
+    return f"belongs to group {status.st_gid}, not {gid}"
+
+
+def give(found: OpenFile | SafeDir, status: os.stat_result, mode: int, gid: int | None) -> None:
+    """Give group and permission bits to what is ours. Raises OSError."""
+    if gid is not None and status.st_gid != gid:
+        found.chgrp(gid)
+        found.chmod(mode)
+    elif stat.S_IMODE(status.st_mode) != mode:
+        found.chmod(mode)
 
 
 def good_in(data: bytes, wanted: File, kind: HashKind, first: int) -> list[int]:
@@ -91,8 +106,8 @@ def names_by_directory(index: Index) -> dict[str, list[str]]:
     return found
 
 
-def check(tree: Tree, index: Index, visit: Visit) -> Steps[None]:
-    """Go through ``index`` and compare everything. Raises Mismatch, OSError (a read error is no mismatch)."""
+def check(tree: Tree, index: Index, visit: Visit, modes: Modes = STANDARD_MODES, *, hashed: bool = True) -> Steps[None]:
+    """Go through ``index`` and compare everything; blocks only if ``hashed``. Raises Mismatch, OSError (a read error is no mismatch)."""
     below = names_by_directory(index)
     device = tree.root.status().st_dev
     for directory in index.directories:
@@ -107,14 +122,18 @@ def check(tree: Tree, index: Index, visit: Visit) -> Steps[None]:
         if extra:
             raise Mismatch(f"{directory.path}: {min(extra)!r} is not in the index")
         if directory.path != "/":
-            visit(here, status, DIR_MODE)
+            visit(here, status, modes.dir_bits)
         for entry in directory.entries:
             match entry:
+                case File() if not hashed:
+                    yield ENTRY_COST
+                    with _opened(here, entry.path[start:], entry, device) as opened:
+                        visit(opened, opened.first, modes.of_file(entry.executable))
                 case File() if entry.size <= READ_BYTES:
                     yield max(entry.size, ENTRY_COST)
-                    _check_small(here, entry.path[start:], entry, index.kind, device, visit)
+                    _check_small(here, entry.path[start:], entry, index.kind, device, visit, modes)
                 case File():
-                    yield from _check_file(here, entry.path[start:], entry, index.kind, device, visit)
+                    yield from _check_file(here, entry.path[start:], entry, index.kind, device, visit, modes)
                 case Symlink():
                     _check_link(here, entry.path[start:], entry)
                     yield ENTRY_COST
@@ -129,17 +148,17 @@ def _directory(tree: Tree, directory: Directory) -> SafeDir:
         raise
 
 
-def _check_small(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, visit: Visit) -> None:
+def _check_small(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, visit: Visit, modes: Modes) -> None:
     """As :func:`_check_file`, for a file that is read at once."""
     with _opened(here, name, wanted, device) as opened:
         _check_good(good_in(opened.read_at(wanted.size, 0), wanted, kind, 0) if wanted.size else [], wanted)
-        visit(opened, opened.first, file_mode(wanted))
+        visit(opened, opened.first, modes.of_file(wanted.executable))
 
 
-def _check_file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, visit: Visit) -> Steps[None]:
+def _check_file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, visit: Visit, modes: Modes) -> Steps[None]:
     with _opened(here, name, wanted, device) as opened:
         _check_good((yield from good_blocks(opened, wanted, kind)), wanted)
-        visit(opened, opened.first, file_mode(wanted))
+        visit(opened, opened.first, modes.of_file(wanted.executable))
 
 
 def _opened(here: SafeDir, name: str, wanted: File, device: int) -> OpenFile:
@@ -195,17 +214,22 @@ def complete(tree: Tree, index: Index) -> Steps[None]:
                 here.create(name).close()
 
 
-def settle(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
-    """Give what is ours its mode and, if it is a file, its times. A file with other names keeps its mode: Mismatch if that is wrong.
+def settling(gid: int | None) -> Visit:
+    """A visit that gives what is ours its mode, its group ``gid`` and, if it is a file, its times.
 
-    It keeps its access time as well, which every reader of those other names changes.
+    A file with other names keeps its mode and group: Mismatch if they are wrong. It keeps its access time as well, which every reader of
+    those other names changes.
     """
-    if stat.S_IMODE(status.st_mode) != mode:
-        if isinstance(found, OpenFile) and status.st_nlink > 1:
-            raise Mismatch(f"{found.where}: has mode {stat.S_IMODE(status.st_mode):04o} and other names that share it")
-        found.chmod(mode)
-    if isinstance(found, OpenFile) and (status.st_mtime_ns != STAMP_NS or (status.st_atime_ns != STAMP_NS and status.st_nlink == 1)):
-        found.stamp()
+
+    def settle(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
+        if not as_it_should(status, mode, gid):
+            if isinstance(found, OpenFile) and status.st_nlink > 1:
+                raise Mismatch(f"{found.where}: {what_is_wrong(status, mode, gid)}, and has other names that share it")
+            give(found, status, mode, gid)
+        if isinstance(found, OpenFile) and (status.st_mtime_ns != STAMP_NS or (status.st_atime_ns != STAMP_NS and status.st_nlink == 1)):
+            found.stamp()
+
+    return settle
 
 
 def barrier(tree: Tree, index: Index, fsync: Fsync) -> Steps[None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from ciruela.download.fetch_blocks import BlockFetch
@@ -29,6 +29,7 @@ class Phase(Enum):
     INDEX = "index"
     STAGING = "staging"
     BLOCKS = "blocks"
+    CHECK = "check"
     COMMIT = "commit"
 
 
@@ -57,7 +58,7 @@ class Download:
     @property
     def mask(self) -> int | None:
         """The slices that are here; None without the index."""
-        if self.phase is Phase.COMMIT:
+        if self.phase in (Phase.CHECK, Phase.COMMIT):
             return FULL
         return None if self.plan is None else self.plan.pieces.slices(self.plan.mask)
 
@@ -67,33 +68,15 @@ class Download:
         return None if self.plan is None else self.plan.mask
 
     def waits_since(self, then_s: float) -> bool:
-        """Whether it waits for others, and got nothing from them after ``then_s``."""
+        """Whether it waits for others, or for a check, and got nothing from them after ``then_s``."""
         if self.block_fetch is not None:
-            return self.phase is Phase.BLOCKS and self.block_fetch.last_good_s <= then_s
+            return self.phase in (Phase.BLOCKS, Phase.CHECK) and self.block_fetch.last_good_s <= then_s
         return self.phase is Phase.INDEX and self.began_s <= then_s
 
     @property
     def stalled(self) -> bool:
         """Whether nothing good came lately."""
         return self.block_fetch is not None and self.block_fetch.stalled
-
-
-def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
-    """Why ``download`` ended without an image: the word, and a detail for people."""
-    if download.stop_reason is not None:
-        return download.stop_reason, ""
-    if isinstance(failure.value, DownloadFailed):
-        return failure.value.reason, failure.value.detail
-    match download.phase:
-        case Phase.INDEX:
-            reason = Abort.CANT_FETCH_INDEX
-        case Phase.STAGING if download.staging is None:
-            reason = Abort.CANT_CREATE_DIRECTORY
-        case Phase.STAGING:
-            reason = Abort.HARDLINKING
-        case Phase.BLOCKS | Phase.COMMIT:
-            reason = Abort.COMMIT_ERROR
-    return reason, failure.getErrorMessage()
 
 
 class Outcome(Protocol):
@@ -107,3 +90,43 @@ class Outcome(Protocol):
 
     def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
         """The download ended without an image."""
+
+
+class Gate(Protocol):
+    """Who looks at an image that is whole, before it is committed."""
+
+    def gated(self, vpath: VPath) -> bool:
+        """Whether anybody wants to."""
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:
+        """Fires when the image may be committed, fails with DownloadFailed when it must not. May be cancelled."""
+
+
+class OpenGate:
+    """Nobody looks."""
+
+    def gated(self, vpath: VPath) -> bool:  # noqa: ARG002  the protocol's
+        """Nobody does."""
+        return False
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:  # noqa: ARG002  the protocol's
+        """At once."""
+        return succeed(None)
+
+
+def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
+    """Why ``download`` ended with ``failure``: the word for clients, and a detail."""
+    if download.stop_reason is not None:
+        return download.stop_reason, ""
+    if isinstance(failure.value, DownloadFailed):
+        return failure.value.reason, failure.value.detail
+    match download.phase:
+        case Phase.INDEX:
+            reason = Abort.CANT_FETCH_INDEX
+        case Phase.STAGING if download.staging is None:
+            reason = Abort.CANT_CREATE_DIRECTORY
+        case Phase.STAGING:
+            reason = Abort.HARDLINKING
+        case Phase.BLOCKS | Phase.CHECK | Phase.COMMIT:
+            reason = Abort.COMMIT_ERROR
+    return reason, failure.getErrorMessage()

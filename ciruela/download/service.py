@@ -20,7 +20,7 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
-from ciruela.download.running import Download, Outcome, Phase, reason_of
+from ciruela.download.running import Download, Gate, OpenGate, Outcome, Phase, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.siblings import Siblings
 from ciruela.download.sources import Candidate, Totals
@@ -71,6 +71,7 @@ class Downloads:
         in_thread: InThread = in_place,
         me: bytes = b"",
         max_index_bytes: int = STANDARD.max_index_bytes,
+        gate: Gate | None = None,
     ) -> None:
         self._configs = configs
         self._ledger = ledger
@@ -79,6 +80,7 @@ class Downloads:
         self._suppliers = Suppliers(watches, wire, rumors, rng)
         self._find_siblings = Siblings(configs, ledger, catalog)
         self._outcome = outcome
+        self._gate: Gate = gate or OpenGate()
         self._catalog = catalog
         self._clock = clock
         self._rng = rng
@@ -134,6 +136,7 @@ class Downloads:
             .addCallback(self._fits, download)
             .addCallback(self._plan, download)
             .addCallback(self._fetch, download)
+            .addCallback(self._admit, download)
             .addCallback(self._commit, download)
             .addCallbacks(self._arrived, self._ended, callbackArgs=(download,), errbackArgs=(download,))
             .addErrback(self._broken, download)
@@ -345,6 +348,16 @@ class Downloads:
             self._me,
         )
         return download.block_fetch.run()
+
+    def _admit(self, _: None, download: Download) -> Deferred[None]:
+        """What is whole may be looked at before it is shown; what is healed was shown before."""
+        pending = self._ledger.pending(download.vpath)
+        if download.healed is not None or pending is None or not self._gate.gated(download.vpath):
+            return succeed(None)
+        assert download.staging is not None
+        download.phase = Phase.CHECK
+        self._progressed(download)
+        return self._gate.admit(download.vpath, pending.state, download.staging)
 
     def _commit(self, _: None, download: Download) -> Deferred[State]:
         assert download.staging is not None

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Item, Member, Packet, Removed, Watch
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Hooked, Item, Member, Packet, Removed, Watch
+from ciruela.gossip.results import HeardResults
 from ciruela.gossip.roster import Peer, Refusal, Roster
 from ciruela.gossip.stances import Stance, Stances
 from ciruela.gossip.watches import HeardWatches
@@ -63,6 +64,16 @@ class Completed:
     hostname: str
     address: Address
     news: bool
+    due: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HookHeard:
+    """A hook of ``machine`` has ended; it was not known yet."""
+
+    hooked: Hooked
+    machine: MachineId
+    hostname: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +122,7 @@ class MemberHeard:
     part: int
 
 
-Effect = Refused | Double | NewPeer | BaseHeard | Completed | RemovedHeard | Acked | DownloadHeard | WatchHeard | MemberHeard
+Effect = Refused | Double | NewPeer | BaseHeard | Completed | RemovedHeard | Acked | DownloadHeard | WatchHeard | MemberHeard | HookHeard
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,7 @@ class Cluster:
         self.roster = Roster(me, epoch)
         self._stances = Stances()
         self._watches = HeardWatches()
+        self._results = HeardResults()
 
     def configured(self, names: Mapping[Address, str]) -> None:
         """The addresses that may be listened and spoken to, each with its name as written by the operator."""
@@ -170,7 +182,7 @@ class Cluster:
                 return BaseHeard(item.base, item.hash, source)
             case Complete():
                 news = self._stances.heard(sender, item, order, self._now_s)
-                return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news)
+                return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news, item.due)
             case Download():
                 return DownloadHeard(item.vpath, item.image, sender, self._stances.heard(sender, item, order, self._now_s))
             case Removed():
@@ -180,6 +192,8 @@ class Cluster:
                 self._stances.heard(sender, item, order, self._now_s)
             case Watch() if item.machine != self._me and self._watches.heard(item, source, self._now_s):
                 return WatchHeard(item.vpath, item.machine)
+            case Hooked() if self._results.heard(sender, item, self._now_s):
+                return HookHeard(item, sender, self.hostname(sender))
             case Ack():
                 return Acked(item.vpath, item.image, sender)
         return None
@@ -190,6 +204,7 @@ class Cluster:
         self.roster.expire(now_s)
         self._stances.expire(now_s)
         self._watches.expire(now_s)
+        self._results.expire(now_s)
 
     # -- questions ------------------------------------------------------------------------------------------------------------
 
@@ -227,10 +242,10 @@ class Cluster:
     def completed(self, vpath: VPath) -> list[Completed]:
         """What is known to be complete at ``vpath`` elsewhere."""
         found = []
-        for machine, image in self._stances.completed(vpath):
+        for machine, complete in self._stances.completed(vpath):
             address = self.roster.address_of(machine)
             if address is not None:
-                found.append(Completed(vpath, image, machine, self.hostname(machine), address, False))
+                found.append(Completed(vpath, complete.image, machine, self.hostname(machine), address, False, complete.due))
         return found
 
     def removed(self, vpath: VPath) -> list[RemovedHeard]:
@@ -241,6 +256,10 @@ class Cluster:
             if address is not None:
                 found.append(RemovedHeard(item, machine, self.hostname(machine), address, False))
         return found
+
+    def hooks(self, vpath: VPath) -> list[HookHeard]:
+        """What is known of hooks that ended elsewhere for images at ``vpath``."""
+        return [HookHeard(hooked, machine, self.hostname(machine)) for machine, hooked in self._results.of(vpath)]
 
     def watchers(self, vpath: VPath) -> frozenset[MachineId]:
         """The other machines whose clients wait for ``vpath``."""

@@ -14,6 +14,7 @@ from ciruela.gossip.packets import (
     Complete,
     Deleted,
     Download,
+    Hooked,
     Item,
     Member,
     Removed,
@@ -23,6 +24,7 @@ from ciruela.gossip.packets import (
 )
 from ciruela.gossip.rumors import Rumors, heat_for
 from ciruela.gossip.watches import age_in_ms
+from ciruela.model.hooks import AFTER
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
@@ -42,6 +44,9 @@ PART_BYTES = 600
 
 BEAT_DATAGRAMS = 2
 """Datagrams to one address in one beat while one cannot take all news. An idle node needs one, as long as it knows few others."""
+
+HOOK_KINDS = range(1, len(AFTER) + 1)
+"""The numbers of the hooks that are told of."""
 
 MOST_DATAGRAMS = 4
 """Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
@@ -68,6 +73,12 @@ class Facts(Protocol):
     def removal(self, vpath: VPath) -> Version | None:
         """What was removed from ``vpath`` by a signed wish, when nothing is there since."""
 
+    def due_bits(self, vpath: VPath) -> int:
+        """The hooks that are due, or have ended lately, for what is committed at ``vpath``: see ``Complete``."""
+
+    def hooks(self) -> Sequence[Hooked]:
+        """The hooks that ended in the last minutes."""
+
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         """Path, image and time (ms) of what was removed, or given up, in the last minutes."""
 
@@ -81,10 +92,12 @@ class Kind(IntEnum):
     DOWNLOAD = auto()
     WATCH = auto()
     MEMBER = auto()
+    HOOK = auto()
 
 
 Fact = tuple[Kind, Hashable]
-"""A fact by its kind and key: a path, (path, image) for DELETED, (path, machine) for WATCH, (machine, part) for MEMBER."""
+"""A fact by its kind and key: a path, (path, image) for DELETED, (path, machine) for WATCH, (machine, part) for MEMBER,
+(path, kind) for HOOK."""
 
 
 class Filling(Enum):
@@ -148,6 +161,7 @@ class Composer:
         self._sync(Kind.BASE, {base: BaseHash(base, value) for base, value in facts.base_hashes().items()})
         self._sync(Kind.DOWNLOAD, {download.vpath: download for download in facts.downloads()})
         self._sync(Kind.DELETED, {(vpath, image): Deleted(vpath, image, at_ms) for vpath, image, at_ms in facts.deleted()})
+        self._sync(Kind.HOOK, {(hooked.vpath, hooked.kind): hooked for hooked in facts.hooks()})
         if self._watch_s is None or now_s - self._watch_s >= WATCH_RENEW_S:
             self._watch_stamp, self._watch_s = self._next_stamp(), now_s
         self._sync(Kind.WATCH, {(vpath, self._me): Watch(vpath, self._me, self._watch_stamp) for vpath in facts.watching()})
@@ -204,9 +218,14 @@ class Composer:
         """The item that says what is committed here at ``vpath``, or was removed from it."""
         version = self._facts.committed(vpath)
         if version is not None:
-            return Complete(vpath, version.image, version.timestamp_ms)
+            return Complete(vpath, version.image, version.timestamp_ms, self._facts.due_bits(vpath))
         version = self._facts.removal(vpath)
         return None if version is None else Removed(vpath, version.image, version.timestamp_ms)
+
+    def results(self, vpath: VPath) -> list[Hooked]:
+        """The items that say what became of hooks here at ``vpath``."""
+        known = self._own[Kind.HOOK]
+        return [known[vpath, number] for number in HOOK_KINDS if (vpath, number) in known]  # type: ignore[misc]
 
     # -- datagrams ------------------------------------------------------------------------------------------------------------
 

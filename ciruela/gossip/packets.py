@@ -25,6 +25,12 @@ MAX_UINT = 2**63 - 1
 MAX_TEXT_BYTES = 255
 """Longest host name (RFC 1035 allows 253) and longest text of an address."""
 
+MAX_MESSAGE_BYTES = 200
+"""Longest message about a hook: a path of 1,024 bytes must fit into the same datagram."""
+
+MAX_HOOK_KIND = 63
+"""Largest number of a kind of hook; as many as ``Complete.due`` has bits."""
+
 MAX_PARTS = 64
 """Most parts of one member's list of directories: some 70 kB of names."""
 
@@ -57,11 +63,15 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """The sender has committed ``image`` at ``vpath``; ``timestamp_ms`` is the version's."""
+    """The sender has committed ``image`` at ``vpath``; ``timestamp_ms`` is the version's.
+
+    ``due`` has bit *i* set when the hook with number *i* + 1 is due for it, or has ended lately: a :class:`Hooked` follows, or followed.
+    """
 
     vpath: VPath
     image: ImageId
     timestamp_ms: int
+    due: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,19 @@ class Removed:
         return ImageId(hashlib.blake2b(encode_item(self), digest_size=HASH_BYTES).digest())
 
 
-Item = BaseHash | Download | Complete | Watch | Member | Deleted | Ack | Removed
+@dataclass(frozen=True, slots=True)
+class Hooked:
+    """A hook of the sender has ended for ``image`` at ``vpath``, well or for good. ``kind``: 1 ``on-commit``, 2 ``webhook``."""
+
+    vpath: VPath
+    image: ImageId
+    timestamp_ms: int
+    kind: int
+    ok: bool
+    message: str
+
+
+Item = BaseHash | Download | Complete | Watch | Member | Deleted | Ack | Removed | Hooked
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +181,7 @@ def encode_item(item: Item) -> bytes:
             flags = SOURCE_FLAG * item.source | STALLED_FLAG * item.stalled
             fields = [2, str(item.vpath), item.image, mask, flags]
         case Complete():
-            fields = [3, str(item.vpath), item.image, item.timestamp_ms]
+            fields = [3, str(item.vpath), item.image, item.timestamp_ms, *([item.due] if item.due else [])]
         case Watch():
             fields = [4, str(item.vpath), item.machine, item.stamp, item.age_ms]
         case Member():
@@ -170,7 +192,14 @@ def encode_item(item: Item) -> bytes:
             fields = [7, str(item.vpath), item.image]
         case Removed():
             fields = [8, str(item.vpath), item.image, item.timestamp_ms]
+        case Hooked():
+            fields = [9, str(item.vpath), item.image, item.timestamp_ms, item.kind, int(item.ok), _shortened(item.message)]
     return cbor2.dumps(fields)
+
+
+def _shortened(message: str) -> str:
+    """At most :data:`MAX_MESSAGE_BYTES` bytes of a message."""
+    return message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES].decode("utf-8", "ignore")
 
 
 def _array_head(count: int) -> bytes:
@@ -279,7 +308,8 @@ def _download(fields: Sequence[object]) -> Download:
 
 def _complete(fields: Sequence[object]) -> Complete:
     vpath, image, timestamp_ms = fields[:3]
-    return Complete(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"))
+    due = _uint(fields[3], "due hooks") if len(fields) > 3 else 0
+    return Complete(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"), due)
 
 
 def _watch(fields: Sequence[object]) -> Watch:
@@ -328,6 +358,17 @@ def _removed(fields: Sequence[object]) -> Removed:
     return Removed(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"))
 
 
+def _hooked(fields: Sequence[object]) -> Hooked:
+    vpath, image, timestamp_ms, kind, ok, message = fields[:6]
+    number, well = _uint(kind, "a kind of hook"), _uint(ok, "the end of a hook")
+    if not 1 <= number <= MAX_HOOK_KIND or well > 1:
+        raise FormatError(f"gossip: hook {number} ended with {well}; hooks have numbers from 1 to {MAX_HOOK_KIND} and end with 0 or 1")
+    said = _text(message, "a message")
+    if len(said.encode("utf-8", "replace")) > MAX_MESSAGE_BYTES:
+        raise FormatError(f"gossip: a message about a hook has more than {MAX_MESSAGE_BYTES} bytes")
+    return Hooked(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"), number, bool(well), said)
+
+
 _READERS: dict[int, tuple[int, Callable[[Sequence[object]], Item]]] = {
     1: (2, _base_hash),
     2: (4, _download),
@@ -337,6 +378,7 @@ _READERS: dict[int, tuple[int, Callable[[Sequence[object]], Item]]] = {
     6: (3, _deleted),
     7: (2, _ack),
     8: (3, _removed),
+    9: (6, _hooked),
 }
 """How many fields follow each type number, and who reads them. APPEND ONLY: a number never changes its meaning."""
 

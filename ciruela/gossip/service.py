@@ -15,12 +15,12 @@ from twisted.logger import Logger
 
 from ciruela.clockwork import Beat, Hush, later
 from ciruela.gossip import cluster as heard
-from ciruela.gossip.compose import Composer, Fact, Facts, Filling, Kind
+from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
-from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Item, Removed, Watch, body, decode
+from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Hooked, Item, Removed, Watch, body, decode
 from ciruela.gossip.roster import Refusal
 from ciruela.gossip.targets import Probes, beat_targets, choose
-from ciruela.gossip.telling import Answers, Tellings
+from ciruela.gossip.telling import Answers, Repeats, Tellings
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
@@ -49,6 +49,12 @@ class Ears(Protocol):
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         """``machine`` says that it has ``image`` at ``vpath``, for which a client here waits. May be said more than once."""
+
+    def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
+        """``machine`` has hooks for ``image`` (``packets.Complete``). Said before :meth:`completed`."""
+
+    def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
+        """A hook of ``machine`` has ended, for which a client here waits. May be said more than once."""
 
     def progressed(self, vpath: VPath) -> None:
         """Some machine has more of an image at ``vpath`` than it had."""
@@ -105,6 +111,7 @@ class Gossip:
         self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
         self._probes = Probes(rng)
         self._tellings = Tellings()
+        self._repeats = Repeats()
         self._answers = Answers()
         self._look_s = 0.0
         self._known: dict[Address, None] = {}
@@ -174,6 +181,15 @@ class Gossip:
                 self._tellings.begin(vpath, machine, _told(item), self._clock.seconds())
         self._say((Kind.COMPLETE, vpath))
 
+    def news_hook(self, vpath: VPath) -> None:
+        """A hook for what is committed at ``vpath`` is due, or has ended."""
+        if not self._running:
+            return
+        for number in HOOK_KINDS:
+            self._say((Kind.HOOK, (vpath, number)))
+        for machine in self.cluster.watchers(vpath):
+            self._repeats.begin(vpath, machine, self._clock.seconds(), news=True)
+
     def news_watch(self, vpath: VPath) -> None:
         """A client began to wait for ``vpath``. What others have completed there is told to the ears in the next reactor turn."""
         self._lately[vpath] = self._clock.seconds() + LATELY_S
@@ -220,9 +236,16 @@ class Gossip:
     def _recall(self, vpath: VPath) -> None:
         """Tell what is known already to the client that has just begun to wait."""
         for known in self.cluster.completed(vpath):
-            self._ears.completed(known.vpath, known.image, known.machine, known.hostname)
+            self._tell_completed(known)
+        for heard_of in self.cluster.hooks(vpath):
+            self._ears.hooked(heard_of.hooked, heard_of.machine, heard_of.hostname)
         for one in self.cluster.removed(vpath):
             self._ears.gone(one.item, one.machine, one.hostname, one.address)
+
+    def _tell_completed(self, known: heard.Completed) -> None:
+        if known.due:
+            self._ears.hooks_due(known.vpath, known.image, known.machine, known.hostname, known.due)
+        self._ears.completed(known.vpath, known.image, known.machine, known.hostname)
 
     def _collect_tellings(self, now_s: float) -> None:
         waits = self.cluster.watchers
@@ -232,6 +255,11 @@ class Gossip:
             if address is not None and item is not None:
                 self._tellings.told(vpath, machine, now_s)
                 self._direct.setdefault(address, {})[item] = None
+        for vpath, machine in self._repeats.due(now_s, lambda vpath, machine: machine in waits(vpath)):
+            address = self.cluster.address_of(machine)
+            results = self._composer.results(vpath)
+            if address is not None and results:
+                self._direct.setdefault(address, {}).update(dict.fromkeys(results))
 
     # -- beat -----------------------------------------------------------------------------------------------------------------
 
@@ -349,6 +377,8 @@ class Gossip:
                 self._on_download(effect)
             case heard.WatchHeard():
                 self._on_watch(effect)
+            case heard.HookHeard() if effect.hooked.vpath in self._facts.watching():
+                self._ears.hooked(effect.hooked, effect.machine, effect.hostname)
             case heard.MemberHeard():
                 self._composer.put((Kind.MEMBER, (effect.machine, effect.part)))
 
@@ -361,7 +391,7 @@ class Gossip:
             self._ears.progressed(effect.vpath)
         watched = effect.vpath in self._facts.watching()
         if watched and effect.news:
-            self._ears.completed(effect.vpath, effect.image, effect.machine, effect.hostname)
+            self._tell_completed(effect)
         if watched or effect.vpath in self._lately:
             self._answer(effect.address, Ack(effect.vpath, effect.image))
 
@@ -386,6 +416,8 @@ class Gossip:
         self._composer.put((Kind.WATCH, (effect.vpath, effect.machine)))
         item = self._composer.completion(effect.vpath)
         if item is not None and self._tellings.begin(effect.vpath, effect.machine, _told(item), self._clock.seconds()):
+            self._soon()
+        if self._composer.results(effect.vpath) and self._repeats.begin(effect.vpath, effect.machine, self._clock.seconds(), news=False):
             self._soon()
 
     def _answer(self, address: Address, item: Item) -> None:

@@ -68,12 +68,12 @@ class Stances:
             if said is not None:
                 yield machine, said.stance
 
-    def completed(self, vpath: VPath) -> list[tuple[MachineId, ImageId]]:
+    def completed(self, vpath: VPath) -> list[tuple[MachineId, Complete]]:
         """Who said to have what at ``vpath``."""
         return [
-            (machine, image)
+            (machine, said.stance)
             for machine, images in self._paths.get(vpath, {}).items()
-            for image, said in images.items()
+            for said in images.values()
             if isinstance(said.stance, Complete)
         ]
 

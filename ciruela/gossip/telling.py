@@ -74,6 +74,35 @@ class Tellings:
         self._tellings[vpath, machine] = Telling(known.image, now_s + known.delay_s, min(2 * known.delay_s, LONGEST_DELAY_S), known.acked)
 
 
+class Repeats:
+    """Whom to tell of the hooks at a path: a few times, for nobody acknowledges that, and again when there is news."""
+
+    def __init__(self, limit: int = MOST_TELLINGS) -> None:
+        self._limit = limit
+        self._next: dict[tuple[VPath, MachineId], tuple[float, float]] = {}
+
+    def begin(self, vpath: VPath, machine: MachineId, now_s: float, *, news: bool) -> bool:
+        """``machine`` waits for ``vpath``, where hooks have ended. True when it is to be told now."""
+        key = (vpath, machine)
+        if not news and key in self._next:
+            return False
+        self._next.pop(key, None)
+        if len(self._next) >= self._limit:
+            del self._next[next(iter(self._next))]
+        self._next[key] = (now_s, FIRST_DELAY_S)
+        return True
+
+    def due(self, now_s: float, waits: Callable[[VPath, MachineId], bool]) -> list[tuple[VPath, MachineId]]:
+        """Whom to tell now; the next time comes after twice the delay, until that is too long. Forgets watches that are over."""
+        for key in [key for key in self._next if not waits(*key)]:
+            del self._next[key]
+        found = [key for key, (next_s, delay_s) in self._next.items() if next_s <= now_s and delay_s <= LONGEST_DELAY_S]
+        for key in found:
+            delay_s = self._next[key][1]
+            self._next[key] = (now_s + delay_s, 2 * delay_s)
+        return found
+
+
 class Answers:
     """Which downloading node was told lately that an image is complete here."""
 

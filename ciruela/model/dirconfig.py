@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ciruela.model.hooks import CommandHook, Webhook
+
 
 class OnConflict(Enum):
     """What an append-only directory does when two nodes have taken different images for one path (threats 6.5)."""
@@ -31,6 +33,26 @@ class Reuse(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Modes:
+    """The permission bits of what is in an image, and the group (a number of this host) to which it belongs; None: whatever it is.
+
+    An executable file has an x wherever ``file_bits`` has an r.
+    """
+
+    dir_bits: int = 0o755
+    file_bits: int = 0o644
+    gid: int | None = None
+
+    def of_file(self, executable: bool) -> int:
+        """The permission bits of a file."""
+        return self.file_bits | (self.file_bits & 0o444) >> 2 if executable else self.file_bits
+
+
+STANDARD_MODES = Modes()
+"""What images have unless a config says otherwise (protocol section 1.2)."""
+
+
+@dataclass(frozen=True, slots=True)
 class DirConfig:
     """The content of ``configs/KEY.yaml``, checked. ``directory`` is an absolute path of this host; a quota that is None does not count."""
 
@@ -52,3 +74,7 @@ class DirConfig:
     symlinks: Symlinks = Symlinks.ANY
     reuse: Reuse = Reuse.HARDLINK
     keep_replaced: int = 0
+    modes: Modes = STANDARD_MODES
+    check_before_commit: CommandHook | None = None
+    on_commit: CommandHook | None = None
+    webhook: Webhook | None = None

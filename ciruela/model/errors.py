@@ -12,6 +12,7 @@
     +-- LinkLost        the connection ended before the answer came
     +-- DownloadFailed  a download cannot go on; carries the word for the client
     +-- DiskError       a file operation of one image failed
+    +-- HookFailed      a hook of the operator could not be run
 """
 
 from __future__ import annotations
@@ -66,3 +67,7 @@ class DownloadFailed(CiruelaError):
 
 class DiskError(CiruelaError):
     """A file operation failed; local to one image or state. The message names the operation and the error."""
+
+
+class HookFailed(CiruelaError):
+    """A command could not be started, or a web address not be reached. The message says why, without secrets."""

@@ -77,7 +77,7 @@ class Reject(str, Enum):
 
 
 class Abort(str, Enum):
-    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last eight are ours)."""
+    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last nine are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
     CANT_CREATE_DIRECTORY = "cant_create_directory"
@@ -92,6 +92,7 @@ class Abort(str, Enum):
     CONFLICT = "conflict"
     KEY_REMOVED = "key_removed"
     DIRECTORY_REMOVED = "directory_removed"
+    CHECK_FAILED = "check_failed"
 
 
 class Progress(Enum):

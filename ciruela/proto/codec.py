@@ -31,6 +31,7 @@ from ciruela.proto.messages import (
     GetIndexAt,
     GetPieces,
     GetShare,
+    HookResult,
     Hosts,
     IndexAtData,
     IndexData,
@@ -210,7 +211,7 @@ def _notification_params(notification: Notification) -> Fields:
     match notification:
         case PublishImage(image):
             return {"id": image}
-        case ReceivedImage() | AbortedImage() | RemovedImage():
+        case ReceivedImage() | AbortedImage() | RemovedImage() | HookResult():
             known: Fields = {
                 "id": notification.image,
                 "path": notification.path,
@@ -220,6 +221,8 @@ def _notification_params(notification: Notification) -> Fields:
             }
             if isinstance(notification, AbortedImage):
                 known["reason"] = notification.reason
+            elif isinstance(notification, HookResult):
+                known |= {"kind": notification.kind, "state": notification.state, "message": notification.message}
             return known
 
 

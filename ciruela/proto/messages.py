@@ -312,4 +312,21 @@ class RemovedImage:
     forwarded: bool
 
 
-Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage
+@dataclass(frozen=True, slots=True)
+class HookResult:
+    """Node to client: how a hook of ``machine_id`` stands for an image that it has. Only where ``ciruela.v2`` was confirmed.
+
+    ``kind`` and ``state`` are words of ``model.hooks``; ``message`` says why it failed.
+    """
+
+    image: ImageId
+    path: str
+    machine_id: MachineId
+    hostname: str
+    forwarded: bool
+    kind: str
+    state: str
+    message: str
+
+
+Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage | HookResult

@@ -27,6 +27,7 @@ from ciruela.proto.messages import (
     GetIndexAt,
     GetPieces,
     GetShare,
+    HookResult,
     IndexAtData,
     IndexData,
     Notification,
@@ -203,6 +204,14 @@ def _aborted(f: Fields) -> AbortedImage:
     return AbortedImage(known.image, known.path, known.machine_id, known.hostname, known.forwarded, reason)
 
 
+def _hook_result(f: Fields) -> HookResult:
+    known = _received(f)
+    kind = fields.text(fields.required(f, "kind"), "kind", fields.MAX_NAME_BYTES)
+    state = fields.text(fields.required(f, "state"), "state", fields.MAX_NAME_BYTES)
+    message = fields.text(fields.required(f, "message"), "message", fields.MAX_TEXT_BYTES)
+    return HookResult(known.image, known.path, known.machine_id, known.hostname, known.forwarded, kind, state, message)
+
+
 REQUESTS: dict[str, Callable[[Fields], Request]] = {
     "AppendDir": _append_dir,
     "ReplaceDir": _replace_dir,
@@ -242,4 +251,5 @@ NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {
     "ReceivedImage": _received,
     "AbortedImage": _aborted,
     "RemovedImage": _removed,
+    "HookResult": _hook_result,
 }

@@ -15,6 +15,7 @@ from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
+from ciruela.model.hooks import Due
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import Burials, State, Tombstone, Version
@@ -94,6 +95,11 @@ class MemStaging:
         file, block = self._map.by_number(number)
         return file.block_size(block)
 
+    def prepare(self) -> Deferred[str]:
+        if dead := self._dead():
+            return fail(dead)
+        return succeed(f"{self._disk.where(self._vpath)}.staging")
+
     def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
         if dead := self._dead():
             return fail(dead)
@@ -166,6 +172,7 @@ class MemDisk:
         self.states: dict[VPath, State] = {}
         self.buried: dict[VPath, Burials] = {}
         self.pendings: dict[VPath, Pending] = {}
+        self.dues: dict[tuple[VPath, ImageId], Due] = {}
         self.indexes: dict[ImageId, tuple[bytes, Index]] = {}
         self.images: dict[VPath, Index] = {}
         self.staged: dict[tuple[VPath, ImageId], bytearray] = {}
@@ -234,7 +241,7 @@ class MemDisk:
             held.append(Held(vpath, committed, pending, self.kept.get(vpath, ())))
         wanted = {(found.vpath, found.pending.state.image) for found in held if found.pending is not None}
         self.staged = {key: here for key, here in self.staged.items() if key in wanted or key[0].key in self.unmounted}
-        return succeed(Loaded(held, dict(self.buried)))
+        return succeed(Loaded(held, dict(self.buried), list(self.dues.values())))
 
     def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
         before, self.configs = self.configs, configs
@@ -270,6 +277,21 @@ class MemDisk:
             return fail(refusal)
         self.states[vpath] = state
         return succeed(None)
+
+    def write_due(self, due: Due) -> Deferred[None]:
+        if refusal := self._refusal(due.vpath):
+            return fail(refusal)
+        self.dues[due.vpath, due.image] = due
+        return succeed(None)
+
+    def drop_due(self, vpath: VPath, image: ImageId) -> Deferred[None]:
+        self.dues.pop((vpath, image), None)
+        return succeed(None)
+
+    def where(self, vpath: VPath) -> str:
+        if refusal := self._refusal(vpath):
+            raise refusal
+        return "/".join((self.configs[vpath.key].directory, *vpath.parts[1:]))
 
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
         if refusal := self._refusal(vpath):

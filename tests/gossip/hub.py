@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 
-from ciruela.gossip.packets import Download, Removed
+from ciruela.gossip.packets import Download, Hooked, Removed
 from ciruela.gossip.service import Gossip
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
@@ -136,6 +136,12 @@ class Node:
     def committed(self, vpath: VPath) -> Version | None:
         return self.images.get(vpath)
 
+    def due_bits(self, vpath: VPath) -> int:
+        return 0
+
+    def hooks(self) -> Sequence[Hooked]:
+        return []
+
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         return self.removed
 
@@ -148,6 +154,12 @@ class Node:
         if base not in self.copying:
             self.copying.add(base)
             self.world.clock.callLater(0.05, self.copy, base, address)
+
+    def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
+        pass
+
+    def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
+        pass
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         key = (vpath, image, machine)

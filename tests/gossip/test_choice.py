@@ -29,6 +29,7 @@ from ciruela.gossip.packets import (
     Deleted,
     Download,
     Header,
+    Hooked,
     Item,
     Member,
     Packet,
@@ -233,6 +234,12 @@ class OwnFacts:
 
     def committed(self, vpath: VPath) -> Version | None:
         return self.images.get(vpath)
+
+    def due_bits(self, vpath: VPath) -> int:
+        return 0
+
+    def hooks(self) -> Sequence[Hooked]:
+        return []
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         return self.removed

@@ -17,6 +17,7 @@ from ciruela.gossip.packets import (
     Deleted,
     Download,
     Header,
+    Hooked,
     Item,
     Member,
     Removed,
@@ -65,6 +66,12 @@ class Recorder:
 
     def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
         self.heard.append(("differs", base, base_hash, address))
+
+    def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
+        pass
+
+    def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
+        pass
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from ciruela.cleanup.around import Safeguards
 from ciruela.client.shares import Shares
 from ciruela.daemon.node import Node, World
+from ciruela.hooks.service import Outside
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
@@ -30,6 +31,7 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetShare,
+    HookResult,
     IndexData,
     Part,
     PublishImage,
@@ -98,6 +100,7 @@ class Client:
         self.received: set[tuple[ImageId, str, MachineId]] = set()
         self.removed: set[tuple[ImageId, str, MachineId]] = set()
         self.aborted: list[AbortedImage] = []
+        self.hooked: list[HookResult] = []
         self.given: list[bytes] = []
         self.serving = True
         self.outside = False
@@ -175,6 +178,8 @@ class Client:
                 self.removed.add((notification.image, notification.path, notification.machine_id))
             case AbortedImage():
                 self.aborted.append(notification)
+            case HookResult():
+                self.hooked.append(notification)
 
     def lost(self, link) -> None:
         if link in self.links:
@@ -218,6 +223,10 @@ class Cluster:
         """With what a node looks before it cleans up; by default no node ever does."""
         return None
 
+    def outside(self, number: int) -> Outside | None:
+        """What runs its hooks; by default nothing does."""
+        return None
+
     def start(self, number: int, wiped: bool = False) -> Node:
         """Start a node, or start it again with the disk it had."""
         if number not in self.disks or wiped:
@@ -242,6 +251,7 @@ class Cluster:
             rng=random.Random(self.rng.getrandbits(64)),
             now_ms=self.now_ms,
             safeguards=self.safeguards(number),
+            outside=self.outside(number),
         )
         late.node = self.nodes[number] = Node(world)
         late.node.start()

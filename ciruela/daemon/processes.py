@@ -1,0 +1,124 @@
+"""Commands of the operator as processes: nothing of this one goes to them but what they are told, and nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from ciruela.model.errors import HookFailed
+from ciruela.seams import Ended
+
+TAIL_BYTES = 4096
+"""So much of the end of what a command writes is kept; the last line of it is told."""
+
+GRACE_S = 1.0
+"""How long the output of a process that has ended may stay open: something that left its group holds it."""
+
+_START = """\
+import os, signal, sys
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+os.setsid()
+try:
+    os.execve(sys.argv[1], sys.argv[1:], os.environ)
+except OSError as error:
+    sys.stderr.write(f"cannot be started: {error.strerror}\\n")
+    os._exit(126)
+"""
+"""What becomes the command: a session and process group of its own, so that all of it can be killed at once."""
+
+
+class _Output(ProcessProtocol):
+    """One run."""
+
+    def __init__(self, reactor: Any, timeout_s: float) -> None:
+        self._reactor = reactor
+        self._timeout_s = timeout_s
+        self._tail = b""
+        self._late = False
+        self._pid = 0
+        self._calls: list[IDelayedCall] = []
+        self.done: Deferred[Ended] = Deferred(lambda _: self._kill())
+
+    def connectionMade(self) -> None:  # noqa: N802  the name is Twisted's
+        """It runs: there is nothing to read for it."""
+        assert self.transport is not None
+        self.transport.closeStdin()
+        self._calls.append(self._reactor.callLater(self._timeout_s, self._too_late))
+
+    def outReceived(self, data: bytes) -> None:  # noqa: N802  the name is Twisted's
+        """Keep the end."""
+        self._tail = (self._tail + data)[-TAIL_BYTES:]
+
+    errReceived = outReceived  # noqa: N815  the name is Twisted's
+
+    def _too_late(self) -> None:
+        self._late = True
+        self._kill()
+
+    def _kill(self) -> None:
+        """Kill the process and all that belongs to it."""
+        assert self.transport is not None
+        pid = self.transport.pid
+        if pid is None:
+            return
+        for kill in (os.killpg, os.kill):
+            with suppress(OSError):  # it has ended, or has no group yet
+                kill(pid, signal.SIGKILL)
+
+    def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802  the name is Twisted's
+        """What it started ends with it; whoever left the group must not keep us waiting either."""
+        assert self.transport is not None
+        with suppress(OSError):  # nothing is left
+            os.killpg(self._pid, signal.SIGKILL)
+        self._calls.append(self._reactor.callLater(GRACE_S, self.transport.loseConnection))
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802  the name is Twisted's
+        """All is over."""
+        for call in self._calls:
+            if call.active():
+                call.cancel()
+        ended = reason.value if isinstance(reason.value, ProcessTerminated) else None
+        lines = [line.strip() for line in self._tail.decode("utf-8", "replace").splitlines()]
+        line = next((line for line in reversed(lines) if line), "")
+        code, number = (0, None) if ended is None else (ended.exitCode, ended.signal)
+        if not self.done.called:
+            self.done.callback(Ended(code, number, line, self._late))
+
+    def started(self, pid: int) -> None:
+        """The process has this number."""
+        self._pid = pid
+
+
+class Processes:
+    """Implements ``seams.Runner``."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Deferred[Ended]:
+        """As ``seams.Runner.run``."""
+        output = _Output(self._reactor, timeout_s)
+        python = sys.executable
+        try:
+            process = self._reactor.spawnProcess(
+                output,
+                python,
+                [python, "-I", "-S", "-c", _START, *command],
+                env=dict(environment),
+                path="/",
+                childFDs={0: "w", 1: "r", 2: "r"},
+            )
+        except OSError as error:
+            return fail(HookFailed(f"cannot be started: {error.strerror}"))
+        output.started(process.pid)
+        return output.done

@@ -1,0 +1,366 @@
+"""Which hook runs when, and what became of it.
+
+Before a commit the check runs, and what is to run afterwards is recorded on the disk; so it runs whatever happens in between, at least
+once. In one directory one hook runs at a time. A hook of an image that is not at its path any more is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.clockwork import later
+from ciruela.hooks.words import body, environment, hook_of, kinds_after, pause_s, why_failed, why_refused
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import CiruelaError, DownloadFailed, HookFailed
+from ciruela.model.hooks import CommandHook, Due, HookKind, HookReport, HookState, Webhook
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Abort
+from ciruela.model.printable import logged
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Authority, Caller, Disk, NowMs, Runner, Staging
+from ciruela.tracking.ledger import Ledger
+
+MOST_REPORTS = 4096
+"""Paths whose last results are remembered; beyond it the oldest that is over is forgotten."""
+
+SUPERSEDED = "another image has taken the place of this one"
+
+Told = Callable[[VPath, HookReport], None]
+"""Hears of each change of a hook that runs when its image is visible."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of one kind since the start: tries, and hooks that went well or failed for good."""
+
+    tries: int = 0
+    ok: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    """One hook of one image."""
+
+    due: Due
+    kind: HookKind
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What runs the hooks, and who this node is."""
+
+    runner: Runner
+    caller: Caller
+    me: MachineId
+    hostname: str
+
+
+class Hooks:
+    """The hooks of this node. Also the gate of the downloads (``download.running.Gate``)."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        configs: Mapping[str, DirConfig],
+        ledger: Ledger,
+        disk: Disk,
+        authority: Authority,
+        outside: Outside | None,
+        told: Told,
+        clock: IReactorTime,
+        now_ms: NowMs,
+    ) -> None:
+        """Without ``outside`` nothing is ever run: for simulations."""
+        self._configs = configs
+        self._ledger = ledger
+        self._disk = disk
+        self._authority = authority
+        self._outside = outside
+        self._told = told
+        self._clock = clock
+        self._now_ms = now_ms
+        self._checks: dict[str, DeferredLock] = {}
+        self._noted: dict[VPath, Due] = {}
+        self._left: dict[tuple[VPath, ImageId], Due] = {}
+        self._queues: dict[str, deque[_Job]] = {}
+        self._busy: set[str] = set()
+        self._running: dict[str, Deferred[None]] = {}
+        self._waiting: dict[tuple[VPath, HookKind], IDelayedCall] = {}
+        self._stopped = False
+        self.reports: dict[VPath, dict[HookKind, HookReport]] = {}
+        self.counts = {kind: Counts() for kind in HookKind}
+
+    # -- before a commit ----------------------------------------------------------------------------------------------------------
+
+    def gated(self, vpath: VPath) -> bool:
+        """Whether anything is to be done before an image is committed at ``vpath``."""
+        config = self._configs[vpath.key]
+        return self._outside is not None and (config.check_before_commit is not None or bool(kinds_after(config)))
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:
+        """Check an image that is whole, and record what is to run when it is committed.
+
+        Fails with DownloadFailed(CHECK_FAILED) when the operator's check says no. Cancel to kill the check.
+        """
+        config = self._configs[vpath.key]
+        before = self._ledger.committed(vpath)
+        due = Due(vpath, state.image, before.image if before else None, state.version.timestamp_ms, "", kinds_after(config))
+        return (
+            self._signer(config, vpath, state)
+            .addCallback(lambda key: self._check(config.check_before_commit, replace(due, key=key), staging))
+            .addCallback(self._note)
+        )
+
+    def _signer(self, config: DirConfig, vpath: VPath, state: State) -> Deferred[str]:
+        """The fingerprint of the key that signed last. An empty one when nobody can tell: the upload was judged long ago."""
+
+        def newest(found: Mapping[object, str]) -> str:
+            return list(found.values())[-1] if found else ""
+
+        def unknown(failure: Failure) -> str:
+            failure.trap(CiruelaError)
+            self._log.warn("{vpath}: who signed it cannot be told: {why}", vpath=str(vpath), why=logged(failure.getErrorMessage()))
+            return ""
+
+        verified = self._authority.verified(config, vpath, state.image, state.signatures[::-1])
+        return verified.addCallbacks(newest, unknown)
+
+    def _check(self, hook: CommandHook | None, due: Due, staging: Staging) -> Deferred[Due]:
+        if hook is None:
+            return succeed(due)
+        turn = self._checks.setdefault(due.vpath.key, DeferredLock())
+        return staging.prepare().addCallback(lambda directory: turn.run(self._run_check, hook, due, directory)).addCallback(lambda _: due)
+
+    def _run_check(self, hook: CommandHook, due: Due, directory: str) -> Deferred[None]:
+        self.counts[HookKind.CHECK].tries += 1
+
+        def judged(why: str) -> None:
+            counts = self.counts[HookKind.CHECK]
+            counts.failed, counts.ok = counts.failed + bool(why), counts.ok + (not why)
+            self._report(due.vpath, HookReport(due.image, HookKind.CHECK, HookState.FAILED if why else HookState.OK, why, 1))
+            if why:
+                raise DownloadFailed(Abort.CHECK_FAILED, why)
+
+        return self._command(hook, due, HookKind.CHECK, directory).addErrback(self._not_run).addCallback(judged)
+
+    def _note(self, due: Due) -> Deferred[None]:
+        if not due.kinds:
+            return succeed(None)
+        self._noted[due.vpath] = due
+        return self._disk.write_due(due)
+
+    def gave_up(self, vpath: VPath, image: ImageId) -> None:
+        """The image will not be committed."""
+        due = self._noted.get(vpath)
+        committed = self._ledger.committed(vpath)
+        if due is None or due.image != image:
+            return
+        del self._noted[vpath]
+        if committed is None or committed.image != image:
+            self._drop(due)
+
+    # -- after a commit -----------------------------------------------------------------------------------------------------------
+
+    def arrived(self, vpath: VPath, image: ImageId) -> None:
+        """The image is visible: run what is due."""
+        due = self._noted.get(vpath)
+        if due is not None and due.image == image:
+            del self._noted[vpath]
+            self._begin(due)
+
+    def resume(self, found: Sequence[Due]) -> None:
+        """Run what an earlier process has left; to be called once the ledger is filled."""
+        for due in found:
+            config = self._configs.get(due.vpath.key)
+            committed, pending = self._ledger.committed(due.vpath), self._ledger.pending(due.vpath)
+            kinds = tuple(kind for kind in due.kinds if config is not None and kind in kinds_after(config))
+            if kinds and committed is not None and committed.image == due.image:
+                self._begin(replace(due, kinds=kinds))
+            elif pending is None or pending.state.image != due.image:  # else its commit records them anew
+                self._drop(due)
+
+    def _begin(self, due: Due) -> None:
+        if self._outside is None:
+            return
+        for other in [other for other in self._left.values() if other.vpath == due.vpath and other.image != due.image]:
+            self._supersede(other)
+        self._left[due.vpath, due.image] = due
+        queue = self._queues.setdefault(due.vpath.key, deque())
+        for kind in due.kinds:
+            queue.append(_Job(due, kind))
+            self._tell(due.vpath, HookReport(due.image, kind, HookState.PENDING))
+        self._soon(due.vpath.key)  # not in the turn in which others hear that the image is here
+
+    def _soon(self, key: str, delay_s: float = 0.0) -> IDelayedCall:
+        return later(self._clock, delay_s, "running hooks", lambda: self._pump(key))
+
+    def _pump(self, key: str) -> None:
+        queue = self._queues.get(key)
+        while queue and key not in self._busy and not self._stopped:
+            job = queue.popleft()
+            if not self._current(job.due):
+                self._supersede(job.due)
+                continue
+            self._busy.add(key)
+            work = self._try(job).addErrback(self._broken, job).addBoth(self._free, key)
+            if key in self._busy:
+                self._running[key] = work
+
+    def _free(self, _: None, key: str) -> None:
+        self._busy.discard(key)
+        self._running.pop(key, None)
+        if not self._stopped:
+            self._soon(key)
+
+    def _current(self, due: Due) -> bool:
+        """Whether the image is still the one at its path, and this hook still due."""
+        committed = self._ledger.committed(due.vpath)
+        return committed is not None and committed.image == due.image and (due.vpath, due.image) in self._left
+
+    def _try(self, job: _Job) -> Deferred[None]:
+        hook = hook_of(self._configs[job.due.vpath.key], job.kind)
+        job.tries += 1
+        self.counts[job.kind].tries += 1
+        return maybeDeferred(self._work, hook, job).addErrback(self._not_run).addCallback(self._ended, job, hook)
+
+    def _work(self, hook: CommandHook | Webhook | None, job: _Job) -> Deferred[str]:
+        due = job.due
+        directory = self._disk.where(due.vpath)
+        match hook:
+            case CommandHook():
+                return self._command(hook, due, job.kind, directory)
+            case Webhook():
+                assert self._outside is not None
+                data = body(due, directory, self._outside.me, self._outside.hostname)
+                return self._outside.caller.post(hook.url, data, hook.timeout_ms / 1000).addCallback(why_refused)
+            case None:
+                return succeed("")
+
+    def _command(self, hook: CommandHook, due: Due, kind: HookKind, directory: str) -> Deferred[str]:
+        """Run a command. Fires with why it failed, empty when it did not."""
+        assert self._outside is not None
+        run = self._outside.runner.run(hook.command, environment(due, kind, directory), hook.timeout_ms / 1000)
+        return run.addCallback(why_failed, hook.timeout_ms)
+
+    @staticmethod
+    def _not_run(failure: Failure) -> str:
+        failure.trap(HookFailed)
+        return logged(failure.getErrorMessage())
+
+    # -- what became of it --------------------------------------------------------------------------------------------------------
+
+    def _ended(self, why: str, job: _Job, hook: CommandHook | Webhook | None) -> Deferred[None] | None:
+        due, counts = job.due, self.counts[job.kind]
+        if not why:
+            counts.ok += 1
+            self._tell(due.vpath, HookReport(due.image, job.kind, HookState.OK, "", job.tries))
+            return self._done(job)
+        pause = None if hook is None else pause_s(hook, job.tries)
+        if not self._current(due):
+            self._supersede(due)
+        elif pause is None:
+            counts.failed += 1
+            self._say("{hook} of {image} at {vpath} failed for good: {why}", job, why)
+            self._tell(due.vpath, HookReport(due.image, job.kind, HookState.FAILED, why, job.tries))
+        else:
+            self._say("{hook} of {image} at {vpath} failed, it is tried again in {pause_s} s: {why}", job, why, pause)
+            self._report(due.vpath, HookReport(due.image, job.kind, HookState.PENDING, why, job.tries))
+            self._waiting[due.vpath, job.kind] = later(self._clock, pause, "trying a hook again", lambda: self._again(job))
+        return None
+
+    def _say(self, text: str, job: _Job, why: str, pause: float = 0.0) -> None:
+        fields = {"hook": job.kind.value, "image": job.due.image.hex(), "vpath": str(job.due.vpath)}
+        self._log.warn(text, why=why, pause_s=pause, **fields)
+
+    def _again(self, job: _Job) -> None:
+        del self._waiting[job.due.vpath, job.kind]
+        self._queues[job.due.vpath.key].append(job)
+        self._pump(job.due.vpath.key)
+
+    def _done(self, job: _Job) -> Deferred[None]:
+        """Note on the disk what is left. Should that fail, the hook runs once more after a restart."""
+        vpath, image = job.due.vpath, job.due.image
+        left = self._left.get((vpath, image))
+        if left is None:
+            return succeed(None)
+        left = replace(left, kinds=tuple(kind for kind in left.kinds if kind is not job.kind))
+        if left.kinds:
+            self._left[vpath, image] = left
+            written = self._disk.write_due(left)
+        else:
+            del self._left[vpath, image]
+            written = self._disk.drop_due(vpath, image)
+        return written.addErrback(self._not_written, vpath)
+
+    def _supersede(self, due: Due) -> None:
+        """The image is not at its path any more."""
+        left = self._left.pop((due.vpath, due.image), None)
+        if left is None:
+            return
+        for kind in left.kinds:
+            call = self._waiting.pop((due.vpath, kind), None)
+            if call is not None:
+                call.cancel()
+            self._tell(due.vpath, HookReport(due.image, kind, HookState.FAILED, SUPERSEDED))
+        self._drop(due)
+
+    def _drop(self, due: Due) -> None:
+        self._disk.drop_due(due.vpath, due.image).addErrback(self._not_written, due.vpath)
+
+    def _not_written(self, failure: Failure, vpath: VPath) -> None:
+        failure.trap(CiruelaError)
+        self._log.error("{vpath}: which hooks are due cannot be recorded: {why}", vpath=str(vpath), why=failure.getErrorMessage())
+
+    def _broken(self, failure: Failure, job: _Job) -> None:
+        if self._stopped and failure.check(CancelledError):
+            return
+        self._log.failure("{hook} of {vpath} could not be run", failure, hook=job.kind.value, vpath=str(job.due.vpath))
+        self.counts[job.kind].failed += 1
+        self._tell(job.due.vpath, HookReport(job.due.image, job.kind, HookState.FAILED, "internal error", job.tries))
+
+    def _tell(self, vpath: VPath, report: HookReport) -> None:
+        self._told(vpath, self._report(vpath, report))
+
+    def _report(self, vpath: VPath, report: HookReport) -> HookReport:
+        """Remember how a hook stands. What is said of an image that was superseded does not hide what is said of its successor."""
+        stamped = replace(report, at_ms=self._now_ms())
+        known = self.reports.pop(vpath, {})
+        before = known.get(report.kind)
+        if report.message != SUPERSEDED or before is None or before.image == report.image:
+            known[report.kind] = stamped
+        self.reports[vpath] = known
+        if len(self.reports) > MOST_REPORTS:
+            over = (one for one, kinds in self.reports.items() if all(kind.state is not HookState.PENDING for kind in kinds.values()))
+            del self.reports[next(over, next(iter(self.reports)))]
+        return stamped
+
+    # -- questions ----------------------------------------------------------------------------------------------------------------
+
+    def of(self, vpath: VPath, image: ImageId) -> list[HookReport]:
+        """How the hooks stand that run when ``image`` is visible at ``vpath``."""
+        return [one for one in self.reports.get(vpath, {}).values() if one.image == image and one.kind is not HookKind.CHECK]
+
+    @property
+    def due(self) -> int:
+        """Images with hooks that have not run well."""
+        return len(self._left)
+
+    def stop(self) -> None:
+        """Kill what runs; what has not run well runs after the next start."""
+        self._stopped = True
+        for call in self._waiting.values():
+            call.cancel()
+        self._waiting.clear()
+        for work in list(self._running.values()):
+            work.cancel()
