@@ -322,6 +322,7 @@ class Node:
         self.ledger.fill(loaded)
         for base in sorted({one.vpath.base for one in loaded.held}):
             self.gossip.news_base(base)
+        self.hooks.resume(loaded.due)
         for one in loaded.held:
             if one.pending is not None:
                 self.downloads.start(one.pending)
@@ -329,6 +330,7 @@ class Node:
     def leave(self, key: str) -> None:
         """A directory is configured no more: nothing below it counts here, and nothing of it is deleted."""
         self.downloads.leave(key)
+        self.hooks.leave(key)
         self.world.disk.forget(self.ledger.forget(key))
 
     def stop(self) -> None:

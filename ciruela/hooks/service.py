@@ -190,6 +190,15 @@ class Hooks:
             elif pending is None or pending.state.image != due.image:  # else its commit records them anew
                 self._drop(due)
 
+    def leave(self, key: str) -> None:
+        """A directory is configured no more: what is due there waits on the disk until it is again. A hook that runs is let run."""
+        self._queues.pop(key, None)
+        for vpath, kind in [waiting for waiting in self._waiting if waiting[0].key == key]:
+            self._waiting.pop((vpath, kind)).cancel()
+        self._left = {left: due for left, due in self._left.items() if left[0].key != key}
+        self._noted = {vpath: due for vpath, due in self._noted.items() if vpath.key != key}
+        self.reports = {vpath: kinds for vpath, kinds in self.reports.items() if vpath.key != key}
+
     def _begin(self, due: Due) -> None:
         if self._outside is None:
             return
