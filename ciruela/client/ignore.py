@@ -25,8 +25,7 @@ def excludes_for(source: str, wanted: Excluding) -> Excludes | None:
     for name in wanted.files:
         lines += _lines(_named(name), name)
     lines += [(pattern, "--exclude") for pattern in wanted.patterns]
-    found = Excludes(lines)
-    return found or None
+    return (Excludes(lines) or None) if lines else None
 
 
 def _of_directory(source: str, shown: str) -> bytes:

@@ -1,18 +1,23 @@
 """Which files of a directory are left out of its index: patterns in the syntax of gitignore.
 
 What is left out is left out before anything is read, so an image is what its index says, whatever the patterns were.
+
+pathspec turns patterns into regular expressions for whole paths, which also fit what is below a directory that a pattern names. Here each
+directory is decided before anything in it is looked at, as git does it, so a pattern counts only where it fits the entry itself.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-
-from pathspec import GitIgnoreSpec
 
 from ciruela.model.errors import ConfigError
 
 MOST_LINES = 10_000
 """Each name of a directory is compared with each pattern; more than this is no list that somebody wrote."""
+
+_BELOW = "ps_d"
+"""pathspec's name for the slash behind a directory that a pattern fits."""
 
 
 class Excludes:
@@ -22,19 +27,32 @@ class Excludes:
     """
 
     def __init__(self, lines: Sequence[tuple[str, str]]) -> None:
+        from pathspec import GitIgnoreSpec  # here, because it takes longer to load than most directories to index
+
         if len(lines) > MOST_LINES:
             raise ConfigError(f"{lines[MOST_LINES][1]}: more than {MOST_LINES} patterns; name directories instead of single files")
+        self._patterns: list[tuple[re.Pattern[str], bool]] = []
         for line, origin in lines:
             try:
-                GitIgnoreSpec.from_lines([line])
+                (pattern,) = GitIgnoreSpec.from_lines([line]).patterns
             except ValueError as error:
                 raise ConfigError(f"{origin}: {line[:200]!r} is not a pattern of gitignore: {error}") from None
-        self._spec = GitIgnoreSpec.from_lines([line for line, _ in lines])
+            if pattern.include is not None and pattern.regex is not None:
+                self._patterns.insert(0, (pattern.regex, pattern.include))
 
     def __bool__(self) -> bool:
         """Whether there is any pattern at all."""
-        return any(pattern.include is not None for pattern in self._spec.patterns)
+        return bool(self._patterns)
 
     def leave_out(self, path: str, *, directory: bool) -> bool:
         """Whether ``path``, relative to the top of the directory, is left out; what is below a directory that is left out is not asked."""
-        return self._spec.match_file(f"{path}/" if directory else path)
+        return next((left_out for regex, left_out in self._patterns if _fits(regex, path, directory)), False)
+
+
+def _fits(regex: re.Pattern[str], path: str, directory: bool) -> bool:
+    for found in regex.finditer(f"{path}/" if directory else path):
+        if found.groupdict().get(_BELOW) is None:
+            return regex.search(path) is not None
+        if found.start(_BELOW) == len(path):
+            return True
+    return False

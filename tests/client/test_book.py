@@ -10,8 +10,11 @@ from ciruela.client.book import (
     ERROR_RETRIES,
     EXIT_CONFLICT,
     EXIT_DONE,
+    EXIT_HOOK,
     EXIT_LOCAL,
     EXIT_NETWORK,
+    EXIT_NOTHING,
+    EXIT_PARTIAL,
     EXIT_REJECTED,
     MAX_MACHINES,
     Book,
@@ -21,6 +24,7 @@ from ciruela.client.book import (
     refusal_code,
     worst,
 )
+from ciruela.client.require import Requirement, parse_requirement
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Reject
 from ciruela.proto.messages import AbortedImage, ReceivedImage, UploadAck
@@ -542,3 +546,81 @@ class Local(BookCase):
         self.assertEqual(worst([3, 6, 0]), EXIT_CONFLICT)
         self.assertEqual(worst([6, 3, 5]), EXIT_REJECTED)
         self.assertEqual(worst([5, 1, 6]), EXIT_LOCAL)
+
+
+class Required(BookCase):
+    """``--require``: the early rule alone is no success."""
+
+    def required(self, text: str, elapsed_s: float, reach: Reach = SETTLED) -> tuple[Outcome, int]:
+        found = self.book.verdict(Rule(require=parse_requirement(text)), elapsed_s, reach)
+        return found.outcome, found.exit_code
+
+    def four_of_five(self) -> None:
+        for number in (1, 2, 3):
+            self.ack(number, range(1, 6))
+        for number in (1, 2, 3):
+            self.got(number, number)
+        self.got(1, 4)
+        self.got(2, 4)
+
+    @shows("I7")
+    def test_all(self) -> None:
+        """A release that one server lacks would count as one that is everywhere."""
+        self.four_of_five()
+        self.assertEqual(self.required("all", 31), (Outcome.RUNNING, EXIT_DONE))
+        self.assertEqual(self.required("all", 1800), (Outcome.PARTIAL, EXIT_PARTIAL))
+        self.assertEqual(self.book.verdict(RULE, 31, SETTLED).outcome, Outcome.EARLY)
+        self.got(1, 5)
+        self.got(2, 5)
+        self.assertEqual(self.required("all", 1), (Outcome.DONE, EXIT_DONE))
+
+    def test_number_and_percentage(self) -> None:
+        """The number of nodes that a user asked for is what counts, from the early timeout on."""
+        self.four_of_five()
+        for text in ("4", "1", "80%", "75%", "1%"):
+            self.assertEqual(self.required(text, 29), (Outcome.RUNNING, EXIT_DONE), text)
+            self.assertEqual(self.required(text, 30), (Outcome.EARLY, EXIT_DONE), text)
+        for text in ("5", "81%", "100%"):
+            self.assertEqual(self.required(text, 30), (Outcome.RUNNING, EXIT_DONE), text)
+            self.assertEqual(self.required(text, 1800), (Outcome.PARTIAL, EXIT_PARTIAL), text)
+
+    def test_cannot_be_met(self) -> None:
+        """A script would wait until the deadline for a node that has already said no."""
+        self.four_of_five()
+        self.ack(5, range(1, 6), reason="quota_exceeded")
+        self.assertEqual(self.required("all", 29), (Outcome.RUNNING, EXIT_DONE))
+        self.assertEqual(self.required("all", 30), (Outcome.PARTIAL, EXIT_PARTIAL))
+
+    def test_more_than_there_are(self) -> None:
+        """Three nodes of a cluster that should have five would count as five."""
+        self.ack(1, range(1, 4))
+        self.got(1, 1)
+        for number in (2, 3):
+            self.ack(number, range(1, 4))
+            self.got(number, number)
+        self.assertEqual(self.required("3", 1), (Outcome.DONE, EXIT_DONE))
+        self.assertEqual(self.required("5", 1), (Outcome.RUNNING, EXIT_DONE))
+        self.assertEqual(self.required("5", 30), (Outcome.PARTIAL, EXIT_PARTIAL))
+        self.assertEqual(self.required("all", 1), (Outcome.DONE, EXIT_DONE))
+
+    def test_neither(self) -> None:
+        """Without enough for the early rule it is a plain failure, and no "partial"."""
+        self.ack(1, range(1, 6))
+        self.got(1, 1)
+        self.assertEqual(self.required("all", 1800), (Outcome.FAILED, EXIT_NETWORK))
+
+    def test_words(self) -> None:
+        """A mistyped requirement would be taken for another one."""
+        self.assertEqual(parse_requirement("all"), Requirement(whole=True))
+        self.assertEqual([str(parse_requirement(text)) for text in ("all", "7", "66%")], ["all", "7", "66%"])
+        self.assertEqual([parse_requirement("66%").need(number) for number in (1, 3, 10)], [1, 2, 7])
+        for bad in ("", "0", "0%", "101%", "-1", "most", "1.5", "5 %", "99999999", "\u0665"):
+            self.assertRaises(ValueError, parse_requirement, bad)
+
+    def test_worst(self) -> None:
+        """A deployment that is partly done must not hide behind one that is done, nor hide one that failed."""
+        self.assertEqual(worst([EXIT_DONE, EXIT_PARTIAL]), EXIT_PARTIAL)
+        self.assertEqual(worst([EXIT_PARTIAL, EXIT_NETWORK]), EXIT_NETWORK)
+        self.assertEqual(worst([EXIT_PARTIAL, EXIT_HOOK]), EXIT_PARTIAL)
+        self.assertEqual(worst([EXIT_DONE, EXIT_HOOK]), EXIT_HOOK)
+        self.assertEqual(worst([EXIT_DONE, EXIT_NOTHING]), EXIT_DONE)

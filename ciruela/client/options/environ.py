@@ -140,6 +140,7 @@ def unknown(environ: Mapping[str, str], known: Collection[str]) -> list[str]:
     told = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known and name not in SPECIAL:
-            near = difflib.get_close_matches(name, sorted({*known, *SPECIAL}), 1)
-            told.append(f"the environment variable {name} is not known" + (f"; did you mean {near[0]}?" if near else ""))
+            options = sorted(one.removeprefix(PREFIX) for one in {*known, *SPECIAL})
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), options, 1)
+            told.append(f"the environment variable {name} is not known" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
     return told

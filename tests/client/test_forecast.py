@@ -1,0 +1,98 @@
+"""What a dry run foretells."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
+from ciruela.client.forecast import Reply, Says, forecast, fresh, reply
+from ciruela.client.require import parse_requirement
+from ciruela.index.digest import BLOCK_BYTES, HashKind
+from ciruela.index.tree import Directory, File, Index
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.proto.messages import CheckData
+
+IMAGE, OTHER = ImageId(b"\x11" * 32), ImageId(b"\x22" * 32)
+ME = MachineId(bytes(16))
+REFUSED = Reply("n", Says.REFUSES, "signature_mismatch")
+TAKEN = Reply("n", Says.TAKES)
+DOWN = Reply("n", Says.UNREACHABLE)
+
+
+def code(*replies: Reply, require: str | None = None) -> int:
+    return forecast(replies, Rule(require=None if require is None else parse_requirement(require))).exit_code
+
+
+class Forecasts(SynchronousTestCase):
+    def test_codes(self) -> None:
+        """A script that asks first would be told something else than the upload then ends with."""
+        conflict = Reply("n", Says.REFUSES, "already_exists")
+        lacks = Reply("n", Says.NO_CONFIG, "no_config")
+        old = Reply("n", Says.CANNOT_TELL)
+        for replies, expected in (
+            ([], EXIT_NETWORK),
+            ([DOWN], EXIT_NETWORK),
+            ([DOWN, REFUSED], EXIT_REJECTED),
+            ([conflict, conflict], EXIT_CONFLICT),
+            ([conflict, REFUSED], EXIT_REJECTED),
+            ([lacks, DOWN], EXIT_REJECTED),
+            ([lacks, old], EXIT_NETWORK),
+            ([lacks, TAKEN], EXIT_DONE),
+            ([TAKEN] * 3 + [DOWN], EXIT_DONE),
+            ([TAKEN] * 2 + [DOWN] * 2, EXIT_NETWORK),
+            ([TAKEN] * 2 + [conflict] * 2, EXIT_CONFLICT),
+            ([TAKEN] * 3 + [old] * 1, EXIT_DONE),
+            ([TAKEN, Reply("n", Says.HAS), Reply("n", Says.HOLDS)], EXIT_DONE),
+        ):
+            self.assertEqual(code(*replies), expected, replies)
+
+    def test_required(self) -> None:
+        """``--require`` would be checked only after everything was uploaded."""
+        for count, require, expected in ((3, "all", EXIT_PARTIAL), (4, "all", EXIT_DONE), (3, "75%", EXIT_DONE), (3, "76%", EXIT_PARTIAL)):
+            self.assertEqual(code(*[TAKEN] * count, *[DOWN] * (4 - count), require=require), expected, require)
+        self.assertEqual(code(TAKEN, DOWN, DOWN, DOWN, require="1"), EXIT_DONE)
+        self.assertEqual(code(*[TAKEN] * 4, require="5"), EXIT_PARTIAL)
+        self.assertEqual(code(TAKEN, DOWN, DOWN, DOWN, require="all"), EXIT_NETWORK)
+
+    def test_nothing(self) -> None:
+        """That there is nothing to do must mean every node: one that is down may lack it."""
+        has = Reply("n", Says.HAS)
+        for replies, expected in (
+            ([has, has], True),
+            ([has, TAKEN], False),
+            ([has, DOWN], False),
+            ([DOWN], False),
+            ([has, has, has, DOWN], False),
+        ):
+            self.assertIs(forecast(replies, Rule()).nothing, expected)
+
+    def test_reply(self) -> None:
+        """An image that is still on its way is not there yet."""
+        for data, weak, expected in (
+            (CheckData(True, None, "", IMAGE, None, None, ME, "n"), False, Says.HAS),
+            (CheckData(True, None, "", IMAGE, OTHER, None, ME, "n"), False, Says.TAKES),
+            (CheckData(True, None, "", None, IMAGE, None, ME, "n"), False, Says.TAKES),
+            (CheckData(False, "no_config", "", None, None, None, ME, "n"), False, Says.NO_CONFIG),
+            (CheckData(False, "already_exists", "", OTHER, None, None, ME, "n"), False, Says.REFUSES),
+            (CheckData(False, "already_exists", "", OTHER, None, None, ME, "n"), True, Says.HOLDS),
+            (CheckData(False, "signature_mismatch", "", OTHER, None, None, ME, "n"), True, Says.REFUSES),
+            (CheckData(False, None, "", OTHER, None, None, ME, "n"), False, Says.REFUSES),
+        ):
+            self.assertIs(reply("n", IMAGE, weak, data).says, expected)
+
+    def test_fresh(self) -> None:
+        """The bytes that really have to travel are told: a changed file of which most blocks are there is not all new."""
+
+        def index(*files: File, kind: HashKind = HashKind.BLAKE3) -> Index:
+            return Index(IMAGE, kind, (Directory("/", files),))
+
+        big = File("/big", False, BLOCK_BYTES + 5, b"a" * 32 + b"b" * 32)
+        grown = File("/big", False, BLOCK_BYTES + 7, b"a" * 32 + b"c" * 32)
+        moved = File("/moved", False, 9, b"d" * 32)
+        empty = File("/empty", False, 0, b"")
+        wanted = index(grown, empty, moved)
+        self.assertEqual(fresh(wanted, []).files, 2)
+        found = fresh(wanted, [index(big), index(File("/old", False, 9, b"d" * 32))])
+        self.assertEqual((found.files, found.bytes, found.compared), (1, 7, 2))
+        other = fresh(wanted, [index(grown, kind=HashKind.BLAKE2B)])
+        self.assertEqual((other.files, other.bytes, other.compared), (2, BLOCK_BYTES + 7 + 9, 0))
