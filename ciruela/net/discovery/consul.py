@@ -44,7 +44,7 @@ class Consul:
     def ask(self) -> Deferred[Sequence[str]]:
         """All instances. With an index from before this takes up to :data:`ANSWER_S`."""
         token = self._in_thread(_token, self._token_file) if self._token_file else succeed("")
-        return token.addCallback(self._query).addCallbacks(self._answered, self._failed)
+        return token.addCallback(self._query).addCallback(self._answered).addErrback(self._failed)
 
     def _query(self, token: str) -> Deferred[Page]:
         query = f"?index={self.index}&wait={WAIT_S}s" if self.index else ""

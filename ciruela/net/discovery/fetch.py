@@ -8,11 +8,19 @@ from typing import Any, Protocol
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectError, ConnectionLost, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionLost, DNSLookupError
 from twisted.internet.protocol import Protocol as Receiver
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, RedirectAgent, ResponseDone, ResponseFailed
+from twisted.web.client import (
+    Agent,
+    BrowserLikePolicyForHTTPS,
+    RedirectAgent,
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseDone,
+    ResponseFailed,
+)
 from twisted.web.error import InfiniteRedirection, RedirectWithNoLocation, SchemeNotSupported
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
@@ -26,8 +34,11 @@ MOST_REDIRECTS = 3
 
 _FAULTS = (
     ConnectError,
+    ConnectingCancelledError,
     ConnectionLost,
     DNSLookupError,
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
     ResponseFailed,
     InfiniteRedirection,
     RedirectWithNoLocation,

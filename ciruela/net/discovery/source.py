@@ -8,6 +8,7 @@ from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -165,11 +166,11 @@ class Repeated:
             self._changed()
 
     def _failed(self, failure: Failure) -> None:
-        if not self._running and failure.check(CancelledError):
+        if not self._running:
             return
         if failure.check(DeferredTimeout, CancelledError):
             reason = f"no answer within {self._answer_s:.0f} s"
-        elif failure.check(LinkLost, FormatError, OSError):
+        elif failure.check(LinkLost, FormatError, OSError, ConnectError):
             reason = failure.getErrorMessage()
         else:
             failure.raiseException()
