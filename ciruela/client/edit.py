@@ -30,6 +30,7 @@ from ciruela.index.tree import File, Index
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.order import Reject
 from ciruela.proto.messages import ReplaceDir
 
 MOST_EDITED_BYTES = 16 * 1024 * 1024
@@ -203,7 +204,8 @@ class Session:
             run.stop()
         self._display.finish(rows)
         code = exit_code(rows)
-        if code == EXIT_CONFLICT:
+        reasons = {reason for row in rows for _, reason in row.standing.failed}
+        if code == EXIT_CONFLICT and reasons != {Reject.STALE_TIMESTAMP.value}:
             self._display.problem("", f"{path} was changed by somebody else meanwhile; run the command again, to change what is there now")
         return code
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.fetch import ANSWER_S, BUSY_S, NothingThere, Place, Reading, Seen
+from ciruela.client.fetch import ANSWER_S, BUSY_S, MOST_ASKED, NODES, NothingThere, Place, Reading, Seen
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import World
 from ciruela.index.merge import BlockMap
@@ -100,7 +100,7 @@ class ReadingCase(SynchronousTestCase):
     def reading(self, *names: str) -> Reading:
         def resolve(name: str) -> Deferred[list[Address]]:
             self.resolved.append(name)
-            if name == "never":
+            if name.startswith("never"):
                 return Deferred()
             if name.startswith("n"):
                 return succeed([address(int(name[1:]))])
@@ -141,6 +141,19 @@ class Look(ReadingCase):
         Holder(self.hub, 1, None, ["n2", "n3", "never"])
         Holder(self.hub, 3)
         self.assertEqual(self.look(self.reading("n1")).image, IMAGE.id)
+
+    def test_many_names(self) -> None:
+        """A server that makes up names would keep the user waiting for each of them."""
+        Holder(self.hub, 1, None, [f"never{number}" for number in range(200)])
+        running = Deferred.fromCoroutine(self.reading("n1").look(PATH))
+        for _ in range(5):
+            self.ends(running)
+        self.failureResultOf(running, NothingThere)
+        self.assertLessEqual(len(self.resolved), 1 + MOST_ASKED)
+        Holder(self.hub, 1, IMAGE, [f"never{number}" for number in range(200)])
+        self.resolved.clear()
+        self.look(self.reading("n1"))
+        self.assertEqual(len(self.resolved), NODES)
 
     @shows("A29")
     def test_led_astray(self) -> None:
