@@ -31,6 +31,7 @@ from ciruela.index.tree import File, Index
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.order import Reject
 from ciruela.proto.messages import ReplaceDir
 
 MOST_EDITED_BYTES = 16 * 1024 * 1024
@@ -125,6 +126,7 @@ class Session:
             if change.index.image == target.seen.image:
                 self._display.say(f"{target.reading.label} {self._what.path}: {self._what.file} is so already; nothing to do")
             else:
+                self._display.say(f"{target.reading.label} {self._what.path} becomes {change.index.image.hex()}")
                 changes.append(change)
         for change in changes:
             await self._look_again(change)
@@ -203,7 +205,8 @@ class Session:
             run.stop()
         self._display.finish(rows)
         code = exit_code(rows)
-        if code == EXIT_CONFLICT:
+        reasons = {reason for row in rows for _, reason in row.standing.failed}
+        if code == EXIT_CONFLICT and reasons != {Reject.STALE_TIMESTAMP.value}:
             self._display.problem("", f"{path} was changed by somebody else meanwhile; run the command again, to change what is there now")
         return code
 
@@ -281,10 +284,10 @@ async def _edited(
     if code:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
         raise LocalProblem(f"the editor {words[0]} {how}; nothing was uploaded")
-    if not draft.changed():
+    if not await around.in_thread(draft.changed):
         display.say("The file is unchanged; nothing to do")
         return 0
-    if not draft.exists():
+    if not await around.in_thread(draft.exists):
         raise LocalProblem("the editor removed the file; nothing was uploaded (a file cannot be removed so)")
     local: LocalFile = await around.in_thread(LocalFile, draft.path)
     try:
@@ -294,7 +297,7 @@ async def _edited(
 
 
 def _leave(draft: editor.Draft, kept: bool, display: Display) -> None:
-    """Remove the draft, unless it is the only place where a text is."""
+    """Remove the draft, unless it is the only place where a text is. At the very end, also of a command that is interrupted: at once."""
     try:
         kept = kept and draft.exists() and draft.changed()
     except LocalProblem:

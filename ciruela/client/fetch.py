@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from ciruela.client.contacts import reachable_from
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import ClosableLink, World
+from ciruela.clockwork import Backoff
 from ciruela.download import answers
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
@@ -44,10 +45,13 @@ NODES = 3
 """So many nodes are asked what they have at a path: as many as an upload is given to."""
 
 MOST_ASKED = 30
-"""Nodes that are asked at all, when those that answer have nothing at the path."""
+"""Nodes that are asked at all, and names that are tried, when those that answer have nothing at the path."""
 
 ANSWER_S = 60.0
 """An index of a hundred megabytes takes a while on a slow line."""
+
+NAMES_AT_ONCE = 10
+"""Names of other nodes that are resolved together, while nobody was found who has something at the path."""
 
 RESOLVE_S = 5.0
 """How long the name of a node that another node named may take to resolve: others are known."""
@@ -101,6 +105,7 @@ class Reading:
         self._locks: dict[Address, DeferredLock] = {}
         self._holders: list[Address] = []
         self._liars: set[Address] = set()
+        self._rests: Backoff[Address] = Backoff(world.clock)
         self._closed = False
 
     def close(self) -> None:
@@ -130,7 +135,12 @@ class Reading:
         try:
             link = self._links.get(address)
             if link is None:
-                link = await self._world.connect(address, self)
+                try:
+                    link = await self._world.connect(address, self)
+                except CiruelaError:
+                    self._rests.failed(address)
+                    raise
+                self._rests.succeeded(address)
                 if self._closed:
                     link.close()
                     raise LinkLost("the command is over")
@@ -164,15 +174,20 @@ class Reading:
         found: dict[Address, bytes] = {}
         asked: set[Address] = set()
         told: set[str] = set()
+        tried: set[str] = set()
         empty: list[str] = []
         problems: list[str] = []
         waiting = await self._entries(problems)
         entries = tuple(waiting)
         while len(found) < NODES and len(asked) < MOST_ASKED:
             if not waiting:
-                waiting = [one for one in await self._named(told, entries) if one not in asked]
-                if not waiting:
+                names = self._some(told - tried, NODES - len(found) if found else NAMES_AT_ONCE)
+                if not names or len(tried) >= MOST_ASKED:
                     break
+                tried.update(names)
+                waiting = [one for one in await self._named(names, entries) if one not in asked]
+                if not waiting and found:
+                    break  # these were only to be asked whether they agree
             now, waiting = waiting[: NODES - len(found)], waiting[NODES - len(found) :]
             asked.update(now)
             given = await self._all([self._index_at(address, path) for address in now])
@@ -213,14 +228,15 @@ class Reading:
         self._world.rng.shuffle(entries)
         return entries
 
-    async def _named(self, told: set[str], entries: Iterable[Address]) -> list[Address]:
-        """Some addresses that nodes named in their answers. These names are used up."""
-        usable = sorted(name for name in told if name and name.isprintable())
-        told.clear()
-        some = self._world.rng.sample(usable, min(len(usable), MOST_ASKED))
+    def _some(self, names: Iterable[str], most: int) -> list[str]:
+        usable = sorted(name for name in names if name and name.isprintable())
+        return self._world.rng.sample(usable, min(len(usable), most))
+
+    async def _named(self, names: Sequence[str], entries: Iterable[Address]) -> list[Address]:
+        """An address for each of the ``names`` that nodes gave in their answers, where that is known and may be contacted."""
         addresses: list[Address] = []
-        resolved = await self._all([self._resolved(name) for name in some])
-        for name, found in zip(some, resolved, strict=True):
+        resolved = await self._all([self._resolved(name) for name in names])
+        for name, found in zip(names, resolved, strict=True):
             good = [] if isinstance(found, Failure) else [address for address in found if reachable_from(entries, address)]
             for address in good[:1]:
                 self._called.setdefault(address, name)
@@ -279,7 +295,7 @@ class Reading:
             missing = [number for number in sorted(set(numbers)) if number not in found]
             if not missing:
                 break
-            if address in self._liars:
+            if address in self._liars or self._rests.blocked(address):
                 continue
             try:
                 await self._blocks_of(address, place, missing, found, got)

@@ -296,6 +296,8 @@ class Edit(EditCase):
         run = self.editor(lambda draft: draft.write_text("typed\n"))
         code = self.successResultOf(self.ends(self.begin("edit", "-f", "/app.conf", "--editor", "true", "n1", run_editor=run)))
         self.assertEqual(code, 6)
+        self.assertIn("is the clock of this host right?", self.out.text)
+        self.assertNotIn("somebody else", self.err.text)
         self.assertEqual(self.kept().read_text(), "typed\n")
 
     def test_network_gone(self) -> None:

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.fetch import ANSWER_S, BUSY_S, NothingThere, Place, Reading, Seen
+from ciruela.client.fetch import ANSWER_S, BUSY_S, MOST_ASKED, NODES, NothingThere, Place, Reading, Seen
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import World
 from ciruela.index.merge import BlockMap
@@ -27,10 +27,10 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.seams import Address, Link
+from ciruela.seams import Address, Counterpart, Link
 from tests.client.nodes import address, machine
 from tests.client.test_commands import at_once
-from tests.doubles.memnet import Hub
+from tests.doubles.memnet import Hub, MemoryLink
 from tests.proof import shows
 from tests.scenarios.cluster import Image
 
@@ -95,17 +95,22 @@ class ReadingCase(SynchronousTestCase):
         self.hub = Hub(self.clock, random.Random(1))
         self.problems: list[str] = []
         self.resolved: list[str] = []
+        self.connected: set[Address] = set()
 
     def reading(self, *names: str) -> Reading:
         def resolve(name: str) -> Deferred[list[Address]]:
             self.resolved.append(name)
-            if name == "never":
+            if name.startswith("never"):
                 return Deferred()
             if name.startswith("n"):
                 return succeed([address(int(name[1:]))])
             return succeed([Address(name, 24783)])
 
-        world = World(self.clock, random.Random(3), lambda where, counterpart: self.hub.link(counterpart, where), resolve)
+        def connect(where: Address, counterpart: Counterpart) -> Deferred[MemoryLink]:
+            self.connected.add(where)
+            return self.hub.link(counterpart, where)
+
+        world = World(self.clock, random.Random(3), connect, resolve)
         reading = Reading("c", names, world, at_once, lambda _, text: self.problems.append(text))
         self.addCleanup(reading.close)
         return reading
@@ -137,12 +142,25 @@ class Look(ReadingCase):
         Holder(self.hub, 3)
         self.assertEqual(self.look(self.reading("n1")).image, IMAGE.id)
 
+    def test_many_names(self) -> None:
+        """A server that makes up names would keep the user waiting for each of them."""
+        Holder(self.hub, 1, None, [f"never{number}" for number in range(200)])
+        running = Deferred.fromCoroutine(self.reading("n1").look(PATH))
+        for _ in range(5):
+            self.ends(running)
+        self.failureResultOf(running, NothingThere)
+        self.assertLessEqual(len(self.resolved), 1 + MOST_ASKED)
+        Holder(self.hub, 1, IMAGE, [f"never{number}" for number in range(200)])
+        self.resolved.clear()
+        self.look(self.reading("n1"))
+        self.assertEqual(len(self.resolved), NODES)
+
     @shows("A29")
     def test_led_astray(self) -> None:
         """A server would make this host talk to services in its own networks."""
         Holder(self.hub, 1, None, ["127.0.0.1", "169.254.1.1", "n\n1"])
         self.assertIn("no image is there (asked n1)", self.refused(self.reading("n1"), NothingThere))
-        self.assertEqual(self.hub.spoken_to - {address(1)}, set())
+        self.assertEqual(self.connected, {address(1)})
         self.assertNotIn("n\n1", self.resolved)
 
     def test_dead_ends(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import shutil
 import signal
 import subprocess
+import termios
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -169,6 +172,42 @@ class Edit(EditCase):
         done = self.command(cluster, "edit", "-f", "/app.conf", "--editor", editor)
         said = cluster.expect(done, 128 + signal.SIGTERM, "your text is kept in")
         self.assertIn("lost", self.kept(said).read_text())
+
+    def test_terminal(self) -> None:
+        """The keys that a user types in the editor would go to the program around it, and Ctrl-C would end both."""
+        cluster = self.cluster(1)
+        lines = ("f=$1", "test -t 0 && test -t 1 && test -t 2 || exit 9", """trap 'echo interrupted >>"$f"; echo one' INT""", "echo two")
+        editor = self.editor(cluster, *lines, "until read line; do :; done", 'echo "$line" >>"$f"')
+        words = ["edit", "--port", cluster.port, "-i", cluster.key, "-d", VPATH, "-f", "/app.conf", "--editor", editor, "127.0.0.1"]
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        client = subprocess.Popen(
+            [program("ciruela"), *map(str, words)],
+            env=environment(cluster.home),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        self.addCleanup(client.wait)
+        self.addCleanup(client.kill)
+        os.close(theirs)
+        said = b""
+
+        def hear(word: bytes) -> None:
+            nonlocal said
+            while word not in said:
+                said += os.read(ours, 1000)  # fails at the end, which is when the program ends before it says that
+
+        hear(b"two")
+        os.write(ours, b"\x03")
+        hear(b"one")
+        os.write(ours, b"typed\n")
+        hear(b"1/1 nodes")
+        self.assertEqual(client.wait(), 0, said)
+        (self.source / "app.conf").write_text("color: red\ninterrupted\ntyped\n")
+        cluster.same(self.source, VPATH)
 
     def test_bad_uses(self) -> None:
         """Whoever mistypes would not learn what is wrong."""
