@@ -28,6 +28,7 @@ from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.watchdog import Watchdog
 from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
+from ciruela.disk.protect import ProtectedLinks
 from ciruela.disk.store import Store
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
@@ -121,7 +122,11 @@ class Daemon(Service):
                 tuning=settings.tuning,
                 in_thread=self._in_thread,
                 safeguards=Safeguards(
-                    time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
+                    time.monotonic,
+                    KeepListFiles(self._in_list_thread),
+                    self._configured,
+                    lambda: self._peers.unresolved,
+                    ProtectedLinks(self._in_list_thread),
                 ),
             )
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from twisted.logger import Logger
 
 from ciruela.disk import bases, burials, kept, states
-from ciruela.disk.deletion import finish_interrupted
+from ciruela.disk.deletion import finish_interrupted, prune
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.removal import DOOMED, remove_tree
@@ -135,6 +135,7 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
     """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError."""
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
+    emptied: list[Place] = []
     sweep = _Sweep()
     _sync_top(records)
     yield from _remove_temporary_bases(records)
@@ -147,7 +148,10 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
                     sample = locate(VPath((*parts, "x")))
+                    before = len(held)
                     yield from _load_base_dir(sample, vpaths, directory, sweep, held)
+                    if len(held) == before and burials.read(directory, sample).tombstones:
+                        emptied.append(sample)
                 else:
                     sample = locate(VPath((config.key,)))
                     yield from _load_single(sample, directory, held)
@@ -155,6 +159,8 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
                 if found != Burials():
                     buried[sample.vpath.base] = found
     yield from sweep.run()
+    for sample in emptied:
+        yield from prune(sample)
     yield from _remove_temporary_indexes(records)
     return Loaded(held, buried)
 

@@ -32,7 +32,10 @@ class Reuse(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DirConfig:
-    """The content of ``configs/KEY.yaml``, checked. ``directory`` is an absolute path of this host; a quota that is None does not count."""
+    """The content of ``configs/KEY.yaml``, checked. ``directory`` and ``protect`` are absolute paths of this host.
+
+    A quota that is None does not count.
+    """
 
     key: str
     directory: str
@@ -52,3 +55,4 @@ class DirConfig:
     symlinks: Symlinks = Symlinks.ANY
     reuse: Reuse = Reuse.HARDLINK
     keep_replaced: int = 0
+    protect: tuple[str, ...] = ()
