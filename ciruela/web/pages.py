@@ -68,8 +68,8 @@ class Pages(Resource):
                 request.write(self._answer(request, INTERNAL_SERVER_ERROR, {"error": "internal error"}))
                 request.finish()
 
-        waiting.addCallback(found).addErrback(failed)
         request.notifyFinish().addErrback(lambda _: waiting.cancel())
+        waiting.addCallback(found).addErrback(failed)
         return NOT_DONE_YET
 
     def _find(self, raw: bytes) -> tuple[int, Json]:

@@ -13,11 +13,12 @@ from typing import NoReturn
 
 from ciruela._version import __version__
 from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
+from ciruela.client.options.explaining import ExplainOptions, add_explain, explain_options
 from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
 from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
 
-Options = SyncOptions | RemoveOptions | RollbackOptions | IndexOptions | VerifyOptions | DemoOptions
+Options = SyncOptions | RemoveOptions | RollbackOptions | ExplainOptions | IndexOptions | VerifyOptions | DemoOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "sync": Command("put directories on every server of a cluster", add_sync, sync_options, clusters=True),
     "remove": Command("remove an image from every server of a cluster", add_remove, remove_options),
     "rollback": Command("go back to an image that was replaced", add_rollback, rollback_options),
+    "explain-cleanup": Command("tell which images stay, which go, and why", add_explain, explain_options),
     "index": Command("write the index of a directory to stdout", add_index, index_options),
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
     "demo": Command("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
@@ -47,7 +49,7 @@ _TAKE_VALUE = ("--port", "--disk-threads", "--hash", "--progress")
 
 
 def _usage() -> str:
-    lines = [f"  {name:<8} {command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<15} {command.about}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ciruela [options] COMMAND ...",
