@@ -148,6 +148,16 @@ class KeepLists(Protocol):
         """
 
 
+class ProtectedLinks(Protocol):
+    """The symlinks of this host whose targets must stay (``protect``)."""
+
+    def follow(self, config: DirConfig) -> Deferred[KeepList]:
+        """What they lead to inside the directory of ``config``; a short path stands for all that is below it.
+
+        Fails with DiskError when there is any doubt about one of them. Looks anew each time, and may never fire.
+        """
+
+
 Identity = tuple[int, int]
 """Device and inode of a directory: another one has another."""
 

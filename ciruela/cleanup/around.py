@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import KeepLists
+from ciruela.seams import KeepLists, ProtectedLinks
 
 T = TypeVar("T")
 
@@ -50,9 +50,11 @@ class Safeguards:
 
     ``steady_s`` is a clock that nobody can set, in seconds; the reactor's may follow the wall clock. ``configured`` reads the directory
     configs again and fails with ConfigError when they are bad. ``unresolved``: nodes that are configured without a known address.
+    Without ``links`` none are protected.
     """
 
     steady_s: Callable[[], float]
     keep_lists: KeepLists
     configured: Callable[[], Deferred[Mapping[str, DirConfig]]]
     unresolved: Callable[[], int]
+    links: ProtectedLinks | None = None

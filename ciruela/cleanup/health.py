@@ -28,6 +28,7 @@ class Cause(Enum):
     CONFIG = "config"
     DIRECTORY = "directory"
     KEEP_LIST = "keep_list"
+    PROTECT = "protect"
 
     @property
     def passes(self) -> bool:
@@ -81,6 +82,7 @@ class DirSight:
     identity: Identity | str
     identity_now: Identity | str
     keep_list: KeepList | str
+    protected: KeepList | str = frozenset()
 
 
 def node_faults(sight: NodeSight) -> list[Blocked]:
@@ -127,6 +129,8 @@ def dir_faults(sight: DirSight) -> list[Blocked]:
         found.append(Blocked(Cause.DIRECTORY, f"{sight.config.directory} is another directory than at the start; restart if that is right"))
     if isinstance(sight.keep_list, str):
         found.append(Blocked(Cause.KEEP_LIST, sight.keep_list))
+    if isinstance(sight.protected, str):
+        found.append(Blocked(Cause.PROTECT, sight.protected))
     return found
 
 

@@ -28,6 +28,7 @@ class Rule(Enum):
 
     FEW = "no more than keep-min-directories are here"
     RECENT = "signed within keep-recent"
+    PROTECTED = "a protected link leads to it"
     LISTED = "on the keep list"
     MINIMUM = "one of the newest keep-min-directories"
     NEWEST = "the newest"
@@ -56,11 +57,17 @@ class Ruling:
 
 
 def rulings(
-    entries: Mapping[str, Version], config: DirConfig, listed: Collection[str], in_use: Collection[str], now_ms: int
+    entries: Mapping[str, Version],
+    config: DirConfig,
+    listed: Collection[str],
+    in_use: Collection[str],
+    now_ms: int,
+    protected: Collection[str] = (),
 ) -> list[Ruling]:
     """A ruling for each of ``entries``, the committed images of one base dir by name; the newest first.
 
-    ``listed`` and ``in_use`` are names, too. A time of signature is milliseconds since 1970, of an image without signatures 0.
+    ``listed``, ``in_use`` and ``protected`` are names, too. A time of signature is milliseconds since 1970, of an image without signatures
+    0.
     """
     newest_first = sorted(entries, key=lambda entry: (entries[entry], entry), reverse=True)
     if len(entries) <= config.keep_min_directories:
@@ -73,6 +80,8 @@ def rulings(
         else:
             recent += 1
             found[entry] = Rule.RECENT if recent <= config.keep_max_directories else Rule.SURPLUS
+        if not found[entry].keeps and entry in protected:
+            found[entry] = Rule.PROTECTED
         if not found[entry].keeps and entry in listed:
             found[entry] = Rule.LISTED
     lacking = config.keep_min_directories - sum(rule.keeps for rule in found.values())

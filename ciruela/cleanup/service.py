@@ -12,13 +12,14 @@ from functools import partial
 from typing import TypeVar
 
 from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.cleanup.around import Safeguards, Surroundings
+from ciruela.cleanup.explain import Explained, outlooks
 from ciruela.cleanup.health import SKEW_MS, Blocked, Cause, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
 from ciruela.clockwork import Beat
@@ -121,6 +122,7 @@ class Cleanup:
         self._identities: dict[str, Identity | str] = {}
         self._lists: dict[str, tuple[KeepList, float]] = {}
         self._asking: set[tuple[str, str]] = set()
+        self._turns: dict[str, DeferredLock] = {}
         self._due: dict[VPath, float] = {}
         self._fold_s = self._began.steady_s + rng.uniform(*FIRST_S)
         self._collect_s = self._began.steady_s + rng.uniform(*COLLECT_FIRST_S)
@@ -147,12 +149,27 @@ class Cleanup:
         if self._round is not None:
             self._round.cancel()
 
-    def rulings(self, base: VPath, listed: KeepList) -> list[Ruling]:
+    def rulings(self, base: VPath, listed: KeepList, protected: KeepList = frozenset()) -> list[Ruling]:
         """What the keep rules say now of the images in ``base``, the newest first."""
         config = self._configs[base.key]
         entries = {vpath.entry: state.version for vpath, state in self._ledger.committed_in(base)}
         names = {parts[-1] for parts in listed if parts[:-1] == base.parts[1:]}
-        return rulings(entries, config, names, self._in_use(base), self._now_ms())
+        led_to = {entry for entry in entries if any((*base.parts[1:], entry)[: len(parts)] == parts for parts in protected)}
+        return rulings(entries, config, names, self._in_use(base), self._now_ms(), led_to)
+
+    async def explain(self, base: VPath) -> Explained | None:
+        """What becomes of each image in ``base``, as it is now; None for a directory that is not cleaned."""
+        config = self._configs.get(base.key)
+        if config is None or base.level != config.num_levels - 1:
+            return None
+        sight = await self._dir_sight(config, settle=False)
+        blocked = (*node_faults(self._sight(self._recorded_ms())), *dir_faults(sight))
+        listed = frozenset() if isinstance(sight.keep_list, str) else sight.keep_list
+        protected = frozenset() if isinstance(sight.protected, str) else sight.protected
+        wait_s = max(0.0, self._due.get(base, self._guards.steady_s() + FIRST_S[0]) - self._guards.steady_s())
+        next_ms = self._now_ms() + round(wait_s * 1000)
+        found = outlooks(self.rulings(base, listed, protected), config, next_ms, round(CYCLE_S[0] * 1000))
+        return Explained(config, blocked, next_ms, found)
 
     # -- looking around -------------------------------------------------------------------------------------------------------------
 
@@ -262,8 +279,17 @@ class Cleanup:
             return str(error)
         return found.get(key, f"configs/{key}.yaml is gone; reload or restart to let that count")
 
-    async def _keep_list(self, config: DirConfig) -> KeepList | str:
-        """The list, if it has been the same for :data:`SETTLED_S`."""
+    async def _protected(self, config: DirConfig) -> KeepList | str:
+        links = self._guards.links
+        if links is None:
+            return frozenset() if not config.protect else "nobody can follow the protected links"
+        try:
+            return await self._ask("what is protected", config.key, lambda: links.follow(config))
+        except DiskError as error:
+            return str(error)
+
+    async def _keep_list(self, config: DirConfig, *, settle: bool) -> KeepList | str:
+        """The list; to ``settle``, only if it has been the same for :data:`SETTLED_S`."""
         for _ in range(2):
             try:
                 found = await self._ask("the keep list", config.key, lambda: self._guards.keep_lists.read(config))
@@ -275,18 +301,27 @@ class Cleanup:
             if before != found:
                 since_s = now_s
                 self._lists[config.key] = (found, since_s)
-            if config.keep_list_file is None or now_s - since_s >= SETTLED_S:
+            if config.keep_list_file is None or not settle or now_s - since_s >= SETTLED_S:
                 return found
             await deferLater(self._clock, SETTLED_S + 1)
         return f"the keep list {config.keep_list_file} is being written"
 
-    async def _dir_sight(self, config: DirConfig) -> DirSight:
-        """One directory as it is now."""
+    async def _dir_sight(self, config: DirConfig, *, settle: bool = True) -> DirSight:
+        """One directory as it is now. Who else wants to know waits."""
+        turn = self._turns.setdefault(config.key, DeferredLock())
+        await turn.acquire()
+        try:
+            return await self._look_at(config, settle)
+        finally:
+            turn.release()
+
+    async def _look_at(self, config: DirConfig, settle: bool) -> DirSight:
         key = config.key
         config_now = await self._config(key)
-        keep_list = await self._keep_list(config)
+        keep_list = await self._keep_list(config, settle=settle)
+        protected = await self._protected(config)
         identity_now = await self._identity(key)
-        return DirSight(config, config_now, self._identities.get(key, "not looked at"), identity_now, keep_list)
+        return DirSight(config, config_now, self._identities.get(key, "not looked at"), identity_now, keep_list, protected)
 
     # -- a round ----------------------------------------------------------------------------------------------------------------------
 
@@ -344,9 +379,9 @@ class Cleanup:
             blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
             if self._configs.get(base.key) != config:
                 blocked.append(Blocked(Cause.CONFIG, f"the settings of /{base.key} were changed by a reload just now"))
-            if blocked or isinstance(sight.keep_list, str):
+            if blocked or isinstance(sight.keep_list, str) or isinstance(sight.protected, str):
                 return blocked
-            found = self.rulings(base, sight.keep_list)
+            found = self.rulings(base, sight.keep_list, sight.protected)
             most = most_deletions(len(found)) if most is None else most
             dropped = [ruling for ruling in found if not ruling.keeps and ruling.entry not in failed]
             if done >= most or not dropped or len(failed) >= MOST_FAULTS:

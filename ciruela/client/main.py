@@ -31,6 +31,7 @@ from ciruela.client.commands import Surroundings
 from ciruela.client.options.completion import CompletionOptions
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.edit import EditOptions, PutFileOptions
+from ciruela.client.options.explaining import ExplainOptions
 from ciruela.client.options.local import IndexOptions, VerifyOptions
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions
 from ciruela.client.options.sync import SyncOptions
@@ -178,6 +179,10 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             from ciruela.client.rollback import rollback
 
             return lambda: rollback(options, around)
+        case ExplainOptions():
+            from ciruela.client.explain import explain
+
+            return lambda: explain(options, around)
         case DemoOptions():
             from ciruela.client.demo import demo
 

@@ -104,6 +104,8 @@ def _read(path: str, key: str, problems: list[str]) -> _Found | None:
         return None
     values = dict(found.values)
     modes = {name: values.pop(name) for name in ("dir_bits", "file_bits", "gid") if name in values}
+    folder = os.path.dirname(path)
+    values["protect"] = tuple(os.path.join(folder, link) for link in values.get("protect", ()))
     config = DirConfig(key=key, modes=Modes(**modes), **values)
     for setting, reason in unusable_programs(config):
         problems.append(f"{path}:{found.lines[setting.replace('-', '_')]}: {setting}: {reason}")
@@ -135,6 +137,21 @@ def _key_names(value: Value) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _links(value: Value) -> tuple[str, ...]:
+    """Paths of symlinks of this host, one or a list; relative ones are relative to the file that names them."""
+    if isinstance(value, Scalar):
+        if value.is_null:
+            return ()
+        raise wrong(value.text, "a list", f"[{value.text[:40]}]")
+    if isinstance(value, Table):
+        raise ValueError("a mapping is not a list (try [/srv/current])")
+    links = []
+    for item in value.values:
+        path(item)
+        links.append(text(item, "a path"))
+    return tuple(dict.fromkeys(links))
+
+
 _RULES = {
     "directory": Rule("directory", path, "/var/lib/images"),
     "append-only": Rule("append_only", flag, "true"),
@@ -146,6 +163,7 @@ _RULES = {
     "keep-min-directories": Rule("keep_min_directories", number(1, _MOST_DIRECTORIES)),
     "keep-max-directories": Rule("keep_max_directories", number(1, _MOST_DIRECTORIES)),
     "keep-recent": Rule("keep_recent_ms", duration()),
+    "protect": Rule("protect", _links),
     "on-append-conflict": Rule("on_append_conflict", word(OnConflict)),
     "max-image-bytes": Rule("max_image_bytes", optional(number(1, MOST_BYTES))),
     "max-image-files": Rule("max_image_files", optional(number(1, MOST_BYTES))),
@@ -199,6 +217,8 @@ def _doubts(one: _Found, top: str) -> Iterator[str]:
         yield f'{where}: directory: "{config.directory}" does not exist, uploads fail until it does'
     if config.num_levels == 0 and config.append_only:
         yield f"{where}: with num-levels 0 and append-only true, {config.directory} can be uploaded only once"
+    if config.protect and not config.auto_clean:
+        yield f"{where}: without auto-clean nothing is removed, so protect protects nothing"
     if config.keep_replaced and config.append_only:
         yield f"{where}: with append-only true nothing is replaced, so keep-replaced keeps nothing"
     if config.keep_min_directories > config.keep_max_directories:

@@ -37,6 +37,7 @@ from ciruela.disk import version
 from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.peercache import PeerCache
+from ciruela.disk.protect import ProtectedLinks
 from ciruela.disk.store import Store
 from ciruela.hooks.service import Outside
 from ciruela.model.dirconfig import DirConfig
@@ -129,7 +130,11 @@ class Daemon(Service):
                 in_thread=self._in_thread,
                 outside=Outside(Processes(reactor), Webhooks(reactor), plan.me, plan.hostname),
                 safeguards=Safeguards(
-                    time.monotonic, KeepListFiles(self._in_list_thread), self._configured, lambda: self._peers.unresolved
+                    time.monotonic,
+                    KeepListFiles(self._in_list_thread),
+                    self._configured,
+                    lambda: self._peers.unresolved,
+                    ProtectedLinks(self._in_list_thread),
                 ),
             )
         )

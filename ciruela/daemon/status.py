@@ -7,13 +7,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+
+from twisted.internet.defer import Deferred, succeed
 
 from ciruela import __version__
 from ciruela.cleanup.service import words
 from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
+from ciruela.daemon.retention import Retention
+from ciruela.daemon.stamps import rfc3339
 from ciruela.gossip.packets import Complete, Deleted, Download
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
@@ -22,16 +25,6 @@ from ciruela.web.status import Json
 
 HOOK_COUNTS = ("tries", "ok", "failed")
 """What is counted of each kind of hook."""
-
-
-def rfc3339(stamp_ms: int) -> str:
-    """A time as the reference writes it: 9 fractional digits unless it is a whole second."""
-    seconds, rest_ms = divmod(stamp_ms, 1000)
-    try:
-        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return f"{stamp_ms} ms"
-    return f"{text}.{rest_ms:03d}000000Z" if rest_ms else f"{text}Z"
 
 
 def memory() -> dict[str, Json]:
@@ -62,6 +55,7 @@ class NodeStatus:
         self._extra = extra
         self._told = told
         self._began_ms = node.world.now_ms()
+        self._retention = Retention(node)
 
     def health(self) -> tuple[bool, Json]:
         """Whether this node serves."""
@@ -268,6 +262,14 @@ class NodeStatus:
             entry or base.name: _state(state) | {"committed": ledger.pending(base.image_at(entry)) is None}
             for entry, state in sorted(ledger.entries(base).items())
         }
+
+    def retention(self, path: str) -> Deferred[Json | None]:
+        """As ``web.status.Status.retention``, by what cleanup sees now."""
+        try:
+            base = VPath.parse(path)
+        except ValueError:
+            return succeed(None)
+        return Deferred.fromCoroutine(self._retention.page(base))
 
     def cluster(self, topic: str) -> Json | None:
         """What peers said."""

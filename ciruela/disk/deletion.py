@@ -86,3 +86,14 @@ def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place)
         for _ in finish(directory, parent, place):
             pass
     return True
+
+
+def prune(place: Place) -> Steps[None]:
+    """Remove the directories above ``place`` that are empty now, up to the base, which stays."""
+    for depth in range(len(place.parents), 0, -1):
+        yield ENTRY_COST
+        try:
+            with place.open_base() as base, base.descend(place.parents[: depth - 1]) as above:
+                above.rmdir(place.parents[depth - 1])
+        except OSError:
+            return  # it has something in it, or is gone

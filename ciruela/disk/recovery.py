@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from twisted.logger import Logger
 
 from ciruela.disk import bases, burials, kept, notes, states
-from ciruela.disk.deletion import finish_interrupted
+from ciruela.disk.deletion import finish_interrupted, prune
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.removal import DOOMED, remove_tree
@@ -141,6 +141,7 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
     due: list[Due] = []
+    emptied: list[Place] = []
     sweep = _Sweep()
     _sync_top(records)
     if alone:
@@ -156,6 +157,8 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
                     sample = locate(VPath((*parts, "x")))
                     yield from _load_base_dir(sample, vpaths, directory, sweep, held)
+                    if len(held) == before and burials.read(directory, sample).tombstones:
+                        emptied.append(sample)
                 else:
                     sample = locate(VPath((config.key,)))
                     yield from _load_single(sample, directory, held, alone=alone)
@@ -166,6 +169,8 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
                 if {VPath((*parts, name)) for name in _image_names(directory)} <= {one.vpath for one in held[before:]}:
                     yield from notes.sweep_modes(directory, sample, _images(held[before:]))
     yield from sweep.run()
+    for sample in emptied:
+        yield from prune(sample)
     if alone:
         yield from _remove_temporary_indexes(records)
     return Loaded(held, buried, due)

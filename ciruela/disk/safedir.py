@@ -28,6 +28,14 @@ RESERVED = ".ciruela~"
 """How the names begin that belong to the daemon beside the images."""
 
 
+def led_to(path: str) -> str:
+    """Where a path of the operator leads when all symlinks are followed: a directory that is there. Raises OSError."""
+    found = os.path.realpath(path, strict=True)
+    if not stat.S_ISDIR(os.stat(found).st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return found
+
+
 def raw(name: str) -> bytes:
     """The bytes of one path component. Raises OSError (EINVAL) for what is not a single component."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from ciruela.disk import burials, indexes, kept, notes, recovery, states
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
-from ciruela.disk.deletion import delete
+from ciruela.disk.deletion import delete, prune
 from ciruela.disk.examine import TreeExamination
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
@@ -221,6 +221,7 @@ class Store:
             if doomed is not None:
                 self._discard_later(place, doomed)
             self._discard_kept(place)
+            self._lane(vpath).steps(checked_steps(vpath, prune(place))).addErrback(self._not_removed, vpath)
             return now
 
         return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone))).addCallback(hidden)
@@ -293,7 +294,14 @@ class Store:
     def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         """As ``seams.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
         lane = self._lane(vpath)
-        return lane.steps(downloading_steps(vpath, self._stage(vpath, index, lane)))
+        return lane.steps(downloading_steps(vpath, self._stage_twice(vpath, index, lane)))
+
+    def _stage_twice(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
+        """A directory that was just made may be gone again: it was empty, and an image was deleted from it."""
+        try:
+            return (yield from self._stage(vpath, index, lane))
+        except FileNotFoundError:
+            return (yield from self._stage(vpath, index, lane))
 
     def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
         place, config = self._place(vpath), self._configs[vpath.key]

@@ -54,7 +54,10 @@ STANDARD_MODES = Modes()
 
 @dataclass(frozen=True, slots=True)
 class DirConfig:
-    """The content of ``configs/KEY.yaml``, checked. ``directory`` is an absolute path of this host; a quota that is None does not count."""
+    """The content of ``configs/KEY.yaml``, checked. ``directory`` and ``protect`` are absolute paths of this host.
+
+    A quota that is None does not count.
+    """
 
     key: str
     directory: str
@@ -78,3 +81,4 @@ class DirConfig:
     check_before_commit: CommandHook | None = None
     on_commit: CommandHook | None = None
     webhook: Webhook | None = None
+    protect: tuple[str, ...] = ()

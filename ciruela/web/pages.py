@@ -6,15 +6,22 @@ import json
 from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
-from twisted.web.http import NOT_ALLOWED, NOT_FOUND, OK, SERVICE_UNAVAILABLE
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import INTERNAL_SERVER_ERROR, NOT_ALLOWED, NOT_FOUND, OK, SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
-from twisted.web.server import Request
+from twisted.web.server import NOT_DONE_YET, Request
 
 from ciruela import __version__
 from ciruela.web.status import Json, Status
 
 LIST_DIR = "/list-dir/"
 CLUSTER = "/cluster/"
+DIRS = "/api/v1/dirs/"
+RETENTION = "/retention"
+
+_log = Logger()
 
 
 class Pages(Resource):
@@ -36,13 +43,34 @@ class Pages(Resource):
             "/peers/": status.peers,
         }
 
-    def render(self, request: Request) -> bytes:
+    def render(self, request: Request) -> bytes | int:
         """Answer GET and HEAD; nothing here changes anything."""
         request.setHeader("Server", f"ciruela/{__version__}")
         if request.method not in (b"GET", b"HEAD"):
             request.setHeader("Allow", "GET, HEAD")
             return self._answer(request, NOT_ALLOWED, {"error": "the status pages are read-only"})
+        base = _retention_of(request.path)
+        if base is not None:
+            return self._later(request, self._status.retention(base))
         return self._answer(request, *self._find(request.path))
+
+    def _later(self, request: Request, waiting: Deferred[Json | None]) -> int:
+        """Answer when ``waiting`` has fired, unless the other side has gone."""
+
+        def found(value: Json | None) -> None:
+            missing: Json = {"error": "not found"}
+            request.write(self._answer(request, NOT_FOUND if value is None else OK, missing if value is None else value))
+            request.finish()
+
+        def failed(failure: Failure) -> None:
+            if not failure.check(CancelledError):
+                _log.failure("a page could not be made", failure)
+                request.write(self._answer(request, INTERNAL_SERVER_ERROR, {"error": "internal error"}))
+                request.finish()
+
+        request.notifyFinish().addErrback(lambda _: waiting.cancel())
+        waiting.addCallback(found).addErrback(failed)
+        return NOT_DONE_YET
 
     def _find(self, raw: bytes) -> tuple[int, Json]:
         try:
@@ -70,6 +98,17 @@ class Pages(Resource):
         request.setHeader("X-Content-Type-Options", "nosniff")
         request.setHeader("Content-Length", str(len(body)))
         return b"" if request.method == b"HEAD" else body
+
+
+def _retention_of(raw: bytes) -> str | None:
+    """The path of the base dir whose retention is asked for; None for any other page."""
+    try:
+        path = unquote_to_bytes(raw).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if not path.startswith(DIRS) or not path.endswith(RETENTION):
+        return None
+    return "/" + path[len(DIRS) : -len(RETENTION)]
 
 
 def _cluster_pages() -> list[Json]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
+
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
@@ -39,6 +41,9 @@ class Status(Protocol):
 
     def list_dir(self, path: str) -> Json:
         """The images of a base dir with their signatures; empty when there is no such base dir."""
+
+    def retention(self, path: str) -> Deferred[Json | None]:
+        """Why each image of a base dir stays or goes, and when; None when there is no such base dir. May take a few seconds."""
 
     def cluster(self, topic: str) -> Json | None:
         """What peers said of ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs`` or ``configs``; None for another topic."""

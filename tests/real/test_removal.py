@@ -14,13 +14,15 @@ from tests.real.trees import small_tree
 class Commands(SynchronousTestCase):
     """A cluster, and programs that are not ``ciruela-sync``."""
 
+    no_key = Path("no key")
+
     def tree(self, **files: str) -> Path:
         """A small directory."""
         return small_tree(Path(self.mktemp()).absolute(), files)
 
     def ciruela(self, cluster: RealCluster, command: str, *args: object, key: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run ``ciruela COMMAND`` with the key of the cluster and its port."""
-        keys = () if key == Path("/dev/null") else ("-i", str(key or cluster.key))
+        """Run ``ciruela COMMAND`` with the key of the cluster (``key``, or none at all) and its port."""
+        keys = () if key is self.no_key else ("-i", str(key or cluster.key))
         return cluster.run([program("ciruela"), "--port", str(cluster.port), command, *keys, *map(str, args)])
 
 

@@ -17,6 +17,7 @@ from ciruela.client.options import environ as variables
 from ciruela.client.options.completion import CompletionOptions, add_completion, completion_options
 from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
 from ciruela.client.options.edit import EditOptions, PutFileOptions, add_edit, add_put_file, edit_options, put_file_options
+from ciruela.client.options.explaining import ExplainOptions, add_explain, explain_options
 from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
 from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
@@ -29,6 +30,7 @@ Options = (
     | PutFileOptions
     | RemoveOptions
     | RollbackOptions
+    | ExplainOptions
     | IndexOptions
     | VerifyOptions
     | UploadOptions
@@ -56,6 +58,7 @@ COMMANDS: dict[str, Command] = {
     "put-file": Command("put one local file into a directory on every server", add_put_file, put_file_options, clusters=True),
     "remove": Command("remove an image from every server of a cluster", add_remove, remove_options),
     "rollback": Command("go back to an image that was replaced", add_rollback, rollback_options),
+    "explain-cleanup": Command("tell which images stay, which go, and why", add_explain, explain_options),
     "index": Command("write the index of a directory to stdout", add_index, index_options),
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
     "upload": Command("deprecated, use sync", add_upload, upload_options, clusters=True),

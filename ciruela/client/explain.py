@@ -1,0 +1,167 @@
+"""``ciruela explain-cleanup``: what each node's page says of the images of a base dir, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import treq.client
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import TimeoutError as AnswerTimeout
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from ciruela.client.asking import cluster_of
+from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
+from ciruela.client.commands import Surroundings, make_display
+from ciruela.client.options.explaining import ExplainOptions
+from ciruela.client.progress import Display
+from ciruela.client.removing import world_of
+from ciruela.client.text import clean
+from ciruela.model.errors import RemoteError
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address
+
+PAGE_S = 60.0
+"""A node that has to look for a keep list on a network file system takes its time."""
+
+MOST_PAGE_BYTES = 32 * 1024 * 1024
+AT_A_TIME = 10
+IMAGE_DIGITS = 12
+
+Page = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One image, as some nodes see it. ``not_before`` is the earliest of theirs."""
+
+    name: str
+    image: str
+    signed: str
+    keeps: bool
+    why: str
+    not_before: str
+    nodes: tuple[str, ...]
+
+
+def lines(pages: Mapping[str, Page]) -> list[Line]:
+    """All images, the newest first; those of which nodes say different things have a line for each."""
+    found: dict[tuple[str, str, str, bool, str], list[tuple[str, str]]] = {}
+    for node, page in pages.items():
+        for one in page["images"]:
+            row = (str(one["signed"]), str(one["name"]), str(one["image_id"]), bool(one["keeps"]), str(one["why"]))
+            found.setdefault(row, []).append((node, str(one["not_before"] or "")))
+    ordered = sorted(found.items(), key=lambda item: item[0][:3], reverse=True)
+    return [
+        Line(name, image, signed, keeps, why, min(when for _, when in said), tuple(node for node, _ in said))
+        for (signed, name, image, keeps, why), said in ordered
+    ]
+
+
+def table(pages: Mapping[str, Page]) -> list[str]:
+    """The lines for people, in columns. Nodes are named where not all say the same."""
+    rows = [("NAME", "IMAGE", "SIGNED", "", "RULE", "NOT BEFORE", "")]
+    for one in lines(pages):
+        some = "" if len(one.nodes) == len(pages) else "on " + ", ".join(clean(node, 80) for node in one.nodes)
+        keeps = "keeps" if one.keeps else "drops"
+        cells = (clean(one.name), clean(one.image[:IMAGE_DIGITS]), _short(one.signed), keeps, clean(one.why), _short(one.not_before), some)
+        rows.append(cells)
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _short(text: str) -> str:
+    """A time without its fraction of a second."""
+    return clean(f"{text.partition('.')[0]}Z" if "." in text else text, 40)
+
+
+def checked(value: object) -> Page:
+    """A page that has the form it should have. Raises RemoteError: it came from the network."""
+    if isinstance(value, dict) and isinstance(value.get("images"), list) and isinstance(value.get("blocked"), list):
+        names = {"name", "image_id", "signed", "keeps", "why", "not_before"}
+        if all(isinstance(one, dict) and names <= one.keys() for one in value["images"]):
+            return value
+    raise RemoteError("the page has another form than this program knows")
+
+
+async def explain(options: ExplainOptions, around: Surroundings) -> int:
+    """``ciruela explain-cleanup``. Gives the exit code."""
+    display = make_display(options.common, around, None)
+    base = options.target.vpath
+    nodes, problems = await cluster_of(options.target.entry_point, base, world_of(options.common, around))
+    for problem in problems:
+        display.problem("", problem)
+    pages, failed = await _pages(nodes, base, around, display)
+    if options.json:
+        around.stdout.write(json.dumps({"nodes": pages}, ensure_ascii=True, indent=1) + "\n")
+    elif pages:
+        for text in (*_heads(base, pages), *table(pages)):
+            display.result(text)
+    if failed or problems:
+        return EXIT_NETWORK
+    if not pages:
+        display.problem("", f"no node has a directory {base} with images in it (with num-levels 2 name /KEY/dir, with 1 /KEY)")
+        return EXIT_REJECTED
+    return EXIT_DONE
+
+
+def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
+    """What concerns whole nodes, before the table."""
+    found = [f"{base} on {', '.join(clean(node, 80) for node in pages)}"]
+    for node, page in pages.items():
+        if not page.get("auto_clean"):
+            found.append(f"{clean(node, 80)}: auto-clean is off, nothing is removed")
+        elif page["blocked"]:
+            found.append(f"{clean(node, 80)}: nothing is removed at present: {', '.join(clean(str(word), 40) for word in page['blocked'])}")
+    settings = {json.dumps(page.get("settings"), sort_keys=True) for page in pages.values()}
+    if len(settings) > 1:
+        found.append("the nodes have different settings; they should be the same")
+    return found
+
+
+async def _pages(nodes: Sequence[tuple[str, Address]], base: VPath, around: Surroundings, display: Display) -> tuple[dict[str, Page], bool]:
+    """The pages of all nodes that have such a directory, by node; and whether one did not answer."""
+    pool = HTTPConnectionPool(around.reactor, persistent=False)
+    http = treq.client.HTTPClient(Agent(around.reactor, connectTimeout=10, pool=pool))
+    turns = DeferredSemaphore(AT_A_TIME)
+    path = quote(str(base), safe="/")
+
+    async def get(address: Address) -> Page | None:
+        answer = await http.get(f"http://{address}/api/v1/dirs{path}/retention", unbuffered=True, allow_redirects=False)
+        parts: list[bytes] = []
+        held = 0
+
+        def take(part: bytes) -> None:
+            nonlocal held
+            held += len(part)
+            if held > MOST_PAGE_BYTES:
+                raise RemoteError("the page is too long")
+            parts.append(part)
+
+        await treq.collect(answer, take)
+        if answer.code == 404:
+            return None
+        if answer.code != 200:
+            raise RemoteError(f"the page was answered with code {answer.code}")
+        try:
+            return checked(json.loads(b"".join(parts)))
+        except (ValueError, RecursionError):
+            raise RemoteError("the page is not JSON") from None
+
+    def asked(address: Address) -> Deferred[Page | None]:
+        return Deferred.fromCoroutine(get(address)).addTimeout(PAGE_S, around.reactor)
+
+    failed: list[str] = []
+
+    def unanswered(failure: Failure, name: str) -> None:
+        why = "no answer" if failure.check(AnswerTimeout) else failure.getErrorMessage()
+        failed.append(name)
+        display.problem(name, why)
+
+    waiting = [turns.run(asked, address).addErrback(unanswered, name) for name, address in nodes]
+    found = await gatherResults(waiting)
+    return {name: page for (name, _), page in zip(nodes, found, strict=True) if page is not None}, bool(failed)
