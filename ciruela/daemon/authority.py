@@ -30,6 +30,9 @@ MOST_VERIFIED = 16
 MAX_FILE_BYTES = 256 * 1024
 """Longest key file: some two thousand keys."""
 
+Signature = tuple[str, ImageId, SigEntry]
+"""One signature, with the virtual path and the image that it was made for."""
+
 _MASTER = "master.key"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -90,6 +93,28 @@ class KeyFiles:
                 waiting.remove(maker)
                 valid[entry] = maker.fingerprint()
         return dict(sorted(valid.items())), read.problems
+
+    def makers(self, names: Sequence[str], asked: Sequence[Signature]) -> Deferred[tuple[tuple[str, ...], Mapping[Signature, str]]]:
+        """The fingerprints of the keys of ``master.key`` and the files ``names``, and which of them made each signature of ``asked``.
+
+        A signature that none of them made is left out. For pages: nothing is allowed by it. Fails as :meth:`verified`.
+        """
+        return self._in_thread(self._makers, tuple(names), tuple(asked))
+
+    def _makers(self, names: Sequence[str], asked: Sequence[Signature]) -> tuple[tuple[str, ...], Mapping[Signature, str]]:
+        """In a thread: values in, values out."""
+        keys = self._read(names).keys
+        made: dict[Signature, str] = {}
+        for one in asked:
+            path, image, entry = one
+            try:
+                signed = signed_bytes(path, image, entry.timestamp_ms)
+            except ValueError:
+                continue
+            maker = next((key for key in keys if verify(key, signed, entry.signature)), None)
+            if maker is not None:
+                made[one] = maker.fingerprint()
+        return tuple(sorted(key.fingerprint() for key in keys)), made
 
     def _read(self, names: Sequence[str]) -> _Read:
         now_utc = datetime.fromtimestamp(self._now_ms() / 1000, UTC).strftime("%Y%m%d%H%M%S")

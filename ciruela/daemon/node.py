@@ -18,6 +18,7 @@ from ciruela.cleanup.service import Cleanup
 from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around
+from ciruela.daemon.refusals import Refusals
 from ciruela.daemon.requests import Requests
 from ciruela.download.awaited import Awaited
 from ciruela.download.fetch_blocks import STALLED_S
@@ -27,7 +28,7 @@ from ciruela.gossip.packets import Download
 from ciruela.gossip.service import Gossip
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Abort
+from ciruela.model.order import Abort, Order, Origin, Reject
 from ciruela.model.state import State, Version
 from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
@@ -172,6 +173,8 @@ class Node:
             world.tuning.signature_max_age_ms,
             world.tuning.uploads_per_key,
         )
+        self.refusals = Refusals(world.clock)
+        self.uploads.refused = self._rejected
         self.reconciler = Reconciler(
             world.configs,
             self.ledger,
@@ -252,6 +255,7 @@ class Node:
 
     def arrived(self, vpath: VPath, state: State) -> None:
         """An image is visible and durable here: tell the clients and the peers."""
+        self.refusals.forget(vpath)
         self.awaited.progressed(vpath)
         self._tell_received(vpath, state)
         self.gossip.news_complete(vpath)
@@ -260,6 +264,7 @@ class Node:
     def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
         """A download ended without an image: tell the clients."""
         word = f"{reason.value}: {detail}" if detail else reason.value
+        self.refusals.note(vpath, image, word if reason is Abort.NO_SPACE else reason.value, rejected=False)  # others may name files
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
         self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
@@ -281,6 +286,11 @@ class Node:
         word = f"{Abort.CONFLICT.value}: {detail}"
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
+
+    def _rejected(self, order: Order, reason: Reject) -> None:
+        """What peers have is refused here. What clients bring is not noted: anybody may ask for anything."""
+        if order.origin is Origin.PEER:
+            self.refusals.note(order.vpath, order.image, reason.value, rejected=True)
 
     def _tell_received(self, vpath: VPath, state: State) -> None:
         for link in self.watches.interested(vpath, state.image):

@@ -19,11 +19,13 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ciruela.cleanup.around import Safeguards
+from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config
 from ciruela.daemon.descriptors import most_descriptors
 from ciruela.daemon.node import Node, World
 from ciruela.daemon.requests import Requests
+from ciruela.daemon.signers import Signers
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.watchdog import Watchdog
 from ciruela.disk.keeplist import KeepListFiles
@@ -104,6 +106,7 @@ class Daemon(Service):
         self._port: Port | None = None
         self._lists = ThreadPool(0, 2, "lists")
         self._lists.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+        self._keys = KeyFiles(settings.config_dir, self._in_thread, now_ms)
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
         self.node = Node(
             World(
@@ -114,7 +117,7 @@ class Daemon(Service):
                 disk=self._store,
                 wire=self._pool,
                 datagrams=self._datagrams,
-                authority=KeyFiles(settings.config_dir, self._in_thread, now_ms),
+                authority=self._keys,
                 clock=reactor,
                 rng=rng,
                 now_ms=now_ms,
@@ -153,7 +156,8 @@ class Daemon(Service):
         super().startService()
         memory.keep()
         settings = self._settings
-        pages = Pages(NodeStatus(self.node, self._extra_metrics))
+        api = NodeApi(self.node, Signers(self._keys.makers, self._reactor), self._store.room)
+        pages = Pages(NodeStatus(self.node, self._extra_metrics), api)
         self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(), self._is_peer)
         self._ports = [
             self._reactor.listenTCP(settings.port, self._port, backlog=511, interface=settings.host),

@@ -194,6 +194,16 @@ class Store:
 
         return self._in_thread(checked, f"/{key}", look)
 
+    def room(self, key: str) -> Deferred[tuple[int, int, int]]:
+        """Of the file system of the directory of ``key``: bytes free, its size, and what a download leaves free. Fails with DiskError."""
+
+        def look() -> tuple[int, int, int]:
+            with self._base(key) as base:
+                free, size = base.free_bytes()
+            return free, size, self._tuning.reserve_bytes(size)
+
+        return self._in_thread(checked, key, look)
+
     def _base(self, key: str) -> SafeDir:
         config = self._configs.get(key)
         if config is None:

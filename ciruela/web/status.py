@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
+
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
@@ -42,3 +44,10 @@ class Status(Protocol):
 
     def cluster(self, topic: str) -> Json | None:
         """What peers said of ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs`` or ``configs``; None for another topic."""
+
+
+class Api(Protocol):
+    """A node, seen from the pages below ``/api/v1/``."""
+
+    def find(self, parts: tuple[str, ...]) -> Deferred[Json | None]:
+        """The page of a path, by its components; None when there is none. Fails with CiruelaError for what cannot be told now."""
