@@ -7,5 +7,6 @@ the commit journal), ``indexes``, ``verify``, ``commit``, ``burials`` (tombstone
 ``deletion``, ``collection`` (of indexes), ``recovery``,
 ``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
 (what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``; then, for the client, ``known`` and ``hashcache``
-(unchanged files are not read again), ``many`` (the calls of ``safedir``, for very many small files), ``walk``, ``scan`` and ``localtree``.
+(unchanged files are not read again), ``many`` (the calls of ``safedir``, for very many small files), ``walk``, ``scan``, ``localtree``,
+and ``landing`` (a user's copy of an image).
 """

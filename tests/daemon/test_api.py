@@ -72,7 +72,7 @@ class ApiTests(SynchronousTestCase):
     def test_peers(self):
         """Nobody could tell whose datagrams arrive where."""
         peers = self.get("/api/v1/peers")["peers"]
-        self.assertEqual([(one["name"], one["address"], one["dirs"]) for one in peers][0], ("n2", "10.0.0.2:24783", ["app", "logs"]))
+        self.assertEqual(next((one["name"], one["address"], one["dirs"]) for one in peers), ("n2", "10.0.0.2:24783", ["app", "logs"]))
         self.assertLess(peers[0]["heard_s"], 30)
 
     def test_dirs(self):

@@ -13,10 +13,29 @@ from typing import NoReturn
 
 from ciruela._version import __version__
 from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
+from ciruela.client.options.keygen import KeygenOptions, add_keygen, keygen_options
 from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
+from ciruela.client.options.reading import (
+    DiffOptions,
+    DoctorOptions,
+    GetOptions,
+    LsOptions,
+    StatusOptions,
+    add_diff,
+    add_doctor,
+    add_get,
+    add_ls,
+    add_status,
+    diff_options,
+    doctor_options,
+    get_options,
+    ls_options,
+    status_options,
+)
 from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
 
-Options = SyncOptions | IndexOptions | VerifyOptions | DemoOptions
+ReadingOptions = GetOptions | LsOptions | StatusOptions | DiffOptions | DoctorOptions
+Options = SyncOptions | IndexOptions | VerifyOptions | DemoOptions | KeygenOptions | ReadingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +53,12 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "sync": Command("put directories on every server of a cluster", add_sync, sync_options, clusters=True),
+    "get": Command("copy an image from a cluster to a local directory", add_get, get_options),
+    "ls": Command("list the directories of a cluster, or the images in one", add_ls, ls_options),
+    "status": Command("tell which nodes have an image, or wait until they do", add_status, status_options),
+    "diff": Command("tell what is otherwise in one image than in another", add_diff, diff_options),
+    "doctor": Command("check a cluster, and tell what to do", add_doctor, doctor_options),
+    "keygen": Command("make a key to sign uploads with", add_keygen, keygen_options),
     "index": Command("write the index of a directory to stdout", add_index, index_options),
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
     "demo": Command("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
