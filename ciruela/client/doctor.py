@@ -95,11 +95,6 @@ def check_datagrams(found: Found) -> list[Check]:
     pairs = 0
     ours = [node for node in found.answering if node.identity is not None and node.identity.ours]
     for node in ours:
-        if node.identity is not None and (node.identity.uptime_s or 0) < YOUNG_S:
-            checks.append(
-                Check(Level.NOTE, "udp", node.name, "has just started, its datagrams are not judged", "run this again in a minute")
-            )
-            continue
         heard: dict[str | None, float | None] = {one.machine: one.heard_s for one in node.neighbours if one.machine is not None}
         listed = {one.address for one in node.neighbours}
         for other in ours:
@@ -109,7 +104,7 @@ def check_datagrams(found: Found) -> list[Check]:
             silent_s = heard.get(other.machine)
             if silent_s is not None and silent_s < SILENT_S:
                 continue
-            young = other.identity is not None and (other.identity.uptime_s or 0) < YOUNG_S
+            young = min(_uptime_s(node), _uptime_s(other)) < YOUNG_S
             if other.machine not in heard and other.address not in listed:
                 text, remedy = f"does not know {other.name}", f"name {other.name} in peers.txt of {node.name}"
             elif silent_s is None:
@@ -120,11 +115,17 @@ def check_datagrams(found: Found) -> list[Check]:
             else:
                 text = f"heard nothing of {other.name} for {interval(silent_s)}"
                 remedy = f"look for what drops UDP port {node.address.port} between {other.name} and {node.name}"
+            if young:
+                text, remedy = f"{text}, but one of the two has just started", "run this again in a minute"
             checks.append(Check(Level.NOTE if young else Level.FAIL, "udp", node.name, text, remedy))
     others = [node.name for node in found.answering if node not in ours]
     if others:
         checks.append(Check(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear", ""))
     return checks or [Check(Level.OK, "udp", count(pairs, "pair"), "every node hears every other")]
+
+
+def _uptime_s(node: Seen) -> float:
+    return (node.identity.uptime_s if node.identity is not None else None) or 0.0
 
 
 def check_clocks(found: Found) -> list[Check]:

@@ -8,6 +8,8 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, ResponseFailed, ResponseNeverReceived
@@ -116,5 +118,9 @@ def _in_words(failure: Failure, address: Address) -> Any:
         return failure
     if failure.check(ResponseNeverReceived, ResponseFailed, ConnectionDone):
         raise LinkLost(f"{address} ended the connection without an answer")
+    if failure.check(Refused):
+        raise LinkLost(f"connection refused by {address}")
+    if failure.check(ConnectTimeout):
+        raise LinkLost(f"no answer from {address} within {CONNECT_S:g} s")
     failure.trap(ConnectError, OSError)
     raise LinkLost(f"cannot connect to {address}: {failure.getErrorMessage()}")

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -107,13 +107,11 @@ class KeyFiles:
         made: dict[Signature, str] = {}
         for one in asked:
             path, image, entry = one
-            try:
+            with suppress(ValueError):  # a time for which nothing can be signed
                 signed = signed_bytes(path, image, entry.timestamp_ms)
-            except ValueError:
-                continue
-            maker = next((key for key in keys if verify(key, signed, entry.signature)), None)
-            if maker is not None:
-                made[one] = maker.fingerprint()
+                maker = next((key for key in keys if verify(key, signed, entry.signature)), None)
+                if maker is not None:
+                    made[one] = maker.fingerprint()
         return tuple(sorted(key.fingerprint() for key in keys)), made
 
     def _read(self, names: Sequence[str]) -> _Read:
