@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import treq.client
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
-from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool
 
 from ciruela.client.asking import cluster_of
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, make_display
+from ciruela.client.commands import Surroundings, make_display, real_world
 from ciruela.client.options.explaining import ExplainOptions
+from ciruela.client.pages import NoPage, Pages
 from ciruela.client.progress import Display
-from ciruela.client.removing import world_of
 from ciruela.client.text import clean
 from ciruela.model.errors import RemoteError
 from ciruela.model.vpath import VPath
@@ -28,7 +25,6 @@ from ciruela.seams import Address
 PAGE_S = 60.0
 """A node that has to look for a keep list on a network file system takes its time."""
 
-MOST_PAGE_BYTES = 32 * 1024 * 1024
 AT_A_TIME = 10
 IMAGE_DIGITS = 12
 
@@ -92,7 +88,7 @@ async def explain(options: ExplainOptions, around: Surroundings) -> int:
     """``ciruela explain-cleanup``. Gives the exit code."""
     display = make_display(options.common, around, None)
     base = options.target.vpath
-    nodes, problems = await cluster_of(options.target.entry_point, base, world_of(options.common, around))
+    nodes, problems = await cluster_of(options.target.entry_point, base, real_world(options.common, around))
     for problem in problems:
         display.problem("", problem)
     pages, failed = await _pages(nodes, base, around, display)
@@ -123,44 +119,25 @@ def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
     return found
 
 
+def _none(failure: Failure) -> None:
+    """A node without such a directory has no page."""
+    failure.trap(NoPage)
+
+
 async def _pages(nodes: Sequence[tuple[str, Address]], base: VPath, around: Surroundings, display: Display) -> tuple[dict[str, Page], bool]:
     """The pages of all nodes that have such a directory, by node; and whether one did not answer."""
-    pool = HTTPConnectionPool(around.reactor, persistent=False)
-    http = treq.client.HTTPClient(Agent(around.reactor, connectTimeout=10, pool=pool))
+    pages = Pages(around.reactor, around.in_thread)
     turns = DeferredSemaphore(AT_A_TIME)
-    path = quote(str(base), safe="/")
-
-    async def get(address: Address) -> Page | None:
-        answer = await http.get(f"http://{address}/api/v1/dirs{path}/retention", unbuffered=True, allow_redirects=False)
-        parts: list[bytes] = []
-        held = 0
-
-        def take(part: bytes) -> None:
-            nonlocal held
-            held += len(part)
-            if held > MOST_PAGE_BYTES:
-                raise RemoteError("the page is too long")
-            parts.append(part)
-
-        await treq.collect(answer, take)
-        if answer.code == 404:
-            return None
-        if answer.code != 200:
-            raise RemoteError(f"the page was answered with code {answer.code}")
-        try:
-            return checked(json.loads(b"".join(parts)))
-        except (ValueError, RecursionError):
-            raise RemoteError("the page is not JSON") from None
+    page = f"/api/v1/retention{quote(str(base), safe='/')}"
 
     def asked(address: Address) -> Deferred[Page | None]:
-        return Deferred.fromCoroutine(get(address)).addTimeout(PAGE_S, around.reactor)
+        return pages.get(address, page, PAGE_S).addCallbacks(checked, _none)
 
     failed: list[str] = []
 
     def unanswered(failure: Failure, name: str) -> None:
-        why = "no answer" if failure.check(AnswerTimeout) else failure.getErrorMessage()
         failed.append(name)
-        display.problem(name, why)
+        display.problem(name, failure.getErrorMessage())
 
     waiting = [turns.run(asked, address).addErrback(unanswered, name) for name, address in nodes]
     found = await gatherResults(waiting)

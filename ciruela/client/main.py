@@ -28,11 +28,14 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.client.commands import Surroundings
+from ciruela.client.ends import Ends
 from ciruela.client.options.completion import CompletionOptions
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.explaining import ExplainOptions
+from ciruela.client.options.keygen import KeygenOptions
 from ciruela.client.options.local import IndexOptions, VerifyOptions
+from ciruela.client.options.reading import DiffOptions, DoctorOptions, GetOptions, LsOptions, StatusOptions
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import Options, parse, parse_sync
@@ -62,6 +65,8 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 def exit_for(failure: Failure, verbose: bool) -> tuple[int, str]:
     """The exit code of a failure, and what to print: one line, unless the program itself is at fault and the user wants to know more."""
+    if isinstance(failure.value, Ends):
+        return failure.value.code, clean_lines(str(failure.value), 10_000)
     for kind, code in _CODES:
         if failure.check(kind):
             return code, clean_lines(failure.getErrorMessage(), 10_000) or type(failure.value).__name__
@@ -171,6 +176,30 @@ def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[A
             from ciruela.client.verify import verify
 
             return lambda: verify(options, around)
+        case GetOptions():
+            from ciruela.client.get import get
+
+            return lambda: get(options, around)
+        case LsOptions():
+            from ciruela.client.ls import ls
+
+            return lambda: ls(options, around)
+        case StatusOptions():
+            from ciruela.client.status import status
+
+            return lambda: status(options, around)
+        case DiffOptions():
+            from ciruela.client.diff import diff
+
+            return lambda: diff(options, around)
+        case DoctorOptions():
+            from ciruela.client.doctor import doctor
+
+            return lambda: doctor(options, around)
+        case KeygenOptions():
+            from ciruela.client.keygen import keygen
+
+            return lambda: keygen(options, around)
         case RemoveOptions():
             from ciruela.client.removing import remove
 

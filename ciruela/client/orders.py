@@ -53,6 +53,14 @@ def check_directory(name: str) -> None:
         raise LocalProblem(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def kind_of(name: str) -> int:
+    """The mode of what stands at ``name``; links are followed. Raises LocalProblem when nothing does, or nobody may know."""
+    try:
+        return os.stat(name).st_mode
+    except (OSError, ValueError) as error:
+        raise LocalProblem(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def check_sources(wishes: Sequence[Wish]) -> None:
     """Raise LocalProblem for the first source that is no directory: better now than after a passphrase was typed."""
     for wish in wishes:

@@ -184,6 +184,11 @@ class Display:
         if self._verbosity > 0:
             self._tell(clean(text))
 
+    def log_line(self, text: str) -> None:
+        """Print a line for a log, where lines are wanted instead of a live block."""
+        if self._lines_every_s is not None:
+            self._tell(clean(text, 2000))
+
     def result(self, text: str) -> None:
         """Print a line that was asked for, whatever the verbosity."""
         _write(self._out, clean(text, 2000))

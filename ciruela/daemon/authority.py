@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -30,6 +30,8 @@ MOST_VERIFIED = 16
 MAX_FILE_BYTES = 256 * 1024
 """Longest key file: some two thousand keys."""
 
+Signature = tuple[str, ImageId, SigEntry]
+"""One signature, with the virtual path and the image that it was made for."""
 
 _MASTER = "master.key"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -94,6 +96,26 @@ class KeyFiles:
                 waiting.remove(maker)
                 valid[entry] = maker.fingerprint()
         return dict(sorted(valid.items())), read.problems
+
+    def makers(self, names: Sequence[str], asked: Sequence[Signature]) -> Deferred[tuple[tuple[str, ...], Mapping[Signature, str]]]:
+        """The fingerprints of the keys of ``master.key`` and the files ``names``, and which of them made each signature of ``asked``.
+
+        A signature that none of them made is left out. For pages: nothing is allowed by it. Fails as :meth:`verified`.
+        """
+        return self._in_thread(self._makers, tuple(names), tuple(asked))
+
+    def _makers(self, names: Sequence[str], asked: Sequence[Signature]) -> tuple[tuple[str, ...], Mapping[Signature, str]]:
+        """In a thread: values in, values out."""
+        keys = _read(self._config_dir, names, self._now_ms()).keys
+        made: dict[Signature, str] = {}
+        for one in asked:
+            path, image, entry = one
+            with suppress(ValueError):  # a time for which nothing can be signed
+                signed = signed_bytes(path, image, entry.timestamp_ms)
+                maker = next((key for key in keys if verify(key, signed, entry.signature)), None)
+                if maker is not None:
+                    made[one] = maker.fingerprint()
+        return tuple(sorted(key.fingerprint() for key in keys)), made
 
 
 def key_complaints(config_dir: str, configs: Iterable[DirConfig], now_ms: int) -> list[str]:

@@ -18,6 +18,7 @@ from ciruela.cleanup.service import Cleanup
 from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around
+from ciruela.daemon.refusals import Refusals
 from ciruela.daemon.requests import Requests
 from ciruela.download.awaited import Awaited
 from ciruela.download.fetch_blocks import STALLED_S
@@ -29,7 +30,7 @@ from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Abort
+from ciruela.model.order import Abort, Order, Origin, Reject
 from ciruela.model.state import State, Version
 from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
@@ -243,6 +244,8 @@ class Node:
             Hush(world.clock, 40),
             world.tuning.signature_max_age_ms,
         )
+        self.refusals = Refusals(world.clock)
+        self.uploads.refused = self._rejected
         self.reconciler = Reconciler(
             world.configs,
             self.ledger,
@@ -354,6 +357,7 @@ class Node:
 
     def arrived(self, vpath: VPath, state: State) -> None:
         """An image is visible and durable here: tell the clients and the peers."""
+        self.refusals.forget(vpath)
         self.awaited.progressed(vpath)
         self.hooks.arrived(vpath, state.image)
         self._tell_received(vpath, state)
@@ -364,6 +368,7 @@ class Node:
         """A download ended without an image: tell the clients."""
         self.hooks.gave_up(vpath, image)
         word = f"{reason.value}: {detail}" if detail else reason.value
+        self.refusals.note(vpath, image, word if reason is Abort.NO_SPACE else reason.value, rejected=False)  # others may name files
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
         self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
@@ -410,6 +415,11 @@ class Node:
         me, hostname = self.world.me, self.world.hostname
         if link.bulk:
             link.tell(HookResult(report.image, str(vpath), me, hostname, False, report.kind.value, report.state.value, report.message))
+
+    def _rejected(self, order: Order, reason: Reject) -> None:
+        """What peers have is refused here. What clients bring is not noted: anybody may ask for anything."""
+        if order.origin is Origin.PEER:
+            self.refusals.note(order.vpath, order.image, reason.value, rejected=True)
 
     def _tell_received(self, vpath: VPath, state: State) -> None:
         """Which hooks are due comes first: who waits for them must not leave when the image is there."""

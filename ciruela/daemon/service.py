@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ciruela.cleanup.around import Safeguards
+from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config
 from ciruela.daemon.descriptors import most_descriptors
@@ -30,6 +31,7 @@ from ciruela.daemon.plan import PEERS_FILE, Plan
 from ciruela.daemon.processes import Processes
 from ciruela.daemon.reload import Reloads
 from ciruela.daemon.requests import Requests
+from ciruela.daemon.signers import Signers
 from ciruela.daemon.status import NodeStatus, config_status, sources_status
 from ciruela.daemon.watchdog import Watchdog
 from ciruela.daemon.webhooks import Webhooks
@@ -112,6 +114,7 @@ class Daemon(Service):
         self._port: Port | None = None
         self._lists = ThreadPool(0, 2, "lists")
         self._lists.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+        self._authority = KeyFiles(plan.config_dir, self._in_thread, now_ms)
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
         self.node = Node(
             World(
@@ -122,7 +125,7 @@ class Daemon(Service):
                 disk=self._store,
                 wire=self._pool,
                 datagrams=self._datagrams,
-                authority=KeyFiles(plan.config_dir, self._in_thread, now_ms),
+                authority=self._authority,
                 clock=reactor,
                 rng=rng,
                 now_ms=now_ms,
@@ -180,7 +183,8 @@ class Daemon(Service):
         super().startService()
         memory.keep()
         plan = self._settings.plan
-        pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told))
+        api = NodeApi(self.node, Signers(self._authority.makers, self._reactor), self._store.room)
+        pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told), api)
         self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(plan.tuning), self._is_peer)
         self._ports = [
             self._reactor.listenTCP(plan.port, self._port, backlog=511, interface=plan.host),

@@ -8,14 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from twisted.internet.defer import Deferred, succeed
-
 from ciruela import __version__
 from ciruela.cleanup.service import words
 from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
-from ciruela.daemon.retention import Retention
 from ciruela.daemon.stamps import rfc3339
 from ciruela.gossip.packets import Complete, Deleted, Download
 from ciruela.model.state import State
@@ -55,7 +52,6 @@ class NodeStatus:
         self._extra = extra
         self._told = told
         self._began_ms = node.world.now_ms()
-        self._retention = Retention(node)
 
     def health(self) -> tuple[bool, Json]:
         """Whether this node serves."""
@@ -262,14 +258,6 @@ class NodeStatus:
             entry or base.name: _state(state) | {"committed": ledger.pending(base.image_at(entry)) is None}
             for entry, state in sorted(ledger.entries(base).items())
         }
-
-    def retention(self, path: str) -> Deferred[Json | None]:
-        """As ``web.status.Status.retention``, by what cleanup sees now."""
-        try:
-            base = VPath.parse(path)
-        except ValueError:
-            return succeed(None)
-        return Deferred.fromCoroutine(self._retention.page(base))
 
     def cluster(self, topic: str) -> Json | None:
         """What peers said."""

@@ -246,14 +246,19 @@ class Store:
 
         return self._in_thread(checked, f"/{key}", look)
 
+    def room(self, key: str) -> Deferred[tuple[int, int, int]]:
+        """Of the file system of the directory of ``key``: bytes free, its size, and what a download leaves free. Fails with DiskError."""
+
+        def look() -> tuple[int, int, int]:
+            with self._base(key) as base:
+                free, size = base.free_bytes()
+            return free, size, self._tuning.reserve_bytes(size)
+
+        return self._in_thread(checked, key, look)
+
     def free(self, key: str) -> Deferred[int]:
         """As ``seams.Disk.free``."""
-
-        def look() -> int:
-            with self._base(key) as base:
-                return max(0, room(base, self._tuning))
-
-        return self._in_thread(checked, f"/{key}", look)
+        return self.room(key).addCallback(lambda found: max(0, found[0] - found[2]))
 
     def _base(self, key: str) -> SafeDir:
         config = self._configs.get(key)

@@ -7,8 +7,8 @@ slow one little, and nothing waits for the slowest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -30,7 +30,6 @@ from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block
 from ciruela.model.order import Abort
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
-from ciruela.seams import Staging
 
 T = TypeVar("T")
 
@@ -57,6 +56,13 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 """Bytes that were received and are not written yet; with more, nothing new is asked for."""
 
 
+class Sink(Protocol):
+    """Where blocks go: the part of ``seams.Staging`` that is needed here."""
+
+    def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
+        """As ``seams.Staging.write``."""
+
+
 class BlockFetch:
     """Runs until every block of the plan is on disk."""
 
@@ -68,7 +74,7 @@ class BlockFetch:
         index: Index,
         blocks: BlockMap,
         plan: Plan,
-        staging: Staging,
+        staging: Sink,
         candidates: Callable[[], list[Candidate]],
         progressed: Callable[[], None],
         totals: Totals,

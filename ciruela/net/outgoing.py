@@ -153,7 +153,7 @@ class _Line:
 
     def _connect(self) -> None:
         pool = self._pool
-        attempt = self._attempt = connect(pool.reactor, self.address, _Refusing(self), NODE_HOST, pool.connect_s, pool.limits)
+        attempt = self._attempt = connect(pool.reactor, self.address, _Refusing(self), pool.host_header, pool.connect_s, pool.limits)
         attempt.addCallbacks(self._connected, self._unconnected).addErrback(self._broken)
 
     def _broken(self, failure: Failure) -> None:
@@ -286,8 +286,10 @@ class Pool:
         idle_s: float = IDLE_S,
         most_flying: int = MAX_PENDING,
         limits: Limits = LIMITS,
+        host_header: str = NODE_HOST,
     ) -> None:
         self.reactor = reactor
+        self.host_header = host_header
         self.connect_s = connect_s
         self.idle_s = idle_s
         self.most_flying = most_flying

@@ -71,6 +71,7 @@ class Uploads:
         self._hush = hush
         self.quotas = Quotas(ledger, uploads_per_key, downloads.stalled)
         self._turns: dict[VPath, DeferredLock] = {}
+        self.refused: Callable[[Order, Reject], None] = lambda _order, _reason: None
 
     def order(self, order: Order, hints: tuple[Address, ...] = ()) -> Deferred[Verdict]:
         """Fires with the verdict once it is recorded.
@@ -128,6 +129,7 @@ class Uploads:
                 self._frozen(order, standing)
                 return verdict
             case Rejected():
+                self.refused(order, verdict.reason)
                 self._hush.info(
                     self._log,
                     verdict.reason.value,

@@ -6,22 +6,20 @@ import json
 from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import INTERNAL_SERVER_ERROR, NOT_ALLOWED, NOT_FOUND, OK, SERVICE_UNAVAILABLE
+from twisted.web.http import NOT_ALLOWED, NOT_FOUND, OK, SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from ciruela import __version__
-from ciruela.web.status import Json, Status
+from ciruela.model.errors import CiruelaError
+from ciruela.web.status import Api, Json, Status
 
 LIST_DIR = "/list-dir/"
 CLUSTER = "/cluster/"
-DIRS = "/api/v1/dirs/"
-RETENTION = "/retention"
-
-_log = Logger()
+API = "/api/v1/"
 
 
 class Pages(Resource):
@@ -29,9 +27,12 @@ class Pages(Resource):
 
     isLeaf = True  # noqa: N815  the name is Twisted's
 
-    def __init__(self, status: Status) -> None:
+    _log = Logger()
+
+    def __init__(self, status: Status, api: Api | None = None) -> None:
         super().__init__()
         self._status = status
+        self._api = api
         self._routes: dict[str, Callable[[], Json]] = {
             "/status/": status.status,
             "/downloading/": status.downloading,
@@ -49,27 +50,29 @@ class Pages(Resource):
         if request.method not in (b"GET", b"HEAD"):
             request.setHeader("Allow", "GET, HEAD")
             return self._answer(request, NOT_ALLOWED, {"error": "the status pages are read-only"})
-        base = _retention_of(request.path)
-        if base is not None:
-            return self._later(request, self._status.retention(base))
+        if self._api is not None and request.path.startswith(API.encode("ascii")):
+            return self._ask(request, self._api)
         return self._answer(request, *self._find(request.path))
 
-    def _later(self, request: Request, waiting: Deferred[Json | None]) -> int:
-        """Answer when ``waiting`` has fired, unless the other side has gone."""
+    def _ask(self, request: Request, api: Api) -> bytes | int:
+        """A page that may have to look at files: it is written when it is there, unless nobody waits any more."""
+        try:
+            path = unquote_to_bytes(request.path).decode("utf-8")
+        except UnicodeDecodeError:
+            return self._answer(request, NOT_FOUND, {"error": "the path is not UTF-8"})
+        asked = Deferred.fromCoroutine(_found(api, path))
+        left: list[Failure] = []
+        request.notifyFinish().addErrback(left.append)
 
-        def found(value: Json | None) -> None:
-            missing: Json = {"error": "not found"}
-            request.write(self._answer(request, NOT_FOUND if value is None else OK, missing if value is None else value))
-            request.finish()
-
-        def failed(failure: Failure) -> None:
-            if not failure.check(CancelledError):
-                _log.failure("a page could not be made", failure)
-                request.write(self._answer(request, INTERNAL_SERVER_ERROR, {"error": "internal error"}))
+        def write(answer: tuple[int, Json] | Failure) -> None:
+            if isinstance(answer, Failure):
+                self._log.failure("the page {page} could not be made", answer, page=path)
+                answer = SERVICE_UNAVAILABLE, {"error": "the page could not be made, the log of this node tells why"}
+            if not left:
+                request.write(self._answer(request, *answer))
                 request.finish()
 
-        request.notifyFinish().addErrback(lambda _: waiting.cancel())
-        waiting.addCallback(found).addErrback(failed)
+        asked.addBoth(write)
         return NOT_DONE_YET
 
     def _find(self, raw: bytes) -> tuple[int, Json]:
@@ -100,15 +103,12 @@ class Pages(Resource):
         return b"" if request.method == b"HEAD" else body
 
 
-def _retention_of(raw: bytes) -> str | None:
-    """The path of the base dir whose retention is asked for; None for any other page."""
+async def _found(api: Api, path: str) -> tuple[int, Json]:
     try:
-        path = unquote_to_bytes(raw).decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    if not path.startswith(DIRS) or not path.endswith(RETENTION):
-        return None
-    return "/" + path[len(DIRS) : -len(RETENTION)]
+        page = await api.find(tuple(path.removeprefix(API).rstrip("/").split("/")))
+    except CiruelaError:
+        return SERVICE_UNAVAILABLE, {"error": "this cannot be told now, the log of this node tells why"}
+    return (NOT_FOUND, {"error": "there is no such page, or no such directory here"}) if page is None else (OK, page)
 
 
 def _cluster_pages() -> list[Json]:

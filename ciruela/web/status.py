@@ -42,8 +42,12 @@ class Status(Protocol):
     def list_dir(self, path: str) -> Json:
         """The images of a base dir with their signatures; empty when there is no such base dir."""
 
-    def retention(self, path: str) -> Deferred[Json | None]:
-        """Why each image of a base dir stays or goes, and when; None when there is no such base dir. May take a few seconds."""
-
     def cluster(self, topic: str) -> Json | None:
         """What peers said of ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs`` or ``configs``; None for another topic."""
+
+
+class Api(Protocol):
+    """A node, seen from the pages below ``/api/v1/``."""
+
+    def find(self, parts: tuple[str, ...]) -> Deferred[Json | None]:
+        """The page of a path, by its components; None when there is none. Fails with CiruelaError for what cannot be told now."""

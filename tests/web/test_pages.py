@@ -2,11 +2,7 @@
 
 import json
 
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectionDone
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.server import NOT_DONE_YET
 from twisted.web.test.requesthelper import DummyRequest
 
 from ciruela.web.pages import Pages
@@ -55,31 +51,6 @@ class PagesTests(SynchronousTestCase):
             request, body = self.get(path)
             self.assertEqual(json.loads(body), {"page": name})
             self.assertEqual(request.responseHeaders.getRawHeaders("content-type"), ["application/json"])
-
-    def test_retention(self):
-        """A page that has to look at files first would not be answered, or would hold up all others."""
-        waiting = Deferred()
-        words = Words()
-        words.retention = lambda path: waiting.addCallback(lambda value: value and {"asked": path, **value})
-        request, body = self.get(b"/api/v1/dirs/apps/web/retention", words=words)
-        self.assertEqual((body, request.written), (NOT_DONE_YET, []))
-        waiting.callback({"images": []})
-        self.assertEqual(json.loads(b"".join(request.written)), {"asked": "/apps/web", "images": []})
-        self.assertEqual(request.finished, 1)
-        for answer, code in ((succeed(None), 404), (fail(ValueError("broken")), 500)):
-            words.retention = lambda path, answer=answer: answer
-            request, _ = self.get(b"/api/v1/dirs/apps/retention", words=words)
-            self.assertEqual(request.responseCode, code)
-        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
-
-    def test_nobody_waits_any_more(self):
-        """A client that went away would leave an error in the log."""
-        waiting = Deferred()
-        words = Words()
-        words.retention = lambda path: waiting
-        request, _ = self.get(b"/api/v1/dirs/apps/retention", words=words)
-        request.processingFailed(Failure(ConnectionDone()))
-        self.assertEqual(request.finished, 0)
 
     @shows("F3")
     def test_exact(self):

@@ -18,11 +18,31 @@ from ciruela.client.options.completion import CompletionOptions, add_completion,
 from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
 from ciruela.client.options.edit import EditOptions, PutFileOptions, add_edit, add_put_file, edit_options, put_file_options
 from ciruela.client.options.explaining import ExplainOptions, add_explain, explain_options
+from ciruela.client.options.keygen import KeygenOptions, add_keygen, keygen_options
 from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
+from ciruela.client.options.reading import (
+    DiffOptions,
+    DoctorOptions,
+    GetOptions,
+    LsOptions,
+    StatusOptions,
+    add_diff,
+    add_doctor,
+    add_get,
+    add_ls,
+    add_status,
+    diff_options,
+    doctor_options,
+    get_options,
+    ls_options,
+    status_options,
+)
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
 from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
 from ciruela.client.options.upload import UploadOptions, add_upload, upload_options
 from ciruela.client.text import clean
+
+ReadingOptions = GetOptions | LsOptions | StatusOptions | DiffOptions | DoctorOptions | ExplainOptions
 
 Options = (
     SyncOptions
@@ -30,7 +50,8 @@ Options = (
     | PutFileOptions
     | RemoveOptions
     | RollbackOptions
-    | ExplainOptions
+    | ReadingOptions
+    | KeygenOptions
     | IndexOptions
     | VerifyOptions
     | UploadOptions
@@ -59,6 +80,12 @@ COMMANDS: dict[str, Command] = {
     "remove": Command("remove an image from every server of a cluster", add_remove, remove_options),
     "rollback": Command("go back to an image that was replaced", add_rollback, rollback_options),
     "explain-cleanup": Command("tell which images stay, which go, and why", add_explain, explain_options),
+    "get": Command("copy an image from a cluster to a local directory", add_get, get_options),
+    "ls": Command("list the directories of a cluster, or the images in one", add_ls, ls_options),
+    "status": Command("tell which nodes have an image, or wait until they do", add_status, status_options),
+    "diff": Command("tell what is otherwise in one image than in another", add_diff, diff_options),
+    "doctor": Command("check a cluster, and tell what to do", add_doctor, doctor_options),
+    "keygen": Command("make a key to sign uploads with", add_keygen, keygen_options),
     "index": Command("write the index of a directory to stdout", add_index, index_options),
     "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
     "upload": Command("deprecated, use sync", add_upload, upload_options, clusters=True),

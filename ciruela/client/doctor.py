@@ -1,0 +1,298 @@
+"""``ciruela doctor``: what is wrong with a cluster, as its nodes see it, and what to do about it.
+
+Each check is a pure function over what was read. Datagrams are checked where they matter: every node tells when it last heard each of its
+peers, so nothing has to answer datagrams of strangers, who could aim such answers at others (threats A35).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ciruela.client.book import EXIT_DONE, EXIT_LOCAL
+from ciruela.client.commands import Surroundings, make_display
+from ciruela.client.ends import columns, write_json, write_line
+from ciruela.client.mykeys import my_keys
+from ciruela.client.options.reading import DoctorOptions
+from ciruela.client.progress import Display, names
+from ciruela.client.shapes import Dir
+from ciruela.client.survey import Found, Seen, Survey, each, real_survey
+from ciruela.client.text import count, interval, size
+from ciruela.model.errors import CiruelaError
+
+SILENT_S = 90.0
+"""A peer that was not heard for so long: three times after which a node asks a silent one for a sign of life (``gossip.roster``)."""
+
+YOUNG_S = 30.0
+"""A node that has just started has not heard of everybody yet."""
+
+SKEW_FAIL_MS = 60_000
+SKEW_NOTE_MS = 2_000
+"""Clocks that are this far from ours: what is signed by a clock that is ahead wins over what is newer (``uploads.verdict``)."""
+
+LITTLE = 0.1
+"""Less than this part of a file system free beyond the reserve deserves a note."""
+
+MOST_NAMES = 10
+
+
+class Level(Enum):
+    """How a check went."""
+
+    OK = "ok"
+    NOTE = "note"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line: of what, about whom, what was found, and what to do."""
+
+    level: Level
+    topic: str
+    about: str
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one node said of its directories and keys; ``keys`` None where it does not tell."""
+
+    node: Seen
+    dirs: tuple[Dir, ...]
+    keys: Mapping[str, tuple[str, ...]] | None
+
+
+def check_names(found: Found, entries: Sequence[str]) -> list[Check]:
+    """The entry points."""
+    remedy = "mend the name (DNS, /etc/hosts), or leave it out"
+    wrong = [Check(Level.FAIL, "name", name, found.names[name], remedy) for name in entries if name in found.names]
+    return wrong or [Check(Level.OK, "name", ", ".join(entries), "leads to nodes that answer")]
+
+
+def check_connections(found: Found) -> list[Check]:
+    """TCP to every node that is known, and whether it serves."""
+    checks = []
+    for node in found.nodes:
+        where = f"port {node.address.port} of {node.address.host}"
+        if node.identity is None:
+            remedy = f"start the daemon there, open TCP {where} to clients and nodes, or take the node out of peers.txt everywhere"
+            checks.append(Check(Level.FAIL, "tcp", node.name, node.problem, remedy))
+        elif not node.identity.ready:
+            checks.append(Check(Level.FAIL, "tcp", node.name, "answers, but does not serve yet", "its log and /healthz tell why"))
+        elif node.identity.damaged:
+            text = f"{count(node.identity.damaged, 'image')} damaged on its disk"
+            checks.append(Check(Level.FAIL, "disk", node.name, text, "its log names the files; look after the disk"))
+    return checks or [Check(Level.OK, "tcp", count(len(found.nodes), "node"), "all answer")]
+
+
+def check_datagrams(found: Found) -> list[Check]:
+    """UDP between all pairs of nodes that answer, as the one that should hear it tells."""
+    checks = []
+    pairs = 0
+    ours = [node for node in found.answering if node.identity is not None and node.identity.ours]
+    for node in ours:
+        heard: dict[str | None, float | None] = {one.machine: one.heard_s for one in node.neighbours if one.machine is not None}
+        listed = {one.address for one in node.neighbours}
+        for other in ours:
+            if other.machine == node.machine:
+                continue
+            pairs += 1
+            silent_s = heard.get(other.machine)
+            if silent_s is not None and silent_s < SILENT_S:
+                continue
+            young = min(_uptime_s(node), _uptime_s(other)) < YOUNG_S
+            if other.machine not in heard and other.address not in listed:
+                text, remedy = f"does not know {other.name}", f"name {other.name} in peers.txt of {node.name}"
+            elif silent_s is None:
+                text = f"never heard a datagram of {other.name}"
+                remedy = (
+                    f"open UDP port {node.address.port} from {other.name} to {node.name}; peers.txt must name the address it sends from"
+                )
+            else:
+                text = f"heard nothing of {other.name} for {interval(silent_s)}"
+                remedy = f"look for what drops UDP port {node.address.port} between {other.name} and {node.name}"
+            if young:
+                text, remedy = f"{text}, but one of the two has just started", "run this again in a minute"
+            checks.append(Check(Level.NOTE if young else Level.FAIL, "udp", node.name, text, remedy))
+    others = [node.name for node in found.answering if node not in ours]
+    if others:
+        checks.append(Check(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear", ""))
+    return checks or [Check(Level.OK, "udp", count(pairs, "pair"), "every node hears every other")]
+
+
+def _uptime_s(node: Seen) -> float:
+    return (node.identity.uptime_s if node.identity is not None else None) or 0.0
+
+
+def check_clocks(found: Found) -> list[Check]:
+    """The clocks of the nodes against ours."""
+    skews = [(node, node.skew_ms) for node in found.answering if node.skew_ms is not None]
+    checks = []
+    for node, skew_ms in skews:
+        surely_ms = max(0, abs(skew_ms) - node.doubt_ms)
+        if surely_ms >= SKEW_NOTE_MS:
+            way = "ahead of" if skew_ms > 0 else "behind"
+            level = Level.FAIL if surely_ms >= SKEW_FAIL_MS else Level.NOTE
+            text = f"its clock is {surely_ms / 1000:.1f} s {way} this host's"
+            checks.append(Check(level, "clock", node.name, text, "let NTP (chrony, systemd-timesyncd) set it"))
+    if len(skews) > 1 and len(checks) == len(skews) and max(s for _, s in skews) - min(s for _, s in skews) < SKEW_NOTE_MS:
+        worst = checks[0]
+        return [Check(worst.level, "clock", "this host", f"all nodes agree, and {worst.text}", "let NTP set the clock of this host")]
+    return checks or [Check(Level.OK, "clock", count(len(skews), "node"), f"within {SKEW_NOTE_MS // 1000} s of this host")]
+
+
+def check_versions(found: Found) -> list[Check]:
+    """The versions that run."""
+    versions = Counter(node.identity.version for node in found.answering if node.identity is not None)
+    shown = ", ".join(f"{version} on {count(number, 'node')}" for version, number in versions.most_common())
+    if len(versions) > 1:
+        return [Check(Level.NOTE, "version", "cluster", shown, "fine while you upgrade; bring all to one version")]
+    return [Check(Level.OK, "version", "cluster", shown)]
+
+
+def check_dirs(told: Sequence[Told]) -> list[Check]:
+    """Whether the nodes that take a directory agree how."""
+    checks = []
+    for key in sorted({one.key for said in told for one in said.dirs}):
+        having = [(said.node.name, one) for said in told for one in said.dirs if one.key == key]
+        for what, values in (
+            ("append-only", {name: str(one.append_only).lower() for name, one in having}),
+            ("num-levels", {name: str(one.num_levels) for name, one in having}),
+            ("cleanup", {name: one.config_hash[:8] for name, one in having if one.config_hash is not None}),
+        ):
+            if len(set(values.values())) > 1:
+                text = f"{what} differs: {_by_value(values)}"
+                level = Level.NOTE if what == "cleanup" else Level.FAIL
+                checks.append(Check(level, "config", f"/{key}", text, f"make configs/{key}.yaml the same on all of them"))
+                break
+    return checks or [Check(Level.OK, "config", "cluster", "the nodes agree on every directory")]
+
+
+def check_keys(told: Sequence[Told], mine: Sequence[str]) -> list[Check]:
+    """Whether the nodes agree who may upload, and where the user's own keys may."""
+    checks = []
+    telling = [said for said in told if said.keys is not None]
+    keys = sorted({key for said in telling for key in said.keys or {}})
+    for key in keys:
+        having = {said.node.name: frozenset(said.keys[key]) for said in telling if said.keys is not None and key in said.keys}
+        common = frozenset.intersection(*having.values())
+        for name, fingerprints in having.items():
+            extra = sorted(fingerprints - common)
+            if extra:
+                text = f"{name} takes {names(extra, 2)}, and others do not"
+                checks.append(Check(Level.FAIL, "keys", f"/{key}", text, "bring the same key files to all nodes"))
+        if not any(having.values()):
+            checks.append(
+                Check(Level.FAIL, "keys", f"/{key}", "no key may upload there", "put a public key into master.key or keys/NAME.key")
+            )
+        accepted = [one for one in mine if any(one in fingerprints for fingerprints in having.values())]
+        if accepted:
+            checks.append(Check(Level.OK, "keys", f"/{key}", f"you may upload with {names(accepted, 2)}"))
+        elif mine:
+            remedy = "have its public half added to a key file of the nodes, or name another with -i"
+            checks.append(Check(Level.NOTE, "keys", f"/{key}", "none of your keys may upload there", remedy))
+    if not mine:
+        checks.append(Check(Level.NOTE, "keys", "you", "no key of yours was found", "make one with: ciruela keygen"))
+    silent = [said.node.name for said in told if said.keys is None]
+    if silent:
+        checks.append(Check(Level.NOTE, "keys", names(silent, MOST_NAMES), "do not tell whose keys they take"))
+    return checks
+
+
+def check_space(told: Sequence[Told]) -> list[Check]:
+    """Free space below every directory."""
+    checks = []
+    measured = 0
+    for said in told:
+        for one in said.dirs:
+            about = f"{said.node.name} /{one.key}"
+            if not one.usable:
+                checks.append(
+                    Check(Level.FAIL, "space", about, "its directory cannot be opened", "mount it, or mend its config; see the log")
+                )
+            if one.free_bytes is None or one.size_bytes is None:
+                continue
+            measured += 1
+            left = one.free_bytes - (one.reserve_bytes or 0)
+            if left <= 0:
+                text = f"{size(one.free_bytes)} free, which is the reserve: no upload fits"
+                checks.append(Check(Level.FAIL, "space", about, text, "delete something, or let auto-clean do it"))
+            elif left < one.size_bytes * LITTLE:
+                text = f"{size(left)} of {size(one.size_bytes)} free beyond the reserve"
+                checks.append(Check(Level.NOTE, "space", about, text, "make room before the next large upload"))
+    return checks or [Check(Level.OK, "space", count(measured, "directory", "directories"), "room everywhere")]
+
+
+def _by_value(values: Mapping[str, str]) -> str:
+    found: dict[str, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(value, []).append(name)
+    return "; ".join(f"{value} on {names(having, 3)}" for value, having in sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+# -- the command --------------------------------------------------------------------------------------------------------------
+
+
+async def doctor(options: DoctorOptions, around: Surroundings, survey: Survey | None = None) -> int:
+    """``ciruela doctor``. Gives the exit code; raises Ends when no node answers, BadKey for a key that was named and cannot be read."""
+    asking = survey or real_survey(options.common, around)
+    display = make_display(options.common, around, None)
+    mine = await my_keys(options.keys.files, options.keys.variables, around, display.note)
+    display.show(lambda: f"Asking the nodes of {options.cluster.label}")
+    try:
+        found = await asking.find(options.cluster)
+        told, silent = await _told(asking, found, display)
+    finally:
+        display.hide()
+    checks = [
+        *check_names(found, options.cluster.names),
+        *check_connections(found),
+        *silent,
+        *check_datagrams(found),
+        *check_clocks(found),
+        *check_versions(found),
+        *check_dirs(told),
+        *check_keys(told, mine),
+        *check_space(told),
+    ]
+    return _show(checks, options, around)
+
+
+async def _told(asking: Survey, found: Found, display: Display) -> tuple[list[Told], list[Check]]:
+    silent: list[Check] = []
+
+    async def ask(node: Seen) -> Told | None:
+        try:
+            return Told(node, await asking.dirs(node), await asking.keys(node))
+        except CiruelaError as error:
+            display.note(node.name, str(error))
+            silent.append(Check(Level.FAIL, "pages", node.name, str(error), "its log tells why"))
+            return None
+
+    said = await each(found.answering, ask)
+    return [one for one in said if one is not None], silent
+
+
+def _show(checks: Iterable[Check], options: DoctorOptions, around: Surroundings) -> int:
+    shown = list(checks)
+    counts = Counter(check.level for check in shown)
+    code = EXIT_LOCAL if counts[Level.FAIL] else EXIT_DONE
+    if options.json:
+        for check in shown:
+            value = {"type": "check", "level": check.level.value.lower(), "check": check.topic, "about": check.about}
+            write_json(around.stdout, {**value, "text": check.text, "remedy": check.remedy})
+        total = {level.value.lower(): counts[level] for level in Level}
+        write_json(around.stdout, {"type": "summary", **total, "exit_code": code})
+        return code
+    lines = columns([(check.level.value, check.topic, check.about, check.text) for check in shown])
+    for check, line in zip(shown, lines, strict=True):
+        write_line(around.stdout, line)
+        if check.remedy and check.level is not Level.OK:
+            write_line(around.stdout, f"      -> {check.remedy}")
+    failed, noted = counts[Level.FAIL], counts[Level.NOTE]
+    write_line(around.stdout, f"{count(failed, 'check')} failed, {count(noted, 'note')}" if failed or noted else "all is well")
+    return code

@@ -1,0 +1,307 @@
+"""The options of the commands that read a cluster and change nothing there: ``get``, ``ls``, ``status``, ``diff`` and ``doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+
+from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
+from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, keys_of
+from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.vpath import VPath
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """``CLUSTER[:/PATH]``: a cluster by one or more entry points, and a virtual path there if one was given."""
+
+    cluster: ClusterNames
+    vpath: VPath | None
+
+    def __str__(self) -> str:
+        return self.cluster.label if self.vpath is None else f"{self.cluster.label}:{self.vpath}"
+
+
+def split_target(text: str) -> Target:
+    """The target that ``text`` spells. Raises ValueError with what is wrong.
+
+    PATH begins at the last ``:/``. The names of a cluster are separated by commas.
+    """
+    names, mark, rest = text.rpartition(":/")
+    if not mark:
+        names, rest = text, ""
+    found = tuple(dict.fromkeys(names.split(",")))
+    for name in found:
+        if not name:
+            raise ValueError(f"{text[:200]!r} names no host: write HOST:/PATH or HOST,HOST:/PATH")
+        check_entry_point(name)
+    rest = rest.rstrip("/")
+    return Target(ClusterNames(found), VPath.parse(f"/{rest}") if rest else None)
+
+
+def _image_target(text: str) -> Target:
+    found = split_target(text)
+    if found.vpath is None:
+        raise ValueError(f"{text[:200]!r} names no image: write CLUSTER:/PATH")
+    return found
+
+
+def _cluster(text: str) -> ClusterNames:
+    found = split_target(text)
+    if found.vpath is not None:
+        raise ValueError(f"{text[:200]!r}: a path has no place here, name the cluster alone")
+    return found.cluster
+
+
+def _image(text: str) -> ImageId:
+    try:
+        return parse_image_id(text)
+    except ValueError:
+        raise ValueError(f"an image id has 64 hexadecimal digits, not {text[:80]!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Require:
+    """How many nodes are enough: so many, or so many percent of those that take the directory."""
+
+    count: int | None = None
+    percent: int = 100
+
+    def met(self, done: int, expected: int) -> bool:
+        """Whether ``done`` of ``expected`` nodes are enough. None at all never are."""
+        if not done:
+            return False
+        return done >= self.count if self.count is not None else done * 100 >= expected * self.percent
+
+
+def _require(text: str) -> Require:
+    if text == "all":
+        return Require()
+    found = re.fullmatch(r"([0-9]{1,6})(%?)", text)
+    if found is None or int(found[1]) < 1 or (found[2] and int(found[1]) > 100):
+        raise ValueError(f"{text[:40]!r} is not all, a number of nodes, or a percentage such as 75%")
+    return Require(percent=int(found[1])) if found[2] else Require(count=int(found[1]))
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take ``--json``."""
+    parser.add_argument("--json", action="store_true", help="results as JSON Lines on stdout, the last one a summary")
+
+
+def add_print_progress(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take how often a command without a terminal tells how it goes."""
+    parser.add_argument(
+        "--print-progress", type=checked(positive_duration_s), default=30.0, metavar="DURATION", help="interval of progress lines (30s)"
+    )
+
+
+# -- get ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GetOptions:
+    """``ciruela get``. Intervals in seconds."""
+
+    common: Common
+    target: Target
+    destination: str
+    image: ImageId | None
+    reuse: tuple[str, ...]
+    link: bool
+    replace: bool
+    patience_s: float
+    print_progress_s: float
+    cache: bool = True
+
+
+def add_get(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela get``."""
+    parser.description = (
+        "Copy an image from a cluster to a new local directory, verified. What an interrupted run got is not fetched again by the next."
+    )
+    parser.epilog = "Exit codes: 0 done, 1 local problem, 2 usage, 3 network, 5 no such image, 6 another image is there, 130 interrupted."
+    parser.add_argument(
+        "target", type=checked(_image_target), metavar="CLUSTER:/PATH", help="several names of one cluster: HOST,HOST:/PATH"
+    )
+    parser.add_argument("destination", metavar="DEST", help="a directory that does not exist yet; it appears when it is whole")
+    parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="end with 6 unless the image there is this one")
+    parser.add_argument(
+        "--reuse", action="append", default=[], metavar="DIR", help="take what is the same from this directory (may be repeated)"
+    )
+    parser.add_argument(
+        "--link", action="store_true", help="hard-link whole files from --reuse instead of copying them: do not write to either afterwards"
+    )
+    parser.add_argument("--replace", action="store_true", help="take the place of DEST if it exists, in one step; DEST is reused")
+    parser.add_argument(
+        "-t",
+        "--patience",
+        type=checked(positive_duration_s),
+        default=60.0,
+        metavar="DURATION",
+        help="give up when nothing came for so long (1min)",
+    )
+    add_print_progress(parser)
+    add_cache(parser)
+    add_common(parser)
+
+
+def get_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> GetOptions:
+    """What ``ciruela get`` was told."""
+    if not found.destination.strip("/"):
+        parser.error("DEST must be the name of a directory")
+    if found.link and not (found.reuse or found.replace):
+        parser.error("--link needs --reuse DIR: there is nothing to link from")
+    return GetOptions(
+        common=common_of(found),
+        target=found.target,
+        destination=found.destination,
+        image=found.image,
+        reuse=tuple(found.reuse),
+        link=found.link,
+        replace=found.replace,
+        patience_s=found.patience,
+        print_progress_s=found.print_progress,
+        cache=found.cache,
+    )
+
+
+# -- ls -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LsOptions:
+    """``ciruela ls``."""
+
+    common: Common
+    target: Target
+    json: bool = False
+
+
+def add_ls(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela ls``."""
+    parser.description = (
+        "List the directories of a cluster, or the images in one: when they were signed, by whom, and on how many nodes they are."
+    )
+    parser.epilog = "Exit codes: 0 listed, 2 usage, 3 no node answered, 5 no node has that directory."
+    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
+    add_json(parser)
+    add_common(parser)
+
+
+def ls_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> LsOptions:
+    """What ``ciruela ls`` was told."""
+    return LsOptions(common_of(found), found.target, found.json)
+
+
+# -- status -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StatusOptions:
+    """``ciruela status``. Intervals in seconds."""
+
+    common: Common
+    target: Target
+    image: ImageId | None = None
+    wait: bool = False
+    require: Require = Require()
+    deadline_s: float = 1800.0
+    print_progress_s: float = 30.0
+    json: bool = False
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela status``."""
+    parser.description = (
+        "Tell of each node of a cluster whether it has an image, how far it is, or why not; without a path, whether it is there."
+    )
+    parser.epilog = "Exit codes: 0 enough nodes have it, 2 usage, 3 they have not (yet), or no node answered, 5 no node takes that path."
+    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
+    parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="the image to look for (default: the one signed last)")
+    parser.add_argument("--wait", action="store_true", help="wait until enough nodes have it")
+    parser.add_argument(
+        "--require", type=checked(_require), default=Require(), metavar="all|N|N%%", help="how many nodes are enough (default all)"
+    )
+    parser.add_argument(
+        "-t", "--deadline", type=checked(positive_duration_s), default=1800.0, metavar="DURATION", help="wait no longer than this (30min)"
+    )
+    add_print_progress(parser)
+    add_json(parser)
+    add_common(parser)
+
+
+def status_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> StatusOptions:
+    """What ``ciruela status`` was told."""
+    if found.target.vpath is None and (found.wait or found.image):
+        parser.error("--wait and --image need a path: write CLUSTER:/PATH")
+    return StatusOptions(
+        common_of(found), found.target, found.image, found.wait, found.require, found.deadline, found.print_progress, found.json
+    )
+
+
+# -- diff ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DiffOptions:
+    """``ciruela diff``. A side is a target in a cluster, or a local directory or index file."""
+
+    common: Common
+    left: Target | str
+    right: Target | str
+    json: bool = False
+    cache: bool = True
+
+
+def _side(text: str) -> Target | str:
+    """A local path unless it has ``:/`` in it and begins neither with a slash nor with a dot."""
+    if ":/" not in text or text.startswith(("/", ".")):
+        return text
+    return _image_target(text)
+
+
+def add_diff(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela diff``."""
+    parser.description = "Tell what is otherwise in one image than in another: added (+), removed (-) and changed (~), with sizes."
+    parser.epilog = "Exit codes, as diff has them: 0 the same, 1 different, 2 trouble. A local name with ':/' in it is written ./NAME."
+    for name in ("left", "right"):
+        parser.add_argument(name, type=checked(_side), metavar="DIR|INDEX|CLUSTER:/PATH")
+    add_json(parser)
+    add_cache(parser)
+    add_common(parser)
+
+
+def diff_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DiffOptions:
+    """What ``ciruela diff`` was told."""
+    return DiffOptions(common_of(found), found.left, found.right, found.json, found.cache)
+
+
+# -- doctor -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """``ciruela doctor``."""
+
+    common: Common
+    cluster: ClusterNames
+    keys: Keys
+    json: bool = False
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela doctor``."""
+    parser.description = (
+        "Check a cluster: names, connections, datagrams between the nodes, clocks, keys, free space, and what nodes disagree in."
+    )
+    parser.epilog = "Exit codes: 0 all is well (notes may remain), 1 a check failed, 2 usage or keys, 3 no node answered."
+    parser.add_argument("cluster", type=checked(_cluster), metavar="CLUSTER")
+    add_keys(parser)
+    add_json(parser)
+    add_common(parser)
+
+
+def doctor_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DoctorOptions:
+    """What ``ciruela doctor`` was told."""
+    return DoctorOptions(common_of(found), found.cluster, keys_of(found), found.json)

@@ -1,0 +1,178 @@
+"""Reading images of a cluster: connections to its nodes, and the index of what is committed at a path (protocol section 6.6)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from ciruela.client.book import EXIT_NETWORK, EXIT_REJECTED
+from ciruela.client.commands import Surroundings
+from ciruela.client.contacts import Resolve, reachable_from
+from ciruela.client.ends import Ends
+from ciruela.client.options.common import Common
+from ciruela.client.options.reading import Target
+from ciruela.client.survey import each
+from ciruela.download.sources import Candidate
+from ciruela.index.parse import image_id_of, parse
+from ciruela.index.tree import Index
+from ciruela.model.errors import CiruelaError, RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.mask import FULL
+from ciruela.net.outgoing import CLIENT_HOST, Pool
+from ciruela.net.resolve import resolver
+from ciruela.proto.messages import GetIndexAt, IndexAtData, Request, Response
+from ciruela.seams import Address, InThread
+
+INDEX_S = 600.0
+"""How long the answer with an index may take: 100 MiB over a slow line. A node that is gone is noticed by its silence long before."""
+
+MOST_SOURCES = 16
+"""Nodes of which blocks are taken at the same time: more would not be faster, and each gives less to others meanwhile."""
+
+MOST_TRIED = 64
+"""Nodes that are asked for the index, one after the other."""
+
+
+class Nodes(Protocol):
+    """Requests to nodes: ``net.outgoing.Pool``, or a double."""
+
+    def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
+        """As ``net.outgoing.Pool.ask``."""
+
+    def bulk(self, address: Address) -> bool:
+        """As ``seams.Wire.bulk``."""
+
+    def stop(self) -> Deferred[None]:
+        """Close all connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What reading needs from outside."""
+
+    nodes: Nodes
+    resolve: Resolve
+    clock: IReactorTime
+    rng: random.Random
+    in_thread: InThread
+
+
+def real_reach(common: Common, around: Surroundings) -> Reach:
+    """Real connections and names."""
+    resolve = resolver(around.look_up_in_thread)
+    pool = Pool(around.reactor, host_header=CLIENT_HOST)
+    return Reach(pool, lambda name: resolve(name, common.port), around.reactor, around.rng, around.in_thread)
+
+
+def read_index(data: bytes) -> Index:
+    """The index in ``data``. In a thread. Raises BadIndex."""
+    return parse(data, image_id_of(data))
+
+
+class Origin:
+    """One cluster, as images are read from it. ``note`` is told with a sentence what did not work at a node."""
+
+    def __init__(self, target: Target, reach: Reach, note: Callable[[str, str], None]) -> None:
+        self._target = target
+        self._reach = reach
+        self._note = note
+        self._first: list[Address] = []
+        self._known: dict[Address, str] = {}
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes may be asked for blocks."""
+        return min(len(self._known), MOST_SOURCES)
+
+    async def index(self) -> Index:
+        """The index of the image at the path of the target, from the first node that has one.
+
+        Raises Ends: when no node answers, or none has an image there.
+        """
+        vpath = self._target.vpath
+        assert vpath is not None
+        await self._resolve_entries()
+        waiting = self._first.copy()
+        tried: set[Address] = set()
+        answered = 0
+        problems: list[str] = []
+        while waiting and len(tried) < MOST_TRIED:
+            address = waiting.pop(0)
+            tried.add(address)
+            try:
+                answer = await self._reach.nodes.ask(address, GetIndexAt(str(vpath)), INDEX_S)
+                if not isinstance(answer, IndexAtData):
+                    raise RemoteError("the answer to GetIndexAt is something else")
+                answered += 1
+                await self._heard(answer.hosts.values())
+                if answer.data is not None:
+                    found: Index = await self._reach.in_thread(read_index, answer.data)
+                    self._known.setdefault(address, str(address))
+                    return found
+            except CiruelaError as error:
+                problems.append(str(error))
+                self._note(str(address), str(error))
+                self._known.pop(address, None)
+            waiting += [other for other in self._known if other not in tried and other not in waiting]
+        if answered:
+            raise Ends(
+                EXIT_REJECTED,
+                f"there is no image at {self._target}: {answered} of {len(tried)} nodes that were asked answered, none has one",
+            )
+        raise Ends(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
+
+    async def current(self) -> set[ImageId]:
+        """Which images some of the nodes have at the path now; empty when nobody answers."""
+        vpath = self._target.vpath
+
+        async def ask(address: Address) -> ImageId | None:
+            try:
+                answer = await self._reach.nodes.ask(address, GetIndexAt(str(vpath)))
+            except CiruelaError:
+                return None
+            return await self._reach.in_thread(image_id_of, answer.data) if isinstance(answer, IndexAtData) and answer.data else None
+
+        return {image for image in await each(list(self._known)[:3], ask) if image is not None}
+
+    def candidates(self) -> list[Candidate]:
+        """The nodes to take blocks from. That one lacks the image, or does not answer, shows when it is asked."""
+        nodes = self._reach.nodes
+        return [
+            Candidate(address, name, partial(nodes.ask, address), FULL, seed=False, bulk=nodes.bulk(address))
+            for address, name in list(self._known.items())[:MOST_SOURCES]
+        ]
+
+    async def _resolve_entries(self) -> None:
+        problems = []
+        for name in self._target.cluster.names:
+            try:
+                self._first += [address for address in await self._reach.resolve(name) if address not in self._first]
+            except CiruelaError as error:
+                problems.append(str(error))
+                self._note(name, str(error))
+        if not self._first:
+            raise Ends(EXIT_NETWORK, "; ".join(problems))
+        self._reach.rng.shuffle(self._first)
+
+    async def _heard(self, names: Iterable[str]) -> None:
+        """Other nodes that take the directory, by their names."""
+        new = [name for name in list(names)[:MOST_TRIED] if name and name.isprintable() and name not in self._known.values()]
+        self._reach.rng.shuffle(new)
+
+        async def look_up(name: str) -> list[Address]:
+            try:
+                return await self._reach.resolve(name)
+            except CiruelaError as error:
+                self._note(name, str(error))
+                return []
+
+        for name, addresses in zip(new, await each(new, look_up), strict=True):
+            usable = [address for address in addresses if reachable_from(self._first, address)]
+            if usable and usable[0] not in self._known:
+                self._known[usable[0]] = name

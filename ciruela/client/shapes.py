@@ -1,0 +1,322 @@
+"""What the pages of a node say, as values: every page is checked for its shape before anything of it is used.
+
+The pages are ours (``docs/reference/status.rst``) or those of the reference (protocol section 8), which say less.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ciruela.model.errors import FormatError
+from ciruela.seams import Address
+
+MOST_ITEMS = 20_000
+"""Entries of one list that are looked at."""
+
+MOST_TEXT = 1100
+"""Longest text: a virtual path."""
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_HEAD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who answers. ``clock_ms`` is its wall time, ``uptime_s`` since its start; None where the page does not tell."""
+
+    machine: str
+    hostname: str
+    version: str
+    ours: bool
+    ready: bool = True
+    clock_ms: int | None = None
+    uptime_s: float | None = None
+    images: int | None = None
+    downloads: int | None = None
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A peer of a node. ``heard_s``: since its last datagram, None when there was none; ``dirs`` None where the page does not tell."""
+
+    address: Address
+    machine: str | None
+    name: str
+    heard_s: float | None
+    dirs: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dir:
+    """One configured directory of a node; what only our pages tell is None elsewhere."""
+
+    key: str
+    append_only: bool
+    num_levels: int
+    config_hash: str | None = None
+    images: int | None = None
+    usable: bool = True
+    free_bytes: int | None = None
+    size_bytes: int | None = None
+    reserve_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An image at a path of a node. ``signers``: fingerprints, as far as they are known; ``done``: from 0 to 1 while it is on its way."""
+
+    path: str
+    image: str
+    signed_ms: int
+    signers: tuple[str, ...]
+    committed: bool
+    done: float | None = None
+    stalled: bool = False
+    age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An image that a node did not take, or gave up."""
+
+    image: str
+    reason: str
+    rejected: bool
+    age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """How one path stands on a node."""
+
+    taken: bool
+    committed: Version | None = None
+    pending: Version | None = None
+    refused: Refused | None = None
+
+
+class _Shape:
+    """An object of a page. Each question raises FormatError when the answer is not what it should be."""
+
+    def __init__(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise FormatError("a page has something else where an object should be")
+        self._value: dict[str, Any] = value
+
+    def _get(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        found = self._value.get(name)
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+            raise FormatError(f"a page has no good {name!r}")
+        return found
+
+    def has(self, name: str) -> bool:
+        return self._value.get(name) is not None
+
+    def text(self, name: str) -> str:
+        found: str = self._get(name, str)
+        if len(found) > MOST_TEXT:
+            raise FormatError(f"the {name!r} of a page is too long")
+        return found
+
+    def image(self, name: str) -> str:
+        found = self.text(name)
+        if not _HEX.fullmatch(found):
+            raise FormatError(f"the {name!r} of a page is no image id")
+        return found
+
+    def whole(self, name: str) -> int:
+        found: int = self._get(name, int)
+        return found
+
+    def number(self, name: str) -> float | None:
+        return float(self._get(name, (int, float))) if self.has(name) else None
+
+    def count(self, name: str) -> int | None:
+        return self.whole(name) if self.has(name) else None
+
+    def flag(self, name: str) -> bool:
+        found: bool = self._get(name, bool)
+        return found
+
+    def below(self, name: str) -> _Shape | None:
+        return _Shape(self._value[name]) if self.has(name) else None
+
+    def items(self, name: str) -> Iterator[Any]:
+        found: list[Any] = self._get(name, list)
+        yield from found[:MOST_ITEMS]
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return tuple(found[:MOST_TEXT] for found in self.items(name) if isinstance(found, str))
+
+    def shapes(self, name: str) -> Iterator[_Shape]:
+        yield from map(_Shape, self.items(name))
+
+    def pairs(self) -> Iterator[tuple[str, _Shape]]:
+        for name, value in list(self._value.items())[:MOST_ITEMS]:
+            yield name[:MOST_TEXT], _Shape(value)
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise FormatError("a page names a peer that has no address") from None
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise FormatError("a page names a peer that has no port")
+    return Address(host, int(port))
+
+
+# -- our pages ----------------------------------------------------------------------------------------------------------------
+
+
+def identity(page: Any) -> Identity:
+    """``/api/v1/status``."""
+    found = _Shape(page)
+    return Identity(
+        found.text("machine_id"),
+        found.text("hostname"),
+        found.text("version"),
+        True,
+        found.flag("ready"),
+        found.whole("now_ms"),
+        found.number("uptime_s"),
+        found.count("images"),
+        found.count("downloads"),
+        found.count("damaged") or 0,
+    )
+
+
+def neighbours(page: Any) -> tuple[Neighbour, ...]:
+    """``/api/v1/peers``."""
+    return tuple(
+        Neighbour(
+            _address(one.text("address")),
+            one.text("machine_id") if one.has("machine_id") else None,
+            one.text("hostname") if one.has("hostname") else one.text("name"),
+            one.number("heard_s"),
+            one.texts("dirs") if one.has("machine_id") else None,
+        )
+        for one in _Shape(page).shapes("peers")
+    )
+
+
+def dirs(page: Any) -> tuple[Dir, ...]:
+    """``/api/v1/dirs``."""
+    return tuple(
+        Dir(
+            one.text("key"),
+            one.flag("append_only"),
+            one.whole("num_levels"),
+            one.text("config_hash"),
+            one.count("images"),
+            one.flag("usable"),
+            one.count("free_bytes"),
+            one.count("size_bytes"),
+            one.count("reserve_bytes"),
+        )
+        for one in _Shape(page).shapes("dirs")
+    )
+
+
+def keys(page: Any) -> Mapping[str, tuple[str, ...]]:
+    """``/api/v1/keys``: fingerprints by directory."""
+    below = _Shape(page).below("dirs")
+    return {} if below is None else {key: below.texts(key) for key in below._value}
+
+
+def _version(one: _Shape) -> Version:
+    signers = tuple(dict.fromkeys(entry.text("key") for entry in one.shapes("signatures") if entry.has("key")))
+    committed = one.text("state") == "committed"
+    if committed:
+        return Version(one.text("path"), one.image("image"), one.whole("signed_ms"), signers, True)
+    return Version(
+        one.text("path"),
+        one.image("image"),
+        one.whole("signed_ms"),
+        signers,
+        False,
+        one.number("done"),
+        one.flag("stalled") if one.has("stalled") else False,
+        one.number("age_s"),
+    )
+
+
+def versions(page: Any) -> tuple[tuple[Version, ...], tuple[tuple[str, int], ...]]:
+    """``/api/v1/dirs/KEY/...``: the images there, and the base dirs below with the number of their images."""
+    found = _Shape(page)
+    bases = tuple((one.text("path"), one.whole("images")) for one in found.shapes("base_dirs"))
+    return tuple(map(_version, found.shapes("versions"))), bases
+
+
+def at(page: Any) -> At:
+    """``/api/v1/images/KEY/...``."""
+    found = _Shape(page)
+    committed, pending, refused = found.below("committed"), found.below("pending"), found.below("refused")
+    return At(
+        found.flag("taken"),
+        None if committed is None else _version(committed),
+        None if pending is None else _version(pending),
+        None
+        if refused is None
+        else Refused(refused.image("image"), refused.text("reason"), refused.flag("rejected"), refused.number("age_s")),
+    )
+
+
+# -- the reference's ----------------------------------------------------------------------------------------------------------
+
+
+def old_identity(page: Any) -> Identity:
+    """``/status/``."""
+    found = _Shape(page)
+    process = found.below("process")
+    clock_ms = process.count("timestamp") if process is not None else None
+    return Identity(found.text("machine_id"), found.text("hostname"), found.text("version"), False, clock_ms=clock_ms)
+
+
+def old_neighbours(page: Any) -> tuple[Neighbour, ...]:
+    """``/peers/``."""
+    found = []
+    for _, one in _Shape(page).pairs():
+        machine = one.text("id") if one.has("id") else None
+        name = one.text("hostname") if one.has("hostname") else one.text("name")
+        found.append(Neighbour(_address(one.text("addr")), machine, name, None, None))
+    return tuple(found)
+
+
+def old_dirs(page: Any) -> tuple[Dir, ...]:
+    """``/configs/``."""
+    return tuple(Dir(key, one.flag("append_only"), one.whole("num_levels")) for key, one in _Shape(page).pairs())
+
+
+def old_versions(page: Any, base: str) -> tuple[Version, ...]:
+    """``/list-dir/KEY/..``; what is on its way stands in it, too, and is taken for committed unless the page says otherwise."""
+    found = []
+    for name, one in _Shape(page).pairs():
+        stamps = [_stamp_ms(entry.text("timestamp")) for entry in one.shapes("signatures")]
+        committed = one.flag("committed") if one.has("committed") else True
+        found.append(Version(f"{base}/{name}", one.image("image"), max(stamps, default=0), (), committed))
+    return tuple(found)
+
+
+def old_downloads(page: Any) -> Mapping[str, tuple[str, bool]]:
+    """``/downloading/``: by path the image, and whether it is stalled."""
+    return {path: (one.image("image_id"), one.flag("stalled")) for path, one in _Shape(page).pairs()}
+
+
+def _stamp_ms(text: str) -> int:
+    found = _HEAD.fullmatch(text)
+    if found is None:
+        return 0
+    try:
+        seconds = datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
+    except ValueError:
+        return 0
+    return int(seconds) * 1000 + int((found[2] or "0").ljust(9, "0")[:3])

@@ -1,0 +1,238 @@
+"""Who is in a cluster, and what each node says: asked of every node itself, over its pages.
+
+Entry points lead to nodes, and these name their peers. A node is known by its machine id, however many addresses lead to it. What a page
+names is contacted only where ``contacts.reachable_from`` allows it (threats A29).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.interfaces import IReactorTime
+
+from ciruela.client import shapes
+from ciruela.client.book import EXIT_NETWORK
+from ciruela.client.commands import Surroundings
+from ciruela.client.contacts import Resolve, reachable_from
+from ciruela.client.ends import Ends
+from ciruela.client.options.common import Common
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.pages import NoPage, Pages
+from ciruela.client.shapes import At, Dir, Identity, Neighbour, Version
+from ciruela.model.errors import CiruelaError
+from ciruela.model.vpath import VPath
+from ciruela.net.resolve import resolver
+from ciruela.seams import Address, NowMs
+
+AT_ONCE = 16
+"""Pages that are asked for at the same time: enough to hide the slow ones, too few to trouble anybody."""
+
+MOST_NODES = 1000
+"""Nodes that one cluster may bring up (threats A29)."""
+
+T = TypeVar("T")
+N = TypeVar("N")
+
+
+class Reader(Protocol):
+    """Who reads pages: ``pages.Pages``, or a double."""
+
+    def get(self, address: Address, page: str) -> Deferred[Any]:
+        """As ``pages.Pages.get``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One node. Without ``identity`` it did not answer, and ``problem`` says why; ``address`` is where it was asked.
+
+    ``skew_ms``: how far its clock is ahead of ours, give or take ``doubt_ms``. ``dirs``: what others say it takes, None if nobody does.
+    """
+
+    name: str
+    address: Address
+    machine: str | None
+    identity: Identity | None
+    neighbours: tuple[Neighbour, ...] = ()
+    problem: str = ""
+    skew_ms: int | None = None
+    doubt_ms: int = 0
+    dirs: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A cluster: its nodes, those that answered first, and what is wrong with the entry points, as sentences by name."""
+
+    nodes: tuple[Seen, ...]
+    names: Mapping[str, str]
+
+    @property
+    def answering(self) -> tuple[Seen, ...]:
+        """The nodes that answered."""
+        return tuple(node for node in self.nodes if node.identity is not None)
+
+
+async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
+    """What ``ask`` says of each, in order; some at a time."""
+    turns = DeferredSemaphore(AT_ONCE)
+
+    async def one(item: N) -> T:
+        return await ask(item)
+
+    def begin(item: N) -> Deferred[T]:
+        return Deferred.fromCoroutine(one(item))
+
+    return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
+
+
+class Survey:
+    """Asks the nodes of one cluster."""
+
+    def __init__(self, reader: Reader, resolve: Resolve, clock: IReactorTime, now_ms: NowMs) -> None:
+        self._reader = reader
+        self._resolve = resolve
+        self._clock = clock
+        self._now_ms = now_ms
+
+    # -- who is there -------------------------------------------------------------------------------------------------------------
+
+    async def find(self, cluster: ClusterNames) -> Found:
+        """Every node that the entry points and the nodes themselves lead to. Raises Ends when none of them answers."""
+        entries: dict[str, list[Address]] = {}
+        names: dict[str, str] = {}
+        for name in cluster.names:
+            try:
+                entries[name] = await self._resolve(name)
+            except CiruelaError as error:
+                names[name] = str(error)
+        asked: dict[Address, Seen] = {}
+        told: dict[Address, list[Neighbour]] = {}
+        first = list(dict.fromkeys(address for found in entries.values() for address in found))
+        wave = [Neighbour(address, None, _label(entries, address), None, None) for address in first]
+        while wave:
+            met = await each(wave, self._meet)
+            asked.update((seen.address, seen) for seen in met)
+            known = {seen.machine for seen in asked.values() if seen.identity is not None}
+            fresh: dict[Address, Neighbour] = {}
+            for neighbour in (one for seen in met for one in seen.neighbours):
+                told.setdefault(neighbour.address, []).append(neighbour)
+                if neighbour.address in asked or neighbour.machine in known or len(asked) + len(fresh) >= MOST_NODES:
+                    continue
+                if neighbour.address not in fresh and reachable_from(first, neighbour.address):
+                    fresh[neighbour.address] = neighbour
+            wave = list(fresh.values())
+        nodes = _distinct(asked, told, entries)
+        for name, addresses in entries.items():
+            if all(asked[address].identity is None for address in addresses):
+                names[name] = asked[addresses[0]].problem
+        if not any(node.identity is not None for node in nodes):
+            raise Ends(EXIT_NETWORK, f"no node of {cluster.label} answered: {'; '.join(dict.fromkeys(names.values())) or 'no address'}")
+        return Found(tuple(sorted(nodes, key=lambda node: (node.identity is None, node.name, str(node.address)))), names)
+
+    async def _meet(self, who: Neighbour) -> Seen:
+        """Ask one node who it is, and whom it knows."""
+        address = who.address
+        try:
+            began_s, began_ms = self._clock.seconds(), self._now_ms()
+            try:
+                page = await self._reader.get(address, "/api/v1/status")
+            except NoPage:
+                identity = shapes.old_identity(await self._reader.get(address, "/status/"))
+                neighbours = shapes.old_neighbours(await self._reader.get(address, "/peers/"))
+                return Seen(identity.hostname or who.name, address, identity.machine, identity, neighbours)
+            took_ms = int((self._clock.seconds() - began_s) * 1000)
+            identity = shapes.identity(page)
+            neighbours = shapes.neighbours(await self._reader.get(address, "/api/v1/peers"))
+        except CiruelaError as error:
+            return Seen(who.name, address, who.machine, None, problem=str(error))
+        skew_ms = None if identity.clock_ms is None else identity.clock_ms - began_ms - took_ms // 2
+        return Seen(identity.hostname or who.name, address, identity.machine, identity, neighbours, "", skew_ms, took_ms // 2 + 1)
+
+    # -- what a node says ---------------------------------------------------------------------------------------------------------
+
+    async def dirs(self, node: Seen) -> tuple[Dir, ...]:
+        """The directories of a node. Raises CiruelaError when it does not say."""
+        if node.identity is not None and node.identity.ours:
+            return shapes.dirs(await self._reader.get(node.address, "/api/v1/dirs"))
+        return shapes.old_dirs(await self._reader.get(node.address, "/configs/"))
+
+    async def keys(self, node: Seen) -> Mapping[str, tuple[str, ...]] | None:
+        """The fingerprints that may upload, by directory; None for a node that does not tell. Raises CiruelaError."""
+        if node.identity is None or not node.identity.ours:
+            return None
+        return shapes.keys(await self._reader.get(node.address, "/api/v1/keys"))
+
+    async def versions(self, node: Seen, base: VPath) -> tuple[tuple[Version, ...], tuple[tuple[str, int], ...]] | None:
+        """The images in ``base`` and the base dirs below it; None where there is no such directory. Raises CiruelaError."""
+        if node.identity is not None and node.identity.ours:
+            try:
+                return shapes.versions(await self._reader.get(node.address, f"/api/v1/dirs{quote(str(base))}"))
+            except NoPage:
+                return None
+        level = {one.key: one.num_levels for one in await self.dirs(node)}.get(base.key)
+        if level is None or base.level != max(level - 1, 0):
+            return None
+        found = shapes.old_versions(await self._reader.get(node.address, f"/list-dir{quote(str(base))}"), str(base))
+        running = shapes.old_downloads(await self._reader.get(node.address, "/downloading/"))
+        return tuple(_running(one, running) for one in found), ()
+
+    async def at(self, node: Seen, vpath: VPath) -> At:
+        """How ``vpath`` stands on a node. Raises CiruelaError."""
+        if node.identity is not None and node.identity.ours:
+            try:
+                return shapes.at(await self._reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))
+            except NoPage:
+                return At(False)
+        level = {one.key: one.num_levels for one in await self.dirs(node)}.get(vpath.key)
+        if level != vpath.level:
+            return At(False)
+        found = await self.versions(node, vpath.base)
+        one = next((one for one in (found[0] if found else ()) if one.path == str(vpath)), None)
+        if one is None:
+            return At(True)
+        return At(True, committed=one) if one.committed else At(True, pending=one)
+
+
+def _running(version: Version, running: Mapping[str, tuple[str, bool]]) -> Version:
+    image, stalled = running.get(version.path, (None, False))
+    if image != version.image and version.committed:
+        return version
+    return Version(version.path, version.image, version.signed_ms, version.signers, False, stalled=stalled)
+
+
+def _label(entries: Mapping[str, Sequence[Address]], address: Address) -> str:
+    return next((name for name, found in entries.items() if list(found) == [address]), str(address))
+
+
+def _distinct(
+    asked: Mapping[Address, Seen], told: Mapping[Address, list[Neighbour]], entries: Mapping[str, Sequence[Address]]
+) -> list[Seen]:
+    """Each node once. An address of a name of which another address answered is no node by itself, unless a node says so."""
+    nodes: dict[str, Seen] = {}
+    for seen in asked.values():
+        if seen.identity is not None:
+            nodes.setdefault(seen.identity.machine, seen)
+    for address, seen in asked.items():
+        told_of = told.get(address, [])
+        machine = seen.machine or next((one.machine for one in told_of if one.machine is not None), None)
+        if seen.identity is not None or (machine is not None and machine in nodes):
+            continue
+        alternatives = [other for found in entries.values() if address in found for other in found]
+        if not told_of and any(asked[other].identity is not None for other in alternatives):
+            continue
+        name = next((one.name for one in told_of), seen.name)
+        taken = [one.dirs for one in told_of if one.dirs is not None]
+        known = tuple(sorted({key for keys in taken for key in keys})) if taken else None
+        nodes[machine or str(address)] = Seen(name, address, machine, None, problem=seen.problem, dirs=known)
+    return list(nodes.values())
+
+
+def real_survey(common: Common, around: Surroundings) -> Survey:
+    """Real pages and names."""
+    resolve = resolver(around.look_up_in_thread)
+    pages = Pages(around.reactor, around.in_thread)
+    return Survey(pages, lambda name: resolve(name, common.port), around.reactor, around.now_ms)

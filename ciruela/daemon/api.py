@@ -1,0 +1,223 @@
+"""The pages below ``/api/v1/``: what the reading commands of the client ask of a node (``docs/reference/status.rst``).
+
+Read-only values. No path of this host, no comment of a key and no address of a client is ever in them. What needs files is asked at most
+once in some seconds, however many ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+
+from ciruela import __version__
+from ciruela.daemon.authority import Signature
+from ciruela.daemon.node import Node
+from ciruela.daemon.requests import config_hash
+from ciruela.daemon.retention import Retention
+from ciruela.daemon.signers import Signers
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.web.status import Json
+
+API = 1
+"""The number of this contract; what is added does not change it."""
+
+MOST_VERSIONS = 5000
+"""Images that one page lists, the newest first."""
+
+ROOM_FRESH_S = 5.0
+"""The free space of a directory is looked up at most so often."""
+
+Room = Callable[[str], Deferred[tuple[int, int, int]]]
+"""``Store.room``: bytes free, size, and reserve of the file system of a directory."""
+
+
+class NodeApi:
+    """Implements ``web.status.Api``."""
+
+    def __init__(self, node: Node, signers: Signers, room: Room) -> None:
+        self._node = node
+        self._signers = signers
+        self._room = room
+        self._retention = Retention(node)
+        self._rooms: dict[str, tuple[float, dict[str, Json]]] = {}
+        self._turn = DeferredLock()
+        self._began_s = node.world.clock.seconds()
+
+    def find(self, parts: tuple[str, ...]) -> Deferred[Json | None]:
+        """As ``web.status.Api.find``."""
+        match parts:
+            case ("status",):
+                return succeed(self._status())
+            case ("peers",):
+                return succeed(self._peers())
+            case ("keys",):
+                return Deferred.fromCoroutine(self._keys())
+            case ("dirs",):
+                return self._turn.run(lambda: Deferred.fromCoroutine(self._dirs()))
+            case ("dirs", *names) if names:
+                return Deferred.fromCoroutine(self._dir(names))
+            case ("images", *names) if names:
+                return Deferred.fromCoroutine(self._image(names))
+            case ("retention", *names) if names:
+                path, _ = self._taken(names)
+                return succeed(None) if path is None else Deferred.fromCoroutine(self._retention.page(path))
+        return succeed(None)
+
+    def _status(self) -> Json:
+        node = self._node
+        return {
+            "api": API,
+            "machine_id": node.world.me.hex(),
+            "hostname": node.world.hostname,
+            "version": __version__,
+            "now_ms": node.world.now_ms(),
+            "uptime_s": round(node.world.clock.seconds() - self._began_s, 1),
+            "ready": node.ready,
+            "images": len(node.ledger),
+            "downloads": len(node.downloads.running()),
+            "damaged": len(node.scrub.ill),
+        }
+
+    def _peers(self) -> Json:
+        """The configured peers; ``heard_s``: seconds since the last datagram from there, None when there was none."""
+        return {
+            "api": API,
+            "peers": [
+                {
+                    "machine_id": None if peer.machine is None else peer.machine.hex(),
+                    "hostname": peer.hostname,
+                    "name": peer.name,
+                    "address": str(peer.address),
+                    "heard_s": None if peer.silent_s is None else round(peer.silent_s, 1),
+                    "dirs": list(peer.keys),
+                }
+                for peer in self._node.gossip.cluster.peers()
+                if not peer.own
+            ],
+        }
+
+    async def _keys(self) -> Json:
+        """The fingerprints of the keys that may upload, by directory."""
+        found: dict[str, Json] = {}
+        for key, config in sorted(self._node.world.configs.items()):
+            fingerprints, _ = await self._signers.of(config, ())
+            found[key] = list(fingerprints)
+        return {"api": API, "dirs": found}
+
+    async def _dirs(self) -> Json:
+        return {
+            "api": API,
+            "dirs": [self._config(config) | await self._space(key) for key, config in sorted(self._node.world.configs.items())],
+        }
+
+    def _config(self, config: DirConfig) -> dict[str, Json]:
+        return {
+            "key": config.key,
+            "append_only": config.append_only,
+            "num_levels": config.num_levels,
+            "auto_clean": config.auto_clean,
+            "config_hash": config_hash(config).hex(),
+            "images": self._node.ledger.count(config.key),
+        }
+
+    async def _space(self, key: str) -> dict[str, Json]:
+        now_s = self._node.world.clock.seconds()
+        kept = self._rooms.get(key)
+        if kept is None or now_s - kept[0] >= ROOM_FRESH_S:
+            try:
+                free, size, reserve = await self._room(key)
+            except DiskError:
+                kept = now_s, {"usable": False, "free_bytes": None, "size_bytes": None, "reserve_bytes": None}
+            else:
+                kept = now_s, {"usable": True, "free_bytes": free, "size_bytes": size, "reserve_bytes": reserve}
+            self._rooms[key] = kept
+        return kept[1]
+
+    async def _dir(self, names: Sequence[str]) -> Json | None:
+        """The base dirs below a path, and the images right in it."""
+        path, config = self._taken(names)
+        if path is None or config is None or path.level > max(config.num_levels - 1, 0):
+            return None
+        ledger = self._node.ledger
+        bases = [base for base in ledger.base_hashes() if base != path and base.parts[: len(path.parts)] == path.parts]
+        entries = sorted(ledger.entries(path).items(), key=lambda item: item[1].version, reverse=True)[:MOST_VERSIONS]
+        shown = [(path.image_at(entry), state) for entry, state in entries]
+        _, made = await self._signers.of(config, [one for vpath, state in shown for one in _signatures(vpath, state)])
+        return {
+            "api": API,
+            "path": str(path),
+            "base_dirs": [{"path": str(base), "images": len(ledger.entries(base))} for base in sorted(bases)],
+            "versions": [self._version(vpath, state, made) for vpath, state in shown],
+        }
+
+    def _version(self, vpath: VPath, state: State, made: Mapping[Signature, str | None]) -> dict[str, Json]:
+        """One image. ``key`` of a signature is None when no key of today made it, or nobody has tried yet."""
+        pending = self._node.ledger.pending(vpath)
+        return {
+            "path": str(vpath),
+            "image": state.image.hex(),
+            "signed_ms": state.version.timestamp_ms,
+            "state": "committed" if pending is None else "downloading",
+            "signatures": [
+                {"signed_ms": entry.timestamp_ms, "key": made.get((str(vpath), state.image, entry))} for entry in state.signatures
+            ],
+        }
+
+    async def _image(self, names: Sequence[str]) -> Json | None:
+        """How one path stands here. ``taken``: this node has the directory, with paths of this depth."""
+        path, config = self._taken(names)
+        if path is None:
+            return None
+        if config is None or path.level != config.num_levels:
+            return {"api": API, "path": str(path), "taken": False, "committed": None, "pending": None, "refused": None}
+        ledger = self._node.ledger
+        committed, pending = ledger.committed(path), ledger.pending(path)
+        states = [state for state in (committed, pending.state if pending else None) if state is not None]
+        _, made = await self._signers.of(config, [one for state in states for one in _signatures(path, state)])
+        return {
+            "api": API,
+            "path": str(path),
+            "taken": True,
+            "committed": None if committed is None else self._version(path, committed, made) | {"state": "committed"},
+            "pending": None if pending is None else self._version(path, pending.state, made) | self._progress(path),
+            "refused": self._refused(path),
+        }
+
+    def _progress(self, path: VPath) -> dict[str, Json]:
+        download = self._node.downloads.get(path)
+        if download is None:
+            return {"phase": None, "done": None, "stalled": False, "age_s": None}
+        blocks = None if download.index is None else download.index.block_count
+        missing = None if download.plan is None else download.plan.missing
+        return {
+            "phase": download.phase.value,
+            "done": None if missing is None or blocks is None else round(1 - missing / blocks, 4) if blocks else 1.0,
+            "stalled": download.stalled,
+            "age_s": round(self._node.world.clock.seconds() - download.began_s, 1),
+        }
+
+    def _refused(self, path: VPath) -> Json:
+        refusal = self._node.refusals.at(path)
+        if refusal is None:
+            return None
+        return {
+            "image": refusal.image.hex(),
+            "reason": refusal.word,
+            "rejected": refusal.rejected,
+            "age_s": round(self._node.world.clock.seconds() - refusal.at_s, 1),
+        }
+
+    def _taken(self, names: Sequence[str]) -> tuple[VPath | None, DirConfig | None]:
+        try:
+            path = VPath.parse("/" + "/".join(names))
+        except ValueError:
+            return None, None
+        return path, self._node.world.configs.get(path.key)
+
+
+def _signatures(vpath: VPath, state: State) -> list[Signature]:
+    return [(str(vpath), state.image, entry) for entry in state.signatures]

@@ -1,0 +1,135 @@
+"""Pages of nodes, as values: whatever a page holds, it is values or FormatError."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client import shapes
+from ciruela.client.shapes import At, Dir, Identity, Neighbour, Refused, Version
+from ciruela.model.errors import FormatError
+from ciruela.seams import Address
+from tests.proof import shows
+
+IMAGE = "ab" * 32
+VERSION = {"path": "/a/v1", "image": IMAGE, "signed_ms": 5, "state": "committed", "signatures": [{"signed_ms": 5, "key": "SHA256:x"}]}
+PENDING = {**VERSION, "state": "downloading", "phase": "blocks", "done": 0.5, "stalled": False, "age_s": 3.0}
+OURS: list[tuple[Any, Any]] = [
+    (
+        shapes.identity,
+        {"machine_id": "11", "hostname": "n1", "version": "1", "now_ms": 7, "uptime_s": 2.5, "ready": True, "images": 3, "downloads": 0},
+    ),
+    (
+        shapes.neighbours,
+        {
+            "peers": [
+                {"machine_id": "22", "hostname": "n2", "name": "x", "address": "[::1]:5", "heard_s": 0.5, "dirs": ["a"]},
+                {"machine_id": None, "hostname": None, "name": "x", "address": "10.0.0.1:5", "heard_s": None, "dirs": []},
+            ]
+        },
+    ),
+    (
+        shapes.dirs,
+        {
+            "dirs": [
+                {
+                    "key": "a",
+                    "append_only": True,
+                    "num_levels": 1,
+                    "config_hash": "00",
+                    "images": 1,
+                    "usable": True,
+                    "free_bytes": 1,
+                    "size_bytes": 2,
+                    "reserve_bytes": None,
+                }
+            ]
+        },
+    ),
+    (shapes.keys, {"dirs": {"a": ["SHA256:x"]}}),
+    (shapes.versions, {"path": "/a", "base_dirs": [{"path": "/a/b", "images": 2}], "versions": [VERSION, PENDING]}),
+    (
+        shapes.at,
+        {
+            "taken": True,
+            "committed": VERSION,
+            "pending": PENDING,
+            "refused": {"image": IMAGE, "reason": "no_space", "rejected": False, "age_s": 1.5},
+        },
+    ),
+]
+REFERENCE: list[tuple[Any, Any]] = [
+    (shapes.old_identity, {"machine_id": "11", "hostname": "n1", "version": "0.6", "process": {"timestamp": 9}}),
+    (shapes.old_neighbours, {"11": {"id": "11", "addr": "10.0.0.1:5", "hostname": "n1", "name": "x"}}),
+    (shapes.old_dirs, {"a": {"append_only": False, "num_levels": 1, "auto_clean": True}}),
+    (
+        lambda page: shapes.old_versions(page, "/a"),
+        {"v1": {"image": IMAGE, "signatures": [{"timestamp": "2023-11-14T22:13:20.123000000Z", "signature": "ssh-ed25519 AA"}]}},
+    ),
+    (shapes.old_downloads, {"/a/v1": {"image_id": IMAGE, "mask": 3, "stalled": True, "source": False}}),
+]
+
+
+class ShapesTests(SynchronousTestCase):
+    """What a client shows is what a page says."""
+
+    def test_ours(self) -> None:
+        """A field would be lost, or stand for another."""
+        found = [read(page) for read, page in OURS]
+        self.assertEqual(found[0], Identity("11", "n1", "1", True, True, 7, 2.5, 3, 0))
+        self.assertEqual(
+            found[1], (Neighbour(Address("::1", 5), "22", "n2", 0.5, ("a",)), Neighbour(Address("10.0.0.1", 5), None, "x", None, None))
+        )
+        self.assertEqual(found[2], (Dir("a", True, 1, "00", 1, True, 1, 2, None),))
+        self.assertEqual(found[3], {"a": ("SHA256:x",)})
+        there = Version("/a/v1", IMAGE, 5, ("SHA256:x",), True)
+        coming = Version("/a/v1", IMAGE, 5, ("SHA256:x",), False, 0.5, False, 3.0)
+        self.assertEqual(found[4], ((there, coming), (("/a/b", 2),)))
+        self.assertEqual(found[5], At(True, there, coming, Refused(IMAGE, "no_space", False, 1.5)))
+
+    def test_reference(self) -> None:
+        """Servers of the reference could not be looked at."""
+        found = [read(page) for read, page in REFERENCE]
+        self.assertEqual(found[0], Identity("11", "n1", "0.6", False, clock_ms=9))
+        self.assertEqual(found[1], (Neighbour(Address("10.0.0.1", 5), "11", "n1", None, None),))
+        self.assertEqual(found[2], (Dir("a", False, 1),))
+        self.assertEqual(found[3], (Version("/a/v1", IMAGE, 1_700_000_000_123, (), True),))
+        self.assertEqual(found[4], {"/a/v1": (IMAGE, True)})
+        self.assertEqual(shapes.old_identity({"machine_id": "1", "hostname": "n", "version": "0", "process": None}).clock_ms, None)
+
+    @shows("A29")
+    def test_anything_else(self) -> None:
+        """A server could end a client with a traceback, by any page that it makes up."""
+        rng = random.Random(5)
+        junk: list[Any] = [None, True, 1, -1, 1e308, "", "x" * 5000, [], {}, [[]], {"a": 1}, "\x1b[2J", float("inf")]
+        for read, page in OURS + REFERENCE:
+            for other in junk:
+                self._tried(read, other)
+            for _ in range(300):
+                self._tried(read, self._changed(copy.deepcopy(page), rng, junk))
+
+    def _tried(self, read: Any, page: Any) -> None:
+        try:
+            read(page)
+        except FormatError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{json.dumps(page)[:300]} brought {error!r}") from error
+
+    def _changed(self, page: Any, rng: random.Random, junk: list[Any]) -> Any:
+        """The page with something else at one place."""
+        here = page
+        while True:
+            keys = list(here) if isinstance(here, dict) else list(range(len(here)))
+            if not keys:
+                return page
+            key = rng.choice(keys)
+            if isinstance(here[key], dict | list) and here[key] and rng.random() < 0.7:
+                here = here[key]
+                continue
+            here[key] = rng.choice(junk)
+            return page

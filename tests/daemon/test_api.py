@@ -1,0 +1,225 @@
+"""The pages below ``/api/v1/``."""
+
+import json
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.test.requesthelper import DummyRequest
+
+from ciruela.daemon.api import NodeApi
+from ciruela.daemon.refusals import MOST, Refusals
+from ciruela.daemon.signers import FRESH_S, MOST_TRIED, Signers
+from ciruela.daemon.status import NodeStatus
+from ciruela.model.errors import DiskError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry
+from ciruela.model.vpath import VPath
+from ciruela.web.pages import Pages
+from tests.doubles.clock import HeapClock
+from tests.proof import shows
+from tests.scenarios.cluster import APP, START_MS, Client, Cluster, Image
+
+SITE = Image(6, {"a": 300_000})
+FINGERPRINT = "SHA256:one"
+
+
+class Makers:
+    """Key files with one key, which made everything."""
+
+    def __init__(self):
+        self.asked = []
+        self.keys = (FINGERPRINT,)
+
+    def __call__(self, names, signatures):
+        self.asked.append(list(signatures))
+        return succeed((self.keys, dict.fromkeys(signatures, FINGERPRINT) if self.keys else {}))
+
+
+class ApiTests(SynchronousTestCase):
+    """What the reading commands build on stays as it is documented."""
+
+    def setUp(self):
+        self.cluster = Cluster(3)
+        self.cluster.run(10.0)
+        Client(self.cluster, SITE).upload("/app/v1", self.cluster.addresses(1))
+        self.cluster.run(10.0)
+        self.makers = Makers()
+        self.rooms = []
+        node = self.cluster.nodes[1]
+        self.api = NodeApi(node, Signers(self.makers, self.cluster.clock), self.room)
+        self.pages = Pages(NodeStatus(node, list), self.api)
+
+    def room(self, key):
+        self.rooms.append(key)
+        return fail(DiskError("/srv/logs: not mounted")) if key == "logs" else succeed((5000, 10_000, 300))
+
+    def get(self, path, code=200):
+        request = DummyRequest([])
+        request.method, request.path = b"GET", path.encode()
+        body = self.pages.render(request)
+        body = body if isinstance(body, bytes) else b"".join(request.written)
+        self.assertEqual(request.responseCode, code, body)
+        return json.loads(body)
+
+    def test_status(self):
+        """A client could not tell one node from another, or whether its clock is right."""
+        page = self.get("/api/v1/status")
+        self.assertEqual((page["api"], page["hostname"], page["ready"], page["images"]), (1, "n1", True, 1))
+        self.assertEqual(page["machine_id"], self.cluster.machine(1).hex())
+        self.assertGreater(page["now_ms"], START_MS)
+
+    def test_peers(self):
+        """Nobody could tell whose datagrams arrive where."""
+        peers = self.get("/api/v1/peers")["peers"]
+        self.assertEqual(next((one["name"], one["address"], one["dirs"]) for one in peers), ("n2", "10.0.0.2:24783", ["app", "logs"]))
+        self.assertLess(peers[0]["heard_s"], 30)
+
+    def test_dirs(self):
+        """Free space would be hidden, looked up for everybody who asks, or tell where a directory is."""
+        page = self.get("/api/v1/dirs")
+        self.get("/api/v1/dirs/")
+        app, logs = page["dirs"]
+        self.assertEqual((app["key"], app["free_bytes"], app["reserve_bytes"], app["usable"], app["images"]), ("app", 5000, 300, True, 1))
+        self.assertEqual((logs["append_only"], logs["usable"], logs["free_bytes"]), (True, False, None))
+        self.assertEqual(self.rooms, ["app", "logs"])
+        self.assertNotIn("/srv", json.dumps(page))
+
+    def test_dir(self):
+        """A user could not see what there is, and who signed it."""
+        page = self.get("/api/v1/dirs/app")
+        (version,) = page["versions"]
+        self.assertEqual((version["path"], version["image"], version["state"]), ("/app/v1", SITE.id.hex(), "committed"))
+        self.assertEqual([one["key"] for one in version["signatures"]], [FINGERPRINT])
+        self.assertEqual(self.get("/api/v1/dirs/logs")["versions"], [])
+
+    @shows("A6")
+    def test_no_such_page(self):
+        """A path that is none would be looked for, or break the page."""
+        for path in (
+            "/api/v1/",
+            "/api/v1/dirs/nothing",
+            "/api/v1/dirs/app/v1",
+            "/api/v1/dirs/../etc",
+            "/api/v1/dirs/%2e%2e",
+            "/api/v1/%ff",
+        ):
+            self.get(path, 404)
+
+    def test_image(self):
+        """Nobody could tell how far a node is, or why it does not have an image."""
+        page = self.get("/api/v1/images/app/v1")
+        self.assertEqual((page["taken"], page["committed"]["image"], page["pending"], page["refused"]), (True, SITE.id.hex(), None, None))
+        page = self.get("/api/v1/images/app/v2")
+        self.assertEqual((page["taken"], page["committed"]), (True, None))
+        self.assertFalse(self.get("/api/v1/images/other/v2")["taken"])
+        self.assertFalse(self.get("/api/v1/images/app/a/b")["taken"])
+
+    def test_image_on_its_way(self):
+        """Progress would be invisible, or a failed upload without a reason."""
+        self.cluster.hub.latency_s = 0.2
+        other = Image(7, {"a": 20_000_000})
+        client = Client(self.cluster, other)
+        client.upload("/app/v2", self.cluster.addresses(1))
+        self.cluster.run(30.0, until=lambda: len(client.given) > 60)
+        pending = self.get("/api/v1/images/app/v2")["pending"]
+        self.assertEqual((pending["image"], pending["phase"], pending["stalled"]), (other.id.hex(), "blocks", False))
+        self.assertTrue(0 <= pending["done"] < 1)
+        self.assertEqual([one["state"] for one in self.get("/api/v1/dirs/app")["versions"]], ["downloading", "committed"])
+        self.cluster.nodes[1].refusals.note(VPath.parse("/app/v2"), other.id, "commit_error", rejected=False)
+        refused = self.get("/api/v1/images/app/v2")["refused"]
+        self.assertEqual((refused["image"], refused["reason"], refused["rejected"]), (other.id.hex(), "commit_error", False))
+
+    def test_keys(self):
+        """Nobody could tell which key is accepted where without trying it."""
+        self.assertEqual(self.get("/api/v1/keys")["dirs"], {"app": [FINGERPRINT], "logs": [FINGERPRINT]})
+
+    def test_fault(self):
+        """A page that fails would hang, or show a file name to strangers."""
+
+        class Broken:
+            def find(self, parts):
+                return fail(DiskError("/etc/ciruela/keys is gone") if parts == ("keys",) else ZeroDivisionError("x"))
+
+        self.pages = Pages(NodeStatus(self.cluster.nodes[1], list), Broken())
+        self.assertNotIn("/etc", json.dumps(self.get("/api/v1/keys", 503)))
+        self.get("/api/v1/status", 503)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_reader_leaves(self):
+        """Somebody who goes away before the page is ready would leave an error in the log each time."""
+        waiting = Deferred()
+
+        class Slow:
+            def find(self, parts):
+                return waiting
+
+        request = DummyRequest([])
+        request.method, request.path = b"GET", b"/api/v1/status"
+        Pages(NodeStatus(self.cluster.nodes[1], list), Slow()).render(request)
+        request.processingFailed(DiskError("gone"))
+        waiting.callback({})
+        self.assertEqual(request.written, [])
+
+
+class SignersTests(SynchronousTestCase):
+    """Telling who signed what must cost little, however many ask."""
+
+    def setUp(self):
+        self.clock = HeapClock()
+        self.makers = Makers()
+        self.signers = Signers(self.makers, self.clock)
+        self.asked = [("/app/v1", ImageId(bytes(32)), SigEntry(number, bytes(64))) for number in range(MOST_TRIED + 10)]
+
+    def of(self, count, config=APP):
+        return self.successResultOf(self.signers.of(config, self.asked[:count]))
+
+    @shows("A15")
+    def test_once(self):
+        """Every look at a page would try all signatures anew."""
+        keys, made = self.of(3)
+        self.assertEqual((keys, set(made.values())), ((FINGERPRINT,), {FINGERPRINT}))
+        self.of(3)
+        self.assertEqual([len(one) for one in self.makers.asked], [3])
+        self.clock.advance(FRESH_S)
+        self.of(3)
+        self.assertEqual([len(one) for one in self.makers.asked], [3, 0])
+
+    @shows("A15")
+    def test_many(self):
+        """A page of thousands of images would keep a thread busy for minutes."""
+        self.of(1)
+        _, made = self.of(len(self.asked))
+        self.assertEqual(len(made), MOST_TRIED + 1)
+        self.assertEqual(max(map(len, self.makers.asked)), MOST_TRIED)
+        self.assertEqual(len(self.of(len(self.asked))[1]), len(self.asked))
+
+    def test_key_removed(self):
+        """A key that was removed would still be shown as one that may upload."""
+        self.of(2)
+        self.makers.keys = ()
+        self.clock.advance(FRESH_S)
+        keys, made = self.of(2)
+        self.assertEqual(keys, ())
+        self.assertEqual(set(made.values()), {None})
+
+    def test_directories_apart(self):
+        """The keys of one directory would be shown for another."""
+        self.of(1)
+        self.makers.keys = ("SHA256:two",)
+        self.assertEqual(self.of(0, replace(APP, key="cfg"))[0], ("SHA256:two",))
+
+
+class RefusalsTests(SynchronousTestCase):
+    """Why an image did not come."""
+
+    def test_bounded(self):
+        """Peers could fill the memory with refusals."""
+        refusals = Refusals(HeapClock())
+        for number in range(MOST + 5):
+            refusals.note(VPath(("app", f"v{number}")), ImageId(bytes(32)), "no_space", rejected=False)
+        self.assertIsNone(refusals.at(VPath(("app", "v4"))))
+        last = VPath(("app", f"v{MOST + 4}"))
+        self.assertIsNotNone(refusals.at(last))
+        refusals.forget(last)
+        self.assertIsNone(refusals.at(last))
