@@ -103,6 +103,7 @@ class Draft:
 
     def __init__(self, name: str, text: bytes | None) -> None:
         """``text`` is None for a file that is not there yet."""
+        self._directory = ""
         try:
             self._directory = tempfile.mkdtemp(prefix="ciruela-edit-")
             self.path = os.path.join(self._directory, name)
@@ -110,6 +111,7 @@ class Draft:
                 with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                     file.write(text)
         except OSError as error:
+            self.remove()
             raise LocalProblem(f"no copy can be made in {tempfile.gettempdir()}: {error.strerror} (choose a place with $TMPDIR)") from None
         self._before = text
 
@@ -129,4 +131,5 @@ class Draft:
 
     def remove(self) -> None:
         """Remove it with its directory, and what the editor left there."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)

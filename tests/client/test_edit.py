@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class EditCase(SynchronousTestCase):
         form = serialization.PrivateFormat.OpenSSH
         (self.top / "key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
         (self.top / "key").chmod(0o600)
+        self.patch(tempfile, "tempdir", str(self.top))
         self.local = self.top / "local"
         self.local.write_bytes(os.urandom(100_000))
         self.out, self.err = Output(), Output()
@@ -262,8 +264,6 @@ class Edit(EditCase):
     def kept(self) -> Path:
         path = Path(self.err.text.split("your text is kept in ")[1].splitlines()[0])
         self.assertEqual(path, self.draft)
-        self.addCleanup(path.parent.rmdir)
-        self.addCleanup(path.unlink)
         return path
 
     def text_cluster(self, count: int) -> Cluster:
@@ -456,5 +456,9 @@ class Editors(SynchronousTestCase):
         self.assertEqual(signal.getsignal(signal.SIGINT), before)
 
     def test_no_place_for_a_draft(self) -> None:
-        """A full or missing temporary directory would end in a traceback."""
+        """A full or missing temporary directory would end in a traceback, or keep what was made there."""
+        self.patch(tempfile, "tempdir", str(Path(self.mktemp()).absolute()))
+        self.assertIn("No such file", str(self.assertRaises(LocalProblem, Draft, "x", b"text")))
+        os.mkdir(tempfile.gettempdir())
         self.assertIn("choose a place with $TMPDIR", str(self.assertRaises(LocalProblem, Draft, "x" * 300, b"text")))
+        self.assertEqual(os.listdir(tempfile.gettempdir()), [])

@@ -52,29 +52,18 @@ class EditCase(SynchronousTestCase):
 
     def command(self, cluster: RealCluster, name: str, *args: object, nodes: list[str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command on /cfg/site with the key of the cluster."""
-        return cluster.run(
-            [
-                program("ciruela"),
-                name,
-                "--port",
-                str(cluster.port),
-                "-i",
-                str(cluster.key),
-                "-d",
-                VPATH,
-                *map(str, args),
-                "-m",
-                *(nodes or self.nodes),
-            ]
-        )
+        self.temp = cluster.top / "temp"
+        self.temp.mkdir(exist_ok=True)
+        words = [program("ciruela"), name, "--port", cluster.port, "-i", cluster.key, "-d", VPATH, *args, "-m", *(nodes or self.nodes)]
+        return cluster.run(["/usr/bin/env", f"TMPDIR={self.temp}", *map(str, words)])
 
     def drafts(self) -> set[str]:
-        return {name for name in os.listdir("/tmp") if name.startswith("ciruela-edit-")}
+        return {path.name for path in self.temp.iterdir()}
 
     def kept(self, said: str) -> Path:
-        """The text that was kept; it is removed with the test."""
+        """The text that was kept."""
         path = Path(said.split("your text is kept in ")[1].splitlines()[0])
-        self.addCleanup(shutil.rmtree, path.parent)
+        self.assertIn(self.temp, path.parents)
         return path
 
 
@@ -82,7 +71,6 @@ class Edit(EditCase):
     def test_edit(self) -> None:
         """What was typed would not be on all servers, or something else of the directory would be gone."""
         cluster = self.cluster(3)
-        before = self.drafts()
         editor = self.editor(
             cluster, 'test "$(basename "$1")" = app.conf || exit 9', 'stat -c %a "$(dirname "$1")" "$1" >mode', 'echo "size: 5" >>"$1"'
         )
@@ -91,16 +79,15 @@ class Edit(EditCase):
         self.assertEqual((cluster.home / "mode").read_text().split(), ["700", "600"])
         (self.source / "app.conf").write_text("color: red\nsize: 5\n")
         cluster.same(self.source, VPATH)
-        self.assertEqual(self.drafts(), before)
+        self.assertEqual(self.drafts(), set())
         for node in cluster.nodes:
             self.assertLess(node.received(), 2 * 256_100, "the whole image was sent again")
 
     def test_unchanged_and_executable(self) -> None:
         """An editor that is left without a change would upload; an edited script would not be executable any more."""
         cluster = self.cluster(1)
-        before = self.drafts()
         cluster.expect(self.command(cluster, "edit", "-f", "/app.conf", "--editor", "true"), 0, "unchanged")
-        self.assertEqual(self.drafts(), before)
+        self.assertEqual(self.drafts(), set())
         editor = self.editor(cluster, 'echo "#!/bin/bash" >"$1.new"', 'mv "$1.new" "$1"')
         cluster.expect(self.command(cluster, "edit", "-f", "/bin/run", "--editor", editor), 0, "1/1 nodes")
         (self.source / "bin" / "run").write_text("#!/bin/bash\n")
@@ -117,22 +104,8 @@ class Edit(EditCase):
         cluster = self.cluster(3)
         colleague = cluster.top / "colleague"
         colleague.write_text("color: green\n")
-        words = [
-            "put-file",
-            "-q",
-            "--port",
-            cluster.port,
-            "-i",
-            cluster.key,
-            "-d",
-            VPATH,
-            "-f",
-            "/other",
-            "-s",
-            colleague,
-            "-m",
-            *self.nodes,
-        ]
+        where = ["--port", cluster.port, "-i", cluster.key, "-d", VPATH, "-f", "/other"]
+        words = ["put-file", "-q", *where, "-s", colleague, "-m", *self.nodes]
         put = " ".join(map(str, [program("ciruela"), *words]))
         editor = self.editor(cluster, 'echo "size: 5" >>"$1"', f"{put} || exit 9")
         said = cluster.expect(
