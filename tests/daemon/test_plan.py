@@ -22,7 +22,7 @@ host: 10.0.0.1
 port: 5000
 db-dir: /var/lib/c
 disk-threads: 3
-override-machine-id: "abababababababababababababababab"
+override-machine-id: abababababababababababababababab
 override-hostname: n1.example.org
 metadata-threads: 2
 log-machine-id: true

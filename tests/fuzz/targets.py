@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.fuzz import connections, records, talks, texts, wire
+from tests.fuzz import connections, places, records, talks, texts, wire
 from tests.fuzz.mutate import Cut, cut_cbor, cut_evenly, cut_words
 from tests.proto.samples import VECTORS
 
@@ -75,6 +75,9 @@ TARGETS = (
     Target("hash-cache", records.check_hash_cache, records.hash_cache_samples(), cut_evenly, wire.TOKENS),
     Target("journal", wire.check_journal, wire.journal_samples(), tokens=wire.TOKENS),
     Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400),
+    Target("peer-list", places.check_list, places.list_samples(), cut_words, places.TOKENS),
+    Target("consul", places.check_consul, places.consul_samples(), cut_words, places.TOKENS),
+    Target("peer-cache", places.check_cache, places.cache_samples(), cut_words, places.TOKENS),
     Target("http-head", connections.check_head, connections.head_samples(), cut_words, connections.TOKENS_HEAD, 20_000),
     Target("http-port", connections.check_port, connections.head_samples(), cut_evenly, connections.TOKENS_HEAD, 8192, inputs=10_000),
 )
