@@ -45,6 +45,7 @@ BAD = [
     [2, "GetBlocks", 1, {"parts": ["text"]}],
     [2, "GetBlocks", 1, {"parts": [], "packed": [-1, 1]}],
     [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],
+    [0, "HookResult", {"id": b"\1" * 32, "path": "/a/b", "machine_id": b"\1" * 16, "hostname": "n", "forwarded": True, "kind": "webhook"}],
 ]
 
 
@@ -63,6 +64,7 @@ class Documentation(SynchronousTestCase):
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1,), packed=True)))
         schema.validate_cbor(codec.encode_request(1, m.GetIndex(s.image(1), "/a/b", packed=True)))
         schema.validate_cbor(codec.encode_response(1, "GetIndex", m.IndexData(b"frame", packed=True)))
+        schema.validate_cbor(codec.encode_notification(s.HOOK_RESULT))
         for cuts in range(1, MOST_CUTS + 1):
             mask = b"\1" * MASK_BYTES * cuts
             schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), mask)))
