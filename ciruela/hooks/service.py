@@ -23,7 +23,7 @@ from ciruela.model.hooks import CommandHook, Due, HookKind, HookReport, HookStat
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort
 from ciruela.model.printable import logged
-from ciruela.model.state import State
+from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Caller, Disk, NowMs, Runner, Staging
 from ciruela.tracking.ledger import Ledger
@@ -125,8 +125,8 @@ class Hooks:
     def _signer(self, config: DirConfig, vpath: VPath, state: State) -> Deferred[str]:
         """The fingerprint of the key that signed last. An empty one when nobody can tell: the upload was judged long ago."""
 
-        def newest(found: Mapping[object, str]) -> str:
-            return list(found.values())[-1] if found else ""
+        def newest(found: Mapping[SigEntry, str]) -> str:
+            return found[max(found)] if found else ""
 
         def unknown(failure: Failure) -> str:
             failure.trap(CiruelaError)
@@ -235,7 +235,8 @@ class Hooks:
     def _current(self, due: Due) -> bool:
         """Whether the image is still the one at its path, and this hook still due."""
         committed = self._ledger.committed(due.vpath)
-        return committed is not None and committed.image == due.image and (due.vpath, due.image) in self._left
+        known = due.vpath.key in self._configs and (due.vpath, due.image) in self._left
+        return known and committed is not None and committed.image == due.image
 
     def _try(self, job: _Job) -> Deferred[None]:
         hook = hook_of(self._configs[job.due.vpath.key], job.kind)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import blake3
 
-from ciruela.disk import bases, burials, keeplist, known
+from ciruela.disk import bases, burials, keeplist, known, notes
 from ciruela.index.digest import HashKind
+from ciruela.model.dirconfig import Modes
 from ciruela.model.errors import FormatError
+from ciruela.model.hooks import AFTER, Due
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.state import Burials, Tombstone, Version
-from ciruela.model.vpath import check_component
+from ciruela.model.vpath import VPath, check_component
 from tests.fuzz.wire import refusal
 
 _LATEST_MS = 1 << 64
@@ -35,6 +39,42 @@ def tombstone_samples() -> tuple[bytes, ...]:
     """None, some, and some that were folded."""
     stones = {f"v{number}": Tombstone(Version(number, ImageId(bytes([number]) * 32)), 9 * number) for number in range(4)}
     return tuple(burials.encode(one) for one in (Burials(), Burials(0, stones), Burials(1_700_000_000_000, {"": stones["v1"]})))
+
+
+def check_due(data: bytes) -> bool:
+    """Hooks of one image at a good path, or nothing."""
+    try:
+        found = notes.decode_due(data)
+    except FormatError as fault:
+        return refusal(fault)
+    assert 0 <= found.signed_ms < _LATEST_MS
+    assert len(found.image) == HASH_BYTES
+    assert VPath.parse(str(found.vpath)) == found.vpath
+    assert notes.decode_due(notes.encode_due(found)) == found
+    return True
+
+
+def due_samples() -> tuple[bytes, ...]:
+    """Both hooks, and one."""
+    one = Due(VPath(("app", "v1")), ImageId(b"\1" * 32), None, 5, "SHA256:x", AFTER)
+    return notes.encode_due(one), notes.encode_due(replace(one, old_image=ImageId(b"\2" * 32), kinds=AFTER[1:]))
+
+
+def check_modes(data: bytes) -> bool:
+    """Permission bits and a group that the system may have, or nothing."""
+    try:
+        found = notes.decode_modes(data)
+    except FormatError as fault:
+        return refusal(fault)
+    assert not (found.dir_bits | found.file_bits) & ~0o777
+    assert found.gid is None or 0 <= found.gid < 1 << 32
+    assert notes.decode_modes(notes.encode_modes(found)) == found
+    return True
+
+
+def modes_samples() -> tuple[bytes, ...]:
+    """With a group, and without."""
+    return notes.encode_modes(Modes(0o750, 0o640, 1000)), notes.encode_modes(Modes())
 
 
 def check_base(data: bytes) -> bool:

@@ -267,6 +267,7 @@ NEWER = (
     codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), b"\x0f" * 32)),
     codec.encode_request(11, m.GetPieces("/dir1/a/v1", ImageId(b"\x11" * 32), b"\xf0" * 64)),
     codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"data of blocks"), m.Part(b"packed", packed=True)), (7, 300))),
+    codec.encode_notification(samples.HOOK_RESULT),
     codec.encode_response(9, "GetBlocks", m.BlocksData((), (0, 1, 2, 7, 300))),
     codec.encode_response(10, "GetShare", m.ShareData(b"\x03" * 32)),
     codec.encode_response(11, "GetPieces", m.PiecesData(b"\x30" * 64)),

@@ -219,6 +219,8 @@ class OwnFacts:
         self.images: dict[VPath, Version] = {}
         self.removed: list[tuple[VPath, ImageId, int]] = []
         self.removals: dict[VPath, Version] = {}
+        self.bits = 0
+        self.ended: list[Hooked] = []
 
     def keys(self) -> Sequence[str]:
         return self.key_list
@@ -236,10 +238,10 @@ class OwnFacts:
         return self.images.get(vpath)
 
     def due_bits(self, vpath: VPath) -> int:
-        return 0
+        return self.bits
 
     def hooks(self) -> Sequence[Hooked]:
-        return []
+        return list(self.ended)
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         return self.removed

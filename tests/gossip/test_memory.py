@@ -20,8 +20,9 @@ from ciruela.gossip.cluster import (
     Refused,
     WatchHeard,
 )
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Item, Member, Packet, Watch
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Hooked, Item, Member, Packet, Watch
 from ciruela.gossip.quota import PER_OWNER, Quota
+from ciruela.gossip.results import MOST_KINDS, RESULT_S, HeardResults
 from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, Refusal
 from ciruela.gossip.stances import IMAGES_PER_PATH, STANCE_S
 from ciruela.gossip.watches import WATCH_S
@@ -534,3 +535,33 @@ class WatchTests(ClusterCase):
             self.hear(A, AT_A, Watch(VPath(("app", f"v{number}")), C, 10))
         self.assertEqual(self.cluster.watchers(PATH), {C})
         self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), {C})
+
+
+class ResultTests(SynchronousTestCase):
+    """What is known of hooks of others."""
+
+    def hooked(self, timestamp_ms: int = 5, ok: bool = False, kind: int = 1, vpath: VPath = PATH) -> Hooked:
+        return Hooked(vpath, ONE, timestamp_ms, kind, ok, "")
+
+    def test_newest_counts(self) -> None:
+        """What was said of an older release would hide how the hook of the new one ended."""
+        known = HeardResults()
+        self.assertTrue(known.heard(A, self.hooked(), 0.0))
+        self.assertFalse(known.heard(A, self.hooked(), 0.0))
+        self.assertTrue(known.heard(A, self.hooked(6, True), 0.0))
+        self.assertFalse(known.heard(A, self.hooked(), 0.0))
+        self.assertEqual(known.of(PATH), [(A, self.hooked(6, True))])
+
+    @shows("A34", "F25")
+    def test_bounds(self) -> None:
+        """One peer would fill the memory, or displace what others said."""
+        known = HeardResults()
+        known.heard(B, self.hooked(), 0.0)
+        for number in range(PER_OWNER + 5):
+            known.heard(A, self.hooked(vpath=VPath(("app", f"v{number}"))), 0.0)
+        self.assertEqual((len(known), known.of(VPath(("app", "v0")))), (PER_OWNER + 1, []))
+        for kind in range(1, 64):
+            known.heard(B, self.hooked(kind=kind), 0.0)
+        self.assertEqual(len(known.of(PATH)), MOST_KINDS)
+        known.expire(RESULT_S + 1)
+        self.assertEqual((len(known), known.of(PATH)), (0, []))

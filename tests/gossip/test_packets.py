@@ -20,6 +20,7 @@ from ciruela.gossip.packets import (
     Deleted,
     Download,
     Header,
+    Hooked,
     Item,
     Member,
     Packet,
@@ -55,6 +56,8 @@ EXAMPLES: tuple[Item, ...] = (
     Member(OTHER, "[::1]:24783", 9, "", 63, 64, (), 1),
     Deleted(PATH, IMAGE, 5),
     Ack(PATH, IMAGE),
+    Complete(PATH, IMAGE, 123, 3),
+    Hooked(PATH, IMAGE, 123, 1, False, "exited with 1: ü"),
 )
 
 uints = st.integers(0, MAX_UINT)
@@ -78,7 +81,8 @@ def members(draw: st.DrawFn) -> Member:
 items = st.one_of(
     st.builds(BaseHash, vpaths, images),
     st.builds(Download, vpaths, images, st.none() | st.integers(0, FULL), st.booleans(), st.booleans()),
-    st.builds(Complete, vpaths, images, uints),
+    st.builds(Complete, vpaths, images, uints, uints),
+    st.builds(Hooked, vpaths, images, uints, st.integers(1, 63), st.booleans(), texts.map(lambda text: text[:200])),
     st.builds(Watch, vpaths, machines, uints, uints),
     members(),
     st.builds(Deleted, vpaths, images, uints),
@@ -115,7 +119,8 @@ class WritingTests(SynchronousTestCase):
         """A path that uploads accept but gossip cannot carry would never reach the other nodes (threats A35)."""
         longest: list[Item] = [
             Download(LONG_PATH, IMAGE, FULL, True, True),
-            Complete(LONG_PATH, IMAGE, MAX_UINT),
+            Complete(LONG_PATH, IMAGE, MAX_UINT, MAX_UINT),
+            Hooked(LONG_PATH, IMAGE, MAX_UINT, 63, True, "m" * 200),
             Watch(LONG_PATH, ME, MAX_UINT, MAX_UINT),
             Member(ME, "a" * 255, MAX_UINT, "h" * 255, 63, 64, ("k" * 255, "l" * 255), MAX_UINT),
         ]
@@ -194,6 +199,14 @@ class ReadingTests(SynchronousTestCase):
             packed(2, "/a/b", IMAGE, None),
             packed(3, "/a/b", IMAGE[:31], 0),
             packed(3, "/a/b", IMAGE, "0"),
+            packed(3, "/a/b", IMAGE, 0, -1),
+            packed(9, "/a/b", IMAGE, 0, 0, 1, ""),
+            packed(9, "/a/b", IMAGE, 0, 64, 1, ""),
+            packed(9, "/a/b", IMAGE, 0, 1, 2, ""),
+            packed(9, "/a/b", IMAGE, 0, 1, True, ""),
+            packed(9, "/a/b", IMAGE, 0, 1, 1, "ü" * 101),
+            packed(9, "/a/b", IMAGE, 0, 1, 1, "\x1b[2J"),
+            packed(9, "/a/b", IMAGE, 0, 1, 1),
             packed(4, "/a/b", b"m" * 17, 1, 1),
             packed(4, "/a/b", ME, 1, None),
             packed(5, ME, None, 1, "h", 0, 1, "keys", 0),

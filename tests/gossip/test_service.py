@@ -29,6 +29,7 @@ from ciruela.gossip.packets import (
 )
 from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
+from ciruela.gossip.telling import Repeats
 from ciruela.gossip.watches import WATCH_S
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
@@ -68,10 +69,10 @@ class Recorder:
         self.heard.append(("differs", base, base_hash, address))
 
     def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
-        pass
+        self.heard.append(("hooks due", vpath, image, machine, hostname, bits))
 
     def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
-        pass
+        self.heard.append(("hooked", hooked, machine, hostname))
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))
@@ -572,3 +573,86 @@ class RefusingTests(GossipCase):
         self.clock.pump([1.0] * int(HUSH_S + 2))
         self.gossip.received(b"noise", AT_A)
         self.assertEqual(len([event for event in events if event["log_level"] is LogLevel.warn]), 3)
+
+
+class HookTests(GossipCase):
+    """What nodes tell each other of hooks."""
+
+    FAILED = Hooked(PATH, ONE, 5, 1, False, "exited with 1")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.peers()
+
+    def test_due_before_complete(self) -> None:
+        """A client would leave when the image is there, before it knows that it has to wait for more."""
+        self.facts.waiting = {PATH}
+        self.hear(A, AT_A, Complete(PATH, ONE, 5, 3))
+        self.assertEqual(self.out.heard, [("hooks due", PATH, ONE, A, "host-a", 3), ("completed", PATH, ONE, A, "host-a")])
+
+    def test_said_with_complete(self) -> None:
+        """The same, at the node that has the hook: what is due is said with the completion, not after it."""
+        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.out.sent.clear()
+        self.facts.images[PATH], self.facts.bits = Version(5, ONE), 1
+        self.gossip.news_complete(PATH)
+        self.clock.advance(0)
+        self.assertEqual({item for _, item in self.said(Complete)}, {Complete(PATH, ONE, 5, 1)})
+
+    def test_end_for_a_client(self) -> None:
+        """A client would wait until its deadline for a hook that has failed long ago."""
+        self.hear(A, AT_A, self.FAILED)
+        self.assertEqual(self.out.heard, [])
+        self.facts.waiting = {PATH}
+        self.gossip.news_watch(PATH)
+        self.clock.advance(0)
+        self.assertEqual(self.out.heard, [("hooked", self.FAILED, A, "host-a")])
+        self.hear(A, AT_A, self.FAILED)
+        self.assertEqual(len(self.out.heard), 1, "said twice")
+        well = Hooked(PATH, ONE, 5, 1, True, "")
+        self.hear(A, AT_A, well)
+        self.assertEqual(self.out.heard[1:], [("hooked", well, A, "host-a")])
+
+    def test_repeated(self) -> None:
+        """The end of a hook would be lost with one datagram; or be repeated for ever, for nobody acknowledges it."""
+        self.facts.images[PATH] = Version(5, ONE)
+        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.facts.ended = [self.FAILED]
+        self.gossip.news_hook(PATH)
+        told = []
+        for second in range(60):
+            self.hear(B, AT_B, Watch(PATH, A, 2 + second))
+            self.clock.advance(1)
+            told.append(sum(address == AT_A for address, _ in self.said(Hooked)))
+        self.assertGreaterEqual(sum(map(bool, told)), 5)
+        self.assertEqual(told[:2], [1, 1] if told[0] == 1 else told[:2])
+
+    def test_watch_that_comes_later(self) -> None:
+        """A client that begins to wait after the hook has ended would never hear how."""
+        self.facts.images[PATH], self.facts.ended = Version(5, ONE), [self.FAILED]
+        self.clock.advance(1)
+        self.out.sent.clear()
+        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.assertIn((AT_A, self.FAILED), self.said(Hooked))
+
+
+class RepeatTests(SynchronousTestCase):
+    """Whom to tell of hooks, and how often."""
+
+    def test_five_times(self) -> None:
+        """A watcher would be told once only, or each second for as long as it waits."""
+        repeats = Repeats()
+        self.assertTrue(repeats.begin(PATH, A, 0.0, news=False))
+        self.assertFalse(repeats.begin(PATH, A, 0.0, news=False))
+        told = [second for second in range(200) if repeats.due(float(second), lambda *_: True)]
+        self.assertEqual(told, [0, 1, 3, 7, 15])
+        self.assertTrue(repeats.begin(PATH, A, 200.0, news=True))
+        self.assertEqual(repeats.due(200.0, lambda *_: False), [])
+        self.assertTrue(repeats.begin(PATH, A, 200.0, news=False), "a watch that is over is not forgotten")
+
+    def test_bounded(self) -> None:
+        """Many watches would fill the memory."""
+        repeats = Repeats(limit=2)
+        for number in range(5):
+            repeats.begin(VPath(("app", f"v{number}")), A, 0.0, news=True)
+        self.assertEqual(len(repeats.due(0.0, lambda *_: True)), 2)

@@ -61,3 +61,6 @@ NOTIFICATIONS: dict[str, m.Notification] = {
     "ReceivedImage": m.ReceivedImage(image(0x11), "/dir1/a/v1", machine(0x22), "node2", True),
     "AbortedImage": m.AbortedImage(image(0x11), "/dir1/a/v1", machine(0x22), "node2", False, "cant_fetch_index"),
 }
+
+HOOK_RESULT = m.HookResult(image(0x11), "/dir1/a/v1", machine(0x22), "node2", True, "on-commit", "failed", "exited with 1")
+"""Of our own: the reference has none."""

@@ -49,6 +49,7 @@ BAD = [
     [2, "GetBlocks", 1, {"parts": ["text"]}],
     [2, "GetBlocks", 1, {"parts": [], "packed": [-1, 1]}],
     [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],
+    [0, "HookResult", {"id": b"\1" * 32, "path": "/a/b", "machine_id": b"\1" * 16, "hostname": "n", "forwarded": True, "kind": "webhook"}],
 ]
 
 
@@ -71,6 +72,7 @@ class Documentation(SynchronousTestCase):
         for there, free_bytes in ((None, None), (s.image(1), 5)):
             answer = m.CheckData(False, "quota_exceeded", "why", there, there, free_bytes, s.machine(1), "n1", {s.machine(2): "n2"})
             schema.validate_cbor(codec.encode_response(1, "CheckUpload", answer))
+        schema.validate_cbor(codec.encode_notification(s.HOOK_RESULT))
         for cuts in range(1, MOST_CUTS + 1):
             mask = b"\1" * MASK_BYTES * cuts
             schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), mask)))

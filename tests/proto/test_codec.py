@@ -42,6 +42,17 @@ class Vectors(SynchronousTestCase):
             self.assertEqual(codec.encode_notification(notification).hex(), s.VECTORS[name].hex(), name)
             self.assertEqual(codec.decode(s.VECTORS[name]), codec.NotificationIn(notification), name)
 
+    def test_hook_results(self) -> None:
+        """A client would never learn how a hook ended."""
+        data = codec.encode_notification(s.HOOK_RESULT)
+        self.assertEqual(codec.decode(data), codec.NotificationIn(s.HOOK_RESULT))
+        known = cbor2.loads(data)[2]
+        for bad in ({"state": 1}, {"kind": b"webhook"}, {"message": "x" * 5000}, {"hostname": "x" * 300}, {"forwarded": 1}):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([0, "HookResult", known | bad]))
+        for missing in known:
+            rest = {name: value for name, value in known.items() if name != missing}
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([0, "HookResult", rest]))
+
     def test_state_file(self) -> None:
         """A state that cannot be read makes a whole image invisible after an upgrade."""
         self.assertEqual(codec.encode_state(s.V1), s.VECTORS["StateFile"])

@@ -97,14 +97,18 @@ class HookTests(SynchronousTestCase):
     def test_well_badly_and_too_late(self) -> None:
         """A script would think that a release is in service on servers where it did not start."""
         out = fresh(self)
-        good = script(
-            self,
-            f'cat > "{out}/stdin"; env > "{out}/env"; pwd > "{out}/pwd"; ls "$CIRUELA_DIRECTORY" > "{out}/ls"; ls -l /proc/self/fd > "{out}/fds"',
+        look = (
+            'cat > "$1/stdin"',
+            'env > "$1/env"',
+            'pwd > "$1/pwd"',
+            'ls "$CIRUELA_DIRECTORY" > "$1/ls"',
+            'ls -l /proc/self/fd > "$1/fds"',
         )
+        good = script(self, "\n".join(look))
         bad = script(self, "echo starting; echo the port is taken >&2; exit 3")
         slow = script(self, f'sleep 1000 & echo $! > "{out}/child"; echo $$ > "{out}/leader"; wait')
         settings = [
-            f"on-commit: [{good}, now]\n",
+            f"on-commit: [{good}, '{out}']\n",
             f"on-commit: {{command: [{bad}], retries: 1, backoff: 10ms}}\n",
             f"on-commit:\n  command: [{slow}]\n  timeout: 1500ms\n  retries: 0\n",
         ]
@@ -136,10 +140,8 @@ class HookTests(SynchronousTestCase):
     def test_check(self) -> None:
         """A release that the operator's own check refuses would be live, or be left lying around."""
         out = fresh(self)
-        check = script(
-            self,
-            f'test -e "$CIRUELA_DIRECTORY/good" || {{ echo there is no good; exit 1; }}; ls -A "$CIRUELA_DIRECTORY" > "{out}/$CIRUELA_HOOK"',
-        )
+        test = 'test -e "$CIRUELA_DIRECTORY/good" || { echo there is no good; exit 1; }'
+        check = script(self, f'{test}\nls -A "$CIRUELA_DIRECTORY" > "{out}/$CIRUELA_HOOK"')
         cluster = RealCluster(
             self, 2, {"cfg": CFG + f"check-before-commit: {{command: [{check}], timeout: 30s}}\n"}, expect_errors=["check_failed"]
         )
