@@ -93,7 +93,7 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual([one["key"] for one in version["signatures"]], [FINGERPRINT])
         self.assertEqual(self.get("/api/v1/dirs/logs")["versions"], [])
 
-    @shows("A6")
+    @shows("F3")
     def test_no_such_page(self):
         """A path that is none would be looked for, or break the page."""
         for path in (
