@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.commands import Surroundings
-from ciruela.client.keygen import keygen
+from ciruela.client.keygen import keygen, write
 from ciruela.client.mykeys import my_keys
 from ciruela.client.options.keygen import KeygenOptions
 from ciruela.client.options.table import parse
@@ -69,6 +69,14 @@ class KeygenTests(KeyCase):
             self.failureResultOf(self.keygen(str(self.home / name), answers=("secret", "secret")), LocalProblem)
         self.assertEqual(self.prompts, [])
         self.assertEqual(sorted(one.name for one in self.home.iterdir()), ["key.pub", "link"])
+
+    def test_appears_meanwhile(self) -> None:
+        """While somebody types a passphrase another program may make the same key: it would be lost."""
+        for name in ("key", "key.pub"):
+            (self.home / name).write_text("theirs")
+            self.assertRaises(LocalProblem, write, str(self.home / "key"), b"private", b"public")
+            self.assertEqual([(one.name, one.read_text()) for one in self.home.iterdir()], [(name, "theirs")])
+            (self.home / name).unlink()
 
     def test_cannot_be_written(self) -> None:
         """A missing directory would end in a traceback."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -121,7 +122,7 @@ class PagesTests(SynchronousTestCase):
     def test_no_connection(self) -> None:
         """What the system says would be shown to users as it is."""
         for error, words in (
-            (ConnectionRefusedError(), "connection refused by [::1]:24783"),
+            (Refused(), "connection refused by [::1]:24783"),
             (OSError(113, "No route"), "cannot connect to"),
         ):
             self.answer = Deferred()
