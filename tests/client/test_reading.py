@@ -407,14 +407,24 @@ class DoctorTests(ReadingCase):
         self.assertEqual(
             self.failing(),
             [
-                ("udp", "n1 never heard a datagram of n2"),
-                ("udp", "n2 heard nothing of n3 for 8:20"),
+                ("udp", "n1 hears no datagrams of n2"),
+                ("udp", "n2 has not heard lately n3"),
                 ("udp", "n3 does not know n1"),
             ],
         )
         for node in (self.one, self.two, self.three):
             node.uptime_s = 5.0
         self.assertEqual(self.failing(), [])
+
+    def test_datagrams_of_many(self) -> None:
+        """In a large cluster chance would be taken for a fault, or a fault for chance."""
+        nodes = [Node(number, [one for one in range(1, 61) if one != number]) for number in range(1, 61)]
+        self.reader.add(*nodes)
+        nodes[6].heard_s = {9: None, 11: 400.0}
+        self.assertEqual(self.failing(), [])
+        self.assertIn("hears no datagrams of n9", self.out.text)
+        nodes[6].heard_s = dict.fromkeys(range(20, 61))
+        self.assertEqual(len(self.failing()), 1)
 
     def test_connection(self) -> None:
         """A node that is down would be missing from the report."""
