@@ -19,11 +19,16 @@ from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.shapes import Dir
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
-from ciruela.client.text import count, interval, size
+from ciruela.client.text import count, size
 from ciruela.model.errors import CiruelaError
 
 SILENT_S = 90.0
-"""A peer that was not heard for so long: three times after which a node asks a silent one for a sign of life (``gossip.roster``)."""
+PAIR_S = 5.0
+"""A peer that was not heard for so long, or for so long times the number of nodes: each node speaks to four others in a second, at random
+(``gossip.targets``), so by chance that happens less than once in a million times."""
+
+MOST_PAIRED = 50
+"""In larger clusters two nodes may not speak to each other for longer than is remembered: then only many silent peers are a fault."""
 
 YOUNG_S = 30.0
 """A node that has just started has not heard of everybody yet."""
@@ -92,36 +97,44 @@ def check_connections(found: Found) -> list[Check]:
 def check_datagrams(found: Found) -> list[Check]:
     """UDP between all pairs of nodes that answer, as the one that should hear it tells."""
     checks = []
-    pairs = 0
     ours = [node for node in found.answering if node.identity is not None and node.identity.ours]
+    patience_s = max(SILENT_S, len(ours) * PAIR_S)
     for node in ours:
         heard: dict[str | None, float | None] = {one.machine: one.heard_s for one in node.neighbours if one.machine is not None}
         listed = {one.address for one in node.neighbours}
-        for other in ours:
-            if other.machine == node.machine:
-                continue
-            pairs += 1
+        unknown, never, silent, young = [], [], [], []
+        for other in (one for one in ours if one.machine != node.machine):
             silent_s = heard.get(other.machine)
-            if silent_s is not None and silent_s < SILENT_S:
+            if silent_s is not None and silent_s < patience_s:
                 continue
-            young = min(_uptime_s(node), _uptime_s(other)) < YOUNG_S
-            if other.machine not in heard and other.address not in listed:
-                text, remedy = f"does not know {other.name}", f"name {other.name} in peers.txt of {node.name}"
+            if min(_uptime_s(node), _uptime_s(other)) < YOUNG_S:
+                young.append(other.name)
+            elif other.machine not in heard and other.address not in listed:
+                unknown.append(other.name)
             elif silent_s is None:
-                text = f"never heard a datagram of {other.name}"
-                remedy = (
-                    f"open UDP port {node.address.port} from {other.name} to {node.name}; peers.txt must name the address it sends from"
-                )
+                never.append(other.name)
             else:
-                text = f"heard nothing of {other.name} for {interval(silent_s)}"
-                remedy = f"look for what drops UDP port {node.address.port} between {other.name} and {node.name}"
-            if young:
-                text, remedy = f"{text}, but one of the two has just started", "run this again in a minute"
-            checks.append(Check(Level.NOTE if young else Level.FAIL, "udp", node.name, text, remedy))
+                silent.append(other.name)
+        port = f"UDP port {node.address.port}"
+        large = len(ours) > MOST_PAIRED and len(never) + len(silent) < len(ours) // 2
+        level = Level.NOTE if large else Level.FAIL
+        for about, text, remedy, kind in (
+            (unknown, "does not know", f"name them in peers.txt of {node.name}", Level.FAIL),
+            (
+                never,
+                "hears no datagrams of",
+                f"open {port} from them to {node.name}; its peers.txt must name the addresses they send from",
+                level,
+            ),
+            (silent, "has not heard lately", f"look for what drops {port} between them and {node.name}", level),
+            (young, "has not heard yet", "one of the two has just started: run this again in a minute", Level.NOTE),
+        ):
+            if about:
+                checks.append(Check(kind, "udp", node.name, f"{text} {names(about, MOST_NAMES)}", remedy))
     others = [node.name for node in found.answering if node not in ours]
     if others:
-        checks.append(Check(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear", ""))
-    return checks or [Check(Level.OK, "udp", count(pairs, "pair"), "every node hears every other")]
+        checks.append(Check(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear"))
+    return checks or [Check(Level.OK, "udp", count(len(ours), "node"), "every node hears every other")]
 
 
 def _uptime_s(node: Seen) -> float:

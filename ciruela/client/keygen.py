@@ -39,7 +39,7 @@ async def keygen(options: KeygenOptions, around: Surroundings, ask: Callable[[],
             raise BadKey("there is no terminal to ask for a passphrase (a key without one: --no-passphrase)")
         passphrase = await around.in_thread(_asked, asking, path)
     public, text = await around.in_thread(_made, passphrase, options.comment or _comment())
-    await around.in_thread(_write, path, text, f"{public.authorized_line()}\n".encode())
+    await around.in_thread(write, path, text, f"{public.authorized_line()}\n".encode())
     display.say(f"the private key is in {path}, the public one in {path}.pub: {public.fingerprint()}")
     display.say("To let it upload, put this line into master.key (all directories) or keys/NAME.key of the config directory of every node:")
     write_line(around.stdout, public.authorized_line())
@@ -85,7 +85,7 @@ def _made(passphrase: bytes, comment: str) -> tuple[PublicKey, bytes]:
     return PublicKey(key.public_key().public_bytes_raw(), comment), text
 
 
-def _write(path: str, private: bytes, public: bytes) -> None:
+def write(path: str, private: bytes, public: bytes) -> None:
     """Both files or none. Raises LocalProblem."""
     folder = os.path.dirname(path)
     try:

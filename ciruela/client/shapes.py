@@ -21,6 +21,9 @@ MOST_ITEMS = 20_000
 MOST_TEXT = 1100
 """Longest text: a virtual path."""
 
+MOST_NUMBER = 2**62
+"""Bytes, milliseconds and counts stay far below."""
+
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
@@ -132,10 +135,17 @@ class _Shape:
 
     def whole(self, name: str) -> int:
         found: int = self._get(name, int)
+        if abs(found) > MOST_NUMBER:
+            raise FormatError(f"the {name!r} of a page is no sensible number")
         return found
 
     def number(self, name: str) -> float | None:
-        return float(self._get(name, (int, float))) if self.has(name) else None
+        if not self.has(name):
+            return None
+        found = self._get(name, (int, float))
+        if not abs(found) <= MOST_NUMBER:  # nor what is not a number
+            raise FormatError(f"the {name!r} of a page is no sensible number")
+        return float(found)
 
     def count(self, name: str) -> int | None:
         return self.whole(name) if self.has(name) else None

@@ -221,6 +221,8 @@ class _Watch:
     async def _ask(self, node: Seen) -> Said:
         if node.identity is None:
             return Said(node, None, node.problem)
+        if not node.identity.ready:
+            return Said(node, None, "it is starting")
         try:
             return Said(node, await self._asking.at(node, self._vpath))
         except FormatError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 
 from ciruela import __version__
 from ciruela.daemon.authority import Signature
@@ -27,6 +27,9 @@ API = 1
 
 MOST_VERSIONS = 5000
 """Images that one page lists, the newest first."""
+
+MOST_WAITING = 64
+"""Pages that wait for one look at the file systems; with more of them, one of these hangs."""
 
 ROOM_FRESH_S = 5.0
 """The free space of a directory is looked up at most so often."""
@@ -57,6 +60,8 @@ class NodeApi:
             case ("keys",):
                 return Deferred.fromCoroutine(self._keys())
             case ("dirs",):
+                if len(self._turn.waiting) >= MOST_WAITING:
+                    return fail(DiskError("the file systems do not answer"))
                 return self._turn.run(lambda: Deferred.fromCoroutine(self._dirs()))
             case ("dirs", *names) if names:
                 return Deferred.fromCoroutine(self._dir(names))
@@ -150,7 +155,7 @@ class NodeApi:
         return {
             "api": API,
             "path": str(path),
-            "base_dirs": [{"path": str(base), "images": len(ledger.entries(base))} for base in sorted(bases)],
+            "base_dirs": [{"path": str(base), "images": len(ledger.entries(base))} for base in sorted(bases)[:MOST_VERSIONS]],
             "versions": [self._version(vpath, state, made) for vpath, state in shown],
         }
 

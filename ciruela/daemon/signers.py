@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.daemon.authority import Signature
 from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError
 
 FRESH_S = 5.0
 """The key files of one directory are read for a page at most so often: whoever asks all the time costs no more than that."""
@@ -19,6 +20,9 @@ MOST_TRIED = 512
 
 MOST_REMEMBERED = 50_000
 """Signatures of one directory of which the maker is remembered: some 10 MiB."""
+
+MOST_WAITING = 64
+"""Pages that wait for the keys of one directory; with more of them, the file system hangs."""
 
 Makers = Callable[[Sequence[str], Sequence[Signature]], Deferred[tuple[tuple[str, ...], Mapping[Signature, str]]]]
 
@@ -44,9 +48,11 @@ class Signers:
     def of(self, config: DirConfig, asked: Sequence[Signature]) -> Deferred[tuple[tuple[str, ...], Mapping[Signature, str | None]]]:
         """The fingerprints that may upload to ``config``, and who made each of ``asked``; what is not known yet is left out.
 
-        Fails with DiskError when the keys cannot be read.
+        Fails with DiskError when the keys cannot be read, or when too many wait for that.
         """
         known = self._known.setdefault(config.key, _Known())
+        if len(known.turn.waiting) >= MOST_WAITING:
+            return fail(DiskError("the key files do not answer"))
         return known.turn.run(lambda: Deferred.fromCoroutine(self._of(known, config, asked)))
 
     async def _of(

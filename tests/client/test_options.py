@@ -15,6 +15,7 @@ from ciruela.client.options.common import Progress
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import IndexOptions
+from ciruela.client.options.reading import DiffOptions, GetOptions, Require, StatusOptions, split_target
 from ciruela.client.options.signing import ClusterNames, Keys, check_entry_point, split_clusters
 from ciruela.client.options.sync import Mode, SyncOptions, Wish, split_wish
 from ciruela.client.options.table import parse, parse_sync
@@ -250,3 +251,49 @@ class EditLines(Parsing):
             ("put-file -d /cfg/x -f /a h", "-s/--source-file"),
         ):
             self.assertIn(words, self.refused(line, whole=True))
+
+
+class ReadingLine(Parsing):
+    def test_target(self) -> None:
+        """A cluster of several names, or an IPv6 address, could not be read from."""
+        target = split_target("[::1]:5,host:/apps/v1/")
+        self.assertEqual((target.cluster.names, target.vpath), (("[::1]:5", "host"), VPath(("apps", "v1"))))
+        self.assertEqual((split_target("host").vpath, split_target("host:/").vpath), (None, None))
+        self.assertEqual(str(split_target("a,b:/x")), "a+1:/x")
+        for wrong in (":/apps", "a,,b:/x", "a b:/x", "host:/apps/../x", "host:apps", "", ","):
+            self.assertRaises(ValueError, split_target, wrong)
+
+    def test_lines(self) -> None:
+        """What a user types would mean something else."""
+        got = parse(["get", "host:/apps/v1", "dest", "--reuse", "a", "--reuse", "b", "--link", "-t", "5s"])
+        assert isinstance(got, GetOptions)
+        self.assertEqual((got.destination, got.reuse, got.link, got.replace, got.patience_s), ("dest", ("a", "b"), True, False, 5.0))
+        found = parse(["status", "--wait", "--require", "75%", "host:/apps/v1"])
+        assert isinstance(found, StatusOptions)
+        self.assertEqual(found.require, Require(percent=75))
+        compared = parse(["diff", "./a:/b", "host:/apps/v1"])
+        assert isinstance(compared, DiffOptions)
+        self.assertEqual((compared.left, str(compared.right)), ("./a:/b", "host:/apps/v1"))
+
+    def test_enough(self) -> None:
+        """A part of a cluster would pass for all of it."""
+        self.assertEqual([Require().met(done, 3) for done in (2, 3)], [False, True])
+        self.assertEqual([Require(count=2).met(done, 3) for done in (1, 2)], [False, True])
+        self.assertEqual([Require(percent=67).met(done, 3) for done in (2, 3)], [False, True])
+        self.assertFalse(Require().met(0, 0))
+
+    def test_refused(self) -> None:
+        """A mistake would be found after something was done."""
+        for line, said in (
+            ("get host dest", "names no image"),
+            ("get host:/apps/v1", "required: DEST"),
+            ("get host:/apps/v1 /", "DEST must be the name"),
+            ("get host:/apps/v1 d --link", "--link needs --reuse"),
+            ("get host:/apps/v1 d --image abc", "64 hexadecimal digits"),
+            ("status --require 0 host", "is not all, a number of nodes"),
+            ("status --require 101% host", "is not all, a number of nodes"),
+            ("status --wait host", "need a path"),
+            ("doctor host:/apps", "a path has no place here"),
+            ("keygen x/", "FILE must be the name"),
+        ):
+            self.assertIn(said, self.refused(line, whole=True))

@@ -105,12 +105,21 @@ class ShapesTests(SynchronousTestCase):
     def test_anything_else(self) -> None:
         """A server could end a client with a traceback, by any page that it makes up."""
         rng = random.Random(5)
-        junk: list[Any] = [None, True, 1, -1, 1e308, "", "x" * 5000, [], {}, [[]], {"a": 1}, "\x1b[2J", float("inf")]
+        junk: list[Any] = [None, True, 1, -1, 1e308, "", "x" * 5000, [], {}, [[]], {"a": 1}, "\x1b[2J", float("inf"), float("nan"), 10**400]
         for read, page in OURS + REFERENCE:
             for other in junk:
                 self._tried(read, other)
             for _ in range(300):
                 self._tried(read, self._changed(copy.deepcopy(page), rng, junk))
+
+    def test_numbers(self) -> None:
+        """A number that is none would end a client where it is printed."""
+        for bad in (float("inf"), float("nan"), 2**63, 10**400, True, "1"):
+            for read, page in (
+                (OURS[5][0], {**OURS[5][1], "pending": {**PENDING, "age_s": bad}}),
+                (OURS[0][0], {**OURS[0][1], "now_ms": bad}),
+            ):
+                self.assertRaises(FormatError, read, page)
 
     def _tried(self, read: Any, page: Any) -> None:
         try:

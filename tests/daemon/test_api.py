@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
-from ciruela.daemon.api import NodeApi
+from ciruela.daemon.api import MOST_WAITING, NodeApi
 from ciruela.daemon.refusals import MOST, Refusals
 from ciruela.daemon.signers import FRESH_S, MOST_TRIED, Signers
 from ciruela.daemon.status import NodeStatus
@@ -93,7 +93,7 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual([one["key"] for one in version["signatures"]], [FINGERPRINT])
         self.assertEqual(self.get("/api/v1/dirs/logs")["versions"], [])
 
-    @shows("A6")
+    @shows("F3")
     def test_no_such_page(self):
         """A path that is none would be looked for, or break the page."""
         for path in (
@@ -161,6 +161,14 @@ class ApiTests(SynchronousTestCase):
         waiting.callback({})
         self.assertEqual(request.written, [])
 
+    @shows("I6")
+    def test_disk_hangs(self):
+        """Whoever asks again and again while a disk hangs would fill the memory."""
+        self.api._room = lambda key: Deferred()
+        asked = [self.api.find(("dirs",)) for _ in range(MOST_WAITING + 2)]
+        self.failureResultOf(asked[-1], DiskError)
+        self.assertNoResult(asked[-2])
+
 
 class SignersTests(SynchronousTestCase):
     """Telling who signed what must cost little, however many ask."""
@@ -193,6 +201,14 @@ class SignersTests(SynchronousTestCase):
         self.assertEqual(len(made), MOST_TRIED + 1)
         self.assertEqual(max(map(len, self.makers.asked)), MOST_TRIED)
         self.assertEqual(len(self.of(len(self.asked))[1]), len(self.asked))
+
+    @shows("I6")
+    def test_keys_hang(self):
+        """The same for the files of keys."""
+        signers = Signers(lambda names, asked: Deferred(), self.clock)
+        waiting = [signers.of(APP, ()) for _ in range(MOST_WAITING + 2)]
+        self.failureResultOf(waiting[-1], DiskError)
+        self.assertNoResult(waiting[-2])
 
     def test_key_removed(self):
         """A key that was removed would still be shown as one that may upload."""

@@ -72,7 +72,6 @@ class LandingTests(SynchronousTestCase):
         (self.top / "link").symlink_to("copy")
         self.assertIs(self.successResultOf(self.landing(name="link").look()), Standing.NO_DIRECTORY)
 
-    @shows("A50")
     def test_missing_blocks(self) -> None:
         """Half a copy would be shown."""
         landing = self.landing()
@@ -83,6 +82,7 @@ class LandingTests(SynchronousTestCase):
         self.put(self.landing())
         self.assertEqual(self.names(), ["copy"])
 
+    @shows("A7")
     def test_wrong_block(self) -> None:
         """A block that a node made up would be written."""
         landing = self.landing()

@@ -1,0 +1,492 @@
+"""``ls``, ``status`` and ``doctor`` over pages that are told; and which nodes they ask."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client import doctor as checks
+from ciruela.client.commands import Surroundings
+from ciruela.client.doctor import Check, Level, doctor
+from ciruela.client.ends import Ends
+from ciruela.client.ls import ls
+from ciruela.client.options.reading import DoctorOptions, LsOptions, StatusOptions
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.options.table import parse
+from ciruela.client.pages import NoPage
+from ciruela.client.status import status
+from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, Seen, Survey
+from ciruela.model.errors import LinkLost
+from ciruela.seams import Address
+from tests.client.test_commands import Output, at_once
+from tests.doubles.clock import HeapClock
+from tests.proof import shows
+
+V1, V2 = "aa" * 32, "bb" * 32
+NOW_MS = 1_700_000_000_000
+
+
+class Node:
+    """What one node says. ``peers`` are numbers; ``ours`` False is one of the reference."""
+
+    def __init__(self, number: int, peers: list[int], ours: bool = True) -> None:
+        self.number = number
+        self.peers = peers
+        self.ours = ours
+        self.machine = f"{number:032x}"
+        self.up = True
+        self.uptime_s = 1000.0
+        self.skew_ms = 0
+        self.heard_s: dict[int, float | None] = {}
+        self.has: dict[str, str] = {"/apps/v1": V1}
+        self.pending: dict[str, dict[str, Any]] = {}
+        self.refused: dict[str, dict[str, Any]] = {}
+        self.keys = ["SHA256:one"]
+        self.dir: dict[str, Any] = {
+            "key": "apps",
+            "append_only": True,
+            "num_levels": 1,
+            "auto_clean": False,
+            "config_hash": "00" * 32,
+            "images": 1,
+            "usable": True,
+            "free_bytes": 900,
+            "size_bytes": 1000,
+            "reserve_bytes": 30,
+        }
+
+    def version(self, path: str, image: str) -> dict[str, Any]:
+        stamp = NOW_MS + (1000 if image == V2 else 0)
+        return {
+            "path": path,
+            "image": image,
+            "signed_ms": stamp,
+            "state": "committed",
+            "signatures": [{"signed_ms": stamp, "key": "SHA256:one"}],
+        }
+
+    def page(self, page: str) -> Any:
+        if self.ours:
+            match page.split("/")[3:] if page.startswith("/api/v1/") else None:
+                case ["status"]:
+                    return {
+                        "machine_id": self.machine,
+                        "hostname": f"n{self.number}",
+                        "version": "1",
+                        "now_ms": NOW_MS + self.skew_ms,
+                        "uptime_s": self.uptime_s,
+                        "ready": True,
+                        "images": len(self.has),
+                        "downloads": 0,
+                    }
+                case ["peers"]:
+                    return {
+                        "peers": [
+                            {
+                                "machine_id": f"{one:032x}",
+                                "hostname": f"n{one}",
+                                "name": f"n{one}",
+                                "address": f"10.0.{one // 250}.{one % 250}:24783",
+                                "heard_s": self.heard_s.get(one, 1.0),
+                                "dirs": ["apps"],
+                            }
+                            for one in self.peers
+                        ]
+                    }
+                case ["dirs"]:
+                    return {"dirs": [self.dir]}
+                case ["keys"]:
+                    return {"dirs": {"apps": self.keys}}
+                case ["dirs", "apps"]:
+                    return {"base_dirs": [], "versions": [self.version(path, image) for path, image in self.has.items()]}
+                case ["images", "apps", name]:
+                    path = f"/apps/{name}"
+                    committed = self.version(path, self.has[path]) if path in self.has else None
+                    return {"taken": True, "committed": committed, "pending": self.pending.get(path), "refused": self.refused.get(path)}
+                case ["images", *_]:
+                    return {"taken": False, "committed": None, "pending": None, "refused": None}
+        elif page == "/status/":
+            return {"machine_id": self.machine, "hostname": f"n{self.number}", "version": "0.6", "process": None}
+        elif page == "/peers/":
+            return {
+                f"{one:032x}": {"id": f"{one:032x}", "addr": f"10.0.0.{one}:24783", "hostname": f"n{one}", "name": ""} for one in self.peers
+            }
+        elif page == "/configs/":
+            return {"apps": {"append_only": True, "num_levels": 1, "auto_clean": False}}
+        elif page == "/list-dir/apps":
+            stamp = {"timestamp": "2023-11-14T22:13:20Z", "signature": "x"}
+            return {path.rpartition("/")[2]: {"image": image, "signatures": [stamp]} for path, image in self.has.items()}
+        elif page == "/downloading/":
+            return {path: {"image_id": one["image"], "mask": 0, "stalled": False, "source": False} for path, one in self.pending.items()}
+        raise NoPage("it has no such page")
+
+
+class Reader:
+    """The pages of all nodes."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[Address, Node] = {}
+        self.asked: list[tuple[Address, str]] = []
+        self.open = self.most = 0
+
+    def add(self, *nodes: Node) -> None:
+        for node in nodes:
+            self.nodes[address(node.number)] = node
+
+    def get(self, where: Address, page: str) -> Deferred[Any]:
+        self.asked.append((where, page))
+        node = self.nodes.get(where)
+        if node is None or not node.up:
+            return fail(LinkLost(f"connection refused by {where}"))
+        try:
+            return succeed(json.loads(json.dumps(node.page(page))))
+        except NoPage as error:
+            return fail(error)
+
+
+def address(number: int) -> Address:
+    return Address(f"10.0.{number // 250}.{number % 250}", 24783)
+
+
+class ReadingCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = HeapClock()
+        self.reader = Reader()
+        self.names: dict[str, list[Address]] = {f"n{number}": [address(number)] for number in range(1, 9)}
+        self.out, self.err = Output(), Output()
+        self.one, self.two, self.three = (Node(number, [one for one in (1, 2, 3) if one != number]) for number in (1, 2, 3))
+        self.reader.add(self.one, self.two, self.three)
+
+    def resolve(self, name: str) -> Deferred[list[Address]]:
+        if name not in self.names:
+            return fail(LinkLost(f"the name {name} cannot be resolved: unknown"))
+        return succeed(self.names[name])
+
+    def survey(self) -> Survey:
+        return Survey(self.reader, self.resolve, self.clock, lambda: NOW_MS)  # type: ignore[arg-type]
+
+    def around(self) -> Surroundings:
+        self.out, self.err = Output(), Output()
+        return Surroundings(self.clock, lambda: NOW_MS, random.Random(1), {"HOME": "/nowhere"}, self.out, self.err, at_once, at_once)
+
+    def begin(self, line: str) -> Deferred[int]:
+        options = parse(line.split())
+        match options:
+            case LsOptions():
+                return Deferred.fromCoroutine(ls(options, self.around(), self.survey()))
+            case StatusOptions():
+                return Deferred.fromCoroutine(status(options, self.around(), self.survey()))
+            case DoctorOptions():
+                return Deferred.fromCoroutine(doctor(options, self.around(), self.survey()))
+        raise AssertionError(options)
+
+    def run_it(self, line: str, code: int, *parts: str) -> str:
+        self.assertEqual(self.successResultOf(self.begin(line)), code, self.err.text)
+        said = self.out.text + self.err.text
+        for part in parts:
+            self.assertIn(part, said)
+        return said
+
+    def ends(self, line: str, code: int, part: str) -> None:
+        error = self.failureResultOf(self.begin(line), Ends).value
+        self.assertEqual(error.code, code)
+        self.assertIn(part, str(error))
+
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.text.splitlines()]
+
+
+class SurveyTests(ReadingCase):
+    """Every node is asked, once, and nobody else."""
+
+    def find(self, *names: str) -> Found:
+        return self.successResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(names))))
+
+    def test_all_from_one(self) -> None:
+        """One name would show one node of a hundred."""
+        found = self.find("n2")
+        self.assertEqual([node.name for node in found.nodes], ["n1", "n2", "n3"])
+        self.assertEqual(len([one for one in self.reader.asked if one[1] == "/api/v1/status"]), 3)
+
+    def test_one_node_two_addresses(self) -> None:
+        """A node with an IPv4 and an IPv6 address would be counted twice, or as half dead."""
+        other = Address("::1", 24783)
+        self.names["both"] = [other, address(1)]
+        self.assertEqual(len(self.find("both").nodes), 3)
+        self.reader.nodes[other] = self.one
+        self.assertEqual(len(self.find("both").nodes), 3)
+
+    def test_unreachable(self) -> None:
+        """A node that is down would be left out, and all would seem well."""
+        self.three.up = False
+        found = self.find("n1", "n3")
+        self.assertEqual([(node.name, node.identity is None, node.dirs) for node in found.nodes][-1], ("n3", True, ("apps",)))
+        self.assertIn("n3", found.names)
+
+    def test_nobody(self) -> None:
+        """It would wait, or say that all is well with nothing."""
+        for node in (self.one, self.two, self.three):
+            node.up = False
+        self.failureResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(("n1",)))), Ends)
+        self.failureResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(("none",)))), Ends)
+
+    @shows("A29")
+    def test_where_a_page_leads(self) -> None:
+        """A server could make a client call services of its own host and network, or ask for ever."""
+        self.one.peers = [1]
+        wrong = ["127.0.0.1:22", "169.254.169.254:80", "0.0.0.0:1", "[::1]:22", "224.0.0.1:9"]
+        page = self.one.page("/api/v1/peers")
+        page["peers"] = [{**page["peers"][0], "machine_id": f"{number:02x}" * 16, "address": one} for number, one in enumerate(wrong)]
+        self.one.page = lambda name, before=self.one.page: page if name == "/api/v1/peers" else before(name)  # type: ignore[method-assign]
+        self.find("n1")
+        self.assertEqual({where for where, _ in self.reader.asked}, {address(1)})
+
+    @shows("A29")
+    def test_too_many(self) -> None:
+        """A server could make a client ask millions of addresses."""
+        self.one.peers = list(range(2, 4000))
+        found = self.find("n1")
+        self.assertEqual(len(found.nodes), MOST_NODES)
+        self.assertLess(AT_ONCE, 50)
+
+    def test_reference(self) -> None:
+        """Servers of the reference could not be looked at."""
+        for node in (self.one, self.two, self.three):
+            node.ours = False
+        self.assertEqual([node.name for node in self.find("n1").answering], ["n1", "n2", "n3"])
+
+    def test_nonsense(self) -> None:
+        """A server of something else would end the command with a traceback."""
+        self.two.page = lambda name: ["what?"]  # type: ignore[method-assign]
+        found = self.find("n1")
+        self.assertEqual([node.name for node in found.answering], ["n1", "n3"])
+
+
+class LsTests(ReadingCase):
+    """What there is, by all nodes."""
+
+    def test_versions(self) -> None:
+        """An image would be missing from the list, or seem to be everywhere."""
+        self.one.has["/apps/v2"] = V2
+        said = self.run_it("ls -v n1:/apps", 0, "/apps/v1", V1, "3/3", "/apps/v2", "1/3, not on n2, n3", "SHA256:one")
+        self.assertLess(said.index("/apps/v1"), said.index("/apps/v2"))
+        self.run_it("ls --json n1:/apps", 0)
+        self.assertEqual([one.get("lacking") for one in self.objects()], [[], ["n2", "n3"], None])
+
+    def test_two_images_at_one_path(self) -> None:
+        """A conflict would look like one image."""
+        self.two.has["/apps/v1"] = V2
+        self.run_it("ls n1:/apps", 0, V1[:12], V2[:12], "2/3", "1/3")
+
+    def test_one_image(self) -> None:
+        """Who names an image itself would be told that there is none."""
+        self.one.has["/apps/v2"] = V2
+        said = self.run_it("ls n1:/apps/v2", 0, V2[:12])
+        self.assertNotIn(V1[:12], said)
+        self.ends("ls n1:/apps/v3", 5, "neither a directory nor an image")
+        self.ends("ls n1:/other", 5, "there are /apps")
+
+    def test_reference(self) -> None:
+        """Servers of the reference could not be listed; who signed there is not known."""
+        for node in (self.one, self.two, self.three):
+            node.ours = False
+        self.one.has["/apps/v2"] = V2
+        self.one.pending["/apps/v2"] = {"image": V2}
+        self.run_it("ls n1:/apps", 0, "/apps/v1", "3/3", "2023-11-14T22:13:20Z", "?", "0/3, 1 on the way")
+        self.run_it("ls n1", 0, "/apps", "append-only", "3/3")
+
+    @shows("A27")
+    def test_escapes(self) -> None:
+        """A server could write to the terminal of whoever lists it."""
+        self.one.has["/apps/\x1b[2Jx"] = V2
+        said = self.run_it("ls n1:/apps", 0)
+        self.assertNotIn("\x1b", said)
+        self.run_it("ls --json n1:/apps", 0)
+        self.assertNotIn("\x1b", self.out.text)
+
+
+class StatusTests(ReadingCase):
+    """How each node stands to an image."""
+
+    def test_each_state(self) -> None:
+        """A node that is stuck would look like one that works."""
+        four, five = Node(4, []), Node(5, [])
+        self.reader.add(four, five)
+        self.one.peers = [2, 3, 4, 5, 6]
+        self.one.has["/apps/v1"] = V2
+        pending = {**self.two.version("/apps/v1", V2), "state": "downloading", "done": 0.437, "stalled": False, "age_s": 65.0}
+        self.two.pending["/apps/v1"] = pending
+        self.three.pending["/apps/v1"] = {**pending, "stalled": True}
+        four.has = {}
+        four.refused["/apps/v1"] = {"image": V2, "reason": "signature_mismatch", "rejected": True, "age_s": 5.0}
+        said = self.run_it(
+            "status n1:/apps/v1", 3, "1/6 nodes", V2, "downloading 43%", "1:05", "stalled 43%", "rejected", "signature_mismatch"
+        )
+        self.assertIn("other image", said)
+        self.assertIn("unreachable", said)
+        self.run_it("status --json n1:/apps/v1", 3)
+        self.assertEqual(
+            [one.get("state") for one in self.objects()],
+            ["committed", "downloading", "stalled", "rejected", "other image", "unreachable", None],
+        )
+        self.run_it("status --require 1 n1:/apps/v1", 0)
+
+    def test_no_such_directory(self) -> None:
+        """A typing mistake would be waited for."""
+        self.ends("status --wait n1:/other/v1", 5, "no node of n1 takes /other/v1")
+
+    def test_nothing_there(self) -> None:
+        """What nobody has would count as done."""
+        self.run_it("status n1:/apps/v9", 3, "missing", "no image")
+
+    def test_wait(self) -> None:
+        """It would end too early, or not at all."""
+        self.one.has["/apps/v2"] = V2
+        waiting = self.begin("status --wait n1:/apps/v2 --progress plain --print-progress 2s")
+        self.clock.advance(1.0)
+        self.clock.advance(1.0)
+        self.assertNoResult(waiting)
+        self.two.has["/apps/v2"] = V2
+        self.three.up = False
+        self.clock.advance(1.0)
+        self.assertNoResult(waiting)
+        self.three.up = True
+        self.three.has["/apps/v2"] = V2
+        self.clock.advance(20.0)
+        self.clock.advance(1.0)
+        self.assertEqual(self.successResultOf(waiting), 0)
+        self.assertIn("done=1 want=3", self.err.text)
+
+    def test_deadline(self) -> None:
+        """A pipeline would hang."""
+        waiting = self.begin("status --wait -t 3s n1:/apps/v2")
+        for _ in range(4):
+            self.clock.advance(1.0)
+        self.assertEqual(self.successResultOf(waiting), 3)
+        self.assertIn("not on enough nodes after 0:03", self.err.text)
+
+    def test_nodes(self) -> None:
+        """A node that is down would not be noticed."""
+        self.run_it("status n1", 0, "3/3 nodes are up")
+        self.two.up = False
+        self.run_it("status n1", 3, "2/3 nodes are up", "unreachable")
+        self.run_it("status --json n1", 3)
+        self.assertEqual(self.objects()[-1], {"type": "summary", "well": 2, "nodes": 3, "exit_code": 3})
+
+    def test_reference(self) -> None:
+        """Servers of the reference could not be waited for."""
+        for node in (self.one, self.two, self.three):
+            node.ours = False
+        self.run_it("status n1:/apps/v1", 0, "3/3 nodes")
+        self.run_it("status n1:/apps/v2", 3, "missing")
+
+
+class DoctorTests(ReadingCase):
+    """What is wrong is named, with what to do; what is well is not."""
+
+    def failing(self, line: str = "doctor n1") -> list[tuple[str, str]]:
+        """Topic and text of what failed."""
+        self.successResultOf(self.begin(f"{line} --json"))
+        return [(one["check"], f"{one['about']} {one['text']}") for one in self.objects() if one.get("level") == "fail"]
+
+    def test_well(self) -> None:
+        """It would cry wolf."""
+        said = self.run_it("doctor n1", 0, "every node hears every other", "no key of yours was found")
+        self.assertNotIn("FAIL", said)
+        self.assertEqual(self.failing(), [])
+
+    def test_datagrams(self) -> None:
+        """A firewall that drops datagrams would be found by an upload that takes for ever."""
+        self.one.heard_s[2] = None
+        self.two.heard_s[3] = 500.0
+        self.three.peers = [2]
+        self.assertEqual(
+            self.failing(),
+            [
+                ("udp", "n1 hears no datagrams of n2"),
+                ("udp", "n2 has not heard lately n3"),
+                ("udp", "n3 does not know n1"),
+            ],
+        )
+        for node in (self.one, self.two, self.three):
+            node.uptime_s = 5.0
+        self.assertEqual(self.failing(), [])
+
+    def test_datagrams_of_many(self) -> None:
+        """In a large cluster chance would be taken for a fault, or a fault for chance."""
+        nodes = [Node(number, [one for one in range(1, 61) if one != number]) for number in range(1, 61)]
+        self.reader.add(*nodes)
+        nodes[6].heard_s = {9: None, 11: 400.0}
+        self.assertEqual(self.failing(), [])
+        self.assertIn("hears no datagrams of n9", self.out.text)
+        nodes[6].heard_s = dict.fromkeys(range(20, 61))
+        self.assertEqual(len(self.failing()), 1)
+
+    def test_connection(self) -> None:
+        """A node that is down would be missing from the report."""
+        self.two.up = False
+        self.assertEqual([topic for topic, _ in self.failing()], ["tcp"])
+        self.run_it("doctor n1", 1, "open TCP port 24783")
+
+    def test_names(self) -> None:
+        """A name that leads nowhere would be found when the others are down."""
+        self.assertEqual([topic for topic, _ in self.failing("doctor n1,nowhere")], ["name"])
+
+    def test_clocks(self) -> None:
+        """Uploads would be refused, or the wrong one would win."""
+        self.two.skew_ms = 90_000
+        self.three.skew_ms = -5_000
+        self.assertEqual(self.failing(), [("clock", "n2 its clock is 90.0 s ahead of this host's")])
+        self.run_it("doctor n1", 1, "5.0 s behind")
+        self.one.skew_ms = self.two.skew_ms = self.three.skew_ms = 70_000
+        self.assertEqual([text.partition(",")[0] for _, text in self.failing()], ["this host all nodes agree"])
+
+    def test_configs_and_keys(self) -> None:
+        """Nodes that do not agree would keep an upload from ever being whole."""
+        self.two.dir["num_levels"] = 2
+        self.three.keys = ["SHA256:one", "SHA256:two"]
+        self.assertEqual(
+            self.failing(),
+            [("config", "/apps num-levels differs: 1 on n1, n3; 2 on n2"), ("keys", "/apps n3 takes SHA256:two, and others do not")],
+        )
+        for node in (self.one, self.two, self.three):
+            node.keys = []
+        self.assertIn(("keys", "/apps no key may upload there"), self.failing())
+
+    def test_space(self) -> None:
+        """A full disk would be found by the upload that it breaks."""
+        self.two.dir["free_bytes"] = 30
+        self.three.dir.update({"usable": False, "free_bytes": None})
+        self.one.dir["free_bytes"] = 100
+        self.assertEqual(
+            self.failing(),
+            [("space", "n2 /apps 30 B free, which is the reserve: no upload fits"), ("space", "n3 /apps its directory cannot be opened")],
+        )
+        self.run_it("doctor n1", 1, "free beyond the reserve")
+
+    def test_reference(self) -> None:
+        """What cannot be told of the reference's servers would be told as a fault."""
+        for node in (self.one, self.two, self.three):
+            node.ours = False
+        self.run_it("doctor n1", 0, "do not tell whom they hear", "do not tell whose keys they take")
+
+    def test_a_page_fails(self) -> None:
+        """A node that cannot read its own keys would be left out silently."""
+        self.two.page = lambda name, before=self.two.page: {"x": 1} if name == "/api/v1/keys" else before(name)  # type: ignore[method-assign]
+        self.successResultOf(self.begin("doctor n1"))
+        self.two.page = lambda name, before=self.two.page: [] if name == "/api/v1/dirs" else before(name)  # type: ignore[method-assign]
+        self.assertEqual([topic for topic, _ in self.failing()], ["pages"])
+
+    def test_my_keys(self) -> None:
+        """A user would learn only from a refused upload that a key is not known."""
+        told = checks.Told(Seen("n1", address(1), "1", None), (), {"apps": ("SHA256:one",), "cfg": ("SHA256:two",)})
+        found = checks.check_keys([told], ["SHA256:one"])
+        self.assertEqual(
+            [(one.level, one.about) for one in found],
+            [(Level.OK, "/apps"), (Level.NOTE, "/cfg")],
+            [one for one in found if isinstance(one, Check)],
+        )
