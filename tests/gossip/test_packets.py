@@ -23,6 +23,7 @@ from ciruela.gossip.packets import (
     Item,
     Member,
     Packet,
+    Removed,
     Watch,
     body,
     decode,
@@ -55,6 +56,7 @@ EXAMPLES: tuple[Item, ...] = (
     Member(OTHER, "[::1]:24783", 9, "", 63, 64, (), 1),
     Deleted(PATH, IMAGE, 5),
     Ack(PATH, IMAGE),
+    Removed(PATH, IMAGE, 7),
 )
 
 uints = st.integers(0, MAX_UINT)
