@@ -4,5 +4,5 @@ Reading order: ``tap`` (options, ``makeService``), ``config`` (the config direct
 ``rules``, ``yamltext`` and ``modes``, ``identity`` (machine id and host name), ``authority`` (the keys that may upload), ``service``
 (files, sockets and the reactor) with ``descriptors`` (how many of them there may be) and ``watchdog`` (whether the reactor is stuck),
 ``node`` (the work rooms wired to each other), ``acquaintance`` (when the peers are known), ``around`` (what cleanup sees of the node),
-``requests`` (what a connection is answered), ``status`` (what the pages show).
+``requests`` (what a connection is answered), ``status`` (what the pages show), ``retention`` (of what stays and goes), ``stamps`` (times).
 """

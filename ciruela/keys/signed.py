@@ -17,15 +17,16 @@ def signed_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
 
     Raises ValueError for a time that is not an unsigned 64 bit number and for text that is not Unicode.
     """
-    return cbor2.dumps([path, bytes(image), _time(timestamp_ms)])
+    _check_time(timestamp_ms)
+    return cbor2.dumps([path, bytes(image), int(timestamp_ms)])
 
 
 def removal_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
     """The shortest CBOR of ``["ciruela/remove", path, image, timestamp]``: that ``image`` is to go from ``path``. Raises ValueError."""
-    return cbor2.dumps([REMOVE, path, bytes(image), _time(timestamp_ms)])
+    _check_time(timestamp_ms)
+    return cbor2.dumps([REMOVE, path, bytes(image), timestamp_ms])
 
 
-def _time(timestamp_ms: int) -> int:
+def _check_time(timestamp_ms: int) -> None:
     if not 0 <= timestamp_ms <= _LAST_TIMESTAMP_MS:
         raise ValueError(f"a timestamp of {timestamp_ms} ms cannot be signed")
-    return int(timestamp_ms)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cbor2
-from pycddl import Schema, ValidationError
+from pycddl import Schema
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.keys.signed import removal_bytes, signed_bytes
@@ -68,8 +68,6 @@ class MessageTests(SynchronousTestCase):
             data = cbor2.dumps([2, "GetBaseDir", 1, {**known, **one}])
             with self.assertRaises(FormatError):
                 codec.decode(data)
-            with self.assertRaises(ValidationError):
-                SCHEMA.validate_cbor(data)
         for one in ({"removed": {"x" * 256: row}}, {"kept": {"v1": [[1, IMAGE]] * 1001}}):
             with self.assertRaises(FormatError):
                 codec.decode(cbor2.dumps([2, "GetBaseDir", 1, {**known, **one}]))
