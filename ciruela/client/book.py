@@ -173,9 +173,9 @@ def _possible(contacts: list[_Contact], machines: set[MachineId]) -> set[Machine
 class Book:
     """All that was said about (``path``, ``image``) on one cluster."""
 
-    def __init__(self, path: str, image: ImageId, weak: bool = False, done: str = "have it") -> None:
-        """``done``: what nodes do that are done, for sentences."""
-        self._done_words = done
+    def __init__(self, path: str, image: ImageId, weak: bool = False, removes: bool = False) -> None:
+        """``removes``: the image is to go, not to come."""
+        self._removes = removes
         self.path = path
         self.image = image
         self.weak = weak
@@ -236,10 +236,15 @@ class Book:
         if contact is not None:
             contact.outstanding = False
 
-    def received(self, address: Address, note: ReceivedImage) -> bool:
-        """A node has an image. True when that is news about this upload."""
+    def done_by(self, has: str) -> str:
+        """What a node that is done has done; ``has`` may be "have"."""
+        return f"{has} removed it" if self._removes else f"{has} it"
+
+    def received(self, address: Address, note: ReceivedImage | RemovedImage) -> bool:
+        """A node has an image, or has it no more. True when that is news about this upload."""
         if (
-            note.path != self.path
+            isinstance(note, RemovedImage) is not self._removes
+            or note.path != self.path
             or (note.image != self.image and not self.weak)
             or not self._know(address, note.machine_id, note.hostname)
         ):
@@ -252,13 +257,9 @@ class Book:
         nodes.add(note.machine_id)
         return True
 
-    def removed(self, address: Address, note: RemovedImage) -> bool:
-        """As :meth:`received`, of an image that is to go."""
-        return self.received(address, ReceivedImage(note.image, note.path, note.machine_id, note.hostname, note.forwarded))
-
     def aborted(self, address: Address, note: AbortedImage) -> bool:
         """A node gave the image up, or found that it is not the only one at the path. True when that is news about this upload."""
-        if note.path != self.path or note.image != self.image or not self._know(address, note.machine_id, note.hostname):
+        if self._removes or note.path != self.path or note.image != self.image or not self._know(address, note.machine_id, note.hostname):
             return False
         self._identify(address, note.machine_id, note.forwarded)
         reason = note.reason or "unknown"
@@ -365,7 +366,7 @@ class Book:
         wanted = need if require is None else require.need(expected if require.whole else real)
         if sure >= wanted > 0:
             return Verdict(Outcome.DONE) if everywhere else Verdict(Outcome.EARLY, EXIT_DONE, f"{wanted} of {real} nodes were enough")
-        have = f"{sure} nodes {self._done_words}, {wanted} were needed"
+        have = f"{sure} nodes {self.done_by('have')}, {wanted} were needed"
         if real < expected:
             have += f" ({expected - real} that only one server speaks of are not counted)"
         ended = not busy and done + failed >= expected

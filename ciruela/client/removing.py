@@ -85,7 +85,7 @@ async def remove(options: RemoveOptions, around: Surroundings, world: World | No
     timestamp_ms = around.now_ms()
     path = str(target.vpath)
     signatures = tuple(signature for _, signature in await identities.sign_all(removal_bytes(path, image, timestamp_ms)))
-    upload = Upload(RemoveDir(path, image, timestamp_ms, signatures), weak=False, total_bytes=0, offers=False)
+    upload = Upload(RemoveDir(path, image, timestamp_ms, signatures), weak=False, total_bytes=0)
     return await run_one(target, upload, options.rule, options.print_progress_s, options.common, around, net)
 
 

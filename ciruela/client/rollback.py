@@ -78,7 +78,7 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     path = str(target.vpath)
     signatures = tuple(signature for _, signature in await identities.sign_all(signed_bytes(path, image, timestamp_ms)))
     request = ReplaceDir(path, image, current.image, timestamp_ms, signatures)
-    upload = Upload(request, weak=False, total_bytes=0, offers=False)
+    upload = Upload(request, weak=False, total_bytes=0)
     return await run_one(target, upload, options.rule, options.print_progress_s, options.common, around, net)
 
 

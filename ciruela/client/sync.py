@@ -77,12 +77,11 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One signed wish, ready to be sent. ``total_bytes`` of all files of the image. ``offers``: this client can give them."""
+    """One signed wish, ready to be sent. ``total_bytes`` of all files of the image."""
 
     request: AppendDir | ReplaceDir | RemoveDir
     weak: bool
     total_bytes: int
-    offers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +134,7 @@ class _Run:
 
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
         self.upload = upload
-        self.removes = isinstance(upload.request, RemoveDir)
-        self.book = Book(upload.request.path, upload.request.image, upload.weak, "have removed it" if self.removes else "have it")
+        self.book = Book(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
         self.hooks = HookAccount(upload.request.path, upload.request.image)
         self.asked: set[Address] = set()
         self.pause: Backoff[Address] = Backoff(clock)
@@ -352,7 +350,7 @@ class ClusterRun:
         request = run.upload.request
         run.asked.add(peer.address)
         run.book.asked(peer.address, self._contacts.label(peer.address))
-        if run.upload.offers:
+        if request.image in self._shares:
             peer.published[request.image] = None
             peer.link.tell(PublishImage(request.image))
         answer = peer.link.ask(request)
@@ -432,14 +430,9 @@ class ClusterRun:
             return
         for run in self._running():
             match notification:
-                case RemovedImage() if run.removes and run.book.removed(peer.address, notification):
-                    self._listener.note(self.label, f"{notification.hostname} {run.book.path} has removed it")
-                    self._step()
-                case _ if run.removes:
-                    pass
-                case ReceivedImage() if run.book.received(peer.address, notification):
+                case ReceivedImage() | RemovedImage() if run.book.received(peer.address, notification):
                     self._tell(run, notification.hostname, "done", notification.machine_id)
-                    self._listener.note(self.label, f"{notification.hostname} {run.book.path} has it")
+                    self._listener.note(self.label, f"{notification.hostname} {run.book.path} {run.book.done_by('has')}")
                     self._step()
                 case AbortedImage() if run.book.aborted(peer.address, notification):
                     word, _, detail = notification.reason.partition(":")

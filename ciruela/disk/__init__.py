@@ -3,7 +3,8 @@
 Nothing here decides what is to be done, and nothing outside this folder touches a file of an image. Reading order: ``syscalls``,
 ``openfile`` (a file that is open), ``safedir`` (single names below open directories), ``lane`` (turns in threads), ``removal``, ``tree``
 (open directories by path), ``layout`` (where things are), ``bases`` (is a base still the one that it was), ``states`` (state files and
-the commit journal), ``notes`` (of single images), ``indexes``, ``verify``, ``commit``, ``burials`` (tombstones), ``keeplist``,
+the commit journal), ``notes`` (of single images), ``indexes``, ``verify``, ``commit``, ``kept`` (of what was replaced), ``burials``
+(tombstones), ``keeplist``, ``protect`` (links),
 ``deletion``, ``collection`` (of indexes), ``recovery``,
 ``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
 (what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``, ``version`` (of the

@@ -32,7 +32,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import State, Version
+from ciruela.model.state import State
 from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.proto.packing import unpack_index
@@ -372,12 +372,8 @@ class Downloads:
         if pending is None:
             raise DownloadFailed(Abort.SUPERSEDED, "the upload is not wanted any more")
         state = pending.state
-
-        def committed_now(kept: tuple[Version, ...]) -> State:
-            self._ledger.keep(download.vpath, kept)
-            return state
-
-        return download.staging.commit(state).addCallback(committed_now)
+        kept = download.staging.commit(state).addCallback(lambda versions: self._ledger.keep(download.vpath, versions))
+        return kept.addCallback(lambda _: state)
 
     def _arrived(self, state: State, download: Download) -> Deferred[None] | None:
         del self._running[download.vpath]

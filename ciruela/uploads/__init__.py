@@ -1,5 +1,5 @@
 """Uploads: whether a signed wish is granted, by a client's request or a peer's word alike.
 
 Reading order: ``verdict`` (the decision tables, pure), ``quotas`` (how much at a time), ``service`` (keys, verdict, record, start of the
-download).
+download), ``removal`` (the verdict on a removal, pure), ``removals`` (keys, verdict, tombstone).
 """

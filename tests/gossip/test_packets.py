@@ -24,6 +24,7 @@ from ciruela.gossip.packets import (
     Item,
     Member,
     Packet,
+    Removed,
     Watch,
     body,
     decode,
@@ -58,6 +59,7 @@ EXAMPLES: tuple[Item, ...] = (
     Ack(PATH, IMAGE),
     Complete(PATH, IMAGE, 123, 3),
     Hooked(PATH, IMAGE, 123, 1, False, "exited with 1: ü"),
+    Removed(PATH, IMAGE, 7),
 )
 
 uints = st.integers(0, MAX_UINT)

@@ -1,0 +1,92 @@
+"""The verdict on a removal, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.model.ids import ImageId
+from ciruela.model.order import Origin, Reject, Rejected, Removal
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.vpath import VPath
+from ciruela.uploads.removal import judge_removal
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Standing
+from tests.proof import shows
+
+NOW_MS = 1_800_000_000_000
+A, B = ImageId(b"a" * 32), ImageId(b"b" * 32)
+CLIENT = Removal(VPath.parse("/app/v1"), A, NOW_MS, (b"s" * 64,), Origin.CLIENT)
+PEER = replace(CLIENT, origin=Origin.PEER)
+NOTHING = Standing(None, None, stalled=False)
+
+
+def state(image: ImageId, timestamp_ms: int) -> State:
+    return State(image, (SigEntry(timestamp_ms, bytes(64)),))
+
+
+class VerdictTests(SynchronousTestCase):
+    """``judge_removal``."""
+
+    def judge(self, removal: Removal, standing: Standing = NOTHING, *, verified: bool = True) -> Reject | bool:
+        """The word of a refusal, else whether there is something to do."""
+        entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) if verified else ()
+        verdict = judge_removal(removal, standing, entries, NOW_MS)
+        return verdict.reason if isinstance(verdict, Rejected) else verdict.fresh
+
+    @shows("A11", "F8", "I4")
+    def test_who(self) -> None:
+        """Anybody could remove anything."""
+        standing = replace(NOTHING, committed=state(A, NOW_MS - 1))
+        for removal in (CLIENT, PEER):
+            self.assertIs(self.judge(removal, standing, verified=False), Reject.SIGNATURE_MISMATCH)
+            self.assertIs(self.judge(removal, standing), True)
+
+    @shows("A12", "A13", "F9", "I10")
+    def test_when(self) -> None:
+        """A removal that somebody recorded would work for ever; one from the future would keep a path empty for as long."""
+        for removal in (CLIENT, PEER):
+            ahead = replace(removal, timestamp_ms=NOW_MS + FUTURE_LIMIT_MS + 1)
+            self.assertIs(self.judge(ahead), Reject.TIMESTAMP_IN_FUTURE)
+            newer = replace(NOTHING, committed=state(A, NOW_MS + 1))
+            self.assertIs(self.judge(removal, newer), Reject.STALE_TIMESTAMP)
+            self.assertIs(self.judge(removal, replace(NOTHING, pending=state(A, NOW_MS + 1))), Reject.STALE_TIMESTAMP)
+        old = replace(CLIENT, timestamp_ms=NOW_MS - SIGNATURE_MAX_AGE_MS - 1)
+        self.assertIs(self.judge(old), Reject.STALE_TIMESTAMP)
+        self.assertIs(self.judge(replace(old, origin=Origin.PEER)), True)
+
+    def test_what(self) -> None:
+        """A client would remove another image than it was shown; or a peer's removal would leave an older one that it does not know."""
+        other, coming = replace(NOTHING, committed=state(B, NOW_MS - 9)), replace(NOTHING, pending=state(B, NOW_MS - 9))
+        self.assertIs(self.judge(CLIENT, other), Reject.REPLACE_DOESNT_MATCH)
+        self.assertIs(self.judge(CLIENT, coming), Reject.ALREADY_UPLOADING)
+        self.assertIs(self.judge(PEER, other), True)
+        self.assertIs(self.judge(PEER, coming), True)
+
+    def test_again(self) -> None:
+        """A removal that is done would be done again with each comparison of two nodes."""
+        buried = replace(NOTHING, buried=CLIENT.version)
+        for removal in (CLIENT, PEER):
+            self.assertIs(self.judge(removal, NOTHING), True)
+            self.assertIs(self.judge(removal, buried), False)
+            self.assertIs(self.judge(removal, replace(NOTHING, buried=Version(NOW_MS - 1, A))), True)
+        folded = replace(NOTHING, floor_ms=NOW_MS)
+        self.assertIs(self.judge(PEER, folded), False)
+        self.assertIs(self.judge(PEER, replace(folded, committed=state(A, NOW_MS - 1))), True)
+
+
+class TombstoneTests(SynchronousTestCase):
+    """What is remembered."""
+
+    def test_signatures(self) -> None:
+        """A node that knows only one of two keys would never be shown a signature of that one."""
+        version = Version(5, A)
+        first, second = (Tombstone(version, 9, (text * 64,)) for text in (b"1", b"2"))
+        both = Burials().with_one("v1", first).with_one("v1", second)
+        self.assertEqual(both.tombstones["v1"].signatures, (b"1" * 64, b"2" * 64))
+        cleaned = both.with_one("v1", Tombstone(Version(4, A), 11))
+        self.assertEqual(cleaned.tombstones["v1"].signatures, (b"1" * 64, b"2" * 64))
+        many = both
+        for number in range(40):
+            many = many.with_one("v1", Tombstone(version, 9, (bytes([number]) * 64,)))
+        self.assertEqual(len(many.tombstones["v1"].signatures), 16)
