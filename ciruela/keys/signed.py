@@ -25,8 +25,7 @@ def signed_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
 
     Raises ValueError for a time that is not an unsigned 64 bit number and for text that is not Unicode.
     """
-    _check_time(timestamp_ms)
-    return cbor2.dumps([path, bytes(image), int(timestamp_ms)])
+    return cbor2.dumps([path, bytes(image), _time(timestamp_ms)])
 
 
 def removal_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
