@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 
 from ciruela.client import commands
@@ -63,6 +63,17 @@ class _Asked:
     takers: list[dict[str, Address]] = field(default_factory=list)
 
 
+async def _together(stories: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all at the same time. Raises what the first of them raises, as it is, or CancelledError; then the others end, too."""
+    jobs: list[Deferred[None]] = [Deferred.fromCoroutine(one) for one in stories]
+    try:
+        await gatherResults(jobs, consumeErrors=True)
+    except FirstError as error:
+        for job in jobs:
+            job.cancel()
+        error.subFailure.raiseException()
+
+
 class Survey:
     """Asks all nodes of one cluster: those that are named, and then those that they name."""
 
@@ -87,18 +98,14 @@ class Survey:
 
     async def ask_all(self) -> None:
         """Ask them all. Cancel to stop."""
-        await self._each([self._named(name) for name in self.cluster.names])
+        await _together([self._named(name) for name in self.cluster.names])
         while True:
             found = self._found
             unheard = [name for machine, name in found.hosts.items() if machine not in found.machines and name not in found.names]
             unheard = list(dict.fromkeys(unheard))[: MAX_CANDIDATES - len(found.names)]
             if not unheard:
                 return
-            await self._each([self._heard(name) for name in unheard])
-
-    async def _each(self, stories: Sequence[Coroutine[Any, Any, None]]) -> None:
-        jobs: list[Deferred[None]] = [Deferred.fromCoroutine(one) for one in stories]
-        await gatherResults(jobs, consumeErrors=True)
+            await _together([self._heard(name) for name in unheard])
 
     async def _resolved(self, name: str) -> list[Address]:
         self._found.names.add(name)
@@ -112,7 +119,7 @@ class Survey:
     async def _named(self, name: str) -> None:
         addresses = list(dict.fromkeys(await self._resolved(name)))
         self._entries += addresses
-        await self._each([self._at(address, name if len(addresses) == 1 else str(address)) for address in addresses])
+        await _together([self._at(address, name if len(addresses) == 1 else str(address)) for address in addresses])
 
     async def _heard(self, name: str) -> None:
         if not name or not name.isprintable():
@@ -299,7 +306,7 @@ async def survey_all(options: SyncOptions, checks: Sequence[Check], world: World
     surveys = [Survey(names, checks, options.rule, world) for names in options.clusters]
     display.show(lambda: f"Asking: {count(sum(one.answered for one in surveys), 'node')} answered")
     try:
-        await gatherResults([Deferred.fromCoroutine(one.ask_all()) for one in surveys], consumeErrors=True)
+        await _together([one.ask_all() for one in surveys])
     finally:
         display.hide()
     return surveys

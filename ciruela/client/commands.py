@@ -15,17 +15,18 @@ from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.hashes import OURS, hash_for
 from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
 from ciruela.client.ignore import excludes_for
+from ciruela.client.listener import Listener
 from ciruela.client.options.common import Common
 from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.orders import Prepared, check_directory, check_sources, prepare, sign_checks
-from ciruela.client.pace import Pace
+from ciruela.client.pace import SHARED_BYTES_S, Pace
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.report import Report, Reporting
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Listener, Row, World
+from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, World
 from ciruela.client.text import count, size
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.localtree import LocalTree
@@ -228,12 +229,14 @@ async def sync(
             return EXIT_NOTHING
     clusters: list[ClusterRun] = []
     run = SyncRun(clusters)
+    connections = 1 if options.limit_bytes_s is not None and options.limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
     pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)
     source, trees = await open_source(prepared, around.in_thread, run.source_changed, pace)
     try:
         listener: Listener = display if report is None else Reporting(display, report)
         clusters += [
-            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, listener) for names in options.clusters
+            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, listener, connections)
+            for names in options.clusters
         ]
         going = run.start()
         display.watch(run)

@@ -9,6 +9,10 @@ PATIENCE_S = 2.0
 """Blocks that would wait for longer are refused as busy. A node waits three seconds at least before it gives up an answer, which would
 then be sent for nothing; one that hears "busy" asks others meanwhile, and comes back."""
 
+SHARED_BYTES_S = 20_000_000
+"""Below this rate everything goes to one node, which passes it on just as soon. Three would each hear so little of the client that they
+ask for what the others were promised, and it would be sent twice."""
+
 
 class Pace:
     """A line that takes ``bytes_s`` bytes a second: what is sent is on it for a while, and the next answer waits until it is free.

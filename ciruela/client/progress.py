@@ -14,8 +14,9 @@ from twisted.internet.task import LoopingCall
 
 from ciruela.client.book import Outcome
 from ciruela.client.hooks import hooks_part
+from ciruela.client.listener import NodeNews
 from ciruela.client.options.common import Progress
-from ciruela.client.sync import NodeNews, Row
+from ciruela.client.sync import Row
 from ciruela.client.text import clean, interval, size, stamp
 from ciruela.seams import NowMs
 

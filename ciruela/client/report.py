@@ -27,9 +27,10 @@ from ciruela.client.book import (
     EXIT_USAGE,
     Outcome,
 )
+from ciruela.client.listener import NodeNews
 from ciruela.client.options.sync import Wish
 from ciruela.client.progress import Clusters, Display
-from ciruela.client.sync import NodeNews, Row
+from ciruela.client.sync import Row
 from ciruela.disk.scan import Scan
 from ciruela.model.printable import escaped
 

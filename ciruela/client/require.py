@@ -21,10 +21,18 @@ class Requirement:
             return max(1, expected)
         return max(1, self.nodes, math.ceil(expected * self.percent / 100))
 
+    def met(self, done: int, expected: int) -> bool:
+        """Whether ``done`` of ``expected`` nodes are enough."""
+        return done >= self.need(expected)
+
     def __str__(self) -> str:
         if self.whole:
             return "all"
         return f"{self.percent}%" if self.percent else str(self.nodes)
+
+
+ALL = Requirement(whole=True)
+"""Each node that is expected, and at least one."""
 
 
 def parse_requirement(text: str) -> Requirement:

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
+from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.source import Giver
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
@@ -85,36 +86,6 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeNews:
-    """What one node said, or what became of it. ``state``: ``accepted``, ``refused``, ``done``, ``gave-up``, ``error`` or ``unreachable``.
-
-    ``code`` is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
-    """
-
-    cluster: str
-    path: str
-    host: str
-    machine: MachineId | None
-    state: str
-    code: str = ""
-    message: str = ""
-    nodes_known: int = 0
-
-
-class Listener(Protocol):
-    """Who shows what happens. All texts may hold what a server said: they are raw."""
-
-    def node(self, news: NodeNews) -> None:
-        """A node said something."""
-
-    def problem(self, cluster: str, text: str) -> None:
-        """Something went wrong, or did not go as wished."""
-
-    def note(self, cluster: str, text: str) -> None:
-        """Something worth knowing happened."""
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over."""
 
@@ -158,8 +129,17 @@ class ClusterRun:
     _log = Logger()
 
     def __init__(
-        self, label: str, names: Sequence[str], uploads: Sequence[Upload], rule: Rule, world: World, source: Giver, listener: Listener
+        self,
+        label: str,
+        names: Sequence[str],
+        uploads: Sequence[Upload],
+        rule: Rule,
+        world: World,
+        source: Giver,
+        listener: Listener,
+        connections: int = CONNECTIONS,
     ) -> None:
+        self._most_connections = connections
         self.label = label
         self._rule = rule
         self._world = world
@@ -284,7 +264,8 @@ class ClusterRun:
                 address = peer.address
                 if address not in run.asked and not run.book.refused(address) and not run.pause.blocked(address):
                     self._ask(run, peer)
-            missing = CONNECTIONS - sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
+            usable = sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
+            missing = self._most_connections - usable
             if missing > 0:
                 self._contacts.look_up(missing)
                 for address in self._contacts.pick(missing, lambda known, run=run: self._skip(run, known)):  # type: ignore[misc]

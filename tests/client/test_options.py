@@ -15,10 +15,11 @@ from ciruela.client.options.common import Progress
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import IndexOptions
-from ciruela.client.options.reading import DiffOptions, GetOptions, Require, StatusOptions, split_target
+from ciruela.client.options.reading import DiffOptions, GetOptions, StatusOptions, split_target
 from ciruela.client.options.signing import ClusterNames, Keys, check_entry_point, split_clusters
 from ciruela.client.options.sync import Mode, SyncOptions, Wish, split_wish
 from ciruela.client.options.table import parse, parse_sync
+from ciruela.client.require import ALL, Requirement
 from ciruela.index.digest import HashKind
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
@@ -270,17 +271,17 @@ class ReadingLine(Parsing):
         self.assertEqual((got.destination, got.reuse, got.link, got.replace, got.patience_s), ("dest", ("a", "b"), True, False, 5.0))
         found = parse(["status", "--wait", "--require", "75%", "host:/apps/v1"])
         assert isinstance(found, StatusOptions)
-        self.assertEqual(found.require, Require(percent=75))
+        self.assertEqual(found.require, Requirement(percent=75))
         compared = parse(["diff", "./a:/b", "host:/apps/v1"])
         assert isinstance(compared, DiffOptions)
         self.assertEqual((compared.left, str(compared.right)), ("./a:/b", "host:/apps/v1"))
 
     def test_enough(self) -> None:
         """A part of a cluster would pass for all of it."""
-        self.assertEqual([Require().met(done, 3) for done in (2, 3)], [False, True])
-        self.assertEqual([Require(count=2).met(done, 3) for done in (1, 2)], [False, True])
-        self.assertEqual([Require(percent=67).met(done, 3) for done in (2, 3)], [False, True])
-        self.assertFalse(Require().met(0, 0))
+        self.assertEqual([ALL.met(done, 3) for done in (2, 3)], [False, True])
+        self.assertEqual([Requirement(nodes=2).met(done, 3) for done in (1, 2)], [False, True])
+        self.assertEqual([Requirement(percent=67).met(done, 3) for done in (2, 3)], [False, True])
+        self.assertFalse(ALL.met(0, 0))
 
     def test_refused(self) -> None:
         """A mistake would be found after something was done."""

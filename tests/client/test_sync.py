@@ -13,8 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Outcome, Rule
 from ciruela.client.clusters import SyncRun, exit_code
+from ciruela.client.listener import NodeNews
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, NodeNews, Row, Upload, World
+from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, Row, Upload, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError

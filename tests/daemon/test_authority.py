@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.authority import MOST_VERIFIED, KeyFiles
 from ciruela.keys.private import PrivateKey
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
@@ -110,6 +110,17 @@ class AuthorityTests(SynchronousTestCase):
         moved = SigEntry(NOW_MS + 1, entry(ANN).signature)
         others = [entry(ANN, vpath=VPath.parse("/app/v2")), entry(ANN, image=ImageId(bytes(32))), moved]
         self.assertEqual(self.verified(*others), ())
+
+    @shows("A11", "I4")
+    def test_other_statement(self) -> None:
+        """What was signed to ask is worth nothing to upload, and the other way round."""
+        self.put("master.key", line(ANN))
+        asked = SigEntry(NOW_MS, ANN.sign(signed_check_bytes(str(VPATH), IMAGE, NOW_MS)))
+        config = DirConfig("app", "/x", True, 1)
+        self.assertEqual(self.verified(asked), ())
+        for found, expected in ((asked, [asked]), (entry(ANN), [])):
+            made = self.successResultOf(self.authority.verified(config, VPATH, IMAGE, [found], signed_check_bytes))
+            self.assertEqual(list(made), expected)
 
     @shows("A13", "F10")
     def test_impossible_times(self) -> None:

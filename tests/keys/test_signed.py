@@ -1,11 +1,12 @@
 """The bytes that are signed, and checking signatures."""
 
+import cbor2
 from nacl.signing import SigningKey
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.keys.private import PrivateKey, parse_private
 from ciruela.keys.public import PublicKey, verify
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.ids import parse_image_id
 from tests.keys.samples import sample
 from tests.proof import shows
@@ -84,3 +85,22 @@ class VerifyTests(SynchronousTestCase):
         """What any ed25519 library signs is accepted."""
         key = SigningKey(bytes(range(32)))
         self.assertTrue(verify(self.public, b"x", key.sign(b"x").signature))
+
+
+class CheckTests(SynchronousTestCase):
+    """What a dry run signs."""
+
+    def test_vector(self) -> None:
+        """Other clients and nodes sign the same bytes."""
+        made = signed_check_bytes(PATH, IMAGE, TIME_MS)
+        self.assertEqual(made, bytes.fromhex("846d636972 75656c612f636865636b".replace(" ", "")) + SIGNED[1:])
+        for time_ms in (-1, 2**64):
+            self.assertRaises(ValueError, signed_check_bytes, PATH, IMAGE, time_ms)
+
+    @shows("A11", "I4")
+    def test_never_an_upload(self) -> None:
+        """Whatever path somebody asks about, what he signs is never what an upload signs: a node could upload in his name."""
+        for path in ("", "/a", PATH, "ciruela/check", "/" + "x" * 300):
+            asked = signed_check_bytes(path, IMAGE, TIME_MS)
+            self.assertEqual((asked[0], signed_bytes(path, IMAGE, TIME_MS)[0]), (0x84, 0x83))
+            self.assertEqual(cbor2.loads(asked), ["ciruela/check", path, bytes(IMAGE), TIME_MS])

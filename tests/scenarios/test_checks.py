@@ -128,6 +128,16 @@ class Checks(SynchronousTestCase):
         self.assertEqual(survey.answered, 3)
         self.assertEqual(len(survey.replies[0]), 3)
 
+    @shows("A29")
+    def test_made_up_hosts(self) -> None:
+        """A server could have the client call the networks of its own host."""
+        real = self.cluster.nodes[1].counterpart._hosts
+        self.cluster.nodes[1].counterpart._hosts = lambda key: {**real(key), self.cluster.machine(9): "n9"}
+        local = Address("127.0.0.1", 24783)
+        self.patch(self.cluster, "address", lambda number, known=self.cluster.address: local if number == 9 else known(number))
+        survey = self.survey(self.check(), known=(1, 2, 3, 9))
+        self.assertEqual(set(self.says(survey)), {"n1", "n2", "n3"})
+
     def test_old_servers(self) -> None:
         """Servers that know no such question would be said to refuse, or be sent what ends the connection."""
         self.cluster.hub.old.update(self.cluster.addresses(1, 2, 3))

@@ -12,8 +12,9 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from ciruela.client.book import Rule
+from ciruela.client.listener import NodeNews
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, NodeNews, Row, Upload, World
+from ciruela.client.sync import ClusterRun, Row, Upload, World
 from ciruela.gossip.envelope import NullKeyring
 from ciruela.gossip.packets import BaseHash, Complete, Deleted, Download, Header, Item, Member, Watch, encode_packets
 from ciruela.index.digest import BLOCK_BYTES

@@ -6,6 +6,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.clockwork import Hush
+from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
@@ -35,13 +36,15 @@ class World:
 
     def __init__(self):
         self.events = []
+        self.statements = []
         self.verified_answer = None
         self.write_answer = None
         self.there = True
         self.stalled_paths = set()
         self.settling = None
 
-    def verified(self, config, vpath, image, entries):
+    def verified(self, config, vpath, image, entries, statement=signed_bytes):
+        self.statements.append(statement)
         return succeed(dict.fromkeys(entries, "a key")) if self.verified_answer is None else self.verified_answer
 
     def present(self, vpath):
@@ -95,6 +98,33 @@ class UploadsTests(SynchronousTestCase):
 
     def order(self, image=A, command=Command.APPEND, origin=Origin.CLIENT, path=V1, entries=None, hints=()):
         return self.uploads.order(Order(command, path, image, None, entries or (entry(),), origin), hints)
+
+    @shows("A11", "I4")
+    def test_check(self):
+        """A question would be judged by the signature of an upload, or otherwise than the upload, or begin something."""
+        path = VPath.parse("/log/v1")
+        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        self.ledger.commit(V1, state(B, entry(NOW - 1)))
+        for vpath, image, command in (
+            (V1, A, Command.APPEND),
+            (V1, A, Command.REPLACE),
+            (V1, B, Command.APPEND),
+            (path, A, Command.APPEND),
+            (path, A, Command.REPLACE),
+            (VPath.parse("/app/v9"), A, Command.APPEND),
+            (VPath.parse("/app/x/y"), A, Command.APPEND),
+            (VPath.parse("/none/v1"), A, Command.APPEND),
+        ):
+            order = Order(command, vpath, image, None, (entry(),), Origin.CLIENT)
+            told = self.successResultOf(self.uploads.check(order))
+            self.assertEqual(self.world.events, [])
+            done = self.successResultOf(self.uploads.order(order))
+            self.assertEqual(told, done)
+            self.world.events.clear()
+        self.assertEqual(self.world.statements[:2], [signed_check_bytes, signed_bytes])
+        self.world.verified_answer = succeed({})
+        refused = self.successResultOf(self.uploads.check(Order(Command.APPEND, V1, A, None, (entry(),), Origin.CLIENT)))
+        self.assertEqual(refused.reason, Reject.SIGNATURE_MISMATCH)
 
     def test_new(self):
         """Recorded, then started, then answered."""

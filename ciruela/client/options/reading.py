@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, keys_of
+from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
 
@@ -59,29 +59,6 @@ def _image(text: str) -> ImageId:
         return parse_image_id(text)
     except ValueError:
         raise ValueError(f"an image id has 64 hexadecimal digits, not {text[:80]!r}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Require:
-    """How many nodes are enough: so many, or so many percent of those that take the directory."""
-
-    count: int | None = None
-    percent: int = 100
-
-    def met(self, done: int, expected: int) -> bool:
-        """Whether ``done`` of ``expected`` nodes are enough. None at all never are."""
-        if not done:
-            return False
-        return done >= self.count if self.count is not None else done * 100 >= expected * self.percent
-
-
-def _require(text: str) -> Require:
-    if text == "all":
-        return Require()
-    found = re.fullmatch(r"([0-9]{1,6})(%?)", text)
-    if found is None or int(found[1]) < 1 or (found[2] and int(found[1]) > 100):
-        raise ValueError(f"{text[:40]!r} is not all, a number of nodes, or a percentage such as 75%")
-    return Require(percent=int(found[1])) if found[2] else Require(count=int(found[1]))
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +182,7 @@ class StatusOptions:
     target: Target
     image: ImageId | None = None
     wait: bool = False
-    require: Require = Require()
+    require: Requirement = ALL
     deadline_s: float = 1800.0
     print_progress_s: float = 30.0
     json: bool = False
@@ -221,7 +198,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="the image to look for (default: the one signed last)")
     parser.add_argument("--wait", action="store_true", help="wait until enough nodes have it")
     parser.add_argument(
-        "--require", type=checked(_require), default=Require(), metavar="all|N|N%%", help="how many nodes are enough (default all)"
+        "--require", type=checked(parse_requirement), default=ALL, metavar="all|N|N%%", help="how many nodes are enough (default all)"
     )
     parser.add_argument(
         "-t", "--deadline", type=checked(positive_duration_s), default=1800.0, metavar="DURATION", help="wait no longer than this (30min)"
