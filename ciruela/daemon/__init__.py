@@ -6,5 +6,5 @@ keys that may upload), ``service`` (files, sockets and the reactor) with ``descr
 (whether the reactor is stuck), ``live`` (the directory configs that count now), ``hangup``, ``reload``
 and ``keywatch`` (changes of the configuration while it runs), ``node`` (the work rooms wired to each other),
 ``acquaintance`` (when the peers are known), ``around`` (what cleanup sees of the node), ``requests`` (what a connection is answered),
-``status`` (what the pages show).
+``status`` (what the pages show), ``serve`` (all of it under the name of the reference's daemon).
 """
