@@ -61,6 +61,7 @@ setup(
         "console_scripts": [
             "ciruela = ciruela.client.start:ciruela",
             "ciruela-sync = ciruela.client.start:ciruela_sync",
+            "ciruela-server = ciruela.daemon.serve:main",
         ]
     },
     classifiers=[

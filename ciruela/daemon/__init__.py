@@ -7,5 +7,6 @@ be) and ``watchdog`` (whether the reactor is stuck), ``processes`` and ``webhook
 that count now), ``hangup``, ``reload`` and ``keywatch`` (changes of the configuration while it runs), ``node`` (the work rooms wired to
 each other), ``acquaintance`` (when the peers are known), ``around`` (what cleanup sees of the node), ``requests`` (what a connection is
 answered), ``status`` (what the pages show), ``api`` (the pages below ``/api/v1/``) with ``signers`` (who signed what), ``refusals`` (why an
-image did not come), ``retention`` (why an image stays) and ``stamps``.
+image did not come), ``retention`` (why an image stays), ``stamps``, ``serve`` (all of it under the name of the
+reference's daemon).
 """

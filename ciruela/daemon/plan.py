@@ -82,6 +82,7 @@ def read_plan(given: Given, now_ms: int | None = None) -> Plan:
         tuning = replace(tuning, max_connections=given.options["max-connections"])
     warnings = [f"{name} is not used: {why}" for name, why in IGNORED.items() if options.get(name)]
     warnings += complaints(os.path.join(top, PEERS_FILE))
+    warnings += _token_doubts(own.peers)
     warnings += key_complaints(top, config.directories.values(), time.time_ns() // 1_000_000 if now_ms is None else now_ms)
     return Plan(
         top,
@@ -96,6 +97,18 @@ def read_plan(given: Given, now_ms: int | None = None) -> Plan:
         own.peers,
         (*config.warnings, *warnings),
     )
+
+
+def _token_doubts(asked: Asked) -> list[str]:
+    """What works but is probably not meant: the daemon goes on asking, because a token may come later."""
+    path = asked.consul_token_file
+    if not path:
+        return []
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return [f"consul-token-file: {path}: {error.strerror}"]
+    return [f"consul-token-file: everybody may read {path} (run: chmod o-r)"] if mode & 0o004 else []
 
 
 def _or_problems(problems: list[str], instead: T, read: Callable[..., T], *args: object) -> T:

@@ -319,10 +319,10 @@ def config_status(reloads: Reloads) -> Json:
 
 
 def sources_status(sources: Sequence[Source]) -> Json:
-    """The places that know the peers, without paths of this host."""
+    """The places that know the peers, without paths of this host, and without queries of URLs, which may hold a secret."""
     return [
         {
-            "source": f"file:{source.text.rpartition('/')[2]}" if source.text.startswith("file:") else source.text,
+            "source": f"file:{source.text.rpartition('/')[2]}" if source.text.startswith("file:") else source.text.partition("?")[0],
             "names": len(source.names or ()),
             "ok": not source.doubtful,
         }

@@ -116,6 +116,16 @@ class PlanTests(ConfigCase):
         self.assertIn("peers.txt:2: ", told)
         self.assertEqual(told.count("gone.key"), 1, told)
 
+    def test_token(self) -> None:
+        """A token that everybody can read would be found out by somebody else."""
+        path = self.put("token", "secret\n")
+        own = f"consul-token-file: {path}\n"
+        self.assertIn(f"everybody may read {path}", "\n".join(self.plan(own).warnings))
+        path.chmod(0o600)
+        self.assertNotIn("consul-token-file", "\n".join(self.plan(own).warnings))
+        path.unlink()
+        self.assertIn(f"{path}: No such file", "\n".join(self.plan(own).warnings))
+
     def test_restart_needed(self) -> None:
         """What cannot change while it runs is named, and stays as it was."""
         old = self.plan()

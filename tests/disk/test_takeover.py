@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import cbor2
 
@@ -11,13 +12,14 @@ from ciruela.disk import faults, staging, syscalls
 from ciruela.disk.lock import lock
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.store import Store
 from ciruela.model.errors import DiskError
 from ciruela.model.order import Command
-from ciruela.model.tuning import STANDARD
+from ciruela.model.tuning import STANDARD, Fsync
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, V2, Real
-from tests.disk.trees import CHANGED, SMALL, flat, index_bytes, on_disk, plant, state_of
+from tests.disk.trees import CHANGED, SMALL, flat, in_place, index_bytes, on_disk, plant, state_of
 from tests.proof import shows
 
 
@@ -173,6 +175,28 @@ class TakeOver(Real):
         self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V2, state_of(self.index), None)])
         self.assertTrue((self.states / "v1.state").exists())
         self.assertTrue(debris.exists(), "nothing is swept where it is not known what is pending")
+
+    @shows("I9")
+    def test_added(self) -> None:
+        """A reload would hide what is in a directory that was configured before, or disturb uploads to others that run."""
+        half = self.node.db / "signatures" / ".tmp.other.state"
+        half.write_bytes(b"half")
+        one = self.states / ".tmp.v9.state"
+        one.write_bytes(b"half")
+        configs = dict(self.node.configs)
+        added = {"app": configs.pop("app")}
+        store = Store(str(self.node.db), configs, in_place)
+        self.addCleanup(store.close)
+        self.assertEqual(self.successResultOf(store.load_added(added)).held, [Held(V1, state_of(self.index), None)])
+        self.assertTrue(half.exists())
+        self.assertTrue(one.exists())
+        store.forget([V1])
+        self.failureResultOf(store.present(V1), DiskError)
+
+    def test_limits(self) -> None:
+        """Of new limits those count that can; durability stays as it was promised."""
+        self.store.tune(replace(STANDARD, disk_reserve_bytes=5, fsync=Fsync.NONE, max_index_bytes=1))
+        self.assertEqual(self.store._tuning, replace(STANDARD, disk_reserve_bytes=5))
 
 
 class Locked(Real):

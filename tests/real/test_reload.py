@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,9 @@ class StartTests(SynchronousTestCase):
         node.options = ["--metadata-threads", "2", "--log-machine-id", "--aggressive-index-gc"]
         cluster.start(0)
         self.assertIn("--disk-threads", node.log.read_text())
+        words = ["--config-base-dir", str(node.config), "--db-dir", str(node.db), "--host", node.host, "--port", str(node.port)]
+        script = "from ciruela.daemon.serve import main; main()"
+        cluster.expect(cluster.run([sys.executable, "-c", script, *words, "--check-config"]), 0, "OK", "/apps")
         refused = cluster.run([*node.command(), "--cantal"])
         cluster.expect(refused, 1, "there is no cantal here")
 
