@@ -26,7 +26,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.net.outgoing import CLIENT_HOST, Pool
 from ciruela.net.resolve import resolver
-from ciruela.proto.messages import GetIndexAt, IndexAtData, Request, Response
+from ciruela.proto.messages import GetIndex, GetIndexAt, IndexAtData, Request, Response
 from ciruela.seams import Address, InThread
 
 INDEX_S = 600.0
@@ -34,6 +34,9 @@ INDEX_S = 600.0
 
 MOST_SOURCES = 16
 """Nodes of which blocks are taken at the same time: more would not be faster, and each gives less to others meanwhile."""
+
+NO_IMAGE = ImageId(bytes(32))
+"""An image that nobody has: asking for its index tells who is there."""
 
 MOST_TRIED = 64
 """Nodes that are asked for the index, one after the other."""
@@ -106,7 +109,7 @@ class Origin:
             address = waiting.pop(0)
             tried.add(address)
             try:
-                answer = await self._reach.nodes.ask(address, GetIndexAt(str(vpath)), INDEX_S)
+                answer = await self._ask(address, GetIndexAt(str(vpath)), INDEX_S)
                 if not isinstance(answer, IndexAtData):
                     raise RemoteError("the answer to GetIndexAt is something else")
                 answered += 1
@@ -133,7 +136,7 @@ class Origin:
 
         async def ask(address: Address) -> ImageId | None:
             try:
-                answer = await self._reach.nodes.ask(address, GetIndexAt(str(vpath)))
+                answer = await self._ask(address, GetIndexAt(str(vpath)))
             except CiruelaError:
                 return None
             return await self._reach.in_thread(image_id_of, answer.data) if isinstance(answer, IndexAtData) and answer.data else None
@@ -144,9 +147,23 @@ class Origin:
         """The nodes to take blocks from. That one lacks the image, or does not answer, shows when it is asked."""
         nodes = self._reach.nodes
         return [
-            Candidate(address, name, partial(nodes.ask, address), FULL, seed=False, bulk=nodes.bulk(address))
+            Candidate(address, name, partial(self._ask, address), FULL, seed=False, bulk=nodes.bulk(address))
             for address, name in list(self._known.items())[:MOST_SOURCES]
         ]
+
+    def _ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
+        """Ask a node about the path. One of the reference dies of a path with one component (protocol section 11): it is never asked."""
+        vpath, nodes = self._target.vpath, self._reach.nodes
+        if vpath is None or vpath.level or nodes.bulk(address):
+            return nodes.ask(address, request, timeout_s)
+        greeted = nodes.ask(address, GetIndex(NO_IMAGE, None))
+        greeted.addErrback(lambda failure: failure.trap(RemoteError))
+        return greeted.addCallback(lambda _: self._greeted(address, request, timeout_s))
+
+    def _greeted(self, address: Address, request: Request, timeout_s: float | None) -> Deferred[Response]:
+        if not self._reach.nodes.bulk(address):
+            raise RemoteError(f"{address} is a server of the first implementation, which has no images at {self._target.vpath}")
+        return self._reach.nodes.ask(address, request, timeout_s)
 
     async def _resolve_entries(self) -> None:
         problems = []

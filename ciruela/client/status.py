@@ -175,13 +175,14 @@ class _Watch:
     async def run(self, found: Found) -> int:
         clock = self._around.reactor
         surveyed_s = told_s = self._began_s
+        if self._options.wait:
+            self._display.show(self._line)
         while True:
             await self._look(found)
             now_s = clock.seconds()
             left_s = self._began_s + self._options.deadline_s - now_s
             if not self._options.wait or self._met() or left_s <= 0:
                 return self._end(late=self._options.wait and not self._met())
-            self._display.show(self._line)
             if now_s - told_s >= self._options.print_progress_s:
                 told_s = now_s
                 self._tell()

@@ -23,7 +23,7 @@ from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.pages import NoPage, Pages
 from ciruela.client.shapes import At, Dir, Identity, Neighbour, Version
-from ciruela.model.errors import CiruelaError
+from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.vpath import VPath
 from ciruela.net.resolve import resolver
 from ciruela.seams import Address, NowMs
@@ -176,6 +176,8 @@ class Survey:
         level = {one.key: one.num_levels for one in await self.dirs(node)}.get(base.key)
         if level is None or base.level != max(level - 1, 0):
             return None
+        if not base.level and not level:
+            raise RemoteError(f"it does not tell of an image right at {base}")
         found = shapes.old_versions(await self._reader.get(node.address, f"/list-dir{quote(str(base))}"), str(base))
         running = shapes.old_downloads(await self._reader.get(node.address, "/downloading/"))
         return tuple(_running(one, running) for one in found), ()

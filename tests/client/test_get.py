@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
 from ciruela.client.origin import Reach
 from ciruela.model.errors import LinkLost
-from ciruela.proto.messages import BlockData, BlocksData, GetBlock, GetBlocks, GetIndexAt, Part, Request, Response
+from ciruela.proto.messages import BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, GetIndexAt, Part, Request, Response
 from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.proof import shows
-from tests.scenarios.cluster import Client, Cluster, Image
+from tests.scenarios.cluster import APP, Client, Cluster, Image
 
 HERE = Address("10.9.0.1", 1)
 SITE = Image(6, {"a": 700_000, "b": 100, "empty": 0})
@@ -100,6 +101,34 @@ class GetCase(SynchronousTestCase):
         whole = b"".join((self.top / "copy" / name).read_bytes() for name in ("a", "b") if (self.top / "copy" / name).exists())
         self.assertEqual(whole, b"".join(image.blocks[one] for one in image.order))
         self.assertEqual([one.name for one in self.top.iterdir()], ["copy"])
+
+
+class LevelZeroTests(GetCase):
+    """The configured directory may be an image itself."""
+
+    def set_up(self) -> None:
+        www = replace(APP, key="www", num_levels=0)
+        self.cluster = Cluster(2, configs={"www": www})
+        self.cluster.run(10.0)
+        Client(self.cluster, SITE).upload("/www", self.cluster.addresses(1))
+        self.cluster.run(30.0, until=lambda: len(self.cluster.holders("/www", SITE)) == 2)
+        self.wire = Wire(self.cluster.hub.node(HERE, Client(self.cluster, SITE), lambda data, source: None)[0])
+
+    def test_get(self) -> None:
+        """Such an image could not be copied."""
+        self.set_up()
+        self.assertEqual(self.get(target="n1:/www"), 0)
+        self.check()
+
+    @shows("I8")
+    def test_old_servers_live(self) -> None:
+        """A server of the reference would die of the question."""
+        self.set_up()
+        self.cluster.hub.old.update(self.cluster.addresses(1, 2))
+        error = self.ends(target="n1:/www")
+        self.assertEqual(error.code, 3)
+        self.assertIn("which has no images at /www", str(error))
+        self.assertEqual({type(request) for _, request in self.wire.asked}, {GetIndex})
 
 
 class GetTests(GetCase):

@@ -130,6 +130,29 @@ class ApiTests(SynchronousTestCase):
         refused = self.get("/api/v1/images/app/v2")["refused"]
         self.assertEqual((refused["image"], refused["reason"], refused["rejected"]), (other.id.hex(), "commit_error", False))
 
+    def test_rejected(self):
+        """A node that lacks a key would look as if the image were still on its way there."""
+
+        class NoKeys:
+            def verified(self, config, vpath, image, entries):
+                return succeed({})
+
+        self.cluster.nodes[1].uploads._authority = NoKeys()
+        other = Image(7, {"a": 50_000})
+        Client(self.cluster, other).upload("/app/v2", self.cluster.addresses(2))
+        self.cluster.run(30.0, until=lambda: self.cluster.nodes[1].refusals.at(VPath.parse("/app/v2")) is not None)
+        refused = self.get("/api/v1/images/app/v2")["refused"]
+        self.assertEqual((refused["image"], refused["reason"], refused["rejected"]), (other.id.hex(), "signature_mismatch", True))
+
+    @shows("I6")
+    def test_clients_leave_no_trace(self):
+        """Anybody who asks for uploads could fill what is remembered, and hide what matters."""
+        Client(self.cluster, SITE).upload("/app/../x", self.cluster.addresses(1))
+        other = Client(self.cluster, Image(8, {"a": 5}))
+        other.upload("/app/v9", self.cluster.addresses(1), stamp=10**15)
+        self.cluster.run(5.0)
+        self.assertIsNone(self.cluster.nodes[1].refusals.at(VPath.parse("/app/v9")))
+
     def test_keys(self):
         """Nobody could tell which key is accepted where without trying it."""
         self.assertEqual(self.get("/api/v1/keys")["dirs"], {"app": [FINGERPRINT], "logs": [FINGERPRINT]})
