@@ -63,8 +63,8 @@ class SyncLine(Parsing):
         options = self.sync(
             f"--append a:/k/1 h1 --append-weak b:/k/2 --replace c:/k/3:{OLD} -i f1 --identity f2 -k V1 --key-from-env V2 -e 1s "
             "--early-fraction 0.5 --early-hosts 7 -t 1h --print-progress 2s --port 99 --disk-threads 2 --hash sha512/256 -v "
-            "--progress plain --require 80% --limit-rate 1.5Mi --exclude *.o --exclude .git/ --exclude-from list --no-ignore-file --json -n "
-            "--exit-code h2"
+            "--progress plain --require 80% --limit-rate 1.5Mi --exclude *.o --exclude .git/ --exclude-from list --no-ignore-file --json "
+            "-n --exit-code h2"
         )
         self.assertEqual([wish.mode for wish in options.wishes], [Mode.APPEND, Mode.APPEND_WEAK, Mode.REPLACE])
         self.assertEqual(options.wishes[2].old_image, ImageId(bytes.fromhex(OLD)))
