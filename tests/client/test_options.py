@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela._version import __version__
-from ciruela.client.options.common import Progress
+from ciruela.client.options.common import Progress, rate_bytes_s
 from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options.excluding import Excluding
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.reading import DiffOptions, GetOptions, StatusOptions, split_target
@@ -65,7 +66,8 @@ class SyncLine(Parsing):
         options = self.sync(
             f"--append a:/k/1 h1 --append-weak b:/k/2 --replace c:/k/3:{OLD} -i f1 --identity f2 -k V1 --key-from-env V2 -e 1s "
             "--early-fraction 0.5 --early-hosts 7 -t 1h --print-progress 2s --port 99 --disk-threads 2 --hash sha512/256 -v "
-            "--progress plain h2"
+            "--progress plain --require 80% --limit-rate 1.5Mi --exclude *.o --exclude .git/ --exclude-from list --no-ignore-file --json "
+            "-n --exit-code h2"
         )
         self.assertEqual([wish.mode for wish in options.wishes], [Mode.APPEND, Mode.APPEND_WEAK, Mode.REPLACE])
         self.assertEqual(options.wishes[2].old_image, ImageId(bytes.fromhex(OLD)))
@@ -76,6 +78,9 @@ class SyncLine(Parsing):
         self.assertEqual(options.print_progress_s, 2.0)
         self.assertEqual((options.common.port, options.common.disk_threads, options.common.hash), (99, 2, HashKind.SHA512_256))
         self.assertEqual((options.common.verbosity, options.common.progress), (2, Progress.PLAIN))
+        self.assertEqual((str(rule.require), options.limit_bytes_s), ("80%", 1_572_864))
+        self.assertEqual(options.excluding, Excluding(("list",), ("*.o", ".git/"), ignore_file=False))
+        self.assertEqual((options.json, options.dry_run, options.exit_code), (True, True, True))
 
     def test_no_cache(self) -> None:
         """Who does not trust the times of his file system says so, before or after the command."""
@@ -87,6 +92,20 @@ class SyncLine(Parsing):
         self.assertFalse(self.sync("--no-cache --append .:/a/b host").cache)
         for command in ("verify", "demo"):
             self.assertIn("unrecognized arguments", self.refused(f"{command} --no-cache DIR", whole=True))
+
+    def test_rates(self) -> None:
+        """A rate means what its unit says: a mistake by a thousand is a line that is full, or an upload that takes a day."""
+        for text, expected in (
+            ("1000", 1000),
+            ("10k", 10_000),
+            ("10K", 10_000),
+            ("2M", 2_000_000),
+            ("2Mi", 2_097_152),
+            ("1.5MB/s", 1_500_000),
+        ):
+            self.assertEqual(rate_bytes_s(text), expected, text)
+        for bad in ("", "M", "-1M", "1e9", "10Mbit", "1.M", "999", "0", "nan", "\u0661M"):
+            self.assertRaises(ValueError, rate_bytes_s, bad)
 
     def test_duration_with_space(self) -> None:
         """Durations are written as the reference's users write them."""
@@ -114,6 +133,12 @@ class SyncLine(Parsing):
             ("--append a:/k/1 --hash md5 host", "blake2b/256"),
             ("--append a:/k/1 --progress fancy host", "auto, tty, plain, none"),
             ("--append a:/k/1 -q -v host", "not allowed with"),
+            ("--append a:/k/1 --require most host", "is not all, a number of nodes from 1 on, or a percentage"),
+            ("--append a:/k/1 --require 101% host", "is not all"),
+            ("--append a:/k/1 --limit-rate fast host", "is not a rate"),
+            ("--append a:/k/1 --limit-rate 10 host", "is a unit missing, as in 10M?"),
+            ("--append a:/k/1 --limit-rate 10T host", "is not a rate"),
+            ("--append a:/k/1 --json=yes host", "ignored explicit argument"),
             ("--append a:/k/1 user@host", "is not a host name"),
             ("--append a:/k/1 [::1", "is not an IPv6 address in brackets"),
             ("--append a:/k/1 -- h1 -- h2", "only with -m"),

@@ -186,3 +186,69 @@ class SyncingTests(SynchronousTestCase):
         done = self.run_with(cluster, variables | {"CIRUELA_JSON": "", "CIRUELA_DEADLINE": "5"}, "127.0.0.1")
         self.assertEqual(done.returncode, 2)
         self.assertIn("the environment variable CIRUELA_DEADLINE: ", done.stderr)
+
+
+class CommandLineTests(SynchronousTestCase):
+    """Programs without any server."""
+
+    def setUp(self) -> None:
+        self.home = Path(self.mktemp()).absolute()
+        self.home.mkdir()
+
+    def run_program(self, name: str, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [program(name), *args],
+            cwd=self.home,
+            env=environment(self.home) | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+
+    @shows("F54")
+    def test_bad_uses(self) -> None:
+        """A mistake would look like a failure of the servers, or end in a traceback; or something would begin all the same."""
+        order = ("--append", ".:/apps/v1", "127.0.0.1")
+        for args, variables, word in (
+            (("--require", "most", *order), {}, "argument --require: 'most' is not all, a number of nodes from 1 on, or a percentage"),
+            (
+                ("--limit-rate", "10", *order),
+                {},
+                "'10' is less than 1000 bytes a second; is a unit missing, as in 10M?",
+            ),
+            (("--exclude", "!", *order), {}, "no key was found"),
+            (("--dry-run", "--append", ".:/apps/v1"), {}, "no ENTRY_POINT"),
+            (("--dry-run", "127.0.0.1"), {}, "nothing to upload"),
+            (("-n", *order), {}, "no key was found"),
+            (order, {"CIRUELA_REQUIRE": "most"}, "the environment variable CIRUELA_REQUIRE: 'most' is not all"),
+            (
+                order,
+                {"CIRUELA_DRY_RUN": "perhaps"},
+                "CIRUELA_DRY_RUN: 'perhaps' is not one of 1, true, yes, 0, false, no",
+            ),
+            (order, {"CIRUELA_KEY": "nonsense", "CIRUELA_KYE": "x"}, "CIRUELA_KYE is not known; did you mean CIRUELA_KEY?"),
+        ):
+            done = self.run_program("ciruela-sync", *args, **variables)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), args)
+            self.assertIn(word, done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+        done = self.run_program("ciruela", "completion", "powershell")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("'powershell' is not one of bash, zsh, tcsh, fish", done.stderr)
+
+    def test_completion(self) -> None:
+        """The script for a shell comes out of the installed program, alone on stdout."""
+        done = self.run_program("ciruela", "completion", "bash")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("complete -", done.stdout)
+        self.assertIn("--limit-rate", done.stdout)
+
+    def test_index(self) -> None:
+        """What ``ciruela index`` says is what ``ciruela sync`` uploads, with the same patterns."""
+        source = small_tree(self.home / "source", {"a": "", "b.o": "", ".ciruelaignore": "*.o\n"})
+        out = self.run_program("ciruela", "index", str(source)).stdout
+        self.assertNotIn("b.o", out)
+        self.assertIn("b.o", self.run_program("ciruela", "index", "--no-ignore-file", str(source)).stdout)
+        done = self.run_program("ciruela", "index", str(source), CIRUELA_EXCLUDE="a;*.o", CIRUELA_NO_IGNORE_FILE="1")
+        self.assertEqual(done.stdout.count(" f "), 1)
