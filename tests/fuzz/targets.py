@@ -70,6 +70,7 @@ TARGETS = (
     Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
     Target("state", wire.check_state, wire.state_samples(), tokens=wire.TOKENS),
     Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS),
+    Target("kept", records.check_kept, records.kept_samples(), tokens=wire.TOKENS),
     Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS),
     Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
     Target("hash-cache", records.check_hash_cache, records.hash_cache_samples(), cut_evenly, wire.TOKENS),
