@@ -82,7 +82,7 @@ async def remove(options: RemoveOptions, around: Surroundings, world: World | No
         display.say("nothing was removed")
         return EXIT_LOCAL
     identities = await identities_of(options.keys, around, display)
-    timestamp_ms = around.now_ms()
+    timestamp_ms = max([around.now_ms(), *(sight.states[name].version.timestamp_ms + 1 for name in sight.with_image(image))])
     path = str(target.vpath)
     signatures = tuple(signature for _, signature in await identities.sign_all(removal_bytes(path, image, timestamp_ms)))
     upload = Upload(RemoveDir(path, image, timestamp_ms, signatures), weak=False, total_bytes=0)

@@ -331,7 +331,7 @@ class ClusterRun:
         request = run.upload.request
         run.asked.add(peer.address)
         run.book.asked(peer.address, self._contacts.label(peer.address))
-        if request.image in self._shares:
+        if self._shares:
             peer.published[request.image] = None
             peer.link.tell(PublishImage(request.image))
         answer = peer.link.ask(request)

@@ -18,7 +18,7 @@ from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.states import TEMPORARY, read_record, write_file
+from ciruela.disk.states import TEMPORARY, is_identity, read_record, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
 from ciruela.model.state import State, Version
@@ -70,7 +70,7 @@ def decode(data: bytes) -> tuple[Row, ...]:
 
 def _row(value: object) -> Row:
     match value:
-        case [int(signed_ms), bytes(image), int(inode)] if signed_ms >= 0 and inode >= 0:
+        case [int(signed_ms), bytes(image), int(inode)] if is_identity(signed_ms, inode):
             try:
                 return Row(Version(signed_ms, image_id(image)), inode)
             except ValueError as error:

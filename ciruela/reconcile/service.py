@@ -183,7 +183,7 @@ class Reconciler:
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
         self._know(base, base_dir_hash(response.dirs, there), known_s)
-        self._remove(base, removals_in(base, ours, response.removed, self._ledger.burials(base)))
+        self._remove(base, removals_in(base, ours, response.removed, self._ledger.burials(base))[:MOST_BACKLOG])
         if queue:
             self._backlog[base] = _merged(queue, self._backlog.get(base, ()))
         self._pump()

@@ -82,6 +82,8 @@ class GoodTests(ConfigCase):
             max-images: 500
             symlinks: inside
             reuse: reflink
+            keep-replaced: 3
+            protect: [/srv/current, ../links/now]
             _note: {any: [thing]}
         """
         self.assertEqual(
@@ -104,6 +106,8 @@ class GoodTests(ConfigCase):
                 max_images=500,
                 symlinks=Symlinks.INSIDE,
                 reuse=Reuse.REFLINK,
+                keep_replaced=3,
+                protect=("/srv/current", str(self.top / "configs/../links/now")),
             ),
         )
         self.assertEqual(self.load().warnings, ())
@@ -119,6 +123,27 @@ class GoodTests(ConfigCase):
                 'app.yaml:5: symlinks: "never" is not any, inside or none (try any)',
                 'app.yaml:6: max-images: "0" is not in the range from 1 to 4611686018427387904',
                 'app.yaml:7: reuse: "hard-link" is not hardlink, reflink, copy or none (try hardlink)',
+            ],
+        )
+
+    def test_kept_and_protected(self) -> None:
+        """A link that is misspelled, or that is written as one text, would protect nothing without a word."""
+        self.assertEqual(self.one(MINIMAL + "protect:\nkeep-replaced: 0\n"), DirConfig("app", str(self.images), True, 1))
+        self.assertEqual(
+            self.errors(MINIMAL + "protect: /srv/current\nkeep-replaced: 1001\n"),
+            [
+                'app.yaml:4: protect: "/srv/current" is not a list (try [/srv/current])',
+                'app.yaml:5: keep-replaced: "1001" is not in the range from 0 to 1000',
+            ],
+        )
+        (error,) = self.errors(MINIMAL + "protect: [~/current]\n")
+        self.assertIn("is not a path that this program expands", error)
+        self.one(MINIMAL + "protect: [/srv/current]\nkeep-replaced: 2\n")
+        self.assertEqual(
+            [warning.partition(": ")[2] for warning in self.load().warnings],
+            [
+                "without auto-clean nothing is removed, so protect protects nothing",
+                "with append-only true nothing is replaced, so keep-replaced keeps nothing",
             ],
         )
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from ciruela.disk.layout import place
 from ciruela.disk.openfile import STAMP_NS
 from ciruela.model.errors import DiskError, DownloadFailed
-from tests.disk.bench import CONFIGS, NEW, OLD, OTHER, PARTS, V1, V2, Bench, Stand, Violation, Work, check_records, done, stand, succeed
-from tests.disk.trees import Spec
+from ciruela.model.vpath import VPath
+from tests.disk.bench import CONFIGS, K1, NEW, OLD, OTHER, PARTS, V1, V2, Bench, Stand, Violation, Work, check_records, done, stand, succeed
+from tests.disk.trees import Spec, flat
 from tests.doubles.simos import SimOS
 from tests.doubles.simos_inode import Inode
 
@@ -26,7 +27,7 @@ MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a node does while the power goes, over ``old``, and what may stand at ``V1``: the last if it is done.
+    """What a node does while the power goes, over ``old``, and what may stand at ``path``: the last if it is done.
 
     Without a ``sibling`` nothing else was ever uploaded: the directories of the records are made as well.
     """
@@ -38,6 +39,7 @@ class Plan:
     sibling: bool = True
     exchanges: bool = True
     clones: bool = False
+    path: VPath = V1
 
 
 PLANS = {
@@ -52,6 +54,7 @@ PLANS = {
         Plan("append by clone", None, lambda bench: bench.upload(V1, PARTS, 5), (stand(None), stand(PARTS)), clones=True),
         Plan("restore", NEW, lambda bench: bench.restore(V1, NEW, 1), (stand(NEW),)),
         Plan("remove", OLD, lambda bench: bench.remove(V1, OLD, 1), (stand(OLD), stand(None))),
+        Plan("replace and keep", OLD, lambda bench: bench.upload(K1, NEW, 5), (stand(OLD), stand(NEW)), path=K1),
     )
 }
 
@@ -97,7 +100,7 @@ def ready(name: str) -> Bench:
             succeed(bench, lambda bench: bench.upload(V2, OTHER, 1))
         if plan.old is not None:
             old = plan.old
-            succeed(bench, lambda bench: bench.upload(V1, old, 1))
+            succeed(bench, lambda bench: bench.upload(plan.path, old, 1))
         bench.store.close()
     bench.sim.settle("/n")
     bench.sim.volume("/n").exchanges = plan.exchanges
@@ -147,19 +150,23 @@ def _check_start(plan: Plan, bench: Bench, acked: bool, stands: tuple[Stand, ...
     loaded = bench.loaded()
     check_records(bench)
     images = {held.vpath: held.committed.image for held in loaded.held if held.committed}
-    for vpath, allowed in ((V1, stands), (V2, (stand(OTHER if plan.sibling else None),))):
+    for vpath, allowed in ((plan.path, stands), (V2, (stand(OTHER if plan.sibling else None),))):
         found = Stand(images.get(vpath), bench.tree(vpath))
         if found not in allowed:
             raise Violation(f"at {vpath} stands {found}")
     pending = [held.pending for held in loaded.held if held.pending]
     if acked and pending:
         raise Violation(f"acknowledged, and still pending: {pending}")
-    wrong = [at for at, inode in bench.sim.inodes("/n/srv/web/v1") if images.get(V1) and not _as_it_should_be(at, inode)]
+    wrong = [
+        at for at, inode in bench.sim.inodes(str(place(CONFIGS, plan.path))) if images.get(plan.path) and not _as_it_should_be(at, inode)
+    ]
     if wrong:
         raise Violation(f"modes or times are wrong: {wrong}")
     for image in images.values() if acked else ():
         if done(bench.store.read_index(image)) is None:
             raise Violation("the index of an acknowledged image is gone")
+    if plan.path == K1 and [bench.kept_tree(OLD)] != [flat(OLD) if images.get(K1) == stands[-1].image else None]:
+        raise Violation(f"kept is {bench.kept_tree(OLD)}")
     debris = bench.debris() - {place(CONFIGS, each.vpath).staging(each.state.image) for each in pending}
     if debris:
         raise Violation(f"debris: {debris}")

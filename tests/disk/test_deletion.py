@@ -47,6 +47,44 @@ class Removing(Real):
         self.assertEqual(on_disk(self.node.image(V2)), flat(OTHER))
         self.assertEqual(self.node.debris(), [])
 
+    def test_signed(self) -> None:
+        """A removal would leave an older image of which its signer did not know, or be forgotten where there is nothing."""
+        index = self.upload(V1, SMALL)
+        other, _ = index_bytes(CHANGED)
+        signed = Tombstone(Version(STAMP + 1, other.image), LATER, (b"s" * 64,))
+        self.failureResultOf(self.store.remove(V1, Tombstone(Version(STAMP - 1, index.image), LATER, (b"s" * 64,))), DiskError)
+        self.assertTrue(self.node.image(V1).exists())
+        self.assertEqual(self.successResultOf(self.store.remove(V1, signed)), Burials(0, {"v1": signed}))
+        self.assertFalse(self.node.image(V1).exists())
+        self.successResultOf(self.store.remove(V2, signed))
+        loaded = self.successResultOf(self.node.restarted().load())
+        self.assertEqual(dict(loaded.burials), {V1.base: Burials(0, {"v1": signed, "v2": signed})})
+
+    def test_empty_directories_go(self) -> None:
+        """Directories of services that are long gone would stay for ever; or one in use would go with them."""
+        index = self.upload(V1, SMALL)
+        other = self.upload(V2, OTHER)
+        above = self.node.image(V1).parent
+        self.successResultOf(self.store.remove(V1, tombstone(index)))
+        self.assertTrue(above.exists())
+        self.successResultOf(self.store.remove(V2, tombstone(other)))
+        self.assertFalse(above.exists())
+        self.assertTrue(above.parent.exists())
+        self.upload(V2, OTHER)
+        self.assertEqual(on_disk(self.node.image(V2)), flat(OTHER))
+
+    def test_empty_directories_after_a_kill(self) -> None:
+        """A kill between the two steps would leave the directory for ever."""
+        index = self.upload(V1, SMALL)
+        self.successResultOf(self.store.remove(V1, tombstone(index)))
+        above = self.node.image(V1).parent
+        above.mkdir()
+        stranger = above.parent / "stranger"
+        stranger.mkdir()
+        self.successResultOf(self.node.restarted().load())
+        self.assertFalse(above.exists())
+        self.assertTrue(stranger.exists())
+
     @shows("I9", "A51")
     def test_only_what_was_meant(self) -> None:
         """An image that took its place meanwhile would be deleted in its stead."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import blake3
 
-from ciruela.disk import bases, burials, keeplist, known, notes
+from ciruela.disk import bases, burials, keeplist, kept, known, notes
 from ciruela.index.digest import HashKind
 from ciruela.model.dirconfig import Modes
 from ciruela.model.errors import FormatError
 from ciruela.model.hooks import AFTER, Due
 from ciruela.model.ids import HASH_BYTES, ImageId
-from ciruela.model.state import Burials, Tombstone, Version
+from ciruela.model.state import SIGNATURE_BYTES, Burials, Tombstone, Version
 from ciruela.model.vpath import VPath, check_component
 from tests.fuzz.wire import refusal
 
@@ -28,6 +28,7 @@ def check_tombstones(data: bytes) -> bool:
     for entry, tombstone in found.tombstones.items():
         assert type(entry) is str
         assert len(tombstone.version.image) == HASH_BYTES
+        assert all(type(one) is bytes and len(one) == SIGNATURE_BYTES for one in tombstone.signatures)
         for time_ms in (found.floor_ms, tombstone.version.timestamp_ms, tombstone.buried_ms):
             assert type(time_ms) is int, time_ms
             assert 0 <= time_ms < _LATEST_MS, time_ms
@@ -38,7 +39,28 @@ def check_tombstones(data: bytes) -> bool:
 def tombstone_samples() -> tuple[bytes, ...]:
     """None, some, and some that were folded."""
     stones = {f"v{number}": Tombstone(Version(number, ImageId(bytes([number]) * 32)), 9 * number) for number in range(4)}
-    return tuple(burials.encode(one) for one in (Burials(), Burials(0, stones), Burials(1_700_000_000_000, {"": stones["v1"]})))
+    signed = {"v9": Tombstone(Version(9, ImageId(b"\x09" * 32)), 9, (b"\x01" * 64, b"\x02" * 64))}
+    several = (Burials(), Burials(0, stones), Burials(1_700_000_000_000, {"": stones["v1"]}), Burials(7, stones | signed))
+    return tuple(burials.encode(one) for one in several)
+
+
+def check_kept(data: bytes) -> bool:
+    """Rows of a time, an image and an inode."""
+    try:
+        found = kept.decode(data)
+    except FormatError as fault:
+        return refusal(fault)
+    for row in found:
+        assert [type(number) for number in (row.version.timestamp_ms, row.inode)] == [int, int], row
+        assert len(row.version.image) == HASH_BYTES
+    assert kept.decode(kept.encode(found)) == found
+    return True
+
+
+def kept_samples() -> tuple[bytes, ...]:
+    """None, and some."""
+    rows = [kept.Row(Version(number, ImageId(bytes([number]) * 32)), 1 << number) for number in range(3)]
+    return kept.encode(()), kept.encode(rows)
 
 
 def check_due(data: bytes) -> bool:

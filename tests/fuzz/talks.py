@@ -242,6 +242,7 @@ class _Conversation:
 _FITS: dict[type[m.Request], m.Response] = {
     m.AppendDir: m.UploadAck(True, None),
     m.ReplaceDir: m.UploadAck(False, "no"),
+    m.RemoveDir: m.UploadAck(True, None),
     m.GetIndex: m.IndexData(b"i"),
     m.GetBaseDir: m.BaseDirData(bytes(32), bytes(32), {}),
 }

@@ -72,6 +72,7 @@ TARGETS = (
     Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS),
     Target("due", records.check_due, records.due_samples(), tokens=wire.TOKENS),
     Target("modes", records.check_modes, records.modes_samples(), tokens=wire.TOKENS),
+    Target("kept", records.check_kept, records.kept_samples(), tokens=wire.TOKENS),
     Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS),
     Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
     Target("hash-cache", records.check_hash_cache, records.hash_cache_samples(), cut_evenly, wire.TOKENS),

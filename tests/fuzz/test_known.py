@@ -103,6 +103,7 @@ class BombTests(UnmeasuredTestCase):
             *((wire.check_state, data) for data in wire.state_samples()),
             *((wire.check_journal, data) for data in wire.journal_samples()),
             *((records.check_tombstones, data) for data in records.tombstone_samples()),
+            *((records.check_kept, data) for data in records.kept_samples()),
             *((records.check_base, data) for data in records.base_samples()),
         ):
             for bad in self.places(data):

@@ -16,7 +16,7 @@ from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Command
 from ciruela.model.printable import escaped
-from ciruela.model.state import SigEntry
+from ciruela.model.state import SigEntry, Version
 from ciruela.model.vpath import MAX_PATH_BYTES, VPath
 from ciruela.proto import bounded, codec
 from ciruela.proto import fields as limits
@@ -287,6 +287,20 @@ NEWER = (
             {MachineId(b"\x02" * 16): "node2"},
         ),
     ),
+    codec.encode_request(12, m.RemoveDir("/dir1/a/v1", ImageId(b"\x11" * 32), 1_700_000_000_123, (b"\x55" * 64,))),
+    codec.encode_response(12, "RemoveDir", m.UploadAck(False, "stale_timestamp")),
+    codec.encode_response(
+        12,
+        "GetBaseDir",
+        m.BaseDirData(
+            bytes(32),
+            bytes(32),
+            {},
+            removed={"v9": m.RemovedEntry(7, ImageId(b"\x11" * 32), (b"\x55" * 64,))},
+            kept={"v1": (Version(5, ImageId(b"\x11" * 32)),)},
+        ),
+    ),
+    codec.encode_notification(m.RemovedImage(ImageId(b"\x11" * 32), "/dir1/a/v1", MachineId(b"\x22" * 16), "node2", True)),
 )
 """What only ``ciruela.v2`` has."""
 

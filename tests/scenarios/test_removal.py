@@ -150,6 +150,24 @@ class RemovalTests(UnmeasuredTestCase):
         self.assertTrue(cluster.agree())
         self.assertEqual([node.ledger.pendings() for node in cluster.nodes.values()], [[], []])
 
+    def test_old_versions(self):
+        """A node of an earlier version would keep the others busy, or be sent what it does not understand."""
+        cluster = Cluster(3)
+        cluster.hub.old = {cluster.address(3)}
+        cluster.run(10.0)
+        client = Client(cluster, SITE)
+        client.upload(V1, cluster.addresses(1, 2))
+        self.wait(cluster, lambda: len(cluster.holders(V1, SITE)) == 3)
+        client.leave()
+        self.remove(cluster, 1)
+        self.wait(cluster, lambda: cluster.holders(V1, SITE) == {3})
+        cluster.run(60.0)
+        self.assertEqual(cluster.holders(V1, SITE), {3})
+        watching = Client(cluster, SITE)
+        watching.upload(V1, cluster.addresses(3))
+        cluster.run(30.0)
+        self.assertEqual(watching.removed, set())
+
     def test_node_without_the_key(self):
         """A node would remove what none of its own keys signed away, on the word of another."""
         cluster, _ = self.uploaded(3)

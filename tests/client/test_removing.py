@@ -1,0 +1,192 @@
+"""What a user is shown before something is removed or gone back to, and why a cleanup spares or drops an image."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ciruela.client.asking import MOST_ANSWERS, Sight, cluster_of, look
+from ciruela.client.explain import checked, lines, table
+from ciruela.client.options.removing import Target, split_target
+from ciruela.client.removing import _what
+from ciruela.client.rollback import candidates, chosen
+from ciruela.client.sync import ANSWER_TIMEOUT_S, World
+from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BaseDirData, GetIndexAt, IndexAtData, Request
+from ciruela.seams import Address
+
+PATH = VPath.parse("/app/main")
+A, B, C = (ImageId(text * 32) for text in (b"a", b"b", b"c"))
+
+
+def answer(image: ImageId | None, *kept: tuple[int, ImageId], stamp: int = 9000, pending: tuple[str, ...] = ()) -> BaseDirData:
+    dirs = {} if image is None else {"main": State(image, (SigEntry(stamp, bytes(64)),))}
+    rows = {"main": tuple(Version(*one) for one in kept)} if kept else {}
+    return BaseDirData(bytes(32), bytes(32), dirs, pending=pending, kept=rows)
+
+
+class SightTests(SynchronousTestCase):
+    """What some nodes say, taken together."""
+
+    def sight(self, **answers: BaseDirData) -> Sight:
+        return Sight(PATH, dict(answers))
+
+    def test_newest(self) -> None:
+        """A node that is behind would make a user remove, or go back from, something else than is there."""
+        sight = self.sight(n1=answer(A, stamp=1), n2=answer(B, stamp=2), n3=answer(None))
+        assert sight.newest is not None
+        self.assertEqual(sight.newest.image, B)
+        self.assertEqual((sight.with_image(A), sight.with_image(C)), (["n1"], []))
+        shown = _what(Target("host", PATH), B, sight)
+        self.assertIn(f"Removing /app/main: {B.hex()}, signed 1970-01-01T00:00:00Z; 2 of the 3 nodes", shown)
+        self.assertIn("which none of the nodes that were asked has", _what(Target("host", PATH), C, sight))
+
+    def test_what_can_be_gone_back_to(self) -> None:
+        """The list would name the current image, name one twice, or begin with an old one."""
+        sight = self.sight(n1=answer(B, (5, A), (3, C)), n2=answer(B, (6, A)), n3=answer(C, (9000, B), stamp=1))
+        self.assertEqual(list(sight.kept), [A, C])
+        self.assertEqual(sight.kept[A], (Version(6, A), ["n2", "n1"]))
+        self.assertIn("kept by 2 of 3 nodes that were asked", candidates(sight)[0])
+        self.assertEqual(chosen(None, sight), (A, ""))
+        self.assertEqual(chosen(C, sight), (C, ""))
+
+    def test_none(self) -> None:
+        """Somebody would be asked to agree to what cannot be done."""
+        full = {"n1": answer(B, (5, A))}
+        for image, sight, why in (
+            (None, self.sight(n1=answer(None)), "nothing is there"),
+            (None, self.sight(n1=answer(B)), "keeps a replaced image"),
+            (B, self.sight(**full), "is there already"),
+            (C, self.sight(**full), "none of the nodes that were asked keeps"),
+            (None, self.sight(**full, n2=answer(B, (4, C))), "do not agree"),
+            (None, self.sight(n1=answer(B, (5, A), pending=("main",))), "an upload is on its way"),
+        ):
+            found, said = chosen(image, sight)
+            self.assertIsNone(found)
+            self.assertIn(why, said)
+        self.assertEqual(chosen(A, self.sight(**full, n2=answer(B, (4, C)))), (A, ""))
+
+    def test_target(self) -> None:
+        """A colon too few would make a path of a host."""
+        self.assertEqual(split_target("host:/app/v1"), Target("host", VPath.parse("/app/v1")))
+        self.assertEqual(split_target("[::1]:99:/app/v:/1").entry_point, "[::1]:99")
+        for bad in ("host", ":/app", "host:app", "host:/", "host:/app/../x", "ho st:/app", "/app/v1"):
+            with self.assertRaises(ValueError):
+                split_target(bad)
+
+
+class _Link:
+    """A connection to a node of the test."""
+
+    bulk = True
+    name = "n"
+
+    def __init__(self, node: dict[str, Any]) -> None:
+        self.node = node
+        self.closed = False
+
+    def ask(self, request: Request) -> Deferred[Any]:
+        if self.node.get("silent"):
+            return Deferred()
+        if isinstance(request, GetIndexAt):
+            return succeed(IndexAtData(None, {MachineId(bytes([at]) * 16): host for at, host in enumerate(self.node["hosts"])}))
+        found = self.node["base"]
+        return fail(RemoteError("No such config")) if found is None else succeed(found)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class LookTests(SynchronousTestCase):
+    """Which nodes are asked."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.links: list[_Link] = []
+        self.world = World(self.clock, random.Random(1), self.connect, self.resolve)
+        self.addCleanup(lambda: self.assertTrue(all(link.closed for link in self.links)))
+
+    def resolve(self, name: str) -> Deferred[list[Address]]:
+        return succeed([Address(f"10.0.0.{name.removeprefix('n')}", 1)])
+
+    def connect(self, address: Address, _counterpart: object) -> Deferred[Any]:
+        node = self.nodes.get(f"n{address.host.rpartition('.')[2]}")
+        if node is None:
+            return fail(LinkLost(f"{address}: refused"))
+        self.links.append(_Link(node))
+        return succeed(self.links[-1])
+
+    def look(self, name: str) -> Deferred[Sight]:
+        return Deferred.fromCoroutine(look(name, PATH, self.world))
+
+    def test_through_an_entry_point_that_has_nothing(self) -> None:
+        """A user would have to know which nodes take a directory."""
+        self.nodes = {"n1": {"hosts": ["n2", "n3", "n4", "n5", "n6"], "base": None}}
+        self.nodes |= {f"n{number}": {"hosts": [], "base": answer(A)} for number in (3, 4, 5, 6)}
+        sight = self.successResultOf(self.look("n1"))
+        self.assertEqual(len(sight.answers), MOST_ANSWERS)
+        self.assertEqual(sight.problems[0], "n1: No such config")
+
+    def test_nobody(self) -> None:
+        """A cluster that cannot be reached would look like one that has nothing."""
+        failed = self.failureResultOf(self.look("n9"), LinkLost)
+        self.assertIn("refused", str(failed.value))
+        self.nodes = {"n1": {"hosts": [], "base": None}}
+        self.assertIn("No such config", str(self.failureResultOf(self.look("n1"), LinkLost).value))
+
+    def test_silent(self) -> None:
+        """One node that hangs would keep a command from doing anything for ever."""
+        self.nodes = {"n1": {"silent": True}}
+        looking = self.look("n1")
+        self.assertNoResult(looking)
+        self.clock.advance(ANSWER_TIMEOUT_S)
+        self.failureResultOf(looking, LinkLost)
+
+    def test_whole_cluster(self) -> None:
+        """A node would be left out of a table that says what all nodes do."""
+        self.nodes = {"n1": {"hosts": ["n2", "n3"], "base": None}}
+        found, problems = self.successResultOf(Deferred.fromCoroutine(cluster_of("n1", PATH, self.world)))
+        self.assertEqual([name for name, _ in found], ["n1", "n2", "n3"])
+        self.assertEqual(problems, [])
+
+
+def page(*images: tuple[str, str, bool, str, str | None]) -> dict[str, Any]:
+    rows = [
+        {"name": name, "image_id": A.hex(), "signed": signed, "keeps": keeps, "why": why, "not_before": when}
+        for name, signed, keeps, why, when in images
+    ]
+    return {"images": rows, "blocked": [], "auto_clean": True}
+
+
+class TableTests(SynchronousTestCase):
+    """``ciruela explain-cleanup``."""
+
+    def test_agreeing_and_not(self) -> None:
+        """Nobody would see that one node keeps what another one drops."""
+        recent = ("v2", "2026-01-02T00:00:00Z", True, "recent")
+        pages = {
+            "n1": page((*recent, "2026-01-05T00:00:00.123000000Z"), ("v1", "2026-01-01T00:00:00Z", False, "old", "2026-01-03T00:00:00Z")),
+            "n2": page((*recent, "2026-01-04T00:00:00Z"), ("v1", "2026-01-01T00:00:00Z", True, "on the keep list", None)),
+        }
+        found = lines(pages)
+        self.assertEqual((found[0].name, found[0].keeps, found[0].nodes), ("v2", True, ("n1", "n2")))
+        self.assertEqual({line.nodes for line in found[1:]}, {("n1",), ("n2",)})
+        text = table(pages)
+        self.assertTrue(text[1].endswith("2026-01-04T00:00:00Z"), text)
+        self.assertTrue(any(row.endswith("on n1") and "drops  old" in row for row in text), text)
+
+    def test_from_the_network(self) -> None:
+        """A page could move the cursor, or end the program with a traceback."""
+        self.assertNotIn("\x1b", "\n".join(table({"n\x1b1": page(("v\x1b[2J", "\x1b", True, "\x1b", "\x1b"))})))
+        for bad in (None, [], {}, {"images": [{}], "blocked": []}, {"images": {}, "blocked": []}, json.loads('{"images": []}')):
+            with self.assertRaises(RemoteError):
+                checked(bad)
