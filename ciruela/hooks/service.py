@@ -352,6 +352,15 @@ class Hooks:
         """How the hooks stand that run when ``image`` is visible at ``vpath``."""
         return [one for one in self.reports.get(vpath, {}).values() if one.image == image and one.kind is not HookKind.CHECK]
 
+    def ended(self, since_ms: int) -> list[tuple[VPath, HookReport]]:
+        """The hooks that run when an image is visible and have ended after ``since_ms``."""
+        return [
+            (vpath, one)
+            for vpath, kinds in self.reports.items()
+            for one in kinds.values()
+            if one.kind is not HookKind.CHECK and one.state is not HookState.PENDING and one.at_ms > since_ms
+        ]
+
     @property
     def due(self) -> int:
         """Images with hooks that have not run well."""
