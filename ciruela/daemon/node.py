@@ -330,10 +330,11 @@ class Node:
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:
-        """A hook is due, or has ended: tell the clients."""
-        for link in self.watches.interested(vpath, report.image):
-            self._tell_hook(link, vpath, report)
-        self.gossip.news_hook(vpath)
+        """A hook has ended: tell the clients. That one is due is told with the image."""
+        if report.state is not HookState.PENDING:
+            for link in self.watches.interested(vpath, report.image):
+                self._tell_hook(link, vpath, report)
+            self.gossip.news_hook(vpath)
 
     def _tell_hook(self, link: Link, vpath: VPath, report: HookReport) -> None:
         me, hostname = self.world.me, self.world.hostname
