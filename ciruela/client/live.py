@@ -102,6 +102,8 @@ class TerminalBlock:
             state = f"{interval(row.elapsed_s)}  asking"
         elif standing.done and len(standing.missing) <= SHOWN_NAMES and standing.missing:
             state = f"{interval(row.elapsed_s)}  waiting: {names(standing.missing, SHOWN_NAMES)}"
+        elif row.hooks.pending and not standing.missing:
+            state = f"{interval(row.elapsed_s)}  hooks: {names(row.hooks.pending, SHOWN_NAMES)}"
         else:
             state = f"{interval(row.elapsed_s)}  sent to: {names(standing.accepted, SHOWN_NAMES)}"
         known = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"

@@ -104,6 +104,7 @@ def progress_line(row: Row, now_ms: int) -> str:
     return (
         f"{stamp(now_ms)} progress cluster={clean(row.cluster, 80)} path={clean(row.path)} "
         f"done={row.standing.done} want={row.standing.expected} sent_bytes={row.sent_bytes}"
+        f"{f' hooks_pending={len(row.hooks.pending)}' if row.hooks.pending else ''}"
     )
 
 

@@ -108,25 +108,20 @@ class Facts:
 
     def hooks(self) -> Sequence[Hooked]:
         """What became of hooks here lately."""
-        now_ms, found = self._node.world.now_ms(), []
-        for vpath, kinds in self._node.hooks.reports.items():
+        found = []
+        for vpath, one in self._node.hooks.ended(self._node.world.now_ms() - HOOKS_TOLD_MS):
             version = self.committed(vpath)
-            for report in kinds.values():
-                numbered = report.kind in AFTER and version is not None and version.image == report.image
-                if numbered and version is not None and report.at_ms + HOOKS_TOLD_MS > now_ms:
-                    number, ok = AFTER.index(report.kind) + 1, report.state is HookState.OK
-                    if report.state is not HookState.PENDING:
-                        found.append(Hooked(vpath, report.image, version.timestamp_ms, number, ok, report.message))
+            if version is not None and version.image == one.image:
+                number, ok = AFTER.index(one.kind) + 1, one.state is HookState.OK
+                found.append(Hooked(vpath, one.image, version.timestamp_ms, number, ok, one.message))
         return found
 
     def due_bits(self, vpath: VPath) -> int:
-        """Bits for the hooks of what is committed at ``vpath`` that are due, or have just ended."""
+        """The hooks of what is committed at ``vpath`` that are due, or have just ended."""
         version = self.committed(vpath)
-        if version is None:
-            return 0
-        lately_ms = self._node.world.now_ms() - HOOKS_TOLD_MS
-        reports = self._node.hooks.of(vpath, version.image)
-        return sum(1 << AFTER.index(one.kind) for one in reports if one.state is HookState.PENDING or one.at_ms > lately_ms)
+        since_ms = self._node.world.now_ms() - HOOKS_TOLD_MS
+        reports = () if version is None else self._node.hooks.of(vpath, version.image)
+        return sum(1 << AFTER.index(one.kind) for one in reports if one.state is HookState.PENDING or one.at_ms > since_ms)
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
         """What was given up here lately."""
@@ -406,10 +401,11 @@ class Node:
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:
-        """A hook is due, or has ended: tell the clients."""
-        for link in self.watches.interested(vpath, report.image):
-            self._tell_hook(link, vpath, report)
-        self.gossip.news_hook(vpath)
+        """A hook has ended: tell the clients. That one is due is told with the image."""
+        if report.state is not HookState.PENDING:
+            for link in self.watches.interested(vpath, report.image):
+                self._tell_hook(link, vpath, report)
+            self.gossip.news_hook(vpath)
 
     def _tell_hook(self, link: Link, vpath: VPath, report: HookReport) -> None:
         me, hostname = self.world.me, self.world.hostname

@@ -26,7 +26,8 @@ GRACE_S = 1.0
 
 _START = """\
 import os, signal, sys
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(ignored, signal.SIG_DFL)
 os.setsid()
 try:
     os.execve(sys.argv[1], sys.argv[1:], os.environ)

@@ -207,6 +207,7 @@ class Hooks:
         self._left[due.vpath, due.image] = due
         queue = self._queues.setdefault(due.vpath.key, deque())
         for kind in due.kinds:
+            self._not_again(due.vpath, kind)
             queue.append(_Job(due, kind))
             self._tell(due.vpath, HookReport(due.image, kind, HookState.PENDING))
         self._soon(due.vpath.key)  # not in the turn in which others hear that the image is here
@@ -272,14 +273,15 @@ class Hooks:
 
     def _ended(self, why: str, job: _Job, hook: CommandHook | Webhook | None) -> Deferred[None] | None:
         due, counts = job.due, self.counts[job.kind]
+        counts.ok += not why
+        if not self._current(due):
+            self._supersede(due)  # what is told of its successor stays
+            return None
         if not why:
-            counts.ok += 1
             self._tell(due.vpath, HookReport(due.image, job.kind, HookState.OK, "", job.tries))
             return self._done(job)
         pause = None if hook is None else pause_s(hook, job.tries)
-        if not self._current(due):
-            self._supersede(due)
-        elif pause is None:
+        if pause is None:
             counts.failed += 1
             self._say("{hook} of {image} at {vpath} failed for good: {why}", job, why)
             self._tell(due.vpath, HookReport(due.image, job.kind, HookState.FAILED, why, job.tries))
@@ -319,11 +321,14 @@ class Hooks:
         if left is None:
             return
         for kind in left.kinds:
-            call = self._waiting.pop((due.vpath, kind), None)
-            if call is not None:
-                call.cancel()
+            self._not_again(due.vpath, kind)
             self._tell(due.vpath, HookReport(due.image, kind, HookState.FAILED, SUPERSEDED))
         self._drop(due)
+
+    def _not_again(self, vpath: VPath, kind: HookKind) -> None:
+        call = self._waiting.pop((vpath, kind), None)
+        if call is not None:
+            call.cancel()
 
     def _drop(self, due: Due) -> None:
         self._disk.drop_due(due.vpath, due.image).addErrback(self._not_written, due.vpath)
@@ -337,7 +342,8 @@ class Hooks:
             return
         self._log.failure("{hook} of {vpath} could not be run", failure, hook=job.kind.value, vpath=str(job.due.vpath))
         self.counts[job.kind].failed += 1
-        self._tell(job.due.vpath, HookReport(job.due.image, job.kind, HookState.FAILED, "internal error", job.tries))
+        if self._current(job.due):
+            self._tell(job.due.vpath, HookReport(job.due.image, job.kind, HookState.FAILED, "internal error", job.tries))
 
     def _tell(self, vpath: VPath, report: HookReport) -> None:
         self._told(vpath, self._report(vpath, report))
@@ -360,6 +366,15 @@ class Hooks:
     def of(self, vpath: VPath, image: ImageId) -> list[HookReport]:
         """How the hooks stand that run when ``image`` is visible at ``vpath``."""
         return [one for one in self.reports.get(vpath, {}).values() if one.image == image and one.kind is not HookKind.CHECK]
+
+    def ended(self, since_ms: int) -> list[tuple[VPath, HookReport]]:
+        """The hooks that run when an image is visible and have ended after ``since_ms``."""
+        return [
+            (vpath, one)
+            for vpath, kinds in self.reports.items()
+            for one in kinds.values()
+            if one.kind is not HookKind.CHECK and one.state is not HookState.PENDING and one.at_ms > since_ms
+        ]
 
     @property
     def due(self) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import book as b
-from ciruela.client.book import RUNNING, Outcome, Verdict
-from ciruela.client.hooks import HookAccount, hooks_part
+from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
+from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding, hooks_part
+from ciruela.client.progress import progress_line, result_line
+from ciruela.client.sync import Row
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult
 
@@ -85,3 +87,21 @@ class AccountTests(SynchronousTestCase):
         """Of two uploads, the one that did not arrive counts more than a hook that failed."""
         self.assertEqual(b.worst([0, b.EXIT_HOOK]), b.EXIT_HOOK)
         self.assertEqual(b.worst([b.EXIT_NETWORK, b.EXIT_HOOK]), b.EXIT_NETWORK)
+
+
+class LineTests(SynchronousTestCase):
+    """What stands in the lines of an upload."""
+
+    def row(self, hooks: HookStanding) -> Row:
+        return Row("eu", "/app/v1", IMAGE, DONE, Standing(2, 2, ("n1", "n2"), (), ()), 10, 20, 3.0, hooks)
+
+    def test_result(self) -> None:
+        """A user would not read which server to look at, or a server would move his cursor."""
+        failed = HookStanding(1, (), (("n2\x1b[2J", "on-commit exited with 1"),))
+        self.assertTrue(result_line(self.row(failed)).endswith("  hooks 1 ok, 1 failed: n2\\x1b[2J on-commit exited with 1"))
+        self.assertNotIn("hooks", result_line(self.row(NO_HOOKS)))
+
+    def test_progress(self) -> None:
+        """A log would show that all have it, and not why nothing ends."""
+        self.assertTrue(progress_line(self.row(HookStanding(0, ("n1", "n2"))), 0).endswith(" hooks_pending=2"))
+        self.assertNotIn("hooks", progress_line(self.row(NO_HOOKS), 0))

@@ -32,6 +32,7 @@ class Hand:
         self.ran: list[dict[str, str]] = []
         self.called: list[str] = []
         self.cancelled = 0
+        self.open: list[Deferred] = []
         self.answers: list[Ended | Exception | None] = []
         self.codes: list[int | Exception] = []
 
@@ -42,7 +43,8 @@ class Hand:
         self.ran[-1]["visible"] = str(visible)
         answer = self.answers.pop(0) if self.answers else GOOD
         if answer is None:
-            return Deferred(self._cancel)
+            self.open.append(Deferred(self._cancel))
+            return self.open[-1]
         return fail(answer) if isinstance(answer, Exception) else succeed(answer)
 
     def _cancel(self, _) -> None:
@@ -206,6 +208,38 @@ class CommitTests(HookCase):
         self.assertEqual(cluster.disks[1].dues, {})
         report = cluster.nodes[1].hooks.reports[VPath.parse(V1)][HookKind.COMMAND]
         self.assertEqual((report.image, report.state), (OTHER.id, HookState.OK))
+
+    def test_newer_image_while_it_runs(self) -> None:
+        """What became of the hook of an older release would be taken for that of the new one."""
+        cluster = self.cluster(1, on_commit=ANNOUNCE)
+        cluster.hands[1].answers = [None, None]
+        self.upload(cluster, SITE, 1)
+        cluster.run(5.0)
+        second = self.upload(cluster, OTHER, 1)
+        cluster.run(5.0)
+        self.assertEqual((cluster.holders(V1, OTHER), len(cluster.hands[1].ran)), ({1}, 1))
+        cluster.hands[1].open[0].callback(GOOD)
+        cluster.run(1.0)
+        self.assertEqual(len(cluster.hands[1].ran), 2)
+        self.assertEqual([one.state for one in second.hooked if one.image == OTHER.id], ["pending"])
+        report = cluster.nodes[1].hooks.reports[VPath.parse(V1)][HookKind.COMMAND]
+        self.assertEqual((report.image, report.state), (OTHER.id, HookState.PENDING))
+        cluster.hands[1].open[1].callback(BAD)
+        cluster.run(20.0)
+        self.assertEqual([one.state for one in second.hooked if one.image == OTHER.id], ["pending", "ok"])
+        self.assertEqual(cluster.disks[1].dues, {})
+
+    def test_lost_and_fetched_again(self) -> None:
+        """An image that somebody deleted by hand and that came again would have its hook tried twice at a time, or the node fail."""
+        cluster = self.cluster(1, on_commit=ANNOUNCE)
+        cluster.hands[1].answers = [BAD]
+        self.upload(cluster, SITE, 1)
+        cluster.run(0.9, until=lambda: bool(cluster.nodes[1].hooks._waiting))
+        cluster.disks[1].lose(VPath.parse(V1))
+        self.upload(cluster, SITE, 1)
+        cluster.run(20.0)
+        self.assertEqual(cluster.disks[1].dues, {})
+        self.assertEqual(len(cluster.hands[1].ran), 2)
 
     def test_one_after_the_other(self) -> None:
         """Two restarts of one service at a time would leave it in any state."""

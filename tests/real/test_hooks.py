@@ -6,6 +6,7 @@ import datetime
 import http.server
 import json
 import os
+import signal
 import ssl
 import stat
 import threading
@@ -167,7 +168,7 @@ class HookTests(SynchronousTestCase):
     def test_killed_daemon(self) -> None:
         """A server that loses power between a release and its hook would go on with the old one for ever."""
         out = fresh(self)
-        hook = script(self, f'echo "$CIRUELA_OLD_IMAGE_ID" >> "{out}/ran"; test -e "{out}/ready" || sleep 1000')
+        hook = script(self, f'echo $$ > "{out}/group"; echo "$CIRUELA_OLD_IMAGE_ID" >> "{out}/ran"; test -e "{out}/ready" || sleep 1000')
         cluster = RealCluster(self, 1, {"apps": APPS + f"on-commit: {{command: [{hook}], timeout: 1h}}\n"})
         source = small_tree(fresh(self), {"a": "1"})
         client = cluster.begin_sync("--append", f"{source}:/apps/v1", "127.0.0.1")
@@ -175,6 +176,7 @@ class HookTests(SynchronousTestCase):
         self.assertTrue(cluster.nodes[0].path("/apps/v1").is_dir())
         self.assertIsNone(client.poll(), "the client did not wait for the hook")
         cluster.kill(0)
+        os.killpg(int((out / "group").read_text()), signal.SIGKILL)  # as systemd does with what is left of a unit
         (out / "ready").touch()
         cluster.start(0)
         stdout, stderr = client.communicate(timeout=60)
@@ -182,6 +184,41 @@ class HookTests(SynchronousTestCase):
         cluster.until(lambda: cluster.nodes[0].get("/status/")["hooks"]["/apps/v1"]["on-commit"]["state"] == "ok", "the hook has run")
         self.assertEqual((out / "ran").read_text(), "\n\n")
         self.assertEqual([path.name for path in cluster.nodes[0].db.rglob("*.due")], [])
+
+    def test_stopped_daemon(self) -> None:
+        """A daemon that is restarted would leave its hooks running, two of a kind soon."""
+        out = fresh(self)
+        hook = script(self, f'echo $$ >> "{out}/leaders"; sleep 1000 & echo $! >> "{out}/children"; test -e "{out}/ready" || wait')
+        cluster = RealCluster(self, 1, {"apps": APPS + f"on-commit: {{command: [{hook}], timeout: 1h}}\n"})
+        source = small_tree(fresh(self), {"a": "1"})
+        cluster.begin_sync("--append", f"{source}:/apps/v1", "127.0.0.1")
+        cluster.until(lambda: (out / "children").exists() and (out / "children").read_text().strip(), "the hook runs")
+        cluster.stop(0)
+        for name in ("leaders", "children"):
+            pid = int((out / name).read_text())
+            cluster.until(lambda pid=pid: not _runs(pid), "the hook has ended")
+        self.assertEqual(len(list(cluster.nodes[0].db.rglob(".*.due"))), 1)
+        (out / "ready").touch()
+        cluster.start(0)
+        cluster.until(lambda: cluster.nodes[0].get("/status/")["hooks"]["/apps/v1"]["on-commit"]["state"] == "ok", "the hook has run")
+        for name in ("leaders", "children"):
+            for pid in map(int, (out / name).read_text().split()):
+                cluster.until(lambda pid=pid: not _runs(pid), "what the hook has left is gone")
+
+    def test_odd_commands(self) -> None:
+        """A hook that writes without end, leaves something behind or is gone would take the memory of the daemon, or never end."""
+        out = fresh(self)
+        flood = script(self, "yes a line that comes again and again | head -c 30000000; echo; echo the end; exit 1")
+        leaves = script(self, f'setsid sleep 1000 & echo $! > "{out}/left"; exit 0')
+        gone = script(self, "exit 0")
+        settings = [f"on-commit: {{command: [{one}], retries: 0}}\n" for one in (flood, leaves, gone)]
+        cluster = RealCluster(self, 3, [{"apps": APPS + one} for one in settings])
+        gone.unlink()
+        source = small_tree(fresh(self), {"a": "1"})
+        done = cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1")
+        said = cluster.expect(done, 7, "hooks 1 ok, 2 failed", "node1 on-commit exited with 1: the end")
+        self.assertIn("node3 on-commit exited with 126: cannot be started: No such file or directory", said)
+        os.kill(int((out / "left").read_text()), signal.SIGKILL)
 
     def test_webhook(self) -> None:
         """Whoever waits for a release to come would hear nothing, or be sent somewhere else by a redirect."""
