@@ -204,7 +204,8 @@ class Daemon(Service):
             address=str(Address(plan.host, plan.port)),
             keys=", ".join(sorted(plan.configs)) or "none",
         )
-        self._in_thread(version.mark, plan.db_dir).addCallback(lambda _: self.node.start()).addErrback(self._not_started)
+        marked = self._in_thread(version.mark, plan.db_dir).addErrback(self._not_marked)
+        marked.addCallback(lambda _: self.node.start()).addErrback(self._not_started)
         self._peers.start().addCallbacks(lambda _: self.node.acquaintance.listed(), self._no_peers)
 
     def _is_peer(self, host: str) -> bool:
@@ -225,6 +226,11 @@ class Daemon(Service):
 
     def _no_peers(self, failure: Failure) -> None:
         self._log.failure("the list of peers could not be read", failure)
+
+    def _not_marked(self, failure: Failure) -> None:
+        """A full disk is no reason not to serve what is there; the next start tries again."""
+        failure.trap(OSError)
+        self._log.warn("the format of the db directory could not be noted: {reason}", reason=failure.getErrorMessage())
 
     def _not_started(self, failure: Failure) -> None:
         """The process stays, so that ``/healthz`` can tell what is wrong; it takes no uploads and gossips nothing."""

@@ -72,7 +72,8 @@ class RoundTests(SynchronousTestCase):
         self.folded: list[int] = []
         self.before_remove: Callable[[VPath], None] = lambda _: None
         guards = Safeguards(lambda: self.clock.seconds() + self.stopped_s, self, lambda: self.reread(), lambda: self.unknown)
-        self.cleanup = Cleanup(dict(self.configs), self.ledger, self, guards, self, self.clock, random.Random(1), self.now_ms)  # type: ignore[arg-type]
+        self.live = dict(self.configs)
+        self.cleanup = Cleanup(self.live, self.ledger, self, guards, self, self.clock, random.Random(1), self.now_ms)  # type: ignore[arg-type]
         self.cleanup.start()
         self.addCleanup(self.cleanup.stop)
 
@@ -191,6 +192,33 @@ class RoundTests(SynchronousTestCase):
         self.configs["app"] = DirConfig("app", "/srv/app", False, 1)
         self.pass_(2000)
         self.assertEqual((self.removed, self.blocked()), ([], {"config"}))
+
+    @shows("A47", "I9")
+    def test_reload(self) -> None:
+        """After a reload the new rules would not count; or those of a directory that is configured no more still would."""
+        self.configs["app"] = replace(CONFIG, keep_min_directories=8)
+        self.pass_(2000)
+        self.assertEqual((self.removed, self.blocked()), ([], {"config"}))
+        self.live.update(self.configs)
+        self.pass_(4100)
+        self.assertEqual(self.removed, ["v0", "v1"])
+        del self.live["app"]
+        self.pass_(3 * 4000)
+        self.assertEqual((self.removed, self.cleanup.reports), (["v0", "v1"], {}))
+
+    @shows("A47", "I9")
+    def test_reload_at_the_last_moment(self) -> None:
+        """Images would be deleted by rules that were given up while somebody looked whether that is safe."""
+        real = self.read
+
+        def read(config: DirConfig) -> Deferred[Any]:
+            self.live.pop("app", None)
+            return real(config)
+
+        self.read = read  # type: ignore[method-assign]
+        self.pass_(2000)
+        self.assertEqual(self.removed, [])
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     @shows("A51", "F58", "I9")
     def test_changed_at_the_last_moment(self) -> None:

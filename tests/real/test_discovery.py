@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +32,7 @@ reactor: Any = real_reactor
 
 
 class ConsulStandIn:
-    """An agent that knows one service: ``/v1/health/service/ciruela`` with ``index`` and ``wait``, and nothing else.
+    """An agent that knows one service: ``/v1/health/service/ciruela`` with ``index`` and ``wait``; and a ``page`` at ``/peers``.
 
     A question with the present index is held back until the service changes or the stand-in ends.
     """
@@ -42,6 +43,7 @@ class ConsulStandIn:
         self._index = 10
         self._over = False
         self.asked: list[str] = []
+        self.page = b""
         stand_in = self
 
         class Answers(BaseHTTPRequestHandler):
@@ -75,6 +77,8 @@ class ConsulStandIn:
         query = parse_qs(parts.query)
         with self._turn:
             self.asked.append(path)
+            if parts.path == "/peers":
+                return 200, self.page, 0
             if given != token:
                 return 403, b"Permission denied", 0
             if parts.path != "/v1/health/service/ciruela":
@@ -145,18 +149,21 @@ class ClusterTests(SynchronousTestCase):
         cluster.until(lambda: not cluster.nodes[2].get("/status/")["peer_sources"][1]["ok"], "the outage is told")
 
     def test_file_and_http(self) -> None:
-        """Only one of several places would count."""
+        """Only one of several places would count; or a place that is added would need a restart."""
         cluster = RealCluster(self, 3, down=[0, 1, 2], groups=[[0], [1], [2]])
-        consul = ConsulStandIn(self, "")
-        page = cluster.top / "page"
-        page.write_text(json.dumps([f"{node.host}:{node.port}" for node in cluster.nodes[:2]]))
+        places = ConsulStandIn(self, "")
+        places.page = json.dumps([f"{node.host}:{node.port}" for node in cluster.nodes[:2]]).encode()
         for node in cluster.nodes:
             (node.config / "more.txt").write_text(f"{cluster.nodes[2].host}\n")
-            self.own(node, f"peers:\n  - file:more.txt\n  - file:{page}.txt\n")
-        (cluster.top / "page.txt").write_text("".join(f"{node.host}:{node.port}\n" for node in cluster.nodes[:2]))
+            self.own(node, f"peers:\n  - {places.url}/peers?token=secret\n")
         cluster.start(0, 1, 2)
+        cluster.until(lambda: len(cluster.nodes[0].get("/peers/")) == 1, "the page is read")
+        self.assertNotIn("secret", str(cluster.nodes[0].get("/status/")))
+        for number, node in enumerate(cluster.nodes):
+            with (node.config / "ciruela.yaml").open("a") as file:
+                file.write("  - file:more.txt\n")
+            cluster.signal(number, signal.SIGHUP)
         self.know(cluster)
-        self.assertEqual(consul.asked, [])
 
 
 class SocketTests(TestCase):
