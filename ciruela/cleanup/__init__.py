@@ -2,5 +2,5 @@
 
 Nothing is deleted unless everything that the decision rests on is known to be right; who is in doubt keeps. Reading order: ``rules`` (which
 images a directory keeps, pure), ``health`` (whether deleting is safe now, pure), ``explain`` (when an image goes, for people), ``around``
-(what it asks of the node), ``service`` (when, one directory at a time).
+(what it asks of the node), ``questions`` (that may never be answered), ``service`` (when, one directory at a time).
 """

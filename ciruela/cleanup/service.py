@@ -6,12 +6,11 @@ Also what follows from deletions in the long run: tombstones are folded, and ind
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -21,6 +20,7 @@ from twisted.python.failure import Failure
 from ciruela.cleanup.around import Safeguards, Surroundings
 from ciruela.cleanup.explain import Explained, outlooks
 from ciruela.cleanup.health import SKEW_MS, Blocked, Cause, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
+from ciruela.cleanup.questions import Questions
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
 from ciruela.clockwork import Beat
 from ciruela.model.dirconfig import DirConfig
@@ -43,9 +43,6 @@ FIRST_S = (600.0, 1200.0)
 
 CYCLE_S = (3240.0, 3960.0)
 """And then every hour, 10 % more or less."""
-
-ANSWER_S = 30.0
-"""For so long a keep list, a directory or the configuration may take to be read; then the base dir has to wait for its next cycle."""
 
 SETTLED_S = 10.0
 """A keep list has to say the same for so long: one that is being written does not."""
@@ -121,7 +118,7 @@ class Cleanup:
         self._seen = _Seen(self._began.steady_s, self._began.steady_s)
         self._identities: dict[str, Identity | str] = {}
         self._lists: dict[str, tuple[KeepList, float]] = {}
-        self._asking: set[tuple[str, str]] = set()
+        self._questions = Questions(clock)
         self._turns: dict[str, DeferredLock] = {}
         self._due: dict[VPath, float] = {}
         self._fold_s = self._began.steady_s + rng.uniform(*FIRST_S)
@@ -243,36 +240,15 @@ class Cleanup:
 
     # -- asking what may hang ---------------------------------------------------------------------------------------------------------
 
-    def _ask(self, what: str, key: str, ask: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """What ``ask`` finds out; fails with DiskError when that takes too long, and at once while the last such question is unanswered."""
-        question = (what, key)
-        if question in self._asking:
-            raise DiskError(f"{what} of /{key} cannot be read: an earlier attempt has still not ended")
-        self._asking.add(question)
-        found: Deferred[T] = Deferred()
-
-        def ended(result: T | Failure) -> None:
-            self._asking.discard(question)
-            if not found.called:
-                found.callback(result)
-
-        def late(failure: Failure) -> Failure:
-            if failure.check(defer.TimeoutError):
-                return Failure(DiskError(f"{what} of /{key} cannot be read: no answer within {ANSWER_S:.0f} s"))
-            return failure
-
-        ask().addBoth(ended)
-        return found.addTimeout(ANSWER_S, self._clock).addErrback(late)
-
     async def _identity(self, key: str) -> Identity | str:
         try:
-            return await self._ask("the directory", key, lambda: self._disk.identity(key))
+            return await self._questions.ask("the directory", key, lambda: self._disk.identity(key))
         except DiskError as error:
             return str(error)
 
     async def _config(self, key: str) -> DirConfig | str:
         try:
-            found = await self._ask("the configuration", key, self._guards.configured)
+            found = await self._questions.ask("the configuration", key, self._guards.configured)
         except ConfigError as error:
             return f"the configuration has mistakes now: {str(error).splitlines()[0]}"
         except DiskError as error:
@@ -284,7 +260,7 @@ class Cleanup:
         if links is None:
             return frozenset() if not config.protect else "nobody can follow the protected links"
         try:
-            return await self._ask("what is protected", config.key, lambda: links.follow(config))
+            return await self._questions.ask("what is protected", config.key, lambda: links.follow(config))
         except DiskError as error:
             return str(error)
 
@@ -292,7 +268,7 @@ class Cleanup:
         """The list; to ``settle``, only if it has been the same for :data:`SETTLED_S`."""
         for _ in range(2):
             try:
-                found = await self._ask("the keep list", config.key, lambda: self._guards.keep_lists.read(config))
+                found = await self._questions.ask("the keep list", config.key, lambda: self._guards.keep_lists.read(config))
             except DiskError as error:
                 self._lists.pop(config.key, None)
                 return str(error)

@@ -85,11 +85,7 @@ class Store:
 
     def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
         """As ``seams.Disk.load_added``."""
-
-        def locate(vpath: VPath) -> Place:
-            return self._located(place(configs, vpath))
-
-        work = recovery.load(self._records, configs, locate, alone=False)
+        work = recovery.load(self._records, configs, lambda vpath: self._located(place(configs, vpath)), alone=False)
         return Lane(self._in_thread, "loading").steps(checked_steps("loading", work))
 
     def forget(self, vpaths: Collection[VPath]) -> None:
@@ -422,10 +418,7 @@ class Store:
             opened = tree.root.status()
             return (opened.st_dev, opened.st_ino) == (standing.st_dev, standing.st_ino)
 
-        def modes() -> Modes:
-            return self._modes_of(self._place(vpath), index.image)
-
-        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, modes)
+        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, lambda: self._modes_of(self._place(vpath), index.image))
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
         """As ``seams.Disk.read_blocks``. An image that is not committed is read from its staging directory."""

@@ -73,6 +73,13 @@ class Download:
             return self.phase in (Phase.BLOCKS, Phase.CHECK) and self.block_fetch.last_good_s <= then_s
         return self.phase is Phase.INDEX and self.began_s <= then_s
 
+    def let_go(self) -> None:
+        """End what is under way, and close what is open; what is on disk stays."""
+        if self.chain is not None:
+            self.chain.cancel()
+        if self.staging is not None:
+            self.staging.close()
+
     @property
     def stalled(self) -> bool:
         """Whether nothing good came lately."""

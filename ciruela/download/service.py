@@ -184,10 +184,7 @@ class Downloads:
         """End all downloads below ``key``, which is configured no more; what is on disk stays, in case it comes back."""
         for vpath in [vpath for vpath in self._running if vpath.key == key]:
             download = self._running.pop(vpath)
-            if download.chain is not None:
-                download.chain.cancel()
-            if download.staging is not None:
-                download.staging.close()
+            download.let_go()
             if download.healed is None:
                 self._outcome.gave_up(vpath, download.image, Abort.DIRECTORY_REMOVED, "")
             else:
@@ -198,8 +195,7 @@ class Downloads:
         download = self._running.get(vpath)
         if download is None or download.phase is not Phase.COMMIT:
             return None
-        waiting: Deferred[None] = Deferred()
-        download.waiting.append(waiting)
+        download.waiting.append(waiting := Deferred[None]())
         return waiting
 
     def stop_all(self) -> None:
@@ -209,10 +205,7 @@ class Downloads:
             fetch.cancel()
         running, self._running = self._running, {}
         for download in running.values():
-            if download.chain is not None:
-                download.chain.cancel()
-            if download.staging is not None:
-                download.staging.close()
+            download.let_go()
 
     def stalled(self, vpath: VPath, since_s: float = SUPERSEDABLE_S) -> bool:
         """Whether the download for ``vpath`` got nothing for ``since_s``."""
@@ -310,22 +303,19 @@ class Downloads:
         self.totals.reused_bytes += reused.bytes
 
         def planned(plan: Plan) -> Plan:
-            self._tell_plan(download, index, plan, len(kept), reused)
+            self._log.info(
+                "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
+                vpath=str(download.vpath),
+                total=index.block_count,
+                kept=len(kept),
+                reused=len(reused.blocks),
+                files=reused.files,
+                missing=plan.missing,
+            )
             return plan
 
         rng = random.Random(self._rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
         return self._large(index, lambda: Plan(index, kept | reused.blocks, rng)).addCallback(planned)
-
-    def _tell_plan(self, download: Download, index: Index, plan: Plan, kept: int, reused: Reused) -> None:
-        self._log.info(
-            "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
-            vpath=str(download.vpath),
-            total=index.block_count,
-            kept=kept,
-            reused=len(reused.blocks),
-            files=reused.files,
-            missing=plan.missing,
-        )
 
     def _fetch(self, plan: Plan, download: Download) -> Deferred[None]:
         assert download.index is not None

@@ -13,8 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela._version import __version__
 from ciruela.client.options.common import Progress, rate_bytes_s
 from ciruela.client.options.demo import DemoOptions
-from ciruela.client.options.excluding import Excluding
 from ciruela.client.options.edit import EditOptions, PutFileOptions
+from ciruela.client.options.excluding import Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.reading import DiffOptions, GetOptions, StatusOptions, split_target
 from ciruela.client.options.signing import ClusterNames, Keys, check_entry_point, split_clusters

@@ -149,6 +149,7 @@ class Messages(SynchronousTestCase):
             m.GetBlocks("/a/b", s.image(1), (1,)),
             m.GetShare(s.image(1), bytes(32)),
             m.GetPieces("/a/b", s.image(1), bytes(32)),
+            m.RemoveDir("/a/b", s.image(1), 1, ()),
             m.CheckUpload("/a/b", False, s.image(1), None, 1, ()),
         )
         self.assertEqual(tuple(type(one) for one in newer), m.NEWER)

@@ -15,7 +15,7 @@ from typing import Any
 PREFIX = "CIRUELA_"
 
 SPECIAL = frozenset({"CIRUELA_KEY", "CIRUELA_EDITOR"})
-"""Variables that are no option: one holds a private key, one names an editor."""
+"""Variables that are meant to be there whatever the command: one holds a private key, one names an editor."""
 
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _SEPARATORS = re.compile(r"[;\n]")
