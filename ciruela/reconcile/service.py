@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -183,7 +184,7 @@ class Reconciler:
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
         self._know(base, base_dir_hash(response.dirs, there), known_s)
-        self._remove(base, removals_in(base, ours, response.removed, self._ledger.burials(base))[:MOST_BACKLOG])
+        self._remove(base, removals_in(base, ours, response.removed, self._ledger.burials(base)))
         if queue:
             self._backlog[base] = _merged(queue, self._backlog.get(base, ()))
         self._pump()
@@ -200,7 +201,7 @@ class Reconciler:
         self._removing.add(base)
 
         async def work() -> None:
-            for removal in removals:
+            for removal in islice(removals, MOST_BACKLOG):
                 verdict = await self._removals.remove(removal)
                 if isinstance(verdict, Rejected) and verdict.reason in _MAY_PASS:
                     self._soon_again(base)

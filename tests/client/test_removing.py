@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client import removing
 from ciruela.client.asking import MOST_ANSWERS, Sight, cluster_of, look
 from ciruela.client.explain import checked, lines, table
 from ciruela.client.options.removing import Target, split_target
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
 from ciruela.client.sync import ANSWER_TIMEOUT_S, World
-from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.errors import ConfigError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetIndexAt, IndexAtData, Request
 from ciruela.seams import Address
+from tests.disk.trees import in_place
 
 PATH = VPath.parse("/app/main")
 A, B, C = (ImageId(text * 32) for text in (b"a", b"b", b"c"))
@@ -165,6 +168,26 @@ def page(*images: tuple[str, str, bool, str, str | None]) -> dict[str, Any]:
         for name, signed, keeps, why, when in images
     ]
     return {"images": rows, "blocked": [], "auto_clean": True}
+
+
+class AskingTests(SynchronousTestCase):
+    """The question before anything is signed."""
+
+    def asked(self, line: str | None, *, sure: bool = False) -> Deferred[bool]:
+        """What ``line`` means that a user types; None where there is no terminal."""
+        self.patch(removing, "terminal_line", lambda: None if line is None else lambda _prompt: line)
+        around: Any = SimpleNamespace(in_thread=in_place)
+        return Deferred.fromCoroutine(removing.agreed("Remove it?", sure, around))
+
+    def test_answers(self) -> None:
+        """Anything that is typed by mistake would count as a yes."""
+        self.assertEqual([self.successResultOf(self.asked(line)) for line in ("y\n", "YES\n", " yes \n")], [True] * 3)
+        self.assertEqual([self.successResultOf(self.asked(line)) for line in ("", "\n", "n\n", "yess\n", "y y\n")], [False] * 5)
+
+    def test_nobody_to_ask(self) -> None:
+        """A script would hang, or remove something without having said that it is sure."""
+        self.assertTrue(self.successResultOf(self.asked(None, sure=True)))
+        self.failureResultOf(self.asked(None), ConfigError)
 
 
 class TableTests(SynchronousTestCase):

@@ -49,6 +49,20 @@ class RemovalTests(UnmeasuredTestCase):
             self.assertEqual(cluster.holders(V1, SITE), set())
             self.assertTrue(all(VPath.parse(V1) not in disk.images for disk in cluster.disks.values()))
 
+    def test_lost_datagrams(self):
+        """A client would wait for ever for a node whose word was lost, or take an old acknowledgment for one of the removal."""
+        cluster, before = self.uploaded(8)
+        cluster.hub.loss = 0.3
+        watching = Client(cluster, SITE)
+        watching.upload(V1, cluster.addresses(1))
+        cluster.run(20.0)
+        client, _ = self.remove(cluster, 1)
+        self.wait(cluster, lambda: len({machine for _, path, machine in client.removed if path == V1}) == 8, 120.0)
+        self.assertEqual(
+            {machine for _, path, machine in watching.removed if path == V1}, {cluster.machine(number) for number in range(1, 9)}
+        )
+        self.assertEqual(before.removed, set())
+
     def test_node_that_was_down(self):
         """A node that was down would bring back what was removed meanwhile; so would one that never had it."""
         cluster, _ = self.uploaded(3)
