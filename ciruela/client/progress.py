@@ -260,7 +260,7 @@ class Display:
         for line in result_lines(rows):
             _write(self._out, line)
         if any(row.verdict.outcome is Outcome.EARLY for row in rows):
-            self.say("EARLY: enough nodes have it, the others go on without this client; --require all waits for all of them")
+            self.say("EARLY: enough nodes are done, the others go on without this client; --require all waits for all of them")
 
     def interrupted(self, rows: Sequence[Row]) -> None:
         """Take away the block and print what has been promised."""

@@ -8,11 +8,15 @@ from ciruela.cleanup.explain import Explained
 from ciruela.daemon.node import Node
 from ciruela.daemon.stamps import rfc3339
 from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError
 from ciruela.model.vpath import VPath
 from ciruela.web.status import Json
 
 FRESH_S = 5.0
 """So long a page is given again as it is."""
+
+MOST_WAITING = 64
+"""Who waits for a page; with more of them, a keep list or a link hangs."""
 
 NOT_CLEANED = "auto-clean is off"
 """Why everything stays where nothing is cleaned up."""
@@ -27,11 +31,13 @@ class Retention:
         self._made: dict[VPath, tuple[float, Json]] = {}
 
     async def page(self, base: VPath) -> Json | None:
-        """The page of ``base``; None when it is no base dir that holds something here."""
+        """The page of ``base``; None when it is no base dir that holds something here. Raises DiskError when too many wait already."""
         node = self._node
         config = node.world.configs.get(base.key)
         if config is None or base not in node.ledger.base_hashes():
             return None
+        if len(self._turn.waiting) >= MOST_WAITING:
+            raise DiskError("what was asked for before is not found out yet")
         await self._turn.acquire()
         try:
             now_s = node.world.clock.seconds()

@@ -13,8 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.around import Safeguards
 from ciruela.cleanup.health import QUIET_S
+from ciruela.cleanup.questions import ANSWER_S
 from ciruela.cleanup.service import (
-    ANSWER_S,
     COLLECT_ABOVE,
     COLLECT_AGAIN_S,
     COLLECT_BELOW,

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 
-from ciruela.daemon.retention import FRESH_S
-from ciruela.daemon.status import NodeStatus
+from ciruela.daemon.api import NodeApi
+from ciruela.daemon.retention import FRESH_S, MOST_WAITING, Retention
+from ciruela.daemon.signers import Signers
+from ciruela.model.errors import DiskError
+from ciruela.model.vpath import VPath
 from tests.cleanup.test_clusters import IMAGES, KEEP_TWO, Cleaners
 from tests.measure import UnmeasuredTestCase
 from tests.scenarios.cluster import LOGS, Client, Image
@@ -26,11 +29,11 @@ class PageTests(UnmeasuredTestCase):
             return read(config)  # type: ignore[arg-type]
 
         self.cluster.read = counted  # type: ignore[assignment,method-assign]
-        self.status = NodeStatus(self.cluster.nodes[1], list)
+        self.retention = Retention(self.cluster.nodes[1])
         self.cluster.upload(*IMAGES)
 
     def page(self, path: str) -> dict[str, object] | None:
-        waiting = self.status.retention(path)
+        waiting = Deferred.fromCoroutine(self.retention.page(VPath.parse(path)))
         self.cluster.run(1.0)
         found = self.successResultOf(waiting)
         assert found is None or isinstance(found, dict)
@@ -60,16 +63,38 @@ class PageTests(UnmeasuredTestCase):
 
     def test_nothing_there(self) -> None:
         """Any path could be asked for, and something would be kept in memory for each."""
-        for path in ("/app/x", "/nothing", "app", "/app/../app", "/"):
+        for path in ("/app/x", "/nothing"):
             self.assertIsNone(self.page(path))
 
     def test_asked_often(self) -> None:
         """Anybody could keep a node reading its keep list, and its cleanup waiting."""
         before = self.reads
         for _ in range(50):
-            self.status.retention("/app").addErrback(self.fail)
+            Deferred.fromCoroutine(self.retention.page(VPath(("app",)))).addErrback(self.fail)
         self.cluster.run(FRESH_S / 2)
         self.assertEqual(self.reads - before, 1)
         self.cluster.run(FRESH_S)
         self.page("/app")
         self.assertEqual(self.reads - before, 2)
+
+    def test_too_many(self) -> None:
+        """A keep list that hangs would gather requests without end."""
+        self.cluster.read = lambda _: Deferred()  # type: ignore[assignment,method-assign]
+        asked = [Deferred.fromCoroutine(self.retention.page(VPath(("app",)))) for _ in range(MOST_WAITING + 2)]
+        self.failureResultOf(asked[-1], DiskError)
+        self.assertNoResult(asked[-2])
+        for one in asked[:-1]:
+            one.addErrback(lambda _: None)
+            one.cancel()
+
+    def test_by_its_path(self) -> None:
+        """``ciruela explain-cleanup`` would find no page."""
+        node = self.cluster.nodes[1]
+        api = NodeApi(node, Signers(lambda *_: Deferred(), self.cluster.clock), lambda _: Deferred())
+        waiting = api.find(("retention", "app"))
+        self.cluster.run(1.0)
+        page = self.successResultOf(waiting)
+        assert isinstance(page, dict)
+        self.assertEqual(page["base_dir"], "/app")
+        for parts in (("retention", ".."), ("retention", "nothing"), ("retention",)):
+            self.assertIsNone(self.successResultOf(api.find(parts)))

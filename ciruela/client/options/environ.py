@@ -140,7 +140,8 @@ def unknown(environ: Mapping[str, str], known: Collection[str]) -> list[str]:
     told = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known and name not in SPECIAL:
-            options = sorted(one.removeprefix(PREFIX) for one in {*known, *SPECIAL})
-            near = difflib.get_close_matches(name.removeprefix(PREFIX), options, 1)
+            given = name.removeprefix(PREFIX)
+            near = difflib.get_close_matches(given, sorted(one.removeprefix(PREFIX) for one in {*known, *SPECIAL}), 5)
+            near.sort(key=lambda one: sorted(one) != sorted(given))  # letters that changed places come first
             told.append(f"the environment variable {name} is not known" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
     return told
