@@ -104,7 +104,7 @@ async def look(name: str, vpath: VPath, world: World) -> Sight:
     return sight
 
 
-async def _ask_one(label: str, address: Address, sight: Sight, world: World, *, only_hosts: bool = False) -> list[str]:
+async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> list[str]:
     """Add the answer of one node, or its problem; gives the names of the others that take the directory."""
     try:
         link: ClosableLink = await world.connect(address, _Quiet())
@@ -115,8 +115,6 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World, *, 
     try:
         found = await _answer(link, GetIndexAt(str(sight.vpath)), world)
         hosts = list(found.hosts.values()) if isinstance(found, IndexAtData) else []
-        if only_hosts:
-            return hosts
         answer = await _answer(link, GetBaseDir(str(sight.vpath.base)), world)
         if isinstance(answer, BaseDirData):
             sight.answers[label] = answer
@@ -129,30 +127,3 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World, *, 
 
 def _answer(link: Link, request: Request, world: World) -> Deferred[Response]:
     return link.ask(request).addTimeout(ANSWER_TIMEOUT_S, world.clock)
-
-
-async def cluster_of(name: str, vpath: VPath, world: World) -> tuple[list[tuple[str, Address]], list[str]]:
-    """All nodes that take the directory of ``vpath``, as the first node says that answers, with that one; and what went wrong.
-
-    Raises what resolving ``name`` raises, and LinkLost when no node answers.
-    """
-    entries = await world.resolve(name)
-    problems: list[str] = []
-    for address in entries:
-        sight = Sight(vpath)
-        label = str(address) if len(entries) > 1 else name
-        hosts = await _ask_one(label, address, sight, world, only_hosts=True)
-        if sight.problems:
-            problems += sight.problems
-            continue
-        found = [(label, address)]
-        problems.clear()
-        for host in sorted(hosts):
-            try:
-                known = [one for one in await world.resolve(host) if reachable_from(entries, one)]
-            except CiruelaError as error:
-                problems.append(f"{host}: {error}")
-                continue
-            found += [(host, one) for one in known[:1] if one != address]
-        return found, problems
-    raise LinkLost("; ".join(problems) or f"{name} has no address")

@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
-from twisted.python.failure import Failure
-
-from ciruela.client.asking import cluster_of
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, make_display, real_world
+from ciruela.client.commands import Surroundings, make_display
+from ciruela.client.ls import tell_missing
 from ciruela.client.options.explaining import ExplainOptions
 from ciruela.client.pages import NoPage, Pages
 from ciruela.client.progress import Display
+from ciruela.client.survey import Seen, each, real_survey
 from ciruela.client.text import clean
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 
 PAGE_S = 60.0
 """A node that has to look for a keep list on a network file system takes its time."""
 
-AT_A_TIME = 10
 IMAGE_DIGITS = 12
 
 Page = Mapping[str, Any]
@@ -85,19 +81,18 @@ def checked(value: object) -> Page:
 
 
 async def explain(options: ExplainOptions, around: Surroundings) -> int:
-    """``ciruela explain-cleanup``. Gives the exit code."""
+    """``ciruela explain-cleanup``. Gives the exit code; raises Ends when no node answers."""
     display = make_display(options.common, around, None)
-    base = options.target.vpath
-    nodes, problems = await cluster_of(options.target.entry_point, base, real_world(options.common, around))
-    for problem in problems:
-        display.problem("", problem)
-    pages, failed = await _pages(nodes, base, around, display)
+    base = options.base
+    found = await real_survey(options.common, around).find(options.cluster)
+    tell_missing(found, display)
+    pages, failed = await _pages(found.answering, base, around, display)
     if options.json:
         around.stdout.write(json.dumps({"nodes": pages}, ensure_ascii=True, indent=1) + "\n")
     elif pages:
         for text in (*_heads(base, pages), *table(pages)):
             display.result(text)
-    if failed or problems:
+    if failed or found.names or len(found.answering) < len(found.nodes):
         return EXIT_NETWORK
     if not pages:
         display.problem("", f"no node has a directory {base} with images in it (with num-levels 2 name /KEY/dir, with 1 /KEY)")
@@ -119,26 +114,21 @@ def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
     return found
 
 
-def _none(failure: Failure) -> None:
-    """A node without such a directory has no page."""
-    failure.trap(NoPage)
-
-
-async def _pages(nodes: Sequence[tuple[str, Address]], base: VPath, around: Surroundings, display: Display) -> tuple[dict[str, Page], bool]:
+async def _pages(nodes: Sequence[Seen], base: VPath, around: Surroundings, display: Display) -> tuple[dict[str, Page], bool]:
     """The pages of all nodes that have such a directory, by node; and whether one did not answer."""
-    pages = Pages(around.reactor, around.in_thread)
-    turns = DeferredSemaphore(AT_A_TIME)
-    page = f"/api/v1/retention{quote(str(base), safe='/')}"
-
-    def asked(address: Address) -> Deferred[Page | None]:
-        return pages.get(address, page, PAGE_S).addCallbacks(checked, _none)
-
+    reader = Pages(around.reactor, around.in_thread)
+    path = f"/api/v1/retention{quote(str(base), safe='/')}"
     failed: list[str] = []
 
-    def unanswered(failure: Failure, name: str) -> None:
-        failed.append(name)
-        display.problem(name, failure.getErrorMessage())
+    async def ask(node: Seen) -> Page | None:
+        try:
+            return checked(await reader.get(node.address, path, PAGE_S))
+        except NoPage:
+            return None
+        except CiruelaError as error:
+            failed.append(node.name)
+            display.problem(node.name, str(error))
+            return None
 
-    waiting = [turns.run(asked, address).addErrback(unanswered, name) for name, address in nodes]
-    found = await gatherResults(waiting)
-    return {name: page for (name, _), page in zip(nodes, found, strict=True) if page is not None}, bool(failed)
+    found = await each(nodes, ask)
+    return {node.name: page for node, page in zip(nodes, found, strict=True) if page is not None}, bool(failed)

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
-from ciruela.client.asking import MOST_ANSWERS, Sight, cluster_of, look
+from ciruela.client.asking import MOST_ANSWERS, Sight, look
 from ciruela.client.explain import checked, lines, table
 from ciruela.client.options.removing import Target, split_target
 from ciruela.client.removing import _what
@@ -153,13 +153,6 @@ class LookTests(SynchronousTestCase):
         self.assertNoResult(looking)
         self.clock.advance(ANSWER_TIMEOUT_S)
         self.failureResultOf(looking, LinkLost)
-
-    def test_whole_cluster(self) -> None:
-        """A node would be left out of a table that says what all nodes do."""
-        self.nodes = {"n1": {"hosts": ["n2", "n3"], "base": None}}
-        found, problems = self.successResultOf(Deferred.fromCoroutine(cluster_of("n1", PATH, self.world)))
-        self.assertEqual([name for name, _ in found], ["n1", "n2", "n3"])
-        self.assertEqual(problems, [])
 
 
 def page(*images: tuple[str, str, bool, str, str | None]) -> dict[str, Any]:

@@ -26,16 +26,16 @@ class ExplainTests(Commands):
             source = self.tree(file=str(number))
             cluster.expect(cluster.sync("--append", f"{source}:/apps/web/v{number}", "127.0.0.1"), 0, "3/3 nodes")
         done = self.ciruela(cluster, "explain-cleanup", "127.0.0.1:/apps/web", key=self.no_key)
-        said = cluster.expect(done, 0, "NAME", "RULE", "the nodes have different settings", "127.0.0.1: nothing is removed at present:")
+        said = cluster.expect(done, 0, "NAME", "RULE", "the nodes have different settings", "node1: nothing is removed at present:")
         self.assertIn("starting", said)
         rows = [line.split() for line in said.splitlines() if line.startswith(("v1 ", "v2 "))]
         image = cluster.nodes[0].has("/apps/web/v1")
         assert image is not None
         self.assertEqual([row[0] for row in rows], ["v2", "v1", "v1", "v1"])
         whys = {" ".join(row[3:]) for row in rows if row[0] == "v1" and row[1] == image[:12]}
-        self.assertTrue(any(why.startswith("keeps a protected link leads to it on 127.0.0.1") for why in whys), whys)
-        self.assertTrue(any(why.startswith("drops beyond keep-max-directories 20") and "on 127.0.0.2" in why for why in whys), whys)
-        self.assertTrue(any(why.startswith("keeps signed within keep-recent 20") and "on 127.0.0.3" in why for why in whys), whys)
+        self.assertTrue(any(why.startswith("keeps a protected link leads to it on node1") for why in whys), whys)
+        self.assertTrue(any(why.startswith("drops beyond keep-max-directories 20") and "on node2" in why for why in whys), whys)
+        self.assertTrue(any(why.startswith("keeps signed within keep-recent 20") and "on node3" in why for why in whys), whys)
         found = json.loads(self.ciruela(cluster, "explain-cleanup", "--json", "127.0.0.2:/apps/web", key=self.no_key).stdout)
         self.assertEqual(len(found["nodes"]), 3)
         self.assertEqual({page["base_dir"] for page in found["nodes"].values()}, {"/apps/web"})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ciruela.client.options.common import Common, add_common, common_of
-from ciruela.client.options.removing import Target, add_target
+from ciruela.client.options.common import Common, add_common, checked, common_of
+from ciruela.client.options.reading import split_target
+from ciruela.client.options.signing import ClusterNames
+from ciruela.model.vpath import VPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +16,8 @@ class ExplainOptions:
     """``ciruela explain-cleanup``."""
 
     common: Common
-    target: Target
+    cluster: ClusterNames
+    base: VPath
     json: bool
 
 
@@ -22,11 +25,13 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela explain-cleanup``."""
     parser.description = "Tell for each image of a directory which rule of automatic cleanup keeps or drops it on each node, and when."
     parser.epilog = "Exit codes: 0 told, 2 usage, 3 a node did not answer, 5 no node has such a directory."
-    add_target(parser)
+    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER:/PATH")
     parser.add_argument("--json", action="store_true", help="what each node says, as one JSON object")
     add_common(parser)
 
 
-def explain_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> ExplainOptions:
-    """What ``ciruela explain-cleanup`` was told."""
-    return ExplainOptions(common_of(found), found.target, found.json)
+def explain_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> ExplainOptions:
+    """What ``ciruela explain-cleanup`` was told. Ends with usage without a path."""
+    if found.target.vpath is None:
+        parser.error(f"{found.target} is not CLUSTER:/PATH: name the directory whose images are cleaned up")
+    return ExplainOptions(common_of(found), found.target.cluster, found.target.vpath, found.json)
