@@ -83,6 +83,11 @@ def upload_fields(row: Row) -> dict[str, object]:
         "accepted": [_text(host) for host in standing.accepted],
         "missing": [_text(host) for host in standing.missing],
         "failed": _failed(standing.failed),
+        "hooks": {
+            "ok": row.hooks.ok,
+            "pending": [_text(host) for host in row.hooks.pending],
+            "failed": [{"host": _text(host), "message": _text(why)} for host, why in row.hooks.failed],
+        },
         "sent_bytes": row.sent_bytes,
         "total_bytes": row.total_bytes,
         "seconds": round(row.elapsed_s, 3),

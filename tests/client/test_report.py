@@ -15,11 +15,12 @@ from twisted.python.failure import Failure
 
 from ciruela.client import commands
 from ciruela.client.book import EXIT_PARTIAL, RUNNING, Outcome, Standing, Verdict
+from ciruela.client.hooks import HookStanding
 from ciruela.client.main import _Life
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
 from ciruela.client.orders import LocalProblem
-from ciruela.client.report import CODES, Report, code_of
+from ciruela.client.report import CODES, Report, code_of, upload_fields
 from ciruela.client.sync import Row, World
 from ciruela.model.ids import ImageId
 from ciruela.seams import Address
@@ -39,7 +40,7 @@ KINDS = {
 
 UPLOAD = {
     *("cluster", "path", "image", "outcome", "exit_code", "code", "message", "done", "expected", "accepted", "missing", "failed"),
-    *("sent_bytes", "total_bytes", "seconds"),
+    *("hooks", "sent_bytes", "total_bytes", "seconds"),
 }
 
 
@@ -161,3 +162,21 @@ class Lines(CommandCase):
         self.assertEqual([one["code"] for one in line["uploads"]], ["done", "partial", "running"])
         self.assertEqual(set(range(9)) | {129, 130, 143}, set(CODES))
         self.assertEqual(code_of(99), "failed")
+
+
+class Hooked(CommandCase):
+    def test_fields(self) -> None:
+        """A script could not tell which server failed to start the release."""
+        row = Row(
+            "c",
+            "/k/v",
+            ImageId(bytes(32)),
+            RUNNING,
+            Standing(2, 3, (), (), ()),
+            0,
+            0,
+            1.0,
+            HookStanding(1, ("n2",), (("n3", "on-commit \x1b[2J"),)),
+        )
+        hooks = upload_fields(row)["hooks"]
+        self.assertEqual(hooks, {"ok": 1, "pending": ["n2"], "failed": [{"host": "n3", "message": "on-commit \\x1b[2J"}]})
