@@ -90,6 +90,13 @@ class Place:
         with self.open_base() as base:
             return base.descend(self.parents, create=create)
 
+    def parent_if_any(self) -> SafeDir | None:
+        """As :meth:`open_parent`; None when there is no such directory."""
+        try:
+            return self.open_parent()
+        except (BaseUnavailable, FileNotFoundError):
+            return None
+
     def staging(self, image: ImageId) -> str:
         """The name of the staging directory of ``image``, the same at each run."""
         return RESERVED + blake2b(str(self.vpath).encode() + image, digest_size=16).hexdigest()

@@ -138,7 +138,7 @@ class Store:
         Another upload may be recorded between two slices: then the journal is its journal, and what is staged from then on is its own.
         """
         records = lane.records
-        parent = self._parent_if_any(place)
+        parent = place.parent_if_any()
         try:
             journal = states.read_journal(directory, place.record)
             if journal is not None and journal.phase is Phase.READY and parent is not None:
@@ -148,17 +148,12 @@ class Store:
                 if parent is not None and state is not None and lane.records == records:
                     yield from self._remove_staging(parent, place.staging(state.image))
             if lane.records == records:
+                if parent is not None and not place.vpath.entry:  # a start knows the debris of level 0 by the journal alone
+                    parent.fsync()
                 states.drop_journal(directory, place.record)
         finally:
             if parent is not None:
                 parent.close()
-
-    @staticmethod
-    def _parent_if_any(place: Place) -> SafeDir | None:
-        try:
-            return place.open_parent()
-        except (BaseUnavailable, FileNotFoundError):
-            return None
 
     def _remove_staging(self, parent: SafeDir, name: str) -> Steps[None]:
         """What cannot be removed is debris for the next start; it does not keep an upload from being forgotten."""

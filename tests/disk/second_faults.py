@@ -94,7 +94,7 @@ def check_second(name: str, course: str, at: int, told: list[int]) -> None:
     """Let the power go after one fault. Raises Violation."""
     disks, acked = after(name, course, at)
     disks.power_cut(Choices(told), "/n")
-    check_start(PLANS[name], disks, acked, f'check_second("{name}", "{course}", {at}, {told})')
+    check_start(PLANS[name], disks, acked, f'check_second("{name}", "{course}", {at}, {told})', failed=course.startswith("error"))
 
 
 def check_course(name: str, course: str, ats: Iterable[int], *, most: int = 32, sample: int = 6) -> tuple[int, int]:
@@ -108,5 +108,6 @@ def check_course(name: str, course: str, ats: Iterable[int], *, most: int = 32, 
             key = left.digest("/n"), acked
             if key not in seen:
                 seen.add(key)
-                check_start(PLANS[name], left, acked, f'check_second("{name}", "{course}", {at}, {made})', finish=len(seen) % 4 == 0)
+                replay = f'check_second("{name}", "{course}", {at}, {made})'
+                check_start(PLANS[name], left, acked, replay, finish=len(seen) % 4 == 0, failed=course.startswith("error"))
     return count, len(seen)

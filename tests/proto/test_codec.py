@@ -172,7 +172,7 @@ class BulkTests(SynchronousTestCase):
 
     def test_bad_parts(self) -> None:
         """An answer with parts that are none would end in the middle of a download, or cost a million objects."""
-        for bad in (b"data", None, ["text"], [None], {}, [b""] * (MAX_BULK + 1)):
+        for bad in (b"data", None, ["text"], [None], {}, [b""], [b"x"] * (MAX_BULK + 1)):
             self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetBlocks", 1, {"parts": bad}]))
         for bad in (5, True, [0], [0, MAX_BULK + 1], [1, 1, 0, 1]):
             self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetBlocks", 1, {"parts": [], "packed": bad}]))
