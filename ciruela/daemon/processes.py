@@ -46,13 +46,14 @@ class _Output(ProcessProtocol):
         self._timeout_s = timeout_s
         self._tail = b""
         self._late = False
-        self._pid = 0
+        self._pid: int | None = None
         self._calls: list[IDelayedCall] = []
         self.done: Deferred[Ended] = Deferred(lambda _: self._kill())
 
     def connectionMade(self) -> None:  # noqa: N802  the name is Twisted's
-        """It runs: there is nothing to read for it."""
+        """It runs: there is nothing to read for it. It may have ended before ``spawnProcess`` returns."""
         assert self.transport is not None
+        self._pid = self.transport.pid
         self.transport.closeStdin()
         self._calls.append(self._reactor.callLater(self._timeout_s, self._too_late))
 
@@ -69,18 +70,20 @@ class _Output(ProcessProtocol):
     def _kill(self) -> None:
         """Kill the process and all that belongs to it."""
         assert self.transport is not None
-        pid = self.transport.pid
-        if pid is None:
-            return
-        for kill in (os.killpg, os.kill):
-            with suppress(OSError):  # it has ended, or has no group yet
-                kill(pid, signal.SIGKILL)
+        if self.transport.pid is not None:
+            self._kill_group()
+            with suppress(OSError):  # it has ended
+                os.kill(self.transport.pid, signal.SIGKILL)
+
+    def _kill_group(self) -> None:
+        assert self._pid, "group 0 would be that of the daemon itself"
+        with suppress(OSError):  # nothing is left, or it has no group yet
+            os.killpg(self._pid, signal.SIGKILL)
 
     def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802  the name is Twisted's
         """What it started ends with it; whoever left the group must not keep us waiting either."""
         assert self.transport is not None
-        with suppress(OSError):  # nothing is left
-            os.killpg(self._pid, signal.SIGKILL)
+        self._kill_group()
         self._calls.append(self._reactor.callLater(GRACE_S, self.transport.loseConnection))
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802  the name is Twisted's
@@ -95,10 +98,6 @@ class _Output(ProcessProtocol):
         if not self.done.called:
             self.done.callback(Ended(code, number, line, self._late))
 
-    def started(self, pid: int) -> None:
-        """The process has this number."""
-        self._pid = pid
-
 
 class Processes:
     """Implements ``seams.Runner``."""
@@ -111,7 +110,7 @@ class Processes:
         output = _Output(self._reactor, timeout_s)
         python = sys.executable
         try:
-            process = self._reactor.spawnProcess(
+            self._reactor.spawnProcess(
                 output,
                 python,
                 [python, "-I", "-S", "-c", _START, *command],
@@ -121,5 +120,4 @@ class Processes:
             )
         except OSError as error:
             return fail(HookFailed(f"cannot be started: {error.strerror}"))
-        output.started(process.pid)
         return output.done
