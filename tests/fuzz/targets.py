@@ -13,7 +13,7 @@ INPUTS = 200_000
 """Inputs for one target and push (threats 5.2)."""
 
 OWN = 50_000
-"""The same for files of which only this program and the file system decide what is in them."""
+"""The same for small notes of which only this program and the file system decide what is in them."""
 
 TALKS = 50_000
 """The same for conversations, of up to nine moves each."""
@@ -72,14 +72,14 @@ TARGETS = (
     Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS, 1500),
     Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
     Target("state", wire.check_state, wire.state_samples(), tokens=wire.TOKENS),
-    Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS, inputs=OWN),
+    Target("tombstones", records.check_tombstones, records.tombstone_samples(), tokens=wire.TOKENS),
     Target("due", records.check_due, records.due_samples(), tokens=wire.TOKENS, inputs=OWN),
     Target("modes", records.check_modes, records.modes_samples(), tokens=wire.TOKENS, inputs=OWN),
     Target("kept", records.check_kept, records.kept_samples(), tokens=wire.TOKENS, inputs=OWN),
-    Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS, inputs=OWN),
+    Target("base", records.check_base, records.base_samples(), tokens=wire.TOKENS),
     Target("keep-list", records.check_keep_list, records.keep_list_samples(), cut_words, texts.TOKENS_PATH),
-    Target("hash-cache", records.check_hash_cache, records.hash_cache_samples(), cut_evenly, wire.TOKENS, inputs=OWN),
-    Target("journal", wire.check_journal, wire.journal_samples(), tokens=wire.TOKENS, inputs=OWN),
+    Target("hash-cache", records.check_hash_cache, records.hash_cache_samples(), cut_evenly, wire.TOKENS),
+    Target("journal", wire.check_journal, wire.journal_samples(), tokens=wire.TOKENS),
     Target("yaml", texts.check_yaml, texts.yaml_samples(), cut_words, texts.TOKENS_YAML, 400),
     Target("peer-list", places.check_list, places.list_samples(), cut_words, places.TOKENS),
     Target("consul", places.check_consul, places.consul_samples(), cut_words, places.TOKENS),
