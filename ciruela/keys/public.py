@@ -111,7 +111,7 @@ def describe_type(kind: str) -> str:
 
 def visible(text: str) -> str:
     """``text`` with a question mark for each character that a terminal would not print."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def verify(public: PublicKey, signed: bytes, signature: bytes) -> bool:

@@ -19,14 +19,16 @@ LONG_BYTES = 4096
 _EMPTY = b"\x40"
 _SIMPLE = frozenset((0xF4, 0xF5, 0xF6))
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
+_LONGER = 24
+"""From this on, the low bits of a header say how many bytes behind it hold the number."""
 
 
 def loads(data: bytes | memoryview, *, max_items: int, max_depth: int = MAX_DEPTH) -> object:
     """The value that ``data`` encodes: ints, bytes, text, lists, dicts, booleans, None.
 
-    ``max_items`` counts every key, value and container. Raises FormatError with the offset, and nothing else, for: too many items, too
-    deep, lengths that do not fit into what is left, tags, floats, undefined and other simple values, indefinite lengths, map keys that
-    are neither text nor bytes, duplicate keys, bad UTF-8, trailing bytes.
+    ``max_items`` counts every key, value and container; the container that holds them says how many come. Raises FormatError with the
+    offset, and nothing else, for: too many items, too deep, lengths that do not fit into what is left, tags, floats, undefined and other
+    simple values, indefinite lengths, map keys that are neither text nor bytes, duplicate keys, bad UTF-8, trailing bytes.
     """
     _scan(data, max_items, max_depth, None)
     return _built(data)
@@ -55,8 +57,8 @@ def _built(data: bytes | memoryview) -> object:
 
 def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[tuple[int, int, int]] | None) -> None:
     end = len(data)
-    at = items = 0
-    due = 1
+    at = 0
+    items = due = 1
     keys: set[tuple[int, bytes]] | None = None
     open_containers: list[tuple[int, set[tuple[int, bytes]] | None]] = []
     while due or open_containers:
@@ -65,27 +67,27 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
             continue
         if at >= end:
             raise FormatError(f"CBOR ends in the middle, at offset {at}")
-        items += 1
-        if items > max_items:
-            raise FormatError(f"CBOR with more than {max_items} items, at offset {at}")
-        start = at
+        due -= 1
         head = data[at]
-        major = head >> 5
-        if major >= _TAG and head not in _SIMPLE:
-            raise FormatError(f"CBOR tag, float or special value at offset {start}")
-        size = head & 31
+        start = at
         at += 1
-        if major < _TAG and size >= 24:
+        if keys is None:
+            if head < _LONGER:  # a small number
+                continue
+            is_key = False
+        else:
+            is_key = due & 1 == 1
+        size = head & 31
+        major = head >> 5
+        if size >= _LONGER and major < _TAG:
             if size > 27:
                 raise FormatError(f"CBOR item of indefinite length at offset {start}")
-            width = 1 << (size - 24)
+            width = 1 << (size - _LONGER)
             if width > end - at:
                 raise FormatError(f"CBOR ends in the middle, at offset {start}")
             size = int.from_bytes(data[at : at + width], "big")
             at += width
-        is_key = keys is not None and not due & 1
-        due -= 1
-        if major in (_BYTES, _TEXT):
+        if _BYTES <= major <= _TEXT:
             if size > end - at:
                 raise FormatError(f"CBOR string longer than what is left, at offset {start}")
             if is_key:
@@ -99,14 +101,19 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
             at += size
         elif is_key:
             raise FormatError(f"CBOR map key that is neither text nor bytes, at offset {start}")
-        elif major in (_ARRAY, _MAP):
+        elif _ARRAY <= major <= _MAP:
             count = size if major == _ARRAY else 2 * size
             if count > end - at:
                 raise FormatError(f"CBOR container longer than what is left, at offset {start}")
+            items += count
+            if items > max_items:
+                raise FormatError(f"CBOR with more than {max_items} items, at offset {start}")
             open_containers.append((due, keys))
             if len(open_containers) > max_depth:
                 raise FormatError(f"CBOR nested deeper than {max_depth}, at offset {start}")
             due = count
             keys = None if major == _ARRAY else set()
+        elif major >= _TAG and head not in _SIMPLE:
+            raise FormatError(f"CBOR tag, float or special value at offset {start}")
     if at != end:
         raise FormatError(f"{end - at} bytes after the CBOR item, at offset {at}")

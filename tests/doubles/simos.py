@@ -81,7 +81,8 @@ class SimOS(Names):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("O_") or name in _PASSED:
-            return getattr(os, name)
+            found = self.__dict__[name] = getattr(os, name)
+            return found
         raise AttributeError(f"SimOS has no {name}: add it to tests/doubles/simos.py")
 
     @contextmanager
@@ -149,7 +150,8 @@ class SimOS(Names):
         del self._open[fd]
         opened.inode.opens -= 1
         opened.volume.let_go(opened.inode)
-        self._locks = {key: holder for key, holder in self._locks.items() if holder is not opened}
+        if self._locks:
+            self._locks = {key: holder for key, holder in self._locks.items() if holder is not opened}
         self._begin("close", opened.volume)
 
     def set_inheritable(self, fd: int, _inheritable: bool) -> None:

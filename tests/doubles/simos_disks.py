@@ -254,6 +254,8 @@ class Disks:
         """The file system that a path speaks of: of the directory that it begins at, or the one with the longest fitting mount point."""
         if dir_fd is not None and not path.startswith(b"/"):
             return self._of(dir_fd).volume
+        if len(self._volumes) == 1:
+            return self._top
         text = os.fsdecode(path)
         fitting = [at for at in self._volumes if text == at or text.startswith(at.rstrip("/") + "/")]
         return self._volumes[max(fitting, key=len)] if fitting else self._top
@@ -281,6 +283,13 @@ class Disks:
         else:
             start = self._of(dir_fd)
             volume, here = start.volume, start.inode
+            if b"/" not in path and here.is_dir and len(path) <= MAX_NAME_BYTES:  # what a daemon asks for, nearly always
+                try:
+                    below, inode = self._step(volume, here, path)
+                except KeyError:
+                    return volume, here, path, volume, None
+                if not (follow and inode.is_link):
+                    return volume, here, path, below, inode
         parts = [part for part in reversed(path.split(b"/")) if part]
         links = 0
         while parts:

@@ -13,7 +13,7 @@ Pick = Callable[[int], int]
 
 
 class Inode:
-    """A file, a directory or a symlink, which of them ``mode`` tells.
+    """A file, a directory or a symlink, which of them its first ``mode`` tells for ever.
 
     ``names`` counts its names, ``opens`` its descriptors. ``entries`` and ``durable`` are the names in a directory, now and on the disk;
     ``home`` is the number of the directory above it, ``durable_home`` that and its name on the disk. ``pages`` is what the disk has of the
@@ -29,6 +29,9 @@ class Inode:
         "durable_size",
         "entries",
         "home",
+        "is_dir",
+        "is_file",
+        "is_link",
         "lost",
         "mode",
         "modified_ns",
@@ -42,6 +45,7 @@ class Inode:
     def __init__(self, number: int, mode: int, now_ns: int) -> None:
         self.number = number
         self.mode = mode
+        self.is_dir, self.is_link, self.is_file = stat.S_ISDIR(mode), stat.S_ISLNK(mode), stat.S_ISREG(mode)
         self.accessed_ns = self.modified_ns = now_ns
         self.names = self.opens = 0
         self.home = 0
@@ -54,18 +58,6 @@ class Inode:
         self.lost: set[int] = set()
         self.durable_size = 0
         self.durable_meta = self.meta
-
-    @property
-    def is_dir(self) -> bool:
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def is_link(self) -> bool:
-        return stat.S_ISLNK(self.mode)
-
-    @property
-    def is_file(self) -> bool:
-        return stat.S_ISREG(self.mode)
 
     @property
     def size(self) -> int:

@@ -207,6 +207,7 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(one.in_flight, 1)
         self.assertTrue(one.arrived(0))
         self.assertFalse(one.arrived(0))
+        self.assertTrue(one.done)
         one.failed(0, "b")
         self.assertIsNone(choose(one, "a", now=99.0))
 

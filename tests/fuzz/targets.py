@@ -15,6 +15,9 @@ INPUTS = 200_000
 OWN = 50_000
 """The same for small notes of which only this program and the file system decide what is in them."""
 
+ROLE = 100_000
+"""The same for frames of a websocket at one of its two ends."""
+
 TALKS = 50_000
 """The same for conversations, of up to nine moves each."""
 
@@ -61,6 +64,7 @@ TARGETS = (
         connections.frame_samples(True),
         connections.cut_frames,
         connections.frame_tokens(True),
+        inputs=ROLE,
     ),
     Target(
         "client-link",
@@ -68,6 +72,7 @@ TARGETS = (
         connections.frame_samples(False),
         connections.cut_frames,
         connections.frame_tokens(False),
+        inputs=ROLE,
     ),
     Target("authorized-keys", texts.check_authorized, texts.authorized_samples(), cut_words, texts.TOKENS_KEYS, 1500),
     Target("private-key", texts.check_private, texts.private_samples(), texts.cut_strings, texts.TOKENS_PRIVATE),
