@@ -20,7 +20,7 @@ from tests.real.daemons import APPS, CFG, RealCluster, RealNode
 from tests.real.strace import Call, Fault, Tracer, calls, forbidden
 from tests.real.trees import Shape, shape, small_tree, wanted
 
-CAMPAIGN_S = 45.0
+CAMPAIGN_S = 25.0
 """After that a share of the campaign begins no further upload."""
 
 CROWD = 6

@@ -83,21 +83,6 @@ class Edit(EditCase):
         for node in cluster.nodes:
             self.assertLess(node.received(), 2 * 256_100, "the whole image was sent again")
 
-    def test_unchanged_and_executable(self) -> None:
-        """An editor that is left without a change would upload; an edited script would not be executable any more."""
-        cluster = self.cluster(1)
-        cluster.expect(self.command(cluster, "edit", "-f", "/app.conf", "--editor", "true"), 0, "unchanged")
-        self.assertEqual(self.drafts(), set())
-        editor = self.editor(cluster, 'echo "#!/bin/bash" >"$1.new"', 'mv "$1.new" "$1"')
-        cluster.expect(self.command(cluster, "edit", "-f", "/bin/run", "--editor", editor), 0, "1/1 nodes")
-        (self.source / "bin" / "run").write_text("#!/bin/bash\n")
-        cluster.expect(self.command(cluster, "edit", "-f", "/new/dir/file", "--editor", "touch"), 0, "1/1 nodes")
-        (self.source / "new" / "dir").mkdir(parents=True)
-        (self.source / "new" / "dir" / "file").touch()
-        cluster.same(self.source, VPATH)
-        cluster.expect(self.command(cluster, "edit", "-f", "/nothing", "--editor", "true"), 0, "unchanged")
-        cluster.same(self.source, VPATH)
-
     @shows("F54")
     def test_changed_meanwhile(self) -> None:
         """What a colleague uploaded while the editor was open would be undone, or what was typed would be lost."""
@@ -115,9 +100,56 @@ class Edit(EditCase):
         shutil.copy(colleague, self.source / "other")
         cluster.same(self.source, VPATH)
 
-    def test_editor_failed(self) -> None:
-        """An editor that fell over would upload half a text, or throw it away."""
+    def test_one_node(self) -> None:
+        """What happens around the editor would lose a text, change something else, or not be told; starting a cluster takes longest."""
         cluster = self.cluster(1)
+        self._bad_uses(cluster)
+        self._unchanged_and_executable(cluster)
+        self._editor_failed(cluster)
+        self._append_only(cluster)
+        self._variables(cluster)
+        self._interrupted(cluster)
+        self._terminal(cluster)
+
+    def _bad_uses(self, cluster: RealCluster) -> None:
+        """Whoever mistypes would not learn what is wrong."""
+
+        def refused(code: int, *words: str, f: str = "/app.conf", args: tuple[str, ...] = ("--editor", "true")) -> None:
+            cluster.expect(self.command(cluster, "edit", "-f", f, *args), code, *words)
+
+        refused(1, "/bin is a directory", f="/bin")
+        refused(1, "/link is a symbolic link to app.conf", f="/link")
+        refused(1, "/app.conf is a file", f="/app.conf/below")
+        refused(1, "/picture is no text", f="/picture")
+        refused(1, "no image is there", args=("-d", "/cfg/nothing", "--editor", "true"))
+        refused(1, "is not there; name another one with --editor", args=("--editor", "no-such-editor"))
+        refused(1, "cannot be read", args=("--editor", "'broken"))
+        refused(2, "does not begin with a slash", f="app.conf")
+        refused(2, "name a file in it", f="/")
+        refused(2, "--hash does not go with", args=("--hash", "blake3/256"))
+        done = self.command(cluster, "edit", "-f", "/app.conf", "--editor", "true", nodes=["127.0.0.9"])
+        cluster.expect(done, 3, "no node answers", "connection refused")
+        bare = [program("ciruela"), "edit", "--port", str(cluster.port)]
+        cluster.expect(cluster.run([*bare, "-d", VPATH, "-f", "/a", "127.0.0.1"]), 2, "no key was found")
+        cluster.expect(cluster.run([*bare, "-f", "/a", "127.0.0.1"]), 2, "-d/--directory")
+        cluster.expect(cluster.run([*bare, "-d", VPATH, "-f", "/a"]), 2, "no ENTRY_POINT")
+
+    def _unchanged_and_executable(self, cluster: RealCluster) -> None:
+        """An editor that is left without a change would upload; an edited script would not be executable any more."""
+        cluster.expect(self.command(cluster, "edit", "-f", "/app.conf", "--editor", "true"), 0, "unchanged")
+        self.assertEqual(self.drafts(), set())
+        editor = self.editor(cluster, 'echo "#!/bin/bash" >"$1.new"', 'mv "$1.new" "$1"')
+        cluster.expect(self.command(cluster, "edit", "-f", "/bin/run", "--editor", editor), 0, "1/1 nodes")
+        (self.source / "bin" / "run").write_text("#!/bin/bash\n")
+        cluster.expect(self.command(cluster, "edit", "-f", "/new/dir/file", "--editor", "touch"), 0, "1/1 nodes")
+        (self.source / "new" / "dir").mkdir(parents=True)
+        (self.source / "new" / "dir" / "file").touch()
+        cluster.same(self.source, VPATH)
+        cluster.expect(self.command(cluster, "edit", "-f", "/nothing", "--editor", "true"), 0, "unchanged")
+        cluster.same(self.source, VPATH)
+
+    def _editor_failed(self, cluster: RealCluster) -> None:
+        """An editor that fell over would upload half a text, or throw it away."""
         editor = self.editor(cluster, 'echo half >"$1"', "exit 3")
         said = cluster.expect(
             self.command(cluster, "edit", "-f", "/app.conf", "--editor", editor), 1, "ended with 3", "nothing was uploaded"
@@ -132,23 +164,62 @@ class Edit(EditCase):
         self.assertEqual(self.drafts(), before)
         cluster.same(self.source, VPATH)
 
-    def test_interrupted(self) -> None:
+    def _append_only(self, cluster: RealCluster) -> None:
+        """A directory that only grows would be changed, or the text be lost with the refusal."""
+        cluster.expect(cluster.sync("--append", f"{self.source}:/apps/v1", self.nodes[0]), 0)
+        editor = self.editor(cluster, 'echo x >>"$1"')
+        said = cluster.expect(
+            self.command(cluster, "edit", "-d", "/apps/v1", "-f", "/app.conf", "--editor", editor), 5, "dir_is_append_only"
+        )
+        self.kept(said)
+
+    def _variables(self, cluster: RealCluster) -> None:
+        """The editor that a user has chosen for everything would not be used."""
+        first = self.editor(cluster, "exit 0")
+        for chosen in (
+            {"CIRUELA_EDITOR": first, "VISUAL": "false"},
+            {"VISUAL": first, "EDITOR": "false"},
+            {"EDITOR": f"{first} -x", "VISUAL": " "},
+        ):
+            done = subprocess.run(
+                [
+                    program("ciruela"),
+                    "edit",
+                    "--port",
+                    str(cluster.port),
+                    "-i",
+                    str(cluster.key),
+                    "-d",
+                    VPATH,
+                    "-f",
+                    "/app.conf",
+                    "127.0.0.1",
+                ],
+                env=environment(cluster.home) | chosen,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=60,
+            )
+            cluster.expect(done, 0, "unchanged")
+
+
+    def _interrupted(self, cluster: RealCluster) -> None:
         """Ctrl-C in the editor would end the program around it; a closed terminal would take what was typed with it."""
-        cluster = self.cluster(1)
         editor = self.editor(
             cluster, 'echo typed >>"$1"', "trap : INT", "kill -INT $PPID", "sleep 0.2", "kill -INT $PPID", 'echo more >>"$1"'
         )
         cluster.expect(self.command(cluster, "edit", "-f", "/app.conf", "--editor", editor), 0, "1/1 nodes")
-        (self.source / "app.conf").write_text("color: red\ntyped\nmore\n")
+        with (self.source / "app.conf").open("a") as text:
+            text.write("typed\nmore\n")
         cluster.same(self.source, VPATH)
         editor = self.editor(cluster, 'echo lost >>"$1"', "kill -TERM $PPID", "exec sleep 60")
         done = self.command(cluster, "edit", "-f", "/app.conf", "--editor", editor)
         said = cluster.expect(done, 128 + signal.SIGTERM, "your text is kept in")
         self.assertIn("lost", self.kept(said).read_text())
 
-    def test_terminal(self) -> None:
+    def _terminal(self, cluster: RealCluster) -> None:
         """The keys that a user types in the editor would go to the program around it, and Ctrl-C would end both."""
-        cluster = self.cluster(1)
         lines = ("f=$1", "test -t 0 && test -t 1 && test -t 2 || exit 9", """trap 'echo interrupted >>"$f"; echo one' INT""", "echo two")
         editor = self.editor(cluster, *lines, "until read line; do :; done", 'echo "$line" >>"$f"')
         words = ["edit", "--port", cluster.port, "-i", cluster.key, "-d", VPATH, "-f", "/app.conf", "--editor", editor, "127.0.0.1"]
@@ -179,73 +250,9 @@ class Edit(EditCase):
         os.write(ours, b"typed\n")
         hear(b"1/1 nodes")
         self.assertEqual(client.wait(), 0, said)
-        (self.source / "app.conf").write_text("color: red\ninterrupted\ntyped\n")
+        with (self.source / "app.conf").open("a") as text:
+            text.write("interrupted\ntyped\n")
         cluster.same(self.source, VPATH)
-
-    def test_bad_uses(self) -> None:
-        """Whoever mistypes would not learn what is wrong."""
-        cluster = self.cluster(1)
-
-        def refused(code: int, *words: str, f: str = "/app.conf", args: tuple[str, ...] = ("--editor", "true")) -> None:
-            cluster.expect(self.command(cluster, "edit", "-f", f, *args), code, *words)
-
-        refused(1, "/bin is a directory", f="/bin")
-        refused(1, "/link is a symbolic link to app.conf", f="/link")
-        refused(1, "/app.conf is a file", f="/app.conf/below")
-        refused(1, "/picture is no text", f="/picture")
-        refused(1, "no image is there", args=("-d", "/cfg/nothing", "--editor", "true"))
-        refused(1, "is not there; name another one with --editor", args=("--editor", "no-such-editor"))
-        refused(1, "cannot be read", args=("--editor", "'broken"))
-        refused(2, "does not begin with a slash", f="app.conf")
-        refused(2, "name a file in it", f="/")
-        refused(2, "--hash does not go with", args=("--hash", "blake3/256"))
-        done = self.command(cluster, "edit", "-f", "/app.conf", "--editor", "true", nodes=["127.0.0.9"])
-        cluster.expect(done, 3, "no node answers", "connection refused")
-        bare = [program("ciruela"), "edit", "--port", str(cluster.port)]
-        cluster.expect(cluster.run([*bare, "-d", VPATH, "-f", "/a", "127.0.0.1"]), 2, "no key was found")
-        cluster.expect(cluster.run([*bare, "-f", "/a", "127.0.0.1"]), 2, "-d/--directory")
-        cluster.expect(cluster.run([*bare, "-d", VPATH, "-f", "/a"]), 2, "no ENTRY_POINT")
-
-    def test_append_only(self) -> None:
-        """A directory that only grows would be changed, or the text be lost with the refusal."""
-        cluster = self.cluster(1)
-        cluster.expect(cluster.sync("--append", f"{self.source}:/apps/v1", self.nodes[0]), 0)
-        editor = self.editor(cluster, 'echo x >>"$1"')
-        said = cluster.expect(
-            self.command(cluster, "edit", "-d", "/apps/v1", "-f", "/app.conf", "--editor", editor), 5, "dir_is_append_only"
-        )
-        self.kept(said)
-
-    def test_variables(self) -> None:
-        """The editor that a user has chosen for everything would not be used."""
-        cluster = self.cluster(1)
-        first = self.editor(cluster, "exit 0")
-        for chosen in (
-            {"CIRUELA_EDITOR": first, "VISUAL": "false"},
-            {"VISUAL": first, "EDITOR": "false"},
-            {"EDITOR": f"{first} -x", "VISUAL": " "},
-        ):
-            done = subprocess.run(
-                [
-                    program("ciruela"),
-                    "edit",
-                    "--port",
-                    str(cluster.port),
-                    "-i",
-                    str(cluster.key),
-                    "-d",
-                    VPATH,
-                    "-f",
-                    "/app.conf",
-                    "127.0.0.1",
-                ],
-                env=environment(cluster.home) | chosen,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                timeout=60,
-            )
-            cluster.expect(done, 0, "unchanged")
 
 
 class PutFile(EditCase):
