@@ -278,13 +278,13 @@ class Composer:
 
     def _fill(self, group: list[bytes], said: dict[Fact, None], filling: Filling) -> None:
         used = sum(map(len, group))
-        hot = {kind: rumors.hot() for kind, rumors in self._rumors.items()}
+        hot = {kind: rumors.hot() for kind, rumors in self._rumors.items() if rumors.any_hot}
         share = HOT_SHARE if filling is Filling.ALL else 1.0
         used = self._take_turns(hot, group, said, used, int(ROOM_BYTES * share))
         if filling is Filling.ALL:
             cold = {kind: rumors.cold() for kind, rumors in self._rumors.items()}
             used = self._take_turns(cold, group, said, used, ROOM_BYTES)
-            rest = {kind: rumors.hot() for kind, rumors in self._rumors.items()}
+            rest = {kind: rumors.hot() for kind, rumors in self._rumors.items() if rumors.any_hot}
             self._take_turns(rest, group, said, used, ROOM_BYTES)
 
     def _take_turns(

@@ -71,6 +71,11 @@ class Rumors(Generic[K]):
         if count < MOST_HEAT or not self._fading:
             self._add(key, count)
 
+    @property
+    def any_hot(self) -> bool:
+        """Whether a key is hot."""
+        return bool(self._hot)
+
     def hot(self) -> Iterator[K]:
         """Keys that are hot, least said first, then longest waiting."""
         for count in sorted(self._hot):

@@ -18,8 +18,8 @@ from tests.disk.trees import Spec, flat
 from tests.doubles.simos import SimOS
 from tests.doubles.simos_inode import Inode
 
-MOST_SUBSETS = 1 << 10
-SAMPLE = 240
+MOST_SUBSETS = 1 << 8
+SAMPLE = 160
 EXECUTABLE = frozenset({"/sub/x", "/copied"})
 MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 """An image that one syncfs makes durable."""

@@ -203,7 +203,6 @@ class Edit(EditCase):
             )
             cluster.expect(done, 0, "unchanged")
 
-
     def _interrupted(self, cluster: RealCluster) -> None:
         """Ctrl-C in the editor would end the program around it; a closed terminal would take what was typed with it."""
         editor = self.editor(
