@@ -26,13 +26,21 @@ CAMPAIGNS = {
 LONGER = {"power": "tests.real.campaign_power"}
 """Only when they are named: a small sample is enough for a push."""
 
-PARTS = 2
-AT_ONCE = 3
+AT_ONCE = 4
+PARTS = 4
+"""Shares of a campaign. Small ones, so that the last of them do not run alone."""
+
+FEW_PARTS = {"strace": 2}
+"""Those that mostly wait: each share has a cluster of its own."""
+
+
+def _parts(name: str) -> int:
+    return FEW_PARTS.get(name, PARTS)
 
 
 def _one(name: str, part: int) -> None:
     """In a process of its own: one share of one campaign."""
-    print(importlib.import_module((CAMPAIGNS | LONGER)[name]).run(part, PARTS), flush=True)
+    print(importlib.import_module((CAMPAIGNS | LONGER)[name]).run(part, _parts(name)), flush=True)
 
 
 def _share(name: str, part: int) -> tuple[bool, str, float]:
@@ -54,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     failed = 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        begun = {name: [pool.submit(_share, name, part) for part in range(PARTS)] for name in arguments or CAMPAIGNS}
+        begun = {name: [pool.submit(_share, name, part) for part in range(_parts(name))] for name in arguments or CAMPAIGNS}
         for name, shares in begun.items():
             results = [share.result() for share in shares]
             good = all(well for well, _, _ in results)

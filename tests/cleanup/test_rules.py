@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.rules import LEAST_CAP, Rule, Ruling, most_deletions, rulings
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry, State, Version
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 NOW_MS = 1_800_000_000_000
@@ -34,7 +34,7 @@ def aged(ages: dict[str, int | None]) -> dict[str, Version]:
     return {name: Version(0 if age is None else NOW_MS - age, ImageId(bytes(32))) for name, age in ages.items()}
 
 
-class UpstreamTests(SynchronousTestCase):
+class UpstreamTests(UnmeasuredTestCase):
     """The unit tests of the reference (protocol section 5.13)."""
 
     def check(
@@ -82,7 +82,7 @@ DIRECTORIES = st.dictionaries(NAMES, st.one_of(st.just(0), st.integers(NOW_MS - 
 RULES = st.builds(config, st.integers(1, 8), st.integers(1, 8), st.integers(0, 5 * DAY_MS))
 
 
-class PropertyTests(SynchronousTestCase):
+class PropertyTests(UnmeasuredTestCase):
     """What holds whatever is there and however it is configured."""
 
     @shows("I9")

@@ -17,6 +17,7 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending, Staging
 from tests.disk.faulty import Faults, Killed
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 V1 = VPath(("app", "web", "v1"))
@@ -30,7 +31,7 @@ MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 NO_EXCHANGE = frozenset({"renameat2"})
 
 
-class Sweep(SynchronousTestCase):
+class Sweep(UnmeasuredTestCase):
     """Runs an upload once for each call that it makes, and lets that call be the one that goes wrong."""
 
     def setUp(self) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.lane import SLICE_COST, Lane
 from ciruela.disk.store import Store
@@ -15,6 +14,7 @@ from ciruela.model.order import Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of
+from tests.measure import UnmeasuredTestCase
 
 V1 = VPath(("app", "web", "v1"))
 
@@ -48,7 +48,7 @@ class Pool:
             self.run_one()
 
 
-class Turns(SynchronousTestCase):
+class Turns(UnmeasuredTestCase):
     def setUp(self) -> None:
         self.pool = Pool()
         self.lane = Lane(self.pool, "something")
@@ -151,7 +151,7 @@ class Turns(SynchronousTestCase):
         end()
 
 
-class CommitInSlices(SynchronousTestCase):
+class CommitInSlices(UnmeasuredTestCase):
     """A commit of more than one slice, with a store whose threads the test runs."""
 
     SPEC: ClassVar[Spec] = {f"/f{number:04}": b"%d" % (number % 7) for number in range(1500)}

@@ -5,13 +5,13 @@ from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.plan import MOST_AT_ONCE, Plan
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 
@@ -41,7 +41,7 @@ def many(one, most_bytes, asker="a", mask=None, preferred=None, current=None, no
     return one.choose(asker, mask, preferred, current, now, late, most_bytes, at_random=at_random)
 
 
-class PlanTests(SynchronousTestCase):
+class PlanTests(UnmeasuredTestCase):
     """The plan of one download."""
 
     def test_all_once(self):

@@ -45,6 +45,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
+from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 
 ME, A, B = (MachineId(bytes((letter,)) * 16) for letter in b"mab")
@@ -250,7 +251,7 @@ class OwnFacts:
         return self.removals.get(vpath)
 
 
-class ComposerTests(SynchronousTestCase):
+class ComposerTests(UnmeasuredTestCase):
     """What goes into a datagram."""
 
     def setUp(self) -> None:

@@ -189,6 +189,28 @@ class CommitTests(HookCase):
         cluster.run(10.0)
         self.assertEqual(len(cluster.hands[1].ran), 2, "what had run well runs again")
 
+    def test_directory_is_gone_for_a_while(self) -> None:
+        """A hook of a directory that is configured no more would run, or be forgotten when the directory comes back."""
+        for answer in (BAD, None):  # it waits to be tried again; it runs meanwhile
+            cluster = self.cluster(1, on_commit=ANNOUNCE, webhook=CALL)
+            node, hand, disk = cluster.nodes[1], cluster.hands[1], cluster.disks[1]
+            hand.answers = [answer]
+            self.upload(cluster, SITE, 1)
+            cluster.run(5.0, until=lambda: hand.ran)  # noqa: B023
+            before, called = dict(disk.configs), list(hand.called)
+            node.leave("app")
+            disk.configs.clear()
+            for running in hand.open:
+                running.callback(GOOD)
+            cluster.run(60.0)
+            self.assertEqual((len(hand.ran), hand.called, node.hooks.due), (1, called, 0))
+            self.assertNotEqual(disk.dues, {})
+            loading = disk.load_added(before)
+            disk.configs.update(before)
+            node.take_on(self.successResultOf(loading))
+            cluster.run(60.0)
+            self.assertEqual((len(hand.ran), hand.called, disk.dues), (2, [CALL.url], {}))
+
     def test_newer_image(self) -> None:
         """A hook would announce a release that is not there any more."""
         cluster = self.cluster(1, on_commit=ANNOUNCE)
