@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ciruela.client.book import Outcome
-from ciruela.client.progress import Clusters, names, safe_line
+from ciruela.client.progress import Clusters, given_part, names, safe_line
 from ciruela.client.sync import Row
 from ciruela.client.text import clean, interval, size
 
@@ -104,6 +104,8 @@ class TerminalBlock:
             state = f"{interval(row.elapsed_s)}  waiting: {names(standing.missing, SHOWN_NAMES)}"
         elif row.hooks.pending and not standing.missing:
             state = f"{interval(row.elapsed_s)}  hooks: {names(row.hooks.pending, SHOWN_NAMES)}"
+        elif given := given_part(row):
+            state = f"{interval(row.elapsed_s)}  {given}"
         else:
             state = f"{interval(row.elapsed_s)}  sent to: {names(standing.accepted, SHOWN_NAMES)}"
         known = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"

@@ -23,6 +23,9 @@ from ciruela.seams import NowMs
 REFRESH_S = 0.25
 """How often the live block is drawn: often enough to look alive, seldom enough to cost nothing."""
 
+LEAST_GIVEN = 0.02
+"""From here on the time that is left can be told at all."""
+
 FINAL_NAMES = 20
 """Names of nodes on a line that stays."""
 
@@ -99,11 +102,23 @@ def promise_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def given_part(row: Row) -> str:
+    """``34% given, 0:06 left``: how far the client is with giving each part to one node. Empty where that is unknown, or all is given.
+
+    The time supposes that it goes on as it went so far.
+    """
+    if row.given is None or row.given >= 1:
+        return ""
+    left = f", {interval(row.elapsed_s * (1 - row.given) / row.given)} left" if row.given >= LEAST_GIVEN else ""
+    return f"{int(100 * row.given)}% given{left}"
+
+
 def progress_line(row: Row, now_ms: int) -> str:
     """One line of ``key=value`` for a log."""
     return (
         f"{stamp(now_ms)} progress cluster={clean(row.cluster, 80)} path={clean(row.path)} "
         f"done={row.standing.done} want={row.standing.expected} sent_bytes={row.sent_bytes}"
+        f"{f' given={row.given:.2f}' if row.given is not None else ''}"
         f"{f' hooks_pending={len(row.hooks.pending)}' if row.hooks.pending else ''}"
     )
 

@@ -156,6 +156,7 @@ class Report:
                     expected=standing.expected,
                     sent_bytes=row.sent_bytes,
                     total_bytes=row.total_bytes,
+                    given=None if row.given is None else round(row.given, 4),
                     seconds=round(row.elapsed_s, 3),
                 )
 

@@ -25,6 +25,7 @@ class Shares:
         self._own = pieces.full if own is None else own
         self._at_once = max(1, min(pieces.count, BYTES_AT_ONCE * pieces.count // max(1, total_bytes)))
         self._promised: dict[Hashable, int] = {}
+        self._lacked = self._given = 0
 
     def take(self, taker: Hashable, missing: bytes) -> bytes:
         """Promise the first of the pieces ``missing`` to ``taker``. Gives them as a mask; 0 when the others have all of them.
@@ -35,6 +36,8 @@ class Shares:
             free = self._pieces.from_bytes(missing) & self._own
         except ValueError as error:
             raise RemoteError(str(error)) from None
+        if taker not in self._promised:
+            self._lacked |= free  # the first time a node names everything that it has not found on its own disk
         for other, mask in self._promised.items():
             if other != taker:
                 free &= ~mask
@@ -44,7 +47,13 @@ class Shares:
             chosen |= lowest
             free ^= lowest
         self._promised[taker] = self._promised.get(taker, 0) | chosen
+        self._given |= chosen
         return self._pieces.to_bytes(chosen)
+
+    @property
+    def given(self) -> float | None:
+        """How much of what nodes lack was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
+        return (self._given & self._lacked).bit_count() / self._lacked.bit_count() if self._lacked else None
 
     def left(self, taker: Hashable) -> None:
         """``taker`` is gone; what it did not pass on others may take."""

@@ -87,7 +87,10 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over."""
+    """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
+
+    ``given`` is :attr:`ciruela.client.shares.Shares.given`.
+    """
 
     cluster: str
     path: str
@@ -98,6 +101,7 @@ class Row:
     total_bytes: int
     elapsed_s: float
     hooks: HookStanding = NO_HOOKS
+    given: float | None = None
 
 
 class _Run:
@@ -195,6 +199,7 @@ class ClusterRun:
                 run.upload.total_bytes,
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
                 run.hooks.standing(),
+                self._shares[run.book.image].given if run.book.image in self._shares else None,
             )
             for run in self._runs
         ]

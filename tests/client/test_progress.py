@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
 from ciruela.client.live import TerminalBlock
 from ciruela.client.options.common import Progress
-from ciruela.client.progress import Display, progress_line, promise_lines, result_lines, safe_line, wants_live
+from ciruela.client.progress import Display, given_part, progress_line, promise_lines, result_lines, safe_line, wants_live
 from ciruela.client.sync import Row
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
 from ciruela.model.ids import ImageId
@@ -43,10 +43,11 @@ def row(
     cluster: str = "eu",
     path: str = "/apps/shop",
     why: str = "",
+    share: float | None = None,
 ) -> Row:
     verdict = RUNNING if outcome is Outcome.RUNNING else Verdict(outcome, 0, why)
     standing = Standing(done, expected, accepted, missing, failed)
-    return Row(cluster, path, ImageId(b"\x11" * 32), verdict, standing, 417_333_248, 4_402_341_478, 41.5)
+    return Row(cluster, path, ImageId(b"\x11" * 32), verdict, standing, 417_333_248, 4_402_341_478, 41.5, given=share)
 
 
 class Shown:
@@ -125,6 +126,15 @@ class Lines(SynchronousTestCase):
             "2023-11-14T22:13:20Z progress cluster=eu path=/apps/shop done=61 want=78 sent_bytes=417333248",
         )
 
+        self.assertTrue(progress_line(row(share=1 / 3), 0).endswith("sent_bytes=417333248 given=0.33"))
+
+    def test_how_long_still(self) -> None:
+        """A long upload to three nodes would show none of three, and nothing of how far it is."""
+        self.assertEqual(
+            [given_part(row(share=share)) for share in (None, 0.0, 0.019, 0.25, 0.999, 1.0)],
+            ["", "0% given", "1% given", "25% given, 2:04 left", "99% given, 0:00 left", ""],
+        )
+
     def test_promises(self) -> None:
         """Who interrupts learns whether the nodes can go on alone."""
         found = promise_lines([row(), row(done=0), row(done=0, accepted=())])
@@ -171,6 +181,9 @@ class Showing(SynchronousTestCase):
         self.assertIn("sent 398 MiB (image 4.1 GiB)", self.err.getvalue())
         self.assertIn("waiting: a55", self.err.getvalue())
         self.assertNotIn("safe to disconnect", self.err.getvalue())
+        shown.shown = [row(done=0, share=0.25)]
+        self.clock.advance(0.25)
+        self.assertIn("0:41  25% given, 2:04 left", self.err.getvalue())
         shown.shown, shown.nodes = [row(Outcome.DONE, 78, 78)], 3
         self.clock.advance(0.25)
         self.assertIn("DONE in 0:41", self.err.getvalue())

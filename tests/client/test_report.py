@@ -32,7 +32,7 @@ KINDS = {
     "index": {"path", "source", "image", "dirs", "files", "links", "bytes", "excluded", "seconds"},
     "accepted": {"cluster", "path", "host", "nodes_known"},
     "node": {"cluster", "path", "host", "machine_id", "state", "code", "message"},
-    "progress": {"cluster", "path", "done", "expected", "sent_bytes", "total_bytes", "seconds"},
+    "progress": {"cluster", "path", "done", "expected", "sent_bytes", "total_bytes", "given", "seconds"},
     "summary": {"outcome", "exit_code", "code", "uploads"},
     "error": {"code", "exit_code", "message"},
 }

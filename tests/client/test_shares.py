@@ -37,6 +37,20 @@ class ShareTests(SynchronousTestCase):
         self.assertGreater(taken["b"].bit_count(), 1.5 * taken["a"].bit_count())
         self.assertEqual(self.take("d", PIECES.full), 0)
 
+    def test_given(self) -> None:
+        """A user would be told that half is done when nearly nothing is, because the nodes had most of it already."""
+        self.assertIsNone(self.shares.given)
+        missing = {"a": 0xFF << 100, "b": 0xFFF << 100}
+        taken = self.take("a", missing["a"])
+        self.assertEqual(self.shares.given, 1.0)
+        taken |= self.take("b", missing["b"])
+        self.assertEqual(self.shares.given, taken.bit_count() / 12)
+        while self.shares.given < 1.0:
+            taken |= self.take("b", missing["b"] & ~taken)
+        self.assertEqual(taken, missing["b"])
+        self.take("a", PIECES.full & ~taken)
+        self.assertEqual(self.shares.given, 1.0, "what a node names later it lacked before, and has been told of")
+
     def test_in_order(self) -> None:
         """All pieces of a share would have the same relay, which would then have to give everything at once."""
         first, second = self.take("a", PIECES.full), self.take("b", PIECES.full)
