@@ -106,6 +106,8 @@ class TerminalBlock:
             state = f"{interval(row.elapsed_s)}  hooks: {names(row.hooks.pending, SHOWN_NAMES)}"
         elif given := given_part(row):
             state = f"{interval(row.elapsed_s)}  {given}"
+        elif row.given is not None:
+            state = f"{interval(row.elapsed_s)}  all given, the nodes finish it"
         else:
             state = f"{interval(row.elapsed_s)}  sent to: {names(standing.accepted, SHOWN_NAMES)}"
         known = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"

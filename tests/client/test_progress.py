@@ -184,6 +184,9 @@ class Showing(SynchronousTestCase):
         shown.shown = [row(done=0, share=0.25)]
         self.clock.advance(0.25)
         self.assertIn("0:41  25% given, 2:04 left", self.err.getvalue())
+        shown.shown = [row(done=0, share=1.0)]
+        self.clock.advance(0.25)
+        self.assertIn("0:41  all given, the nodes finish it", self.err.getvalue())
         shown.shown, shown.nodes = [row(Outcome.DONE, 78, 78)], 3
         self.clock.advance(0.25)
         self.assertIn("DONE in 0:41", self.err.getvalue())
