@@ -9,9 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 
-from ciruela.client import commands
 from ciruela.client.book import EXIT_NOTHING, Rule, worst
-from ciruela.client.commands import Surroundings
 from ciruela.client.contacts import MAX_CANDIDATES, reachable_from
 from ciruela.client.forecast import Forecast, Fresh, Reply, Says, forecast, fresh, reply
 from ciruela.client.hashes import Silent, hash_for
@@ -20,6 +18,8 @@ from ciruela.client.options.sync import SyncOptions
 from ciruela.client.orders import Check, check_sources, scan_all, sign_checks
 from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
+from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.client.text import clean, count, size
 from ciruela.disk.scan import Scan
@@ -320,14 +320,14 @@ def nothing_to_do(surveys: Sequence[Survey], rule: Rule) -> bool:
 async def dry_run(options: SyncOptions, around: Surroundings, world: World | None = None) -> int:
     """``ciruela sync --dry-run``. Gives the exit code that the upload would likely have. Raises what keeps it from asking anything."""
     check_sources(options.wishes)
-    display = commands.make_display(options.common, around, None)
-    identities = await commands.identities_of(options.keys, around, display)
-    net = world or commands.real_world(options.common, around)
+    display = make_display(options.common, around, None)
+    identities = await identities_of(options.keys, around, display)
+    net = world or real_world(options.common, around)
     kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
-    caches = commands.hash_caches(options.cache, around)
+    caches = hash_caches(options.cache, around)
     scans = await scan_all(
         options.wishes,
-        lambda name: Deferred.fromCoroutine(commands.scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
+        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
     )
     checks = await sign_checks(options.wishes, scans, identities, around.now_ms())
     report = around.report

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 
 from ciruela.client.book import worst
+from ciruela.client.progress import Display
 from ciruela.client.sync import ClusterRun, Row
 from ciruela.model.ids import ImageId
 
@@ -46,6 +47,21 @@ class SyncRun:
         """On how many nodes of each cluster every running upload is whole, at least; from 1 on, the client is not needed any more."""
         known = [nodes for cluster in self._clusters if (nodes := cluster.whole_nodes()) is not None]
         return min(known, default=0)
+
+
+async def to_its_end(run: SyncRun, display: Display) -> list[Row]:
+    """Run it before the eyes of the user. Gives the final rows, which were shown. When cancelled, the user is told what nodes have."""
+    going = run.start()
+    display.watch(run)
+    try:
+        rows = await going
+    except CancelledError:
+        display.interrupted(run.rows())
+        raise
+    finally:
+        display.hide()
+    display.finish(rows)
+    return rows
 
 
 def exit_code(rows: Sequence[Row]) -> int:

@@ -6,9 +6,9 @@ import argparse
 
 import shtab
 
-from ciruela.client.commands import Surroundings
 from ciruela.client.options.completion import CompletionOptions, Shell
 from ciruela.client.options.tree import ciruela, ciruela_sync
+from ciruela.client.surroundings import Surroundings
 
 _FILES, _DIRECTORIES = ("FILE", "INDEX|IMAGE_ID"), ("DIR",)
 """What the place of a value is called where a file or a directory is completed."""

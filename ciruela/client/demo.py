@@ -15,7 +15,6 @@ from twisted.internet.defer import CancelledError, Deferred
 import twisted
 from ciruela.client import commands
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, Rule
-from ciruela.client.commands import Surroundings
 from ciruela.client.hashes import OURS
 from ciruela.client.nodes import Node, Nodes
 from ciruela.client.options.demo import DemoOptions
@@ -23,6 +22,7 @@ from ciruela.client.options.signing import ClusterNames, Keys
 from ciruela.client.options.sync import Mode, SyncOptions, Wish
 from ciruela.client.orders import check_directory
 from ciruela.client.progress import Display
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.sync import Row
 from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError
@@ -72,7 +72,7 @@ async def demo(options: DemoOptions, around: Surroundings) -> int:
 
     Whatever happens, also when it is cancelled, the daemons are stopped and the temporary directory is removed.
     """
-    display = commands.make_display(options.common, around, None)
+    display = make_display(options.common, around, None)
     if options.directory is not None:
         check_directory(options.directory)
     directory = options.directory if options.directory is not None else await around.in_thread(default_directory, options.nodes)

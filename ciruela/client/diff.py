@@ -10,13 +10,14 @@ from stat import S_ISDIR
 
 from twisted.internet.defer import CancelledError
 
-from ciruela.client.commands import Surroundings, hash_caches, make_display, scan_directory
 from ciruela.client.ends import write_json, write_line
 from ciruela.client.hashes import OURS
 from ciruela.client.options.reading import DiffOptions, Target
 from ciruela.client.orders import LocalProblem, kind_of
 from ciruela.client.origin import Origin, Reach, real_reach
 from ciruela.client.progress import Display
+from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.text import count, size
 from ciruela.client.verify import read_index_file
 from ciruela.index.digest import HashKind

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from twisted.internet.defer import CancelledError
-
 from ciruela.client import editor
 from ciruela.client.book import EXIT_CONFLICT
-from ciruela.client.clusters import SyncRun, exit_code
-from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
+from ciruela.client.clusters import SyncRun, exit_code, to_its_end
 from ciruela.client.fetch import NothingThere, Reading, Seen
 from ciruela.client.identities import Identities
 from ciruela.client.localfile import LocalFile
@@ -22,6 +19,7 @@ from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.progress import Display
 from ciruela.client.relay import Relay
+from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import ClusterRun, Upload, World
 from ciruela.client.text import size
 from ciruela.index.change import NoPlace, find, put
@@ -193,17 +191,10 @@ class Session:
             )
             upload = Upload(request, False, change.index.total_bytes)
             clusters.append(ClusterRun(target.names.label, target.names.names, [upload], what.rule, self._world, relay, self._display))
-        going = run.start()
-        self._display.watch(run)
         try:
-            rows = await going
-        except CancelledError:
-            self._display.interrupted(run.rows())
-            raise
+            rows = await to_its_end(run, self._display)
         finally:
-            self._display.hide()
             run.stop()
-        self._display.finish(rows)
         code = exit_code(rows)
         reasons = {reason for row in rows for _, reason in row.standing.failed}
         if code == EXIT_CONFLICT and reasons != {Reject.STALE_TIMESTAMP.value}:

@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, make_display
 from ciruela.client.ls import tell_missing
 from ciruela.client.options.explaining import ExplainOptions
 from ciruela.client.pages import NoPage, Pages
 from ciruela.client.progress import Display
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Seen, each, real_survey
 from ciruela.client.text import clean
 from ciruela.model.errors import CiruelaError, RemoteError

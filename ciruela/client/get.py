@@ -10,12 +10,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK
-from ciruela.client.commands import Surroundings, hash_caches, make_display, scan_directory
 from ciruela.client.ends import Ends
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.origin import Origin, Reach, real_reach
 from ciruela.client.progress import Display
+from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.text import count, interval, size, stamp
 from ciruela.disk.landing import Landing, Standing
 from ciruela.download.fetch_blocks import BlockFetch

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, make_display
 from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.shapes import Dir, Version
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
 from ciruela.client.text import stamp
 from ciruela.model.errors import CiruelaError

@@ -27,7 +27,6 @@ from zope.interface import implementer
 
 from ciruela.client import commands
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
-from ciruela.client.commands import Surroundings
 from ciruela.client.ends import Ends
 from ciruela.client.options.completion import CompletionOptions
 from ciruela.client.options.demo import DemoOptions
@@ -42,6 +41,7 @@ from ciruela.client.options.table import Options, parse, parse_sync
 from ciruela.client.options.upload import UploadOptions
 from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.report import Report
+from ciruela.client.surroundings import Surroundings
 from ciruela.client.text import clean, clean_lines
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import memory

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ciruela.client.commands import Surroundings
 from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, read_key_file
+from ciruela.client.surroundings import Surroundings
 from ciruela.keys.private import PassphraseNeeded, parse_private
 from ciruela.keys.public import looks_public, parse_public
 from ciruela.model.errors import BadKey

@@ -12,11 +12,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client.book import EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.commands import Surroundings
 from ciruela.client.contacts import Resolve, reachable_from
 from ciruela.client.ends import Ends
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import Target
+from ciruela.client.surroundings import Surroundings
 from ciruela.client.survey import each
 from ciruela.download.sources import Candidate
 from ciruela.index.parse import image_id_of, parse

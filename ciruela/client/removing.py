@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import CancelledError
-
 from ciruela.client.asking import Sight, look
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, Rule
-from ciruela.client.clusters import SyncRun, exit_code
-from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
+from ciruela.client.clusters import SyncRun, exit_code, to_its_end
 from ciruela.client.identities import terminal_line
 from ciruela.client.options.common import Common
 from ciruela.client.options.removing import RemoveOptions, Target
 from ciruela.client.progress import Display
 from ciruela.client.source import Source
+from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import ClusterRun, Upload, World
 from ciruela.client.text import stamp
 from ciruela.keys.signed import removal_bytes
@@ -46,17 +44,7 @@ async def run_one(
     display = make_display(common, around, lines_every_s)
     source = Source((), around.in_thread, lambda _image, _text: None)
     run = SyncRun([ClusterRun(target.entry_point, [target.entry_point], [upload], rule, net, source, display)])
-    going = run.start()
-    display.watch(run)
-    try:
-        rows = await going
-    except CancelledError:
-        display.interrupted(run.rows())
-        raise
-    finally:
-        display.hide()
-    display.finish(rows)
-    return exit_code(rows)
+    return exit_code(await to_its_end(run, display))
 
 
 async def seen(target: Target, net: World, display: Display) -> Sight:

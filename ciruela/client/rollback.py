@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ciruela.client.asking import Sight
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, identities_of, make_display, real_world
 from ciruela.client.options.removing import RollbackOptions, Target
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
+from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import Upload, World
 from ciruela.client.text import stamp
 from ciruela.keys.signed import signed_bytes

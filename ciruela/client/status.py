@@ -10,12 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.commands import Surroundings, make_display
 from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
 from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display
 from ciruela.client.shapes import At, Version
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
 from ciruela.client.text import interval, stamp
 from ciruela.model.errors import CiruelaError, FormatError

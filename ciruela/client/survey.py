@@ -16,13 +16,13 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client import shapes
 from ciruela.client.book import EXIT_NETWORK
-from ciruela.client.commands import Surroundings
 from ciruela.client.contacts import Resolve, reachable_from
 from ciruela.client.ends import Ends
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.pages import NoPage, Pages
 from ciruela.client.shapes import At, Dir, Identity, Neighbour, Version
+from ciruela.client.surroundings import Surroundings
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.vpath import VPath
 from ciruela.net.resolve import resolver

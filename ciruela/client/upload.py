@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, Rule
-from ciruela.client.clusters import SyncRun, exit_code
-from ciruela.client.commands import (
-    Surroundings,
-    hash_caches,
-    identities_of,
-    make_display,
-    open_source,
-    real_world,
-    scan_directory,
-)
+from ciruela.client.clusters import SyncRun, exit_code, to_its_end
+from ciruela.client.commands import open_source
 from ciruela.client.hashes import hash_for
 from ciruela.client.options.sync import Wish
 from ciruela.client.options.upload import UploadOptions
 from ciruela.client.orders import Prepared, check_directory, prepare
 from ciruela.client.progress import Display
+from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import ClusterRun, World
 from ciruela.client.text import clean
 from ciruela.model.errors import CiruelaError
@@ -63,17 +57,7 @@ async def _run(options: UploadOptions, prepared: Prepared, net: World, display: 
             paths = {str(target.vpath) for target in options.targets if target.name == host}
             uploads = [one for one in prepared.uploads if one.request.path in paths]
             clusters.append(ClusterRun(host, (host,), uploads, Rule(), net, source, display))
-        going = run.start()
-        display.watch(run)
-        try:
-            rows = await going
-        except CancelledError:
-            display.interrupted(run.rows())
-            raise
-        finally:
-            display.hide()
-        display.finish(rows)
-        return exit_code(rows)
+        return exit_code(await to_its_end(run, display))
     finally:
         for tree in trees:
             tree.close()

@@ -8,11 +8,12 @@ import stat
 from collections.abc import Iterator
 
 from ciruela.client.book import EXIT_LOCAL
-from ciruela.client.commands import Surroundings, make_display, scan_directory
 from ciruela.client.hashes import OURS
 from ciruela.client.options.local import VerifyOptions
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.progress import Display
+from ciruela.client.scanning import scan_directory
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.text import clean, count
 from ciruela.index.digest import HashKind
 from ciruela.index.order import MAX_INDEX_BYTES

@@ -17,13 +17,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
 from ciruela.client import relay
-from ciruela.client.commands import Surroundings
 from ciruela.client.editor import Draft, choose, terminal_given_away
 from ciruela.client.fetch import NothingThere, Reading
 from ciruela.client.localfile import HASHED_AT_ONCE, LocalFile
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import Conflict, LocalProblem
+from ciruela.client.surroundings import Surroundings
 from ciruela.client.sync import World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.parse import parse as parse_index

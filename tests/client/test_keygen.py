@@ -9,12 +9,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.commands import Surroundings
 from ciruela.client.keygen import keygen, write
 from ciruela.client.mykeys import my_keys
 from ciruela.client.options.keygen import KeygenOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
+from ciruela.client.surroundings import Surroundings
 from ciruela.keys.private import PassphraseNeeded, parse_private
 from ciruela.keys.public import parse_public
 from ciruela.model.errors import BadKey

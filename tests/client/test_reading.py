@@ -10,7 +10,6 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
-from ciruela.client.commands import Surroundings
 from ciruela.client.doctor import Check, Level, doctor
 from ciruela.client.ends import Ends
 from ciruela.client.ls import ls
@@ -19,6 +18,7 @@ from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.table import parse
 from ciruela.client.pages import NoPage
 from ciruela.client.status import status
+from ciruela.client.surroundings import Surroundings
 from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, Seen, Survey
 from ciruela.model.errors import LinkLost
 from ciruela.seams import Address

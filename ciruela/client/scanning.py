@@ -1,0 +1,63 @@
+"""Indexing a directory of the user, and showing that it goes on."""
+
+from __future__ import annotations
+
+from ciruela.client.ignore import excludes_for
+from ciruela.client.options.excluding import NOTHING, Excluding
+from ciruela.client.progress import Display
+from ciruela.client.surroundings import Surroundings
+from ciruela.client.text import count, size
+from ciruela.disk.hashcache import HashCache, cache_home
+from ciruela.disk.scan import Scan, ScanProgress, scan
+from ciruela.index.digest import HashKind
+from ciruela.seams import InThread
+
+
+def scanned_line(name: str, found: Scan) -> str:
+    """What indexing a directory found."""
+    left_out = f", {found.excluded:,} left out" if found.excluded else ""
+    return (
+        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)}"
+        f"{left_out} in {found.seconds:.1f} s, id {found.image.hex()}"
+    )
+
+
+def hash_caches(wanted: bool, around: Surroundings) -> HashCache | None:
+    """The hash caches of the user, if they are wanted and there is a place for them."""
+    home = cache_home(around.environ) if wanted else None
+    return None if home is None else HashCache(home, lambda: around.now_ms() * 1_000_000)
+
+
+async def scan_directory(
+    name: str,
+    kind: HashKind,
+    display: Display,
+    in_thread: InThread,
+    caches: HashCache | None = None,
+    excluding: Excluding = NOTHING,
+) -> Scan:
+    """Index one directory, and show that it goes on. Without ``caches`` every file is read."""
+    excludes = await in_thread(excludes_for, name, excluding)
+    latest: list[ScanProgress] = []
+
+    def so_far() -> str:
+        if not latest:
+            return f"Indexing {name}"
+        seen = latest[-1]
+        numbers = f"{count(seen.dirs, 'dir')}, {count(seen.files, 'file')}, {count(seen.symlinks, 'link')}, {size(seen.bytes)}"
+        return f"Indexing {name}: {numbers}"
+
+    def progressed(progress: ScanProgress) -> None:
+        latest[:] = [progress]
+
+    display.show(so_far)
+    try:
+        found = await scan(name, kind, in_thread, progressed, caches=caches, excludes=excludes)
+    finally:
+        display.hide()
+    display.say(scanned_line(name, found))
+    for path in found.excluded_paths:
+        display.note("", f"left out {path}")
+    for warning in found.warnings:
+        display.problem("", warning)
+    return found

@@ -1,0 +1,93 @@
+"""What every command gets from the process around it, and what it makes of that: a display, keys, connections."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+
+from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
+from ciruela.client.options.common import Common
+from ciruela.client.options.signing import Keys
+from ciruela.client.progress import Block, Display, wants_live
+from ciruela.client.report import Report
+from ciruela.client.sync import World
+from ciruela.model.errors import BadKey
+from ciruela.net.agent import agent_keys
+from ciruela.net.outgoing import CLIENT_HOST, connect
+from ciruela.net.resolve import resolver
+from ciruela.seams import InThread, NowMs
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a command gets from the process: everything that is not in its options.
+
+    ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
+    ``report`` writes what programs read, where they asked for it.
+    """
+
+    reactor: Any
+    now_ms: NowMs
+    rng: random.Random
+    environ: Mapping[str, str]
+    stdout: IO[str]
+    stderr: IO[str]
+    in_thread: InThread
+    look_up_in_thread: InThread
+    report: Report | None = None
+
+
+def make_display(common: Common, around: Surroundings, lines_every_s: float | None) -> Display:
+    """The display that the options ask for. Results go to stdout, unless that is for a report."""
+    live = wants_live(common.progress, around.stderr, around.environ)
+    plain = lines_every_s is not None and not live and common.progress.value != "none"
+    return Display(
+        clock=around.reactor,
+        now_ms=around.now_ms,
+        out=around.stdout if around.report is None else around.stderr,
+        err=around.stderr,
+        block=_live_block(around) if live else None,
+        lines_every_s=lines_every_s if plain else None,
+        verbosity=common.verbosity,
+    )
+
+
+def _live_block(around: Surroundings) -> Block:
+    from ciruela.client.live import TerminalBlock  # here, because only a terminal needs it
+
+    return TerminalBlock(around.stderr, around.environ)
+
+
+async def identities_of(keys: Keys, around: Surroundings, display: Display) -> Identities:
+    """The keys that sign, told to the user. Raises BadKey, also when there is none: servers refuse what nobody signed."""
+    found = await load_identities(
+        keys.files,
+        keys.variables,
+        environ=around.environ,
+        home=around.environ.get("HOME"),
+        read_file=read_key_file,
+        ask_passphrase=terminal(),
+        agent=partial(agent_keys, around.reactor),
+        in_thread=around.in_thread,
+    )
+    if not found.keys:
+        raise BadKey("; ".join(found.notes) or "there is no key to sign with (name one with -i)")
+    for note in found.notes:
+        display.problem("", note)
+    for line in found.describe():
+        display.say(f"Signing with {line}")
+    return found
+
+
+def real_world(common: Common, around: Surroundings) -> World:
+    """Real connections and names."""
+    resolve = resolver(around.look_up_in_thread)
+    return World(
+        clock=around.reactor,
+        rng=around.rng,
+        connect=lambda address, counterpart: connect(around.reactor, address, counterpart, CLIENT_HOST),
+        resolve=lambda name: resolve(name, common.port),
+    )
