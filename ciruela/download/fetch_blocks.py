@@ -176,12 +176,12 @@ class BlockFetch:
             self._end(None)
 
     def _ask_around(self) -> bool:
-        """One request to each source that has room. Whether anything was asked."""
+        """One request to each source that has room. Whether there is room for more in one that was asked."""
         now_s = self._clock.seconds()
         everything = self._plan.pieces.full
         claimed = self._sources.claimed_by_peers()
         self._turns.look(self._sources.active(), self._plan.wanted, now_s)
-        asked = False
+        more = False
         for source in self._sources.active():
             if self._ended or self._writing >= MOST_UNWRITTEN:
                 return False
@@ -189,10 +189,10 @@ class BlockFetch:
             numbers = self._choose(source, room, everything & ~claimed if source.candidate.seed else everything, now_s) if room else []
             if numbers:
                 self._ask(source, numbers)
-                asked = True
+                more = more or source.room(now_s) > 0
             elif not source.in_flight:
                 source.packing.paused()
-        return asked
+        return more
 
     def _choose(self, source: Source, room: int, preferred: int, now_s: float) -> list[int]:
         """Blocks of up to ``room`` bytes, or with nothing else left one that another source has owed for LATE_S."""

@@ -102,7 +102,7 @@ class Plan:
             wanted = (wanted & preferred) or wanted
             if at_random:
                 going_on = current is not None and wanted >> current & 1
-                part = current if going_on and current is not None else next(one for one in self._order if wanted >> one & 1)
+                part = current if going_on and current is not None else self._first(wanted)
                 numbers = self._take(part, most_bytes)
             else:
                 numbers = self._take_in_order(wanted, most_bytes)
@@ -112,6 +112,12 @@ class Plan:
         for number in numbers:
             self._flights.setdefault(number, _Flight()).askers[asker] = now_s
         return numbers
+
+    def _first(self, wanted: int) -> int:
+        """The first of the pieces ``wanted``, in the order of this plan. What is complete is left out of that for ever."""
+        while self.mask >> self._order[-1] & 1:
+            self._order.pop()
+        return next(one for one in reversed(self._order) if wanted >> one & 1)
 
     def _take_in_order(self, wanted: int, most_bytes: int) -> list[int]:
         numbers: list[int] = []

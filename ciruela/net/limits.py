@@ -14,6 +14,9 @@ BULK_BYTES = 1024 * 1024 + 64 * 1024
 STRANGER_BYTES = 64 * 1024
 """The same from one who has not shown a valid signature yet and is no configured peer (threats 6.3)."""
 
+AHEAD_BYTES = STRANGER_BYTES
+"""Room is made for a message of so many bytes before they are here, whoever sends it; for a longer one only when it was asked for."""
+
 STRANGER_QUEUE_BYTES = 256 * 1024
 """What may be queued for such a one before no further request of it is begun."""
 

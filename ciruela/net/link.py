@@ -26,7 +26,18 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Hush
 from ciruela.model.errors import LinkLost
 from ciruela.net import frames
-from ciruela.net.limits import BULK_BYTES, LIMITS, ORDINARY_BYTES, STRANGER_BYTES, STRANGER_QUEUE_BYTES, IsPeer, Limits, Patience, nobody
+from ciruela.net.limits import (
+    AHEAD_BYTES,
+    BULK_BYTES,
+    LIMITS,
+    ORDINARY_BYTES,
+    STRANGER_BYTES,
+    STRANGER_QUEUE_BYTES,
+    IsPeer,
+    Limits,
+    Patience,
+    nobody,
+)
 from ciruela.net.outbox import Outbox
 from ciruela.net.strict import Quiet, Strict
 from ciruela.net.talk import Talk
@@ -202,7 +213,7 @@ class _Websocket(Strict):
                     message, self.data = self.data[head.start : end], self.data[end:]
                     self._message(frames.masked(message, head.mask))
                     return len(self.data) > 0
-                if self._talk.bulk_due:
+                if self._talk.bulk_due or head.length <= AHEAD_BYTES:
                     self._inbound = frames.Inbound(head)
                     self._inbound.take(self.data, head.start)
                     self.data = b""
