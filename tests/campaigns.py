@@ -26,12 +26,12 @@ CAMPAIGNS = {
 LONGER = {"power": "tests.real.campaign_power"}
 """Only when they are named: a small sample is enough for a push."""
 
-AT_ONCE = 4
+AT_ONCE = 3
 PARTS = 4
 """Shares of a campaign. Small ones, so that the last of them do not run alone."""
 
-FEW_PARTS = {"strace": 2}
-"""Those that mostly wait: each share has a cluster of its own."""
+FEW_PARTS = {"strace": 2, "guards": 2}
+"""Those of which each share has a cluster, or a copy of everything, of its own."""
 
 
 def _parts(name: str) -> int:

@@ -119,7 +119,7 @@ class ReadmeTests(SynchronousTestCase):
 
     def test_second_command_ends_in_the_tests(self) -> None:
         """Plain editable installations hide the plugin from twistd, and plain ``trial`` does not find a checkout's modules."""
-        self.assertRegex(self.commands()[1], r"--config-settings editable_mode=compat && \.venv/bin/python -m twisted\.trial -j4 tests\Z")
+        self.assertRegex(self.commands()[1], r"--config-settings editable_mode=compat && \.venv/bin/python -m twisted\.trial -j3 tests\Z")
 
     def test_links_lead_somewhere(self) -> None:
         """A dead link on the first page."""

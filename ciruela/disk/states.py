@@ -21,6 +21,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.order import Command
+from ciruela.model.printable import logged
 from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
 from ciruela.proto.bounded import loads
 
@@ -141,7 +142,7 @@ def decode_journal(data: bytes) -> Journal:
         command = Command(own["command"]) if "command" in own else None
         phase = Phase(own.get("phase"))
     except ValueError as error:
-        raise FormatError(f"the field ciruela: {error}") from None
+        raise FormatError(f"the field ciruela: {logged(error)}") from None
     match own.get("staging"):
         case [int(device), int(inode)] if phase is Phase.READY and is_identity(device, inode):
             return Journal(state, command, phase, (device, inode))
