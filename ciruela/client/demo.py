@@ -24,6 +24,7 @@ from ciruela.client.orders import check_directory
 from ciruela.client.progress import Display
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.sync import Row
+from ciruela.client.text import count
 from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
@@ -95,8 +96,7 @@ def _ended(display: Display, node: Node) -> None:
 
 async def _story(options: DemoOptions, around: Surroundings, display: Display, nodes: Nodes, directory: str) -> int:
     await around.in_thread(nodes.write)
-    count = len(nodes.nodes)
-    display.say(f"Starting {count} {'node' if count == 1 else 'nodes'}: {', '.join(node.host for node in nodes.nodes)}, port {nodes.port}")
+    display.say(f"Starting {count(len(nodes.nodes), 'node')}: {', '.join(node.host for node in nodes.nodes)}, port {nodes.port}")
     await nodes.start()
     rows: list[Row] = []
     upload = SyncOptions(
@@ -104,7 +104,7 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
         wishes=(Wish(Mode.APPEND, directory, FIRST),),
         clusters=(ClusterNames((nodes.nodes[0].host,)),),
         keys=Keys((str(nodes.key),)),
-        rule=Rule(early_hosts=count, early_fraction=1.0, deadline_s=DEADLINE_S),
+        rule=Rule(early_hosts=len(nodes.nodes), early_fraction=1.0, deadline_s=DEADLINE_S),
         print_progress_s=5.0,
         cache=False,  # a demo leaves nothing behind
     )
@@ -144,7 +144,7 @@ async def _verified(around: Surroundings, options: DemoOptions, display: Display
             continue
         same = found.image == image
         good = good and same
-        text = f"{node.name} {node.host}  {FIRST}  {found.files:,} files read again, id {found.image.hex()[:16]}"
+        text = f"{node.name} {node.host}  {FIRST}  {count(found.files, 'file')} read again, id {found.image.hex()[:16]}"
         if same:
             display.result(f"{text}  identical")
         else:
