@@ -354,14 +354,21 @@ class RealCluster:
                 if code != -signal.SIGTERM:  # twistd ends by the signal that asked it to, once everything is stopped
                     problems.append(f"{node.name} ended with {code}")
         for node in self.nodes:
-            problems += [f"{node.name}: {line}" for line in self._bad_lines(node)]
+            problems += self._bad_lines(node)
         problems += self._said_wrong
         if problems:
             raise AssertionError("\n".join([*problems, self.tails()]))
 
     def _bad_lines(self, node: RealNode) -> list[str]:
         lines = node.log.read_text(errors="replace").splitlines() if node.log.exists() else []
-        return [line for line in lines if BAD_LINES.search(line) and not any(part in line for part in self.expect_errors)]
+        bad = [line for line in lines if BAD_LINES.search(line) and not any(part in line for part in self.expect_errors)]
+        return [f"{node.name}: {line}" for line in bad]
+
+    def expect_from_now(self, *parts: str) -> None:
+        """These belong to the test from here on; none of them has come so far."""
+        early = [line for node in self.nodes for line in self._bad_lines(node)]
+        assert not early, "\n".join([*early, self.tails()])
+        self.expect_errors += parts
 
     def _heard(self, command: object, *texts: str | None) -> None:
         """What a client said; tracebacks are kept for the end of the test."""

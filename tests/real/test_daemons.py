@@ -44,6 +44,24 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(self.log("2026-01-01T00:00:00+0000 [ciruela.net.link#warn] slow"), "passed")
         self.assertEqual(self.log("2026-01-01T00:00:00+0000 [x#error] recording failed", ["recording failed"]), "passed")
 
+    def test_expected_too_early(self) -> None:
+        """What one story brings about would excuse the same error in the story before it, on the same cluster."""
+        line = "2026-01-01T00:00:00+0000 [x#error] recording failed"
+
+        def told(before: bool) -> str:
+            def story(case: SynchronousTestCase) -> str:
+                cluster = RealCluster(case, 1, down=[0])
+                cluster.nodes[0].log.write_text(line if before else GOOD)
+                cluster.expect_from_now("recording failed")
+                cluster.nodes[0].log.write_text(GOOD + line)
+                return "passed"
+
+            return run_alone(story)
+
+        self.assertEqual(told(before=False), "passed")
+        with self.assertRaisesRegex(AssertionError, "node1: .*recording failed"):
+            told(before=True)
+
     def test_client(self) -> None:
         """A user would see a traceback, and the test only that the exit code is right."""
         broken = [sys.executable, "-c", "raise ValueError(1)"]

@@ -138,7 +138,7 @@ class ReadingTests(SynchronousTestCase):
     def _get_from_a_damaged_node(self) -> None:
         """What rotted on one node would be in the copy, or one bad node would end the copy."""
         path = self.cluster.nodes[0].path("/apps/v1/large")
-        self.cluster.expect_errors += ["damage", "wrong", "is not as its index says"]
+        self.cluster.expect_from_now("damage", "wrong", "is not as its index says")
         data = bytearray(path.read_bytes())
         data[MIB] ^= 1
         path.write_bytes(data)
