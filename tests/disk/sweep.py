@@ -99,7 +99,7 @@ class Scenario:
 
     ``stands`` are, for each path, what may be recorded and stand there after a start, the last of them when ``act`` was done.
     ``told``: the operation answers that it was done only if it was. ``moment``: for a moment nothing stands at the path.
-    ``turns``: it is so much like another one that the rarer kinds take turns.
+    ``turns``: it is so much like another one that all kinds but kills take turns.
     ``also`` checks what else is promised after a start; its last argument is whether ``act`` was done.
     """
 
