@@ -363,7 +363,7 @@ class Upload(EditCase):
 
     def test_upload(self) -> None:
         """Scripts with the old command would break, or would not learn that some target failed."""
-        cluster = self.cluster(2, put=False)
+        cluster = self.cluster(3, put=False)
         for path in ("/apps/v1", "/apps/v2"):
             self.assertEqual(self.source.name, "site")
             done = self.upload(cluster, "-d", self.source, f"127.0.0.1:{path}", f"127.0.0.2:{VPATH}")

@@ -57,6 +57,7 @@ class ReadingTests(SynchronousTestCase):
         self._get_refused()
         self._get()
         self._get_goes_on()
+        self._verify()
         self._get_from_a_damaged_node()
 
     def test_tell(self) -> None:
@@ -135,6 +136,22 @@ class ReadingTests(SynchronousTestCase):
             self.expect(self.read("get", "127.0.0.1:/apps/big", "big"), 0, "from an earlier run")
         self.same(big, home / "big")
 
+    def _verify(self) -> None:
+        """Who looks after a server could not tell whether what stands there is what was uploaded."""
+        for node in self.cluster.nodes:
+            path = node.path("/apps/v1")
+            (index,) = node.db.rglob(f"{self.images[0]}.ds1")
+            self.expect(self.read("verify", path, self.images[0]), 0, f"{path} is the image {self.images[0]}")
+            self.expect(self.read("verify", path, index), 0, f"is the image {self.images[0]}")
+        self.assertEqual(self.read("verify", path).stdout, f"{self.images[0]}\n")
+        said = self.expect(self.read("verify", node.path("/apps/v2"), index), 1, "extra    /added", "extra    /sub")
+        self.assertIn(f"is not the image {self.images[0]}", said)
+        self.expect(self.read("verify", path, self.images[1]), 1, f"other    {self.images[0]} blake3/256")
+        self.expect(self.read("verify", path, "ab"), 1, "ab cannot be read", "name an index file")
+        self.expect(self.read("verify", path, node.log), 1, "is no index")
+        self.expect(self.read("verify", "nothing"), 1, "nothing cannot be read")
+        self.expect(self.read("verify"), 2, "usage:")
+
     def _get_from_a_damaged_node(self) -> None:
         """What rotted on one node would be in the copy, or one bad node would end the copy."""
         path = self.cluster.nodes[0].path("/apps/v1/large")
@@ -142,6 +159,7 @@ class ReadingTests(SynchronousTestCase):
         data = bytearray(path.read_bytes())
         data[MIB] ^= 1
         path.write_bytes(data)
+        self.expect(self.read("verify", path.parent, self.images[0]), 1, "is not the image")
         self.expect(self.read("get", "127.0.0.1:/apps/v1", "sound"), 0, "sound  ")
         self.same(self.first, self.cluster.home / "sound")
 
@@ -288,9 +306,9 @@ class KeygenTests(SynchronousTestCase):
         """A new key would not do what it is made for."""
         home = fresh(self)
         self.assertEqual(self.run_it(home, "--no-passphrase", "k").returncode, 0)
-        cluster = RealCluster(self, 1)
-        cluster.stop(0)
-        (cluster.nodes[0].config / "master.key").write_text((home / "k.pub").read_text())
-        cluster.start(0)
+        cluster = RealCluster(self, 3, down=(0, 1, 2))
+        for node in cluster.nodes:
+            (node.config / "master.key").write_text((home / "k.pub").read_text())
+        cluster.start(0, 1, 2)
         source = small_tree(fresh(self), {"a": "1"})
-        cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1", key=home / "k"), 0, "1/1 nodes")
+        cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1", key=home / "k"), 0, "3/3 nodes")
