@@ -6,6 +6,7 @@ All methods that take time return Deferreds and fire on the reactor. Faults are 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
@@ -41,12 +42,32 @@ DEFAULT_PORT = 24783
 """The reference's port, TCP and UDP (protocol section 10)."""
 
 
+def numeric_host(text: str) -> str:
+    """The one spelling of a numeric address: IPv4 for an IPv4-mapped IPv6 address, else as ``ipaddress`` writes it; a zone stays.
+
+    Raises ValueError for what is no address.
+    """
+    plain, percent, zone = text.partition("%")
+    address = ipaddress.ip_address(plain)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address) + percent + zone
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a node listens, TCP and UDP alike. ``host`` is a numeric IPv4 or IPv6 address."""
+    """Where a node listens, TCP and UDP alike. ``host`` is a numeric IPv4 or IPv6 address, spelled as :func:`numeric_host` does.
+
+    Whatever comes from a socket, a name or a file becomes one by :meth:`of`, so that one place has one address.
+    """
 
     host: str
     port: int
+
+    @classmethod
+    def of(cls, host: str, port: int) -> Address:
+        """The address with that host in its one spelling. Raises ValueError."""
+        return cls(numeric_host(host), port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -58,6 +79,10 @@ class Link(Protocol):
     @property
     def name(self) -> str:
         """``host:port`` of the other side, for logs and status."""
+
+    @property
+    def host(self) -> str:
+        """The numeric address of the other side, as ``numeric_host`` spells it; empty where there is none."""
 
     @property
     def bulk(self) -> bool:

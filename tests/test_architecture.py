@@ -16,7 +16,7 @@ TOP = Path(__file__).parent.parent
 PACKAGE = TOP / "ciruela"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-MAX_LINES = 450
+MAX_LINES = 700
 DOORS = {"daemon", "client"}
 WORK = {"gossip", "uploads", "download", "reconcile", "scrub", "cleanup", "hooks", "tracking", "clockwork", "seams"}
 FORMATS = {"index", "keys", "proto"}

@@ -18,6 +18,7 @@ from ciruela.cleanup.service import Cleanup
 from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around
+from ciruela.daemon.pathstate import PathStates
 from ciruela.daemon.refusals import Refusals
 from ciruela.daemon.requests import Requests
 from ciruela.download.awaited import Awaited
@@ -34,7 +35,7 @@ from ciruela.model.order import Abort, Order, Origin, Reject
 from ciruela.model.state import State, Version
 from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import AbortedImage, HookResult, ReceivedImage, RemovedImage
+from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
 from ciruela.scrub.service import Scrub
 from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Link, Loaded, NowMs, Wire
@@ -257,6 +258,15 @@ class Node:
         passing = self.downloads.passing
         self.blocks = BlockService(self.ledger, world.disk, self.catalog, passing, world.in_thread, self.scrub.suspect)
         self.awaited = Awaited(self._pieces, world.clock)
+        self.path_states = PathStates(
+            world.configs,
+            self.ledger,
+            world.disk,
+            self.refusals,
+            self.gossip.cluster.servers,
+            self.gossip.cluster.shared_ids,
+            PathStateData(world.me, world.hostname, world.epoch, taken=False),
+        )
         self.cleanup: Cleanup | None = None
         if world.safeguards is not None:
             self.cleanup = Cleanup(
@@ -271,6 +281,7 @@ class Node:
             self.removals,
             self.blocks,
             self.awaited,
+            self.path_states,
             hosts=self.gossip.cluster.hosts,
             acquainted=self.acquaintance.wait,
             watchers=self._watchers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import cbor2
 from twisted.internet.defer import Deferred, fail, succeed
@@ -12,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Bucket, Hush
+from ciruela.daemon.pathstate import PathStates
 from ciruela.download.awaited import Awaited
 from ciruela.download.serving import BlockService
 from ciruela.download.slots import Slots
@@ -32,18 +34,21 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetPathState,
     GetPieces,
     GetShare,
     Hosts,
     IndexAtData,
     Notification,
     PublishImage,
+    PushPull,
     RemovedEntry,
     RemoveDir,
     ReplaceDir,
     Request,
     Response,
     UploadAck,
+    WithdrawUpload,
 )
 from ciruela.seams import Disk, Link
 from ciruela.tracking.ledger import Ledger
@@ -100,6 +105,7 @@ class Requests:
         removals: Removals,
         blocks: BlockService,
         awaited: Awaited,
+        path_states: PathStates,
         hosts: Callable[[str], Hosts],
         acquainted: Callable[[], Deferred[None]],
         watchers: Watchers,
@@ -122,6 +128,7 @@ class Requests:
         self._gone = gone
         self._blocks = blocks
         self._awaited = awaited
+        self._path_states = path_states
         self._hosts = hosts
         self._acquainted = acquainted
         self._watchers = watchers
@@ -191,6 +198,11 @@ class Requests:
                 return self._index_at(request)
             case GetBaseDir():
                 return self._base_dir(link, request)
+            case GetPathState():
+                waiting = self._acquainted() if request.servers else succeed(None)
+                return waiting.addCallback(lambda _: self._path_states.answer(request)).addCallback(_as_response)
+            case WithdrawUpload() | PushPull():
+                return fail(RemoteError(f"{type(request).__name__} is not answered yet"))
 
     def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:
         try:
@@ -230,7 +242,11 @@ class Requests:
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
-        return self._uploads.order(order).addCallback(self._judged, link, vpath)
+        return self._uploads.order(order).addCallback(self._judged, link, vpath).addCallback(self._signed, link)
+
+    def _signed(self, ack: UploadAck, link: Link) -> Response:
+        """The answer with the name of this node, for those who understand that."""
+        return replace(ack, machine=self._me, hostname=self._hostname) if link.bulk else ack
 
     def _check(self, request: CheckUpload) -> Deferred[Response]:
         """What the upload would be answered. The connection is not remembered as one that waits for anything."""
@@ -260,6 +276,8 @@ class Requests:
                 self._me,
                 self._hostname,
                 self._hosts(vpath.key),
+                None if committed is None else committed.version.timestamp_ms,
+                None if pending is None else pending.state.version.timestamp_ms,
             )
 
         if vpath.key not in self._configs:
@@ -273,11 +291,12 @@ class Requests:
         failure.trap(DiskError)
         return answer(None)
 
-    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[Response]:
-        reason = None
+    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[UploadAck]:
+        reason, detail = None, ""
         match verdict:
             case Rejected():
                 reason = verdict.reason.value
+                detail = verdict.detail[:MAX_DETAIL] if link.bulk else ""
                 if verdict.reason in _OTHER_IMAGE:
                     self._watch(link, vpath)
             case Accepted():
@@ -285,7 +304,7 @@ class Requests:
                 committed = self._ledger.committed(vpath)
                 if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
                     self._done(vpath, committed)
-        return self._acquainted().addCallback(lambda _: UploadAck(reason is None, reason, self._hosts(vpath.key)))
+        return self._acquainted().addCallback(lambda _: UploadAck(reason is None, reason, self._hosts(vpath.key), detail=detail))
 
     def _remove(self, link: Link, request: RemoveDir) -> Deferred[Response]:
         try:
@@ -294,7 +313,7 @@ class Requests:
             return succeed(UploadAck(False, Reject.BAD_PATH.value))
         removal = Removal(vpath, request.image, request.timestamp_ms, request.signatures, Origin.CLIENT)
 
-        def judged(verdict: Removed | Rejected) -> Deferred[Response]:
+        def judged(verdict: Removed | Rejected) -> Deferred[UploadAck]:
             reason = verdict.reason if isinstance(verdict, Rejected) else None
             if reason is None or reason in _OTHER_IMAGE:
                 self._watch(link, vpath)
@@ -303,7 +322,7 @@ class Requests:
             word = None if reason is None else reason.value
             return self._acquainted().addCallback(lambda _: UploadAck(reason is None, word, self._hosts(vpath.key)))
 
-        return self._removals.remove(removal).addCallback(judged)
+        return self._removals.remove(removal).addCallback(judged).addCallback(self._signed, link)
 
     def _watch(self, link: Link, vpath: VPath) -> None:
         self._watches.watch(link, vpath)

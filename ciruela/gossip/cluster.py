@@ -15,6 +15,7 @@ from ciruela.gossip.stances import Stance, Stances
 from ciruela.gossip.watches import HeardWatches
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
+from ciruela.model.servers import Server, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 
@@ -211,6 +212,23 @@ class Cluster:
     def hosts(self, key: str) -> dict[MachineId, str]:
         """The other nodes that take directory ``key``, by the names under which the operator configured them."""
         return {machine: self.roster.name(address) for machine, address in self.roster.takers(key).items()}
+
+    def servers(self, key: str) -> list[Server]:
+        """The other configured servers that take directory ``key``, or of which it is not known whether they do."""
+        return [
+            Server(
+                peer.hostname or peer.name,
+                peer.machine,
+                (str(peer.address),),
+                None if peer.silent_s is None else round(peer.silent_s * 1000),
+            )
+            for peer in self.peers()
+            if not peer.own and (not peer.keys or key in peer.keys)
+        ]
+
+    def shared_ids(self) -> list[SharedId]:
+        """The machine ids with which several servers speak."""
+        return []
 
     def taking(self, key: str) -> list[Address]:
         """The addresses of the other nodes that take directory ``key``."""

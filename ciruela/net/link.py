@@ -74,6 +74,7 @@ class _Websocket(Strict):
     inside_message: bool
 
     name = "a connection"
+    host = ""
     bulk = False
     subprotocol: str | None = None
     ignored_texts = 0
@@ -86,7 +87,11 @@ class _Websocket(Strict):
         self._clock: IReactorTime = self.factory.clock
         self._limits: Limits = self.factory.limits
         peer = self.transport.getPeer()
-        self.name = str(Address(peer.host, peer.port)) if hasattr(peer, "port") else str(peer)
+        if hasattr(peer, "port"):
+            address = Address.of(peer.host, peer.port)
+            self.name, self.host = str(address), address.host
+        else:
+            self.name = str(peer)
         hush, trusted = self.factory.hush, self.trusted()
         self._talk = Talk(self, self.factory.counterpart, self._send_message, self._break, self._hold, trusted=trusted, hush=hush)
         self._why: str | None = None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import cbor2
 
 from ciruela.model.errors import FormatError
-from ciruela.model.state import State
+from ciruela.model.servers import Server
+from ciruela.model.state import State, Version
 from ciruela.proto import blocks, bounded, fields, reading
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
@@ -29,6 +30,7 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetPathState,
     GetPieces,
     GetShare,
     HookResult,
@@ -36,8 +38,11 @@ from ciruela.proto.messages import (
     IndexAtData,
     IndexData,
     Notification,
+    PathStateData,
     PiecesData,
     PublishImage,
+    PushPull,
+    PushPullData,
     ReceivedImage,
     RemovedEntry,
     RemovedImage,
@@ -47,6 +52,7 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
     UploadAck,
+    WithdrawUpload,
 )
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
@@ -97,6 +103,9 @@ _ANSWERS: dict[str, type[Response]] = {
     "GetShare": ShareData,
     "GetPieces": PiecesData,
     "CheckUpload": CheckData,
+    "GetPathState": PathStateData,
+    "WithdrawUpload": UploadAck,
+    "PushPull": PushPullData,
 }
 
 Incoming = RequestIn | ResponseIn | NotificationIn | Ignored
@@ -135,7 +144,17 @@ def _dirs_value(dirs: Mapping[str, State]) -> dict[str, Fields]:
 
 
 def _removed_value(one: RemovedEntry) -> Fields:
-    return {"timestamp": one.timestamp_ms, "image": one.image, "signatures": _signatures(one.signatures)}
+    value: Fields = {"timestamp": one.timestamp_ms, "image": one.image, "signatures": _signatures(one.signatures)}
+    return value | ({"forced": True} if one.forced else {})
+
+
+def _version_value(version: Version | None) -> list[object] | None:
+    return None if version is None else [version.timestamp_ms, version.image]
+
+
+def _server_value(server: Server) -> Fields:
+    known: Fields = {"name": server.name, "machine_id": server.machine, "addresses": list(server.addresses), "heard": server.heard_ms}
+    return known if server.configured else known | {"configured": False}
 
 
 def _hosts_value(hosts: Hosts) -> dict[bytes, str]:
@@ -144,8 +163,11 @@ def _hosts_value(hosts: Hosts) -> dict[bytes, str]:
 
 def _request_params(request: Request) -> Fields:
     match request:
-        case AppendDir(path, image, timestamp_ms, signatures) | RemoveDir(path, image, timestamp_ms, signatures):
+        case AppendDir(path, image, timestamp_ms, signatures):
             return {"path": path, "image": image, "timestamp": timestamp_ms, "signatures": _signatures(signatures)}
+        case RemoveDir(path, image, timestamp_ms, signatures, force):
+            wish: Fields = {"path": path, "image": image, "timestamp": timestamp_ms, "signatures": _signatures(signatures)}
+            return wish | ({"force": True} if force else {})
         case ReplaceDir(path, image, old_image, timestamp_ms, signatures):
             signed = {"timestamp": timestamp_ms, "signatures": _signatures(signatures)}
             return {"path": path, "image": image, "old_image": old_image, **signed}
@@ -164,14 +186,23 @@ def _request_params(request: Request) -> Fields:
         case CheckUpload(path, replace, image, old_image, timestamp_ms, signatures):
             signed = {"timestamp": timestamp_ms, "signatures": _signatures(signatures)}
             return {"path": path, "replace": replace, "image": image, "old_image": old_image, **signed}
+        case GetPathState(path, servers):
+            return {"path": path, **({"servers": True} if servers else {})}
+        case WithdrawUpload(path, image):
+            return {"path": path, "image": image}
+        case PushPull(port, heard_ms, facts):
+            return {"port": port, "heard": heard_ms, "facts": list(facts)}
         case _:
             raise TypeError(f"{type(request).__name__} is not a request")
 
 
 def _response_params(response: Response) -> Fields:
     match response:
-        case UploadAck(accepted, reason, hosts):
-            return {"accepted": accepted, "reject_reason": reason, "hosts": _hosts_value(hosts)}
+        case UploadAck(accepted, reason, hosts, machine, hostname, detail):
+            ack: Fields = {"accepted": accepted, "reject_reason": reason, "hosts": _hosts_value(hosts)}
+            if machine is not None:
+                ack |= {"machine_id": machine, "hostname": hostname}
+            return ack | ({"detail": detail} if detail else {})
         case IndexData(data, packed):
             return {"packed": True, "data": data} if packed else {"data": data}
         case BlockData(data):
@@ -179,7 +210,7 @@ def _response_params(response: Response) -> Fields:
         case ShareData(pieces) | PiecesData(pieces):
             return {"pieces": pieces}
         case CheckData():
-            return {
+            checked: Fields = {
                 "accepted": response.accepted,
                 "reject_reason": response.reject_reason,
                 "detail": response.detail,
@@ -190,9 +221,25 @@ def _response_params(response: Response) -> Fields:
                 "hostname": response.hostname,
                 "hosts": _hosts_value(response.hosts),
             }
+            times = {"there_signed": response.there_ms, "coming_signed": response.coming_ms}
+            return checked | {name: time_ms for name, time_ms in times.items() if time_ms is not None}
+        case PathStateData():
+            return {
+                "machine_id": response.machine,
+                "hostname": response.hostname,
+                "epoch": response.epoch_ms,
+                "taken": response.taken,
+                "committed": _version_value(response.committed),
+                "pending": _version_value(response.pending),
+                "refused": None if response.refused is None else list(response.refused),
+                "servers": [_server_value(server) for server in response.servers],
+                "shared_ids": [[one.machine, list(one.addresses)] for one in response.shared_ids],
+            }
+        case PushPullData(taken, heard_ms, facts):
+            return {"taken": taken, "heard": heard_ms, "facts": list(facts)}
         case IndexAtData(data_or_none, hosts):
             return {"data": data_or_none, "hosts": _hosts_value(hosts)}
-        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending, removed, kept):
+        case BaseDirData(config_hash, keep_list_hash, dirs, watches, pending, removed, kept, kept_signed):
             known: Fields = {"config_hash": config_hash, "keep_list_hash": keep_list_hash, "dirs": _dirs_value(dirs)}
             if watches:
                 known["watches"] = {name: list(watches[name]) for name in sorted(watches)}
@@ -202,6 +249,8 @@ def _response_params(response: Response) -> Fields:
                 known["removed"] = {name: _removed_value(removed[name]) for name in sorted(removed)}
             if kept:
                 known["kept"] = {name: [[one.timestamp_ms, one.image] for one in kept[name]] for name in sorted(kept)}
+            if kept_signed:
+                known["kept_signed"] = {name: [_state_value(one) for one in kept_signed[name]] for name in sorted(kept_signed)}
             return known
         case _:
             raise TypeError(f"{type(response).__name__} has no fields of its own")

@@ -10,7 +10,18 @@ from typing import Generic, TypeVar
 
 from ciruela.model.errors import FormatError
 from ciruela.proto import codec
-from ciruela.proto.messages import Error, GetBaseDir, GetBlocks, GetIndex, GetIndexAt, Notification, Request, Response
+from ciruela.proto.messages import (
+    Error,
+    GetBaseDir,
+    GetBlocks,
+    GetIndex,
+    GetIndexAt,
+    GetPathState,
+    Notification,
+    PushPull,
+    Request,
+    Response,
+)
 
 T = TypeVar("T")
 
@@ -24,7 +35,7 @@ MAX_STRAYS = 16
 """Answers to nothing and unreadable messages that are forgiven on one connection."""
 
 _LARGE = (GetIndex, GetIndexAt, GetBaseDir)
-_BULK = (GetBlocks,)
+_BULK = (GetBlocks, GetPathState, PushPull)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +118,7 @@ class Dialogue(Generic[T]):
 
     @property
     def bulk_due(self) -> bool:
-        """Whether an answer with many blocks is due. A forgotten request counts as above."""
+        """Whether an answer with many blocks, servers or facts is due. A forgotten request counts as above."""
         return self._bulk > 0
 
     @property

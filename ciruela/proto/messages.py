@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId
+from ciruela.model.servers import Server, SharedId
 from ciruela.model.state import State, Version
 
 Hosts = dict[MachineId, str]
@@ -115,12 +116,16 @@ class GetPieces:
 
 @dataclass(frozen=True, slots=True)
 class RemoveDir:
-    """Client to node: make ``image`` go from a path. ``signatures`` are made for a removal at ``timestamp_ms``. Only ``ciruela.v2``."""
+    """Client to node: make ``image`` go from a path. ``signatures`` are made for a removal at ``timestamp_ms``. Only ``ciruela.v2``.
+
+    ``force``: also where a protected link points to it.
+    """
 
     path: str
     image: ImageId
     timestamp_ms: int
     signatures: tuple[bytes, ...]
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +144,65 @@ class CheckUpload:
     signatures: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GetPathState:
+    """Anyone to node: what is at a path there and, with ``servers``, which other servers may take it. Only ``ciruela.v2``."""
+
+    path: str
+    servers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawUpload:
+    """Client to node: give up the upload of ``image`` to a path that this connection asked for, unless it is committed.
+
+    Only ``ciruela.v2``.
+    """
+
+    path: str
+    image: ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class PushPull:
+    """Node to node: facts of gossip over a connection, in both directions (after memberlist's push/pull). Only ``ciruela.v2``.
+
+    ``port`` is where the sender listens. ``heard_ms``: milliseconds since it heard a datagram of the receiver, None if it never did.
+    ``facts`` are bodies of datagrams (``gossip.packets.body``), at most :data:`MOST_PUSHED`.
+    """
+
+    port: int
+    heard_ms: int | None
+    facts: tuple[bytes, ...]
+
+
+MOST_PUSHED = 40
+"""Bodies in one PushPull: some 54 kB, so that the message stays below what a stranger may send."""
+
+MOST_PULLED = 700
+"""Bodies in one answer to it: below 1 MiB."""
+
+MOST_SERVERS = 2000
+"""Servers in one answer to GetPathState."""
+
 Request = (
-    AppendDir | ReplaceDir | GetIndex | GetIndexAt | GetBlock | GetBaseDir | GetBlocks | GetShare | GetPieces | RemoveDir | CheckUpload
+    AppendDir
+    | ReplaceDir
+    | GetIndex
+    | GetIndexAt
+    | GetBlock
+    | GetBaseDir
+    | GetBlocks
+    | GetShare
+    | GetPieces
+    | RemoveDir
+    | CheckUpload
+    | GetPathState
+    | WithdrawUpload
+    | PushPull
 )
 
-NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload)
+NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload, GetPathState, WithdrawUpload, PushPull)
 """What only ``ciruela.v2`` has."""
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
@@ -151,11 +210,17 @@ NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload)
 
 @dataclass(frozen=True, slots=True)
 class UploadAck:
-    """Answer to AppendDir, ReplaceDir and RemoveDir. ``accepted`` promises an attempt; completion is a notification."""
+    """Answer to AppendDir, ReplaceDir, RemoveDir and WithdrawUpload. ``accepted`` promises an attempt; completion is a notification.
+
+    Only where ``ciruela.v2`` was confirmed: ``machine`` and ``hostname`` of the node that answers, and ``detail`` of a refusal, for people.
+    """
 
     accepted: bool
     reject_reason: str | None
     hosts: Hosts = field(default_factory=dict)
+    machine: MachineId | None = None
+    hostname: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +281,12 @@ class PiecesData:
 
 @dataclass(frozen=True, slots=True)
 class RemovedEntry:
-    """That ``image`` was removed, and the signatures that said so, all of the time ``timestamp_ms``."""
+    """That ``image`` was removed, and the signatures that said so, all of the time ``timestamp_ms``. ``forced``: as RemoveDir.force."""
 
     timestamp_ms: int
     image: ImageId
     signatures: tuple[bytes, ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +294,8 @@ class BaseDirData:
     """Answer to GetBaseDir: entry name -> state.
 
     Ours, and left out when empty: ``watches`` names who waits for an entry's arrival, ``pending`` the entries that are still on their way,
-    ``removed`` what was removed there by a signed wish, ``kept`` the replaced images that are kept, the one that was replaced last first.
+    ``removed`` what was removed there by a signed wish, ``kept`` the replaced images that are kept, the one that was replaced last first;
+    ``kept_signed`` those of which the signatures are kept, too.
     """
 
     config_hash: bytes
@@ -238,6 +305,7 @@ class BaseDirData:
     pending: tuple[str, ...] = ()
     removed: dict[str, RemovedEntry] = field(default_factory=dict)
     kept: dict[str, tuple[Version, ...]] = field(default_factory=dict)
+    kept_signed: dict[str, tuple[State, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +314,7 @@ class CheckData:
 
     ``detail`` is for people. ``there``: the image that is committed at the path, ``coming``: the one that is on its way there.
     ``free_bytes``: what a download may use beyond the reserve; None where that cannot be told. The node names itself, too.
+    ``there_ms`` and ``coming_ms``: the times for which these two are signed.
     """
 
     accepted: bool
@@ -257,6 +326,37 @@ class CheckData:
     machine: MachineId
     hostname: str
     hosts: Hosts = field(default_factory=dict)
+    there_ms: int | None = None
+    coming_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PathStateData:
+    """Answer to GetPathState: what the node says of the path, and whom it knows that may take it.
+
+    ``epoch_ms``: wall time when the node started; one machine id with two epochs is two servers. ``taken``: the node has the directory,
+    with paths of this depth. ``committed`` is what really stands there, ``pending`` what is on its way. ``refused``: the image that was
+    refused or given up there last, and the word for it.
+    """
+
+    machine: MachineId
+    hostname: str
+    epoch_ms: int
+    taken: bool
+    committed: Version | None = None
+    pending: Version | None = None
+    refused: tuple[ImageId, str] | None = None
+    servers: tuple[Server, ...] = ()
+    shared_ids: tuple[SharedId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PushPullData:
+    """Answer to PushPull. ``taken``: the pushed facts were believed, for they came from a configured peer; the rest as in PushPull."""
+
+    taken: bool
+    heard_ms: int | None
+    facts: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +366,20 @@ class Error:
     text: str
 
 
-Response = UploadAck | IndexData | IndexAtData | BlockData | BlocksData | ShareData | PiecesData | BaseDirData | CheckData | Error
+Response = (
+    UploadAck
+    | IndexData
+    | IndexAtData
+    | BlockData
+    | BlocksData
+    | ShareData
+    | PiecesData
+    | BaseDirData
+    | CheckData
+    | PathStateData
+    | PushPullData
+    | Error
+)
 
 # -- notifications ------------------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import HASH_BYTES, BlockHash
+from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
+from ciruela.model.servers import Server, SharedId
 from ciruela.model.state import Version
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import fields
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
+    MOST_PULLED,
+    MOST_PUSHED,
+    MOST_SERVERS,
     AbortedImage,
     AppendDir,
     BaseDirData,
@@ -25,6 +29,7 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    GetPathState,
     GetPieces,
     GetShare,
     HookResult,
@@ -32,8 +37,11 @@ from ciruela.proto.messages import (
     IndexData,
     Notification,
     Part,
+    PathStateData,
     PiecesData,
     PublishImage,
+    PushPull,
+    PushPullData,
     ReceivedImage,
     RemovedEntry,
     RemovedImage,
@@ -43,6 +51,7 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
     UploadAck,
+    WithdrawUpload,
 )
 
 MAX_PENDING = 65_536
@@ -53,6 +62,15 @@ MAX_KEPT = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
 MAX_ITEMS_BASE_DIR = 16 * 65_536
+MAX_ADDRESSES = 16
+"""Addresses of one server, or with one machine id."""
+
+MAX_SHARED_IDS = 100
+MAX_FACT_BYTES = 1400
+"""Longest body of gossip: a datagram cannot be longer, either."""
+
+MAX_ITEMS_PATH_STATE = (12 + MAX_ADDRESSES) * MOST_SERVERS + (3 + MAX_ADDRESSES) * MAX_SHARED_IDS + MAX_ITEMS
+MAX_ITEMS_PUSH_PULL = MOST_PULLED + MAX_ITEMS
 MAX_ITEMS_BULK = 5 * fields.MAX_BULK + 16
 
 
@@ -86,7 +104,7 @@ def _replace_dir(f: Fields) -> ReplaceDir:
 
 def _remove_dir(f: Fields) -> RemoveDir:
     wish = _append_dir(f)
-    return RemoveDir(wish.path, wish.image, wish.timestamp_ms, wish.signatures)
+    return RemoveDir(wish.path, wish.image, wish.timestamp_ms, wish.signatures, fields.flag(f.get("force", False), "force"))
 
 
 def _removed_entry(value: object) -> RemovedEntry:
@@ -95,6 +113,7 @@ def _removed_entry(value: object) -> RemovedEntry:
         fields.uint(fields.required(f, "timestamp"), "timestamp"),
         fields.image_id(fields.required(f, "image"), "image"),
         fields.signatures(f),
+        fields.flag(f.get("forced", False), "forced"),
     )
 
 
@@ -124,13 +143,95 @@ def _check_data(f: Fields) -> CheckData:
         fields.machine_id(fields.required(f, "machine_id")),
         fields.text(fields.required(f, "hostname"), "hostname", fields.MAX_NAME_BYTES),
         ack.hosts,
+        _time(f, "there_signed"),
+        _time(f, "coming_signed"),
+    )
+
+
+def _time(f: Fields, name: str) -> int | None:
+    return None if f.get(name) is None else fields.uint(f[name], name)
+
+
+def _version_or_none(f: Fields, name: str) -> Version | None:
+    return None if f.get(name) is None else _version(f[name])
+
+
+def _facts(f: Fields, most: int) -> tuple[bytes, ...]:
+    facts = tuple(fields.plain_data(fact) for fact in fields.listed(fields.required(f, "facts"), "facts", most))
+    if any(len(fact) > MAX_FACT_BYTES for fact in facts):
+        raise FormatError(f"a body of gossip is longer than {MAX_FACT_BYTES} bytes")
+    return facts
+
+
+def _push_pull(f: Fields) -> PushPull:
+    port = fields.uint(fields.required(f, "port"), "port")
+    if not 0 < port < 65536:
+        raise FormatError(f"port {port} is none")
+    return PushPull(port, _time(f, "heard"), _facts(f, MOST_PUSHED))
+
+
+def _push_pull_data(f: Fields) -> PushPullData:
+    return PushPullData(fields.flag(fields.required(f, "taken"), "taken"), _time(f, "heard"), _facts(f, MOST_PULLED))
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    return tuple(fields.text(one, "an address", fields.MAX_NAME_BYTES) for one in fields.listed(value, "addresses", MAX_ADDRESSES))
+
+
+def _server(value: object) -> Server:
+    f = fields.fields_of(value)
+    machine = f.get("machine_id")
+    return Server(
+        fields.text(fields.required(f, "name"), "the name of a server", fields.MAX_NAME_BYTES),
+        None if machine is None else fields.machine_id(machine),
+        _addresses(f.get("addresses", [])),
+        _time(f, "heard"),
+        fields.flag(f.get("configured", True), "configured"),
+    )
+
+
+def _shared_id(value: object) -> SharedId:
+    row = fields.listed(value, "shared_ids", 2)
+    if len(row) != 2:
+        raise FormatError("a shared machine id is not a pair")
+    return SharedId(fields.machine_id(row[0]), _addresses(row[1]))
+
+
+def _refused(value: object) -> tuple[ImageId, str] | None:
+    if value is None:
+        return None
+    row = fields.listed(value, "refused", 2)
+    if len(row) != 2:
+        raise FormatError("what was refused is not a pair")
+    return fields.image_id(row[0], "a refused image"), fields.text(row[1], "why it was refused", fields.MAX_TEXT_BYTES)
+
+
+def _path_state_data(f: Fields) -> PathStateData:
+    return PathStateData(
+        fields.machine_id(fields.required(f, "machine_id")),
+        fields.text(fields.required(f, "hostname"), "hostname", fields.MAX_NAME_BYTES),
+        fields.uint(fields.required(f, "epoch"), "epoch"),
+        fields.flag(fields.required(f, "taken"), "taken"),
+        _version_or_none(f, "committed"),
+        _version_or_none(f, "pending"),
+        _refused(f.get("refused")),
+        tuple(map(_server, fields.listed(f.get("servers", []), "servers", MOST_SERVERS))),
+        tuple(map(_shared_id, fields.listed(f.get("shared_ids", []), "shared_ids", MAX_SHARED_IDS))),
     )
 
 
 def _ack(f: Fields) -> UploadAck:
     reason = f.get("reject_reason")
     text = None if reason is None else fields.text(reason, "reject_reason", fields.MAX_TEXT_BYTES)
-    return UploadAck(fields.flag(fields.required(f, "accepted"), "accepted"), text, fields.hosts(f))
+    machine = f.get("machine_id")
+    return UploadAck(
+        fields.flag(fields.required(f, "accepted"), "accepted"),
+        text,
+        fields.hosts(f),
+        None if machine is None else fields.machine_id(machine),
+        fields.text(f.get("hostname", ""), "hostname", fields.MAX_NAME_BYTES),
+        fields.text(f.get("detail", ""), "detail", fields.MAX_TEXT_BYTES),
+    )
 
 
 def _index_at_data(f: Fields) -> IndexAtData:
@@ -143,7 +244,8 @@ def _base_dir_data(f: Fields) -> BaseDirData:
     watches = f.get("watches", {})
     removed = f.get("removed", {})
     kept = f.get("kept", {})
-    if not all(isinstance(one, dict) for one in (dirs, watches, removed, kept)):
+    kept_signed = f.get("kept_signed", {})
+    if not all(isinstance(one, dict) for one in (dirs, watches, removed, kept, kept_signed)):
         raise FormatError("dirs, watches, removed or kept is not a map")
     return BaseDirData(
         fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
@@ -163,6 +265,12 @@ def _base_dir_data(f: Fields) -> BaseDirData:
         {
             fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(map(_version, fields.listed(rows, "kept", MAX_KEPT)))
             for name, rows in kept.items()
+        },
+        {
+            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(
+                map(fields.state, fields.listed(rows, "kept_signed", MAX_KEPT))
+            )
+            for name, rows in kept_signed.items()
         },
     )
 
@@ -231,6 +339,11 @@ REQUESTS: dict[str, Callable[[Fields], Request]] = {
     "GetPieces": lambda f: GetPieces(
         fields.path(fields.required(f, "path")), fields.image_id(fields.required(f, "id"), "id"), fields.pieces(f, "wanted")
     ),
+    "GetPathState": lambda f: GetPathState(fields.path(fields.required(f, "path")), fields.flag(f.get("servers", False), "servers")),
+    "WithdrawUpload": lambda f: WithdrawUpload(
+        fields.path(fields.required(f, "path")), fields.image_id(fields.required(f, "image"), "image")
+    ),
+    "PushPull": _push_pull,
 }
 
 RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
@@ -244,6 +357,9 @@ RESPONSES: dict[str, tuple[int, Callable[[Fields], Response]]] = {
     "CheckUpload": (MAX_ITEMS_WITH_HOSTS, _check_data),
     "GetShare": (MAX_ITEMS, lambda f: ShareData(fields.pieces(f, "pieces"))),
     "GetPieces": (MAX_ITEMS, lambda f: PiecesData(fields.pieces(f, "pieces"))),
+    "GetPathState": (MAX_ITEMS_PATH_STATE, _path_state_data),
+    "WithdrawUpload": (MAX_ITEMS, _ack),
+    "PushPull": (MAX_ITEMS_PUSH_PULL, _push_pull_data),
 }
 
 NOTIFICATIONS: dict[str, Callable[[Fields], Notification]] = {

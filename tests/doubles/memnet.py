@@ -46,6 +46,10 @@ class MemoryLink:
         return str(self.there)
 
     @property
+    def host(self) -> str:
+        return self.there.host
+
+    @property
     def bulk(self) -> bool:
         return not self._hub.old & {self.here, self.there}
 

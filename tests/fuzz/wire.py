@@ -260,6 +260,8 @@ def check_journal(data: bytes) -> bool:
 
 
 NEWER = (
+    *(codec.encode_request(20, request) for request in samples.OWN_REQUESTS),
+    *(codec.encode_response(20, name, response) for name, response in samples.OWN_RESPONSES),
     codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (0, 1, 2, 7, 300))),
     codec.encode_request(9, m.GetBlocks("/dir1/a/v1", ImageId(b"\x11" * 32), (5, 6), packed=True)),
     codec.encode_request(9, m.GetIndex(ImageId(b"\x11" * 32), "/dir1/a/v1", packed=True)),

@@ -151,6 +151,9 @@ class Messages(SynchronousTestCase):
             m.GetPieces("/a/b", s.image(1), bytes(32)),
             m.RemoveDir("/a/b", s.image(1), 1, ()),
             m.CheckUpload("/a/b", False, s.image(1), None, 1, ()),
+            m.GetPathState("/a/b"),
+            m.WithdrawUpload("/a/b", s.image(1)),
+            m.PushPull(1, None, ()),
         )
         self.assertEqual(tuple(type(one) for one in newer), m.NEWER)
         for request in newer:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from ciruela.model.ids import BlockHash, ImageId, MachineId
-from ciruela.model.state import SigEntry, State
+from ciruela.model.servers import Server, SharedId
+from ciruela.model.state import SigEntry, State, Version
 from ciruela.proto import messages as m
 
 VECTORS: dict[str, bytes] = {
@@ -64,3 +65,47 @@ NOTIFICATIONS: dict[str, m.Notification] = {
 
 HOOK_RESULT = m.HookResult(image(0x11), "/dir1/a/v1", machine(0x22), "node2", True, "on-commit", "failed", "exited with 1")
 """Of our own: the reference has none."""
+
+VERSION = Version(T, image(0x12))
+SERVERS = (
+    Server("node2", machine(0x22), ("10.0.0.2:24783", "[2001:db8::2]:24783"), 1500),
+    Server("node3.example.org", None, (), None),
+    Server("node4", machine(0x24), ("10.0.0.4:24783",), 0, configured=False),
+)
+PATH_STATES = (
+    m.PathStateData(machine(0x21), "node1", T, False),
+    m.PathStateData(
+        machine(0x21),
+        "node1",
+        T,
+        True,
+        VERSION,
+        Version(T + 1, image(0x13)),
+        (image(0x14), "no_space: needs 5 bytes"),
+        SERVERS,
+        (SharedId(machine(0x22), ("10.0.0.2:24783", "10.0.0.3:24783")),),
+    ),
+)
+OWN_REQUESTS: tuple[m.Request, ...] = (
+    m.GetPathState("/dir1/a/v1"),
+    m.GetPathState("/dir1/a/v1", servers=True),
+    m.WithdrawUpload("/dir1/a/v1", image(0x11)),
+    m.PushPull(24783, None, ()),
+    m.PushPull(24783, 5, (b"body", b"another")),
+    m.RemoveDir("/dir1/a/v1", image(0x11), T, (SIGNATURE,), force=True),
+)
+OWN_RESPONSES: tuple[tuple[str, m.Response], ...] = (
+    *(("GetPathState", state) for state in PATH_STATES),
+    ("WithdrawUpload", m.UploadAck(True, None)),
+    ("AppendDir", m.UploadAck(False, "already_exists", HOSTS, machine(0x21), "node1", "why")),
+    ("PushPull", m.PushPullData(False, None, ())),
+    ("PushPull", m.PushPullData(True, 7, (b"body", b"x" * 1400))),
+    ("CheckUpload", m.CheckData(True, None, "", image(1), image(2), 1 << 50, machine(1), "n1", {}, T, T + 1)),
+    (
+        "GetBaseDir",
+        m.BaseDirData(
+            bytes(32), bytes(32), {}, removed={"v9": m.RemovedEntry(7, image(1), (SIGNATURE,), True)}, kept_signed={"v1": (V0, V1)}
+        ),
+    ),
+)
+"""What only this program has, in every form."""

@@ -48,6 +48,19 @@ BAD = [
     [2, "GetBlocks", 1, {"data": b"data"}],
     [2, "GetBlocks", 1, {"parts": ["text"]}],
     [2, "GetBlocks", 1, {"parts": [], "packed": [-1, 1]}],
+    [1, "GetPathState", 1, {"servers": True}],
+    [1, "GetPathState", 1, {"path": "/a/b", "servers": 1}],
+    [1, "WithdrawUpload", 1, {"path": "/a/b"}],
+    [1, "PushPull", 1, {"port": 0, "facts": []}],
+    [1, "PushPull", 1, {"port": 5, "facts": [5]}],
+    [1, "PushPull", 1, {"port": 5, "facts": [b"x" * 1401]}],
+    [1, "PushPull", 1, {"port": 5, "facts": [b"x"] * 41}],
+    [2, "PushPull", 1, {"taken": 1, "facts": []}],
+    [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1}],
+    [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "committed": [1]}],
+    [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "servers": [{}]}],
+    [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "shared_ids": [[b"\1" * 16]]}],
+    [2, "AppendDir", 1, {"accepted": True, "machine_id": b"short"}],
     [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],
     [0, "HookResult", {"id": b"\1" * 32, "path": "/a/b", "machine_id": b"\1" * 16, "hostname": "n", "forwarded": True, "kind": "webhook"}],
 ]
@@ -73,6 +86,10 @@ class Documentation(SynchronousTestCase):
             answer = m.CheckData(False, "quota_exceeded", "why", there, there, free_bytes, s.machine(1), "n1", {s.machine(2): "n2"})
             schema.validate_cbor(codec.encode_response(1, "CheckUpload", answer))
         schema.validate_cbor(codec.encode_notification(s.HOOK_RESULT))
+        for request in s.OWN_REQUESTS:
+            schema.validate_cbor(codec.encode_request(1, request))
+        for name, response in s.OWN_RESPONSES:
+            schema.validate_cbor(codec.encode_response(1, name, response))
         for cuts in range(1, MOST_CUTS + 1):
             mask = b"\1" * MASK_BYTES * cuts
             schema.validate_cbor(codec.encode_request(1, m.GetShare(s.image(1), mask)))

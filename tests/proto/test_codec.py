@@ -42,6 +42,13 @@ class Vectors(SynchronousTestCase):
             self.assertEqual(codec.encode_notification(notification).hex(), s.VECTORS[name].hex(), name)
             self.assertEqual(codec.decode(s.VECTORS[name]), codec.NotificationIn(notification), name)
 
+    def test_own(self) -> None:
+        """What our own programs tell each other would not be understood."""
+        for request in s.OWN_REQUESTS:
+            self.assertEqual(codec.decode(codec.encode_request(1, request)), codec.RequestIn(1, request))
+        for name, response in s.OWN_RESPONSES:
+            self.assertEqual(codec.decode(codec.encode_response(1, name, response)), codec.ResponseIn(1, name, response))
+
     def test_hook_results(self) -> None:
         """A client would never learn how a hook ended."""
         data = codec.encode_notification(s.HOOK_RESULT)

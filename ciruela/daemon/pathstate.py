@@ -1,0 +1,83 @@
+"""The answer to GetPathState: what really stands at one path here, and which other servers may take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from ciruela.daemon.refusals import Refusals
+from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import DiskError, RemoteError
+from ciruela.model.ids import MachineId
+from ciruela.model.servers import Server, SharedId
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import MOST_SERVERS, GetPathState, PathStateData
+from ciruela.seams import Disk
+from ciruela.tracking.ledger import Ledger
+
+
+class PathStates:
+    """Answers GetPathState for one node. ``servers`` gives the other servers that may take a directory (key)."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, DirConfig],
+        ledger: Ledger,
+        disk: Disk,
+        refusals: Refusals,
+        servers: Callable[[str], Sequence[Server]],
+        shared_ids: Callable[[], Sequence[SharedId]],
+        blank: PathStateData,
+    ) -> None:
+        """``blank`` is the answer of this node for a path that it does not take: it says who the node is."""
+        self._configs = configs
+        self._ledger = ledger
+        self._disk = disk
+        self._refusals = refusals
+        self._servers = servers
+        self._shared_ids = shared_ids
+        self._blank = blank
+
+    @property
+    def machine(self) -> MachineId:
+        """This node."""
+        return self._blank.machine
+
+    def answer(self, request: GetPathState) -> Deferred[PathStateData]:
+        """Look at the ledger and at the disk. Fails with RemoteError for what is no path, or when the disk cannot be looked at."""
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError as error:
+            raise RemoteError(f"bad path: {error}") from None
+        committed = self._ledger.committed(vpath) if self._taken(vpath) else None
+        if committed is None:
+            return succeed(self._told(vpath, False, request.servers))
+        looked = self._disk.present(vpath).addErrback(_unseen)
+        return looked.addCallback(lambda there: self._told(vpath, there, request.servers))
+
+    def _taken(self, vpath: VPath) -> bool:
+        config = self._configs.get(vpath.key)
+        return config is not None and config.num_levels == vpath.level
+
+    def _told(self, vpath: VPath, there: bool, servers: bool) -> PathStateData:
+        committed, pending, refusal = self._ledger.committed(vpath), self._ledger.pending(vpath), self._refusals.at(vpath)
+        blank = self._blank
+        return PathStateData(
+            blank.machine,
+            blank.hostname,
+            blank.epoch_ms,
+            self._taken(vpath),
+            committed.version if committed is not None and there else None,
+            pending.state.version if pending is not None else None,
+            (refusal.image, refusal.word) if refusal is not None else None,
+            tuple(self._servers(vpath.key))[:MOST_SERVERS] if servers else (),
+            tuple(self._shared_ids()) if servers else (),
+        )
+
+
+def _unseen(failure: Failure) -> bool:
+    """The disk cannot be looked at: whoever asks hears why."""
+    failure.trap(DiskError)
+    raise RemoteError(failure.getErrorMessage())
