@@ -49,6 +49,25 @@ class Vectors(SynchronousTestCase):
         for name, response in s.OWN_RESPONSES:
             self.assertEqual(codec.decode(codec.encode_response(1, name, response)), codec.ResponseIn(1, name, response))
 
+    def test_own_bounds(self) -> None:
+        """A peer could fill the memory with what it pushes."""
+        for facts in ([5], ["text"], [b"x" * 1401], [b"x"] * 41):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([1, "PushPull", 1, {"port": 5, "facts": facts}]))
+        self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "PushPull", 1, {"taken": True, "facts": [b"x"] * 701}]))
+        state = {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True}
+        codec.decode(cbor2.dumps([2, "GetPathState", 1, state]))
+        server = {"name": "n", "addresses": []}
+        for bad in (
+            {"servers": [server] * 2001},
+            {"servers": [{"name": "x" * 256}]},
+            {"servers": [server | {"addresses": ["x"] * 17}]},
+            {"servers": [server | {"machine_id": b"short"}]},
+            {"shared_ids": [[b"\1" * 16, []]] * 101},
+            {"committed": [1]},
+            {"refused": [b"\1" * 32]},
+        ):
+            self.assertRaises(FormatError, codec.decode, cbor2.dumps([2, "GetPathState", 1, state | bad]))
+
     def test_hook_results(self) -> None:
         """A client would never learn how a hook ended."""
         data = codec.encode_notification(s.HOOK_RESULT)
