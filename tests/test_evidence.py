@@ -28,5 +28,10 @@ class EvidenceTests(SynchronousTestCase):
         """A row that is left out would not be missed."""
         names = [row.name for row in rows()]
         counts = {"I": 13, "A": 60, "F": 60, "G": 16}
-        self.assertEqual(names, [f"{letter}{number}" for letter, most in counts.items() for number in range(1, most + 1)])
+        plain = [name for name in names if name[0] in counts]
+        self.assertEqual(plain, [f"{letter}{number}" for letter, most in counts.items() for number in range(1, most + 1)])
+        kinds = {"K1": 7, "K2": 3, "K3": 6, "K5": 6, "K6": 3, "K7": 8, "K8": 4}
+        self.assertEqual({kind: sum(name.startswith(f"{kind}.") for name in names) for kind in kinds}, kinds)
+        for letter, most in {"S": 14, "W": 6}.items():
+            self.assertEqual([name for name in names if name[0] == letter], [f"{letter}{number}" for number in range(1, most + 1)])
         self.assertTrue(Path(ROWS).read_text(encoding="utf-8").isascii())
