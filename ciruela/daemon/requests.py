@@ -361,8 +361,11 @@ class Requests:
             entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
             for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
         }
-        kept = {entry: rows for entry in entries if link.bulk and (rows := self._ledger.kept(base.image_at(entry)))}
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept))
+        rows = {entry: kept for entry in entries if link.bulk and (kept := self._ledger.kept(base.image_at(entry)))}
+        kept = {entry: tuple(one.version for one in found) for entry, found in rows.items()}
+        signed = {entry: tuple(State(one.image, one.signatures) for one in found if one.signatures) for entry, found in rows.items()}
+        kept_signed = {entry: found for entry, found in signed.items() if found}
+        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept, kept_signed))
 
 
 def _as_response(response: Response) -> Response:
