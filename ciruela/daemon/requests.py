@@ -381,7 +381,7 @@ class Requests:
             entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
             for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
         }
-        rows = {entry: kept for entry in entries if link.bulk and (kept := self._ledger.kept(base.image_at(entry)))}
+        rows = {entry: found for entry in entries if link.bulk and (found := self._ledger.kept(base.image_at(entry)))}
         kept = {entry: tuple(one.version for one in found) for entry, found in rows.items()}
         return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept, kept_signed(rows)))
 

@@ -86,8 +86,8 @@ def decode(data: bytes) -> tuple[Row, ...]:
         raise FormatError(f"more than {MAX_BYTES} bytes of kept images")
     fields = loads(data, max_items=_MAX_ITEMS, max_depth=3)
     match fields:
-        case {"kept": list(rows)}:
-            signed = _signatures(fields.get("signatures"))
+        case {"kept": list(rows), **others}:
+            signed = _signatures(others.get("signatures"))
             return tuple(_row(row, signed.get(number, ())) for number, row in enumerate(rows))
     raise FormatError("not a map of kept images")
 
