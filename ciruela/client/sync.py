@@ -425,7 +425,7 @@ class ClusterRun:
                     self._tell(run, notification.hostname, "gave-up", notification.machine_id, word, detail.strip())
                     self._problem(f"{notification.hostname} {run.book.path} {notification.reason}")
                     self._step()
-                case HookResult() if run.hooks.heard(notification):
+                case HookResult() if not isinstance(run.upload.request, RemoveDir) and run.hooks.heard(notification):
                     self._step()
                 case _:
                     pass
