@@ -20,7 +20,9 @@ from ciruela.client.pages import NoPage
 from ciruela.client.status import status
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, Seen, Survey
-from ciruela.model.errors import LinkLost
+from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.state import State
+from ciruela.proto.messages import BaseDirData, GetBaseDir, Request, Response
 from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.doubles.clock import HeapClock
@@ -46,6 +48,8 @@ class Node:
         self.pending: dict[str, dict[str, Any]] = {}
         self.refused: dict[str, dict[str, Any]] = {}
         self.keys = ["SHA256:one"]
+        self.base: dict[str, State] | None = {}
+        self.broken: set[str] = set()
         self.dir: dict[str, Any] = {
             "key": "apps",
             "append_only": True,
@@ -70,6 +74,8 @@ class Node:
         }
 
     def page(self, page: str) -> Any:
+        if page in self.broken:
+            raise RemoteError("its page answers HTTP 500")
         if self.ours:
             match page.split("/")[3:] if page.startswith("/api/v1/") else None:
                 case ["status"]:
@@ -131,11 +137,26 @@ class Reader:
     def __init__(self) -> None:
         self.nodes: dict[Address, Node] = {}
         self.asked: list[tuple[Address, str]] = []
+        self.requests: list[tuple[Address, Request]] = []
         self.open = self.most = 0
 
     def add(self, *nodes: Node) -> None:
         for node in nodes:
             self.nodes[address(node.number)] = node
+
+    def ask(self, where: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
+        assert isinstance(request, GetBaseDir)
+        self.requests.append((where, request))
+        node = self.nodes[where]
+        if node.base is None:
+            return fail(RemoteError("signatures is not a list of at most 16"))
+        return succeed(BaseDirData(bytes(32), bytes(32), node.base))
+
+    def bulk(self, where: Address) -> bool:
+        return self.nodes[where].ours
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
 
     def get(self, where: Address, page: str) -> Deferred[Any]:
         self.asked.append((where, page))
@@ -144,7 +165,7 @@ class Reader:
             return fail(LinkLost(f"connection refused by {where}"))
         try:
             return succeed(json.loads(json.dumps(node.page(page))))
-        except NoPage as error:
+        except RemoteError as error:
             return fail(error)
 
 
@@ -177,7 +198,7 @@ class ReadingCase(SynchronousTestCase):
         options = parse(line.split())
         match options:
             case LsOptions():
-                return Deferred.fromCoroutine(ls(options, self.around(), self.survey()))
+                return Deferred.fromCoroutine(ls(options, self.around(), self.survey(), self.reader))
             case StatusOptions():
                 return Deferred.fromCoroutine(status(options, self.around(), self.survey()))
             case DoctorOptions():
