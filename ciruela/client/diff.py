@@ -139,7 +139,7 @@ async def diff(options: DiffOptions, around: Surroundings, reach: Reach | None =
 async def _diff(options: DiffOptions, around: Surroundings, reach: Reach, display: Display) -> int:
     sides = (options.left, options.right)
     local = {side for side in sides if isinstance(side, str) and S_ISDIR(await around.in_thread(kind_of, side))}
-    trust = await my_trust(options.trusting, Keys(), around, display.note) if any(isinstance(side, Target) for side in sides) else Trust()
+    trust = await my_trust(options.trusting, Keys(), around, display) if any(isinstance(side, Target) for side in sides) else Trust()
     read: dict[Target | str, Index] = {}
     proofs: dict[Target | str, Proof | None] = {}
     for side in (one for one in sides if one not in local):

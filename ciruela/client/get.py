@@ -78,7 +78,7 @@ async def get(options: GetOptions, around: Surroundings, reach: Reach | None = N
         display.hide()
         if options.image is not None and index.image != options.image:
             raise Ends(EXIT_CONFLICT, f"{options.target} is the image {index.image.hex()}, not {options.image.hex()}")
-        trust = await my_trust(options.trusting, Keys(), around, display.note)
+        trust = await my_trust(options.trusting, Keys(), around, display)
         proof = await origin.proof(index.image, trust)
         return await _Getting(options, where, index, proof, origin, using, around, display).run()
     finally:

@@ -198,7 +198,7 @@ async def _prove(
     rows: Sequence[Listed], base: VPath, having: Sequence[Seen], nodes: Nodes, options: LsOptions, around: Surroundings, display: Display
 ) -> None:
     """Look for a signature of a trusted key on each image; nodes are asked for what they would show each other."""
-    trust = await my_trust(options.trusting, Keys(), around, display.note)
+    trust = await my_trust(options.trusting, Keys(), around, display)
     if not trust.keys or not rows:
         return
 

@@ -117,7 +117,7 @@ async def remove(options: RemoveOptions, around: Surroundings, world: World | No
     net = world or real_world(options.common, around)
     asking = survey or (real_survey(options.common, around) if world is None else None)
     target = options.target
-    trust = await my_trust(options.trusting, options.keys, around, display.note)
+    trust = await my_trust(options.trusting, options.keys, around, display)
     sight = await seen(target, net, asking, display)
     image = options.image or (None if sight.newest is None else sight.newest.image)
     if image is None:

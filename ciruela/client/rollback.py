@@ -88,7 +88,7 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     net = world or real_world(options.common, around)
     asking = survey or (real_survey(options.common, around) if world is None else None)
     target = options.target
-    trust = await my_trust(options.trusting, options.keys, around, display.note)
+    trust = await my_trust(options.trusting, options.keys, around, display)
     sight = await seen(target, net, asking, display)
     proofs: Proofs = await around.in_thread(proofs_of, sight, trust)
     if options.listing:

@@ -360,13 +360,15 @@ class ClusterRun:
         self._contacts.heard(response.hosts.values())
         where = self._where(peer.address)
         state = "accepted" if response.accepted else "refused"
-        self._tell(run, where, state, code=response.reject_reason or "", known=len(response.hosts))
+        reason = response.reject_reason or "refused without a reason"
+        said = f"{reason}: {response.detail}" if response.detail else reason
+        self._tell(run, where, state, code=response.reject_reason or "", message=response.detail, known=len(response.hosts))
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
         elif run.book.refused(peer.address) and response.reject_reason != "no_config":
-            self._problem(f"{where} {run.book.path} {response.reject_reason or 'refused without a reason'}")
+            self._problem(f"{where} {run.book.path} {said}")
         else:
-            self._listener.note(self.label, f"{where} {run.book.path} {response.reject_reason or 'refused without a reason'}")
+            self._listener.note(self.label, f"{where} {run.book.path} {said}")
         self._step()
 
     def _unanswered(self, failure: Failure, run: _Run, peer: _Peer) -> None:

@@ -16,6 +16,7 @@ from ciruela.client.identities import read_key_file
 from ciruela.client.mykeys import my_public_keys
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.trusting import Trusting
+from ciruela.client.progress import Display
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.text import count, interval, stamp
 from ciruela.keys.authorized import parse_authorized
@@ -136,9 +137,9 @@ async def trust_of(trusting: Trusting, own: Iterable[PublicKey], around: Surroun
     return Trust(tuple(found))
 
 
-async def my_trust(trusting: Trusting, keys: Keys, around: Surroundings, problem: Problem) -> Trust:
+async def my_trust(trusting: Trusting, keys: Keys, around: Surroundings, display: Display) -> Trust:
     """As :func:`trust_of` with the public halves of the user's ``keys``: no passphrase is asked for. Raises BadKey."""
-    return await trust_of(trusting, await my_public_keys(keys.files, keys.variables, around, problem), around, problem)
+    return await trust_of(trusting, await my_public_keys(keys.files, keys.variables, around, display.note), around, display.problem)
 
 
 # -- before something is signed -----------------------------------------------------------------------------------------------
