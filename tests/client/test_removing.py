@@ -49,16 +49,16 @@ class SightTests(SynchronousTestCase):
         assert sight.newest is not None
         self.assertEqual(sight.newest.image, B)
         self.assertEqual((sight.with_image(A), sight.with_image(C)), (["n1"], []))
-        shown = _what(Target("host", PATH), B, sight)
-        self.assertIn(f"Removing /app/main: {B.hex()}, signed 1970-01-01T00:00:00Z; 2 of the 3 nodes", shown)
-        self.assertIn("which none of the nodes that were asked has", _what(Target("host", PATH), C, sight))
+        shown = _what(Target("host", PATH), B, sight, None)
+        self.assertIn(f"Removing /app/main: {B.hex()}, signed 1970-01-01T00:00:00Z, unverified; 2 of the 3 nodes", shown)
+        self.assertIn("which none of the nodes that were asked has", _what(Target("host", PATH), C, sight, None))
 
     def test_what_can_be_gone_back_to(self) -> None:
         """The list would name the current image, name one twice, or begin with an old one."""
         sight = self.sight(n1=answer(B, (5, A), (3, C)), n2=answer(B, (6, A)), n3=answer(C, (9000, B), stamp=1))
         self.assertEqual(list(sight.kept), [A, C])
         self.assertEqual(sight.kept[A], (Version(6, A), ["n2", "n1"]))
-        self.assertIn("kept by 2 of 3 nodes that were asked", candidates(sight)[0])
+        self.assertIn("kept by 2 of 3 nodes that were asked  unverified", candidates(sight, {})[0])
         self.assertEqual(chosen(None, sight), (A, ""))
         self.assertEqual(chosen(C, sight), (C, ""))
 
