@@ -9,6 +9,8 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 
 from ciruela.client.contacts import reachable_from
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
@@ -37,6 +39,10 @@ MOST_TRIES = 12
 """Addresses that are tried for these answers."""
 
 
+class NotTold(LinkLost):
+    """Nodes were reached, and none said what is at the path."""
+
+
 class _Quiet:
     """The counterpart of a connection on which only questions are asked."""
 
@@ -55,13 +61,14 @@ class Sight:
     """What nodes of a cluster say of one path.
 
     ``problems`` are those of nodes that did not say anything, as they came. ``silent`` are the nodes among them that may have something
-    there all the same: what they have is not known, which is not the same as nothing.
+    there all the same: what they have is not known, which is not the same as nothing. ``met`` nodes could be connected to.
     """
 
     vpath: VPath
     answers: dict[str, BaseDirData] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
+    met: int = 0
 
     @property
     def states(self) -> Mapping[str, State]:
@@ -104,7 +111,10 @@ class Sight:
 
 
 async def look(name: str, vpath: VPath, world: World) -> Sight:
-    """Ask up to three nodes, found by the entry point ``name``. Raises what resolving it raises, and LinkLost when no node answers."""
+    """Ask up to three nodes, found by the entry point ``name``.
+
+    Raises what resolving it raises, LinkLost when no node can be reached, and NotTold when none that is reached says what is there.
+    """
     sight = Sight(vpath)
     entries = await world.resolve(name)
     waiting: list[tuple[str, Address]] = [(str(address) if len(entries) > 1 else name, address) for address in entries]
@@ -123,7 +133,8 @@ async def look(name: str, vpath: VPath, world: World) -> Sight:
             seen.update(found[:1])
             waiting += [(host, one) for one in found[:1]]
     if not sight.answers:
-        raise LinkLost("; ".join(sight.problems) or f"{name} has no address")
+        kind = NotTold if sight.met else LinkLost
+        raise kind("; ".join(sight.problems) or f"{name} has no address")
     return sight
 
 
@@ -134,6 +145,7 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> 
     except CiruelaError as error:
         sight.unheard(label, str(error) if label in str(error) else f"{label}: {error}")
         return []
+    sight.met += 1
     hosts: list[str] = []
     try:
         hosts = await _others(link, sight.vpath, world)
@@ -178,3 +190,40 @@ async def _taken(link: Link, vpath: VPath, world: World) -> bool:
 
 def _answer(link: Link, request: Request, world: World) -> Deferred[Response]:
     return link.ask(request).addTimeout(ANSWER_TIMEOUT_S, world.clock)
+
+
+# -- better words for what is wrong -------------------------------------------------------------------------------------------
+
+
+async def levels_of(cluster: ClusterNames, vpath: VPath, survey: Survey) -> int | None:
+    """The ``num-levels`` of the directory that a path is in, as the first node has it that tells; None when none does."""
+    try:
+        for node in (await survey.find(cluster)).answering:
+            for one in await survey.dirs(node):
+                if one.key == vpath.key:
+                    return one.num_levels
+    except CiruelaError:
+        return None  # what is wrong is told already: this only finds better words
+    return None
+
+
+def wrong_depth(vpath: VPath, levels: int | None) -> str:
+    """What is wrong with a path that has too few or too many components, in words."""
+    wanted = f"/{vpath.key}" + "/NAME" * (levels or 0)
+    much = "many" if vpath.level > (levels or 0) else "few"
+    return f"{vpath} cannot have an image, it has too {much} components: images of /{vpath.key} are at {wanted} (num-levels: {levels})"
+
+
+async def claimed_signers(cluster: ClusterNames, vpath: VPath, image: ImageId, survey: Survey | None) -> tuple[str, ...]:
+    """The fingerprints of the keys that signed ``image``, as nodes tell them: nothing to rely on, but somebody to ask."""
+    found: dict[str, None] = {}
+    if survey is None:
+        return ()
+    try:
+        for node in (await survey.find(cluster)).answering[:MOST_ANSWERS]:
+            there = (await survey.at(node, vpath)).committed
+            if there is not None and there.image == image.hex():
+                found.update(dict.fromkeys(there.signers))
+    except CiruelaError:
+        return tuple(found)  # that the image is not verified is told in any case
+    return tuple(found)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ciruela.client import editor
+from ciruela.client.asking import claimed_signers
 from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
 from ciruela.client.ends import Ends
@@ -21,8 +22,9 @@ from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.progress import Display
 from ciruela.client.relay import Relay
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.survey import real_survey
 from ciruela.client.sync import ClusterRun, Upload, World
-from ciruela.client.text import size
+from ciruela.client.text import size, stamp
 from ciruela.client.trust import Proof, Shown, Trust, insist_on_proof, shown, trust_of
 from ciruela.index.change import NoPlace, find, put
 from ciruela.index.emit import emit
@@ -73,6 +75,7 @@ class Session:
         self._identities = identities
         self._trust = trust
         self._world = world or real_world(what.common, around)
+        self._survey = real_survey(what.common, around) if world is None else None
         self._readings = [Reading(one.label, one.names, self._world, around.in_thread, display.problem) for one in what.clusters]
         self.targets: list[_Target] = []
 
@@ -102,8 +105,10 @@ class Session:
             proof: Proof | None = await self._around.in_thread(self._trust.proof, what.path, state)
             if proof is None:
                 await self._still(reading, seen.image)
-            self._display.say(f"{reading.label} {what.path} is {seen.image.hex()}, {shown(proof)}")
-            insist_on_proof(Shown(reading.label, what.path, state), proof, self._trust, what.trusting, self._display.problem)
+            when = f", signed {stamp(proof.timestamp_ms)}" if proof is not None else ""
+            self._display.say(f"{reading.label} {what.path} is {seen.image.hex()}{when}, {shown(proof)}")
+            claimed = await claimed_signers(names, what.path, seen.image, self._survey) if proof is None else ()
+            insist_on_proof(Shown(reading.label, what.path, state, claimed), proof, self._trust, what.trusting, self._display.problem)
             await self._ask_leave(reading, seen)
             self.targets.append(_Target(names, reading, seen, file))
 

@@ -112,6 +112,7 @@ class Reading:
         self._locks: dict[Address, DeferredLock] = {}
         self._holders: list[Address] = []
         self._liars: set[Address] = set()
+        self._told: set[str] = set()
         self._rests: Backoff[Address] = Backoff(world.clock)
         self._closed = False
 
@@ -209,7 +210,7 @@ class Reading:
                     found[address] = answer.data
         if found:
             for problem in problems:
-                self._problem(self.label, problem)
+                self._tell_once(problem)
             return await self._agreed(path, found)
         if empty and problems:
             asked_of = ", ".join(empty[:NODES])
@@ -286,8 +287,14 @@ class Reading:
         given = await self._all([self._one(address, request, BaseDirData) for address in self._holders])
         for answer in given:
             if isinstance(answer, Failure):
-                self._problem(self.label, answer.getErrorMessage())
+                self._tell_once(answer.getErrorMessage())
         return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image)
+
+    def _tell_once(self, problem: str) -> None:
+        """Show a problem that may come again when the nodes are asked again."""
+        if problem not in self._told:
+            self._told.add(problem)
+            self._problem(self.label, problem)
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
         """What the nodes that have the image would answer to an upload; those that do not understand the question are left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciruela.client.asking import Sight, look
+from ciruela.client.asking import NotTold, Sight, claimed_signers, levels_of, look, wrong_depth
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Rule
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
 from ciruela.client.ends import Ends
@@ -10,7 +10,6 @@ from ciruela.client.identities import terminal_line
 from ciruela.client.listener import Listener
 from ciruela.client.options.common import Common
 from ciruela.client.options.removing import RemoveOptions, Target
-from ciruela.client.options.signing import ClusterNames
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.source import Source
@@ -20,10 +19,9 @@ from ciruela.client.sync import ClusterRun, Upload, World
 from ciruela.client.text import stamp
 from ciruela.client.trust import Proof, Shown, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
 from ciruela.keys.signed import removal_bytes
-from ciruela.model.errors import CiruelaError, ConfigError, LinkLost
+from ciruela.model.errors import ConfigError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import State
-from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemoveDir
 
 YES = frozenset({"y", "yes"})
@@ -69,46 +67,13 @@ async def seen(target: Target, net: World, survey: Survey | None, display: Displ
     """What some nodes say of the path. Raises what keeps all of them from saying it; Ends when no image can be at such a path."""
     try:
         sight = await look(target.entry_point, target.vpath, net)
-    except LinkLost:
-        if survey is not None and (levels := await levels_of(target, survey)) not in (None, target.vpath.level):
+    except NotTold:
+        if survey is not None and (levels := await levels_of(target.cluster, target.vpath, survey)) not in (None, target.vpath.level):
             raise Ends(EXIT_REJECTED, wrong_depth(target.vpath, levels)) from None
         raise
     for problem in sight.problems:
         (display.problem if sight.silent else display.note)(target.entry_point, problem)
     return sight
-
-
-async def levels_of(target: Target, survey: Survey) -> int | None:
-    """The ``num-levels`` of the directory that the path is in, as the first node has it that tells; None when none does."""
-    try:
-        for node in (await survey.find(ClusterNames((target.entry_point,)))).answering:
-            for one in await survey.dirs(node):
-                if one.key == target.vpath.key:
-                    return one.num_levels
-    except CiruelaError:
-        return None  # whatever it is, it is told already: this only finds better words
-    return None
-
-
-def wrong_depth(vpath: VPath, levels: int | None) -> str:
-    """What is wrong with a path that has too few or too many components, in words."""
-    wanted = f"/{vpath.key}" + "/NAME" * (levels or 0)
-    much = "many" if vpath.level > (levels or 0) else "few"
-    return f"{vpath} cannot have an image, it has too {much} components: images of /{vpath.key} are at {wanted} (num-levels: {levels})"
-
-
-async def claimed_signers(target: Target, image: ImageId, survey: Survey | None) -> tuple[str, ...]:
-    """The fingerprints of the keys that signed ``image``, as nodes tell them: nothing to rely on, but somebody to ask."""
-    found: dict[str, None] = {}
-    try:
-        nodes = () if survey is None else (await survey.find(ClusterNames((target.entry_point,)))).answering
-        for node in nodes[:3]:
-            there = (await survey.at(node, target.vpath)).committed if survey is not None else None
-            if there is not None and there.image == image.hex():
-                found.update(dict.fromkeys(there.signers))
-    except CiruelaError:
-        return tuple(found)  # this only helps somebody who has to be asked to find out
-    return tuple(found)
 
 
 async def remove(options: RemoveOptions, around: Surroundings, world: World | None = None, survey: Survey | None = None) -> int:
@@ -126,7 +91,7 @@ async def remove(options: RemoveOptions, around: Surroundings, world: World | No
     proof: Proof | None = await around.in_thread(trust.proof, target.vpath, state)
     display.say(_what(target, image, sight, proof))
     if options.image is None:  # else it is the user who says which one
-        claimed = await claimed_signers(target, image, asking) if proof is None else ()
+        claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proof is None else ()
         insist_on_proof(Shown(target.entry_point, target.vpath, state, claimed), proof, trust, options.trusting, display.problem)
     if not await agreed("Remove it from all nodes?", options.sure, around):
         raise Ends(EXIT_LOCAL, "nothing was removed")

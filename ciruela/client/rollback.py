@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ciruela.client.asking import Sight
+from ciruela.client.asking import Sight, claimed_signers
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ends import Ends
 from ciruela.client.options.removing import RollbackOptions, Target
 from ciruela.client.progress import Display
-from ciruela.client.removing import agreed, claimed_signers, described, run_one, seen
+from ciruela.client.removing import agreed, described, run_one, seen
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.survey import Survey, real_survey
 from ciruela.client.sync import Upload, World
@@ -101,7 +101,7 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
         raise _refused(options.image, why, target, sight)
     display.say(f"Now at {target.vpath}: {described(current, proofs[current.image])}")
     display.say(f"Going back to: {next(line for line in candidates(sight, proofs) if line.startswith(image.hex()))}")
-    claimed = await claimed_signers(target, image, asking) if proofs[image] is None else ()
+    claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proofs[image] is None else ()
     found = Shown(target.entry_point, target.vpath, _signed(sight, image), claimed)
     insist_on_proof(found, proofs[image], trust, options.trusting, display.problem)
     if not await agreed("Go back?", options.sure, around):

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
+from ciruela.client.asking import claimed_signers, levels_of
 from ciruela.client.doctor import Check, Level, doctor
 from ciruela.client.ends import Ends
 from ciruela.client.ls import ls
@@ -18,7 +19,7 @@ from ciruela.client.options.removing import Target
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.table import parse
 from ciruela.client.pages import NoPage
-from ciruela.client.removing import claimed_signers, levels_of, seen
+from ciruela.client.removing import seen
 from ciruela.client.status import status
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, Seen, Survey
@@ -375,13 +376,19 @@ class LsTests(ReadingCase):
         """Who leaves out a component of a path would read about base dirs and levels."""
         asking = self.survey()
         target = Target("n1", VPath.parse("/apps/a/b"))
-        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(levels_of(target, asking))), 1)
-        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(levels_of(Target("n1", VPath.parse("/other")), asking))))
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(levels_of(target.cluster, target.vpath, asking))), 1)
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(levels_of(target.cluster, VPath.parse("/other"), asking))))
 
-        def refused(_address: Address, _other: object) -> Deferred[Any]:
-            return fail(LinkLost("/apps/a is no base dir"))
+        class NoBaseDir:
+            bulk = False
 
-        world = World(self.clock, random.Random(1), refused, self.resolve)
+            def ask(self, _request: Request) -> Deferred[Any]:
+                return fail(RemoteError("/apps/a is no base dir"))
+
+            def close(self) -> None:
+                """Nothing to do."""
+
+        world = World(self.clock, random.Random(1), lambda _address, _other: succeed(NoBaseDir()), self.resolve)
         asked = Deferred.fromCoroutine(seen(target, world, asking, make_display(parse(["ls", "n1"]).common, self.around(), None)))
         error = self.failureResultOf(asked, Ends).value
         self.assertEqual((error.code, "images of /apps are at /apps/NAME" in str(error)), (5, True))
@@ -390,7 +397,7 @@ class LsTests(ReadingCase):
         """Whom to ask about an image that is not verified would not be told."""
         target = Target("n1", VPath.parse("/apps/v1"))
         for image, found in ((V1, ("SHA256:one",)), (V2, ())):
-            claimed = Deferred.fromCoroutine(claimed_signers(target, ImageId(bytes.fromhex(image)), self.survey()))
+            claimed = Deferred.fromCoroutine(claimed_signers(target.cluster, target.vpath, ImageId(bytes.fromhex(image)), self.survey()))
             self.assertEqual(self.successResultOf(claimed), found)
 
     @shows("A27")

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
+from ciruela.client.asking import wrong_depth
 from ciruela.client.diff import diff
 from ciruela.client.ends import Ends
 from ciruela.client.fetch import Reading
@@ -25,7 +26,7 @@ from ciruela.client.options.table import parse
 from ciruela.client.options.trusting import Trusting
 from ciruela.client.orders import Conflict
 from ciruela.client.origin import Reach
-from ciruela.client.removing import remove, wrong_depth
+from ciruela.client.removing import remove
 from ciruela.client.report import Report
 from ciruela.client.rollback import rollback
 from ciruela.client.surroundings import Surroundings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ciruela.client.book import Rule
 from ciruela.client.options.common import Common, add_common, checked, common_of
 from ciruela.client.options.reading import add_json
-from ciruela.client.options.signing import Keys, add_keys, add_when, check_entry_point, keys_of, rule_of
+from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, check_entry_point, keys_of, rule_of
 from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -20,6 +20,11 @@ class Target:
 
     entry_point: str
     vpath: VPath
+
+    @property
+    def cluster(self) -> ClusterNames:
+        """The cluster as commands name it that take several entry points."""
+        return ClusterNames((self.entry_point,))
 
 
 @dataclass(frozen=True, slots=True)
