@@ -101,14 +101,15 @@ class Session:
                 file = await self._around.in_thread(find, seen.place.index, what.file)
             except NoPlace as error:
                 raise NothingThere(f"{reading.label} {what.path}: {error}") from None
-            state = await reading.signed(seen)
+            state, untold = await reading.signed(seen)
             proof: Proof | None = await self._around.in_thread(self._trust.proof, what.path, state)
             if proof is None:
                 await self._still(reading, seen.image)
             when = f", signed {stamp(proof.timestamp_ms)}" if proof is not None else ""
             self._display.say(f"{reading.label} {what.path} is {seen.image.hex()}{when}, {shown(proof)}")
             claimed = await claimed_signers(names, what.path, seen.image, self._survey) if proof is None else ()
-            insist_on_proof(Shown(reading.label, what.path, state, claimed), proof, self._trust, what.trusting, self._display.problem)
+            found = Shown(reading.label, what.path, state, claimed, untold)
+            insist_on_proof(found, proof, self._trust, what.trusting, self._display.problem)
             await self._ask_leave(reading, seen)
             self.targets.append(_Target(names, reading, seen, file))
 

@@ -209,8 +209,9 @@ class Reading:
                 else:
                     found[address] = answer.data
         if found:
-            for problem in problems:
-                self._tell_once(problem)
+            for problem in [one for one in problems if one not in self._told]:
+                self._told.add(problem)
+                self._problem(self.label, problem)
             return await self._agreed(path, found)
         if empty and problems:
             asked_of = ", ".join(empty[:NODES])
@@ -277,24 +278,16 @@ class Reading:
 
         return Deferred.fromCoroutine(ask())
 
-    async def signed(self, seen: Seen) -> State:
-        """The image that was seen, with the signatures that the nodes which have it show for its path.
+    async def signed(self, seen: Seen) -> tuple[State, list[str]]:
+        """The image that was seen, with the signatures that the nodes which have it show for its path, and why some of them show none.
 
-        None of them is verified. Without any where no node shows one, or says it; ``problem`` is told then why.
+        No signature is verified.
         """
         vpath = VPath.parse(seen.place.path)
         request = GetBaseDir(str(vpath.base))
         given = await self._all([self._one(address, request, BaseDirData) for address in self._holders])
-        for answer in given:
-            if isinstance(answer, Failure):
-                self._tell_once(answer.getErrorMessage())
-        return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image)
-
-    def _tell_once(self, problem: str) -> None:
-        """Show a problem that may come again when the nodes are asked again."""
-        if problem not in self._told:
-            self._told.add(problem)
-            self._problem(self.label, problem)
+        problems = [one.getErrorMessage() for one in given if isinstance(one, Failure)]
+        return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image), problems
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
         """What the nodes that have the image would answer to an upload; those that do not understand the question are left out."""

@@ -147,12 +147,16 @@ async def my_trust(trusting: Trusting, keys: Keys, around: Surroundings, display
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a cluster shows at a path, and who says that he signed it: ``claimed`` are fingerprints as the servers give them."""
+    """What a cluster shows at a path.
+
+    ``claimed`` are the fingerprints of those who signed it, as the servers give them; ``untold`` says why some of these did not tell.
+    """
 
     where: str
     vpath: VPath
     state: State
     claimed: Sequence[str] = ()
+    untold: Sequence[str] = ()
 
 
 def insist_on_proof(seen: Shown, proof: Proof | None, trust: Trust, trusting: Trusting, problem: Problem) -> None:
@@ -167,6 +171,8 @@ def insist_on_proof(seen: Shown, proof: Proof | None, trust: Trust, trusting: Tr
         return
     signatures = len(seen.state.signatures)
     those = f"{count(signatures, 'signature')}, none of them by a trusted key for this path" if signatures else "no signature for it"
+    if seen.untold:
+        those += f" ({'; '.join(seen.untold)})"
     claimed = f" The servers say that {', '.join(seen.claimed)} signed it." if seen.claimed else ""
     raise Ends(
         EXIT_REJECTED,

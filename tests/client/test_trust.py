@@ -325,7 +325,7 @@ class OracleTests(OracleCase):
         other = Image(6, {"app.conf": 10})
         signed = Reading.signed
 
-        async def late(reading: Reading, seen: Any) -> State:
+        async def late(reading: Reading, seen: Any) -> tuple[State, list[str]]:
             client = Client(cluster, other)
             client.upload(PATH, cluster.addresses(1), replace=True)
             waiting: Deferred[None] = Deferred()
@@ -428,6 +428,8 @@ class UnreadableTests(OracleCase):
         line = PUT.replace("LOCAL", str(self.local)).replace("n9", "-m n9 n1")
         error = self.failureResultOf(self.ends(self.start(line)), RemoteError).value
         self.assertIn("others did not say: n9: the index cannot be read here", str(error))
+        impostor.broken = {GetBaseDir: "signatures is not a list"}
+        self.refused(PUT.replace("LOCAL", str(self.local)), 5, "no signature for it (n9: signatures is not a list)")
 
     @shows("K3.6")
     def test_get(self) -> None:
