@@ -110,7 +110,7 @@ class _Run:
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
         self.upload = upload
         self.book = Book(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
-        self.hooks = HookAccount(upload.request.path, upload.request.image)
+        self.hooks = HookAccount(upload.request.path, upload.request.image, runs=not isinstance(upload.request, RemoveDir))
         self.asked: set[Address] = set()
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
@@ -427,7 +427,7 @@ class ClusterRun:
                     self._tell(run, notification.hostname, "gave-up", notification.machine_id, word, detail.strip())
                     self._problem(f"{notification.hostname} {run.book.path} {notification.reason}")
                     self._step()
-                case HookResult() if not isinstance(run.upload.request, RemoveDir) and run.hooks.heard(notification):
+                case HookResult() if run.hooks.heard(notification):
                     self._step()
                 case _:
                     pass
