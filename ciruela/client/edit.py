@@ -101,33 +101,39 @@ class Session:
                 file = await self._around.in_thread(find, seen.place.index, what.file)
             except NoPlace as error:
                 raise NothingThere(f"{reading.label} {what.path}: {error}") from None
-            state, untold = await reading.signed(seen)
-            proof: Proof | None = await self._around.in_thread(self._trust.proof, what.path, state)
-            if proof is None:
-                await self._still(reading, seen.image)
-            when = f", signed {stamp(proof.timestamp_ms)}" if proof is not None else ""
-            self._display.say(f"{reading.label} {what.path} is {seen.image.hex()}{when}, {shown(proof)}")
-            claimed = await claimed_signers(names, what.path, seen.image, self._survey) if proof is None else ()
-            found = Shown(reading.label, what.path, state, claimed, untold)
-            insist_on_proof(found, proof, self._trust, what.trusting, self._display.problem)
+            target = _Target(names, reading, seen, file)
+            await self._prove(target)
             await self._ask_leave(reading, seen)
-            self.targets.append(_Target(names, reading, seen, file))
+            self.targets.append(target)
+
+    async def _prove(self, target: _Target) -> None:
+        """Tell who signed what was seen. Raises Ends unless that is a trusted key, and Conflict when something else is there by now."""
+        path, reading, image = self._what.path, target.reading, target.seen.image
+        state, untold = await reading.signed(target.seen)
+        proof: Proof | None = await self._around.in_thread(self._trust.proof, path, state)
+        if proof is not None:
+            self._display.say(f"{reading.label} {path} is {image.hex()}, signed {stamp(proof.timestamp_ms)}, {shown(proof)}")
+            return
+        await self._still(reading, image)
+        self._display.say(f"{reading.label} {path} is {image.hex()}, {shown(proof)}")
+        claimed = await claimed_signers(target.names, path, image, self._survey)
+        found = Shown(reading.label, path, state, claimed, untold)
+        insist_on_proof(found, proof, self._trust, self._what.trusting, self._display.problem)
 
     async def _ask_leave(self, reading: Reading, seen: Seen) -> None:
         """Ask whether a replacement would be taken at all: nobody should type a text, or wait for a hash, that cannot be uploaded.
 
-        Raises Ends. What the nodes refuse for what is there is left to the upload: it may be otherwise then.
+        Raises Ends when no node would take any. What they refuse for what is there is left to the upload: it may be otherwise then.
         """
         path, stamp_ms = str(self._what.path), self._around.now_ms()
         signed = await self._identities.sign_all(signed_check_bytes(path, seen.image, stamp_ms))
         request = CheckUpload(path, True, seen.image, seen.image, stamp_ms, tuple(signature for _, signature in signed))
-        for answer in await reading.judged(request):
-            reason = answer.reject_reason or ""
-            if reason in _NEVER:
-                said = f"{meaning_of(reason)}{f' ({answer.detail})' if answer.detail else ''}"
-                raise Ends(
-                    refusal_code(reason), f"{reading.label} {path}: {answer.hostname} would refuse the change: {said}; nothing was sent"
-                )
+        answers = await reading.judged(request)
+        refusals = [answer for answer in answers if answer.reject_reason in _NEVER]
+        if refusals and len(refusals) == len(answers):
+            reason, detail = refusals[0].reject_reason or "", refusals[0].detail
+            said = f"{meaning_of(reason)}{f' ({detail})' if detail else ''}"
+            raise Ends(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
 
     async def content(self, target: _Target) -> bytes | None:
         """What the file holds on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
