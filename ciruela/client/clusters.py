@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
 from twisted.python.failure import Failure
 
 from ciruela.client.book import worst
@@ -13,10 +13,35 @@ from ciruela.client.sync import ClusterRun, Row
 from ciruela.model.ids import ImageId
 
 
+class Settled:
+    """Uploads to one cluster whose end was known before anything was sent, beside the runs of others."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = list(rows)
+
+    def start(self) -> Deferred[None]:
+        """Nothing is left to do."""
+        return succeed(None)
+
+    def stop(self) -> None:
+        """Nothing is under way."""
+
+    def source_changed(self, image: ImageId, text: str) -> None:
+        """Nothing is served."""
+
+    def rows(self) -> list[Row]:
+        """How the uploads ended."""
+        return list(self._rows)
+
+    def whole_nodes(self) -> int | None:
+        """Nothing runs."""
+        return None
+
+
 class SyncRun:
     """All clusters of one command, in parallel."""
 
-    def __init__(self, clusters: Sequence[ClusterRun]) -> None:
+    def __init__(self, clusters: Sequence[ClusterRun | Settled]) -> None:
         self._clusters = clusters
 
     def start(self) -> Deferred[list[Row]]:

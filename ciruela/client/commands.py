@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.book import EXIT_NOTHING
-from ciruela.client.clusters import SyncRun, exit_code, to_its_end
-from ciruela.client.hashes import OURS, hash_for
+from ciruela.client.book import EXIT_NOTHING, Rule
+from ciruela.client.clusters import Settled, SyncRun, exit_code, to_its_end
+from ciruela.client.entrance import together
+from ciruela.client.hashes import OURS
+from ciruela.client.identities import Identities
 from ciruela.client.listener import Listener
+from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
-from ciruela.client.options.sync import SyncOptions
-from ciruela.client.orders import Prepared, check_directory, check_sources, prepare, sign_checks
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.options.sync import SyncOptions, Wish
+from ciruela.client.orders import Signer, check_content, check_directory, check_sources
 from ciruela.client.pace import SHARED_BYTES_S, Pace
+from ciruela.client.preflight import Preflight
+from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
-from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.scanning import Scans, hash_caches, scan_directory
 from ciruela.client.source import Offer, Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, World
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
+from ciruela.model.errors import LinkLost
 from ciruela.seams import InThread
 
 
@@ -37,12 +45,12 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
 
 
 async def open_source(
-    prepared: Prepared, in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
+    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
 ) -> tuple[Source, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
     trees: list[LocalTree] = []
-    for name, found in prepared.scans.items():
+    for name, found in scans:
         tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
         offers.append(Offer(found.index, found.data, tree, name))
@@ -54,6 +62,105 @@ def _open_tree(name: str, found: Scan) -> LocalTree:
     return LocalTree(name, found.index)
 
 
+class Sending:
+    """What ``sync`` and ``upload`` do alike: find out who is there, index for them, ask what they would answer, and send.
+
+    Cancel what is awaited to stop. ``close`` ends the connections that were not needed.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[tuple[ClusterNames, Sequence[Wish]]],
+        rule: Rule,
+        kind: HashKind | None,
+        identities: Identities,
+        net: World,
+        around: Surroundings,
+        display: Display,
+        *,
+        cache: bool = True,
+        excluding: Excluding = NOTHING,
+        allow_empty: bool = False,
+        limit_bytes_s: int | None = None,
+    ) -> None:
+        """``kind``: the hash that the user chose, None for the best that each cluster understands."""
+        self._around = around
+        self._display = display
+        self._kind = kind
+        self._allow_empty = allow_empty
+        self._caches = hash_caches(cache, around)
+        self._pace = None if limit_bytes_s is None else Pace(around.reactor, limit_bytes_s)
+        self.scans = Scans(
+            lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
+        )
+        signer = Signer(identities)
+        connections = 1 if limit_bytes_s is not None and limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
+        self.preflights = [
+            Preflight(names, wishes, rule, net, signer, around.now_ms, around.in_thread, connections) for names, wishes in targets
+        ]
+
+    def close(self) -> None:
+        """End the connections that no run took."""
+        for one in self.preflights:
+            one.close()
+
+    async def prepare(self, *, once: bool = False) -> None:
+        """Reach the clusters, index what they get, and ask them. Raises what indexing and signing raise; ``once`` as Entrance.reach.
+
+        LinkLost when no cluster at all can be reached, LocalProblem for a directory that is empty by mistake.
+        """
+        self._display.show(lambda: "Asking who is there")
+        try:
+            await together([one.entrance.reach(once=once) for one in self.preflights])
+        finally:
+            self._display.hide()
+        reached = [one for one in self.preflights if one.reached or once]
+        if not reached:
+            raise LinkLost("; ".join(f"{one.cluster.label}: no node could be reached: {one.entrance.why()}" for one in self.preflights))
+        for one in reached:
+            for wish in one.wishes:
+                check_content(wish, await self.scans.of(wish.source, self._kind or one.kind), self._allow_empty)
+        timestamp_ms = self._around.now_ms()
+        self._display.show(lambda: "Asking what the nodes would answer")
+        try:
+            await together([one.ask(self.scans, self._kind or one.kind, timestamp_ms) for one in reached])
+        finally:
+            self._display.hide()
+        report = self._around.report
+        if report is not None:
+            images = {ruling.intent.image for one in reached for ruling in one.rulings}
+            for wish in dict.fromkeys(wish for one in reached for wish in one.wishes):
+                for (name, _), found in self.scans.made.items():
+                    if name == wish.source and found.image in images:
+                        report.indexed(wish, found)
+
+    async def send(self, listener: Listener, watch: Callable[[SyncRun], None] = lambda _: None) -> list[Row]:
+        """Send what nobody refused, and wait for its end. Gives the final rows, which were shown. ``watch`` is told of the run."""
+        clusters: list[ClusterRun | Settled] = []
+        run = SyncRun(clusters)
+        used = {ruling.intent.image for one in self.preflights for ruling in one.rulings if not ruling.refusal}
+        opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
+        in_thread = self._around.in_thread
+        source, trees = await open_source([(name, found) for name, _, found in opened], in_thread, run.source_changed, self._pace)
+        try:
+            for one in self.preflights:
+                if one.rulings:
+                    clusters += await one.runs(source, listener)
+                else:
+                    clusters.append(one.unreached([self._some(wish.source) for wish in one.wishes]))
+            watch(run)
+            return await to_its_end(run, self._display)
+        finally:
+            for (name, kind, _), tree in zip(opened, trees, strict=True):
+                tree.close()
+                if self._caches is not None and tree.changed:
+                    await in_thread(self._caches.drop, name, kind, tree.changed)
+
+    def _some(self, source: str) -> Scan:
+        """Some index of a directory: for a cluster that could not be reached, any will do."""
+        return next(found for (name, _), found in self.scans.made.items() if name == source)
+
+
 async def sync(
     options: SyncOptions, around: Surroundings, world: World | None = None, ended: Callable[[list[Row]], None] | None = None
 ) -> int:
@@ -61,61 +168,49 @@ async def sync(
 
     Cancel to stop: what has been promised so far is printed, then CancelledError is raised. Raises what keeps it from sending anything.
     """
-    if options.dry_run:
-        from ciruela.client.check import dry_run  # here, because only a dry run needs it
-
-        return await dry_run(options, around, world)
     check_sources(options.wishes)
-    display = make_display(options.common, around, options.print_progress_s)
+    display = make_display(options.common, around, None if options.dry_run else options.print_progress_s)
     identities = await identities_of(options.keys, around, display)
-    net = world or real_world(options.common, around)
-    kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
-    caches = hash_caches(options.cache, around)
-    prepared = await prepare(
-        options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
+    sending = Sending(
+        [(names, options.wishes) for names in options.clusters],
+        options.rule,
+        options.common.hash,
         identities,
-        around.now_ms,
+        world or real_world(options.common, around),
+        around,
+        display,
+        cache=options.cache,
+        excluding=options.excluding,
+        allow_empty=options.allow_empty,
+        limit_bytes_s=options.limit_bytes_s,
     )
     report = around.report
-    if report is not None:
-        for wish in options.wishes:
-            report.indexed(wish, prepared.scans[wish.source])
-    if options.exit_code:
-        from ciruela.client.check import nothing_to_do, survey_all
-
-        checks = await sign_checks(options.wishes, prepared.scans, identities, around.now_ms())
-        if nothing_to_do(await survey_all(options, checks, net, display), options.rule):
-            display.say("Nothing to do: every node has exactly this already")
-            if report is not None:
-                report.end(EXIT_NOTHING, "nothing-to-do", [])
-            return EXIT_NOTHING
-    clusters: list[ClusterRun] = []
-    run = SyncRun(clusters)
-    connections = 1 if options.limit_bytes_s is not None and options.limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
-    pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)
-    source, trees = await open_source(prepared, around.in_thread, run.source_changed, pace)
     try:
+        await sending.prepare(once=options.dry_run)
+        if options.dry_run or options.exit_code:
+            from ciruela.client import dryrun  # here, because only these need it
+
+            await dryrun.survey_all(sending.preflights, display)
+            if options.dry_run:
+                return await dryrun.show_forecast(sending.preflights, sending.scans, options, around, display)
+            if dryrun.nothing_to_do(sending.preflights, options.rule):
+                display.say("Nothing to do: every node has exactly this already")
+                if report is not None:
+                    report.end(EXIT_NOTHING, "nothing-to-do", [])
+                return EXIT_NOTHING
         listener: Listener = display if report is None else Reporting(display, report)
-        clusters += [
-            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, listener, connections)
-            for names in options.clusters
-        ]
-        if report is not None:
-            report.watch(run, around.reactor, options.print_progress_s)
         try:
-            rows = await to_its_end(run, display)
+            rows = await sending.send(
+                listener, lambda run: None if report is None else report.watch(run, around.reactor, options.print_progress_s)
+            )
         finally:
             if report is not None:
                 report.rest()
-        if ended is not None:
-            ended(rows)
-        code = exit_code(rows)
-        if report is not None:
-            report.summary(code, rows)
-        return code
     finally:
-        for name, tree in zip(prepared.scans, trees, strict=True):
-            tree.close()
-            if caches is not None and tree.changed:
-                await around.in_thread(caches.drop, name, kind, tree.changed)
+        sending.close()
+    if ended is not None:
+        ended(rows)
+    code = exit_code(rows)
+    if report is not None:
+        report.summary(code, rows)
+    return code

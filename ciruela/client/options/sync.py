@@ -37,7 +37,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """``ciruela sync``. Intervals in seconds. ``exit_code``: whether nothing to do has an exit code of its own."""
+    """``ciruela sync``. Intervals in seconds. ``exit_code``: whether nothing to do has an exit code of its own.
+
+    ``allow_empty``: whether a directory without files may replace what is there.
+    """
 
     common: Common
     wishes: tuple[Wish, ...]
@@ -51,6 +54,7 @@ class SyncOptions:
     json: bool = False
     dry_run: bool = False
     exit_code: bool = False
+    allow_empty: bool = False
 
 
 def split_wish(mode: Mode, text: str) -> Wish:
@@ -117,6 +121,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         what.add_argument(f"--{mode.value}", action=_AddWish, type=_wish(mode), dest="wishes", metavar=meta, help=text)
     what.add_argument("-n", "--dry-run", action="store_true", help="only ask what the nodes would say; nothing can be uploaded by it")
     what.add_argument("--exit-code", action="store_true", help="exit with 8, and upload nothing, when every node has exactly this already")
+    what.add_argument("--allow-empty", action="store_true", help="let --replace put a directory without any file in place of what is there")
     add_excluding(parser)
     add_where(parser)
     add_keys(parser)
@@ -154,4 +159,5 @@ def sync_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> 
         json=found.json,
         dry_run=found.dry_run,
         exit_code=found.exit_code,
+        allow_empty=found.allow_empty,
     )

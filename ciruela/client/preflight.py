@@ -1,0 +1,231 @@
+"""Asks the entry points of one cluster what they would answer, before a single order is sent: what one refuses goes to none.
+
+From the answers follow the kind of hash that the cluster gets (:mod:`hashes`), the time that an order is signed for, and whether other
+content is really other: an image of another hash with the same files is the same content.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ciruela.client.book import EXIT_NETWORK, Outcome, Rule, Standing, Verdict, worst
+from ciruela.client.check import Survey
+from ciruela.client.clusters import Settled
+from ciruela.client.entrance import Entrance
+from ciruela.client.forecast import Reply, Says, difference, refusal_of
+from ciruela.client.hashes import kind_for
+from ciruela.client.listener import Listener, NodeNews
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.options.sync import Mode, Wish
+from ciruela.client.orders import Intent, Signer
+from ciruela.client.scanning import Scans
+from ciruela.client.source import Giver
+from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, Upload, World
+from ciruela.client.text import interval
+from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
+from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId
+from ciruela.seams import InThread, NowMs
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+
+CLOCK_MARGIN_MS = 10_000
+"""What the clocks of servers may differ by when an order is signed for the latest time that they take."""
+
+CONNECT_TIMEOUT_S = 15.0
+"""How long entry points are tried before a cluster counts as one that cannot be reached."""
+
+Reindex = Callable[[int, HashKind], Awaitable[Index]]
+"""Gives the index of what an intent, by its number, would bring with another kind of hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What becomes of one intent on one cluster.
+
+    ``refusal``: why it is sent to no server, empty when it may be sent. ``only``: labels of the servers that it is sent to, none for any:
+    those that have other content, which a weak append takes for as good.
+    """
+
+    intent: Intent
+    replies: tuple[Reply, ...]
+    refusal: str = ""
+    only: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of an upload that is refused so."""
+        return worst(one.exit_code for one in self.replies if one.says is Says.REFUSES)
+
+
+class Preflight:
+    """The entry points of one cluster, and what they say to what is meant for it. ``close`` ends the connections that no run took."""
+
+    def __init__(
+        self,
+        cluster: ClusterNames,
+        wishes: Sequence[Wish],
+        rule: Rule,
+        world: World,
+        signer: Signer,
+        now_ms: NowMs,
+        in_thread: InThread,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        """``connections``: how many of the addresses of one name are asked, and how many servers an upload is given to."""
+        self.cluster = cluster
+        self.wishes = tuple(wishes)
+        self.rulings: list[Ruling] = []
+        self.survey = Survey(cluster, (), rule, world)
+        self.entrance = Entrance(cluster.names, world, min(CONNECT_TIMEOUT_S, rule.deadline_s))
+        self._connections = connections
+        self._rule = rule
+        self._world = world
+        self._signer = signer
+        self._now_ms = now_ms
+        self._in_thread = in_thread
+
+    @property
+    def kind(self) -> HashKind:
+        """The kind of hash that every server that was reached understands."""
+        return kind_for(self.entrance.links.values())
+
+    @property
+    def reached(self) -> bool:
+        """Whether a server answers."""
+        return bool(self.entrance.links)
+
+    def close(self) -> None:
+        """End the connections that nobody took."""
+        self.entrance.close()
+
+    # -- asking -------------------------------------------------------------------------------------------------------------------
+
+    async def ask(self, scans: Scans, kind: HashKind, timestamp_ms: int) -> None:
+        """Ask what would become of the wishes, indexed with ``kind``. Raises what indexing and signing raise."""
+        intents = [Intent.of(wish, await scans.of(wish.source, kind), timestamp_ms) for wish in self.wishes]
+
+        async def reindex(number: int, other: HashKind) -> Index:
+            found = await scans.of(self.wishes[number].source, other)
+            index: Index = await self._in_thread(lambda: found.index)
+            return index
+
+        await self.decide(intents, reindex)
+
+    async def decide(self, intents: Sequence[Intent], reindex: Reindex | None = None) -> None:
+        """Ask, and set :attr:`rulings`. Without ``reindex`` the hash of what is meant cannot be changed. Raises what signing raises."""
+        asked = list(intents)
+        survey = await self._asked(asked)
+        timed = [self._timed(intent, replies) for intent, replies in zip(asked, survey.replies, strict=True)]
+        if timed != asked:
+            asked, survey = timed, await self._asked(timed)
+        same, differences = list(asked), [""] * len(asked)
+        for number, intent in enumerate(asked):
+            if reindex is not None and refusal_of(survey.replies[number]):
+                same[number], differences[number] = await self._compared(number, intent, survey, reindex)
+        if same != asked:
+            asked, survey = same, await self._asked(same)
+        self.survey = survey
+        self.rulings = [self._ruling(*one) for one in zip(asked, survey.replies, differences, strict=True)]
+
+    async def _asked(self, intents: Sequence[Intent]) -> Survey:
+        checks = [await self._signer.check(intent) for intent in intents]
+        survey = Survey(self.cluster, checks, self._rule, self._world, self.entrance)
+        await survey.ask_reached()
+        return survey
+
+    def _timed(self, intent: Intent, replies: Sequence[Reply]) -> Intent:
+        """A replace is signed for a moment after what is there, if a clock that is ahead of this one signed that, but not by too much."""
+        latest = _latest(replies)
+        if intent.mode is not Mode.REPLACE or latest is None or latest.signed_ms is None:
+            return intent
+        fits = intent.timestamp_ms <= latest.signed_ms < self._now_ms() + FUTURE_LIMIT_MS - CLOCK_MARGIN_MS
+        return replace(intent, timestamp_ms=latest.signed_ms + 1) if fits else intent
+
+    async def _compared(self, number: int, intent: Intent, survey: Survey, reindex: Reindex) -> tuple[Intent, str]:
+        """The intent with the hash of what is there, if that has the same content, or how far it differs, for people."""
+        if all(one.there is None and one.coming is None for one in survey.replies[number]):
+            await survey.ask_all()  # they refuse on the word of others, who can show what they have
+        compared: set[ImageId] = {intent.image}
+        how = ""
+        for one in survey.replies[number]:
+            for image in (one.coming, one.there):
+                if image is None or image in compared:
+                    continue
+                index = await survey.index_of(one, number, image, self._in_thread)
+                if index is None:
+                    continue
+                compared.add(image)
+                ours = await reindex(number, index.kind)
+                if ours.image == image:
+                    return replace(intent, image=image), ""
+                how = how or await self._in_thread(difference, ours, index)
+        return intent, how
+
+    def _ruling(self, intent: Intent, replies: Sequence[Reply], how: str) -> Ruling:
+        holders = [one.address for one in replies if one.says in (Says.HAS, Says.HOLDS) and one.address is not None]
+        if any(one.says is Says.HOLDS for one in replies):
+            return Ruling(intent, tuple(replies), only=tuple(self.entrance.label(address) for address in holders))
+        refusal = refusal_of(replies)
+        if refusal and how:
+            refusal = f"{refusal} ({how})"
+        return Ruling(intent, tuple(replies), f"{refusal}{self._clock_words(replies)}" if refusal else "")
+
+    def _clock_words(self, replies: Sequence[Reply]) -> str:
+        """Say whose clock is ahead, where what is there is signed for a time that no order of this host reaches."""
+        latest = _latest(replies)
+        ahead_ms = 0 if latest is None or latest.signed_ms is None else latest.signed_ms - self._now_ms()
+        if latest is None or ahead_ms < FUTURE_LIMIT_MS - CLOCK_MARGIN_MS:
+            return ""
+        ahead = interval(ahead_ms / 1000)
+        return f"; what {latest.host} has is signed for {ahead} ahead of the clock of this host ({socket.gethostname()}), which is behind"
+
+    # -- what follows -------------------------------------------------------------------------------------------------------------
+
+    async def runs(self, source: Giver, listener: Listener) -> list[ClusterRun | Settled]:
+        """Sign what may be sent, and make the runs that send it. Raises what signing raises."""
+        world = replace(self._world, connect=self.entrance.connect, resolve=self.entrance.resolve)
+        free: list[Upload] = []
+        runs: list[ClusterRun | Settled] = []
+        label, rule = self.cluster.label, self._rule
+        for ruling in self.rulings:
+            if ruling.refusal:
+                runs.append(Settled([self._refused(ruling, listener)]))
+            elif ruling.only:
+                upload = await self._signer.upload(ruling.intent)
+                runs.append(ClusterRun(label, ruling.only, [upload], rule, world, source, listener, len(ruling.only)))
+            else:
+                free.append(await self._signer.upload(ruling.intent))
+        if free:
+            runs.insert(0, ClusterRun(label, self.cluster.names, free, rule, world, source, listener, self._connections))
+        return runs
+
+    def _refused(self, ruling: Ruling, listener: Listener) -> Row:
+        failed = []
+        for one in ruling.replies:
+            if one.says is Says.REFUSES:
+                failed.append((one.host, one.code))
+                news = NodeNews(self.cluster.label, ruling.intent.path, one.host, one.machine, "refused", one.code, one.message)
+                listener.node(news)
+                listener.problem(self.cluster.label, " ".join(filter(None, (one.host, ruling.intent.path, one.code, one.message))))
+        expected = sum(one.says is not Says.NO_CONFIG for one in ruling.replies)
+        done = sum(one.says is Says.HAS for one in ruling.replies)
+        verdict = Verdict(Outcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
+        return self._row(ruling.intent, verdict, Standing(done, expected, (), (), tuple(failed)))
+
+    def unreached(self, images: Sequence[Scan]) -> Settled:
+        """The end of a cluster of which nobody answered; ``images`` are what was meant for it."""
+        verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"no node could be reached: {self.entrance.why()}")
+        intents = [Intent.of(wish, found, 0) for wish, found in zip(self.wishes, images, strict=True)]
+        return Settled([self._row(intent, verdict, Standing(0, 0, (), (), ())) for intent in intents])
+
+    def _row(self, intent: Intent, verdict: Verdict, standing: Standing) -> Row:
+        return Row(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
+
+
+def _latest(replies: Sequence[Reply]) -> Reply | None:
+    """The server with the other content at the path that is signed for the latest time."""
+    others = [one for one in replies if one.signed_ms is not None and one.says is not Says.HAS]
+    return max(others, key=lambda one: one.signed_ms or 0, default=None)
