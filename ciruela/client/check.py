@@ -67,7 +67,7 @@ class Survey:
 
     async def ask_reached(self) -> None:
         """Ask the entry points that were reached. Who has not answered some time after the first one is left out."""
-        patience = Patience(self._world.clock, ANSWER_TIMEOUT_S)
+        patience = Patience(self._world.clock)
         links = self.entrance.links
         await patience.wait([self._patiently(address, patience) for address, link in links.items() if link.bulk])
 
@@ -147,8 +147,8 @@ class Survey:
                 said.append(Reply(label, says, "error" if link.bulk else "old-server", str(error)))
                 continue
             except CiruelaError as error:
-                said.append(Reply(label, Says.UNREACHABLE, "unreachable", str(error)))
-                continue
+                said += [Reply(label, Says.UNREACHABLE, "unreachable", str(error))] * (len(self.checks) - len(said))
+                break
             if not isinstance(answer, CheckData):
                 said.append(Reply(label, Says.CANNOT_TELL, "error", f"unexpected {type(answer).__name__}"))
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as AnswerTimeout
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
 from ciruela.client.sync import CONNECTIONS, ClosableLink, World
@@ -42,16 +42,25 @@ async def together(stories: Sequence[Coroutine[Any, Any, None]]) -> None:
 class Patience:
     """Waits for several stories, but no longer than :data:`PATIENCE_S` after the first answer, and in no case longer than ``most_s``."""
 
-    def __init__(self, clock: IReactorTime, most_s: float) -> None:
+    def __init__(self, clock: IReactorTime, most_s: float | None = None) -> None:
         self._clock = clock
-        self._ended = False
+        self._over = self._ended = False
         self._jobs: list[Deferred[None]] = []
-        self._timer = clock.callLater(max(0.0, most_s), self._end)
+        self._timer: IDelayedCall | None = None
+        if most_s is not None:
+            self._within(most_s)
 
     def answered(self) -> None:
         """The first answer is here: the others have only so long."""
-        if self._timer.active() and self._timer.getTime() > self._clock.seconds() + PATIENCE_S:
-            self._timer.reset(PATIENCE_S)
+        self._within(PATIENCE_S)
+
+    def _within(self, seconds: float) -> None:
+        if self._over:
+            return
+        if self._timer is None:
+            self._timer = self._clock.callLater(seconds, self._end)
+        elif self._timer.active() and self._timer.getTime() > self._clock.seconds() + seconds:
+            self._timer.reset(seconds)
 
     async def wait(self, stories: Sequence[Coroutine[Any, Any, None]]) -> None:
         """Run all. Raises what the first of them raises. What is not done in time is cancelled without a word."""
@@ -62,7 +71,8 @@ class Patience:
             self._end()
             error.subFailure.raiseException()
         finally:
-            if self._timer.active():
+            self._over = True
+            if self._timer is not None and self._timer.active():
                 self._timer.cancel()
 
     async def _excused(self, story: Coroutine[Any, Any, None]) -> None:

@@ -269,6 +269,7 @@ class ClusterRun:
                 address = peer.address
                 if address not in run.asked and not run.book.refused(address) and not run.pause.blocked(address):
                     self._ask(run, peer)
+        for run in running:  # all were asked before a connection is made, which may be there at once: orders go out in their order
             usable = sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
             missing = self._most_connections - usable
             if missing > 0:

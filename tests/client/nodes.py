@@ -11,6 +11,12 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    CheckData,
+    CheckUpload,
+    GetIndex,
+    GetIndexAt,
+    IndexAtData,
+    IndexData,
     Notification,
     PublishImage,
     ReceivedImage,
@@ -18,6 +24,7 @@ from ciruela.proto.messages import (
     Request,
     Response,
     UploadAck,
+    WithdrawUpload,
 )
 from ciruela.seams import Address, Link
 from tests.doubles.memnet import Hub
@@ -36,7 +43,9 @@ def machine(number: int) -> MachineId:
 class FakeNode:
     """Node ``number``: ``reason`` refuses, ``error`` answers with Error, ``silent`` never answers.
 
-    ``peers`` are the nodes that its answers name. ``links`` are the open ones, ``requests`` what came in.
+    ``peers`` are the nodes that its answers name. ``links`` are the open ones, ``requests`` the orders that came in, ``checks`` the
+    questions. Both are answered alike; ``asked`` is the reason of a refusal that only a question gets. ``there`` is what stands at the
+    path, signed for ``there_ms``, with the bytes of its index.
     """
 
     def __init__(self, hub: Hub, number: int, peers: Sequence[int] = ()) -> None:
@@ -49,6 +58,12 @@ class FakeNode:
         self.has: list[tuple[str, ImageId]] = []
         self.links: list[Link] = []
         self.requests: list[Request] = []
+        self.checks: list[CheckUpload] = []
+        self.asked: str | None = None
+        self.there: ImageId | None = None
+        self.there_ms: int | None = None
+        self.index: bytes | None = None
+        self.withdrawn: list[WithdrawUpload] = []
         self.published: list[ImageId] = []
         self.hub = hub
         hub.node(address(number), self, lambda data, source: None)
@@ -58,6 +73,18 @@ class FakeNode:
         return {machine(peer): f"n{peer}" for peer in self.peers if peer != self.number}
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
+        match request:
+            case CheckUpload():
+                return self.checked(request)
+            case GetIndexAt():
+                return succeed(IndexAtData(self.index, self.hosts))
+            case GetIndex():
+                return succeed(IndexData(self.index)) if self.index is not None else fail(RemoteError("no such index"))
+            case WithdrawUpload():
+                self.withdrawn.append(request)
+                return succeed(UploadAck(self.there != request.image, None, self.hosts))
+            case _:
+                pass
         self.requests.append(request)
         if link not in self.links:
             self.links.append(link)
@@ -71,6 +98,21 @@ class FakeNode:
         if (request.path, request.image) in self.has:
             self.tell_received(request.path, request.image, self.number)
         return succeed(UploadAck(self.reason is None, self.reason, self.hosts))
+
+    def checked(self, request: CheckUpload) -> Deferred[Response]:
+        """What an order would be answered."""
+        self.checks.append(request)
+        if self.silent or self.hangs_up:
+            return Deferred()
+        if self.error is not None:
+            return fail(RemoteError(self.error))
+        reason = self.asked or self.reason
+        if reason == "stale_timestamp" and self.there_ms is not None and request.timestamp_ms > self.there_ms:
+            reason = None
+        if self.there == request.image:
+            reason = None
+        host, me = f"n{self.number}", machine(self.number)
+        return succeed(CheckData(reason is None, reason, "", self.there, None, 1 << 33, me, host, self.hosts, self.there_ms))
 
     def notified(self, link: Link, notification: Notification) -> None:
         assert isinstance(notification, PublishImage)

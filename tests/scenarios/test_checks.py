@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED, Rule
-from ciruela.client.check import Survey, nothing_to_do
+from ciruela.client.check import Survey
 from ciruela.client.forecast import Forecast, Says, forecast
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
@@ -71,7 +71,7 @@ class Checks(SynchronousTestCase):
         survey = self.survey(self.check())
         self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.TAKES, "n3": Says.TAKES})
         self.assertEqual(self.fate(survey), Forecast(EXIT_DONE, "", 3, 3))
-        self.assertFalse(nothing_to_do([survey], RULE))
+        self.assertFalse(self.fate(survey).nothing)
         self.cluster.run(5.0)
         for node, hashes in zip(self.cluster.nodes.values(), before, strict=True):
             self.assertEqual(node.ledger.base_hashes(), hashes)
