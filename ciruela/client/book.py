@@ -230,6 +230,11 @@ class Book:
             contact.answer, contact.reason, contact.exit_code = _Answer.REFUSED, text, EXIT_NETWORK
         return False
 
+    def withdrew(self, address: Address) -> None:
+        """The node at ``address`` gave up again what it had accepted: others refuse it for what they have."""
+        contact = self._contacts[address]
+        contact.answer, contact.reason, contact.exit_code = _Answer.REFUSED, "withdrawn", EXIT_CONFLICT
+
     def lost(self, address: Address) -> None:
         """The connection ended. What was accepted stays a promise; an answer will not come any more."""
         contact = self._contacts.get(address)

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict
+from ciruela.client.book import EXIT_CONFLICT, RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, meaning_of
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.listener import Listener, NodeNews
@@ -24,6 +24,7 @@ from ciruela.client.source import Giver
 from ciruela.clockwork import Backoff, Beat
 from ciruela.model.errors import Busy, LinkLost
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Reject
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
@@ -39,6 +40,7 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
     UploadAck,
+    WithdrawUpload,
 )
 from ciruela.seams import Address, Counterpart, Link
 
@@ -116,6 +118,22 @@ class _Run:
         self.sent_bytes = 0
         self.verdict = RUNNING
         self.ended_s = 0.0
+        self.outstanding: set[Address] = set()
+        self.accepted: set[Address] = set()
+        self.taken_back = ""
+
+    def takes_back(self, reason: str | None) -> bool:
+        """Whether a refusal by one server means that no server should have it: other content is there already.
+
+        Of two that are on their way the servers agree on one, and of two replaces the newer one wins: there is nothing to take back.
+        """
+        match self.upload.request:
+            case AppendDir():
+                return not self.upload.weak and reason in (Reject.ALREADY_EXISTS, Reject.STALE_TIMESTAMP)
+            case ReplaceDir():
+                return reason == Reject.REPLACE_DOESNT_MATCH
+            case RemoveDir():
+                return False
 
 
 class _Peer:
@@ -246,6 +264,10 @@ class ClusterRun:
         now_s = self._world.clock.seconds()
         young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
         for run in self._running():
+            if run.taken_back:
+                if not run.outstanding:
+                    run.verdict, run.ended_s = Verdict(Outcome.REJECTED, EXIT_CONFLICT, run.taken_back), now_s
+                continue
             exhausted = self._contacts.exhausted(run.book.refused)
             verdict = run.book.verdict(self._rule, now_s - self._began_s, Reach(self._contacts.resolving or young, exhausted))
             verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
@@ -264,6 +286,7 @@ class ClusterRun:
         for peer in list(self._peers.values()):
             if all(run.book.refused(peer.address) for run in running):
                 peer.link.close()
+        running = [run for run in running if not run.taken_back]
         for run in running:
             for peer in list(self._peers.values()):
                 address = peer.address
@@ -340,15 +363,20 @@ class ClusterRun:
         if self._shares:
             peer.published[request.image] = None
             peer.link.tell(PublishImage(request.image))
-        answer = peer.link.ask(request)
-        self._answers.add(answer)
-        answer.addBoth(self._settled, answer)
-        answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
+        answer = self._answer(request, run, peer)
         answer.addCallbacks(self._answered, self._unanswered, callbackArgs=(run, peer), errbackArgs=(run, peer))
         answer.addErrback(lambda failure: self._log.failure("an answer of {peer} was not booked", failure, peer=str(peer.address)))
 
-    def _settled(self, result: Response | Failure, answer: Deferred[Response]) -> Response | Failure:
+    def _answer(self, request: Request, run: _Run, peer: _Peer) -> Deferred[Response]:
+        run.outstanding.add(peer.address)
+        answer = peer.link.ask(request)
+        self._answers.add(answer)
+        answer.addBoth(self._settled, answer, run, peer)
+        return answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
+
+    def _settled(self, result: Response | Failure, answer: Deferred[Response], run: _Run, peer: _Peer) -> Response | Failure:
         self._answers.discard(answer)
+        run.outstanding.discard(peer.address)
         return result
 
     def _answered(self, response: Response, run: _Run, peer: _Peer) -> None:
@@ -361,6 +389,8 @@ class ClusterRun:
         self._contacts.heard(response.hosts.values())
         where = self._where(peer.address)
         state = "accepted" if response.accepted else "refused"
+        if response.accepted:
+            run.accepted.add(peer.address)
         self._tell(run, where, state, code=response.reject_reason or "", known=len(response.hosts))
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
@@ -368,7 +398,36 @@ class ClusterRun:
             self._problem(f"{where} {run.book.path} {response.reject_reason or 'refused without a reason'}")
         else:
             self._listener.note(self.label, f"{where} {run.book.path} {response.reject_reason or 'refused without a reason'}")
+        if peer.link.bulk and not run.taken_back and run.takes_back(response.reject_reason):
+            run.taken_back = f"{where} refused: {meaning_of(response.reject_reason or '')}"
+        if run.taken_back:
+            self._take_back(run)
         self._step()
+
+    def _take_back(self, run: _Run) -> None:
+        """Tell all that accepted it to give it up: it must not stand beside what one of them has already."""
+        for peer in [peer for peer in self._peers.values() if peer.address in run.accepted and peer.link.bulk]:
+            run.accepted.discard(peer.address)
+            answer = self._answer(WithdrawUpload(run.book.path, run.book.image), run, peer)
+            answer.addCallbacks(self._withdrawn, self._not_withdrawn, callbackArgs=(run, peer), errbackArgs=(run, peer))
+            answer.addErrback(lambda failure: self._log.failure("an answer was not booked", failure))
+
+    def _withdrawn(self, response: Response, run: _Run, peer: _Peer) -> None:
+        where = self._where(peer.address)
+        if isinstance(response, UploadAck) and response.accepted:
+            run.book.withdrew(peer.address)
+            self._tell(run, where, "withdrawn")
+            self._listener.note(self.label, f"{where} {run.book.path} gave it up again")
+        else:
+            detail = response.detail if isinstance(response, UploadAck) else f"unexpected {type(response).__name__}"
+            self._problem(" ".join(filter(None, (where, run.book.path, "does not give it up again:", detail or "it is there"))))
+        self._step()
+
+    def _not_withdrawn(self, failure: Failure, run: _Run, peer: _Peer) -> None:
+        if not failure.check(CancelledError):
+            text = f"no answer within {ANSWER_TIMEOUT_S:.0f} s" if failure.check(AnswerTimeout) else failure.getErrorMessage()
+            self._problem(f"{self._where(peer.address)} {run.book.path} does not give it up again: {text}")
+            self._step()
 
     def _unanswered(self, failure: Failure, run: _Run, peer: _Peer) -> None:
         if failure.check(CancelledError, LinkLost):
