@@ -6,6 +6,7 @@ Everything that would make a run unrepeatable is handed in as :class:`World`, so
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,6 +30,7 @@ from ciruela.model.order import Reject
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    GetIndex,
     GetShare,
     HookResult,
     Notification,
@@ -55,6 +58,13 @@ ANSWER_TIMEOUT_S = 30.0
 
 CONNECT_PATIENCE_S = 1.0
 """How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
+
+
+INDEXES_AT_ONCE = 3
+"""An index is given to one connection so often without delay: nodes begin anew after a fault."""
+
+MOST_INDEX_PAUSE_S = 30.0
+"""And after a pause that doubles from one second up to this."""
 
 
 class ClosableLink(Link, Protocol):
@@ -143,6 +153,12 @@ class _Peer:
         self.address = address
         self.link = link
         self.published: dict[ImageId, None] = {}
+        self.indexes: Counter[ImageId] = Counter()
+
+    def index_pause_s(self, image: ImageId) -> float:
+        """How long this node waits for the index of ``image``, if it asks once more. A server that cannot read it asks again at once."""
+        self.indexes[image] += 1
+        return min(MOST_INDEX_PAUSE_S, 2.0 ** (self.indexes[image] - INDEXES_AT_ONCE - 1)) if self.indexes[image] > INDEXES_AT_ONCE else 0.0
 
 
 class ClusterRun:
@@ -461,7 +477,17 @@ class ClusterRun:
         published = peer.published if peer is not None else {}
         if isinstance(request, GetShare) and request.image in published:
             return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
-        return self._source.answer(request, published, self._sent)
+        pause_s = peer.index_pause_s(request.image) if peer is not None and isinstance(request, GetIndex) else 0.0
+        if not pause_s:
+            return self._source.answer(request, published, self._sent)
+        pause: Deferred[None] = deferLater(self._world.clock, pause_s)
+        waiting = pause.addCallback(lambda _: self._source.answer(request, published, self._sent))
+        self._answers.add(waiting)
+        return waiting.addBoth(self._given, waiting)
+
+    def _given(self, result: Response | Failure, waiting: Deferred[Response]) -> Response | Failure:
+        self._answers.discard(waiting)
+        return result
 
     def _sent(self, image: ImageId, size: int) -> None:
         for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):
