@@ -326,7 +326,7 @@ class MemDisk:
     def free(self, key: str) -> Deferred[int]:
         if key in self.unmounted:
             return fail(DiskError(f"/{key}: the directory cannot be opened"))
-        return succeed(1 << 40)
+        return succeed(min(1 << 40, self.free_bytes))
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         keep = {*keep, *(version.image for versions in self.kept.values() for version in versions)}

@@ -326,7 +326,7 @@ class Tolerance(SynchronousTestCase):
 
     @shows("K7.4", "A15")
     def test_more_keys_than_are_looked_at(self) -> None:
-        """A client of another version with many keys in its agent could upload nothing, and would be told of a message that is malformed."""
+        """A client of another version with many keys in its agent could upload nothing: its message would be malformed."""
         offered = [["ssh-ed25519", bytes([number]) * 64] for number in range(17)]
         wish = codec.decode(append(signatures=offered))
         assert isinstance(wish, codec.RequestIn)
