@@ -11,9 +11,9 @@ printed), ``progress`` (the display), ``live`` (the same on a terminal), ``repor
 before the eyes of the user), ``surroundings`` (what a command gets from the process), ``scanning`` (a directory is indexed), ``entrance``
 (connections to the entry points, before anything is sent), ``check`` (asks what servers would answer), ``forecast`` (what follows from
 that: pure verdict), ``preflight`` (what a cluster gets, and whether it gets anything), ``commands`` (sync and index as stories),
-``dryrun``, ``verify``, ``completion`` (of shells), ``nodes`` and ``demo``; ``fetch`` (what a cluster has), ``localfile``, ``relay`` (serves an image of which one file is here),
-``editor``, ``edit``, ``upload``; ``asking`` (what nodes tell of a path), ``removing``, ``rollback``, ``explain``; for what reads: ``ends``
-(results and exit codes), ``pages`` (one page of a node), ``shapes`` (what a page says), ``survey`` (who is in a cluster), ``ls``,
-``status``, ``mykeys``, ``doctor``, ``origin`` (the index at a path), ``get``, ``diff``; ``keygen``; ``main`` (the process and exit codes),
-``start`` (loads it).
+``dryrun``, ``verify``, ``completion`` (of shells), ``nodes`` and ``demo``; ``fetch`` (what a cluster has), ``localfile``, ``relay`` (serves
+an image of which one file is here), ``editor``, ``edit``, ``upload``; ``asking`` (what nodes tell of a path), ``removing``, ``rollback``,
+``explain``; for what reads: ``ends`` (results and exit codes), ``pages`` (one page of a node), ``shapes`` (what a page says), ``survey``
+(who is in a cluster), ``ls``, ``status``, ``mykeys``, ``doctor``, ``origin`` (the index at a path), ``get``, ``diff``; ``keygen``; ``main``
+(the process and exit codes), ``start`` (loads it).
 """

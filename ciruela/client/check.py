@@ -68,8 +68,8 @@ class Survey:
     async def ask_reached(self) -> None:
         """Ask the entry points that were reached. Who has not answered some time after the first one is left out."""
         patience = Patience(self._world.clock)
-        links = self.entrance.links
-        await patience.wait([self._patiently(address, patience) for address, link in links.items() if link.bulk])
+        askable = [address for address, bulk in self.entrance.reached.items() if bulk]
+        await patience.wait([self._patiently(address, patience) for address in askable])
 
     async def _patiently(self, address: Address, patience: Patience) -> None:
         before = self.answered

@@ -116,13 +116,15 @@ class Door:
 class Entrance:
     """Connections to the entry points of one cluster: to every address that is named, and to some of a name that has many.
 
-    ``addresses`` are all that the names have; ``problems`` says of names and addresses why they were not reached.
+    ``addresses`` are all that the names have, with what they are called. ``reached`` are those that answered, with whether they are of
+    ``ciruela.v2``; a connection may be lost since. ``problems`` says of names and addresses why they were not reached.
     """
 
     def __init__(self, names: Sequence[str], world: World, timeout_s: float, most: int = CONNECTIONS) -> None:
         """``timeout_s``: how long the first answer is waited for; ``most``: addresses of one name that are tried at a time."""
         self.names = tuple(names)
         self.addresses: dict[Address, str] = {}
+        self.reached: dict[Address, bool] = {}
         self.problems: dict[str, str] = {}
         self._world = world
         self._timeout_s = timeout_s
@@ -134,20 +136,15 @@ class Entrance:
     # -- reaching -----------------------------------------------------------------------------------------------------------------
 
     async def reach(self, *, once: bool = False) -> None:
-        """Connect until somebody answers; give up after ``timeout_s``, or with ``once`` after one attempt. :attr:`links` has the result."""
+        """Connect until somebody answers: see :attr:`reached`. Gives up after ``timeout_s``, or with ``once`` after one attempt."""
         clock = self._world.clock
         until_s = clock.seconds() + self._timeout_s
         while True:
             patience = Patience(clock, until_s - clock.seconds())
             await patience.wait([self._named(name, patience) for name in self.names])
-            if self.links or once or clock.seconds() + RETRY_S >= until_s:
+            if self.reached or once or clock.seconds() + RETRY_S >= until_s:
                 return
             await deferLater(clock, RETRY_S)
-
-    @property
-    def links(self) -> dict[Address, ClosableLink]:
-        """Connections that are open."""
-        return {address: link for address, (door, link) in self._doors.items() if door.open}
 
     async def _named(self, name: str, patience: Patience) -> None:
         addresses = await self.resolved(name)
@@ -200,6 +197,7 @@ class Entrance:
         self._failed.discard(address)
         self.problems.pop(label, None)
         self._doors[address] = door, made
+        self.reached[address] = made.bulk
         return made
 
     def label(self, address: Address) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ciruela.index.digest import HashKind
-from ciruela.seams import Link
 
 OURS = HashKind.BLAKE3
 EVERYBODYS = HashKind.BLAKE2B
 
 
-def kind_for(links: Iterable[Link]) -> HashKind:
-    """The best kind that all servers of one cluster understand that answered."""
-    return OURS if all(link.bulk for link in links) else EVERYBODYS
+def kind_for(ours: Iterable[bool]) -> HashKind:
+    """The best kind that all servers of one cluster understand that answered; ``ours`` tells of each whether it is of ``ciruela.v2``."""
+    return OURS if all(ours) else EVERYBODYS

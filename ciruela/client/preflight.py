@@ -90,12 +90,12 @@ class Preflight:
     @property
     def kind(self) -> HashKind:
         """The kind of hash that every server that was reached understands."""
-        return kind_for(self.entrance.links.values())
+        return kind_for(self.entrance.reached.values())
 
     @property
     def reached(self) -> bool:
         """Whether a server answers."""
-        return bool(self.entrance.links)
+        return bool(self.entrance.reached)
 
     def close(self) -> None:
         """End the connections that nobody took."""

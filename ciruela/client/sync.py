@@ -24,7 +24,7 @@ from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.source import Giver
 from ciruela.clockwork import Backoff, Beat
-from ciruela.model.errors import Busy, LinkLost
+from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Reject
 from ciruela.proto.messages import (
@@ -487,6 +487,8 @@ class ClusterRun:
 
     def _given(self, result: Response | Failure, waiting: Deferred[Response]) -> Response | Failure:
         self._answers.discard(waiting)
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise RemoteError("this command is over")
         return result
 
     def _sent(self, image: ImageId, size: int) -> None:

@@ -36,6 +36,8 @@ from ciruela.proto.messages import (
     Request,
     Response,
     ShareData,
+    UploadAck,
+    WithdrawUpload,
 )
 from ciruela.proto.packing import unpack, unpack_index
 from ciruela.seams import Address
@@ -544,7 +546,117 @@ class Sources(SynchronousTestCase):
         self.assertEqual(sent, [(OTHER, len(other))])
 
 
+class TakenBack(SyncCase):
+    """An order that one server refuses for what it has, after others accepted it."""
+
+    @shows("K2.1", "K2.3")
+    def test_append(self) -> None:
+        """Content that a server refused would go to all others, and displace there what it has."""
+        for number in (1, 2, 3):
+            self.node(number, range(1, 4))
+        self.nodes[3].reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(1)
+        for number in (1, 2):
+            self.assertEqual(self.nodes[number].withdrawn, [WithdrawUpload(PATH, IMAGE)])
+        self.assertEqual(self.nodes[3].withdrawn, [])
+        row = self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.assertIn("n3 (10.0.0.3:24783) refused: already_exists: other content is there", row.verdict.why)
+        self.assertEqual(row.standing.accepted, ())
+        self.assertEqual([news.state for news in self.heard.news].count("withdrawn"), 2)
+
+    @shows("K2.1")
+    def test_answers_that_come_later(self) -> None:
+        """A server that accepts after another one has refused would keep the order."""
+        self.node(1).reason = "already_exists"
+        slow = self.node(2)
+        answer: Deferred[Response] = Deferred()
+        take = slow.requested
+        slow.requested = lambda link, request: answer if isinstance(request, AppendDir) else take(link, request)  # type: ignore[method-assign]
+        self.begin(["n1", "n2"])
+        self.pass_(2)
+        self.assertIsNone(self.rows)
+        answer.callback(UploadAck(True, None))
+        self.pass_(0.2)
+        self.assertEqual(slow.withdrawn, [WithdrawUpload(PATH, IMAGE)])
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+
+    def test_nobody_else_is_asked(self) -> None:
+        """After the refusal, servers that do not know better would be asked one after the other."""
+        self.node(1, range(1, 6)).reason = "already_exists"
+        others = [self.node(number, range(1, 6)) for number in range(2, 6)]
+        self.begin(["n1"])
+        self.pass_(2)
+        self.assertEqual([node.requests for node in others], [[]] * 4)
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+
+    def test_kept_all_the_same(self) -> None:
+        """The user would not learn where his content stays."""
+        self.node(1).there = IMAGE
+        self.node(2).reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(1)
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.assertIn(f"n1: n1 (10.0.0.1:24783) {PATH} does not give it up again: it is there", self.heard.problems)
+
+    def test_silent_meanwhile(self) -> None:
+        """A server that does not answer would keep the command from its end."""
+        one = self.node(1)
+        take = one.requested
+        one.requested = lambda link, request: Deferred() if isinstance(request, WithdrawUpload) else take(link, request)  # type: ignore[method-assign]
+        self.node(2).reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(ANSWER_TIMEOUT_S + 1)
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.assertIn("does not give it up again: no answer within 30 s", " ".join(self.heard.problems))
+
+    def test_reference(self) -> None:
+        """A server of the reference would be sent what ends the connection."""
+        self.hub.old.update((address(1), address(2)))
+        self.node(1)
+        self.node(2).reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(1)
+        self.assertEqual(self.nodes[1].withdrawn, [])
+        self.assertIsNone(self.rows)
+
+
+class ReplaceTakenBack(SyncCase):
+    @shows("K2.2")
+    def test_replace(self) -> None:
+        """A replace of one image would win through a server that is behind. Of two replaces the newer one wins without anybody's help."""
+        for old, reason, taken_back in ((OTHER, "replace_doesnt_match_index", True), (None, "already_uploading_different_version", False)):
+            self.uploads = (Upload(ReplaceDir(PATH, IMAGE, old, 1_700_000_000_000, (b"\x55" * 64,)), False, 10),)
+            self.node(1)
+            self.node(2).reason = reason
+            self.begin(["n1", "n2"])
+            self.pass_(1)
+            self.assertEqual(bool(self.nodes[1].withdrawn), taken_back, reason)
+            self.assertEqual(self.rows is None, not taken_back, reason)
+
+
 class Serving(SyncCase):
+    @shows("K6.2")
+    def test_same_index_again(self) -> None:
+        """A server that cannot read an index would have it again and again, thousands of times, and fill its log with it."""
+        self.node(1)
+        self.begin(["n1"])
+        link, got = self.nodes[1].links[0], []
+
+        def ask(_: object = None) -> None:
+            if len(got) < 1000:
+                link.ask(GetIndex(IMAGE, PATH)).addCallback(got.append).addCallbacks(ask, lambda failure: failure.trap(LinkLost))
+
+        ask()
+        self.pass_(20)
+        self.assertIn(len(got), range(5, 9))
+        self.pass_(100)
+        self.assertLess(len(got), 13)
+        self.going.cancel()
+        self.failureResultOf(self.going, CancelledError)
+        self.pass_(0.1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def ask(self, request: Request) -> Deferred[Response]:
         answer = self.nodes[1].links[0].ask(request)
         self.pass_(0.1)
