@@ -28,6 +28,7 @@ from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, World
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
+from ciruela.model.errors import LinkLost
 from ciruela.seams import InThread
 
 
@@ -106,7 +107,7 @@ class Sending:
     async def prepare(self, *, once: bool = False) -> None:
         """Reach the clusters, index what they get, and ask them. Raises what indexing and signing raise; ``once`` as Entrance.reach.
 
-        LocalProblem for a directory that is empty by mistake.
+        LinkLost when no cluster at all can be reached, LocalProblem for a directory that is empty by mistake.
         """
         self._display.show(lambda: "Asking who is there")
         try:
@@ -114,6 +115,8 @@ class Sending:
         finally:
             self._display.hide()
         reached = [one for one in self.preflights if one.reached or once]
+        if not reached:
+            raise LinkLost("; ".join(f"{one.cluster.label}: no node could be reached: {one.entrance.why()}" for one in self.preflights))
         for one in reached:
             for wish in one.wishes:
                 check_content(wish, await self.scans.of(wish.source, self._kind or one.kind), self._allow_empty)
@@ -141,7 +144,10 @@ class Sending:
         source, trees = await open_source([(name, found) for name, _, found in opened], in_thread, run.source_changed, self._pace)
         try:
             for one in self.preflights:
-                clusters += await one.runs(source, listener)
+                if one.rulings:
+                    clusters += await one.runs(source, listener)
+                else:
+                    clusters.append(one.unreached([self._some(wish.source) for wish in one.wishes]))
             watch(run)
             return await to_its_end(run, self._display)
         finally:
@@ -149,6 +155,10 @@ class Sending:
                 tree.close()
                 if self._caches is not None and tree.changed:
                     await in_thread(self._caches.drop, name, kind, tree.changed)
+
+    def _some(self, source: str) -> Scan:
+        """Some index of a directory: for a cluster that could not be reached, any will do."""
+        return next(found for (name, _), found in self.scans.made.items() if name == source)
 
 
 async def sync(

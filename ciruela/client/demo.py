@@ -115,9 +115,7 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
             for line in node.tail().splitlines():
                 display.problem(node.name, line)
         return code
-    image = rows[0].image
-    assert image is not None, "an upload that is done was indexed"
-    if not await _verified(around, options, display, nodes, image):
+    if not await _verified(around, options, display, nodes, rows[0].image):
         return EXIT_NETWORK
     if options.once:
         return EXIT_DONE

@@ -24,6 +24,7 @@ from ciruela.client.scanning import Scans
 from ciruela.client.source import Giver
 from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, Upload, World
 from ciruela.client.text import interval
+from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
 from ciruela.model.ids import ImageId
@@ -185,8 +186,6 @@ class Preflight:
 
     async def runs(self, source: Giver, listener: Listener) -> list[ClusterRun | Settled]:
         """Sign what may be sent, and make the runs that send it. Raises what signing raises."""
-        if self.wishes and not self.reached:
-            return [self._unreached()]
         world = replace(self._world, connect=self.entrance.connect, resolve=self.entrance.resolve)
         free: list[Upload] = []
         runs: list[ClusterRun | Settled] = []
@@ -214,16 +213,16 @@ class Preflight:
         expected = sum(one.says is not Says.NO_CONFIG for one in ruling.replies)
         done = sum(one.says is Says.HAS for one in ruling.replies)
         verdict = Verdict(Outcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
-        standing, intent = Standing(done, expected, (), (), tuple(failed)), ruling.intent
-        return Row(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
+        return self._row(ruling.intent, verdict, Standing(done, expected, (), (), tuple(failed)))
 
-    def _unreached(self) -> Settled:
-        """The end of a cluster of which nobody answered: nothing was indexed for it."""
-        timeout_s, label = self.entrance.timeout_s, self.cluster.label
-        late = "out of time: " if timeout_s >= self._rule.deadline_s else ""
-        why = f"{late}no node was reached within {interval(timeout_s)}: {self.entrance.why()}"
-        verdict, nobody = Verdict(Outcome.FAILED, EXIT_NETWORK, why), Standing(0, 0, (), (), ())
-        return Settled([Row(label, str(wish.vpath), None, verdict, nobody, 0, 0, timeout_s) for wish in self.wishes])
+    def unreached(self, images: Sequence[Scan]) -> Settled:
+        """The end of a cluster of which nobody answered; ``images`` are what was meant for it."""
+        verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"no node could be reached: {self.entrance.why()}")
+        intents = [Intent.of(wish, found, 0) for wish, found in zip(self.wishes, images, strict=True)]
+        return Settled([self._row(intent, verdict, Standing(0, 0, (), (), ())) for intent in intents])
+
+    def _row(self, intent: Intent, verdict: Verdict, standing: Standing) -> Row:
+        return Row(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
 
 
 def _latest(replies: Sequence[Reply]) -> Reply | None:

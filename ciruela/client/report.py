@@ -73,7 +73,7 @@ def upload_fields(row: Row) -> dict[str, object]:
     return {
         "cluster": row.cluster,
         "path": row.path,
-        "image": None if row.image is None else row.image.hex(),
+        "image": row.image.hex(),
         "outcome": row.verdict.outcome.value.lower(),
         "exit_code": row.verdict.exit_code,
         "code": code_of(row.verdict.exit_code) if row.verdict.outcome is not Outcome.RUNNING else "running",

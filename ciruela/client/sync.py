@@ -101,12 +101,12 @@ class Upload:
 class Row:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
 
-    ``given`` is :attr:`ciruela.client.shares.Shares.given`. ``image`` is None where nothing was indexed, because nobody was reached.
+    ``given`` is :attr:`ciruela.client.shares.Shares.given`.
     """
 
     cluster: str
     path: str
-    image: ImageId | None
+    image: ImageId
     verdict: Verdict
     standing: Standing
     sent_bytes: int
