@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
 from twisted.python.failure import Failure
 
 from ciruela.client.book import worst
 from ciruela.client.progress import Display
-from ciruela.client.sync import ClusterRun, Row
+from ciruela.client.sync import Row
 from ciruela.model.ids import ImageId
+
+
+class Part(Protocol):
+    """Some uploads to one cluster, on their way or decided: a ``sync.ClusterRun``, :class:`Settled`, or ``preflight.Late``."""
+
+    def start(self) -> Deferred[None]:
+        """Begin. Fires when every upload has a verdict; cancel to give up."""
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+
+    def source_changed(self, image: ImageId, text: str) -> None:
+        """A directory can no longer be served as it was indexed."""
+
+    def rows(self) -> list[Row]:
+        """How every upload stands now."""
+
+    def whole_nodes(self) -> int | None:
+        """The smallest number of nodes that have one of the running uploads as a whole; None when nothing runs."""
 
 
 class Settled:
@@ -41,7 +61,7 @@ class Settled:
 class SyncRun:
     """All clusters of one command, in parallel."""
 
-    def __init__(self, clusters: Sequence[ClusterRun | Settled]) -> None:
+    def __init__(self, clusters: Sequence[Part]) -> None:
         self._clusters = clusters
 
     def start(self) -> Deferred[list[Row]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from twisted.internet.defer import Deferred
 
 from ciruela.client.book import EXIT_NOTHING, Rule
-from ciruela.client.clusters import Settled, SyncRun, exit_code, to_its_end
+from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
 from ciruela.client.entrance import together
 from ciruela.client.hashes import OURS
 from ciruela.client.identities import Identities
@@ -18,17 +19,17 @@ from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import SyncOptions, Wish
 from ciruela.client.orders import Signer, check_content, check_directory, check_sources
 from ciruela.client.pace import SHARED_BYTES_S, Pace
-from ciruela.client.preflight import Preflight
+from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
 from ciruela.client.source import Offer, Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, World
+from ciruela.client.sync import CONNECTIONS, Row, World
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
-from ciruela.model.errors import LinkLost
+from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 
@@ -93,6 +94,9 @@ class Sending:
         self.scans = Scans(
             lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
         )
+        self._timestamp_ms = 0
+        self._reported: set[tuple[Wish, ImageId]] = set()
+        self._opened: list[tuple[str, HashKind, LocalTree]] = []
         signer = Signer(identities)
         connections = 1 if limit_bytes_s is not None and limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
         self.preflights = [
@@ -104,61 +108,83 @@ class Sending:
         for one in self.preflights:
             one.close()
 
-    async def prepare(self, *, once: bool = False) -> None:
-        """Reach the clusters, index what they get, and ask them. Raises what indexing and signing raise; ``once`` as Entrance.reach.
+    async def prepare(self, *, dry: bool = False) -> None:
+        """Reach the clusters, index what they get, and ask them. Raises what indexing and signing raise.
 
-        LinkLost when no cluster at all can be reached, LocalProblem for a directory that is empty by mistake.
+        LocalProblem for a directory that is empty by mistake. A cluster of which nobody answers now is tried again while the
+        others get theirs; in a ``dry`` run it is not.
         """
         self._display.show(lambda: "Asking who is there")
         try:
-            await together([one.entrance.reach(once=once) for one in self.preflights])
+            await together([one.entrance.reach(once=True) for one in self.preflights])
         finally:
             self._display.hide()
-        reached = [one for one in self.preflights if one.reached or once]
-        if not reached:
-            raise LinkLost("; ".join(f"{one.cluster.label}: no node could be reached: {one.entrance.why()}" for one in self.preflights))
-        for one in reached:
-            for wish in one.wishes:
-                check_content(wish, await self.scans.of(wish.source, self._kind or one.kind), self._allow_empty)
-        timestamp_ms = self._around.now_ms()
+        for one in self.preflights:
+            await self._index(one)
+        asked = [one for one in self.preflights if one.reached or dry]
         self._display.show(lambda: "Asking what the nodes would answer")
         try:
-            await together([one.ask(self.scans, self._kind or one.kind, timestamp_ms) for one in reached])
+            await together([self._ask(one) for one in asked])
         finally:
             self._display.hide()
+        self._report(self.preflights)
+
+    async def _index(self, one: Preflight) -> None:
+        for wish in one.wishes:
+            check_content(wish, await self.scans.of(wish.source, self._kind or one.kind), self._allow_empty)
+        self._timestamp_ms = self._around.now_ms()
+
+    async def _ask(self, one: Preflight) -> None:
+        await one.ask(self.scans, self._kind or one.kind, self._timestamp_ms)
+
+    def _report(self, preflights: Sequence[Preflight]) -> None:
+        """Tell which images are meant, each once."""
         report = self._around.report
-        if report is not None:
-            images = {ruling.intent.image for one in reached for ruling in one.rulings}
-            for wish in dict.fromkeys(wish for one in reached for wish in one.wishes):
-                for (name, _), found in self.scans.made.items():
-                    if name == wish.source and found.image in images:
-                        report.indexed(wish, found)
+        if report is None:
+            return
+        for one in preflights:
+            for number, wish in enumerate(one.wishes):
+                ruling = one.rulings[number] if one.rulings else None
+                found = self.scans.with_image(ruling.intent.image) if ruling else self.scans.made[wish.source, self._kind or one.kind]
+                if (wish, found.image) not in self._reported:
+                    self._reported.add((wish, found.image))
+                    report.indexed(wish, found)
 
     async def send(self, listener: Listener, watch: Callable[[SyncRun], None] = lambda _: None) -> list[Row]:
         """Send what nobody refused, and wait for its end. Gives the final rows, which were shown. ``watch`` is told of the run."""
-        clusters: list[ClusterRun | Settled] = []
+        clusters: list[Part] = []
         run = SyncRun(clusters)
-        used = {ruling.intent.image for one in self.preflights for ruling in one.rulings if not ruling.refusal}
-        opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
-        in_thread = self._around.in_thread
-        source, trees = await open_source([(name, found) for name, _, found in opened], in_thread, run.source_changed, self._pace)
         try:
+            source = await self._open([one for one in self.preflights if one.reached], run)
             for one in self.preflights:
-                if one.rulings:
+                if one.reached:
                     clusters += await one.runs(source, listener)
                 else:
-                    clusters.append(one.unreached([self._some(wish.source) for wish in one.wishes]))
+                    images = [self.scans.made[wish.source, self._kind or one.kind] for wish in one.wishes]
+                    clusters.append(Late(one, images, partial(self._begin, one, run, listener), listener))
             watch(run)
             return await to_its_end(run, self._display)
         finally:
-            for (name, kind, _), tree in zip(opened, trees, strict=True):
+            for name, kind, tree in self._opened:
                 tree.close()
                 if self._caches is not None and tree.changed:
-                    await in_thread(self._caches.drop, name, kind, tree.changed)
+                    await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
-    def _some(self, source: str) -> Scan:
-        """Some index of a directory: for a cluster that could not be reached, any will do."""
-        return next(found for (name, _), found in self.scans.made.items() if name == source)
+    async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> Source:
+        """What is given to these clusters."""
+        used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
+        opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
+        in_thread = self._around.in_thread
+        source, trees = await open_source([(name, found) for name, _, found in opened], in_thread, run.source_changed, self._pace)
+        self._opened += [(name, kind, tree) for (name, kind, _), tree in zip(opened, trees, strict=True)]
+        return source
+
+    async def _begin(self, one: Preflight, run: SyncRun, listener: Listener) -> list[Part]:
+        """The runs of a cluster that answered late."""
+        await self._index(one)
+        await self._ask(one)
+        self._report([one])
+        return await one.runs(await self._open([one], run), listener)
 
 
 async def sync(
@@ -186,7 +212,7 @@ async def sync(
     )
     report = around.report
     try:
-        await sending.prepare(once=options.dry_run)
+        await sending.prepare(dry=options.dry_run)
         if options.dry_run or options.exit_code:
             from ciruela.client import dryrun  # here, because only these need it
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ciruela.client import editor
 from ciruela.client.book import EXIT_CONFLICT
-from ciruela.client.clusters import Settled, SyncRun, exit_code, to_its_end
+from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
 from ciruela.client.entrance import together
 from ciruela.client.fetch import NothingThere, Reading, Seen
 from ciruela.client.identities import Identities
@@ -23,7 +23,7 @@ from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
 from ciruela.client.relay import Relay
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import ClusterRun, World
+from ciruela.client.sync import World
 from ciruela.client.text import size
 from ciruela.index.change import NoPlace, find, put
 from ciruela.index.emit import emit
@@ -172,7 +172,7 @@ class Session:
         preflights = [
             Preflight(change.target.names, (), what.rule, self._world, signer, around.now_ms, around.in_thread) for change in changes
         ]
-        clusters: list[ClusterRun | Settled] = []
+        clusters: list[Part] = []
         run = SyncRun(clusters)
         try:
             await together([one.entrance.reach() for one in preflights])

@@ -127,7 +127,7 @@ class Entrance:
         self.reached: dict[Address, bool] = {}
         self.problems: dict[str, str] = {}
         self._world = world
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._most = most
         self._resolved: dict[str, tuple[Address, ...]] = {}
         self._failed: set[Address] = set()
@@ -138,7 +138,7 @@ class Entrance:
     async def reach(self, *, once: bool = False) -> None:
         """Connect until somebody answers: see :attr:`reached`. Gives up after ``timeout_s``, or with ``once`` after one attempt."""
         clock = self._world.clock
-        until_s = clock.seconds() + self._timeout_s
+        until_s = clock.seconds() + self.timeout_s
         while True:
             patience = Patience(clock, until_s - clock.seconds())
             await patience.wait([self._named(name, patience) for name in self.names])

@@ -10,9 +10,11 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ciruela.client.book import EXIT_NETWORK, Outcome, Rule, Standing, Verdict, worst
+from twisted.internet.defer import Deferred, gatherResults
+
+from ciruela.client.book import EXIT_NETWORK, RUNNING, Outcome, Rule, Standing, Verdict, worst
 from ciruela.client.check import Survey
-from ciruela.client.clusters import Settled
+from ciruela.client.clusters import Part, Settled
 from ciruela.client.entrance import Entrance
 from ciruela.client.forecast import Reply, Says, difference, refusal_of
 from ciruela.client.hashes import kind_for
@@ -77,11 +79,12 @@ class Preflight:
         """``connections``: how many of the addresses of one name are asked, and how many servers an upload is given to."""
         self.cluster = cluster
         self.wishes = tuple(wishes)
+        self.clock = world.clock
         self.rulings: list[Ruling] = []
         self.survey = Survey(cluster, (), rule, world)
         self.entrance = Entrance(cluster.names, world, min(CONNECT_TIMEOUT_S, rule.deadline_s))
         self._connections = connections
-        self._rule = rule
+        self.rule = rule
         self._world = world
         self._signer = signer
         self._now_ms = now_ms
@@ -132,7 +135,7 @@ class Preflight:
 
     async def _asked(self, intents: Sequence[Intent]) -> Survey:
         checks = [await self._signer.check(intent) for intent in intents]
-        survey = Survey(self.cluster, checks, self._rule, self._world, self.entrance)
+        survey = Survey(self.cluster, checks, self.rule, self._world, self.entrance)
         await survey.ask_reached()
         return survey
 
@@ -184,12 +187,12 @@ class Preflight:
 
     # -- what follows -------------------------------------------------------------------------------------------------------------
 
-    async def runs(self, source: Giver, listener: Listener) -> list[ClusterRun | Settled]:
+    async def runs(self, source: Giver, listener: Listener) -> list[Part]:
         """Sign what may be sent, and make the runs that send it. Raises what signing raises."""
         world = replace(self._world, connect=self.entrance.connect, resolve=self.entrance.resolve)
         free: list[Upload] = []
-        runs: list[ClusterRun | Settled] = []
-        label, rule = self.cluster.label, self._rule
+        runs: list[Part] = []
+        label, rule = self.cluster.label, self.rule
         for ruling in self.rulings:
             if ruling.refusal:
                 runs.append(Settled([self._refused(ruling, listener)]))
@@ -213,16 +216,75 @@ class Preflight:
         expected = sum(one.says is not Says.NO_CONFIG for one in ruling.replies)
         done = sum(one.says is Says.HAS for one in ruling.replies)
         verdict = Verdict(Outcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
-        return self._row(ruling.intent, verdict, Standing(done, expected, (), (), tuple(failed)))
-
-    def unreached(self, images: Sequence[Scan]) -> Settled:
-        """The end of a cluster of which nobody answered; ``images`` are what was meant for it."""
-        verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"no node could be reached: {self.entrance.why()}")
-        intents = [Intent.of(wish, found, 0) for wish, found in zip(self.wishes, images, strict=True)]
-        return Settled([self._row(intent, verdict, Standing(0, 0, (), (), ())) for intent in intents])
-
-    def _row(self, intent: Intent, verdict: Verdict, standing: Standing) -> Row:
+        standing, intent = Standing(done, expected, (), (), tuple(failed)), ruling.intent
         return Row(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
+
+
+class Late:
+    """A cluster of which nobody has answered yet: it is tried until the connect timeout, and then it is asked and sent to like others."""
+
+    def __init__(
+        self, preflight: Preflight, images: Sequence[Scan], begin: Callable[[], Awaitable[Sequence[Part]]], listener: Listener
+    ) -> None:
+        """``images`` are what is meant for it; ``begin`` makes the runs once it answers."""
+        self._preflight = preflight
+        self._begin = begin
+        self._listener = listener
+        self._intents = [Intent.of(wish, found, 0) for wish, found in zip(preflight.wishes, images, strict=True)]
+        self._verdict = RUNNING
+        self._began_s = self._ended_s = preflight.clock.seconds()
+        self._runs: Sequence[Part] | None = None
+        self._going: Deferred[None] | None = None
+
+    def start(self) -> Deferred[None]:
+        """Begin. Fires when every upload has a verdict; cancel to give up."""
+        self._going = Deferred.fromCoroutine(self._story())
+        return self._going
+
+    async def _story(self) -> None:
+        one, entrance = self._preflight, self._preflight.entrance
+        for host, why in entrance.problems.items():
+            for intent in self._intents:
+                self._listener.node(NodeNews(one.cluster.label, intent.path, host, None, "unreachable", "unreachable", why))
+        self._listener.problem(one.cluster.label, f"{entrance.why()}; trying again")
+        await entrance.reach()
+        self._ended_s = one.clock.seconds()
+        if not one.reached:
+            late = "out of time: " if entrance.timeout_s >= one.rule.deadline_s else ""
+            waited = interval(self._ended_s - self._began_s)
+            self._verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"{late}no node was reached within {waited}: {entrance.why()}")
+            return
+        self._runs = await self._begin()
+        await gatherResults([run.start() for run in self._runs], consumeErrors=True)
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        for run in self._runs or ():
+            run.stop()
+        if self._going is not None and not self._going.called:
+            self._going.cancel()
+
+    def source_changed(self, image: ImageId, text: str) -> None:
+        """Tell the runs that a directory changed."""
+        for run in self._runs or ():
+            run.source_changed(image, text)
+
+    def rows(self) -> list[Row]:
+        """How every upload stands now."""
+        if self._runs is not None:
+            return [row for run in self._runs for row in run.rows()]
+        now_s = self._preflight.clock.seconds() if self._verdict is RUNNING else self._ended_s
+        label, nobody = self._preflight.cluster.label, Standing(0, 0, (), (), ())
+        return [
+            Row(label, intent.path, intent.image, self._verdict, nobody, 0, intent.total_bytes, now_s - self._began_s)
+            for intent in self._intents
+        ]
+
+    def whole_nodes(self) -> int | None:
+        """As :meth:`ClusterRun.whole_nodes`; none while nobody was reached."""
+        if self._runs is None:
+            return 0 if self._verdict is RUNNING else None
+        return min((nodes for run in self._runs if (nodes := run.whole_nodes()) is not None), default=None)
 
 
 def _latest(replies: Sequence[Reply]) -> Reply | None:
