@@ -265,7 +265,9 @@ class Servers:
         for machine, (name, tellers) in self._spoken.items():
             _spoken_of(machines, machine, name, tellers)
         self._add_met(machines)
-        strangers = [row for row in (*machines.values(), *loose) if not row.configured and not row.spoke and row.machine not in self._spoken]
+        strangers = [
+            row for row in (*machines.values(), *loose) if not row.configured and not row.spoke and row.machine not in self._spoken
+        ]
         apart = set(map(id, strangers))
         self._machines = {machine: row for machine, row in machines.items() if id(row) not in apart}
         return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared())
