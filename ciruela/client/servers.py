@@ -60,9 +60,9 @@ class Telling:
 
 @dataclass(slots=True)
 class Row:
-    """One server. ``tellers`` name it, ``vouchers`` are those of them that name its machine id. ``heard_ms`` is the least of what they say.
+    """One server. ``tellers`` name it, ``vouchers`` are those of them that name its machine id.
 
-    ``spoke``: the client met it. ``denied``: the tellers that mean the server whose own answer was that it does not take the directory.
+    ``heard_ms`` is the least of what connected tellers say, ``listened`` whether there are any. ``spoke``: the client met it. ``denied``: the tellers that mean the server whose own answer was that it does not take the directory.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Row:
     tellers: set[str] = field(default_factory=set)
     vouchers: set[str] = field(default_factory=set)
     denied: set[str] = field(default_factory=set)
+    listened: bool = False
     heard_ms: int | None = None
     configured: bool = False
     spoke: bool = False
@@ -92,7 +93,7 @@ class Row:
 
     def told(self) -> str:
         """Its name, and for how long nobody heard it, if so. Raw."""
-        if not self.silent:
+        if not self.silent or not self.listened:
             return self.name
         return f"{self.name} ({'never heard' if self.heard_ms is None else f'not heard for {interval(self.heard_ms / 1000)}'})"
 
@@ -103,6 +104,7 @@ class Row:
             self.vouchers.add(teller)
         self.addresses.update(dict.fromkeys(server.addresses))
         self.configured = self.configured or server.configured
+        self.listened = self.listened or fresh
         if fresh and server.heard_ms is not None:
             self.heard_ms = server.heard_ms if self.heard_ms is None else min(self.heard_ms, server.heard_ms)
 

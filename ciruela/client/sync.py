@@ -133,7 +133,13 @@ class _Run:
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
         self.verdict = RUNNING
+        self.final: Standing | None = None
         self.ended_s = 0.0
+
+    @property
+    def standing(self) -> Standing:
+        """The numbers of now; when it is over those of then, for nothing is heard of anybody once the connections are closed."""
+        return self.final or self.book.standing()
 
 
 class _Peer:
@@ -216,7 +222,7 @@ class ClusterRun:
                 run.book.path,
                 run.book.image,
                 run.verdict,
-                run.book.standing(),
+                run.standing,
                 run.sent_bytes,
                 run.upload.total_bytes,
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
@@ -271,7 +277,7 @@ class ClusterRun:
             verdict = run.book.verdict(self._rule, now_s - self._began_s, reach)
             verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
             if verdict.outcome is not Outcome.RUNNING:
-                run.verdict, run.ended_s = verdict, now_s
+                run.verdict, run.final, run.ended_s = verdict, run.book.standing(), now_s
                 self._tell_refusals(run)
             elif not run.hindered and reach.unreached and (why := run.book.hindrance(self._rule, reach)):
                 run.hindered = True
