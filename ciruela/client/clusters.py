@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from ciruela.client.book import worst
 from ciruela.client.progress import Display
 from ciruela.client.sync import ClusterRun, Row
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 
 
 class SyncRun:
@@ -18,11 +18,26 @@ class SyncRun:
 
     def __init__(self, clusters: Sequence[ClusterRun]) -> None:
         self._clusters = clusters
+        self._homes: dict[MachineId, ClusterRun] = {}
+        self._told: set[frozenset[ClusterRun]] = set()
 
     def start(self) -> Deferred[list[Row]]:
         """Begin. Fires with the final rows; cancel to give up."""
+        for cluster in self._clusters:
+            cluster.met = self._met
         waiting = gatherResults([cluster.start() for cluster in self._clusters], consumeErrors=True)
         return waiting.addCallbacks(lambda _: self.rows(), self._broken)
+
+    def _met(self, cluster: ClusterRun, machine: MachineId, name: str) -> None:
+        """Say so, once, when two entry points lead to one cluster: it gets everything twice."""
+        home = self._homes.setdefault(machine, cluster)
+        pair = frozenset((home, cluster))
+        if home is not cluster and pair not in self._told:
+            self._told.add(pair)
+            cluster.problem(
+                f"leads to the same cluster as {home.label} ({name or machine.hex()} is in both), which gets everything twice; "
+                "name the hosts of one cluster with -m"
+            )
 
     def _broken(self, failure: Failure) -> Failure:
         """One cluster failed or was cancelled: end the others, and pass on why."""

@@ -18,7 +18,7 @@ from ciruela.client.report import Reporting
 from ciruela.client.scanning import hash_caches, scan_directory
 from ciruela.client.source import Offer, Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, World
+from ciruela.client.sync import ClusterRun, Row, World
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.seams import InThread
@@ -92,7 +92,7 @@ async def sync(
             return EXIT_NOTHING
     clusters: list[ClusterRun] = []
     run = SyncRun(clusters)
-    connections = 1 if options.limit_bytes_s is not None and options.limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
+    connections = 1 if options.limit_bytes_s is not None and options.limit_bytes_s < SHARED_BYTES_S else options.initial_connections
     pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)
     source, trees = await open_source(prepared, around.in_thread, run.source_changed, pace)
     try:

@@ -62,7 +62,8 @@ class Telling:
 class Row:
     """One server. ``tellers`` name it, ``vouchers`` are those of them that name its machine id.
 
-    ``heard_ms`` is the least of what connected tellers say, ``listened`` whether there are any. ``spoke``: the client met it. ``denied``: the tellers that mean the server whose own answer was that it does not take the directory.
+    ``denied`` are the tellers that mean the server whose own answer was that it does not take the directory. ``heard_ms`` is the least of
+    what connected tellers say, ``listened`` whether there are any. ``spoke``: the client met it.
     """
 
     name: str

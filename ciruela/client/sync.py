@@ -20,6 +20,7 @@ from ciruela.client.book import MOST_NAMED, RUNNING, Book, Outcome, Reach, Rule,
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.listener import Listener, NodeNews
+from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.probing import Probes
 from ciruela.client.servers import Row as ServerRow
 from ciruela.client.servers import shared_text
@@ -47,9 +48,6 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from ciruela.seams import Address, Counterpart, Link
-
-CONNECTIONS = 3
-"""Accepting connections that each upload keeps, if not said otherwise: the client gives its data to at most so many nodes."""
 
 SERVERS_S = 3.0
 """How often each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -167,6 +165,7 @@ class ClusterRun:
         listener: Listener,
         connections: int = CONNECTIONS,
     ) -> None:
+        """``connections``: accepting connections that each upload keeps; the client gives its data to at most so many nodes."""
         self._most_connections = connections
         self.label = label
         self._rule = rule
@@ -513,6 +512,9 @@ class ClusterRun:
     def _said(self, run: _Run, address: Address, data: PathStateData) -> None:
         run.book.said(address, data)
         self.met(self, data.machine, data.hostname)
+        for server in data.servers:
+            if server.machine is not None and server.configured:
+                self.met(self, server.machine, server.name)
         view = run.book.view
         self._contacts.served(text for row in view.rows() if not row.silent for text in row.addresses)
         for one in view.shared:
