@@ -92,11 +92,16 @@ class Row:
         """Whether no node has heard it lately."""
         return self.heard_ms is None or self.heard_ms > SILENT_MS
 
+    @property
+    def silence(self) -> str:
+        """For how long nobody heard it, in words; empty when somebody did lately, or nobody is there who could."""
+        if not self.silent or not self.listened:
+            return ""
+        return "never heard" if self.heard_ms is None else f"not heard for {interval(self.heard_ms / 1000)}"
+
     def told(self) -> str:
         """Its name, and for how long nobody heard it, if so. Raw."""
-        if not self.silent or not self.listened:
-            return self.name
-        return f"{self.name} ({'never heard' if self.heard_ms is None else f'not heard for {interval(self.heard_ms / 1000)}'})"
+        return f"{self.name} ({self.silence})" if self.silence else self.name
 
     def take(self, server: Server, teller: str, *, vouched: bool, fresh: bool) -> None:
         """Add what one teller says. ``fresh``: it is connected, so that what it hears counts."""
