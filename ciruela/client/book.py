@@ -386,12 +386,22 @@ class Book:
 
     def missing(self) -> list[Row]:
         """The servers that are expected and have said neither that they have it nor that they never will."""
-        over = self._done | self._held | self._failed_machines()
+        over = self._satisfied() | self._failed_machines()
         return [row for row in self.view.rows() if row.machine is None or row.machine not in over]
 
     def _failed_machines(self) -> set[MachineId]:
         refused = {contact.machine for contact in self._with(_Answer.REFUSED) if contact.machine is not None}
         return (refused | self._aborted.keys()) - self._done - self._held
+
+    def _satisfied(self) -> set[MachineId]:
+        """The machines that have it, or other content that is as good.
+
+        Not those at the address of a known server that one node alone calls by that name: it may have made the machine up (threats A29).
+        """
+        return (self._done | self._held) - {row.machine for row in self._unproved()}
+
+    def _unproved(self) -> list[Row]:
+        return [row for row in self.view.bound if row.unvouched] if self._servers.tellers > 1 else []
 
     def _unvouched(self, machines: Iterable[MachineId]) -> list[Row]:
         """Those of ``machines`` that only one of several nodes speaks of, and that never spoke themselves: made up, maybe (threats A29)."""
@@ -410,7 +420,7 @@ class Book:
         its own answer left out (a node never lists itself); one that refused cannot be one that is done.
         """
         named = self.view.machines.keys()
-        satisfied = (self._done | self._held) & named
+        satisfied = self._satisfied() & named
         free = named - {contact.machine for contact in self._contacts.values() if contact.machine is not None}
         refusers = [contact for contact in self._with(_Answer.REFUSED) if contact.machine is None]
         takers = [contact for contact in self._with(_Answer.ACCEPTED, _Answer.HELD) if contact.machine is None]
@@ -458,7 +468,7 @@ class Book:
         if held and not accepted and not self._done and not busy:
             return self._nothing_to_come(rule)
         done, failed, expected = self._count()
-        everywhere = done >= expected and not any(row.tellers != row.vouchers for row in self._unvouched(self._done | self._held))
+        everywhere = done >= expected
         require = rule.require
         enough = require is None or done >= require.need(expected)
         if not busy and everywhere and enough and all(contact.machine in self._own | self._held for contact in accepted):
@@ -526,7 +536,7 @@ class Book:
         if self._servers.tellers < 2:
             return done, expected
         nameless = sum(contact.machine is None for contact in self._with(_Answer.ACCEPTED, _Answer.HELD, _Answer.REFUSED))
-        doubtful = len(self._unvouched(self._done | self._held))
+        doubtful = len(self._unvouched(self._satisfied()))
         sure = done - max(0, doubtful - nameless)  # each nameless one may be one of them
         return sure, expected - max(0, sum(row.hearsay for row in self.view.rows()) - nameless)
 

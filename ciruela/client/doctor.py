@@ -156,7 +156,6 @@ def check_datagrams(found: Found) -> list[Check]:
 
 def check_machine_ids(found: Found) -> list[Check]:
     """Servers that cannot be told from each other, because a disk was cloned."""
-    shared = found.servers().view().shared
     checks = []
     for one in found.servers().view().shared:
         text = f"have one machine id, {one.machine.hex()}"
@@ -171,7 +170,7 @@ def check_reloads(found: Found) -> list[Check]:
         if node.identity is not None and node.identity.config_mistakes:
             places = names([place for place in node.identity.config_mistakes if place], MOST_NAMES)
             text = f"refused its last reload{f' ({places})' if places else ''}: it will not survive its next restart"
-            remedy = "ciruela-server --check-config there names the mistakes; mend them, and send SIGHUP again"
+            remedy = "twistd ciruela --check-config on that host names the mistakes; mend them, then have it reload (SIGHUP)"
             checks.append(Check(Level.FAIL, "reload", node.name, text, remedy))
     return checks
 
@@ -183,7 +182,15 @@ def check_hooks(found: Found) -> list[Check]:
         if node.identity is not None and node.identity.failed_hooks:
             failed = node.identity.failed_hooks
             text = f"{count(len(failed), 'hook')} failed: {names([f'{path} {why}' for path, why in failed], 3)}"
-            checks.append(Check(Level.FAIL, "hooks", node.name, text, "its log tells more; upload the image again to run them again"))
+            checks.append(
+                Check(
+                    Level.FAIL,
+                    "hooks",
+                    node.name,
+                    text,
+                    "its log tells more; mend what they need, and start the daemon again: it runs them again",
+                )
+            )
     return checks
 
 

@@ -119,13 +119,15 @@ class Row:
 class View:
     """The rows. ``machines`` and ``loose`` (those without a machine id) are expected; ``strangers`` are to be asked by the client.
 
-    A stranger speaks to a node without being in its configuration; it counts once it answers the client.
+    A stranger speaks to a node without being in its configuration; it counts once it answers the client. ``bound`` are machines of which
+    some tellers know only the address.
     """
 
     machines: Mapping[MachineId, Row]
     loose: Sequence[Row]
     strangers: Sequence[Row]
     shared: Sequence[SharedId]
+    bound: Sequence[Row]
 
     def rows(self) -> Iterator[Row]:
         """All that are expected."""
@@ -278,7 +280,8 @@ class Servers:
         ]
         apart = set(map(id, strangers))
         self._machines = {machine: row for machine, row in machines.items() if id(row) not in apart}
-        return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared())
+        bound = tuple(row for row in self._machines.values() if row.tellers != row.vouchers and row.unvouched)
+        return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared(), bound)
 
     def _add_met(self, machines: dict[MachineId, Row]) -> None:
         """Those that the client met, without those that say that they do not take the directory.

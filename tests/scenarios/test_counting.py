@@ -1,4 +1,4 @@
-"""``ciruela sync`` against whole clusters in memory of which a part is dead, deaf, unknown or there twice: what it counts, and how it ends."""
+"""``ciruela sync`` against whole clusters in memory of which a part is dead, deaf, unknown or there twice: what it counts."""
 
 from __future__ import annotations
 
