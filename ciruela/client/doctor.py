@@ -182,15 +182,8 @@ def check_hooks(found: Found) -> list[Check]:
         if node.identity is not None and node.identity.failed_hooks:
             failed = node.identity.failed_hooks
             text = f"{count(len(failed), 'hook')} failed: {names([f'{path} {why}' for path, why in failed], 3)}"
-            checks.append(
-                Check(
-                    Level.FAIL,
-                    "hooks",
-                    node.name,
-                    text,
-                    "its log tells more; mend what they need, and start the daemon again: it runs them again",
-                )
-            )
+            remedy = "its log tells more; mend what they need, and start the daemon again: it runs them again"
+            checks.append(Check(Level.FAIL, "hooks", node.name, text, remedy))
     return checks
 
 

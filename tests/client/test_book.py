@@ -251,7 +251,10 @@ class Rows(RowCase):
         self.expect(Outcome.RUNNING)
         self.expect(Outcome.RUNNING, 60.0)
         self.tells(3)
-        self.assertEqual(self.numbers(), (2, 3))
+        self.assertEqual(self.numbers(), (3, 4), "the machine that was made up is one more")
+        self.expect(Outcome.RUNNING, 60.0)
+        self.got(3, 3)
+        self.expect(Outcome.DONE)
 
     @shows("K7.2")
     def test_unreachable(self) -> None:
