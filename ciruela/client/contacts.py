@@ -90,9 +90,8 @@ class Contacts:
     def served(self, texts: Iterable[str]) -> None:
         """Addresses of servers that take the directory, as nodes gave them."""
         for text in texts:
-            if len(self._candidates) >= MAX_CANDIDATES:
-                return
-            if text not in self._candidates and (address := self.allowed(text)) is not None:
+            known = text in self._candidates or len(self._candidates) >= MAX_CANDIDATES
+            if not known and (address := self.allowed(text)) is not None:
                 self._candidates[text] = address
                 self._tried.add(text)
 

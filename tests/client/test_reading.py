@@ -266,6 +266,7 @@ class SurveyTests(ReadingCase):
         self.one.peers = list(range(2, 4000))
         found = self.find("n1")
         self.assertEqual(len(found.nodes), MOST_NODES)
+        self.assertLessEqual(len({where for where, _ in self.reader.asked}), MOST_NODES)
         self.assertLess(AT_ONCE, 50)
 
     def test_reference(self) -> None:
