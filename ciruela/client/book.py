@@ -401,7 +401,7 @@ class Book:
         return (self._done | self._held) - {row.machine for row in self._unproved()}
 
     def _unproved(self) -> list[Row]:
-        return [row for row in self.view.bound if row.unvouched] if self._servers.tellers > 1 else []
+        return [row for row in self.view.bound if row.unproved] if self._servers.tellers > 1 else []
 
     def _unvouched(self, machines: Iterable[MachineId]) -> list[Row]:
         """Those of ``machines`` that only one of several nodes speaks of, and that never spoke themselves: made up, maybe (threats A29)."""

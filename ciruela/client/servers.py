@@ -16,7 +16,9 @@ from ciruela.model.servers import Server, SharedId
 from ciruela.seams import Address
 
 SILENT_MS = 30_000
-"""A server that no node has heard for so long is silent: nodes speak to each other about once a second."""
+PAIR_MS = 3_500
+"""A server that no node has heard for so long is silent; in large clusters for so long times the number of servers, by each node that tells:
+each speaks to four others in a second, at random, so by chance that happens once in a million times."""
 
 MOST_LOOSE = 10_000
 """Servers without a machine id that are kept apart; tellers may make them up (threats A29)."""
@@ -63,7 +65,7 @@ class Row:
     """One server. ``tellers`` name it, ``vouchers`` are those of them that name its machine id.
 
     ``denied`` are the tellers that mean the server whose own answer was that it does not take the directory. ``heard_ms`` is the least of
-    what connected tellers say, ``listened`` whether there are any. ``spoke``: the client met it.
+    what connected tellers say, ``listened`` whether there are any; for longer than ``patience_ms`` it is silent. ``spoke``: the client met it.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Row:
     heard_ms: int | None = None
     configured: bool = False
     spoke: bool = False
+    patience_ms: float = SILENT_MS
 
     @property
     def hearsay(self) -> bool:
@@ -88,9 +91,14 @@ class Row:
         return not self.spoke and len(self.vouchers) < 2
 
     @property
+    def unproved(self) -> bool:
+        """Whether some tellers know only where it is, and one alone says which machine is there."""
+        return self.unvouched and self.tellers != self.vouchers
+
+    @property
     def silent(self) -> bool:
         """Whether no node has heard it lately."""
-        return self.heard_ms is None or self.heard_ms > SILENT_MS
+        return self.heard_ms is None or self.heard_ms > self.patience_ms
 
     @property
     def silence(self) -> str:
@@ -280,7 +288,10 @@ class Servers:
         ]
         apart = set(map(id, strangers))
         self._machines = {machine: row for machine, row in machines.items() if id(row) not in apart}
-        bound = tuple(row for row in self._machines.values() if row.tellers != row.vouchers and row.unvouched)
+        patience_ms = max(SILENT_MS, PAIR_MS * (len(machines) + len(loose)) / max(1, len(self._open)))
+        for row in (*machines.values(), *loose):
+            row.patience_ms = patience_ms
+        bound = tuple(row for row in self._machines.values() if row.unproved)
         return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared(), bound)
 
     def _add_met(self, machines: dict[MachineId, Row]) -> None:

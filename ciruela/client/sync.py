@@ -470,7 +470,7 @@ class ClusterRun:
         late = self._world.clock.seconds() - self._began_s >= self._rule.early_timeout_s
         connected = {str(address) for address in self._peers}
         for run in self._running():
-            missing = [row for row in run.book.missing() if late or row.silent or row.unvouched]
+            missing = [row for row in run.book.missing() if late or row.silent or row.unproved]
             for row in (*run.book.view.strangers, *missing):
                 if connected.isdisjoint(row.addresses):
                     self._probes.probe(self._addresses(row))

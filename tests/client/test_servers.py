@@ -135,6 +135,16 @@ class ServersTests(SynchronousTestCase):
         self.assertTrue(self.row(3).silent)
         self.assertEqual(self.row(3).told(), "n3")
 
+    def test_many(self) -> None:
+        """In a large cluster a node hears each other one every few minutes: chance would be taken for silence."""
+        for teller in (1, 2, 3):
+            self.tell(teller, *(server(number, 500_000) for number in range(1, 1001)))
+        self.assertFalse(self.row(900).silent)
+        self.tell(1, server(900, 5_000_000))
+        self.servers.lost(at(2))
+        self.servers.lost(at(3))
+        self.assertTrue(self.row(900).silent)
+
     def test_last_word(self) -> None:
         """A server that was taken out of the configuration would be waited for, for ever."""
         self.tell(1, server(3), server(4))
