@@ -17,8 +17,8 @@ from ciruela.seams import Address
 
 SILENT_MS = 30_000
 PAIR_MS = 3_500
-"""A server that no node has heard for so long is silent; in large clusters for so long times the number of servers, by each node that tells:
-each speaks to four others in a second, at random, so by chance that happens once in a million times."""
+"""A server that no node has heard for so long is silent; in large clusters for so long times the number of servers, divided by that of the
+nodes that tell: each speaks to four others in a second, at random, so by chance that happens once in a million times."""
 
 MOST_LOOSE = 10_000
 """Servers without a machine id that are kept apart; tellers may make them up (threats A29)."""
@@ -65,7 +65,8 @@ class Row:
     """One server. ``tellers`` name it, ``vouchers`` are those of them that name its machine id.
 
     ``denied`` are the tellers that mean the server whose own answer was that it does not take the directory. ``heard_ms`` is the least of
-    what connected tellers say, ``listened`` whether there are any; for longer than ``patience_ms`` it is silent. ``spoke``: the client met it.
+    what connected tellers say, ``listened`` whether there are any; unheard for longer than ``patience_ms`` it is silent. ``spoke``: the
+    client met it.
     """
 
     name: str
