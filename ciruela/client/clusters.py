@@ -32,7 +32,7 @@ class SyncRun:
         """Say so, once, when two entry points lead to one cluster: it gets everything twice."""
         home = self._homes.setdefault(machine, cluster)
         pair = frozenset((home, cluster))
-        if home is not cluster and pair not in self._told:
+        if home.label != cluster.label and pair not in self._told:
             self._told.add(pair)
             cluster.problem(
                 f"leads to the same cluster as {home.label} ({name or machine.hex()} is in both), which gets everything twice; "
