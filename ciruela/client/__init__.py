@@ -4,8 +4,9 @@
 
 What must not happen here: a decision of a node, or a read of anything but the user's own directories, keys and options. Reading order:
 ``options/`` (the command line), ``identities`` (private keys), ``orders`` (scan and sign), ``ignore`` (patterns of what is left out),
-``pace`` (``--limit-rate``), ``source`` (serves the local directories), ``require`` (what ``--require`` asks for), ``book`` (who has an
-image: pure verdict), ``hooks`` (what was run there), ``contacts`` (which addresses to try), ``shares`` (which node takes which part),
+``pace`` (``--limit-rate``), ``source`` (serves the local directories), ``require`` (what ``--require`` asks for), ``servers`` (which
+servers there are, one row each), ``book`` (who has an image: pure verdict), ``hooks`` (what was run there), ``contacts`` (which addresses
+to try), ``probing`` (short connections to those that nobody hears), ``shares`` (which node takes which part),
 ``listener`` (what a run tells), ``sync`` (connections of one cluster), ``hashes`` (which hash they understand), ``text`` (what may be
 printed), ``progress`` (the display), ``live`` (the same on a terminal), ``report`` (the same for programs), ``clusters`` (the run of all,
 before the eyes of the user), ``surroundings`` (what a command gets from the process), ``scanning`` (a directory is indexed), ``entrance``

@@ -16,7 +16,7 @@ from ciruela.client.listener import Listener
 from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.options.sync import SyncOptions, Wish
+from ciruela.client.options.sync import CONNECTIONS, SyncOptions, Wish
 from ciruela.client.orders import Signer, check_content, check_directory, check_sources
 from ciruela.client.pace import SHARED_BYTES_S, Pace
 from ciruela.client.preflight import Late, Preflight
@@ -25,7 +25,7 @@ from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
 from ciruela.client.source import Offer, Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import CONNECTIONS, Row, World
+from ciruela.client.sync import Row, World
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
@@ -83,8 +83,12 @@ class Sending:
         excluding: Excluding = NOTHING,
         allow_empty: bool = False,
         limit_bytes_s: int | None = None,
+        connections: int = CONNECTIONS,
     ) -> None:
-        """``kind``: the hash that the user chose, None for the best that each cluster understands."""
+        """``kind``: the hash that the user chose, None for the best that each cluster understands.
+
+        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``pace.SHARED_BYTES_S``.
+        """
         self._around = around
         self._display = display
         self._kind = kind
@@ -98,7 +102,8 @@ class Sending:
         self._reported: set[tuple[Wish, ImageId]] = set()
         self._opened: list[tuple[str, HashKind, LocalTree]] = []
         signer = Signer(identities)
-        connections = 1 if limit_bytes_s is not None and limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
+        if limit_bytes_s is not None and limit_bytes_s < SHARED_BYTES_S:
+            connections = 1
         self.preflights = [
             Preflight(names, wishes, rule, net, signer, around.now_ms, around.in_thread, connections) for names, wishes in targets
         ]
@@ -209,6 +214,7 @@ async def sync(
         excluding=options.excluding,
         allow_empty=options.allow_empty,
         limit_bytes_s=options.limit_bytes_s,
+        connections=options.initial_connections,
     )
     report = around.report
     try:

@@ -13,7 +13,8 @@ from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
-from ciruela.client.sync import CONNECTIONS, ClosableLink, World
+from ciruela.client.options.sync import CONNECTIONS
+from ciruela.client.sync import ClosableLink, World
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Counterpart, Link

@@ -14,17 +14,17 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from ciruela.client.book import EXIT_NETWORK, RUNNING, Outcome, Rule, Standing, Verdict, worst
 from ciruela.client.check import Survey
-from ciruela.client.clusters import Part, Settled
+from ciruela.client.clusters import Met, Part, Settled
 from ciruela.client.entrance import Entrance
 from ciruela.client.forecast import Reply, Says, difference, refusal_of
 from ciruela.client.hashes import kind_for
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.options.sync import Mode, Wish
+from ciruela.client.options.sync import CONNECTIONS, Mode, Wish
 from ciruela.client.orders import Intent, Signer
 from ciruela.client.scanning import Scans
 from ciruela.client.source import Giver
-from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, Upload, World
+from ciruela.client.sync import ClusterRun, Row, Upload, World
 from ciruela.client.text import interval
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
@@ -35,9 +35,6 @@ from ciruela.uploads.verdict import FUTURE_LIMIT_MS
 
 CLOCK_MARGIN_MS = 10_000
 """What the clocks of servers may differ by when an order is signed for the latest time that they take."""
-
-CONNECT_TIMEOUT_S = 15.0
-"""How long entry points are tried before a cluster counts as one that cannot be reached."""
 
 Reindex = Callable[[int, HashKind], Awaitable[Index]]
 """Gives the index of what an intent, by its number, would bring with another kind of hash."""
@@ -82,7 +79,7 @@ class Preflight:
         self.clock = world.clock
         self.rulings: list[Ruling] = []
         self.survey = Survey(cluster, (), rule, world)
-        self.entrance = Entrance(cluster.names, world, min(CONNECT_TIMEOUT_S, rule.deadline_s))
+        self.entrance = Entrance(cluster.names, world, min(rule.connect_timeout_s, rule.deadline_s), connections)
         self._connections = connections
         self.rule = rule
         self._world = world
@@ -235,6 +232,7 @@ class Late:
         self._began_s = self._ended_s = preflight.clock.seconds()
         self._runs: Sequence[Part] | None = None
         self._going: Deferred[None] | None = None
+        self.met: Met = lambda _run, _machine, _name: None
 
     def start(self) -> Deferred[None]:
         """Begin. Fires when every upload has a verdict; cancel to give up."""
@@ -255,6 +253,8 @@ class Late:
             self._verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"{late}no node was reached within {waited}: {entrance.why()}")
             return
         self._runs = await self._begin()
+        for run in self._runs:
+            run.met = self.met
         await gatherResults([run.start() for run in self._runs], consumeErrors=True)
 
     def stop(self) -> None:

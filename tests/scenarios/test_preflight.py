@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import commands
+from ciruela.client.book import Rule
 from ciruela.client.entrance import PATIENCE_S
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
-from ciruela.client.preflight import CONNECT_TIMEOUT_S
 from ciruela.client.report import Report
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.sync import World
@@ -259,7 +259,7 @@ class Kinds(PreflightCase):
         self.cluster.hub.old.add(self.cluster.address(2))
         self.cluster.hub.partition([[self.cluster.address(1), OUTSIDE], [self.cluster.address(2)], [self.cluster.address(3)]])
         self.begin("--append", f"{self.first}:{PATH}", "n1", "n4", known=(1,))
-        self.cluster.run(CONNECT_TIMEOUT_S + 5.0)
+        self.cluster.run(Rule().connect_timeout_s + 5.0)
         self.assertEqual(self.kind(), HashKind.BLAKE3)
         self.cluster.hub.partition([[self.cluster.address(1), self.cluster.address(2), OUTSIDE], [self.cluster.address(3)]])
         self.begin("--append", f"{self.first}:/logs/v2", "n1", "n2")
@@ -272,7 +272,7 @@ class Kinds(PreflightCase):
         self.assertEqual(self.sync("--append", f"{self.first}:{PATH}", "n4", known=(), seconds=60.0), 3)
         self.assertIn(f"n4 {PATH}  FAILED", self.out.text)
         self.assertRegex(self.out.text, r"\(no node was reached within 0:1[45]: the name n4 cannot be resolved\)")
-        self.assertLessEqual(self.cluster.clock.seconds() - self.began_s, CONNECT_TIMEOUT_S)
+        self.assertLessEqual(self.cluster.clock.seconds() - self.began_s, Rule().connect_timeout_s)
         self.assertEqual(self.sync("-n", "--append", f"{self.first}:{PATH}", "n4", known=()), 3)
         self.assertLess(self.cluster.clock.seconds() - self.began_s, 1.0)
 
