@@ -14,13 +14,26 @@ from ciruela.client.entrance import RESOLVE_TIMEOUT_S, Door, Entrance, Patience,
 from ciruela.client.forecast import Fresh, Reply, Says, fresh, reply
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
+from ciruela.client.servers import Met, Row, Servers, Telling, address_of
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BaseDirData, CheckData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, IndexData, Request, Response
+from ciruela.proto.messages import (
+    BaseDirData,
+    CheckData,
+    GetBaseDir,
+    GetIndex,
+    GetIndexAt,
+    GetPathState,
+    IndexAtData,
+    IndexData,
+    PathStateData,
+    Request,
+    Response,
+)
 from ciruela.seams import Address, InThread
 
 AT_ONCE = 16
@@ -32,13 +45,20 @@ COMPARED = 3
 
 @dataclass
 class _Asked:
-    """What is known of one cluster: replies for each check, in their order."""
+    """What is known of one cluster: replies for each check, in their order.
+
+    ``missed`` are servers that others name and that could not be asked by that name, with why; ``lost`` addresses likewise; ``booked`` are
+    addresses of entry points that count as servers that cannot be asked.
+    """
 
     replies: list[list[Reply]]
     addresses: set[Address] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     machines: set[MachineId] = field(default_factory=set)
     hosts: dict[MachineId, str] = field(default_factory=dict)
+    missed: dict[MachineId, tuple[str, str]] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    booked: set[str] = field(default_factory=set)
 
 
 class Survey:
@@ -53,6 +73,8 @@ class Survey:
         self._slots = DeferredSemaphore(AT_ONCE)
         self._until_s = world.clock.seconds() + rule.deadline_s
         self._found = _Asked([[] for _ in checks])
+        self._servers = [Servers() for _ in checks]
+        self._whole = False
         self._promised: dict[tuple[MachineId | None, str], int] = {}
 
     @property
@@ -78,15 +100,24 @@ class Survey:
             patience.answered()
 
     async def ask_all(self) -> None:
-        """Ask them all, but those that have answered already. Cancel to stop."""
+        """Ask them all, but those that have answered already: who is named, and who the answers name. Cancel to stop."""
+        found = self._found
+        answered = {one.address for replies in found.replies for one in replies if one.address is not None}
+        await together([self._listen(address) for address in self.entrance.reached if address in answered])
+        self._whole = True
         await together([self._named(name) for name in self.cluster.names])
         while True:
-            found = self._found
-            unheard = [name for machine, name in found.hosts.items() if machine not in found.machines and name not in found.names]
-            unheard = list(dict.fromkeys(unheard))[: MAX_CANDIDATES - len(found.names)]
-            if not unheard:
-                return
-            await together([self._heard(name) for name in unheard])
+            names = {
+                name: machine
+                for machine, name in found.hosts.items()
+                if machine not in found.machines and name not in found.names and name and name.isprintable()
+            }
+            rows = [row for row in self._rows(strangers=True) if row.machine not in found.machines and not self._tried(row)]
+            if not (names or rows) or len(found.names) + len(found.addresses) >= MAX_CANDIDATES:
+                break
+            await together([self._heard(name, machine) for name, machine in names.items()])
+            await together([self._at_row(row) for row in rows])
+        self._book_missing()
 
     async def _named(self, name: str) -> None:
         self._found.names.add(name)
@@ -95,38 +126,82 @@ class Survey:
             self._unreachable(name, self.entrance.problems[name])
         await together([self._at_entry(address) for address in addresses])
 
-    async def _heard(self, name: str) -> None:
+    async def _heard(self, name: str, machine: MachineId) -> None:
+        """Ask another server by the name that an answer gave it."""
         self._found.names.add(name)
-        if not name or not name.isprintable():
-            return
         try:
             addresses: list[Address] = await self._world.resolve(name).addTimeout(RESOLVE_TIMEOUT_S, self._world.clock)
-        except (CiruelaError, AnswerTimeout) as error:
-            self._unreachable(name, str(error) if isinstance(error, CiruelaError) else "the name cannot be resolved in time")
+        except AnswerTimeout:
+            self._found.missed[machine] = name, "the name cannot be resolved in time"
+            return
+        except CiruelaError as error:
+            self._found.missed[machine] = name, str(error)
             return
         usable = [one for one in addresses if reachable_from(self.entrance.addresses, one)]
-        if usable:
-            await self._at(usable[0], name, lambda: self._world.connect(usable[0], Door()), close=True)
+        if usable and (text := await self._elsewhere(usable[0], name)):
+            self._found.missed[machine] = name, text
+
+    def _rows(self, *, strangers: bool = False) -> list[Row]:
+        """The servers that were told of, each once, with ``strangers`` also those that are only expected once they answer."""
+        rows: dict[object, Row] = {}
+        for servers in self._servers:
+            view = servers.view()
+            for row in (*view.rows(), *(view.strangers if strangers else ())):
+                rows.setdefault(row.machine or tuple(row.addresses), row)
+        return list(rows.values())
+
+    def _addresses(self, row: Row) -> list[Address]:
+        known = [address for text in row.addresses if (address := address_of(text)) is not None]
+        return [address for address in known if reachable_from(self.entrance.addresses, address)]
+
+    def _tried(self, row: Row) -> bool:
+        return all(address in self._found.addresses for address in self._addresses(row))
+
+    async def _at_row(self, row: Row) -> None:
+        """Ask a server at the addresses by which others know it, until it answers."""
+        for address in self._addresses(row):
+            if row.machine in self._found.machines:
+                return
+            if address not in self._found.addresses and (text := await self._elsewhere(address, row.name)):
+                self._found.lost[str(address)] = text
+
+    def _book_missing(self) -> None:
+        """Those that did not answer anywhere are expected all the same."""
+        found = self._found
+        for machine, (name, text) in found.missed.items():
+            if machine not in found.machines:
+                self._unreachable(name, text)
+        for row in self._rows():
+            if row.machine not in (*found.machines, *found.missed) and found.booked.isdisjoint(row.addresses):
+                texts = [found.lost[text] for text in row.addresses if text in found.lost]
+                self._unreachable(row.name, (texts or [row.told()])[0])
+
+    async def _elsewhere(self, address: Address, label: str) -> str:
+        return await self._at(address, label, lambda: self._world.connect(address, Door()), close=True)
 
     async def _at_entry(self, address: Address) -> None:
-        await self._at(address, self.entrance.label(address), lambda: Deferred.fromCoroutine(self.entrance.open(address)))
+        label = self.entrance.label(address)
+        if text := await self._at(address, label, lambda: Deferred.fromCoroutine(self.entrance.open(address))):
+            self._unreachable(label, text)
+            self._found.booked.add(str(address))
 
-    async def _at(self, address: Address, label: str, connect: Callable[[], Deferred[ClosableLink]], *, close: bool = False) -> None:
+    async def _at(self, address: Address, label: str, connect: Callable[[], Deferred[ClosableLink]], *, close: bool = False) -> str:
+        """Ask the node at an address, once. Gives why it cannot be asked, if so."""
         if address in self._found.addresses:
-            return
+            return ""
         self._found.addresses.add(address)
         await self._slots.acquire()
         try:
             if self._world.clock.seconds() >= self._until_s:
-                self._unreachable(label, "out of time")
-                return
+                return "out of time"
             try:
                 link = await connect()
             except CiruelaError as error:
-                self._unreachable(label, str(error))
-                return
+                return str(error)
             try:
                 await self._ask(link, address, label)
+                if self._whole:
+                    await self._told(link, address)
             finally:
                 if close:
                     link.close()
@@ -135,6 +210,32 @@ class Survey:
             raise
         finally:
             self._slots.release()
+        return ""
+
+    async def _listen(self, address: Address) -> None:
+        try:
+            await self._told(await self.entrance.open(address), address)
+        except CiruelaError:
+            return  # it has answered; whom it knows stays unknown
+
+    async def _told(self, link: ClosableLink, address: Address) -> None:
+        """Which other servers a node of ours knows for each path; an older one does not tell, and then names have to do."""
+        if not link.bulk:
+            return
+        where = str(address)
+        for check, servers in zip(self.checks, self._servers, strict=True):
+            try:
+                answer = await self._answer(link, GetPathState(check.request.path, servers=True))
+            except CiruelaError:
+                return
+            if isinstance(answer, PathStateData):
+                servers.open(where)
+                servers.tell(Telling(where, answer.servers, answer.shared_ids))
+                servers.meet(Met(where, answer.machine, answer.hostname, answer.taken, answer.epoch_ms))
+
+    def complaint(self, number: int) -> str:
+        """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
+        return self._servers[number].view().complaint()
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:
         """Ask one node everything. What it said counts when all is said, and once, however many addresses it has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ciruela.client.book import EXIT_NOTHING, Rule, worst
+from ciruela.client.book import EXIT_NOTHING, EXIT_PARTIAL, Rule, worst
 from ciruela.client.check import Survey
 from ciruela.client.entrance import together
 from ciruela.client.forecast import Forecast, Fresh, Reply, Says, forecast
@@ -111,7 +111,14 @@ async def survey_all(preflights: Sequence[Preflight], display: Display) -> None:
 
 def nothing_to_do(preflights: Sequence[Preflight], rule: Rule) -> bool:
     """Whether every node of every cluster has exactly what would be uploaded."""
-    return all(one.rulings and all(forecast(replies, rule).nothing for replies in one.survey.replies) for one in preflights)
+    return all(one.rulings and all(fate_of(one.survey, number, rule).nothing for number in range(len(one.rulings))) for one in preflights)
+
+
+def fate_of(survey: Survey, number: int, rule: Rule) -> Forecast:
+    """The verdict on one upload; never a good one while servers share a machine id."""
+    found = forecast(survey.replies[number], rule)
+    complaint = survey.complaint(number)
+    return replace(found, exit_code=EXIT_PARTIAL, why=complaint, nothing=False) if complaint and not found.exit_code else found
 
 
 async def show_forecast(preflights: Sequence[Preflight], scans: Scans, options: SyncOptions, around: Surroundings, display: Display) -> int:
@@ -123,10 +130,10 @@ async def show_forecast(preflights: Sequence[Preflight], scans: Scans, options: 
         survey = preflight.survey
         for number, (ruling, check) in enumerate(zip(preflight.rulings, survey.checks, strict=True)):
             scan = scans.with_image(ruling.intent.image)
-            fate, new = forecast(survey.replies[number], options.rule), None
+            fate, new = fate_of(survey, number, options.rule), None
             if not fate.nothing:
                 new = await survey.compare(number, await around.in_thread(_index_of, scan), around.in_thread)
-                fate = forecast(survey.replies[number], options.rule)  # some may have no room for it
+                fate = fate_of(survey, number, options.rule)  # some may have no room for it
             if ruling.refusal:
                 fate = replace(fate, exit_code=ruling.exit_code, why=f"{ruling.refusal}; nothing would be sent")
             replies = survey.replies[number]

@@ -16,7 +16,7 @@ from ciruela.client.book import EXIT_NETWORK, RUNNING, Outcome, Rule, Standing, 
 from ciruela.client.check import Survey
 from ciruela.client.clusters import Met, Part, Settled
 from ciruela.client.entrance import Entrance
-from ciruela.client.forecast import Reply, Says, difference, refusal_of
+from ciruela.client.forecast import MOST_NAMED, Reply, Says, difference, refusal_of
 from ciruela.client.hashes import kind_for
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.options.signing import ClusterNames
@@ -204,12 +204,16 @@ class Preflight:
 
     def _refused(self, ruling: Ruling, listener: Listener) -> Row:
         failed = []
+        details: dict[str, list[str]] = {}
         for one in ruling.replies:
             if one.says is Says.REFUSES:
+                where, path = "" if one.address is None else str(one.address), ruling.intent.path
                 failed.append((one.host, one.code))
-                news = NodeNews(self.cluster.label, ruling.intent.path, one.host, one.machine, "refused", one.code, one.message)
-                listener.node(news)
-                listener.problem(self.cluster.label, " ".join(filter(None, (one.host, ruling.intent.path, one.code, one.message))))
+                listener.node(NodeNews(self.cluster.label, path, one.host, one.machine, "refused", one.code, one.message, address=where))
+                if one.message:
+                    details.setdefault(f"{path} {one.code}: {one.message}", []).append(one.host)
+        for text, hosts in details.items():
+            listener.problem(self.cluster.label, f"{', '.join(hosts[:MOST_NAMED])} {text}")
         expected = sum(one.says is not Says.NO_CONFIG for one in ruling.replies)
         done = sum(one.says is Says.HAS for one in ruling.replies)
         verdict = Verdict(Outcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
