@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from ciruela.client.book import EXIT_NETWORK, RUNNING, Outcome, Rule, Standing, Verdict, worst
 from ciruela.client.check import Survey
@@ -259,7 +259,10 @@ class Late:
         self._runs = await self._begin()
         for run in self._runs:
             run.met = self.met
-        await gatherResults([run.start() for run in self._runs], consumeErrors=True)
+        try:
+            await gatherResults([run.start() for run in self._runs], consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
 
     def stop(self) -> None:
         """Give up what is under way."""
