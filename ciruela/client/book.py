@@ -14,13 +14,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ciruela.client.require import Requirement
+from ciruela.client.servers import Met, Row, Servers, Telling, View
+from ciruela.client.text import count, interval
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort, Reject
-from ciruela.proto.messages import AbortedImage, ReceivedImage, RemovedImage, UploadAck
+from ciruela.model.servers import Server, SharedId
+from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
 from ciruela.seams import Address
 
 MAX_MACHINES = 10_000
 """Machines one upload keeps track of; a server that makes up more is not believed (threats A29)."""
+
+MOST_NAMED = 5
+"""Servers that one sentence names."""
 
 ERROR_RETRIES = 3
 """How often a request that was answered by ``Error`` is sent again before that counts as a refusal."""
@@ -55,13 +61,17 @@ _WORDS = frozenset(reject.value for reject in _MEANING)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When an upload is finished. Times in seconds from the start of the run. ``require``: what is success, if not the early rule."""
+    """When an upload is finished. Times in seconds from the start of the run. ``require``: what is success, if not the early rule.
+
+    ``connect_timeout_s``: how long a first node of the cluster is tried.
+    """
 
     early_hosts: int = 3
     early_fraction: float = 0.75
     early_timeout_s: float = 30.0
     deadline_s: float = 1800.0
     require: Requirement | None = None
+    connect_timeout_s: float = 15.0
 
     def need(self, expected: int) -> int:
         """How many of ``expected`` nodes are enough after the early timeout."""
@@ -96,22 +106,37 @@ class Reach:
     """What the connection set says about one upload.
 
     ``busy``: an entry point is being resolved, or a connection was just begun, so that a node nobody heard of yet may turn up.
-    ``exhausted``: every address that is known refused this upload or could not be reached, and none is left to try.
+    ``exhausted``: every address that is known refused this upload or could not be reached, and none is left to try. ``reached``: there
+    was a connection at some time; ``trouble`` why there was none. ``unreached``: addresses to which the last attempt to connect failed.
     """
 
     busy: bool
     exhausted: bool
+    reached: bool = True
+    trouble: str = ""
+    unreached: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Numbers and names for the display. ``done`` counts nodes that committed; names and reasons are as the network gave them."""
+    """Numbers and names for the display. ``done`` counts nodes that committed; names and reasons are as the network gave them.
+
+    ``absent`` are the rows of those that are ``missing``, as far as they can be told apart; ``shared`` the machine ids of several servers.
+    """
 
     done: int
     expected: int
     accepted: tuple[str, ...]
     missing: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
+    absent: tuple[Row, ...] = ()
+    shared: tuple[SharedId, ...] = ()
+
+    @property
+    def waited_for(self) -> tuple[str, ...]:
+        """The names of those that are missing, each with how long nobody has heard it."""
+        told = {row.name: row.told() for row in self.absent}
+        return tuple(told.get(name, name) for name in self.missing)
 
 
 class _Answer(Enum):
@@ -129,12 +154,13 @@ class _Contact:
     label: str
     answer: _Answer = _Answer.NONE
     outstanding: bool = False
-    answered: bool = False
     reason: str = ""
     exit_code: int = EXIT_REJECTED
     errors: int = 0
     machine: MachineId | None = None
     listed: frozenset[MachineId] = field(default_factory=frozenset)
+    asked_for_servers: bool = False
+    told_rows: bool = False
 
 
 def refusal_code(reason: str | None) -> int:
@@ -171,7 +197,7 @@ def _possible(contacts: list[_Contact], machines: set[MachineId]) -> set[Machine
 
 
 class Book:
-    """All that was said about (``path``, ``image``) on one cluster."""
+    """All that was said about (``path``, ``image``) on one cluster. ``revision`` grows with everything that may change a verdict."""
 
     def __init__(self, path: str, image: ImageId, weak: bool = False, removes: bool = False) -> None:
         """``removes``: the image is to go, not to come."""
@@ -179,21 +205,25 @@ class Book:
         self.path = path
         self.image = image
         self.weak = weak
+        self.revision = 0
         self._contacts: dict[Address, _Contact] = {}
+        self._servers = Servers()
         self._names: dict[MachineId, str] = {}
-        self._named_by: dict[MachineId, set[Address]] = {}
         self._done: set[MachineId] = set()
         self._held: set[MachineId] = set()
+        self._own: set[MachineId] = set()
         self._aborted: dict[MachineId, str] = {}
         self._local_problem = ""
         self._conflict = ""
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
-    def asked(self, address: Address, label: str) -> None:
-        """The request goes out to ``address``; what it gave up before no longer counts."""
+    def asked(self, address: Address, label: str, *, servers: bool = False) -> None:
+        """The request goes out to ``address``; what it gave up before no longer counts. ``servers``: it is asked for others, too."""
         contact = self._contacts.setdefault(address, _Contact(label))
         contact.outstanding = True
+        contact.asked_for_servers = contact.asked_for_servers or servers
+        self._servers.open(str(address))
         if contact.machine is not None:
             self._aborted.pop(contact.machine, None)
 
@@ -202,19 +232,54 @@ class Book:
         contact = self._contacts[address]
         contact.outstanding = False
         contact.errors = 0
-        contact.answered = True
-        contact.listed = frozenset(machine for machine, name in ack.hosts.items() if self._know(address, machine, name))
+        self.revision += 1
+        hosts = {machine: name for machine, name in ack.hosts.items() if self._name(machine, name)}
+        contact.listed = frozenset(hosts)
+        if not contact.told_rows:
+            self._servers.tell(Telling(str(address), [Server(name, machine, (), 0) for machine, name in hosts.items()]))
+        if ack.machine is not None and self._name(ack.machine, ack.hostname):
+            contact.machine = ack.machine
+            contact.label = ack.hostname or contact.label
+        self._servers.meet(Met(str(address), contact.machine, contact.label, ack.reject_reason != Reject.NO_CONFIG))
         if ack.accepted:
             contact.answer = _Answer.ACCEPTED
         elif contact.machine is not None and contact.machine in self._done:
             return
         elif self.weak and ack.reject_reason in _WEAK:
             contact.answer = _Answer.HELD
+            if contact.machine is not None:
+                self._held.add(contact.machine)
         elif ack.reject_reason == Reject.NO_CONFIG:
             contact.answer, contact.reason = _Answer.NO_CONFIG, Reject.NO_CONFIG.value
         else:
             contact.answer, contact.reason = _Answer.REFUSED, ack.reject_reason or "unknown"
             contact.exit_code = refusal_code(ack.reject_reason)
+
+    def said(self, address: Address, data: PathStateData) -> None:
+        """What the node at ``address`` says of the path, and of the servers that it knows."""
+        if not self._name(data.machine, data.hostname):
+            return
+        self.revision += 1
+        self._servers.meet(Met(str(address), data.machine, data.hostname, data.taken, data.epoch_ms))
+        known = [one for one in data.servers if one.machine is None or self._name(one.machine, one.name)]
+        self._servers.tell(Telling(str(address), known, data.shared_ids))
+        contact = self._contacts.get(address)
+        if contact is not None:
+            contact.machine, contact.told_rows, contact.asked_for_servers = data.machine, True, False
+        if self._removes:
+            return
+        if data.committed is not None and data.committed.image == self.image:
+            self._done.add(data.machine)
+            self._own.add(data.machine)
+            self._aborted.pop(data.machine, None)
+        elif contact is None and data.pending is not None and data.pending.image == self.image:
+            self._aborted.pop(data.machine, None)
+        elif contact is None and data.refused is not None and data.refused[0] == self.image and data.machine not in self._done:
+            self._aborted[data.machine] = data.refused[1]
+
+    def said_nothing(self, address: Address) -> None:
+        """The node at ``address`` does not tell which servers it knows."""
+        self._contacts[address].asked_for_servers = False
 
     def errored(self, address: Address, text: str, *, busy: bool = False) -> bool:
         """``Error``, or no answer in time. True: ask again later; False: from now on this counts as a refusal.
@@ -228,13 +293,20 @@ class Book:
             return True
         if contact.machine is None or contact.machine not in self._done:
             contact.answer, contact.reason, contact.exit_code = _Answer.REFUSED, text, EXIT_NETWORK
+            self._servers.meet(Met(str(address), contact.machine, contact.label, True))
         return False
+
+    def withdrew(self, address: Address) -> None:
+        """The node at ``address`` gave up again what it had accepted: others refuse it for what they have."""
+        contact = self._contacts[address]
+        contact.answer, contact.reason, contact.exit_code = _Answer.REFUSED, "withdrawn", EXIT_CONFLICT
 
     def lost(self, address: Address) -> None:
         """The connection ended. What was accepted stays a promise; an answer will not come any more."""
+        self._servers.lost(str(address))
         contact = self._contacts.get(address)
         if contact is not None:
-            contact.outstanding = False
+            contact.outstanding = contact.asked_for_servers = False
 
     def done_by(self, has: str) -> str:
         """What a node that is done has done; ``has`` may be "have"."""
@@ -249,44 +321,64 @@ class Book:
             or not self._know(address, note.machine_id, note.hostname)
         ):
             return False
-        self._identify(address, note.machine_id, note.forwarded)
+        self._identify(address, note.machine_id, note.hostname, note.forwarded)
+        if not note.forwarded and note.machine_id not in self._own:
+            self._own.add(note.machine_id)
+            self.revision += 1
         self._aborted.pop(note.machine_id, None)
         nodes = self._done if note.image == self.image else self._held
         if note.machine_id in nodes:
             return False
         nodes.add(note.machine_id)
+        self.revision += 1
         return True
 
     def aborted(self, address: Address, note: AbortedImage) -> bool:
         """A node gave the image up, or found that it is not the only one at the path. True when that is news about this upload."""
         if self._removes or note.path != self.path or note.image != self.image or not self._know(address, note.machine_id, note.hostname):
             return False
-        self._identify(address, note.machine_id, note.forwarded)
+        self._identify(address, note.machine_id, note.hostname, note.forwarded)
         reason = note.reason or "unknown"
         if _word(reason) == Abort.CONFLICT and not note.forwarded and not self.weak:
             self._done.discard(note.machine_id)
             self._conflict = self._conflict or reason
+            self.revision += 1
         if note.machine_id in self._done or note.machine_id in self._aborted:
             return False
         self._aborted[note.machine_id] = reason
+        self.revision += 1
         return True
 
     def local_problem(self, text: str) -> None:
         """The local directory can no longer be served. Fatal as long as no node has the whole image."""
         self._local_problem = self._local_problem or text
 
-    def _know(self, address: Address, machine: MachineId, name: str) -> bool:
+    def _name(self, machine: MachineId, name: str) -> bool:
+        """Keep the name of a machine; False when there are too many."""
         if machine not in self._names and len(self._names) >= MAX_MACHINES:
             return False
         self._names.setdefault(machine, name)
-        self._named_by.setdefault(machine, set()).add(address)
         return True
 
-    def _identify(self, address: Address, machine: MachineId, forwarded: bool) -> None:
-        if not forwarded and address in self._contacts:
-            self._contacts[address].machine = machine
+    def _know(self, address: Address, machine: MachineId, name: str) -> bool:
+        if not self._name(machine, name):
+            return False
+        self.revision += self._servers.speak(str(address), machine, name)
+        return True
+
+    def _identify(self, address: Address, machine: MachineId, name: str, forwarded: bool) -> None:
+        contact = self._contacts.get(address)
+        if not forwarded and contact is not None and contact.machine != machine:
+            contact.machine = machine
+            self._servers.meet(Met(str(address), machine, name, True))
+            self.revision += 1
 
     # -- what follows -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View:
+        """The servers that are known for the path."""
+        return self._servers.view()
 
     def refused(self, address: Address) -> bool:
         """Whether asking ``address`` again is pointless."""
@@ -295,69 +387,96 @@ class Book:
 
     def done_machines(self) -> int:
         """Nodes that have exactly this image."""
-        return len(self._done - self._doubtful())
+        return len(self._done) - len(self._unvouched(self._done))
 
-    def _doubtful(self) -> frozenset[MachineId]:
-        """Machines that only one of several nodes speaks of, and that never spoke themselves: a server may make them up (threats A29)."""
-        if sum(contact.answered for contact in self._contacts.values()) < 2:
-            return frozenset()
-        own = {contact.machine for contact in self._contacts.values()}
-        return frozenset(machine for machine, tellers in self._named_by.items() if len(tellers) < 2 and machine not in own)
+    def missing(self) -> list[Row]:
+        """The servers that are expected and have said neither that they have it nor that they never will."""
+        over = self._satisfied() | self._failed_machines()
+        return [row for row in self.view.rows() if row.machine is None or row.machine not in over]
+
+    def _failed_machines(self) -> set[MachineId]:
+        refused = {contact.machine for contact in self._with(_Answer.REFUSED) if contact.machine is not None}
+        return (refused | self._aborted.keys()) - self._done - self._held
+
+    def _satisfied(self) -> set[MachineId]:
+        """The machines that have it, or other content that is as good.
+
+        Not those at the address of a known server that one node alone calls by that name: it may have made the machine up (threats A29).
+        """
+        return (self._done | self._held) - {row.machine for row in self._unproved()}
+
+    def _unproved(self) -> list[Row]:
+        return [row for row in self.view.bound if row.unproved] if self._servers.tellers > 1 else []
+
+    def _unvouched(self, machines: Iterable[MachineId]) -> list[Row]:
+        """Those of ``machines`` that only one of several nodes speaks of, and that never spoke themselves: made up, maybe (threats A29)."""
+        if self._servers.tellers < 2:
+            return []
+        known = self.view.machines
+        return [known[machine] for machine in machines if machine in known and known[machine].unvouched]
 
     def _with(self, *answers: _Answer) -> list[_Contact]:
         return [contact for contact in self._contacts.values() if contact.answer in answers]
 
     def _count(self) -> tuple[int, int, int]:
-        """Nodes that are done, that failed, and that are expected.
+        """Servers that are done, that failed, and that are expected.
 
-        Expected are all machines that somebody named, and the addresses that cannot be one of these. An address whose machine is unknown
-        may be any machine that its own answer left out (a node never lists itself); one that refused cannot be one that is done.
+        Expected are all rows, and the addresses that cannot be one of these. An address whose machine is unknown may be any machine that
+        its own answer left out (a node never lists itself); one that refused cannot be one that is done.
         """
-        satisfied = self._done | self._held
-        free = set(self._names) - {contact.machine for contact in self._contacts.values() if contact.machine is not None}
-        refused = self._with(_Answer.REFUSED)
-        refusers = [contact for contact in refused if contact.machine is None]
+        named = self.view.machines.keys()
+        satisfied = self._satisfied() & named
+        free = named - {contact.machine for contact in self._contacts.values() if contact.machine is not None}
+        refusers = [contact for contact in self._with(_Answer.REFUSED) if contact.machine is None]
         takers = [contact for contact in self._with(_Answer.ACCEPTED, _Answer.HELD) if contact.machine is None]
         holders = [contact for contact in takers if contact.answer is _Answer.HELD]
         named_refusers = min(len(refusers), len(_possible(refusers, free - satisfied)))
         named_takers = min(len(takers), max(0, len(_possible(takers, free)) - named_refusers))
-        expected = len(self._names) + len(refusers) - named_refusers + len(takers) - named_takers
+        expected = len(named) + len(self.view.loose) + len(refusers) - named_refusers + len(takers) - named_takers
         done = len(satisfied) + max(0, len(holders) - len(_possible(holders, free & self._held)))
-        failed = len(self._aborted) + len(refused) - sum(contact.machine in satisfied for contact in refused)
-        return min(done, expected), failed, expected
+        return min(done, expected), len(self._failed_machines()) + len(refusers), expected
 
     def standing(self) -> Standing:
         """The numbers and names of now."""
+        view = self.view
         done, _, expected = self._count()
+        expected += view.doubles
         failed = [(self._names[machine], reason) for machine, reason in self._aborted.items()]
         failed += [
-            (contact.label, contact.reason) for contact in self._with(_Answer.REFUSED) if contact.machine not in self._done | self._held
+            (contact.label, contact.reason)
+            for contact in self._with(_Answer.REFUSED)
+            if contact.machine is None or contact.machine not in self._done | self._held | self._aborted.keys()
         ]
         named = {name for name, _ in failed}
-        absent = set(self._names) - self._done - self._held - set(self._aborted)
-        missing = sorted(name for name in (self._names[machine] for machine in absent) if name not in named)
+        absent = sorted((row for row in self.missing() if row.name not in named), key=lambda row: row.name)[: max(0, expected - done)]
         accepted = tuple(contact.label for contact in self._with(_Answer.ACCEPTED, _Answer.HELD))
-        return Standing(done, expected, accepted, tuple(missing[: max(0, expected - done)]), tuple(failed))
+        missing = tuple(row.name for row in absent)
+        return Standing(done, expected, accepted, missing, tuple(dict.fromkeys(failed)), tuple(absent), tuple(view.shared))
 
     def verdict(self, rule: Rule, elapsed_s: float, reach: Reach) -> Verdict:
-        """How the upload stands ``elapsed_s`` seconds after its start."""
+        """How the upload stands ``elapsed_s`` seconds after its start. Never well while servers share a machine id."""
+        found = self._judged(rule, elapsed_s, reach)
+        complaint = self.view.complaint() if found.outcome in (Outcome.DONE, Outcome.EARLY) else ""
+        return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, complaint) if complaint else found
+
+    def _judged(self, rule: Rule, elapsed_s: float, reach: Reach) -> Verdict:
         if self._local_problem and not self._done:
             return Verdict(Outcome.FAILED, EXIT_LOCAL, self._local_problem)
         if self._conflict:
             return Verdict(Outcome.FAILED, EXIT_CONFLICT, f"other content was uploaded to the same path elsewhere ({self._conflict})")
-        busy = reach.busy or any(contact.outstanding for contact in self._contacts.values())
+        busy = reach.busy or any(contact.outstanding or contact.asked_for_servers for contact in self._contacts.values())
         accepted, held = self._with(_Answer.ACCEPTED), self._with(_Answer.HELD)
         if not accepted and not held and not self._done:
             return self._nobody(rule, elapsed_s, busy, reach)
         if accepted and not held and not busy and not self._done and all(contact.machine in self._aborted for contact in accepted):
             return Verdict(Outcome.FAILED, self._failure_code(), "all nodes that had accepted it gave it up")
         if held and not accepted and not self._done and not busy:
-            return Verdict(Outcome.DONE)
+            return self._nothing_to_come(rule)
         done, failed, expected = self._count()
         everywhere = done >= expected
         require = rule.require
         enough = require is None or done >= require.need(expected)
-        if not busy and everywhere and enough and all(contact.machine in self._done | self._held for contact in accepted):
+        if not busy and everywhere and enough and all(contact.machine in self._own | self._held for contact in accepted):
             return Verdict(Outcome.DONE)
         if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
             return RUNNING
@@ -366,25 +485,65 @@ class Book:
         wanted = need if require is None else require.need(expected if require.whole else real)
         if sure >= wanted > 0:
             return Verdict(Outcome.DONE) if everywhere else Verdict(Outcome.EARLY, EXIT_DONE, f"{wanted} of {real} nodes were enough")
-        have = f"{sure} nodes {self.done_by('have')}, {wanted} were needed"
+        have = f"{count(sure, 'node')} {self.done_by('has' if sure == 1 else 'have')}, {wanted} were needed"
         if real < expected:
             have += f" ({expected - real} that only one server speaks of are not counted)"
-        ended = not busy and done + failed >= expected
+        gone = self._gone(reach) if sure else []
+        ended = not busy and done + failed + len(gone) >= expected
         if not ended and elapsed_s < rule.deadline_s:
             return RUNNING
+        if gone:
+            have += f"; not to be reached: {_some(row.told() for row in gone)}"
         if require is not None and sure >= need > 0:
             return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, f"--require {require}: {have}")
+        if ended and gone and not failed:
+            return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, have)
         if ended:
             others = "no other node is known" if everywhere else "the others failed"
             return Verdict(Outcome.FAILED, self._failure_code(), f"{have}, and {others}")
         return Verdict(Outcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
 
+    def hindrance(self, rule: Rule, reach: Reach) -> str:
+        """Why the rule cannot be met as things are: too many servers cannot be reached. Empty while it can, or that is not known."""
+        gone = self._gone(reach)
+        if not gone or not self._with(_Answer.ACCEPTED):
+            return ""
+        done, failed, expected = self._count()
+        _, real = self._sure(done, expected)
+        require = rule.require
+        wanted = rule.need(real) if require is None else require.need(expected if require.whole else real)
+        if expected - failed - len(gone) >= wanted:
+            return ""
+        until = interval(min(rule.early_timeout_s, rule.deadline_s))
+        return (
+            f"{_some(row.told() for row in gone)} cannot be reached, and {wanted} of {expected} nodes are needed: waiting until {until} "
+            f"(--early-timeout), then for as long as there is a sign of life, at most until {interval(rule.deadline_s)} (--deadline)"
+        )
+
+    def _gone(self, reach: Reach) -> list[Row]:
+        """The missing servers that no node hears, and that the client cannot connect to either."""
+        if not reach.unreached:
+            return []
+        return [row for row in self.missing() if row.silent and row.addresses and reach.unreached.issuperset(row.addresses)]
+
+    def _nothing_to_come(self, rule: Rule) -> Verdict:
+        """The verdict where all that was asked have other content, which is as good: nothing will be reported by anybody."""
+        silent = [row for row in self.missing() if row.silent]
+        if not silent:
+            return Verdict(Outcome.DONE)
+        text = f"nobody hears {_some(row.told() for row in silent)}"
+        if rule.require is None:
+            return Verdict(Outcome.EARLY, EXIT_DONE, text)
+        return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, f"--require {rule.require}: {text}")
+
     def _sure(self, done: int, expected: int) -> tuple[int, int]:
         """How many of those that are done, and of those that are expected, are not only one server's word."""
-        doubtful = self._doubtful()
+        if self._servers.tellers < 2:
+            return done, expected
         nameless = sum(contact.machine is None for contact in self._with(_Answer.ACCEPTED, _Answer.HELD, _Answer.REFUSED))
-        sure = done - max(0, len(doubtful & (self._done | self._held)) - nameless)  # each nameless one may be one of them
-        return sure, expected - max(0, len(doubtful) - nameless)
+        doubtful = len(self._unvouched(self._satisfied()))
+        sure = done - max(0, doubtful - nameless)  # each nameless one may be one of them
+        return sure, expected - max(0, sum(row.hearsay for row in self.view.rows()) - nameless)
 
     def _nobody(self, rule: Rule, elapsed_s: float, busy: bool, reach: Reach) -> Verdict:
         """The verdict while no node has accepted."""
@@ -394,6 +553,9 @@ class Book:
             reasons = sorted({contact.reason for contact in refusals if contact.answer is _Answer.REFUSED} or {Reject.NO_CONFIG.value})
             said = ", ".join(map(meaning_of, reasons))
             return Verdict(Outcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
+        if not reach.reached and elapsed_s >= min(rule.connect_timeout_s, rule.deadline_s):
+            waited = f"no node was reached within {interval(elapsed_s)}"
+            return Verdict(Outcome.FAILED, EXIT_NETWORK, f"{waited}: {reach.trouble}" if reach.trouble else waited)
         if late:
             return Verdict(Outcome.FAILED, EXIT_NETWORK, "out of time: no node could be reached, or none answered")
         return RUNNING
@@ -404,3 +566,9 @@ class Book:
         if not codes and self._with(_Answer.NO_CONFIG):
             return EXIT_REJECTED
         return worst(codes) or EXIT_NETWORK
+
+
+def _some(texts: Iterable[str]) -> str:
+    found = list(texts)
+    shown = ", ".join(found[:MOST_NAMED])
+    return shown if len(found) <= MOST_NAMED else f"{shown} and {len(found) - MOST_NAMED} more"

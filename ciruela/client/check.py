@@ -1,90 +1,81 @@
-"""``ciruela sync --dry-run``: asks every node what it would answer to an upload. What is sent and signed here cannot upload anything."""
+"""Asks servers what they would answer to an upload, before one is sent or in place of one. What is sent here cannot upload anything."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 
-from ciruela.client.book import EXIT_NOTHING, Rule, worst
+from ciruela.client.book import Rule
 from ciruela.client.contacts import MAX_CANDIDATES, reachable_from
-from ciruela.client.forecast import Forecast, Fresh, Reply, Says, forecast, fresh, reply
-from ciruela.client.hashes import Silent, hash_for
+from ciruela.client.entrance import RESOLVE_TIMEOUT_S, Door, Entrance, Patience, together
+from ciruela.client.forecast import Fresh, Reply, Says, fresh, reply
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.options.sync import SyncOptions
-from ciruela.client.orders import Check, check_sources, scan_all, sign_checks
-from ciruela.client.progress import FINAL_NAMES, Display
-from ciruela.client.report import Report, code_of
-from ciruela.client.scanning import hash_caches, scan_directory
-from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.orders import Check
+from ciruela.client.servers import Met, Row, Servers, Telling, address_of
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
-from ciruela.client.text import clean, count, size
-from ciruela.disk.scan import Scan
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BaseDirData, CheckData, GetBaseDir, GetIndexAt, IndexAtData, Request, Response
+from ciruela.proto.messages import (
+    BaseDirData,
+    CheckData,
+    GetBaseDir,
+    GetIndex,
+    GetIndexAt,
+    GetPathState,
+    IndexAtData,
+    IndexData,
+    PathStateData,
+    Request,
+    Response,
+)
 from ciruela.seams import Address, InThread
 
 AT_ONCE = 16
 """Nodes that are asked at the same time."""
 
-RESOLVE_TIMEOUT_S = 30.0
-"""A name server that takes longer is as good as none."""
-
 COMPARED = 3
 """Images beside the path that a new one is compared with, the newest ones: nodes take files from their siblings, and versions are alike."""
-
-_SHOWN = {
-    Says.TAKES: "would take it",
-    Says.HAS: "has it",
-    Says.HOLDS: "has other content, which is as good",
-    Says.NO_CONFIG: "has no such directory",
-    Says.REFUSES: "would refuse",
-    Says.UNREACHABLE: "cannot be asked",
-    Says.CANNOT_TELL: "cannot tell without uploading",
-}
 
 
 @dataclass
 class _Asked:
-    """What is known of one cluster: replies for each check, in their order."""
+    """What is known of one cluster: replies for each check, in their order.
+
+    ``missed`` are servers that others name and that could not be asked by that name, with why; ``lost`` addresses likewise; ``booked`` are
+    addresses of entry points that count as servers that cannot be asked.
+    """
 
     replies: list[list[Reply]]
     addresses: set[Address] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     machines: set[MachineId] = field(default_factory=set)
     hosts: dict[MachineId, str] = field(default_factory=dict)
-    takers: list[dict[str, Address]] = field(default_factory=list)
-
-
-async def _together(stories: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all at the same time. Raises what the first of them raises, as it is, or CancelledError; then the others end, too."""
-    jobs: list[Deferred[None]] = [Deferred.fromCoroutine(one) for one in stories]
-    try:
-        await gatherResults(jobs, consumeErrors=True)
-    except FirstError as error:
-        for job in jobs:
-            job.cancel()
-        error.subFailure.raiseException()
+    missed: dict[MachineId, tuple[str, str]] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    booked: set[str] = field(default_factory=set)
 
 
 class Survey:
-    """Asks all nodes of one cluster: those that are named, and then those that they name."""
+    """Asks the nodes of one cluster: those that are named, and, for a dry run, then those that they name."""
 
-    def __init__(self, cluster: ClusterNames, checks: Sequence[Check], rule: Rule, world: World) -> None:
+    def __init__(self, cluster: ClusterNames, checks: Sequence[Check], rule: Rule, world: World, entrance: Entrance | None = None) -> None:
+        """``entrance`` has the connections to those that are named; whoever gives it closes it."""
         self.cluster = cluster
         self.checks = checks
+        self.entrance = entrance or Entrance(cluster.names, world, rule.deadline_s)
         self._world = world
         self._slots = DeferredSemaphore(AT_ONCE)
         self._until_s = world.clock.seconds() + rule.deadline_s
-        self._found = _Asked([[] for _ in checks], takers=[{} for _ in checks])
-        self._entries: list[Address] = []
+        self._found = _Asked([[] for _ in checks])
+        self._servers = [Servers() for _ in checks]
+        self._whole = False
+        self._promised: dict[tuple[MachineId | None, str], int] = {}
 
     @property
     def replies(self) -> list[list[Reply]]:
@@ -96,84 +87,181 @@ class Survey:
         """How many nodes have answered."""
         return len(self._found.machines)
 
-    async def ask_all(self) -> None:
-        """Ask them all. Cancel to stop."""
-        await _together([self._named(name) for name in self.cluster.names])
-        while True:
-            found = self._found
-            unheard = [name for machine, name in found.hosts.items() if machine not in found.machines and name not in found.names]
-            unheard = list(dict.fromkeys(unheard))[: MAX_CANDIDATES - len(found.names)]
-            if not unheard:
-                return
-            await _together([self._heard(name) for name in unheard])
+    async def ask_reached(self) -> None:
+        """Ask the entry points that were reached. Who has not answered some time after the first one is left out."""
+        patience = Patience(self._world.clock)
+        askable = [address for address, bulk in self.entrance.reached.items() if bulk]
+        await patience.wait([self._patiently(address, patience) for address in askable])
 
-    async def _resolved(self, name: str) -> list[Address]:
+    async def _patiently(self, address: Address, patience: Patience) -> None:
+        before = self.answered
+        await self._at_entry(address)
+        if self.answered > before:
+            patience.answered()
+
+    async def ask_all(self) -> None:
+        """Ask them all, but those that have answered already: who is named, and who the answers name. Cancel to stop."""
+        found = self._found
+        answered = {one.address for replies in found.replies for one in replies if one.address is not None}
+        await together([self._listen(address) for address in self.entrance.reached if address in answered])
+        self._whole = True
+        await together([self._named(name) for name in self.cluster.names])
+        while True:
+            names = {
+                name: machine
+                for machine, name in found.hosts.items()
+                if machine not in found.machines and name not in found.names and name and name.isprintable()
+            }
+            rows = [row for row in self._rows(strangers=True) if row.machine not in found.machines and not self._tried(row)]
+            if not (names or rows) or len(found.names) + len(found.addresses) >= MAX_CANDIDATES:
+                break
+            await together([self._heard(name, machine) for name, machine in names.items()])
+            await together([self._at_row(row) for row in rows])
+        self._book_missing()
+
+    async def _named(self, name: str) -> None:
+        self._found.names.add(name)
+        addresses = await self.entrance.resolved(name)
+        if not addresses:
+            self._unreachable(name, self.entrance.problems[name])
+        await together([self._at_entry(address) for address in addresses])
+
+    async def _heard(self, name: str, machine: MachineId) -> None:
+        """Ask another server by the name that an answer gave it."""
         self._found.names.add(name)
         try:
             addresses: list[Address] = await self._world.resolve(name).addTimeout(RESOLVE_TIMEOUT_S, self._world.clock)
-        except (CiruelaError, AnswerTimeout) as error:
-            self._unreachable(name, str(error) if isinstance(error, CiruelaError) else "the name cannot be resolved in time")
-            return []
-        return addresses
-
-    async def _named(self, name: str) -> None:
-        addresses = list(dict.fromkeys(await self._resolved(name)))
-        self._entries += addresses
-        await _together([self._at(address, name if len(addresses) == 1 else str(address)) for address in addresses])
-
-    async def _heard(self, name: str) -> None:
-        if not name or not name.isprintable():
-            self._found.names.add(name)
+        except AnswerTimeout:
+            self._found.missed[machine] = name, "the name cannot be resolved in time"
             return
-        usable = [one for one in await self._resolved(name) if reachable_from(self._entries, one)]
-        if usable:
-            await self._at(usable[0], name)
+        except CiruelaError as error:
+            self._found.missed[machine] = name, str(error)
+            return
+        usable = [one for one in addresses if reachable_from(self.entrance.addresses, one)]
+        if usable and (text := await self._elsewhere(usable[0], name)):
+            self._found.missed[machine] = name, text
 
-    async def _at(self, address: Address, label: str) -> None:
+    def _rows(self, *, strangers: bool = False) -> list[Row]:
+        """The servers that were told of, each once, with ``strangers`` also those that are only expected once they answer."""
+        rows: dict[object, Row] = {}
+        for servers in self._servers:
+            view = servers.view()
+            for row in (*view.rows(), *(view.strangers if strangers else ())):
+                rows.setdefault(row.machine or tuple(row.addresses), row)
+        return list(rows.values())
+
+    def _addresses(self, row: Row) -> list[Address]:
+        known = [address for text in row.addresses if (address := address_of(text)) is not None]
+        return [address for address in known if reachable_from(self.entrance.addresses, address)]
+
+    def _tried(self, row: Row) -> bool:
+        return all(address in self._found.addresses for address in self._addresses(row))
+
+    async def _at_row(self, row: Row) -> None:
+        """Ask a server at the addresses by which others know it, until it answers."""
+        for address in self._addresses(row):
+            if row.machine in self._found.machines:
+                return
+            if address not in self._found.addresses and (text := await self._elsewhere(address, row.name)):
+                self._found.lost[str(address)] = text
+
+    def _book_missing(self) -> None:
+        """Those that did not answer anywhere are expected all the same."""
+        found = self._found
+        for machine, (name, text) in found.missed.items():
+            if machine not in found.machines:
+                self._unreachable(name, text)
+        for row in self._rows():
+            if row.machine not in (*found.machines, *found.missed) and found.booked.isdisjoint(row.addresses):
+                texts = [found.lost[text] for text in row.addresses if text in found.lost]
+                self._unreachable(row.name, (texts or [row.told()])[0])
+
+    async def _elsewhere(self, address: Address, label: str) -> str:
+        return await self._at(address, label, lambda: self._world.connect(address, Door()), close=True)
+
+    async def _at_entry(self, address: Address) -> None:
+        label = self.entrance.label(address)
+        if text := await self._at(address, label, lambda: Deferred.fromCoroutine(self.entrance.open(address))):
+            self._unreachable(label, text)
+            self._found.booked.add(str(address))
+
+    async def _at(self, address: Address, label: str, connect: Callable[[], Deferred[ClosableLink]], *, close: bool = False) -> str:
+        """Ask the node at an address, once. Gives why it cannot be asked, if so."""
         if address in self._found.addresses:
-            return
+            return ""
         self._found.addresses.add(address)
         await self._slots.acquire()
         try:
             if self._world.clock.seconds() >= self._until_s:
-                self._unreachable(label, "out of time")
-                return
+                return "out of time"
             try:
-                link: ClosableLink = await self._world.connect(address, Silent())
+                link = await connect()
             except CiruelaError as error:
-                self._unreachable(label, str(error))
-                return
+                return str(error)
             try:
                 await self._ask(link, address, label)
+                if self._whole:
+                    await self._told(link, address)
             finally:
-                link.close()
+                if close:
+                    link.close()
+        except CancelledError:
+            self._found.addresses.discard(address)
+            raise
         finally:
             self._slots.release()
+        return ""
+
+    async def _listen(self, address: Address) -> None:
+        try:
+            await self._told(await self.entrance.open(address), address)
+        except CiruelaError:
+            return  # it has answered; whom it knows stays unknown
+
+    async def _told(self, link: ClosableLink, address: Address) -> None:
+        """Which other servers a node of ours knows for each path; an older one does not tell, and then names have to do."""
+        if not link.bulk:
+            return
+        where = str(address)
+        for check, servers in zip(self.checks, self._servers, strict=True):
+            try:
+                answer = await self._answer(link, GetPathState(check.request.path, servers=True))
+            except CiruelaError:
+                return
+            if isinstance(answer, PathStateData):
+                servers.open(where)
+                servers.tell(Telling(where, answer.servers, answer.shared_ids))
+                servers.meet(Met(where, answer.machine, answer.hostname, answer.taken, answer.epoch_ms))
+
+    def complaint(self, number: int) -> str:
+        """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
+        return self._servers[number].view().complaint()
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:
-        for number, check in enumerate(self.checks):
+        """Ask one node everything. What it said counts when all is said, and once, however many addresses it has."""
+        said: list[Reply] = []
+        for check in self.checks:
             try:
                 answer = await self._answer(link, check.request)
             except RemoteError as error:
                 says = Says.UNREACHABLE if link.bulk and "not known" not in str(error) else Says.CANNOT_TELL
-                self._found.replies[number].append(Reply(label, says, "error" if link.bulk else "old-server", str(error)))
+                said.append(Reply(label, says, "error" if link.bulk else "old-server", str(error)))
                 continue
             except CiruelaError as error:
-                self._found.replies[number].append(Reply(label, Says.UNREACHABLE, "unreachable", str(error)))
-                continue
+                said += [Reply(label, Says.UNREACHABLE, "unreachable", str(error))] * (len(self.checks) - len(said))
+                break
             if not isinstance(answer, CheckData):
-                self._found.replies[number].append(Reply(label, Says.CANNOT_TELL, "error", f"unexpected {type(answer).__name__}"))
+                said.append(Reply(label, Says.CANNOT_TELL, "error", f"unexpected {type(answer).__name__}"))
                 continue
-            if number == 0:
-                if answer.machine in self._found.machines:
-                    return
-                self._found.machines.add(answer.machine)
             self._found.hosts.update(answer.hosts)
             host = label if label in (answer.hostname, address.host) else f"{answer.hostname} ({label})"
-            one = reply(host, check.request.image, check.weak, answer)
-            self._found.replies[number].append(one)
-            if one.says is Says.TAKES:
-                self._found.takers[number][host] = address
+            said.append(reply(host, check.request.image, check.weak, answer, address))
+        machines = {one.machine for one in said if one.machine is not None}
+        if machines & self._found.machines:
+            return
+        self._found.machines |= machines
+        for found, one in zip(self._found.replies, said, strict=True):
+            found.append(one)
 
     async def _answer(self, link: ClosableLink, request: Request) -> Response:
         try:
@@ -189,13 +277,28 @@ class Survey:
     # -- what is there already ----------------------------------------------------------------------------------------------------
 
     async def compare(self, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
-        """What of the image of a check is new to a node that would take it; None when no node would, or it does not tell."""
-        addresses = list(self._found.takers[number].values())
-        if not addresses:
-            return None
+        """What of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
+
+        Nodes that could not hold the whole image are compared each on its own. Those that have no room for what is new to them, after what
+        the checks before this one bring to the same directory, would fail.
+        """
+        replies = self._found.replies[number]
+        takers = [one for one in replies if one.says is Says.TAKES and one.address is not None]
+        first = await self._fresh_at(takers[0], number, wanted, in_thread) if takers else None
+        for one in takers:
+            room = one.machine, VPath.parse(self.checks[number].request.path).key
+            before = self._promised.get(room, 0)
+            new = first
+            if one is not takers[0] and one.short_of(before + wanted.total_bytes) is not one:
+                new = await self._fresh_at(one, number, wanted, in_thread)
+            self._promised[room] = before + (wanted.total_bytes if new is None else new.bytes)
+            replies[replies.index(one)] = one.short_of(self._promised[room])
+        return first
+
+    async def _fresh_at(self, one: Reply, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
         vpath = VPath.parse(self.checks[number].request.path)
         try:
-            link: ClosableLink = await self._world.connect(addresses[0], Silent())
+            link = await self._link_to(one)
         except CiruelaError:
             return None
         try:
@@ -203,8 +306,33 @@ class Survey:
         except (CiruelaError, ValueError):
             return None
         finally:
-            link.close()
+            if one.address not in self.entrance.addresses:
+                link.close()
         return await in_thread(fresh, wanted, there)
+
+    async def index_of(self, one: Reply, number: int, image: ImageId, in_thread: InThread) -> Index | None:
+        """The index of an image that a node has at the path of a check, or gets there; None when it cannot be had."""
+        path = self.checks[number].request.path
+        try:
+            link = await self._link_to(one)
+        except CiruelaError:
+            return None
+        try:
+            answer = await self._answer(link, GetIndexAt(path) if image == one.there else GetIndex(image, path))
+        except CiruelaError:
+            return None
+        finally:
+            if one.address not in self.entrance.addresses:
+                link.close()
+        data = answer.data if isinstance(answer, IndexAtData | IndexData) else None
+        return None if data is None else await in_thread(_parsed, data, image)
+
+    async def _link_to(self, one: Reply) -> ClosableLink:
+        assert one.address is not None
+        if one.address in self.entrance.addresses:
+            return await self.entrance.open(one.address)
+        link: ClosableLink = await self._world.connect(one.address, Door())
+        return link
 
     async def _indexes(self, link: ClosableLink, vpath: VPath, in_thread: InThread) -> list[Index]:
         """The indexes of what is at the path, and of its newest siblings."""
@@ -227,139 +355,3 @@ def _parsed(data: bytes, image: ImageId) -> Index | None:
         return parse(data, image)
     except FormatError:
         return None
-
-
-# -- what is shown ----------------------------------------------------------------------------------------------------------------
-
-
-def _headline(survey: Survey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> str:
-    word = "WOULD FAIL" if found.exit_code else "WOULD BE DONE" if found.takers == found.expected else "WOULD BE EARLY"
-    parts = [
-        f"{clean(survey.cluster.label, 80)} {clean(check.request.path)}",
-        "NOTHING TO DO" if found.nothing else word,
-        f"{found.takers}/{found.expected} nodes",
-        f"id {check.request.image.hex()[:16]}",
-    ]
-    if not found.nothing and found.takers:
-        if new is not None and new.compared:
-            parts.append(f"new: {new.files:,} of {count(scan.files, 'file')}, {size(new.bytes)} of {size(scan.bytes)}")
-        else:
-            parts.append(f"new: {count(scan.files, 'file')}, {size(scan.bytes)}")
-    if found.why:
-        parts.append(f"({clean(found.why)})")
-    return "  ".join(parts)
-
-
-def _node_line(one: Reply, image: ImageId) -> str:
-    parts = [f"  {clean(one.host, 80)}  {_SHOWN[one.says]}"]
-    if one.code and one.says is Says.REFUSES:
-        parts.append(clean(one.code))
-    if one.message:
-        parts.append(clean(one.message))
-    if one.there is not None and one.there != image:
-        parts.append(f"there: {one.there.hex()[:16]}")
-    if one.coming is not None:
-        parts.append(f"on its way: {one.coming.hex()[:16]}")
-    if one.free_bytes is not None and one.says is Says.TAKES:
-        parts.append(f"{size(one.free_bytes)} free")
-    return "  ".join(parts)
-
-
-def _fields(survey: Survey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> dict[str, object]:
-    return {
-        "cluster": survey.cluster.label,
-        "path": check.request.path,
-        "image": check.request.image.hex(),
-        "exit_code": found.exit_code,
-        "code": "nothing-to-do" if found.nothing else code_of(found.exit_code),
-        "message": found.why,
-        "takers": found.takers,
-        "expected": found.expected,
-        "files": scan.files,
-        "bytes": scan.bytes,
-        "new_files": None if new is None else new.files,
-        "new_bytes": None if new is None else new.bytes,
-    }
-
-
-def _report_node(report: Report, survey: Survey, check: Check, one: Reply) -> None:
-    report.write(
-        "node",
-        cluster=survey.cluster.label,
-        path=check.request.path,
-        host=clean(one.host, 300),
-        machine_id=None if one.machine is None else one.machine.hex(),
-        state=one.says.value,
-        code=clean(one.code),
-        message=clean(one.message),
-        there=None if one.there is None else one.there.hex(),
-        coming=None if one.coming is None else one.coming.hex(),
-        free_bytes=one.free_bytes,
-    )
-
-
-# -- the stories ------------------------------------------------------------------------------------------------------------------
-
-
-async def survey_all(options: SyncOptions, checks: Sequence[Check], world: World, display: Display) -> list[Survey]:
-    """Ask all nodes of all clusters."""
-    surveys = [Survey(names, checks, options.rule, world) for names in options.clusters]
-    display.show(lambda: f"Asking: {count(sum(one.answered for one in surveys), 'node')} answered")
-    try:
-        await _together([one.ask_all() for one in surveys])
-    finally:
-        display.hide()
-    return surveys
-
-
-def nothing_to_do(surveys: Sequence[Survey], rule: Rule) -> bool:
-    """Whether every node of every cluster has exactly what would be uploaded."""
-    return all(forecast(replies, rule).nothing for one in surveys for replies in one.replies)
-
-
-async def dry_run(options: SyncOptions, around: Surroundings, world: World | None = None) -> int:
-    """``ciruela sync --dry-run``. Gives the exit code that the upload would likely have. Raises what keeps it from asking anything."""
-    check_sources(options.wishes)
-    display = make_display(options.common, around, None)
-    identities = await identities_of(options.keys, around, display)
-    net = world or real_world(options.common, around)
-    kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
-    caches = hash_caches(options.cache, around)
-    scans = await scan_all(
-        options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
-    )
-    checks = await sign_checks(options.wishes, scans, identities, around.now_ms())
-    report = around.report
-    if report is not None:
-        for wish in options.wishes:
-            report.indexed(wish, scans[wish.source])
-    surveys = await survey_all(options, checks, net, display)
-    found: list[Forecast] = []
-    uploads: list[dict[str, object]] = []
-    for survey in surveys:
-        for number, (wish, check, replies) in enumerate(zip(options.wishes, checks, survey.replies, strict=True)):
-            scan = scans[wish.source]
-            fate = forecast(replies, options.rule)
-            new = None if fate.nothing else await survey.compare(number, await around.in_thread(_index_of, scan), around.in_thread)
-            found.append(fate)
-            uploads.append(_fields(survey, check, fate, new, scan))
-            display.answer(_headline(survey, check, fate, new, scan))
-            told = [one for one in replies if one.says is not Says.HAS][:FINAL_NAMES]
-            for one in replies if options.common.verbosity > 1 else told:
-                display.answer(_node_line(one, check.request.image))
-            if report is not None:
-                for one in replies:
-                    _report_node(report, survey, check, one)
-    code = worst(one.exit_code for one in found)
-    if options.exit_code and not code and all(one.nothing for one in found):
-        code = EXIT_NOTHING
-    display.say("Nothing was uploaded: this was a dry run")
-    if report is not None:
-        report.end(code, "dry-run", uploads)
-    return code
-
-
-def _index_of(found: Scan) -> Index:
-    """In a thread: the first use parses."""
-    return found.index

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.book import EXIT_NOTHING
-from ciruela.client.clusters import SyncRun, exit_code, to_its_end
-from ciruela.client.hashes import OURS, hash_for
+from ciruela.client.book import EXIT_NOTHING, Rule
+from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
+from ciruela.client.entrance import together
+from ciruela.client.hashes import OURS
+from ciruela.client.identities import Identities
 from ciruela.client.listener import Listener
+from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
-from ciruela.client.options.sync import SyncOptions
-from ciruela.client.orders import Prepared, check_directory, check_sources, prepare, sign_checks
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.options.sync import CONNECTIONS, SyncOptions, Wish
+from ciruela.client.orders import Signer, check_content, check_directory, check_sources
 from ciruela.client.pace import SHARED_BYTES_S, Pace
+from ciruela.client.preflight import Late, Preflight
+from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
-from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.scanning import Scans, hash_caches, scan_directory
 from ciruela.client.source import Offer, Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import CONNECTIONS, ClusterRun, Row, World
+from ciruela.client.sync import Row, World
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
+from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 
@@ -37,12 +46,12 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
 
 
 async def open_source(
-    prepared: Prepared, in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
+    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
 ) -> tuple[Source, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
     trees: list[LocalTree] = []
-    for name, found in prepared.scans.items():
+    for name, found in scans:
         tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
         offers.append(Offer(found.index, found.data, tree, name))
@@ -54,6 +63,135 @@ def _open_tree(name: str, found: Scan) -> LocalTree:
     return LocalTree(name, found.index)
 
 
+class Sending:
+    """What ``sync`` and ``upload`` do alike: find out who is there, index for them, ask what they would answer, and send.
+
+    Cancel what is awaited to stop. ``close`` ends the connections that were not needed.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[tuple[ClusterNames, Sequence[Wish]]],
+        rule: Rule,
+        kind: HashKind | None,
+        identities: Identities,
+        net: World,
+        around: Surroundings,
+        display: Display,
+        *,
+        cache: bool = True,
+        excluding: Excluding = NOTHING,
+        allow_empty: bool = False,
+        limit_bytes_s: int | None = None,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        """``kind``: the hash that the user chose, None for the best that each cluster understands.
+
+        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``pace.SHARED_BYTES_S``.
+        """
+        self._around = around
+        self._display = display
+        self._kind = kind
+        self._allow_empty = allow_empty
+        self._caches = hash_caches(cache, around)
+        self._pace = None if limit_bytes_s is None else Pace(around.reactor, limit_bytes_s)
+        self.scans = Scans(
+            lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
+        )
+        self._timestamp_ms = 0
+        self._reported: set[tuple[Wish, ImageId]] = set()
+        self._opened: list[tuple[str, HashKind, LocalTree]] = []
+        signer = Signer(identities)
+        if limit_bytes_s is not None and limit_bytes_s < SHARED_BYTES_S:
+            connections = 1
+        self.preflights = [
+            Preflight(names, wishes, rule, net, signer, around.now_ms, around.in_thread, connections) for names, wishes in targets
+        ]
+
+    def close(self) -> None:
+        """End the connections that no run took."""
+        for one in self.preflights:
+            one.close()
+
+    async def prepare(self, *, dry: bool = False) -> None:
+        """Reach the clusters, index what they get, and ask them. Raises what indexing and signing raise.
+
+        LocalProblem for a directory that is empty by mistake. A cluster of which nobody answers now is tried again while the
+        others get theirs; in a ``dry`` run it is not.
+        """
+        self._display.show(lambda: "Asking who is there")
+        try:
+            await together([one.entrance.reach(once=True) for one in self.preflights])
+        finally:
+            self._display.hide()
+        for one in self.preflights:
+            await self._index(one)
+        asked = [one for one in self.preflights if one.reached or dry]
+        self._display.show(lambda: "Asking what the nodes would answer")
+        try:
+            await together([self._ask(one) for one in asked])
+        finally:
+            self._display.hide()
+        self._report(self.preflights)
+
+    async def _index(self, one: Preflight) -> None:
+        for wish in one.wishes:
+            check_content(wish, await self.scans.of(wish.source, self._kind or one.kind), self._allow_empty)
+        self._timestamp_ms = self._around.now_ms()
+
+    async def _ask(self, one: Preflight) -> None:
+        await one.ask(self.scans, self._kind or one.kind, self._timestamp_ms)
+
+    def _report(self, preflights: Sequence[Preflight]) -> None:
+        """Tell which images are meant, each once."""
+        report = self._around.report
+        if report is None:
+            return
+        for one in preflights:
+            for number, wish in enumerate(one.wishes):
+                ruling = one.rulings[number] if one.rulings else None
+                found = self.scans.with_image(ruling.intent.image) if ruling else self.scans.made[wish.source, self._kind or one.kind]
+                if (wish, found.image) not in self._reported:
+                    self._reported.add((wish, found.image))
+                    report.indexed(wish, found)
+
+    async def send(self, listener: Listener, watch: Callable[[SyncRun], None] = lambda _: None) -> list[Row]:
+        """Send what nobody refused, and wait for its end. Gives the final rows, which were shown. ``watch`` is told of the run."""
+        clusters: list[Part] = []
+        run = SyncRun(clusters)
+        try:
+            source = await self._open([one for one in self.preflights if one.reached], run)
+            for one in self.preflights:
+                if one.reached:
+                    clusters += await one.runs(source, listener)
+                else:
+                    images = [self.scans.made[wish.source, self._kind or one.kind] for wish in one.wishes]
+                    clusters.append(Late(one, images, partial(self._begin, one, run, listener), listener))
+            watch(run)
+            return await to_its_end(run, self._display)
+        finally:
+            for name, kind, tree in self._opened:
+                tree.close()
+                if self._caches is not None and tree.changed:
+                    await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
+
+    async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> Source:
+        """What is given to these clusters."""
+        used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
+        opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
+        in_thread = self._around.in_thread
+        source, trees = await open_source([(name, found) for name, _, found in opened], in_thread, run.source_changed, self._pace)
+        self._opened += [(name, kind, tree) for (name, kind, _), tree in zip(opened, trees, strict=True)]
+        return source
+
+    async def _begin(self, one: Preflight, run: SyncRun, listener: Listener) -> list[Part]:
+        """The runs of a cluster that answered late."""
+        await self._index(one)
+        await self._ask(one)
+        self._report([one])
+        return await one.runs(await self._open([one], run), listener)
+
+
 async def sync(
     options: SyncOptions, around: Surroundings, world: World | None = None, ended: Callable[[list[Row]], None] | None = None
 ) -> int:
@@ -61,61 +199,50 @@ async def sync(
 
     Cancel to stop: what has been promised so far is printed, then CancelledError is raised. Raises what keeps it from sending anything.
     """
-    if options.dry_run:
-        from ciruela.client.check import dry_run  # here, because only a dry run needs it
-
-        return await dry_run(options, around, world)
     check_sources(options.wishes)
-    display = make_display(options.common, around, options.print_progress_s)
+    display = make_display(options.common, around, None if options.dry_run else options.print_progress_s)
     identities = await identities_of(options.keys, around, display)
-    net = world or real_world(options.common, around)
-    kind = options.common.hash or await hash_for([names.names for names in options.clusters], net)
-    caches = hash_caches(options.cache, around)
-    prepared = await prepare(
-        options.wishes,
-        lambda name: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, caches, options.excluding)),
+    sending = Sending(
+        [(names, options.wishes) for names in options.clusters],
+        options.rule,
+        options.common.hash,
         identities,
-        around.now_ms,
+        world or real_world(options.common, around),
+        around,
+        display,
+        cache=options.cache,
+        excluding=options.excluding,
+        allow_empty=options.allow_empty,
+        limit_bytes_s=options.limit_bytes_s,
+        connections=options.initial_connections,
     )
     report = around.report
-    if report is not None:
-        for wish in options.wishes:
-            report.indexed(wish, prepared.scans[wish.source])
-    if options.exit_code:
-        from ciruela.client.check import nothing_to_do, survey_all
-
-        checks = await sign_checks(options.wishes, prepared.scans, identities, around.now_ms())
-        if nothing_to_do(await survey_all(options, checks, net, display), options.rule):
-            display.say("Nothing to do: every node has exactly this already")
-            if report is not None:
-                report.end(EXIT_NOTHING, "nothing-to-do", [])
-            return EXIT_NOTHING
-    clusters: list[ClusterRun] = []
-    run = SyncRun(clusters)
-    connections = 1 if options.limit_bytes_s is not None and options.limit_bytes_s < SHARED_BYTES_S else CONNECTIONS
-    pace = None if options.limit_bytes_s is None else Pace(around.reactor, options.limit_bytes_s)
-    source, trees = await open_source(prepared, around.in_thread, run.source_changed, pace)
     try:
+        await sending.prepare(dry=options.dry_run)
+        if options.dry_run or options.exit_code:
+            from ciruela.client import dryrun  # here, because only these need it
+
+            await dryrun.survey_all(sending.preflights, display)
+            if options.dry_run:
+                return await dryrun.show_forecast(sending.preflights, sending.scans, options, around, display)
+            if dryrun.nothing_to_do(sending.preflights, options.rule):
+                display.say("Nothing to do: every node has exactly this already")
+                if report is not None:
+                    report.end(EXIT_NOTHING, "nothing-to-do", [])
+                return EXIT_NOTHING
         listener: Listener = display if report is None else Reporting(display, report)
-        clusters += [
-            ClusterRun(names.label, names.names, prepared.uploads, options.rule, net, source, listener, connections)
-            for names in options.clusters
-        ]
-        if report is not None:
-            report.watch(run, around.reactor, options.print_progress_s)
         try:
-            rows = await to_its_end(run, display)
+            rows = await sending.send(
+                listener, lambda run: None if report is None else report.watch(run, around.reactor, options.print_progress_s)
+            )
         finally:
             if report is not None:
                 report.rest()
-        if ended is not None:
-            ended(rows)
-        code = exit_code(rows)
-        if report is not None:
-            report.summary(code, rows)
-        return code
     finally:
-        for name, tree in zip(prepared.scans, trees, strict=True):
-            tree.close()
-            if caches is not None and tree.changed:
-                await around.in_thread(caches.drop, name, kind, tree.changed)
+        sending.close()
+    if ended is not None:
+        ended(rows)
+    code = exit_code(rows)
+    if report is not None:
+        report.summary(code, rows)
+    return code

@@ -1,7 +1,7 @@
 """Which addresses of one cluster are known, and which of them to try next (protocol section 6.2).
 
-Entry points are the names of the command line; candidates are names that nodes gave as ``hosts``. A name or address that failed n times
-in a row is left alone for n seconds.
+Entry points are the names of the command line; candidates are names that nodes gave as ``hosts``, and addresses that they gave as those of
+servers. A name or address that failed n times in a row is left alone for n seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from ciruela.client.servers import address_of
 from ciruela.clockwork import Backoff
 from ciruela.seams import Address
 
@@ -79,6 +80,20 @@ class Contacts:
                 return
             if name and name.isprintable() and name not in self._names:
                 self._candidates.setdefault(name, None)
+
+    def allowed(self, text: str) -> Address | None:
+        """The address that a node gave as ``text``; None where it is none, or none that may be contacted."""
+        address = address_of(text)
+        entries = [known for addresses in self._entries.values() for known in addresses]
+        return address if address is not None and reachable_from(entries, address) else None
+
+    def served(self, texts: Iterable[str]) -> None:
+        """Addresses of servers that take the directory, as nodes gave them."""
+        for text in texts:
+            known = text in self._candidates or len(self._candidates) >= MAX_CANDIDATES
+            if not known and (address := self.allowed(text)) is not None:
+                self._candidates[text] = address
+                self._tried.add(text)
 
     def _may_begin(self, name: str) -> bool:
         return not self._stopped and name not in self._under_way and not self._blocked_names.blocked(name)
@@ -148,7 +163,7 @@ class Contacts:
     def label(self, address: Address) -> str:
         """What to call ``address`` on the screen: the name that led to it alone, or its number."""
         for name, candidate in self._candidates.items():
-            if candidate == address:
+            if candidate == address and name != str(address):
                 return name
         for name, known in self._entries.items():
             if known == (address,):

@@ -16,6 +16,7 @@ from ciruela.client.ends import columns, write_json, write_line
 from ciruela.client.mykeys import my_keys
 from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
+from ciruela.client.servers import SHARED_REMEDY
 from ciruela.client.shapes import Dir
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
@@ -100,15 +101,23 @@ def check_datagrams(found: Found) -> list[Check]:
     ours = [node for node in found.answering if node.identity is not None and node.identity.ours]
     patience_s = max(SILENT_S, len(ours) * PAIR_S)
     for node in ours:
-        heard: dict[str | None, float | None] = {one.machine: one.heard_s for one in node.neighbours if one.machine is not None}
-        listed = {one.address for one in node.neighbours}
-        unknown, never, silent, young = [], [], [], []
+        heard: dict[str | None, float | None] = {
+            one.machine: one.udp_heard_s for one in node.neighbours if one.machine is not None and one.configured
+        }
+        tcp = {one.machine for one in node.neighbours if one.reached == "tcp"}
+        speaking = {one.machine for one in node.neighbours if not one.configured}
+        listed = {one.address for one in node.neighbours if one.configured}
+        unknown, speakers, never, silent, young, only_tcp = [], [], [], [], [], []
         for other in (one for one in ours if one.machine != node.machine):
             silent_s = heard.get(other.machine)
             if silent_s is not None and silent_s < patience_s:
                 continue
-            if min(_uptime_s(node), _uptime_s(other)) < YOUNG_S:
+            if other.machine in speaking:
+                speakers.append(other.name)
+            elif min(_uptime_s(node), _uptime_s(other)) < YOUNG_S:
                 young.append(other.name)
+            elif other.machine in tcp:
+                only_tcp.append(other.name)
             elif other.machine not in heard and other.address not in listed:
                 unknown.append(other.name)
             elif silent_s is None:
@@ -120,6 +129,13 @@ def check_datagrams(found: Found) -> list[Check]:
         level = Level.NOTE if large else Level.FAIL
         for about, text, remedy, kind in (
             (unknown, "does not know", f"name them in peers.txt of {node.name}", Level.FAIL),
+            (speakers, "is spoken to by, and does not have configured,", f"name them in peers.txt of {node.name}", Level.FAIL),
+            (
+                only_tcp,
+                "hears no datagrams of, and reaches by TCP only,",
+                f"open {port} of {node.address.host} for what they send: UDP from them to {node.name} is closed",
+                level,
+            ),
             (
                 never,
                 "hears no datagrams of",
@@ -134,7 +150,41 @@ def check_datagrams(found: Found) -> list[Check]:
     others = [node.name for node in found.answering if node not in ours]
     if others:
         checks.append(Check(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear"))
-    return checks or [Check(Level.OK, "udp", count(len(ours), "node"), "every node hears every other")]
+    words = "every node hears every other" if len(ours) > 1 else "there is no other node to hear"
+    return checks or [Check(Level.OK, "udp", count(len(ours), "node"), words)]
+
+
+def check_machine_ids(found: Found) -> list[Check]:
+    """Servers that cannot be told from each other, because a disk was cloned."""
+    checks = []
+    for one in found.servers().view().shared:
+        text = f"have one machine id, {one.machine.hex()}"
+        checks.append(Check(Level.FAIL, "machine-id", " and ".join(one.addresses), text, SHARED_REMEDY))
+    return checks
+
+
+def check_reloads(found: Found) -> list[Check]:
+    """Nodes that refused what is in their configuration now."""
+    checks = []
+    for node in found.answering:
+        if node.identity is not None and node.identity.config_mistakes:
+            places = names([place for place in node.identity.config_mistakes if place], MOST_NAMES)
+            text = f"refused its last reload{f' ({places})' if places else ''}: it will not survive its next restart"
+            remedy = "twistd ciruela --check-config on that host names the mistakes; mend them, then have it reload (SIGHUP)"
+            checks.append(Check(Level.FAIL, "reload", node.name, text, remedy))
+    return checks
+
+
+def check_hooks(found: Found) -> list[Check]:
+    """Hooks that failed for images that are there now."""
+    checks = []
+    for node in found.answering:
+        if node.identity is not None and node.identity.failed_hooks:
+            failed = node.identity.failed_hooks
+            text = f"{count(len(failed), 'hook')} failed: {names([f'{path} {why}' for path, why in failed], 3)}"
+            remedy = "its log tells more; mend what they need, and start the daemon again: it runs them again"
+            checks.append(Check(Level.FAIL, "hooks", node.name, text, remedy))
+    return checks
 
 
 def _uptime_s(node: Seen) -> float:
@@ -219,7 +269,8 @@ def check_keys(told: Sequence[Told], mine: Sequence[str]) -> list[Check]:
 def check_space(told: Sequence[Told]) -> list[Check]:
     """Free space below every directory."""
     checks = []
-    measured = 0
+    measured: set[str] = set()
+    telling: set[str] = set()
     for said in told:
         for one in said.dirs:
             about = f"{said.node.name} /{one.key}"
@@ -229,7 +280,8 @@ def check_space(told: Sequence[Told]) -> list[Check]:
                 )
             if one.free_bytes is None or one.size_bytes is None:
                 continue
-            measured += 1
+            measured.add(one.key)
+            telling.add(said.node.name)
             left = one.free_bytes - (one.reserve_bytes or 0)
             if left <= 0:
                 text = f"{size(one.free_bytes)} free, which is the reserve: no upload fits"
@@ -237,7 +289,8 @@ def check_space(told: Sequence[Told]) -> list[Check]:
             elif left < one.size_bytes * LITTLE:
                 text = f"{size(left)} of {size(one.size_bytes)} free beyond the reserve"
                 checks.append(Check(Level.NOTE, "space", about, text, "make room before the next large upload"))
-    return checks or [Check(Level.OK, "space", count(measured, "directory", "directories"), "room everywhere")]
+    where = f"{count(len(measured), 'directory', 'directories')} on {count(len(telling), 'node')}"
+    return checks or [Check(Level.OK, "space", where, "room everywhere")]
 
 
 def _by_value(values: Mapping[str, str]) -> str:
@@ -265,7 +318,10 @@ async def doctor(options: DoctorOptions, around: Surroundings, survey: Survey | 
         *check_names(found, options.cluster.names),
         *check_connections(found),
         *silent,
+        *check_machine_ids(found),
         *check_datagrams(found),
+        *check_reloads(found),
+        *check_hooks(found),
         *check_clocks(found),
         *check_versions(found),
         *check_dirs(told),

@@ -11,30 +11,33 @@ from dataclasses import dataclass
 from ciruela.client import editor
 from ciruela.client.asking import claimed_signers
 from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
-from ciruela.client.clusters import SyncRun, exit_code, to_its_end
+from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
 from ciruela.client.ends import Ends
+from ciruela.client.entrance import together
 from ciruela.client.fetch import NothingThere, Reading, Seen
 from ciruela.client.identities import Identities
 from ciruela.client.localfile import LocalFile
 from ciruela.client.options.edit import EditOptions, PutFileOptions, What
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.orders import Conflict, LocalProblem
+from ciruela.client.options.sync import Mode
+from ciruela.client.orders import Conflict, Intent, LocalProblem, Signer
+from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
 from ciruela.client.relay import Relay
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.survey import real_survey
-from ciruela.client.sync import ClusterRun, Upload, World
+from ciruela.client.sync import World
 from ciruela.client.text import size, stamp
 from ciruela.client.trust import Proof, Shown, Trust, insist_on_proof, shown, trust_of
 from ciruela.index.change import NoPlace, find, put
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index
-from ciruela.keys.signed import signed_bytes, signed_check_bytes
+from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Reject
-from ciruela.proto.messages import CheckUpload, ReplaceDir
+from ciruela.proto.messages import CheckUpload
 
 _NEVER = frozenset({Reject.DIR_IS_APPEND_ONLY, Reject.SIGNATURE_MISMATCH, Reject.NO_CONFIG, Reject.CONFIG_LEVEL_MISMATCH})
 """Refusals that are the same for whatever is uploaded there."""
@@ -215,35 +218,37 @@ class Session:
 
     async def _upload(self, changes: Sequence[_Change], local: LocalFile) -> int:
         around, what = self._around, self._what
-        signed_ms = around.now_ms()
         path = str(what.path)
-        clusters: list[ClusterRun] = []
+        signer = Signer(self._identities)
+        signed_ms = around.now_ms()
+        preflights = [
+            Preflight(change.target.names, (), what.rule, self._world, signer, around.now_ms, around.in_thread) for change in changes
+        ]
+        clusters: list[Part] = []
         run = SyncRun(clusters)
-        signatures: dict[ImageId, tuple[bytes, ...]] = {}
-        for change in changes:
-            image = change.index.image
-            if image not in signatures:
-                signed = await self._identities.sign_all(signed_bytes(path, image, signed_ms))
-                signatures[image] = tuple(signature for _, signature in signed)
-            target = change.target
-            request = ReplaceDir(path, image, target.seen.image, signed_ms, signatures[image])
-            relay = Relay(
-                target.seen,
-                change.index,
-                change.data,
-                change.file,
-                local,
-                target.reading,
-                around.in_thread,
-                around.reactor,
-                run.source_changed,
-            )
-            upload = Upload(request, False, change.index.total_bytes)
-            clusters.append(ClusterRun(target.names.label, target.names.names, [upload], what.rule, self._world, relay, self._display))
         try:
+            await together([one.entrance.reach() for one in preflights])
+            for preflight, change in zip(preflights, changes, strict=True):
+                target = change.target
+                image, old_image = change.index.image, target.seen.image
+                await preflight.decide([Intent(Mode.REPLACE, path, image, old_image, change.index.total_bytes, signed_ms)])
+                relay = Relay(
+                    target.seen,
+                    change.index,
+                    change.data,
+                    change.file,
+                    local,
+                    target.reading,
+                    around.in_thread,
+                    around.reactor,
+                    run.source_changed,
+                )
+                clusters += await preflight.runs(relay, self._display)
             rows = await to_its_end(run, self._display)
         finally:
             run.stop()
+            for preflight in preflights:
+                preflight.close()
         code = exit_code(rows)
         reasons = {reason for row in rows for _, reason in row.standing.failed}
         if code == EXIT_CONFLICT and reasons != {Reject.STALE_TIMESTAMP.value}:

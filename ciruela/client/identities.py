@@ -203,11 +203,15 @@ class _Loader:
         return self._done()
 
     def _done(self) -> Identities:
-        if len(self._found) > MOST_SIGNATURES:
+        """The first keys that servers look at, those that the user named before all others."""
+        found = sorted(self._found.values(), key=lambda key: not key.required)
+        keys, rest = found[:MOST_SIGNATURES], found[MOST_SIGNATURES:]
+        if rest:
+            left_out = ", ".join(f"{key.public.fingerprint()} ({' '.join(filter(None, (key.public.comment, key.origin)))})" for key in rest)
             self._notes.append(
-                f"there are {len(self._found)} keys, but servers look at {MOST_SIGNATURES} signatures only (choose keys with -i)"
+                f"there are {len(found)} keys, and servers look at {MOST_SIGNATURES} signatures; left out: {left_out} (choose keys with -i)"
             )
-        return Identities(tuple(self._found.values()), tuple(self._notes))
+        return Identities(tuple(keys), tuple(self._notes))
 
     def _add(self, identity: Identity) -> None:
         self._found.setdefault(identity.public, identity)

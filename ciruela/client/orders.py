@@ -1,12 +1,12 @@
-"""From wishes to signed orders: check the sources, index them, sign with every key, one time for all (protocol sections 3.4 and 6.2)."""
+"""From wishes to signed orders: check the sources, sign with every key, one time for all (protocol sections 3.4 and 6.2)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import DeferredLock
 
 from ciruela.client.identities import Identities
 from ciruela.client.options.sync import Mode, Wish
@@ -14,8 +14,8 @@ from ciruela.client.sync import Upload
 from ciruela.disk.scan import Scan
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import CiruelaError
+from ciruela.model.ids import ImageId
 from ciruela.proto.messages import AppendDir, CheckUpload, ReplaceDir
-from ciruela.seams import NowMs
 
 
 class LocalProblem(CiruelaError):
@@ -35,11 +35,59 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a run needs: the uploads, in the order of the command line, and the scan of each source."""
+class Intent:
+    """An image for a path, not signed yet. ``total_bytes`` of all its files."""
 
-    uploads: tuple[Upload, ...]
-    scans: Mapping[str, Scan]
+    mode: Mode
+    path: str
+    image: ImageId
+    old_image: ImageId | None
+    total_bytes: int
+    timestamp_ms: int
+
+    @classmethod
+    def of(cls, wish: Wish, found: Scan, timestamp_ms: int) -> Intent:
+        """What becomes of a wish whose source was indexed."""
+        return cls(wish.mode, str(wish.vpath), found.image, wish.old_image, found.bytes, timestamp_ms)
+
+    @property
+    def weak(self) -> bool:
+        """Whether other content is as good."""
+        return self.mode is Mode.APPEND_WEAK
+
+
+class Signer:
+    """Signs what one command asks for, each text once: several clusters get the same orders."""
+
+    def __init__(self, identities: Identities) -> None:
+        self._identities = identities
+        self._made: dict[bytes, tuple[bytes, ...]] = {}
+        self._turn = DeferredLock()
+
+    async def check(self, intent: Intent) -> Check:
+        """The question of a dry run, signed as such. Raises what signing raises."""
+        signatures = await self._sign(signed_check_bytes(intent.path, intent.image, intent.timestamp_ms))
+        replace = intent.mode is Mode.REPLACE
+        return Check(CheckUpload(intent.path, replace, intent.image, intent.old_image, intent.timestamp_ms, signatures), intent.weak)
+
+    async def upload(self, intent: Intent) -> Upload:
+        """The order. Raises what signing raises."""
+        signatures = await self._sign(signed_bytes(intent.path, intent.image, intent.timestamp_ms))
+        request: AppendDir | ReplaceDir
+        if intent.mode is Mode.REPLACE:
+            request = ReplaceDir(intent.path, intent.image, intent.old_image, intent.timestamp_ms, signatures)
+        else:
+            request = AppendDir(intent.path, intent.image, intent.timestamp_ms, signatures)
+        return Upload(request, intent.weak, intent.total_bytes)
+
+    async def _sign(self, text: bytes) -> tuple[bytes, ...]:
+        await self._turn.acquire()
+        try:
+            if text not in self._made:
+                self._made[text] = tuple(signature for _, signature in await self._identities.sign_all(text))
+            return self._made[text]
+        finally:
+            self._turn.release()
 
 
 def check_directory(name: str) -> None:
@@ -67,42 +115,11 @@ def check_sources(wishes: Sequence[Wish]) -> None:
         check_directory(wish.source)
 
 
-async def scan_all(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scan]]) -> dict[str, Scan]:
-    """Index every source once, one after the other. Raises what scanning raises."""
-    scans: dict[str, Scan] = {}
-    for wish in wishes:
-        if wish.source not in scans:
-            scans[wish.source] = await scan(wish.source)
-    return scans
-
-
-async def sign_checks(wishes: Sequence[Wish], scans: Mapping[str, Scan], identities: Identities, timestamp_ms: int) -> tuple[Check, ...]:
-    """The questions of a dry run, signed as such. Raises what signing raises."""
-    checks = []
-    for wish in wishes:
-        image, path = scans[wish.source].image, str(wish.vpath)
-        signatures = tuple(one for _, one in await identities.sign_all(signed_check_bytes(path, image, timestamp_ms)))
-        replace = wish.mode is Mode.REPLACE
-        checks.append(Check(CheckUpload(path, replace, image, wish.old_image, timestamp_ms, signatures), wish.mode is Mode.APPEND_WEAK))
-    return tuple(checks)
-
-
-async def prepare(wishes: Sequence[Wish], scan: Callable[[str], Deferred[Scan]], identities: Identities, now_ms: NowMs) -> Prepared:
-    """Index every source once, one after the other, and sign all wishes for one time.
-
-    Raises what scanning and signing raise.
-    """
-    scans = await scan_all(wishes, scan)
-    timestamp_ms = now_ms()
-    uploads = []
-    for wish in wishes:
-        found = scans[wish.source]
-        path = str(wish.vpath)
-        signatures = tuple(signature for _, signature in await identities.sign_all(signed_bytes(path, found.image, timestamp_ms)))
-        request: AppendDir | ReplaceDir
-        if wish.mode is Mode.REPLACE:
-            request = ReplaceDir(path, found.image, wish.old_image, timestamp_ms, signatures)
-        else:
-            request = AppendDir(path, found.image, timestamp_ms, signatures)
-        uploads.append(Upload(request, wish.mode is Mode.APPEND_WEAK, found.bytes))
-    return Prepared(tuple(uploads), scans)
+def check_content(wish: Wish, found: Scan, allow_empty: bool) -> None:
+    """Raise LocalProblem where a directory without files would take the place of what is there: a build that failed leaves such a one."""
+    if wish.mode is Mode.REPLACE and not allow_empty and not found.files and not found.symlinks:
+        left_out = f" ({found.excluded:,} left out by patterns)" if found.excluded else ""
+        raise LocalProblem(
+            f"{wish.source} has no files{left_out} and would empty {wish.vpath}; nothing was sent "
+            "(if that is meant: ciruela sync --allow-empty)"
+        )

@@ -54,8 +54,11 @@ def names(found: Sequence[str], most: int) -> str:
 
 
 def failures(found: Sequence[tuple[str, str]], most: int) -> str:
-    """``host reason`` of some, and how many more there are."""
-    return names([f"{host} {reason}" for host, reason in found], most)
+    """``host reason`` of some, and how many more there are. A reason that several gave is told once."""
+    hosts: dict[str, list[str]] = {}
+    for host, reason in found:
+        hosts.setdefault(reason, []).append(host)
+    return "; ".join(f"{names(having, most)} {clean(reason)}" for reason, having in hosts.items())
 
 
 def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
@@ -71,7 +74,7 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
     if standing.failed:
         parts.append(f"failed: {failures(standing.failed, FINAL_NAMES)}")
     if standing.missing:
-        parts.append(f"missing: {names(standing.missing, FINAL_NAMES)}")
+        parts.append(f"missing: {names(standing.waited_for, FINAL_NAMES)}")
     if said := hooks_part(row.hooks):
         parts.append(clean(said, 1000))
     if row.verdict.why and row.verdict.outcome is not Outcome.EARLY:

@@ -83,6 +83,16 @@ def upload_fields(row: Row) -> dict[str, object]:
         "accepted": [_text(host) for host in standing.accepted],
         "missing": [_text(host) for host in standing.missing],
         "failed": _failed(standing.failed),
+        "absent": [
+            {
+                "host": _text(server.name),
+                "machine_id": None if server.machine is None else server.machine.hex(),
+                "addresses": [_text(address) for address in server.addresses],
+                "heard_s": None if server.heard_ms is None else round(server.heard_ms / 1000, 1),
+            }
+            for server in standing.absent
+        ],
+        "shared_ids": [{"machine_id": one.machine.hex(), "addresses": list(map(_text, one.addresses))} for one in standing.shared],
         "hooks": {
             "ok": row.hooks.ok,
             "pending": [_text(host) for host in row.hooks.pending],
@@ -126,10 +136,11 @@ class Report:
     def node(self, news: NodeNews) -> None:
         """A node said something."""
         fields: dict[str, object] = {"cluster": news.cluster, "path": news.path, "host": _text(news.host)}
+        fields["address"] = _text(news.address)
+        fields["machine_id"] = None if news.machine is None else news.machine.hex()
         if news.state == "accepted":
             self.write("accepted", **fields, nodes_known=news.nodes_known)
             return
-        fields["machine_id"] = None if news.machine is None else news.machine.hex()
         self.write("node", **fields, state=news.state, code=_text(news.code), message=_text(news.message))
 
     def watch(self, clusters: Clusters, clock: IReactorTime, every_s: float) -> None:

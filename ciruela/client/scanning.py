@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, DeferredLock
+
 from ciruela.client.ignore import excludes_for
 from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.progress import Display
@@ -10,6 +14,7 @@ from ciruela.client.text import count, size
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index.digest import HashKind
+from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 
@@ -61,3 +66,26 @@ async def scan_directory(
     for warning in found.warnings:
         display.problem("", warning)
     return found
+
+
+class Scans:
+    """The directories of one command, each indexed once for each kind of hash that a cluster needs, one after the other."""
+
+    def __init__(self, scan: Callable[[str, HashKind], Deferred[Scan]]) -> None:
+        self._scan = scan
+        self._turn = DeferredLock()
+        self.made: dict[tuple[str, HashKind], Scan] = {}
+
+    async def of(self, name: str, kind: HashKind) -> Scan:
+        """Index ``name``, unless that was done. Raises what scanning raises."""
+        await self._turn.acquire()
+        try:
+            if (name, kind) not in self.made:
+                self.made[name, kind] = await self._scan(name, kind)
+            return self.made[name, kind]
+        finally:
+            self._turn.release()
+
+    def with_image(self, image: ImageId) -> Scan:
+        """The scan that gave ``image``."""
+        return next(found for found in self.made.values() if found.image == image)

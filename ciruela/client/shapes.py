@@ -5,14 +5,16 @@ The pages are ours (``docs/reference/status.rst``) or those of the reference (pr
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from ciruela.client.servers import address_of
 from ciruela.model.errors import FormatError
+from ciruela.model.ids import MachineId
+from ciruela.model.servers import Server, SharedId
 from ciruela.seams import Address
 
 MOST_ITEMS = 20_000
@@ -25,12 +27,16 @@ MOST_NUMBER = 2**62
 """Bytes, milliseconds and counts stay far below."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
+_MACHINE = re.compile(r"[0-9a-f]{32}")
 _HEAD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who answers. ``clock_ms`` is its wall time, ``uptime_s`` since its start; None where the page does not tell."""
+    """Who answers. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
+
+    ``config_mistakes``: places of mistakes for which it refused its last reload. ``failed_hooks``: paths, with what failed and why.
+    """
 
     machine: str
     hostname: str
@@ -42,17 +48,33 @@ class Identity:
     images: int | None = None
     downloads: int | None = None
     damaged: int = 0
+    epoch_ms: int | None = None
+    config_mistakes: tuple[str, ...] = ()
+    failed_hooks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A peer of a node. ``heard_s``: since its last datagram, None when there was none; ``dirs`` None where the page does not tell."""
+    """A peer of a node. ``heard_s``: since its last sign of life, None when there was none; ``dirs`` None where the page does not tell.
+
+    ``udp_heard_s`` since its last datagram. ``reached`` is ``udp``, ``tcp``, or empty when it is not. Not ``configured``: it speaks there,
+    and no list of peers names it. ``addresses`` are all that it has, as texts.
+    """
 
     address: Address
     machine: str | None
     name: str
     heard_s: float | None
     dirs: tuple[str, ...] | None
+    udp_heard_s: float | None = None
+    reached: str = ""
+    configured: bool = True
+    addresses: tuple[str, ...] = ()
+
+    def server(self, *, hears: bool) -> Server:
+        """The row of which servers are counted. ``hears``: the page tells who is heard."""
+        heard_ms = None if self.heard_s is None else round(self.heard_s * 1000)
+        return Server(self.name, machine_of(self.machine), self.addresses, heard_ms if hears else 0, self.configured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +117,28 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """How a hook of an image stands on a node: ``state`` is ``pending``, ``ok`` or ``failed``, ``message`` why."""
+
+    kind: str
+    state: str
+    message: str = ""
+
+    @property
+    def failure(self) -> str:
+        """What failed, and why."""
+        return f"{self.kind} {self.message or 'failed'}"
+
+
+@dataclass(frozen=True, slots=True)
 class At:
-    """How one path stands on a node."""
+    """How one path stands on a node. ``hooks`` are those of what is committed."""
 
     taken: bool
     committed: Version | None = None
     pending: Version | None = None
     refused: Refused | None = None
+    hooks: tuple[Hook, ...] = ()
 
 
 class _Shape:
@@ -120,6 +157,10 @@ class _Shape:
 
     def has(self, name: str) -> bool:
         return self._value.get(name) is not None
+
+    def tells(self, name: str) -> bool:
+        """Whether the field is there, be it null: older nodes lack it."""
+        return name in self._value
 
     def text(self, name: str) -> str:
         found: str = self._get(name, str)
@@ -173,15 +214,10 @@ class _Shape:
 
 
 def _address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise FormatError("a page names a peer that has no address") from None
-    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
-        raise FormatError("a page names a peer that has no port")
-    return Address(host, int(port))
+    address = address_of(text)
+    if address is None:
+        raise FormatError("a page names a peer that has no address or no port")
+    return address
 
 
 # -- our pages ----------------------------------------------------------------------------------------------------------------
@@ -201,21 +237,58 @@ def identity(page: Any) -> Identity:
         found.count("images"),
         found.count("downloads"),
         found.count("damaged") or 0,
+        found.count("epoch_ms"),
+        _config_mistakes(found),
+        tuple((one.text("path"), _hook(one).failure) for one in (found.shapes("failed_hooks") if found.has("failed_hooks") else ())),
     )
+
+
+def _config_mistakes(found: _Shape) -> tuple[str, ...]:
+    """Places of mistakes, with an empty one when a reload was refused and no place is told."""
+    config = found.below("config")
+    if config is None or config.flag("ok"):
+        return ()
+    return config.texts("places") or ("",)
 
 
 def neighbours(page: Any) -> tuple[Neighbour, ...]:
     """``/api/v1/peers``."""
-    return tuple(
-        Neighbour(
-            _address(one.text("address")),
-            one.text("machine_id") if one.has("machine_id") else None,
-            one.text("hostname") if one.has("hostname") else one.text("name"),
-            one.number("heard_s"),
-            one.texts("dirs") if one.has("machine_id") else None,
-        )
-        for one in _Shape(page).shapes("peers")
+    return tuple(map(_neighbour, _Shape(page).shapes("peers")))
+
+
+def _neighbour(one: _Shape) -> Neighbour:
+    heard_s = one.number("heard_s")
+    address = _address(one.text("address"))
+    others = one.texts("addresses") if one.has("addresses") else ()
+    dirs = one.texts("dirs") if one.has("dirs") else ()
+    return Neighbour(
+        address,
+        one.text("machine_id") if one.has("machine_id") else None,
+        one.text("hostname") if one.has("hostname") else one.text("name"),
+        heard_s,
+        dirs or None,
+        one.number("udp_heard_s") if one.tells("udp_heard_s") else heard_s,
+        one.text("reached") if one.has("reached") else "",
+        one.flag("configured") if one.has("configured") else True,
+        tuple(dict.fromkeys((str(address), *others))),
     )
+
+
+def shared_ids(page: Any) -> tuple[SharedId, ...]:
+    """The machine ids that several servers use, as ``/api/v1/peers`` tells; what is no such id is left out."""
+    found = _Shape(page)
+    rows = found.shapes("shared_ids") if found.has("shared_ids") else ()
+    told = [(machine_of(one.text("machine_id")), one.texts("addresses")) for one in rows]
+    return tuple(SharedId(machine, addresses) for machine, addresses in told if machine is not None)
+
+
+def machine_of(text: str | None) -> MachineId | None:
+    """The machine id that 32 hexadecimal digits spell; None for anything else."""
+    return MachineId(bytes.fromhex(text)) if text is not None and _MACHINE.fullmatch(text) else None
+
+
+def _hook(one: _Shape) -> Hook:
+    return Hook(one.text("kind"), one.text("state"), one.text("message"))
 
 
 def dirs(page: Any) -> tuple[Dir, ...]:
@@ -277,6 +350,7 @@ def at(page: Any) -> At:
         None
         if refused is None
         else Refused(refused.image("image"), refused.text("reason"), refused.flag("rejected"), refused.number("age_s")),
+        tuple(map(_hook, found.shapes("hooks"))) if found.has("hooks") else (),
     )
 
 
@@ -297,7 +371,8 @@ def old_neighbours(page: Any) -> tuple[Neighbour, ...]:
     for _, one in _Shape(page).pairs():
         machine = one.text("id") if one.has("id") else None
         name = one.text("hostname") if one.has("hostname") else one.text("name")
-        found.append(Neighbour(_address(one.text("addr")), machine, name, None, None))
+        address = _address(one.text("addr"))
+        found.append(Neighbour(address, machine, name, None, None, addresses=(str(address),)))
     return tuple(found)
 
 

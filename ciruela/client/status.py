@@ -9,16 +9,18 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
+from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
 from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display
-from ciruela.client.shapes import At, Version
+from ciruela.client.servers import Met, Servers
+from ciruela.client.shapes import At, Hook, Version, machine_of
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
 from ciruela.client.text import interval, stamp
 from ciruela.model.errors import CiruelaError, FormatError
+from ciruela.model.hooks import HookState
 from ciruela.model.vpath import VPath
 
 LOOK_S = 1.0
@@ -44,7 +46,7 @@ class Stand(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One node. ``done`` is from 0 to 1; ``age_s``: how long it has been so, as far as that is known."""
+    """One node. ``done`` is from 0 to 1; ``age_s``: how long it has been so, as far as that is known. ``hooks`` of the image."""
 
     node: Seen
     stand: Stand
@@ -53,6 +55,17 @@ class Row:
     age_s: float | None = None
     signed_ms: int | None = None
     reason: str = ""
+    hooks: tuple[Hook, ...] = ()
+
+    @property
+    def failed_hooks(self) -> tuple[Hook, ...]:
+        """The hooks that failed."""
+        return tuple(hook for hook in self.hooks if hook.state == HookState.FAILED.value)
+
+    @property
+    def pending_hooks(self) -> bool:
+        """Whether a hook has not ended."""
+        return any(hook.state == HookState.PENDING.value for hook in self.hooks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,7 @@ def judged(said: Said, image: str) -> Row | None:
             node, stand, image, at.pending.done, at.pending.age_s, at.pending.signed_ms, "nothing comes" if at.pending.stalled else ""
         )
     if at.committed is not None and at.committed.image == image:
-        return Row(node, Stand.COMMITTED, image, 1.0, None, at.committed.signed_ms)
+        return Row(node, Stand.COMMITTED, image, 1.0, None, at.committed.signed_ms, hooks=at.hooks)
     if at.refused is not None and at.refused.image == image:
         return Row(node, Stand.REJECTED if at.refused.rejected else Stand.GAVE_UP, image, None, at.refused.age_s, None, at.refused.reason)
     if at.committed is not None:
@@ -170,6 +183,7 @@ class _Watch:
         self._display = display
         self._image = None if options.image is None else options.image.hex()
         self._rows: list[Row] = []
+        self._view = Servers().view()
         self._began_s = around.reactor.seconds()
 
     async def run(self, found: Found) -> int:
@@ -213,11 +227,23 @@ class _Watch:
             image = newest.image if newest is not None else ""
             if self._options.wait and newest is not None:
                 self._image = image
-        self._rows = [row for one in said if (row := judged(one, image)) is not None and self._counts(one)]
+        servers = found.servers(self._vpath.key)
+        for one in said:
+            if one.at is not None and one.node.identity is not None:
+                where, epoch_ms = str(one.node.address), one.node.identity.epoch_ms
+                servers.meet(Met(where, machine_of(one.node.machine), one.node.name, one.at.taken, epoch_ms))
+        self._view = servers.view()
+        self._rows = [row for one in said if self._counts(one.node) and (row := judged(one, image)) is not None]
 
-    def _counts(self, said: Said) -> bool:
-        """A node that does not answer counts unless the others know that it does not take the directory."""
-        return said.at is not None or said.node.dirs is None or self._vpath.key in said.node.dirs
+    def _counts(self, node: Seen) -> bool:
+        """Whether a node is one of those that an upload expects: by its machine, or by its address where nobody knows that.
+
+        An entry point that does not answer, and of which no node speaks, counts, too.
+        """
+        machine = machine_of(node.machine)
+        if machine is not None:
+            return machine in self._view.machines
+        return node.machine is not None or node.dirs is None or self._vpath.key in node.dirs
 
     async def _ask(self, node: Seen) -> Said:
         if node.identity is None:
@@ -235,7 +261,9 @@ class _Watch:
         return sum(row.stand is Stand.COMMITTED for row in self._rows)
 
     def _met(self) -> bool:
-        return self._options.require.met(self._done(), len(self._rows))
+        """Whether enough nodes have it. Several that share a machine id cannot be told from each other, so that it never is."""
+        enough = self._options.require.met(self._done(), len(self._rows)) and not self._view.shared
+        return enough and not (self._options.wait and any(row.pending_hooks for row in self._rows))
 
     def _line(self) -> str:
         waited = interval(self._around.reactor.seconds() - self._began_s)
@@ -252,15 +280,21 @@ class _Watch:
         options, rows = self._options, self._rows
         image = self._image or next((row.image for row in rows if row.stand is Stand.COMMITTED), None)
         image = image or next((row.image for row in rows if row.image is not None), None)
-        code = EXIT_DONE if self._met() else EXIT_NETWORK
+        failed = any(row.failed_hooks for row in rows)
+        code = EXIT_NETWORK if not self._met() else EXIT_HOOK if failed else EXIT_DONE
+        if complaint := self._view.complaint():
+            self._display.problem(options.target.cluster.label, complaint)
         if options.json:
             for row in rows:
                 write_json(self._around.stdout, self._as_json(row))
-            outcome = "done" if code == EXIT_DONE else "deadline" if late else "incomplete"
-            total = {"type": "summary", "outcome": outcome, "path": str(self._vpath), "image": image}
-            write_json(self._around.stdout, {**total, "committed": self._done(), "expected": len(rows), "exit_code": code})
+            outcome = "done" if code != EXIT_NETWORK else "deadline" if late else "incomplete"
+            total: dict[str, object] = {"type": "summary", "outcome": outcome, "path": str(self._vpath), "image": image}
+            total |= {"committed": self._done(), "expected": len(rows), "exit_code": code}
+            shared = [{"machine_id": one.machine.hex(), "addresses": list(one.addresses)} for one in self._view.shared]
+            write_json(self._around.stdout, {**total, "shared_ids": shared})
             return code
-        for line in columns([("NODE", "STATE", "SINCE", "WHY"), *((row.node.name, _state(row), _since(row), row.reason) for row in rows)]):
+        shown = [(row.node.name, _state(row), _since(row), _hooks(row), row.reason) for row in rows]
+        for line in columns([("NODE", "STATE", "SINCE", "HOOKS", "WHY"), *shown]):
             write_line(self._around.stdout, line)
         what = f"image {image}" if image else "no image"
         write_line(self._around.stdout, f"{options.target}  {self._done()}/{len(rows)} nodes  {what}")
@@ -282,6 +316,7 @@ class _Watch:
             "signed_ms": row.signed_ms,
             "age_s": row.age_s,
             "reason": row.reason,
+            "hooks": [{"kind": hook.kind, "state": hook.state, "message": hook.message} for hook in row.hooks],
         }
 
 
@@ -294,6 +329,15 @@ def _state(row: Row) -> str:
     if row.done is not None and row.stand in (Stand.DOWNLOADING, Stand.STALLED):
         return f"{row.stand.value} {int(row.done * 100)}%"
     return row.stand.value
+
+
+def _hooks(row: Row) -> str:
+    """How the hooks stand: what failed, else what is awaited, else that all went well."""
+    if row.failed_hooks:
+        return "; ".join(hook.failure for hook in row.failed_hooks)
+    if row.pending_hooks:
+        return "pending"
+    return "ok" if row.hooks else ""
 
 
 def _since(row: Row) -> str:

@@ -1,7 +1,7 @@
 """Who is in a cluster, and what each node says: asked of every node itself, over its pages.
 
-Entry points lead to nodes, and these name their peers. A node is known by its machine id, however many addresses lead to it. What a page
-names is contacted only where ``contacts.reachable_from`` allows it (threats A29).
+Entry points lead to nodes, and these name their peers. Which of them are one server, and which count, is decided in ``servers``. What a
+page names is contacted only where ``contacts.reachable_from`` allows it (threats A29).
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from ciruela.client.ends import Ends
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.pages import NoPage, Pages
+from ciruela.client.servers import Met, Row, Servers, Telling, address_of
 from ciruela.client.shapes import At, Dir, Identity, Neighbour, Version
 from ciruela.client.surroundings import Surroundings
 from ciruela.model.errors import CiruelaError, RemoteError
+from ciruela.model.servers import SharedId
 from ciruela.model.vpath import VPath
 from ciruela.net.resolve import resolver
 from ciruela.seams import Address, NowMs
@@ -61,6 +63,7 @@ class Seen:
     skew_ms: int | None = None
     doubt_ms: int = 0
     dirs: tuple[str, ...] | None = None
+    shared_ids: tuple[SharedId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class Found:
     def answering(self) -> tuple[Seen, ...]:
         """The nodes that answered."""
         return tuple(node for node in self.nodes if node.identity is not None)
+
+    def servers(self, key: str | None = None) -> Servers:
+        """The servers that may take the directory ``key``, by the word of every node that answered; without it all servers."""
+        return _servers(self.answering, key)
 
 
 async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
@@ -111,6 +118,7 @@ class Survey:
                 names[name] = str(error)
         asked: dict[Address, Seen] = {}
         told: dict[Address, list[Neighbour]] = {}
+        places: dict[str | None, set[Address]] = {}
         first = list(dict.fromkeys(address for found in entries.values() for address in found))
         wave = [Neighbour(address, None, _label(entries, address), None, None) for address in first]
         while wave:
@@ -120,7 +128,9 @@ class Survey:
             fresh: dict[Address, Neighbour] = {}
             for neighbour in (one for seen in met for one in seen.neighbours):
                 told.setdefault(neighbour.address, []).append(neighbour)
-                if neighbour.address in asked or neighbour.machine in known or len(asked) + len(fresh) >= MOST_NODES:
+                places.setdefault(neighbour.machine, set()).add(neighbour.address)
+                met_before = neighbour.machine in known and len(places[neighbour.machine]) == 1
+                if neighbour.address in asked or met_before or len(asked) + len(fresh) >= MOST_NODES:
                     continue
                 if neighbour.address not in fresh and reachable_from(first, neighbour.address):
                     fresh[neighbour.address] = neighbour
@@ -146,11 +156,13 @@ class Survey:
                 return Seen(identity.hostname or who.name, address, identity.machine, identity, neighbours)
             took_ms = int((self._clock.seconds() - began_s) * 1000)
             identity = shapes.identity(page)
-            neighbours = shapes.neighbours(await self._reader.get(address, "/api/v1/peers"))
+            peers = await self._reader.get(address, "/api/v1/peers")
+            neighbours, shared = shapes.neighbours(peers), shapes.shared_ids(peers)
         except CiruelaError as error:
             return Seen(who.name, address, who.machine, None, problem=str(error))
         skew_ms = None if identity.clock_ms is None else identity.clock_ms - began_ms - took_ms // 2
-        return Seen(identity.hostname or who.name, address, identity.machine, identity, neighbours, "", skew_ms, took_ms // 2 + 1)
+        name, doubt_ms = identity.hostname or who.name, took_ms // 2 + 1
+        return Seen(name, address, identity.machine, identity, neighbours, "", skew_ms, doubt_ms, None, shared)
 
     # -- what a node says ---------------------------------------------------------------------------------------------------------
 
@@ -210,27 +222,57 @@ def _label(entries: Mapping[str, Sequence[Address]], address: Address) -> str:
     return next((name for name, found in entries.items() if list(found) == [address]), str(address))
 
 
+def _servers(nodes: Sequence[Seen], key: str | None) -> Servers:
+    found = Servers()
+    for node in nodes:
+        if node.identity is None:
+            continue
+        where = str(node.address)
+        found.open(where)
+        taking = [one for one in node.neighbours if key is None or one.dirs is None or key in one.dirs]
+        found.tell(Telling(where, [one.server(hears=node.identity.ours) for one in taking], node.shared_ids))
+        found.meet(Met(where, shapes.machine_of(node.machine), node.name, None, node.identity.epoch_ms))
+    return found
+
+
 def _distinct(
     asked: Mapping[Address, Seen], told: Mapping[Address, list[Neighbour]], entries: Mapping[str, Sequence[Address]]
 ) -> list[Seen]:
-    """Each node once. An address of a name of which another address answered is no node by itself, unless a node says so."""
+    """Each server once, and each of several that share a machine id.
+
+    An address of a name of which another address answered is no server by itself, unless a node says so.
+    """
+    view = _servers(list(asked.values()), None).view()
+    shared = {one.machine for one in view.shared}
     nodes: dict[str, Seen] = {}
     for seen in asked.values():
         if seen.identity is not None:
-            nodes.setdefault(seen.identity.machine, seen)
+            double = shapes.machine_of(seen.machine) in shared
+            nodes.setdefault(str(seen.address) if double else seen.identity.machine, seen)
+    named: set[str] = set()
+    for row in view.rows():
+        named.update(row.addresses)
+        if not row.spoke and len(nodes) < MOST_NODES and (silent := _silent(row, asked, told)) is not None:
+            nodes.setdefault(silent.machine or str(silent.address), silent)
     for address, seen in asked.items():
-        told_of = told.get(address, [])
-        machine = seen.machine or next((one.machine for one in told_of if one.machine is not None), None)
-        if seen.identity is not None or (machine is not None and machine in nodes):
-            continue
         alternatives = [other for found in entries.values() if address in found for other in found]
-        if not told_of and any(asked[other].identity is not None for other in alternatives):
-            continue
-        name = next((one.name for one in told_of), seen.name)
-        taken = [one.dirs for one in told_of if one.dirs is not None]
-        known = tuple(sorted({key for keys in taken for key in keys})) if taken else None
-        nodes[machine or str(address)] = Seen(name, address, machine, None, problem=seen.problem, dirs=known)
+        answered = any(asked[other].identity is not None for other in alternatives)
+        if seen.identity is None and str(address) not in named and alternatives and not answered:
+            nodes[str(address)] = seen
     return list(nodes.values())
+
+
+def _silent(row: Row, asked: Mapping[Address, Seen], told: Mapping[Address, list[Neighbour]]) -> Seen | None:
+    """A server that did not answer; None when it has no address."""
+    places = [address for text in row.addresses if (address := address_of(text)) is not None]
+    tried = [address for address in places if address in asked]
+    if not places:
+        return None
+    taken = [one.dirs for address in places for one in told.get(address, ()) if one.dirs is not None]
+    known = tuple(sorted({key for keys in taken for key in keys})) if taken else None
+    problem = "; ".join(filter(None, (asked[tried[0]].problem if tried else "it was not asked", row.silence)))
+    machine = None if row.machine is None else row.machine.hex()
+    return Seen(row.name, (tried or places)[0], machine, None, problem=problem, dirs=known)
 
 
 def real_survey(common: Common, around: Surroundings) -> Survey:

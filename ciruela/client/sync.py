@@ -6,6 +6,7 @@ Everything that would make a run unrepeatable is handed in as :class:`World`, so
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,23 +14,33 @@ from typing import Any, Protocol
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.book import RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict
+from ciruela.client.book import EXIT_CONFLICT, MOST_NAMED, RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, meaning_of
 from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.listener import Listener, NodeNews
+from ciruela.client.options.sync import CONNECTIONS
+from ciruela.client.probing import Probes
+from ciruela.client.servers import Row as ServerRow
+from ciruela.client.servers import shared_text
 from ciruela.client.source import Giver
+from ciruela.client.text import count
 from ciruela.clockwork import Backoff, Beat
-from ciruela.model.errors import Busy, LinkLost
+from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.order import Reject
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    GetIndex,
+    GetPathState,
     GetShare,
     HookResult,
     Notification,
+    PathStateData,
     PublishImage,
     ReceivedImage,
     RemovedImage,
@@ -39,11 +50,18 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
     UploadAck,
+    WithdrawUpload,
 )
 from ciruela.seams import Address, Counterpart, Link
 
-CONNECTIONS = 3
-"""Accepting connections that each upload keeps: the client gives its data to at most so many nodes."""
+SERVERS_S = 3.0
+"""How often each connected node is asked for the servers that it knows: what it learns later counts, too."""
+
+ROWS_S = 100
+"""In large clusters more seldom: at most so many servers a second are told on each connection."""
+
+MOST_TROUBLES = 3
+"""Reasons that are named when no node was ever reached."""
 
 BEAT_S = 1.0
 """How often everything is judged anew when nothing happens."""
@@ -53,6 +71,13 @@ ANSWER_TIMEOUT_S = 30.0
 
 CONNECT_PATIENCE_S = 1.0
 """How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
+
+
+INDEXES_AT_ONCE = 3
+"""An index is given to one connection so often without delay: nodes begin anew after a fault."""
+
+MOST_INDEX_PAUSE_S = 30.0
+"""And after a pause that doubles from one second up to this."""
 
 
 class ClosableLink(Link, Protocol):
@@ -112,10 +137,35 @@ class _Run:
         self.book = Book(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
         self.hooks = HookAccount(upload.request.path, upload.request.image, runs=not isinstance(upload.request, RemoveDir))
         self.asked: set[Address] = set()
+        self.servers_asked_s: dict[Address, float] = {}
+        self.refusals: dict[str, list[str]] = {}
+        self.hindered = False
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
         self.verdict = RUNNING
+        self.final: Standing | None = None
         self.ended_s = 0.0
+        self.outstanding: set[Address] = set()
+        self.accepted: set[Address] = set()
+        self.taken_back = ""
+
+    def takes_back(self, reason: str | None) -> bool:
+        """Whether a refusal by one server means that no server should have it: other content is there already.
+
+        Of two that are on their way the servers agree on one, and of two replaces the newer one wins: there is nothing to take back.
+        """
+        match self.upload.request:
+            case AppendDir():
+                return not self.upload.weak and reason in (Reject.ALREADY_EXISTS, Reject.STALE_TIMESTAMP)
+            case ReplaceDir():
+                return reason == Reject.REPLACE_DOESNT_MATCH
+            case RemoveDir():
+                return False
+
+    @property
+    def standing(self) -> Standing:
+        """The numbers of now; when it is over those of then, for nothing is heard of anybody once the connections are closed."""
+        return self.final or self.book.standing()
 
 
 class _Peer:
@@ -125,6 +175,12 @@ class _Peer:
         self.address = address
         self.link = link
         self.published: dict[ImageId, None] = {}
+        self.indexes: Counter[ImageId] = Counter()
+
+    def index_pause_s(self, image: ImageId) -> float:
+        """How long this node waits for the index of ``image``, if it asks once more. A server that cannot read it asks again at once."""
+        self.indexes[image] += 1
+        return min(MOST_INDEX_PAUSE_S, 2.0 ** (self.indexes[image] - INDEXES_AT_ONCE - 1)) if self.indexes[image] > INDEXES_AT_ONCE else 0.0
 
 
 class ClusterRun:
@@ -143,6 +199,7 @@ class ClusterRun:
         listener: Listener,
         connections: int = CONNECTIONS,
     ) -> None:
+        """``connections``: accepting connections that each upload keeps; the client gives its data to at most so many nodes."""
         self._most_connections = connections
         self.label = label
         self._rule = rule
@@ -150,13 +207,16 @@ class ClusterRun:
         self._source = source
         self._listener = listener
         self._runs = [_Run(upload, world.clock) for upload in uploads]
-        self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._problem)
+        self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._no_name)
+        self._probes = Probes(world.clock, world.connect, self._paths, self._probed, self._step)
+        self._troubles: dict[str, None] = {}
+        self.met: Callable[[ClusterRun, MachineId, str], None] = lambda _run, _machine, _name: None
         self._peers: dict[Address, _Peer] = {}
         self._by_link: dict[int, _Peer] = {}
         self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
-        self._beat = Beat(world.clock, world.rng, BEAT_S, self._step, f"judging the uploads to {label}")
+        self._beat = Beat(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {label}")
         self._told: set[str] = set()
         self._began_s = world.clock.seconds()
         self._stepping = self._again = self._over = False
@@ -178,6 +238,7 @@ class ClusterRun:
         self._over = True
         self._beat.stop()
         self._contacts.stop()
+        self._probes.stop()
         for _, waiting in list(self._connecting.values()):
             waiting.cancel()
         for answer in list(self._answers):
@@ -194,7 +255,7 @@ class ClusterRun:
                 run.book.path,
                 run.book.image,
                 run.verdict,
-                run.book.standing(),
+                run.standing,
                 run.sent_bytes,
                 run.upload.total_bytes,
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
@@ -214,10 +275,10 @@ class ClusterRun:
         for run in hit:
             run.book.local_problem(text)
         if hit:
-            self._problem(text)
+            self.problem(text)
             self._step()
 
-    def _problem(self, text: str) -> None:
+    def problem(self, text: str) -> None:
         """Show a problem, once."""
         if text not in self._told and not self._over:
             self._told.add(text)
@@ -244,17 +305,34 @@ class ClusterRun:
 
     def _judge(self) -> None:
         now_s = self._world.clock.seconds()
-        young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
         for run in self._running():
-            exhausted = self._contacts.exhausted(run.book.refused)
-            verdict = run.book.verdict(self._rule, now_s - self._began_s, Reach(self._contacts.resolving or young, exhausted))
-            verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
+            reach = self._reach(run, now_s)
+            if run.taken_back:
+                verdict = RUNNING if run.outstanding else Verdict(Outcome.REJECTED, EXIT_CONFLICT, run.taken_back)
+            else:
+                verdict = run.book.verdict(self._rule, now_s - self._began_s, reach)
+                verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
             if verdict.outcome is not Outcome.RUNNING:
-                run.verdict, run.ended_s = verdict, now_s
+                run.verdict, run.final, run.ended_s = verdict, run.book.standing(), now_s
+                self._tell_refusals(run)
+            elif not run.hindered and reach.unreached and (why := run.book.hindrance(self._rule, reach)):
+                run.hindered = True
+                self.problem(f"{run.book.path} {why}")
         if not self._running():
             self.stop()
             if not self._finished.called:
                 self._finished.callback(None)
+
+    def _reach(self, run: _Run, now_s: float) -> Reach:
+        young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
+        asking = any(self._probes.untried(address) for row in run.book.view.strangers for address in self._addresses(row))
+        return Reach(
+            busy=self._contacts.resolving or young or asking,
+            exhausted=self._contacts.exhausted(run.book.refused),
+            reached=bool(self._probes.reached),
+            trouble="; ".join(list(self._troubles)[-MOST_TROUBLES:]),
+            unreached=self._probes.unreached,
+        )
 
     def _running(self) -> list[_Run]:
         return [run for run in self._runs if run.verdict is RUNNING]
@@ -264,11 +342,13 @@ class ClusterRun:
         for peer in list(self._peers.values()):
             if all(run.book.refused(peer.address) for run in running):
                 peer.link.close()
+        running = [run for run in running if not run.taken_back]
         for run in running:
             for peer in list(self._peers.values()):
                 address = peer.address
                 if address not in run.asked and not run.book.refused(address) and not run.pause.blocked(address):
                     self._ask(run, peer)
+        for run in running:  # all were asked before a connection is made, which may be there at once: orders go out in their order
             usable = sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
             missing = self._most_connections - usable
             if missing > 0:
@@ -295,6 +375,7 @@ class ClusterRun:
         self._peers[address] = peer
         self._by_link[id(link)] = peer
         self._contacts.connected(address)
+        self._probes.connected(address)
         self._step()
 
     def _unconnected(self, failure: Failure, address: Address) -> None:
@@ -302,12 +383,20 @@ class ClusterRun:
         if failure.check(CancelledError) and self._over:
             return
         self._contacts.failed(address)
+        self._probes.failed(address)
         what = failure.getErrorMessage() or type(failure.value).__name__
         label = self._contacts.label(address)
         for run in self._running():
-            self._tell(run, label, "unreachable", code="unreachable", message=what)
-        self._problem(f"{what if label in what else f'{label}: {what}'}; trying again")
+            self._tell(run, label, "unreachable", code="unreachable", message=what, address=address)
+        trouble = what if label in what else f"{label}: {what}"
+        self._troubles[trouble] = None
+        self.problem(f"{trouble}; trying again")
         self._step()
+
+    def _no_name(self, text: str) -> None:
+        """A name did not lead to an address."""
+        self._troubles[text.removesuffix("; trying again")] = None
+        self.problem(text)
 
     def _where(self, address: Address) -> str:
         label = self._contacts.label(address)
@@ -323,6 +412,7 @@ class ClusterRun:
             shares.left(peer)
         for run in self._runs:
             run.asked.discard(peer.address)
+            run.servers_asked_s.pop(peer.address, None)
             run.book.lost(peer.address)
         self._contacts.failed(peer.address)
         if not self._over:
@@ -335,18 +425,28 @@ class ClusterRun:
     def _ask(self, run: _Run, peer: _Peer) -> None:
         request = run.upload.request
         run.asked.add(peer.address)
-        run.book.asked(peer.address, self._contacts.label(peer.address))
+        run.book.asked(peer.address, self._contacts.label(peer.address), servers=peer.link.bulk)
         if self._shares:
             peer.published[request.image] = None
             peer.link.tell(PublishImage(request.image))
-        answer = peer.link.ask(request)
-        self._answers.add(answer)
-        answer.addBoth(self._settled, answer)
-        answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
+        answer = self._answer(request, run, peer)
         answer.addCallbacks(self._answered, self._unanswered, callbackArgs=(run, peer), errbackArgs=(run, peer))
         answer.addErrback(lambda failure: self._log.failure("an answer of {peer} was not booked", failure, peer=str(peer.address)))
+        if peer.link.bulk:
+            self._ask_servers(run, peer)
 
-    def _settled(self, result: Response | Failure, answer: Deferred[Response]) -> Response | Failure:
+    def _answer(self, request: Request, run: _Run, peer: _Peer) -> Deferred[Response]:
+        run.outstanding.add(peer.address)
+        answer = peer.link.ask(request)
+        self._answers.add(answer)
+        answer.addBoth(self._settled, answer, run, peer)
+        return answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
+
+    def _settled(self, result: Response | Failure, answer: Deferred[Response], run: _Run, peer: _Peer) -> Response | Failure:
+        run.outstanding.discard(peer.address)
+        return self._forget(result, answer)
+
+    def _forget(self, result: Response | Failure, answer: Deferred[Response]) -> Response | Failure:
         self._answers.discard(answer)
         return result
 
@@ -358,18 +458,145 @@ class ClusterRun:
         run.pause.succeeded(peer.address)
         run.book.answered(peer.address, response)
         self._contacts.heard(response.hosts.values())
-        where = self._where(peer.address)
-        state = "accepted" if response.accepted else "refused"
+        if response.machine is not None:
+            self.met(self, response.machine, response.hostname)
+        host = response.hostname or self._contacts.label(peer.address)
         reason = response.reject_reason or "refused without a reason"
-        said = f"{reason}: {response.detail}" if response.detail else reason
-        self._tell(run, where, state, code=response.reject_reason or "", message=response.detail, known=len(response.hosts))
+        state = "accepted" if response.accepted else "refused"
+        if response.accepted:
+            run.accepted.add(peer.address)
+        self._tell(
+            run,
+            host,
+            state,
+            response.machine,
+            code=response.reject_reason or "",
+            message=response.detail,
+            known=len(response.hosts),
+            address=peer.address,
+        )
+        where = self._where(peer.address)
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
         elif run.book.refused(peer.address) and response.reject_reason != "no_config":
-            self._problem(f"{where} {run.book.path} {said}")
+            run.refusals.setdefault(f"{reason}: {response.detail}" if response.detail else reason, []).append(where)
         else:
-            self._listener.note(self.label, f"{where} {run.book.path} {said}")
+            self._listener.note(self.label, f"{where} {run.book.path} {reason}")
+        if peer.link.bulk and not run.taken_back and run.takes_back(response.reject_reason):
+            run.taken_back = f"{where} refused: {meaning_of(response.reject_reason or '')}"
+        if run.taken_back:
+            self._take_back(run)
         self._step()
+
+    def _take_back(self, run: _Run) -> None:
+        """Tell all that accepted it to give it up: it must not stand beside what one of them has already."""
+        for peer in [peer for peer in self._peers.values() if peer.address in run.accepted and peer.link.bulk]:
+            run.accepted.discard(peer.address)
+            answer = self._answer(WithdrawUpload(run.book.path, run.book.image), run, peer)
+            answer.addCallbacks(self._withdrawn, self._not_withdrawn, callbackArgs=(run, peer), errbackArgs=(run, peer))
+            answer.addErrback(lambda failure: self._log.failure("an answer was not booked", failure))
+
+    def _withdrawn(self, response: Response, run: _Run, peer: _Peer) -> None:
+        where = self._where(peer.address)
+        if isinstance(response, UploadAck) and response.accepted:
+            run.book.withdrew(peer.address)
+            self._tell(run, where, "withdrawn")
+            self._listener.note(self.label, f"{where} {run.book.path} gave it up again")
+        else:
+            detail = response.detail if isinstance(response, UploadAck) else f"unexpected {type(response).__name__}"
+            self.problem(" ".join(filter(None, (where, run.book.path, "does not give it up again:", detail or "it is there"))))
+        self._step()
+
+    def _not_withdrawn(self, failure: Failure, run: _Run, peer: _Peer) -> None:
+        if not failure.check(CancelledError):
+            text = f"no answer within {ANSWER_TIMEOUT_S:.0f} s" if failure.check(AnswerTimeout) else failure.getErrorMessage()
+            self.problem(f"{self._where(peer.address)} {run.book.path} does not give it up again: {text}")
+            self._step()
+
+    def _tell_refusals(self, run: _Run) -> None:
+        """Show what nodes refused since this was shown last: a reason once, and who gave it."""
+        for reason, hosts in run.refusals.items():
+            who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
+            if len(hosts) > 1:
+                who += f" and {len(hosts) - MOST_NAMED} more)" if len(hosts) > MOST_NAMED else ")"
+            self.problem(f"{who} {run.book.path} {reason}")
+        run.refusals.clear()
+
+    # -- who else is there --------------------------------------------------------------------------------------------------------
+
+    def _paths(self) -> list[str]:
+        return list(dict.fromkeys(run.book.path for run in self._running()))
+
+    def _addresses(self, row: ServerRow) -> list[Address]:
+        """Where a server may be asked."""
+        return [address for text in row.addresses if (address := self._contacts.allowed(text)) is not None]
+
+    def _look_around(self) -> None:
+        """Each beat: ask connected nodes for the servers that they know by now, and those servers that nobody hears."""
+        now_s = self._world.clock.seconds()
+        for run in self._running():
+            self._tell_refusals(run)
+            every_s = max(SERVERS_S, len(run.book.view.machines) / ROWS_S)
+            for address, asked_s in list(run.servers_asked_s.items()):
+                if now_s >= asked_s + every_s and address in self._peers:
+                    self._ask_servers(run, self._peers[address])
+        self._probe()
+        self._step()
+
+    def _probe(self) -> None:
+        """Ask those servers themselves that nobody hears or vouches for, and after the early timeout all that are missing."""
+        late = self._world.clock.seconds() - self._began_s >= self._rule.early_timeout_s
+        connected = {str(address) for address in self._peers}
+        for run in self._running():
+            missing = [row for row in run.book.missing() if late or row.silent or row.unproved]
+            for row in (*run.book.view.strangers, *missing):
+                if connected.isdisjoint(row.addresses):
+                    self._probes.probe(self._addresses(row))
+
+    def _ask_servers(self, run: _Run, peer: _Peer) -> None:
+        run.servers_asked_s[peer.address] = float("inf")
+        answer = peer.link.ask(GetPathState(run.book.path, servers=True))
+        self._answers.add(answer)
+        answer.addBoth(self._forget, answer)
+        answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
+        answer.addCallbacks(self._told_servers, self._told_no_servers, callbackArgs=(run, peer), errbackArgs=(run, peer))
+        answer.addErrback(lambda failure: self._log.failure("what {peer} said was not booked", failure, peer=str(peer.address)))
+
+    def _told_servers(self, response: Response, run: _Run, peer: _Peer) -> None:
+        if peer.address in run.servers_asked_s:
+            run.servers_asked_s[peer.address] = self._world.clock.seconds()
+        if isinstance(response, PathStateData):
+            self._said(run, peer.address, response)
+        else:
+            run.book.said_nothing(peer.address)
+        self._probe()
+        self._step()
+
+    def _told_no_servers(self, failure: Failure, run: _Run, peer: _Peer) -> None:
+        """It is lost, or an older node of ours that knows no such question."""
+        if failure.check(CancelledError, LinkLost):
+            return
+        run.book.said_nothing(peer.address)
+        if peer.address in run.servers_asked_s and not failure.check(RemoteError):
+            run.servers_asked_s[peer.address] = self._world.clock.seconds()
+        self._step()
+
+    def _probed(self, address: Address, path: str, data: PathStateData) -> None:
+        for run in self._running():
+            if run.book.path == path:
+                self._said(run, address, data)
+        self._contacts.served([str(address)] if data.taken else [])
+
+    def _said(self, run: _Run, address: Address, data: PathStateData) -> None:
+        run.book.said(address, data)
+        self.met(self, data.machine, data.hostname)
+        for server in data.servers:
+            if server.machine is not None and server.configured:
+                self.met(self, server.machine, server.name)
+        view = run.book.view
+        self._contacts.served(text for row in view.rows() if not row.silent for text in row.addresses)
+        for one in view.shared:
+            self.problem(shared_text(one))
 
     def _unanswered(self, failure: Failure, run: _Run, peer: _Peer) -> None:
         if failure.check(CancelledError, LinkLost):
@@ -383,17 +610,28 @@ class ClusterRun:
     def _refused_to_say(self, run: _Run, peer: _Peer, text: str, *, busy: bool = False) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
         again = run.book.errored(peer.address, text, busy=busy)
-        self._tell(run, self._where(peer.address), "error", code="busy" if busy else "error", message=text)
+        self._tell(run, self._contacts.label(peer.address), "error", code="busy" if busy else "error", message=text, address=peer.address)
         if again:
             run.asked.discard(peer.address)
             run.pause.failed(peer.address)
-        self._problem(f"{self._where(peer.address)} {run.book.path} {text}{'; trying again' if again else ''}")
+        self.problem(f"{self._where(peer.address)} {run.book.path} {text}{'; trying again' if again else ''}")
         self._step()
 
     def _tell(
-        self, run: _Run, host: str, state: str, machine: MachineId | None = None, code: str = "", message: str = "", known: int = 0
+        self,
+        run: _Run,
+        host: str,
+        state: str,
+        machine: MachineId | None = None,
+        code: str = "",
+        message: str = "",
+        known: int = 0,
+        address: Address | None = None,
     ) -> None:
-        self._listener.node(NodeNews(self.label, run.book.path, host, machine, state, code, message, known))
+        where = "" if address is None else str(address)
+        if not where and machine is not None and machine in run.book.view.machines:
+            where = next(iter(run.book.view.machines[machine].addresses), "")
+        self._listener.node(NodeNews(self.label, run.book.path, host, machine, state, code, message, known, where))
 
     # -- what the nodes ask and tell ----------------------------------------------------------------------------------------------
 
@@ -403,7 +641,19 @@ class ClusterRun:
         published = peer.published if peer is not None else {}
         if isinstance(request, GetShare) and request.image in published:
             return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
-        return self._source.answer(request, published, self._sent)
+        pause_s = peer.index_pause_s(request.image) if peer is not None and isinstance(request, GetIndex) else 0.0
+        if not pause_s:
+            return self._source.answer(request, published, self._sent)
+        pause: Deferred[None] = deferLater(self._world.clock, pause_s)
+        waiting = pause.addCallback(lambda _: self._source.answer(request, published, self._sent))
+        self._answers.add(waiting)
+        return waiting.addBoth(self._given, waiting)
+
+    def _given(self, result: Response | Failure, waiting: Deferred[Response]) -> Response | Failure:
+        self._answers.discard(waiting)
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise RemoteError("this command is over")
+        return result
 
     def _sent(self, image: ImageId, size: int) -> None:
         for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):
@@ -417,17 +667,19 @@ class ClusterRun:
         if peer is None:
             return
         for run in self._running():
+            before = run.book.revision
+            hooked = False
             match notification:
                 case ReceivedImage() | RemovedImage() if run.book.received(peer.address, notification):
                     self._tell(run, notification.hostname, "done", notification.machine_id)
                     self._listener.note(self.label, f"{notification.hostname} {run.book.path} {run.book.done_by('has')}")
-                    self._step()
                 case AbortedImage() if run.book.aborted(peer.address, notification):
                     word, _, detail = notification.reason.partition(":")
                     self._tell(run, notification.hostname, "gave-up", notification.machine_id, word, detail.strip())
-                    self._problem(f"{notification.hostname} {run.book.path} {notification.reason}")
-                    self._step()
-                case HookResult() if run.hooks.heard(notification):
-                    self._step()
+                    self.problem(f"{notification.hostname} {run.book.path} {notification.reason}")
+                case HookResult():
+                    hooked = run.hooks.heard(notification)
                 case _:
                     pass
+            if hooked or run.book.revision != before:
+                self._step()

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from twisted.internet.defer import Deferred
-
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, Rule
-from ciruela.client.clusters import SyncRun, exit_code, to_its_end
-from ciruela.client.commands import open_source
-from ciruela.client.hashes import hash_for
+from ciruela.client.clusters import exit_code
+from ciruela.client.commands import Sending
+from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import Wish
 from ciruela.client.options.upload import UploadOptions
-from ciruela.client.orders import Prepared, check_directory, prepare
-from ciruela.client.progress import Display
-from ciruela.client.scanning import hash_caches, scan_directory
+from ciruela.client.orders import check_directory
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import ClusterRun, World
+from ciruela.client.sync import World
 from ciruela.client.text import clean
 from ciruela.model.errors import CiruelaError
 
@@ -31,33 +25,29 @@ async def upload(options: UploadOptions, around: Surroundings, world: World | No
     first = options.targets[0]
     display.problem("", f"ciruela upload is deprecated; use: ciruela sync {mode} {options.source}:{first.vpath} {first.name}")
     net = world or real_world(options.common, around)
-    caches = hash_caches(options.cache, around)
     try:
         check_directory(options.source)
         identities = await identities_of(options.keys, around, display)
-        hosts = list(dict.fromkeys(target.name for target in options.targets))
-        kind = options.common.hash or await hash_for([(host,) for host in hosts], net)
-        scan = partial(scan_directory, kind=kind, display=display, in_thread=around.in_thread, caches=caches)
-        wishes = [Wish(options.mode, options.source, vpath) for vpath in dict.fromkeys(target.vpath for target in options.targets)]
-        prepared = await prepare(wishes, lambda name: Deferred.fromCoroutine(scan(name)), identities, around.now_ms)
+        sending = Sending(_targets(options), Rule(), options.common.hash, identities, net, around, display, cache=options.cache)
+        try:
+            await sending.prepare()
+        except BaseException:
+            sending.close()
+            raise
     except (CiruelaError, OSError) as error:
         display.hide()
         around.stderr.write(f"ciruela: {clean(str(error), 10_000) or type(error).__name__}\n")
         return EXIT_USAGE
-    return EXIT_DONE if await _run(options, prepared, net, display, around) == EXIT_DONE else EXIT_LOCAL
-
-
-async def _run(options: UploadOptions, prepared: Prepared, net: World, display: Display, around: Surroundings) -> int:
-    """All targets at once; several paths on one host are one set of connections. Gives the exit code that ``sync`` would have."""
-    clusters: list[ClusterRun] = []
-    run = SyncRun(clusters)
-    source, trees = await open_source(prepared, around.in_thread, run.source_changed)
     try:
-        for host in dict.fromkeys(target.name for target in options.targets):
-            paths = {str(target.vpath) for target in options.targets if target.name == host}
-            uploads = [one for one in prepared.uploads if one.request.path in paths]
-            clusters.append(ClusterRun(host, (host,), uploads, Rule(), net, source, display))
-        return exit_code(await to_its_end(run, display))
+        return EXIT_DONE if exit_code(await sending.send(display)) == EXIT_DONE else EXIT_LOCAL
     finally:
-        for tree in trees:
-            tree.close()
+        sending.close()
+
+
+def _targets(options: UploadOptions) -> list[tuple[ClusterNames, list[Wish]]]:
+    """What each host gets; several paths on one host are one set of connections."""
+    hosts = dict.fromkeys(target.name for target in options.targets)
+    return [
+        (ClusterNames((host,)), [Wish(options.mode, options.source, target.vpath) for target in options.targets if target.name == host])
+        for host in hosts
+    ]

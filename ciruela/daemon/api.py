@@ -18,6 +18,7 @@ from ciruela.daemon.retention import Retention
 from ciruela.daemon.signers import Signers
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
+from ciruela.model.hooks import HookReport, HookState
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.web.status import Json
@@ -27,6 +28,9 @@ API = 1
 
 MOST_VERSIONS = 5000
 """Images that one page lists, the newest first."""
+
+MOST_HOOKS = 20
+"""Failed hooks that one page names."""
 
 MOST_WAITING = 64
 """Pages that wait for one look at the file systems; with more of them, one of these hangs."""
@@ -41,8 +45,10 @@ Room = Callable[[str], Deferred[tuple[int, int, int]]]
 class NodeApi:
     """Implements ``web.status.Api``."""
 
-    def __init__(self, node: Node, signers: Signers, room: Room) -> None:
+    def __init__(self, node: Node, signers: Signers, room: Room, config: Callable[[], Json] = lambda: None) -> None:
+        """``config`` tells how the last reload went (``status.config_status``)."""
         self._node = node
+        self._config_status = config
         self._signers = signers
         self._room = room
         self._retention = Retention(node)
@@ -81,11 +87,24 @@ class NodeApi:
             "version": __version__,
             "now_ms": node.world.now_ms(),
             "uptime_s": round(node.world.clock.seconds() - self._began_s, 1),
+            "epoch_ms": node.world.epoch,
             "ready": node.ready,
             "images": len(node.ledger),
             "downloads": len(node.downloads.running()),
             "damaged": len(node.scrub.ill),
+            "config": self._config_status(),
+            "failed_hooks": self._failed_hooks(),
         }
+
+    def _failed_hooks(self) -> list[Json]:
+        """The hooks that failed for images that are here now, the latest first."""
+        failed = []
+        for vpath, report in self._node.hooks.ended(0):
+            state = self._node.ledger.committed(vpath)
+            if report.state is HookState.FAILED and state is not None and state.image == report.image:
+                failed.append((vpath, report))
+        failed.sort(key=lambda one: (-one[1].at_ms, one[0]))
+        return [{"path": str(vpath), "image": report.image.hex(), **_hook(report)} for vpath, report in failed[:MOST_HOOKS]]
 
     def _peers(self) -> Json:
         """The configured peers; ``heard_s``: seconds since the last datagram from there, None when there was none."""
@@ -178,7 +197,7 @@ class NodeApi:
         if path is None:
             return None
         if config is None or path.level != config.num_levels:
-            return {"api": API, "path": str(path), "taken": False, "committed": None, "pending": None, "refused": None}
+            return {"api": API, "path": str(path), "taken": False, "committed": None, "pending": None, "refused": None, "hooks": []}
         ledger = self._node.ledger
         committed, pending = ledger.committed(path), ledger.pending(path)
         states = [state for state in (committed, pending.state if pending else None) if state is not None]
@@ -190,6 +209,7 @@ class NodeApi:
             "committed": None if committed is None else self._version(path, committed, made) | {"state": "committed"},
             "pending": None if pending is None else self._version(path, pending.state, made) | self._progress(path),
             "refused": self._refused(path),
+            "hooks": [] if committed is None else [_hook(report) for report in self._node.hooks.of(path, committed.image)],
         }
 
     def _progress(self, path: VPath) -> dict[str, Json]:
@@ -222,6 +242,10 @@ class NodeApi:
         except ValueError:
             return None, None
         return path, self._node.world.configs.get(path.key)
+
+
+def _hook(report: HookReport) -> dict[str, Json]:
+    return {"kind": report.kind.value, "state": report.state.value, "message": report.message}
 
 
 def _signatures(vpath: VPath, state: State) -> list[Signature]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import cbor2
 from twisted.internet.defer import Deferred, fail, succeed
@@ -70,6 +71,8 @@ _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
 
 _SIGNED = (AppendDir, ReplaceDir, RemoveDir, CheckUpload)
 """Wishes with signatures, which cost more than reading: up to 16 of them are checked."""
+
+T = TypeVar("T")
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
@@ -282,34 +285,38 @@ class Requests:
         return self._uploads.check(order).addCallback(self._checked, vpath)
 
     def _checked(self, verdict: Verdict, vpath: VPath) -> Deferred[Response]:
-        reason, detail = (verdict.reason.value, verdict.detail) if isinstance(verdict, Rejected) else (None, "")
-        committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
-
-        def answer(free_bytes: int | None) -> Response:
-            return CheckData(
-                reason is None,
-                reason,
-                detail[:MAX_DETAIL],
-                None if committed is None else committed.image,
-                None if pending is None else pending.state.image,
-                free_bytes,
-                self._me,
-                self._hostname,
-                self._hosts(vpath.key),
-                None if committed is None else committed.version.timestamp_ms,
-                None if pending is None else pending.state.version.timestamp_ms,
-            )
-
+        """What is recorded, but does not stand on the disk, is not there: an upload would bring it again."""
         if vpath.key not in self._configs:
-            return self._acquainted().addCallback(lambda _: answer(None))
-        return (
-            self._acquainted().addCallback(lambda _: self._disk.free(vpath.key)).addCallbacks(answer, self._untold, errbackArgs=(answer,))
+            return self._acquainted().addCallback(lambda _: self._check_data(verdict, vpath, False, None))
+        looked = succeed(False) if self._ledger.committed(vpath) is None else self._disk.present(vpath).addErrback(self._untold, False)
+
+        def answer(there: bool) -> Deferred[Response]:
+            free = self._disk.free(vpath.key).addErrback(self._untold, None)
+            return free.addCallback(lambda free_bytes: self._check_data(verdict, vpath, there, free_bytes))
+
+        return self._acquainted().addCallback(lambda _: looked).addCallback(answer)
+
+    def _check_data(self, verdict: Verdict, vpath: VPath, there: bool, free_bytes: int | None) -> Response:
+        reason, detail = (verdict.reason.value, verdict.detail) if isinstance(verdict, Rejected) else (None, "")
+        committed, pending = self._ledger.committed(vpath) if there else None, self._ledger.pending(vpath)
+        return CheckData(
+            reason is None,
+            reason,
+            detail[:MAX_DETAIL],
+            None if committed is None else committed.image,
+            None if pending is None else pending.state.image,
+            free_bytes,
+            self._me,
+            self._hostname,
+            self._hosts(vpath.key),
+            None if committed is None else committed.version.timestamp_ms,
+            None if pending is None else pending.state.version.timestamp_ms,
         )
 
-    def _untold(self, failure: Failure, answer: Callable[[None], Response]) -> Response:
-        """How much room there is cannot be told: the base is not mounted, say. The verdict can."""
+    def _untold(self, failure: Failure, unknown: T) -> T:
+        """How much room there is, or what is there, cannot be told: the base is not mounted, say. The verdict can."""
         failure.trap(DiskError)
-        return answer(None)
+        return unknown
 
     def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[UploadAck]:
         reason, detail = None, ""

@@ -183,7 +183,8 @@ class Daemon(Service):
         super().startService()
         memory.keep()
         plan = self._settings.plan
-        api = NodeApi(self.node, Signers(self._authority.makers, self._reactor), self._store.room)
+        makers = Signers(self._authority.makers, self._reactor)
+        api = NodeApi(self.node, makers, self._store.room, lambda: config_status(self._reloads))
         pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told), api)
         self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(plan.tuning), self._is_peer)
         self._ports = [

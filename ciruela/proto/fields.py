@@ -21,6 +21,9 @@ MAX_BULK = 1024
 
 MAX_NAME_BYTES = 255
 MAX_SIGNATURES = 16
+MAX_OFFERED = 1000
+"""Signatures that an upload may have; only the first :data:`MAX_SIGNATURES` of them are looked at."""
+
 MAX_TEXT_BYTES = 4096
 ALGORITHM = "ssh-ed25519"
 
@@ -171,8 +174,9 @@ def pieces(fields: Fields, name: str) -> bytes:
 
 
 def signatures(fields: Fields) -> tuple[bytes, ...]:
-    """The field ``signatures`` of an upload."""
-    return tuple(signature(value) for value in listed(required(fields, "signatures"), "signatures", MAX_SIGNATURES))
+    """The field ``signatures`` of an upload: the first :data:`MAX_SIGNATURES`. A client with more keys than that is not refused for it."""
+    offered = listed(required(fields, "signatures"), "signatures", MAX_OFFERED)
+    return tuple(signature(value) for value in offered[:MAX_SIGNATURES])
 
 
 def hosts(fields: Fields) -> Hosts:

@@ -27,7 +27,9 @@ from ciruela.client.book import (
 from ciruela.client.require import Requirement, parse_requirement
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Reject
-from ciruela.proto.messages import AbortedImage, ReceivedImage, UploadAck
+from ciruela.model.servers import Server
+from ciruela.model.state import Version
+from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, UploadAck
 from ciruela.seams import Address
 from tests.proof import shows
 
@@ -163,6 +165,169 @@ class Counting(BookCase):
         self.ack(1, range(MAX_MACHINES + 50))
         self.assertFalse(self.got(1, MAX_MACHINES + 60))
         self.assertLessEqual(self.numbers()[1], MAX_MACHINES + 1)
+
+
+class RowCase(BookCase):
+    """Nodes of ours name themselves in their answers, and tell which servers they know."""
+
+    def named(self, number: int, reason: str | None = None, where: int | None = None) -> None:
+        place = address(where or number)
+        self.book.asked(place, f"10.0.0.{number}", servers=True)
+        self.book.answered(place, UploadAck(reason is None, reason, {}, machine(number), f"n{number}"))
+
+    def tells(self, number: int, *servers: Server, **fields: object) -> None:
+        self.book.said(address(number), PathStateData(machine(number), f"n{number}", 1, True, servers=servers, **fields))  # type: ignore[arg-type]
+
+    def server(self, number: int, heard_ms: int | None = 100) -> Server:
+        return Server(f"n{number}", machine(number), (str(address(number)),), heard_ms)
+
+    def numbers(self) -> tuple[int, int]:
+        standing = self.book.standing()
+        return standing.done, standing.expected
+
+    def unreached(self, *numbers: int) -> Reach:
+        return Reach(busy=False, exhausted=False, unreached=frozenset(str(address(number)) for number in numbers))
+
+
+class Rows(RowCase):
+    @shows("K1.6")
+    def test_refused_and_got_it(self) -> None:
+        """A node that refused, and then got the image from a peer, would count once by its address and once by its machine."""
+        for number in (1, 2, 3):
+            self.named(number, "already_exists" if number == 3 else None)
+            self.tells(number, *(self.server(other) for other in (1, 2, 3) if other != number))
+        self.assertEqual(self.numbers(), (0, 3))
+        for number in (1, 2):
+            self.got(number, number)
+        self.got(1, 3)
+        self.assertEqual(self.numbers(), (3, 3))
+        self.assertEqual(self.book.standing().failed, ())
+        self.expect(Outcome.DONE)
+
+    @shows("K1.6")
+    def test_two_addresses(self) -> None:
+        """A server that is met at two addresses would be expected twice, and fail twice."""
+        self.named(1)
+        self.named(2, "signature_mismatch")
+        self.named(2, "signature_mismatch", where=12)
+        self.tells(1, self.server(2), self.server(3))
+        self.assertEqual(self.numbers(), (0, 3))
+        self.got(1, 1)
+        self.expect(Outcome.RUNNING, 60.0)
+        self.assertEqual(self.book.standing().failed, (("n2", "signature_mismatch"),))
+
+    def test_waits_for_the_first_word(self) -> None:
+        """A node that takes the image faster than it tells of the others would be all there is."""
+        self.named(1)
+        self.got(1, 1)
+        self.expect(Outcome.RUNNING)
+        self.book.said_nothing(address(1))
+        self.expect(Outcome.DONE)
+
+    @shows("K1.1", "I7")
+    def test_own_word(self) -> None:
+        """What others say of a node that we are connected to is hearsay, although its answer gave its machine id."""
+        for number in (1, 2):
+            self.named(number)
+            self.tells(number, self.server(3 - number))
+        self.got(1, 1)
+        self.got(1, 2)
+        self.expect(Outcome.RUNNING)
+        before = self.book.revision
+        self.assertFalse(self.got(2, 2), "it is no news")
+        self.assertGreater(self.book.revision, before)
+        self.expect(Outcome.DONE)
+
+    @shows("A29", "I7")
+    def test_made_up_machine_of_a_real_server(self) -> None:
+        """A server that invents a machine at the address of another one could report in its name."""
+        self.named(1)
+        self.named(2)
+        self.tells(1, self.server(2), Server("n3", None, (str(address(3)),), None))
+        self.tells(2, self.server(1), Server("n3", machine(66), (str(address(3)),), 100))
+        for number in (1, 2):
+            self.got(number, number)
+        self.got(2, 66)
+        self.expect(Outcome.RUNNING)
+        self.expect(Outcome.RUNNING, 60.0)
+        self.tells(3)
+        self.assertEqual(self.numbers(), (3, 4), "the machine that was made up is one more")
+        self.expect(Outcome.RUNNING, 60.0)
+        self.got(3, 3)
+        self.expect(Outcome.DONE)
+
+    @shows("K7.2")
+    def test_unreachable(self) -> None:
+        """It would be waited for a server that is known to be off; or not for one that only the nodes, or only the client cannot reach."""
+        for number in (1, 2):
+            self.named(number)
+            self.tells(number, self.server(3 - number), self.server(3, 45_000))
+            self.got(number, number)
+        gone = self.unreached(3)
+        self.expect(Outcome.RUNNING, 29.0, gone)
+        self.assertIn("n3 (not heard for 0:45) cannot be reached, and 3 of 3 nodes are needed", self.book.hindrance(RULE, gone))
+        self.assertEqual(self.book.hindrance(RULE, OPEN), "")
+        self.expect(Outcome.RUNNING, 60.0, OPEN)
+        self.expect(Outcome.PARTIAL, 30.0, gone, EXIT_PARTIAL)
+        self.tells(1, self.server(2), self.server(3, 2_000))
+        self.expect(Outcome.RUNNING, 60.0, gone)
+
+    @shows("K7.2")
+    def test_final_faults(self) -> None:
+        """A server that said itself that it refused the image would keep the client waiting until the deadline."""
+        for number in (1, 2):
+            self.named(number)
+            self.tells(number, self.server(3 - number), self.server(3))
+            self.got(number, number)
+        self.tells(3, refused=(IMAGE, "signature_mismatch"))
+        self.expect(Outcome.FAILED, 30.0)
+        self.tells(3, pending=Version(1, IMAGE))
+        self.expect(Outcome.RUNNING, 30.0)
+        self.tells(3, committed=Version(1, IMAGE))
+        self.expect(Outcome.DONE)
+
+    def test_nobody_left(self) -> None:
+        """With all nodes restarting at once there would be a final word, although nothing is lost."""
+        self.named(1)
+        self.tells(1, self.server(2))
+        self.book.lost(address(1))
+        self.expect(Outcome.RUNNING, 60.0, self.unreached(1, 2))
+
+    @shows("K7.1")
+    def test_never_reached(self) -> None:
+        """A typing mistake would be tried for half an hour."""
+        self.expect(Outcome.RUNNING, 14.0, Reach(busy=False, exhausted=False, reached=False))
+        never = Reach(busy=False, exhausted=False, reached=False, trouble="the name x cannot be resolved")
+        self.expect(Outcome.FAILED, 15.0, never, EXIT_NETWORK)
+        self.assertIn("the name x cannot be resolved", self.book.verdict(RULE, 15.0, never).why)
+        self.expect(Outcome.RUNNING, 15.0, OPEN)
+
+    def test_thousand(self) -> None:
+        """With a thousand servers the client would be busy with counting."""
+        rows = [Server(f"n{number}", machine(number), (f"10.1.{number // 250}.{number % 250}:1",), 10) for number in range(1, 1001)]
+        for number in (1, 2, 3):
+            self.named(number)
+            self.tells(number, *rows)
+        merges = self.book._servers.merges
+        for via in (1, 2, 3):
+            for number in range(1, 1001):
+                self.got(via, number)
+                self.book.verdict(RULE, 1.0, OPEN)
+        self.assertEqual(self.numbers(), (1000, 1000))
+        self.assertLess(self.book._servers.merges - merges, 10)
+
+
+class WeakRows(RowCase):
+    weak = True
+
+    @shows("K1.1")
+    def test_other_content_and_a_silent_server(self) -> None:
+        """A weak append would be called complete although nobody knows what a silent server has."""
+        for number in (1, 2):
+            self.named(number, "already_exists")
+            self.tells(number, self.server(3 - number), self.server(3, 400_000))
+        self.expect(Outcome.EARLY, 1.0, code=EXIT_DONE)
+        self.expect(Outcome.PARTIAL, 1.0, code=EXIT_PARTIAL, rule=Rule(require=parse_requirement("all")))
 
 
 class Done(BookCase):

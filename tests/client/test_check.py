@@ -6,13 +6,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from ciruela.client.report import Report
 from ciruela.keys.public import verify
 from ciruela.keys.signed import signed_check_bytes
+from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.proto.messages import BaseDirData, CheckData, CheckUpload, GetBaseDir, Notification, Request, Response
+from ciruela.proto.messages import BaseDirData, CheckData, CheckUpload, GetBaseDir, GetPathState, Notification, Request, Response
 from ciruela.seams import Link
 from tests.client.nodes import FakeNode, machine
 from tests.client.test_commands import NOW_MS, OLD, CommandCase
@@ -35,6 +36,8 @@ class CheckNode(FakeNode):
                 host = f"n{self.number}"
                 found = CheckData(accepted, self.reason, self.detail, self.there, None, 1 << 33, machine(self.number), host, self.hosts)
                 return succeed(found)
+            case GetPathState():
+                return fail(RemoteError("GetPathState is not known"))  # as an older node
             case GetBaseDir():
                 return succeed(BaseDirData(bytes(32), bytes(32), {}))
         raise AssertionError(request)

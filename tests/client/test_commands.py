@@ -272,6 +272,29 @@ class Sync(CommandCase):
             self.assertIn(words, failure.getErrorMessage())
         self.assertEqual(node.requests, [])
 
+    @shows("W1")
+    def test_empty_replace(self) -> None:
+        """A build that failed and left an empty directory would empty the live one on every server, and be called done."""
+        (self.top / "empty" / "sub").mkdir(parents=True)
+        node = FakeNode(self.hub, 1)
+        order = ("--replace", f"{self.top / 'empty'}:/cfg/x", "n1")
+        for words in ((), ("-n",), ("--exit-code",)):
+            failure = self.failureResultOf(self.sync(*words, *order), LocalProblem)
+            self.assertIn("/empty has no files and would empty /cfg/x; nothing was sent", failure.getErrorMessage())
+            self.assertIn("--allow-empty", failure.getErrorMessage())
+        (self.top / "empty" / "x.log").write_text("")
+        failure = self.failureResultOf(self.sync("--exclude", "*.log", *order), LocalProblem)
+        self.assertIn("has no files (1 left out by patterns)", failure.getErrorMessage())
+        self.assertEqual((node.requests, node.checks), ([], []))
+        (self.top / "empty" / "x.log").unlink()
+        for words in (("--allow-empty", *order), ("--append", f"{self.top / 'empty'}:/apps/v1", "n1")):
+            running = self.sync(*words)
+            request = node.requests[-1]
+            assert isinstance(request, AppendDir | ReplaceDir)
+            node.tell_received(request.path, request.image, 1)
+            self.pass_()
+            self.assertEqual(self.successResultOf(running), 0)
+
     def test_no_key(self) -> None:
         """Without a key there is nothing to try: servers refuse what nobody signed."""
         failure = self.failureResultOf(self.sync("--append", f"{self.source}:/apps/v1", "n1", key=False), BadKey)

@@ -222,6 +222,31 @@ class PutFile(EditCase):
         self.assertIn("changed by somebody else", self.err.text)
         self.assertEqual(cluster.holders(PATH, other), {1, 2, 3})
 
+    @shows("K2.2", "F54")
+    def test_one_has_moved_on(self) -> None:
+        """What somebody else uploaded a moment before would be undone through a server that has not heard of it yet."""
+        cluster = self.cluster(2)
+        other = Image(6, {"app.conf": 10})
+        look_again = stories.Session._look_again
+
+        async def moved_on(session: stories.Session, change: Any) -> None:
+            await look_again(session, change)
+            cluster.hub.silence(cluster.address(1), cluster.address(2))
+            cluster.hub.silence(cluster.address(2), cluster.address(1))
+            client = Client(cluster, other)
+            client.outside = True
+            client.upload(PATH, cluster.addresses(2), replace=True)
+            waiting: Deferred[None] = Deferred()
+            cluster.clock.callLater(8.0, waiting.callback, None)
+            await waiting
+            client.leave()
+
+        self.patch(stories.Session, "_look_again", moved_on)
+        self.assertEqual(self.put("-f", "/app.conf", "n1", "n2"), 6)
+        self.assertIn("n2 refused: replace_doesnt_match_index: what is there is not OLD_ID; nothing was sent", self.out.text)
+        self.assertIn("changed by somebody else", self.err.text)
+        self.assertEqual((cluster.holders(PATH, SITE), cluster.holders(PATH, other)), ({1}, {2}))
+
     def test_so_already(self) -> None:
         """Doing the same twice would make a version that nobody needs."""
         cluster = self.cluster(1)

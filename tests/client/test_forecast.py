@@ -5,12 +5,13 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
-from ciruela.client.forecast import Reply, Says, forecast, fresh, reply
+from ciruela.client.forecast import Reply, Says, difference, forecast, fresh, refusal_of, reply
 from ciruela.client.require import parse_requirement
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import CheckData
+from tests.proof import shows
 
 IMAGE, OTHER = ImageId(b"\x11" * 32), ImageId(b"\x22" * 32)
 ME = MachineId(bytes(16))
@@ -45,6 +46,45 @@ class Forecasts(SynchronousTestCase):
             ([TAKEN, Reply("n", Says.HAS), Reply("n", Says.HOLDS)], EXIT_DONE),
         ):
             self.assertEqual(code(*replies), expected, replies)
+
+    @shows("K2.1", "I7")
+    def test_one_refuses_for_what_it_has(self) -> None:
+        """A dry run would promise an upload that is sent to nobody."""
+        conflict = Reply("n9", Says.REFUSES, "already_exists")
+        found = forecast([TAKEN] * 9 + [conflict], Rule())
+        self.assertEqual((found.exit_code, found.takers, found.expected), (EXIT_CONFLICT, 9, 10))
+        self.assertEqual(found.why, "n9 refused: already_exists: other content is there; nothing would be sent")
+        self.assertEqual(code(*[TAKEN] * 9, REFUSED), EXIT_DONE)
+        self.assertEqual(refusal_of([TAKEN, REFUSED, DOWN]), "")
+        many = refusal_of([TAKEN, *(Reply(f"n{number}", Says.REFUSES, "stale_timestamp") for number in range(5))])
+        self.assertTrue(many.startswith("n0, n1, n2 and 2 more refused: stale_timestamp"), many)
+
+    @shows("K5.1")
+    def test_room(self) -> None:
+        """A node without room for an image would be said to take it."""
+        node = Reply("n", Says.TAKES, free_bytes=900)
+        self.assertIs(node.short_of(900), node)
+        short = node.short_of(1001)
+        self.assertEqual((short.says, short.code, short.message), (Says.FAILS, "no_space", "needs 1.0 KiB, 900 B are free"))
+        self.assertEqual((code(short), code(TAKEN, TAKEN, short)), (EXIT_NETWORK, EXIT_NETWORK))
+        self.assertEqual(forecast([short], Rule()).why, "all nodes that could be asked would fail: no_space")
+        for other in (Reply("n", Says.HAS, free_bytes=1), Reply("n", Says.TAKES)):
+            self.assertIs(other.short_of(2), other)
+
+    @shows("K6.1")
+    def test_difference(self) -> None:
+        """The user would not see whether he has the wrong directory or one changed line."""
+
+        def index(**files: int) -> Index:
+            entries = tuple(File(f"/{name}", False, 1, bytes([content]) * 32) for name, content in files.items())
+            return Index(IMAGE, HashKind.BLAKE3, (Directory("/", entries),))
+
+        for ours, theirs, text in (
+            (index(a=1, b=2, c=3), index(a=1, b=2, c=4), "1 of 3 files differs"),
+            (index(a=1, b=2), index(b=2, c=3), "2 of 3 files differ"),
+            (index(a=1), index(a=1), "only the directories differ"),
+        ):
+            self.assertEqual(difference(ours, theirs), text)
 
     def test_required(self) -> None:
         """``--require`` would be checked only after everything was uploaded."""

@@ -13,6 +13,7 @@ from ciruela.keys.public import PublicKey, parse_public, verify
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import AgentFailed, AgentKeys
 from tests.keys.samples import PASSPHRASE, sample
+from tests.proof import shows
 
 HOME = "/home/me"
 ED25519 = f"{HOME}/.ssh/id_ed25519"
@@ -206,13 +207,20 @@ class LoadTests(SynchronousTestCase):
         self.loaded()
         self.assertEqual(self.asked_agents, [])
 
+    @shows("K7.4")
     def test_many_keys(self) -> None:
-        """More keys than servers look at are pointed out."""
-        keys = [PrivateKey(bytes([number]) * 32) for number in range(17)]
+        """Who has more keys in the agent than servers look at could upload nothing, or would not learn which keys do not count."""
+        keys = [PrivateKey(bytes([number]) * 32) for number in range(18)]
         self.hold(*(HeldKey(key.public, key) for key in keys[:16]))
         self.assertEqual(self.loaded().notes, ())
         self.hold(*(HeldKey(key.public, key) for key in keys))
-        self.assertIn("there are 17 keys", self.loaded().notes[0])
+        identities = self.loaded()
+        self.assertEqual(self.found(identities), [key.public for key in keys[:16]])
+        (note,) = identities.notes
+        self.assertIn("there are 18 keys, and servers look at 16 signatures; left out: ", note)
+        for key in keys[16:]:
+            self.assertIn(key.public.fingerprint(), note)
+        self.assertEqual(len(self.successResultOf(identities.sign_all(b"text"))), 16)
 
     # -- named keys
 

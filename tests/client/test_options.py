@@ -56,6 +56,7 @@ class SyncLine(Parsing):
         self.assertEqual(options.clusters, names(["host"]))
         rule = options.rule
         self.assertEqual((rule.early_hosts, rule.early_fraction, rule.early_timeout_s, rule.deadline_s), (3, 0.75, 30.0, 1800.0))
+        self.assertEqual((rule.connect_timeout_s, options.initial_connections), (15.0, 3))
         self.assertEqual(options.print_progress_s, 30.0)
         common = options.common
         self.assertEqual((common.port, common.disk_threads, common.hash, common.verbosity), (24783, 4, None, 1))
@@ -67,8 +68,9 @@ class SyncLine(Parsing):
             f"--append a:/k/1 h1 --append-weak b:/k/2 --replace c:/k/3:{OLD} -i f1 --identity f2 -k V1 --key-from-env V2 -e 1s "
             "--early-fraction 0.5 --early-hosts 7 -t 1h --print-progress 2s --port 99 --disk-threads 2 --hash sha512/256 -v "
             "--progress plain --require 80% --limit-rate 1.5Mi --exclude *.o --exclude .git/ --exclude-from list --no-ignore-file --json "
-            "-n --exit-code h2"
+            "-n --exit-code --connect-timeout 7s --initial-connections 16 h2"
         )
+        self.assertEqual((options.rule.connect_timeout_s, options.initial_connections), (7.0, 16))
         self.assertEqual([wish.mode for wish in options.wishes], [Mode.APPEND, Mode.APPEND_WEAK, Mode.REPLACE])
         self.assertEqual(options.wishes[2].old_image, ImageId(bytes.fromhex(OLD)))
         self.assertEqual(options.clusters, names(["h1"], ["h2"]))

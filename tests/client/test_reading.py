@@ -53,6 +53,15 @@ class Node:
         self.uptime_s = 1000.0
         self.skew_ms = 0
         self.heard_s: dict[int, float | None] = {}
+        self.udp_s: dict[int, float | None] = {}
+        self.unconfigured: set[int] = set()
+        self.shared: list[dict[str, Any]] = []
+        self.where = number
+        self.knows = ["apps"]
+        self.epoch_ms = NOW_MS - number
+        self.config: dict[str, Any] | None = None
+        self.failed_hooks: list[dict[str, str]] = []
+        self.hooks: list[dict[str, str]] = []
         self.has: dict[str, str] = {"/apps/v1": V1}
         self.pending: dict[str, dict[str, Any]] = {}
         self.refused: dict[str, dict[str, Any]] = {}
@@ -82,6 +91,20 @@ class Node:
             "signatures": [{"signed_ms": stamp, "key": "SHA256:one"}],
         }
 
+    def peer(self, one: int) -> dict[str, Any]:
+        found = {
+            "machine_id": f"{one:032x}",
+            "hostname": f"n{one}",
+            "name": f"n{one}",
+            "address": f"10.0.{one // 250}.{one % 250}:24783",
+            "heard_s": self.heard_s.get(one, 1.0),
+            "dirs": self.knows,
+            "configured": one not in self.unconfigured,
+        }
+        if one in self.udp_s:
+            found |= {"udp_heard_s": self.udp_s[one], "reached": "tcp"}
+        return found
+
     def page(self, page: str) -> Any:
         if page in self.broken:
             raise RemoteError("its page answers HTTP 500")
@@ -97,21 +120,12 @@ class Node:
                         "ready": True,
                         "images": len(self.has),
                         "downloads": 0,
+                        "epoch_ms": self.epoch_ms,
+                        "config": self.config,
+                        "failed_hooks": self.failed_hooks,
                     }
                 case ["peers"]:
-                    return {
-                        "peers": [
-                            {
-                                "machine_id": f"{one:032x}",
-                                "hostname": f"n{one}",
-                                "name": f"n{one}",
-                                "address": f"10.0.{one // 250}.{one % 250}:24783",
-                                "heard_s": self.heard_s.get(one, 1.0),
-                                "dirs": ["apps"],
-                            }
-                            for one in self.peers
-                        ]
-                    }
+                    return {"peers": [self.peer(one) for one in self.peers], "shared_ids": self.shared}
                 case ["dirs"]:
                     return {"dirs": [self.dir]}
                 case ["keys"]:
@@ -121,7 +135,8 @@ class Node:
                 case ["images", "apps", name]:
                     path = f"/apps/{name}"
                     committed = self.version(path, self.has[path]) if path in self.has else None
-                    return {"taken": True, "committed": committed, "pending": self.pending.get(path), "refused": self.refused.get(path)}
+                    found = {"taken": True, "committed": committed, "pending": self.pending.get(path)}
+                    return {**found, "refused": self.refused.get(path), "hooks": self.hooks if committed else []}
                 case ["images", *_]:
                     return {"taken": False, "committed": None, "pending": None, "refused": None}
         elif page == "/status/":
@@ -151,7 +166,7 @@ class Reader:
 
     def add(self, *nodes: Node) -> None:
         for node in nodes:
-            self.nodes[address(node.number)] = node
+            self.nodes[address(node.where)] = node
 
     def ask(self, where: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         assert isinstance(request, GetBaseDir)
@@ -281,6 +296,7 @@ class SurveyTests(ReadingCase):
         self.one.peers = list(range(2, 4000))
         found = self.find("n1")
         self.assertEqual(len(found.nodes), MOST_NODES)
+        self.assertLessEqual(len({where for where, _ in self.reader.asked}), MOST_NODES)
         self.assertLess(AT_ONCE, 50)
 
     def test_reference(self) -> None:
@@ -486,6 +502,59 @@ class StatusTests(ReadingCase):
         self.run_it("status n1:/apps/v2", 3, "missing")
 
 
+class CountingTests(ReadingCase):
+    """``status`` counts the servers that ``sync`` expects."""
+
+    @shows("K5.6", "K1.1")
+    def test_silent_server(self) -> None:
+        """A server that nobody hears, and of which nobody remembers what it takes, would be left out: 2/2."""
+        self.three.up = False
+        for node in (self.one, self.two):
+            node.knows = []
+            node.heard_s[3] = 320.0
+        self.run_it("status n1:/apps/v1", 3, "2/3 nodes", "unreachable", "not heard for 5:20")
+        for node in (self.one, self.two):
+            node.knows = ["logs"]
+        self.run_it("status n1:/apps/v1", 0, "2/2 nodes")
+
+    @shows("K5.6", "K1.4")
+    def test_one_sided(self) -> None:
+        """A server that only one of them names, or that only speaks, would be left out."""
+        self.one.peers, self.two.peers = [2, 3], [1]
+        self.two.unconfigured = {1}
+        self.run_it("status n2:/apps/v1", 0, "3/3 nodes")
+        self.three.up = False
+        self.run_it("status n2:/apps/v1", 3, "2/3 nodes")
+
+    @shows("K1.5", "K5.6")
+    def test_shared_id(self) -> None:
+        """Two servers with one machine id would be shown as one that has the image."""
+        self.three.machine = self.two.machine
+        self.run_it("status n1,n2,n3:/apps/v1", 3, "3/3 nodes", "10.0.0.2:24783 and 10.0.0.3:24783 have one machine id")
+        self.run_it("status --json n1,n2,n3:/apps/v1", 3)
+        self.assertEqual(self.objects()[-1]["shared_ids"][0]["addresses"], ["10.0.0.2:24783", "10.0.0.3:24783"])
+
+    @shows("K5.3")
+    def test_hooks(self) -> None:
+        """A release whose hook failed everywhere would look well; or a pipeline would go on while hooks run."""
+        for node in (self.one, self.two, self.three):
+            node.hooks = [{"kind": "on-commit", "state": "ok", "message": ""}]
+        said = self.run_it("status n1:/apps/v1", 0, "HOOKS")
+        self.assertRegex(said, r"n2 +committed .* ok")
+        self.two.hooks = [{"kind": "on-commit", "state": "failed", "message": "exit status 1: no such service"}]
+        self.run_it("status n1:/apps/v1", 7, "3/3 nodes", "on-commit exit status 1: no such service")
+        self.run_it("status --json n1:/apps/v1", 7)
+        self.assertEqual([one["hooks"][0]["state"] for one in self.objects()[:-1]], ["ok", "failed", "ok"])
+        self.two.hooks = [{"kind": "on-commit", "state": "pending", "message": ""}]
+        self.run_it("status n1:/apps/v1", 0, "pending")
+        waiting = self.begin("status --wait n1:/apps/v1")
+        self.clock.advance(1.0)
+        self.assertNoResult(waiting)
+        self.two.hooks = []
+        self.clock.advance(1.0)
+        self.assertEqual(self.successResultOf(waiting), 0)
+
+
 class DoctorTests(ReadingCase):
     """What is wrong is named, with what to do; what is well is not."""
 
@@ -516,6 +585,47 @@ class DoctorTests(ReadingCase):
         for node in (self.one, self.two, self.three):
             node.uptime_s = 5.0
         self.assertEqual(self.failing(), [])
+
+    @shows("K1.2", "K1.4")
+    def test_tcp_only(self) -> None:
+        """Where UDP is closed in one direction all goes on by TCP, slowly, and nobody would know which port to open."""
+        self.one.udp_s[2] = None
+        self.assertEqual(self.failing(), [("udp", "n1 hears no datagrams of, and reaches by TCP only, n2")])
+        self.run_it("doctor n1", 1, "open UDP port 24783 of 10.0.0.1 for what they send: UDP from them to n1 is closed")
+        self.one.udp_s.clear()
+        self.three.unconfigured = {1}
+        self.assertEqual(self.failing(), [("udp", "n3 is spoken to by, and does not have configured, n1")])
+
+    @shows("K1.5")
+    def test_shared_id(self) -> None:
+        """A cloned disk would be found when one of the two servers lacks a release."""
+        self.one.shared = [{"machine_id": self.two.machine, "addresses": ["10.0.0.2:24783", "10.0.0.3:24783"]}]
+        about = f"10.0.0.2:24783 and 10.0.0.3:24783 have one machine id, {self.two.machine}"
+        self.assertEqual(self.failing(), [("machine-id", about)])
+        self.run_it("doctor n1", 1, "-> give each server a machine id of its own")
+
+    @shows("K5.4")
+    def test_refused_reload(self) -> None:
+        """A node that runs on with a configuration that it could not start with would be found after the next power cut."""
+        self.two.config = {"ok": False, "mistakes": 1, "places": ["configs/apps.yaml:3"]}
+        self.assertEqual(
+            self.failing(), [("reload", "n2 refused its last reload (configs/apps.yaml:3): it will not survive its next restart")]
+        )
+        self.two.config = {"ok": True, "mistakes": 0, "places": []}
+        self.assertEqual(self.failing(), [])
+
+    @shows("K5.3")
+    def test_failed_hooks(self) -> None:
+        """A service that was not restarted would run the old release, and all would seem well."""
+        self.two.failed_hooks = [{"path": "/apps/v1", "image": V1, "kind": "on-commit", "state": "failed", "message": "exit status 1"}]
+        self.assertEqual(self.failing(), [("hooks", "n2 1 hook failed: /apps/v1 on-commit exit status 1")])
+
+    @shows("W1")
+    def test_words(self) -> None:
+        """One node would hear every other, and one directory on three nodes would be three."""
+        self.run_it("doctor n1", 0, "1 directory on 3 nodes")
+        self.one.peers = []
+        self.run_it("doctor n1", 0, "there is no other node to hear", "1 directory on 1 node")
 
     def test_datagrams_of_many(self) -> None:
         """In a large cluster chance would be taken for a fault, or a fault for chance."""

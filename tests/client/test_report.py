@@ -30,8 +30,8 @@ from tests.proof import shows
 
 KINDS = {
     "index": {"path", "source", "image", "dirs", "files", "links", "bytes", "excluded", "seconds"},
-    "accepted": {"cluster", "path", "host", "nodes_known"},
-    "node": {"cluster", "path", "host", "machine_id", "state", "code", "message"},
+    "accepted": {"cluster", "path", "host", "address", "machine_id", "nodes_known"},
+    "node": {"cluster", "path", "host", "address", "machine_id", "state", "code", "message"},
     "progress": {"cluster", "path", "done", "expected", "sent_bytes", "total_bytes", "given", "seconds"},
     "summary": {"outcome", "exit_code", "code", "uploads"},
     "error": {"code", "exit_code", "message"},
@@ -40,7 +40,7 @@ KINDS = {
 
 UPLOAD = {
     *("cluster", "path", "image", "outcome", "exit_code", "code", "message", "done", "expected", "accepted", "missing", "failed"),
-    *("hooks", "sent_bytes", "total_bytes", "seconds"),
+    *("absent", "shared_ids", "hooks", "sent_bytes", "total_bytes", "seconds"),
 }
 
 

@@ -82,7 +82,11 @@ class ShapesTests(SynchronousTestCase):
         found = [read(page) for read, page in OURS]
         self.assertEqual(found[0], Identity("11", "n1", "1", True, True, 7, 2.5, 3, 0))
         self.assertEqual(
-            found[1], (Neighbour(Address("::1", 5), "22", "n2", 0.5, ("a",)), Neighbour(Address("10.0.0.1", 5), None, "x", None, None))
+            found[1],
+            (
+                Neighbour(Address("::1", 5), "22", "n2", 0.5, ("a",), 0.5, addresses=("[::1]:5",)),
+                Neighbour(Address("10.0.0.1", 5), None, "x", None, None, addresses=("10.0.0.1:5",)),
+            ),
         )
         self.assertEqual(found[2], (Dir("a", True, 1, "00", 1, True, 1, 2, None),))
         self.assertEqual(found[3], {"a": ("SHA256:x",)})
@@ -95,7 +99,7 @@ class ShapesTests(SynchronousTestCase):
         """Servers of the reference could not be looked at."""
         found = [read(page) for read, page in REFERENCE]
         self.assertEqual(found[0], Identity("11", "n1", "0.6", False, clock_ms=9))
-        self.assertEqual(found[1], (Neighbour(Address("10.0.0.1", 5), "11", "n1", None, None),))
+        self.assertEqual(found[1], (Neighbour(Address("10.0.0.1", 5), "11", "n1", None, None, addresses=("10.0.0.1:5",)),))
         self.assertEqual(found[2], (Dir("a", False, 1),))
         self.assertEqual(found[3], (Version("/a/v1", IMAGE, 1_700_000_000_123, (), True),))
         self.assertEqual(found[4], {"/a/v1": (IMAGE, True)})

@@ -11,15 +11,17 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Outcome, Rule
+from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Outcome, Rule
 from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.listener import NodeNews
+from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ANSWER_TIMEOUT_S, CONNECTIONS, ClusterRun, Row, Upload, World
+from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, Row, Upload, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.servers import Server, SharedId
 from ciruela.proto.messages import (
     AppendDir,
     BlockData,
@@ -36,10 +38,12 @@ from ciruela.proto.messages import (
     Request,
     Response,
     ShareData,
+    UploadAck,
+    WithdrawUpload,
 )
 from ciruela.proto.packing import unpack, unpack_index
 from ciruela.seams import Address
-from tests.client.nodes import FakeNode, address
+from tests.client.nodes import FakeNode, address, machine
 from tests.doubles.memnet import Hub
 from tests.proof import shows
 
@@ -95,6 +99,7 @@ def append(path: str = PATH, image: ImageId = IMAGE, weak: bool = False) -> Uplo
 class SyncCase(SynchronousTestCase):
     uploads: Sequence[Upload] = (append(),)
     rule = Rule()
+    connections = CONNECTIONS
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -132,7 +137,7 @@ class SyncCase(SynchronousTestCase):
         self.run_ = SyncRun(runs)
         tree_offer = Offer(INDEX, b"the index", self.tree, "./dist")
         source = Source([tree_offer], lambda f, *args, **kw: succeed(f(*args, **kw)), self.run_.source_changed)
-        runs += [ClusterRun(names[0], names, self.uploads, self.rule, world, source, self.heard) for names in clusters]
+        runs += [ClusterRun(names[0], names, self.uploads, self.rule, world, source, self.heard, self.connections) for names in clusters]
         self.rows: list[Row] | None = None
         self.going = self.run_.start()
         self.going.addCallback(self._over)
@@ -300,6 +305,160 @@ class Accepting(SyncCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
+class Rows(SyncCase):
+    """Nodes of ours, which tell what servers they know."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for number in range(1, 41):
+            self.names[str(address(number))] = [address(number)]
+
+    def ours(self, *numbers: int, silent: Sequence[int] = ()) -> None:
+        """These nodes are there, and know each other and the ``silent`` ones."""
+        for number in numbers:
+            self.node(number, numbers).rows = [self.server(other) for other in numbers if other != number]
+            self.nodes[number].rows += [self.server(other, 40_000) for other in silent]  # type: ignore[operator]
+
+    def server(self, number: int, heard_ms: int | None = 100, *, configured: bool = True) -> Server:
+        return Server(f"n{number}", machine(number), (str(address(number)),), heard_ms, configured)
+
+    @shows("K7.6")
+    def test_own_word_after_another(self) -> None:
+        """A tiny upload would take a second longer: a node's own word after that of another one would wait for the beat."""
+        self.ours(1, 2)
+        self.begin(["n1", "n2"])
+        self.received(2, 1)
+        self.received(1, 2)
+        self.received(1, 1)
+        self.pass_(0.02)
+        self.running()
+        before_s = self.clock.seconds()
+        self.received(2, 2)
+        self.pass_(0.02)
+        self.ended(Outcome.DONE)
+        self.assertLess(self.clock.seconds() - before_s, 0.05)
+
+    @shows("K1.1")
+    def test_learned_later(self) -> None:
+        """A server that a node learns of while the upload runs would not be waited for."""
+        self.ours(1)
+        self.begin(["n1"])
+        self.nodes[1].rows = [self.server(2)]
+        self.pass_(5)
+        self.assertEqual(self.running().standing.expected, 2)
+        self.node(2).rows = [self.server(1)]
+        self.received(1, 1)
+        self.pass_(5)
+        self.received(2, 2)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+    @shows("K1.4")
+    def test_who_is_not_configured(self) -> None:
+        """A server that speaks to a node without being configured would be left out, or waited for although nothing is there."""
+        self.ours(1)
+        self.nodes[1].rows = [self.server(2, configured=False), self.server(3, configured=False)]
+        self.node(2).rows = []
+        self.begin(["n1"])
+        self.received(1, 1)
+        self.pass_(1)
+        self.assertEqual(self.running().standing.expected, 2)
+        self.received(2, 2)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+
+    @shows("K7.2")
+    def test_it_is_there_after_all(self) -> None:
+        """A server that only its peers cannot hear would be given up, although the client reaches it."""
+        self.ours(1, 2, silent=[3])
+        self.node(3).rows = []
+        self.begin(["n1", "n2"])
+        for number in (1, 2):
+            self.received(number, number)
+        self.pass_(60)
+        self.assertEqual(self.running().standing.missing, ("n3",))
+        self.hub.kill(address(3))
+        self.pass_(15)
+        self.assertEqual(self.ended(Outcome.PARTIAL, EXIT_PARTIAL).standing.missing, ("n3",))
+
+    @shows("K1.5", "I7")
+    def test_told_of_a_shared_id(self) -> None:
+        """A node knows that two of its peers have one machine id, and the user would read "done"."""
+        self.ours(1, 2)
+        self.nodes[1].shared = (SharedId(machine(2), (str(address(2)), str(address(3)))),)
+        self.begin(["n1"])
+        self.received(1, 1)
+        self.received(2, 2)
+        self.pass_(1)
+        row = self.ended(Outcome.PARTIAL, EXIT_PARTIAL)
+        self.assertEqual((row.standing.done, row.standing.expected), (2, 3))
+        self.assertIn(f"{address(2)} and {address(3)} have one machine id", row.verdict.why)
+
+    @shows("A29")
+    def test_poisoned_addresses(self) -> None:
+        """A server could send the client to this machine's own services or to link-local addresses."""
+        self.ours(1)
+        places = ("127.0.0.1:22", "169.254.169.254:80", "nonsense", "10.0.0.1")
+        self.nodes[1].rows = [Server(f"x{number}", None, (place,), None, number % 2 == 0) for number, place in enumerate(places)]
+        self.begin(["n1"])
+        self.pass_(40)
+        self.assertEqual(set(self.connected), {address(1)})
+
+    @shows("W1")
+    def test_two_names_of_one_cluster(self) -> None:
+        """Without -m everything would go to the cluster twice, and nobody would say so."""
+        self.ours(1, 2)
+        self.begin(["n1"], ["n2"])
+        (problem,) = self.heard.problems
+        self.assertIn("leads to the same cluster as n", problem)
+        self.assertIn("-m", problem)
+
+    @shows("W1")
+    def test_one_name_for_a_node(self) -> None:
+        """A program could not tell that the node that accepted is the one that has it."""
+        self.ours(1)
+        self.names["alias"] = [address(1)]
+        self.begin(["alias"])
+        self.received(1, 1)
+        self.pass_(0.1)
+        self.ended(Outcome.DONE)
+        said = [(news.state, news.host, news.address, news.machine) for news in self.heard.news]
+        self.assertEqual(said, [(state, "n1", str(address(1)), machine(1)) for state in ("accepted", "done")])
+
+
+class Few(SyncCase):
+    connections = 1
+
+    def test_connections(self) -> None:
+        """``--initial-connections 1`` would give the data to more."""
+        for number in range(1, 6):
+            self.node(number, range(1, 6))
+        self.begin(["n1"])
+        self.assertEqual(len([node for node in self.nodes.values() if node.requests]), 1)
+
+
+class Unreached(SyncCase):
+    @shows("K7.1")
+    def test_nobody(self) -> None:
+        """A mistyped name, or a daemon that is not started, would be tried for half an hour; the reason must be in the result."""
+        self.begin(["nowhere", "n1"])
+        self.pass_(14)
+        self.running()
+        self.pass_(2)
+        row = self.ended(Outcome.FAILED, EXIT_NETWORK)
+        self.assertIn("the name nowhere cannot be resolved", row.verdict.why)
+        self.assertIn("connection refused by 10.0.0.1:24783", row.verdict.why)
+
+    @shows("K7.1")
+    def test_reached_once(self) -> None:
+        """A node that restarts after a while would be given up after seconds."""
+        self.node(1)
+        self.begin(["n1"])
+        self.hub.kill(address(1))
+        self.pass_(60)
+        self.running()
+
+
 class SharedConnections(SyncCase):
     uploads = (append(), Upload(ReplaceDir("/cfg/x", OTHER, None, 1, (b"\x55" * 64,)), False, 5))
 
@@ -361,15 +520,18 @@ class Redirecting(SyncCase):
 
 
 class Refusing(SyncCase):
-    @shows("F54", "I7")
+    @shows("F54", "I7", "W1")
     def test_wrong_key(self) -> None:
-        """When everybody refuses, the client ends at once, although the answers named more hosts (C49)."""
+        """When everybody refuses, the client ends at once, although the answers named more hosts (C49). The reason is told once."""
         for number in range(1, 6):
             self.node(number, range(1, 6)).reason = "signature_mismatch"
         self.begin(["n1"])
         self.pass_(1)
         self.ended(Outcome.REJECTED, EXIT_REJECTED)
-        self.assertIn(f"n1: n2 (10.0.0.2:24783) {PATH} signature_mismatch", self.heard.problems)
+        (problem,) = self.heard.problems
+        self.assertIn("5 nodes (", problem)
+        self.assertIn("n2 (10.0.0.2:24783)", problem)
+        self.assertTrue(problem.endswith(f" {PATH} signature_mismatch"), problem)
 
     def test_conflict(self) -> None:
         """Other content is a conflict with its own exit code."""
@@ -482,7 +644,7 @@ class Slow(SyncCase):
     @shows("F54", "I7")
     def test_deadline(self) -> None:
         """Nobody home: the client keeps trying, says why, and ends at the deadline."""
-        self.rule = Rule(deadline_s=20)
+        self.rule = Rule(deadline_s=20, connect_timeout_s=60)
         self.begin(["n1", "nowhere"])
         self.pass_(19)
         self.running()
@@ -544,7 +706,117 @@ class Sources(SynchronousTestCase):
         self.assertEqual(sent, [(OTHER, len(other))])
 
 
+class TakenBack(SyncCase):
+    """An order that one server refuses for what it has, after others accepted it."""
+
+    @shows("K2.1", "K2.3")
+    def test_append(self) -> None:
+        """Content that a server refused would go to all others, and displace there what it has."""
+        for number in (1, 2, 3):
+            self.node(number, range(1, 4))
+        self.nodes[3].reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(1)
+        for number in (1, 2):
+            self.assertEqual(self.nodes[number].withdrawn, [WithdrawUpload(PATH, IMAGE)])
+        self.assertEqual(self.nodes[3].withdrawn, [])
+        row = self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.assertIn("n3 (10.0.0.3:24783) refused: already_exists: other content is there", row.verdict.why)
+        self.assertEqual(row.standing.accepted, ())
+        self.assertEqual([news.state for news in self.heard.news].count("withdrawn"), 2)
+
+    @shows("K2.1")
+    def test_answers_that_come_later(self) -> None:
+        """A server that accepts after another one has refused would keep the order."""
+        self.node(1).reason = "already_exists"
+        slow = self.node(2)
+        answer: Deferred[Response] = Deferred()
+        take = slow.requested
+        slow.requested = lambda link, request: answer if isinstance(request, AppendDir) else take(link, request)  # type: ignore[method-assign]
+        self.begin(["n1", "n2"])
+        self.pass_(2)
+        self.assertIsNone(self.rows)
+        answer.callback(UploadAck(True, None))
+        self.pass_(0.2)
+        self.assertEqual(slow.withdrawn, [WithdrawUpload(PATH, IMAGE)])
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+
+    def test_nobody_else_is_asked(self) -> None:
+        """After the refusal, servers that do not know better would be asked one after the other."""
+        self.node(1, range(1, 6)).reason = "already_exists"
+        others = [self.node(number, range(1, 6)) for number in range(2, 6)]
+        self.begin(["n1"])
+        self.pass_(2)
+        self.assertEqual([node.requests for node in others], [[]] * 4)
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+
+    def test_kept_all_the_same(self) -> None:
+        """The user would not learn where his content stays."""
+        self.node(1).there = IMAGE
+        self.node(2).reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(1)
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.assertIn(f"n1: n1 (10.0.0.1:24783) {PATH} does not give it up again: it is there", self.heard.problems)
+
+    def test_silent_meanwhile(self) -> None:
+        """A server that does not answer would keep the command from its end."""
+        one = self.node(1)
+        take = one.requested
+        one.requested = lambda link, request: Deferred() if isinstance(request, WithdrawUpload) else take(link, request)  # type: ignore[method-assign]
+        self.node(2).reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(ANSWER_TIMEOUT_S + 1)
+        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.assertIn("does not give it up again: no answer within 30 s", " ".join(self.heard.problems))
+
+    def test_reference(self) -> None:
+        """A server of the reference would be sent what ends the connection."""
+        self.hub.old.update((address(1), address(2)))
+        self.node(1)
+        self.node(2).reason = "already_exists"
+        self.begin(["n1", "n2"])
+        self.pass_(1)
+        self.assertEqual(self.nodes[1].withdrawn, [])
+        self.assertIsNone(self.rows)
+
+
+class ReplaceTakenBack(SyncCase):
+    @shows("K2.2")
+    def test_replace(self) -> None:
+        """A replace of one image would win through a server that is behind. Of two replaces the newer one wins without anybody's help."""
+        for old, reason, taken_back in ((OTHER, "replace_doesnt_match_index", True), (None, "already_uploading_different_version", False)):
+            self.uploads = (Upload(ReplaceDir(PATH, IMAGE, old, 1_700_000_000_000, (b"\x55" * 64,)), False, 10),)
+            self.node(1)
+            self.node(2).reason = reason
+            self.begin(["n1", "n2"])
+            self.pass_(1)
+            self.assertEqual(bool(self.nodes[1].withdrawn), taken_back, reason)
+            self.assertEqual(self.rows is None, not taken_back, reason)
+
+
 class Serving(SyncCase):
+    @shows("K6.2")
+    def test_same_index_again(self) -> None:
+        """A server that cannot read an index would have it again and again, thousands of times, and fill its log with it."""
+        self.node(1)
+        self.begin(["n1"])
+        link, got = self.nodes[1].links[0], []
+
+        def ask(_: object = None) -> None:
+            if len(got) < 1000:
+                link.ask(GetIndex(IMAGE, PATH)).addCallback(got.append).addCallbacks(ask, lambda failure: failure.trap(LinkLost))
+
+        ask()
+        self.pass_(20)
+        self.assertIn(len(got), range(5, 9))
+        self.pass_(100)
+        self.assertLess(len(got), 13)
+        self.going.cancel()
+        self.failureResultOf(self.going, CancelledError)
+        self.pass_(0.1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def ask(self, request: Request) -> Deferred[Response]:
         answer = self.nodes[1].links[0].ask(request)
         self.pass_(0.1)

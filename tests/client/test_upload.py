@@ -16,6 +16,7 @@ from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.client.test_commands import CommandCase
 from tests.client.test_options import Parsing
+from tests.proof import shows
 
 
 class Upload(CommandCase):
@@ -60,6 +61,24 @@ class Upload(CommandCase):
         for words, code in (((), 1), (("-x",), 0)):
             FakeNode(self.hub, 1).reason = "already_exists"
             self.assertEqual(self.successResultOf(self.upload("-d", str(self.source), *words, "n1:/apps/v1")), code)
+
+    @shows("K2.1")
+    def test_refused_by_one(self) -> None:
+        """The old command would displace what one of several hosts has, through another one of the same cluster that lacks it."""
+        one = FakeNode(self.hub, 1)
+        one.asked = "already_exists"
+        self.assertEqual(self.successResultOf(self.upload("-d", str(self.source), "n1:/apps/v1")), 1)
+        self.assertEqual(one.requests, [])
+        self.assertIn("nothing was sent", self.out.text)
+
+    @shows("W1")
+    def test_empty(self) -> None:
+        """The old command would empty a live directory, and call that done."""
+        (self.top / "empty").mkdir()
+        node = FakeNode(self.hub, 1)
+        self.assertEqual(self.successResultOf(self.upload("-d", str(self.top / "empty"), "--replace", "n1:/cfg/x")), 2)
+        self.assertEqual(node.requests, [])
+        self.assertIn("ciruela sync --allow-empty", self.err.text)
 
     def test_fatal(self) -> None:
         """What keeps everything from being sent would look like a refusal."""

@@ -12,6 +12,7 @@ from ciruela.daemon.refusals import MOST, Refusals
 from ciruela.daemon.signers import FRESH_S, MOST_TRIED, Signers
 from ciruela.daemon.status import NodeStatus
 from ciruela.model.errors import DiskError
+from ciruela.model.hooks import HookKind, HookReport, HookState
 from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
@@ -68,6 +69,24 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual((page["api"], page["hostname"], page["ready"], page["images"]), (1, "n1", True, 1))
         self.assertEqual(page["machine_id"], self.cluster.machine(1).hex())
         self.assertGreater(page["now_ms"], START_MS)
+
+    @shows("K5.3", "K5.4")
+    def test_what_is_wrong(self):
+        """A failed hook, or a configuration with which it would not start again, would be seen in the log alone."""
+        page = self.get("/api/v1/status")
+        self.assertEqual((page["epoch_ms"], page["config"], page["failed_hooks"]), (START_MS, None, []))
+        node = self.cluster.nodes[1]
+        vpath, failed = VPath.parse("/app/v1"), HookReport(SITE.id, HookKind.COMMAND, HookState.FAILED, "exit status 1", 1, 5)
+        node.hooks.reports[vpath] = {HookKind.COMMAND: failed}
+        node.hooks.reports[VPath.parse("/app/v2")] = {HookKind.COMMAND: failed}
+        self.api = NodeApi(node, Signers(self.makers, self.cluster.clock), self.room, lambda: {"ok": False})
+        self.pages = Pages(NodeStatus(node, list), self.api)
+        page = self.get("/api/v1/status")
+        hook = {"kind": "on-commit", "message": "exit status 1", "state": "failed"}
+        self.assertEqual(page["config"], {"ok": False})
+        self.assertEqual(page["failed_hooks"], [{"path": "/app/v1", "image": SITE.id.hex(), **hook}])
+        self.assertEqual(self.get("/api/v1/images/app/v1")["hooks"], [hook])
+        self.assertEqual(self.get("/api/v1/images/app/v2")["hooks"], [])
 
     def test_peers(self):
         """Nobody could tell whose datagrams arrive where."""

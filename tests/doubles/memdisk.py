@@ -326,7 +326,7 @@ class MemDisk:
     def free(self, key: str) -> Deferred[int]:
         if key in self.unmounted:
             return fail(DiskError(f"/{key}: the directory cannot be opened"))
-        return succeed(1 << 40)
+        return succeed(min(1 << 40, self.free_bytes))
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         keep = {*keep, *(one.image for kept in self.kept.values() for one in kept)}

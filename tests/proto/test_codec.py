@@ -324,13 +324,22 @@ class Tolerance(SynchronousTestCase):
         assert isinstance(wish, codec.RequestIn) and isinstance(wish.request, m.AppendDir)
         self.assertEqual(wish.request.signatures, ())
 
+    @shows("K7.4", "A15")
+    def test_more_keys_than_are_looked_at(self) -> None:
+        """A client of another version with many keys in its agent could upload nothing: its message would be malformed."""
+        offered = [["ssh-ed25519", bytes([number]) * 64] for number in range(17)]
+        wish = codec.decode(append(signatures=offered))
+        assert isinstance(wish, codec.RequestIn)
+        assert isinstance(wish.request, m.AppendDir)
+        self.assertEqual(wish.request.signatures, tuple(bytes([number]) * 64 for number in range(16)))
+
     @shows("A23", "A24", "F13")
     def test_limits(self) -> None:
         """Each of these costs memory or time that a stranger could ask for."""
         self.accepted(append(path="/" + "a" * 1023), codec.RequestIn(1, m.AppendDir("/" + "a" * 1023, s.image(0x11), s.T, (s.SIGNATURE,))))
         self.refused(append(path="/" + "a" * 1024))
         self.refused(append(path="/" + "ü" * 512))
-        self.refused(append(signatures=[["ssh-ed25519", b"\1" * 64]] * 17))
+        self.refused(append(signatures=[["ssh-ed25519", b"\1" * 64]] * 1001))
         self.refused(append(extra=[0] * 256))
         many = {number.to_bytes(16, "big"): "n" for number in range(1000)}
         self.accepted(ack(hosts=many), codec.ResponseIn(1, "AppendDir", m.UploadAck(True, None, many)))  # type: ignore[arg-type]

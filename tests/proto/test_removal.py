@@ -57,7 +57,7 @@ class MessageTests(SynchronousTestCase):
             {"removed": {"v9": {**row, "image": b"short"}}},
             {"removed": {"v9": {**row, "timestamp": -1}}},
             {"removed": {"v9": {**row, "signatures": [["ssh-ed25519", b"short"]]}}},
-            {"removed": {"v9": {**row, "signatures": row["signatures"] * 17}}},
+            {"removed": {"v9": {**row, "signatures": row["signatures"] * 1001}}},
             {"removed": {"v9": {"image": IMAGE, "timestamp": 1}}},
             {"kept": []},
             {"kept": {"v1": [[1]]}},

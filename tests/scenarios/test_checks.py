@@ -7,8 +7,9 @@ import random
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED, Rule
-from ciruela.client.check import Survey, nothing_to_do
+from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
+from ciruela.client.check import Survey
+from ciruela.client.dryrun import fate_of
 from ciruela.client.forecast import Forecast, Says, forecast
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
@@ -17,6 +18,7 @@ from ciruela.clockwork import in_place
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import LinkLost
+from ciruela.model.servers import SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, CheckData, CheckUpload
 from ciruela.seams import Address
@@ -71,7 +73,7 @@ class Checks(SynchronousTestCase):
         survey = self.survey(self.check())
         self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.TAKES, "n3": Says.TAKES})
         self.assertEqual(self.fate(survey), Forecast(EXIT_DONE, "", 3, 3))
-        self.assertFalse(nothing_to_do([survey], RULE))
+        self.assertFalse(self.fate(survey).nothing)
         self.cluster.run(5.0)
         for node, hashes in zip(self.cluster.nodes.values(), before, strict=True):
             self.assertEqual(node.ledger.base_hashes(), hashes)
@@ -115,18 +117,46 @@ class Checks(SynchronousTestCase):
         nobody = self.survey(self.check(path="/none/v1"), names=("n1", "n2", "n3"))
         self.assertEqual(self.fate(nobody).exit_code, EXIT_REJECTED)
 
+    @shows("K1.1", "K5.6")
     def test_who_is_down(self) -> None:
-        """A node that is down, or has a name that nobody knows, would be hidden, and with it that the upload does not reach it."""
+        """A node that is down, however long already, would be hidden, and with it that the upload does not reach it."""
         self.cluster.kill(3)
+        for quiet_s in (0.0, 60.0, 400.0):
+            self.cluster.run(quiet_s)
+            survey = self.survey(self.check())
+            self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.TAKES, "n3": Says.UNREACHABLE}, quiet_s)
+            self.assertEqual((self.fate(survey).exit_code, self.fate(survey).expected), (EXIT_NETWORK, 3))
+
+    @shows("K5.6")
+    def test_names_that_only_the_servers_know(self) -> None:
+        """A node would be said to be out of reach because the client cannot resolve the name that another node has for it."""
         survey = self.survey(self.check(), known=(1, 3))
-        self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.UNREACHABLE, "n3": Says.UNREACHABLE})
-        self.assertEqual(self.fate(survey).exit_code, EXIT_NETWORK)
+        self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.TAKES, "n3": Says.TAKES})
+
+    @shows("K1.2", "K5.6")
+    def test_who_is_not_heard(self) -> None:
+        """Where no datagram gets through, a dry run would count one server of three."""
+        cluster = self.cluster = Cluster(3)
+        self.patch(cluster.hub, "datagram", lambda source, target, data: None)
+        cluster.run(3.0)
+        survey = self.survey(self.check())
+        self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.TAKES, "n3": Says.TAKES})
 
     def test_named_twice(self) -> None:
         """A node with two addresses would count as two."""
         survey = self.survey(self.check(), names=("n1", "n1", "n2"))
         self.assertEqual(survey.answered, 3)
         self.assertEqual(len(survey.replies[0]), 3)
+
+    @shows("K1.5", "K5.6")
+    def test_shared_machine_id(self) -> None:
+        """A dry run would promise success, or that there is nothing to do, where two servers cannot be told apart."""
+        self.upload()
+        shared = SharedId(self.cluster.machine(2), ("10.0.0.2:1", "10.0.0.9:1"))
+        self.patch(self.cluster.nodes[1].path_states, "_shared_ids", lambda: (shared,))
+        found = fate_of(self.survey(self.check()), 0, RULE)
+        self.assertEqual((found.exit_code, found.nothing), (EXIT_PARTIAL, False))
+        self.assertIn("10.0.0.2:1 and 10.0.0.9:1 have one machine id", found.why)
 
     @shows("A29")
     def test_made_up_hosts(self) -> None:

@@ -199,7 +199,10 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Tell of each node of a cluster whether it has an image, how far it is, or why not; without a path, whether it is there."
     )
-    parser.epilog = "Exit codes: 0 enough nodes have it, 2 usage, 3 they have not (yet), or no node answered, 5 no node takes that path."
+    parser.epilog = (
+        "Exit codes: 0 enough nodes have it, 2 usage, 3 they have not (yet), or no node answered, 5 no node takes that path, "
+        "7 they have it, and a hook failed."
+    )
     parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
     parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="the image to look for (default: the one signed last)")
     parser.add_argument("--wait", action="store_true", help="wait until enough nodes have it")

@@ -132,6 +132,13 @@ def add_when(parser: argparse.ArgumentParser) -> None:
         help="succeed only if so many nodes have it; 4 is the exit code when merely the early hosts are enough",
     )
     when.add_argument(
+        "--connect-timeout",
+        type=checked(positive_duration_s),
+        default=rule.connect_timeout_s,
+        metavar="DURATION",
+        help="give up after this time (15s) while no host of a cluster was ever reached",
+    )
+    when.add_argument(
         "-t",
         "--deadline",
         type=checked(positive_duration_s),
@@ -152,4 +159,5 @@ def rule_of(found: argparse.Namespace) -> Rule:
         early_timeout_s=found.early_timeout,
         deadline_s=found.deadline,
         require=found.require,
+        connect_timeout_s=found.connect_timeout,
     )

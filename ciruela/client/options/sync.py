@@ -10,11 +10,16 @@ from enum import Enum
 from typing import Any
 
 from ciruela.client.book import Rule
-from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s
+from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s, whole
 from ciruela.client.options.excluding import NOTHING, Excluding, add_excluding, excluding_of
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
+
+CONNECTIONS = 3
+"""Hosts of each cluster that the client gives its data to, if not said otherwise."""
+
+MOST_CONNECTIONS = 16
 
 
 class Mode(Enum):
@@ -37,7 +42,11 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """``ciruela sync``. Intervals in seconds. ``exit_code``: whether nothing to do has an exit code of its own."""
+    """``ciruela sync``. Intervals in seconds. ``exit_code``: whether nothing to do has an exit code of its own.
+
+    ``initial_connections``: hosts of each cluster that the client gives its data to.
+    ``allow_empty``: whether a directory without files may replace what is there.
+    """
 
     common: Common
     wishes: tuple[Wish, ...]
@@ -51,6 +60,8 @@ class SyncOptions:
     json: bool = False
     dry_run: bool = False
     exit_code: bool = False
+    allow_empty: bool = False
+    initial_connections: int = CONNECTIONS
 
 
 def split_wish(mode: Mode, text: str) -> Wish:
@@ -98,8 +109,8 @@ def _wish(mode: Mode) -> Callable[[str], Any]:
 
 EXIT_CODES = (
     "Exit codes: 0 done, or enough hosts have it; 1 local problem; 2 usage or keys; 3 network or deadline; 4 --require is not met, but the "
-    "early rule is; 5 rejected; 6 conflict; 7 a hook failed after all was distributed; 8 nothing to do (only with --exit-code); "
-    "130 interrupted; 143 terminated. Any other code is a failure."
+    "early rule is, or the missing hosts cannot be reached; 5 rejected; 6 conflict; 7 a hook failed after all was distributed; "
+    "8 nothing to do (only with --exit-code); 130 interrupted; 143 terminated. Any other code is a failure."
 )
 
 
@@ -117,6 +128,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         what.add_argument(f"--{mode.value}", action=_AddWish, type=_wish(mode), dest="wishes", metavar=meta, help=text)
     what.add_argument("-n", "--dry-run", action="store_true", help="only ask what the nodes would say; nothing can be uploaded by it")
     what.add_argument("--exit-code", action="store_true", help="exit with 8, and upload nothing, when every node has exactly this already")
+    what.add_argument("--allow-empty", action="store_true", help="let --replace put a directory without any file in place of what is there")
     add_excluding(parser)
     add_where(parser)
     add_keys(parser)
@@ -127,6 +139,13 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         type=checked(rate_bytes_s),
         metavar="RATE",
         help="send no more than so many bytes a second, to all nodes together: 10M",
+    )
+    how.add_argument(
+        "--initial-connections",
+        type=whole(1, MOST_CONNECTIONS),
+        default=CONNECTIONS,
+        metavar="N",
+        help=f"give the data to so many hosts of each cluster ({CONNECTIONS}); the others get it from them",
     )
     how.add_argument("--json", action="store_true", help="JSON Lines on stdout, everything for people on stderr")
     add_cache(how)
@@ -154,4 +173,6 @@ def sync_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> 
         json=found.json,
         dry_run=found.dry_run,
         exit_code=found.exit_code,
+        allow_empty=found.allow_empty,
+        initial_connections=found.initial_connections,
     )

@@ -1,0 +1,235 @@
+"""The entry points of one cluster: connected to before anything is decided, and handed over to the run that uploads.
+
+Silence decides nothing here. Who answers late is not waited for, and who does not answer is neither of the reference nor of us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, FirstError, fail, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import TimeoutError as AnswerTimeout
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+
+from ciruela.client.options.sync import CONNECTIONS
+from ciruela.client.sync import ClosableLink, World
+from ciruela.model.errors import CiruelaError, RemoteError
+from ciruela.proto.messages import Notification, Request, Response
+from ciruela.seams import Address, Counterpart, Link
+
+PATIENCE_S = 2.0
+"""How long the others are waited for once one has answered."""
+
+RETRY_S = 1.0
+"""Pause before entry points that could not be reached are tried again."""
+
+RESOLVE_TIMEOUT_S = 30.0
+"""A name server that takes longer is as good as none."""
+
+
+async def together(stories: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all at the same time. Raises what the first of them raises, as it is, or CancelledError; then the others end, too."""
+    jobs: list[Deferred[None]] = [Deferred.fromCoroutine(one) for one in stories]
+    try:
+        await gatherResults(jobs, consumeErrors=True)
+    except FirstError as error:
+        for job in jobs:
+            job.cancel()
+        error.subFailure.raiseException()
+
+
+class Patience:
+    """Waits for several stories, but no longer than :data:`PATIENCE_S` after the first answer, and in no case longer than ``most_s``."""
+
+    def __init__(self, clock: IReactorTime, most_s: float | None = None) -> None:
+        self._clock = clock
+        self._over = self._ended = False
+        self._jobs: list[Deferred[None]] = []
+        self._timer: IDelayedCall | None = None
+        if most_s is not None:
+            self._within(most_s)
+
+    def answered(self) -> None:
+        """The first answer is here: the others have only so long."""
+        self._within(PATIENCE_S)
+
+    def _within(self, seconds: float) -> None:
+        if self._over:
+            return
+        if self._timer is None:
+            self._timer = self._clock.callLater(seconds, self._end)
+        elif self._timer.active() and self._timer.getTime() > self._clock.seconds() + seconds:
+            self._timer.reset(seconds)
+
+    async def wait(self, stories: Sequence[Coroutine[Any, Any, None]]) -> None:
+        """Run all. Raises what the first of them raises. What is not done in time is cancelled without a word."""
+        self._jobs = [Deferred.fromCoroutine(self._excused(one)) for one in stories]
+        try:
+            await gatherResults(self._jobs, consumeErrors=True)
+        except FirstError as error:
+            self._end()
+            error.subFailure.raiseException()
+        finally:
+            self._over = True
+            if self._timer is not None and self._timer.active():
+                self._timer.cancel()
+
+    async def _excused(self, story: Coroutine[Any, Any, None]) -> None:
+        try:
+            await story
+        except CancelledError:
+            if not self._ended:
+                raise
+
+    def _end(self) -> None:
+        self._ended = True
+        for job in self._jobs:
+            job.cancel()
+
+
+class Door:
+    """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
+
+    def __init__(self) -> None:
+        self.guest: Counterpart | None = None
+        self.open = True
+
+    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+        """Ask the guest."""
+        if self.guest is None:
+            return fail(RemoteError("requests are not answered on this connection"))
+        return self.guest.requested(link, request)
+
+    def notified(self, link: Link, notification: Notification) -> None:
+        """Tell the guest; before there is one, nothing that is told is of use."""
+        if self.guest is not None:
+            self.guest.notified(link, notification)
+
+    def lost(self, link: Link) -> None:
+        """The connection ended."""
+        self.open = False
+        if self.guest is not None:
+            self.guest.lost(link)
+
+
+class Entrance:
+    """Connections to the entry points of one cluster: to every address that is named, and to some of a name that has many.
+
+    ``addresses`` are all that the names have, with what they are called. ``reached`` are those that answered, with whether they are of
+    ``ciruela.v2``; a connection may be lost since. ``problems`` says of names and addresses why they were not reached.
+    """
+
+    def __init__(self, names: Sequence[str], world: World, timeout_s: float, most: int = CONNECTIONS) -> None:
+        """``timeout_s``: how long the first answer is waited for; ``most``: addresses of one name that are tried at a time."""
+        self.names = tuple(names)
+        self.addresses: dict[Address, str] = {}
+        self.reached: dict[Address, bool] = {}
+        self.problems: dict[str, str] = {}
+        self._world = world
+        self.timeout_s = timeout_s
+        self._most = most
+        self._resolved: dict[str, tuple[Address, ...]] = {}
+        self._failed: set[Address] = set()
+        self._doors: dict[Address, tuple[Door, ClosableLink]] = {}
+
+    # -- reaching -----------------------------------------------------------------------------------------------------------------
+
+    async def reach(self, *, once: bool = False) -> None:
+        """Connect until somebody answers: see :attr:`reached`. Gives up after ``timeout_s``, or with ``once`` after one attempt."""
+        clock = self._world.clock
+        until_s = clock.seconds() + self.timeout_s
+        while True:
+            patience = Patience(clock, until_s - clock.seconds())
+            await patience.wait([self._named(name, patience) for name in self.names])
+            if self.reached or once or clock.seconds() + RETRY_S >= until_s:
+                return
+            await deferLater(clock, RETRY_S)
+
+    async def _named(self, name: str, patience: Patience) -> None:
+        addresses = await self.resolved(name)
+        fresh = [address for address in addresses if address not in self._failed]
+        pool = fresh or addresses
+        chosen = self._world.rng.sample(pool, min(self._most, len(pool)))
+        await together([self._knock(address, patience) for address in chosen])
+
+    async def _knock(self, address: Address, patience: Patience) -> None:
+        try:
+            await self.open(address)
+        except CiruelaError:
+            return
+        patience.answered()
+
+    async def resolved(self, name: str) -> list[Address]:
+        """The addresses of an entry point; none, with a problem noted, where they cannot be known."""
+        if name not in self._resolved:
+            try:
+                found: list[Address] = await maybeDeferred(self._world.resolve, name).addTimeout(RESOLVE_TIMEOUT_S, self._world.clock)
+            except AnswerTimeout:
+                self.problems[name] = "the name cannot be resolved in time"
+                return []
+            except CiruelaError as error:
+                self.problems[name] = str(error)
+                return []
+            if not found:
+                self.problems[name] = f"{name} has no address"
+                return []
+            self.problems.pop(name, None)
+            addresses = tuple(dict.fromkeys(found))
+            self._resolved[name] = addresses
+            for address in addresses:
+                self.addresses.setdefault(address, name if len(addresses) == 1 else str(address))
+        return list(self._resolved[name])
+
+    async def open(self, address: Address) -> ClosableLink:
+        """The connection to an entry point, made anew if need be. Raises CiruelaError when it cannot be made."""
+        door, link = self._doors.get(address, (None, None))
+        if door is not None and link is not None and door.open:
+            return link
+        door = Door()
+        label = self.label(address)
+        try:
+            made: ClosableLink = await self._world.connect(address, door)
+        except CiruelaError as error:
+            self._failed.add(address)
+            self.problems[label] = str(error)
+            raise
+        self._failed.discard(address)
+        self.problems.pop(label, None)
+        self._doors[address] = door, made
+        self.reached[address] = made.bulk
+        return made
+
+    def label(self, address: Address) -> str:
+        """How an entry point is called: by its name if that has one address, else by its number."""
+        return self.addresses.get(address, str(address))
+
+    def why(self) -> str:
+        """The reasons why nobody was reached, for people."""
+        texts = [text if name in text else f"{name}: {text}" for name, text in self.problems.items()]
+        return "; ".join(dict.fromkeys(texts)) or "nobody answered"
+
+    # -- handing over -------------------------------------------------------------------------------------------------------------
+
+    def connect(self, address: Address, counterpart: Counterpart) -> Deferred[ClosableLink]:
+        """As ``World.connect``: gives away the connection that is open, else makes one."""
+        door, link = self._doors.pop(address, (None, None))
+        if door is None or link is None or not door.open:
+            return self._world.connect(address, counterpart)
+        door.guest = counterpart
+        return succeed(link)
+
+    def resolve(self, name: str) -> Deferred[list[Address]]:
+        """As ``World.resolve``, also for what :meth:`label` gives."""
+        for address, label in self.addresses.items():
+            if label == name:
+                return succeed([address])
+        return self._world.resolve(name)
+
+    def close(self) -> None:
+        """End the connections that nobody took."""
+        doors, self._doors = self._doors, {}
+        for door, link in doors.values():
+            if door.open:
+                link.close()

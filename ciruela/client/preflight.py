@@ -1,0 +1,300 @@
+"""Asks the entry points of one cluster what they would answer, before a single order is sent: what one refuses goes to none.
+
+From the answers follow the kind of hash that the cluster gets (:mod:`hashes`), the time that an order is signed for, and whether other
+content is really other: an image of another hash with the same files is the same content.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+
+from ciruela.client.book import EXIT_NETWORK, RUNNING, Outcome, Rule, Standing, Verdict, worst
+from ciruela.client.check import Survey
+from ciruela.client.clusters import Met, Part, Settled
+from ciruela.client.entrance import Entrance
+from ciruela.client.forecast import MOST_NAMED, Reply, Says, difference, refusal_of
+from ciruela.client.hashes import kind_for
+from ciruela.client.listener import Listener, NodeNews
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.options.sync import CONNECTIONS, Mode, Wish
+from ciruela.client.orders import Intent, Signer
+from ciruela.client.scanning import Scans
+from ciruela.client.source import Giver
+from ciruela.client.sync import ClusterRun, Row, Upload, World
+from ciruela.client.text import interval
+from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
+from ciruela.index.tree import Index
+from ciruela.model.ids import ImageId
+from ciruela.seams import InThread, NowMs
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+
+CLOCK_MARGIN_MS = 10_000
+"""What the clocks of servers may differ by when an order is signed for the latest time that they take."""
+
+Reindex = Callable[[int, HashKind], Awaitable[Index]]
+"""Gives the index of what an intent, by its number, would bring with another kind of hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What becomes of one intent on one cluster.
+
+    ``refusal``: why it is sent to no server, empty when it may be sent. ``only``: labels of the servers that it is sent to, none for any:
+    those that have other content, which a weak append takes for as good.
+    """
+
+    intent: Intent
+    replies: tuple[Reply, ...]
+    refusal: str = ""
+    only: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of an upload that is refused so."""
+        return worst(one.exit_code for one in self.replies if one.says is Says.REFUSES)
+
+
+class Preflight:
+    """The entry points of one cluster, and what they say to what is meant for it. ``close`` ends the connections that no run took."""
+
+    def __init__(
+        self,
+        cluster: ClusterNames,
+        wishes: Sequence[Wish],
+        rule: Rule,
+        world: World,
+        signer: Signer,
+        now_ms: NowMs,
+        in_thread: InThread,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        """``connections``: how many of the addresses of one name are asked, and how many servers an upload is given to."""
+        self.cluster = cluster
+        self.wishes = tuple(wishes)
+        self.clock = world.clock
+        self.rulings: list[Ruling] = []
+        self.survey = Survey(cluster, (), rule, world)
+        self.entrance = Entrance(cluster.names, world, min(rule.connect_timeout_s, rule.deadline_s), connections)
+        self._connections = connections
+        self.rule = rule
+        self._world = world
+        self._signer = signer
+        self._now_ms = now_ms
+        self._in_thread = in_thread
+
+    @property
+    def kind(self) -> HashKind:
+        """The kind of hash that every server that was reached understands."""
+        return kind_for(self.entrance.reached.values())
+
+    @property
+    def reached(self) -> bool:
+        """Whether a server answers."""
+        return bool(self.entrance.reached)
+
+    def close(self) -> None:
+        """End the connections that nobody took."""
+        self.entrance.close()
+
+    # -- asking -------------------------------------------------------------------------------------------------------------------
+
+    async def ask(self, scans: Scans, kind: HashKind, timestamp_ms: int) -> None:
+        """Ask what would become of the wishes, indexed with ``kind``. Raises what indexing and signing raise."""
+        intents = [Intent.of(wish, await scans.of(wish.source, kind), timestamp_ms) for wish in self.wishes]
+
+        async def reindex(number: int, other: HashKind) -> Index:
+            found = await scans.of(self.wishes[number].source, other)
+            index: Index = await self._in_thread(lambda: found.index)
+            return index
+
+        await self.decide(intents, reindex)
+
+    async def decide(self, intents: Sequence[Intent], reindex: Reindex | None = None) -> None:
+        """Ask, and set :attr:`rulings`. Without ``reindex`` the hash of what is meant cannot be changed. Raises what signing raises."""
+        asked = list(intents)
+        survey = await self._asked(asked)
+        timed = [self._timed(intent, replies) for intent, replies in zip(asked, survey.replies, strict=True)]
+        if timed != asked:
+            asked, survey = timed, await self._asked(timed)
+        same, differences = list(asked), [""] * len(asked)
+        for number, intent in enumerate(asked):
+            if reindex is not None and refusal_of(survey.replies[number]):
+                same[number], differences[number] = await self._compared(number, intent, survey, reindex)
+        if same != asked:
+            asked, survey = same, await self._asked(same)
+        self.survey = survey
+        self.rulings = [self._ruling(*one) for one in zip(asked, survey.replies, differences, strict=True)]
+
+    async def _asked(self, intents: Sequence[Intent]) -> Survey:
+        checks = [await self._signer.check(intent) for intent in intents]
+        survey = Survey(self.cluster, checks, self.rule, self._world, self.entrance)
+        await survey.ask_reached()
+        return survey
+
+    def _timed(self, intent: Intent, replies: Sequence[Reply]) -> Intent:
+        """A replace is signed for a moment after what is there, if a clock that is ahead of this one signed that, but not by too much."""
+        latest = _latest(replies)
+        if intent.mode is not Mode.REPLACE or latest is None or latest.signed_ms is None:
+            return intent
+        fits = intent.timestamp_ms <= latest.signed_ms < self._now_ms() + FUTURE_LIMIT_MS - CLOCK_MARGIN_MS
+        return replace(intent, timestamp_ms=latest.signed_ms + 1) if fits else intent
+
+    async def _compared(self, number: int, intent: Intent, survey: Survey, reindex: Reindex) -> tuple[Intent, str]:
+        """The intent with the hash of what is there, if that has the same content, or how far it differs, for people."""
+        if all(one.there is None and one.coming is None for one in survey.replies[number]):
+            await survey.ask_all()  # they refuse on the word of others, who can show what they have
+        compared: set[ImageId] = {intent.image}
+        how = ""
+        for one in survey.replies[number]:
+            for image in (one.coming, one.there):
+                if image is None or image in compared:
+                    continue
+                index = await survey.index_of(one, number, image, self._in_thread)
+                if index is None:
+                    continue
+                compared.add(image)
+                ours = await reindex(number, index.kind)
+                if ours.image == image:
+                    return replace(intent, image=image), ""
+                how = how or await self._in_thread(difference, ours, index)
+        return intent, how
+
+    def _ruling(self, intent: Intent, replies: Sequence[Reply], how: str) -> Ruling:
+        holders = [one.address for one in replies if one.says in (Says.HAS, Says.HOLDS) and one.address is not None]
+        if any(one.says is Says.HOLDS for one in replies):
+            return Ruling(intent, tuple(replies), only=tuple(self.entrance.label(address) for address in holders))
+        refusal = refusal_of(replies)
+        if refusal and how:
+            refusal = f"{refusal} ({how})"
+        return Ruling(intent, tuple(replies), f"{refusal}{self._clock_words(replies)}" if refusal else "")
+
+    def _clock_words(self, replies: Sequence[Reply]) -> str:
+        """Say whose clock is ahead, where what is there is signed for a time that no order of this host reaches."""
+        latest = _latest(replies)
+        ahead_ms = 0 if latest is None or latest.signed_ms is None else latest.signed_ms - self._now_ms()
+        if latest is None or ahead_ms < FUTURE_LIMIT_MS - CLOCK_MARGIN_MS:
+            return ""
+        ahead = interval(ahead_ms / 1000)
+        return f"; what {latest.host} has is signed for {ahead} ahead of the clock of this host ({socket.gethostname()}), which is behind"
+
+    # -- what follows -------------------------------------------------------------------------------------------------------------
+
+    async def runs(self, source: Giver, listener: Listener) -> list[Part]:
+        """Sign what may be sent, and make the runs that send it. Raises what signing raises."""
+        world = replace(self._world, connect=self.entrance.connect, resolve=self.entrance.resolve)
+        free: list[Upload] = []
+        runs: list[Part] = []
+        label, rule = self.cluster.label, self.rule
+        for ruling in self.rulings:
+            if ruling.refusal:
+                runs.append(Settled([self._refused(ruling, listener)]))
+            elif ruling.only:
+                upload = await self._signer.upload(ruling.intent)
+                runs.append(ClusterRun(label, ruling.only, [upload], rule, world, source, listener, len(ruling.only)))
+            else:
+                free.append(await self._signer.upload(ruling.intent))
+        if free:
+            runs.insert(0, ClusterRun(label, self.cluster.names, free, rule, world, source, listener, self._connections))
+        return runs
+
+    def _refused(self, ruling: Ruling, listener: Listener) -> Row:
+        failed = []
+        details: dict[str, list[str]] = {}
+        for one in ruling.replies:
+            if one.says is Says.REFUSES:
+                where, path = "" if one.address is None else str(one.address), ruling.intent.path
+                failed.append((one.host, one.code))
+                listener.node(NodeNews(self.cluster.label, path, one.host, one.machine, "refused", one.code, one.message, address=where))
+                if one.message:
+                    details.setdefault(f"{path} {one.code}: {one.message}", []).append(one.host)
+        for text, hosts in details.items():
+            listener.problem(self.cluster.label, f"{', '.join(hosts[:MOST_NAMED])} {text}")
+        expected = sum(one.says is not Says.NO_CONFIG for one in ruling.replies)
+        done = sum(one.says is Says.HAS for one in ruling.replies)
+        verdict = Verdict(Outcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
+        standing, intent = Standing(done, expected, (), (), tuple(failed)), ruling.intent
+        return Row(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
+
+
+class Late:
+    """A cluster of which nobody has answered yet: it is tried until the connect timeout, and then it is asked and sent to like others."""
+
+    def __init__(
+        self, preflight: Preflight, images: Sequence[Scan], begin: Callable[[], Awaitable[Sequence[Part]]], listener: Listener
+    ) -> None:
+        """``images`` are what is meant for it; ``begin`` makes the runs once it answers."""
+        self._preflight = preflight
+        self._begin = begin
+        self._listener = listener
+        self._intents = [Intent.of(wish, found, 0) for wish, found in zip(preflight.wishes, images, strict=True)]
+        self._verdict = RUNNING
+        self._began_s = self._ended_s = preflight.clock.seconds()
+        self._runs: Sequence[Part] | None = None
+        self._going: Deferred[None] | None = None
+        self.met: Met = lambda _run, _machine, _name: None
+
+    def start(self) -> Deferred[None]:
+        """Begin. Fires when every upload has a verdict; cancel to give up."""
+        self._going = Deferred.fromCoroutine(self._story())
+        return self._going
+
+    async def _story(self) -> None:
+        one, entrance = self._preflight, self._preflight.entrance
+        for host, why in entrance.problems.items():
+            for intent in self._intents:
+                self._listener.node(NodeNews(one.cluster.label, intent.path, host, None, "unreachable", "unreachable", why))
+        self._listener.problem(one.cluster.label, f"{entrance.why()}; trying again")
+        await entrance.reach()
+        self._ended_s = one.clock.seconds()
+        if not one.reached:
+            late = "out of time: " if entrance.timeout_s >= one.rule.deadline_s else ""
+            waited = interval(self._ended_s - self._began_s)
+            self._verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"{late}no node was reached within {waited}: {entrance.why()}")
+            return
+        self._runs = await self._begin()
+        for run in self._runs:
+            run.met = self.met
+        try:
+            await gatherResults([run.start() for run in self._runs], consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        for run in self._runs or ():
+            run.stop()
+        if self._going is not None and not self._going.called:
+            self._going.cancel()
+
+    def source_changed(self, image: ImageId, text: str) -> None:
+        """Tell the runs that a directory changed."""
+        for run in self._runs or ():
+            run.source_changed(image, text)
+
+    def rows(self) -> list[Row]:
+        """How every upload stands now."""
+        if self._runs is not None:
+            return [row for run in self._runs for row in run.rows()]
+        now_s = self._preflight.clock.seconds() if self._verdict is RUNNING else self._ended_s
+        label, nobody = self._preflight.cluster.label, Standing(0, 0, (), (), ())
+        return [
+            Row(label, intent.path, intent.image, self._verdict, nobody, 0, intent.total_bytes, now_s - self._began_s)
+            for intent in self._intents
+        ]
+
+    def whole_nodes(self) -> int | None:
+        """As :meth:`ClusterRun.whole_nodes`; none while nobody was reached."""
+        if self._runs is None:
+            return 0 if self._verdict is RUNNING else None
+        return min((nodes for run in self._runs if (nodes := run.whole_nodes()) is not None), default=None)
+
+
+def _latest(replies: Sequence[Reply]) -> Reply | None:
+    """The server with the other content at the path that is signed for the latest time."""
+    others = [one for one in replies if one.signed_ms is not None and one.says is not Says.HAS]
+    return max(others, key=lambda one: one.signed_ms or 0, default=None)
