@@ -356,6 +356,18 @@ class Life(SynchronousTestCase):
 
         self.assertEqual(self.run_life(command), 6)
 
+    @shows("K8.2")
+    def test_abandoned(self) -> None:
+        """A command whose output nobody can read would go on for half an hour, or end with an internal error."""
+
+        async def command() -> int:
+            await Deferred[None]()
+            return 0
+
+        reactor = FakeReactor(lambda: life.abandon())
+        life = _Life(reactor, command, False, 0)
+        self.assertEqual((life.run(), self.err.getvalue(), reactor.stopped), (1, "", 1))
+
     @shows("F54")
     def test_signals(self) -> None:
         """Ctrl-C and SIGTERM let the command clean up and end with 130 and 143."""
