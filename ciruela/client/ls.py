@@ -12,7 +12,7 @@ from ciruela.client.progress import Display, names
 from ciruela.client.shapes import Dir, Version
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
-from ciruela.client.text import stamp
+from ciruela.client.text import count, stamp
 from ciruela.model.errors import CiruelaError
 from ciruela.model.vpath import VPath
 
@@ -133,7 +133,7 @@ async def _versions(options: LsOptions, path: VPath, asking: Survey, found: Foun
         write_json(around.stdout, _summary(found, len(rows)))
         return EXIT_DONE
     for base, images in bases.items():
-        write_line(around.stdout, f"{base}/  {images} images")
+        write_line(around.stdout, f"{base}/  {count(images, 'image')}")
     if rows:
         for line in columns(
             [("PATH", "IMAGE", "SIGNED", "BY", "NODES"), *(_row(row, everywhere, options.common.verbosity) for row in rows)]

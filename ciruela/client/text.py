@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ciruela.model.printable import escaped
+from ciruela.model.units import count as count
 
 MAX_TEXT = 300
 """Longest text from elsewhere that is printed; a server must not fill the screen."""
@@ -42,8 +43,3 @@ def interval(seconds: float) -> str:
 def stamp(now_ms: int) -> str:
     """A wall time as ``2026-11-22T07:30:01Z``."""
     return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def count(number: int, word: str, plural: str | None = None) -> str:
-    """``1 file``, ``11,306 files``."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"

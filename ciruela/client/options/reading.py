@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
-from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, keys_of
+from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, check_no_scheme, keys_of
 from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -28,6 +28,7 @@ def split_target(text: str) -> Target:
 
     PATH begins at the last ``:/``. The names of a cluster are separated by commas.
     """
+    check_no_scheme(text)
     names, mark, rest = text.rpartition(":/")
     if not mark:
         names, rest = text, ""
@@ -198,7 +199,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="the image to look for (default: the one signed last)")
     parser.add_argument("--wait", action="store_true", help="wait until enough nodes have it")
     parser.add_argument(
-        "--require", type=checked(parse_requirement), default=ALL, metavar="all|N|N%%", help="how many nodes are enough (default all)"
+        "--require", type=checked(parse_requirement), default=ALL, metavar="all|N|N%", help="how many nodes are enough (default all)"
     )
     parser.add_argument(
         "-t", "--deadline", type=checked(positive_duration_s), default=1800.0, metavar="DURATION", help="wait no longer than this (30min)"

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from ciruela.client.book import Rule
-from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s
+from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s, vpath_of
 from ciruela.client.options.excluding import NOTHING, Excluding, add_excluding, excluding_of
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
 from ciruela.model.ids import ImageId, parse_image_id
@@ -76,7 +76,7 @@ def split_wish(mode: Mode, text: str) -> Wish:
     elif re.search(r":[0-9a-fA-F]{64}\Z", rest):
         raise ValueError(f"only --replace takes an OLD_ID, --{mode.value} does not")
     try:
-        vpath = VPath.parse(path)
+        vpath = vpath_of(path)
     except ValueError as error:
         raise ValueError(f"DEST {path[:200]!r}: {error}") from None
     return Wish(mode, source, vpath, old_image)
