@@ -6,6 +6,7 @@ as plain text, so nothing that a server says can be taken for markup or for cont
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Protocol
 
@@ -25,6 +26,13 @@ REFRESH_S = 0.25
 
 LEAST_GIVEN = 0.02
 """From here on the time that is left can be told at all."""
+
+RATE_WINDOW_S = 5.0
+LEAST_RATE_S = 1.0
+"""The rate is that of the last seconds, and none is told before the first one has passed."""
+
+LIVE_NAMES = 3
+"""Names of nodes on a live line; the lines that stay have more."""
 
 FINAL_NAMES = 20
 """Names of nodes on a line that stays."""
@@ -66,7 +74,7 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
         f"{row.verdict.outcome.value:<8}",
         f"{standing.done}/{standing.expected} nodes",
         interval(row.elapsed_s),
-        f"sent {size(row.sent_bytes)}",
+        sent_part(row),
     ]
     if standing.failed:
         parts.append(f"failed: {failures(standing.failed, FINAL_NAMES)}")
@@ -77,6 +85,12 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
     if row.verdict.why and row.verdict.outcome is not Outcome.EARLY:
         parts.append(f"({clean(row.verdict.why)})")
     return "  ".join(parts)
+
+
+def sent_part(row: Row) -> str:
+    """``sent 1.2 MiB, reused 66.8 MiB of 68.0 MiB``; what was sent may be compressed, so the two need not add up."""
+    sent = f"sent {size(row.sent_bytes)}"
+    return f"{sent}, reused {size(row.reused_bytes)} of {size(row.total_bytes)}" if row.reused_bytes else sent
 
 
 def result_lines(rows: Sequence[Row]) -> list[str]:
@@ -102,15 +116,57 @@ def promise_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def given_part(row: Row) -> str:
-    """``34% given, 0:06 left``: how far the client is with giving each part to one node. Empty where that is unknown, or all is given.
+class Throughput:
+    """Bytes a second that went out lately, for each upload. Reads no clock: rows bring their time."""
 
-    The time supposes that it goes on as it went so far.
-    """
-    if row.given is None or row.given >= 1:
-        return ""
-    left = f", {interval(row.elapsed_s * (1 - row.given) / row.given)} left" if row.given >= LEAST_GIVEN else ""
-    return f"{int(100 * row.given)}% given{left}"
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], deque[tuple[float, int]]] = {}
+
+    def rate_bytes_s(self, row: Row) -> float | None:
+        """Over the last :data:`RATE_WINDOW_S`; None in the first second. To be asked each time that a row is shown."""
+        seen = self._seen.setdefault((row.cluster, row.path), deque())
+        seen.append((row.elapsed_s, row.sent_bytes))
+        while len(seen) > 2 and seen[1][0] <= row.elapsed_s - RATE_WINDOW_S:
+            seen.popleft()
+        since_s, before = seen[0]
+        return (row.sent_bytes - before) / (row.elapsed_s - since_s) if row.elapsed_s - since_s >= LEAST_RATE_S else None
+
+
+def bar_part(row: Row) -> float:
+    """How long the bar is, 0.0 to 1.0: what was given of what nodes lack; once that is all, or unknown, the nodes that are done."""
+    if row.verdict.outcome is Outcome.RUNNING and row.given is not None and row.given < 1:
+        return row.given
+    return row.standing.done / row.standing.expected if row.standing.expected else 0.0
+
+
+def live_parts(row: Row, rate_bytes_s: float | None) -> list[str]:
+    """What a live line says beside its bar, the most important first: who has no room for all of it leaves out the last."""
+    standing = row.standing
+    nodes = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"
+    sent = f"sent {size(row.sent_bytes)}"
+    passed = interval(row.elapsed_s)
+    if row.verdict.outcome is not Outcome.RUNNING:
+        return [f"{row.verdict.outcome.value} in {passed}", nodes, sent_part(row)]
+    if not standing.accepted:
+        return [f"asking {passed}", nodes]
+    if row.given is not None and row.given < 1:
+        left = [f"{time_left(row)} left"] if row.given >= LEAST_GIVEN else []
+        rate = [] if rate_bytes_s is None else [f"{size(int(rate_bytes_s))}/s"]
+        return [f"{int(100 * row.given)}% given", *left, *rate, nodes, sent]
+    parts = [nodes, passed]
+    if row.hooks.pending and not standing.missing:
+        return [*parts, f"hooks: {names(row.hooks.pending, LIVE_NAMES)}", sent]
+    if standing.done and standing.missing:
+        return [*parts, f"waiting: {names(standing.missing, LIVE_NAMES)}", sent]
+    if row.given is not None:
+        return [*parts, "all given, the nodes finish it", sent]
+    return [*parts, sent, f"to {names(standing.accepted, LIVE_NAMES)}"]
+
+
+def time_left(row: Row) -> str:
+    """The time until all is given, if it goes on as it went so far. Only where :data:`LEAST_GIVEN` is."""
+    assert row.given
+    return interval(row.elapsed_s * (1 - row.given) / row.given)
 
 
 def progress_line(row: Row, now_ms: int) -> str:

@@ -5,7 +5,7 @@ The nodes give each other the rest, so the client sends little more than one cop
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from ciruela.model.errors import RemoteError
 from ciruela.model.mask import Pieces
@@ -18,10 +18,12 @@ class Shares:
     """The pieces of one image of ``total_bytes``, and to whom each is promised.
 
     ``own``: the pieces that are promised at all; of an edited image, what the client itself has. The nodes have the others.
+    ``sizes`` of all pieces in bytes, where somebody wants to know :attr:`lacked_bytes`.
     """
 
-    def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None) -> None:
+    def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None, sizes: Sequence[int] = ()) -> None:
         self._pieces = pieces
+        self._sizes = sizes
         self._own = pieces.full if own is None else own
         self._at_once = max(1, min(pieces.count, BYTES_AT_ONCE * pieces.count // max(1, total_bytes)))
         self._promised: dict[Hashable, int] = {}
@@ -54,6 +56,13 @@ class Shares:
     def given(self) -> float | None:
         """How much of what nodes lack was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
         return (self._given & self._lacked).bit_count() / self._lacked.bit_count() if self._lacked else None
+
+    @property
+    def lacked_bytes(self) -> int | None:
+        """How much the nodes that spoke lacked, all that one of them lacked counted once; None while none spoke, or without sizes."""
+        if not self._sizes or not self._promised:
+            return None
+        return sum(size for number, size in enumerate(self._sizes) if self._lacked >> number & 1)
 
     def left(self, taker: Hashable) -> None:
         """``taker`` is gone; what it did not pass on others may take."""

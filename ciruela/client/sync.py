@@ -89,7 +89,7 @@ class Upload:
 class Row:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
 
-    ``given`` is :attr:`ciruela.client.shares.Shares.given`.
+    ``given`` and ``lacked_bytes`` are those of :class:`ciruela.client.shares.Shares`.
     """
 
     cluster: str
@@ -102,6 +102,12 @@ class Row:
     elapsed_s: float
     hooks: HookStanding = NO_HOOKS
     given: float | None = None
+    lacked_bytes: int | None = None
+
+    @property
+    def reused_bytes(self) -> int | None:
+        """How much of the image nodes had already, be it of another image or of an upload that was interrupted; None where none told."""
+        return None if self.lacked_bytes is None else self.total_bytes - self.lacked_bytes
 
 
 class _Run:
@@ -200,6 +206,7 @@ class ClusterRun:
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
                 run.hooks.standing(),
                 self._shares[run.book.image].given if run.book.image in self._shares else None,
+                self._shares[run.book.image].lacked_bytes if run.book.image in self._shares else None,
             )
             for run in self._runs
         ]

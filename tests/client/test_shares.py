@@ -51,6 +51,18 @@ class ShareTests(SynchronousTestCase):
         self.take("a", PIECES.full & ~taken)
         self.assertEqual(self.shares.given, 1.0, "what a node names later it lacked before, and has been told of")
 
+    @shows("W3")
+    def test_lacked(self) -> None:
+        """The result would call reused what a node had to be sent, or the other way round."""
+        shares = Shares(PIECES, 256 * MIB, sizes=range(PIECES.count))
+        self.assertIsNone(shares.lacked_bytes)
+        shares.take("a", PIECES.to_bytes(0))
+        self.assertEqual(shares.lacked_bytes, 0)
+        shares.take("b", PIECES.to_bytes(0b11 << 100))
+        shares.take("c", PIECES.to_bytes(0b110 << 100))
+        self.assertEqual(shares.lacked_bytes, 100 + 101 + 102)
+        self.assertIsNone(self.shares.lacked_bytes)
+
     def test_in_order(self) -> None:
         """All pieces of a share would have the same relay, which would then have to give everything at once."""
         first, second = self.take("a", PIECES.full), self.take("b", PIECES.full)
