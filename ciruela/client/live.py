@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import IO
 
 from rich.console import Console, Group
@@ -132,8 +133,9 @@ class TerminalBlock:
             self._live = None
 
     def print(self, text: str, style: str) -> None:
-        """Print a line that stays."""
-        self._console.print(Text(text, style=style))
+        """Print a line that stays; one that is too long goes on in the next, indented, and no word is broken."""
+        lines = wrap(text, self._console.width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        self._console.print(Text("\n".join(lines), style=style))
 
     def _rows(self, clusters: Clusters) -> Group:
         rows = clusters.rows()

@@ -237,6 +237,11 @@ class Display:
         self._told_safe = False
         self.problems = 0
 
+    @property
+    def verbose(self) -> bool:
+        """Whether the user wants to know more."""
+        return self._verbosity > 1
+
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
     def problem(self, cluster: str, text: str) -> None:
@@ -246,7 +251,7 @@ class Display:
 
     def note(self, cluster: str, text: str) -> None:
         """Print what a node said, for those who want to know."""
-        if self._verbosity > 1:
+        if self.verbose:
             self._tell(f"   {clean(cluster, 80)} {clean(text)}")
 
     def node(self, news: NodeNews) -> None:

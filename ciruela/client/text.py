@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from ciruela.model.ids import ImageId
 from ciruela.model.printable import escaped
 from ciruela.model.units import count as count
 
 MAX_TEXT = 300
 """Longest text from elsewhere that is printed; a server must not fill the screen."""
+
+SHORT_ID = 12
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -21,6 +24,11 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
 def clean_lines(text: str, limit: int) -> str:
     """As :func:`clean`, line by line: for texts that this program or its own daemons wrote."""
     return "\n".join(clean(line) for line in text[:limit].splitlines())
+
+
+def short_id(image: ImageId) -> str:
+    """The digits of an image id that a person compares: no two images at hand have them in common."""
+    return image.hex()[:SHORT_ID]
 
 
 def size(count: int) -> str:

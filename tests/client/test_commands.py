@@ -127,7 +127,7 @@ class Sync(CommandCase):
         self.assertEqual(self.successResultOf(running), 0)
         self.assertIn("n1 /apps/v1  DONE      1/1 nodes", self.out.text)
         self.assertEqual(len(self.out.text.splitlines()), 1)
-        for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", request.image.hex()):
+        for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", f"id {request.image.hex()[:12]}\n"):
             self.assertIn(words, self.err.text)
 
     def test_modes(self) -> None:
