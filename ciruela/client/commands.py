@@ -43,16 +43,15 @@ async def open_source(
     offers = []
     trees: list[LocalTree] = []
     for name, found in prepared.scans.items():
-        tree, piece_bytes = await in_thread(_open_tree, name, found)
+        tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
-        offers.append(Offer(found.index, found.data, tree, name, piece_bytes))
+        offers.append(Offer(found.index, found.data, tree, name))
     return Source(offers, in_thread, changed, pace), trees
 
 
-def _open_tree(name: str, found: Scan) -> tuple[LocalTree, list[int]]:
-    """In a thread, because it also reads the index, and looks at each of its files."""
-    tree = LocalTree(name, found.index)
-    return tree, tree.piece_bytes()
+def _open_tree(name: str, found: Scan) -> LocalTree:
+    """In a thread, because it also reads the index."""
+    return LocalTree(name, found.index)
 
 
 async def sync(

@@ -43,13 +43,12 @@ class Tree(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One image that this client can give. ``source`` is the directory as the user named it, ``piece_bytes`` the sizes of its pieces."""
+    """One image that this client can give. ``source`` is the directory as the user named it."""
 
     index: Index
     data: bytes
     tree: Tree
     source: str
-    piece_bytes: Sequence[int] = ()
 
 
 class Giver(Protocol):
@@ -91,8 +90,8 @@ class Source:
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
-        offers = [shelf.offer for shelf in self._shelves.values()]
-        return {one.index.image: Shares(one.index.pieces, one.index.total_bytes, sizes=one.piece_bytes) for one in offers}
+        shelves = [(shelf.offer.index, shelf.blocks.bytes_of) for shelf in self._shelves.values()]
+        return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=bytes_of) for index, bytes_of in shelves}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.

@@ -27,6 +27,8 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    GetBlock,
+    GetBlocks,
     GetShare,
     HookResult,
     Notification,
@@ -89,7 +91,7 @@ class Upload:
 class Row:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
 
-    ``given`` and ``lacked_bytes`` are those of :class:`ciruela.client.shares.Shares`.
+    ``given`` and ``given_bytes`` are those of :class:`ciruela.client.shares.Shares`.
     """
 
     cluster: str
@@ -102,12 +104,13 @@ class Row:
     elapsed_s: float
     hooks: HookStanding = NO_HOOKS
     given: float | None = None
-    lacked_bytes: int | None = None
+    given_bytes: int | None = None
 
     @property
     def reused_bytes(self) -> int | None:
-        """How much of the image nodes had already, be it of another image or of an upload that was interrupted; None where none told."""
-        return None if self.lacked_bytes is None else self.total_bytes - self.lacked_bytes
+        """How much of the image did not have to be given, because nodes had it; None where that is unknown, or will change."""
+        whole = self.verdict.outcome in (Outcome.DONE, Outcome.EARLY)
+        return self.total_bytes - self.given_bytes if whole and self.given_bytes is not None else None
 
 
 class _Run:
@@ -120,6 +123,7 @@ class _Run:
         self.asked: set[Address] = set()
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
+        self.uncounted = False
         self.verdict = RUNNING
         self.ended_s = 0.0
 
@@ -206,7 +210,7 @@ class ClusterRun:
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
                 run.hooks.standing(),
                 self._shares[run.book.image].given if run.book.image in self._shares else None,
-                self._shares[run.book.image].lacked_bytes if run.book.image in self._shares else None,
+                self._shares[run.book.image].given_bytes if run.book.image in self._shares and not run.uncounted else None,
             )
             for run in self._runs
         ]
@@ -408,7 +412,17 @@ class ClusterRun:
         published = peer.published if peer is not None else {}
         if isinstance(request, GetShare) and request.image in published:
             return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
-        return self._source.answer(request, published, self._sent)
+        answer = self._source.answer(request, published, self._sent)
+        if isinstance(request, GetBlocks) and request.image in published:
+            answer.addCallback(self._gave, request)
+        elif isinstance(request, GetBlock):
+            for run in self._runs:
+                run.uncounted = True  # a block by its hash may stand at many places, and be asked for again
+        return answer
+
+    def _gave(self, response: Response, request: GetBlocks) -> Response:
+        self._shares[request.image].gave(request.numbers)
+        return response
 
     def _sent(self, image: ImageId, size: int) -> None:
         for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):

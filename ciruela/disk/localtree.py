@@ -49,10 +49,6 @@ class LocalTree:
         with self._lock:
             return frozenset(self._changed)
 
-    def piece_bytes(self) -> list[int]:
-        """The size of each piece of the image, by its number."""
-        return self._blocks.bytes_of_pieces()
-
     def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
         """The block of each hash; None for one that the index does not name or that no file has any more."""
         return [self._block(wanted) for wanted in hashes]

@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import NamedTuple
 
 from ciruela.index.digest import BLOCK_BYTES
@@ -114,15 +114,6 @@ class BlockMap:
         """The size of these blocks together. Raises IndexError."""
         places = map(self.by_number, numbers)
         return sum(file.block_size(block) for file, block in places)
-
-    def bytes_of_pieces(self) -> list[int]:
-        """The size of each piece of the image, by its number; their sum is that of all files. Looks at every file: call it in a thread."""
-        pieces = self.index.pieces
-        found = [len(pieces.blocks(number)) * BLOCK_BYTES for number in range(pieces.count)]
-        for file, end in zip(self.files, islice(self._starts, 1, None), strict=True):
-            if short := -file.size % BLOCK_BYTES:
-                found[pieces.piece_of(end - 1)] -= short
-        return found
 
     def hash_of(self, number: int) -> BlockHash:
         """The hash of block ``number``. Raises IndexError."""

@@ -54,7 +54,7 @@ def row(
     path: str = "/apps/shop",
     why: str = "",
     share: float | None = None,
-    lacked_bytes: int | None = None,
+    given_bytes: int | None = None,
     elapsed_s: float = 41.5,
     sent_bytes: int = 417_333_248,
 ) -> Row:
@@ -70,7 +70,7 @@ def row(
         4_402_341_478,
         elapsed_s,
         given=share,
-        lacked_bytes=lacked_bytes,
+        given_bytes=given_bytes,
     )
 
 
@@ -155,7 +155,7 @@ class Lines(SynchronousTestCase):
     @shows("W3")
     def test_what_was_reused(self) -> None:
         """Nobody would see that a new version of gigabytes took a second because the servers had nearly all of it."""
-        found = result_lines([row(Outcome.DONE, 78, 78, lacked_bytes=lacked) for lacked in (None, 4_402_341_478, 71_303_168)])
+        found = result_lines([row(Outcome.DONE, 78, 78, given_bytes=given) for given in (None, 4_402_341_478, 71_303_168)])
         self.assertEqual(
             [line.partition("0:41  ")[2] for line in found], ["sent 398 MiB", "sent 398 MiB", "sent 398 MiB, reused 4.0 GiB of 4.1 GiB"]
         )

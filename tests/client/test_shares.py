@@ -52,16 +52,15 @@ class ShareTests(SynchronousTestCase):
         self.assertEqual(self.shares.given, 1.0, "what a node names later it lacked before, and has been told of")
 
     @shows("W3")
-    def test_lacked(self) -> None:
-        """The result would call reused what a node had to be sent, or the other way round."""
-        shares = Shares(PIECES, 256 * MIB, sizes=range(PIECES.count))
-        self.assertIsNone(shares.lacked_bytes)
-        shares.take("a", PIECES.to_bytes(0))
-        self.assertEqual(shares.lacked_bytes, 0)
-        shares.take("b", PIECES.to_bytes(0b11 << 100))
-        shares.take("c", PIECES.to_bytes(0b110 << 100))
-        self.assertEqual(shares.lacked_bytes, 100 + 101 + 102)
-        self.assertIsNone(self.shares.lacked_bytes)
+    def test_given_bytes(self) -> None:
+        """The result would call reused what had to be sent, or count what two nodes asked for twice."""
+        shares = Shares(PIECES, 256 * MIB, bytes_of=sum)
+        self.assertEqual(shares.given_bytes, 0)
+        shares.gave((5, 7))
+        shares.gave((7, 9, PIECES.block_count))
+        self.assertEqual(shares.given_bytes, 5 + 7 + 9)
+        self.shares.gave((5,))
+        self.assertIsNone(self.shares.given_bytes)
 
     def test_in_order(self) -> None:
         """All pieces of a share would have the same relay, which would then have to give everything at once."""
