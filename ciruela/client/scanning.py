@@ -58,6 +58,8 @@ async def scan_directory(
     finally:
         display.hide()
     display.say(scanned_line(name, found, whole_id=display.verbose))
+    if found.unkept:
+        display.say(f"No image keeps {', '.join(found.unkept)}: servers will have these files without")
     for path in found.excluded_paths:
         display.note("", f"left out {path}")
     for warning in found.warnings:
