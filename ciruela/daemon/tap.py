@@ -42,19 +42,19 @@ def _whole(low: int, high: int) -> object:
 class Options(usage.Options):
     """The command line of ``twistd ciruela`` (protocol section 7.3). What is not given is None: then ``ciruela.yaml`` decides."""
 
-    synopsis = "[options]"
+    synopsis = "Usage: ciruela-server [options]\n       twistd [options of twistd] ciruela [options]"
     longdesc = "A node of a ciruela cluster: takes signed uploads, fetches them from clients and peers, shows them in one step."
     optParameters = [  # noqa: RUF012  the name and the form are Twisted's
         ["config", "c", None, "Directory with configs/, keys/, master.key and peers.txt [/etc/ciruela]."],
         ["config-base-dir", None, None, "Another name for --config."],
         ["db-dir", None, None, "Directory for states and indexes; it must exist [/var/lib/ciruela]."],
         ["host", None, None, "Numeric address to listen on, TCP and UDP [0.0.0.0]."],
-        ["port", None, None, "Port, TCP and UDP; the default port of all peers [24783].", _whole(1, 65535)],
-        ["max-connections", None, None, "Connections at a time, 1000 unless ciruela.yaml says otherwise.", _whole(1, MOST_CONNECTIONS)],
-        ["disk-threads", None, None, "Threads for files and hashes [8].", _whole(1, MOST_THREADS)],
+        ["port", None, None, "Port, TCP and UDP; the default port of all peers [24783]", _whole(1, 65535)],
+        ["max-connections", None, None, "Connections at a time, 1000 unless ciruela.yaml says otherwise", _whole(1, MOST_CONNECTIONS)],
+        ["disk-threads", None, None, "Threads for files and hashes [8]", _whole(1, MOST_THREADS)],
         ["override-machine-id", None, None, "32 hexadecimal digits instead of /etc/machine-id."],
         ["override-hostname", None, None, "Name for notifications and status instead of the system's."],
-        ["metadata-threads", None, None, "Not used; taken for the sake of older unit files.", _whole(1, 1_000_000)],
+        ["metadata-threads", None, None, "Not used; taken for the sake of older unit files", _whole(1, 1_000_000)],
     ]
     optFlags = [  # noqa: RUF012
         ["check-config", None, "Read and check the whole configuration, say what is wrong with it, and end."],
@@ -75,6 +75,10 @@ class Options(usage.Options):
             raise usage.UsageError(f"--cantal: {NO_CANTAL}")
         if self["config"] is not None and self["config-base-dir"] not in (None, self["config"]):
             raise usage.UsageError("--config and --config-base-dir name two directories (give one of them)")
+
+    def getSynopsis(self) -> str:  # noqa: N802  the name is Twisted's
+        """Both ways to call it, whichever was used."""
+        return self.synopsis
 
     def given(self) -> Given:
         """What stands on the command line."""

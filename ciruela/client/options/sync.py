@@ -99,7 +99,7 @@ def _wish(mode: Mode) -> Callable[[str], Any]:
 EXIT_CODES = (
     "Exit codes: 0 done, or enough hosts have it; 1 local problem; 2 usage or keys; 3 network or deadline; 4 --require is not met, but the "
     "early rule is; 5 rejected; 6 conflict; 7 a hook failed after all was distributed; 8 nothing to do (only with --exit-code); "
-    "130 interrupted; 143 terminated. Any other code is a failure."
+    "130 interrupted; 141 nobody reads stdout any more; 143 terminated. Any other code is a failure."
 )
 
 
