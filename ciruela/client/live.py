@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import IO
 
 from rich.console import Console, Group
@@ -17,7 +16,7 @@ from rich.text import Text
 from ciruela.client.book import Outcome
 from ciruela.client.progress import Clusters, Throughput, bar_part, live_parts, safe_line
 from ciruela.client.sync import Row
-from ciruela.client.text import clean
+from ciruela.client.text import clean, folded
 
 _STYLES = {
     Outcome.DONE: "green",
@@ -109,6 +108,11 @@ class TerminalBlock:
         self._live: Live | None = None
         self._throughput = Throughput()
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.width
+
     def show_line(self, text: Callable[[], str]) -> None:
         """Show one line."""
         self._begin(lambda: Text(text(), no_wrap=True, overflow="ellipsis"))
@@ -134,8 +138,7 @@ class TerminalBlock:
 
     def print(self, text: str, style: str) -> None:
         """Print a line that stays; one that is too long goes on in the next, indented, and no word is broken."""
-        lines = wrap(text, self._console.width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        self._console.print(Text("\n".join(lines), style=style))
+        self._console.print(Text(folded(text, self.width), style=style))
 
     def _rows(self, clusters: Clusters) -> Group:
         rows = clusters.rows()

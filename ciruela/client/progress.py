@@ -18,7 +18,7 @@ from ciruela.client.hooks import hooks_part
 from ciruela.client.listener import NodeNews
 from ciruela.client.options.common import Progress
 from ciruela.client.sync import Row
-from ciruela.client.text import clean, interval, size, stamp
+from ciruela.client.text import clean, folded, interval, size, stamp
 from ciruela.seams import NowMs
 
 REFRESH_S = 0.25
@@ -187,6 +187,10 @@ def safe_line(nodes: int) -> str:
 class Block(Protocol):
     """Lines of a terminal that are drawn again and again, below those that stay: ``live.TerminalBlock``."""
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+
     def show_line(self, text: Callable[[], str]) -> None:
         """Show one line."""
 
@@ -269,7 +273,12 @@ class Display:
 
     def result(self, text: str) -> None:
         """Print a line that was asked for, whatever the verbosity."""
-        _write(self._out, clean(text, 2000))
+        self._write_result(clean(text, 2000))
+
+    def _write_result(self, line: str) -> None:
+        """A line for programs too, unless both streams are a terminal: people want to see where it begins."""
+        block = self._block
+        _write(self._out, folded(line, block.width) if block is not None and self._out.isatty() else line)
 
     def answer(self, text: str) -> None:
         """Print a line that was asked for; what it holds is clean already."""
@@ -334,7 +343,7 @@ class Display:
         """Take away the block and print the lines that stay."""
         self.hide()
         for line in result_lines(rows):
-            _write(self._out, line)
+            self._write_result(line)
         if any(row.verdict.outcome is Outcome.EARLY for row in rows):
             self.say("EARLY: enough nodes are done, the others go on without this client; --require all waits for all of them")
 

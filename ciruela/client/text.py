@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from textwrap import wrap
 
 from ciruela.model.ids import ImageId
 from ciruela.model.printable import escaped
@@ -24,6 +25,11 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
 def clean_lines(text: str, limit: int) -> str:
     """As :func:`clean`, line by line: for texts that this program or its own daemons wrote."""
     return "\n".join(clean(line) for line in text[:limit].splitlines())
+
+
+def folded(text: str, width: int) -> str:
+    """``text`` in lines of ``width`` columns, all but the first indented. Words are not broken: a path can still be copied."""
+    return "\n".join(wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 
 def short_id(image: ImageId) -> str:

@@ -24,7 +24,7 @@ from ciruela.client.progress import (
     wants_live,
 )
 from ciruela.client.sync import Row
-from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
+from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, folded, interval, size, stamp
 from ciruela.model.ids import ImageId
 from tests.proof import shows
 
@@ -266,6 +266,17 @@ class Showing(SynchronousTestCase):
             self.assertIn("50% given  0:41 left", lines[1], width)
             self.assertTrue(width < 80 or "v2026.11.30-1" in lines[0], lines[0])
             block.hide()
+
+    @shows("W3")
+    def test_folded(self) -> None:
+        """Lines of a demo would wrap in the middle of a path, and nobody could copy it."""
+        display = self.display(live=True)
+        display.say(f"Indexed /srv/{'x' * 90}/site-packages: 602 dirs, 6,051 files")
+        display.finish([row(Outcome.DONE, missing=tuple(f"node{number}.example.org" for number in range(9)))])
+        self.assertIn(f"/srv/{'x' * 90}/site-packages:", self.err.getvalue())
+        lines = [*self.err.getvalue().splitlines(), *self.out.getvalue().splitlines()]
+        self.assertEqual((len(lines) > 3, [line for line in lines if len(line) > 120]), (True, []))
+        self.assertEqual(folded(f"a {'b' * 30} c", 20), f"a\n    {'b' * 30}\n    c")
 
     @shows("W3")
     def test_what_gives_way(self) -> None:
