@@ -57,8 +57,8 @@ def daemon_page():
     return "\n".join([*lines, ""])
 
 
-def main():
-    """Write all pages."""
+def main(directory=HERE):
+    """Write all pages into ``directory``."""
     os.environ["COLUMNS"] = "80"  # argparse folds usage by the width of the terminal
     try:
         pages = {
@@ -68,10 +68,10 @@ def main():
         }
     except ImportError as error:
         sys.exit(f"{error.name} is missing: install the dev requirements (pip install '.[dev]')")
-    HERE.mkdir(exist_ok=True)
+    Path(directory).mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
-        (HERE / f"{name}.1").write_text(text, encoding="utf-8")
+        Path(directory, f"{name}.1").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
