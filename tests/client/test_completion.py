@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -59,8 +60,8 @@ class ManTests(SynchronousTestCase):
     @shows("W5")
     def test_without_its_library(self) -> None:
         """Who packs a release got a traceback instead of the name of what is missing."""
-        self.patch(sys, "modules", {**sys.modules, "argparse_manpage": None, "argparse_manpage.manpage": None})
-        left = self.assertRaises(SystemExit, runpy.run_path(str(MAN))["main"], Path(self.mktemp()))
+        with patch.dict(sys.modules, {"argparse_manpage": None, "argparse_manpage.manpage": None}):
+            left = self.assertRaises(SystemExit, runpy.run_path(str(MAN))["main"], Path(self.mktemp()))
         self.assertIn("is missing: install the dev requirements", str(left.code))
 
     def test_every_option(self) -> None:
