@@ -148,7 +148,7 @@ def listen_on(plan: Plan, *, beside: bool) -> bool:
         if beside and number == errno.EADDRINUSE:
             return False
         reason = getattr(error, "strerror", None) or error
-        advice = _CANNOT_LISTEN.get(number or 0, "choose another --host or --port")
+        advice = _CANNOT_LISTEN.get(number or 0, "give --host a numeric address of this machine, or choose another --port")
         raise ConfigError(f"cannot listen on {Address(host, port)}: {reason} ({advice})") from None
     return True
 

@@ -222,6 +222,13 @@ class MistakeTests(ConfigCase):
 
     @shows("F60")
     @shows("W2")
+    def test_what_was_meant(self) -> None:
+        """A proposal that has nothing to do with what was written helps nobody."""
+        self.assertIn('"24 images" is not a whole number (try 24)', self.errors(MINIMAL + "max-images: 24 images\n")[0])
+        self.assertIn('"many" is not a whole number (try 2)', self.errors(MINIMAL + "max-images: many\n")[0])
+        self.assertIn("(try https://shop.example.org/x)", self.errors(MINIMAL + "webhook: shop.example.org/x\n")[0])
+
+    @shows("W2")
     def test_mount_point(self) -> None:
         """Every upload to it would fail for ever, with words of the system that name no setting."""
         self.patch(os.path, "ismount", lambda path: path == str(self.images))
