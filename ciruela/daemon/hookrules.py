@@ -90,7 +90,7 @@ def command_hook(value: Value) -> CommandHook | None:
 
 def _url(value: Value) -> str:
     given = text(value, "a web address")
-    example = "https://deploy.example.org/hook" if "://" in given or "." not in given else f"https://{given[:80]}"
+    example = "https://deploy.example.org/hook" if "://" in given or "/" not in given else f"https://{given[:80]}"
     try:
         parts = urlsplit(given)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

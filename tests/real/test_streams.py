@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.proof import shows
-from tests.real.daemons import program
+from tests.real.daemons import RealCluster, program
 from tests.real.trees import small_tree
 
 
@@ -34,6 +34,15 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual((code, out.partition(" ")[0]), (0, "DIRSIGNATURE.v1"), err)
         code, out, err = self.shell(">&-")
         self.assertEqual((code, out, err.count("\n")), (0, "", 1))
+
+    @shows("K8.1")
+    def test_daemon(self) -> None:
+        """The first connection would get the number of stderr, and be sent what is meant for people."""
+        cluster = RealCluster(self, 1, down=[0])
+        cluster.nodes[0].wrapper = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-']
+        cluster.start(0)
+        held = [os.readlink(f"/proc/{cluster.pid(0)}/fd/{number}") for number in range(3)]
+        self.assertEqual(held, [os.devnull] * 3)
 
     @shows("K8.2")
     def test_full_and_unread(self) -> None:
