@@ -9,7 +9,7 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk.streams import EXIT_OUTPUT, EXIT_PIPE, Standard, _Descriptor, _text
+from ciruela.disk.streams import EXIT_OUTPUT, EXIT_PIPE, Standard, _Descriptor, _text, hold_descriptors
 from tests.proof import shows
 
 
@@ -61,6 +61,30 @@ class DescriptorTests(SynchronousTestCase):
         out.flush()
         reader.join(20)
         self.assertEqual(sum(map(len, found)), 100_000)
+
+
+class HoldTests(SynchronousTestCase):
+    """Descriptors 0, 1 and 2 are never free."""
+
+    @shows("K8.1")
+    def test_closed_ones_are_opened(self) -> None:
+        """The first socket would be descriptor 2, and be sent what is meant for people."""
+        null = os.stat(os.devnull)
+        for closed in ((0,), (1,), (2,), (0, 1, 2), ()):
+            child = os.fork()
+            if child == 0:
+                try:
+                    before = [os.fstat(number).st_ino for number in range(3)]
+                    for number in closed:
+                        os.close(number)
+                    hold_descriptors()
+                    after = [os.fstat(number).st_ino for number in range(3)]
+                    good = after == [null.st_ino if number in closed else before[number] for number in range(3)]
+                    good = good and all(os.get_inheritable(number) for number in closed)
+                    os._exit(0 if good and os.open(os.devnull, os.O_RDONLY) > 2 else 1)
+                except BaseException:  # noqa: BLE001  a child must never go on as the test
+                    os._exit(2)
+            self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0, closed)
 
 
 class StandardTests(SynchronousTestCase):
