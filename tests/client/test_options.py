@@ -142,6 +142,7 @@ class SyncLine(Parsing):
         for parser in [tree.ciruela_sync(), *tree.ciruela()._subparsers._group_actions[0].choices.values()]:  # type: ignore[union-attr]
             self.assertNotIn("%%", parser.format_help())
             self.assertNotIn("%%", parser.format_usage())
+            self.assertEqual([action.dest for action in parser._actions if not action.help], [], parser.prog)
 
     @shows("W1")
     def test_did_you_mean(self) -> None:

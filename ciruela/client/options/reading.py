@@ -162,7 +162,12 @@ def add_ls(parser: argparse.ArgumentParser) -> None:
         "List the directories of a cluster, or the images in one: when they were signed, by whom, and on how many nodes they are."
     )
     parser.epilog = "Exit codes: 0 listed, 2 usage, 3 no node answered, 5 no node has that directory."
-    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
+    parser.add_argument(
+        "target",
+        type=checked(split_target),
+        metavar="CLUSTER[:/PATH]",
+        help="a cluster by any of its nodes, and a directory of it whose images are listed",
+    )
     add_json(parser)
     add_common(parser)
 
@@ -195,7 +200,9 @@ def add_status(parser: argparse.ArgumentParser) -> None:
         "Tell of each node of a cluster whether it has an image, how far it is, or why not; without a path, whether it is there."
     )
     parser.epilog = "Exit codes: 0 enough nodes have it, 2 usage, 3 they have not (yet), or no node answered, 5 no node takes that path."
-    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
+    parser.add_argument(
+        "target", type=checked(split_target), metavar="CLUSTER[:/PATH]", help="a cluster by any of its nodes, and an image there"
+    )
     parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="the image to look for (default: the one signed last)")
     parser.add_argument("--wait", action="store_true", help="wait until enough nodes have it")
     parser.add_argument(
@@ -243,8 +250,10 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela diff``."""
     parser.description = "Tell what is otherwise in one image than in another: added (+), removed (-) and changed (~), with sizes."
     parser.epilog = "Exit codes, as diff has them: 0 the same, 1 different, 2 trouble. A local name with ':/' in it is written ./NAME."
-    for name in ("left", "right"):
-        parser.add_argument(name, type=checked(_side), metavar="DIR|INDEX|CLUSTER:/PATH")
+    for name, which in (("left", "what was"), ("right", "what is now")):
+        parser.add_argument(
+            name, type=checked(_side), metavar="DIR|INDEX|CLUSTER:/PATH", help=f"{which}: a local directory, an index file, or an image"
+        )
     add_json(parser)
     add_cache(parser)
     add_common(parser)
@@ -274,7 +283,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         "Check a cluster: names, connections, datagrams between the nodes, clocks, keys, free space, and what nodes disagree in."
     )
     parser.epilog = "Exit codes: 0 all is well (notes may remain), 1 a check failed, 2 usage or keys, 3 no node answered."
-    parser.add_argument("cluster", type=checked(_cluster), metavar="CLUSTER")
+    parser.add_argument("cluster", type=checked(_cluster), metavar="CLUSTER", help="the cluster by any of its nodes: HOST or HOST,HOST")
     add_keys(parser)
     add_json(parser)
     add_common(parser)
