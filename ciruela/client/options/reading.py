@@ -166,7 +166,7 @@ def add_ls(parser: argparse.ArgumentParser) -> None:
         "target",
         type=checked(split_target),
         metavar="CLUSTER[:/PATH]",
-        help="a cluster by any of its nodes, and a directory of it whose images are listed",
+        help="a cluster by any of its nodes, and a directory of images there",
     )
     add_json(parser)
     add_common(parser)
