@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, check_no_scheme, keys_of
+from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -91,6 +92,7 @@ class GetOptions:
     patience_s: float
     print_progress_s: float
     cache: bool = True
+    trusting: Trusting = NOBODY_ELSE
 
 
 def add_get(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +123,7 @@ def add_get(parser: argparse.ArgumentParser) -> None:
     )
     add_print_progress(parser)
     add_cache(parser)
+    add_trust(parser, signs=False)
     add_common(parser)
 
 
@@ -141,6 +144,7 @@ def get_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> G
         patience_s=found.patience,
         print_progress_s=found.print_progress,
         cache=found.cache,
+        trusting=trusting_of(found),
     )
 
 
@@ -154,6 +158,7 @@ class LsOptions:
     common: Common
     target: Target
     json: bool = False
+    trusting: Trusting = NOBODY_ELSE
 
 
 def add_ls(parser: argparse.ArgumentParser) -> None:
@@ -169,12 +174,13 @@ def add_ls(parser: argparse.ArgumentParser) -> None:
         help="a cluster by any of its nodes, and a directory of images there",
     )
     add_json(parser)
+    add_trust(parser, signs=False)
     add_common(parser)
 
 
 def ls_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> LsOptions:
     """What ``ciruela ls`` was told."""
-    return LsOptions(common_of(found), found.target, found.json)
+    return LsOptions(common_of(found), found.target, found.json, trusting_of(found))
 
 
 # -- status -------------------------------------------------------------------------------------------------------------------
@@ -237,6 +243,7 @@ class DiffOptions:
     right: Target | str
     json: bool = False
     cache: bool = True
+    trusting: Trusting = NOBODY_ELSE
 
 
 def _side(text: str) -> Target | str:
@@ -256,12 +263,13 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
         )
     add_json(parser)
     add_cache(parser)
+    add_trust(parser, signs=False)
     add_common(parser)
 
 
 def diff_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DiffOptions:
     """What ``ciruela diff`` was told."""
-    return DiffOptions(common_of(found), found.left, found.right, found.json, found.cache)
+    return DiffOptions(common_of(found), found.left, found.right, found.json, found.cache, trusting_of(found))
 
 
 # -- doctor -------------------------------------------------------------------------------------------------------------------
