@@ -5,6 +5,7 @@ Only names that cannot be the same are replaced: host names, ``/etc/ciruela``, a
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -26,10 +27,11 @@ NOT_RUN = ("ansible", "ciruela verify")
 
 @dataclass(slots=True)
 class HowTo:
-    """What one page says: files by their places, and lines to type."""
+    """What one page says: files by their places, lines to type, and a script that has no place."""
 
     files: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    script: str = ""
 
     @classmethod
     def read(cls, name: str) -> HowTo:
@@ -44,6 +46,8 @@ class HowTo:
                 found.lines += [line for line in typed if not line.startswith(NOT_RUN)]
             elif places := PLACE.findall(text, before, block.start()):
                 found.files.setdefault(places[-1], body)
+            elif block[1] == "sh":
+                found.script = body
             before = block.end()
         return found
 
@@ -97,7 +101,7 @@ class HowToTests(SynchronousTestCase):
 
     def typed(self, line: str, code: int = 0) -> str:
         """Type a line of a page at the host of the user."""
-        line = re.sub(r"[a-z]+\.example\.org", "127.0.0.1", line).replace("/tmp/", f"{self.home}/")
+        line = re.sub(r"\b[a-z]+\.example\.org", "127.0.0.1", line).replace("/tmp/", f"{self.home}/")
         if line.startswith(("ciruela rollback", "ciruela remove")):
             line += " --yes"  # there is no terminal to ask
         script = f"PATH={Path(program('ciruela')).parent}:$PATH; export CIRUELA_PORT={self.cluster.port} CIRUELA_EDITOR=true\n{line}"
@@ -132,6 +136,15 @@ class HowToTests(SynchronousTestCase):
             self.typed(line, 1 if line.startswith("ciruela diff") and "blocked" in line else 0)
         self.assertFalse((self.cluster.nodes[1].data / "conf" / "site" / "blocked.conf").exists(), "that was rolled back")
         self.assertIn("systemctl reload nginx", (self.cluster.nodes[0].top / "sudo.log").read_text())
+
+        job = HowTo.read("continuous-integration")
+        self.typed(job.lines[0])
+        for node in self.cluster.nodes:
+            with open(node.config / "keys" / "deploy.key", "a", encoding="ascii") as keys:
+                keys.write((self.home / "ci-shop.pub").read_text())
+        (self.home / "dist").symlink_to("build")
+        self.typed(f"CI_SHOP_KEY=$(cat ci-shop); rm ci-shop ci-shop.pub; VERSION=v43\n{job.script}")
+        self.assertEqual(json.loads((self.home / "sync.jsonl").read_text().splitlines()[-1])["outcome"], "done")
 
         model = self.home / "llama-70b-q4"
         self.put(model / "weights", "x" * 100_000)
