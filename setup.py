@@ -38,6 +38,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[*find_packages(include=["ciruela", "ciruela.*"]), "twisted.plugins"],
+    data_files=[("share/man/man1", sorted(str(path.relative_to(HERE)) for path in (HERE / "docs" / "man").glob("*.1")))],
     package_data={"ciruela": ["py.typed"], "twisted": ["plugins/ciruela_plugin.py"]},
     install_requires=[
         "Twisted[tls,conch]>=24.11",

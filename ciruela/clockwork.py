@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.model.printable import logged
+from ciruela.model.units import count
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -262,7 +263,9 @@ class Hush:
             self._unsaid += self._said.pop(what)[1]
         if self._unsaid:
             self._lines = 1
-            self._log.warn("{count} messages about what others sent were not logged, so that the log stays readable", count=self._unsaid)
+            self._log.warn(
+                "not logged, so that the log stays readable: {messages} about what others sent", messages=count(self._unsaid, "message")
+            )
             self._unsaid = 0
 
 

@@ -1,41 +1,76 @@
-"""Write the man pages: ``python docs/man.py DIRECTORY`` makes ``ciruela.1`` and ``ciruela-sync.1`` of the parsers of the command line.
+"""Write the man pages that the wheel carries: ``python docs/man.py`` makes ``docs/man/*.1`` of the command lines, to be committed.
 
-It needs argparse-manpage, which is among the dev requirements.
+It needs argparse-manpage, which is among the dev requirements; who builds or installs the wheel does not.
 """
 
 import os
+import re
 import sys
-import time
 from pathlib import Path
-
-from argparse_manpage.manpage import Manpage
 
 from ciruela import __version__
 from ciruela.client.options import tree
+from ciruela.daemon.tap import Options
+
+HERE = Path(__file__).parent / "man"
 
 
 def page(parser, about):
-    """The text of one page. ``SOURCE_DATE_EPOCH`` is its date, so that two builds of one release are the same."""
-    day = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
+    """The text of one page of a parser. No date: two builds of one release are the same."""
+    from argparse_manpage.manpage import Manpage
+
     data = {
         "project_name": "ciruela",
         "version": __version__,
-        "date": day,
         "manual_title": "User Commands",
         "manual_section": 1,
         "description": about,
     }
-    return str(Manpage(parser, format="single-commands-section", _data=data))
+    text = str(Manpage(parser, format="single-commands-section", _data=data))
+    return re.sub(r'(?m)^(\.TH \S+ "1") "[^"]*"', r'\1 ""', text)
 
 
-def main(directory):
-    """Write both pages into ``directory``."""
+def escaped(text):
+    """Text as roff takes it."""
+    return text.replace("\\", "\\\\").replace("-", "\\-")
+
+
+def daemon_page():
+    """The text of the page of the daemon, whose options are Twisted's."""
+    lines = [
+        f'.TH CIRUELA\\-SERVER "1" "" "ciruela {__version__}" "User Commands"',
+        ".SH NAME",
+        "ciruela\\-server \\- a node of a ciruela cluster",
+        ".SH SYNOPSIS",
+        ".B ciruela\\-server",
+        "[options]",
+        ".SH DESCRIPTION",
+        escaped(Options.longdesc),
+        "It is twistd \\-\\-nodaemon \\-\\-pidfile= ciruela with these options. SIGHUP has it read its configuration again.",
+        ".SH OPTIONS",
+    ]
+    options = [(name, short, "VALUE", about) for name, short, _, about, *_ in Options.optParameters]
+    options += [(name, short, "", about) for name, short, about in Options.optFlags]
+    for name, short, value, about in sorted(options):
+        names = ", ".join(filter(None, (f"\\-{short}" if short else "", f"\\-\\-{escaped(name)}")))
+        lines += [".TP", f"\\fB{names}\\fR {value}".rstrip(), escaped(about)]
+    return "\n".join([*lines, ""])
+
+
+def main(directory=HERE):
+    """Write all pages into ``directory``."""
+    os.environ["COLUMNS"] = "80"  # argparse folds usage by the width of the terminal
+    try:
+        pages = {
+            "ciruela": page(tree.ciruela(), "puts a whole directory on every server of a cluster"),
+            "ciruela-sync": page(tree.ciruela_sync(), "put directories on every server of a cluster"),
+            "ciruela-server": daemon_page(),
+        }
+    except ImportError as error:
+        sys.exit(f"{error.name} is missing: install the dev requirements (pip install '.[dev]')")
     Path(directory).mkdir(parents=True, exist_ok=True)
-    for parser, about in (
-        (tree.ciruela(), "puts a whole directory on every server of a cluster"),
-        (tree.ciruela_sync(), "put directories on every server of a cluster"),
-    ):
-        Path(directory, f"{parser.prog}.1").write_text(page(parser, about), encoding="utf-8")
+    for name, text in pages.items():
+        Path(directory, f"{name}.1").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

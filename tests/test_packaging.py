@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import configparser
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from twisted.application.service import IServiceMaker
@@ -12,6 +14,9 @@ from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela import __version__
+from ciruela.client.options import tree
+from ciruela.daemon.tap import Options
+from tests.proof import shows
 
 TOP = Path(__file__).parent.parent
 SETUP = (TOP / "setup.py").read_text(encoding="utf-8")
@@ -74,6 +79,35 @@ class ContentTests(SynchronousTestCase):
         manifest = (TOP / "MANIFEST.in").read_text(encoding="utf-8")
         grafted = set(re.findall(r"^graft (\S+)$", manifest, re.MULTILINE))
         self.assertEqual(grafted, {".ci", "benchmarks", "ciruela", "docs", "newsfragments", "tests", "twisted"})
+
+
+class ManTests(SynchronousTestCase):
+    """The man pages of the wheel; ``docs/man.py`` makes them."""
+
+    @shows("W5")
+    def test_they_have_every_option(self) -> None:
+        """``man ciruela`` would not know what ``ciruela --help`` does. Run ``python docs/man.py`` and commit what it writes."""
+        for name, parser in (("ciruela", tree.ciruela()), ("ciruela-sync", tree.ciruela_sync())):
+            text = (TOP / "docs" / "man" / f"{name}.1").read_text(encoding="utf-8")
+            self.assertEqual([word for word in words_of(parser) if word.replace("-", "\\-") not in text], [])
+        text = (TOP / "docs" / "man" / "ciruela-server.1").read_text(encoding="utf-8")
+        options = [entry[0] for entry in (*Options.optParameters, *Options.optFlags)]
+        self.assertEqual([option for option in options if f"\\-\\-{option}".replace("-", "\\-").replace("\\\\", "\\") not in text], [])
+
+    @shows("W5")
+    def test_the_wheel_has_them(self) -> None:
+        """They would lie in the source alone, where no ``man`` looks."""
+        self.assertIn('("share/man/man1", ', SETUP)
+
+
+def words_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every command and long option of a parser, those of its commands included."""
+    for action in parser._actions:
+        yield from (name for name in action.option_strings if name.startswith("--") and name != "--help")
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield name
+                yield from words_of(below)
 
 
 class VersionTests(SynchronousTestCase):

@@ -24,7 +24,7 @@ from ciruela.client.orders import check_directory
 from ciruela.client.progress import Display
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.sync import Row
-from ciruela.client.text import count
+from ciruela.client.text import count, short_id
 from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
@@ -39,6 +39,9 @@ MOST_BYTES = 256 * 1024 * 1024
 """Limits for the directory that is chosen when none is named: a demo should take seconds, and its copies should fit anywhere."""
 
 DEADLINE_S = 900.0
+
+LINE = 76
+"""Columns of a line that is to be pasted, the backslash at its end included, where its words allow that."""
 
 
 def default_directory(nodes: int) -> str:
@@ -66,6 +69,17 @@ def next_line(directory: str, key: Path, port: int) -> str:
     if port != DEFAULT_PORT:
         words += ["--port", str(port)]
     return shlex.join([*words, "127.0.0.1"])
+
+
+def folded(command: str) -> list[str]:
+    """The lines of a command that can be pasted as they are. Words are not broken, so a long path makes a long line."""
+    lines = [" "]
+    for word in map(shlex.quote, shlex.split(command)):
+        if len(lines[-1]) + len(word) >= LINE and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return lines
 
 
 async def demo(options: DemoOptions, around: Surroundings) -> int:
@@ -122,7 +136,9 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
     display.result("")
     display.result(f"Status        {nodes.nodes[0].url}/status/")
     display.result(f"Copies        {nodes.nodes[0].top.parent}/node*/data/{FIRST.name}")
-    display.result(f"Try next      {next_line(directory, nodes.key, nodes.port)}")
+    display.result("Try next, in another terminal:")
+    for line in folded(next_line(directory, nodes.key, nodes.port)):
+        display.result(line)
     display.result("Ctrl-C ends the nodes and removes everything.")
     try:
         await Deferred[None]()
@@ -144,9 +160,9 @@ async def _verified(around: Surroundings, options: DemoOptions, display: Display
             continue
         same = found.image == image
         good = good and same
-        text = f"{node.name} {node.host}  {FIRST}  {count(found.files, 'file')} read again, id {found.image.hex()[:16]}"
+        text = f"{node.name} {node.host}  {FIRST}  {count(found.files, 'file')} read again, id {short_id(found.image)}"
         if same:
             display.result(f"{text}  identical")
         else:
-            display.problem(node.name, f"{text}  DIFFERS from {image.hex()[:16]}")
+            display.problem(node.name, f"{text}  DIFFERS from {short_id(image)}")
     return good

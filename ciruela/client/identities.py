@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from ciruela.keys.private import PassphraseNeeded, PrivateKey, WrongPassphrase, parse_private
+from ciruela.keys.private import PassphraseNeeded, PrivateKey, UnknownCipher, WrongPassphrase, parse_private
 from ciruela.keys.public import PublicKey, looks_public, parse_public
 from ciruela.model.errors import BadKey
-from ciruela.net.agent import AgentFailed, AgentKey, AgentKeys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKey, AgentKeys
 from ciruela.seams import InThread
 
 DEFAULT_VARIABLE = "CIRUELA_KEY"
@@ -32,12 +32,16 @@ MOST_SIGNATURES = 16
 MAX_KEY_FILE_BYTES = 64 * 1024
 """No key file comes near this; a wrong path might."""
 
+HURRY_S = 2.0
+"""How long an agent may take to list its keys when there is a key already that signs without it."""
+
 PASSPHRASE_TRIES = 3
 """As OpenSSH does it."""
 
 ReadFile = Callable[[str], bytes]
 AskPassphrase = Callable[[str], str]
-AskAgent = Callable[[str], Deferred[AgentKeys]]
+Exposed = Callable[[str], str | None]
+AskAgent = Callable[[str, float], Deferred[AgentKeys]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,16 @@ def load_identities(
     ask_passphrase: AskPassphrase | None,
     agent: AskAgent,
     in_thread: InThread,
+    exposed: Exposed = lambda _: None,
 ) -> Deferred[Identities]:
     """The keys of ``-i`` (``files``) and ``-k`` (``variables``), or those of the usual places when both are empty.
 
     ``read_file`` raises OSError; ``ask_passphrase`` shows a prompt, blocks, and gives "" for no answer, it is None without a terminal;
-    both are called in a thread. ``agent`` lists the keys of the agent at a socket path. Fails with BadKey, naming the file or variable.
+    both are called in a thread. ``agent`` lists the keys of the agent at a socket path, within so many seconds. ``exposed`` tells why a key
+    file is not its owner's alone: that is a note and no mistake as it is for ssh, because build servers often mount secrets so.
+    Fails with BadKey, naming the file or variable.
     """
-    loader = _Loader(environ, home, read_file, ask_passphrase, agent, in_thread)
+    loader = _Loader(environ, home, read_file, ask_passphrase, agent, in_thread, exposed)
     return Deferred.fromCoroutine(loader.named(files, variables) if files or variables else loader.usual())
 
 
@@ -116,6 +123,18 @@ def read_key_file(path: str) -> bytes:
     if len(data) > MAX_KEY_FILE_BYTES:
         raise OSError(0, f"it is larger than {MAX_KEY_FILE_BYTES // 1024} KiB, so it is not a key", path)
     return data
+
+
+def exposed(path: str) -> str | None:
+    """Why a private key file of this user is not his alone, and what to do; None when it is, or when nobody can tell."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return None
+    others = "everybody" if found.st_mode & stat.S_IRWXO else f"group {found.st_gid}"
+    return f"the private key is open to {others}, mode {stat.S_IMODE(found.st_mode):04o} (run: chmod 600 {path})"
 
 
 def terminal() -> AskPassphrase | None:
@@ -167,6 +186,7 @@ class _Loader:
         ask_passphrase: AskPassphrase | None,
         agent: AskAgent,
         in_thread: InThread,
+        exposed: Exposed,
     ) -> None:
         self._environ = environ
         self._home = home
@@ -174,6 +194,7 @@ class _Loader:
         self._ask_passphrase = ask_passphrase
         self._agent = agent
         self._in_thread = in_thread
+        self._exposed = exposed
         self._held: tuple[AgentKey, ...] | None = None
         self._found: dict[PublicKey, Identity] = {}
         self._notes: list[str] = []
@@ -195,7 +216,7 @@ class _Loader:
             content = await self._content(source)
             if content is not None:
                 await self._take(source, content)
-        for key in await self._agent_keys():
+        for key in await self._agent_keys(HURRY_S if self._found else LIST_TIMEOUT_S):
             self._add(Identity(key.public, "ssh-agent", False, key.sign))
         if not self._found:
             places = ", ".join([f"${DEFAULT_VARIABLE}", *(f"~/{name}" for name in DEFAULT_FILES), "ssh-agent"])
@@ -254,11 +275,13 @@ class _Loader:
             if held is not None:
                 return Identity(held.public, f"{source.name}, ssh-agent", source.required, held.sign)
             key = await self._unlock(source, text, needed)
+        if source.path is not None and (open_to := await self._in_thread(self._exposed, source.path)) is not None:
+            self._notes.append(f"{source.name}: {open_to}")
         public = PublicKey(key.public.raw, await self._comment(source, key.public))
         return Identity(public, source.name, source.required, lambda data: succeed(key.sign(data)))
 
     async def _unlock(self, source: _Source, text: str, needed: PassphraseNeeded) -> PrivateKey:
-        if self._ask_passphrase is None:
+        if self._ask_passphrase is None or isinstance(needed, UnknownCipher):
             raise needed
         for _ in range(PASSPHRASE_TRIES):
             answer: str = await self._in_thread(self._ask_passphrase, f"Passphrase of {source.name}: ")
@@ -285,13 +308,13 @@ class _Loader:
     async def _agent_key(self, public: PublicKey) -> AgentKey | None:
         return next((key for key in await self._agent_keys() if key.public == public), None)
 
-    async def _agent_keys(self) -> tuple[AgentKey, ...]:
+    async def _agent_keys(self, timeout_s: float = LIST_TIMEOUT_S) -> tuple[AgentKey, ...]:
         if self._held is None:
             self._held = ()
             path = self._environ.get(AGENT_VARIABLE)
             if path:
                 try:
-                    answer = await self._agent(path)
+                    answer = await self._agent(path, timeout_s)
                 except AgentFailed as error:
                     self._notes.append(str(error))
                 else:

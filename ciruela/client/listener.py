@@ -12,8 +12,9 @@ from ciruela.model.ids import MachineId
 class NodeNews:
     """One thing that a node said, or that became of it.
 
-    ``state``: ``accepted``, ``refused``, ``withdrawn``, ``done``, ``gave-up``, ``error`` or ``unreachable``. ``host`` is what the node calls itself, else the name or number that led to it; ``address`` is empty where that is not known.
-    ``code`` is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
+    ``state``: ``accepted``, ``refused``, ``withdrawn``, ``done``, ``gave-up``, ``error`` or ``unreachable``.
+    ``host`` is what the node calls itself, else the name or number that led to it; ``address`` is empty where that is not known.
+    is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
     """
 
     cluster: str

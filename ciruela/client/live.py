@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import IO, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,18 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ciruela.client.book import Outcome
-from ciruela.client.progress import Clusters, given_part, names, safe_line
+from ciruela.client.progress import Clusters, Throughput, bar_part, live_parts, safe_line
 from ciruela.client.sync import Row
-from ciruela.client.text import clean, interval, size
-
-SHOWN_NAMES = 3
-"""Names of nodes on a live line; the lines that stay have more."""
-
-WIDE = 110
-"""Columns from which on a terminal has room for long bars."""
-
-_COLUMNS: tuple[Literal["left", "right"], ...] = ("left", "left", "left", "right", "left")
-"""Cluster, path, bar, nodes, bytes; what is going on comes after them."""
+from ciruela.client.text import clean, folded
 
 _STYLES = {
     Outcome.DONE: "green",
@@ -34,6 +26,69 @@ _STYLES = {
     Outcome.FAILED: "red",
     Outcome.RUNNING: "cyan",
 }
+
+
+GAP = "  "
+"""Between what is told beside the bar."""
+
+BARS = (24, 10, 0)
+"""Widths of the bar that are tried, the best first."""
+
+LEAST_BEGINNING = 16
+"""Columns in which the beginning of a list of names tells something."""
+
+ENOUGH = 32
+"""Columns for cluster and path together, beyond which the rest of what there is to tell is of more use."""
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` in ``width`` columns. What tells names of hosts apart is their beginning, and of paths their end: the rest is cut off."""
+    if len(text) <= width or width <= 0:
+        return text[: max(0, width)]
+    return f"…{text[len(text) - width + 1 :]}" if text.startswith("/") else f"{text[: width - 1]}…"
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """As many of ``parts`` as fit into ``width`` columns, from the first on; of the next one its beginning, where that tells something."""
+    told = parts[0]
+    for part in parts[1:]:
+        if len(told) + len(GAP) + len(part) > width:
+            if " " in part and width - len(told) - len(GAP) >= LEAST_BEGINNING:
+                told += GAP + part
+            break
+        told += GAP + part
+    return told if len(told) <= width else f"{told[: width - 1]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Columns for the cluster, the path, the bar and what is told beside it. A ``path`` or ``bar`` of 0 has no room."""
+
+    cluster: int
+    path: int
+    bar: int
+    told: int
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are."""
+        return 2 + bool(self.path) + bool(self.bar)
+
+    @classmethod
+    def of(cls, width: int, clusters: Sequence[str], paths: Sequence[str], told: Sequence[Sequence[str]]) -> Layout:
+        """Share out a line of ``width`` columns: how far it is and how long it takes is never cut off, names are before that."""
+        want_cluster = max(map(len, clusters), default=0)
+        want_path = max(map(len, paths), default=0)
+        must = max((len(GAP.join(parts[:2])) for parts in told), default=0)
+        everything = max((len(GAP.join(parts)) for parts in told), default=0)
+        for bar in BARS:
+            room = width - 3 - (bar + 1 if bar else 0)  # a space before the line, and one after each column
+            if room - must >= min(want_cluster + want_path, ENOUGH):
+                break
+        named = max(0, min(want_cluster + want_path, room - must, max(room - everything, ENOUGH)))
+        cluster = min(want_cluster, max(named // 2, named - want_path))
+        path = min(want_path, named - cluster)
+        return cls(cluster, path, bar, max(1, room - cluster - path))
 
 
 class TerminalBlock:
@@ -51,6 +106,12 @@ class TerminalBlock:
             _environ=dict(environ),
         )
         self._live: Live | None = None
+        self._throughput = Throughput()
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.width
 
     def show_line(self, text: Callable[[], str]) -> None:
         """Show one line."""
@@ -76,52 +137,29 @@ class TerminalBlock:
             self._live = None
 
     def print(self, text: str, style: str) -> None:
-        """Print a line that stays."""
-        self._console.print(Text(text, style=style))
+        """Print a line that stays; one that is too long goes on in the next, indented, and no word is broken."""
+        self._console.print(Text(folded(text, self.width), style=style))
 
     def _rows(self, clusters: Clusters) -> Group:
+        rows = clusters.rows()
+        told = [live_parts(row, self._throughput.rate_bytes_s(row)) for row in rows]
+        layout = Layout.of(self._console.width, [clean(row.cluster, 40) for row in rows], [clean(row.path, 80) for row in rows], told)
         table = Table.grid(padding=(0, 1), expand=False)
-        for justify in _COLUMNS:
-            table.add_column(no_wrap=True, overflow="ellipsis", justify=justify)
-        table.add_column(overflow="ellipsis")  # the one that gives way when the terminal is narrow
-        for row in clusters.rows():
-            table.add_row(*self._cells(row))
-        parts: list[Table | Text] = [table]
+        for _ in range(layout.columns):
+            table.add_column(no_wrap=True)
+        for row, parts in zip(rows, told, strict=True):
+            table.add_row(*self._cells(row, parts, layout))
+        shown: list[Table | Text] = [table]
         nodes = clusters.whole_nodes()
         if nodes:
-            parts.append(Text(f" {safe_line(nodes)}", no_wrap=True, overflow="ellipsis"))
-        return Group(*parts)
+            shown.append(Text(f" {safe_line(nodes)}", no_wrap=True, overflow="ellipsis"))
+        return Group(*shown)
 
-    def _cells(self, row: Row) -> tuple[Text, Text, ProgressBar, Text, Text, Text]:
-        standing = row.standing
+    def _cells(self, row: Row, parts: Sequence[str], layout: Layout) -> list[Text | ProgressBar]:
         style = _STYLES[row.verdict.outcome]
-        wide = self._console.width >= WIDE
-        if row.verdict.outcome is not Outcome.RUNNING:
-            state = f"{row.verdict.outcome.value} in {interval(row.elapsed_s)}"
-        elif not standing.accepted:
-            state = f"{interval(row.elapsed_s)}  asking"
-        elif standing.done and len(standing.missing) <= SHOWN_NAMES and standing.missing:
-            state = f"{interval(row.elapsed_s)}  waiting: {names(standing.missing, SHOWN_NAMES)}"
-        elif row.hooks.pending and not standing.missing:
-            state = f"{interval(row.elapsed_s)}  hooks: {names(row.hooks.pending, SHOWN_NAMES)}"
-        elif given := given_part(row):
-            state = f"{interval(row.elapsed_s)}  {given}"
-        elif row.given is not None:
-            state = f"{interval(row.elapsed_s)}  all given, the nodes finish it"
-        else:
-            state = f"{interval(row.elapsed_s)}  sent to: {names(standing.accepted, SHOWN_NAMES)}"
-        known = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"
-        return (
-            Text(f" {clean(row.cluster, 40)}"),
-            Text(clean(row.path, 60)),
-            ProgressBar(
-                total=max(1, standing.expected),
-                completed=standing.done,
-                width=24 if wide else 10,
-                complete_style=style,
-                finished_style=style,
-            ),
-            Text(known),
-            Text(f"sent {size(row.sent_bytes)}{f' (image {size(row.total_bytes)})' if wide else ''}"),
-            Text(state, style=style, no_wrap=True, overflow="ellipsis"),
-        )
+        cells: list[Text | ProgressBar] = [Text(" " + shortened(clean(row.cluster, 40), layout.cluster))]
+        if layout.path:
+            cells.append(Text(shortened(clean(row.path, 80), layout.path)))
+        if layout.bar:
+            cells.append(ProgressBar(total=1.0, completed=bar_part(row), width=layout.bar, complete_style=style, finished_style=style))
+        return [*cells, Text(fitting(parts, layout.told), style=style)]

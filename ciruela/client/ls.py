@@ -14,7 +14,7 @@ from ciruela.client.progress import Display, names
 from ciruela.client.shapes import Dir, Version
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
-from ciruela.client.text import stamp
+from ciruela.client.text import count, stamp
 from ciruela.client.trust import Proof, fingerprint_of, my_trust, shown, signed_state
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import parse_image_id
@@ -152,7 +152,7 @@ async def _versions(
         write_json(around.stdout, _summary(found, len(rows)))
         return EXIT_DONE
     for below, images in bases.items():
-        write_line(around.stdout, f"{below}/  {images} images")
+        write_line(around.stdout, f"{below}/  {count(images, 'image')}")
     if rows:
         for line in columns(
             [("PATH", "IMAGE", "SIGNED", "BY", "NODES", ""), *(_row(row, everywhere, options.common.verbosity) for row in rows)]

@@ -43,6 +43,7 @@ from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.report import Report
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.text import clean, clean_lines
+from ciruela.disk.streams import Standard
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import memory
 
@@ -90,6 +91,7 @@ class _Life:
         self._story: Deferred[None] | None = None
         self._patience = patience
         self._signal = 0
+        self._abandoned = False
         self.code = EXIT_LOCAL
 
     def run(self) -> int:
@@ -115,6 +117,11 @@ class _Life:
         self._signal = number
         self._reactor.callFromThread(self._cancel)
 
+    def abandon(self) -> None:
+        """End the command in order, and without a word: stdout cannot be written any more. Called from within any callback."""
+        self._abandoned = True
+        self._reactor.callFromThread(self._cancel)
+
     def _cancel(self) -> None:
         if self._story is not None:
             self._story.cancel()
@@ -126,6 +133,8 @@ class _Life:
         if self._signal and failure.check(CancelledError):
             self.code = 128 + self._signal
             self._tell(f"ended by {signal.Signals(self._signal).name}")
+            return
+        if self._abandoned and failure.check(CancelledError):
             return
         self.code, text = exit_for(failure, self._verbose)
         sys.stderr.write(f"ciruela: {text}\n")
@@ -242,7 +251,7 @@ def _terminal_settings() -> list[Any] | None:
         return None
 
 
-def _run(options: Options) -> int:
+def _run(options: Options, standard: Standard | None) -> int:
     from twisted.internet import reactor  # noqa: TID251  loaded late: parsing the command line needs no reactor
 
     verbose = options.common.verbosity > 1
@@ -260,18 +269,26 @@ def _run(options: Options) -> int:
         look_up_in_thread=_pool(reactor, LOOK_UP_THREADS, "names"),
         report=report,
     )
+    life = _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0, report)
+    if standard is not None:
+        standard.broken = life.abandon
     try:
-        return _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0, report).run()
+        return life.run()
     finally:
+        if standard is not None:
+            standard.broken = lambda: None
         if settings is not None and _terminal_settings() != settings:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line."""
-    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ))
+def main(argv: Sequence[str] | None = None, standard: Standard | None = None) -> int:
+    """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line.
+
+    A stdout that cannot be written any more ends the command, where ``standard`` tells of it.
+    """
+    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ), standard)
 
 
-def main_sync(argv: Sequence[str] | None = None) -> int:
+def main_sync(argv: Sequence[str] | None = None, standard: Standard | None = None) -> int:
     """``ciruela-sync``: as ``ciruela sync``."""
-    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ))
+    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ), standard)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, read_key_file
+from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, HURRY_S, read_key_file
 from ciruela.client.surroundings import Surroundings
 from ciruela.keys.private import PassphraseNeeded, parse_private
 from ciruela.keys.public import PublicKey, looks_public, parse_public
 from ciruela.model.errors import BadKey
-from ciruela.net.agent import AgentFailed, agent_keys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, agent_keys
 
 Note = Callable[[str, str], None]
 
@@ -57,7 +57,7 @@ async def _usual(around: Surroundings, note: Note) -> list[PublicKey]:
             note(file, str(error))
     if environ.get(AGENT_VARIABLE):
         try:
-            held = await agent_keys(around.reactor, environ[AGENT_VARIABLE])
+            held = await agent_keys(around.reactor, environ[AGENT_VARIABLE], HURRY_S if found else LIST_TIMEOUT_S)
             found.update((key.public, None) for key in held.keys)
         except AgentFailed as error:
             note("ssh-agent", str(error))

@@ -6,6 +6,7 @@ as plain text, so nothing that a server says can be taken for markup or for cont
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Protocol
 
@@ -17,7 +18,7 @@ from ciruela.client.hooks import hooks_part
 from ciruela.client.listener import NodeNews
 from ciruela.client.options.common import Progress
 from ciruela.client.sync import Row
-from ciruela.client.text import clean, interval, size, stamp
+from ciruela.client.text import clean, folded, interval, size, stamp
 from ciruela.seams import NowMs
 
 REFRESH_S = 0.25
@@ -25,6 +26,13 @@ REFRESH_S = 0.25
 
 LEAST_GIVEN = 0.02
 """From here on the time that is left can be told at all."""
+
+RATE_WINDOW_S = 5.0
+LEAST_RATE_S = 1.0
+"""The rate is that of the last seconds, and none is told before the first one has passed."""
+
+LIVE_NAMES = 3
+"""Names of nodes on a live line; the lines that stay have more."""
 
 FINAL_NAMES = 20
 """Names of nodes on a line that stays."""
@@ -69,7 +77,7 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
         f"{row.verdict.outcome.value:<8}",
         f"{standing.done}/{standing.expected} nodes",
         interval(row.elapsed_s),
-        f"sent {size(row.sent_bytes)}",
+        sent_part(row),
     ]
     if standing.failed:
         parts.append(f"failed: {failures(standing.failed, FINAL_NAMES)}")
@@ -80,6 +88,12 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
     if row.verdict.why and row.verdict.outcome is not Outcome.EARLY:
         parts.append(f"({clean(row.verdict.why)})")
     return "  ".join(parts)
+
+
+def sent_part(row: Row) -> str:
+    """``sent 1.2 MiB, reused 66.8 MiB of 68.0 MiB``; what was sent may be compressed, so the two need not add up."""
+    sent = f"sent {size(row.sent_bytes)}"
+    return f"{sent}, reused {size(row.reused_bytes)} of {size(row.total_bytes)}" if row.reused_bytes else sent
 
 
 def result_lines(rows: Sequence[Row]) -> list[str]:
@@ -105,15 +119,57 @@ def promise_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def given_part(row: Row) -> str:
-    """``34% given, 0:06 left``: how far the client is with giving each part to one node. Empty where that is unknown, or all is given.
+class Throughput:
+    """Bytes a second that went out lately, for each upload. Reads no clock: rows bring their time."""
 
-    The time supposes that it goes on as it went so far.
-    """
-    if row.given is None or row.given >= 1:
-        return ""
-    left = f", {interval(row.elapsed_s * (1 - row.given) / row.given)} left" if row.given >= LEAST_GIVEN else ""
-    return f"{int(100 * row.given)}% given{left}"
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], deque[tuple[float, int]]] = {}
+
+    def rate_bytes_s(self, row: Row) -> float | None:
+        """Over the last :data:`RATE_WINDOW_S`; None in the first second. To be asked each time that a row is shown."""
+        seen = self._seen.setdefault((row.cluster, row.path), deque())
+        seen.append((row.elapsed_s, row.sent_bytes))
+        while len(seen) > 2 and seen[1][0] <= row.elapsed_s - RATE_WINDOW_S:
+            seen.popleft()
+        since_s, before = seen[0]
+        return (row.sent_bytes - before) / (row.elapsed_s - since_s) if row.elapsed_s - since_s >= LEAST_RATE_S else None
+
+
+def bar_part(row: Row) -> float:
+    """How long the bar is, 0.0 to 1.0: what was given of what nodes lack; once that is all, or unknown, the nodes that are done."""
+    if row.verdict.outcome is Outcome.RUNNING and row.given is not None and row.given < 1:
+        return row.given
+    return row.standing.done / row.standing.expected if row.standing.expected else 0.0
+
+
+def live_parts(row: Row, rate_bytes_s: float | None) -> list[str]:
+    """What a live line says beside its bar, the most important first: who has no room for all of it leaves out the last."""
+    standing = row.standing
+    nodes = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"
+    sent = f"sent {size(row.sent_bytes)}"
+    passed = interval(row.elapsed_s)
+    if row.verdict.outcome is not Outcome.RUNNING:
+        return [f"{row.verdict.outcome.value} in {passed}", nodes, sent_part(row)]
+    if not standing.accepted:
+        return [f"asking {passed}", nodes]
+    if row.given is not None and row.given < 1:
+        left = [f"{time_left(row)} left"] if row.given >= LEAST_GIVEN else []
+        rate = [] if rate_bytes_s is None else [f"{size(int(rate_bytes_s))}/s"]
+        return [f"{int(100 * row.given)}% given", *left, *rate, nodes, sent]
+    parts = [nodes, passed]
+    if row.hooks.pending and not standing.missing:
+        return [*parts, f"hooks: {names(row.hooks.pending, LIVE_NAMES)}", sent]
+    if standing.done and standing.missing:
+        return [*parts, f"waiting: {names(standing.missing, LIVE_NAMES)}", sent]
+    if row.given is not None:
+        return [*parts, "all given, the nodes finish it", sent]
+    return [*parts, sent, f"to {names(standing.accepted, LIVE_NAMES)}"]
+
+
+def time_left(row: Row) -> str:
+    """The time until all is given, if it goes on as it went so far. Only where :data:`LEAST_GIVEN` is."""
+    assert row.given
+    return interval(row.elapsed_s * (1 - row.given) / row.given)
 
 
 def progress_line(row: Row, now_ms: int) -> str:
@@ -133,6 +189,10 @@ def safe_line(nodes: int) -> str:
 
 class Block(Protocol):
     """Lines of a terminal that are drawn again and again, below those that stay: ``live.TerminalBlock``."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
 
     def show_line(self, text: Callable[[], str]) -> None:
         """Show one line."""
@@ -184,6 +244,11 @@ class Display:
         self._told_safe = False
         self.problems = 0
 
+    @property
+    def verbose(self) -> bool:
+        """Whether the user wants to know more."""
+        return self._verbosity > 1
+
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
     def problem(self, cluster: str, text: str) -> None:
@@ -193,7 +258,7 @@ class Display:
 
     def note(self, cluster: str, text: str) -> None:
         """Print what a node said, for those who want to know."""
-        if self._verbosity > 1:
+        if self.verbose:
             self._tell(f"   {clean(cluster, 80)} {clean(text)}")
 
     def node(self, news: NodeNews) -> None:
@@ -211,7 +276,12 @@ class Display:
 
     def result(self, text: str) -> None:
         """Print a line that was asked for, whatever the verbosity."""
-        _write(self._out, clean(text, 2000))
+        self._write_result(clean(text, 2000))
+
+    def _write_result(self, line: str) -> None:
+        """A line for programs too, unless both streams are a terminal: people want to see where it begins."""
+        block = self._block
+        _write(self._out, folded(line, block.width) if block is not None and self._out.isatty() else line)
 
     def answer(self, text: str) -> None:
         """Print a line that was asked for; what it holds is clean already."""
@@ -276,7 +346,7 @@ class Display:
         """Take away the block and print the lines that stay."""
         self.hide()
         for line in result_lines(rows):
-            _write(self._out, line)
+            self._write_result(line)
         if any(row.verdict.outcome is Outcome.EARLY for row in rows):
             self.say("EARLY: enough nodes are done, the others go on without this client; --require all waits for all of them")
 

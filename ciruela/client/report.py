@@ -100,6 +100,7 @@ def upload_fields(row: Row) -> dict[str, object]:
         },
         "sent_bytes": row.sent_bytes,
         "total_bytes": row.total_bytes,
+        "reused_bytes": row.reused_bytes,
         "seconds": round(row.elapsed_s, 3),
     }
 

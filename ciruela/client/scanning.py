@@ -10,7 +10,7 @@ from ciruela.client.ignore import excludes_for
 from ciruela.client.options.excluding import NOTHING, Excluding
 from ciruela.client.progress import Display
 from ciruela.client.surroundings import Surroundings
-from ciruela.client.text import count, size
+from ciruela.client.text import count, short_id, size
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index.digest import HashKind
@@ -18,12 +18,14 @@ from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 
-def scanned_line(name: str, found: Scan) -> str:
+def scanned_line(name: str, found: Scan, *, whole_id: bool) -> str:
     """What indexing a directory found."""
+    links = f"{count(found.symlinks, 'link')}, " if found.symlinks else ""
+    image = found.image.hex() if whole_id else short_id(found.image)
     left_out = f", {found.excluded:,} left out" if found.excluded else ""
     return (
-        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {count(found.symlinks, 'link')}, {size(found.bytes)}"
-        f"{left_out} in {found.seconds:.1f} s, id {found.image.hex()}"
+        f"Indexed {name}: {count(found.dirs, 'dir')}, {count(found.files, 'file')}, {links}{size(found.bytes)}"
+        f"{left_out} in {found.seconds:.1f} s, id {image}"
     )
 
 
@@ -60,7 +62,9 @@ async def scan_directory(
         found = await scan(name, kind, in_thread, progressed, caches=caches, excludes=excludes)
     finally:
         display.hide()
-    display.say(scanned_line(name, found))
+    display.say(scanned_line(name, found, whole_id=display.verbose))
+    if found.unkept:
+        display.say(f"No image keeps {', '.join(found.unkept)}: servers will have these files without")
     for path in found.excluded_paths:
         display.note("", f"left out {path}")
     for warning in found.warnings:

@@ -5,10 +5,12 @@ The nodes give each other the rest, so the client sends little more than one cop
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from ciruela.model.errors import RemoteError
 from ciruela.model.mask import Pieces
+
+BytesOf = Callable[[Sequence[int]], int]
 
 BYTES_AT_ONCE = 2 * 1024 * 1024
 """A node is promised about so much at a time: faster nodes come back sooner, and get more."""
@@ -18,10 +20,14 @@ class Shares:
     """The pieces of one image of ``total_bytes``, and to whom each is promised.
 
     ``own``: the pieces that are promised at all; of an edited image, what the client itself has. The nodes have the others.
+    ``bytes_of`` gives the size of some blocks, where somebody wants to know :attr:`given_bytes`.
     """
 
-    def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None) -> None:
+    def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None, bytes_of: BytesOf | None = None) -> None:
         self._pieces = pieces
+        self._bytes_of = bytes_of
+        self._seen = bytearray(pieces.block_count if bytes_of is not None else 0)
+        self._given_bytes = 0
         self._own = pieces.full if own is None else own
         self._at_once = max(1, min(pieces.count, BYTES_AT_ONCE * pieces.count // max(1, total_bytes)))
         self._promised: dict[Hashable, int] = {}
@@ -54,6 +60,19 @@ class Shares:
     def given(self) -> float | None:
         """How much of what nodes lack was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
         return (self._given & self._lacked).bit_count() / self._lacked.bit_count() if self._lacked else None
+
+    def gave(self, numbers: Sequence[int]) -> None:
+        """Some blocks went out, perhaps not for the first time."""
+        fresh = [number for number in numbers if number < len(self._seen) and not self._seen[number]]
+        if self._bytes_of is not None and fresh:
+            self._given_bytes += self._bytes_of(fresh)
+            for number in fresh:
+                self._seen[number] = 1
+
+    @property
+    def given_bytes(self) -> int | None:
+        """The size of all blocks that went out, each counted once, as they are in the image; None where that is not counted."""
+        return None if self._bytes_of is None else self._given_bytes
 
     def left(self, taker: Hashable) -> None:
         """``taker`` is gone; what it did not pass on others may take."""

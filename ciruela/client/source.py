@@ -90,8 +90,8 @@ class Source:
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
-        indexes = [shelf.offer.index for shelf in self._shelves.values()]
-        return {index.image: Shares(index.pieces, index.total_bytes) for index in indexes}
+        shelves = [(shelf.offer.index, shelf.blocks.bytes_of) for shelf in self._shelves.values()]
+        return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=bytes_of) for index, bytes_of in shelves}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.

@@ -1,4 +1,4 @@
-"""Where the programs ``ciruela`` and ``ciruela-sync`` begin: loads ``main``, and calls it.
+"""Begins the programs ``ciruela`` and ``ciruela-sync``: takes over the standard streams, loads ``main``, and calls it.
 
 Loading makes hundreds of thousands of objects, and none of them is garbage: the collector would look through them again and again, which
 takes a seventh of the processor time of a small upload. So it waits until everything is there, and leaves that alone afterwards.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import os
 from types import ModuleType
+
+from ciruela.disk.streams import Standard
 
 _NVX = "AUTOBAHN_USE_NVX"
 """Autobahn's own switch. It loads its native code in a way that takes a tenth of the start; ``net.frames``, which needs it, has its own.
@@ -32,13 +34,22 @@ def _main() -> ModuleType:
     return main
 
 
+def _run(program: str) -> int:
+    """Call ``program`` of ``main``. Gives the exit code, also where argparse ends the process, and what stdout makes of it."""
+    standard = Standard()
+    code: int
+    try:
+        code = getattr(_main(), program)(standard=standard)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0
+    return standard.exit_code(code)
+
+
 def ciruela() -> int:
-    """``ciruela``. Gives the exit code; raises SystemExit for mistakes in the command line."""
-    code: int = _main().main()
-    return code
+    """``ciruela``. Gives the exit code."""
+    return _run("main")
 
 
 def ciruela_sync() -> int:
     """``ciruela-sync``: as ``ciruela sync``."""
-    code: int = _main().main_sync()
-    return code
+    return _run("main_sync")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
-from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
+from ciruela.client.identities import Identities, exposed, load_identities, read_key_file, terminal
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import Keys
 from ciruela.client.progress import Block, Display, wants_live
@@ -72,6 +72,7 @@ async def identities_of(keys: Keys, around: Surroundings, display: Display) -> I
         ask_passphrase=terminal(),
         agent=partial(agent_keys, around.reactor),
         in_thread=around.in_thread,
+        exposed=exposed,
     )
     if not found.keys:
         raise BadKey("; ".join(found.notes) or "there is no key to sign with (name one with -i)")

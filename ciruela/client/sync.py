@@ -35,6 +35,8 @@ from ciruela.model.order import Reject
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    GetBlock,
+    GetBlocks,
     GetIndex,
     GetPathState,
     GetShare,
@@ -114,7 +116,7 @@ class Upload:
 class Row:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
 
-    ``given`` is :attr:`ciruela.client.shares.Shares.given`.
+    ``given`` and ``given_bytes`` are those of :class:`ciruela.client.shares.Shares`.
     """
 
     cluster: str
@@ -127,6 +129,13 @@ class Row:
     elapsed_s: float
     hooks: HookStanding = NO_HOOKS
     given: float | None = None
+    given_bytes: int | None = None
+
+    @property
+    def reused_bytes(self) -> int | None:
+        """How much of the image did not have to be given, because nodes had it; None where that is unknown, or will change."""
+        whole = self.verdict.outcome in (Outcome.DONE, Outcome.EARLY)
+        return self.total_bytes - self.given_bytes if whole and self.given_bytes is not None else None
 
 
 class _Run:
@@ -142,6 +151,7 @@ class _Run:
         self.hindered = False
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
+        self.uncounted = False
         self.verdict = RUNNING
         self.final: Standing | None = None
         self.ended_s = 0.0
@@ -261,6 +271,7 @@ class ClusterRun:
                 (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
                 run.hooks.standing(),
                 self._shares[run.book.image].given if run.book.image in self._shares else None,
+                self._shares[run.book.image].given_bytes if run.book.image in self._shares and not run.uncounted else None,
             )
             for run in self._runs
         ]
@@ -641,19 +652,29 @@ class ClusterRun:
         published = peer.published if peer is not None else {}
         if isinstance(request, GetShare) and request.image in published:
             return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
+        if isinstance(request, GetBlock):
+            for run in self._runs:
+                run.uncounted = True  # a block by its hash may stand at many places, and be asked for again
         pause_s = peer.index_pause_s(request.image) if peer is not None and isinstance(request, GetIndex) else 0.0
-        if not pause_s:
-            return self._source.answer(request, published, self._sent)
-        pause: Deferred[None] = deferLater(self._world.clock, pause_s)
-        waiting = pause.addCallback(lambda _: self._source.answer(request, published, self._sent))
-        self._answers.add(waiting)
-        return waiting.addBoth(self._given, waiting)
+        if pause_s:
+            pause: Deferred[None] = deferLater(self._world.clock, pause_s)
+            waiting = pause.addCallback(lambda _: self._source.answer(request, published, self._sent))
+            self._answers.add(waiting)
+            return waiting.addBoth(self._given, waiting)
+        answer = self._source.answer(request, published, self._sent)
+        if isinstance(request, GetBlocks) and request.image in published:
+            answer.addCallback(self._gave, request)
+        return answer
 
     def _given(self, result: Response | Failure, waiting: Deferred[Response]) -> Response | Failure:
         self._answers.discard(waiting)
         if isinstance(result, Failure) and result.check(CancelledError):
             raise RemoteError("this command is over")
         return result
+
+    def _gave(self, response: Response, request: GetBlocks) -> Response:
+        self._shares[request.image].gave(request.numbers)
+        return response
 
     def _sent(self, image: ImageId, size: int) -> None:
         for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from textwrap import wrap
 
+from ciruela.model.ids import ImageId
 from ciruela.model.printable import escaped
+from ciruela.model.units import count as count
 
 MAX_TEXT = 300
 """Longest text from elsewhere that is printed; a server must not fill the screen."""
+
+SHORT_ID = 12
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -20,6 +25,16 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
 def clean_lines(text: str, limit: int) -> str:
     """As :func:`clean`, line by line: for texts that this program or its own daemons wrote."""
     return "\n".join(clean(line) for line in text[:limit].splitlines())
+
+
+def folded(text: str, width: int) -> str:
+    """``text`` in lines of ``width`` columns, all but the first indented. Words are not broken: a path can still be copied."""
+    return "\n".join(wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
+def short_id(image: ImageId) -> str:
+    """The digits of an image id that a person compares: no two images at hand have them in common."""
+    return image.hex()[:SHORT_ID]
 
 
 def size(count: int) -> str:
@@ -42,8 +57,3 @@ def interval(seconds: float) -> str:
 def stamp(now_ms: int) -> str:
     """A wall time as ``2026-11-22T07:30:01Z``."""
     return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def count(number: int, word: str, plural: str | None = None) -> str:
-    """``1 file``, ``11,306 files``."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"

@@ -8,22 +8,20 @@ import stat
 from collections.abc import Iterator
 
 from ciruela.client.book import EXIT_LOCAL
+from ciruela.client.ends import write_line
 from ciruela.client.hashes import OURS
 from ciruela.client.options.local import VerifyOptions
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.progress import Display
 from ciruela.client.scanning import scan_directory
 from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.text import clean, count
+from ciruela.client.text import count
 from ciruela.index.digest import HashKind
 from ciruela.index.order import MAX_INDEX_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Directory, File, Index, Symlink
 from ciruela.model.errors import BadIndex
 from ciruela.model.ids import ImageId
-
-LINE = 20_000
-"""Longest line that is printed: the longest path of an image, most of it escaped."""
 
 Entry = Directory | File | Symlink
 
@@ -72,9 +70,13 @@ def read_index_file(path: str) -> Index:
     """The index in a file that the user named. Raises LocalProblem for what cannot be read, BadIndex for what is no index."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file")
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+                raise OSError(errno.EINVAL, "it is neither a file nor a pipe")
+            os.set_blocking(file.fileno(), True)  # only the opening must not wait, for a pipe that nobody writes to
             data = file.read(MAX_INDEX_BYTES + 1)
+            if not data and stat.S_ISFIFO(mode):
+                raise OSError(errno.EINVAL, "nothing came through this pipe")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LocalProblem(f"{path} cannot be read: {reason} (name an index file, or an image id of 64 hexadecimal digits)") from None
@@ -94,7 +96,7 @@ async def verify(options: VerifyOptions, around: Surroundings) -> int:
     if options.image is not None:
         return await _against_id(options.directory, options.image, options.common.hash or OURS, display, around)
     found = await scan_directory(options.directory, options.common.hash or OURS, display, around.in_thread)
-    _print(around, found.image.hex())
+    write_line(around.stdout, found.image.hex())
     return 0
 
 
@@ -102,7 +104,7 @@ async def _against_index(name: str, wanted: Index, display: Display, around: Sur
     found = await scan_directory(name, wanted.kind, display, around.in_thread)
     number = 0
     for word, path in await around.in_thread(lambda: list(differences(wanted, found.index))):
-        _print(around, f"{word:<8} {path}")
+        write_line(around.stdout, f"{word:<8} {path}")
         number += 1
     number += len(found.warnings)
     return _judged(name, wanted.image, number, display)
@@ -117,7 +119,7 @@ async def _against_id(name: str, image: ImageId, first: HashKind, display: Displ
             return _judged(name, image, len(found.warnings), display)
         others.append(f"other    {found.image.hex()} {kind.value}")
     for line in others:
-        _print(around, line)
+        write_line(around.stdout, line)
     return _judged(name, image, 1, display)
 
 
@@ -128,7 +130,3 @@ def _judged(name: str, image: ImageId, number: int, display: Display) -> int:
         return 0
     display.say(f"{name} is not the image {image.hex()}: {count(number, 'difference')}")
     return EXIT_LOCAL
-
-
-def _print(around: Surroundings, line: str) -> None:
-    around.stdout.write(f"{clean(line, LINE)}\n")

@@ -6,7 +6,7 @@ Everything is read once, at start; any mistake in any file ends the start, and a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ciruela.daemon.hookrules import check_hook, command_hook, dir_bits, file_bits, group, unusable_programs, webhook
@@ -58,12 +58,17 @@ def load_config(config_dir: str, db_dir: str | None = None) -> Config:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One good file. ``line`` is where its ``directory`` stands, ``real`` is that directory without symlinks."""
+    """One good file. ``lines`` tells where each setting stands, by its field; ``real`` is its directory without symlinks."""
 
     path: str
-    line: int
+    lines: Mapping[str, int]
     real: str
     config: DirConfig
+
+    def at(self, *settings: str) -> str:
+        """``FILE:LINE`` of the first of ``settings`` that stands in the file, else of ``directory``, which always does."""
+        known = (self.lines[setting] for setting in settings if setting in self.lines)
+        return f"{self.path}:{next(known, self.lines['directory'])}"
 
 
 def _files(folder: str, warnings: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -109,11 +114,12 @@ def _read(path: str, key: str, problems: list[str]) -> _Found | None:
     config = DirConfig(key=key, modes=Modes(**modes), **values)
     for setting, reason in unusable_programs(config):
         problems.append(f"{path}:{found.lines[setting.replace('-', '_')]}: {setting}: {reason}")
-    return _found(path, config, found.lines["directory"])
-
-
-def _found(path: str, config: DirConfig, line: int) -> _Found:
-    return _Found(path, line, os.path.realpath(config.directory), config)
+    if config.num_levels == 0 and os.path.ismount(config.directory):
+        problems.append(
+            f"{path}:{found.lines['num_levels']}: num-levels: 0 cannot work here: {config.directory} is a mount point, and an image takes "
+            "the place of the whole directory in one step (name a directory below it, or use num-levels: 1)"
+        )
+    return _Found(path, found.lines, os.path.realpath(config.directory), config)
 
 
 def _key_names(value: Value) -> tuple[str, ...]:
@@ -192,7 +198,7 @@ def _overlaps(found: list[_Found], reserved: dict[str, str]) -> list[str]:
         if one.real in owners:
             problems.append(_mixed(one, "is the same as", owners[one.real]))
         else:
-            owners[one.real] = f"the directory of {one.path}:{one.line}"
+            owners[one.real] = f"the directory of {one.at()}"
     for one in found:
         problems += [_mixed(one, "lies inside", owners[above]) for above in _above(one.real) if above in owners]
         problems += [_mixed(one, "contains", owners[inner]) for inner in sorted(taken) if one.real in _above(inner)]
@@ -206,29 +212,33 @@ def _above(path: str) -> Iterator[str]:
 
 
 def _mixed(one: _Found, how: str, other: str) -> str:
-    return f'{one.path}:{one.line}: directory: "{one.config.directory}" {how} {other} (give each a place of its own)'
+    return f'{one.at()}: directory: "{one.config.directory}" {how} {other} (give each a place of its own)'
 
 
 def _doubts(one: _Found, top: str) -> Iterator[str]:
     """What works but is probably not meant."""
     config = one.config
-    where = f"{one.path}:{one.line}"
-    if not os.path.isdir(os.path.dirname(config.directory) if config.num_levels == 0 else config.directory):
-        yield f'{where}: directory: "{config.directory}" does not exist, uploads fail until it does'
+    place = os.path.dirname(config.directory) if config.num_levels == 0 else config.directory
+    if not os.path.isdir(place):
+        yield f'{one.at()}: directory: "{place}" does not exist, uploads fail until it does'
+    elif not os.access(place, os.W_OK | os.X_OK):
+        yield f'{one.at()}: directory: this user cannot write to "{place}", uploads fail until that is so'
     if config.num_levels == 0 and config.append_only:
-        yield f"{where}: with num-levels 0 and append-only true, {config.directory} can be uploaded only once"
+        yield f"{one.at('num_levels')}: with num-levels 0 and append-only true, {config.directory} can be uploaded only once"
     if config.protect and not config.auto_clean:
-        yield f"{where}: without auto-clean nothing is removed, so protect protects nothing"
+        yield f"{one.at('protect')}: without auto-clean nothing is removed, so protect protects nothing"
     if config.keep_replaced and config.append_only:
-        yield f"{where}: with append-only true nothing is replaced, so keep-replaced keeps nothing"
+        yield f"{one.at('keep_replaced')}: with append-only true nothing is replaced, so keep-replaced keeps nothing"
     if config.keep_min_directories > config.keep_max_directories:
+        where = one.at("keep_min_directories", "keep_max_directories")
         yield f"{where}: keep-min-directories is above keep-max-directories; the minimum wins"
+    keys = one.at("upload_keys")
     for name in config.upload_keys:
         path = os.path.join(top, "keys", f"{name}.key")
         if not os.path.lexists(path):
             advice = f" (write upload-keys: [{name.removesuffix('.key')}])" if name.endswith(".key") else ""
-            yield f"{where}: upload-keys: there is no file {path}{advice}"
+            yield f"{keys}: upload-keys: there is no file {path}{advice}"
         elif os.path.islink(path):
-            yield f"{where}: upload-keys: {path} is a symlink, which is not followed"
+            yield f"{keys}: upload-keys: {path} is a symlink, which is not followed"
     if not config.upload_keys and not os.path.lexists(os.path.join(top, "master.key")):
-        yield f"{where}: nobody can upload here: there are no upload-keys and no {os.path.join(top, 'master.key')}"
+        yield f"{keys}: nobody can upload here: there are no upload-keys and no {os.path.join(top, 'master.key')}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import os
 import re
+import shutil
 import stat
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -43,7 +44,9 @@ def _arguments(value: Value) -> tuple[str, ...]:
     if any("\0" in part for part in found):
         raise ValueError("an argument contains NUL (remove it)")
     if not found[0].startswith("/"):
-        raise wrong(found[0], "the absolute path of a program", f"/usr/local/bin/{os.path.basename(found[0])[:40] or 'announce'}")
+        there = shutil.which(found[0])
+        advice = there if there is not None and os.path.isabs(there) else "to write out where the program is"
+        raise wrong(found[0], "the absolute path of a program", advice)
     return found
 
 
@@ -87,7 +90,7 @@ def command_hook(value: Value) -> CommandHook | None:
 
 def _url(value: Value) -> str:
     given = text(value, "a web address")
-    example = "https://deploy.example.org/hook"
+    example = "https://deploy.example.org/hook" if "://" in given or "/" not in given else f"https://{given[:80]}"
     try:
         parts = urlsplit(given)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

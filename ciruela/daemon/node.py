@@ -303,7 +303,7 @@ class Node:
         def loaded(found: Loaded) -> None:
             self.ledger.fill(found)
             self._log.info(
-                "{images} images are here, {pending} are on their way", images=len(self.ledger), pending=len(self.ledger.pendings())
+                "images that are here: {images}, on their way: {pending}", images=len(self.ledger), pending=len(self.ledger.pendings())
             )
             self.ledger.changed = self.gossip.news_base
             self.hooks.resume(found.due)

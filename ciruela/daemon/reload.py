@@ -19,6 +19,7 @@ from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.node import Node
 from ciruela.daemon.plan import Plan, in_force, moved, restart_needed
 from ciruela.model.errors import CiruelaError
+from ciruela.model.units import count
 from ciruela.seams import Loaded
 
 MOST_SHOWN = 20
@@ -107,7 +108,7 @@ class Reloads:
     def _refuse(self, mistakes: list[str]) -> None:
         for mistake in mistakes:
             self._log.error("not reloaded: {mistake}", mistake=mistake)
-        self._log.error("the configuration is as it was before: {count} mistakes, mend them and send SIGHUP again", count=len(mistakes))
+        self._log.error("the configuration is as it was before: {found}; mend and send SIGHUP again", found=count(len(mistakes), "mistake"))
         self._note(tuple(mistakes), ())
 
     async def _reload(self) -> None:
@@ -156,8 +157,8 @@ class Reloads:
             self._log.warn("{name} was changed, which counts only after a restart", name=name)
         changed = [key for key in sorted(new.configs) if key in before.configs and before.configs[key] != new.configs[key]]
         self._log.info(
-            "the configuration is in force: {count} directories, added: {added}, changed: {changed}, removed: {removed}",
-            count=len(new.configs),
+            "the configuration is in force: {directories}, added: {added}, changed: {changed}, removed: {removed}",
+            directories=count(len(new.configs), "directory", "directories"),
             added=", ".join(sorted(new.configs.keys() - before.configs.keys())) or "none",
             changed=", ".join(changed) or "none",
             removed=", ".join(removed) or "none",

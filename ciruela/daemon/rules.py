@@ -169,7 +169,9 @@ def number(least: int, most: int) -> Callable[[Value], int]:
         given = text(value, "a whole number")
         parts = _NUMBER.fullmatch(given)
         if parts is None or len(given) > 40:
-            raise wrong(given, "a whole number", str(max(least, 2)))
+            begins = re.match(r"[0-9]{1,19}", given)
+            meant = int(begins[0]) if begins is not None and least <= int(begins[0]) <= most else max(least, 2)
+            raise wrong(given, "a whole number", str(meant))
         base = str(parts.lastgroup if parts.lastgroup != "unit" else next(name for name in _BASES if parts[name]))
         found = int(parts[base].replace("_", ""), _BASES[base]) * _SIZES[parts["unit"]]
         if not least <= found <= most:

@@ -9,8 +9,11 @@ import sys
 
 from twisted.scripts import twistd
 
+from ciruela.disk.streams import hold_streams
+
 
 def main() -> None:
     """Become ``twistd --nodaemon --pidfile= ciruela``, with the options that were given."""
+    hold_streams()
     sys.argv[1:] = ["--nodaemon", "--pidfile=", "ciruela", *sys.argv[1:]]
     twistd.run()

@@ -21,7 +21,7 @@ def lock(db_dir: str) -> OpenFile:
             except FileExistsError:
                 held = directory.open_write(LOCK)
     except OSError as error:
-        raise DiskError(f"the db directory {db_dir} cannot be used: {error.strerror} (it must exist and be writable)") from error
+        raise DiskError(_unusable(db_dir, error.strerror)) from error
     try:
         fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -29,3 +29,22 @@ def lock(db_dir: str) -> OpenFile:
         raise DiskError(f"another daemon uses the db directory {db_dir}: stop it, or give this one its own --db-dir") from error
     os.set_inheritable(held.fd, False)
     return held
+
+
+def is_held(db_dir: str) -> bool:
+    """Tell whether a daemon uses ``db_dir``. Nothing is changed. Raises DiskError where :func:`lock` would for another reason."""
+    try:
+        with SafeDir.at(db_dir) as directory:
+            if directory.stat(LOCK) is None:
+                return False
+            with directory.open_write(LOCK) as held:
+                fcntl.flock(held.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise DiskError(_unusable(db_dir, error.strerror)) from error
+    return False
+
+
+def _unusable(db_dir: str, reason: str | None) -> str:
+    return f"the db directory {db_dir} cannot be used: {reason} (it must exist and be writable)"

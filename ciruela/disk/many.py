@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from ciruela.disk.openfile import OpenFile
@@ -32,10 +32,12 @@ def stats(directory: SafeDir, listed: Iterable[str]) -> Iterator[os.stat_result]
     return map(partial(os.stat, dir_fd=directory.fd, follow_symlinks=False), listed)
 
 
-def read_small(directory: SafeDir, entry: os.DirEntry[str], most: int) -> tuple[bytes | OpenFile, os.stat_result, os.stat_result]:
+def read_small(
+    directory: SafeDir, entry: os.DirEntry[str], most: int, look: Callable[[int, os.stat_result], None]
+) -> tuple[bytes | OpenFile, os.stat_result, os.stat_result]:
     """The content of a regular file, and its status before and after it was read; one of more than ``most`` bytes is opened only.
 
-    The content is cut off when the file got shorter meanwhile.
+    The content is cut off when the file got shorter meanwhile. ``look`` gets the open descriptor and the status before.
     """
     keep = False
     try:
@@ -44,6 +46,7 @@ def read_small(directory: SafeDir, entry: os.DirEntry[str], most: int) -> tuple[
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
+            look(fd, before)
             size = before.st_size
             if size > most:
                 keep = True

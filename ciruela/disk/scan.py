@@ -49,7 +49,7 @@ class Scan:
     """A scanned directory: its index, one sentence for each thing that does not fit into one, and what it took.
 
     ``excluded``: how many files and directories were left out by patterns, not counting what is in these directories; ``excluded_paths``
-    names the first of them.
+    names the first of them. ``unkept``: what of the files no image keeps, as :meth:`Unkept.told` says it.
     """
 
     image: ImageId
@@ -62,6 +62,7 @@ class Scan:
     seconds: float
     excluded: int = 0
     excluded_paths: tuple[str, ...] = ()
+    unkept: tuple[str, ...] = ()
 
     @cached_property
     def index(self) -> Index:
@@ -212,7 +213,9 @@ class _Scanner:
         seconds = self._now_s() - self._began_s
         warnings = tuple(self._walk.warnings)
         excluded, paths = self._walk.excluded, tuple(self._walk.excluded_paths)
-        self._done.callback(Scan(image, data, warnings, total.dirs, total.files, total.symlinks, total.bytes, seconds, excluded, paths))
+        unkept = self._walk.unkept.told()
+        numbers = total.dirs, total.files, total.symlinks, total.bytes
+        self._done.callback(Scan(image, data, warnings, *numbers, seconds, excluded, paths, unkept))
 
     def _not_built(self, failure: Failure) -> None:
         if not self._done.called:

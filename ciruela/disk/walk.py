@@ -18,6 +18,7 @@ from ciruela.disk.known import DirKey, Known, by_name, join_names, key_of, keys_
 from ciruela.disk.many import list_names, read_small, stats
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.unkept import Unkept
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import Writer, file_line, link_line
 from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, check_target, escape
@@ -133,6 +134,7 @@ class Walk:
         self.stopped = False
         self.ended = False
         self.warnings: list[str] = []
+        self.unkept = Unkept()
         self.excluded = 0
         self.excluded_paths: list[str] = []
         self.dirs = 0
@@ -262,8 +264,10 @@ class Walk:
             if not all(stat.S_ISDIR(found.st_mode) for found in stats(directory, below)):
                 return False
             names = [name for name in names if name not in below]
-        if keys_of(stats(directory, names)) != known.keys:
+        found = list(stats(directory, names))
+        if keys_of(found) != known.keys:
             return False
+        self.unkept.files(frame.prefix, names, found)
         self._excluded(leave_out)
         return True
 
@@ -317,6 +321,8 @@ class Walk:
             (found,) = stats(directory, (entry.name,))
             if key_of(found) == old[0]:
                 listed.keys[name], line = old
+                if not is_link:
+                    self.unkept.file(found, self._at)
                 self._took(listed, line, None if is_link else found.st_size)
                 return None
         if is_link:
@@ -324,7 +330,7 @@ class Walk:
             listed.keys[name] = rested_key(found, self._rested_ns)
             self._took(listed, self._link(directory, name), None)
             return None
-        data, found, after = read_small(directory, entry, LARGE_BYTES)
+        data, found, after = read_small(directory, entry, LARGE_BYTES, self._opened)
         listed.keys[name] = rested_key(found, self._rested_ns)
         if isinstance(data, OpenFile):
             large = Large(data, self._at, found)
@@ -338,6 +344,13 @@ class Walk:
         hashes = self._hash(data) if 0 < size <= BLOCK_BYTES else self._block_hashes(data)
         self._took(listed, file_line(escape(name), _executable(found), size, hashes), size)
         return None
+
+    def _opened(self, fd: int, status: os.stat_result) -> None:
+        try:
+            self.unkept.opened(fd, status, self._at)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
+                raise
 
     def _took(self, listed: _Listed, line: str, size: int | None) -> None:
         """Add a line to a directory; ``size`` of a file, None for a link."""

@@ -24,6 +24,9 @@ _END = "-----END OPENSSH PRIVATE KEY-----"
 _MAGIC = b"openssh-key-v1\0"
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----")
 _PUBLIC = re.compile(r"-+ ?BEGIN [A-Z0-9 ]*PUBLIC KEY")
+_CIPHERS = frozenset({"aes256-ctr", "aes256-cbc", "aes256-gcm@openssh.com"})
+"""Ciphers that ``cryptography`` knows in all releases that are supported: nothing need be tried before a passphrase is asked for."""
+
 _MAKE_ONE = "make a key with: ssh-keygen -t ed25519"
 
 
@@ -32,6 +35,16 @@ class PassphraseNeeded(BadKey):
 
     def __init__(self, public: PublicKey) -> None:
         super().__init__(f"the key {public.fingerprint()} needs its passphrase (add it to ssh-agent, or run in a terminal to be asked)")
+        self.public = public
+
+
+class UnknownCipher(PassphraseNeeded):
+    """The key is encrypted in a way that no passphrase helps against; an agent may hold it all the same."""
+
+    def __init__(self, public: PublicKey, cipher: str) -> None:
+        BadKey.__init__(
+            self, f"it is encrypted with {cipher}, which cannot be read (run: ssh-keygen -p -Z aes256-ctr -f FILE, or add it to ssh-agent)"
+        )
         self.public = public
 
 
@@ -78,15 +91,16 @@ def parse_private(text: str, passphrase: bytes | None = None) -> PrivateKey:
     body = "".join(stripped[len(_BEGIN) : end].split())
     envelope = _envelope(body)
     encrypted = envelope.cipher != "none"
-    if encrypted and passphrase is None:
+    if encrypted and passphrase is None and envelope.cipher in _CIPHERS:
         raise PassphraseNeeded(envelope.public)
     pem = f"{_BEGIN}\n{body}\n{_END}\n".encode("ascii")
     try:
-        key = load_ssh_private_key(pem, passphrase if encrypted else None)
+        key = load_ssh_private_key(pem, (passphrase or b"") if encrypted else None)  # also finds out whether a rare cipher is known
     except UnsupportedAlgorithm:
-        advice = "run: ssh-keygen -p -Z aes256-ctr -f FILE"
-        raise BadKey(f"it is encrypted with {envelope.cipher}, which cannot be read ({advice})") from None
+        raise UnknownCipher(envelope.public, envelope.cipher) from None
     except (InvalidTag, ValueError, TypeError):
+        if encrypted and passphrase is None:
+            raise PassphraseNeeded(envelope.public) from None
         if encrypted:
             raise WrongPassphrase(f"the passphrase of the key {envelope.public.fingerprint()} is wrong") from None
         raise BadKey("the key is damaged (copy the whole file again)") from None

@@ -1,4 +1,4 @@
-"""Durations as people write them: ``30s``, ``1h 30min``, ``2 days`` (protocol section 7.1)."""
+"""Durations as people write them: ``30s``, ``1h 30min``, ``2 days`` (protocol section 7.1), and numbers of things."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ LONGEST_MS = 2**63 - 1
 
 _MOST_CHARACTERS = 256
 _PART = re.compile(r"([0-9]+)\s*([A-Za-z]*)\s*")
+_BROKEN = re.compile(r"([0-9]{1,9}\.[0-9]{1,9})\s*([A-Za-z]*)")
 
 
 def _wrong(text: str, hint: str) -> ValueError:
@@ -50,7 +51,12 @@ def parse_duration_ms(text: str) -> int:
     position = 0
     while position < len(rest):
         part = _PART.match(rest, position)
-        if part is None:
+        broken = _BROKEN.match(rest, position)
+        if broken is not None and broken[2] in _UNITS_NS:
+            whole_ms = round(float(broken[1]) * _UNITS_NS[broken[2]] / _NS_PER_MS)
+            better = f"{rest[:position]}{format_duration(whole_ms)}{rest[broken.end() :]}"
+            raise _wrong(text, f'numbers are whole: try "{better}"')
+        if part is None or broken is not None:
             raise _wrong(text, 'write whole numbers with units, as in "1h 30min"')
         number, unit = part.groups()
         if not unit:
@@ -82,3 +88,8 @@ def format_duration(milliseconds: int) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return " ".join(parts) or "0s"
+
+
+def count(number: int, word: str, plural: str | None = None) -> str:
+    """``1 file``, ``11,306 files``."""
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"

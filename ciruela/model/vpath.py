@@ -57,6 +57,8 @@ class VPath:
         parts = tuple(text[1:].split("/"))
         if len(parts) > MAX_LEVELS + 1:
             raise ValueError(f"the path has more than {MAX_LEVELS + 1} components")
+        if "" in parts:
+            raise ValueError(f"{text[:80]!r} has two slashes in a row, or one at its end")
         for part in parts:
             check_component(part)
         return cls(parts)

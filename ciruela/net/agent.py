@@ -89,14 +89,14 @@ class _Client(SSHAgentClient):
             done.errback(AgentFailed(what))
 
 
-def agent_keys(reactor: IReactorUNIX, socket_path: str) -> Deferred[AgentKeys]:
+def agent_keys(reactor: IReactorUNIX, socket_path: str, timeout_s: float = LIST_TIMEOUT_S) -> Deferred[AgentKeys]:
     """The keys of the agent at ``socket_path`` (the value of ``SSH_AUTH_SOCK``). ``reactor`` also has to be the clock.
 
-    Fails with AgentFailed when the agent cannot be reached, or does not answer within :data:`LIST_TIMEOUT_S`.
+    Fails with AgentFailed when the agent cannot be reached, or does not answer within ``timeout_s``.
     """
     if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH_BYTES:
         return fail(AgentFailed(f"the ssh-agent at {socket_path} cannot be reached: the path is longer than that of any socket"))
-    return _Agent(UNIXClientEndpoint(reactor, socket_path), IReactorTime(reactor), socket_path).keys()
+    return _Agent(UNIXClientEndpoint(reactor, socket_path), IReactorTime(reactor), socket_path).keys(timeout_s)
 
 
 class _Agent:
@@ -107,8 +107,8 @@ class _Agent:
         self._clock = clock
         self._name = name
 
-    def keys(self) -> Deferred[AgentKeys]:
-        return self._ask(lambda client: client.requestIdentities().addCallback(self._sort), LIST_TIMEOUT_S)
+    def keys(self, timeout_s: float) -> Deferred[AgentKeys]:
+        return self._ask(lambda client: client.requestIdentities().addCallback(self._sort), timeout_s)
 
     def sign(self, public: PublicKey, data: bytes) -> Deferred[bytes]:
         return self._ask(lambda client: client.signData(public.blob, data).addCallback(_signature, public, data), SIGN_TIMEOUT_S)

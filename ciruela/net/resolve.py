@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.seams import Address, InThread
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
 
 
@@ -24,11 +25,20 @@ class Resolve(Protocol):
         """All addresses of ``name``, in the resolver's order. Fails with FormatError for a bad name, LinkLost when nobody knows it."""
 
 
+def refuse_scheme(text: str) -> None:
+    """Raise FormatError for what begins with ``http://`` or the like."""
+    found = _SCHEME.match(text)
+    if found is not None:
+        host = text[found.end() :].partition("/")[0]
+        raise FormatError(f"{text[:80]!r} is the address of a page, not a host name: leave {found[0]} out (write {host[:80]})")
+
+
 def split_name(text: str, default_port: int) -> tuple[str, int]:
     """Host (lower case, without a dot at the end) and port of ``host``, ``host:port``, ``[v6]:port``, ``[v6]`` or a bare IPv6 address.
 
     Raises FormatError.
     """
+    refuse_scheme(text)
     shown = repr(text[:80])
     host, port_text = text, None
     if text.startswith("["):

@@ -127,7 +127,7 @@ class Sync(CommandCase):
         self.assertEqual(self.successResultOf(running), 0)
         self.assertIn("n1 /apps/v1  DONE      1/1 nodes", self.out.text)
         self.assertEqual(len(self.out.text.splitlines()), 1)
-        for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", request.image.hex()):
+        for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", f"id {request.image.hex()[:12]}\n"):
             self.assertIn(words, self.err.text)
 
     def test_modes(self) -> None:
@@ -378,6 +378,18 @@ class Life(SynchronousTestCase):
             return 6
 
         self.assertEqual(self.run_life(command), 6)
+
+    @shows("K8.2")
+    def test_abandoned(self) -> None:
+        """A command whose output nobody can read would go on for half an hour, or end with an internal error."""
+
+        async def command() -> int:
+            await Deferred[None]()
+            return 0
+
+        reactor = FakeReactor(lambda: life.abandon())
+        life = _Life(reactor, command, False, 0)
+        self.assertEqual((life.run(), self.err.getvalue(), reactor.stopped), (1, "", 1))
 
     @shows("F54")
     def test_signals(self) -> None:

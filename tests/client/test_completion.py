@@ -7,8 +7,10 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -16,6 +18,7 @@ from ciruela.client.completion import script
 from ciruela.client.options.completion import Shell
 from ciruela.client.options.table import COMMANDS
 from ciruela.client.options.tree import ciruela, ciruela_sync
+from tests.proof import shows
 
 MAN = Path(__file__).parent.parent.parent / "docs" / "man.py"
 
@@ -54,6 +57,13 @@ class CompletionTests(SynchronousTestCase):
 
 
 class ManTests(SynchronousTestCase):
+    @shows("W5")
+    def test_without_its_library(self) -> None:
+        """Who packs a release got a traceback instead of the name of what is missing."""
+        with patch.dict(sys.modules, {"argparse_manpage": None, "argparse_manpage.manpage": None}):
+            left = self.assertRaises(SystemExit, runpy.run_path(str(MAN))["main"], Path(self.mktemp()))
+        self.assertIn("is missing: install the dev requirements", str(left.code))
+
     def test_every_option(self) -> None:
         """A page that lacks an option, or cannot be built, is found by the one who packs a release, too late."""
         top = Path(self.mktemp())

@@ -14,12 +14,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.demo import default_directory, next_line, script
+from ciruela.client.demo import default_directory, folded, next_line, script
 from ciruela.client.nodes import TERM_S, Node, make_keys
 from ciruela.client.options.table import parse_sync
 from ciruela.keys.private import parse_private
 from ciruela.keys.public import parse_public
 from ciruela.seams import DEFAULT_PORT
+from tests.proof import shows
 
 
 class FakeTransport:
@@ -66,6 +67,16 @@ class DemoParts(SynchronousTestCase):
             options = parse_sync(words[1:])
             self.assertEqual((options.wishes[0].source, str(options.wishes[0].vpath)), ("/tmp/a b'c", "/demo/v2"))
             self.assertEqual((options.keys.files, options.common.port), (("/tmp/x y/key",), port))
+
+    @shows("W3")
+    def test_folded(self) -> None:
+        """A line that wraps where the terminal ends is pasted with a break in the middle of a path."""
+        command = next_line("/srv/releases/of the shop/" + "x" * 30, Path("/tmp/ciruela-demo-12345678/key"), 4711)
+        lines = folded(command)
+        self.assertTrue(len(lines) > 1 and max(map(len, lines)) <= 80, lines)
+        self.assertTrue(all(line.endswith(" \\") for line in lines[:-1]))
+        self.assertEqual(shlex.split("".join(line.removesuffix("\\") for line in lines)), shlex.split(command))
+        self.assertEqual(shlex.split("".join(folded("a b"))), ["a", "b"])
 
     def test_script(self) -> None:
         """What is not on the PATH is proposed with its whole path, or the shell would not find it."""

@@ -7,11 +7,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.identities import Identities, load_identities, read_key_file, terminal
-from ciruela.keys.private import PrivateKey, parse_private
+from ciruela.client.identities import HURRY_S, Identities, exposed, load_identities, read_key_file, terminal
+from ciruela.keys.private import PassphraseNeeded, PrivateKey, parse_private
 from ciruela.keys.public import PublicKey, parse_public, verify
 from ciruela.model.errors import BadKey
-from ciruela.net.agent import AgentFailed, AgentKeys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKeys
 from tests.keys.samples import PASSPHRASE, sample
 from tests.proof import shows
 
@@ -51,6 +51,8 @@ class LoadTests(SynchronousTestCase):
         self.environ: dict[str, str] = {}
         self.agent: AgentKeys | AgentFailed = AgentKeys((), ())
         self.asked_agents: list[str] = []
+        self.timeouts: list[float] = []
+        self.exposed: dict[str, str] = {}
         self.answers: list[str] | None = None
         self.prompts: list[str] = []
         self.in_threads: list[Callable[..., Any]] = []
@@ -65,8 +67,9 @@ class LoadTests(SynchronousTestCase):
         self.prompts.append(prompt)
         return self.answers.pop(0)
 
-    def ask_agent(self, path: str) -> Deferred[AgentKeys]:
+    def ask_agent(self, path: str, timeout_s: float) -> Deferred[AgentKeys]:
         self.asked_agents.append(path)
+        self.timeouts.append(timeout_s)
         return fail(self.agent) if isinstance(self.agent, AgentFailed) else succeed(self.agent)
 
     def in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
@@ -88,6 +91,7 @@ class LoadTests(SynchronousTestCase):
             ask_passphrase=None if self.answers is None else self.ask,
             agent=self.ask_agent,
             in_thread=self.in_thread,
+            exposed=self.exposed.get,
         )
 
     def loaded(self, *files: str, env: tuple[str, ...] = ()) -> Identities:
@@ -174,6 +178,46 @@ class LoadTests(SynchronousTestCase):
         self.answers = ["wrong"] * 10
         self.assertIn("wrong 3 times", self.loaded().notes[0])
         self.assertEqual(len(self.prompts), 3)
+
+    @shows("W1")
+    def test_no_passphrase_for_a_cipher_that_is_unknown(self) -> None:
+        """Somebody would type a passphrase for a key that no passphrase opens."""
+        self.files = {ED25519: sample("locked-chacha")}
+        self.answers = []
+        self.assertIn("chacha20-poly1305@openssh.com, which cannot be read", self.loaded().notes[0])
+        self.assertIn("ssh-keygen -p", self.refused(ED25519))
+        self.assertEqual(self.prompts, [])
+        key = self.assertRaises(PassphraseNeeded, parse_private, sample("locked-chacha")).public
+        self.hold(HeldKey(key, PrivateKey(bytes(32))))
+        self.assertEqual(self.found(self.loaded()), [key])
+
+    @shows("W1")
+    def test_hung_agent(self) -> None:
+        """Each upload would wait for ten seconds, although its key lies in a file."""
+        self.environ["SSH_AUTH_SOCK"] = "/run/agent"
+        self.files = {ED25519: sample("plain")}
+        self.loaded()
+        self.files = {}
+        self.started()
+        self.assertEqual(self.timeouts, [HURRY_S, LIST_TIMEOUT_S])
+        self.assertTrue(LIST_TIMEOUT_S > 4 * HURRY_S)
+
+    @shows("W1")
+    def test_key_that_others_may_read(self) -> None:
+        """Whoever is on that machine could sign as this user, and nobody would have said so."""
+        path = os.path.abspath(self.mktemp())
+        for mode, whom in ((0o600, None), (0o400, None), (0o640, "group"), (0o604, "everybody"), (0o644, "everybody")):
+            with open(path, "w", encoding="ascii"):
+                os.chmod(path, mode)
+            found = exposed(path)
+            self.assertEqual(found is None, whom is None)
+            self.assertTrue(whom is None or (whom in str(found) and f"chmod 600 {path}" in str(found)))
+            os.unlink(path)
+        self.assertIsNone(exposed(path))
+        self.files = {ED25519: sample("plain")}
+        self.exposed = {ED25519: "it is open"}
+        loaded = self.loaded()
+        self.assertEqual((self.found(loaded), loaded.notes), ([PLAIN], (f"{ED25519}: it is open",)))
 
     def test_agent_spares_passphrase(self) -> None:
         """A locked key that the agent holds signs without a question, and once."""

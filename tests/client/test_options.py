@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela._version import __version__
+from ciruela.client.options import tree
 from ciruela.client.options.common import Progress, rate_bytes_s
 from ciruela.client.options.demo import DemoOptions
 from ciruela.client.options.edit import EditOptions, PutFileOptions
@@ -24,6 +25,7 @@ from ciruela.client.require import ALL, Requirement
 from ciruela.index.digest import HashKind
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
+from tests.proof import shows
 
 OLD = "ab" * 32
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -113,6 +115,44 @@ class SyncLine(Parsing):
         """Durations are written as the reference's users write them."""
         self.assertEqual(parse_sync(["--append", "a:/k/1", "h", "-t", "1h 30min"]).rule.deadline_s, 5400.0)
 
+    @shows("W1")
+    def test_slash_at_the_end(self) -> None:
+        """Shells complete directories with a slash, and people read ``'' cannot be a component``."""
+        self.assertEqual(str(self.sync("--append a:/k/1/ h").wishes[0].vpath), "/k/1")
+        for line in ("edit -f /x -d /k/1/ h", "get h:/k/1/ d", "remove h:/k/1/", "upload -d x h:/k/1/"):
+            parse(line.split())
+        for line in ("remove h:/k//1", "get h:/k//1 d", "edit -f /x -d /k//1 h", "sync --append a:/k//1 h"):
+            self.assertIn("two slashes in a row", self.refused(line, whole=True))
+
+    @shows("W1")
+    def test_address_of_a_page(self) -> None:
+        """The address of the status page is what people have at hand, and it was told as a bad port."""
+        for line in (
+            "sync --append a:/k/1 http://h",
+            "ls http://h:24783/",
+            "get https://h:/k/1 d",
+            "remove http://h:/k/1",
+            "upload -d x http://h:/k/1",
+        ):
+            said = self.refused(line, whole=True)
+            self.assertIn("leave http", said)
+            self.assertIn("(write h", said)
+
+    @shows("W1")
+    def test_help_as_it_is_meant(self) -> None:
+        """A percent sign of argparse would be copied from the help to the command line, and refused."""
+        for parser in [tree.ciruela_sync(), *tree.ciruela()._subparsers._group_actions[0].choices.values()]:  # type: ignore[union-attr]
+            self.assertNotIn("%%", parser.format_help())
+            self.assertNotIn("%%", parser.format_usage())
+            self.assertEqual([action.dest for action in parser._actions if not action.help], [], parser.prog)
+
+    @shows("W1")
+    def test_did_you_mean(self) -> None:
+        """Somebody would look for the command in the list of all seventeen."""
+        self.assertIn("unknown command 'snyc'; did you mean sync?", self.refused("snyc", whole=True))
+        self.assertIn("--requier; did you mean --require?", self.refused("--requier all --append a:/k/1 h"))
+        self.assertNotIn("did you mean", self.refused("zzz", whole=True))
+
     def test_mistakes(self) -> None:
         """A mistake in the command line must be told with the option's name before any key is asked for."""
         for line, word in (
@@ -122,7 +162,7 @@ class SyncLine(Parsing):
             ("--append nocolon host", "is not SRC:DEST"),
             ("--append :/k/1 host", "is not SRC:DEST"),
             ("--append a:/k/.. host", "cannot be a component"),
-            ("--append a:/ host", "cannot be a component"),
+            ("--append a:/ host", "there is no name after the slash (write /KEY/NAME)"),
             (f"--append a:/k/1:{OLD} host", "only --replace takes an OLD_ID"),
             ("--replace a:/k/1:abc host", "64 hexadecimal digits"),
             ("--append a:/k/1 --replace b:/k/1 host", "two directories for one path: /k/1"),

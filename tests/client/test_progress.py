@@ -10,11 +10,21 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
-from ciruela.client.live import TerminalBlock
+from ciruela.client.live import Layout, TerminalBlock, fitting, shortened
 from ciruela.client.options.common import Progress
-from ciruela.client.progress import Display, given_part, progress_line, promise_lines, result_lines, safe_line, wants_live
+from ciruela.client.progress import (
+    Display,
+    Throughput,
+    bar_part,
+    live_parts,
+    progress_line,
+    promise_lines,
+    result_lines,
+    safe_line,
+    wants_live,
+)
 from ciruela.client.sync import Row
-from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, interval, size, stamp
+from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, folded, interval, size, stamp
 from ciruela.model.ids import ImageId
 from tests.proof import shows
 
@@ -44,10 +54,24 @@ def row(
     path: str = "/apps/shop",
     why: str = "",
     share: float | None = None,
+    given_bytes: int | None = None,
+    elapsed_s: float = 41.5,
+    sent_bytes: int = 417_333_248,
 ) -> Row:
     verdict = RUNNING if outcome is Outcome.RUNNING else Verdict(outcome, 0, why)
     standing = Standing(done, expected, accepted, missing, failed)
-    return Row(cluster, path, ImageId(b"\x11" * 32), verdict, standing, 417_333_248, 4_402_341_478, 41.5, given=share)
+    return Row(
+        cluster,
+        path,
+        ImageId(b"\x11" * 32),
+        verdict,
+        standing,
+        sent_bytes,
+        4_402_341_478,
+        elapsed_s,
+        given=share,
+        given_bytes=given_bytes,
+    )
 
 
 class Shown:
@@ -128,12 +152,46 @@ class Lines(SynchronousTestCase):
 
         self.assertTrue(progress_line(row(share=1 / 3), 0).endswith("sent_bytes=417333248 given=0.33"))
 
+    @shows("W3")
+    def test_what_was_reused(self) -> None:
+        """Nobody would see that a new version of gigabytes took a second because the servers had nearly all of it."""
+        found = result_lines([row(Outcome.DONE, 78, 78, given_bytes=given) for given in (None, 4_402_341_478, 71_303_168)])
+        self.assertEqual(
+            [line.partition("0:41  ")[2] for line in found], ["sent 398 MiB", "sent 398 MiB", "sent 398 MiB, reused 4.0 GiB of 4.1 GiB"]
+        )
+
+    @shows("W3")
     def test_how_long_still(self) -> None:
         """A long upload to three nodes would show none of three, and nothing of how far it is."""
         self.assertEqual(
-            [given_part(row(share=share)) for share in (None, 0.0, 0.019, 0.25, 0.999, 1.0)],
-            ["", "0% given", "1% given", "25% given, 2:04 left", "99% given, 0:00 left", ""],
+            [live_parts(row(share=share), 19_084_000)[:3] for share in (0.0, 0.019, 0.25, 0.999)],
+            [
+                ["0% given", "18.2 MiB/s", "61/78 nodes"],
+                ["1% given", "18.2 MiB/s", "61/78 nodes"],
+                ["25% given", "2:04 left", "18.2 MiB/s"],
+                ["99% given", "0:00 left", "18.2 MiB/s"],
+            ],
         )
+        self.assertEqual(live_parts(row(share=1.0), 1.0), ["61/78 nodes", "0:41", "all given, the nodes finish it", "sent 398 MiB"])
+        self.assertEqual(live_parts(row(), None), ["61/78 nodes", "0:41", "sent 398 MiB", "to w04, w19, w77"])
+
+    @shows("W3")
+    def test_bar(self) -> None:
+        """The bar would stand at 0 for the whole transfer."""
+        self.assertEqual([bar_part(row(done=0, share=share)) for share in (0.0, 0.25, 1.0, None)], [0.0, 0.25, 0.0, 0.0])
+        self.assertEqual(bar_part(row(done=39, share=1.0)), 0.5)
+        self.assertEqual(bar_part(row(Outcome.EARLY, done=39, share=0.5)), 0.5)
+        self.assertEqual(bar_part(row(done=0, expected=0)), 0.0)
+
+    @shows("W3")
+    def test_rate(self) -> None:
+        """A link that got slow would look fast for a long time, or a short start like a fast one."""
+        throughput = Throughput()
+        rates = [throughput.rate_bytes_s(row(elapsed_s=at / 4, sent_bytes=at * 250 if at < 40 else 10_000)) for at in range(80)]
+        self.assertEqual((rates[3], rates[4], rates[20], rates[39]), (None, 1000.0, 1000.0, 1000.0))
+        self.assertTrue(0 < (rates[50] or 0) < 600)
+        self.assertEqual(rates[79], 0.0)
+        self.assertIsNone(throughput.rate_bytes_s(row(path="/other")))
 
     def test_promises(self) -> None:
         """Who interrupts learns whether the nodes can go on alone."""
@@ -178,12 +236,12 @@ class Showing(SynchronousTestCase):
         shown = Shown(row(done=77, missing=("a55",)))
         display.watch(shown)
         self.assertIn("77/78 nodes", self.err.getvalue())
-        self.assertIn("sent 398 MiB (image 4.1 GiB)", self.err.getvalue())
+        self.assertIn("sent 398 MiB", self.err.getvalue())
         self.assertIn("waiting: a55", self.err.getvalue())
         self.assertNotIn("safe to disconnect", self.err.getvalue())
         shown.shown = [row(done=0, share=0.25)]
         self.clock.advance(0.25)
-        self.assertIn("0:41  25% given, 2:04 left", self.err.getvalue())
+        self.assertIn("25% given  2:04 left", self.err.getvalue())
         shown.shown = [row(done=0, share=1.0)]
         self.clock.advance(0.25)
         self.assertIn("0:41  all given, the nodes finish it", self.err.getvalue())
@@ -194,6 +252,43 @@ class Showing(SynchronousTestCase):
         display.finish(shown.rows())
         self.assertEqual(self.out.getvalue(), "eu /apps/shop  DONE      78/78 nodes  0:41  sent 398 MiB\n")
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    @shows("W3")
+    def test_narrow(self) -> None:
+        """How far it is and how long it takes were cut off on terminals of 80 and of 120 columns."""
+        long = row(done=0, share=0.25, cluster="ciruela.production.example.org", path="/apps/shop-frontend/v2026.11.30-1")
+        for width in (30, 40, 60, 80, 120, 200):
+            err = Terminal()
+            block = TerminalBlock(err, {"TERM": "xterm", "COLUMNS": str(width), "LINES": "24", "NO_COLOR": "1"})
+            block.show_rows(Shown(long, row(done=0, share=0.5), nodes=1))
+            lines = err.getvalue().splitlines()
+            self.assertIn("25% given  2:04 left", lines[0], width)
+            self.assertIn("50% given  0:41 left", lines[1], width)
+            self.assertTrue(width < 80 or "v2026.11.30-1" in lines[0], lines[0])
+            block.hide()
+
+    @shows("W3")
+    def test_folded(self) -> None:
+        """Lines of a demo would wrap in the middle of a path, and nobody could copy it."""
+        display = self.display(live=True)
+        display.say(f"Indexed /srv/{'x' * 90}/site-packages: 602 dirs, 6,051 files")
+        display.finish([row(Outcome.DONE, missing=tuple(f"node{number}.example.org" for number in range(9)))])
+        self.assertIn(f"/srv/{'x' * 90}/site-packages:", self.err.getvalue())
+        lines = [*self.err.getvalue().splitlines(), *self.out.getvalue().splitlines()]
+        self.assertEqual((len(lines) > 3, [line for line in lines if len(line) > 120]), (True, []))
+        self.assertEqual(folded(f"a {'b' * 30} c", 20), f"a\n    {'b' * 30}\n    c")
+
+    @shows("W3")
+    def test_what_gives_way(self) -> None:
+        """A name that is cut off at its end is that of every version."""
+        self.assertEqual([shortened("/apps/shop/v41", width) for width in (14, 8, 1, 0)], ["/apps/shop/v41", "…hop/v41", "…", ""])
+        self.assertEqual(shortened("eu.example.org", 8), "eu.exam…")
+        parts = ["2/3 nodes", "0:41", "waiting: node3, node4, node5"]
+        self.assertEqual(fitting(parts, 60), "2/3 nodes  0:41  waiting: node3, node4, node5")
+        self.assertEqual(fitting(parts, 40), "2/3 nodes  0:41  waiting: node3, node4,…")
+        self.assertEqual((fitting(parts, 30), fitting(parts, 5)), ("2/3 nodes  0:41", "2/3 …"))
+        layout = Layout.of(120, ["eu"], ["/apps"], [["25% given", "2:04 left"]])
+        self.assertEqual((layout.cluster, layout.path, layout.bar), (2, 5, 24))
 
     def test_problems_stay(self) -> None:
         """A problem is printed once, above the block, and no server text reaches the terminal raw."""

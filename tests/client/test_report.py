@@ -40,7 +40,7 @@ KINDS = {
 
 UPLOAD = {
     *("cluster", "path", "image", "outcome", "exit_code", "code", "message", "done", "expected", "accepted", "missing", "failed"),
-    *("absent", "shared_ids", "hooks", "sent_bytes", "total_bytes", "seconds"),
+    *("absent", "shared_ids", "hooks", "sent_bytes", "total_bytes", "reused_bytes", "seconds"),
 }
 
 

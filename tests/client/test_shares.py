@@ -51,6 +51,17 @@ class ShareTests(SynchronousTestCase):
         self.take("a", PIECES.full & ~taken)
         self.assertEqual(self.shares.given, 1.0, "what a node names later it lacked before, and has been told of")
 
+    @shows("W3")
+    def test_given_bytes(self) -> None:
+        """The result would call reused what had to be sent, or count what two nodes asked for twice."""
+        shares = Shares(PIECES, 256 * MIB, bytes_of=sum)
+        self.assertEqual(shares.given_bytes, 0)
+        shares.gave((5, 7))
+        shares.gave((7, 9, PIECES.block_count))
+        self.assertEqual(shares.given_bytes, 5 + 7 + 9)
+        self.shares.gave((5,))
+        self.assertIsNone(self.shares.given_bytes)
+
     def test_in_order(self) -> None:
         """All pieces of a share would have the same relay, which would then have to give everything at once."""
         first, second = self.take("a", PIECES.full), self.take("b", PIECES.full)

@@ -115,7 +115,7 @@ class UploadLine(Parsing):
             ("upload -d x h:/a/b -i", "-i/--identity"),
             ("upload h:/a/b", "-d/--directory"),
             ("upload -d x /a/b", "is not HOST:/VPATH"),
-            ("upload -d x h:/a//b", "cannot be a component"),
+            ("upload -d x h:/a//b", "two slashes in a row"),
             ("upload -d x h!:/a/b", "not a host name"),
             ("upload -d x --replace -x h:/a/b", "do not go together"),
         ):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import random
+import select
+import threading
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -23,6 +25,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex
 from tests.client.test_commands import Output, at_once
 from tests.disk.trees import Spec, index_bytes, plant
+from tests.proof import shows
 
 TREE: Spec = {"/a/deep/file": b"deep", "/a/b": b"x" * 100_000, "/run*": b"#!", "/link": "a/b", "/void": None, "/none": b""}
 
@@ -112,6 +115,20 @@ class Verify(SynchronousTestCase):
             self.assertEqual(self.code(str(self.tree), path), 0)
             self.assertIn(f"is the image {index.image.hex()}", self.err.text)
         self.assertEqual(self.out.text, "")
+
+    @shows("W1")
+    def test_through_a_pipe(self) -> None:
+        """``verify DIR <(ciruela index DIR)`` was refused: an index had to be written to a disk to be compared with."""
+        _, path = self.indexed()
+        pipe = str(self.top / "pipe")
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=lambda: Path(pipe).write_bytes(Path(path).read_bytes()))
+        writer.start()
+        self.addCleanup(writer.join)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        self.assertTrue(select.select([reader], [], [], 20)[0], "nothing was written")
+        self.assertEqual(self.code(str(self.tree), pipe), 0)
 
     def test_against_a_wrong_tree(self) -> None:
         """One line on stdout for each difference, harmless whatever the names are, and exit code 1."""

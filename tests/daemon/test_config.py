@@ -221,6 +221,40 @@ class MistakeTests(ConfigCase):
     """An operator sees all mistakes at once, each with its place and a way out."""
 
     @shows("F60")
+    @shows("W2")
+    def test_what_was_meant(self) -> None:
+        """A proposal that has nothing to do with what was written helps nobody."""
+        self.assertIn('"24 images" is not a whole number (try 24)', self.errors(MINIMAL + "max-images: 24 images\n")[0])
+        self.assertIn('"many" is not a whole number (try 2)', self.errors(MINIMAL + "max-images: many\n")[0])
+        self.assertIn("(try https://shop.example.org/x)", self.errors(MINIMAL + "webhook: shop.example.org/x\n")[0])
+
+    @shows("W2")
+    def test_mount_point(self) -> None:
+        """Every upload to it would fail for ever, with words of the system that name no setting."""
+        self.patch(os.path, "ismount", lambda path: path == str(self.images))
+        (found,) = self.errors("num-levels: 0\ndirectory: {images}\nappend-only: false\n")
+        self.assertTrue(found.startswith("app.yaml:1: num-levels: 0 cannot work here"), found)
+        self.assertIn("mount point", found)
+        self.one("num-levels: 1\ndirectory: {images}\nappend-only: false\n")
+
+    @shows("W2")
+    def test_warnings_have_the_line_of_their_setting(self) -> None:
+        """An editor that jumps to the line of a warning would always jump to the first one."""
+        self.put(
+            "configs/app.yaml",
+            "directory: {images}\nappend-only: true\nnum-levels: 0\nprotect: [/srv/x]\nkeep-replaced: 2\nkeep-min-directories: 9\n"
+            "keep-max-directories: 3\nupload-keys: [nobody]\n",
+        )
+        lines = [warning.partition("app.yaml:")[2].partition(":")[0] for warning in self.load().warnings]
+        self.assertEqual(lines, ["3", "4", "5", "6", "8"])
+
+    @shows("W2")
+    def test_directory_that_cannot_be_written(self) -> None:
+        """The daemon would start, and the first upload fail."""
+        self.patch(os, "access", lambda path, mode: False)
+        self.put("configs/app.yaml", MINIMAL)
+        self.assertIn("this user cannot write to", self.load().warnings[0])
+
     def test_all_at_once(self) -> None:
         """Mistakes of several files and several settings come in one message."""
         self.put("configs/b.yaml", "directory: /x\nappend-only: yes\nnum-levels: 1\n")

@@ -61,12 +61,19 @@ class HookRuleTests(ConfigCase):
         """A line for a shell would be taken for a program, or a mistake show only when a release has come."""
         self.refused("on-commit: restart the shop\n", '"restart the shop" is not a hook', "{command: [")
         self.refused("on-commit: {command: restart the shop}\n", "command: a command is a list", "no shell")
-        self.refused("on-commit: [announce]\n", '"announce" is not the absolute path of a program', "/usr/local/bin/announce")
+        self.refused("on-commit: [announce]\n", '"announce" is not the absolute path of a program', "write out where")
         self.refused("on-commit: []\n", "1 to 64 parts")
         self.refused("on-commit:\n  timeout: 5s\n", "on-commit: command: this setting is required", line=5)
         self.refused("on-commit:\n  command: [{program}]\n  timeuot: 5s\n", '"timeuot" is not a setting (try "timeout")', line=6)
         self.refused("check-before-commit: {command: [{program}], retries: 1}\n", '"retries" is not a setting')
         self.refused("on-commit: {command: [{program}], timeout: 5}\n", "on-commit: timeout:", "a unit is missing")
+
+    @shows("W2")
+    def test_a_program_that_is_there_is_proposed(self) -> None:
+        """The proposal was a path that does not exist: whoever followed it got the next mistake."""
+        self.patch(os, "environ", {"PATH": str(self.bin)})
+        self.refused("on-commit: [announce, now]\n", f"(try {self.program})")
+        self.refused("on-commit: [no-such-program]\n", "(try to write out where the program is)")
 
     def test_all_mistakes_at_once(self) -> None:
         """An operator would mend one mistake, restart, and find the next."""

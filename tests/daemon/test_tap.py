@@ -1,5 +1,7 @@
 """The command line of the daemon."""
 
+import contextlib
+import errno
 import io
 import os
 import sys
@@ -17,7 +19,7 @@ from ciruela.daemon.plan import DEFAULTS, Given
 from ciruela.daemon.service import Daemon
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
-from ciruela.model.errors import ConfigError
+from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.tuning import Fsync, Tuning
 from tests.proof import shows
 
@@ -29,21 +31,72 @@ class TapTests(SynchronousTestCase):
         self.dir = self.mktemp()
         os.makedirs(f"{self.dir}/etc/configs", mode=0o755)
         os.makedirs(f"{self.dir}/db")
-        self.taken = None
-        self.patch(tap, "check_port", self.check_port)
+        self.bound = []
+        self.failing = None
+        self.patch(tap.socket, "socket", self.socket)
         self.errors = io.StringIO()
         self.patch(sys, "stderr", self.errors)
         self.patch(reactor, "seconds", reactor.seconds)
 
-    def check_port(self, checked):
-        if checked.plan.port == self.taken:
-            checked.lock.close()
-            raise ConfigError(f"cannot listen on {checked.plan.host}:{checked.plan.port}")
+    def socket(self, family, kind):
+        """A socket that binds to nothing, or fails as :attr:`failing` says."""
+        test = self
+
+        class Fake(contextlib.nullcontext):
+            def setsockopt(self, *_):
+                pass
+
+            def bind(self, address):
+                if test.failing is not None:
+                    raise OSError(test.failing, os.strerror(test.failing))
+                test.bound.append(address)
+
+        fake = Fake()
+        fake.enter_result = fake
+        return fake
 
     def test_taken_port(self):
-        """A port that is in use is told on the terminal, before the daemon leaves it."""
-        self.taken = 4711
-        self.assertIn("cannot listen on 0.0.0.0:4711", self.exits(EXIT_CONFIG, "--port", "4711"))
+        """A port that is in use is told on the terminal, before the daemon leaves it, and the db directory is free again."""
+        self.failing = errno.EADDRINUSE
+        self.assertIn("cannot listen on 0.0.0.0:4711: Address already in use (is another daemon", self.exits(EXIT_CONFIG, "--port", "4711"))
+        self.failing = errno.EADDRNOTAVAIL
+        self.assertIn("not an address of this machine", self.exits(EXIT_CONFIG, "--port", "4711"))
+        self.failing = None
+        self.make()
+
+    def look(self, *words):
+        """What ``--check-config`` finds."""
+        return tap.check_start(self.options(*words).given(), beside=True)
+
+    @shows("K5.2")
+    def test_check_config_checks_what_the_start_checks(self):
+        """An operator would see OK, restart, and have no daemon."""
+        self.assertEqual((self.look().lock, self.look().taken), (None, ()))
+        self.assertEqual(os.listdir(f"{self.dir}/db"), [])
+        self.assertRaises(DiskError, self.look, "--db-dir", f"{self.dir}/nothing")
+        with open(f"{self.dir}/db/.version", "w", encoding="ascii") as file:
+            file.write("format 999, written by ciruela 99.0\n")
+        self.assertIn("format 999", str(self.assertRaises(DiskError, self.look)))
+        os.unlink(f"{self.dir}/db/.version")
+        self.failing = errno.EADDRINUSE
+        self.assertIn("Address already in use", str(self.assertRaises(ConfigError, self.look)))
+        self.failing = errno.EADDRNOTAVAIL
+        self.assertIn("not an address of this machine", str(self.assertRaises(ConfigError, self.look)))
+
+    @shows("K5.2")
+    def test_check_config_beside_a_daemon(self):
+        """Each reload of the systemd unit checks first: what the daemon itself holds would forbid every one."""
+        self.make()
+        self.failing = errno.EADDRINUSE
+        self.assertEqual(self.look().taken, (f"the db directory {self.dir}/db", "0.0.0.0:24783"))
+        self.failing = errno.EADDRNOTAVAIL
+        self.assertRaises(ConfigError, self.look)
+
+    @shows("K5.2")
+    def test_check_config_of_a_directory_that_cannot_be_written(self):
+        """OK for a user who could not start a daemon there."""
+        self.patch(tap.os, "access", lambda path, mode: False)
+        self.assertIn("cannot write", str(self.assertRaises(DiskError, self.look)))
 
     def options(self, *words):
         options = Options()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
-from ciruela.disk import faults, hashcache, known, syscalls, walk
+from ciruela.disk import faults, hashcache, known, syscalls, unkept, walk
 from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.known import KEY_BYTES, NEVER, Known, decode, encode
 from ciruela.disk.scan import Scan, scan
@@ -21,6 +22,7 @@ from ciruela.index.parse import parse
 from ciruela.model.errors import DiskError, FormatError
 from tests.disk.test_scan import Clock, ScanCase, at_once
 from tests.index.examples import KIND
+from tests.proof import shows
 
 LATER_NS = 3_000_000_000
 """So long after the files were made the scans of these tests believe to be: more than ``known.REST_NS``."""
@@ -81,6 +83,61 @@ class CacheCase(ScanCase):
         """What the only cache holds."""
         (path,) = self.files()
         return decode(path.read_bytes(), KIND)[1]
+
+
+class UnkeptTests(CacheCase):
+    """What no image keeps of a file is told, whether the file is read or known."""
+
+    def plant(self) -> None:
+        """Two files with the bits, a name and a half that are links, and what is usual."""
+        self.put("bin/su", b"x", 0o4755)
+        self.put("bin/write", b"x", 0o2755)
+        self.put("a/one", b"1")
+        os.link(self.root / "a/one", self.root / "a/two")
+        os.link(self.root / "a/one", self.root / "b")
+        os.link(self.put("outside", b"2"), self.home / "elsewhere")
+        (self.root / "a/link").symlink_to("one")
+
+    @shows("W4")
+    def test_told(self) -> None:
+        """A server would run a program without its rights, or hold three copies, and nobody was told that an image has neither."""
+        self.plant()
+        for _ in range(3):
+            hard, bits = self.again().unkept
+            self.assertRegex(hard, r"\Ahard links \(2 files, as /(a/one|a/two|b)\)\Z")
+            self.assertRegex(bits, r"\Asetuid or setgid bits \(2 files, as /bin/(su|write)\)\Z")
+        self.assertEqual(self.read_again(), [])
+        self.put("bin/new", b"y")
+        self.assertEqual(
+            [part.partition(",")[0] for part in self.again().unkept], ["hard links (2 files", "setuid or setgid bits (2 files"]
+        )
+
+    @shows("W4")
+    def test_nothing_to_tell(self) -> None:
+        """A note at each sync of a usual directory is one that nobody reads."""
+        self.make_features()
+        os.link(self.put("outside", b"2"), self.home / "elsewhere")
+        self.assertEqual((self.again().unkept, self.again().unkept), ((), ()))
+
+    @shows("W4")
+    def test_attributes(self) -> None:
+        """A program would lose its capabilities on the way; labels that the system gives to each file are none of them."""
+        self.put("ping", b"x", 0o755)
+        self.put("usual", b"x", 0o755)
+        self.put("odd", b"x")
+        said = {b"x": ["security.selinux"]}
+        self.patch(os, "listxattr", lambda fd: said[b"x"])
+        self.assertEqual(self.scanned().unkept, ())
+        said[b"x"] = ["security.selinux", "security.capability"]
+        self.assertRegex(self.scanned().unkept[0], r"\Aextended attributes \(3 files, as /(ping|odd|usual)\)\Z")
+        self.patch(unkept, "ATTRIBUTES_OF", 0)
+        self.assertIn("(2 files", self.scanned().unkept[0])
+
+        def refuse(_: int) -> list[str]:
+            raise OSError(errno.ENOTSUP, "not here")
+
+        self.patch(os, "listxattr", refuse)
+        self.assertEqual(self.scanned().unkept, ())
 
 
 class HitTests(CacheCase):

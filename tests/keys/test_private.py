@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.keys.private import PassphraseNeeded, PrivateKey, WrongPassphrase, parse_private
+from ciruela.keys.private import PassphraseNeeded, PrivateKey, UnknownCipher, WrongPassphrase, parse_private
 from ciruela.keys.public import PublicKey, parse_public, put_string
 from ciruela.model.errors import BadKey
 from tests.keys.samples import PASSPHRASE, sample
@@ -102,7 +102,9 @@ class BadKeyTests(SynchronousTestCase):
 
     def test_unknown_cipher(self) -> None:
         """A cipher that the library does not know comes with the way out."""
-        self.refused(sample("locked-chacha"), "ssh-keygen -p", PASSPHRASE)
+        for passphrase in (PASSPHRASE, None):
+            error = self.assertRaises(UnknownCipher, parse_private, sample("locked-chacha"), passphrase)
+            self.assertIn("ssh-keygen -p", str(error))
 
     def test_passphrase_needed(self) -> None:
         """Without a passphrase it is known which key wants one, so that an agent can be asked for it."""

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.units import LONGEST_MS, format_duration, parse_duration_ms
+from tests.proof import shows
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -62,6 +63,14 @@ class ParseTests(SynchronousTestCase):
         self.refused("2 dayz", '"2 dayz" is not a duration (try "2 days")')
         self.refused("1h 5 minuts", 'try "1h 5 minutes"')
         self.refused("3 parsecfoos", "units are ms, s, min")
+
+    @shows("W2")
+    def test_half_an_hour(self) -> None:
+        """``1.5h`` was answered with a proposal that is no duration either."""
+        self.refused("1.5h", 'numbers are whole: try "1h 30min"')
+        self.refused("2 d 0.5 hours", 'try "2 d 30min"')
+        self.refused("1.5 weeks", 'try "10d 12h"')
+        self.refused("1.5", "write whole numbers with units")
 
     def test_other_text(self) -> None:
         """What is no duration at all is refused."""

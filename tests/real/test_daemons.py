@@ -11,7 +11,7 @@ from tests.proof import shows
 from tests.real.alone import run_alone
 from tests.real.daemons import RealCluster
 
-GOOD = "2026-01-01T00:00:00+0000 [ciruela.daemon.node.Node#info] 1 images are here, 0 are on their way\n"
+GOOD = "2026-01-01T00:00:00+0000 [ciruela.daemon.node.Node#info] images that are here: 1, on their way: 0\n"
 
 
 @shows("I8")

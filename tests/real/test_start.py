@@ -15,10 +15,7 @@ BEGIN = """
 import gc, json, sys
 from ciruela.client import start
 sys.argv = ["ciruela-sync", "--version"]
-try:
-    start.{name}()
-except SystemExit as end:
-    code = end.code
+code = start.{name}()
 loaded = [name for name in sys.modules if name.split(".")[0] in ("treq", "yaml") or name in ("ciruela.client.demo", "ciruela.daemon")]
 print(json.dumps([code, gc.isenabled(), gc.get_freeze_count() > 10_000, loaded]))
 """

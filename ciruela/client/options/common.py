@@ -12,6 +12,7 @@ from typing import Any
 from ciruela._version import __version__
 from ciruela.index.digest import HashKind
 from ciruela.model.units import parse_duration_ms
+from ciruela.model.vpath import VPath
 from ciruela.seams import DEFAULT_PORT
 
 LEAST_RATE_BYTES_S = 1000
@@ -61,6 +62,13 @@ def positive_duration_s(text: str) -> float:
     if found <= 0:
         raise ValueError(f"{text!r} must be longer than nothing")
     return found
+
+
+def vpath_of(text: str) -> VPath:
+    """The virtual path that ``text`` spells; slashes at its end, as a shell completes them, are not part of it. Raises ValueError."""
+    if not text.strip("/"):
+        raise ValueError("there is no name after the slash (write /KEY/NAME)")
+    return VPath.parse(text.rstrip("/"))
 
 
 def fraction(text: str) -> float:

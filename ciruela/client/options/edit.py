@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from ciruela.client.book import Rule
-from ciruela.client.options.common import Common, add_common, checked, common_of
+from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
 from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.index.names import components
@@ -64,7 +64,7 @@ def file_path(text: str) -> str:
 def _add_what(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("which file")
     what.add_argument(
-        "-d", "--directory", type=checked(VPath.parse), required=True, metavar="VPATH", help="virtual path of the directory, as /KEY/NAME"
+        "-d", "--directory", type=checked(vpath_of), required=True, metavar="VPATH", help="virtual path of the directory, as /KEY/NAME"
     )
     what.add_argument(
         "-f",

@@ -25,7 +25,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela explain-cleanup``."""
     parser.description = "Tell for each image of a directory which rule of automatic cleanup keeps or drops it on each node, and when."
     parser.epilog = "Exit codes: 0 told, 2 usage, 3 a node did not answer, 5 no node has such a directory."
-    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER:/PATH")
+    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER:/PATH", help="a directory that is cleaned up, as HOST:/KEY")
     parser.add_argument("--json", action="store_true", help="what each node says, as one JSON object")
     add_common(parser)
 

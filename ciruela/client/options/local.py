@@ -35,7 +35,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela index``."""
     parser.description = "Write the index of a directory (DIRSIGNATURE.v1) to stdout, and nothing else there."
     parser.epilog = "Exit codes: 0 done, 1 something cannot be read, 2 usage."
-    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("directory", metavar="DIR", help="the local directory")
     add_excluding(parser)
     add_cache(parser)
     add_common(parser)
@@ -52,8 +52,8 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
         "Tell whether a directory is exactly an image, and what differs; without an image, tell the image id of the directory."
     )
     parser.epilog = "Exit codes: 0 the same, 1 different or unreadable, 2 usage."
-    parser.add_argument("directory", metavar="DIR")
-    parser.add_argument("image", nargs="?", metavar="INDEX|IMAGE_ID", help="index file (.ds1), or 64 hexadecimal digits")
+    parser.add_argument("directory", metavar="DIR", help="the local directory, which is read whole")
+    parser.add_argument("image", nargs="?", metavar="INDEX|IMAGE_ID", help="index file (.ds1) or pipe, or 64 hexadecimal digits")
     add_common(parser)
 
 

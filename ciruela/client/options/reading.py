@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
-from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, keys_of
+from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, check_no_scheme, keys_of
 from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
@@ -29,6 +29,7 @@ def split_target(text: str) -> Target:
 
     PATH begins at the last ``:/``. The names of a cluster are separated by commas.
     """
+    check_no_scheme(text)
     names, mark, rest = text.rpartition(":/")
     if not mark:
         names, rest = text, ""
@@ -166,7 +167,12 @@ def add_ls(parser: argparse.ArgumentParser) -> None:
         "List the directories of a cluster, or the images in one: when they were signed, by whom, and on how many nodes they are."
     )
     parser.epilog = "Exit codes: 0 listed, 2 usage, 3 no node answered, 5 no node has that directory."
-    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
+    parser.add_argument(
+        "target",
+        type=checked(split_target),
+        metavar="CLUSTER[:/PATH]",
+        help="a cluster by any of its nodes, and a directory of images there",
+    )
     add_json(parser)
     add_trust(parser, signs=False)
     add_common(parser)
@@ -203,11 +209,13 @@ def add_status(parser: argparse.ArgumentParser) -> None:
         "Exit codes: 0 enough nodes have it, 2 usage, 3 they have not (yet), or no node answered, 5 no node takes that path, "
         "7 they have it, and a hook failed."
     )
-    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
+    parser.add_argument(
+        "target", type=checked(split_target), metavar="CLUSTER[:/PATH]", help="a cluster by any of its nodes, and an image there"
+    )
     parser.add_argument("--image", type=checked(_image), metavar="IMAGE_ID", help="the image to look for (default: the one signed last)")
     parser.add_argument("--wait", action="store_true", help="wait until enough nodes have it")
     parser.add_argument(
-        "--require", type=checked(parse_requirement), default=ALL, metavar="all|N|N%%", help="how many nodes are enough (default all)"
+        "--require", type=checked(parse_requirement), default=ALL, metavar="all|N|N%", help="how many nodes are enough (default all)"
     )
     parser.add_argument(
         "-t", "--deadline", type=checked(positive_duration_s), default=1800.0, metavar="DURATION", help="wait no longer than this (30min)"
@@ -252,8 +260,10 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela diff``."""
     parser.description = "Tell what is otherwise in one image than in another: added (+), removed (-) and changed (~), with sizes."
     parser.epilog = "Exit codes, as diff has them: 0 the same, 1 different, 2 trouble. A local name with ':/' in it is written ./NAME."
-    for name in ("left", "right"):
-        parser.add_argument(name, type=checked(_side), metavar="DIR|INDEX|CLUSTER:/PATH")
+    for name, which in (("left", "what was"), ("right", "what is now")):
+        parser.add_argument(
+            name, type=checked(_side), metavar="DIR|INDEX|CLUSTER:/PATH", help=f"{which}: a local directory, an index file, or an image"
+        )
     add_json(parser)
     add_cache(parser)
     add_trust(parser, signs=False)
@@ -284,7 +294,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         "Check a cluster: names, connections, datagrams between the nodes, clocks, keys, free space, and what nodes disagree in."
     )
     parser.epilog = "Exit codes: 0 all is well (notes may remain), 1 a check failed, 2 usage or keys, 3 no node answered."
-    parser.add_argument("cluster", type=checked(_cluster), metavar="CLUSTER")
+    parser.add_argument("cluster", type=checked(_cluster), metavar="CLUSTER", help="the cluster by any of its nodes: HOST or HOST,HOST")
     add_keys(parser)
     add_json(parser)
     add_common(parser)

@@ -6,9 +6,9 @@ import argparse
 from dataclasses import dataclass
 
 from ciruela.client.book import Rule
-from ciruela.client.options.common import Common, add_common, checked, common_of
+from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.reading import add_json
-from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, check_entry_point, keys_of, rule_of
+from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, check_entry_point, check_no_scheme, keys_of, rule_of
 from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -61,12 +61,13 @@ class RollbackOptions:
 
 def split_target(text: str) -> Target:
     """What ``CLUSTER:/PATH`` spells. Raises ValueError."""
+    check_no_scheme(text)
     name, mark, rest = text.partition(":/")
     if not mark or not name:
         raise ValueError(f"{text[:200]!r} is not CLUSTER:/PATH, where CLUSTER is host, host:port or [IPv6]:port of any node")
     check_entry_point(name)
     try:
-        return Target(name, VPath.parse("/" + rest))
+        return Target(name, vpath_of("/" + rest))
     except ValueError as error:
         raise ValueError(f"PATH {'/' + rest[:200]!r}: {error}") from None
 

@@ -10,7 +10,7 @@ from ciruela.client.book import Rule
 from ciruela.client.options.common import checked, duration_s, fraction, positive_duration_s, whole
 from ciruela.client.require import parse_requirement
 from ciruela.model.errors import FormatError
-from ciruela.net.resolve import split_name
+from ciruela.net.resolve import refuse_scheme, split_name
 from ciruela.seams import DEFAULT_PORT
 
 
@@ -51,6 +51,14 @@ def split_clusters(before: Sequence[str], after: Sequence[str] | None, multiple:
             else:
                 groups[-1].append(name)
     return tuple(ClusterNames(tuple(dict.fromkeys(group))) for group in groups if group)
+
+
+def check_no_scheme(text: str) -> None:
+    """Raise ValueError for what begins like the address of a page, as that of a status page does."""
+    try:
+        refuse_scheme(text)
+    except FormatError as error:
+        raise ValueError(str(error)) from None
 
 
 def check_entry_point(name: str) -> None:

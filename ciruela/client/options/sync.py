@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from ciruela.client.book import Rule
-from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s, whole
+from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, rate_bytes_s, vpath_of, whole
 from ciruela.client.options.excluding import NOTHING, Excluding, add_excluding, excluding_of
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
 from ciruela.model.ids import ImageId, parse_image_id
@@ -87,7 +87,7 @@ def split_wish(mode: Mode, text: str) -> Wish:
     elif re.search(r":[0-9a-fA-F]{64}\Z", rest):
         raise ValueError(f"only --replace takes an OLD_ID, --{mode.value} does not")
     try:
-        vpath = VPath.parse(path)
+        vpath = vpath_of(path)
     except ValueError as error:
         raise ValueError(f"DEST {path[:200]!r}: {error}") from None
     return Wish(mode, source, vpath, old_image)
@@ -110,7 +110,8 @@ def _wish(mode: Mode) -> Callable[[str], Any]:
 EXIT_CODES = (
     "Exit codes: 0 done, or enough hosts have it; 1 local problem; 2 usage or keys; 3 network or deadline; 4 --require is not met, but the "
     "early rule is, or the missing hosts cannot be reached; 5 rejected; 6 conflict; 7 a hook failed after all was distributed; "
-    "8 nothing to do (only with --exit-code); 130 interrupted; 143 terminated. Any other code is a failure."
+    "8 nothing to do (only with --exit-code); 130 interrupted; 141 nobody reads stdout any more; 143 terminated. "
+    "Any other code is a failure."
 )
 
 

@@ -6,8 +6,9 @@ Mistakes end the program with usage on stderr and exit code 2, as argparse does 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NoReturn
@@ -120,13 +121,22 @@ def _no_command(problem: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 class Parser(argparse.ArgumentParser):
     """Who wants JSON gets a mistake in the command line as JSON, too: on stdout, besides the text on stderr."""
 
     wants_json = False
 
     def error(self, message: str) -> NoReturn:
-        """End with usage and exit code 2."""
+        """End with usage and exit code 2. A misspelt option gets the nearest one that there is."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            options = [name for action in self._actions for name in action.option_strings]
+            message += _did_you_mean(unknown.split()[0].partition("=")[0], options)
         if self.wants_json and any("--json" in action.option_strings for action in self._actions):
             import json
 
@@ -181,8 +191,10 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Opt
     if at >= len(argv):
         _no_command("no command given")
     name = argv[at]
+    if name == "help":
+        return parse([*argv[at + 1 :][:1], "--help"], environ)
     if name not in COMMANDS:
-        _no_command(f"unknown command {name[:80]!r}")
+        _no_command(f"unknown command {name[:80]!r}{_did_you_mean(name, COMMANDS)}")
     return _read(COMMANDS[name], f"ciruela {name}", [*argv[:at], *argv[at + 1 :]], environ)
 
 

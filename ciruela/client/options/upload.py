@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ciruela.client.options.common import Common, add_cache, add_common, common_of
-from ciruela.client.options.signing import Keys, check_entry_point
+from ciruela.client.options.common import Common, add_cache, add_common, common_of, vpath_of
+from ciruela.client.options.signing import Keys, check_entry_point, check_no_scheme
 from ciruela.client.options.sync import Mode
 from ciruela.model.vpath import VPath
 
@@ -33,11 +33,12 @@ class UploadOptions:
 
 def split_target(text: str) -> Target:
     """What ``HOST:/VPATH`` spells; HOST may have a port. Raises ValueError."""
+    check_no_scheme(text)
     name, mark, rest = text.partition(":/")
     if not mark or not name:
         raise ValueError(f"{text[:200]!r} is not HOST:/VPATH")
     check_entry_point(name)
-    return Target(name, VPath.parse("/" + rest))
+    return Target(name, vpath_of("/" + rest))
 
 
 def add_upload(parser: argparse.ArgumentParser) -> None:
