@@ -26,7 +26,7 @@ from ciruela.clockwork import Beat
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.state import Tombstone
-from ciruela.model.vpath import VPath
+from ciruela.model.vpath import VPath, leads_to
 from ciruela.seams import Disk, Identity, KeepList, NowMs
 from ciruela.tracking.ledger import Ledger
 
@@ -151,7 +151,7 @@ class Cleanup:
         config = self._configs[base.key]
         entries = {vpath.entry: state.version for vpath, state in self._ledger.committed_in(base)}
         names = {parts[-1] for parts in listed if parts[:-1] == base.parts[1:]}
-        led_to = {entry for entry in entries if any((*base.parts[1:], entry)[: len(parts)] == parts for parts in protected)}
+        led_to = {entry for entry in entries if any(leads_to(parts, (*base.parts[1:], entry)) for parts in protected)}
         return rulings(entries, config, names, self._in_use(base), self._now_ms(), led_to)
 
     async def explain(self, base: VPath) -> Explained | None:

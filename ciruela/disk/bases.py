@@ -11,12 +11,12 @@ import stat
 from collections.abc import Iterator
 from threading import Lock
 
-import cbor2
 from twisted.logger import Logger
 
 from ciruela.disk import states
-from ciruela.disk.layout import NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
+from ciruela.disk.layout import NEW_STATE, RECORDS_MODE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.seal import is_sealed, sealed
 from ciruela.model.errors import FormatError
 from ciruela.proto.bounded import loads
 
@@ -33,13 +33,14 @@ Identity = tuple[int, int]
 
 def encode(directory: str, identity: Identity) -> bytes:
     """The bytes of the file that remembers which directory ``directory`` was."""
-    return cbor2.dumps({"directory": directory, "identity": list(identity)})
+    return sealed({"directory": directory, "identity": list(identity)})
 
 
 def decode(data: bytes) -> tuple[str, Identity]:
     """The path and the identity in such a file. Raises FormatError."""
-    match loads(data, max_items=8, max_depth=2):
+    match fields := loads(data, max_items=16, max_depth=2):
         case {"directory": str(directory), "identity": [int(device), int(inode)]} if states.is_identity(device, inode):
+            is_sealed(fields, data)
             return directory, (device, inode)
     raise FormatError("not a map of directory and identity")
 
@@ -64,7 +65,7 @@ class Bases:
             if self._accepted.get(key) == found:
                 return
             name = f".{key}{NAME}"
-            with self._records.root() as root, root.descend((SIGNATURES,), create=True) as directory:
+            with self._records.root() as root, root.descend((SIGNATURES,), create=True, mode=RECORDS_MODE) as directory:
                 known = states.read_record(directory, name, decode)
                 if known is not None and known[0] == place.base and known[1] != found:
                     self._compare(place, base, directory, name)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.commit import commit, prepare
+from ciruela.disk.commit import Shown, commit, prepare
 from ciruela.disk.content import Content, writable
 from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
@@ -76,11 +76,14 @@ class StagingDir:
         root: SafeDir,
         lane: Lane,
         locate: Callable[[VPath], Place],
-        shown: Callable[[], None],
+        shown: Callable[[bool], None],
         tuning: Tuning,
         reuse: Reuse = Reuse.HARDLINK,
         modes: Modes = STANDARD_MODES,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
+        """``shown`` is called after a commit, and told whether something was set aside; ``closed`` once when nothing is open any more."""
+        self._closed = closed
         self._records = records
         self._place = place
         self._index = index
@@ -235,14 +238,15 @@ class StagingDir:
         work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again, modes=self._modes)
         return self._run(work).addCallback(self._done)
 
-    def _done(self, kept: tuple[Version, ...]) -> tuple[Version, ...]:
+    def _done(self, shown: Shown) -> tuple[Version, ...]:
         self.close()
-        self._shown()
-        return kept
+        self._shown(shown.aside)
+        return shown.kept
 
     def close(self) -> None:
         """As ``seams.Staging.close``; descriptors in use by a thread are closed after it."""
-        self._lane.do(self._tree.close)
+        closed, self._closed = self._closed, lambda: None
+        self._lane.do(self._tree.close).addBoth(lambda _: closed())
 
     def discard(self) -> Deferred[None]:
         """As ``seams.Staging.discard``."""

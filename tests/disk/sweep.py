@@ -161,6 +161,26 @@ async def _planted(bench: Bench) -> None:
     _plant(bench, NEW)
 
 
+async def _strange(bench: Bench) -> None:
+    """A tree of which nothing is recorded, and which is not the image that comes."""
+    await _sibling(bench)
+    _plant(bench, OLD)
+
+
+async def _strange_without_exchange(bench: Bench) -> None:
+    await _strange(bench)
+    bench.sim.volume("/n").exchanges = False
+
+
+def _aside(bench: Bench, _loaded: Loaded, acted: bool) -> None:
+    """What nobody knows is never lost: it stands at the name, or is set aside, and a node tells of that."""
+    asides = [tree for at, tree in bench.asides().items() if tree == flat(OLD)]
+    if len(asides) != (bench.tree(V1) != flat(OLD)) or len(bench.store.set_aside()) != len(asides):
+        raise Violation(f"set aside is {bench.asides()}, told {bench.store.set_aside()}")
+    if acted and not asides:
+        raise Violation("what stood there without a record is gone")
+
+
 async def _pending(bench: Bench) -> None:
     await _old(bench)
     await bench.upload(V1, NEW, 5, upto="write")
@@ -231,6 +251,15 @@ def _remembered(bench: Bench, loaded: Loaded, acted: bool) -> None:
         raise Violation(f"deleted: {gone}, remembered as deleted: {known}")
 
 
+def _gone_or_unknown(bench: Bench, loaded: Loaded, acted: bool) -> None:
+    """A removal is never remembered while the tree is visible."""
+    known = V1.base in loaded.burials and "v1" in loaded.burials[V1.base].tombstones
+    if known and bench.tree(V1) is not None:
+        raise Violation("called removed, and visible")
+    if acted and not known:
+        raise Violation("a removal is forgotten")
+
+
 def _indexes(kept: Collection[int], loose: int | None, *, stored: bool = True) -> Callable[[Bench, Loaded, bool], None]:
     """The indexes ``kept`` of :data:`_TREES` are there; ``loose``, when it was done, only if ``stored``."""
 
@@ -298,6 +327,29 @@ SCENARIOS = (
     ),
     Scenario(
         "adopt", _planted, lambda bench: bench.upload(V1, NEW, 5), {V1: (stand(NEW, recorded=False), stand(NEW)), V2: THERE}, turns=True
+    ),
+    Scenario(
+        "set aside",
+        _strange,
+        lambda bench: bench.upload(V1, NEW, 5),
+        {V1: (stand(OLD, recorded=False), stand(NEW)), V2: THERE},
+        also=_aside,
+    ),
+    Scenario(
+        "set aside without exchange",
+        _strange_without_exchange,
+        lambda bench: bench.upload(V1, NEW, 5),
+        {V1: (stand(OLD, recorded=False), stand(NEW)), V2: THERE},
+        also=_aside,
+        turns=True,
+        moment=True,
+    ),
+    Scenario(
+        "remove what is not recorded",
+        _strange,
+        lambda bench: bench.remove(V1, OLD, 9, signed=True, named=True),
+        {V1: (stand(OLD, recorded=False), stand(None)), V2: THERE},
+        also=_gone_or_unknown,
     ),
     Scenario("repair", _damaged, lambda bench: bench.restore(V1, NEW, 5), {V1: (Stand(stand(NEW).image, stand(DAMAGED).tree), stand(NEW))}),
     Scenario("write_state", _old, lambda bench: bench.wait(bench.store.write_state(V1, LATER)), IS_OLD, also=_signed),

@@ -44,7 +44,7 @@ PLACES = (safedir, openfile, walk, lock)
 def _places() -> Iterator[tuple[ModuleType, str, ModuleType]]:
     """Where they hold what is stood in for."""
     for module in PLACES:
-        for word in ("os", "fcntl", "syscalls"):
+        for word in ("os", "fcntl", "syscalls", "time"):
             held = getattr(module, word, None)
             if held is not None:
                 yield module, word, held
@@ -101,6 +101,9 @@ class SimOS(Names):
         """As :meth:`installed`, until the test ends."""
         for module, name, _ in list(_places()):
             case.patch(module, name, self)
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing happens meanwhile."""
 
     # -- descriptors -----------------------------------------------------------------------------------------------------------
 
