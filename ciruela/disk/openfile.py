@@ -135,6 +135,13 @@ class OpenFile(Opened):
         if done < sum(map(len, parts)):
             self.write_at(b"".join(parts)[done:], offset + done)
 
+    def resize(self, size: int) -> None:
+        """Give the file this size; what is new of it takes no space and reads as zeros."""
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise fault(error, "truncate", self.where) from None
+
     def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
         """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""
         try:

@@ -73,6 +73,19 @@ def settle_path(
     return None if committed is None and pending is None else Held(vpath, committed, pending, kept.versions(rows))
 
 
+def finish_aside(directory: SafeDir, where: Place, parent: SafeDir) -> None:
+    """A commit that was to set something aside and stopped half-way is finished, or undone: what has no record must not become debris.
+
+    Raises OSError; then nobody may touch the staging directory.
+    """
+    journal = states.read_journal(directory, where.record)
+    if journal is not None and journal.aside:
+        settle_path(directory, where, parent, base_there=False)
+        journal = states.read_journal(directory, where.record)
+        if journal is not None:  # nothing was exchanged
+            states.write_journal(directory, where.record, Journal(journal.state, journal.command))
+
+
 def _joined(committed: State, new: State) -> State:
     return committed.merged(new.signatures) if committed.image == new.image else new
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
@@ -15,6 +16,7 @@ from ciruela.disk.content import Content, writable
 from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import Place, Records
+from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.reuse import Reusing
 from ciruela.disk.safedir import SafeDir
@@ -259,6 +261,8 @@ class StagingDir:
         except FileNotFoundError:
             return
         with parent:
+            with suppress(FileNotFoundError), self._records.states(self._place.vpath) as directory:
+                finish_aside(directory, self._place, parent)
             yield from remove_tree(parent, self._place.staging(self._index.image))
 
 

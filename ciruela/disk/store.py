@@ -25,7 +25,7 @@ from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.litter import Litter
 from ciruela.disk.reader import Readers
-from ciruela.disk.recovery import settle_path
+from ciruela.disk.recovery import finish_aside, settle_path
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
@@ -137,6 +137,10 @@ class Store:
         place = self._place(pending.vpath)
         with self._records.states(pending.vpath, create=True) as directory:
             before = states.read_journal(directory, place.record)
+            if before is not None and before.aside:
+                with place.open_parent() as parent:
+                    finish_aside(directory, place, parent)
+                before = states.read_journal(directory, place.record)
             if before is not None and before.state.image != pending.state.image:
                 yield from self._forget(place, directory, lane)
                 before = None
@@ -398,9 +402,7 @@ class Store:
     def _finish_aside(self, place: Place) -> None:
         """What was there without a record has its own name, or gets it now; it is never debris."""
         with place.open_parent() as parent, self._records.states(place.vpath) as directory:
-            journal = states.read_journal(directory, place.record)
-            if journal is not None and journal.aside:
-                settle_path(directory, place, parent, base_there=False)
+            finish_aside(directory, place, parent)
             self._note_aside(parent, place)
 
     def _note_aside(self, parent: SafeDir, place: Place) -> None:

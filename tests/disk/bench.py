@@ -122,6 +122,16 @@ class Bench:
         """The tree of a replaced image that is kept at ``K1``."""
         return self.sim.tree(f"/n/kept/{place(CONFIGS, K1).kept(indexed(spec)[0].image)}")
 
+    def plant(self, spec: Spec) -> None:
+        """Make a tree at ``V1`` that nobody recorded, in the same way for whoever looks."""
+        for path, content in spec.items():
+            at = f"/n/srv/web/v1{path.removesuffix('*')}"
+            self.sim.mkdirs(at if content is None else at.rpartition("/")[0])
+            if isinstance(content, str):
+                self.sim.symlink(content, at)
+            elif content is not None:
+                self.sim.write(at, content, 0o755 if path.endswith("*") else 0o664)
+
     def asides(self) -> dict[str, dict[str, bytes] | None]:
         """The trees that are set aside, by path."""
         found = {at for at, _ in self.sim.inodes("/n") if at.rpartition("/")[2].startswith(setaside.PREFIX)}

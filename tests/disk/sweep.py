@@ -145,26 +145,15 @@ async def _clones(bench: Bench) -> None:
     bench.sim.volume("/n").clones = True
 
 
-def _plant(bench: Bench, spec: Spec) -> None:
-    """Make a tree that nobody recorded, in the same way for whoever looks."""
-    for path, content in spec.items():
-        at = f"/n/srv/web/v1{path.removesuffix('*')}"
-        bench.sim.mkdirs(at if content is None else at.rpartition("/")[0])
-        if isinstance(content, str):
-            bench.sim.symlink(content, at)
-        elif content is not None:
-            bench.sim.write(at, content, 0o755 if path.endswith("*") else 0o664)
-
-
 async def _planted(bench: Bench) -> None:
     await _sibling(bench)
-    _plant(bench, NEW)
+    bench.plant(NEW)
 
 
 async def _strange(bench: Bench) -> None:
     """A tree of which nothing is recorded, and which is not the image that comes."""
     await _sibling(bench)
-    _plant(bench, OLD)
+    bench.plant(OLD)
 
 
 async def _strange_without_exchange(bench: Bench) -> None:

@@ -256,6 +256,17 @@ class SimOS(Names):
             volume.write(inode, view, offset, self._tick())
         return len(view)
 
+    def ftruncate(self, fd: int, size: int) -> None:
+        """What is new takes space here, as if there were no holes."""
+        opened = self._of(fd)
+        self._begin("ftruncate", opened.volume)
+        volume, inode = opened.volume, opened.inode
+        volume.pages_used -= inode.space
+        del inode.data[size:]
+        inode.data.extend(bytes(size - len(inode.data)))
+        volume.pages_used += inode.space
+        inode.modified_ns = self._tick()
+
     def clone_range(self, source_fd: int, source_offset: int, size: int, fd: int, offset: int) -> None:
         """As btrfs and xfs do it where the volume ``clones``. Space is counted as if nothing were shared."""
         source, opened = self._of(source_fd), self._of(fd)
