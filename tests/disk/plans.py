@@ -29,7 +29,8 @@ MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 class Plan:
     """What a node does while the power goes, over ``old``, and what may stand at ``path``: the last if it is done.
 
-    ``strange`` stands there without a record, and is never lost. Without a ``sibling`` nothing else was ever uploaded: the directories of the records are made as well.
+    ``strange`` stands there without a record, and is never lost. Without a ``sibling`` nothing else was ever uploaded: the directories of
+    the records are made as well.
     """
 
     name: str
