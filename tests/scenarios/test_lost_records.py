@@ -158,7 +158,7 @@ class LossTests(UnmeasuredTestCase):
         self.disk.lose(PATH)
         told = self.ask(check, 3)
         self.assertIsInstance(told, CheckData)
-        self.assertEqual((told.committed, told.pending), (None, SITE.id))
+        self.assertEqual((told.there, told.coming), (None, SITE.id))
         state = self.ask(GetPathState(V1), 3)
         self.assertIsInstance(state, PathStateData)
         self.assertIsNone(state.committed)
