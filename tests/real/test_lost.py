@@ -18,7 +18,11 @@ class LostTests(SynchronousTestCase):
     @shows("K3.1", "K3.3", "K3.5", "I7")
     def test_lost(self) -> None:
         """Nobody would notice that an image is gone until the next restart; a flipped bit would keep all new versions out for ever."""
-        expected = ["is gone from the disk, it is fetched again", "its checksum is wrong", "something stood there of which nothing is recorded"]
+        expected = [
+            "is gone from the disk, it is fetched again",
+            "its checksum is wrong",
+            "something stood there of which nothing is recorded",
+        ]
         cluster = RealCluster(self, 3, {"apps": APPS, "cfg": CFG}, expect_errors=expected)
         victim = cluster.nodes[2]
         top = Path(self.mktemp()).absolute()

@@ -121,6 +121,18 @@ class LossTests(UnmeasuredTestCase):
         self.assertNotIn(PATH, self.disk.images)
 
     @shows("K3.2", "I7")
+    def test_removal_said_again(self):
+        """A tombstone that came before, from an earlier version, would make every later removal a lie."""
+        node = self.cluster.nodes[3]
+        request = self.removal()
+        self.assertTrue(self.ask(request, 1).accepted)
+        self.wait(lambda: not self.cluster.holders(V1, SITE))
+        self.disk.foreign[PATH] = self.disk.indexes[SITE.id][1]
+        self.assertTrue(self.ask(request, 3).accepted)
+        self.assertNotIn(PATH, self.disk.foreign)
+        self.assertIsNone(node.ledger.committed(PATH))
+
+    @shows("K3.2", "I7")
     def test_removal_where_other_content_is(self):
         """A removal would be called done, or delete what somebody else put there."""
         node = self.cluster.nodes[3]
