@@ -377,8 +377,8 @@ class Disk(Protocol):
     def set_aside(self) -> Sequence[SetAside]:
         """What stood at names of images without a record and was moved aside, as it was known last."""
 
-    def tidy(self) -> Deferred[int]:
-        """Try again to delete what could not be deleted, and look what is still set aside. Fires with how much cannot be deleted yet."""
+    def tidy(self, *, delete: bool) -> Deferred[int]:
+        """Look what is still set aside; with ``delete`` try again to delete what could not be deleted. Fires with how much that still is."""
 
     def free(self, key: str) -> Deferred[int]:
         """Bytes that downloads to the directory of ``key`` may still use. Fails with DiskError when it cannot be opened."""

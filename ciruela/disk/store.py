@@ -413,15 +413,17 @@ class Store:
         """As ``seams.Disk.set_aside``."""
         return [one for _, asides in list(self._aside.values()) for one in asides]
 
-    def tidy(self) -> Deferred[int]:
+    def tidy(self, *, delete: bool) -> Deferred[int]:
         """As ``seams.Disk.tidy``."""
 
         def again() -> Steps[int]:
-            yield from self._litter.again()
-            for where, asides in list(self._aside.values()):
+            if delete:
+                yield from self._litter.again()
+            for at, (where, asides) in list(self._aside.items()):
                 if asides:
+                    yield ENTRY_COST * len(asides)
                     with where.open_parent() as parent:
-                        self._note_aside(parent, where)
+                        self._aside[at] = where, [one for one in asides if parent.stat(one.where.rpartition("/")[2]) is not None]
             return len(self._litter)
 
         return Lane(self._in_thread, "tidying").steps(checked_steps("tidying", again()))

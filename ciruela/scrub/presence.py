@@ -36,7 +36,7 @@ MOST_AT_ONCE = 2000
 PROVED_A_TICK = 10
 """Records without a checksum that are verified and written again in a tick, each durably: 10,000 in less than an hour."""
 
-TIDY_TICKS = 1200
+TIDY_TICKS = 60 * ROUND_TICKS
 """Ticks between two attempts to delete what could not be deleted: an hour."""
 
 
@@ -95,8 +95,7 @@ class Presence:
     async def _work(self) -> None:
         if self._ticks % ROUND_TICKS == 0:
             self._begin_round()
-        if self._ticks % TIDY_TICKS == TIDY_TICKS - 1:
-            self.litter = await self._disk.tidy()
+            await self._tidy(delete=self._ticks % TIDY_TICKS == 0)
         self._ticks += 1
         left = self._batch
         while left > 0 and (vpaths := list(islice(self._round, min(left, MOST_AT_ONCE)))):
@@ -104,6 +103,12 @@ class Presence:
             await self._compare(await self._disk.look(vpaths))
         for vpath in await self._disk.prove(PROVED_A_TICK):
             await self._alone(vpath, lambda vpath=vpath: self._unrecorded(vpath))  # type: ignore[misc]
+
+    async def _tidy(self, *, delete: bool) -> None:
+        try:
+            self.litter = await self._disk.tidy(delete=delete)
+        except DiskError as error:
+            self._log.warn("what is set aside, or could not be deleted, cannot be looked at: {reason}", reason=error)
 
     def _begin_round(self) -> None:
         """The last round has ended: what was seen in it counts."""

@@ -117,9 +117,9 @@ class LitterTests(Real):
         self.patch(SafeDir, "unlink", unlink)
         self.upload(V1, {"/other": b"other"})
         self.assertEqual(len([name for name in self.node.debris() if name.startswith(".ciruela~x")]), 1)
-        self.assertGreater(self.successResultOf(self.store.tidy()), 0)
+        self.assertGreater(self.successResultOf(self.store.tidy(delete=True)), 0)
         broken = False
-        self.assertEqual(self.successResultOf(self.store.tidy()), 0)
+        self.assertEqual(self.successResultOf(self.store.tidy(delete=True)), 0)
         self.assertEqual(self.node.debris(), [])
 
     @shows("W2", "I11")
@@ -138,5 +138,5 @@ class LitterTests(Real):
         self.successResultOf(self.store.load())
         self.assertNotEqual(self.node.debris(), [])
         broken = False
-        self.assertEqual(self.successResultOf(self.store.tidy()), 0)
+        self.assertEqual(self.successResultOf(self.store.tidy(delete=True)), 0)
         self.assertEqual(self.node.debris(), [])

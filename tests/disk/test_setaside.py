@@ -66,8 +66,10 @@ class AsideTests(Real):
         (path,) = self.node.image(V1).parent.glob(".ciruela-aside~v1~*")
         self.assertEqual((one.path, one.where), (str(V1), str(path)))
         self.assertEqual(on_disk(path), flat(SMALL))
+        self.successResultOf(self.store.tidy(delete=False))
+        self.assertEqual(list(self.store.set_aside()), [one])
         path.rename(self.node.root / "looked through")
-        self.successResultOf(self.store.tidy())
+        self.successResultOf(self.store.tidy(delete=False))
         self.assertEqual(list(self.store.set_aside()), [])
 
     @shows("I11")
@@ -78,9 +80,9 @@ class AsideTests(Real):
         where = place(self.node.configs, V1)
         litter: Litter = self.store._litter
         litter.left(where, where.staging(index.image))
-        self.successResultOf(self.store.tidy())
+        self.successResultOf(self.store.tidy(delete=True))
         self.assertTrue(self.staging_path(V1, index).exists())
         opened.close()
         litter.left(where, where.staging(index.image))
-        self.successResultOf(self.store.tidy())
+        self.successResultOf(self.store.tidy(delete=True))
         self.assertFalse(self.staging_path(V1, index).exists())

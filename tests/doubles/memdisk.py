@@ -434,7 +434,7 @@ class MemDisk:
     def set_aside(self) -> Sequence[SetAside]:
         return list(self.asides)
 
-    def tidy(self) -> Deferred[int]:
+    def tidy(self, *, delete: bool) -> Deferred[int]:
         """Deleting never fails here."""
         return succeed(0)
 
