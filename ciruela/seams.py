@@ -378,7 +378,7 @@ class Disk(Protocol):
         """What stood at names of images without a record and was moved aside, as it was known last."""
 
     def tidy(self, *, delete: bool) -> Deferred[int]:
-        """Look what is still set aside; with ``delete`` try again to delete what could not be deleted. Fires with how much that still is."""
+        """Look what is still set aside; with ``delete`` try again to delete what could not be deleted. Fires with how much that is."""
 
     def free(self, key: str) -> Deferred[int]:
         """Bytes that downloads to the directory of ``key`` may still use. Fails with DiskError when it cannot be opened."""

@@ -321,8 +321,8 @@ def disk_page(node: Node) -> dict[str, Json]:
         "set_aside": [
             {"path": one.path, "name": one.where.rpartition("/")[2], "since": rfc3339(one.since_ms)} for one in node.world.disk.set_aside()
         ],
-        "unseen": sorted(node.presence.unseen),
-        "protect": [] if node.cleanup is None else sorted(node.cleanup.doubtful),
+        "unseen": [*sorted(node.presence.unseen)],
+        "protect": [] if node.cleanup is None else [*sorted(node.cleanup.doubtful)],
         "missing": node.presence.lost,
         "debris": node.presence.litter,
     }

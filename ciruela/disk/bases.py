@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from threading import Lock
 
 from twisted.logger import Logger
@@ -52,6 +53,7 @@ class Bases:
         self._records = records
         self._lock = Lock()
         self._accepted: dict[str, Identity] = {}
+        self._devices: dict[tuple[str, tuple[str, ...]], int] = {}
 
     def check(self, place: Place, base: SafeDir) -> None:
         """Raise BaseUnavailable if ``base``, opened at the path of ``place``, is not the directory that it was.
@@ -71,6 +73,35 @@ class Bases:
                     self._compare(place, base, directory, name)
                 if known == (place.base, found) or self._remember(directory, name, encode(place.base, found)):
                     self._accepted[key] = found
+
+    def check_inner(self, place: Place, parent: SafeDir) -> None:
+        """Raise BaseUnavailable if another file system is mounted over ``parent``, the directory of the images of ``place``, than before.
+
+        Known is what this process saw. As with a base, it is believed if one of the recorded images is there. Raises OSError.
+        """
+        device = parent.status().st_dev
+        at = place.base, place.parents
+        with self._lock:
+            known = self._devices.setdefault(at, device)
+            if known == device:
+                return
+            if self._has_lost_all(place, parent):
+                where = "/".join((place.base.rstrip("/"), *place.parents))
+                raise BaseUnavailable(
+                    f"{where}: another file system is mounted there than before, and none of the recorded images is there (mount the right "
+                    "one; if it is new and empty on purpose, restart the daemon)"
+                )
+            self._devices[at] = device
+
+    def _has_lost_all(self, place: Place, parent: SafeDir) -> bool:
+        """Whether images are recorded beside ``place``, and none of those that are looked for stands there."""
+        try:
+            directory = self._records.states(place.vpath)
+        except FileNotFoundError:
+            return False
+        with directory:
+            recorded = list(islice(_states_below(directory, (), 1), MOST_LOOKED_FOR))
+        return bool(recorded) and not any(_stands(parent, parts) for parts in recorded)
 
     @staticmethod
     def _remember(directory: SafeDir, name: str, data: bytes) -> bool:

@@ -48,7 +48,8 @@ class BaseUnavailable(DiskError):
 class Place:
     """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
 
-    ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, see ``bases``.
+    ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, ``inner`` about the
+    directory of the images where that is another one, see ``bases``.
     ``keep``: so many replaced images are kept. ``append_only``: what is there may be the only copy of something, and stays.
     """
 
@@ -58,6 +59,7 @@ class Place:
     name: str
     durable: bool = True
     guard: Callable[[Place, SafeDir], None] | None = field(default=None, compare=False, repr=False)
+    inner: Callable[[Place, SafeDir], None] | None = field(default=None, compare=False, repr=False)
     keep: int = 0
     append_only: bool = True
 
@@ -93,7 +95,14 @@ class Place:
     def open_parent(self, *, create: bool = False) -> SafeDir:
         """The directory in which the image stands; ``create`` makes what is missing below the base. Raises BaseUnavailable, OSError."""
         with self.open_base() as base:
-            return base.descend(self.parents, create=create)
+            parent = base.descend(self.parents, create=create)
+        try:
+            if self.inner is not None and self.parents:
+                self.inner(self, parent)
+        except BaseException:
+            parent.close()
+            raise
+        return parent
 
     def parent_if_any(self) -> SafeDir | None:
         """As :meth:`open_parent`; None when there is no such directory."""

@@ -248,7 +248,12 @@ class StagingDir:
     def close(self) -> None:
         """As ``seams.Staging.close``; descriptors in use by a thread are closed after it."""
         closed, self._closed = self._closed, lambda: None
-        self._lane.do(self._tree.close).addBoth(lambda _: closed())
+
+        def ended(result: T) -> T:
+            closed()
+            return result
+
+        self._lane.do(self._tree.close).addBoth(ended)
 
     def discard(self) -> Deferred[None]:
         """As ``seams.Staging.discard``."""

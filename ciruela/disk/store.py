@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
@@ -91,7 +91,7 @@ class Store:
         return self._located(place(self._configs, vpath))
 
     def _located(self, where: Place) -> Place:
-        return replace(where, durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check)
+        return replace(where, durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check, inner=self._bases.check_inner)
 
     def _lane(self, vpath: VPath) -> Lane:
         lane = self._lanes.get(vpath)
@@ -327,22 +327,35 @@ class Store:
 
     def _stage_now(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         lane = self._lane(vpath)
+        try:
+            place = self._place(vpath)
+        except DiskError:
+            self._trees.release()
+            raise
+        at = place.base, place.parents, place.staging(index.image)
+        self._staged[at] += 1
+
+        def closed() -> None:
+            self._staged[at] -= 1
+            self._trees.release()
 
         def not_staged(failure: Failure) -> Failure:
-            self._trees.release()
+            closed()
             return failure
 
-        return lane.steps(downloading_steps(vpath, self._stage_twice(vpath, index, lane))).addErrback(not_staged)
+        work = downloading_steps(vpath, self._stage_twice(place, index, lane, closed))
+        return lane.steps(work).addErrback(not_staged)
 
-    def _stage_twice(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
+    def _stage_twice(self, place: Place, index: Index, lane: Lane, closed: Callable[[], None]) -> Steps[Staging]:
         """A directory that was just made may be gone again: it was empty, and an image was deleted from it."""
         try:
-            return (yield from self._stage(vpath, index, lane))
+            return (yield from self._stage(place, index, lane, closed))
         except FileNotFoundError:
-            return (yield from self._stage(vpath, index, lane))
+            return (yield from self._stage(place, index, lane, closed))
 
-    def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
-        place, config = self._place(vpath), self._configs[vpath.key]
+    def _stage(self, place: Place, index: Index, lane: Lane, closed: Callable[[], None]) -> Steps[Staging]:
+        vpath = place.vpath
+        config = self._configs[vpath.key]
         reuse = config.reuse
         healed = self._committed_image(place) == index.image
         modes = self._modes_of(place, index.image) if healed else config.modes  # other settings are for new images only
@@ -361,12 +374,6 @@ class Store:
                 raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
             root = open_staging(parent, name)
-        at = place.base, place.parents, name
-        self._staged[at] += 1
-
-        def closed() -> None:
-            self._staged[at] -= 1
-            self._trees.release()
 
         def shown(aside: bool) -> None:
             self._shown(place, index.image, aside)
