@@ -9,6 +9,7 @@ from ciruela.disk.layout import place
 from ciruela.disk.litter import Litter
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.vpath import VPath
+from tests.disk.faulty import Killed
 from tests.disk.powercuts import check_plan
 from tests.disk.real import V1, Real
 from tests.disk.sweep import KINDS, calls_of, check_point, scenario
@@ -24,6 +25,7 @@ class KillTests(SynchronousTestCase):
         calls = calls_of(one)
         for at in range(max(1, calls.index(moment) - 20), min(len(calls), calls.index(moment) + 60)):
             check_point(one, KINDS["kill"], at)
+        self.flushLoggedErrors(Killed)
 
     @shows("K3.1", "A43", "F35", "I9")
     def test_set_aside(self) -> None:
