@@ -177,6 +177,19 @@ class LossTests(UnmeasuredTestCase):
         self.cluster.hub.heal()
         self.wait(lambda: PATH in self.disk.images and 3 in self.cluster.holders(V1, SITE))
 
+    @shows("K3.3", "I5")
+    def test_record_that_is_not_believed(self):
+        """A record of an earlier version that turns out to be bent while the node runs would count until its next restart."""
+        node = self.cluster.nodes[3]
+        self.disk.lose_record(PATH, damaged=True)
+        bent = [PATH]
+        self.disk.prove = lambda most: succeed([bent.pop()] if bent else [])
+        self.wait(lambda: not bent)
+        self.assertEqual(self.cluster.holders(V1, SITE), {1, 2})
+        self.wait(lambda: self.cluster.holders(V1, SITE) == {1, 2, 3}, 400.0)
+        self.assertIn(PATH, self.disk.states)
+        self.assertEqual((node.presence.lost, list(self.disk.set_aside())), (0, []))
+
     @shows("K3.5", "A40")
     def test_disk_that_is_not_mounted(self):
         """Images would be fetched onto the wrong disk when the right one is not mounted, or be forgotten for good."""
