@@ -26,7 +26,7 @@ from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
-from ciruela.model.state import State, Version
+from ciruela.model.state import Kept, State
 from ciruela.model.tuning import Fsync
 
 _log = Logger()
@@ -36,7 +36,7 @@ _log = Logger()
 class Shown:
     """What a commit did besides: the replaced images that are ``kept`` now, and whether something without a record was set ``aside``."""
 
-    kept: tuple[Version, ...]
+    kept: tuple[Kept, ...]
     aside: bool
 
 
@@ -101,7 +101,7 @@ def commit(
             _show(parent, directory, place, tree.root, state)
         if before is not None and before.image != state.image:
             notes.drop_modes(directory, place.vpath, before.image)
-        return Shown(kept.versions(kept.read(directory, place)) if place.keep else (), aside)
+        return Shown(kept.images(kept.read(directory, place)) if place.keep else (), aside)
 
 
 def _spoiled(place: Place, state: State) -> Steps[None]:

@@ -70,7 +70,7 @@ def settle_path(
         pending = pending or Pending(vpath, committed, Command.APPEND)
         committed = None
     rows = kept.settle(parent, directory, where, committed, None if pending is None else pending.state.image) if base_there else ()
-    return None if committed is None and pending is None else Held(vpath, committed, pending, kept.versions(rows))
+    return None if committed is None and pending is None else Held(vpath, committed, pending, kept.images(rows))
 
 
 def finish_aside(directory: SafeDir, where: Place, parent: SafeDir) -> None:
@@ -338,8 +338,8 @@ def _load_base_dir(
             for found in held[before:]:
                 if found.pending is not None:
                     sweep.keep(identity, where.staging(found.pending.state.image))
-                for version in found.kept:
-                    sweep.keep(identity, where.kept(version.image))
+                for one in found.kept:
+                    sweep.keep(identity, where.kept(one.image))
 
 
 def _load_single(where: Place, directory: SafeDir, held: list[Held], sweep: _Sweep, vetting: Vetting | None, *, alone: bool) -> Steps[None]:
@@ -357,7 +357,7 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held], sweep: _Swe
                 names |= {where.staging(found.committed.image), where.aside(found.committed.image)}
             if found.pending is not None:
                 names.discard(where.staging(found.pending.state.image))
-        wanted = {where.kept(version.image) for found in held[before:] for version in found.kept}
+        wanted = {where.kept(one.image) for found in held[before:] for one in found.kept}
         beside = parent.names()
         sweep.aside.append((where, setaside.found(parent, where, beside)))
         for name in beside if settled else ():
