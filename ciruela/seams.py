@@ -151,6 +151,18 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """A directory that stood at the virtual ``path`` without a record when an image came.
+
+    ``where`` is it now on this host; ``since_ms`` in wall time.
+    """
+
+    path: str
+    where: str
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What the disk remembers of all paths, what was deleted, by base dir, and which hooks have not run well yet."""
 
@@ -182,6 +194,9 @@ class ProtectedLinks(Protocol):
         Fails with DiskError when there is any doubt about one of them. Looks anew each time, and may never fire.
         """
 
+    def leading(self, config: DirConfig, vpath: VPath) -> Deferred[str | None]:
+        """The link that leads to the image at ``vpath``, into it or to what it is in; None for none. Fails as :meth:`follow`."""
+
 
 Identity = tuple[int, int]
 """Device and inode of a directory: another one has another."""
@@ -194,6 +209,14 @@ class Reused:
     blocks: frozenset[int]
     files: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a look at the names of images found: those at which no directory stands, and keys of which nobody can tell, with the reason."""
+
+    gone: tuple[VPath, ...]
+    unseen: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +331,11 @@ class Disk(Protocol):
     def where(self, vpath: VPath) -> str:
         """The path on this host of the image at ``vpath``. Raises DiskError when no config takes it."""
 
-    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Burials]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
 
-        With signatures any image that is not newer is deleted, and it is remembered also where none is committed.
+        With signatures any image that is not newer is deleted, and it is remembered also where none is committed. Where a directory stands
+        of which nothing is recorded, it goes if it is the image of ``index``; fails with OtherContent if it is not, or that is unknown.
 
         Fires with all that is remembered of the base dir when the image is not visible any more; its files are deleted in the background.
         After a failure the image stays, and so does its record.
@@ -343,6 +367,18 @@ class Disk(Protocol):
 
     def present(self, vpath: VPath) -> Deferred[bool]:
         """Whether a directory stands at ``vpath``."""
+
+    def look(self, vpaths: Sequence[VPath]) -> Deferred[Sight]:
+        """Look at the names of images, those of one base dir one after the other. One that is being committed may seem to be gone."""
+
+    def prove(self, most: int) -> Deferred[Sequence[VPath]]:
+        """Verify up to ``most`` records that have no checksum yet, and give them one; fires with the paths whose record is not believed."""
+
+    def set_aside(self) -> Sequence[SetAside]:
+        """What stood at names of images without a record and was moved aside, as it was known last."""
+
+    def tidy(self, *, delete: bool) -> Deferred[int]:
+        """Look what is still set aside; with ``delete`` try again to delete what could not be deleted. Fires with how much that is."""
 
     def free(self, key: str) -> Deferred[int]:
         """Bytes that downloads to the directory of ``key`` may still use. Fails with DiskError when it cannot be opened."""

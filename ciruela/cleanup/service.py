@@ -26,7 +26,7 @@ from ciruela.clockwork import Beat
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.state import Tombstone
-from ciruela.model.vpath import VPath
+from ciruela.model.vpath import VPath, leads_to
 from ciruela.seams import Disk, Identity, KeepList, NowMs
 from ciruela.tracking.ledger import Ledger
 
@@ -91,7 +91,10 @@ class _Seen:
 
 
 class Cleanup:
-    """Deletes what the keep rules drop, while everything is well. ``deleted`` counts images, ``collected`` indexes, since the start."""
+    """Deletes what the keep rules drop, while everything is well. ``deleted`` counts images, ``collected`` indexes, since the start.
+
+    ``doubtful``: directories (key) of which a protected link cannot be followed, and why; nothing is deleted there.
+    """
 
     _log = Logger()
 
@@ -129,6 +132,7 @@ class Cleanup:
         self.reports: dict[VPath, Report] = {}
         self.deleted = 0
         self.collected = 0
+        self.doubtful: dict[str, str] = {}
 
     @property
     def _configs(self) -> dict[str, DirConfig]:
@@ -151,7 +155,7 @@ class Cleanup:
         config = self._configs[base.key]
         entries = {vpath.entry: state.version for vpath, state in self._ledger.committed_in(base)}
         names = {parts[-1] for parts in listed if parts[:-1] == base.parts[1:]}
-        led_to = {entry for entry in entries if any((*base.parts[1:], entry)[: len(parts)] == parts for parts in protected)}
+        led_to = {entry for entry in entries if any(leads_to(parts, (*base.parts[1:], entry)) for parts in protected)}
         return rulings(entries, config, names, self._in_use(base), self._now_ms(), led_to)
 
     async def explain(self, base: VPath) -> Explained | None:
@@ -314,6 +318,7 @@ class Cleanup:
     def _work(self) -> Deferred[None]:
         async def work() -> None:
             await self._know_new()
+            await self._follow_links()
             for base in self._due_bases():
                 self._due[base] = self._guards.steady_s() + self._rng.uniform(*CYCLE_S)
                 await self._clean_and_tell(base)
@@ -321,6 +326,20 @@ class Cleanup:
             await self._collect()
 
         return Deferred.fromCoroutine(work())
+
+    async def _follow_links(self) -> None:
+        """Tell of a protected link that cannot be followed as soon as it is seen: until it can be, nothing is deleted."""
+        found = {}
+        for key, config in sorted(self._all.items()):
+            if config.protect:
+                led_to = await self._protected(config)
+                if isinstance(led_to, str):
+                    found[key] = led_to
+        for key in found.keys() - self.doubtful.keys():
+            self._log.error("/{key}: {reason}; until it can be followed, nothing is cleaned up there", key=key, reason=found[key])
+        for key in self.doubtful.keys() - found.keys():
+            self._log.info("/{key}: all protected links can be followed again", key=key)
+        self.doubtful = found
 
     def _due_bases(self) -> list[VPath]:
         now_s = self._guards.steady_s()

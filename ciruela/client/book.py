@@ -52,6 +52,7 @@ _MEANING = {
     Reject.STALE_TIMESTAMP: "what is there was signed later; is the clock of this host right?",
     Reject.TIMESTAMP_IN_FUTURE: "the clock of this host, or of the servers, is wrong",
     Reject.BAD_PATH: "the servers do not take such a path",
+    Reject.PROTECTED: "a link that the servers protect leads to it (--force removes it all the same)",
     Reject.QUOTA: "as many images are there as the servers allow",
 }
 """What the words of a refusal mean to a user."""

@@ -14,7 +14,7 @@ class NodeNews:
 
     ``state``: ``accepted``, ``refused``, ``withdrawn``, ``done``, ``gave-up``, ``error`` or ``unreachable``.
     ``host`` is what the node calls itself, else the name or number that led to it; ``address`` is empty where that is not known.
-    is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
+    ``code`` is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
     """
 
     cluster: str

@@ -7,6 +7,7 @@ once in some seconds, however many ask.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 
@@ -16,6 +17,7 @@ from ciruela.daemon.node import Node
 from ciruela.daemon.requests import config_hash
 from ciruela.daemon.retention import Retention
 from ciruela.daemon.signers import Signers
+from ciruela.daemon.status import disk_page
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookReport, HookState
@@ -94,6 +96,7 @@ class NodeApi:
             "damaged": len(node.scrub.ill),
             "config": self._config_status(),
             "failed_hooks": self._failed_hooks(),
+            "disk": disk_page(node),
         }
 
     def _failed_hooks(self) -> list[Json]:
@@ -198,6 +201,8 @@ class NodeApi:
             return None
         if config is None or path.level != config.num_levels:
             return {"api": API, "path": str(path), "taken": False, "committed": None, "pending": None, "refused": None, "hooks": []}
+        with suppress(DiskError):  # then the records say what they can
+            await self._node.presence.there(path)
         ledger = self._node.ledger
         committed, pending = ledger.committed(path), ledger.pending(path)
         states = [state for state in (committed, pending.state if pending else None) if state is not None]

@@ -27,6 +27,9 @@ from ciruela.seams import InThread, NowMs
 MOST_VERIFIED = 16
 """Signatures of one request that are looked at (threats A15)."""
 
+MADE_FRESH_MS = 5000
+"""For so long the keys are not read again while the records of the disk are verified."""
+
 MAX_FILE_BYTES = 256 * 1024
 """Longest key file: some two thousand keys."""
 
@@ -59,6 +62,7 @@ class KeyFiles:
         self._in_thread = in_thread
         self._now_ms = now_ms
         self._told: dict[str, frozenset[str]] = {}
+        self._lately: dict[tuple[str, ...], tuple[int, tuple[PublicKey, ...]]] = {}
 
     def verified(
         self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes
@@ -96,6 +100,29 @@ class KeyFiles:
                 waiting.remove(maker)
                 valid[entry] = maker.fingerprint()
         return dict(sorted(valid.items())), read.problems
+
+    def made(self, config: DirConfig | None, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> frozenset[SigEntry]:
+        """Those of ``entries`` that a key of ``config`` made; none without a config, or when the keys cannot be read. Call it in a thread.
+
+        For very many records in a row: the key files are read at most once in :data:`MADE_FRESH_MS`.
+        """
+        if config is None:
+            return frozenset()
+        now_ms, names = self._now_ms(), config.upload_keys
+        read = self._lately.get(names)
+        if read is None or not 0 <= now_ms - read[0] < MADE_FRESH_MS:
+            try:
+                read = now_ms, _read(self._config_dir, names, now_ms).keys
+            except DiskError:
+                return frozenset()
+            self._lately[names] = read
+        made = set()
+        for entry in entries:
+            with suppress(ValueError):  # a time for which nothing can be signed
+                signed = signed_bytes(str(vpath), image, entry.timestamp_ms)
+                if any(verify(key, signed, entry.signature) for key in read[1]):
+                    made.add(entry)
+        return frozenset(made)
 
     def makers(self, names: Sequence[str], asked: Sequence[Signature]) -> Deferred[tuple[tuple[str, ...], Mapping[Signature, str]]]:
         """The fingerprints of the keys of ``master.key`` and the files ``names``, and which of them made each signature of ``asked``.

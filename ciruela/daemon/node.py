@@ -9,7 +9,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -31,12 +31,13 @@ from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Abort, Order, Origin, Reject
+from ciruela.model.order import Abort, Order, Origin, Reject, Removal
 from ciruela.model.state import State, Version
 from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
+from ciruela.scrub.presence import Presence
 from ciruela.scrub.service import Scrub
 from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Link, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
@@ -235,10 +236,13 @@ class Node:
             world.authority,
             self.uploads,
             self.downloads,
+            world.clock,
             world.now_ms,
             self._removed,
             Hush(world.clock, 40),
             world.tuning.signature_max_age_ms,
+            guard=self._protecting,
+            kept_out=self._stays,
         )
         self.refusals = Refusals(world.clock)
         self.uploads.refused = self._rejected
@@ -255,13 +259,14 @@ class Node:
         )
         self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
         self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)
+        self.presence = Presence(self.ledger, world.disk, self.downloads, self.uploads.alone, world.clock, world.rng)
         passing = self.downloads.passing
         self.blocks = BlockService(self.ledger, world.disk, self.catalog, passing, world.in_thread, self.scrub.suspect)
         self.awaited = Awaited(self._pieces, world.clock)
         self.path_states = PathStates(
             world.configs,
             self.ledger,
-            world.disk,
+            self.presence.there,
             self.refusals,
             self.gossip.cluster.servers,
             self.gossip.cluster.shared_ids,
@@ -282,6 +287,7 @@ class Node:
             self.blocks,
             self.awaited,
             self.path_states,
+            self.presence.there,
             hosts=self.gossip.cluster.hosts,
             acquainted=self.acquaintance.wait,
             watchers=self._watchers,
@@ -312,6 +318,7 @@ class Node:
             self.gossip.start()
             self.acquaintance.begin()
             self.scrub.start()
+            self.presence.start()
             if self.cleanup is not None:
                 self.cleanup.start()
             self.ready = True
@@ -348,6 +355,7 @@ class Node:
         if self.cleanup is not None:
             self.cleanup.stop()
         self.scrub.stop()
+        self.presence.stop()
         self.gossip.stop()
         self.reconciler.stop()
         self.downloads.stop_all()
@@ -380,6 +388,16 @@ class Node:
         self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
+
+    def _protecting(self, config: DirConfig, vpath: VPath) -> Deferred[str | None]:
+        """The link of the operator that leads to what is at ``vpath``, None for none. Fails with DiskError when nobody can tell."""
+        links = None if self.world.safeguards is None else self.world.safeguards.links
+        return succeed(None) if links is None or not config.protect else links.leading(config, vpath)
+
+    def _stays(self, removal: Removal, reason: Reject) -> None:
+        """What peers removed stays here: whoever asks for the path hears why."""
+        if removal.origin is Origin.PEER and reason in (Reject.PROTECTED, Reject.REPLACE_DOESNT_MATCH):
+            self.refusals.note(removal.vpath, removal.image, reason.value, rejected=True)
 
     def _removed(self, vpath: VPath, image: ImageId) -> None:
         """An image was removed here: tell the clients and the peers."""

@@ -14,18 +14,20 @@ from ciruela.model.ids import MachineId
 from ciruela.model.servers import Server, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_SERVERS, GetPathState, PathStateData
-from ciruela.seams import Disk
 from ciruela.tracking.ledger import Ledger
 
 
 class PathStates:
-    """Answers GetPathState for one node. ``servers`` gives the other servers that may take a directory (key)."""
+    """Answers GetPathState for one node. ``servers`` gives the other servers that may take a directory (key).
+
+    ``there`` looks at the disk for a committed image; one that is missing is no longer committed then.
+    """
 
     def __init__(
         self,
         configs: Mapping[str, DirConfig],
         ledger: Ledger,
-        disk: Disk,
+        there: Callable[[VPath], Deferred[bool]],
         refusals: Refusals,
         servers: Callable[[str], Sequence[Server]],
         shared_ids: Callable[[], Sequence[SharedId]],
@@ -34,7 +36,7 @@ class PathStates:
         """``blank`` is the answer of this node for a path that it does not take: it says who the node is."""
         self._configs = configs
         self._ledger = ledger
-        self._disk = disk
+        self._there = there
         self._refusals = refusals
         self._servers = servers
         self._shared_ids = shared_ids
@@ -54,7 +56,7 @@ class PathStates:
         committed = self._ledger.committed(vpath) if self._taken(vpath) else None
         if committed is None:
             return succeed(self._told(vpath, False, request.servers))
-        looked = self._disk.present(vpath).addErrback(_unseen)
+        looked = self._there(vpath).addErrback(_unseen)
         return looked.addCallback(lambda there: self._told(vpath, there, request.servers))
 
     def _taken(self, vpath: VPath) -> bool:

@@ -129,6 +129,7 @@ class Requests:
         blocks: BlockService,
         awaited: Awaited,
         path_states: PathStates,
+        there: Callable[[VPath], Deferred[bool]],
         hosts: Callable[[str], Hosts],
         acquainted: Callable[[], Deferred[None]],
         watchers: Watchers,
@@ -141,7 +142,10 @@ class Requests:
         hostname: str,
         requests_per_second: int = STANDARD.requests_per_second,
     ) -> None:
-        """``requests_per_second``: uploads that one connection may ask for; see :data:`READS`."""
+        """``there`` looks at the disk for a committed image (``scrub.presence``).
+
+        ``requests_per_second``: uploads that one connection may ask for; see :data:`READS`.
+        """
         self._configs = configs
         self._ledger = ledger
         self._watches = watches
@@ -152,6 +156,7 @@ class Requests:
         self._blocks = blocks
         self._awaited = awaited
         self._path_states = path_states
+        self._there = there
         self._hosts = hosts
         self._acquainted = acquainted
         self._watchers = watchers
@@ -282,7 +287,8 @@ class Requests:
         command = Command.REPLACE if request.replace else Command.APPEND
         old_image = request.old_image if request.replace else None
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
-        return self._uploads.check(order).addCallback(self._checked, vpath)
+        looked = self._there(vpath).addErrback(lambda failure: failure.trap(DiskError))  # then the records say what they can
+        return looked.addCallback(lambda _: self._uploads.check(order)).addCallback(self._checked, vpath)
 
     def _checked(self, verdict: Verdict, vpath: VPath) -> Deferred[Response]:
         """What is recorded, but does not stand on the disk, is not there: an upload would bring it again."""
@@ -338,7 +344,9 @@ class Requests:
             vpath = VPath.parse(request.path)
         except ValueError:
             return succeed(UploadAck(False, Reject.BAD_PATH.value))
-        removal = Removal(vpath, request.image, request.timestamp_ms, request.signatures, Origin.CLIENT)
+        removal = Removal(
+            vpath, request.image, request.timestamp_ms, request.signatures, Origin.CLIENT, forced=request.force, asked_by=link.name
+        )
 
         def judged(verdict: Removed | Rejected) -> Deferred[UploadAck]:
             reason = verdict.reason if isinstance(verdict, Rejected) else None
@@ -347,7 +355,8 @@ class Requests:
             if reason is None:
                 self._gone(vpath, request.image)
             word = None if reason is None else reason.value
-            return self._acquainted().addCallback(lambda _: UploadAck(reason is None, word, self._hosts(vpath.key)))
+            detail = verdict.detail[:MAX_DETAIL] if isinstance(verdict, Rejected) and link.bulk else ""
+            return self._acquainted().addCallback(lambda _: UploadAck(reason is None, word, self._hosts(vpath.key), detail=detail))
 
         return self._removals.remove(removal).addCallback(judged).addCallback(self._signed, link)
 
@@ -391,7 +400,7 @@ class Requests:
         pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(base.image_at(entry)) is not None)
         keep_list = hashlib.blake2b(cbor2.dumps([]), digest_size=32).digest()
         removed = {
-            entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
+            entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures, one.forced)
             for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
         }
         rows = {entry: found for entry in entries if link.bulk and (found := self._ledger.kept(base.image_at(entry)))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
@@ -22,7 +22,7 @@ from ciruela.cleanup.around import Safeguards
 from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config
-from ciruela.daemon.descriptors import most_descriptors
+from ciruela.daemon.descriptors import most_descriptors, share_out
 from ciruela.daemon.hangup import Hangup
 from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.live import LiveConfigs
@@ -41,10 +41,14 @@ from ciruela.disk.openfile import OpenFile
 from ciruela.disk.peercache import PeerCache
 from ciruela.disk.protect import ProtectedLinks
 from ciruela.disk.store import Store
+from ciruela.disk.trust import Trust
 from ciruela.hooks.service import Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry
 from ciruela.model.tuning import Fsync, Tuning
+from ciruela.model.vpath import VPath
 from ciruela.net import memory
 from ciruela.net.datagrams import DatagramPort
 from ciruela.net.discovery.build import Means, sources
@@ -107,14 +111,15 @@ class Daemon(Service):
         self._configs = LiveConfigs(plan.configs)
         rng = random.Random(seed)  # noqa: S311  choices of peers and blocks, nothing secret
         self._threads = ThreadPool(1, plan.disk_threads, "disk")
-        self._store = Store(plan.db_dir, self._configs, self._in_thread, plan.tuning)
+        self._authority = KeyFiles(plan.config_dir, self._in_thread, now_ms)
+        trust = Trust(now_ms, self._made)
+        self._store = Store(plan.db_dir, self._configs, self._in_thread, plan.tuning, trust, share_out(most_descriptors()))
         self._link_limits = limits_for(plan.tuning.max_index_bytes)
         self._pool = Pool(reactor, limits=self._link_limits)
         self._watchdog = Watchdog(reactor)
         self._port: Port | None = None
         self._lists = ThreadPool(0, 2, "lists")
         self._lists.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
-        self._authority = KeyFiles(plan.config_dir, self._in_thread, now_ms)
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
         self.node = Node(
             World(
@@ -158,6 +163,10 @@ class Daemon(Service):
 
     def _in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._threads, function, *args, **kwargs)
+
+    def _made(self, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> frozenset[SigEntry]:
+        """Those of the entries that a key made which is configured now for the path; in a thread."""
+        return self._authority.made(self._configs.get(vpath.key), vpath, image, entries)
 
     def _in_list_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """In a thread that may hang for ever, on a dead network file system: it holds up neither the disk nor the end of the process."""

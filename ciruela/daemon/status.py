@@ -79,6 +79,7 @@ class NodeStatus:
             },
             "cleanup": self._cleanup(),
             "scrub": self._scrub(),
+            "disk": disk_page(self._node),
             **self._told(),
             "hooks": self._hooks(),
             "threads": {thread.name: {} for thread in threading.enumerate()},
@@ -93,7 +94,7 @@ class NodeStatus:
         return {
             str(base): {
                 "last_cycle": rfc3339(report.ended_ms) if report.ended_ms else None,
-                "blocked": list(words(report)),
+                "blocked": sorted({*words(report), *(("protect",) if base.key in cleanup.doubtful else ())}),
                 "deleted": report.deleted,
                 "failed": report.faults,
             }
@@ -163,6 +164,10 @@ class NodeStatus:
             ("scrub", "damaged", "counter", scrub.damaged),
             ("scrub", "healed", "counter", scrub.healed),
             ("scrub", "failed", "counter", scrub.failed),
+            ("disk", "set_aside", "level", len(node.world.disk.set_aside())),
+            ("disk", "missing", "counter", node.presence.lost),
+            ("disk", "unseen", "level", len(node.presence.unseen)),
+            ("disk", "debris", "level", node.presence.litter),
             ("hooks", "due", "level", node.hooks.due),
             *(
                 ("hooks", f"{kind.value}_{what}", "counter", getattr(count, what))
@@ -304,6 +309,23 @@ class NodeStatus:
             if isinstance(item, kind):
                 found.setdefault(machine.hex(), []).append([str(item.vpath), item.image.hex()])
         return dict(found)
+
+
+def disk_page(node: Node) -> dict[str, Json]:
+    """What is not as it should be in the directories of images; without paths of this host, which are in the log.
+
+    ``set_aside``: what stood at the name of an image without a record, by its hidden name beside it. ``unseen``: directories that cannot be
+    looked at. ``protect``: directories of which a protected link cannot be followed. ``missing`` images were found gone since the start.
+    """
+    return {
+        "set_aside": [
+            {"path": one.path, "name": one.where.rpartition("/")[2], "since": rfc3339(one.since_ms)} for one in node.world.disk.set_aside()
+        ],
+        "unseen": [*sorted(node.presence.unseen)],
+        "protect": [] if node.cleanup is None else [*sorted(node.cleanup.doubtful)],
+        "missing": node.presence.lost,
+        "debris": node.presence.litter,
+    }
 
 
 def config_status(reloads: Reloads) -> Json:

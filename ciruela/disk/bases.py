@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from threading import Lock
 
-import cbor2
 from twisted.logger import Logger
 
 from ciruela.disk import states
-from ciruela.disk.layout import NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
+from ciruela.disk.layout import NEW_STATE, RECORDS_MODE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.seal import is_sealed, sealed
 from ciruela.model.errors import FormatError
 from ciruela.proto.bounded import loads
 
@@ -33,13 +34,14 @@ Identity = tuple[int, int]
 
 def encode(directory: str, identity: Identity) -> bytes:
     """The bytes of the file that remembers which directory ``directory`` was."""
-    return cbor2.dumps({"directory": directory, "identity": list(identity)})
+    return sealed({"directory": directory, "identity": list(identity)})
 
 
 def decode(data: bytes) -> tuple[str, Identity]:
     """The path and the identity in such a file. Raises FormatError."""
-    match loads(data, max_items=8, max_depth=2):
+    match fields := loads(data, max_items=16, max_depth=2):
         case {"directory": str(directory), "identity": [int(device), int(inode)]} if states.is_identity(device, inode):
+            is_sealed(fields, data)
             return directory, (device, inode)
     raise FormatError("not a map of directory and identity")
 
@@ -51,6 +53,7 @@ class Bases:
         self._records = records
         self._lock = Lock()
         self._accepted: dict[str, Identity] = {}
+        self._devices: dict[tuple[str, tuple[str, ...]], int] = {}
 
     def check(self, place: Place, base: SafeDir) -> None:
         """Raise BaseUnavailable if ``base``, opened at the path of ``place``, is not the directory that it was.
@@ -64,12 +67,41 @@ class Bases:
             if self._accepted.get(key) == found:
                 return
             name = f".{key}{NAME}"
-            with self._records.root() as root, root.descend((SIGNATURES,), create=True) as directory:
+            with self._records.root() as root, root.descend((SIGNATURES,), create=True, mode=RECORDS_MODE) as directory:
                 known = states.read_record(directory, name, decode)
                 if known is not None and known[0] == place.base and known[1] != found:
                     self._compare(place, base, directory, name)
                 if known == (place.base, found) or self._remember(directory, name, encode(place.base, found)):
                     self._accepted[key] = found
+
+    def check_inner(self, place: Place, parent: SafeDir) -> None:
+        """Raise BaseUnavailable if another file system is mounted over ``parent``, the directory of the images of ``place``, than before.
+
+        Known is what this process saw. As with a base, it is believed if one of the recorded images is there. Raises OSError.
+        """
+        device = parent.status().st_dev
+        at = place.base, place.parents
+        with self._lock:
+            known = self._devices.setdefault(at, device)
+            if known == device:
+                return
+            if self._has_lost_all(place, parent):
+                where = "/".join((place.base.rstrip("/"), *place.parents))
+                raise BaseUnavailable(
+                    f"{where}: another file system is mounted there than before, and none of the recorded images is there (mount the right "
+                    "one; if it is new and empty on purpose, restart the daemon)"
+                )
+            self._devices[at] = device
+
+    def _has_lost_all(self, place: Place, parent: SafeDir) -> bool:
+        """Whether images are recorded beside ``place``, and none of those that are looked for stands there."""
+        try:
+            directory = self._records.states(place.vpath)
+        except FileNotFoundError:
+            return False
+        with directory:
+            recorded = list(islice(_states_below(directory, (), 1), MOST_LOOKED_FOR))
+        return bool(recorded) and not any(_stands(parent, parts) for parts in recorded)
 
     @staticmethod
     def _remember(directory: SafeDir, name: str, data: bytes) -> bool:

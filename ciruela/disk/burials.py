@@ -1,20 +1,19 @@
 """What is remembered of deletions, one file for each base dir, beside its state files (threats 6.5).
 
 The file is one CBOR map, ``{"floor": milliseconds, "tombstones": {name: [signed_ms, image, buried_ms]}}``, where something was removed by a
-signed wish also ``"signatures": {name: [64 bytes, ..]}``, which an earlier version does not look at. Its name begins with a dot: the
-reference does not look at the file. A tombstone is also the journal of its deletion: a start that finds one for what is still committed
-goes on.
+signed wish also ``"signatures": {name: [64 bytes, ..]}`` and ``"forced": [name, ..]``, which an earlier version does not look at, and a
+checksum (``seal``). Its name begins with a dot: the reference does not look at the file. A tombstone is also the journal of its deletion: a
+start that finds one for what is still committed goes on.
 """
 
 from __future__ import annotations
 
 from threading import Lock
 
-import cbor2
-
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.states import read_record, write_file
+from ciruela.disk.seal import is_sealed, sealed
+from ciruela.disk.states import quarantine, read_record, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Burials, Tombstone, Version
@@ -28,8 +27,11 @@ MOST_TOMBSTONES = 10_000
 MAX_BYTES = 16 * 1024 * 1024
 """Room for the longest names and :data:`~ciruela.model.state.MOST_SIGNATURES` for each tombstone."""
 
-_MAX_ITEMS = 10 + (7 + MOST_SIGNATURES) * MOST_TOMBSTONES
+_MAX_ITEMS = 16 + (8 + MOST_SIGNATURES) * MOST_TOMBSTONES
 _MAX_MS = 1 << 64
+
+AHEAD_MS = 10 * 60 * 1000
+"""A version that is buried was signed at most so long after, by two clocks that may each be five minutes off."""
 
 _turn = Lock()
 """Images of one base dir are deleted in several threads, and share a file."""
@@ -47,32 +49,45 @@ def encode(burials: Burials) -> bytes:
         for entry, tombstone in sorted(burials.tombstones.items())
     }
     signed = {entry: list(tombstone.signatures) for entry, tombstone in sorted(burials.tombstones.items()) if tombstone.signatures}
-    return cbor2.dumps({"floor": burials.floor_ms, "tombstones": rows} | ({"signatures": signed} if signed else {}))
+    forced = sorted(entry for entry, tombstone in burials.tombstones.items() if tombstone.forced)
+    fields: dict[str, object] = {"floor": burials.floor_ms, "tombstones": rows}
+    return sealed(fields | ({"signatures": signed} if signed else {}) | ({"forced": forced} if forced else {}))
 
 
 def decode(data: bytes) -> Burials:
     """The content of a file. Raises FormatError."""
+    return _decoded(data)[0]
+
+
+def _decoded(data: bytes) -> tuple[Burials, bool]:
+    """The content of a file, and whether it has a checksum. Without one (an earlier version) what cannot be is left out: a flipped bit."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes of tombstones")
-    match loads(data, max_items=_MAX_ITEMS, max_depth=3):
+    match fields := loads(data, max_items=_MAX_ITEMS, max_depth=3):
         case {"floor": int(floor_ms), "tombstones": dict(rows), **others} if _is_time(floor_ms):
-            signed = others.get("signatures", {})
-            if isinstance(signed, dict):
-                return Burials(floor_ms, dict(_tombstone(entry, row, signed.get(entry, [])) for entry, row in rows.items()))
+            sure = is_sealed(fields, data)
+            signed, forced = others.get("signatures", {}), others.get("forced", [])
+            if isinstance(signed, dict) and isinstance(forced, list):
+                found = dict(_tombstone(entry, row, signed.get(entry, []), entry in forced) for entry, row in rows.items())
+                return Burials(floor_ms, found if sure else {entry: one for entry, one in found.items() if _can_be(one)}), sure
     raise FormatError("not a map of floor, tombstones and signatures")
+
+
+def _can_be(tombstone: Tombstone) -> bool:
+    return tombstone.version.timestamp_ms <= tombstone.buried_ms + AHEAD_MS
 
 
 def _is_time(value: int) -> bool:
     return not isinstance(value, bool) and 0 <= value < _MAX_MS
 
 
-def _tombstone(entry: object, row: object, signed: object) -> tuple[str, Tombstone]:
+def _tombstone(entry: object, row: object, signed: object, forced: bool) -> tuple[str, Tombstone]:
     if not isinstance(signed, list) or not all(isinstance(one, bytes) and len(one) == SIGNATURE_BYTES for one in signed):
         raise FormatError("signatures of a tombstone that are not a list of 64 bytes each")
     match entry, row:
         case str(name), [int(signed_ms), bytes(image), int(buried_ms)] if _is_time(signed_ms) and _is_time(buried_ms):
             try:
-                return name, Tombstone(Version(signed_ms, image_id(image)), buried_ms, tuple(signed))
+                return name, Tombstone(Version(signed_ms, image_id(image)), buried_ms, tuple(signed), forced)
             except ValueError as error:
                 raise FormatError(str(error)) from None
     raise FormatError("a tombstone that is not name: [milliseconds, image, milliseconds]")
@@ -81,6 +96,20 @@ def _tombstone(entry: object, row: object, signed: object) -> tuple[str, Tombsto
 def read(directory: SafeDir, place: Place) -> Burials:
     """What is remembered of the base dir of ``place``, nothing when there is no file or it cannot be understood. Raises OSError."""
     return read_record(directory, file_name(place), decode, MAX_BYTES) or Burials()
+
+
+def vet(directory: SafeDir, place: Place, latest_ms: int) -> None:
+    """Set a file without a checksum right whose floor is after ``latest_ms``: it would refuse everything for ever. Raises OSError.
+
+    The old file is kept as a bad one is. What was deleted lately is still remembered, by the tombstones.
+    """
+    with _turn:
+        name = file_name(place)
+        found = read_record(directory, name, _decoded, MAX_BYTES)
+        if found is None or found[1] or found[0].floor_ms <= latest_ms:
+            return
+        quarantine(directory, name, f"its floor is {found[0].floor_ms} ms, far ahead of the clock")
+        write_file(directory, name, encode(Burials(0, found[0].tombstones)))
 
 
 def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Burials:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from ciruela.disk import kept, notes, states
+from ciruela.disk import kept, notes, setaside, states
 from ciruela.disk.lane import Steps
 from ciruela.disk.layout import STATE, Place, Records
 from ciruela.disk.openfile import OpenFile
@@ -29,6 +30,14 @@ from ciruela.model.state import Kept, State
 from ciruela.model.tuning import Fsync
 
 _log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a commit did besides: the replaced images that are ``kept`` now, and whether something without a record was set ``aside``."""
+
+    kept: tuple[Kept, ...]
+    aside: bool
 
 
 def prepare(tree: Tree, index: Index, modes: Modes) -> Steps[None]:
@@ -52,15 +61,18 @@ def commit(
     *,
     again: bool = False,
     modes: Modes = STANDARD_MODES,
-) -> Steps[tuple[Kept, ...]]:
+) -> Steps[Shown]:
     """Show the staging directory ``tree`` at ``place`` and record ``state``. Everything in it gets ``modes``.
 
     With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
     meanwhile, and must not come back.
 
-    Gives what is kept of replaced images. Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed
-    (COMMIT_ERROR: the content is not what the index says; ALREADY_EXISTS: something that is not ours stands at the path, it is left as it
-    is; SUPERSEDED: ``again``, and the image is not the committed one any more) and OSError.
+    Something may stand at ``place`` of which nothing is recorded. It is adopted if it is exactly this image; else it is set aside
+    (``setaside``) where images may be replaced or a damaged record says that it was ours; else it is left as it is.
+
+    Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed
+    (COMMIT_ERROR: the content is not what the index says; ALREADY_EXISTS: what stands at the path is left as it is; SUPERSEDED: ``again``,
+    and the image is not the committed one any more) and OSError.
     """
     tree.forget()
     try:
@@ -80,15 +92,16 @@ def commit(
             raise DownloadFailed(Abort.SUPERSEDED, f"{place.vpath}: is not this image any more")
         notes.write_modes(directory, place.vpath, state.image, modes)
         before = states.read_state(directory, place.record)
+        aside = False
         if _foreign(parent, directory, place):
-            yield from _adopt(parent, directory, place, index, state, fsync, modes)
+            aside = yield from _take_over(parent, directory, place, tree.root, index, state, fsync, modes)
         elif again and states.read_journal(directory, place.record) is None:
             _show_again(parent, directory, place, tree.root, state)
         else:
             _show(parent, directory, place, tree.root, state)
         if before is not None and before.image != state.image:
             notes.drop_modes(directory, place.vpath, before.image)
-        return kept.images(kept.read(directory, place)) if place.keep else ()
+        return Shown(kept.images(kept.read(directory, place)) if place.keep else (), aside)
 
 
 def _spoiled(place: Place, state: State) -> Steps[None]:
@@ -122,8 +135,26 @@ def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
         return bool(found.names())
 
 
+def _take_over(
+    parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, index: Index, state: State, fsync: Fsync, modes: Modes
+) -> Steps[bool]:
+    """Adopt what stands at ``place`` without a record, or set it aside and show the tree ``root`` instead: then True."""
+    try:
+        yield from _adopt(parent, directory, place, index, state, fsync, modes)
+    except Mismatch as found:
+        if place.append_only and not setaside.was_ours(directory, place):
+            raise DownloadFailed(
+                Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away or delete it, then upload again"
+            ) from None
+    else:
+        return False
+    aside = _foreign(parent, directory, place)  # others had their turn since
+    _show(parent, directory, place, root, state, aside=aside)
+    return aside
+
+
 def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, state: State, fsync: Fsync, modes: Modes) -> Steps[None]:
-    """Record what stands at ``place`` as the image, if it is exactly that; else leave it alone."""
+    """Record what stands at ``place`` as the image. Raises Mismatch when it is not exactly that; then it is as it was."""
 
     def look(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
         if isinstance(found, OpenFile) and status.st_nlink > 1 and not as_it_should(status, mode, modes.gid):
@@ -138,8 +169,6 @@ def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, stat
         yield from check(tree, index, repair, modes)
         give(tree.root, tree.root.status(), modes.dir_bits, modes.gid)
         yield from barrier(tree, index, fsync)
-    except Mismatch as found:
-        raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away") from None
     finally:
         tree.close()
     _log.info("{place} had the content of {vpath} already, it is ours now", place=str(place), vpath=str(place.vpath))
@@ -168,8 +197,12 @@ def _forget_journal(directory: SafeDir, place: Place) -> None:
         _log.warn("the journal of {vpath} cannot be removed: {error}", vpath=str(place.vpath), error=error)
 
 
-def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, state: State) -> None:
-    """Steps 5 to 7: journal, rename, state. One thread job; a failure before the state is in place puts the old image back."""
+def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, state: State, *, aside: bool = False) -> None:
+    """Steps 5 to 7: journal, rename, state. One thread job; a failure before the state is in place puts the old image back.
+
+    With ``aside`` what stands there has no record, and is given its own name in the end. Until that is done the journal stays, for a start
+    must not take the tree for debris.
+    """
     journal = states.read_journal(directory, place.record)
     state = _merged(directory, place, state)
     command = journal.command if journal is not None else None
@@ -177,10 +210,10 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     status = root.status()
     row = kept.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
-    states.write_journal(directory, place.record, Journal(state, command, Phase.READY, (status.st_dev, status.st_ino)))
+    states.write_journal(directory, place.record, Journal(state, command, Phase.READY, (status.st_dev, status.st_ino), aside))
     waiting = Journal(state, command)
     try:
-        undo = _swap(parent, directory, place, state)
+        undo = _swap(parent, directory, place, state, aside=aside)
     except (OSError, DownloadFailed):
         _not_ready(parent, directory, place, waiting)
         kept.withdraw(directory, place, row)
@@ -196,6 +229,12 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         raise
     directory.fsync()
     kept.keep(parent, directory, place, row, state.image)
+    if aside:
+        try:
+            setaside.take(parent, place, (place.staging(state.image), place.aside(state.image)))
+        except OSError as error:
+            _log.error("{place}: what stood there without a record waits for its own name: {error}", place=str(place), error=error)
+            return
     _forget_journal(directory, place)
 
 
@@ -224,7 +263,7 @@ def _not_ready(parent: SafeDir, directory: SafeDir, place: Place, journal: Journ
         _log.warn("the journal of {vpath} cannot be rewritten: {error}", vpath=str(place.vpath), error=error)
 
 
-def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State) -> Callable[[], None]:
+def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State, *, aside: bool) -> Callable[[], None]:
     """Put the staging directory at its name. Returns what undoes it."""
     staging, name = place.staging(state.image), place.name
     if parent.stat(name) is None:
@@ -233,7 +272,7 @@ def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State) -> Ca
         except FileExistsError:
             raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: appeared during the commit; move it away") from None
         return lambda: parent.rename_new(name, staging)
-    if states.read_state(directory, place.record) is not None:
+    if aside or states.read_state(directory, place.record) is not None:
         parent.exchange(staging, name, place.aside(state.image))
         return lambda: parent.exchange(staging, name, place.aside(state.image))
     parent.rename(staging, name)

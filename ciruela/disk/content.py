@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
@@ -15,6 +16,8 @@ from ciruela.index.tree import File, Index
 FRESH_MODE = 0o600
 """Mode of a file that is still being written."""
 
+_ZEROS = bytes(BLOCK_BYTES)
+
 
 def writable(opened: OpenFile) -> bool:
     """Whether a file was created here and nobody else can have it: a file of an image has another mode."""
@@ -22,28 +25,37 @@ def writable(opened: OpenFile) -> bool:
     return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE
 
 
-def open_target(directory: SafeDir, name: str) -> OpenFile:
-    """Open a file of ours to write, or create it. Any other is replaced, for it must not change."""
+def open_target(directory: SafeDir, name: str) -> tuple[OpenFile, bool]:
+    """Open a file of ours to write, or create it: then True. Any other is replaced, for it must not change."""
     try:
-        return directory.create(name, FRESH_MODE)
+        return directory.create(name, FRESH_MODE), True
     except FileExistsError:
         pass
     opened = directory.open_write(name)
     if writable(opened):
-        return opened
+        return opened, False
     opened.close()
     directory.unlink(name)
-    return directory.create(name, FRESH_MODE)
+    return directory.create(name, FRESH_MODE), True
+
+
+def is_zero(data: bytes | memoryview) -> bool:
+    """Whether a block has zeros alone. Most others show that by their first byte."""
+    return not data[0] and not data[-1] and data == _ZEROS[: len(data)]
 
 
 class Content:
-    """The blocks of ``index`` in ``tree``. Whoever puts one there has checked its hash before. Not for two threads at once."""
+    """The blocks of ``index`` in ``tree``. Whoever puts one there has checked its hash before. Not for two threads at once.
+
+    A block of zeros is not written into a file that was created here: it stays a hole, which takes no space and reads the same.
+    """
 
     def __init__(self, index: Index, tree: Tree) -> None:
         self.index = index
         self.tree = tree
         self.blocks = BlockMap(index)
         self._here = bytearray(index.block_count)
+        self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
 
     def has(self, number: int) -> bool:
         """Whether a block is here."""
@@ -92,13 +104,44 @@ class Content:
         file = self.blocks.files[file_number]
         if file.block_count == 1:
             above, name = split(file.path)
-            with open_target(self.tree.directory(above, create=True), name) as opened:
-                opened.write_at(data[0], 0)
+            opened, fresh = open_target(self.tree.directory(above, create=True), name)
+            with opened:
+                if fresh and is_zero(data[0]):
+                    opened.resize(file.size)
+                else:
+                    opened.write_at(data[0], 0)
         else:
-            self.target(file).write_run(data, block * BLOCK_BYTES)
+            self._write(self._target(file), file, block, data)
         first = self.blocks.numbers_of(file_number).start + block
         self._here[first : first + len(data)] = b"\1" * len(data)
 
+    def _write(self, opened: OpenFile, file: File, block: int, data: Sequence[bytes | memoryview]) -> None:
+        """Write a run of blocks, and leave holes for those that are zero, where nothing else can have been written before."""
+        if file.path not in self._fresh or not any(map(is_zero, data)):
+            opened.write_run(data, block * BLOCK_BYTES)
+            return
+        if not self._fresh[file.path]:
+            opened.resize(file.size)
+            self._fresh[file.path] = True
+        for zero, run in groupby(enumerate(data, block), lambda one: is_zero(one[1])):
+            if not zero:
+                blocks = list(run)
+                opened.write_run([one for _, one in blocks], blocks[0][0] * BLOCK_BYTES)
+
     def target(self, file: File) -> OpenFile:
-        """The open file of ours at the path of ``file``; open until the next call. Raises OSError."""
-        return self.tree.file(file.path, open_target, create=True)
+        """The open file of ours at the path of ``file``, for whoever writes more to it than its blocks; open until the next call.
+
+        Raises OSError.
+        """
+        found = self._target(file)
+        self._fresh.pop(file.path, None)
+        return found
+
+    def _target(self, file: File) -> OpenFile:
+        return self.tree.file(file.path, lambda directory, name: self._opened(directory, name, file.path), create=True)
+
+    def _opened(self, directory: SafeDir, name: str, path: str) -> OpenFile:
+        opened, fresh = open_target(directory, name)
+        if fresh:
+            self._fresh[path] = False
+        return opened

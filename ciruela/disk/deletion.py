@@ -6,6 +6,7 @@ each step leaves stands in ``docs/reference/files.rst``.
 
 from __future__ import annotations
 
+import os
 import stat
 
 from twisted.logger import Logger
@@ -13,20 +14,26 @@ from twisted.logger import Logger
 from ciruela.disk import burials, kept, notes, states
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place, Records
+from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import rename_away
 from ciruela.disk.safedir import SafeDir
-from ciruela.model.errors import DiskError
+from ciruela.disk.tree import Tree
+from ciruela.disk.verify import Mismatch, check
+from ciruela.index.tree import Index
+from ciruela.model.errors import DiskError, OtherContent
 from ciruela.model.state import Burials, State, Tombstone
 
 _log = Logger()
 
 
-def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[Burials, str | None]]:
+def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | None = None) -> Steps[tuple[Burials, str | None]]:
     """Steps 1 to 3: tombstone, rename away, state.
 
     Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none.
-    A signed one is for every image that is not newer, and is remembered also where none is.
-    Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OSError; then nothing changed.
+    A signed one is for every image that is not newer, and is remembered also where none is. Where something stands of which nothing is
+    recorded, it goes if it is the image of ``index``.
+    Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OtherContent when something
+    else stands there, OSError; then nothing changed.
     """
     yield ENTRY_COST
     with records.states(place.vpath, create=bool(tombstone.signatures)) as directory:
@@ -34,7 +41,7 @@ def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[
         if states.read_journal(directory, place.record) is not None:
             raise DiskError(f"{place.vpath}: an upload is on its way there, nothing is deleted")
         if committed is None and tombstone.signatures:
-            return burials.add(directory, place, tombstone), None
+            return (yield from _delete_unrecorded(directory, place, tombstone, index))
         if committed is None or not _is_for(tombstone, committed):
             raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
         with place.open_parent() as parent:
@@ -46,6 +53,47 @@ def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[
                 if states.read_state(directory, place.record) is not None and parent.stat(place.name) is not None:
                     burials.take_back(directory, place, before)
                 raise
+
+
+def _delete_unrecorded(directory: SafeDir, place: Place, tombstone: Tombstone, index: Index | None) -> Steps[tuple[Burials, str | None]]:
+    """Rename away what stands there, then write the tombstone: a kill in between leaves nothing that is visible and called removed."""
+    try:
+        parent = place.open_parent()
+    except FileNotFoundError:
+        return burials.add(directory, place, tombstone), None
+    with parent:
+        found = parent.stat(place.name)
+        if found is None:
+            return burials.add(directory, place, tombstone), None
+        yield from _compare(parent, place, tombstone, index)
+        doomed = yield from rename_away(parent, place.name, found.st_ino)
+        try:
+            parent.fsync()
+            return burials.add(directory, place, tombstone), doomed
+        except OSError:
+            parent.rename_new(doomed, place.name)
+            raise
+
+
+def _compare(parent: SafeDir, place: Place, tombstone: Tombstone, index: Index | None) -> Steps[None]:
+    """Raise OtherContent unless the directory at ``place`` is the image of ``index``, whatever its modes are."""
+
+    def anything(_found: OpenFile | SafeDir, _status: os.stat_result, _mode: int) -> None:
+        """Modes do not make it another image."""
+
+    image = tombstone.version.image.hex()
+    try:
+        tree = Tree(parent.open_dir(place.name))
+    except NotADirectoryError:
+        raise OtherContent(f"{place}: other content is there, no directory; nothing is recorded of it") from None
+    try:
+        if index is None:
+            raise OtherContent(f"{place}: content is there of which nothing is recorded, and nobody has the index of {image}")
+        yield from check(tree, index, anything)
+    except Mismatch as different:
+        raise OtherContent(f"{place}: other content is there, of which nothing is recorded ({different})") from None
+    finally:
+        tree.close()
 
 
 def _is_for(tombstone: Tombstone, committed: State) -> bool:

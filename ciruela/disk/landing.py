@@ -122,7 +122,7 @@ class Landing:
             raise DiskError(f"{self._place}: {error.strerror} ({error.filename})") from None
         self._root = root
         self._staged = _Staged(
-            Records(self._place.base), self._place, self._index, root, self._lane, self._nowhere, lambda: None, _TUNING, self._how
+            Records(self._place.base), self._place, self._index, root, self._lane, self._nowhere, lambda _: None, _TUNING, self._how
         )
         return self._staged
 

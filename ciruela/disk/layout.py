@@ -12,6 +12,7 @@
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
     DIRECTORY/c1/../.ciruela~kHEX-HEX         an image that it replaced, and that is kept
+    DIRECTORY/c1/../.ciruela-aside~NAME~INODE what stood at NAME without a record (``setaside``)
 
 With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, and its staging directory stands
 beside it.
@@ -35,6 +36,9 @@ STATE = ".state"
 NEW_STATE = ".new.state"
 INDEX = ".ds1"
 
+RECORDS_MODE = 0o750
+"""Permission bits of the directories in the db directory."""
+
 
 class BaseUnavailable(DiskError):
     """The directory that a config names is missing or cannot be opened: a disk that is not mounted, as likely as not (C8)."""
@@ -44,8 +48,9 @@ class BaseUnavailable(DiskError):
 class Place:
     """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
 
-    ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, see ``bases``.
-    ``keep``: so many replaced images are kept.
+    ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, ``inner`` about the
+    directory of the images where that is another one, see ``bases``.
+    ``keep``: so many replaced images are kept. ``append_only``: what is there may be the only copy of something, and stays.
     """
 
     vpath: VPath
@@ -54,7 +59,9 @@ class Place:
     name: str
     durable: bool = True
     guard: Callable[[Place, SafeDir], None] | None = field(default=None, compare=False, repr=False)
+    inner: Callable[[Place, SafeDir], None] | None = field(default=None, compare=False, repr=False)
     keep: int = 0
+    append_only: bool = True
 
     def __str__(self) -> str:
         return "/".join((self.base.rstrip("/"), *self.parents, self.name))
@@ -88,7 +95,14 @@ class Place:
     def open_parent(self, *, create: bool = False) -> SafeDir:
         """The directory in which the image stands; ``create`` makes what is missing below the base. Raises BaseUnavailable, OSError."""
         with self.open_base() as base:
-            return base.descend(self.parents, create=create)
+            parent = base.descend(self.parents, create=create)
+        try:
+            if self.inner is not None and self.parents:
+                self.inner(self, parent)
+        except BaseException:
+            parent.close()
+            raise
+        return parent
 
     def parent_if_any(self) -> SafeDir | None:
         """As :meth:`open_parent`; None when there is no such directory."""
@@ -123,12 +137,13 @@ def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
     if vpath.level != config.num_levels:
         raise DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
     if vpath.level:
-        return Place(vpath, config.directory, vpath.parts[1:-1], vpath.name, keep=config.keep_replaced)
+        found = Place(vpath, config.directory, vpath.parts[1:-1], vpath.name)
+        return replace(found, keep=config.keep_replaced, append_only=config.append_only)
     directory = config.directory.rstrip("/")
     above, _, name = directory.rpartition("/")
     if not name:
         raise DiskError(f"{vpath}: the root directory cannot be an image")
-    return Place(vpath, above or "/", (), name, keep=config.keep_replaced)
+    return Place(vpath, above or "/", (), name, keep=config.keep_replaced, append_only=config.append_only)
 
 
 class Records:
@@ -139,18 +154,18 @@ class Records:
         self._durable = durable
 
     def root(self) -> SafeDir:
-        """The db directory, which must exist."""
+        """The db directory, which must exist. Directories that are made below it are for the daemon's user and group alone."""
         return SafeDir.at(self._db_dir, self._durable)
 
     def states(self, vpath: VPath, *, create: bool = False) -> SafeDir:
         """The directory with the state files of ``vpath``; their names begin with ``Place.record``. Raises OSError."""
         with self.root() as root:
-            return root.descend((SIGNATURES, *vpath.parts[:-1]), create=create)
+            return root.descend((SIGNATURES, *vpath.parts[:-1]), create=create, mode=RECORDS_MODE)
 
     def indexes(self, image: ImageId, *, create: bool = False) -> SafeDir:
         """The directory with the index of ``image``."""
         with self.root() as root:
-            return root.descend((INDEXES, image.hex()[:2]), create=create)
+            return root.descend((INDEXES, image.hex()[:2]), create=create, mode=RECORDS_MODE)
 
 
 def index_name(image: ImageId) -> str:

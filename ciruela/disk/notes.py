@@ -1,7 +1,7 @@
 """What is remembered of single images beside their state files: the hooks that are due, and modes that are not the usual ones.
 
-Each note is a file of its own, one CBOR map. Its name begins with a dot and is a hash of path and image: the reference does not look at it,
-and a note of one image says nothing of the next.
+Each note is a file of its own, one CBOR map with a checksum (``seal``). Its name begins with a dot and is a hash of path and image: the
+reference does not look at it, and a note of one image says nothing of the next.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from hashlib import blake2b
 
-import cbor2
-
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.seal import is_sealed, sealed
 from ciruela.disk.states import TEMPORARY, read_record, write_file
 from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.errors import FormatError
@@ -48,6 +47,7 @@ def _load(data: bytes) -> dict[object, object]:
     fields = loads(data, max_items=64, max_depth=3)
     if not isinstance(fields, dict):
         raise FormatError("not a map")
+    is_sealed(fields, data)
     return fields
 
 
@@ -63,7 +63,7 @@ def _remove(directory: SafeDir, name: str) -> None:
 def encode_due(due: Due) -> bytes:
     """The bytes of the note that says which hooks are due."""
     fields: dict[str, object] = {"path": str(due.vpath), "image": due.image, "old": due.old_image, "signed": due.signed_ms}
-    return cbor2.dumps(fields | {"key": due.key, "left": [kind.value for kind in due.kinds]})
+    return sealed(fields | {"key": due.key, "left": [kind.value for kind in due.kinds]})
 
 
 def decode_due(data: bytes) -> Due:
@@ -109,7 +109,7 @@ def all_due(directory: SafeDir, base: VPath) -> Steps[list[Due]]:
 
 def encode_modes(modes: Modes) -> bytes:
     """The bytes of the note that says which modes an image has."""
-    return cbor2.dumps({"dir": modes.dir_bits, "file": modes.file_bits, "group": modes.gid})
+    return sealed({"dir": modes.dir_bits, "file": modes.file_bits, "group": modes.gid})
 
 
 def decode_modes(data: bytes) -> Modes:

@@ -5,10 +5,12 @@ Every OSError says which operation failed (``strerror``) and where, relative to 
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from twisted.logger import Logger
 
@@ -18,6 +20,27 @@ _log = Logger()
 
 STAMP_NS = 1_000_000_000
 """atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
+
+
+PAUSES_S = (0.05, 0.2, 0.5, 1.0)
+"""How long a thread waits for a descriptor when there is none left, each time it tries: others are closed all the time."""
+
+_NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make a call that opens something; only in threads. Raises OSError, for want of descriptors only after :data:`PAUSES_S`."""
+    for pause_s in PAUSES_S:
+        try:
+            return call(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _NONE_LEFT:
+                raise
+        time.sleep(pause_s)
+    return call(*args, **kwargs)
 
 
 def fault(error: OSError, operation: str, where: str) -> OSError:
@@ -111,6 +134,13 @@ class OpenFile(Opened):
             raise fault(error, "write", self.where) from None
         if done < sum(map(len, parts)):
             self.write_at(b"".join(parts)[done:], offset + done)
+
+    def resize(self, size: int) -> None:
+        """Give the file this size; what is new of it takes no space and reads as zeros."""
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise fault(error, "truncate", self.where) from None
 
     def clone_from(self, source: OpenFile, begin: int, offset: int, size: int) -> None:
         """Share ``size`` bytes at ``begin`` of ``source``, from ``offset`` on; takes no space. Raises OSError, see ``syscalls``."""

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
 
+from ciruela.disk.handles import KEPT
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
@@ -17,7 +18,7 @@ from ciruela.model.ids import HASH_BYTES, Block, ImageId
 from ciruela.model.vpath import VPath
 
 TREES = 16
-"""Images that are kept open between requests; our own choice."""
+"""Images that are kept open between requests, as far as the budget of the process goes (``handles``); our own choice."""
 
 DIRS_EACH = 4
 FILES_EACH = 4
@@ -39,7 +40,13 @@ class Readers:
             self._age += 1
             gone = [self._idle.pop(key) for key in list(self._idle) if key[0] == vpath]
         for tree, _ in gone:
-            tree.close()
+            self._let_go(tree)
+
+    @staticmethod
+    def _let_go(tree: Tree) -> None:
+        """Close what was idle."""
+        tree.close()
+        KEPT.give_back()
 
     def close(self) -> None:
         """Close everything that is idle."""
@@ -47,7 +54,7 @@ class Readers:
             gone = list(self._idle.values())
             self._idle.clear()
         for tree, _ in gone:
-            tree.close()
+            self._let_go(tree)
 
     def read(self, place: Place, index: Index, numbers: Sequence[int], open_root: Callable[[], SafeDir]) -> list[Block | None]:
         """The blocks ``numbers`` of ``index``; None where one is not here or wrong. ``open_root`` opens the image. Raises OSError."""
@@ -57,12 +64,14 @@ class Readers:
             found = self._idle.pop(key, None)
         if found is None:
             found = Tree(open_root(), DIRS_EACH, FILES_EACH), BlockMap(index)
+        else:
+            KEPT.give_back()
         tree, blocks = found
         kept = False
         try:
             result = _read(tree, blocks, numbers)
             with self._lock:
-                if self._age == age and key not in self._idle:
+                if self._age == age and key not in self._idle and KEPT.take():
                     self._idle[key] = found
                     kept = True
                 oldest = self._idle.popitem(last=False)[1][0] if len(self._idle) > TREES else None
@@ -70,7 +79,7 @@ class Readers:
             if not kept:
                 tree.close()
         if oldest is not None:
-            oldest.close()
+            self._let_go(oldest)
         return result
 
 

@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from ciruela.disk import bases, burials, kept, notes, states
+from ciruela.disk import bases, burials, kept, notes, setaside, states
 from ciruela.disk.deletion import finish_interrupted, prune
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal
+from ciruela.disk.trust import Vetting
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import Burials, State
 from ciruela.model.vpath import VPath, check_component
-from ciruela.seams import Held, Loaded, Pending
+from ciruela.seams import Held, Loaded, Pending, SetAside
 
 _log = Logger()
 
+Left = Callable[[Place, str], None]
+"""Told of a name beside the image of a place that could not be removed."""
 
-def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, base_there: bool) -> Held | None:
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a start found: what is held, and what was set aside, by where."""
+
+    loaded: Loaded
+    aside: Sequence[tuple[Place, list[SetAside]]]
+
+
+def settle_path(
+    directory: SafeDir, where: Place, parent: SafeDir | None, *, base_there: bool, vetting: Vetting | None = None
+) -> Held | None:
     """Bring the records of one path and what stands at it to agree, and tell what is held; None for nothing. Raises OSError.
 
     ``directory`` has the state files, ``parent`` is the directory of the image (None where it does not exist), ``base_there`` is False when
-    the base cannot be opened: then nothing is concluded from what is not seen (C8).
+    the base cannot be opened: then nothing is concluded from what is not seen (C8). ``vetting`` judges records without a checksum.
     """
     vpath, name, record = where.vpath, where.name, where.record
+    journal = states.read_journal(directory, record, None if vetting is None else vetting.pending(where))
+    committed = states.read_state(directory, record, None if vetting is None else vetting.at_start(where))
     if base_there and finish_interrupted(directory, parent, where):
         return None
-    journal = states.read_journal(directory, record)
     if journal is not None and parent is not None:
         _put_back(parent, where, journal)
-    committed = states.read_state(directory, record)
     if journal is not None and _shown(parent, name, journal):
         _log.info("{vpath}: the interrupted commit of {image} is finished", vpath=str(vpath), image=journal.state.image.hex())
         assert parent is not None
         parent.fsync()
+        if journal.aside:
+            setaside.take(parent, where, (where.staging(journal.state.image), where.aside(journal.state.image)))
         committed = _commit(directory, record, journal.state if committed is None else _joined(committed, journal.state))
         journal = None
     elif journal is not None and committed is not None and journal.state.image == committed.image:
@@ -54,6 +71,19 @@ def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, bas
         committed = None
     rows = kept.settle(parent, directory, where, committed, None if pending is None else pending.state.image) if base_there else ()
     return None if committed is None and pending is None else Held(vpath, committed, pending, kept.images(rows))
+
+
+def finish_aside(directory: SafeDir, where: Place, parent: SafeDir) -> None:
+    """A commit that was to set something aside and stopped half-way is finished, or undone: what has no record must not become debris.
+
+    Raises OSError; then nobody may touch the staging directory.
+    """
+    journal = states.read_journal(directory, where.record)
+    if journal is not None and journal.aside:
+        settle_path(directory, where, parent, base_there=False)
+        journal = states.read_journal(directory, where.record)
+        if journal is not None:  # nothing was exchanged
+            states.write_journal(directory, where.record, Journal(journal.state, journal.command))
 
 
 def _joined(committed: State, new: State) -> State:
@@ -92,9 +122,14 @@ def _is_dir(parent: SafeDir | None, name: str) -> bool:
 
 
 class _Sweep:
-    """Directories of images in which debris is looked for. One may belong to several configs: it is swept once, for all of them."""
+    """Directories of images in which debris is looked for. One may belong to several configs: it is swept once, for all of them.
 
-    def __init__(self) -> None:
+    ``left`` is told of debris that cannot be removed. ``aside`` is what was found that had been set aside.
+    """
+
+    def __init__(self, left: Left) -> None:
+        self.left = left
+        self.aside: list[tuple[Place, list[SetAside]]] = []
         self._where: dict[tuple[int, int], Place] = {}
         self._keep: dict[tuple[int, int], set[str]] = {}
         self._spared: set[tuple[int, int]] = set()
@@ -113,36 +148,46 @@ class _Sweep:
 
     def run(self) -> Steps[None]:
         for identity, where in self._where.items():
-            if identity in self._spared:
-                continue
             try:
                 with where.open_parent() as parent:
-                    for name in parent.names():
+                    names = parent.names()
+                    self.aside.append((where, setaside.found(parent, where, names)))
+                    for name in () if identity in self._spared else names:
                         if name.startswith(RESERVED) and name not in self._keep.get(identity, ()):
-                            yield from _remove_debris(parent, name)
+                            yield from _remove_debris(parent, name, where, self.left)
             except OSError as error:
                 _log.error("debris cannot be looked for in {base}: {error}", base=where.base, error=error)
 
 
-def _remove_debris(parent: SafeDir, name: str) -> Steps[None]:
+def _remove_debris(parent: SafeDir, name: str, where: Place, left: Left) -> Steps[None]:
     try:
         yield from remove_tree(parent, name)
     except OSError as error:
-        _log.error("debris {name} cannot be removed: {error}", name=parent.within(name), error=error)
+        _log.error("debris {name} cannot be removed now, it is tried again each hour: {error}", name=parent.within(name), error=error)
+        left(where, name)
     else:
         _log.info("debris {name} was removed", name=parent.within(name))
 
 
-def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[VPath], Place], *, alone: bool = True) -> Steps[Loaded]:
+def load(
+    records: Records,
+    configs: Mapping[str, DirConfig],
+    locate: Callable[[VPath], Place],
+    left: Left,
+    vetting: Vetting | None = None,
+    *,
+    alone: bool = True,
+) -> Steps[Found]:
     """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError.
 
-    Unless this is ``alone``, other keys are in use meanwhile: then half-written files, which may be theirs, are left to the next start.
+    ``left`` is told of debris that cannot be removed, ``vetting`` judges records without a checksum. Unless this is ``alone``, other keys
+    are in use meanwhile: then half-written files, which may be theirs, are left to the next start.
     """
     held: list[Held] = []
     buried: dict[VPath, Burials] = {}
     due: list[Due] = []
     emptied: list[Place] = []
-    sweep = _Sweep()
+    sweep = _Sweep(left)
     _sync_top(records)
     if alone:
         yield from _remove_temporary_bases(records)
@@ -156,12 +201,14 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
                 if config.num_levels:
                     vpaths = [VPath((*parts, name)) for name in _image_names(directory)]
                     sample = locate(VPath((*parts, "x")))
-                    yield from _load_base_dir(sample, vpaths, directory, sweep, held)
+                    _vet_burials(directory, sample, vetting)
+                    yield from _load_base_dir(sample, vpaths, directory, sweep, held, vetting)
                     if len(held) == before and burials.read(directory, sample).tombstones:
                         emptied.append(sample)
                 else:
                     sample = locate(VPath((config.key,)))
-                    yield from _load_single(sample, directory, held, alone=alone)
+                    _vet_burials(directory, sample, vetting)
+                    yield from _load_single(sample, directory, held, sweep, vetting, alone=alone)
                 found = burials.read(directory, sample)
                 if found != Burials():
                     buried[sample.vpath.base] = found
@@ -173,7 +220,12 @@ def load(records: Records, configs: Mapping[str, DirConfig], locate: Callable[[V
         yield from prune(sample)
     if alone:
         yield from _remove_temporary_indexes(records)
-    return Loaded(held, buried, due)
+    return Found(Loaded(held, buried, due), sweep.aside)
+
+
+def _vet_burials(directory: SafeDir, sample: Place, vetting: Vetting | None) -> None:
+    if vetting is not None:
+        burials.vet(directory, sample, vetting.latest_ms)
 
 
 def _images(held: list[Held]) -> set[tuple[VPath, ImageId]]:
@@ -264,14 +316,16 @@ def _open_parent(sample: Place) -> tuple[SafeDir | None, bool]:
         return None, False
 
 
-def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep: _Sweep, held: list[Held]) -> Steps[None]:
+def _load_base_dir(
+    sample: Place, vpaths: list[VPath], directory: SafeDir, sweep: _Sweep, held: list[Held], vetting: Vetting | None
+) -> Steps[None]:
     parent, base_there = _open_parent(sample)
     if base_there:
         _sync_above(sample)
     if parent is None:
         for vpath in vpaths:
             yield ENTRY_COST
-            _settle(directory, sample.sibling(vpath), None, base_there, held)
+            _settle(directory, sample.sibling(vpath), None, base_there, held, vetting)
         return
     with parent:
         identity = sweep.add(parent, sample)
@@ -279,7 +333,7 @@ def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep
             yield ENTRY_COST
             where = sample.sibling(vpath)
             before = len(held)
-            if not _settle(directory, where, parent, base_there, held):
+            if not _settle(directory, where, parent, base_there, held, vetting):
                 sweep.spare(identity)
             for found in held[before:]:
                 if found.pending is not None:
@@ -288,12 +342,12 @@ def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep
                     sweep.keep(identity, where.kept(one.image))
 
 
-def _load_single(where: Place, directory: SafeDir, held: list[Held], *, alone: bool) -> Steps[None]:
+def _load_single(where: Place, directory: SafeDir, held: list[Held], sweep: _Sweep, vetting: Vetting | None, *, alone: bool) -> Steps[None]:
     """An image of level 0. Its parent is not ours, so only debris with a name that we know is removed there."""
     yield ENTRY_COST
     parent, base_there = _open_parent(where)
     before = len(held)
-    settled = _settle(directory, where, parent, base_there, held)
+    settled = _settle(directory, where, parent, base_there, held, vetting)
     if parent is None:
         return
     with parent:
@@ -304,15 +358,17 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held], *, alone: b
             if found.pending is not None:
                 names.discard(where.staging(found.pending.state.image))
         wanted = {where.kept(one.image) for found in held[before:] for one in found.kept}
-        for name in parent.names() if settled else ():
+        beside = parent.names()
+        sweep.aside.append((where, setaside.found(parent, where, beside)))
+        for name in beside if settled else ():
             if name in names or (alone and name.startswith(DOOMED)) or (name.startswith(where.kept_prefix) and name not in wanted):
-                yield from _remove_debris(parent, name)
+                yield from _remove_debris(parent, name, where, sweep.left)
 
 
-def _settle(directory: SafeDir, where: Place, parent: SafeDir | None, base_there: bool, held: list[Held]) -> bool:
+def _settle(directory: SafeDir, where: Place, parent: SafeDir | None, base_there: bool, held: list[Held], vetting: Vetting | None) -> bool:
     """Add what is held at one path. A fault is local to that path: logged, False."""
     try:
-        found = settle_path(directory, where, parent, base_there=base_there)
+        found = settle_path(directory, where, parent, base_there=base_there, vetting=vetting)
     except OSError as error:
         _log.error("{vpath}: {error}; it is left as it is until the next start", vpath=str(where.vpath), error=error)
         return False

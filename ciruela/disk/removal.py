@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 
+from ciruela.disk.handles import KEPT
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.safedir import RESERVED, SafeDir
 
@@ -13,6 +14,9 @@ DOOMED = f"{RESERVED}x"
 
 MAX_DEPTH = 32
 """Directories held open at once; what lies deeper is first moved up. Our own limit, far below the usual 1,024 descriptors."""
+
+LEAST_DEPTH = 4
+"""So many of them in any case, more as far as the budget of the process goes (``handles``)."""
 
 
 def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
@@ -40,12 +44,15 @@ def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
                 _remove_entry(open_dirs, left, names.pop(), device)
                 continue
             open_dirs.pop().close()
+            if len(open_dirs) >= LEAST_DEPTH:
+                KEPT.give_back()
             left.pop()
             try:
                 (open_dirs[-1] if open_dirs else parent).rmdir(path)
             except FileNotFoundError:
                 continue
     finally:
+        KEPT.give_back(max(0, len(open_dirs) - LEAST_DEPTH))
         for directory in open_dirs:
             directory.close()
 
@@ -67,16 +74,26 @@ def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], e
     try:
         if not stat.S_ISDIR(inner.st_mode):
             here.unlink(entry)
-        elif len(open_dirs) < MAX_DEPTH:
-            below = _open_same_device(here, entry, device)
-            open_dirs.append(below)
-            left.append((entry, below.names()))
+        elif len(open_dirs) < LEAST_DEPTH or (len(open_dirs) < MAX_DEPTH and KEPT.take()):
+            _enter(open_dirs, left, entry, device)
         else:
             raised = f"{DOOMED}{inner.st_ino}"
             here.rename(entry, raised, open_dirs[0])
             left[0][1].append(raised)
     except FileNotFoundError:
         return
+
+
+def _enter(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: str, device: int) -> None:
+    """Go into the directory ``entry``. The handle for it, if it needs one of the budget, is taken."""
+    try:
+        below = _open_same_device(open_dirs[-1], entry, device)
+    except BaseException:
+        if len(open_dirs) >= LEAST_DEPTH:
+            KEPT.give_back()
+        raise
+    open_dirs.append(below)
+    left.append((entry, below.names()))
 
 
 def _open_same_device(parent: SafeDir, name: str, device: int) -> SafeDir:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from ciruela.disk import syscalls
 from ciruela.disk.faults import warn_once
-from ciruela.disk.openfile import Opened, OpenFile, fault, let_go
+from ciruela.disk.openfile import Opened, OpenFile, fault, let_go, patiently
 
 _log = Logger()
 
@@ -55,7 +55,7 @@ class SafeDir(Opened):
     def at(cls, path: str, durable: bool = True) -> SafeDir:
         """Open a directory by its configured path; only here may symlinks lead. Messages of what is below are relative to it."""
         try:
-            return cls(os.open(path, _DIRECTORY), "", durable)
+            return cls(patiently(os.open, path, _DIRECTORY), "", durable)
         except OSError as error:
             raise fault(error, "open directory", path) from None
 
@@ -84,7 +84,7 @@ class SafeDir(Opened):
     def names(self) -> list[str]:
         """All names in this directory, unordered; bytes that are not UTF-8 come as surrogates."""
         try:
-            fresh = os.open(b".", _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
+            fresh = patiently(os.open, b".", _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
             try:
                 found = os.listdir(fresh)
             finally:
@@ -121,9 +121,10 @@ class SafeDir(Opened):
     def open_dir(self, name: str) -> SafeDir:
         """Open a directory. A symlink gives NotADirectoryError."""
         try:
-            return SafeDir(os.open(raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd), self.within(name), self.durable)
+            fd = patiently(os.open, raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
         except OSError as error:
             raise fault(error, "open directory", self.within(name)) from None
+        return SafeDir(fd, self.within(name), self.durable)
 
     def make_dir(self, name: str, mode: int = 0o755) -> SafeDir:
         """Create a directory that must not stand yet (FileExistsError) and open it; ``mode`` holds whatever the umask."""
@@ -144,29 +145,29 @@ class SafeDir(Opened):
             raise
         return made
 
-    def descend(self, names: tuple[str, ...], *, create: bool = False) -> SafeDir:
-        """Open a directory some levels below; with ``create`` make what is missing, durably. This directory stays open."""
+    def descend(self, names: tuple[str, ...], *, create: bool = False, mode: int = 0o755) -> SafeDir:
+        """Open a directory some levels below; with ``create`` make what is missing, durably, with ``mode``. This directory stays open."""
         here = self
         try:
             for name in names:
-                below = here._enter(name, create=create)
+                below = here._enter(name, create=create, mode=mode)
                 if here is not self:
                     here.close()
                 here = below
-            return SafeDir(os.dup(self.fd), self.where, self.durable) if here is self else here
+            return SafeDir(patiently(os.dup, self.fd), self.where, self.durable) if here is self else here
         except BaseException:
             if here is not self:
                 here.close()
             raise
 
-    def _enter(self, name: str, *, create: bool) -> SafeDir:
+    def _enter(self, name: str, *, create: bool, mode: int) -> SafeDir:
         try:
             return self.open_dir(name)
         except FileNotFoundError:
             if not create:
                 raise
         try:
-            made = self.make_dir(name)
+            made = self.make_dir(name, mode)
         except FileExistsError:
             return self.open_dir(name)
         try:
@@ -186,7 +187,7 @@ class SafeDir(Opened):
 
     def _open(self, name: str, flags: int, mode: int, operation: str) -> OpenFile:
         try:
-            fd = os.open(raw(name), flags | _FILE, mode, dir_fd=self.fd)
+            fd = patiently(os.open, raw(name), flags | _FILE, mode, dir_fd=self.fd)
         except OSError as error:
             raise fault(error, operation, self.within(name)) from None
         opened = OpenFile(fd, self.within(name), self.durable)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.commit import commit, prepare
+from ciruela.disk.commit import Shown, commit, prepare
 from ciruela.disk.content import Content, writable
 from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import Place, Records
+from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.reuse import Reusing
 from ciruela.disk.safedir import SafeDir
@@ -76,11 +78,14 @@ class StagingDir:
         root: SafeDir,
         lane: Lane,
         locate: Callable[[VPath], Place],
-        shown: Callable[[], None],
+        shown: Callable[[bool], None],
         tuning: Tuning,
         reuse: Reuse = Reuse.HARDLINK,
         modes: Modes = STANDARD_MODES,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
+        """``shown`` is called after a commit, and told whether something was set aside; ``closed`` once when nothing is open any more."""
+        self._closed = closed
         self._records = records
         self._place = place
         self._index = index
@@ -235,14 +240,20 @@ class StagingDir:
         work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again, modes=self._modes)
         return self._run(work).addCallback(self._done)
 
-    def _done(self, kept: tuple[Kept, ...]) -> tuple[Kept, ...]:
+    def _done(self, shown: Shown) -> tuple[Kept, ...]:
         self.close()
-        self._shown()
-        return kept
+        self._shown(shown.aside)
+        return shown.kept
 
     def close(self) -> None:
         """As ``seams.Staging.close``; descriptors in use by a thread are closed after it."""
-        self._lane.do(self._tree.close)
+        closed, self._closed = self._closed, lambda: None
+
+        def ended(result: T) -> T:
+            closed()
+            return result
+
+        self._lane.do(self._tree.close).addBoth(ended)
 
     def discard(self) -> Deferred[None]:
         """As ``seams.Staging.discard``."""
@@ -255,6 +266,8 @@ class StagingDir:
         except FileNotFoundError:
             return
         with parent:
+            with suppress(FileNotFoundError), self._records.states(self._place.vpath) as directory:
+                finish_aside(directory, self._place, parent)
             yield from remove_tree(parent, self._place.staging(self._index.image))
 
 

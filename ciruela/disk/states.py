@@ -1,7 +1,8 @@
 """State files: what is committed at a path, and the journal of what is about to be (protocol section 5.1, threats 6.4).
 
-A file is one CBOR map, as the reference writes and reads it. ``NAME.new.state`` has one field more, ``ciruela``, which the reference
-ignores: the command, the phase of the commit, and device and inode of the staging directory that is about to be shown.
+A file is one CBOR map, as the reference writes and reads it, with one field more, ``ciruela``, which the reference ignores: the checksum of
+the file (``seal``), and in ``NAME.new.state`` the command, the phase of the commit, device and inode of the staging directory that is about
+to be shown, and whether what stood at the name is to be set aside (``aside``).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from enum import Enum
 from hashlib import blake2b
 from typing import TypeVar
 
-import cbor2
 from twisted.logger import Logger
 
 from ciruela.disk.layout import NEW_STATE, STATE
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.seal import FIELD, is_sealed, sealed
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.order import Command
@@ -35,6 +36,9 @@ MAX_ITEMS = 8 * 1024
 
 SIGNATURE_TYPE = "ssh-ed25519"
 
+RECORD_MODE = 0o640
+"""Permission bits of what is in the db directory: signatures and names are for the daemon's user and group alone."""
+
 TEMPORARY = ".tmp."
 """How the names of half-written files begin (protocol section 5.1)."""
 
@@ -42,6 +46,9 @@ NOT_A_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 """What opening answers when something else than a regular file stands at a name."""
 
 T = TypeVar("T")
+
+Judge = Callable[[State], State]
+"""Judges a state that has no checksum. Gives what is believed of it; raises FormatError when that is nothing."""
 
 
 class Phase(Enum):
@@ -55,13 +62,15 @@ class Phase(Enum):
 class Journal:
     """The content of ``NAME.new.state``. ``staging`` is device and inode of the staging directory in phase READY, else None.
 
-    ``command`` is None when the reference wrote the file, which does not record it.
+    ``command`` is None when the reference wrote the file, which does not record it. ``aside``, in phase READY: what stands at the name has
+    no record; it changes places with the staging directory and is then set aside.
     """
 
     state: State
     command: Command | None
     phase: Phase = Phase.DOWNLOAD
     staging: tuple[int, int] | None = None
+    aside: bool = False
 
     def resolved(self, committed: State | None) -> Command:
         """The command; where it is not recorded: replace if something is committed, else append."""
@@ -81,8 +90,8 @@ def _fields(state: State) -> dict[str, object]:
 
 
 def encode_state(state: State) -> bytes:
-    """The bytes of ``NAME.state``, the same as the reference writes."""
-    return cbor2.dumps(_fields(state))
+    """The bytes of ``NAME.state``: what the reference writes, and a checksum."""
+    return sealed(_fields(state))
 
 
 def encode_journal(journal: Journal) -> bytes:
@@ -92,16 +101,19 @@ def encode_journal(journal: Journal) -> bytes:
         own["command"] = journal.command.value
     if journal.staging is not None:
         own["staging"] = list(journal.staging)
-    return cbor2.dumps(_fields(journal.state) | {"ciruela": own})
+    if journal.aside:
+        own["aside"] = True
+    return sealed(_fields(journal.state), own)
 
 
-def _load(data: bytes) -> Mapping[object, object]:
+def _load(data: bytes) -> tuple[Mapping[object, object], bool]:
+    """The fields of a record, and whether it has a checksum, which is right then. Raises FormatError."""
     if len(data) > MAX_STATE_BYTES:
         raise FormatError(f"a state of more than {MAX_STATE_BYTES} bytes")
     fields = loads(data, max_items=MAX_ITEMS, max_depth=8)
     if not isinstance(fields, dict):
         raise FormatError("not a map")
-    return fields
+    return fields, is_sealed(fields, data)
 
 
 def _signature(entry: object) -> SigEntry:
@@ -124,20 +136,26 @@ def _state(fields: Mapping[object, object]) -> State:
     return State(image, ()).merged(tuple(_signature(entry) for entry in entries))
 
 
-def decode_state(data: bytes) -> State:
-    """The state in ``data``. Raises FormatError; a state without signatures is not one."""
-    return _state(_load(data))
+def decode_state(data: bytes, judge: Judge | None = None) -> State:
+    """The state in ``data``; ``judge`` has the last word on one without a checksum.
 
-
-def decode_journal(data: bytes) -> Journal:
-    """The journal in ``data``; without our own field as the reference means it. Raises FormatError."""
-    fields = _load(data)
+    Raises FormatError; a state without signatures is not one, nor is one with a wrong checksum.
+    """
+    fields, sure = _load(data)
     state = _state(fields)
-    own = fields.get("ciruela")
+    return state if sure or judge is None else judge(state)
+
+
+def decode_journal(data: bytes, judge: Judge | None = None) -> Journal:
+    """The journal in ``data``, as :func:`decode_state`; without our own field as the reference means it. Raises FormatError."""
+    fields, sure = _load(data)
+    state = _state(fields)
+    if not sure and judge is not None:
+        state = judge(state)
+    own = fields.get(FIELD)
     if own is None:
         return Journal(state, None)
-    if not isinstance(own, dict):
-        raise FormatError("the field ciruela is not a map")
+    assert isinstance(own, dict)  # _load looked
     try:
         command = Command(own["command"]) if "command" in own else None
         phase = Phase(own.get("phase"))
@@ -145,7 +163,7 @@ def decode_journal(data: bytes) -> Journal:
         raise FormatError(f"the field ciruela: {logged(error)}") from None
     match own.get("staging"):
         case [int(device), int(inode)] if phase is Phase.READY and is_identity(device, inode):
-            return Journal(state, command, phase, (device, inode))
+            return Journal(state, command, phase, (device, inode), own.get("aside") is True)
         case None if phase is Phase.DOWNLOAD:
             return Journal(state, command)
     raise FormatError("the field ciruela: phase and staging do not fit")
@@ -169,8 +187,8 @@ def prepare_file(directory: SafeDir, name: str, data: bytes) -> str:
     if directory.stat(temporary) is not None:
         directory.unlink(temporary)
     try:
-        with directory.create(temporary, 0o644) as file:
-            file.chmod(0o644)
+        with directory.create(temporary, RECORD_MODE) as file:
+            file.chmod(RECORD_MODE)
             file.write_at(data, 0)
             file.fsync()
     except OSError:
@@ -186,9 +204,14 @@ def write_file(directory: SafeDir, name: str, data: bytes) -> None:
     directory.fsync()
 
 
+def backup_name(name: str) -> str:
+    """The name under which a bad file ``name`` is kept."""
+    return f".{name}.backup"
+
+
 def quarantine(directory: SafeDir, name: str, reason: object) -> None:
     """Rename what cannot be read to ``.NAME.backup``; it is kept for ever and ignored. Logged, as is that it cannot be renamed."""
-    backup = f".{name}.backup"
+    backup = backup_name(name)
     try:
         directory.rename(name, backup)
     except OSError as error:
@@ -215,14 +238,14 @@ def read_record(directory: SafeDir, name: str, decode: Callable[[bytes], T], mos
     return None
 
 
-def read_state(directory: SafeDir, name: str) -> State | None:
+def read_state(directory: SafeDir, name: str, judge: Judge | None = None) -> State | None:
     """What is committed as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
-    return read_record(directory, name + STATE, decode_state)
+    return read_record(directory, name + STATE, lambda data: decode_state(data, judge))
 
 
-def read_journal(directory: SafeDir, name: str) -> Journal | None:
+def read_journal(directory: SafeDir, name: str, judge: Judge | None = None) -> Journal | None:
     """What is pending as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
-    return read_record(directory, name + NEW_STATE, decode_journal)
+    return read_record(directory, name + NEW_STATE, lambda data: decode_journal(data, judge))
 
 
 def write_state(directory: SafeDir, name: str, state: State) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import burials, indexes, kept, notes, recovery, states
+from ciruela.disk import burials, indexes, kept, notes, recovery, setaside, states
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete, prune
@@ -20,13 +23,15 @@ from ciruela.disk.examine import TreeExamination
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
+from ciruela.disk.litter import Litter
 from ciruela.disk.reader import Readers
-from ciruela.disk.recovery import settle_path
+from ciruela.disk.recovery import finish_aside, settle_path
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
+from ciruela.disk.trust import Trust, Vetting
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD_MODES, DirConfig, Modes, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
@@ -36,21 +41,33 @@ from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, Staging
+from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, SetAside, Sight, Staging
 
 T = TypeVar("T")
+
+MOST_TREES = 8192
+"""Images that are put together at a time, where nothing says that there are few descriptors."""
 
 
 class Store:
     """The files of one daemon.
 
     ``db_dir`` must exist and be locked (``disk.lock``). ``configs`` may change while the store is in use. All file work goes through
-    ``in_thread``; what concerns one virtual path happens in the order in which it was asked for.
+    ``in_thread``; what concerns one virtual path happens in the order in which it was asked for. ``trust`` judges records without a
+    checksum, all are believed without it. At most ``trees`` images are put together at a time, the next one waits.
     """
 
     _log = Logger()
 
-    def __init__(self, db_dir: str, configs: Mapping[str, DirConfig], in_thread: InThread, tuning: Tuning = STANDARD) -> None:
+    def __init__(
+        self,
+        db_dir: str,
+        configs: Mapping[str, DirConfig],
+        in_thread: InThread,
+        tuning: Tuning = STANDARD,
+        trust: Trust | None = None,
+        trees: int = MOST_TREES,
+    ) -> None:
         self._tuning = tuning
         self._records = Records(db_dir, tuning.fsync is not Fsync.NONE)
         self._configs = configs
@@ -60,6 +77,11 @@ class Store:
         self._readers = Readers()
         self._marks = Marks()
         self._bases = Bases(self._records)
+        self._vetting = None if trust is None else Vetting(self._records, trust)
+        self._trees = DeferredSemaphore(trees)
+        self._staged: Counter[tuple[str, tuple[str, ...], str]] = Counter()
+        self._litter = Litter(lambda place, name: self._staged[place.base, place.parents, name] > 0)
+        self._aside: dict[tuple[str, tuple[str, ...]], tuple[Place, list[SetAside]]] = {}
 
     def close(self) -> None:
         """Close descriptors that are kept for serving blocks."""
@@ -69,7 +91,7 @@ class Store:
         return self._located(place(self._configs, vpath))
 
     def _located(self, where: Place) -> Place:
-        return replace(where, durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check)
+        return replace(where, durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check, inner=self._bases.check_inner)
 
     def _lane(self, vpath: VPath) -> Lane:
         lane = self._lanes.get(vpath)
@@ -81,12 +103,19 @@ class Store:
 
     def load(self) -> Deferred[Loaded]:
         """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
-        return Lane(self._in_thread, "loading").steps(checked_steps("loading", recovery.load(self._records, self._configs, self._place)))
+        return self._load(recovery.load(self._records, self._configs, self._place, self._litter.left, self._vetting))
+
+    def _load(self, work: Steps[recovery.Found]) -> Deferred[Loaded]:
+        def loaded(found: recovery.Found) -> Loaded:
+            self._aside.update({(place.base, place.parents): (place, asides) for place, asides in found.aside})
+            return found.loaded
+
+        return Lane(self._in_thread, "loading").steps(checked_steps("loading", work)).addCallback(loaded)
 
     def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
         """As ``seams.Disk.load_added``."""
-        work = recovery.load(self._records, configs, lambda vpath: self._located(place(configs, vpath)), alone=False)
-        return Lane(self._in_thread, "loading").steps(checked_steps("loading", work))
+        located = lambda vpath: self._located(place(configs, vpath))  # noqa: E731
+        return self._load(recovery.load(self._records, configs, located, self._litter.left, self._vetting, alone=False))
 
     def forget(self, vpaths: Collection[VPath]) -> None:
         """As ``seams.Disk.forget``."""
@@ -108,6 +137,10 @@ class Store:
         place = self._place(pending.vpath)
         with self._records.states(pending.vpath, create=True) as directory:
             before = states.read_journal(directory, place.record)
+            if before is not None and before.aside:
+                with place.open_parent() as parent:
+                    finish_aside(directory, place, parent)
+                before = states.read_journal(directory, place.record)
             if before is not None and before.state.image != pending.state.image:
                 yield from self._forget(place, directory, lane)
                 before = None
@@ -146,7 +179,7 @@ class Store:
                 journal = states.read_journal(directory, place.record)
             for state in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
                 if parent is not None and state is not None and lane.records == records:
-                    yield from self._remove_staging(parent, place.staging(state.image))
+                    yield from self._remove_staging(parent, place, place.staging(state.image))
             if lane.records == records:
                 if parent is not None and not place.vpath.entry:  # a start knows the debris of level 0 by the journal alone
                     parent.fsync()
@@ -155,12 +188,13 @@ class Store:
             if parent is not None:
                 parent.close()
 
-    def _remove_staging(self, parent: SafeDir, name: str) -> Steps[None]:
-        """What cannot be removed is debris for the next start; it does not keep an upload from being forgotten."""
+    def _remove_staging(self, parent: SafeDir, place: Place, name: str) -> Steps[None]:
+        """What cannot be removed is tried again later; it does not keep an upload from being forgotten."""
         try:
             yield from remove_tree(parent, name)
         except OSError as error:
-            self._log.error("{name} cannot be removed: {error}", name=parent.within(name), error=error)
+            self._log.error("{name} cannot be removed now: {error}", name=parent.within(name), error=error)
+            self._litter.left(place, name)
 
     def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
         """As ``seams.Disk.write_state``."""
@@ -202,7 +236,7 @@ class Store:
 
     # -- deleting --------------------------------------------------------------------------------------------------------------
 
-    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Burials]:
         """As ``seams.Disk.remove``."""
         place = self._place(vpath)
 
@@ -212,10 +246,10 @@ class Store:
             if doomed is not None:
                 self._discard_later(place, doomed)
             self._discard_kept(place)
-            self._lane(vpath).steps(checked_steps(vpath, prune(place))).addErrback(self._not_removed, vpath)
+            self._lane(vpath).steps(checked_steps(vpath, prune(place))).addErrback(self._not_removed, place)
             return now
 
-        return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone))).addCallback(hidden)
+        return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone, index))).addCallback(hidden)
 
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         """As ``seams.Disk.fold_burials``."""
@@ -289,18 +323,39 @@ class Store:
 
     def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         """As ``seams.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
-        lane = self._lane(vpath)
-        return lane.steps(downloading_steps(vpath, self._stage_twice(vpath, index, lane)))
+        return self._trees.acquire().addCallback(lambda _: self._stage_now(vpath, index))
 
-    def _stage_twice(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
+    def _stage_now(self, vpath: VPath, index: Index) -> Deferred[Staging]:
+        lane = self._lane(vpath)
+        try:
+            place = self._place(vpath)
+        except DiskError:
+            self._trees.release()
+            raise
+        at = place.base, place.parents, place.staging(index.image)
+        self._staged[at] += 1
+
+        def closed() -> None:
+            self._staged[at] -= 1
+            self._trees.release()
+
+        def not_staged(failure: Failure) -> Failure:
+            closed()
+            return failure
+
+        work = downloading_steps(vpath, self._stage_twice(place, index, lane, closed))
+        return lane.steps(work).addErrback(not_staged)
+
+    def _stage_twice(self, place: Place, index: Index, lane: Lane, closed: Callable[[], None]) -> Steps[Staging]:
         """A directory that was just made may be gone again: it was empty, and an image was deleted from it."""
         try:
-            return (yield from self._stage(vpath, index, lane))
+            return (yield from self._stage(place, index, lane, closed))
         except FileNotFoundError:
-            return (yield from self._stage(vpath, index, lane))
+            return (yield from self._stage(place, index, lane, closed))
 
-    def _stage(self, vpath: VPath, index: Index, lane: Lane) -> Steps[Staging]:
-        place, config = self._place(vpath), self._configs[vpath.key]
+    def _stage(self, place: Place, index: Index, lane: Lane, closed: Callable[[], None]) -> Steps[Staging]:
+        vpath = place.vpath
+        config = self._configs[vpath.key]
         reuse = config.reuse
         healed = self._committed_image(place) == index.image
         modes = self._modes_of(place, index.image) if healed else config.modes  # other settings are for new images only
@@ -319,9 +374,11 @@ class Store:
                 raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
             root = open_staging(parent, name)
-        return StagingDir(
-            self._records, place, index, root, lane, self._place, lambda: self._shown(place, index.image), self._tuning, reuse, modes
-        )
+
+        def shown(aside: bool) -> None:
+            self._shown(place, index.image, aside)
+
+        return StagingDir(self._records, place, index, root, lane, self._place, shown, self._tuning, reuse, modes, closed)
 
     def _modes_of(self, place: Place, image: ImageId) -> Modes:
         """The modes that a committed image was given."""
@@ -340,11 +397,43 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def _shown(self, place: Place, image: ImageId) -> None:
-        """After a commit: forget what is open there, delete the old tree."""
+    def _shown(self, place: Place, image: ImageId, aside: bool) -> None:
+        """After a commit: forget what is open there, delete the old tree, see what was set aside."""
         self._readers.forget(place.vpath)
-        self._discard_later(place, place.staging(image))
+        if aside:
+            self._lane(place.vpath).do(checked, place.vpath, self._finish_aside, place).addErrback(self._not_removed, place)
+        else:
+            self._discard_later(place, place.staging(image))
         self._discard_kept(place)
+
+    def _finish_aside(self, place: Place) -> None:
+        """What was there without a record has its own name, or gets it now; it is never debris."""
+        with place.open_parent() as parent, self._records.states(place.vpath) as directory:
+            finish_aside(directory, place, parent)
+            self._note_aside(parent, place)
+
+    def _note_aside(self, parent: SafeDir, place: Place) -> None:
+        """Look which trees are set aside beside the image of ``place``."""
+        self._aside[place.base, place.parents] = place, setaside.found(parent, place, parent.names())
+
+    def set_aside(self) -> Sequence[SetAside]:
+        """As ``seams.Disk.set_aside``."""
+        return [one for _, asides in list(self._aside.values()) for one in asides]
+
+    def tidy(self, *, delete: bool) -> Deferred[int]:
+        """As ``seams.Disk.tidy``."""
+
+        def again() -> Steps[int]:
+            if delete:
+                yield from self._litter.again()
+            for at, (where, asides) in list(self._aside.items()):
+                if asides:
+                    yield ENTRY_COST * len(asides)
+                    with where.open_parent() as parent:
+                        self._aside[at] = where, [one for one in asides if parent.stat(one.where.rpartition("/")[2]) is not None]
+            return len(self._litter)
+
+        return Lane(self._in_thread, "tidying").steps(checked_steps("tidying", again()))
 
     def _discard_kept(self, place: Place) -> None:
         """Delete replaced images that are not kept any more."""
@@ -359,7 +448,7 @@ class Store:
             with directory, place.open_parent() as parent:
                 yield from kept.discard(directory, parent, place)
 
-        self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place.vpath)
+        self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place)
 
     def _discard_later(self, place: Place, name: str) -> None:
         """Delete a tree that nobody sees any more."""
@@ -368,10 +457,19 @@ class Store:
             with place.open_parent() as parent:
                 yield from remove_tree(parent, name)
 
-        self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place.vpath)
+        def failed(failure: Failure) -> Failure:
+            self._litter.left(place, name)
+            return failure
 
-    def _not_removed(self, failure: Failure, vpath: VPath) -> None:
-        self._log.error("the old content of {vpath} cannot be removed now: {error}", vpath=str(vpath), error=failure.value)
+        work = self._lane(place.vpath).steps(checked_steps(place.vpath, remove()))
+        work.addErrback(failed).addErrback(self._not_removed, place)
+
+    def _not_removed(self, failure: Failure, place: Place) -> None:
+        self._log.error(
+            "the old content of {vpath} cannot be removed now, it is tried again each hour: {error}",
+            vpath=str(place.vpath),
+            error=failure.value,
+        )
 
     def present(self, vpath: VPath) -> Deferred[bool]:
         """As ``seams.Disk.present``. Fails with DiskError when the base cannot be opened: then nobody can tell."""
@@ -387,6 +485,53 @@ class Store:
             return found is not None and stat.S_ISDIR(found.st_mode)
 
         return self._in_thread(checked, vpath, look)
+
+    def look(self, vpaths: Sequence[VPath]) -> Deferred[Sight]:
+        """As ``seams.Disk.look``."""
+
+        def all_of_them() -> Sight:
+            gone: list[VPath] = []
+            unseen: dict[str, str] = {}
+            for base, images in groupby(vpaths, attrgetter("base")):
+                try:
+                    gone += self._gone(list(images))
+                except (DiskError, OSError) as error:
+                    unseen[base.key] = str(error)
+            return Sight(tuple(gone), unseen)
+
+        return self._in_thread(all_of_them)
+
+    def _gone(self, images: Sequence[VPath]) -> list[VPath]:
+        """Those of the images of one base dir at whose names no directory stands. Raises DiskError, OSError."""
+        sample = self._place(images[0])
+        try:
+            parent = sample.open_parent()
+        except FileNotFoundError:
+            return list(images)
+        with parent:
+            found = [(vpath, parent.stat(sample.sibling(vpath).name if vpath.level else sample.name)) for vpath in images]
+        return [vpath for vpath, status in found if status is None or not stat.S_ISDIR(status.st_mode)]
+
+    def prove(self, most: int) -> Deferred[Sequence[VPath]]:
+        """As ``seams.Disk.prove``."""
+        vetting = self._vetting
+        if vetting is None or not vetting.waiting:
+            return succeed(())
+
+        def judge() -> Steps[Sequence[VPath]]:
+            lost = []
+            for _ in range(min(most, len(vetting.waiting))):
+                vpath = vetting.waiting.popleft()
+                yield ENTRY_COST
+                try:
+                    with self._records.states(vpath) as directory:
+                        if not vetting.prove(directory, self._place(vpath)):
+                            lost.append(vpath)
+                except (DiskError, OSError) as error:
+                    self._log.warn("{vpath}: its record gets no checksum now: {error}", vpath=str(vpath), error=error)
+            return lost
+
+        return Lane(self._in_thread, "proving").steps(judge())
 
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """As ``seams.Disk.examine``."""

@@ -1,11 +1,16 @@
-"""An open tree: directories by their path inside an image, with a bounded number of descriptors."""
+"""An open tree: directories by their path inside an image, with a bounded number of descriptors.
+
+A tree keeps what it opened in the hope that it is needed again: :data:`LEAST_DIRS` directories and :data:`LEAST_FILES` files in any case,
+more as far as the budget of the process goes (``handles``).
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
-from ciruela.disk.openfile import OpenFile
+from ciruela.disk.handles import KEPT, Handles
+from ciruela.disk.openfile import Opened, OpenFile
 from ciruela.disk.safedir import SafeDir
 
 DIRS = 32
@@ -13,6 +18,61 @@ DIRS = 32
 
 FILES = 64
 """Files that a tree keeps open while blocks arrive in any order; our own choice, far below the usual 1,024 descriptors."""
+
+LEAST_DIRS = 2
+"""The directory that is in use, and the one above it."""
+
+LEAST_FILES = 1
+
+H = TypeVar("H", bound=Opened)
+
+
+class _Kept(dict[str, H]):
+    """What is kept open, the one that was used last at the end; no more than ``least`` without taking it from ``budget``."""
+
+    def __init__(self, least: int, most: int, budget: Handles) -> None:
+        super().__init__()
+        self._least = least
+        self._most = most
+        self._budget = budget
+        self._taken = 0
+
+    def used(self, path: str) -> H | None:
+        """The one at ``path``, which is in use now."""
+        found = self.pop(path, None)
+        if found is not None:
+            self[path] = found
+        return found
+
+    def add(self, path: str, opened: H) -> None:
+        """Keep one more, and close those that were used longest ago when it is too many."""
+        self[path] = opened
+        while len(self) > self._least + self._taken:
+            if len(self) <= self._most and self._budget.take():
+                self._taken += 1
+            else:
+                self.pop(next(iter(self))).close()
+        self._settle()
+
+    def drop(self, path: str) -> None:
+        """Close the one at ``path`` if it is open."""
+        found = self.pop(path, None)
+        if found is not None:
+            found.close()
+            self._settle()
+
+    def close(self) -> None:
+        """Close all."""
+        while self:
+            self.popitem()[1].close()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give back what is not needed of the budget."""
+        over = self._taken - max(0, len(self) - self._least)
+        if over > 0:
+            self._taken -= over
+            self._budget.give_back(over)
 
 
 def split(path: str) -> tuple[str, str]:
@@ -29,12 +89,10 @@ def name_start(directory: str) -> int:
 class Tree:
     """A directory and what was opened below it. Not for two threads at once. It owns ``root`` and closes it."""
 
-    def __init__(self, root: SafeDir, dirs: int = DIRS, files: int = FILES) -> None:
+    def __init__(self, root: SafeDir, dirs: int = DIRS, files: int = FILES, budget: Handles = KEPT) -> None:
         self.root = root
-        self._most_dirs = dirs
-        self._most_files = files
-        self._dirs: OrderedDict[str, SafeDir] = OrderedDict()
-        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._dirs: _Kept[SafeDir] = _Kept(LEAST_DIRS, dirs, budget)
+        self._files: _Kept[OpenFile] = _Kept(LEAST_FILES, files, budget)
 
     def close(self) -> None:
         """Close everything."""
@@ -43,30 +101,26 @@ class Tree:
 
     def forget(self) -> None:
         """Close everything but the root."""
-        while self._files:
-            self._files.popitem()[1].close()
-        while self._dirs:
-            self._dirs.popitem()[1].close()
+        self._files.close()
+        self._dirs.close()
 
     def directory(self, path: str, *, create: bool = False) -> SafeDir:
         """The directory at ``path``, open until the next call; ``create`` makes it and those above it. Raises OSError."""
         if path == "/":
             return self.root
-        found = self._dirs.get(path)
+        found = self._dirs.used(path)
         if found is not None:
-            self._dirs.move_to_end(path)
             return found
         missing = [path]
         above = split(path)[0]
         while above != "/" and above not in self._dirs:
             missing.append(above)
             above = split(above)[0]
-        here = self.root if above == "/" else self._dirs[above]
+        here = self.root if above == "/" else self._dirs.used(above)
+        assert here is not None
         for step in reversed(missing):
             here = self._below(here, split(step)[1], create=create)
-            self._dirs[step] = here
-        while len(self._dirs) > self._most_dirs:
-            self._dirs.popitem(last=False)[1].close()
+            self._dirs.add(step, here)
         return here
 
     @staticmethod
@@ -86,19 +140,14 @@ class Tree:
 
         ``create`` makes the directories above it.
         """
-        found = self._files.get(path)
+        found = self._files.used(path)
         if found is not None:
-            self._files.move_to_end(path)
             return found
         above, name = split(path)
         opened = opener(self.directory(above, create=create), name)
-        self._files[path] = opened
-        if len(self._files) > self._most_files:
-            self._files.popitem(last=False)[1].close()
+        self._files.add(path, opened)
         return opened
 
     def close_file(self, path: str) -> None:
         """Close the file at ``path`` if it is open."""
-        found = self._files.pop(path, None)
-        if found is not None:
-            found.close()
+        self._files.drop(path)

@@ -69,5 +69,9 @@ class DiskError(CiruelaError):
     """A file operation failed; local to one image or state. The message names the operation and the error."""
 
 
+class OtherContent(DiskError):
+    """Something stands at a path of which nothing is recorded, and it is not the image that was named, or nobody can tell."""
+
+
 class HookFailed(CiruelaError):
     """A command could not be started, or a web address not be reached. The message says why, without secrets."""

@@ -38,13 +38,18 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One wish that ``image`` go from ``vpath``, as checked for form; ``signatures`` are all of one time and not verified yet."""
+    """One wish that ``image`` go from ``vpath``, as checked for form; ``signatures`` are all of one time and not verified yet.
+
+    ``forced``: also where a protected link leads to it. ``asked_by``: the address of who brought it, for the log.
+    """
 
     vpath: VPath
     image: ImageId
     timestamp_ms: int
     signatures: tuple[bytes, ...]
     origin: Origin
+    forced: bool = False
+    asked_by: str = ""
 
     @property
     def version(self) -> Version:
@@ -60,7 +65,7 @@ class Removed:
 
 
 class Reject(str, Enum):
-    """Refusals, by their words on the wire (protocol section 5.3; the last five are ours)."""
+    """Refusals, by their words on the wire (protocol section 5.3; the last six are ours)."""
 
     NO_CONFIG = "no_config"
     CONFIG_LEVEL_MISMATCH = "config_level_mismatch"
@@ -74,6 +79,7 @@ class Reject(str, Enum):
     BAD_PATH = "bad_path"
     QUOTA = "quota_exceeded"
     CONFLICT = "conflict"
+    PROTECTED = "protected"
 
 
 class Abort(str, Enum):

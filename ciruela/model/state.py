@@ -70,12 +70,13 @@ class Tombstone:
     """That an image was deleted: nothing up to this ``version`` is taken at its path again. ``buried_ms``: when, wall time.
 
     With ``signatures`` somebody signed that it be removed, at the time of the version; other nodes may be told. Without it was removed by
-    the rules of this node alone.
+    the rules of this node alone. ``forced``: also where a protected link leads to it.
     """
 
     version: Version
     buried_ms: int
     signatures: tuple[bytes, ...] = ()
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class Burials:
             return self
         if before is not None and before.version == tombstone.version:
             both = tuple(sorted({*before.signatures, *tombstone.signatures}))
-            tombstone = Tombstone(tombstone.version, tombstone.buried_ms, both[:MOST_SIGNATURES])
+            forced = before.forced or tombstone.forced
+            tombstone = Tombstone(tombstone.version, tombstone.buried_ms, both[:MOST_SIGNATURES], forced)
         return Burials(self.floor_ms, {**self.tombstones, entry: tombstone})
 
     def without(self, entry: str) -> Burials:

@@ -102,3 +102,8 @@ class VPath:
     def image_at(self, entry: str) -> VPath:
         """The inverse of :attr:`base` and :attr:`entry`. Raises ValueError for a bad name."""
         return self.child(entry) if entry else self
+
+
+def leads_to(link: tuple[str, ...], image: tuple[str, ...]) -> bool:
+    """Whether a link to ``link`` leads to, into or above ``image``, both by their components below one directory."""
+    return all(one == other for one, other in zip(link, image, strict=False))

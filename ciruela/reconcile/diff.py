@@ -49,7 +49,7 @@ def removals_in(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, Rem
             vpath = base.image_at(entry)
         except ValueError:
             continue
-        found.append(Removal(vpath, removed.image, removed.timestamp_ms, removed.signatures, Origin.PEER))
+        found.append(Removal(vpath, removed.image, removed.timestamp_ms, removed.signatures, Origin.PEER, forced=removed.forced))
     return sorted(found, key=lambda one: one.version)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -47,7 +48,7 @@ MOST_BASES = 64
 """Base dirs asked about at a time; more are heard of again with the next gossip."""
 
 
-_MAY_PASS = frozenset({Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA})
+_MAY_PASS = frozenset({Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA, Reject.PROTECTED})
 
 
 class Orders(Protocol):
@@ -184,7 +185,8 @@ class Reconciler:
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
         self._know(base, base_dir_hash(response.dirs, there), known_s)
-        self._remove(base, removals_in(base, ours, response.removed, self._ledger.burials(base)))
+        removals = removals_in(base, ours, response.removed, self._ledger.burials(base))
+        self._remove(base, [replace(removal, asked_by=str(address)) for removal in removals])
         if queue:
             self._backlog[base] = _merged(queue, self._backlog.get(base, ()))
         self._pump()

@@ -167,6 +167,13 @@ class Ledger:
                 del table[next(iter(table))]
         self._touch(vpath)
 
+    def vanish(self, vpath: VPath, pending: Pending | None) -> None:
+        """What was committed at ``vpath`` is not there any more. ``pending`` is to bring it back; None where its record is gone as well."""
+        self._committed.pop(vpath, None)
+        if pending is not None:
+            self._pending[vpath] = pending
+        self._touch(vpath)
+
     def bury(self, vpath: VPath, burials: Burials) -> None:
         """The image at ``vpath`` is deleted; ``burials`` is what is remembered of its base dir now. What is on its way there stays."""
         self._committed.pop(vpath, None)

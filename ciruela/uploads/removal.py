@@ -19,10 +19,12 @@ def judge_removal(
     verified: tuple[SigEntry, ...],
     now_ms: int,
     max_age_ms: int = SIGNATURE_MAX_AGE_MS,
+    protecting: str | None = None,
 ) -> RemovalVerdict:
     """The verdict, ``verified`` being those of its signatures that a key made which may upload there.
 
-    A client names the image that is to go and means no other; a peer tells of a removal that holds for whatever is not newer.
+    A client names the image that is to go and means no other; a peer tells of a removal that holds for whatever is not newer. What stands
+    there stays while ``protecting`` says why, unless the removal is forced.
     """
     if not verified:
         return Rejected(Reject.SIGNATURE_MISMATCH)
@@ -42,6 +44,8 @@ def judge_removal(
         return Removed(fresh=False)
     if not known and removal.origin is Origin.PEER and removal.timestamp_ms <= standing.floor_ms:
         return Removed(fresh=False)
+    if protecting is not None and not removal.forced:
+        return Rejected(Reject.PROTECTED, protecting)
     return Removed(fresh=True)
 
 

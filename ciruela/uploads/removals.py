@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.clockwork import Hush
+from ciruela.index.tree import Index
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.dirconfig import DirConfig
+from ciruela.model.errors import CiruelaError, DiskError, OtherContent
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Reject, Rejected, Removal, Removed
-from ciruela.model.state import Burials, SigEntry, Tombstone
+from ciruela.model.order import Abort, Reject, Rejected, Removal
+from ciruela.model.state import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.removal import RemovalVerdict, judge_removal
 from ciruela.uploads.service import Starter, Uploads
 from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing
+
+INDEX_S = 10.0
+"""So long other nodes are asked for the index of an image that is to go, where nothing is recorded of what stands there."""
+
+GUARD_S = 10.0
+"""So long it may take to follow the protected links: one may lead to a network file system that hangs."""
+
+Guard = Callable[[DirConfig, VPath], Deferred[str | None]]
+"""The link of the operator that leads to what is at a path, None for none. Fails with DiskError when nobody can tell."""
+
+
+def _unguarded(_config: DirConfig, _vpath: VPath) -> Deferred[str | None]:
+    return succeed(None)
+
+
+class Fetcher(Starter, Protocol):
+    """What removals ask of the downloads."""
+
+    def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
+        """Get the index of an image from other nodes, and store it."""
 
 
 class Removals:
@@ -33,19 +58,25 @@ class Removals:
         disk: Disk,
         authority: Authority,
         uploads: Uploads,
-        downloads: Starter,
+        downloads: Fetcher,
+        clock: IReactorTime,
         now_ms: NowMs,
         removed: Callable[[VPath, ImageId], None],
         hush: Hush,
         max_age_ms: int = SIGNATURE_MAX_AGE_MS,
+        guard: Guard = _unguarded,
+        kept_out: Callable[[Removal, Reject], None] = lambda _removal, _reason: None,
     ) -> None:
-        """``removed`` is told of each removal that is recorded here, and of one that a client asks for again."""
+        """``removed`` is told of each removal that is recorded here, ``kept_out`` of each that is refused."""
+        self._guard = guard
+        self._kept_out = kept_out
         self._configs = configs
         self._ledger = ledger
         self._disk = disk
         self._authority = authority
         self._uploads = uploads
         self._downloads = downloads
+        self._clock = clock
         self._now_ms = now_ms
         self._removed = removed
         self._hush = hush
@@ -63,57 +94,104 @@ class Removals:
         return self._uploads.alone(removal.vpath, lambda: self._examine(removal, config))
 
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:
-        entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
-        verified = self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
-        return verified.addCallback(lambda found: self._decide(removal, tuple(found)))
+        return Deferred.fromCoroutine(self._judged(removal, config))
 
-    def _decide(self, removal: Removal, verified: tuple[SigEntry, ...]) -> RemovalVerdict | Deferred[RemovalVerdict]:
-        vpath = removal.vpath
+    async def _judged(self, removal: Removal, config: DirConfig) -> RemovalVerdict:
+        entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
+        verified = await self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
+        while True:
+            unrecorded = bool(verified) and await self._stands_unrecorded(removal.vpath)
+            protecting = await self._protecting(removal, config, unrecorded) if verified else None
+            standing = self._standing(removal.vpath)
+            verdict = judge_removal(removal, standing, tuple(verified), self._now_ms(), self._max_age_ms, protecting)
+            settled = self._downloads.settled(removal.vpath)
+            if isinstance(verdict, Rejected):
+                self._tell_refused(removal, verdict)
+                return verdict
+            if not verdict.fresh and not unrecorded:
+                return verdict
+            if settled is None:
+                break
+            await settled
+        try:
+            await self._carry_out(removal, verified, unrecorded)
+        except OtherContent as other:
+            verdict = Rejected(Reject.REPLACE_DOESNT_MATCH, str(other))
+            self._tell_refused(removal, verdict)
+        return verdict
+
+    def _standing(self, vpath: VPath) -> Standing:
         pending, burials = self._ledger.pending(vpath), self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
-        standing = Standing(
+        return Standing(
             self._ledger.committed(vpath),
             pending.state if pending else None,
             stalled=False,
             buried=tombstone.version if tombstone else None,
             floor_ms=burials.floor_ms,
         )
-        verdict = judge_removal(removal, standing, verified, self._now_ms(), self._max_age_ms)
-        match verdict:
-            case Rejected():
-                self._hush.info(
-                    self._log,
-                    verdict.reason.value,
-                    vpath,
-                    "removal of {image} from {vpath} by a {origin} refused: {reason} {detail}",
-                    image=removal.image.hex(),
-                    vpath=str(vpath),
-                    origin=removal.origin.value,
-                    reason=verdict.reason.value,
-                    detail=verdict.detail,
-                )
-                return verdict
-            case Removed(fresh=False):
-                return verdict
-        settled = self._downloads.settled(vpath)
-        if settled is not None:
-            return settled.addCallback(lambda _: self._decide(removal, verified))
-        return self._carry_out(removal, verified).addCallback(lambda _: verdict)
 
-    def _carry_out(self, removal: Removal, verified: tuple[SigEntry, ...]) -> Deferred[None]:
+    async def _stands_unrecorded(self, vpath: VPath) -> bool:
+        """Whether something stands there of which this node has no record: it may have lost it."""
+        return self._ledger.committed(vpath) is None and await self._disk.present(vpath)
+
+    async def _protecting(self, removal: Removal, config: DirConfig, unrecorded: bool) -> str | None:
+        """Why what stands there has to stay: a link leads to it, or may."""
+        if removal.forced or (self._ledger.committed(removal.vpath) is None and not unrecorded):
+            return None
+        try:
+            link = await self._guard(config, removal.vpath).addTimeout(GUARD_S, self._clock)
+        except DiskError as error:
+            return f"nobody can tell whether a protected link leads to it: {error}"
+        except defer.TimeoutError:
+            return f"nobody can tell whether a protected link leads to it: no answer within {GUARD_S:.0f} s"
+        return None if link is None else f"the protected link {link} leads to it; let it lead elsewhere first, or force the removal"
+
+    def _tell_refused(self, removal: Removal, verdict: Rejected) -> None:
+        self._kept_out(removal, verdict.reason)
+        self._hush.info(
+            self._log,
+            verdict.reason.value,
+            removal.vpath,
+            "removal of {image} from {vpath} by the {origin} {asker} refused: {reason} {detail}",
+            image=removal.image.hex(),
+            vpath=str(removal.vpath),
+            origin=removal.origin.value,
+            asker=removal.asked_by,
+            reason=verdict.reason.value,
+            detail=verdict.detail,
+        )
+
+    async def _carry_out(self, removal: Removal, verified: Mapping[SigEntry, str], unrecorded: bool) -> None:
         """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile."""
         vpath = removal.vpath
         self._downloads.stop(vpath, Abort.SUPERSEDED)
-        tombstone = Tombstone(removal.version, self._now_ms(), tuple(entry.signature for entry in verified))
-        waiting: Deferred[None] = succeed(None)
+        signatures = tuple(entry.signature for entry in verified)
+        tombstone = Tombstone(removal.version, self._now_ms(), signatures, removal.forced)
         if self._ledger.pending(vpath) is not None:
             self._ledger.abort(vpath, self._now_ms())
-            waiting = self._disk.drop_pending(vpath)
+            await self._disk.drop_pending(vpath)
+        index = await self._index(removal) if unrecorded else None
+        self._ledger.bury(vpath, await self._disk.remove(vpath, tombstone, index))
+        self.removed += 1
+        self._log.info(
+            "{image} was removed from {vpath}, as signed by {keys}, asked by the {origin} {asker}{forced}",
+            image=removal.image.hex(),
+            vpath=str(vpath),
+            keys=", ".join(sorted(set(verified.values()))),
+            origin=removal.origin.value,
+            asker=removal.asked_by,
+            forced=", forced" if removal.forced else "",
+        )
+        self._removed(vpath, removal.image)
 
-        def gone(burials: Burials) -> None:
-            self._ledger.bury(vpath, burials)
-            self.removed += 1
-            self._log.info("{image} was removed from {vpath}, as somebody signed", image=removal.image.hex(), vpath=str(vpath))
-            self._removed(vpath, removal.image)
-
-        return waiting.addCallback(lambda _: self._disk.remove(vpath, tombstone)).addCallback(gone)
+    async def _index(self, removal: Removal) -> Index | None:
+        """The index of the image that is to go, from here or from other nodes; None when nobody has it."""
+        known = await self._disk.read_index(removal.image)
+        if known is not None:
+            return known
+        try:
+            return await self._downloads.mend_index(removal.vpath, removal.image).addTimeout(INDEX_S, self._clock)
+        except (CiruelaError, defer.TimeoutError) as error:
+            self._log.info("no node gives the index of {image}: {error}", image=removal.image.hex(), error=error)
+            return None

@@ -13,9 +13,11 @@ from ciruela.cleanup.health import Cause, dir_faults
 from ciruela.cleanup.rules import Rule, rulings
 from ciruela.disk.protect import ProtectedLinks, protected
 from ciruela.model.errors import DiskError
+from ciruela.model.vpath import VPath
 from tests.cleanup.test_doubts import WELL
 from tests.cleanup.test_rules import DAY_MS, HOUR_MS, NOW_MS, WEEK_MS, aged, config
 from tests.disk.trees import in_place
+from tests.proof import shows
 
 
 class LinkTests(SynchronousTestCase):
@@ -67,6 +69,18 @@ class LinkTests(SynchronousTestCase):
         linked = replace(one, protect=(self.link(self.srv / "web/v2"),))
         self.assertEqual(self.successResultOf(links.follow(linked)), {("web", "v2")})
         self.failureResultOf(links.follow(replace(one, protect=("/nowhere/at/all",))), DiskError)
+
+    @shows("K5.5", "I9")
+    def test_into_an_image(self) -> None:
+        """A link into a release, or to the directory above it, would protect nothing."""
+        links = ProtectedLinks(in_place)
+        one = replace(config(1, 2, DAY_MS), directory=str(self.srv))
+        v1, v2 = VPath(("web", "web", "v1")), VPath(("web", "web", "v2"))
+        for target, led in (("web/v1/public", {v1}), ("web/v1", {v1}), ("web", {v1, v2}), ("api", set())):
+            link = self.link(self.srv / target)
+            linked = replace(one, protect=(link,))
+            found = {vpath: self.successResultOf(links.leading(linked, vpath)) for vpath in (v1, v2)}
+            self.assertEqual(found, {vpath: link if vpath in led else None for vpath in (v1, v2)})
 
     def test_doubt_is_told(self) -> None:
         """Nobody would see why nothing is removed any more."""

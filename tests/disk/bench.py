@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ciruela.disk import bases, burials, kept, states
+from ciruela.disk import bases, burials, kept, setaside, states
 from ciruela.disk.layout import INDEX, NEW_STATE, STATE, place
 from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
@@ -122,6 +122,21 @@ class Bench:
         """The tree of a replaced image that is kept at ``K1``."""
         return self.sim.tree(f"/n/kept/{place(CONFIGS, K1).kept(indexed(spec)[0].image)}")
 
+    def plant(self, spec: Spec) -> None:
+        """Make a tree at ``V1`` that nobody recorded, in the same way for whoever looks."""
+        for path, content in spec.items():
+            at = f"/n/srv/web/v1{path.removesuffix('*')}"
+            self.sim.mkdirs(at if content is None else at.rpartition("/")[0])
+            if isinstance(content, str):
+                self.sim.symlink(content, at)
+            elif content is not None:
+                self.sim.write(at, content, 0o755 if path.endswith("*") else 0o664)
+
+    def asides(self) -> dict[str, dict[str, bytes] | None]:
+        """The trees that are set aside, by path."""
+        found = {at for at, _ in self.sim.inodes("/n") if at.rpartition("/")[2].startswith(setaside.PREFIX)}
+        return {at: self.sim.tree(f"/n{at}") for at in found}
+
     def debris(self) -> set[str]:
         """Reserved and temporary names anywhere, but for trees that are kept."""
         names = {at.rpartition("/")[2] for at, _ in self.sim.inodes("/n")} - {place(CONFIGS, K1).kept(image) for image in self.kept()}
@@ -166,11 +181,16 @@ class Bench:
         finally:
             staging.close()
 
-    async def remove(self, vpath: VPath, spec: Spec, time: int, *, signed: bool = False) -> None:
-        """Delete an image, as a cleanup does, or as ``signed``; one that is not recorded any more is left to the next start."""
+    async def remove(self, vpath: VPath, spec: Spec, time: int, *, signed: bool = False, named: bool = False) -> None:
+        """Delete an image, as a cleanup does, or as ``signed``; one that is not recorded any more is left to the next start.
+
+        ``named``: its index is known, should something stand there without a record.
+        """
         if not signed and str(vpath) not in {at.removeprefix("/signatures").removesuffix(STATE) for at in self.records()}:
             return
-        await self.store.remove(vpath, Tombstone(Version(time, indexed(spec)[0].image), 5000, (bytes(64),) if signed else ()))
+        index = indexed(spec)[0]
+        tombstone = Tombstone(Version(time, index.image), 5000, (bytes(64),) if signed else ())
+        await self.store.remove(vpath, tombstone, index if named else None)
 
 
 Work = Callable[[Bench], Coroutine[Deferred[Any], Any, object]]

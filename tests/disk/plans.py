@@ -29,7 +29,8 @@ MANY: Spec = {f"/f{number}": b"%d" % (number % 3) for number in range(70)}
 class Plan:
     """What a node does while the power goes, over ``old``, and what may stand at ``path``: the last if it is done.
 
-    Without a ``sibling`` nothing else was ever uploaded: the directories of the records are made as well.
+    ``strange`` stands there without a record, and is never lost. Without a ``sibling`` nothing else was ever uploaded: the directories of
+    the records are made as well.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Plan:
     exchanges: bool = True
     clones: bool = False
     path: VPath = V1
+    strange: Spec | None = None
 
 
 PLANS = {
@@ -52,6 +54,15 @@ PLANS = {
         Plan("replace without exchange", OLD, lambda bench: bench.upload(V1, NEW, 5), (stand(OLD), stand(NEW)), exchanges=False),
         Plan("append by copy", None, lambda bench: bench.upload(V1, PARTS, 5), (stand(None), stand(PARTS))),
         Plan("append by clone", None, lambda bench: bench.upload(V1, PARTS, 5), (stand(None), stand(PARTS)), clones=True),
+        Plan("set aside", None, lambda bench: bench.upload(V1, NEW, 5), (stand(OLD, recorded=False), stand(NEW)), strange=OLD),
+        Plan(
+            "set aside without exchange",
+            None,
+            lambda bench: bench.upload(V1, NEW, 5),
+            (stand(OLD, recorded=False), stand(NEW)),
+            strange=OLD,
+            exchanges=False,
+        ),
         Plan("restore", NEW, lambda bench: bench.restore(V1, NEW, 1), (stand(NEW),)),
         Plan("remove", OLD, lambda bench: bench.remove(V1, OLD, 1), (stand(OLD), stand(None))),
         Plan("replace and keep", OLD, lambda bench: bench.upload(K1, NEW, 5), (stand(OLD), stand(NEW)), path=K1),
@@ -101,6 +112,8 @@ def ready(name: str) -> Bench:
         if plan.old is not None:
             old = plan.old
             succeed(bench, lambda bench: bench.upload(plan.path, old, 1))
+        if plan.strange is not None:
+            bench.plant(plan.strange)
         bench.store.close()
     bench.sim.settle("/n")
     bench.sim.volume("/n").exchanges = plan.exchanges
@@ -171,6 +184,8 @@ def _check_start(plan: Plan, bench: Bench, acked: bool, stands: tuple[Stand, ...
     kept = flat(OLD) if images.get(K1) == stands[-1].image else None
     if plan.path == K1 and bench.kept_tree(OLD) not in ((kept, None) if failed else (kept,)):
         raise Violation(f"kept is {bench.kept_tree(OLD)}")
+    if plan.strange is not None and bench.tree(V1) != flat(plan.strange) and flat(plan.strange) not in bench.asides().values():
+        raise Violation("what stood there without a record is lost")
     debris = bench.debris() - {place(CONFIGS, each.vpath).staging(each.state.image) for each in pending}
     if debris:
         raise Violation(f"debris: {debris}")

@@ -145,20 +145,29 @@ async def _clones(bench: Bench) -> None:
     bench.sim.volume("/n").clones = True
 
 
-def _plant(bench: Bench, spec: Spec) -> None:
-    """Make a tree that nobody recorded, in the same way for whoever looks."""
-    for path, content in spec.items():
-        at = f"/n/srv/web/v1{path.removesuffix('*')}"
-        bench.sim.mkdirs(at if content is None else at.rpartition("/")[0])
-        if isinstance(content, str):
-            bench.sim.symlink(content, at)
-        elif content is not None:
-            bench.sim.write(at, content, 0o755 if path.endswith("*") else 0o664)
-
-
 async def _planted(bench: Bench) -> None:
     await _sibling(bench)
-    _plant(bench, NEW)
+    bench.plant(NEW)
+
+
+async def _strange(bench: Bench) -> None:
+    """A tree of which nothing is recorded, and which is not the image that comes."""
+    await _sibling(bench)
+    bench.plant(OLD)
+
+
+async def _strange_without_exchange(bench: Bench) -> None:
+    await _strange(bench)
+    bench.sim.volume("/n").exchanges = False
+
+
+def _aside(bench: Bench, _loaded: Loaded, acted: bool) -> None:
+    """What nobody knows is never lost: it stands at the name, or is set aside, and a node tells of that."""
+    asides = [tree for at, tree in bench.asides().items() if tree == flat(OLD)]
+    if len(asides) != (bench.tree(V1) != flat(OLD)) or len(bench.store.set_aside()) != len(asides):
+        raise Violation(f"set aside is {bench.asides()}, told {bench.store.set_aside()}")
+    if acted and not asides:
+        raise Violation("what stood there without a record is gone")
 
 
 async def _pending(bench: Bench) -> None:
@@ -231,6 +240,15 @@ def _remembered(bench: Bench, loaded: Loaded, acted: bool) -> None:
         raise Violation(f"deleted: {gone}, remembered as deleted: {known}")
 
 
+def _gone_or_unknown(bench: Bench, loaded: Loaded, acted: bool) -> None:
+    """A removal is never remembered while the tree is visible."""
+    known = V1.base in loaded.burials and "v1" in loaded.burials[V1.base].tombstones
+    if known and bench.tree(V1) is not None:
+        raise Violation("called removed, and visible")
+    if acted and not known:
+        raise Violation("a removal is forgotten")
+
+
 def _indexes(kept: Collection[int], loose: int | None, *, stored: bool = True) -> Callable[[Bench, Loaded, bool], None]:
     """The indexes ``kept`` of :data:`_TREES` are there; ``loose``, when it was done, only if ``stored``."""
 
@@ -298,6 +316,29 @@ SCENARIOS = (
     ),
     Scenario(
         "adopt", _planted, lambda bench: bench.upload(V1, NEW, 5), {V1: (stand(NEW, recorded=False), stand(NEW)), V2: THERE}, turns=True
+    ),
+    Scenario(
+        "set aside",
+        _strange,
+        lambda bench: bench.upload(V1, NEW, 5),
+        {V1: (stand(OLD, recorded=False), stand(NEW)), V2: THERE},
+        also=_aside,
+    ),
+    Scenario(
+        "set aside without exchange",
+        _strange_without_exchange,
+        lambda bench: bench.upload(V1, NEW, 5),
+        {V1: (stand(OLD, recorded=False), stand(NEW)), V2: THERE},
+        also=_aside,
+        turns=True,
+        moment=True,
+    ),
+    Scenario(
+        "remove what is not recorded",
+        _strange,
+        lambda bench: bench.remove(V1, OLD, 9, signed=True, named=True),
+        {V1: (stand(OLD, recorded=False), stand(None)), V2: THERE},
+        also=_gone_or_unknown,
     ),
     Scenario("repair", _damaged, lambda bench: bench.restore(V1, NEW, 5), {V1: (Stand(stand(NEW).image, stand(DAMAGED).tree), stand(NEW))}),
     Scenario("write_state", _old, lambda bench: bench.wait(bench.store.write_state(V1, LATER)), IS_OLD, also=_signed),

@@ -13,7 +13,8 @@ from ciruela.disk.layout import BaseUnavailable
 from ciruela.model.errors import DownloadFailed, FormatError
 from ciruela.model.order import Abort
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held
+from ciruela.seams import Held, Sight
+from tests.disk.bench import OLD, Bench, done, succeed
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import SMALL, flat, index_bytes, on_disk, state_of
 from tests.proof import shows
@@ -72,6 +73,25 @@ class Bases(Real):
         self.assertEqual(list(self.base.iterdir()), [])
         self.mount(away)
         self.assertTrue(self.successResultOf(self.store.present(V1)))
+
+    @shows("K3.5", "A40")
+    def test_mounted_over(self) -> None:
+        """A file system that is mounted over images of a running node would get them all again, and new ones as well."""
+        for where in ("/n/srv", "/n/srv/web"):
+            bench = Bench()
+            with bench.sim.installed():
+                succeed(bench, lambda bench: bench.upload(V1, OLD, 5))
+                self.assertEqual(done(bench.store.look([V1])), Sight((), {}))
+                bench.sim.mount(where)
+                sight = done(bench.store.look([V1]))
+                self.assertEqual((sight.gone, list(sight.unseen)), ((), ["app"]))
+                self.assertIn("none of the recorded images is there", sight.unseen["app"])
+                self.assertRaises(DownloadFailed, succeed, bench, lambda bench: bench.upload(V2, OLD, 6))
+                self.assertEqual(bench.sim.tree(where), {"/": b""})
+                bench.sim.volume("/n").mounts.clear()
+                self.assertEqual(done(bench.store.look([V1])), Sight((), {}))
+                succeed(bench, lambda bench: bench.upload(V2, OLD, 6))
+                self.assertEqual(bench.tree(V2), flat(OLD))
 
     def test_moved_to_another_disk(self) -> None:
         """An operator who copies the images to a larger disk would have to tell the daemon."""

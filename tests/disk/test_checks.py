@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import cbor2
+
 from ciruela.disk.content import FRESH_MODE
 from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.disk.reader import TREES
@@ -325,7 +327,7 @@ class Records(Real):
     def test_large_state(self) -> None:
         """A state file of any size would be read and kept in memory."""
         index, _ = index_bytes(SMALL)
-        data = encode_state(state_of(index))
+        data = cbor2.dumps({key: one for key, one in cbor2.loads(encode_state(state_of(index))).items() if key != "ciruela"})
         head, rest = data[:1], data[1:]
         self.assertEqual(head, b"\xa2")
         padded = b"\xa3\x61x\x5a" + MAX_STATE_BYTES.to_bytes(4, "big") + bytes(MAX_STATE_BYTES) + rest

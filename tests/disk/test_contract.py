@@ -13,11 +13,11 @@ from ciruela.disk.store import Store
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import BadIndex, DiskError, DownloadFailed
+from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, OtherContent
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import Burials, State, Tombstone
+from ciruela.model.state import Burials, State, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Disk, Held, Pending, Staging
+from ciruela.seams import Disk, Held, Pending, Sight, Staging
 from tests.disk.trees import CHANGED, SMALL, Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of
 from tests.doubles.memdisk import MemDisk
 from tests.proof import shows
@@ -25,6 +25,7 @@ from tests.proof import shows
 V1 = VPath(("app", "web", "v1"))
 V2 = VPath(("app", "web", "v2"))
 SINGLE = VPath(("one",))
+ONCE = VPath(("once", "v1"))
 
 
 class Contract:
@@ -35,6 +36,9 @@ class Contract:
     restart: Callable[[], None]
     standing: Callable[[VPath], dict[str, bytes]]
     lose: Callable[[VPath], None]
+    aside: Callable[[VPath], dict[str, bytes]]
+    lose_record: Callable[[VPath], None]
+    damage_record: Callable[[VPath], None]
     unmount: Callable[[], None]
     fill_up: Callable[[], None]
 
@@ -427,10 +431,89 @@ class Contract:
             self.failureResultOf(self.disk.present(vpath), DiskError)
         self.assertEqual(self.load(), [])
 
+    @shows("K3.1", "I1", "I9")
+    def test_record_lost_and_newer(self) -> None:
+        """A node that lost a record would refuse all newer versions for ever, or delete what nobody knows."""
+        for vpath in (V1, SINGLE):
+            self.upload(vpath, SMALL)
+            self.lose_record(vpath)
+            self.assertNotIn(vpath, [held.vpath for held in self.load()])
+            index = self.upload(vpath, CHANGED, Command.REPLACE, 9)
+            self.assertEqual(self.standing(vpath), flat(CHANGED))
+            self.assertIn(str(vpath), [one.path for one in self.disk.set_aside()])
+            self.assertEqual(self.aside(vpath), flat(SMALL))
+            self.restart()
+            self.assertIn(Held(vpath, state_of(index, 9), None), self.load())
+            self.assertEqual(self.aside(vpath), flat(SMALL))
+            self.assertIn(str(vpath), [one.path for one in self.disk.set_aside()])
+
+    @shows("K3.1")
+    def test_record_lost_and_the_same(self) -> None:
+        """A node that lost a record would need twice the room for what it has."""
+        self.upload(V1, SMALL)
+        self.lose_record(V1)
+        index = self.upload(V1, SMALL, Command.REPLACE, 9)
+        self.assertEqual(self.load(), [Held(V1, state_of(index, 9), None)])
+        self.assertEqual(list(self.disk.set_aside()), [])
+
+    @shows("K3.1", "I9")
+    def test_foreign_in_an_append_only_directory(self) -> None:
+        """What somebody put where only new names are taken would be moved away; or what was ours would block the path for ever."""
+        self.upload(ONCE, SMALL)
+        self.lose_record(ONCE)
+        index, data = index_bytes(CHANGED)
+        self.successResultOf(self.disk.write_index(index.image, data))
+        staging = self.staged(ONCE, index)
+        self.successResultOf(staging.write(blocks_of(CHANGED, index)))
+        failed = self.failureResultOf(staging.commit(state_of(index)), DownloadFailed).value
+        self.assertEqual(failed.reason, Abort.ALREADY_EXISTS)
+        self.assertIn("move it away", str(failed))
+        self.damage_record(ONCE)
+        staging = self.staged(ONCE, index)
+        self.successResultOf(staging.write(blocks_of(CHANGED, index)))
+        self.successResultOf(staging.commit(state_of(index)))
+        self.assertEqual(self.standing(ONCE), flat(CHANGED))
+        self.assertEqual(self.aside(ONCE), flat(SMALL))
+
+    @shows("K3.2", "I7")
+    def test_remove_without_a_record(self) -> None:
+        """A removal would be called done while the directory is still there; or would take what somebody else put there."""
+        for time, (spec, goes) in enumerate(((SMALL, True), (CHANGED, False)), 20):
+            index = self.upload(V1, spec, Command.REPLACE, time)
+            self.lose_record(V1)
+            named, _ = index_bytes(SMALL)
+            tombstone = Tombstone(Version(40 + time, named.image), 50 + time, (bytes(64),))
+            self.failureResultOf(self.disk.remove(V1, tombstone), OtherContent)
+            self.assertTrue(self.successResultOf(self.disk.present(V1)))
+            removed = self.disk.remove(V1, tombstone, named)
+            if goes:
+                self.assertEqual(self.successResultOf(removed).tombstones["v1"], tombstone)
+            else:
+                self.failureResultOf(removed, OtherContent)
+                self.assertNotEqual(index.image, named.image)
+            self.restart()
+            self.assertEqual(self.load(), [])
+            self.assertIs(self.successResultOf(self.disk.present(V1)), not goes)
+
+    @shows("K3.5")
+    def test_look(self) -> None:
+        """An image that was removed by hand would count for ever; one on a disk that is not mounted would be fetched again."""
+        for vpath in (V1, V2, SINGLE):
+            self.upload(vpath, SMALL)
+        self.assertEqual(self.successResultOf(self.disk.look([V1, V2, SINGLE])), Sight((), {}))
+        self.lose(V1)
+        self.assertEqual(self.successResultOf(self.disk.look([V1, V2, SINGLE])), Sight((V1,), {}))
+        self.unmount()
+        sight = self.successResultOf(self.disk.look([V1, V2, SINGLE]))
+        self.assertEqual((sight.gone, list(sight.unseen)), ((), ["app"]))
+        self.assertIn("mounted", sight.unseen["app"])
+
 
 class RealDisk(Contract, SynchronousTestCase):
     def setUp(self) -> None:
         self.node = Node(Path(self.mktemp()).absolute())
+        (self.node.root / "once").mkdir()
+        self.node.configs["once"] = DirConfig("once", str(self.node.root / "once"), append_only=True, num_levels=1)
         self.disk = self.node.store
 
     def tearDown(self) -> None:
@@ -441,7 +524,20 @@ class RealDisk(Contract, SynchronousTestCase):
         self.disk = self.node.store = Store(str(self.node.db), self.node.configs, in_place)
 
     def standing(self, vpath: VPath) -> dict[str, bytes]:
-        return on_disk(self.node.image(vpath))
+        return on_disk(self._image(vpath))
+
+    def _image(self, vpath: VPath) -> Path:
+        return self.node.root / "once" / "v1" if vpath == ONCE else self.node.image(vpath)
+
+    def aside(self, vpath: VPath) -> dict[str, bytes]:
+        (found,) = self._image(vpath).parent.glob(".ciruela-aside~*")
+        return on_disk(found)
+
+    def lose_record(self, vpath: VPath) -> None:
+        (self.node.db / "signatures" / f"{str(vpath)[1:]}.state").unlink()
+
+    def damage_record(self, vpath: VPath) -> None:
+        (self.node.db / "signatures" / vpath.key / f".{vpath.name}.state.backup").write_bytes(b"bent")
 
     def lose(self, vpath: VPath) -> None:
         image = self.node.image(vpath)
@@ -467,6 +563,7 @@ class Memory(Contract, SynchronousTestCase):
             {
                 "app": DirConfig("app", "/srv", append_only=False, num_levels=2),
                 "one": DirConfig("one", "/one", append_only=False, num_levels=0),
+                "once": DirConfig("once", "/once", append_only=True, num_levels=1),
             }
         )
 
@@ -475,6 +572,16 @@ class Memory(Contract, SynchronousTestCase):
 
     def standing(self, vpath: VPath) -> dict[str, bytes]:
         return self.disk.files(vpath)
+
+    def aside(self, vpath: VPath) -> dict[str, bytes]:
+        (found,) = [index for path, index in self.disk.aside_trees if path == str(vpath)]
+        return self.disk.files_of(found)
+
+    def lose_record(self, vpath: VPath) -> None:
+        self.disk.lose_record(vpath)
+
+    def damage_record(self, vpath: VPath) -> None:
+        self.disk.damaged.add(vpath)
 
     def lose(self, vpath: VPath) -> None:
         self.disk.lose(vpath)
@@ -493,15 +600,3 @@ class Memory(Contract, SynchronousTestCase):
         self.failureResultOf(staging.keep(), DiskError)
         self.failureResultOf(staging.write([]), DiskError)
         self.failureResultOf(staging.commit(state_of(index)), DiskError)
-
-    def test_foreign(self) -> None:
-        """A simulation could not tell a node that overwrites what is not its own."""
-        self.disk.foreign[V1] = None
-        index, _ = index_bytes(SMALL)
-        staging = self.staged(V1, index)
-        self.successResultOf(staging.write(blocks_of(SMALL, index)))
-        failed = self.failureResultOf(staging.commit(state_of(index)), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.ALREADY_EXISTS)
-        self.disk.foreign[V1] = index
-        self.successResultOf(staging.commit(state_of(index)))
-        self.assertEqual(self.standing(V1), flat(SMALL))

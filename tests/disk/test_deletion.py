@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cbor2
 
-from ciruela.disk import burials
+from ciruela.disk import burials, states
 from ciruela.disk.safedir import SafeDir
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, FormatError
@@ -266,8 +266,7 @@ class Collecting(Real):
         strange = self.node.db / "signatures" / "gone" / "x.state"
         strange.parent.mkdir()
         elsewhere = self.stored({"/elsewhere": b""})
-        state = (self.node.db / "signatures" / "app" / "web" / "v1.state").read_bytes()
-        strange.write_bytes(state.replace(committed.image, elsewhere.image))
+        strange.write_bytes(states.encode_state(state_of(elsewhere)))
         self.assertEqual(self.successResultOf(self.store.collect_indexes({kept.image})), 1)
         self.assertFalse(self.path(loose).exists())
         for index in (committed, pending, kept, elsewhere):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -127,7 +128,11 @@ class Planted(Real):
 
 @shows("I9")
 class Unmanaged(Real):
-    """Directories that stand at a path of which we have no record."""
+    """Directories that stand at a path of which we have no record, where only new names are taken."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.node.configs["app"] = replace(self.node.configs["app"], append_only=True)
 
     def test_another_content(self) -> None:
         """Somebody's directory would be replaced and deleted."""

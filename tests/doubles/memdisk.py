@@ -6,6 +6,7 @@ Nodes may share one dictionary of blocks: an image is its index, and what a node
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import count
 from zlib import crc32
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -14,13 +15,13 @@ from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.model.dirconfig import DirConfig, Reuse
-from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
+from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherContent
 from ciruela.model.hooks import Due
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import Burials, Kept, State, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, Pending, Reused, Staging
+from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, Pending, Reused, SetAside, Sight, Staging
 
 Blocks = dict[BlockHash, bytes]
 
@@ -162,8 +163,8 @@ class MemDisk:
     """Implements ``seams.Disk``.
 
     Tests may set ``free_bytes`` (a full disk), ``unmounted`` (keys whose base is missing), ``foreign`` (paths where something stands that
-    is not ours: an index if it has exactly that content, else None), ``rotten`` (block hashes that cannot be read back), ``device`` (which
-    disk the bases are on).
+    is not ours: an index if it has exactly that content, else None), ``damaged`` (paths of which a damaged record is kept), ``rotten``
+    (block hashes that cannot be read back), ``device`` (which disk the bases are on).
     """
 
     def __init__(self, configs: Mapping[str, DirConfig], blocks: Blocks | None = None) -> None:
@@ -177,6 +178,9 @@ class MemDisk:
         self.images: dict[VPath, Index] = {}
         self.staged: dict[tuple[VPath, ImageId], bytearray] = {}
         self.foreign: dict[VPath, Index | None] = {}
+        self.damaged: set[VPath] = set()
+        self.asides: list[SetAside] = []
+        self.aside_trees: list[tuple[str, Index]] = []
         self.kept: dict[VPath, tuple[Kept, ...]] = {}
         self.unmounted: set[str] = set()
         self.rotten: set[BlockHash] = set()
@@ -184,6 +188,7 @@ class MemDisk:
         self.device = 1
         self.life = 0
         self._maps: dict[ImageId, BlockMap] = {}
+        self._inodes = count(1000)
 
     # -- for tests -------------------------------------------------------------------------------------------------------------
 
@@ -195,10 +200,21 @@ class MemDisk:
         """Somebody deletes the directory of an image."""
         del self.images[vpath]
 
+    def lose_record(self, vpath: VPath, *, damaged: bool = False) -> None:
+        """The state of an image is gone, or ``damaged`` and set aside; its directory stands there as before."""
+        del self.states[vpath]
+        self.foreign[vpath] = self.images.pop(vpath)
+        if damaged:
+            self.damaged.add(vpath)
+
     def files(self, vpath: VPath) -> dict[str, bytes]:
         """What stands at ``vpath``: contents by path inside the image, targets of symlinks, ``b""`` for directories."""
+        return self.files_of(self.images[vpath])
+
+    def files_of(self, index: Index) -> dict[str, bytes]:
+        """As :meth:`files`, of any tree."""
         found: dict[str, bytes] = {}
-        for directory in self.images[vpath].directories:
+        for directory in index.directories:
             found[directory.path] = b""
             for entry in directory.entries:
                 match entry:
@@ -293,11 +309,18 @@ class MemDisk:
             raise refusal
         return "/".join((self.configs[vpath.key].directory, *vpath.parts[1:]))
 
-    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Burials]:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.states.get(vpath)
         if committed is None and tombstone.signatures and vpath not in self.pendings:
+            if vpath.key in self.unmounted:
+                return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
+            if vpath in self.foreign:
+                standing = self.foreign[vpath]
+                if index is None or standing is None or standing.image != index.image:
+                    return fail(OtherContent(f"{vpath}: other content is there, of which nothing is recorded"))
+                del self.foreign[vpath]
             now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
             return succeed(now)
         newer = committed is None or committed.version > tombstone.version
@@ -372,7 +395,12 @@ class MemDisk:
         if vpath in self.foreign:
             found = self.foreign[vpath]
             if found is None or found.image != index.image:
-                return fail(DownloadFailed(Abort.ALREADY_EXISTS, f"{vpath}: is not ours and not this image; move it away"))
+                if self.configs[vpath.key].append_only and vpath not in self.damaged:
+                    return fail(DownloadFailed(Abort.ALREADY_EXISTS, f"{vpath}: is not ours and not this image; move it away"))
+                above = self.where(vpath).rpartition("/")[0]
+                if found is not None:
+                    self.aside_trees.append((str(vpath), found))
+                self.asides.append(SetAside(str(vpath), f"{above}/.ciruela-aside~{vpath.name}~{next(self._inodes)}", 0))
             del self.foreign[vpath]
         pending = self.pendings.get(vpath)
         if pending is not None and pending.state.image == state.image:
@@ -393,6 +421,22 @@ class MemDisk:
         if vpath.key in self.unmounted:
             return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
         return succeed(vpath in self.images or vpath in self.foreign)
+
+    def look(self, vpaths: Sequence[VPath]) -> Deferred[Sight]:
+        unseen = {vpath.key: "is not mounted" for vpath in vpaths if vpath.key in self.unmounted}
+        gone = [vpath for vpath in vpaths if vpath.key not in unseen and vpath not in self.images and vpath not in self.foreign]
+        return succeed(Sight(tuple(gone), unseen))
+
+    def prove(self, most: int) -> Deferred[Sequence[VPath]]:
+        """All records have their checksum here."""
+        return succeed(())
+
+    def set_aside(self) -> Sequence[SetAside]:
+        return list(self.asides)
+
+    def tidy(self, *, delete: bool) -> Deferred[int]:
+        """Deleting never fails here."""
+        return succeed(0)
 
     def examine(self, vpath: VPath, index: Index) -> Examination:
         return MemExamination(self, vpath, index)

@@ -44,7 +44,7 @@ PLACES = (safedir, openfile, walk, lock)
 def _places() -> Iterator[tuple[ModuleType, str, ModuleType]]:
     """Where they hold what is stood in for."""
     for module in PLACES:
-        for word in ("os", "fcntl", "syscalls"):
+        for word in ("os", "fcntl", "syscalls", "time"):
             held = getattr(module, word, None)
             if held is not None:
                 yield module, word, held
@@ -101,6 +101,9 @@ class SimOS(Names):
         """As :meth:`installed`, until the test ends."""
         for module, name, _ in list(_places()):
             case.patch(module, name, self)
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing happens meanwhile."""
 
     # -- descriptors -----------------------------------------------------------------------------------------------------------
 
@@ -252,6 +255,17 @@ class SimOS(Names):
         if view:
             volume.write(inode, view, offset, self._tick())
         return len(view)
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        """What is new takes space here, as if there were no holes."""
+        opened = self._of(fd)
+        self._begin("ftruncate", opened.volume)
+        volume, inode = opened.volume, opened.inode
+        volume.pages_used -= inode.space
+        del inode.data[size:]
+        inode.data.extend(bytes(size - len(inode.data)))
+        volume.pages_used += inode.space
+        inode.modified_ns = self._tick()
 
     def clone_range(self, source_fd: int, source_offset: int, size: int, fd: int, offset: int) -> None:
         """As btrfs and xfs do it where the volume ``clones``. Space is counted as if nothing were shared."""

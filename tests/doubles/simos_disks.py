@@ -19,6 +19,7 @@ CHANGING = frozenset(
         "create",
         "fchmod",
         "fsync",
+        "ftruncate",
         "link",
         "mkdir",
         "pwrite",

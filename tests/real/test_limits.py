@@ -87,6 +87,23 @@ class LimitsTests(SynchronousTestCase):
         self.assertIn("64 connections at a time instead of 1000: this process may have 128 files open", log)
         self.assertLess(log.count("was refused"), 3)
 
+    @shows("K8.3", "A41", "I8")
+    def test_many_directories(self) -> None:
+        """With 256 or 128 descriptors uploads of many directories at once would fail for want of them."""
+        cluster = RealCluster(self, 2, down=(0, 1))
+        for node, limit in zip(cluster.nodes, (256, 128), strict=True):
+            node.wrapper = ["prlimit", f"--nofile={limit}"]
+        cluster.start(0, 1)
+        top = Path(self.mktemp()).absolute()
+        trees = [small_tree(top / f"t{one}", {f"d{number}/f": f"{one} {number}" for number in range(400)}) for one in range(6)]
+        clients = [
+            cluster.begin_sync("--append", f"{tree}:/apps/{tree.name}", "--require", "all", "127.0.0.1", "127.0.0.2") for tree in trees
+        ]
+        for client in clients:
+            cluster.expect(cluster.finish(client), 0, "2/2 nodes")
+        for tree in trees:
+            cluster.same(tree, f"/apps/{tree.name}")
+
     @shows("G15", "I8")
     def test_little_memory(self) -> None:
         """A daemon beside a service on a small server would take its memory, or end for want of it in the middle of an upload."""

@@ -63,6 +63,22 @@ class VerdictTests(SynchronousTestCase):
         self.assertIs(self.judge(PEER, other), True)
         self.assertIs(self.judge(PEER, coming), True)
 
+    @shows("K5.5", "I9")
+    def test_protected(self) -> None:
+        """What a link of the operator leads to would go all the same; or ``--force`` would not help; or the reason would be another one."""
+        standing = replace(NOTHING, committed=state(A, NOW_MS - 1))
+
+        def judge(removal: Removal, verified: int = 1) -> Reject | bool:
+            entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) * verified
+            verdict = judge_removal(removal, standing, entries, NOW_MS, protecting="a link")
+            return verdict.reason if isinstance(verdict, Rejected) else verdict.fresh
+
+        for removal in (CLIENT, PEER):
+            self.assertIs(judge(removal), Reject.PROTECTED)
+            self.assertIs(judge(removal, 0), Reject.SIGNATURE_MISMATCH)
+            self.assertIs(judge(replace(removal, forced=True)), True)
+        self.assertIs(judge(replace(CLIENT, image=B)), Reject.REPLACE_DOESNT_MATCH)
+
     def test_again(self) -> None:
         """A removal that is done would be done again with each comparison of two nodes."""
         buried = replace(NOTHING, buried=CLIENT.version)

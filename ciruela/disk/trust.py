@@ -1,0 +1,111 @@
+"""Whether a record without a checksum is believed: one of the reference, or of an earlier version of this program (finding K3.3).
+
+Its signatures are verified with the keys that are configured now. One that a key made is believed. Keys may have been taken out of the
+configuration since, so a record that no key of today made is kept as well, unless something speaks against it: a time ahead of the clock,
+or a committed image of which no index is stored here, as a flipped bit makes of any image.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ciruela.disk import states
+from ciruela.disk.layout import Place, Records, index_name
+from ciruela.disk.safedir import SafeDir
+from ciruela.disk.states import Judge
+from ciruela.model.errors import FormatError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.seams import NowMs
+
+AHEAD_MS = 5 * 60 * 1000
+"""A record that says a later time than the clock and this was never accepted here: whoever signs may be so much ahead."""
+
+SANE_MS = 1_577_836_800_000
+"""The year 2020. A clock that shows an earlier time was never set since the machine was switched on, and proves nothing."""
+
+MOST_AT_START = 10_000
+"""Records without a checksum that a start verifies, some 60 us each; the others are looked at while the node runs."""
+
+Signed = Callable[[VPath, ImageId, Sequence[SigEntry]], frozenset[SigEntry]]
+"""Those of the entries that a key made which is configured now for the path. Called in threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """By what records are judged: the wall clock, and the keys."""
+
+    now_ms: NowMs
+    signed: Signed
+
+    @property
+    def latest_ms(self) -> int:
+        """The latest time that a record may say; none is too late for a clock that was never set."""
+        now_ms = self.now_ms()
+        return now_ms + AHEAD_MS if now_ms >= SANE_MS else 1 << 64
+
+
+class Vetting:
+    """Judges the records of one daemon that have no checksum. Used by one thread at a time.
+
+    ``waiting`` are the paths with a committed image of which the record has none yet: :meth:`prove` gives it one.
+    """
+
+    def __init__(self, records: Records, trust: Trust) -> None:
+        self._records = records
+        self._trust = trust
+        self._verified = 0
+        self.waiting: deque[VPath] = deque()
+
+    @property
+    def latest_ms(self) -> int:
+        """As ``Trust.latest_ms``."""
+        return self._trust.latest_ms
+
+    def at_start(self, place: Place) -> Judge:
+        """Judges the committed state of ``place`` for a start, which does not verify more than :data:`MOST_AT_START` signatures."""
+
+        def judge(state: State) -> State:
+            self.waiting.append(place.vpath)
+            if self._verified >= MOST_AT_START:
+                return state
+            self._verified += len(state.signatures)
+            return self._judged(place, state, committed=True)
+
+        return judge
+
+    def pending(self, place: Place) -> Judge:
+        """Judges a journal: its index may be still to come."""
+        return lambda state: self._judged(place, state, committed=False)
+
+    def prove(self, directory: SafeDir, place: Place) -> bool:
+        """Judge the committed state at ``place`` if it has no checksum, and write it with one. False: it was set aside. Raises OSError."""
+        found: list[State] = []
+
+        def judge(state: State) -> State:
+            found.append(self._judged(place, state, committed=True))
+            return found[0]
+
+        standing = states.read_state(directory, place.record, judge)
+        if found:
+            states.write_state(directory, place.record, found[0])
+        return standing is not None
+
+    def _judged(self, place: Place, state: State, *, committed: bool) -> State:
+        made = self._trust.signed(place.vpath, state.image, state.signatures)
+        good = tuple(entry for entry in state.signatures if entry in made or entry.timestamp_ms <= self.latest_ms)
+        if not good:
+            raise FormatError(f"it says a time ahead of the clock, {state.version.timestamp_ms} ms, and no key made its signatures")
+        if committed and not made and not self._has_index(state.image):
+            raise FormatError("no key that is configured made its signatures, and no index of its image is stored")
+        return State(state.image, good)
+
+    def _has_index(self, image: ImageId) -> bool:
+        try:
+            with self._records.indexes(image) as directory:
+                return directory.stat(index_name(image)) is not None
+        except FileNotFoundError:
+            return False

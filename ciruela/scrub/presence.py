@@ -1,0 +1,193 @@
+"""Whether what is recorded is there: the names of all committed images are looked at once a minute (finding K3.5).
+
+An image that somebody removed by hand stops counting as committed and is fetched again, as a start does it. Where a directory cannot be
+opened, or is another one than before, nobody can tell, and nothing is concluded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.clockwork import Beat
+from ciruela.model.errors import DiskError
+from ciruela.model.order import Abort, Command
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
+from ciruela.seams import Address, Disk, Pending, Sight
+from ciruela.tracking.ledger import Ledger
+
+T = TypeVar("T")
+
+TICK_S = 3.0
+ROUND_TICKS = 20
+"""All images have their turn in so many ticks: a minute."""
+
+MOST_AT_ONCE = 2000
+"""Names that are looked at in one thread job, some 5 ms."""
+
+PROVED_A_TICK = 10
+"""Records without a checksum that are verified and written again in a tick, each durably: 10,000 in less than an hour."""
+
+TIDY_TICKS = 60 * ROUND_TICKS
+"""Ticks between two attempts to delete what could not be deleted: an hour."""
+
+
+class Fetcher(Protocol):
+    """What this duty asks of the downloads."""
+
+    def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
+        """Begin to fetch what is pending."""
+
+    def stop(self, vpath: VPath, reason: Abort) -> None:
+        """End what is under way for ``vpath``."""
+
+    def settled(self, vpath: VPath) -> Deferred[None] | None:
+        """None, or what to wait for while a commit at ``vpath`` is under way."""
+
+
+class Alone(Protocol):
+    """Takes turns with the orders for a path."""
+
+    def __call__(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Run ``work`` while no order for ``vpath`` is being judged."""
+
+
+class Presence:
+    """Looks at the names of images. ``unseen`` tells why nobody can tell of a directory (key); ``lost`` counts images since the start."""
+
+    _log = Logger()
+
+    def __init__(self, ledger: Ledger, disk: Disk, fetcher: Fetcher, alone: Alone, clock: IReactorTime, rng: random.Random) -> None:
+        self._ledger = ledger
+        self._disk = disk
+        self._fetcher = fetcher
+        self._alone = alone
+        self._beat = Beat(clock, rng, TICK_S, self._tick, "the look at what is there")
+        self._round: Iterator[VPath] = iter(())
+        self._batch = 0
+        self._ticks = 0
+        self._unseen_now: dict[str, str] = {}
+        self.unseen: Mapping[str, str] = {}
+        self.lost = 0
+        self.litter = 0
+
+    def start(self) -> None:
+        """Begin; the ledger is filled."""
+        self._beat.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._beat.stop()
+
+    # -- the round -----------------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._work())
+
+    async def _work(self) -> None:
+        if self._ticks % ROUND_TICKS == 0:
+            self._begin_round()
+            await self._tidy(delete=self._ticks % TIDY_TICKS == 0)
+        self._ticks += 1
+        left = self._batch
+        while left > 0 and (vpaths := list(islice(self._round, min(left, MOST_AT_ONCE)))):
+            left -= len(vpaths)
+            await self._compare(await self._disk.look(vpaths))
+        for vpath in await self._disk.prove(PROVED_A_TICK):
+            await self._alone(vpath, lambda vpath=vpath: self._unrecorded(vpath))  # type: ignore[misc]
+
+    async def _tidy(self, *, delete: bool) -> None:
+        try:
+            self.litter = await self._disk.tidy(delete=delete)
+        except DiskError as error:
+            self._log.warn("what is set aside, or could not be deleted, cannot be looked at: {reason}", reason=error)
+
+    def _begin_round(self) -> None:
+        """The last round has ended: what was seen in it counts."""
+        for key in self._unseen_now.keys() - self.unseen.keys():
+            reason = self._unseen_now[key]
+            self._log.error("/{key}: {reason}; nobody can tell whether its images are there, they stay recorded", key=key, reason=reason)
+        for key in self.unseen.keys() - self._unseen_now.keys():
+            self._log.info("/{key}: the directory can be looked at again", key=key)
+        self.unseen, self._unseen_now = self._unseen_now, {}
+        self._round = self._images()
+        self._batch = -(-len(self._ledger) // ROUND_TICKS)
+
+    def _images(self) -> Iterator[VPath]:
+        """All committed images, those of one base dir one after the other."""
+        for base in list(self._ledger.base_hashes()):
+            yield from [vpath for vpath, _ in self._ledger.committed_in(base)]
+
+    async def _compare(self, sight: Sight) -> None:
+        self._unseen_now.update(sight.unseen)
+        for vpath in sight.gone:
+            try:
+                await self.there(vpath)
+            except DiskError as error:
+                self._log.warn("{vpath}: {reason}", vpath=str(vpath), reason=error)
+
+    # -- one image -----------------------------------------------------------------------------------------------------------------
+
+    def there(self, vpath: VPath) -> Deferred[bool]:
+        """Whether an image is committed at ``vpath`` and its directory stands there, by a look at the disk now.
+
+        One that is missing is fetched again from now on. Fails with DiskError when nobody can tell.
+        """
+        if self._ledger.committed(vpath) is None:
+            return succeed(False)
+        return self._disk.present(vpath).addCallback(self._seen, vpath)
+
+    def _seen(self, there: bool, vpath: VPath) -> bool | Deferred[bool]:
+        return True if there else self._alone(vpath, lambda: self._look_again(vpath))
+
+    def _look_again(self, vpath: VPath) -> Deferred[bool]:
+        """While nobody else decides anything for the path; on some file systems a commit shows nothing for a moment."""
+        settled = self._fetcher.settled(vpath)
+        if settled is not None:
+            return settled.addCallback(lambda _: self._look_again(vpath))
+        committed = self._ledger.committed(vpath)
+        if committed is None:
+            return succeed(False)
+        return self._disk.present(vpath).addCallback(self._conclude, vpath, committed)
+
+    def _conclude(self, there: bool, vpath: VPath, committed: State) -> bool | Deferred[bool]:
+        if there or self._ledger.committed(vpath) is not committed or self._fetcher.settled(vpath) is not None:
+            return there
+        self.lost += 1
+        if self._ledger.pending(vpath) is not None:
+            self._log.error("{vpath}: the image {image} is gone from the disk", vpath=str(vpath), image=committed.image.hex())
+            self._ledger.vanish(vpath, None)
+            return False
+        self._log.error(
+            "{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex()
+        )
+        self._fetcher.stop(vpath, Abort.SUPERSEDED)  # it may have been about to be mended
+        pending = Pending(vpath, committed, Command.APPEND)
+        self._ledger.vanish(vpath, pending)
+        return self._disk.write_pending(pending).addCallbacks(self._fetch, self._not_written, callbackArgs=(pending,), errbackArgs=(vpath,))
+
+    def _fetch(self, _: None, pending: Pending) -> bool:
+        if self._ledger.pending(pending.vpath) is pending:
+            self._fetcher.start(pending)
+        return False
+
+    def _not_written(self, failure: Failure, vpath: VPath) -> bool:
+        """It is not on its way then; other nodes tell of it, or the next start finds it missing."""
+        failure.trap(DiskError)
+        self._log.error("{vpath} cannot be fetched again: {reason}", vpath=str(vpath), reason=failure.getErrorMessage())
+        self._ledger.abort(vpath, 0)
+        return False
+
+    def _unrecorded(self, vpath: VPath) -> Deferred[None]:
+        """The record of an image was set aside: the image counts no more, and comes back from other nodes."""
+        if self._ledger.committed(vpath) is not None:
+            self._ledger.vanish(vpath, None)
+        return succeed(None)
