@@ -10,9 +10,9 @@ from ciruela.model.ids import MachineId
 
 @dataclass(frozen=True, slots=True)
 class NodeNews:
-    """What one node said, or what became of it. ``state``: ``accepted``, ``refused``, ``withdrawn``, ``done``, ``gave-up``,
-    ``error`` or ``unreachable``.
+    """What one node said, or what became of it.
 
+    ``state``: ``accepted``, ``refused``, ``withdrawn``, ``done``, ``gave-up``, ``error`` or ``unreachable``.
     ``host`` is what the node calls itself, else the name or number that led to it; ``address`` is empty where that is not known.
     ``code`` is the word of a refusal, ``message`` a sentence; ``nodes_known`` other nodes that it named. Raw texts.
     """

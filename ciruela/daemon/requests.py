@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from enum import Enum
 from typing import TypeVar
 
 import cbor2
@@ -66,8 +67,28 @@ MAX_DETAIL = 1000
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
 """What is asked for many times while an image is on its way."""
 
-_SIGNED = (AppendDir, ReplaceDir, RemoveDir, CheckUpload)
-"""Wishes with signatures, which cost more than reading: up to 16 of them are checked."""
+
+class _Rate(Enum):
+    """What is counted apart on each connection.
+
+    Wishes with signatures cost more than reading: up to 16 are checked. A client asks what becomes of each order before it sends that, so
+    that questions must not use up what there is for orders.
+    """
+
+    ORDER = "order"
+    QUESTION = "question"
+    READ = "read"
+
+    @classmethod
+    def of(cls, request: Request) -> _Rate:
+        match request:
+            case AppendDir() | ReplaceDir() | RemoveDir():
+                return cls.ORDER
+            case CheckUpload():
+                return cls.QUESTION
+            case _:
+                return cls.READ
+
 
 T = TypeVar("T")
 
@@ -143,7 +164,7 @@ class Requests:
         self._hostname = hostname
         self._hush = Hush(clock, 40)
         self._rate = requests_per_second
-        self._buckets: dict[tuple[Link, bool], Bucket] = {}
+        self._buckets: dict[tuple[Link, _Rate], Bucket] = {}
         self._slots = Slots(clock)
         self.slowed = 0
         self.published_refused = 0
@@ -156,7 +177,7 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
-        if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, _SIGNED)).take():
+        if not isinstance(request, _UNLIMITED) and not self._bucket(link, _Rate.of(request)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
@@ -227,14 +248,14 @@ class Requests:
         """Forget what the connection said."""
         self._watches.lost(link)
         self._slots.left(link)
-        for uploads in (True, False):
-            self._buckets.pop((link, uploads), None)
+        for what in _Rate:
+            self._buckets.pop((link, what), None)
 
-    def _bucket(self, link: Link, uploads: bool) -> Bucket:
-        bucket = self._buckets.get((link, uploads))
+    def _bucket(self, link: Link, what: _Rate) -> Bucket:
+        bucket = self._buckets.get((link, what))
         if bucket is None:
-            rate = self._rate * (1 if uploads else READS)
-            bucket = self._buckets[link, uploads] = Bucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
+            rate = self._rate * (READS if what is _Rate.READ else 1)
+            bucket = self._buckets[link, what] = Bucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
         return bucket
 
     def _upload(self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None) -> Deferred[Response]:
