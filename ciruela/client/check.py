@@ -118,10 +118,11 @@ class Survey:
                 if machine not in found.machines and name not in found.names and name and name.isprintable()
             }
             rows = [row for row in self._rows(strangers=True) if row.machine not in found.machines and not self._tried(row)]
-            if not (names or rows) or len(found.names) + len(found.addresses) >= MAX_CANDIDATES:
+            room = MAX_CANDIDATES - len(found.names) - len(found.addresses)
+            if not (names or rows) or room <= 0:
                 break
-            await together([self._heard(name, machine) for name, machine in names.items()])
-            await together([self._at_row(row) for row in rows])
+            await together([self._heard(name, machine) for name, machine in list(names.items())[:room]])
+            await together([self._at_row(row) for row in rows[:room]])
         self._book_missing()
 
     async def _named(self, name: str) -> None:
