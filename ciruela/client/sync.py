@@ -135,7 +135,7 @@ class _Run:
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
         self.upload = upload
         self.book = Book(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
-        self.hooks = HookAccount(upload.request.path, upload.request.image)
+        self.hooks = HookAccount(upload.request.path, upload.request.image, runs=not isinstance(upload.request, RemoveDir))
         self.asked: set[Address] = set()
         self.servers_asked_s: dict[Address, float] = {}
         self.refusals: dict[str, list[str]] = {}

@@ -11,7 +11,7 @@ from ciruela.model.ids import ImageId
 SIGNATURE_BYTES = 64
 
 MOST_SIGNATURES = 16
-"""Signatures that are kept with a tombstone: as many as a request may have (threats A15)."""
+"""Signatures that are recorded with a tombstone or a kept image: as many as a request may have (threats A15)."""
 
 
 class Version(NamedTuple):
@@ -45,6 +45,24 @@ class State:
     def merged(self, entries: tuple[SigEntry, ...]) -> State:
         """This state with ``entries`` added, without doubles, in order."""
         return State(self.image, tuple(sorted({*self.signatures, *entries})))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A replaced image that is still there: its version, and its newest signatures where they were recorded (at most 16)."""
+
+    version: Version
+    signatures: tuple[SigEntry, ...] = ()
+
+    @classmethod
+    def of(cls, state: State) -> Kept:
+        """The row for the image of ``state``, which is about to be replaced."""
+        return cls(state.version, state.signatures[-MOST_SIGNATURES:])
+
+    @property
+    def image(self) -> ImageId:
+        """The id of the image."""
+        return self.version.image
 
 
 @dataclass(frozen=True, slots=True)
