@@ -493,7 +493,7 @@ class Book:
         if not ended and elapsed_s < rule.deadline_s:
             return RUNNING
         if gone:
-            have += f"; not to be reached: {_some(row.told() for row in gone)}"
+            have += f"; {count(len(gone), 'other')} cannot be reached"
         if require is not None and sure >= need > 0:
             return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, f"--require {require}: {have}")
         if ended and gone and not failed:

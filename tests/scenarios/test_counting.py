@@ -141,7 +141,8 @@ class DeadTests(CountingCase):
         row = self.sync("n1")
         self.assertEqual(self.counted(row), (Outcome.PARTIAL, EXIT_PARTIAL, 2, 3))
         self.assertLess(self.took_s, 60.0)
-        self.assertIn("n3 (not heard for", row.verdict.why)
+        self.assertEqual(row.verdict.why, "2 nodes have it, 3 were needed; 1 other cannot be reached")
+        self.assertIn("n3 (not heard for", row.standing.waited_for[0])
         self.assertTrue(any("n3 (not heard for" in text and "3 of 3 nodes are needed" in text for text in self.heard.problems))
 
     @shows("K7.2")
