@@ -311,7 +311,8 @@ class Disk(Protocol):
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
 
-        With signatures any image that is not newer is deleted, and it is remembered also where none is committed.
+        With signatures any image that is not newer is deleted, and it is remembered also where none is committed, or only newer ones are
+        there or on their way.
 
         Fires with all that is remembered of the base dir when the image is not visible any more; its files are deleted in the background.
         After a failure the image stays, and so does its record.

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
 from ciruela.model.servers import Server, SharedId
-from ciruela.model.state import Version
+from ciruela.model.state import State, Version
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import fields
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
     MOST_PULLED,
     MOST_PUSHED,
+    MOST_REFUSED,
     MOST_SERVERS,
+    REFUSED_BYTES,
     AbortedImage,
     AppendDir,
     BaseDirData,
@@ -217,6 +220,10 @@ def _path_state_data(f: Fields) -> PathStateData:
         _refused(f.get("refused")),
         tuple(map(_server, fields.listed(f.get("servers", []), "servers", MOST_SERVERS))),
         tuple(map(_shared_id, fields.listed(f.get("shared_ids", []), "shared_ids", MAX_SHARED_IDS))),
+        tuple(
+            fields.fixed(one, "a refused order", REFUSED_BYTES)
+            for one in fields.listed(f.get("refused_orders", []), "refused_orders", MOST_REFUSED)
+        ),
     )
 
 
@@ -239,6 +246,15 @@ def _index_at_data(f: Fields) -> IndexAtData:
     return IndexAtData(None if data is None else fields.plain_data(data), fields.hosts(f))
 
 
+def _states(dirs: dict[object, object]) -> dict[str, State]:
+    """The states of a base dir. An entry that is not well made costs that entry: the rest of the list is as good as without it."""
+    found = {}
+    for name, one in dirs.items():
+        with suppress(FormatError):
+            found[fields.text(name, "a directory name", MAX_COMPONENT_BYTES)] = fields.state(one)
+    return found
+
+
 def _base_dir_data(f: Fields) -> BaseDirData:
     dirs: Any = fields.required(f, "dirs")
     watches = f.get("watches", {})
@@ -250,7 +266,7 @@ def _base_dir_data(f: Fields) -> BaseDirData:
     return BaseDirData(
         fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
         fields.fixed(fields.required(f, "keep_list_hash"), "keep_list_hash", HASH_BYTES),
-        {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): fields.state(state) for name, state in dirs.items()},
+        _states(dirs),
         {
             fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(
                 map(fields.machine_id, fields.listed(machines, "watches", MAX_WATCHERS))

@@ -65,9 +65,9 @@ class Removals:
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
         verified = self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
-        return verified.addCallback(lambda found: self._decide(removal, tuple(found)))
+        return verified.addCallback(lambda found: self._decide(removal, tuple(found), config.append_only))
 
-    def _decide(self, removal: Removal, verified: tuple[SigEntry, ...]) -> RemovalVerdict | Deferred[RemovalVerdict]:
+    def _decide(self, removal: Removal, verified: tuple[SigEntry, ...], append_only: bool) -> RemovalVerdict | Deferred[RemovalVerdict]:
         vpath = removal.vpath
         pending, burials = self._ledger.pending(vpath), self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
@@ -78,7 +78,7 @@ class Removals:
             buried=tombstone.version if tombstone else None,
             floor_ms=burials.floor_ms,
         )
-        verdict = judge_removal(removal, standing, verified, self._now_ms(), self._max_age_ms)
+        verdict = judge_removal(removal, standing, verified, self._now_ms(), self._max_age_ms, append_only)
         match verdict:
             case Rejected():
                 self._hush.info(
@@ -95,10 +95,23 @@ class Removals:
                 return verdict
             case Removed(fresh=False):
                 return verdict
+            case Removed(outlived=True):
+                return self._remember(removal, verified).addCallback(lambda _: verdict)
         settled = self._downloads.settled(vpath)
         if settled is not None:
-            return settled.addCallback(lambda _: self._decide(removal, verified))
+            return settled.addCallback(lambda _: self._decide(removal, verified, append_only))
         return self._carry_out(removal, verified).addCallback(lambda _: verdict)
+
+    def _remember(self, removal: Removal, verified: tuple[SigEntry, ...]) -> Deferred[None]:
+        """What is there was signed later. Signatures from before the removal are no claim to the path any more."""
+        vpath = removal.vpath
+
+        async def work() -> None:
+            tombstone = Tombstone(removal.version, self._now_ms(), tuple(entry.signature for entry in verified))
+            self._ledger.fold(vpath.base, await self._disk.remove(vpath, tombstone))
+            await self._uploads.outlived(vpath, removal.version)
+
+        return Deferred.fromCoroutine(work())
 
     def _carry_out(self, removal: Removal, verified: tuple[SigEntry, ...]) -> Deferred[None]:
         """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile."""

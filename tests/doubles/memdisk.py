@@ -297,7 +297,9 @@ class MemDisk:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.states.get(vpath)
-        if committed is None and tombstone.signatures and vpath not in self.pendings:
+        coming = self.pendings[vpath].state if vpath in self.pendings else None
+        outlived = any(state is not None and state.version > tombstone.version for state in (committed, coming))
+        if tombstone.signatures and (outlived or (committed is None and coming is None)):
             now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
             return succeed(now)
         newer = committed is None or committed.version > tombstone.version
