@@ -111,7 +111,7 @@ def judge(
         return Rejected(Reject.SIGNATURE_MISMATCH)
     timely = tuple(entry for entry in verified if entry.timestamp_ms <= now_ms + FUTURE_LIMIT_MS)
     if not timely:
-        return Rejected(Reject.TIMESTAMP_IN_FUTURE, f"signed {_apart(verified[0].timestamp_ms - now_ms)} ahead of the clock here")
+        return Rejected(Reject.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
     signed = State(order.image, tuple(sorted(timely)))
     wish = signed.since(standing.removed)
     same = _same(order, wish, standing)
@@ -122,8 +122,8 @@ def judge(
     if order.origin is Origin.PEER:
         return _by_claim(wish, config, standing) if config.append_only else _by_version(wish, standing)
     if wish.version.timestamp_ms < now_ms - max_age_ms:
-        seen = f"signed {_apart(now_ms - wish.version.timestamp_ms)} ago by the clock here"
-        return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {_apart(max_age_ms)} may lie between")
+        seen = f"signed for {wish.version.timestamp_ms} ms, the clock here says {now_ms} ms"
+        return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
     refused = _against_pending(order, wish, standing) or _against_committed(order, wish, standing)
     return refused or same or Accepted(Progress.NEW, wish)
 

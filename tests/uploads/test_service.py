@@ -45,7 +45,7 @@ class World:
 
     def verified(self, config, vpath, image, entries, statement=signed_bytes):
         self.statements.append(statement)
-        return succeed(dict.fromkeys(entries, "a key")) if self.verified_answer is None else self.verified_answer
+        return succeed({one: f"key {one.signature[0]}" for one in entries}) if self.verified_answer is None else self.verified_answer
 
     def present(self, vpath):
         self.events.append(("present", vpath))
@@ -103,8 +103,8 @@ class UploadsTests(SynchronousTestCase):
     def test_check(self):
         """A question would be judged by the signature of an upload, or otherwise than the upload, or begin something."""
         path = VPath.parse("/log/v1")
-        self.ledger.commit(path, state(B, entry(NOW - 1)))
-        self.ledger.commit(V1, state(B, entry(NOW - 1)))
+        self.ledger.commit(path, state(B, entry(NOW - 1, 8)))
+        self.ledger.commit(V1, state(B, entry(NOW - 1, 8)))
         for vpath, image, command in (
             (V1, A, Command.APPEND),
             (V1, A, Command.REPLACE),
@@ -138,12 +138,25 @@ class UploadsTests(SynchronousTestCase):
     def test_conflict_is_told(self):
         """The client whose image gave way would believe that it is on every node."""
         path = VPath.parse("/log/v1")
-        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        self.ledger.commit(path, state(B, entry(NOW + 1)))
         verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
         self.assertTrue(verdict.conflict)
         self.assertEqual(self.world.events[:2], [("conflicted", path, B), ("stop", path, Abort.CONFLICT)])
         self.assertEqual(self.ledger.pending(path).state.image, A)
         self.assertIn("conflict at append-only /log/v1", log_text(self))
+
+    @shows("A51", "K2.1")
+    def test_first_stays(self):
+        """What was uploaded first and acknowledged would be displaced by a later append, whose client would not hear that it lost."""
+        path = VPath.parse("/log/v1")
+        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        refused = []
+        self.uploads.refused = lambda order, reason: refused.append((order.image, reason))
+        verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
+        self.assertEqual(verdict.reason, Reject.CONFLICT)
+        self.assertEqual(self.world.events, [("conflicted", path, A)])
+        self.assertEqual(refused, [(A, Reject.CONFLICT)])
+        self.assertIsNone(self.ledger.pending(path))
 
     @shows("A51")
     def test_frozen(self):
@@ -223,10 +236,19 @@ class UploadsTests(SynchronousTestCase):
         self.ledger.commit(V1, state(A))
         self.assertEqual(self.successResultOf(self.order()).progress, Progress.ALREADY_DONE)
         self.assertEqual(self.world.events, [("present", V1)])
-        self.successResultOf(self.order(entries=(entry(NOW + 1),)))
-        merged = state(A, entry(), entry(NOW + 1))
+        self.successResultOf(self.order(entries=(entry(NOW + 1, 8),)))
+        merged = state(A, entry(), entry(NOW + 1, 8))
         self.assertIn(("write_state", V1, merged), self.world.events)
         self.assertEqual(self.ledger.committed(V1), merged)
+
+    @shows("K3.6")
+    def test_again_and_again(self):
+        """A job that uploads the same image each night would make the state grow until no node can list the directory."""
+        for path, stays in ((V1, ()), (VPath.parse("/log/v1"), (entry(),))):
+            self.ledger.commit(path, state(A, entry(), entry(NOW, 9)))
+            for night in range(1, 40):
+                self.successResultOf(self.order(path=path, entries=(entry(NOW + night),)))
+            self.assertEqual(self.ledger.committed(path), state(A, *stays, entry(NOW, 9), entry(NOW + 39)))
 
     def test_removed_by_hand(self):
         """An image that somebody deleted from the disk is fetched again, not called done."""
