@@ -411,9 +411,9 @@ class Node:
         return download.pieces or 0 if download is not None and download.image == image else 0
 
     def _conflicted(self, vpath: VPath, image: ImageId, detail: str) -> None:
-        """An append-only path has two images in the cluster: tell the clients that this one was not the only one."""
+        """An append-only path has two images in the cluster: tell the clients that brought this one, and not those that watch the path."""
         word = f"{Abort.CONFLICT.value}: {detail}"
-        for link in self.watches.interested(vpath, image):
+        for link in self.watches.sources(image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:

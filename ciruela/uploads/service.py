@@ -140,8 +140,6 @@ class Uploads:
         match self._judged(order, config, self._standing(order.vpath), verified):
             case Rejected(reason=reason) if order.command is Command.APPEND or reason in _FINAL:
                 return NOWHERE
-            case Accepted(progress=progress) if config.append_only and progress is not Progress.NEW:
-                return NOWHERE
         return await self._neighbours.ask(order.vpath)
 
     async def _makers(self, order: Order, config: DirConfig, verified: Mapping[SigEntry, str]) -> Mapping[SigEntry, str]:

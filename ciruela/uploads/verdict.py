@@ -21,7 +21,7 @@ stops what was deleted.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from ciruela.model.dirconfig import DirConfig, OnConflict
@@ -50,6 +50,16 @@ class Elsewhere:
     committed: frozenset[Version] = frozenset()
     pending: frozenset[Version] = frozenset()
     refused: frozenset[bytes] = frozenset()
+
+    def since(self, removed: Version | None) -> Elsewhere:
+        """Without what a signed removal covers of which the others have not heard yet."""
+        if removed is None:
+            return self
+        return replace(
+            self,
+            committed=frozenset(one for one in self.committed if one > removed),
+            pending=frozenset(one for one in self.pending if one > removed),
+        )
 
 
 NOWHERE = Elsewhere()
@@ -114,8 +124,9 @@ def judge(
         return Rejected(Reject.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
     signed = State(order.image, tuple(sorted(timely)))
     wish = signed.since(standing.removed)
+    standing = replace(standing, elsewhere=standing.elsewhere.since(standing.removed))
     same = _same(order, wish, standing)
-    if same is not None and not (order.origin is Origin.CLIENT and not config.append_only and _behind(order, standing)):
+    if same is not None and (order.origin is Origin.PEER or not _behind(order, config, standing)):
         return same
     if standing.buried is not None and signed.version <= standing.buried:
         return Rejected(Reject.STALE_TIMESTAMP, f"what was deleted here was signed {_later(standing.buried, signed.version)}")
@@ -124,7 +135,7 @@ def judge(
     if wish.version.timestamp_ms < now_ms - max_age_ms:
         seen = f"signed for {wish.version.timestamp_ms} ms, the clock here says {now_ms} ms"
         return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
-    refused = _against_pending(order, wish, standing) or _against_committed(order, wish, standing)
+    refused = _against_pending(order, wish, standing) or _against_committed(order, wish, config, standing)
     return refused or same or Accepted(Progress.NEW, wish)
 
 
@@ -137,11 +148,18 @@ def _same(order: Order, wish: State, standing: Standing) -> Accepted | None:
     return Accepted(Progress.ALREADY_DONE, standing.committed.merged(wish.signatures))
 
 
-def _behind(order: Order, standing: Standing) -> bool:
-    """Whether this node has the image of ``order`` and others have something newer in its place."""
-    newest = max(standing.elsewhere.committed, default=None)
+def _first_stays(config: DirConfig) -> bool:
+    """Whether of two images at a path the one that was first stays: which that is the reconciliation finds out. With freeze both do."""
+    return config.append_only and config.on_append_conflict is not OnConflict.FREEZE
+
+
+def _behind(order: Order, config: DirConfig, standing: Standing) -> bool:
+    """Whether this node has the image of ``order`` and others have something else that may be about to take its place."""
+    others = [one for one in standing.elsewhere.committed if one.image != order.image]
+    if config.append_only:
+        return bool(others) and _first_stays(config)
     here = standing.pending or standing.committed
-    return newest is not None and here is not None and newest.image != order.image and newest > here.version
+    return here is not None and max((*standing.elsewhere.committed, here.version)).image != order.image
 
 
 def _by_version(wish: State, standing: Standing) -> Verdict:
@@ -196,18 +214,16 @@ def _against_pending(order: Order, wish: State, standing: Standing) -> Rejected 
     return None
 
 
-def _against_committed(order: Order, wish: State, standing: Standing) -> Rejected | None:
+def _against_committed(order: Order, wish: State, config: DirConfig, standing: Standing) -> Rejected | None:
     """The newest of what is committed here and elsewhere is what an order meets."""
     here = _versions(standing.committed)
     newest = max((*standing.elsewhere.committed, *here), default=None)
     if order.command is Command.APPEND:
-        in_the_way = next((one for one in here if one.image != order.image), None)
-        where = ""
-        if in_the_way is None and newest is not None and newest.image != order.image:
-            in_the_way, where = newest, " on another node"
-        if in_the_way is None:
+        mine = next((one for one in here if one.image != order.image), None)
+        other = mine or max((one for one in standing.elsewhere.committed if one.image != order.image), default=None)
+        if other is None or (mine is None and other != newest and not _first_stays(config)):
             return None
-        return Rejected(Reject.ALREADY_EXISTS, f"{in_the_way.image.hex()[:12]} is there{where}")
+        return Rejected(Reject.ALREADY_EXISTS, f"{other.image.hex()[:12]} is there{'' if mine else ' on another node'}")
     if newest is None:
         if order.old_image is None:
             return None

@@ -118,13 +118,28 @@ class DecisionTests(UnmeasuredTestCase):
         self.put(cluster, X, FIRST)
         cluster.kill(5)
         cluster.start(5, wiped=True)
-        cluster.disks[5].states.clear()
-        cluster.run(0.5)
         client = Client(cluster, OTHER)
         client.upload(X, cluster.addresses(5, 6, 7))
         cluster.run(10.0, until=lambda: len(client.answers) == 3)
         self.assertEqual(reasons(client), dict.fromkeys((5, 6, 7), "already_exists"))
         self.unchanged(cluster, X, FIRST)
+
+    def test_removal_makes_room(self):
+        """What was removed would keep its path as long as one node has not heard of that."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        self.put(cluster, X, FIRST)
+        cluster.hub.sever([(cluster.address(1), cluster.address(3)), (cluster.address(2), cluster.address(3))])
+        Client(cluster, FIRST).remove(X, cluster.addresses(1, 2))
+        cluster.run(2.0)
+        self.assertEqual(cluster.holders(X, FIRST), {3})
+        cluster.hub.heal()
+        client = Client(cluster, OTHER)
+        client.upload(X, cluster.addresses(1))
+        cluster.run(5.0, until=lambda: client.answers)
+        self.assertEqual(reasons(client), {1: None})
+        cluster.run(60.0, until=lambda: len(cluster.holders(X, OTHER)) == 3)
+        self.assertEqual(cluster.holders(X, OTHER), {1, 2, 3})
 
     @shows("K2.2")
     def test_old_snapshot(self):

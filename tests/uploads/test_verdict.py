@@ -334,7 +334,8 @@ class ElsewhereTests(SynchronousTestCase):
             self.assertEqual(self.reason(order(), newer, **standing), Reject.ALREADY_EXISTS)
             self.assertEqual(self.reason(order(Command.REPLACE, old=C), newer, **standing), Reject.REPLACE_DOESNT_MATCH)
             self.assertNotIsInstance(self.reason(order(Command.REPLACE, old=B), newer, **standing), Reject)
-            self.assertNotIsInstance(self.reason(order(), newer, config=APPEND_ONLY, **standing), Reject)
+            self.assertEqual(self.reason(order(), newer, config=APPEND_ONLY, **standing), Reject.ALREADY_EXISTS)
+            self.assertNotIsInstance(self.reason(order(), newer, config=FROZEN, **standing), Reject)
 
     def test_taken_elsewhere_already(self):
         """An order that the other nodes have carried out would be refused by the slowest one."""
