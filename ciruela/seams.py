@@ -311,12 +311,14 @@ class Disk(Protocol):
     def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
 
-        With signatures any image that is not newer is deleted, and it is remembered also where none is committed, or only newer ones are
-        there or on their way.
+        With signatures any image that is not newer is deleted, and it is remembered also where none is committed.
 
         Fires with all that is remembered of the base dir when the image is not visible any more; its files are deleted in the background.
         After a failure the image stays, and so does its record.
         """
+
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        """Remember a signed removal at ``vpath``, durably, which what is there outlived: nothing is deleted. Fires as :meth:`remove`."""
 
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""

@@ -25,17 +25,13 @@ def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[
     """Steps 1 to 3: tombstone, rename away, state.
 
     Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none.
-    A signed one is for every image that is not newer, and is remembered also where none is, or only newer ones.
+    A signed one is for every image that is not newer, and is remembered also where none is.
     Raises DiskError when something else than ``tombstone.version`` is committed or an upload is on its way, OSError; then nothing changed.
     """
     yield ENTRY_COST
     with records.states(place.vpath, create=bool(tombstone.signatures)) as directory:
         committed = states.read_state(directory, place.record)
-        journal = states.read_journal(directory, place.record)
-        coming = None if journal is None else journal.state
-        if any(state is not None and _outlives(state, tombstone) for state in (committed, coming)):
-            return burials.add(directory, place, tombstone), None
-        if coming is not None:
+        if states.read_journal(directory, place.record) is not None:
             raise DiskError(f"{place.vpath}: an upload is on its way there, nothing is deleted")
         if committed is None and tombstone.signatures:
             return burials.add(directory, place, tombstone), None
@@ -50,11 +46,6 @@ def delete(records: Records, place: Place, tombstone: Tombstone) -> Steps[tuple[
                 if states.read_state(directory, place.record) is not None and parent.stat(place.name) is not None:
                     burials.take_back(directory, place, before)
                 raise
-
-
-def _outlives(state: State, tombstone: Tombstone) -> bool:
-    """Whether a signed removal leaves ``state`` alone, and is only remembered."""
-    return bool(tombstone.signatures) and state.version > tombstone.version
 
 
 def _is_for(tombstone: Tombstone, committed: State) -> bool:

@@ -108,7 +108,7 @@ class Removals:
 
         async def work() -> None:
             tombstone = Tombstone(removal.version, self._now_ms(), tuple(entry.signature for entry in verified))
-            self._ledger.fold(vpath.base, await self._disk.remove(vpath, tombstone))
+            self._ledger.fold(vpath.base, await self._disk.remember(vpath, tombstone))
             await self._uploads.outlived(vpath, removal.version)
 
         return Deferred.fromCoroutine(work())

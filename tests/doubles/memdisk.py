@@ -297,9 +297,7 @@ class MemDisk:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.states.get(vpath)
-        coming = self.pendings[vpath].state if vpath in self.pendings else None
-        outlived = any(state is not None and state.version > tombstone.version for state in (committed, coming))
-        if tombstone.signatures and (outlived or (committed is None and coming is None)):
+        if committed is None and tombstone.signatures and vpath not in self.pendings:
             now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
             return succeed(now)
         newer = committed is None or committed.version > tombstone.version
@@ -313,6 +311,12 @@ class MemDisk:
         del self.states[vpath]
         self.images.pop(vpath, None)
         self.kept.pop(vpath, None)
+        return succeed(now)
+
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
         return succeed(now)
 
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:

@@ -1,4 +1,4 @@
-"""Several nodes that compare their base dirs in any order end with the same, and lose nothing that was acknowledged. Pure functions only."""
+"""Several nodes that compare their base dirs in any order end with the same, and lose nothing that was acknowledged. Pure."""
 
 from __future__ import annotations
 

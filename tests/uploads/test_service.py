@@ -11,11 +11,12 @@ from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject
-from ciruela.model.state import Burials, SigEntry, State, Tombstone
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Uploads
+from ciruela.uploads.verdict import Elsewhere
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -195,6 +196,25 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
         self.assertEqual(self.world.events, [])
         self.assertEqual(self.ledger.base_hashes(), {})
+
+    @shows("K2.1", "A18")
+    def test_strangers_make_nobody_ask(self):
+        """Each request that no key signed would make this node ask five others; and peers would ask each other in turn."""
+        asked = []
+
+        class Others:
+            def ask(self, vpath):
+                asked.append(vpath)
+                return succeed(Elsewhere(frozenset({Version(NOW - 9, B)})))
+
+        self.uploads._neighbours = Others()
+        self.world.verified_answer = succeed({})
+        self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
+        self.world.verified_answer = None
+        self.assertIsInstance(self.successResultOf(self.order(origin=Origin.PEER, path=VPath.parse("/app/v2"))), Accepted)
+        self.assertEqual(asked, [])
+        self.assertEqual(self.successResultOf(self.order()).reason, Reject.ALREADY_EXISTS)
+        self.assertEqual(asked, [V1])
 
     def test_keys_unreadable(self):
         """Keys that cannot be read are an error, not a refusal."""
