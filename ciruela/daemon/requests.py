@@ -242,8 +242,9 @@ class Requests:
     def _upload(self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
-        except ValueError:
-            return succeed(UploadAck(False, Reject.BAD_PATH.value))
+        except ValueError as error:
+            detail = str(error)[:MAX_DETAIL] if link.bulk else ""
+            return succeed(self._signed(UploadAck(False, Reject.BAD_PATH.value, detail=detail), link))
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)

@@ -11,14 +11,14 @@ from ciruela.clockwork import Hush
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Reject, Rejected, Removal, Removed
+from ciruela.model.order import Abort, Rejected, Removal, Removed
 from ciruela.model.state import Burials, SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.removal import RemovalVerdict, judge_removal
 from ciruela.uploads.service import Starter, Uploads
-from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing
+from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, no_config, wrong_level
 
 
 class Removals:
@@ -56,10 +56,9 @@ class Removals:
         """Fires with the verdict, once the image is not visible any more. Fails with DiskError when it cannot be removed."""
         config = self._configs.get(removal.vpath.key)
         if config is None:
-            return succeed(Rejected(Reject.NO_CONFIG, f"/{removal.vpath.key} is not configured here"))
+            return succeed(no_config(removal.vpath, self._configs))
         if removal.vpath.level != config.num_levels:
-            detail = f"{removal.vpath} has level {removal.vpath.level}, num-levels is {config.num_levels}"
-            return succeed(Rejected(Reject.CONFIG_LEVEL_MISMATCH, detail))
+            return succeed(wrong_level(removal.vpath, config.num_levels))
         return self._uploads.alone(removal.vpath, lambda: self._examine(removal, config))
 
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:

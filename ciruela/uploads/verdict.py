@@ -135,7 +135,7 @@ def judge(
     if wish.version.timestamp_ms < now_ms - max_age_ms:
         seen = f"signed for {wish.version.timestamp_ms} ms, the clock here says {now_ms} ms"
         return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
-    refused = _against_pending(order, wish, standing) or _against_committed(order, wish, config, standing)
+    refused = _against_pending(order, wish, standing) or _against_committed(order, wish, config, standing, now_ms)
     return refused or same or Accepted(Progress.NEW, wish)
 
 
@@ -214,7 +214,7 @@ def _against_pending(order: Order, wish: State, standing: Standing) -> Rejected 
     return None
 
 
-def _against_committed(order: Order, wish: State, config: DirConfig, standing: Standing) -> Rejected | None:
+def _against_committed(order: Order, wish: State, config: DirConfig, standing: Standing, now_ms: int) -> Rejected | None:
     """The newest of what is committed here and elsewhere is what an order meets."""
     here = _versions(standing.committed)
     newest = max((*standing.elsewhere.committed, *here), default=None)
@@ -230,17 +230,20 @@ def _against_committed(order: Order, wish: State, config: DirConfig, standing: S
         return Rejected(Reject.REPLACE_DOESNT_MATCH, "nothing is there that could be replaced")
     if newest.image == order.image:
         newest = max(here, default=newest)  # others have taken this very order already
-        return _stale(wish, newest) if newest.image != order.image else None
+        return _stale(wish, newest, now_ms) if newest.image != order.image else None
     if order.old_image is not None and order.old_image != newest.image:
         where = "" if newest in here else " on another node"
         return Rejected(Reject.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there{where}, not the image to be replaced")
-    return _stale(wish, newest)
+    return _stale(wish, newest, now_ms)
 
 
-def _stale(wish: State, there: Version) -> Rejected | None:
+def _stale(wish: State, there: Version, now_ms: int) -> Rejected | None:
+    """The refusal of what is not newer than what is there; it says whose clock is wrong, as far as the clock here can tell."""
     if wish.version > there:
         return None
-    return Rejected(Reject.STALE_TIMESTAMP, f"what is there was signed {_later(there, wish.version)}: one of two clocks is wrong")
+    ahead_ms = there.timestamp_ms - now_ms
+    clock = f"{_apart(ahead_ms)} ahead of the clock here: that signer's is fast" if ahead_ms > 0 else "is the clock of the new signer slow?"
+    return Rejected(Reject.STALE_TIMESTAMP, f"what is there was signed {_later(there, wish.version)}, {clock}")
 
 
 def _versions(state: State | None) -> tuple[Version, ...]:

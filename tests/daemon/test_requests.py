@@ -79,7 +79,8 @@ class RequestsTests(SynchronousTestCase):
         """A path that is not canonical is refused with a word, not left unanswered."""
         for path in ("/app//v1", "/app/../v1", "/app/v1/", "app", "/", "", "/app/.v1", "/app/v.new", "/app/" + "x" * 300, "/a\0b/c"):
             answer = self.ask(AppendDir(path, SITE.id, 1, (bytes(64),)))
-            self.assertEqual(answer, UploadAck(False, "bad_path", {}), path)
+            self.assertEqual((answer.accepted, answer.reject_reason, answer.hosts), (False, "bad_path", {}), path)
+            self.assertTrue(answer.detail, path)
 
     def test_one_component(self):
         """The packet that ends the reference's process (protocol section 11) is answered."""

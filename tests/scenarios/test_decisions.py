@@ -82,6 +82,25 @@ class DecisionTests(UnmeasuredTestCase):
         [(_, answer)] = client.answers
         self.assertIn("on another node", answer.detail)
 
+    @shows("K7.7")
+    def test_question_tells_times(self):
+        """A client whose clock is right could not sign later than what a fast one signed, for it would not know for which time that was."""
+        cluster = Cluster(1)
+        cluster.run(5.0)
+        ahead = cluster.now_ms() + 200_000
+        self.put(cluster, "/app/x", FIRST, (1,), stamp=ahead)
+        coming = Client(cluster, OTHER)
+        coming.serving = False
+        coming.upload("/app/x", cluster.addresses(1), stamp=ahead + 1, replace=True)
+        cluster.run(1.0)
+        stamp = cluster.now_ms()
+        signature = KEY.sign(signed_check_bytes("/app/x", THIRD.id, stamp)).signature
+        client = Client(cluster, THIRD)
+        client.ask(CheckUpload("/app/x", True, THIRD.id, None, stamp, (signature,)), cluster.addresses(1))
+        cluster.run(2.0, until=lambda: client.answers)
+        [(_, answer)] = client.answers
+        self.assertEqual((answer.there, answer.there_ms, answer.coming, answer.coming_ms), (FIRST.id, ahead, OTHER.id, ahead + 1))
+
     @shows("K2.2")
     def test_replace_of_what_never_was(self):
         """The node that is behind would take it and win everywhere, where the others refuse."""

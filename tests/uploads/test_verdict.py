@@ -151,6 +151,20 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(verdict(order(Command.REPLACE, image=A), committed=state(B, NOW)).reason, Reject.STALE_TIMESTAMP)
         self.assertIsInstance(verdict(order(Command.REPLACE, image=C), committed=state(B, NOW)), Accepted)
 
+    @shows("K7.7", "W2")
+    def test_whose_clock(self):
+        """A host whose clock is right would be asked whether it is, for as long as another one's is fast."""
+        fast = verdict(order(Command.REPLACE), committed=state(B, NOW + 240_000)).detail
+        self.assertEqual(fast, "what is there was signed 4 min later, 4 min ahead of the clock here: that signer's is fast")
+        slow = verdict(order(Command.REPLACE), committed=state(B, NOW - 1), stamp=NOW - 9001).detail
+        self.assertEqual(slow, "what is there was signed 9.0 s later, is the clock of the new signer slow?")
+
+    @shows("W2")
+    def test_deleted_later(self):
+        """Where nothing is, "what is there was signed later" would send people to look for it."""
+        found = verdict(order(), buried=Version(NOW + 5000, B))
+        self.assertEqual((found.reason, found.detail), (Reject.STALE_TIMESTAMP, "what was deleted here was signed 5.0 s later"))
+
     def test_nothing_there(self):
         """A first upload is accepted by either command; not one in place of an image that is not there (row 8)."""
         for command in Command:
@@ -240,9 +254,15 @@ class PeerTests(SynchronousTestCase):
         self.assertIsInstance(verdict(wish, committed=state(B, NOW - 1), floor=NOW + 5), Accepted)
         self.assertIsInstance(verdict(wish, buried=Version(NOW - 1, B), floor=NOW + 5), Accepted)
 
+    @shows("S14")
     def test_old_signatures(self):
-        """What was signed years ago is still wanted by a node that joins."""
-        self.assertIsInstance(verdict(order(origin=Origin.PEER), stamp=1), Accepted)
+        """What was signed years ago is still wanted by a node that joins; only what was deleted, or forgotten, sets it a limit."""
+        for config in (OPEN, APPEND_ONLY):
+            self.assertIsInstance(verdict(order(origin=Origin.PEER), stamp=1, config=config), Accepted)
+            self.assertEqual(verdict(order(origin=Origin.PEER), stamp=1, floor=1, config=config).reason, Reject.STALE_TIMESTAMP)
+            self.assertEqual(
+                verdict(order(origin=Origin.PEER), stamp=1, buried=Version(1, A), config=config).reason, Reject.STALE_TIMESTAMP
+            )
 
     @shows("A14", "A51", "A53", "F46")
     def test_any_two_agree(self):
