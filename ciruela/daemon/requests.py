@@ -144,6 +144,7 @@ class Requests:
         self._buckets: dict[tuple[Link, bool], Bucket] = {}
         self._slots = Slots(clock)
         self._wishes = Wishes()
+        self._links: set[Link] = set()
         self.slowed = 0
         self.published_refused = 0
 
@@ -155,6 +156,7 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
+        self._links.add(link)
         if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, _SIGNED)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
@@ -226,6 +228,7 @@ class Requests:
 
     def lost(self, link: Link) -> None:
         """Forget what the connection said."""
+        self._links.discard(link)
         self._watches.lost(link)
         self._slots.left(link)
         self._wishes.lost(link)
@@ -306,8 +309,9 @@ class Requests:
                 if verdict.reason in _OTHER_IMAGE:
                     self._watch(link, vpath)
             case Accepted():
-                self._wishes.accepted(link, vpath, order.image, began=verdict.progress is Progress.NEW)
                 self._watch(link, vpath)
+                if link in self._links:
+                    self._wishes.accepted(link, vpath, order.image, began=verdict.progress is Progress.NEW)
                 committed = self._ledger.committed(vpath)
                 if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
                     self._done(vpath, committed)
@@ -352,8 +356,10 @@ class Requests:
         return self._removals.remove(removal).addCallback(judged).addCallback(self._signed, link)
 
     def _watch(self, link: Link, vpath: VPath) -> None:
-        self._watches.watch(link, vpath)
-        self._watched(vpath)
+        """Note that ``link`` waits for ``vpath``, unless it went while its order was judged: nobody would forget that again."""
+        if link in self._links:
+            self._watches.watch(link, vpath)
+            self._watched(vpath)
 
     def _index_at(self, request: GetIndexAt) -> Deferred[Response]:
         try:

@@ -25,7 +25,6 @@ from ciruela.proto.messages import (
     IndexAtData,
     PiecesData,
     PublishImage,
-    UploadAck,
 )
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image

@@ -249,6 +249,20 @@ class DecisionTests(UnmeasuredTestCase):
         self.assertEqual(reasons(client), {1: None})
         self.assertLess(took_s, 1.2)
 
+    def test_leaves_while_it_is_judged(self):
+        """What a client that has gone was waiting for would be remembered for ever."""
+        cluster = Cluster(2)
+        cluster.run(10.0)
+        cluster.hub.pause(cluster.address(2))
+        client = Client(cluster, FIRST)
+        client.upload(X, cluster.addresses(1))
+        cluster.run(0.1)
+        client.leave()
+        cluster.run(5.0)
+        self.assertIsNotNone(cluster.nodes[1].ledger.pending(VPath.parse(X)))
+        self.assertEqual(list(cluster.nodes[1].watches.paths()), [])
+        self.assertEqual(cluster.nodes[1].counterpart._wishes._askers, {})
+
     def test_earlier_version(self):
         """Nodes that do not understand the question would keep a path from being taken."""
         cluster = Cluster(3)
