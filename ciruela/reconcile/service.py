@@ -319,7 +319,8 @@ def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Burial
             best[order.vpath] = (order, address)
             continue
         winner = better(order, other[0], removal_in(burials, order.vpath.entry), append_only)
-        best[order.vpath] = (winner, address if winner.image == order.image else other[1])
+        ours = _version(order) > _version(other[0]) if order.image == other[0].image else winner is order
+        best[order.vpath] = (winner, address if ours else other[1])
     return deque(sorted(best.values(), key=lambda one: _version(one[0]), reverse=True)[:MOST_BACKLOG])
 
 
