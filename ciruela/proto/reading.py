@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from ciruela.model.errors import FormatError
@@ -250,8 +249,11 @@ def _states(dirs: dict[object, object]) -> dict[str, State]:
     """The states of a base dir. An entry that is not well made costs that entry: the rest of the list is as good as without it."""
     found = {}
     for name, one in dirs.items():
-        with suppress(FormatError):
-            found[fields.text(name, "a directory name", MAX_COMPONENT_BYTES)] = fields.state(one)
+        try:
+            entry, state = fields.text(name, "a directory name", MAX_COMPONENT_BYTES), fields.state(one)
+        except FormatError:
+            continue
+        found[entry] = state
     return found
 
 
