@@ -134,8 +134,8 @@ class Uploads:
         return await self._authority.verified(config, order.vpath, order.image, order.signatures)
 
     async def _elsewhere(self, order: Order, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
-        """What others have at the path, where it can change what a client is answered. Strangers make nobody ask."""
-        if self._neighbours is None or order.origin is Origin.PEER or not verified:
+        """What others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
+        if self._neighbours is None or order.origin is Origin.PEER:
             return NOWHERE
         match self._judged(order, config, self._standing(order.vpath), verified):
             case Rejected(reason=reason) if order.command is Command.APPEND or reason in _FINAL:

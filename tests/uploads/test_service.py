@@ -209,7 +209,9 @@ class UploadsTests(SynchronousTestCase):
 
         self.uploads._neighbours = Others()
         self.world.verified_answer = succeed({})
-        self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
+        for command in Command:
+            self.assertEqual(self.successResultOf(self.order(command=command)).reason, Reject.SIGNATURE_MISMATCH)
+            self.world.verified_answer = succeed({})
         self.world.verified_answer = None
         self.assertIsInstance(self.successResultOf(self.order(origin=Origin.PEER, path=VPath.parse("/app/v2"))), Accepted)
         self.assertEqual(asked, [])

@@ -296,6 +296,9 @@ class PeerTests(SynchronousTestCase):
         wish = order(image=B, origin=Origin.PEER)
         found = judge(wish, APPEND_ONLY, standing, (entry(NOW - 5),), NOW)
         self.assertEqual(found, Accepted(Progress.NEW, state(B, NOW - 5), conflict=True))
+        nothing = Standing(None, None, False, buried=gone, removed=gone)
+        found = judge(order(origin=Origin.PEER), APPEND_ONLY, nothing, again.signatures, NOW)
+        self.assertEqual(found, Accepted(Progress.NEW, state(A)))
 
     @shows("K2.1")
     def test_claim_before_the_floor(self):
