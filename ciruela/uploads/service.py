@@ -97,8 +97,19 @@ class Uploads:
             return succeed(no_config(order.vpath, self._configs))
         refused = precheck(order, config)
         if refused is not None:
-            return succeed(refused)
+            return self._unfit(order, config, refused)
         return self.alone(order.vpath, lambda: Deferred.fromCoroutine(self._examine(order, config, hints)))
+
+    def _unfit(self, order: Order, config: DirConfig, refused: Rejected) -> Deferred[Verdict]:
+        """Fires with ``refused``; a replace that an append-only directory refused must not be sent again as an append, either."""
+        if refused.reason is not Reject.DIR_IS_APPEND_ONLY:
+            return succeed(refused)
+
+        def note(verified: Mapping[SigEntry, str]) -> Verdict:
+            self.forms.note(order, verified, self._max_age_ms)
+            return refused
+
+        return self._authority.verified(config, order.vpath, order.image, order.signatures).addCallback(note)
 
     def tune(self, max_age_ms: int, uploads_per_key: int) -> None:
         """These count from now on."""

@@ -218,6 +218,18 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.order()).reason, Reject.ALREADY_EXISTS)
         self.assertEqual(asked, [V1])
 
+    @shows("S2")
+    def test_refused_for_its_command(self):
+        """A replace that an append-only directory refused would be granted as an append; one that nobody signed would fill the memory."""
+        path = VPath.parse("/log/v1")
+        self.assertEqual(self.successResultOf(self.order(command=Command.REPLACE, path=path)).reason, Reject.DIR_IS_APPEND_ONLY)
+        self.assertEqual(self.successResultOf(self.order(path=path)).reason, Reject.SIGNATURE_MISMATCH)
+        self.assertIsInstance(self.successResultOf(self.order(path=path, entries=(entry(NOW + 1, 8),))), Accepted)
+        self.world.verified_answer = succeed({})
+        other = VPath.parse("/log/v2")
+        self.successResultOf(self.order(command=Command.REPLACE, path=other))
+        self.assertEqual(self.uploads.forms.at(other, NOW), ())
+
     def test_keys_unreadable(self):
         """Keys that cannot be read are an error, not a refusal."""
         self.world.verified_answer = fail(DiskError("keys: permission denied"))
