@@ -30,8 +30,8 @@ ANSWER_S = 1.0
 KEPT_S = 1.0
 """So long an answer is good for: a question (CheckUpload) and the order after it share it."""
 
-MUTE_S = 30.0
-"""An address that did not answer in time is asked only when there is no other, for so long."""
+MUTE_S = 300.0
+"""An address that did not answer in time is asked after all others for so long, and not at all as long as nothing is heard from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,10 @@ class Neighbours:
         now_s = self._clock.seconds()
         self._mute = {address: until_s for address, until_s in self._mute.items() if until_s > now_s}
         nearby = self._nearby(key)
-        some = list(nearby.heard) or [address for address in nearby.silent if address not in self._mute]
-        self._rng.shuffle(some)
-        return sorted(some, key=lambda address: address in self._mute)[:MOST_ASKED]
+        heard, silent = list(nearby.heard), [address for address in nearby.silent if address not in self._mute]
+        self._rng.shuffle(heard)
+        self._rng.shuffle(silent)
+        return [*sorted(heard, key=lambda address: address in self._mute), *silent][:MOST_ASKED]
 
     def _gather(self, vpath: VPath) -> Deferred[Elsewhere]:
         asked = {address: self._wire.ask(address, GetPathState(str(vpath))) for address in self._chosen(vpath.key)}
