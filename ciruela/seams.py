@@ -19,7 +19,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.state import Burials, Kept, SigEntry, State, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 
@@ -147,7 +147,7 @@ class Held:
     vpath: VPath
     committed: State | None
     pending: Pending | None
-    kept: tuple[Version, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ class Staging(Protocol):
         Every block was hashed before it was written; the commit hashes all of it again.
         """
 
-    def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
+    def commit(self, state: State) -> Deferred[tuple[Kept, ...]]:
         """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError.
 
         Fires with the replaced images that are kept at the path now, the one that was replaced last first.

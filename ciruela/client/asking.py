@@ -9,19 +9,38 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 
 from ciruela.client.contacts import reachable_from
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import State, Version
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndexAt, IndexAtData, Notification, Request, Response
+from ciruela.proto.messages import (
+    BaseDirData,
+    GetBaseDir,
+    GetIndexAt,
+    GetPathState,
+    IndexAtData,
+    Notification,
+    PathStateData,
+    Request,
+    Response,
+)
 from ciruela.seams import Address, Link
 
 MOST_ANSWERS = 3
 """Nodes that are asked: as many as an upload connects to. They may differ while something is on its way."""
 
+NO_CONFIG = "No such config"
+"""The answer to GetBaseDir of a node that does not have the directory, ours and the reference's."""
+
 MOST_TRIES = 12
 """Addresses that are tried for these answers."""
+
+
+class NotTold(LinkLost):
+    """Nodes were reached, and none said what is at the path."""
 
 
 class _Quiet:
@@ -39,11 +58,17 @@ class _Quiet:
 
 @dataclass(slots=True)
 class Sight:
-    """What nodes of a cluster say of one path. ``problems`` are those of nodes that did not say anything, as they came."""
+    """What nodes of a cluster say of one path.
+
+    ``problems`` are those of nodes that did not say anything, as they came. ``silent`` are the nodes among them that may have something
+    there all the same: what they have is not known, which is not the same as nothing. ``met`` nodes could be connected to.
+    """
 
     vpath: VPath
     answers: dict[str, BaseDirData] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    met: int = 0
 
     @property
     def states(self) -> Mapping[str, State]:
@@ -75,13 +100,21 @@ class Sight:
     def _entry(self) -> str:
         return self.vpath.entry
 
+    def unheard(self, name: str, text: str) -> None:
+        """A node, or whatever ``name`` stands for, did not say what it has."""
+        self.problems.append(text)
+        self.silent.append(name)
+
     def with_image(self, image: ImageId) -> list[str]:
         """The nodes that have this image."""
         return [name for name, state in self.states.items() if state.image == image]
 
 
 async def look(name: str, vpath: VPath, world: World) -> Sight:
-    """Ask up to three nodes, found by the entry point ``name``. Raises what resolving it raises, and LinkLost when no node answers."""
+    """Ask up to three nodes, found by the entry point ``name``.
+
+    Raises what resolving it raises, LinkLost when no node can be reached, and NotTold when none that is reached says what is there.
+    """
     sight = Sight(vpath)
     entries = await world.resolve(name)
     waiting: list[tuple[str, Address]] = [(str(address) if len(entries) > 1 else name, address) for address in entries]
@@ -95,12 +128,13 @@ async def look(name: str, vpath: VPath, world: World) -> Sight:
             try:
                 found = [one for one in await world.resolve(host) if reachable_from(entries, one) and one not in seen]
             except CiruelaError as error:
-                sight.problems.append(f"{host}: {error}")
+                sight.unheard(host, f"{host}: {error}")
                 continue
             seen.update(found[:1])
             waiting += [(host, one) for one in found[:1]]
     if not sight.answers:
-        raise LinkLost("; ".join(sight.problems) or f"{name} has no address")
+        kind = NotTold if sight.met else LinkLost
+        raise kind("; ".join(sight.problems) or f"{name} has no address")
     return sight
 
 
@@ -109,21 +143,87 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> 
     try:
         link: ClosableLink = await world.connect(address, _Quiet())
     except CiruelaError as error:
-        sight.problems.append(str(error) if label in str(error) else f"{label}: {error}")
+        sight.unheard(label, str(error) if label in str(error) else f"{label}: {error}")
         return []
+    sight.met += 1
     hosts: list[str] = []
     try:
-        found = await _answer(link, GetIndexAt(str(sight.vpath)), world)
-        hosts = list(found.hosts.values()) if isinstance(found, IndexAtData) else []
+        hosts = await _others(link, sight.vpath, world)
+        taken = await _taken(link, sight.vpath, world)
         answer = await _answer(link, GetBaseDir(str(sight.vpath.base)), world)
-        if isinstance(answer, BaseDirData):
+        if not isinstance(answer, BaseDirData):
+            raise RemoteError(f"unexpected {type(answer).__name__}")
+        if taken:
             sight.answers[label] = answer
+        else:
+            sight.problems.append(f"{label}: it takes no image at {sight.vpath}")
     except (CiruelaError, AnswerTimeout) as error:
-        sight.problems.append(f"{label}: {str(error) or 'no answer'}")
+        text = f"{label}: {str(error) or 'no answer'}"
+        if str(error) == NO_CONFIG:
+            sight.problems.append(text)
+        else:
+            sight.unheard(label, text)
     finally:
         link.close()
     return hosts
 
 
+async def _others(link: Link, vpath: VPath, world: World) -> list[str]:
+    """The names of other nodes that take the directory. That the index cannot be read is no reason to know less of them."""
+    try:
+        found = await _answer(link, GetIndexAt(str(vpath)), world)
+    except RemoteError:
+        return []
+    return list(found.hosts.values()) if isinstance(found, IndexAtData) else []
+
+
+async def _taken(link: Link, vpath: VPath, world: World) -> bool:
+    """Whether a node has images at paths of this depth; True where it does not tell."""
+    if not link.bulk:
+        return True
+    try:
+        found = await _answer(link, GetPathState(str(vpath)), world)
+    except RemoteError:
+        return True
+    return found.taken if isinstance(found, PathStateData) else True
+
+
 def _answer(link: Link, request: Request, world: World) -> Deferred[Response]:
     return link.ask(request).addTimeout(ANSWER_TIMEOUT_S, world.clock)
+
+
+# -- better words for what is wrong -------------------------------------------------------------------------------------------
+
+
+async def levels_of(cluster: ClusterNames, vpath: VPath, survey: Survey) -> int | None:
+    """The ``num-levels`` of the directory that a path is in, as the first node has it that tells; None when none does."""
+    try:
+        for node in (await survey.find(cluster)).answering:
+            for one in await survey.dirs(node):
+                if one.key == vpath.key:
+                    return one.num_levels
+    except CiruelaError:
+        return None  # what is wrong is told already: this only finds better words
+    return None
+
+
+def wrong_depth(vpath: VPath, levels: int | None) -> str:
+    """What is wrong with a path that has too few or too many components, in words."""
+    wanted = f"/{vpath.key}" + "/NAME" * (levels or 0)
+    much = "many" if vpath.level > (levels or 0) else "few"
+    return f"{vpath} cannot have an image, it has too {much} components: images of /{vpath.key} are at {wanted} (num-levels: {levels})"
+
+
+async def claimed_signers(cluster: ClusterNames, vpath: VPath, image: ImageId, survey: Survey | None) -> tuple[str, ...]:
+    """The fingerprints of the keys that signed ``image``, as nodes tell them: nothing to rely on, but somebody to ask."""
+    found: dict[str, None] = {}
+    if survey is None:
+        return ()
+    try:
+        for node in (await survey.find(cluster)).answering[:MOST_ANSWERS]:
+            there = (await survey.at(node, vpath)).committed
+            if there is not None and there.image == image.hex():
+                found.update(dict.fromkeys(there.signers))
+    except CiruelaError:
+        return tuple(found)  # that the image is not verified is told in any case
+    return tuple(found)

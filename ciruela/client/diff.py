@@ -13,12 +13,14 @@ from twisted.internet.defer import CancelledError
 from ciruela.client.ends import write_json, write_line
 from ciruela.client.hashes import OURS
 from ciruela.client.options.reading import DiffOptions, Target
+from ciruela.client.options.signing import Keys
 from ciruela.client.orders import LocalProblem, kind_of
 from ciruela.client.origin import Origin, Reach, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.text import count, size
+from ciruela.client.trust import Proof, Trust, fingerprint_of, my_trust, shown
 from ciruela.client.verify import read_index_file
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
@@ -137,7 +139,14 @@ async def diff(options: DiffOptions, around: Surroundings, reach: Reach | None =
 async def _diff(options: DiffOptions, around: Surroundings, reach: Reach, display: Display) -> int:
     sides = (options.left, options.right)
     local = {side for side in sides if isinstance(side, str) and S_ISDIR(await around.in_thread(kind_of, side))}
-    read = {side: await _index(side, reach, around, display) for side in sides if side not in local}
+    trust = await my_trust(options.trusting, Keys(), around, display) if any(isinstance(side, Target) for side in sides) else Trust()
+    read: dict[Target | str, Index] = {}
+    proofs: dict[Target | str, Proof | None] = {}
+    for side in (one for one in sides if one not in local):
+        if isinstance(side, str):
+            read[side] = await around.in_thread(read_index_file, side)
+        else:
+            read[side], proofs[side] = await _image(side, trust, reach, display)
     kinds = {index.kind for index in read.values()}
     if len(kinds) > 1:
         raise LocalProblem(
@@ -164,7 +173,9 @@ async def _diff(options: DiffOptions, around: Surroundings, reach: Reach, displa
     code = DIFFERENT if found or left.image != right.image else SAME
     if options.json:
         total: dict[str, object] = {change.name.lower(): number for change, number in counts.items()}
-        images = {"left": left.image.hex(), "right": right.image.hex()}
+        images: dict[str, object] = {"left": left.image.hex(), "right": right.image.hex()}
+        for name, side in zip(("left", "right"), sides, strict=True):
+            images[f"{name}_verified_by"] = fingerprint_of(proofs.get(side))
         write_json(around.stdout, {"type": "summary", **images, **total, "new_bytes": travel, "exit_code": code})
     elif code == SAME:
         display.say(f"the same image {left.image.hex()}")
@@ -175,15 +186,17 @@ async def _diff(options: DiffOptions, around: Surroundings, reach: Reach, displa
     return code
 
 
-async def _index(side: Target | str, reach: Reach, around: Surroundings, display: Display) -> Index:
-    if isinstance(side, str):
-        found: Index = await around.in_thread(read_index_file, side)
-        return found
+async def _image(side: Target, trust: Trust, reach: Reach, display: Display) -> tuple[Index, Proof | None]:
+    """The index of an image in a cluster, and whether somebody who is trusted signed it, which is told."""
     display.show(lambda: f"Asking {side.cluster.label} for the index of {side.vpath}")
     try:
-        return await Origin(side, reach, display.note).index()
+        origin = Origin(side, reach, display.note)
+        index = await origin.index()
+        proof = await origin.proof(index.image, trust)
     finally:
         display.hide()
+    display.say(f"{side} is the image {index.image.hex()}, {shown(proof)}")
+    return index, proof
 
 
 async def _scanned(name: str, kind: HashKind, cache: bool, around: Surroundings, display: Display) -> Index:

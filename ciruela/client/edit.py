@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ciruela.client import editor
-from ciruela.client.book import EXIT_CONFLICT
+from ciruela.client.asking import claimed_signers
+from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
+from ciruela.client.ends import Ends
 from ciruela.client.fetch import NothingThere, Reading, Seen
 from ciruela.client.identities import Identities
 from ciruela.client.localfile import LocalFile
@@ -20,17 +22,22 @@ from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.progress import Display
 from ciruela.client.relay import Relay
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.survey import real_survey
 from ciruela.client.sync import ClusterRun, Upload, World
-from ciruela.client.text import size
+from ciruela.client.text import size, stamp
+from ciruela.client.trust import Proof, Shown, Trust, insist_on_proof, shown, trust_of
 from ciruela.index.change import NoPlace, find, put
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Reject
-from ciruela.proto.messages import ReplaceDir
+from ciruela.proto.messages import CheckUpload, ReplaceDir
+
+_NEVER = frozenset({Reject.DIR_IS_APPEND_ONLY, Reject.SIGNATURE_MISMATCH, Reject.NO_CONFIG, Reject.CONFIG_LEVEL_MISMATCH})
+"""Refusals that are the same for whatever is uploaded there."""
 
 MOST_EDITED_BYTES = 16 * 1024 * 1024
 """Larger files nobody wants in an editor; they would be kept in memory, too."""
@@ -59,12 +66,16 @@ class _Change:
 class Session:
     """One change of one file, on some clusters. ``close`` ends its connections."""
 
-    def __init__(self, what: What, around: Surroundings, world: World | None, display: Display, identities: Identities) -> None:
+    def __init__(
+        self, what: What, around: Surroundings, world: World | None, display: Display, identities: Identities, trust: Trust
+    ) -> None:
         self._what = what
         self._around = around
         self._display = display
         self._identities = identities
+        self._trust = trust
         self._world = world or real_world(what.common, around)
+        self._survey = real_survey(what.common, around) if world is None else None
         self._readings = [Reading(one.label, one.names, self._world, around.in_thread, display.problem) for one in what.clusters]
         self.targets: list[_Target] = []
 
@@ -74,7 +85,11 @@ class Session:
             reading.close()
 
     async def look(self) -> None:
-        """See what every cluster has, before anything is changed on one of them. Raises what ``Reading.look`` raises, and NothingThere."""
+        """See what every cluster has, before anything is changed on one of them, and whether that is what somebody signed.
+
+        Raises what ``Reading.look`` raises; NothingThere; Ends for an image that no trusted key signed for the path, and where nothing may
+        be replaced.
+        """
         what = self._what
         for names, reading in zip(what.clusters, self._readings, strict=True):
             self._display.show(lambda reading=reading: f"Asking {reading.label} for {what.path}")  # type: ignore[misc]
@@ -86,8 +101,39 @@ class Session:
                 file = await self._around.in_thread(find, seen.place.index, what.file)
             except NoPlace as error:
                 raise NothingThere(f"{reading.label} {what.path}: {error}") from None
-            self.targets.append(_Target(names, reading, seen, file))
-            self._display.say(f"{reading.label} {what.path} is {seen.image.hex()}")
+            target = _Target(names, reading, seen, file)
+            await self._prove(target)
+            await self._ask_leave(reading, seen)
+            self.targets.append(target)
+
+    async def _prove(self, target: _Target) -> None:
+        """Tell who signed what was seen. Raises Ends unless that is a trusted key, and Conflict when something else is there by now."""
+        path, reading, image = self._what.path, target.reading, target.seen.image
+        state, untold = await reading.signed(target.seen)
+        proof: Proof | None = await self._around.in_thread(self._trust.proof, path, state)
+        if proof is not None:
+            self._display.say(f"{reading.label} {path} is {image.hex()}, signed {stamp(proof.timestamp_ms)}, {shown(proof)}")
+            return
+        await self._still(reading, image)
+        self._display.say(f"{reading.label} {path} is {image.hex()}, {shown(proof)}")
+        claimed = await claimed_signers(target.names, path, image, self._survey)
+        found = Shown(reading.label, path, state, claimed, untold)
+        insist_on_proof(found, proof, self._trust, self._what.trusting, self._display.problem)
+
+    async def _ask_leave(self, reading: Reading, seen: Seen) -> None:
+        """Ask whether a replacement would be taken at all: nobody should type a text, or wait for a hash, that cannot be uploaded.
+
+        Raises Ends when no node would take any. What they refuse for what is there is left to the upload: it may be otherwise then.
+        """
+        path, stamp_ms = str(self._what.path), self._around.now_ms()
+        signed = await self._identities.sign_all(signed_check_bytes(path, seen.image, stamp_ms))
+        request = CheckUpload(path, True, seen.image, seen.image, stamp_ms, tuple(signature for _, signature in signed))
+        answers = await reading.judged(request)
+        refusals = [answer for answer in answers if answer.reject_reason in _NEVER]
+        if refusals and len(refusals) == len(answers):
+            reason, detail = refusals[0].reject_reason or "", refusals[0].detail
+            said = f"{meaning_of(reason)}{f' ({detail})' if detail else ''}"
+            raise Ends(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
 
     async def content(self, target: _Target) -> bytes | None:
         """What the file holds on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
@@ -157,11 +203,14 @@ class Session:
 
         The nodes compare, too; but one that has nothing at the path has nothing to compare with, and would take the new image.
         """
-        target = change.target
-        now = await target.reading.look(target.seen.place.path)
-        if now.image not in (target.seen.image, change.index.image):
-            was, new = target.seen.image.hex()[:16], now.image.hex()[:16]
-            where = f"{target.reading.label} {target.seen.place.path}"
+        await self._still(change.target.reading, change.target.seen.image, change.index.image)
+
+    async def _still(self, reading: Reading, *images: ImageId) -> None:
+        """Raises Conflict unless one of ``images``, of which the first was seen, is there."""
+        now = await reading.look(str(self._what.path))
+        if now.image not in images:
+            was, new = images[0].hex()[:16], now.image.hex()[:16]
+            where = f"{reading.label} {self._what.path}"
             raise Conflict(f"{where} was changed by somebody else meanwhile: it was {was}, now it is {new}; nothing was uploaded")
 
     async def _upload(self, changes: Sequence[_Change], local: LocalFile) -> int:
@@ -202,12 +251,19 @@ class Session:
         return code
 
 
+async def _session(what: What, around: Surroundings, world: World | None, display: Display) -> Session:
+    """With the user's keys, which are also the first that he trusts. Raises BadKey."""
+    identities = await identities_of(what.keys, around, display)
+    trust = await trust_of(what.trusting, [key.public for key in identities.keys], around, display.problem)
+    return Session(what, around, world, display, identities, trust)
+
+
 async def put_file(options: PutFileOptions, around: Surroundings, world: World | None = None) -> int:
     """``ciruela put-file``. Gives the exit code; raises what keeps it from sending anything."""
     display = make_display(options.what.common, around, options.what.print_progress_s)
     local = await around.in_thread(LocalFile, options.source)
     try:
-        session = Session(options.what, around, world, display, await identities_of(options.what.keys, around, display))
+        session = await _session(options.what, around, world, display)
 
         def executable(before: File | None) -> bool:
             if options.executable is not None:
@@ -227,7 +283,7 @@ async def edit(options: EditOptions, around: Surroundings, world: World | None =
     """``ciruela edit``. Gives the exit code; raises what keeps it from sending anything. What was typed is never thrown away."""
     display = make_display(options.what.common, around, options.what.print_progress_s)
     words = await around.in_thread(editor.choose, options.editor, around.environ)
-    session = Session(options.what, around, world, display, await identities_of(options.what.keys, around, display))
+    session = await _session(options.what, around, world, display)
     try:
         await session.look()
         text = await _to_edit(session, options.what)

@@ -24,6 +24,34 @@ PAGE_S = 60.0
 
 IMAGE_DIGITS = 12
 
+_CAUSES = {
+    "starting": "the daemon has run for less than ten minutes, or was suspended; it looks around first",
+    "peers": "not more than half of the other nodes were heard",
+    "clock": "its clock was set, or is not what was recorded or what the other nodes have",
+    "config": "its configuration has a mistake, or a change that does not count yet: reload or restart it",
+    "directory": "the directory cannot be opened, or is another one than at the start: is the disk mounted?",
+    "keep_list": "the keep list cannot be read, or is in doubt",
+    "protect": "a protected link leads nowhere, or cannot be followed in time",
+}
+"""What the words of a node mean that removes nothing."""
+
+_OF_THE_START = frozenset({"peers"})
+"""Causes that every node has while it is starting, because there was no time yet: they are at fault only afterwards."""
+
+_RULES = {
+    "few": "there are no more images than that here, so none goes: keep-min-directories is {keep_min_directories}",
+    "recent": "its newest signature is younger than that: keep-recent is {keep_recent}",
+    "protected": "one of the symbolic links under protect leads to it or above it",
+    "listed": "the file keep-list-file names it",
+    "minimum": "it fills up the number of those that stay in any case: keep-min-directories is {keep_min_directories}",
+    "newest": "the newest image always stays",
+    "in_use": "another node fetches from it, or it is being mended; it goes when that is over",
+    "old": "no rule keeps it, and its newest signature is older than that: keep-recent is {keep_recent}",
+    "surplus": "as many newer ones are recent already: keep-max-directories is {keep_max_directories}",
+    "not_cleaned": "nothing is ever removed here",
+}
+"""What the rules mean, with the settings that they go by."""
+
 Page = Mapping[str, Any]
 
 
@@ -66,6 +94,48 @@ def table(pages: Mapping[str, Page]) -> list[str]:
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def legend(pages: Mapping[str, Page]) -> list[str]:
+    """What each rule that stands in the table means, a line each."""
+    found: dict[str, tuple[str, str]] = {}
+    for page in pages.values():
+        for one in page["images"]:
+            rule = str(one.get("rule"))
+            if rule in _RULES:
+                found.setdefault(rule, (clean(str(one["why"])), _RULES[rule]))
+    values = {name: _values(pages, name) for name in ("keep_min_directories", "keep_max_directories")}
+    values["keep_recent"] = _values(pages, "keep_recent_s")
+    return [f"{why}: {meaning.format(**values)}" for why, meaning in found.values()]
+
+
+def _values(pages: Mapping[str, Page], name: str) -> str:
+    """A setting as the nodes have it: all their values where they differ."""
+    found = {}
+    for page in pages.values():
+        settings = page.get("settings")
+        value = settings.get(name) if isinstance(settings, dict) else None
+        if isinstance(value, int):
+            found[value] = _duration(value) if name.endswith("_s") else f"{value:,}"
+    return " or ".join(found[value] for value in sorted(found)) or "?"
+
+
+def _duration(seconds: int) -> str:
+    """Seconds as a configuration has them: ``2days 1h``."""
+    parts = []
+    for size_s, unit in ((86_400, "day"), (3600, "h"), (60, "min"), (1, "s")):
+        number, seconds = divmod(seconds, size_s)
+        if number:
+            parts.append(f"{number:,} {unit}{'s' if unit == 'day' and number != 1 else ''}")
+    return " ".join(parts) or "0 s"
+
+
+def at_fault(blocked: Sequence[object]) -> list[str]:
+    """The words of ``blocked`` that are really why nothing is removed, each with what it means."""
+    words = [str(word) for word in blocked]
+    if "starting" in words:
+        words = [word for word in words if word not in _OF_THE_START]
+    return [f"{clean(word, 40)} ({_CAUSES[word]})" if word in _CAUSES else clean(word, 40) for word in words]
+
+
 def _short(text: str) -> str:
     """A time without its fraction of a second."""
     return clean(f"{text.partition('.')[0]}Z" if "." in text else text, 40)
@@ -90,7 +160,7 @@ async def explain(options: ExplainOptions, around: Surroundings) -> int:
     if options.json:
         around.stdout.write(json.dumps({"nodes": pages}, ensure_ascii=True, indent=1) + "\n")
     elif pages:
-        for text in (*_heads(base, pages), *table(pages)):
+        for text in (*_heads(base, pages), *table(pages), *legend(pages)):
             display.result(text)
     if failed or found.names or len(found.answering) < len(found.nodes):
         return EXIT_NETWORK
@@ -107,7 +177,7 @@ def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
         if not page.get("auto_clean"):
             found.append(f"{clean(node, 80)}: auto-clean is off, nothing is removed")
         elif page["blocked"]:
-            found.append(f"{clean(node, 80)}: nothing is removed at present: {', '.join(clean(str(word), 40) for word in page['blocked'])}")
+            found.append(f"{clean(node, 80)}: nothing is removed at present: {'; '.join(at_fault(page['blocked']))}")
     settings = {json.dumps(page.get("settings"), sort_keys=True) for page in pages.values()}
     if len(settings) > 1:
         found.append("the nodes have different settings; they should be the same")

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from ciruela.client.contacts import reachable_from
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import ClosableLink, World
+from ciruela.client.trust import signed_state
 from ciruela.clockwork import Backoff
 from ciruela.download import answers
 from ciruela.index.digest import BLOCK_BYTES
@@ -25,10 +26,16 @@ from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.state import State
+from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     MOST_BULK_BYTES,
+    BaseDirData,
     BlockHint,
     BlocksData,
+    CheckData,
+    CheckUpload,
+    GetBaseDir,
     GetBlock,
     GetBlocks,
     GetIndexAt,
@@ -105,6 +112,7 @@ class Reading:
         self._locks: dict[Address, DeferredLock] = {}
         self._holders: list[Address] = []
         self._liars: set[Address] = set()
+        self._told: set[str] = set()
         self._rests: Backoff[Address] = Backoff(world.clock)
         self._closed = False
 
@@ -201,7 +209,13 @@ class Reading:
                 else:
                     found[address] = answer.data
         if found:
+            for problem in [one for one in problems if one not in self._told]:
+                self._told.add(problem)
+                self._problem(self.label, problem)
             return await self._agreed(path, found)
+        if empty and problems:
+            asked_of = ", ".join(empty[:NODES])
+            raise RemoteError(f"{self.label} {path}: no image is on {asked_of}, but others did not say: {'; '.join(problems[:NODES])}")
         if empty:
             raise NothingThere(f"{self.label} {path}: no image is there (asked {', '.join(empty[:NODES])})")
         raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
@@ -251,13 +265,35 @@ class Reading:
         return self._world.resolve(name).addTimeout(RESOLVE_S, self._world.clock).addErrback(late)
 
     def _index_at(self, address: Address, path: str) -> Deferred[IndexAtData]:
-        async def ask() -> IndexAtData:
-            answer = await self._ask(address, lambda _: GetIndexAt(path))
-            if not isinstance(answer, IndexAtData):
+        return self._one(address, GetIndexAt(path), IndexAtData)
+
+    def _one(self, address: Address, request: Request, kind: type[T]) -> Deferred[T]:
+        """The answer of a node, which has to be of this kind."""
+
+        async def ask() -> T:
+            answer = await self._ask(address, lambda _: request)
+            if not isinstance(answer, kind):
                 raise RemoteError(f"{self._called[address]}: unexpected {type(answer).__name__}")
             return answer
 
         return Deferred.fromCoroutine(ask())
+
+    async def signed(self, seen: Seen) -> tuple[State, list[str]]:
+        """The image that was seen, with the signatures that the nodes which have it show for its path, and why some of them show none.
+
+        No signature is verified.
+        """
+        vpath = VPath.parse(seen.place.path)
+        request = GetBaseDir(str(vpath.base))
+        given = await self._all([self._one(address, request, BaseDirData) for address in self._holders])
+        problems = [one.getErrorMessage() for one in given if isinstance(one, Failure)]
+        return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image), problems
+
+    async def judged(self, request: CheckUpload) -> list[CheckData]:
+        """What the nodes that have the image would answer to an upload; those that do not understand the question are left out."""
+        able = [address for address in self._holders if address in self._links and self._links[address].bulk]
+        given = await self._all([self._one(address, request, CheckData) for address in able])
+        return [one for one in given if isinstance(one, CheckData)]
 
     async def _agreed(self, path: str, found: dict[Address, bytes]) -> Seen:
         """The one image that all have; one that is not an index counts as a fault of its node."""

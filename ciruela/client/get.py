@@ -12,12 +12,14 @@ from twisted.internet.task import deferLater
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK
 from ciruela.client.ends import Ends
 from ciruela.client.options.reading import GetOptions
+from ciruela.client.options.signing import Keys
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.origin import Origin, Reach, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.text import count, interval, size, stamp
+from ciruela.client.trust import Proof, my_trust, shown
 from ciruela.disk.landing import Landing, Standing
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.passing import Passing
@@ -76,7 +78,9 @@ async def get(options: GetOptions, around: Surroundings, reach: Reach | None = N
         display.hide()
         if options.image is not None and index.image != options.image:
             raise Ends(EXIT_CONFLICT, f"{options.target} is the image {index.image.hex()}, not {options.image.hex()}")
-        return await _Getting(options, where, index, origin, using, around, display).run()
+        trust = await my_trust(options.trusting, Keys(), around, display)
+        proof = await origin.proof(index.image, trust)
+        return await _Getting(options, where, index, proof, origin, using, around, display).run()
     finally:
         display.hide()
         await using.nodes.stop()
@@ -86,8 +90,18 @@ class _Getting:
     """One copy, from its index on."""
 
     def __init__(
-        self, options: GetOptions, where: _Destination, index: Index, origin: Origin, reach: Reach, around: Surroundings, display: Display
+        self,
+        options: GetOptions,
+        where: _Destination,
+        index: Index,
+        proof: Proof | None,
+        origin: Origin,
+        reach: Reach,
+        around: Surroundings,
+        display: Display,
     ) -> None:
+        """``proof``: whom the image is from, as far as that can be told."""
+        self._signed = shown(proof)
         self._options = options
         self._where = where
         self._index = index
@@ -103,12 +117,12 @@ class _Getting:
         """Put it together. Gives the exit code."""
         options, index, display = self._options, self._index, self._display
         files = f"{count(len(index.files), 'file')}, {size(index.total_bytes)}"
-        display.say(f"{options.target} is the image {index.image.hex()}: {files}")
+        display.say(f"{options.target} is the image {index.image.hex()}: {files}; {self._signed}")
         display.show(lambda: f"Looking at {options.destination}")
         standing = await self._landing.look()
         if standing is Standing.SAME:
             display.hide()
-            display.result(f"{options.destination}  is this image already")
+            display.result(f"{options.destination}  is this image already  {self._signed}")
             return EXIT_DONE
         if standing is Standing.NO_DIRECTORY or (standing is Standing.OTHER and not options.replace):
             advice = "name another DEST, or let --replace take its place" if standing is Standing.OTHER else "name another DEST"
@@ -125,7 +139,7 @@ class _Getting:
         display.hide()
         took = interval(self._reach.clock.seconds() - self._began_s)
         sizes = f"received {size(self._totals.received_bytes)}, reused {size(self._totals.reused_bytes)}"
-        display.result(f"{options.destination}  {files}  {took}  {sizes}")
+        display.result(f"{options.destination}  {files}  {took}  {sizes}  {self._signed}")
         return EXIT_DONE
 
     async def _fill(self, olds: Sequence[str]) -> None:

@@ -33,7 +33,9 @@ NO_HOOKS = HookStanding()
 class HookAccount:
     """What was said of the hooks for ``image`` at ``path``."""
 
-    def __init__(self, path: str, image: ImageId) -> None:
+    def __init__(self, path: str, image: ImageId, *, runs: bool = True) -> None:
+        """``runs``: hooks run for what is waited for. None does for a removal: what is told then is of the upload before it."""
+        self._runs = runs
         self._path = path
         self._image = image
         self._names: dict[MachineId, str] = {}
@@ -42,7 +44,7 @@ class HookAccount:
     def heard(self, note: HookResult) -> bool:
         """Take in what a node said. True when that is news about this upload; what has ended is not pending again."""
         kind, state = _KINDS.get(note.kind), _STATES.get(note.state)
-        if note.path != self._path or note.image != self._image or kind is None or state is None:
+        if not self._runs or note.path != self._path or note.image != self._image or kind is None or state is None:
             return False
         if note.machine_id not in self._names and len(self._names) >= MAX_MACHINES:
             return False

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
+from ciruela.client.options.signing import Keys
+from ciruela.client.origin import MOST_WITNESSES, Nodes, real_reach
 from ciruela.client.progress import Display, names
 from ciruela.client.shapes import Dir, Version
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
 from ciruela.client.text import stamp
+from ciruela.client.trust import Proof, fingerprint_of, my_trust, shown, signed_state
 from ciruela.model.errors import CiruelaError
+from ciruela.model.ids import parse_image_id
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BaseDirData, GetBaseDir
 
 SHORT_ID = 12
 SHORT_KEY = 20
@@ -25,7 +30,7 @@ MOST_NAMES = 20
 
 @dataclass(slots=True)
 class Listed:
-    """One image at one path, by all nodes."""
+    """One image at one path, by all nodes. ``signers`` are what they say, ``proof`` is what a trusted key signed."""
 
     path: str
     image: str
@@ -33,6 +38,7 @@ class Listed:
     signers: dict[str, None] = field(default_factory=dict)
     on: list[str] = field(default_factory=list)
     coming: list[str] = field(default_factory=list)
+    proof: Proof | None = None
 
 
 def merged(said: Iterable[tuple[str, Sequence[Version]]]) -> list[Listed]:
@@ -47,9 +53,10 @@ def merged(said: Iterable[tuple[str, Sequence[Version]]]) -> list[Listed]:
     return sorted(found.values(), key=lambda one: (one.path.split("/"), -one.signed_ms, one.image))
 
 
-async def ls(options: LsOptions, around: Surroundings, survey: Survey | None = None) -> int:
+async def ls(options: LsOptions, around: Surroundings, survey: Survey | None = None, nodes: Nodes | None = None) -> int:
     """``ciruela ls``. Gives the exit code; raises Ends."""
     asking = survey or real_survey(options.common, around)
+    asked = nodes or real_reach(options.common, around).nodes
     display = make_display(options.common, around, None)
     display.show(lambda: f"Asking the nodes of {options.target.cluster.label}")
     try:
@@ -57,9 +64,10 @@ async def ls(options: LsOptions, around: Surroundings, survey: Survey | None = N
         tell_missing(found, display)
         if options.target.vpath is None:
             return await _dirs(options, asking, found, around, display)
-        return await _versions(options, options.target.vpath, asking, found, around, display)
+        return await _versions(options, options.target.vpath, asking, asked, found, around, display)
     finally:
         display.hide()
+        await asked.stop()
 
 
 def tell_missing(found: Found, display: Display) -> None:
@@ -75,15 +83,18 @@ def tell_missing(found: Found, display: Display) -> None:
 
 
 async def _dirs(options: LsOptions, asking: Survey, found: Found, around: Surroundings, display: Display) -> int:
-    async def ask(node: Seen) -> tuple[Seen, tuple[Dir, ...]]:
+    async def ask(node: Seen) -> tuple[Seen, tuple[Dir, ...]] | None:
         try:
             return node, await asking.dirs(node)
         except CiruelaError as error:
             display.problem(node.name, str(error))
-            return node, ()
+            return None
 
-    said = await each(found.answering, ask)
+    told = await each(found.answering, ask)
+    said = [one for one in told if one is not None]
     display.hide()
+    if not said:
+        raise Ends(EXIT_NETWORK, f"no node of {options.target.cluster.label} says which directories it has")
     keys = sorted({one.key for _, dirs in said for one in dirs})
     rows = [("DIRECTORY", "LEVELS", "KIND", "IMAGES", "NODES")]
     for key in keys:
@@ -110,33 +121,41 @@ async def _dirs(options: LsOptions, asking: Survey, found: Found, around: Surrou
 # -- images -------------------------------------------------------------------------------------------------------------------
 
 
-async def _versions(options: LsOptions, path: VPath, asking: Survey, found: Found, around: Surroundings, display: Display) -> int:
-    taking, bases, said = await _listed(asking, path, found, display)
-    rows = merged(said)
-    if not taking and path.level:  # an image itself
-        taking, bases, said = await _listed(asking, path.base, found, display)
-        rows = [row for row in merged(said) if row.path == str(path)]
-        if taking and not rows:
+async def _versions(
+    options: LsOptions, path: VPath, asking: Survey, nodes: Nodes, found: Found, around: Surroundings, display: Display
+) -> int:
+    base = path
+    listing = await _listed(asking, base, found, display)
+    rows = merged(listing.said)
+    if not listing.taking and not listing.failed and path.level:  # an image itself
+        base = path.base
+        listing = await _listed(asking, base, found, display)
+        rows = [row for row in merged(listing.said) if row.path == str(path)]
+        if listing.taking and not listing.failed and not rows:
             raise Ends(EXIT_REJECTED, f"there is neither a directory nor an image {path} in {options.target.cluster.label}")
+    bases, taking = listing.bases, listing.taking
+    if listing.failed and not rows and not bases:
+        raise Ends(EXIT_NETWORK, f"what is in {path} is not known: {names(listing.failed, MOST_NAMES)} did not say")
     if not taking:
         raise Ends(
             EXIT_REJECTED, f"no node of {options.target.cluster.label} has a directory {path}: {await _what_there_is(asking, found)}"
         )
+    await _prove(rows, base, [node for node in found.answering if node.name in taking], nodes, options, around, display)
     display.hide()
     unreached = [node.name for node in found.nodes if node.identity is None and (node.dirs is None or path.key in node.dirs)]
-    everywhere = [*taking, *unreached]
+    everywhere = [*taking, *listing.failed, *unreached]
     if options.json:
-        for base, images in bases.items():
-            write_json(around.stdout, {"type": "base_dir", "path": base, "images": images})
+        for below, images in bases.items():
+            write_json(around.stdout, {"type": "base_dir", "path": below, "images": images})
         for row in rows:
             write_json(around.stdout, _as_json(row, everywhere))
         write_json(around.stdout, _summary(found, len(rows)))
         return EXIT_DONE
-    for base, images in bases.items():
-        write_line(around.stdout, f"{base}/  {images} images")
+    for below, images in bases.items():
+        write_line(around.stdout, f"{below}/  {images} images")
     if rows:
         for line in columns(
-            [("PATH", "IMAGE", "SIGNED", "BY", "NODES"), *(_row(row, everywhere, options.common.verbosity) for row in rows)]
+            [("PATH", "IMAGE", "SIGNED", "BY", "NODES", ""), *(_row(row, everywhere, options.common.verbosity) for row in rows)]
         ):
             write_line(around.stdout, line)
     elif not bases:
@@ -144,40 +163,82 @@ async def _versions(options: LsOptions, path: VPath, asking: Survey, found: Foun
     return EXIT_DONE
 
 
-async def _listed(
-    asking: Survey, base: VPath, found: Found, display: Display
-) -> tuple[list[str], dict[str, int], list[tuple[str, Sequence[Version]]]]:
-    """The nodes that have the directory, the base dirs below it, and what each node has in it."""
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What nodes say of one base dir: which have it, the base dirs below it, and what is in it; ``failed`` are nodes that do not say."""
+
+    taking: tuple[str, ...]
+    bases: Mapping[str, int]
+    said: tuple[tuple[str, Sequence[Version]], ...]
+    failed: tuple[str, ...]
+
+
+async def _listed(asking: Survey, base: VPath, found: Found, display: Display) -> _Listing:
+    failed: list[str] = []
 
     async def ask(node: Seen) -> tuple[Seen, tuple[tuple[Version, ...], tuple[tuple[str, int], ...]] | None]:
         try:
             return node, await asking.versions(node, base)
         except CiruelaError as error:
             display.problem(node.name, str(error))
-            return node, ((), ())
+            failed.append(node.name)
+            return node, None
 
-    said = await each(found.answering, ask)
+    answers = await each(found.answering, ask)
+    having = [(node.name, one) for node, one in answers if one is not None]
     bases: dict[str, int] = {}
-    for _, one in said:
-        for path, images in one[1] if one else ():
+    for _, (_, below) in having:
+        for path, images in below:
             bases[path] = max(images, bases.get(path, 0))
-    return [node.name for node, one in said if one], dict(sorted(bases.items())), [(node.name, one[0]) for node, one in said if one]
+    said = tuple((name, versions) for name, (versions, _) in having)
+    return _Listing(tuple(name for name, _ in having), dict(sorted(bases.items())), said, tuple(failed))
+
+
+async def _prove(
+    rows: Sequence[Listed], base: VPath, having: Sequence[Seen], nodes: Nodes, options: LsOptions, around: Surroundings, display: Display
+) -> None:
+    """Look for a signature of a trusted key on each image; nodes are asked for what they would show each other."""
+    trust = await my_trust(options.trusting, Keys(), around, display)
+    if not trust.keys or not rows:
+        return
+
+    async def ask(node: Seen) -> BaseDirData | None:
+        try:
+            answer = await nodes.ask(node.address, GetBaseDir(str(base)))
+        except CiruelaError as error:
+            display.problem(node.name, str(error))
+            return None
+        return answer if isinstance(answer, BaseDirData) else None
+
+    answers = [one for one in await each(having[:MOST_WITNESSES], ask) if one is not None]
+
+    def look() -> None:
+        for row in rows:
+            try:
+                vpath = VPath.parse(row.path)
+            except ValueError:
+                continue  # it came from the network, and nobody can have signed it
+            row.proof = trust.proof(vpath, signed_state(answers, vpath.entry, parse_image_id(row.image)))
+
+    await around.in_thread(look)
 
 
 async def _what_there_is(asking: Survey, found: Found) -> str:
     keys: set[str] = set()
+    silent: list[str] = []
     for node in found.answering:
         try:
             keys.update(f"/{one.key}" for one in await asking.dirs(node))
         except CiruelaError:
-            continue
-    return f"there are {names(sorted(keys), MOST_NAMES)}" if keys else "there is none at all"
+            silent.append(node.name)
+    untold = f"; {names(silent, MOST_NAMES)} did not say" if silent else ""
+    return (f"there are {names(sorted(keys), MOST_NAMES)}" if keys else "there is none on those that say") + untold
 
 
 def _row(row: Listed, everywhere: Sequence[str], verbosity: int) -> tuple[str, ...]:
     long = verbosity > 1
     signers = list(row.signers) or ["?"]
-    shown = signers[0] if long else signers[0][:SHORT_KEY]
+    key = signers[0] if long else signers[0][:SHORT_KEY]
     where = f"{len(row.on)}/{len(everywhere)}"
     if row.coming:
         where += f", {len(row.coming)} on the way"
@@ -188,8 +249,9 @@ def _row(row: Listed, everywhere: Sequence[str], verbosity: int) -> tuple[str, .
         row.path,
         row.image if long else row.image[:SHORT_ID],
         _when(row.signed_ms),
-        shown if len(signers) == 1 else f"{shown} and {len(signers) - 1} more",
+        key if len(signers) == 1 else f"{key} and {len(signers) - 1} more",
         where,
+        shown(row.proof)[: None if long else len("verified by ") + SHORT_KEY],
     )
 
 
@@ -207,6 +269,7 @@ def _as_json(row: Listed, everywhere: Sequence[str]) -> dict[str, object]:
         "image": row.image,
         "signed_ms": row.signed_ms,
         "signers": list(row.signers),
+        "verified_by": fingerprint_of(row.proof),
         "nodes": row.on,
         "downloading": row.coming,
         "lacking": [name for name in everywhere if name not in row.on],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, read_key_file
 from ciruela.client.surroundings import Surroundings
 from ciruela.keys.private import PassphraseNeeded, parse_private
-from ciruela.keys.public import looks_public, parse_public
+from ciruela.keys.public import PublicKey, looks_public, parse_public
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import AgentFailed, agent_keys
 
@@ -19,7 +19,12 @@ async def my_keys(files: Sequence[str], variables: Sequence[str], around: Surrou
 
     Raises BadKey for a named key that cannot be read; ``note`` is told of others.
     """
-    found: dict[str, None] = {}
+    return [key.fingerprint() for key in await my_public_keys(files, variables, around, note)]
+
+
+async def my_public_keys(files: Sequence[str], variables: Sequence[str], around: Surroundings, note: Note) -> list[PublicKey]:
+    """As :func:`my_keys`, the keys themselves."""
+    found: dict[PublicKey, None] = {}
     for file in files:
         try:
             found[await around.in_thread(_in_file, file)] = None
@@ -29,18 +34,18 @@ async def my_keys(files: Sequence[str], variables: Sequence[str], around: Surrou
             raise BadKey(f"{file}: {error}") from None
     for variable in variables:
         try:
-            found[await around.in_thread(_fingerprint, around.environ.get(variable, ""))] = None
+            found[await around.in_thread(_public, around.environ.get(variable, ""))] = None
         except BadKey as error:
             raise BadKey(f"${variable}: {error}") from None
     return list(found) if files or variables else await _usual(around, note)
 
 
-async def _usual(around: Surroundings, note: Note) -> list[str]:
-    found: dict[str, None] = {}
+async def _usual(around: Surroundings, note: Note) -> list[PublicKey]:
+    found: dict[PublicKey, None] = {}
     home, environ = around.environ.get("HOME"), around.environ
     if environ.get(DEFAULT_VARIABLE):
         try:
-            found[await around.in_thread(_fingerprint, environ[DEFAULT_VARIABLE])] = None
+            found[await around.in_thread(_public, environ[DEFAULT_VARIABLE])] = None
         except BadKey as error:
             note(f"${DEFAULT_VARIABLE}", str(error))
     for file in (f"{home}/{name}" for name in DEFAULT_FILES if home):
@@ -53,22 +58,22 @@ async def _usual(around: Surroundings, note: Note) -> list[str]:
     if environ.get(AGENT_VARIABLE):
         try:
             held = await agent_keys(around.reactor, environ[AGENT_VARIABLE])
-            found.update((key.public.fingerprint(), None) for key in held.keys)
+            found.update((key.public, None) for key in held.keys)
         except AgentFailed as error:
             note("ssh-agent", str(error))
     return list(found)
 
 
-def _in_file(path: str) -> str:
+def _in_file(path: str) -> PublicKey:
     """In a thread. Raises OSError, BadKey."""
-    return _fingerprint(read_key_file(path).decode("utf-8", "replace"))
+    return _public(read_key_file(path).decode("utf-8", "replace"))
 
 
-def _fingerprint(text: str) -> str:
+def _public(text: str) -> PublicKey:
     """In a thread. Raises BadKey."""
     if looks_public(text.strip().partition(" ")[0]):
-        return parse_public(text).fingerprint()
+        return parse_public(text)
     try:
-        return parse_private(text, None).public.fingerprint()
+        return parse_private(text, None).public
     except PassphraseNeeded as needed:
-        return needed.public.fingerprint()
+        return needed.public

@@ -18,6 +18,7 @@ from ciruela.client.options.common import Common
 from ciruela.client.options.reading import Target
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.survey import each
+from ciruela.client.trust import Proof, Trust, signed_state
 from ciruela.download.sources import Candidate
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
@@ -26,7 +27,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
 from ciruela.net.outgoing import CLIENT_HOST, Pool
 from ciruela.net.resolve import resolver
-from ciruela.proto.messages import GetIndex, GetIndexAt, IndexAtData, Request, Response
+from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
 from ciruela.seams import Address, InThread
 
 INDEX_S = 600.0
@@ -37,6 +38,9 @@ MOST_SOURCES = 16
 
 NO_IMAGE = ImageId(bytes(32))
 """An image that nobody has: asking for its index tells who is there."""
+
+MOST_WITNESSES = 3
+"""Nodes that are asked who signed the image."""
 
 MOST_TRIED = 64
 """Nodes that are asked for the index, one after the other."""
@@ -87,6 +91,7 @@ class Origin:
         self._note = note
         self._first: list[Address] = []
         self._known: dict[Address, str] = {}
+        self._holder: Address | None = None
 
     @property
     def nodes(self) -> int:
@@ -96,7 +101,7 @@ class Origin:
     async def index(self) -> Index:
         """The index of the image at the path of the target, from the first node that has one.
 
-        Raises Ends: when no node answers, or none has an image there.
+        Raises Ends: when no node answers, when none has an image there, and when those that answer have none and others do not say.
         """
         vpath = self._target.vpath
         assert vpath is not None
@@ -117,18 +122,45 @@ class Origin:
                 if answer.data is not None:
                     found: Index = await self._reach.in_thread(read_index, answer.data)
                     self._known.setdefault(address, str(address))
+                    self._holder = address
                     return found
             except CiruelaError as error:
                 problems.append(str(error))
                 self._note(str(address), str(error))
                 self._known.pop(address, None)
             waiting += [other for other in self._known if other not in tried and other not in waiting]
+        if answered and problems:
+            said = "; ".join(dict.fromkeys(problems))
+            raise Ends(
+                EXIT_NETWORK,
+                f"{answered} of {len(tried)} nodes that were asked have no image at {self._target}; others did not say: {said}",
+            )
         if answered:
             raise Ends(
                 EXIT_REJECTED,
                 f"there is no image at {self._target}: {answered} of {len(tried)} nodes that were asked answered, none has one",
             )
         raise Ends(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
+
+    async def proof(self, image: ImageId, trust: Trust) -> Proof | None:
+        """That a trusted key signed ``image`` for the path of the target; None where no node shows such a signature."""
+        vpath = self._target.vpath
+        assert vpath is not None
+        if not trust.keys:
+            return None
+        others = [address for address in self._known if address != self._holder]
+        for address in [*([] if self._holder is None else [self._holder]), *others][:MOST_WITNESSES]:
+            try:
+                answer = await self._ask(address, GetBaseDir(str(vpath.base)))
+            except CiruelaError as error:
+                self._note(str(address), str(error))
+                continue
+            if isinstance(answer, BaseDirData):
+                state = signed_state([answer], vpath.entry, image)
+                proof: Proof | None = await self._reach.in_thread(trust.proof, vpath, state)
+                if proof is not None:
+                    return proof
+        return None
 
     async def current(self) -> set[ImageId]:
         """Which images some of the nodes have at the path now; empty when nobody answers."""

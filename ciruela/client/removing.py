@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from ciruela.client.asking import Sight, look
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, Rule
+from ciruela.client.asking import NotTold, Sight, claimed_signers, levels_of, look, wrong_depth
+from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Rule
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
+from ciruela.client.ends import Ends
 from ciruela.client.identities import terminal_line
+from ciruela.client.listener import Listener
 from ciruela.client.options.common import Common
 from ciruela.client.options.removing import RemoveOptions, Target
 from ciruela.client.progress import Display
+from ciruela.client.report import Reporting
 from ciruela.client.source import Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.survey import Survey, real_survey
 from ciruela.client.sync import ClusterRun, Upload, World
 from ciruela.client.text import stamp
+from ciruela.client.trust import Proof, Shown, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.errors import ConfigError
 from ciruela.model.ids import ImageId
@@ -22,9 +27,10 @@ from ciruela.proto.messages import RemoveDir
 YES = frozenset({"y", "yes"})
 
 
-def described(state: State) -> str:
+def described(state: State, proof: Proof | None) -> str:
     """One version, for people."""
-    return f"{state.image.hex()}, signed {stamp(state.version.timestamp_ms)}"
+    signed_ms = state.version.timestamp_ms if proof is None else proof.timestamp_ms
+    return f"{state.image.hex()}, signed {stamp(signed_ms)}, {shown(proof)}"
 
 
 async def agreed(question: str, sure: bool, around: Surroundings) -> bool:
@@ -41,43 +47,77 @@ async def run_one(
     target: Target, upload: Upload, rule: Rule, lines_every_s: float, common: Common, around: Surroundings, net: World
 ) -> int:
     """Send one signed wish to the cluster and wait for its end. Gives the exit code."""
-    display = make_display(common, around, lines_every_s)
+    display, report = make_display(common, around, lines_every_s), around.report
     source = Source((), around.in_thread, lambda _image, _text: None)
-    run = SyncRun([ClusterRun(target.entry_point, [target.entry_point], [upload], rule, net, source, display)])
-    return exit_code(await to_its_end(run, display))
+    listener: Listener = display if report is None else Reporting(display, report)
+    run = SyncRun([ClusterRun(target.entry_point, [target.entry_point], [upload], rule, net, source, listener)])
+    if report is None:
+        return exit_code(await to_its_end(run, display))
+    report.watch(run, around.reactor, lines_every_s)
+    try:
+        rows = await to_its_end(run, display)
+    finally:
+        report.rest()
+    code = exit_code(rows)
+    report.summary(code, rows)
+    return code
 
 
-async def seen(target: Target, net: World, display: Display) -> Sight:
-    """What some nodes say of the path. Raises what keeps all of them from saying it."""
-    sight = await look(target.entry_point, target.vpath, net)
+async def seen(target: Target, net: World, survey: Survey | None, display: Display) -> Sight:
+    """What some nodes say of the path. Raises what keeps all of them from saying it; Ends when no image can be at such a path."""
+    try:
+        sight = await look(target.entry_point, target.vpath, net)
+    except NotTold:
+        if survey is not None and (levels := await levels_of(target.cluster, target.vpath, survey)) not in (None, target.vpath.level):
+            raise Ends(EXIT_REJECTED, wrong_depth(target.vpath, levels)) from None
+        raise
     for problem in sight.problems:
-        display.note(target.entry_point, problem)
+        (display.problem if sight.silent else display.note)(target.entry_point, problem)
     return sight
 
 
-async def remove(options: RemoveOptions, around: Surroundings, world: World | None = None) -> int:
+async def remove(options: RemoveOptions, around: Surroundings, world: World | None = None, survey: Survey | None = None) -> int:
     """``ciruela remove``. Gives the exit code. Raises what keeps it from sending anything."""
     display = make_display(options.common, around, None)
     net = world or real_world(options.common, around)
+    asking = survey or (real_survey(options.common, around) if world is None else None)
     target = options.target
-    sight = await seen(target, net, display)
+    trust = await my_trust(options.trusting, options.keys, around, display)
+    sight = await seen(target, net, asking, display)
     image = options.image or (None if sight.newest is None else sight.newest.image)
     if image is None:
-        display.result(f"{target.entry_point} {target.vpath}  nothing is there")
-        return EXIT_DONE
-    display.say(_what(target, image, sight))
+        return _nothing(target, sight, around, display)
+    state = signed_state(sight.answers.values(), target.vpath.entry, image)
+    proof: Proof | None = await around.in_thread(trust.proof, target.vpath, state)
+    display.say(_what(target, image, sight, proof))
+    if options.image is None:  # else it is the user who says which one
+        claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proof is None else ()
+        insist_on_proof(Shown(target.entry_point, target.vpath, state, claimed), proof, trust, options.trusting, display.problem)
     if not await agreed("Remove it from all nodes?", options.sure, around):
-        display.say("nothing was removed")
-        return EXIT_LOCAL
+        raise Ends(EXIT_LOCAL, "nothing was removed")
     identities = await identities_of(options.keys, around, display)
-    timestamp_ms = max([around.now_ms(), *(sight.states[name].version.timestamp_ms + 1 for name in sight.with_image(image))])
+    timestamp_ms = signing_time_ms(around.now_ms(), [sight.states[name].version.timestamp_ms for name in sight.with_image(image)])
     path = str(target.vpath)
     signatures = tuple(signature for _, signature in await identities.sign_all(removal_bytes(path, image, timestamp_ms)))
-    upload = Upload(RemoveDir(path, image, timestamp_ms, signatures), weak=False, total_bytes=0)
-    return await run_one(target, upload, options.rule, options.print_progress_s, options.common, around, net)
+    request = RemoveDir(path, image, timestamp_ms, signatures, options.force)
+    return await run_one(target, Upload(request, False, 0), options.rule, options.print_progress_s, options.common, around, net)
 
 
-def _what(target: Target, image: ImageId, sight: Sight) -> str:
+def _nothing(target: Target, sight: Sight, around: Surroundings, display: Display) -> int:
+    """Nothing is there, on no node. Raises Ends where some node may have something and did not say."""
+    if sight.silent:
+        raise Ends(
+            EXIT_NETWORK,
+            f"{target.entry_point} {target.vpath}: {', '.join(sight.answers)} have nothing there, but {', '.join(sight.silent)} did not "
+            "say; name the image with --image to have its removal recorded",
+        )
+    display.result(f"{target.entry_point} {target.vpath}  nothing is there")
+    if around.report is not None:
+        around.report.end(EXIT_DONE, "done", [])
+    return EXIT_DONE
+
+
+def _what(target: Target, image: ImageId, sight: Sight, proof: Proof | None) -> str:
     """What is about to go."""
     here = sight.with_image(image)
     if not here:
@@ -85,4 +125,4 @@ def _what(target: Target, image: ImageId, sight: Sight) -> str:
     newest = max((sight.states[name] for name in here), key=lambda state: state.version)
     others = len(sight.answers) - len(here)
     note = f"; {others} of the {len(sight.answers)} nodes that were asked have something else there, or nothing" if others else ""
-    return f"Removing {target.vpath}: {described(newest)}{note}"
+    return f"Removing {target.vpath}: {described(newest, proof)}{note}"

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from ciruela.client.asking import Sight
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_REJECTED
+from collections.abc import Mapping
+
+from ciruela.client.asking import Sight, claimed_signers
+from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
+from ciruela.client.ends import Ends
 from ciruela.client.options.removing import RollbackOptions, Target
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.survey import Survey, real_survey
 from ciruela.client.sync import Upload, World
 from ciruela.client.text import stamp
+from ciruela.client.trust import Proof, Shown, Trust, fingerprint_of, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.ids import ImageId
+from ciruela.model.state import State
 from ciruela.proto.messages import ReplaceDir
 
+Proofs = Mapping[ImageId, Proof | None]
+"""For each image that is there or kept, that a trusted key signed it for the path."""
 
-def candidates(sight: Sight) -> list[str]:
+
+def proofs_of(sight: Sight, trust: Trust) -> Proofs:
+    """What is proved of the images of ``sight``. In a thread."""
+    images = [*sight.kept, *([] if sight.newest is None else [sight.newest.image])]
+    return {image: trust.proof(sight.vpath, _signed(sight, image)) for image in images}
+
+
+def _signed(sight: Sight, image: ImageId) -> State:
+    return signed_state(sight.answers.values(), sight.vpath.entry, image)
+
+
+def candidates(sight: Sight, proofs: Proofs) -> list[str]:
     """A line for each image that can be gone back to, the one that was replaced last first."""
     asked = len(sight.answers)
     return [
-        f"{image.hex()}  signed {stamp(version.timestamp_ms)}  kept by {len(names)} of {asked} nodes that were asked"
+        f"{image.hex()}  signed {stamp(version.timestamp_ms if (proof := proofs.get(image)) is None else proof.timestamp_ms)}  "
+        f"kept by {len(names)} of {asked} nodes that were asked  {shown(proof)}"
         for image, (version, names) in sight.kept.items()
     ]
 
@@ -53,28 +73,41 @@ def _agree(sight: Sight) -> bool:
     return len(first - {None}) == 1
 
 
-async def rollback(options: RollbackOptions, around: Surroundings, world: World | None = None) -> int:
+def _refused(image: ImageId | None, why: str, target: Target, sight: Sight) -> Ends:
+    """Why it cannot be gone back. What is not there may be on a node that did not say: then it is not known."""
+    current, kept = sight.newest, sight.kept
+    absent = current is None or (not kept if image is None else image != current.image and image not in kept)
+    if absent and sight.silent:
+        return Ends(EXIT_NETWORK, f"{target.entry_point} {target.vpath}: {why}; but {', '.join(sight.silent)} did not say")
+    return Ends(EXIT_REJECTED, f"{target.entry_point} {target.vpath}: {why}")
+
+
+async def rollback(options: RollbackOptions, around: Surroundings, world: World | None = None, survey: Survey | None = None) -> int:
     """``ciruela rollback``. Gives the exit code. Raises what keeps it from sending anything."""
     display = make_display(options.common, around, None)
     net = world or real_world(options.common, around)
+    asking = survey or (real_survey(options.common, around) if world is None else None)
     target = options.target
-    sight = await seen(target, net, display)
+    trust = await my_trust(options.trusting, options.keys, around, display)
+    sight = await seen(target, net, asking, display)
+    proofs: Proofs = await around.in_thread(proofs_of, sight, trust)
     if options.listing:
-        return _list(target, sight, display)
+        return _list(target, sight, proofs, around, display)
     image, why = chosen(options.image, sight)
     current = sight.newest
     if image is None or current is None:
-        display.problem(target.entry_point, f"{target.vpath}: {why}")
-        for line in candidates(sight):
+        for line in candidates(sight, proofs):
             display.say(f"  can be gone back to: {line}")
-        return EXIT_REJECTED
-    display.say(f"Now at {target.vpath}: {described(current)}")
-    display.say(f"Going back to: {next(line for line in candidates(sight) if line.startswith(image.hex()))}")
+        raise _refused(options.image, why, target, sight)
+    display.say(f"Now at {target.vpath}: {described(current, proofs[current.image])}")
+    display.say(f"Going back to: {next(line for line in candidates(sight, proofs) if line.startswith(image.hex()))}")
+    claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proofs[image] is None else ()
+    found = Shown(target.entry_point, target.vpath, _signed(sight, image), claimed)
+    insist_on_proof(found, proofs[image], trust, options.trusting, display.problem)
     if not await agreed("Go back?", options.sure, around):
-        display.say("nothing was changed")
-        return EXIT_LOCAL
+        raise Ends(EXIT_LOCAL, "nothing was changed")
     identities = await identities_of(options.keys, around, display)
-    timestamp_ms = max(around.now_ms(), current.version.timestamp_ms + 1)
+    timestamp_ms = signing_time_ms(around.now_ms(), [current.version.timestamp_ms])
     path = str(target.vpath)
     signatures = tuple(signature for _, signature in await identities.sign_all(signed_bytes(path, image, timestamp_ms)))
     request = ReplaceDir(path, image, current.image, timestamp_ms, signatures)
@@ -82,9 +115,16 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     return await run_one(target, upload, options.rule, options.print_progress_s, options.common, around, net)
 
 
-def _list(target: Target, sight: Sight, display: Display) -> int:
-    if sight.newest is not None:
-        display.say(f"Now at {target.vpath}: {described(sight.newest)}")
-    for line in candidates(sight):
+def _list(target: Target, sight: Sight, proofs: Proofs, around: Surroundings, display: Display) -> int:
+    current, report = sight.newest, around.report
+    if current is not None:
+        display.say(f"Now at {target.vpath}: {described(current, proofs[current.image])}")
+    for line in () if report is not None else candidates(sight, proofs):
         display.result(line)
+    if report is not None:
+        for image, (version, names) in sight.kept.items():
+            signed_ms = version.timestamp_ms if (proof := proofs[image]) is None else proof.timestamp_ms
+            verified_by = fingerprint_of(proof)
+            report.write("kept", path=str(target.vpath), image=image.hex(), signed_ms=signed_ms, nodes=names, verified_by=verified_by)
+        report.end(EXIT_DONE, "done", [])
     return EXIT_DONE

@@ -110,7 +110,7 @@ class _Run:
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
         self.upload = upload
         self.book = Book(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
-        self.hooks = HookAccount(upload.request.path, upload.request.image)
+        self.hooks = HookAccount(upload.request.path, upload.request.image, runs=not isinstance(upload.request, RemoveDir))
         self.asked: set[Address] = set()
         self.pause: Backoff[Address] = Backoff(clock)
         self.sent_bytes = 0
@@ -360,13 +360,15 @@ class ClusterRun:
         self._contacts.heard(response.hosts.values())
         where = self._where(peer.address)
         state = "accepted" if response.accepted else "refused"
-        self._tell(run, where, state, code=response.reject_reason or "", known=len(response.hosts))
+        reason = response.reject_reason or "refused without a reason"
+        said = f"{reason}: {response.detail}" if response.detail else reason
+        self._tell(run, where, state, code=response.reject_reason or "", message=response.detail, known=len(response.hosts))
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
         elif run.book.refused(peer.address) and response.reject_reason != "no_config":
-            self._problem(f"{where} {run.book.path} {response.reject_reason or 'refused without a reason'}")
+            self._problem(f"{where} {run.book.path} {said}")
         else:
-            self._listener.note(self.label, f"{where} {run.book.path} {response.reject_reason or 'refused without a reason'}")
+            self._listener.note(self.label, f"{where} {run.book.path} {said}")
         self._step()
 
     def _unanswered(self, failure: Failure, run: _Run, peer: _Peer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import cbor2
@@ -21,7 +21,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, Removed, Verdict
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import Kept, SigEntry, State
 from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
@@ -63,6 +63,9 @@ READS = 10
 MAX_DETAIL = 1000
 """Characters of what is told about a refusal: below the limit of the wire in any script."""
 
+MOST_KEPT_SIGNATURES = 20_000
+"""Signatures of kept images in one answer: a fifth of the items that a base dir may have."""
+
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
 """What is asked for many times while an image is on its way."""
 
@@ -89,6 +92,23 @@ def config_hash(config: DirConfig) -> bytes:
         ),
         digest_size=32,
     ).digest()
+
+
+def kept_signed(rows: Mapping[str, Sequence[Kept]]) -> dict[str, tuple[State, ...]]:
+    """The kept images of each entry with their signatures, as far as these are recorded.
+
+    At most :data:`MOST_KEPT_SIGNATURES` in all, first those of what was replaced last at each entry: a list that is too long for its
+    reader would tell nothing of anything.
+    """
+    found: dict[str, list[State]] = {}
+    left = MOST_KEPT_SIGNATURES
+    for depth in range(max(map(len, rows.values()), default=0)):
+        for entry, kept in rows.items():
+            one = kept[depth] if depth < len(kept) else None
+            if one is not None and 0 < len(one.signatures) <= left:
+                left -= len(one.signatures)
+                found.setdefault(entry, []).append(State(one.image, one.signatures))
+    return {entry: tuple(states) for entry, states in found.items()}
 
 
 class Requests:
@@ -199,7 +219,7 @@ class Requests:
             case GetIndex():
                 return self._blocks.give_index(request).addCallback(_as_response)
             case GetIndexAt():
-                return self._index_at(request)
+                return self._index_at(link, request)
             case GetBaseDir():
                 return self._base_dir(link, request)
             case GetPathState():
@@ -361,7 +381,7 @@ class Requests:
             self._watches.watch(link, vpath)
             self._watched(vpath)
 
-    def _index_at(self, request: GetIndexAt) -> Deferred[Response]:
+    def _index_at(self, link: Link, request: GetIndexAt) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
         except ValueError:
@@ -370,7 +390,13 @@ class Requests:
         committed = self._ledger.committed(vpath)
         if committed is None:
             return succeed(IndexAtData(None, hosts))
-        return self._disk.read_index_bytes(committed.image).addCallback(lambda data: IndexAtData(data, hosts))
+
+        def found(data: bytes | None) -> Response:
+            if data is None and link.bulk:  # the reference's clients read an empty answer, which says the same as that nothing is there
+                raise RemoteError(f"the index of {committed.image.hex()} at {vpath} cannot be read here")
+            return IndexAtData(data, hosts)
+
+        return self._disk.read_index_bytes(committed.image).addCallback(found)
 
     def _base_dir(self, link: Link, request: GetBaseDir) -> Deferred[Response]:
         try:
@@ -394,8 +420,9 @@ class Requests:
             entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
             for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
         }
-        kept = {entry: rows for entry in entries if link.bulk and (rows := self._ledger.kept(base.image_at(entry)))}
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept))
+        rows = {entry: found for entry in entries if link.bulk and (found := self._ledger.kept(base.image_at(entry)))}
+        kept = {entry: tuple(one.version for one in found) for entry, found in rows.items()}
+        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept, kept_signed(rows)))
 
 
 def _as_response(response: Response) -> Response:

@@ -25,7 +25,7 @@ from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
-from ciruela.model.state import State, Version
+from ciruela.model.state import Kept, State
 from ciruela.model.tuning import Fsync
 
 _log = Logger()
@@ -52,7 +52,7 @@ def commit(
     *,
     again: bool = False,
     modes: Modes = STANDARD_MODES,
-) -> Steps[tuple[Version, ...]]:
+) -> Steps[tuple[Kept, ...]]:
     """Show the staging directory ``tree`` at ``place`` and record ``state``. Everything in it gets ``modes``.
 
     With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
@@ -88,7 +88,7 @@ def commit(
             _show(parent, directory, place, tree.root, state)
         if before is not None and before.image != state.image:
             notes.drop_modes(directory, place.vpath, before.image)
-        return kept.versions(kept.read(directory, place)) if place.keep else ()
+        return kept.images(kept.read(directory, place)) if place.keep else ()
 
 
 def _spoiled(place: Place, state: State) -> Steps[None]:

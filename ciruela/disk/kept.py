@@ -1,6 +1,7 @@
 """Replaced images that are kept, so that somebody can go back to them: hidden trees beside the image, and one record for each path.
 
-``.NAME.kept`` is one CBOR map, ``{"kept": [[signed_ms, image, inode], ..]}``, the image that was replaced last first. It is written before
+``.NAME.kept`` is one CBOR map, ``{"kept": [[signed_ms, image, inode], ..], "signatures": [[number, signed_ms, signature], ..]}``, the image
+that was replaced last first; ``number`` says to which row of the first list a signature belongs. It is written before
 the trees change places, and the old tree gets its own name afterwards; the inode tells a start which tree was meant. What a kill leaves
 stands in ``docs/reference/files.rst``. A tree that no record names is debris, and a row without a tree is dropped.
 """
@@ -21,7 +22,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import TEMPORARY, is_identity, read_record, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
-from ciruela.model.state import State, Version
+from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Kept, SigEntry, State, Version
 from ciruela.proto.bounded import loads
 
 _log = Logger()
@@ -32,15 +33,24 @@ MOST = 1000
 """Images that may be kept at one path (``keep-replaced``). Our own limit."""
 
 MAX_BYTES = 64 * 1024
-_MAX_ITEMS = 8 + 4 * MOST
+_ROW_ITEMS = 4
+_MAX_ITEMS = 8 + _ROW_ITEMS * MOST
+_FRAME_BYTES, _FRAME_ITEMS = 24, 8
+"""The two maps and lists around the rows, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image that is kept: its version, and the inode of its tree."""
+    """One image that is kept: its version, the inode of its tree, and its signatures where the record has them."""
 
     version: Version
     inode: int
+    signatures: tuple[SigEntry, ...] = ()
+
+    @property
+    def kept(self) -> Kept:
+        """The row without its place on this disk."""
+        return Kept(self.version, self.signatures)
 
 
 def file_name(place: Place) -> str:
@@ -54,25 +64,49 @@ def is_record(name: str) -> bool:
 
 
 def encode(rows: Sequence[Row]) -> bytes:
-    """The bytes of a record."""
-    return cbor2.dumps({"kept": [[row.version.timestamp_ms, row.version.image, row.inode] for row in rows]})
+    """The bytes of a record. Of very many rows only the first have their signatures in it: earlier versions read no larger record."""
+    plain = [[row.version.timestamp_ms, row.version.image, row.inode] for row in rows]
+    data = cbor2.dumps({"kept": plain})
+    left_bytes = MAX_BYTES - len(data) - _FRAME_BYTES
+    left_items = _MAX_ITEMS - _ROW_ITEMS * len(rows) - _FRAME_ITEMS
+    signatures: list[list[object]] = []
+    for number, row in enumerate(rows):
+        entries: list[list[object]] = [[number, entry.timestamp_ms, entry.signature] for entry in row.signatures]
+        left_bytes -= len(cbor2.dumps(entries))
+        left_items -= _ROW_ITEMS * len(entries)
+        if left_bytes < 0 or left_items < 0:
+            break
+        signatures += entries
+    return cbor2.dumps({"kept": plain, "signatures": signatures}) if signatures else data
 
 
 def decode(data: bytes) -> tuple[Row, ...]:
     """The content of a record. Raises FormatError."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes of kept images")
-    match loads(data, max_items=_MAX_ITEMS, max_depth=3):
-        case {"kept": list(rows)}:
-            return tuple(map(_row, rows))
+    fields = loads(data, max_items=_MAX_ITEMS, max_depth=3)
+    match fields:
+        case {"kept": list(rows), **others}:
+            signed = _signatures(others.get("signatures"))
+            return tuple(_row(row, signed.get(number, ())) for number, row in enumerate(rows))
     raise FormatError("not a map of kept images")
 
 
-def _row(value: object) -> Row:
+def _signatures(entries: object) -> dict[int, tuple[SigEntry, ...]]:
+    """The signatures by the number of their row. A bad entry is dropped, never a row: it only proves nothing then."""
+    found: dict[int, set[SigEntry]] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case [int(number), int(signed_ms), bytes(signature)] if is_identity(number, signed_ms) and len(signature) == SIGNATURE_BYTES:
+                found.setdefault(number, set()).add(SigEntry(signed_ms, signature))
+    return {number: tuple(sorted(signed)[-MOST_SIGNATURES:]) for number, signed in found.items()}
+
+
+def _row(value: object, signatures: tuple[SigEntry, ...]) -> Row:
     match value:
         case [int(signed_ms), bytes(image), int(inode)] if is_identity(signed_ms, inode):
             try:
-                return Row(Version(signed_ms, image_id(image)), inode)
+                return Row(Version(signed_ms, image_id(image)), inode, signatures)
             except ValueError as error:
                 raise FormatError(str(error)) from None
     raise FormatError("a kept image that is not [milliseconds, image, inode]")
@@ -92,9 +126,9 @@ def write(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
         directory.fsync()
 
 
-def versions(rows: Sequence[Row]) -> tuple[Version, ...]:
-    """The versions of ``rows``."""
-    return tuple(row.version for row in rows)
+def images(rows: Sequence[Row]) -> tuple[Kept, ...]:
+    """The images of ``rows``."""
+    return tuple(row.kept for row in rows)
 
 
 # -- at a commit ----------------------------------------------------------------------------------------------------------------------
@@ -107,7 +141,8 @@ def announce(parent: SafeDir, directory: SafeDir, place: Place, old: State | Non
     standing = parent.stat(place.name)
     if standing is None or not stat.S_ISDIR(standing.st_mode):
         return None
-    row = Row(old.version, standing.st_ino)
+    kept = Kept.of(old)
+    row = Row(kept.version, standing.st_ino, kept.signatures)
     write(directory, place, (row, *(one for one in read(directory, place) if one.version.image != old.image)))
     return row
 
@@ -115,7 +150,7 @@ def announce(parent: SafeDir, directory: SafeDir, place: Place, old: State | Non
 def withdraw(directory: SafeDir, place: Place, row: Row | None) -> None:
     """The trees have not changed places after all. Failing costs nothing: a start drops a row without a tree."""
     if row is not None:
-        _rewrite(directory, place, [one for one in _read_anyway(directory, place) if one != row])
+        _rewrite(directory, place, [one for one in _read_anyway(directory, place) if (one.version, one.inode) != (row.version, row.inode)])
 
 
 def keep(parent: SafeDir, directory: SafeDir, place: Place, row: Row | None, new: ImageId) -> None:

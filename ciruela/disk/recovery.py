@@ -53,7 +53,7 @@ def settle_path(directory: SafeDir, where: Place, parent: SafeDir | None, *, bas
         pending = pending or Pending(vpath, committed, Command.APPEND)
         committed = None
     rows = kept.settle(parent, directory, where, committed, None if pending is None else pending.state.image) if base_there else ()
-    return None if committed is None and pending is None else Held(vpath, committed, pending, kept.versions(rows))
+    return None if committed is None and pending is None else Held(vpath, committed, pending, kept.images(rows))
 
 
 def _joined(committed: State, new: State) -> State:
@@ -284,8 +284,8 @@ def _load_base_dir(sample: Place, vpaths: list[VPath], directory: SafeDir, sweep
             for found in held[before:]:
                 if found.pending is not None:
                     sweep.keep(identity, where.staging(found.pending.state.image))
-                for version in found.kept:
-                    sweep.keep(identity, where.kept(version.image))
+                for one in found.kept:
+                    sweep.keep(identity, where.kept(one.image))
 
 
 def _load_single(where: Place, directory: SafeDir, held: list[Held], *, alone: bool) -> Steps[None]:
@@ -303,7 +303,7 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held], *, alone: b
                 names |= {where.staging(found.committed.image), where.aside(found.committed.image)}
             if found.pending is not None:
                 names.discard(where.staging(found.pending.state.image))
-        wanted = {where.kept(version.image) for found in held[before:] for version in found.kept}
+        wanted = {where.kept(one.image) for found in held[before:] for one in found.kept}
         for name in parent.names() if settled else ():
             if name in names or (alone and name.startswith(DOOMED)) or (name.startswith(where.kept_prefix) and name not in wanted):
                 yield from _remove_debris(parent, name)

@@ -25,7 +25,7 @@ from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
-from ciruela.model.state import State, Version
+from ciruela.model.state import Kept, State
 from ciruela.model.tuning import Tuning
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
@@ -223,7 +223,7 @@ class StagingDir:
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
         return self._run(prepare(self._tree, self._index, self._modes)).addCallback(lambda _: where)
 
-    def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
+    def commit(self, state: State) -> Deferred[tuple[Kept, ...]]:
         """As ``seams.Staging.commit``."""
         return self._commit(state, again=False)
 
@@ -231,11 +231,11 @@ class StagingDir:
         """As ``seams.Staging.restore``."""
         return self._commit(state, again=True).addCallback(lambda _: None)
 
-    def _commit(self, state: State, *, again: bool) -> Deferred[tuple[Version, ...]]:
+    def _commit(self, state: State, *, again: bool) -> Deferred[tuple[Kept, ...]]:
         work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again, modes=self._modes)
         return self._run(work).addCallback(self._done)
 
-    def _done(self, kept: tuple[Version, ...]) -> tuple[Version, ...]:
+    def _done(self, kept: tuple[Kept, ...]) -> tuple[Kept, ...]:
         self.close()
         self._shown()
         return kept

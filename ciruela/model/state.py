@@ -11,7 +11,7 @@ from ciruela.model.ids import ImageId
 SIGNATURE_BYTES = 64
 
 MOST_SIGNATURES = 16
-"""Signatures that are kept with an image or a tombstone: as many as a request may have (threats A15)."""
+"""Signatures that are recorded with an image, a kept one or a tombstone: as many as a request may have (threats A15)."""
 
 
 class Version(NamedTuple):
@@ -76,6 +76,24 @@ def bounded(entries: Iterable[SigEntry]) -> tuple[SigEntry, ...]:
     if len(ordered) > MOST_SIGNATURES:
         ordered = [ordered[0], *ordered[1 - MOST_SIGNATURES :]]
     return tuple(ordered)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A replaced image that is still there: its version, and its newest signatures where they were recorded (at most 16)."""
+
+    version: Version
+    signatures: tuple[SigEntry, ...] = ()
+
+    @classmethod
+    def of(cls, state: State) -> Kept:
+        """The row for the image of ``state``, which is about to be replaced."""
+        return cls(state.version, state.signatures[-MOST_SIGNATURES:])
+
+    @property
+    def image(self) -> ImageId:
+        """The id of the image."""
+        return self.version.image
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Burials, State, Tombstone, Version
+from ciruela.model.state import Burials, Kept, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 
@@ -81,7 +81,7 @@ class Ledger:
         self._bases: dict[VPath, dict[str, VPath]] = {}
         self._committed: dict[VPath, State] = {}
         self._pending: dict[VPath, Pending] = {}
-        self._kept: dict[VPath, tuple[Version, ...]] = {}
+        self._kept: dict[VPath, tuple[Kept, ...]] = {}
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
@@ -128,20 +128,20 @@ class Ledger:
         pending = self._pending.get(vpath)
         return pending.state if pending is not None else self._committed.get(vpath)
 
-    def kept(self, vpath: VPath) -> tuple[Version, ...]:
+    def kept(self, vpath: VPath) -> tuple[Kept, ...]:
         """The images that were replaced at ``vpath`` and are kept, the one that was replaced last first."""
         return self._kept.get(vpath, ())
 
-    def keep(self, vpath: VPath, versions: tuple[Version, ...]) -> None:
+    def keep(self, vpath: VPath, kept: tuple[Kept, ...]) -> None:
         """This is what is kept at ``vpath`` now."""
-        if versions:
-            self._kept[vpath] = versions
+        if kept:
+            self._kept[vpath] = kept
         else:
             self._kept.pop(vpath, None)
 
     def kept_images(self) -> set[ImageId]:
         """All images that are kept."""
-        return {version.image for versions in self._kept.values() for version in versions}
+        return {one.image for kept in self._kept.values() for one in kept}
 
     def begin(self, pending: Pending) -> None:
         """An upload was accepted, or its signatures grew."""

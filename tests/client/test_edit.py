@@ -207,6 +207,7 @@ class PutFile(EditCase):
             looks.append(path)
             if len(looks) == 1:
                 self.seen = await look(reading, path)
+            else:
                 client = Client(cluster, other)
                 client.upload(PATH, cluster.addresses(1, 2, 3), replace=True)
                 cluster.clock.callLater(20.0, client.leave)

@@ -10,21 +10,32 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
+from ciruela.client.asking import claimed_signers, levels_of
 from ciruela.client.doctor import Check, Level, doctor
 from ciruela.client.ends import Ends
 from ciruela.client.ls import ls
 from ciruela.client.options.reading import DoctorOptions, LsOptions, StatusOptions
+from ciruela.client.options.removing import Target
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.table import parse
 from ciruela.client.pages import NoPage
+from ciruela.client.removing import seen
 from ciruela.client.status import status
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, Seen, Survey
-from ciruela.model.errors import LinkLost
+from ciruela.client.sync import World
+from ciruela.keys.public import PublicKey
+from ciruela.keys.signed import signed_bytes
+from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.ids import ImageId
+from ciruela.model.state import SigEntry, State
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BaseDirData, GetBaseDir, Request, Response
 from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.doubles.clock import HeapClock
 from tests.proof import shows
+from tests.scenarios.cluster import KEY
 
 V1, V2 = "aa" * 32, "bb" * 32
 NOW_MS = 1_700_000_000_000
@@ -46,6 +57,8 @@ class Node:
         self.pending: dict[str, dict[str, Any]] = {}
         self.refused: dict[str, dict[str, Any]] = {}
         self.keys = ["SHA256:one"]
+        self.base: dict[str, State] | None = {}
+        self.broken: set[str] = set()
         self.dir: dict[str, Any] = {
             "key": "apps",
             "append_only": True,
@@ -70,6 +83,8 @@ class Node:
         }
 
     def page(self, page: str) -> Any:
+        if page in self.broken:
+            raise RemoteError("its page answers HTTP 500")
         if self.ours:
             match page.split("/")[3:] if page.startswith("/api/v1/") else None:
                 case ["status"]:
@@ -131,11 +146,26 @@ class Reader:
     def __init__(self) -> None:
         self.nodes: dict[Address, Node] = {}
         self.asked: list[tuple[Address, str]] = []
+        self.requests: list[tuple[Address, Request]] = []
         self.open = self.most = 0
 
     def add(self, *nodes: Node) -> None:
         for node in nodes:
             self.nodes[address(node.number)] = node
+
+    def ask(self, where: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
+        assert isinstance(request, GetBaseDir)
+        self.requests.append((where, request))
+        node = self.nodes[where]
+        if node.base is None:
+            return fail(RemoteError("signatures is not a list of at most 16"))
+        return succeed(BaseDirData(bytes(32), bytes(32), node.base))
+
+    def bulk(self, where: Address) -> bool:
+        return self.nodes[where].ours
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
 
     def get(self, where: Address, page: str) -> Deferred[Any]:
         self.asked.append((where, page))
@@ -144,7 +174,7 @@ class Reader:
             return fail(LinkLost(f"connection refused by {where}"))
         try:
             return succeed(json.loads(json.dumps(node.page(page))))
-        except NoPage as error:
+        except RemoteError as error:
             return fail(error)
 
 
@@ -177,7 +207,7 @@ class ReadingCase(SynchronousTestCase):
         options = parse(line.split())
         match options:
             case LsOptions():
-                return Deferred.fromCoroutine(ls(options, self.around(), self.survey()))
+                return Deferred.fromCoroutine(ls(options, self.around(), self.survey(), self.reader))
             case StatusOptions():
                 return Deferred.fromCoroutine(status(options, self.around(), self.survey()))
             case DoctorOptions():
@@ -298,6 +328,77 @@ class LsTests(ReadingCase):
         self.one.pending["/apps/v2"] = {"image": V2}
         self.run_it("ls n1:/apps", 0, "/apps/v1", "3/3", "2023-11-14T22:13:20Z", "?", "0/3, 1 on the way")
         self.run_it("ls n1", 0, "/apps", "append-only", "3/3")
+
+    @shows("S1")
+    def test_verified(self) -> None:
+        """An image that nobody trusted signed would look like one of a colleague: who signed it is otherwise the word of the servers."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            file.write(PublicKey(bytes(KEY.verify_key)).authorized_line())
+        stamp, image = NOW_MS, ImageId(bytes.fromhex(V1))
+
+        def signed(where: str) -> State:
+            return State(image, (SigEntry(stamp, KEY.sign(signed_bytes(where, image, stamp)).signature),))
+
+        self.one.has["/apps/v2"] = V1
+        self.one.has["/apps/\x1b"] = V1
+        self.one.base = {"v1": signed("/apps/v1"), "v2": signed("/apps/v1")}
+        self.two.base = None
+        said = self.run_it(f"ls -v --trusted-keys {path} n1:/apps", 0, "n2 signatures is not a list")
+        proofs = {line.split()[0]: line for line in said.splitlines() if line.startswith("/apps/")}
+        fingerprint = PublicKey(bytes(KEY.verify_key)).fingerprint()
+        self.assertTrue(proofs["/apps/v1"].endswith(f"  verified by {fingerprint}"), said)
+        self.assertTrue(proofs["/apps/v2"].endswith("  unverified"), said)
+        self.run_it(f"ls --json --trusted-keys {path} n1:/apps", 0)
+        told = {one["path"]: one["verified_by"] for one in self.objects() if one["type"] == "image"}
+        self.assertEqual(told, {"/apps/\x1b": None, "/apps/v1": fingerprint, "/apps/v2": None})
+        self.reader.requests.clear()
+        self.run_it("ls n1:/apps", 0, "unverified")
+        self.assertEqual(self.reader.requests, [])
+
+    @shows("K3.6")
+    def test_not_told(self) -> None:
+        """A directory that no node could list would seem to be empty, or not to be there, with exit code 0."""
+        for node in (self.one, self.two):
+            node.broken.add("/api/v1/dirs/apps")
+        said = self.run_it("ls n1:/apps", 0, "n1 its page answers HTTP 500", "/apps/v1")
+        self.assertIn("1/3", said)
+        self.three.has.clear()
+        self.ends("ls n1:/apps", 3, "what is in /apps is not known: n1, n2 did not say")
+        for node in (self.one, self.two, self.three):
+            node.broken.update(("/api/v1/dirs/apps", "/api/v1/dirs"))
+        self.ends("ls n1:/apps", 3, "n1, n2, n3 did not say")
+        self.ends("ls n1", 3, "no node of n1 says which directories it has")
+        self.ends("ls n1:/other", 5, "did not say")
+
+    @shows("W1")
+    def test_wrong_depth(self) -> None:
+        """Who leaves out a component of a path would read about base dirs and levels."""
+        asking = self.survey()
+        target = Target("n1", VPath.parse("/apps/a/b"))
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(levels_of(target.cluster, target.vpath, asking))), 1)
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(levels_of(target.cluster, VPath.parse("/other"), asking))))
+
+        class NoBaseDir:
+            bulk = False
+
+            def ask(self, _request: Request) -> Deferred[Any]:
+                return fail(RemoteError("/apps/a is no base dir"))
+
+            def close(self) -> None:
+                """Nothing to do."""
+
+        world = World(self.clock, random.Random(1), lambda _address, _other: succeed(NoBaseDir()), self.resolve)
+        asked = Deferred.fromCoroutine(seen(target, world, asking, make_display(parse(["ls", "n1"]).common, self.around(), None)))
+        error = self.failureResultOf(asked, Ends).value
+        self.assertEqual((error.code, "images of /apps are at /apps/NAME" in str(error)), (5, True))
+
+    def test_who_is_said_to_have_signed(self) -> None:
+        """Whom to ask about an image that is not verified would not be told."""
+        target = Target("n1", VPath.parse("/apps/v1"))
+        for image, found in ((V1, ("SHA256:one",)), (V2, ())):
+            claimed = Deferred.fromCoroutine(claimed_signers(target.cluster, target.vpath, ImageId(bytes.fromhex(image)), self.survey()))
+            self.assertEqual(self.successResultOf(claimed), found)
 
     @shows("A27")
     def test_escapes(self) -> None:

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
 from ciruela.client.asking import MOST_ANSWERS, Sight, look
-from ciruela.client.explain import checked, lines, table
+from ciruela.client.explain import at_fault, checked, legend, lines, table
 from ciruela.client.options.removing import Target, split_target
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
@@ -25,6 +25,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetIndexAt, IndexAtData, Request
 from ciruela.seams import Address
 from tests.disk.trees import in_place
+from tests.proof import shows
 
 PATH = VPath.parse("/app/main")
 A, B, C = (ImageId(text * 32) for text in (b"a", b"b", b"c"))
@@ -48,16 +49,16 @@ class SightTests(SynchronousTestCase):
         assert sight.newest is not None
         self.assertEqual(sight.newest.image, B)
         self.assertEqual((sight.with_image(A), sight.with_image(C)), (["n1"], []))
-        shown = _what(Target("host", PATH), B, sight)
-        self.assertIn(f"Removing /app/main: {B.hex()}, signed 1970-01-01T00:00:00Z; 2 of the 3 nodes", shown)
-        self.assertIn("which none of the nodes that were asked has", _what(Target("host", PATH), C, sight))
+        shown = _what(Target("host", PATH), B, sight, None)
+        self.assertIn(f"Removing /app/main: {B.hex()}, signed 1970-01-01T00:00:00Z, unverified; 2 of the 3 nodes", shown)
+        self.assertIn("which none of the nodes that were asked has", _what(Target("host", PATH), C, sight, None))
 
     def test_what_can_be_gone_back_to(self) -> None:
         """The list would name the current image, name one twice, or begin with an old one."""
         sight = self.sight(n1=answer(B, (5, A), (3, C)), n2=answer(B, (6, A)), n3=answer(C, (9000, B), stamp=1))
         self.assertEqual(list(sight.kept), [A, C])
         self.assertEqual(sight.kept[A], (Version(6, A), ["n2", "n1"]))
-        self.assertIn("kept by 2 of 3 nodes that were asked", candidates(sight)[0])
+        self.assertIn("kept by 2 of 3 nodes that were asked  unverified", candidates(sight, {})[0])
         self.assertEqual(chosen(None, sight), (A, ""))
         self.assertEqual(chosen(C, sight), (C, ""))
 
@@ -199,6 +200,30 @@ class TableTests(SynchronousTestCase):
         text = table(pages)
         self.assertTrue(text[1].endswith("2026-01-04T00:00:00Z"), text)
         self.assertTrue(any(row.endswith("on n1") and "drops  old" in row for row in text), text)
+
+    @shows("W1")
+    def test_words(self) -> None:
+        """Who is told "surplus" or "peers" would need the reference to know what it means, and what to set."""
+        settings = {"keep_min_directories": 2, "keep_max_directories": 3, "keep_recent_s": 90_000}
+        pages = {name: page(("v2", "2026-01-02T00:00:00Z", True, "signed within keep-recent", None)) for name in ("n1", "n2")}
+        for one in pages.values():
+            one["images"][0]["rule"] = "recent"
+            one["settings"] = settings
+        self.assertEqual(legend(pages), ["signed within keep-recent: its newest signature is younger than that: keep-recent is 1 day 1 h"])
+        pages["n2"]["settings"] = settings | {"keep_recent_s": 172_800}
+        self.assertIn("is 1 day 1 h or 2 days", legend(pages)[0])
+        for page_of_older in ({}, {"settings": 7}, {"settings": {"keep_recent_s": "x"}}):
+            self.assertIn("keep-recent is ?", legend({"n1": pages["n1"] | {"settings": None} | page_of_older})[0])
+        self.assertEqual(legend({"n1": page(("v", "", True, "why", None))}), [])
+
+    @shows("W1")
+    def test_first_minutes(self) -> None:
+        """Right after an update every node would seem to be cut off from the others."""
+        (only,) = at_fault(["peers", "starting"])
+        self.assertIn("less than ten minutes", only)
+        self.assertEqual([one.partition(" ")[0] for one in at_fault(["peers"])], ["peers"])
+        self.assertEqual([one.partition(" ")[0] for one in at_fault(["protect", "starting"])], ["protect", "starting"])
+        self.assertEqual(at_fault(["\x1b[2J"]), ["\\x1b[2J"])
 
     def test_from_the_network(self) -> None:
         """A page could move the cursor, or end the program with a traceback."""

@@ -5,13 +5,14 @@ import hashlib
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.requests import config_hash
+from ciruela.daemon.requests import MOST_KEPT_SIGNATURES, config_hash, kept_signed
 from ciruela.download.lookout import HELD_S
 from ciruela.download.slots import Slots
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import Busy, DiskError, RemoteError
-from ciruela.model.ids import BlockHash
+from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.state import Kept, SigEntry, State, Version
 from ciruela.proto.messages import (
     AppendDir,
     BlockHint,
@@ -286,3 +287,16 @@ class ConflictTests(SynchronousTestCase):
         cluster.run(10.0)
         self.assertEqual({answer.reject_reason for _, answer in second.answers}, {"already_exists"})
         self.assertEqual(second.received, {(SITE.id, "/app/v1", cluster.machine(number)) for number in (1, 2, 3)})
+
+
+class KeptSignedTests(SynchronousTestCase):
+    """Signatures of kept images in the answer to GetBaseDir."""
+
+    def test_bounded(self) -> None:
+        """A directory with many kept images could not be listed at all, and a node that joins would never get it."""
+        signed = tuple(SigEntry(at, bytes([at]) * 64) for at in range(1, 5))
+        kept = tuple(Kept(Version(5, ImageId(bytes([number]) * 32)), signed) for number in range(3))
+        found = kept_signed({f"v{number}": kept for number in range(2000)} | {"old": (Kept(Version(1, ImageId(bytes(32)))),)})
+        self.assertEqual(sum(len(state.signatures) for states in found.values() for state in states), MOST_KEPT_SIGNATURES)
+        self.assertEqual({states[0] for states in found.values()}, {State(kept[0].image, signed)})
+        self.assertNotIn("old", found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 
+import cbor2
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,11 +13,13 @@ from ciruela.disk import kept
 from ciruela.disk.layout import place
 from ciruela.disk.store import Store
 from ciruela.model.errors import FormatError
-from ciruela.model.state import Version
+from ciruela.model.state import Kept, SigEntry, Version
+from ciruela.proto.bounded import loads
 from tests.disk.bench import CONFIGS, K1, NEW, OLD, OTHER, Bench, done, indexed, outcome, succeed
 from tests.disk.faulty import Killed
 from tests.disk.sweep import KINDS, Fault
 from tests.disk.trees import flat, in_place, state_of
+from tests.proof import shows
 
 IDS = {name: indexed(spec)[0].image for name, spec in (("old", OLD), ("new", NEW), ("other", OTHER))}
 
@@ -37,18 +40,22 @@ class KeptTests(SynchronousTestCase):
     def upload(self, spec: dict[str, bytes | str | None], time: int) -> None:
         succeed(self.bench, lambda bench: bench.upload(K1, spec, time))
 
-    def held(self) -> tuple[Version, ...]:
+    def held(self) -> tuple[Kept, ...]:
         """What a start says is kept."""
         self.bench.restart()
         found = [held.kept for held in self.bench.loaded().held if held.vpath == K1]
         return found[0] if found else ()
+
+    def kept(self, name: str, time: int) -> Kept:
+        """The row of an image that was uploaded at ``time``."""
+        return Kept(Version(time, IDS[name]), (SigEntry(time, bytes([time]) * 64),))
 
     def test_replaced(self) -> None:
         """There would be nothing to go back to; or every image that ever was would stay for ever."""
         self.upload(NEW, 5)
         self.assertEqual(self.bench.kept_tree(OLD), flat(OLD))
         self.upload(OTHER, 7)
-        self.assertEqual(self.held(), (Version(5, IDS["new"]),))
+        self.assertEqual(self.held(), (self.kept("new", 5),))
         self.assertIsNone(self.bench.kept_tree(OLD))
         self.assertEqual(self.bench.debris(), set())
 
@@ -59,9 +66,9 @@ class KeptTests(SynchronousTestCase):
         self.upload(OLD, 9)
         self.assertEqual(self.bench.tree(K1), flat(OLD))
         self.assertEqual(self.bench.sim.inodes("/n/kept/main/keep")[0][1].number, inode)
-        self.assertEqual(self.held(), (Version(5, IDS["new"]),))
+        self.assertEqual(self.held(), (self.kept("new", 5),))
         self.upload(NEW, 11)
-        self.assertEqual(self.held(), (Version(9, IDS["old"]),))
+        self.assertEqual(self.held(), (self.kept("old", 9),))
 
     def test_kill_at_any_moment(self) -> None:
         """After a crash the old image would be gone although the new one stands there, or its tree would be left under some name."""
@@ -82,7 +89,7 @@ class KeptTests(SynchronousTestCase):
                     (held,) = [held for held in copy.loaded().held if held.vpath == K1]
                     assert held.committed is not None
                     new = held.committed.image == IDS["new"]
-                    self.assertEqual(held.kept, (Version(1, IDS["old"]),) if new else (), f"call {at}: {done_calls.calls[at - 1]}")
+                    self.assertEqual(held.kept, (self.kept("old", 1),) if new else (), f"call {at}: {done_calls.calls[at - 1]}")
                     self.assertEqual(copy.kept_tree(OLD), flat(OLD) if new else None)
                     copy.store.close()
 
@@ -127,10 +134,52 @@ class KeptTests(SynchronousTestCase):
         self.assertEqual(self.held(), ())
         self.assertEqual(self.bench.tree(K1), flat(NEW))
 
+    @shows("S1")
+    def test_signatures_stay(self) -> None:
+        """A client could not see that the image it is to sign again was ever signed by somebody whom it trusts."""
+        self.upload(NEW, 5)
+        self.upload(NEW, 6)
+        self.upload(OTHER, 7)
+        (kept_now,) = self.held()
+        self.assertEqual(kept_now.version, Version(6, IDS["new"]))
+        self.assertEqual([entry.timestamp_ms for entry in kept_now.signatures][-1], 6)
+
+    def test_earlier_record(self) -> None:
+        """What was kept before an update would be forgotten by it, or by going back to the earlier version."""
+        row = kept.Row(Version(5, IDS["old"]), 7, (SigEntry(5, b"s" * 64),))
+        self.assertEqual(kept.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]]})), (replace(row, signatures=()),))
+        most = [kept.Row(Version(number, IDS["old"]), number, tuple(SigEntry(at, b"s" * 64) for at in range(16))) for number in range(900)]
+        for rows in ([row], [row] * 500, most):
+            data = kept.encode(rows)
+            fields = loads(data, max_items=8 + 4 * kept.MOST, max_depth=3)
+            assert isinstance(fields, dict)
+            self.assertLessEqual(len(data), 64 * 1024)
+            self.assertEqual(fields["kept"], [[one.version.timestamp_ms, one.version.image, one.inode] for one in rows])
+            self.assertEqual([one.version for one in kept.decode(data)], [one.version for one in rows])
+            self.assertEqual(kept.decode(data)[0].signatures, rows[0].signatures)
+
+    def test_bad_signatures(self) -> None:
+        """A bit that flipped in a signature would cost the image that is kept."""
+        good = [0, 5, b"s" * 64]
+        bad: list[object] = [
+            [0, 5, b"short"],
+            [0, -5, b"s" * 64],
+            [True, 5, b"s" * 64],
+            [9, 5, b"s" * 64],
+            7,
+            [],
+            {},
+        ]
+        for signatures, found in (([*bad, good], 1), (bad, 0), (7, 0), ({}, 0)):
+            (row,) = kept.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]], "signatures": signatures}))
+            self.assertEqual((row.version, row.inode, len(row.signatures)), (Version(5, IDS["old"]), 7, found))
+
     def test_record_form(self) -> None:
         """Anything in the db directory might be read as rows."""
         row = kept.Row(Version(5, IDS["old"]), 7)
         self.assertEqual(kept.decode(kept.encode([row])), (row,))
+        signed = replace(row, signatures=(SigEntry(4, b"r" * 64), SigEntry(5, b"s" * 64)))
+        self.assertEqual(kept.decode(kept.encode([signed, row])), (signed, row))
         for bad in (
             b"",
             b"\xa0",

@@ -18,7 +18,7 @@ from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.hooks import Due
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import Burials, State, Tombstone, Version
+from ciruela.model.state import Burials, Kept, State, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, Pending, Reused, Staging
 
@@ -53,7 +53,7 @@ class MemStaging:
         how = self._disk.configs[self._vpath.key].reuse
         for vpath, theirs in siblings if how is not Reuse.NONE else ():
             standing = self._disk.images.get(vpath)
-            kept = any(version.image == theirs.image for version in self._disk.kept.get(vpath, ()))
+            kept = any(one.image == theirs.image for one in self._disk.kept.get(vpath, ()))
             if not kept and (standing is None or standing.image != theirs.image):
                 continue
             same = same_files(self._index, theirs)
@@ -100,7 +100,7 @@ class MemStaging:
             return fail(dead)
         return succeed(f"{self._disk.where(self._vpath)}.staging")
 
-    def commit(self, state: State) -> Deferred[tuple[Version, ...]]:
+    def commit(self, state: State) -> Deferred[tuple[Kept, ...]]:
         if dead := self._dead():
             return fail(dead)
         return self._disk.commit(self._vpath, self._index, self._here, state)
@@ -177,7 +177,7 @@ class MemDisk:
         self.images: dict[VPath, Index] = {}
         self.staged: dict[tuple[VPath, ImageId], bytearray] = {}
         self.foreign: dict[VPath, Index | None] = {}
-        self.kept: dict[VPath, tuple[Version, ...]] = {}
+        self.kept: dict[VPath, tuple[Kept, ...]] = {}
         self.unmounted: set[str] = set()
         self.rotten: set[BlockHash] = set()
         self.free_bytes = 1 << 60
@@ -335,7 +335,7 @@ class MemDisk:
         return succeed(1 << 40)
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
-        keep = {*keep, *(version.image for versions in self.kept.values() for version in versions)}
+        keep = {*keep, *(one.image for kept in self.kept.values() for one in kept)}
         named = {*keep, *(state.image for state in self.states.values()), *(pending.state.image for pending in self.pendings.values())}
         gone = [image for image in self.indexes if image not in named]
         for image in gone:
@@ -371,7 +371,7 @@ class MemDisk:
         here = self.staged.setdefault(key, bytearray(index.block_count))
         return succeed(MemStaging(self, vpath, index, here))
 
-    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[tuple[Version, ...]]:
+    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[tuple[Kept, ...]]:
         """What ``MemStaging.commit`` does, in one step."""
         if not all(here):
             return fail(DownloadFailed(Abort.COMMIT_ERROR, f"{vpath}: block {here.index(0)} is missing or wrong"))
@@ -385,9 +385,9 @@ class MemDisk:
             state = state.merged(pending.state.signatures)
         self.pendings.pop(vpath, None)
         before, most = self.states.get(vpath), self.configs[vpath.key].keep_replaced
-        replaced = () if before is None else (before.version,)
+        replaced = () if before is None else (Kept.of(before),)
         rows = dict.fromkeys((*replaced, *self.kept.get(vpath, ())))
-        self.kept[vpath] = tuple(version for version in rows if version.image != state.image)[:most]
+        self.kept[vpath] = tuple(one for one in rows if one.image != state.image)[:most]
         self.images[vpath] = index
         self.states[vpath] = state
         self.staged.pop((vpath, index.image), None)
@@ -411,7 +411,7 @@ class MemDisk:
         found: list[bytes | None] = []
         for number in numbers:
             wanted = self.block_map(index).hash_of(number)
-            kept = any(version.image == index.image for version in self.kept.get(vpath, ()))
+            kept = any(one.image == index.image for one in self.kept.get(vpath, ()))
             has = kept or (committed is not None and committed.image == index.image) or (here is not None and here[number])
             found.append(self.blocks.get(wanted) if has and wanted not in self.rotten and vpath.key not in self.unmounted else None)
         return succeed(found)

@@ -203,7 +203,8 @@ class Hub:
 
     ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
     nodes sent to or wanted a connection to. ``rates`` limit what an address sends, and what it gets, on all its connections together, in
-    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``.
+    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``. ``deaf`` and ``mute`` are
+    those whose firewalls let no datagram in, or out.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -219,6 +220,8 @@ class Hub:
         self.carried: Counter[Address] = Counter()
         self._free_s: dict[tuple[Address, bool], float] = {}
         self.old: set[Address] = set()
+        self.deaf: set[Address] = set()
+        self.mute: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
         self._severed: set[frozenset[Address]] = set()
         self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}
@@ -254,6 +257,8 @@ class Hub:
         self._group = {}
         self._severed = set()
         self._silences = set()
+        self.deaf = set()
+        self.mute = set()
         self.rates = {}
 
     def sever(self, pairs: Iterable[tuple[Address, Address]]) -> None:
@@ -398,15 +403,20 @@ class Hub:
                 delay_s += 10 * self.latency_s
             self.clock.callLater(delay_s, self._arrive, source, target, data)
 
-    def _arrive(self, source: Address, target: Address, data: bytes) -> None:
-        if not self.reachable(source, target) or self.silent(source, target):
+    def forge(self, source: Address, target: Address, data: bytes) -> None:
+        """Somebody else sends a datagram with ``source`` as its sender."""
+        self.clock.callLater(self.latency_s, self._arrive, source, target, data, True)
+
+    def _arrive(self, source: Address, target: Address, data: bytes, forged: bool = False) -> None:
+        closed = source in self.mute or target in self.deaf
+        if (closed or not self.reachable(source, target) or self.silent(source, target)) and not (forged and target in self._nodes):
             self.counters["lost"] += 1
             return
         if target in self._paused:
             if len(self._paused[target]) >= SOCKET_BUFFER:
                 self.counters["lost"] += 1
             else:
-                self.reach(target, self._arrive, source, target, data)
+                self.reach(target, self._arrive, source, target, data, forged)
             return
         self.counters["delivered"] += 1
         self._nodes[target][1](data, source)

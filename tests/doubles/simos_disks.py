@@ -173,6 +173,24 @@ class Disks:
         volume.pages_used += inode.space
         inode.settled()
 
+    def drop(self, path: str) -> None:
+        """Take a name away, with all that is below it; durable."""
+        *_, volume, inode = self._look(os.fsencode(path), None, follow=False)
+        if inode is not None and inode.is_dir:
+            for name in list(inode.entries):
+                self.drop(f"{path}/{os.fsdecode(name)}")
+        _, here, name, _, _ = self._look(os.fsencode(path), None, follow=False)
+        volume.change(((here.number, name, 0),))
+        volume.settle()
+
+    def put_back(self, path: str, before: Volume) -> None:
+        """Let the file system at ``path`` be what it was when ``before`` was cloned of it: somebody restored a snapshot."""
+        self.kill(path)
+        above = self._volumes[path].above
+        assert above is not None, "the root cannot be restored"
+        restored = self._volumes[path] = before.clone()
+        self._attach(restored, *above)
+
     # -- looking and changing, past ``before`` and past any fault --------------------------------------------------------------
 
     def mkdirs(self, path: str) -> None:

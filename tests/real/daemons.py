@@ -64,7 +64,7 @@ def environment(home: Path, *, measured: bool = False) -> dict[str, str]:
     kept = {
         name: value
         for name, value in environ(measured=measured).items()
-        if not name.startswith("CIRUELA_") and name not in ("SSH_AUTH_SOCK", "XDG_CACHE_HOME")
+        if not name.startswith("CIRUELA_") and name not in ("SSH_AUTH_SOCK", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     }
     return kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
 

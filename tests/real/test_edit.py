@@ -165,13 +165,13 @@ class Edit(EditCase):
         cluster.same(self.source, VPATH)
 
     def _append_only(self, cluster: RealCluster) -> None:
-        """A directory that only grows would be changed, or the text be lost with the refusal."""
+        """A directory that only grows would be changed, or somebody would type for nothing."""
         cluster.expect(cluster.sync("--append", f"{self.source}:/apps/v1", self.nodes[0]), 0)
-        editor = self.editor(cluster, 'echo x >>"$1"')
-        said = cluster.expect(
-            self.command(cluster, "edit", "-d", "/apps/v1", "-f", "/app.conf", "--editor", editor), 5, "dir_is_append_only"
-        )
-        self.kept(said)
+        editor, before = self.editor(cluster, "touch opened", 'echo x >>"$1"'), self.drafts()
+        done = self.command(cluster, "edit", "-d", "/apps/v1", "-f", "/app.conf", "--editor", editor)
+        cluster.expect(done, 5, "dir_is_append_only", "nothing was sent")
+        self.assertFalse((cluster.home / "opened").exists(), "the editor was opened for nothing")
+        self.assertEqual(self.drafts(), before)
 
     def _variables(self, cluster: RealCluster) -> None:
         """The editor that a user has chosen for everything would not be used."""

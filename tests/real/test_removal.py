@@ -59,7 +59,7 @@ class RemovalTests(Commands):
         first = cluster.nodes[0].has("/cfg/main")
         stranger = cluster.top / "stranger"
         make_key(stranger)
-        done = self.ciruela(cluster, "remove", "--yes", "127.0.0.1:/cfg/main", key=stranger)
+        done = self.ciruela(cluster, "remove", "--yes", "--image", first, "127.0.0.1:/cfg/main", key=stranger)
         cluster.expect(done, 5, "signature_mismatch: none of your keys may upload there")
         cluster.expect(self.ciruela(cluster, "remove", "127.0.0.1:/cfg/main"), 2, "there is no terminal to ask on: give --yes")
         cluster.expect(self.ciruela(cluster, "remove", "127.0.0.1"), 2, "'127.0.0.1' is not CLUSTER:/PATH")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from ciruela.keys.public import parse_public
+from tests.proof import shows
 from tests.real.daemons import RealCluster, make_key
 from tests.real.test_removal import Commands
 
@@ -41,6 +46,7 @@ class RollbackTests(Commands):
         for node in cluster.nodes:
             cluster.until(lambda node=node: not list((node.data / "cfg").iterdir()), f"{node.name} keeps nothing")  # type: ignore[misc]
 
+    @shows("S1")
     def test_refused(self) -> None:
         """A mistake would take the cluster to another image than was meant."""
         first, second = self.tree(a="1"), self.tree(a="2")
@@ -52,10 +58,53 @@ class RollbackTests(Commands):
         make_key(stranger)
         cluster.expect(self.ciruela(cluster, "rollback", "127.0.0.1:/cfg/main"), 2, "give --yes")
         done = self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", key=stranger)
-        cluster.expect(done, 5, "signature_mismatch")
+        mine = self.fingerprint(cluster)
+        cluster.expect(done, 5, "is not verified, so nothing was signed", "1 signature, none of them by a trusted key", "--trusted-keys")
+        done = self.ciruela(cluster, "rollback", "-y", "--unverified", "127.0.0.1:/cfg/main", key=stranger)
+        cluster.expect(done, 5, "NOT VERIFIED", "signature_mismatch")
+        done = self.ciruela(cluster, "remove", "-y", "127.0.0.1:/cfg/main", key=stranger)
+        cluster.expect(done, 5, "is not verified", f"The servers say that {mine} signed it")
+        cluster.expect(self.ciruela(cluster, "remove", "-y", "127.0.0.1:/cfg"), 5, "images of /cfg are at /cfg/NAME")
+        cluster.expect(self.ciruela(cluster, "remove", "-y", "127.0.0.1:/cfg/a/b"), 5, "has too many components")
         cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", new), 5, "is there already")
         done = self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", "0" * 64)
         cluster.expect(done, 5, "none of the nodes that were asked keeps 000", "can be gone back to: ")
         cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main", "xyz"), 2, "an image id is 64 hexadecimal digits")
         cluster.expect(self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/nope/main"), 3, "No such config")
         cluster.same(second, "/cfg/main")
+        self._several_people(cluster, second)
+
+    def fingerprint(self, cluster: RealCluster) -> str:
+        """That of the key of the cluster."""
+        return parse_public((cluster.nodes[0].config / "master.key").read_text()).fingerprint()
+
+    def _several_people(self, cluster: RealCluster, source: Path) -> None:
+        """Those who share a cluster could not change each other's releases, or would sign whatever a server shows."""
+        mine, colleague = (cluster.nodes[0].config / "master.key").read_text(), cluster.top / "colleague"
+        public = make_key(colleague)
+        for node in cluster.nodes:
+            (node.config / "master.key").write_text(mine + public)
+        trusted = cluster.top / "trusted"
+        trusted.write_text(mine)
+        (source / "a").write_text("3")
+        put = ("put-file", "-d", "/cfg/main", "-f", "/a", "-s", source / "a", "127.0.0.1")
+        cluster.expect(self.ciruela(cluster, *put, key=colleague), 5, "is not verified")
+        done = self.ciruela(cluster, *put, "--trusted-keys", trusted, key=colleague)
+        cluster.expect(done, 0, f"verified by {self.fingerprint(cluster)}", "2/2 nodes")
+        cluster.same(source, "/cfg/main")
+        # What the colleague signed is not to be changed by me, but what I signed I may go back to.
+        cluster.expect(self.ciruela(cluster, *put), 5, "is not verified")
+        done = self.ciruela(cluster, "rollback", "-y", "--json", "127.0.0.2:/cfg/main")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        *_, last = map(json.loads, done.stdout.splitlines())
+        self.assertEqual((last["type"], last["outcome"], last["uploads"][0]["path"]), ("summary", "done", "/cfg/main"))
+        pinned = cluster.home / ".config" / "ciruela" / "trusted_keys"
+        pinned.parent.mkdir(parents=True)
+        pinned.write_text(public)
+        done = self.ciruela(cluster, "rollback", "-y", "127.0.0.1:/cfg/main")
+        cluster.expect(done, 0, f"verified by {parse_public(public).fingerprint()}", "2/2 nodes")
+        cluster.same(source, "/cfg/main")
+        where = ("-d", "/cfg/main", "-f", "/a", "--editor", "sh -c 'echo 4 > $0'", "127.0.0.1")
+        cluster.expect(self.ciruela(cluster, "edit", *where), 0, f"verified by {self.fingerprint(cluster)}", "2/2 nodes")
+        done = self.ciruela(cluster, "remove", "-y", "--json", "127.0.0.1:/cfg/main")
+        self.assertEqual((done.returncode, json.loads(done.stdout.splitlines()[-1])["outcome"]), (0, "done"), done.stderr)

@@ -6,6 +6,7 @@ from ciruela.keys.signed import signed_bytes
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, ReplaceDir
 from tests.measure import UnmeasuredTestCase
+from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image, accepted
 
 MAIN = "/app/main"
@@ -56,6 +57,7 @@ class RollbackTests(UnmeasuredTestCase):
         cluster = self.replaced({3})
         self.back(cluster)
 
+    @shows("S1")
     def test_told(self):
         """A user would not be shown what can be gone back to."""
         cluster = self.replaced({2})
@@ -67,6 +69,10 @@ class RollbackTests(UnmeasuredTestCase):
         answer = told[cluster.address(2)]
         assert isinstance(answer, BaseDirData)
         self.assertEqual([version.image for version in answer.kept["main"]], [FIRST.id])
+        (state,) = answer.kept_signed["main"]
+        self.assertEqual((state.image, state.version), (FIRST.id, answer.kept["main"][0]))
+        for entry in state.signatures:
+            KEY.verify_key.verify(signed_bytes(MAIN, FIRST.id, entry.timestamp_ms), entry.signature)
 
     def test_restart(self):
         """A restart would forget what is kept."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 EXPECTED = (
+    "{file} is bad ({reason}), it is kept as {backup}",
+    "machine id {machine} is used by two nodes, at {address} and {other}: give each its own (--override-machine-id)",
+    "what was removed from {base} elsewhere stays here: {why}",
     "{image} for {vpath} given up: {reason} {detail}",
     "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
     "conflict at append-only {vpath}: another node has {image}, here {kept} stays (on-append-conflict: freeze)",

@@ -11,7 +11,7 @@ from ciruela.model.vpath import VPath
 from ciruela.tracking.ledger import MAX_ABORTS
 from ciruela.tracking.watches import MAX_PER_LINK
 from ciruela.uploads.verdict import FUTURE_LIMIT_MS
-from tests.sim.universe import START_MS, Host, Universe
+from tests.sim.universe import START_MS, Host, Universe, rank
 
 PATIENCE_MS = 60_000
 """What was too new for its clock is asked for again by a node after 20 s."""
@@ -50,12 +50,13 @@ def i2_acked(host: Host) -> Iterator[str]:
     """I2, I9, I10: what was committed is still recorded as committed, or something newer, or it was deleted by rule."""
     if not host.ready:
         return
-    for vpath, version in list(host.high.items()):
+    for vpath, high in list(host.high.items()):
+        version = high.version
         state = host.node.ledger.committed(vpath)
         tombstone = host.node.ledger.burials(vpath.base).tombstones.get(vpath.entry)
         if state is None and host.doomed.get(vpath) == version and tombstone is not None and tombstone.version == version:
-            host.buried[vpath] = host.high.pop(vpath)
-        elif state is None or state.version < version:
+            host.buried[vpath] = host.high.pop(vpath).version
+        elif state is None or rank(vpath, state) < rank(vpath, high):
             yield f"{vpath}: {version.image.hex()[:8]} was committed, and now there is {state and state.image.hex()[:8]}"
 
 
@@ -111,6 +112,25 @@ def i11_clean(host: Host) -> Iterator[str]:
         yield "is not up"
 
 
+def acknowledged(universe: Universe) -> Iterator[str]:
+    """What a client was told that every server has, in an append-only directory, is on every one of them in the end.
+
+    Left out are paths where something was deleted, those of which every record was lost since, and those to which a host brought back an
+    image that had been there before: its claim is the earlier one, and stays by rule.
+    """
+    for vpath, (image, at_s) in universe.acked.items():
+        hosts = [host for host in universe.ready() if vpath.key in host.shelf.configs]
+        if any(vpath in known for host in universe.everybody() for known in (host.buried, host.removed, host.doomed)):
+            continue
+        if all(host.wiped_s >= at_s or host.lost_s >= at_s for host in hosts):
+            continue
+        for host in hosts:
+            state = host.node.ledger.committed(vpath)
+            older = state is not None and universe.first_s.get((vpath, state.image), at_s) < at_s
+            if not older and (state is None or state.image != image):
+                yield f"n{host.number} {vpath}: every server had {image.hex()[:8]}, now there is {state and state.image.hex()[:8]}"
+
+
 Look = Callable[[Host], Iterator[str]]
 ALWAYS: tuple[tuple[str, Look], ...] = (("I1", i1_whole), ("I2", i2_acked), ("I4", i4_signed), ("I6", i6_bounded))
 quiet: tuple[tuple[str, Look], ...] = (("I6", i6_quiet), ("I11", i11_clean))
@@ -118,7 +138,10 @@ quiet: tuple[tuple[str, Look], ...] = (("I6", i6_quiet), ("I11", i11_clean))
 
 
 def check(universe: Universe, *more: tuple[str, Look]) -> None:
-    """Note every invariant that does not hold now."""
+    """Note every invariant that does not hold now; with ``more`` those of a cluster that has come to rest."""
+    if more:
+        for what in acknowledged(universe):
+            universe.violated("K2.1", what)
     for host in universe.everybody():
         for row, look in (*ALWAYS, *more):
             for what in look(host):
@@ -147,7 +170,7 @@ def views(universe: Universe) -> dict[str, dict[int, dict[VPath, Version]]]:
     pendings = {(pending.vpath, pending.state.image) for host in universe.ready() for pending in host.node.ledger.pendings()}
     gone |= {vpath for vpath, _ in pendings - committed}
     soon_ms = universe.now_ms() + FUTURE_LIMIT_MS - PATIENCE_MS
-    gone |= {vpath for host in universe.ready() for vpath, version in host.high.items() if version.timestamp_ms > soon_ms}
+    gone |= {vpath for host in universe.ready() for vpath, high in host.high.items() if high.version.timestamp_ms > soon_ms}
     found: dict[str, dict[int, dict[VPath, Version]]] = {}
     for host in universe.ready():
         for key in host.shelf.configs:

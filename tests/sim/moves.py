@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from tests.sim.people import Syncer, Uploader
+from tests.sim.people import Forger, Syncer, Uploader
 from tests.sim.universe import KEYS, PICTURES, STRANGER, Host, Universe
 
 DAY_MS = 24 * 3600 * 1000
@@ -227,6 +227,76 @@ def leave(universe: Universe, rng: random.Random) -> str:
     return "a client leaves"
 
 
+def remove(universe: Universe, rng: random.Random) -> str:
+    """The real client removes what a host has."""
+    host = _up(universe, rng)
+    held = [] if host is None else [one for base in host.node.ledger.base_hashes() for one in host.node.ledger.committed_in(base)]
+    if not held:
+        return "nothing"
+    vpath, state = rng.choice(sorted(held, key=lambda one: one[0]))
+    wish = universe.removal(str(vpath), state.image, max(universe.now_ms(), state.version.timestamp_ms + 1))
+    names = [universe.known[one.address] for one in _targets(universe, rng)]
+    universe.come(Syncer(universe, wish, universe.pictures[state.image], names))
+    return f"remove {state.image.hex()[:6]} from {vpath} by {', '.join(names)}"
+
+
+def lose(universe: Universe, rng: random.Random) -> str:
+    """A daemon is down, and something that it remembers is lost or bent; then it starts."""
+    host, how = rng.choice(universe.everybody()), rng.choices(("record", "bit", "db"), (4, 4, 1))[0]
+    if host.state not in ("up", "down"):
+        return "nothing"
+    lost = host.lose_memory(how)
+    host.start()
+    return f"n{host.number} loses a {how}: {lost}"
+
+
+def back_up(universe: Universe, rng: random.Random) -> str:
+    """A snapshot of a disk is taken."""
+    host = rng.choice(universe.everybody())
+    host.back_up()
+    return f"snapshot of n{host.number}"
+
+
+def roll_back(universe: Universe, rng: random.Random) -> str:
+    """A snapshot is restored, if there is one, and the daemon starts on it."""
+    hosts = [host for host in universe.everybody() if host.snapshot is not None and host.state in ("up", "down")]
+    if not hosts:
+        return "nothing"
+    host = rng.choice(hosts)
+    restored = host.roll_back()
+    host.start()
+    return f"n{host.number} is as it was: {restored}"
+
+
+def close_udp(universe: Universe, rng: random.Random) -> str:
+    """A firewall closes UDP: to a host, from it, or everywhere."""
+    host, how = rng.choice(universe.everybody()), rng.choice(("in", "out", "both", "all"))
+    addresses = {one.address for one in universe.everybody()} if how == "all" else {host.address}
+    if how != "out":
+        universe.hub.deaf |= addresses
+    if how != "in":
+        universe.hub.mute |= addresses
+    return f"UDP {how} of n{host.number} is closed"
+
+
+def twin(universe: Universe, rng: random.Random) -> str:
+    """A host comes back with the machine id of another: its disk was cloned."""
+    host, other = rng.sample(universe.everybody(), 2)
+    if host.state not in ("up", "down"):
+        return "nothing"
+    host.kill()
+    host.machine = other.machine
+    host.start()
+    return f"n{host.number} speaks with the id of n{other.number}"
+
+
+def forge(universe: Universe, rng: random.Random) -> str:
+    """Datagrams with a peer's address that this peer never sent."""
+    victim = rng.choice(universe.everybody())
+    Forger(universe, rng).forge(victim, [host for host in universe.everybody() if host is not victim])
+    return f"forged words of n{victim.number}"
+
+
 MOVES: dict[Callable[[Universe, random.Random], str], int] = {
     upload: 10,
     sync: 3,
@@ -249,5 +319,12 @@ MOVES: dict[Callable[[Universe, random.Random], str], int] = {
     free: 2,
     keys: 1,
     leave: 2,
+    remove: 2,
+    lose: 2,
+    back_up: 1,
+    roll_back: 1,
+    close_udp: 1,
+    twin: 1,
+    forge: 1,
 }
 """Each move, and how often it comes up."""

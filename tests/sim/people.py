@@ -41,6 +41,7 @@ from ciruela.proto.messages import (
     PiecesData,
     PublishImage,
     ReceivedImage,
+    RemoveDir,
     ReplaceDir,
     Request,
     Response,
@@ -195,7 +196,7 @@ class _Unheard:
 class Syncer:
     """``ciruela sync`` itself, with one upload: the real run and book."""
 
-    def __init__(self, universe: Universe, wish: Wish, picture: Picture, entry: Sequence[str]) -> None:
+    def __init__(self, universe: Universe, wish: Wish | RemoveDir, picture: Picture, entry: Sequence[str]) -> None:
         self.universe = universe
         self.wish = wish
         self.began_s = universe.clock.seconds()
@@ -206,8 +207,8 @@ class Syncer:
             lambda address, counterpart: universe.hub.link(counterpart, address),
             universe.resolve,
         )
-        offer = Offer(picture.index, picture.data, _Tree(picture), "./dist")
-        source = Source([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        offers = [] if isinstance(wish, RemoveDir) else [Offer(picture.index, picture.data, _Tree(picture), "./dist")]
+        source = Source(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         upload = Upload(wish, False, picture.index.total_bytes)
         self.run = ClusterRun("sim", entry, [upload], Rule(deadline_s=300.0), world, source, _Unheard())
 
@@ -333,3 +334,26 @@ class Liar:
 
     def lost(self, link: Link) -> None:
         """Not interested."""
+
+
+class Forger:
+    """Somebody who can send datagrams from the address of a configured peer, and knows its machine id (threats A30)."""
+
+    def __init__(self, universe: Universe, rng: random.Random) -> None:
+        self._universe = universe
+        self._rng = rng
+
+    def forge(self, victim: Host, targets: Sequence[Host]) -> None:
+        """Send a few of them to each target, in the name of ``victim``."""
+        rng, universe = self._rng, self._universe
+        far_ms = (1 << 63) - 1
+        for target in targets:
+            now_ms = universe.now_ms()
+            epoch = rng.choice((now_ms, now_ms + 600_000, far_ms))
+            items: list[Item] = [Member(victim.machine, None, rng.choice((now_ms, far_ms)), "forged", 0, 1, ("app", "logs"))]
+            for lie in universe.lies(rng):
+                items.append(Complete(lie.vpath, lie.image, lie.timestamp_ms))
+                items.append(Watch(lie.vpath, MachineId(rng.randbytes(16)), far_ms))
+            stranger = rng.choice((victim.machine, MachineId(rng.randbytes(16))))
+            for body in encode_packets(Header(stranger, epoch, rng.choice((0, 1 << 40, far_ms - 10))), items):
+                universe.hub.forge(victim.address, target.address, NullKeyring().seal(body))

@@ -56,6 +56,7 @@ def settle(universe: Universe) -> None:
     for host in universe.everybody():
         host.skew_ms = 0
         host.shelf.free()
+        host.own_id()
         host.resume()
         host.start()
         host.keys.update(KEYS)

@@ -15,6 +15,7 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import InThread
 from tests.doubles.simos import SimOS
 from tests.doubles.simos_inode import PAGE, Inode
+from tests.doubles.simos_volume import Volume
 
 ROOMY = (1 << 40) // PAGE
 
@@ -57,6 +58,43 @@ class Shelf:
         self._sim.kill(self.root)
         self._wipes += 1
         self._mount()
+
+    def _records(self) -> list[str]:
+        """The files in which the daemon remembers something, but for indexes, which name themselves."""
+        found = self._sim.inodes(f"{self.root}/db/signatures")
+        return [f"{self.root}/db/signatures{at}" for at, inode in found if inode.is_file]
+
+    def lose_record(self, rng: random.Random) -> str:
+        """One record is gone. Only while no process runs here. Gives its name, empty when there is none."""
+        records = self._records()
+        if not records:
+            return ""
+        gone = rng.choice(records)
+        self._sim.drop(gone)
+        return gone.removeprefix(f"{self.root}/db/signatures")
+
+    def flip_record(self, rng: random.Random) -> str:
+        """One bit of a record turns over. As :meth:`lose_record`."""
+        records = [path for path in self._records() if self._sim.content(path)]
+        if not records:
+            return ""
+        bent = rng.choice(records)
+        self._sim.bit_flip(bent, rng.randrange(len(self._sim.content(bent))), rng.randrange(8))
+        return bent.removeprefix(f"{self.root}/db/signatures")
+
+    def lose_db(self) -> None:
+        """Nothing that the daemon remembered is left; the images are. Only while no process runs here."""
+        self._sim.drop(f"{self.root}/db")
+        self._sim.mkdirs(f"{self.root}/db")
+
+    def snapshot(self) -> Volume:
+        """The disk as it is now."""
+        return self._sim.volume(self.root).clone()
+
+    def restore(self, before: Volume) -> None:
+        """The disk is again as it was. Only while no process runs here."""
+        self._sim.put_back(self.root, before)
+        self._damaged.clear()
 
     def fill(self, pages_left: int) -> None:
         """Only so many pages more can be written."""

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
+from ciruela.client.book import Outcome
 from ciruela.daemon.node import Node, World
-from ciruela.keys.signed import signed_bytes
+from ciruela.keys.signed import Statement, removal_bytes, signed_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import AppendDir, ReceivedImage, ReplaceDir
+from ciruela.proto.messages import AppendDir, ReceivedImage, RemoveDir, ReplaceDir
 from ciruela.seams import Address, Link
 from tests.doubles.clock import HeapClock, Timers
 from tests.doubles.memnet import Hub
 from tests.doubles.simos import SimOS
+from tests.doubles.simos_volume import Volume
 from tests.sim.ear import Ear
 from tests.sim.people import Liar, Lie, Picture, Syncer, Uploader, Wish, signed
 from tests.sim.shelf import Shelf
@@ -38,6 +41,12 @@ KEYS = (SigningKey(bytes([1]) * 32), SigningKey(bytes([2]) * 32))
 """The keys that upload: the first is configured everywhere and always, the second comes and goes."""
 
 STRANGER = SigningKey(bytes([9]) * 32)
+APPEND_ONLY = "logs"
+"""The one directory that is append-only."""
+
+GHOST = Address("10.0.9.9", PORT)
+"""A configured peer that never comes, in some universes."""
+
 PATHS = ("/app/a", "/app/b", "/app/c", "/app/d", "/app/e", "/logs/x", "/logs/y", "/logs/z", "/top", "/deep/d/e")
 PICTURES = tuple(Picture(number) for number in range(9))
 
@@ -49,9 +58,10 @@ class Violation(AssertionError):
 class Host:
     """One machine: its disk, its clock, its keys, and the process on it. ``state`` is "up", "paused", "down" or "liar".
 
-    What the outside knows of it: ``high``, the greatest version that was ever committed at each path and not deleted; ``buried``, the
-    greatest version that was deleted there; ``images``, all that ever stood there; ``blessed``, the signatures that its keys made
-    when they were shown. A wipe begins all of them anew.
+    What the outside knows of it: ``high``, the state that ranks highest of all that were ever committed at each path and not deleted;
+    ``buried``, the greatest version that was deleted there by a rule; ``removed``, the same by a signed wish; ``images``, all that ever
+    stood there; ``blessed``, the signatures that its keys made when they were shown. A wipe begins all of them anew; a lost record and a
+    restored snapshot what they concern. ``lost_s``: when anything of its memory was lost last.
     """
 
     def __init__(self, universe: Universe, number: int, configs: dict[str, DirConfig]) -> None:
@@ -66,14 +76,16 @@ class Host:
         self.liar: Liar | None = None
         self.rng = random.Random(universe.rng.getrandbits(64))
         self.lives = 0
-        self.wiped_s = -1.0
+        self.wiped_s = self.lost_s = -1.0
+        self.snapshot: Snapshot | None = None
         self.node: Node
         self.timers: Timers
         self._forget()
 
     def _forget(self) -> None:
-        self.high: dict[VPath, Version] = {}
+        self.high: dict[VPath, State] = {}
         self.buried: dict[VPath, Version] = {}
+        self.removed: dict[VPath, Version] = {}
         self.images: dict[VPath, set[ImageId]] = {}
         self.doomed: dict[VPath, Version] = {}
         self.blessed: set[tuple[VPath, ImageId, SigEntry]] = set()
@@ -140,8 +152,52 @@ class Host:
         """The machine is replaced by one with an empty disk."""
         self._gone(told=False)
         self.shelf.wipe()
-        self.wiped_s = self.universe.clock.seconds()
+        self.wiped_s = self.lost_s = self.universe.clock.seconds()
+        self.snapshot = None
         self._forget()
+
+    def lose_memory(self, how: str) -> str:
+        """Something of what the daemon remembers is lost while it is down: a ``record``, a ``bit`` of one, or the whole ``db``."""
+        self.kill()
+        if self.state != "down":
+            return "nothing"
+        self.lost_s = self.universe.clock.seconds()
+        self.high.clear()
+        self.buried.clear()
+        self.removed.clear()
+        match how:
+            case "record":
+                return self.shelf.lose_record(self.rng)
+            case "bit":
+                return self.shelf.flip_record(self.rng)
+        self.shelf.lose_db()
+        return "all of it"
+
+    def back_up(self) -> None:
+        """Somebody takes a snapshot of its disk."""
+        if self.state in ("up", "paused", "down"):
+            images = {vpath: set(known) for vpath, known in self.images.items()}
+            self.snapshot = Snapshot(self.shelf.snapshot(), images, set(self.blessed))
+
+    def roll_back(self) -> bool:
+        """Somebody restores the snapshot, if there is one."""
+        self.kill()
+        if self.snapshot is None or self.state != "down":
+            return False
+        self.shelf.restore(self.snapshot.volume)
+        self.lost_s = self.universe.clock.seconds()
+        self._forget()
+        self.images = {vpath: set(known) for vpath, known in self.snapshot.images.items()}
+        self.blessed = set(self.snapshot.blessed)
+        return True
+
+    def own_id(self) -> None:
+        """The machine gets an id of its own again, which takes a restart."""
+        own = MachineId(self.number.to_bytes(16, "big"))
+        if self.machine != own:
+            self.resume()
+            self.kill()
+            self.machine = own
 
     def _gone(self, *, told: bool) -> bool:
         if self.state not in ("up", "paused"):
@@ -182,10 +238,18 @@ class Host:
 
     # -- seams.Authority ------------------------------------------------------------------------------------------------------
 
-    def verified(self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> Deferred[dict[SigEntry, str]]:
+    def verified(
+        self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes
+    ) -> Deferred[dict[SigEntry, str]]:
         """Those that a key made which this host has now."""
-        good = {entry: str(at) for entry in entries for at, key in enumerate(KEYS) if key in self.keys and _made(key, vpath, image, entry)}
-        self.blessed.update((vpath, image, entry) for entry in good)
+        good = {
+            entry: str(at)
+            for entry in entries
+            for at, key in enumerate(KEYS)
+            if key in self.keys and _made(key, statement(str(vpath), image, entry.timestamp_ms), entry)
+        }
+        if statement is signed_bytes:
+            self.blessed.update((vpath, image, entry) for entry in good)
         return succeed(good)
 
     # -- what the outside notes -----------------------------------------------------------------------------------------------
@@ -195,25 +259,28 @@ class Host:
         commit, bury = node.ledger.commit, node.ledger.bury
 
         def committed(vpath: VPath, state: State) -> None:
-            self._committed(vpath, state.version)
+            self._committed(vpath, state)
             commit(vpath, state)
 
         def buried(vpath: VPath, burials: Burials) -> None:
-            gone = self.high.pop(vpath, None)
-            if gone is not None:
-                self.buried[vpath] = max(gone, self.buried.get(vpath, gone))
+            gone, tombstone = self.high.pop(vpath, None), burials.tombstones.get(vpath.entry)
+            graves = self.removed if tombstone is not None and tombstone.signatures else self.buried
+            if tombstone is not None and (gone is not None or tombstone.signatures):
+                graves[vpath] = max(tombstone.version, graves.get(vpath, tombstone.version))
             bury(vpath, burials)
 
         node.ledger.commit = committed  # type: ignore[method-assign]
         node.ledger.bury = buried  # type: ignore[method-assign]
 
-    def _committed(self, vpath: VPath, version: Version) -> None:
-        high, buried = self.high.get(vpath), self.buried.get(vpath)
-        if high is not None and version < high:
-            self.universe.violated("I10", f"n{self.number} {vpath}: {_shown(version)} was committed after {_shown(high)}")
-        if buried is not None and version <= buried:
-            self.universe.violated("I10", f"n{self.number} {vpath}: {_shown(version)} was committed after {_shown(buried)} was deleted")
-        self.high[vpath] = version
+    def _committed(self, vpath: VPath, state: State) -> None:
+        high, version = self.high.get(vpath), state.version
+        if high is not None and rank(vpath, state) < rank(vpath, high):
+            self.universe.violated("I10", f"n{self.number} {vpath}: {_shown(version)} was committed after {_shown(high.version)}")
+        for grave in (self.buried.get(vpath), self.removed.get(vpath)):
+            if grave is not None and version <= grave:
+                self.universe.violated("I10", f"n{self.number} {vpath}: {_shown(version)} was committed after {_shown(grave)} was deleted")
+        self.high[vpath] = state
+        self.universe.first_s.setdefault((vpath, state.image), self.universe.clock.seconds())
         self.images.setdefault(vpath, set()).add(version.image)
 
     def delete(self, vpath: VPath) -> bool:
@@ -232,9 +299,26 @@ class Host:
         return True
 
 
-def _made(key: SigningKey, vpath: VPath, image: ImageId, entry: SigEntry) -> bool:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The disk of a host at some time, and what the outside knew then."""
+
+    volume: Volume
+    images: dict[VPath, set[ImageId]]
+    blessed: set[tuple[VPath, ImageId, SigEntry]]
+
+
+def rank(vpath: VPath, state: State) -> tuple[int, bytes]:
+    """Which of two states stays at a path: the one that ranks higher, the earlier claim in append-only directories."""
+    if vpath.key != APPEND_ONLY:
+        return state.version.timestamp_ms, bytes(state.image)
+    oldest_ms = min((entry.timestamp_ms for entry in state.signatures), default=0)
+    return -oldest_ms, bytes(255 - byte for byte in state.image)
+
+
+def _made(key: SigningKey, statement: bytes, entry: SigEntry) -> bool:
     try:
-        key.verify_key.verify(signed_bytes(str(vpath), image, entry.timestamp_ms), entry.signature)
+        key.verify_key.verify(statement, entry.signature)
     except (BadSignatureError, ValueError):
         return False
     return True
@@ -290,6 +374,11 @@ class Universe:
         count = size or rng.choices((5, 6, 7, 8, 10, 12, 20), (60, 20, 10, 5, 3, 1, 1))[0]
         self.hosts = {number: Host(self, number, self._configs(number)) for number in range(1, count + 1)}
         self.known = {host.address: f"n{number}" for number, host in self.hosts.items()}
+        self.ghost = rng.random() < 0.1
+        if self.ghost:
+            self.known[GHOST] = "ghost"
+        self.acked: dict[VPath, tuple[ImageId, float]] = {}
+        self.first_s: dict[tuple[VPath, ImageId], float] = {}
         self._installed = self.sim.installed()
 
     def _configs(self, number: int) -> dict[str, DirConfig]:
@@ -356,6 +445,11 @@ class Universe:
         self.captured.append(wish)
         return wish
 
+    def removal(self, path: str, image: ImageId, stamp: int) -> RemoveDir:
+        """A signed wish that an image go."""
+        signature = KEYS[0].sign(removal_bytes(path, image, stamp)).signature
+        return RemoveDir(path, image, stamp, (signature,))
+
     def come(self, client: Uploader | Syncer) -> None:
         """A client appears."""
         self.clients.append(client)
@@ -380,14 +474,14 @@ class Universe:
     def told(self, note: ReceivedImage) -> None:
         """A client heard that a machine has an image: it must have had it."""
         host = self.host_of(note.machine_id)
-        if host is None or (note.forwarded and host.wiped_s >= 0):
+        if host is None or (note.forwarded and host.lost_s >= 0):
             return
         vpath = VPath.parse(note.path)
         if note.image not in host.images.get(vpath, ()):
             self.violated("I2", f"a client heard that n{host.number} has {note.image.hex()[:8]} at {vpath}, where it never was")
 
     def ended(self, syncer: Syncer) -> None:
-        """The real client has a verdict: with exit 0 the machines that it counted have the image, or something newer, on their disks."""
+        """The real client has a verdict: what it says must be so, on the disks."""
         assert syncer.row is not None
         if syncer.row.verdict.exit_code != 0:
             return
@@ -396,8 +490,33 @@ class Universe:
             self.violated("I7", f"a client ended well for {vpath} without a single machine")
         for machine in syncer.done:
             host = self.host_of(machine)
-            if host is None or host.wiped_s >= syncer.began_s:
+            if host is None or host.lost_s >= syncer.began_s:
                 continue
-            version = host.high.get(vpath) or host.buried.get(vpath)
-            if syncer.wish.image not in host.images.get(vpath, ()) or version is None:
+            if isinstance(syncer.wish, RemoveDir):
+                self._removed(host, vpath, syncer.wish)
+            elif syncer.wish.image not in host.images.get(vpath, ()) or not any(
+                vpath in known for known in (host.high, host.buried, host.removed)
+            ):
                 self.violated("I7", f"a client ended well for {vpath}, but n{host.number} does not have {syncer.wish.image.hex()[:8]}")
+        if syncer.row.verdict.outcome is Outcome.DONE:
+            self._done_everywhere(syncer, vpath)
+
+    def _removed(self, host: Host, vpath: VPath, wish: RemoveDir) -> None:
+        """Where a removal was reported nothing is visible, unless something newer came."""
+        high = host.high.get(vpath)
+        if host.shelf.tree(vpath) is not None and (high is None or high.version <= Version(wish.timestamp_ms, wish.image)):
+            self.violated("K3.2", f"a client heard that {vpath} is removed on n{host.number}, and it is visible there")
+
+    def _done_everywhere(self, syncer: Syncer, vpath: VPath) -> None:
+        """DONE is said of every configured server that takes the directory, whether anybody heard it or not."""
+        if self.ghost:
+            self.violated("K1.1", f"a client said DONE for {vpath} while a configured peer was never met")
+        if isinstance(syncer.wish, RemoveDir):
+            return
+        for host in self.everybody():
+            if vpath.key not in host.shelf.configs or host.lost_s >= syncer.began_s:
+                continue
+            if syncer.wish.image not in host.images.get(vpath, ()):
+                self.violated("K1.1", f"a client said DONE for {vpath}, but n{host.number} ({host.state}) does not have it")
+        if vpath.key == APPEND_ONLY:
+            self.acked.setdefault(vpath, (syncer.wish.image, self.clock.seconds()))

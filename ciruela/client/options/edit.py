@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ciruela.client.book import Rule
 from ciruela.client.options.common import Common, add_common, checked, common_of
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
+from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.index.names import components
 from ciruela.model.vpath import VPath
 
@@ -23,6 +24,7 @@ class What:
     keys: Keys
     rule: Rule
     print_progress_s: float
+    trusting: Trusting = NOBODY_ELSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 def _add_rest(parser: argparse.ArgumentParser) -> None:
     add_where(parser)
     add_keys(parser)
+    add_trust(parser, signs=True)
     add_when(parser)
     add_common(parser)
 
@@ -92,6 +95,7 @@ def _what_of(parser: argparse.ArgumentParser, found: argparse.Namespace) -> What
         keys=keys_of(found),
         rule=rule_of(found),
         print_progress_s=found.print_progress,
+        trusting=trusting_of(found),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
 from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, keys_of
+from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -90,6 +91,7 @@ class GetOptions:
     patience_s: float
     print_progress_s: float
     cache: bool = True
+    trusting: Trusting = NOBODY_ELSE
 
 
 def add_get(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +122,7 @@ def add_get(parser: argparse.ArgumentParser) -> None:
     )
     add_print_progress(parser)
     add_cache(parser)
+    add_trust(parser, signs=False)
     add_common(parser)
 
 
@@ -140,6 +143,7 @@ def get_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> G
         patience_s=found.patience,
         print_progress_s=found.print_progress,
         cache=found.cache,
+        trusting=trusting_of(found),
     )
 
 
@@ -153,6 +157,7 @@ class LsOptions:
     common: Common
     target: Target
     json: bool = False
+    trusting: Trusting = NOBODY_ELSE
 
 
 def add_ls(parser: argparse.ArgumentParser) -> None:
@@ -163,12 +168,13 @@ def add_ls(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit codes: 0 listed, 2 usage, 3 no node answered, 5 no node has that directory."
     parser.add_argument("target", type=checked(split_target), metavar="CLUSTER[:/PATH]")
     add_json(parser)
+    add_trust(parser, signs=False)
     add_common(parser)
 
 
 def ls_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> LsOptions:
     """What ``ciruela ls`` was told."""
-    return LsOptions(common_of(found), found.target, found.json)
+    return LsOptions(common_of(found), found.target, found.json, trusting_of(found))
 
 
 # -- status -------------------------------------------------------------------------------------------------------------------
@@ -229,6 +235,7 @@ class DiffOptions:
     right: Target | str
     json: bool = False
     cache: bool = True
+    trusting: Trusting = NOBODY_ELSE
 
 
 def _side(text: str) -> Target | str:
@@ -246,12 +253,13 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=checked(_side), metavar="DIR|INDEX|CLUSTER:/PATH")
     add_json(parser)
     add_cache(parser)
+    add_trust(parser, signs=False)
     add_common(parser)
 
 
 def diff_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DiffOptions:
     """What ``ciruela diff`` was told."""
-    return DiffOptions(common_of(found), found.left, found.right, found.json, found.cache)
+    return DiffOptions(common_of(found), found.left, found.right, found.json, found.cache, trusting_of(found))
 
 
 # -- doctor -------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ciruela.client.book import Rule
 from ciruela.client.options.common import Common, add_common, checked, common_of
-from ciruela.client.options.signing import Keys, add_keys, add_when, check_entry_point, keys_of, rule_of
+from ciruela.client.options.reading import add_json
+from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, check_entry_point, keys_of, rule_of
+from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
 
@@ -19,10 +21,15 @@ class Target:
     entry_point: str
     vpath: VPath
 
+    @property
+    def cluster(self) -> ClusterNames:
+        """The cluster as commands name it that take several entry points."""
+        return ClusterNames((self.entry_point,))
+
 
 @dataclass(frozen=True, slots=True)
 class RemoveOptions:
-    """``ciruela remove``. Without an ``image`` the one that is there; ``sure``: nobody need be asked."""
+    """``ciruela remove``. Without an ``image`` the one that is there; ``sure``: nobody need be asked; ``force``: also what is protected."""
 
     common: Common
     target: Target
@@ -31,6 +38,9 @@ class RemoveOptions:
     rule: Rule
     print_progress_s: float
     sure: bool
+    force: bool = False
+    trusting: Trusting = NOBODY_ELSE
+    json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class RollbackOptions:
     print_progress_s: float
     sure: bool
     listing: bool
+    trusting: Trusting = NOBODY_ELSE
+    json: bool = False
 
 
 def split_target(text: str) -> Target:
@@ -82,29 +94,49 @@ def add_remove(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Remove an image from every server of a cluster. Signed like an upload; what is uploaded there later is not touched."
     )
-    parser.epilog = "Exit codes: 0 gone, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected, 6 other content is there."
+    parser.epilog = (
+        "Exit codes: 0 gone, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected or not verified, 6 other content is there."
+    )
     add_target(parser)
     parser.add_argument("--image", type=checked(image_of), metavar="ID", help="remove this image only (default: the one that is there)")
+    parser.add_argument("--force", action="store_true", help="also where a protected link of a server leads to it")
     add_sure(parser)
+    add_json(parser)
     add_keys(parser)
+    add_trust(parser, signs=True)
     add_when(parser)
     add_common(parser)
 
 
 def remove_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RemoveOptions:
     """What ``ciruela remove`` was told."""
-    return RemoveOptions(common_of(found), found.target, found.image, keys_of(found), rule_of(found), found.print_progress, sure=found.yes)
+    return RemoveOptions(
+        common_of(found),
+        found.target,
+        found.image,
+        keys_of(found),
+        rule_of(found),
+        found.print_progress,
+        sure=found.yes,
+        force=found.force,
+        trusting=trusting_of(found),
+        json=found.json,
+    )
 
 
 def add_rollback(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela rollback``."""
     parser.description = "Go back to an image that was replaced and that the servers still have (keep-replaced). Nothing is uploaded."
-    parser.epilog = "Exit codes: 0 done, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected or not kept, 6 conflict."
+    parser.epilog = (
+        "Exit codes: 0 done, 1 local problem, 2 usage or keys, 3 not enough hosts, 5 rejected, not kept or not verified, 6 conflict."
+    )
     add_target(parser)
     parser.add_argument("image", nargs="?", type=checked(image_of), metavar="IMAGE", help="image id (default: the one replaced last)")
     parser.add_argument("-l", "--list", action="store_true", help="only list what can be gone back to")
     add_sure(parser)
+    add_json(parser)
     add_keys(parser)
+    add_trust(parser, signs=True)
     add_when(parser)
     add_common(parser)
 
@@ -120,4 +152,6 @@ def rollback_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> R
         found.print_progress,
         sure=found.yes,
         listing=found.list,
+        trusting=trusting_of(found),
+        json=found.json,
     )
