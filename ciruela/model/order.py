@@ -54,13 +54,17 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The wish to remove is granted. ``fresh``: something is to be done or recorded; else it was done before."""
+    """The wish to remove is granted. ``fresh``: something is to be done or recorded; else it was done before.
+
+    ``outlived``: what is there was signed later and stays, the removal is only to be remembered.
+    """
 
     fresh: bool
+    outlived: bool = False
 
 
 class Reject(str, Enum):
-    """Refusals, by their words on the wire (protocol section 5.3; the last five are ours)."""
+    """Refusals, by their words on the wire (protocol section 5.3; the last six are ours)."""
 
     NO_CONFIG = "no_config"
     CONFIG_LEVEL_MISMATCH = "config_level_mismatch"
@@ -74,6 +78,7 @@ class Reject(str, Enum):
     BAD_PATH = "bad_path"
     QUOTA = "quota_exceeded"
     CONFLICT = "conflict"
+    NOT_WITHDRAWN = "not_withdrawn"
 
 
 class Abort(str, Enum):

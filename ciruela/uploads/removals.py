@@ -11,14 +11,14 @@ from ciruela.clockwork import Hush
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Reject, Rejected, Removal, Removed
+from ciruela.model.order import Abort, Rejected, Removal, Removed
 from ciruela.model.state import Burials, SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.removal import RemovalVerdict, judge_removal
 from ciruela.uploads.service import Starter, Uploads
-from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing
+from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, no_config, wrong_level
 
 
 class Removals:
@@ -56,18 +56,17 @@ class Removals:
         """Fires with the verdict, once the image is not visible any more. Fails with DiskError when it cannot be removed."""
         config = self._configs.get(removal.vpath.key)
         if config is None:
-            return succeed(Rejected(Reject.NO_CONFIG, f"/{removal.vpath.key} is not configured here"))
+            return succeed(no_config(removal.vpath, self._configs))
         if removal.vpath.level != config.num_levels:
-            detail = f"{removal.vpath} has level {removal.vpath.level}, num-levels is {config.num_levels}"
-            return succeed(Rejected(Reject.CONFIG_LEVEL_MISMATCH, detail))
+            return succeed(wrong_level(removal.vpath, config.num_levels))
         return self._uploads.alone(removal.vpath, lambda: self._examine(removal, config))
 
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
         verified = self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
-        return verified.addCallback(lambda found: self._decide(removal, tuple(found)))
+        return verified.addCallback(lambda found: self._decide(removal, tuple(found), config.append_only))
 
-    def _decide(self, removal: Removal, verified: tuple[SigEntry, ...]) -> RemovalVerdict | Deferred[RemovalVerdict]:
+    def _decide(self, removal: Removal, verified: tuple[SigEntry, ...], append_only: bool) -> RemovalVerdict | Deferred[RemovalVerdict]:
         vpath = removal.vpath
         pending, burials = self._ledger.pending(vpath), self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
@@ -78,7 +77,7 @@ class Removals:
             buried=tombstone.version if tombstone else None,
             floor_ms=burials.floor_ms,
         )
-        verdict = judge_removal(removal, standing, verified, self._now_ms(), self._max_age_ms)
+        verdict = judge_removal(removal, standing, verified, self._now_ms(), self._max_age_ms, append_only)
         match verdict:
             case Rejected():
                 self._hush.info(
@@ -95,10 +94,23 @@ class Removals:
                 return verdict
             case Removed(fresh=False):
                 return verdict
+            case Removed(outlived=True):
+                return self._remember(removal, verified).addCallback(lambda _: verdict)
         settled = self._downloads.settled(vpath)
         if settled is not None:
-            return settled.addCallback(lambda _: self._decide(removal, verified))
+            return settled.addCallback(lambda _: self._decide(removal, verified, append_only))
         return self._carry_out(removal, verified).addCallback(lambda _: verdict)
+
+    def _remember(self, removal: Removal, verified: tuple[SigEntry, ...]) -> Deferred[None]:
+        """What is there was signed later. Signatures from before the removal are no claim to the path any more."""
+        vpath = removal.vpath
+
+        async def work() -> None:
+            tombstone = Tombstone(removal.version, self._now_ms(), tuple(entry.signature for entry in verified))
+            self._ledger.fold(vpath.base, await self._disk.remember(vpath, tombstone))
+            await self._uploads.outlived(vpath, removal.version)
+
+        return Deferred.fromCoroutine(work())
 
     def _carry_out(self, removal: Removal, verified: tuple[SigEntry, ...]) -> Deferred[None]:
         """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile."""
