@@ -341,6 +341,9 @@ class Disk(Protocol):
         After a failure the image stays, and so does its record.
         """
 
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        """Remember a signed removal at ``vpath``, durably, which what is there outlived: nothing is deleted. Fires as :meth:`remove`."""
+
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as AnswerTimeout
+from twisted.internet.task import deferLater
 
 from ciruela.client.book import Rule
 from ciruela.client.contacts import MAX_CANDIDATES, reachable_from
@@ -18,7 +19,7 @@ from ciruela.client.servers import Met, Row, Servers, Telling, address_of
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
-from ciruela.model.errors import CiruelaError, FormatError, RemoteError
+from ciruela.model.errors import Busy, CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
@@ -38,6 +39,10 @@ from ciruela.seams import Address, InThread
 
 AT_ONCE = 16
 """Nodes that are asked at the same time."""
+
+BUSY_S = 0.25
+BUSY_TRIES = 60
+"""A node that is asked too fast is asked again so often, so many seconds later."""
 
 COMPARED = 3
 """Images beside the path that a new one is compared with, the newest ones: nodes take files from their siblings, and versions are alike."""
@@ -113,10 +118,11 @@ class Survey:
                 if machine not in found.machines and name not in found.names and name and name.isprintable()
             }
             rows = [row for row in self._rows(strangers=True) if row.machine not in found.machines and not self._tried(row)]
-            if not (names or rows) or len(found.names) + len(found.addresses) >= MAX_CANDIDATES:
+            room = MAX_CANDIDATES - len(found.names) - len(found.addresses)
+            if not (names or rows) or room <= 0:
                 break
-            await together([self._heard(name, machine) for name, machine in names.items()])
-            await together([self._at_row(row) for row in rows])
+            await together([self._heard(name, machine) for name, machine in list(names.items())[:room]])
+            await together([self._at_row(row) for row in rows[:room]])
         self._book_missing()
 
     async def _named(self, name: str) -> None:
@@ -264,11 +270,17 @@ class Survey:
             found.append(one)
 
     async def _answer(self, link: ClosableLink, request: Request) -> Response:
-        try:
-            answer: Response = await link.ask(request).addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
-        except AnswerTimeout:
-            raise CiruelaError(f"no answer within {ANSWER_TIMEOUT_S:.0f} s") from None
-        return answer
+        """The answer of a node; one that is asked too fast is asked again. Raises CiruelaError."""
+        for _ in range(BUSY_TRIES):
+            try:
+                answer: Response = await link.ask(request).addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
+            except AnswerTimeout:
+                raise CiruelaError(f"no answer within {ANSWER_TIMEOUT_S:.0f} s") from None
+            except Busy:
+                await deferLater(self._world.clock, BUSY_S)
+            else:
+                return answer
+        raise RemoteError("it serves too many others")
 
     def _unreachable(self, host: str, text: str) -> None:
         for found in self._found.replies:

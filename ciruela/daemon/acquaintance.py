@@ -3,7 +3,7 @@
 A node that has just started does not know who else takes a directory, and a client that asks it would believe that nobody does.
 
 So the answers to uploads, which name the other nodes, wait until the configured peers have been heard of, for a few seconds at most.
-The work itself does not wait.
+The order of a client waits as well: the peers are asked before it is judged.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.gossip.packets import Download, Hooked, Removed
+from ciruela.gossip.roster import SILENT_S
 from ciruela.gossip.service import Gossip
 from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import DirConfig
@@ -42,6 +43,7 @@ from ciruela.scrub.service import Scrub
 from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Link, Loaded, NowMs, Wire
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import Watches
+from ciruela.uploads.neighbours import Nearby, Neighbours
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
 
@@ -185,7 +187,7 @@ class Node:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.ledger = Ledger(world.clock)
+        self.ledger = Ledger(world.clock, world.configs)
         self.watches = Watches()
         self.catalog = Catalog(world.disk, world.in_thread)
         self.gossip = Gossip(
@@ -217,6 +219,8 @@ class Node:
             world.tuning.max_index_bytes,
             self.hooks,
         )
+        self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
+        neighbours = Neighbours(world.wire, self._nearby, self._stalled_on, self.acquaintance.wait, world.clock, world.rng)
         self.uploads = Uploads(
             world.configs,
             self.ledger,
@@ -228,6 +232,7 @@ class Node:
             Hush(world.clock, 40),
             world.tuning.signature_max_age_ms,
             world.tuning.uploads_per_key,
+            neighbours,
         )
         self.removals = Removals(
             world.configs,
@@ -257,7 +262,6 @@ class Node:
             lambda vpath: self.downloads.stalled(vpath, STALLED_S),
             self.removals,
         )
-        self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
         self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)
         self.presence = Presence(self.ledger, world.disk, self.downloads, self.uploads.alone, world.clock, world.rng)
         passing = self.downloads.passing
@@ -271,6 +275,7 @@ class Node:
             self.gossip.cluster.servers,
             self.gossip.cluster.shared_ids,
             PathStateData(world.me, world.hostname, world.epoch, taken=False),
+            lambda vpath: self.uploads.forms.at(vpath, world.now_ms()),
         )
         self.cleanup: Cleanup | None = None
         if world.safeguards is not None:
@@ -424,9 +429,9 @@ class Node:
         return download.pieces or 0 if download is not None and download.image == image else 0
 
     def _conflicted(self, vpath: VPath, image: ImageId, detail: str) -> None:
-        """An append-only path has two images in the cluster: tell the clients that this one was not the only one."""
+        """An append-only path has two images in the cluster: tell the clients that brought this one, and not those that watch the path."""
         word = f"{Abort.CONFLICT.value}: {detail}"
-        for link in self.watches.interested(vpath, image):
+        for link in self.watches.sources(image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:
@@ -440,6 +445,16 @@ class Node:
         me, hostname = self.world.me, self.world.hostname
         if link.bulk:
             link.tell(HookResult(report.image, str(vpath), me, hostname, False, report.kind.value, report.state.value, report.message))
+
+    def _nearby(self, key: str) -> Nearby:
+        """The other nodes to ask about a path of ``key``."""
+        peers = [peer for peer in self.gossip.cluster.peers() if not peer.own and (not peer.keys or key in peer.keys)]
+        heard = [peer.address for peer in peers if peer.keys and peer.silent_s is not None and peer.silent_s < SILENT_S]
+        return Nearby(heard, [peer.address for peer in peers if peer.address not in heard])
+
+    def _stalled_on(self, vpath: VPath, image: ImageId) -> set[MachineId]:
+        """The other nodes on which this upload gets no further."""
+        return {holder.machine for holder in self.gossip.cluster.holders(vpath, image) if holder.stalled}
 
     def _rejected(self, order: Order, reason: Reject) -> None:
         """What peers have is refused here. What clients bring is not noted: anybody may ask for anything."""

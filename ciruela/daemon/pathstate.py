@@ -32,8 +32,12 @@ class PathStates:
         servers: Callable[[str], Sequence[Server]],
         shared_ids: Callable[[], Sequence[SharedId]],
         blank: PathStateData,
+        refused_orders: Callable[[VPath], tuple[bytes, ...]] = lambda _vpath: (),
     ) -> None:
-        """``blank`` is the answer of this node for a path that it does not take: it says who the node is."""
+        """``blank`` is the answer of this node for a path that it does not take: it says who the node is.
+
+        ``refused_orders`` gives the digests of clients' orders that were refused at a path.
+        """
         self._configs = configs
         self._ledger = ledger
         self._there = there
@@ -41,6 +45,7 @@ class PathStates:
         self._servers = servers
         self._shared_ids = shared_ids
         self._blank = blank
+        self._refused_orders = refused_orders
 
     @property
     def machine(self) -> MachineId:
@@ -76,6 +81,7 @@ class PathStates:
             (refusal.image, refusal.word) if refusal is not None else None,
             tuple(self._servers(vpath.key))[:MOST_SERVERS] if servers else (),
             tuple(self._shared_ids()) if servers else (),
+            self._refused_orders(vpath),
         )
 
 

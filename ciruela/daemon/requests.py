@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import TypeVar
 
 import cbor2
@@ -54,6 +55,7 @@ from ciruela.proto.messages import (
 from ciruela.seams import Disk, Link
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import MAX_PER_LINK, Watches
+from ciruela.tracking.wishes import Wishes
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
 
@@ -69,8 +71,28 @@ MOST_KEPT_SIGNATURES = 20_000
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
 """What is asked for many times while an image is on its way."""
 
-_SIGNED = (AppendDir, ReplaceDir, RemoveDir, CheckUpload)
-"""Wishes with signatures, which cost more than reading: up to 16 of them are checked."""
+
+class _Rate(Enum):
+    """What is counted apart on each connection.
+
+    Wishes with signatures cost more than reading: up to 16 are checked. A client asks what becomes of each order before it sends that, so
+    that questions must not use up what there is for orders.
+    """
+
+    ORDER = "order"
+    QUESTION = "question"
+    READ = "read"
+
+    @classmethod
+    def of(cls, request: Request) -> _Rate:
+        match request:
+            case AppendDir() | ReplaceDir() | RemoveDir():
+                return cls.ORDER
+            case CheckUpload():
+                return cls.QUESTION
+            case _:
+                return cls.READ
+
 
 T = TypeVar("T")
 
@@ -168,8 +190,10 @@ class Requests:
         self._hostname = hostname
         self._hush = Hush(clock, 40)
         self._rate = requests_per_second
-        self._buckets: dict[tuple[Link, bool], Bucket] = {}
+        self._buckets: dict[tuple[Link, _Rate], Bucket] = {}
         self._slots = Slots(clock)
+        self._wishes = Wishes()
+        self._links: set[Link] = set()
         self.slowed = 0
         self.published_refused = 0
 
@@ -181,7 +205,8 @@ class Requests:
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
-        if not isinstance(request, _UNLIMITED) and not self._bucket(link, isinstance(request, _SIGNED)).take():
+        self._links.add(link)
+        if not isinstance(request, _UNLIMITED) and not self._bucket(link, _Rate.of(request)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
@@ -229,7 +254,9 @@ class Requests:
             case GetPathState():
                 waiting = self._acquainted() if request.servers else succeed(None)
                 return waiting.addCallback(lambda _: self._path_states.answer(request)).addCallback(_as_response)
-            case WithdrawUpload() | PushPull():
+            case WithdrawUpload():
+                return self._withdraw(link, request)
+            case PushPull():
                 return fail(RemoteError(f"{type(request).__name__} is not answered yet"))
 
     def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:
@@ -250,27 +277,30 @@ class Requests:
 
     def lost(self, link: Link) -> None:
         """Forget what the connection said."""
+        self._links.discard(link)
         self._watches.lost(link)
         self._slots.left(link)
-        for uploads in (True, False):
-            self._buckets.pop((link, uploads), None)
+        self._wishes.lost(link)
+        for what in _Rate:
+            self._buckets.pop((link, what), None)
 
-    def _bucket(self, link: Link, uploads: bool) -> Bucket:
-        bucket = self._buckets.get((link, uploads))
+    def _bucket(self, link: Link, what: _Rate) -> Bucket:
+        bucket = self._buckets.get((link, what))
         if bucket is None:
-            rate = self._rate * (1 if uploads else READS)
-            bucket = self._buckets[link, uploads] = Bucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
+            rate = self._rate * (READS if what is _Rate.READ else 1)
+            bucket = self._buckets[link, what] = Bucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
         return bucket
 
     def _upload(self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
-        except ValueError:
-            return succeed(UploadAck(False, Reject.BAD_PATH.value))
+        except ValueError as error:
+            detail = str(error)[:MAX_DETAIL] if link.bulk else ""
+            return succeed(self._signed(UploadAck(False, Reject.BAD_PATH.value, detail=detail), link))
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
-        return self._uploads.order(order).addCallback(self._judged, link, vpath).addCallback(self._signed, link)
+        return self._uploads.order(order).addCallback(self._judged, link, order).addCallback(self._signed, link)
 
     def _signed(self, ack: UploadAck, link: Link) -> Response:
         """The answer with the name of this node, for those who understand that."""
@@ -324,8 +354,8 @@ class Requests:
         failure.trap(DiskError)
         return unknown
 
-    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[UploadAck]:
-        reason, detail = None, ""
+    def _judged(self, verdict: Verdict, link: Link, order: Order) -> Deferred[UploadAck]:
+        vpath, reason, detail = order.vpath, None, ""
         match verdict:
             case Rejected():
                 reason = verdict.reason.value
@@ -334,10 +364,32 @@ class Requests:
                     self._watch(link, vpath)
             case Accepted():
                 self._watch(link, vpath)
+                if link in self._links:
+                    self._wishes.accepted(link, vpath, order.image, began=verdict.progress is Progress.NEW)
                 committed = self._ledger.committed(vpath)
                 if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
                     self._done(vpath, committed)
         return self._acquainted().addCallback(lambda _: UploadAck(reason is None, reason, self._hosts(vpath.key), detail=detail))
+
+    def _withdraw(self, link: Link, request: WithdrawUpload) -> Deferred[Response]:
+        """Only what this connection alone asked for, and what is not committed yet: it is no way to remove anything of others."""
+        try:
+            vpath = VPath.parse(request.path)
+        except ValueError as error:
+            return succeed(self._signed(UploadAck(False, Reject.BAD_PATH.value, detail=str(error)[:MAX_DETAIL]), link))
+        if not self._wishes.sole(link, vpath, request.image):
+            return succeed(self._not_withdrawn(link, "this connection did not begin that upload, or others asked for it, too"))
+
+        def withdrawn(there_was: bool) -> Response:
+            self._wishes.withdrawn(link, vpath, request.image)
+            if not there_was:
+                return self._not_withdrawn(link, "it is not on its way any more: it is there, or was given up")
+            return self._signed(UploadAck(True, None), link)
+
+        return self._uploads.withdraw(vpath, request.image).addCallback(withdrawn)
+
+    def _not_withdrawn(self, link: Link, detail: str) -> Response:
+        return self._signed(UploadAck(False, Reject.NOT_WITHDRAWN.value, detail=detail), link)
 
     def _remove(self, link: Link, request: RemoveDir) -> Deferred[Response]:
         try:
@@ -361,8 +413,10 @@ class Requests:
         return self._removals.remove(removal).addCallback(judged).addCallback(self._signed, link)
 
     def _watch(self, link: Link, vpath: VPath) -> None:
-        self._watches.watch(link, vpath)
-        self._watched(vpath)
+        """Note that ``link`` waits for ``vpath``, unless it went while its order was judged: nobody would forget that again."""
+        if link in self._links:
+            self._watches.watch(link, vpath)
+            self._watched(vpath)
 
     def _index_at(self, link: Link, request: GetIndexAt) -> Deferred[Response]:
         try:

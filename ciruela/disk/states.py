@@ -28,10 +28,10 @@ from ciruela.proto.bounded import loads
 
 _log = Logger()
 
-MAX_STATE_BYTES = 64 * 1024
-"""Largest state file that is read: some 700 signatures, where one per key is usual. Our own limit."""
+MAX_STATE_BYTES = 1024 * 1024
+"""Largest state file that is read: some 10,000 signatures, for earlier versions kept one for each upload. Our own limit."""
 
-MAX_ITEMS = 8 * 1024
+MAX_ITEMS = 64 * 1024
 """Most CBOR items in a state file: a signature takes five and 80 bytes, so any file of lawful size fits. Our own limit."""
 
 SIGNATURE_TYPE = "ssh-ed25519"

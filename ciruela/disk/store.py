@@ -251,6 +251,16 @@ class Store:
 
         return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone, index))).addCallback(hidden)
 
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        """As ``seams.Disk.remember``."""
+        place = self._place(vpath)
+
+        def add() -> Burials:
+            with self._records.states(vpath, create=True) as directory:
+                return burials.add(directory, place, tombstone)
+
+        return self._in_thread(checked, vpath.base, add)
+
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         """As ``seams.Disk.fold_burials``."""
         place = self._place(vpath)

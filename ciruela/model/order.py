@@ -59,9 +59,13 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The wish to remove is granted. ``fresh``: something is to be done or recorded; else it was done before."""
+    """The wish to remove is granted. ``fresh``: something is to be done or recorded; else it was done before.
+
+    ``outlived``: what is there was signed later and stays, the removal is only to be remembered.
+    """
 
     fresh: bool
+    outlived: bool = False
 
 
 class Reject(str, Enum):
@@ -80,6 +84,7 @@ class Reject(str, Enum):
     QUOTA = "quota_exceeded"
     CONFLICT = "conflict"
     PROTECTED = "protected"
+    NOT_WITHDRAWN = "not_withdrawn"
 
 
 class Abort(str, Enum):

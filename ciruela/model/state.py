@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from ciruela.model.ids import ImageId
 SIGNATURE_BYTES = 64
 
 MOST_SIGNATURES = 16
-"""Signatures that are recorded with a tombstone or a kept image: as many as a request may have (threats A15)."""
+"""Signatures that are recorded with an image, a kept one or a tombstone: as many as a request may have (threats A15)."""
 
 
 class Version(NamedTuple):
@@ -42,9 +42,40 @@ class State:
         newest = max((entry.timestamp_ms for entry in self.signatures), default=0)
         return Version(newest, self.image)
 
+    def claim(self, removed: Version | None = None) -> Version:
+        """Oldest signature time (0 without signatures) and image id: of two images appended to one path the smaller claim was first.
+
+        Signatures up to ``removed``, the last signed removal there, count only when there are no later ones.
+        """
+        valid = self.since(removed).signatures or self.signatures
+        return Version(min((entry.timestamp_ms for entry in valid), default=0), self.image)
+
+    def since(self, removed: Version | None) -> State:
+        """This state without the signatures up to ``removed``."""
+        if removed is None:
+            return self
+        return State(self.image, tuple(one for one in self.signatures if Version(one.timestamp_ms, self.image) > removed))
+
     def merged(self, entries: tuple[SigEntry, ...]) -> State:
-        """This state with ``entries`` added, without doubles, in order."""
-        return State(self.image, tuple(sorted({*self.signatures, *entries})))
+        """This state with ``entries`` added, :func:`bounded`."""
+        return State(self.image, bounded((*self.signatures, *entries)))
+
+    def compact(self, makers: Mapping[SigEntry, str], *, claim: bool) -> State:
+        """This state with the newest signature of each key, by ``makers``; one without a known maker counts as a key of its own.
+
+        With ``claim`` the oldest signature stays as well.
+        """
+        newest = {makers[entry]: entry for entry in self.signatures if entry in makers}
+        kept = [entry for entry in self.signatures if entry not in makers or newest[makers[entry]] == entry]
+        return State(self.image, bounded((*self.signatures[:1], *kept) if claim else kept))
+
+
+def bounded(entries: Iterable[SigEntry]) -> tuple[SigEntry, ...]:
+    """``entries`` in order and without doubles, at most :data:`MOST_SIGNATURES`: the newest ones, and the oldest, which is the claim."""
+    ordered = sorted(set(entries))
+    if len(ordered) > MOST_SIGNATURES:
+        ordered = [ordered[0], *ordered[1 - MOST_SIGNATURES :]]
+    return tuple(ordered)
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,7 @@ def _response_params(response: Response) -> Fields:
                 "refused": None if response.refused is None else list(response.refused),
                 "servers": [_server_value(server) for server in response.servers],
                 "shared_ids": [[one.machine, list(one.addresses)] for one in response.shared_ids],
+                **({"refused_orders": list(response.refused_orders)} if response.refused_orders else {}),
             }
         case PushPullData(taken, heard_ms, facts):
             return {"taken": taken, "heard": heard_ms, "facts": list(facts)}

@@ -11,7 +11,7 @@ from typing import Any
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, MACHINE_ID_BYTES, ImageId, MachineId
 from ciruela.model.mask import MASK_BYTES, MOST_CUTS
-from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
+from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State, bounded
 from ciruela.model.vpath import MAX_PATH_BYTES
 from ciruela.proto.messages import Hosts
 
@@ -23,6 +23,9 @@ MAX_NAME_BYTES = 255
 MAX_SIGNATURES = 16
 MAX_OFFERED = 1000
 """Signatures that an upload may have; only the first :data:`MAX_SIGNATURES` of them are looked at."""
+
+MAX_KEPT_SIGNATURES = 10_000
+"""Signatures of one image that a list of an earlier version may have."""
 
 MAX_TEXT_BYTES = 4096
 ALGORITHM = "ssh-ed25519"
@@ -188,11 +191,11 @@ def hosts(fields: Fields) -> Hosts:
 
 
 def state(value: object) -> State:
-    """``value`` as a state, its signatures in order and without doubles."""
+    """``value`` as a state, its signatures in order and without doubles, the newest of too many: earlier versions kept all there were."""
     fields = fields_of(value)
     entries = set()
-    for pair in listed(required(fields, "signatures"), "signatures", MAX_SIGNATURES):
+    for pair in listed(required(fields, "signatures"), "signatures", MAX_KEPT_SIGNATURES):
         if not isinstance(pair, list) or len(pair) != 2:
             raise FormatError("a signature entry is not a pair")
         entries.add(SigEntry(uint(pair[0], "a signature's time"), signature(pair[1])))
-    return State(image_id(required(fields, "image"), "image"), tuple(sorted(entries)))
+    return State(image_id(required(fields, "image"), "image"), bounded(entries))

@@ -182,6 +182,10 @@ MOST_PUSHED = 40
 MOST_PULLED = 700
 """Bodies in one answer to it: below 1 MiB."""
 
+REFUSED_BYTES = 32
+MOST_REFUSED = 64
+"""Length of the digest of a refused order, and how many of them one answer to GetPathState has."""
+
 MOST_SERVERS = 2000
 """Servers in one answer to GetPathState."""
 
@@ -336,7 +340,8 @@ class PathStateData:
 
     ``epoch_ms``: wall time when the node started; one machine id with two epochs is two servers. ``taken``: the node has the directory,
     with paths of this depth. ``committed`` is what really stands there, ``pending`` what is on its way. ``refused``: the image that was
-    refused or given up there last, and the word for it.
+    refused or given up there last, and the word for it. ``refused_orders``: digests of orders of clients that were refused for what is
+    there (``uploads.refused``): their signatures count in no other form.
     """
 
     machine: MachineId
@@ -348,6 +353,7 @@ class PathStateData:
     refused: tuple[ImageId, str] | None = None
     servers: tuple[Server, ...] = ()
     shared_ids: tuple[SharedId, ...] = ()
+    refused_orders: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

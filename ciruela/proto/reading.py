@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
+from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId, MachineId
 from ciruela.model.servers import Server, SharedId
-from ciruela.model.state import Version
+from ciruela.model.state import State, Version
 from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import fields
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
     MOST_PULLED,
     MOST_PUSHED,
+    MOST_REFUSED,
     MOST_SERVERS,
+    REFUSED_BYTES,
     AbortedImage,
     AppendDir,
     BaseDirData,
@@ -53,6 +55,8 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
+
+T = TypeVar("T")
 
 MAX_PENDING = 65_536
 """Entries of a base dir that can be on their way."""
@@ -217,6 +221,10 @@ def _path_state_data(f: Fields) -> PathStateData:
         _refused(f.get("refused")),
         tuple(map(_server, fields.listed(f.get("servers", []), "servers", MOST_SERVERS))),
         tuple(map(_shared_id, fields.listed(f.get("shared_ids", []), "shared_ids", MAX_SHARED_IDS))),
+        tuple(
+            fields.fixed(one, "a refused order", REFUSED_BYTES)
+            for one in fields.listed(f.get("refused_orders", []), "refused_orders", MOST_REFUSED)
+        ),
     )
 
 
@@ -239,39 +247,45 @@ def _index_at_data(f: Fields) -> IndexAtData:
     return IndexAtData(None if data is None else fields.plain_data(data), fields.hosts(f))
 
 
+def _entries(value: object, name: str, read: Callable[[object], T]) -> dict[str, T]:
+    """A map by entry name. An entry that is not well made costs that entry: the others are as good as without it."""
+    if not isinstance(value, dict):
+        raise FormatError(f"{name} is not a map")
+    found: dict[str, T] = {}
+    for key, one in value.items():
+        try:
+            entry, content = fields.text(key, "a directory name", MAX_COMPONENT_BYTES), read(one)
+        except FormatError:
+            continue
+        found[entry] = content
+    return found
+
+
+def _machines(value: object) -> tuple[MachineId, ...]:
+    return tuple(map(fields.machine_id, fields.listed(value, "watches", MAX_WATCHERS)))
+
+
+def _kept(value: object) -> tuple[Version, ...]:
+    return tuple(map(_version, fields.listed(value, "kept", MAX_KEPT)))
+
+
+def _kept_signed(value: object) -> tuple[State, ...]:
+    return tuple(map(fields.state, fields.listed(value, "kept_signed", MAX_KEPT)))
+
+
 def _base_dir_data(f: Fields) -> BaseDirData:
-    dirs: Any = fields.required(f, "dirs")
-    watches = f.get("watches", {})
-    removed = f.get("removed", {})
-    kept = f.get("kept", {})
-    kept_signed = f.get("kept_signed", {})
-    if not all(isinstance(one, dict) for one in (dirs, watches, removed, kept, kept_signed)):
-        raise FormatError("dirs, watches, removed or kept is not a map")
     return BaseDirData(
         fields.fixed(fields.required(f, "config_hash"), "config_hash", HASH_BYTES),
         fields.fixed(fields.required(f, "keep_list_hash"), "keep_list_hash", HASH_BYTES),
-        {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): fields.state(state) for name, state in dirs.items()},
-        {
-            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(
-                map(fields.machine_id, fields.listed(machines, "watches", MAX_WATCHERS))
-            )
-            for name, machines in watches.items()
-        },
+        _entries(fields.required(f, "dirs"), "dirs", fields.state),
+        _entries(f.get("watches", {}), "watches", _machines),
         tuple(
             fields.text(name, "a directory name", MAX_COMPONENT_BYTES)
             for name in fields.listed(f.get("pending", []), "pending", MAX_PENDING)
         ),
-        {fields.text(name, "a directory name", MAX_COMPONENT_BYTES): _removed_entry(one) for name, one in removed.items()},
-        {
-            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(map(_version, fields.listed(rows, "kept", MAX_KEPT)))
-            for name, rows in kept.items()
-        },
-        {
-            fields.text(name, "a directory name", MAX_COMPONENT_BYTES): tuple(
-                map(fields.state, fields.listed(rows, "kept_signed", MAX_KEPT))
-            )
-            for name, rows in kept_signed.items()
-        },
+        _entries(f.get("removed", {}), "removed", _removed_entry),
+        _entries(f.get("kept", {}), "kept", _kept),
+        _entries(f.get("kept_signed", {}), "kept_signed", _kept_signed),
     )
 
 

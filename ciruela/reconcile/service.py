@@ -15,15 +15,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
-from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, Removed, Verdict
 from ciruela.model.printable import logged
-from ciruela.model.state import State, Version
+from ciruela.model.state import Burials, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
-from ciruela.reconcile.diff import removals_in, wanted
+from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
 from ciruela.seams import Address, Wire
 from ciruela.tracking.ledger import GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
@@ -113,7 +113,7 @@ class Reconciler:
         if base in self._asking:
             self._again[base] = (hash_, address)
             return
-        self._ask(base, address)
+        self._ask(base, address, hash_)
 
     def removed(self, vpath: VPath, version: Version, address: Address) -> None:
         """A peer says that ``version`` was removed from ``vpath``: it may show the signatures."""
@@ -127,12 +127,12 @@ class Reconciler:
         self._know(base, told, REFUSED_S)
         self._ask(base, address)
 
-    def _ask(self, base: VPath, address: Address) -> None:
+    def _ask(self, base: VPath, address: Address, announced: bytes = b"") -> None:
         if len(self._asking) >= MOST_BASES:
             return
         asked = self._wire.ask(address, GetBaseDir(str(base)))
         self._asking[base] = asked
-        asked.addCallback(self._compare, base, address).addErrback(self._unanswered, base, address).addBoth(
+        asked.addCallback(self._compare, base, address, announced).addErrback(self._unanswered, base, address).addBoth(
             self._answered, base
         ).addErrback(self._broken)
 
@@ -163,7 +163,7 @@ class Reconciler:
         within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else None
         return self._ledger.recently_aborted(order.vpath, _version(order), within_s)
 
-    def _compare(self, response: Response, base: VPath, address: Address) -> None:
+    def _compare(self, response: Response, base: VPath, address: Address, announced: bytes = b"") -> None:
         if not isinstance(response, BaseDirData):
             raise RemoteError("the answer to GetBaseDir is something else")
         for entry, machines in response.watches.items():
@@ -179,16 +179,18 @@ class Reconciler:
         config = self._configs.get(base.key)
         if config is None:  # a reload took it away while the peer thought about its answer
             return
-        frozen = config.append_only and config.on_append_conflict is OnConflict.FREEZE
-        found = wanted(base, ours, response.dirs, self._ledger.burials(base), frozen)
+        burials, append_only = self._ledger.burials(base), config.append_only
+        found = wanted(base, ours, response.dirs, burials, append_only)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
-        self._know(base, base_dir_hash(response.dirs, there), known_s)
-        removals = removals_in(base, ours, response.removed, self._ledger.burials(base))
+        if announced:  # an earlier version hashes otherwise, or its list has changed since: the same news is not asked about each second
+            self._know(base, announced, REFUSED_S)
+        self._know(base, base_dir_hash(response.dirs, there, append_only), known_s)
+        removals = removals_in(base, ours, response.removed, burials, append_only)
         self._remove(base, [replace(removal, asked_by=str(address)) for removal in removals])
         if queue:
-            self._backlog[base] = _merged(queue, self._backlog.get(base, ()))
+            self._backlog[base] = _merged(queue, self._backlog.get(base, ()), burials, append_only)
         self._pump()
 
     def _know(self, base: VPath, hash_: bytes, known_s: float) -> None:
@@ -277,6 +279,8 @@ class Reconciler:
         match verdict:
             case Rejected(reason=reason) if reason in _MAY_PASS:
                 self._soon_again(order.vpath.base)
+            case Rejected(reason=Reject.CONFLICT) if self._ledger.pending(order.vpath) is not None:  # which may come to nothing
+                self._soon_again(order.vpath.base)
             case Accepted(state=state) if state.version < _version(order):  # its latest signature is by a key that is not known here
                 self._soon_again(order.vpath.base)
         match verdict:
@@ -308,13 +312,17 @@ class Reconciler:
 Waiting = tuple[Order, Address]
 
 
-def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting]) -> deque[Waiting]:
-    """What two peers have, the newest first; at each path the newer one of the two."""
+def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Burials, append_only: bool) -> deque[Waiting]:
+    """What two peers have, the newest first; at each path the one of the two that wins."""
     best: dict[VPath, Waiting] = {}
     for order, address in (*fresh, *before):
         other = best.get(order.vpath)
-        if other is None or _version(order) > _version(other[0]):
+        if other is None:
             best[order.vpath] = (order, address)
+            continue
+        winner = better(order, other[0], removal_in(burials, order.vpath.entry), append_only)
+        ours = _version(order) > _version(other[0]) if order.image == other[0].image else winner is order
+        best[order.vpath] = (winner, address if ours else other[1])
     return deque(sorted(best.values(), key=lambda one: _version(one[0]), reverse=True)[:MOST_BACKLOG])
 
 

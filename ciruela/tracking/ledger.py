@@ -14,6 +14,7 @@ from types import MappingProxyType
 import cbor2
 from twisted.internet.interfaces import IReactorTime
 
+from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.state import Burials, Kept, State, Tombstone, Version
 from ciruela.model.vpath import VPath
@@ -46,15 +47,22 @@ class Abandoned:
 
 
 NOTHING_REMOVED: Mapping[str, Version] = MappingProxyType({})
+NO_CONFIGS: Mapping[str, DirConfig] = MappingProxyType({})
 
 
-def base_dir_hash(entries: Mapping[str, State], removed: Mapping[str, Version] = NOTHING_REMOVED) -> bytes:
+def base_dir_hash(entries: Mapping[str, State], removed: Mapping[str, Version] = NOTHING_REMOVED, append_only: bool = False) -> bytes:
     """The hash that nodes compare: BLAKE2b-256 over the CBOR array of ``[name, timestamp, image]``, sorted by the name's UTF-8 bytes.
 
-    Signature lists are left out, unlike the reference's (protocol section 4.4): nodes that hold the same versions agree. What was removed
-    by a signed wish follows in rows that end with ``true``: nodes that do not know of it differ, and ask.
+    Signature lists are left out, unlike the reference's (protocol section 4.4): nodes that hold the same versions agree. In an
+    ``append_only`` directory the time of the claim follows where it is not that of the version, which is so for an image that was uploaded
+    again. What was removed by a signed wish follows in rows that end with ``true``: nodes that do not know of it differ, and ask.
     """
-    rows: list[list[object]] = [[name, entries[name].version.timestamp_ms, bytes(entries[name].image)] for name in _in_order(entries)]
+    rows: list[list[object]] = []
+    for name in _in_order(entries):
+        state = entries[name]
+        claim_ms = state.claim(removed.get(name)).timestamp_ms
+        claimed = [claim_ms] if append_only and claim_ms != state.version.timestamp_ms else []
+        rows.append([name, state.version.timestamp_ms, bytes(state.image), *claimed])
     rows += [[name, removed[name].timestamp_ms, bytes(removed[name].image), True] for name in _in_order(removed)]
     return hashlib.blake2b(cbor2.dumps(rows), digest_size=32).digest()
 
@@ -66,8 +74,9 @@ def _in_order(names: Iterable[str]) -> list[str]:
 class Ledger:
     """Committed and pending states by path. ``changed`` is called with the base dir after each change that its hash can show."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, configs: Mapping[str, DirConfig] = NO_CONFIGS) -> None:
         self.changed: Callable[[VPath], None] = lambda _base: None
+        self._configs = configs
         self._clock = clock
         self._bases: dict[VPath, dict[str, VPath]] = {}
         self._committed: dict[VPath, State] = {}
@@ -182,14 +191,23 @@ class Ledger:
         self._touch(vpath)
 
     def removed(self, base: VPath) -> dict[str, Tombstone]:
-        """What was removed in ``base`` by signed wishes, and is not replaced by something newer."""
+        """What was removed in ``base`` by signed wishes, and is not replaced by something newer.
+
+        In an append-only directory it is told as well where something newer is: a node that missed the removal would claim the path.
+        """
         burials = self._burials.get(base)
         signed = {} if burials is None else {entry: one for entry, one in burials.tombstones.items() if one.signatures}
+        if self._append_only(base):
+            return signed
         for entry in [entry for entry in signed if entry in self._bases.get(base, {})]:
             state = self.latest(self._bases[base][entry])
             if state is not None and state.version > signed[entry].version:
                 del signed[entry]
         return signed
+
+    def _append_only(self, base: VPath) -> bool:
+        config = self._configs.get(base.key)
+        return config is not None and config.append_only
 
     def removal(self, vpath: VPath) -> Version | None:
         """The version that was removed from ``vpath`` by a signed wish, when nothing is there since."""
@@ -201,7 +219,7 @@ class Ledger:
         return self._burials.get(base, NO_BURIALS)
 
     def fold(self, base: VPath, burials: Burials) -> None:
-        """Tombstones of ``base`` were folded into its floor."""
+        """What is remembered of ``base`` changed, and nothing that is there: a removal that it outlived, or tombstones became a floor."""
         self._burials[base] = burials
         self._stale.add(base)
 
@@ -258,7 +276,7 @@ class Ledger:
             base = self._stale.pop()
             removed = {entry: tombstone.version for entry, tombstone in self.removed(base).items()}
             if base in self._bases or removed:
-                self._hashes[base] = base_dir_hash(self.entries(base), removed)
+                self._hashes[base] = base_dir_hash(self.entries(base), removed, self._append_only(base))
             else:
                 self._hashes.pop(base, None)
         return self._view

@@ -19,12 +19,14 @@ def judge_removal(
     verified: tuple[SigEntry, ...],
     now_ms: int,
     max_age_ms: int = SIGNATURE_MAX_AGE_MS,
+    append_only: bool = False,
     protecting: str | None = None,
 ) -> RemovalVerdict:
     """The verdict, ``verified`` being those of its signatures that a key made which may upload there.
 
-    A client names the image that is to go and means no other; a peer tells of a removal that holds for whatever is not newer. What stands
-    there stays while ``protecting`` says why, unless the removal is forced.
+    A client names the image that is to go and means no other; a peer tells of a removal that holds for whatever is not newer. In an
+    ``append_only`` directory it is remembered also where something newer is: else what a node missed would be taken for the first claim.
+    What stands there stays while ``protecting`` says why, unless the removal is forced.
     """
     if not verified:
         return Rejected(Reject.SIGNATURE_MISMATCH)
@@ -38,9 +40,12 @@ def judge_removal(
         refused = _other_content(removal, standing)
         if refused is not None:
             return refused
+    buried = standing.buried is not None and standing.buried >= removal.version
     if any(state.version > removal.version for state in known):
+        if removal.origin is Origin.PEER and append_only:
+            return Removed(fresh=not buried, outlived=True)
         return Rejected(Reject.STALE_TIMESTAMP, f"signed for {removal.timestamp_ms} ms, what is there was signed later")
-    if standing.buried is not None and standing.buried >= removal.version:
+    if buried and not known:
         return Removed(fresh=False)
     if not known and removal.origin is Origin.PEER and removal.timestamp_ms <= standing.floor_ms:
         return Removed(fresh=False)

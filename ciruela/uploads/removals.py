@@ -23,7 +23,7 @@ from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.removal import RemovalVerdict, judge_removal
 from ciruela.uploads.service import Starter, Uploads
-from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing
+from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, no_config, wrong_level
 
 INDEX_S = 10.0
 """So long other nodes are asked for the index of an image that is to go, where nothing is recorded of what stands there."""
@@ -87,10 +87,9 @@ class Removals:
         """Fires with the verdict, once the image is not visible any more. Fails with DiskError when it cannot be removed."""
         config = self._configs.get(removal.vpath.key)
         if config is None:
-            return succeed(Rejected(Reject.NO_CONFIG, f"/{removal.vpath.key} is not configured here"))
+            return succeed(no_config(removal.vpath, self._configs))
         if removal.vpath.level != config.num_levels:
-            detail = f"{removal.vpath} has level {removal.vpath.level}, num-levels is {config.num_levels}"
-            return succeed(Rejected(Reject.CONFIG_LEVEL_MISMATCH, detail))
+            return succeed(wrong_level(removal.vpath, config.num_levels))
         return self._uploads.alone(removal.vpath, lambda: self._examine(removal, config))
 
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:
@@ -103,12 +102,15 @@ class Removals:
             unrecorded = bool(verified) and await self._stands_unrecorded(removal.vpath)
             protecting = await self._protecting(removal, config, unrecorded) if verified else None
             standing = self._standing(removal.vpath)
-            verdict = judge_removal(removal, standing, tuple(verified), self._now_ms(), self._max_age_ms, protecting)
+            verdict = judge_removal(removal, standing, tuple(verified), self._now_ms(), self._max_age_ms, config.append_only, protecting)
             settled = self._downloads.settled(removal.vpath)
             if isinstance(verdict, Rejected):
                 self._tell_refused(removal, verdict)
                 return verdict
             if not verdict.fresh and not unrecorded:
+                return verdict
+            if verdict.outlived:
+                await self._remember(removal, tuple(verified))
                 return verdict
             if settled is None:
                 break
@@ -161,6 +163,13 @@ class Removals:
             reason=verdict.reason.value,
             detail=verdict.detail,
         )
+
+    async def _remember(self, removal: Removal, verified: tuple[SigEntry, ...]) -> None:
+        """What is there was signed later. Signatures from before the removal are no claim to the path any more."""
+        vpath = removal.vpath
+        tombstone = Tombstone(removal.version, self._now_ms(), tuple(entry.signature for entry in verified), removal.forced)
+        self._ledger.fold(vpath.base, await self._disk.remember(vpath, tombstone))
+        await self._uploads.outlived(vpath, removal.version)
 
     async def _carry_out(self, removal: Removal, verified: Mapping[SigEntry, str], unrecorded: bool) -> None:
         """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile."""

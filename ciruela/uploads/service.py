@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, succeed
@@ -11,18 +12,24 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
 from ciruela.keys.signed import signed_check_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Accepted, Order, Progress, Reject, Rejected, Verdict
-from ciruela.model.state import SigEntry, State
+from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
+from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.neighbours import Neighbours
+from ciruela.uploads.proof import makers
 from ciruela.uploads.quotas import Quotas
-from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, judge, precheck
+from ciruela.uploads.refused import FOR_CONTENT, RefusedOrders, in_other_form
+from ciruela.uploads.verdict import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, judge, no_config, precheck
 
 T = TypeVar("T")
+
+_FINAL = frozenset({Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA})
+"""Refusals that nothing which others have could turn into another answer."""
 
 
 class Starter(Protocol):
@@ -58,8 +65,12 @@ class Uploads:
         hush: Hush,
         max_age_ms: int = SIGNATURE_MAX_AGE_MS,
         uploads_per_key: int = STANDARD.uploads_per_key,
+        neighbours: Neighbours | None = None,
     ) -> None:
-        """``conflicted`` is told which image at an append-only path is not the only one, or not the one that stays, and a sentence why."""
+        """``conflicted`` is told which image at an append-only path is not the only one, or not the one that stays, and a sentence why.
+
+        ``neighbours`` are asked before an order of a client is judged; without them this node is alone.
+        """
         self._configs = configs
         self._ledger = ledger
         self._disk = disk
@@ -70,7 +81,9 @@ class Uploads:
         self._max_age_ms = max_age_ms
         self._hush = hush
         self.quotas = Quotas(ledger, uploads_per_key, downloads.stalled)
+        self._neighbours = neighbours
         self._turns: dict[VPath, DeferredLock] = {}
+        self.forms = RefusedOrders()
         self.refused: Callable[[Order, Reject], None] = lambda _order, _reason: None
 
     def order(self, order: Order, hints: tuple[Address, ...] = ()) -> Deferred[Verdict]:
@@ -80,11 +93,23 @@ class Uploads:
         in progress as it may have.
         """
         config = self._configs.get(order.vpath.key)
+        if config is None:
+            return succeed(no_config(order.vpath, self._configs))
         refused = precheck(order, config)
         if refused is not None:
+            return self._unfit(order, config, refused)
+        return self.alone(order.vpath, lambda: Deferred.fromCoroutine(self._examine(order, config, hints)))
+
+    def _unfit(self, order: Order, config: DirConfig, refused: Rejected) -> Deferred[Verdict]:
+        """Fires with ``refused``; a replace that an append-only directory refused must not be sent again as an append, either."""
+        if refused.reason is not Reject.DIR_IS_APPEND_ONLY:
             return succeed(refused)
-        assert config is not None
-        return self.alone(order.vpath, lambda: self._examine(order, config, hints))
+
+        def note(verified: Mapping[SigEntry, str]) -> Verdict:
+            self.forms.note(order, verified, self._max_age_ms)
+            return refused
+
+        return self._authority.verified(config, order.vpath, order.image, order.signatures).addCallback(note)
 
     def tune(self, max_age_ms: int, uploads_per_key: int) -> None:
         """These count from now on."""
@@ -103,58 +128,102 @@ class Uploads:
 
         return turn.acquire().addCallback(lambda _: work()).addBoth(leave)
 
-    def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Deferred[Verdict]:
-        return (
-            self._authority.verified(config, order.vpath, order.image, order.signatures)
-            .addCallback(self._with_presence, order)
-            .addCallback(lambda found: self._decide(order, config, hints, *found))
-        )
+    async def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Verdict:
+        verified = await self._verified(order, config)
+        elsewhere = await self._elsewhere(order, config, verified)
+        known = await self._makers(order, config, verified)
+        present = await self._present(order, verified)
+        verdict = self._decide(order, config, hints, verified, elsewhere, known, present)
+        while isinstance(verdict, Deferred):
+            verdict = await verdict
+        return verdict
 
-    def _with_presence(self, verified: Mapping[SigEntry, str], order: Order) -> Deferred[tuple[Mapping[SigEntry, str], bool]]:
+    async def _verified(self, order: Order, config: DirConfig) -> Mapping[SigEntry, str]:
+        """The signatures of ``order`` that count; of a peer's in an append-only directory also older ones of each key: its claim."""
+        if order.origin is Origin.PEER and config.append_only:
+            return await makers(self._authority, config, order.vpath, order.image, order.signatures)
+        return await self._authority.verified(config, order.vpath, order.image, order.signatures)
+
+    async def _elsewhere(self, order: Order, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
+        """What others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
+        if self._neighbours is None or order.origin is Origin.PEER:
+            return NOWHERE
+        match self._judged(order, config, self._standing(order.vpath), verified):
+            case Rejected(reason=reason) if order.command is Command.APPEND or reason in _FINAL:
+                return NOWHERE
+        return await self._neighbours.ask(order.vpath)
+
+    async def _makers(self, order: Order, config: DirConfig, verified: Mapping[SigEntry, str]) -> Mapping[SigEntry, str]:
+        """``verified``, with the keys of the signatures that this node has for the same image already, when new ones join them."""
+        for state in (self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)):
+            if state is not None and state.image == order.image and not verified.keys() <= set(state.signatures):
+                others = set(state.signatures).difference(verified)
+                return {**verified, **await makers(self._authority, config, order.vpath, order.image, others)}
+        return verified
+
+    async def _present(self, order: Order, verified: Mapping[SigEntry, str]) -> bool:
         """Whether the recorded image really stands there: an operator may have removed it by hand."""
         committed = self._ledger.committed(order.vpath)
         if not verified or committed is None or committed.image != order.image:
-            return succeed((verified, True))
-        return self._disk.present(order.vpath).addCallback(lambda there: (verified, there))
+            return True
+        return await self._disk.present(order.vpath)
 
     def _decide(
-        self, order: Order, config: DirConfig, hints: tuple[Address, ...], verified: Mapping[SigEntry, str], present: bool
+        self,
+        order: Order,
+        config: DirConfig,
+        hints: tuple[Address, ...],
+        verified: Mapping[SigEntry, str],
+        elsewhere: Elsewhere,
+        known: Mapping[SigEntry, str],
+        present: bool,
     ) -> Verdict | Deferred[Verdict]:
         pending = self._ledger.pending(order.vpath)
         committed = self._ledger.committed(order.vpath)
-        standing = self._standing(order.vpath)
+        standing = self._standing(order.vpath, elsewhere)
         verdict = self._judged(order, config, standing, verified)
         match verdict:
-            case Rejected(reason=Reject.CONFLICT):
-                self._frozen(order, standing)
-                return verdict
             case Rejected():
-                self.refused(order, verdict.reason)
-                self._hush.info(
-                    self._log,
-                    verdict.reason.value,
-                    order.vpath,
-                    "{command} of {image} at {vpath} by a {origin} refused: {reason} {detail}",
-                    command=order.command.value,
-                    image=order.image.hex(),
-                    vpath=str(order.vpath),
-                    origin=order.origin.value,
-                    reason=verdict.reason.value,
-                    detail=verdict.detail,
-                )
+                self._tell_refused(order, config, standing, verdict, verified)
                 return verdict
-            case Accepted(progress=Progress.ALREADY_DONE) if present:
+        verdict = replace(verdict, state=verdict.state.compact(known, claim=config.append_only))
+        match verdict.progress:
+            case Progress.ALREADY_DONE if present:
                 return self._merge_committed(order.vpath, committed, verdict)
-            case Accepted(progress=Progress.IN_PROGRESS):
+            case Progress.IN_PROGRESS:
                 return self._merge_pending(pending, verdict)
-            case Accepted():
-                settled = self._downloads.settled(order.vpath)
-                if settled is None:
-                    self.quotas.charge(order, verified.values())
-                    return self._begin(order, verdict, hints)
-                return settled.addCallback(lambda _: self._decide(order, config, hints, verified, present))
+        settled = self._downloads.settled(order.vpath)
+        if settled is None:
+            self.quotas.charge(order, verified.values())
+            return self._begin(order, config, verdict, hints)
+        return settled.addCallback(lambda _: self._decide(order, config, hints, verified, elsewhere, known, present))
 
-    def _standing(self, vpath: VPath) -> Standing:
+    def _tell_refused(
+        self, order: Order, config: DirConfig, standing: Standing, verdict: Rejected, verified: Mapping[SigEntry, str]
+    ) -> None:
+        """Log a refusal, and tell whom it concerns."""
+        if order.origin is Origin.CLIENT and verdict.reason in FOR_CONTENT:
+            self.forms.note(order, verified, self._max_age_ms)
+        if verdict.reason is Reject.CONFLICT:
+            if config.on_append_conflict is OnConflict.FREEZE:
+                self._frozen(order, standing)
+                return
+            self._conflicted(order.vpath, order.image, verdict.detail)
+        self.refused(order, verdict.reason)
+        self._hush.info(
+            self._log,
+            verdict.reason.value,
+            order.vpath,
+            "{command} of {image} at {vpath} by a {origin} refused: {reason} {detail}",
+            command=order.command.value,
+            image=order.image.hex(),
+            vpath=str(order.vpath),
+            origin=order.origin.value,
+            reason=verdict.reason.value,
+            detail=verdict.detail,
+        )
+
+    def _standing(self, vpath: VPath, elsewhere: Elsewhere = NOWHERE) -> Standing:
         """What is known of ``vpath``."""
         pending = self._ledger.pending(vpath)
         burials = self._ledger.burials(vpath.base)
@@ -165,13 +234,24 @@ class Uploads:
             self._downloads.stalled(vpath),
             tombstone.version if tombstone else None,
             burials.floor_ms,
+            tombstone.version if tombstone and tombstone.signatures else None,
+            elsewhere,
         )
 
     def _judged(self, order: Order, config: DirConfig, standing: Standing, verified: Mapping[SigEntry, str]) -> Verdict:
         verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
+        if order.origin is Origin.CLIENT and isinstance(verdict, Accepted) and not self._holds(order, verified):
+            refused = {*self.forms.at(order.vpath, self._now_ms()), *standing.elsewhere.refused}
+            if in_other_form(order, verified, refused):
+                return Rejected(Reject.SIGNATURE_MISMATCH, "this signature was used for another order, which was refused: sign it anew")
         if isinstance(verdict, Accepted) and verdict.progress is Progress.NEW:
             verdict = self.quotas.room(order, config) or verdict
         return verdict
+
+    def _holds(self, order: Order, verified: Mapping[SigEntry, str]) -> bool:
+        """Whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
+        states = self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)
+        return any(one is not None and one.image == order.image and verified.keys() <= set(one.signatures) for one in states)
 
     def check(self, order: Order) -> Deferred[Verdict]:
         """The verdict that an upload would get, for a question that is signed as one. Nothing is recorded, begun, or logged.
@@ -179,11 +259,52 @@ class Uploads:
         Fails with DiskError when the keys cannot be read.
         """
         config = self._configs.get(order.vpath.key)
+        if config is None:
+            return succeed(no_config(order.vpath, self._configs))
         unfit = precheck(order, config)
-        if unfit is not None or config is None:
-            return succeed(unfit or Rejected(Reject.NO_CONFIG))
-        verified = self._authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
-        return verified.addCallback(lambda found: self._judged(order, config, self._standing(order.vpath), found))
+        if unfit is not None:
+            return succeed(unfit)
+
+        async def work() -> Verdict:
+            verified = await self._authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
+            elsewhere = await self._elsewhere(order, config, verified)
+            return self._judged(order, config, self._standing(order.vpath, elsewhere), verified)
+
+        return Deferred.fromCoroutine(work())
+
+    def withdraw(self, vpath: VPath, image: ImageId) -> Deferred[bool]:
+        """Give up the upload of ``image`` that is on its way to ``vpath``. Fires with whether there was one.
+
+        Fails with DiskError when the journal stays: then it is on its way again after the next start.
+        """
+
+        async def work() -> bool:
+            while (settled := self._downloads.settled(vpath)) is not None:
+                await settled
+            pending = self._ledger.pending(vpath)
+            if pending is None or pending.state.image != image:
+                return False
+            self._downloads.stop(vpath, Abort.SUPERSEDED)
+            self._ledger.abort(vpath, self._now_ms())
+            await self._disk.drop_pending(vpath)
+            self._log.info("{image} for {vpath} was withdrawn by its client", image=image.hex(), vpath=str(vpath))
+            return True
+
+        return self.alone(vpath, lambda: Deferred.fromCoroutine(work()))
+
+    async def outlived(self, vpath: VPath, removed: Version) -> None:
+        """A removal that what is there outlived has become known: signatures up to ``removed`` are no claim any more.
+
+        To be called in :meth:`alone`. Raises DiskError.
+        """
+        committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
+        if committed is not None and removed < committed.version and committed.since(removed) != committed:
+            self._ledger.commit(vpath, committed.since(removed))
+            await self._disk.write_state(vpath, committed.since(removed))
+        if pending is not None and removed < pending.state.version and pending.state.since(removed) != pending.state:
+            later = replace(pending, state=pending.state.since(removed))
+            self._ledger.begin(later)
+            await self._disk.write_pending(later)
 
     def _frozen(self, order: Order, standing: Standing) -> None:
         """Two images were appended to one path, and this node keeps its own."""
@@ -211,20 +332,23 @@ class Uploads:
         return self._disk.write_pending(merged).addCallback(lambda _: verdict)
 
     def _converge(self, order: Order) -> None:
-        """Of two images that were appended to one path, the greater version takes the place of ours."""
+        """Of two images that were appended to one path, the one that was first takes the place of ours."""
         self._log.error(
-            "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
+            "conflict at append-only {vpath}: image {image}, which was appended first, takes its place",
             vpath=str(order.vpath),
             image=order.image.hex(),
         )
         ours = self._ledger.committed(order.vpath)
-        if ours is not None:
-            self._conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]}, newer by the order of versions, takes its place")
+        if ours is not None and ours.image != order.image:
+            self._conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]} was appended first, and takes its place")
 
-    def _begin(self, order: Order, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Verdict]:
+    def _begin(self, order: Order, config: DirConfig, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Verdict]:
         if verdict.conflict:
             self._converge(order)
         self._downloads.stop(order.vpath, Abort.CONFLICT if verdict.conflict else Abort.SUPERSEDED)
+        before = self._ledger.pending(order.vpath)
+        if before is not None and config.append_only and before.state.version < verdict.state.version:
+            self._ledger.abort(order.vpath, self._now_ms())  # a peer that still waits for it, with an older claim, does not bring it back
         pending = Pending(order.vpath, verdict.state, order.command)
         self._ledger.begin(pending)
 

@@ -3,21 +3,31 @@
 Rows that differ from the reference:
 
 - a replace that is not newer than what is there is ``stale_timestamp``, a signing time over 5 minutes ahead is ``timestamp_in_future``;
+- a replace that names an old image where nothing is, is ``replace_doesnt_match_index``;
 - an upload that has found no source for a while gives way to a newer one;
+- what other nodes have (:class:`Elsewhere`) counts for a client's order as if it were here: a node that lags behind refuses what the others
+  would refuse;
 - a client's signature must be of the last day, and nothing that was deleted comes back: what is not newer than its tombstone, or comes from
   a peer and is not newer than the floor of its base dir, is ``stale_timestamp``;
-- what a peer brings is judged by the order of versions alone, also in append-only directories: of two images that were appended to one path
-  on two nodes the greater version wins everywhere, and the verdict says that there was a conflict. With ``on-append-conflict: freeze`` each
-  node keeps what it has, and the verdict is ``conflict``.
+- what a peer brings is judged by the order of versions alone: the greater version wins everywhere. In append-only directories the smaller
+  claim wins everywhere, which is the image that was appended first: what was there is never displaced by a later append. The verdict says
+  that there was a conflict, the later one is refused as ``conflict``. With ``on-append-conflict: freeze`` each node keeps what it has.
+
+What a peer brings may be of any age, down to the floor: a node that was away for a month has to take what was uploaded meanwhile, and what
+it has itself, of the month before, must not be lost to the others. It was young when a client's order was granted; a tombstone or the floor
+stops what was deleted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
 from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.vpath import VPath
 
 FUTURE_LIMIT_MS = 5 * 60 * 1000
 """How far ahead of this node's clock a signature may be (threats A13)."""
@@ -26,13 +36,42 @@ FUTURE_LIMIT_MS = 5 * 60 * 1000
 SIGNATURE_MAX_AGE_MS = 24 * 3600 * 1000
 """How old the signature of a client's request may be: older ones are replays, or the clock of that host is wrong (threats 6.5)."""
 
+MOST_NAMED = 10
+"""Directories that a refusal names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What other nodes have at the path of an order: versions that are committed there, and versions on their way that get on.
+
+    ``refused``: the orders that they refused there (:mod:`ciruela.uploads.refused`).
+    """
+
+    committed: frozenset[Version] = frozenset()
+    pending: frozenset[Version] = frozenset()
+    refused: frozenset[bytes] = frozenset()
+
+    def since(self, removed: Version | None) -> Elsewhere:
+        """Without what a signed removal covers of which the others have not heard yet."""
+        if removed is None:
+            return self
+        return replace(
+            self,
+            committed=frozenset(one for one in self.committed if one > removed),
+            pending=frozenset(one for one in self.pending if one > removed),
+        )
+
+
+NOWHERE = Elsewhere()
+"""Nobody was asked, nobody answered, or they have nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What the node holds at the path of an order. ``stalled``: what is pending has found no source for a while.
 
-    ``buried``: the version that was deleted there last. ``floor_ms``: what is signed no later than this is not taken from peers at a path
-    of which nothing is known.
+    ``buried``: the version that was deleted there last; ``removed``: the same, if that was a signed wish. ``floor_ms``: what is signed no
+    later than this is not taken from peers at a path of which nothing is known. ``elsewhere`` counts for the orders of clients.
     """
 
     committed: State | None
@@ -40,16 +79,32 @@ class Standing:
     stalled: bool
     buried: Version | None = None
     floor_ms: int = 0
+    removed: Version | None = None
+    elsewhere: Elsewhere = NOWHERE
 
 
-def precheck(order: Order, config: DirConfig | None) -> Rejected | None:
-    """What can be refused before any signature is looked at (rows 1 to 3)."""
-    if config is None:
-        return Rejected(Reject.NO_CONFIG, f"/{order.vpath.key} is not configured here")
+def no_config(vpath: VPath, keys: Iterable[str]) -> Rejected:
+    """The refusal of a path below no directory of ``keys``, which it names, so that a typing error shows."""
+    known = sorted(keys)
+    named = ", ".join(f"/{key}" for key in islice(known, MOST_NAMED))
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return Rejected(Reject.NO_CONFIG, f"/{vpath.key} is not configured here, but {named or 'nothing'}{more}")
+
+
+def wrong_level(vpath: VPath, num_levels: int) -> Rejected:
+    """The refusal of a path that is too long or too short for its directory."""
+    has = f"{vpath} has {vpath.level or 'no'} component{'' if vpath.level == 1 else 's'} below /{vpath.key}"
+    are = "is" if num_levels == 1 else "are"
+    way = "many" if vpath.level > num_levels else "few"
+    return Rejected(Reject.CONFIG_LEVEL_MISMATCH, f"{has}, {num_levels or 'none'} {are} needed: too {way}")
+
+
+def precheck(order: Order, config: DirConfig) -> Rejected | None:
+    """What can be refused before any signature is looked at (rows 2 and 3)."""
     if order.vpath.level != config.num_levels:
-        return Rejected(Reject.CONFIG_LEVEL_MISMATCH, f"{order.vpath} has level {order.vpath.level}, num-levels is {config.num_levels}")
+        return wrong_level(order.vpath, config.num_levels)
     if order.command is Command.REPLACE and config.append_only and order.origin is Origin.CLIENT:
-        return Rejected(Reject.DIR_IS_APPEND_ONLY)
+        return Rejected(Reject.DIR_IS_APPEND_ONLY, f"/{config.key} is append-only: nothing is replaced there, upload to a new path")
     return None
 
 
@@ -67,54 +122,143 @@ def judge(
     timely = tuple(entry for entry in verified if entry.timestamp_ms <= now_ms + FUTURE_LIMIT_MS)
     if not timely:
         return Rejected(Reject.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
-    wish = State(order.image, tuple(sorted(timely)))
-    if standing.pending is not None and standing.pending.image == order.image:
-        return Accepted(Progress.IN_PROGRESS, standing.pending.merged(timely))
-    if standing.pending is None and standing.committed is not None and standing.committed.image == order.image:
-        return Accepted(Progress.ALREADY_DONE, standing.committed.merged(timely))
-    if standing.buried is not None and wish.version <= standing.buried:
-        return Rejected(Reject.STALE_TIMESTAMP, f"what was signed for {wish.version.timestamp_ms} ms was deleted here")
+    signed = State(order.image, tuple(sorted(timely)))
+    wish = signed.since(standing.removed)
+    standing = replace(standing, elsewhere=standing.elsewhere.since(standing.removed))
+    same = _same(order, wish, standing)
+    if same is not None and (order.origin is Origin.PEER or not _behind(order, config, standing)):
+        return same
+    if standing.buried is not None and signed.version <= standing.buried:
+        return Rejected(Reject.STALE_TIMESTAMP, f"what was deleted here was signed {_later(standing.buried, signed.version)}")
     if order.origin is Origin.PEER:
-        return _by_version(wish, config, standing)
+        return _by_claim(wish, config, standing) if config.append_only else _by_version(wish, standing)
     if wish.version.timestamp_ms < now_ms - max_age_ms:
         seen = f"signed for {wish.version.timestamp_ms} ms, the clock here says {now_ms} ms"
         return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
+    refused = _against_pending(order, wish, standing) or _against_committed(order, wish, config, standing, now_ms)
+    return refused or same or Accepted(Progress.NEW, wish)
+
+
+def _same(order: Order, wish: State, standing: Standing) -> Accepted | None:
+    """The verdict where this node has the very image, or is getting it: its signatures are added."""
     if standing.pending is not None:
-        return _against_pending(order, wish, standing.pending, standing)
-    if standing.committed is not None:
-        return _against_committed(order, wish, standing.committed)
-    return Accepted(Progress.NEW, wish)
+        return Accepted(Progress.IN_PROGRESS, standing.pending.merged(wish.signatures)) if standing.pending.image == order.image else None
+    if standing.committed is None or standing.committed.image != order.image:
+        return None
+    return Accepted(Progress.ALREADY_DONE, standing.committed.merged(wish.signatures))
 
 
-def _by_version(wish: State, config: DirConfig, standing: Standing) -> Verdict:
-    known = standing.pending or standing.committed
-    if known is not None and config.append_only and config.on_append_conflict is OnConflict.FREEZE and known.image != wish.image:
-        return Rejected(Reject.CONFLICT, "two images were appended to one path, each node keeps its own")
+def _first_stays(config: DirConfig) -> bool:
+    """Whether of two images at a path the one that was first stays: which that is the reconciliation finds out. With freeze both do."""
+    return config.append_only and config.on_append_conflict is not OnConflict.FREEZE
+
+
+def _behind(order: Order, config: DirConfig, standing: Standing) -> bool:
+    """Whether this node has the image of ``order`` and others have something else that may be about to take its place."""
+    others = [one for one in standing.elsewhere.committed if one.image != order.image]
+    if config.append_only:
+        return bool(others) and _first_stays(config)
+    here = standing.pending or standing.committed
+    return here is not None and max((*standing.elsewhere.committed, here.version)).image != order.image
+
+
+def _by_version(wish: State, standing: Standing) -> Verdict:
+    """A peer's order where directories may be replaced: the greater version wins."""
     for state in (standing.pending, standing.committed):
         if state is not None and wish.version <= state.version:
-            return Rejected(Reject.STALE_TIMESTAMP)
-    if known is None and standing.buried is None and wish.version.timestamp_ms <= standing.floor_ms:
-        return Rejected(Reject.STALE_TIMESTAMP, f"signed for {wish.version.timestamp_ms} ms, before what was deleted and forgotten here")
-    return Accepted(Progress.NEW, wish, conflict=config.append_only and known is not None)
+            return Rejected(Reject.STALE_TIMESTAMP, f"what is here was signed {_later(state.version, wish.version)}")
+    return _above_floor(wish, standing) or Accepted(Progress.NEW, wish)
 
 
-def _against_pending(order: Order, wish: State, pending: State, standing: Standing) -> Verdict:
-    if not (standing.stalled and wish.version > pending.version):
-        if order.old_image is not None and order.old_image != pending.image:
-            return Rejected(Reject.REPLACE_DOESNT_MATCH)
-        return Rejected(Reject.ALREADY_UPLOADING)
-    if standing.committed is not None:
-        return _against_committed(order, wish, standing.committed)
-    return Accepted(Progress.NEW, wish)
+def _by_claim(wish: State, config: DirConfig, standing: Standing) -> Verdict:
+    """A peer's order in an append-only directory: the smaller claim wins, but not over what no source is left of."""
+    known = [state for state in (standing.pending, standing.committed) if state is not None and state.image != wish.image]
+    if known and config.on_append_conflict is OnConflict.FREEZE:
+        return Rejected(Reject.CONFLICT, "two images were appended to one path, each node keeps its own")
+    claim = wish.claim(standing.removed)
+    for state in known:
+        if (standing.stalled and state is standing.pending) or claim < state.claim(standing.removed):
+            continue
+        return Rejected(Reject.CONFLICT, f"{state.image.hex()[:12]} was appended first, and stays")
+    if known and standing.buried is None and claim.timestamp_ms <= standing.floor_ms:  # it may be what was removed there
+        return Rejected(Reject.CONFLICT, "it was signed before what was deleted and forgotten here")
+    return _above_floor(wish, standing) or Accepted(Progress.NEW, wish, conflict=bool(known))
 
 
-def _against_committed(order: Order, wish: State, committed: State) -> Verdict:
+def _above_floor(wish: State, standing: Standing) -> Rejected | None:
+    known = standing.pending or standing.committed or standing.buried
+    if known is None and wish.version.timestamp_ms <= standing.floor_ms:
+        return Rejected(Reject.STALE_TIMESTAMP, "it was signed before what was deleted and forgotten here")
+    return None
+
+
+def _against_pending(order: Order, wish: State, standing: Standing) -> Rejected | None:
+    """What is on its way, here or elsewhere, keeps its path; the same image, and what was committed since, keep nobody off."""
+    elsewhere, mine = standing.elsewhere, standing.pending
+    gives_way = mine is not None and standing.stalled and wish.version > mine.version
+    here = [] if mine is None or gives_way else [(mine.version, "here")]
+    newest = max((*elsewhere.committed, *_versions(standing.committed)), default=None)
+    there = [
+        (version, "on another node")
+        for version in sorted(elsewhere.pending)
+        if not (mine is not None and gives_way and version.image == mine.image) and (newest is None or version > newest)
+    ]
+    for version, where in (*here, *there):
+        if version.image == order.image:
+            continue
+        if order.old_image is not None and order.old_image != version.image:
+            return Rejected(
+                Reject.REPLACE_DOESNT_MATCH, f"{version.image.hex()[:12]} is on its way there {where}, not the image to be replaced"
+            )
+        return Rejected(Reject.ALREADY_UPLOADING, f"{version.image.hex()[:12]} is on its way there {where}")
+    return None
+
+
+def _against_committed(order: Order, wish: State, config: DirConfig, standing: Standing, now_ms: int) -> Rejected | None:
+    """The newest of what is committed here and elsewhere is what an order meets."""
+    here = _versions(standing.committed)
+    newest = max((*standing.elsewhere.committed, *here), default=None)
     if order.command is Command.APPEND:
-        return Rejected(Reject.ALREADY_EXISTS)
-    if order.old_image is not None and order.old_image != committed.image:
-        return Rejected(Reject.REPLACE_DOESNT_MATCH)
-    if wish.version <= committed.version:
-        return Rejected(
-            Reject.STALE_TIMESTAMP, f"signed for {wish.version.timestamp_ms} ms, there is one of {committed.version.timestamp_ms} ms"
-        )
-    return Accepted(Progress.NEW, wish)
+        mine = next((one for one in here if one.image != order.image), None)
+        other = mine or max((one for one in standing.elsewhere.committed if one.image != order.image), default=None)
+        if other is None or (mine is None and other != newest and not _first_stays(config)):
+            return None
+        return Rejected(Reject.ALREADY_EXISTS, f"{other.image.hex()[:12]} is there{'' if mine else ' on another node'}")
+    if newest is None:
+        if order.old_image is None:
+            return None
+        return Rejected(Reject.REPLACE_DOESNT_MATCH, "nothing is there that could be replaced")
+    if newest.image == order.image:
+        newest = max(here, default=newest)  # others have taken this very order already
+        return _stale(wish, newest, now_ms) if newest.image != order.image else None
+    if order.old_image is not None and order.old_image != newest.image:
+        where = "" if newest in here else " on another node"
+        return Rejected(Reject.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there{where}, not the image to be replaced")
+    return _stale(wish, newest, now_ms)
+
+
+def _stale(wish: State, there: Version, now_ms: int) -> Rejected | None:
+    """The refusal of what is not newer than what is there; it says whose clock is wrong, as far as the clock here can tell."""
+    if wish.version > there:
+        return None
+    ahead_ms = there.timestamp_ms - now_ms
+    clock = f"{_apart(ahead_ms)} ahead of the clock here: that signer's is fast" if ahead_ms > 0 else "is the clock of the new signer slow?"
+    return Rejected(Reject.STALE_TIMESTAMP, f"what is there was signed {_later(there, wish.version)}, {clock}")
+
+
+def _versions(state: State | None) -> tuple[Version, ...]:
+    return () if state is None else (state.version,)
+
+
+def _later(one: Version, other: Version) -> str:
+    apart_ms = one.timestamp_ms - other.timestamp_ms
+    return f"{_apart(apart_ms)} later" if apart_ms else "at the same time"
+
+
+def _apart(span_ms: int) -> str:
+    """A span of time for people."""
+    if span_ms < 1000:
+        return f"{span_ms} ms"
+    if span_ms < 120_000:
+        return f"{span_ms / 1000:.1f} s"
+    return f"{span_ms // 60_000} min" if span_ms < 7_200_000 else f"{span_ms // 3_600_000} h"

@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
@@ -31,7 +31,7 @@ from ciruela.index.tree import File
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import BlockHash
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BlocksData, GetBlock, GetBlocks, GetIndex
+from ciruela.proto.messages import BlocksData, GetBlock, GetBlocks, GetIndex, GetPathState
 from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.doubles.memnet import OUTSIDE
@@ -150,10 +150,17 @@ class PutFile(EditCase):
         self.assertLess(self.relays[0].passed_bytes, SITE.size / 2)
 
     def strangers(self) -> Cluster:
-        """Two nodes that cannot reach each other, the second of them empty."""
+        """Two nodes, the second of them empty; it learns from the first what is there, and gets nothing of it."""
         cluster = self.cluster(2)
         cluster.kill(2)
-        cluster.hub.sever([(cluster.address(1), cluster.address(2))])
+        give = cluster.nodes[1].counterpart.requested
+
+        def requested(link: Any, request: Any) -> Any:
+            if link.host == cluster.address(2).host and not isinstance(request, GetPathState):
+                return fail(RemoteError("nothing is given to strangers"))
+            return give(link, request)
+
+        cluster.nodes[1].counterpart.requested = requested  # type: ignore[method-assign]
         cluster.start(2, wiped=True)
         cluster.run(5.0)
         return cluster
@@ -168,7 +175,7 @@ class PutFile(EditCase):
     def test_reference(self) -> None:
         """Servers that speak only the first version of the protocol could not be edited."""
         cluster = self.strangers()
-        cluster.hub.old = set(cluster.addresses(1, 2))
+        cluster.hub.old = {OUTSIDE}
         self.assertEqual(self.put("-f", "/app.conf", "n1", "n2"), 0)
         self.everywhere("/app.conf", self.local.read_bytes())
         self.assertGreater(self.relays[0].passed_bytes, 6_000_000)

@@ -56,6 +56,13 @@ class Format(SynchronousTestCase):
         self.assertEqual(decode_state(VECTOR), STATE)
         self.assertEqual(decode_journal(VECTOR), Journal(STATE, None))
 
+    @shows("K3.6")
+    def test_one_signature_for_each_upload(self) -> None:
+        """An earlier version kept them all: with 800 of them a restart would forget the image."""
+        signatures = [[stamp, ["ssh-ed25519", stamp.to_bytes(64, "big")]] for stamp in range(1, 2001)]
+        found = decode_state(cbor2.dumps({"image": bytes(32), "signatures": signatures}))
+        self.assertEqual((len(found.signatures), found.claim().timestamp_ms, found.version.timestamp_ms), (16, 1, 2000))
+
     def test_reference_reads_the_journal(self) -> None:
         """The reference could not read what we have pending: the fields it knows must be there, and first."""
         data = encode_journal(Journal(STATE, Command.REPLACE, Phase.READY, (1, 2)))
@@ -107,7 +114,7 @@ class Format(SynchronousTestCase):
             {"image": b"i" * 32, "signatures": [[1, ["ssh-rsa", b"a" * 64]]]},
             {"image": b"i" * 32, "signatures": [[1, ["ssh-ed25519", b"a" * 63]]]},
             {"image": b"i" * 32, "signatures": [[1, ["ssh-ed25519", b"a" * 64, 0]]]},
-            {"image": b"i" * 32, "signatures": [entry] * 2000},
+            {"image": b"i" * 32, "signatures": [entry] * 20_000},
         ]
         for value in bad:
             self.assertRaises(FormatError, decode_state, cbor2.dumps(value))

@@ -336,6 +336,12 @@ class MemDisk:
         self.kept.pop(vpath, None)
         return succeed(now)
 
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+        if refusal := self._refusal(vpath):
+            return fail(refusal)
+        now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+        return succeed(now)
+
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
         folded = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).folded(before_ms, 10_000)
         return succeed(folded)

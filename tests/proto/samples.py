@@ -84,6 +84,7 @@ PATH_STATES = (
         (image(0x14), "no_space: needs 5 bytes"),
         SERVERS,
         (SharedId(machine(0x22), ("10.0.0.2:24783", "10.0.0.3:24783")),),
+        (bytes(range(32)), bytes(32)),
     ),
 )
 OWN_REQUESTS: tuple[m.Request, ...] = (

@@ -57,6 +57,7 @@ BAD = [
     [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1}],
     [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "committed": [1]}],
     [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "servers": [{}]}],
+    [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "refused_orders": [b"\1" * 31]}],
     [2, "GetPathState", 1, {"machine_id": b"\1" * 16, "hostname": "n", "epoch": 1, "taken": True, "shared_ids": [[b"\1" * 16]]}],
     [2, "AppendDir", 1, {"accepted": True, "machine_id": b"short"}],
     [0, "ReceivedImage", {"id": b"\1" * 32, "path": "/a/b"}],

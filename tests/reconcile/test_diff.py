@@ -6,7 +6,8 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Command, Origin
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.reconcile.diff import wanted
+from ciruela.proto.messages import RemovedEntry
+from ciruela.reconcile.diff import removals_in, wanted
 from tests.proof import shows
 
 A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))
@@ -72,3 +73,41 @@ class WantedTests(SynchronousTestCase):
         whole = VPath.parse("/site")
         [order] = wanted(whole, {}, {"": state(A, 1)}, Burials())
         self.assertEqual(order.vpath, whole)
+
+
+class AppendOnlyTests(SynchronousTestCase):
+    """Where the first of two images stays."""
+
+    def wanted(self, mine, theirs, removed=None):
+        tombstones = {} if removed is None else {"v": Tombstone(removed, 99, (bytes(64),))}
+        return bool(wanted(BASE, {"v": mine}, {"v": theirs}, Burials(0, tombstones), append_only=True))
+
+    @shows("K2.1")
+    def test_wanted(self):
+        """An older claim would not travel, nor would anybody be told of the later of two images."""
+        for theirs in (state(B, 5), state(B, 20), state(A, 5, 10), state(A, 10, 11)):
+            self.assertTrue(self.wanted(state(A, 10), theirs), theirs)
+        self.assertFalse(self.wanted(state(A, 10), state(A, 10)))
+        self.assertFalse(self.wanted(state(A, 5, 10), state(A, 10)))
+
+    @shows("K2.1")
+    def test_removed(self):
+        """What a removal covers would be asked for again and again."""
+        gone = Version(7, A)
+        for theirs in (state(B, 5), state(A, 5, 10)):
+            self.assertFalse(self.wanted(state(A, 10), theirs, gone))
+        self.assertTrue(self.wanted(state(A, 10), state(A, 8, 10), gone))
+        self.assertTrue(self.wanted(state(A, 10), state(B, 5, 8), gone))
+
+    @shows("K2.1")
+    def test_outlived_removals(self):
+        """A node that has what came after a removal, and not the removal, would differ for ever; or one that was forgotten would return."""
+        theirs = {"v": RemovedEntry(7, A, (bytes(64),))}
+
+        def found(burials=None, append_only=True, mine=10):
+            return len(removals_in(BASE, {"v": state(B, mine)}, theirs, burials or Burials(), append_only))
+
+        known = Burials(0, {"v": Tombstone(Version(7, A), 99, (bytes(64),))})
+        self.assertEqual((found(), found(append_only=False)), (1, 0))
+        self.assertEqual((found(known), found(Burials(7))), (0, 0))
+        self.assertEqual((found(mine=5), found(known, mine=5), found(mine=5, append_only=False)), (1, 1, 1))

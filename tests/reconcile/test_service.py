@@ -38,11 +38,13 @@ class ReconcilerTests(SynchronousTestCase):
         self.asked, self.orders, self.hints, self.watchers = [], [], [], []
         self.lists = {}
         self.removals = []
+        self.judged = []
         self.verdict = None
         configs = {
             "app": DirConfig("app", "/a", False, 1),
             "deep": DirConfig("deep", "/d", False, 2),
             "whole": DirConfig("whole", "/w", False, 0),
+            "log": DirConfig("log", "/l", True, 1),
         }
         self.idle = set()
         self.reconciler = Reconciler(
@@ -66,6 +68,7 @@ class ReconcilerTests(SynchronousTestCase):
 
     def order(self, order, hints):
         self.orders.append((order.vpath.entry, hints))
+        self.judged.append(State(order.image, order.signatures))
         if self.verdict is not None:
             return self.verdict(order)
         self.ledger.begin(Pending(order.vpath, State(order.image, order.signatures), Command.APPEND))
@@ -260,6 +263,53 @@ class ReconcilerTests(SynchronousTestCase):
         self.assertEqual(self.reconciler.backlog(), 0)
 
     @shows("F30", "I5")
+    @shows("K2.1")
+    def test_claims(self):
+        """Of what two peers have the later append would be taken, or the claim of an image that was uploaded again would be lost."""
+        log = VPath.parse("/log")
+        self.verdict = lambda _order: Deferred()
+        for entry in ("w1", "w2", "w3"):  # so many may be judged at a time, the rest waits
+            self.peer_has(**{entry: state(9, 99)})
+            self.reconciler.differs(log, entry.encode(), PEER)
+        first, again = state(1, 10), state(1, 30)
+        self.peer_has(same=again, other=state(2, 20))
+        self.reconciler.differs(log, b"one", PEER)
+        self.peer_has(OTHER, same=first, other=state(3, 15))
+        self.reconciler.differs(log, b"two", OTHER)
+        waiting = {order.vpath.entry: (State(order.image, order.signatures), address) for order, address in self.reconciler._backlog[log]}
+        self.assertEqual(waiting, {"same": (first.merged(again.signatures), PEER), "other": (state(3, 15), OTHER)})
+
+    @shows("K2.1")
+    def test_later_append_is_judged(self):
+        """The client of an append that lost would not hear of it from a node that keeps the first one, which may still come to nothing."""
+        log = VPath.parse("/log")
+        self.ledger.begin(Pending(log.child("v1"), state(1, 10), Command.APPEND))
+        self.verdict = lambda _order: succeed(Rejected(Reject.CONFLICT))
+        heard = base_dir_hash({"v1": state(2, 20)}, append_only=True)
+        self.peer_has(v1=state(2, 20))
+        self.reconciler.differs(log, heard, PEER)
+        self.assertEqual(self.judged, [state(2, 20)])
+        self.clock.advance(REFUSED_S)
+        self.reconciler.differs(log, heard, PEER)
+        self.assertEqual(len(self.judged), 2)
+        self.ledger.commit(log.child("v1"), state(1, 10))
+        self.clock.advance(REFUSED_S)
+        self.reconciler.differs(log, heard, PEER)
+        self.clock.advance(REFUSED_S)
+        self.reconciler.differs(log, heard, PEER)
+        self.assertEqual(len(self.judged), 3)
+
+    def test_another_hash_than_announced(self):
+        """A peer of an earlier version, which hashes otherwise, would be asked with each of its datagrams."""
+        self.ledger.commit(BASE.child("v1"), state(1, 10))
+        self.peer_has(v1=state(1, 10))
+        for _ in range(5):
+            self.reconciler.differs(BASE, b"another", PEER)
+        self.assertEqual(len(self.asked), 1)
+        self.clock.advance(REFUSED_S)
+        self.reconciler.differs(BASE, b"another", PEER)
+        self.assertEqual(len(self.asked), 2)
+
     def test_failed_lately(self):
         """A node whose disk was full for a moment would stay behind for minutes."""
         heard = self.peer_has(v1=state(1, 10))

@@ -200,12 +200,12 @@ class FaultTests(UnmeasuredTestCase):
         cluster.run(20.0)
         self.assertEqual([len(client.machines("/logs/x")) for client in clients], [3, 3])
         cluster.hub.heal()
-        winner = max(one, other, key=lambda image: image.id)
+        winner = min(one, other, key=lambda image: image.id)
         took_s = cluster.run(60.0, until=lambda: len(cluster.holders("/logs/x", winner)) == 6)
         self.assertEqual(len(cluster.holders("/logs/x", winner)), 6)
         self.assertLess(took_s, 30.0)
         told = {client.image.id: [note.reason.partition(":")[0] for note in client.aborted] for client in clients}
-        self.assertEqual(told, {winner.id: [], min(one.id, other.id): ["conflict"]})
+        self.assertEqual(told, {winner.id: [], max(one.id, other.id): ["conflict"]})
 
     @shows("A51")
     def test_frozen_conflict(self):

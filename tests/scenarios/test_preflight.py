@@ -197,6 +197,15 @@ class Conflicts(PreflightCase):
         (upload,) = lines[-1]["uploads"]
         self.assertEqual((upload["outcome"], upload["exit_code"], upload["sent_bytes"]), ("rejected", 6, 0))
 
+    def test_many_paths(self) -> None:
+        """Questions would use up what a server lets one connection ask for, and the orders after them would have to wait."""
+        words = [word for number in range(60) for word in ("--append", f"{self.first}:/logs/{number}")]
+        self.assertEqual(self.sync(*words, "n1"), 0, self.said())
+        self.assertEqual(sum(node.counterpart.slowed for node in self.cluster.nodes.values()), 0)
+        words = [word for number in range(100) for word in ("--append", f"{self.first}:/logs/{number}")]
+        self.assertEqual(self.sync("-n", *words, "n1"), 0, self.said())
+        self.assertEqual(self.out.text.count("3/3 nodes"), 100)
+
     def test_others_go_on(self) -> None:
         """One path that is taken would keep the other paths of the command from being uploaded."""
         self.published()

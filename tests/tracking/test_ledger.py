@@ -3,9 +3,10 @@
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
@@ -171,3 +172,37 @@ class LedgerTests(SynchronousTestCase):
         whole = VPath.parse("/site")
         self.ledger.commit(whole, state(A, 5))
         self.assertEqual(self.ledger.entries(whole), {"": state(A, 5)})
+
+
+class ClaimTests(SynchronousTestCase):
+    """What an append-only directory tells besides: claims and removals that something newer outlived."""
+
+    def setUp(self):
+        configs = {
+            key: DirConfig(key, f"/srv/{key}", append_only=key == "log", num_levels=2, on_append_conflict=OnConflict.CONVERGE)
+            for key in ("app", "log")
+        }
+        self.ledger = Ledger(Clock(), configs)
+
+    @shows("K2.1", "I5")
+    def test_hash(self):
+        """Nodes with one version and two claims would call themselves equal, and not agree on what to do with a third."""
+        one, other = {"v1": state(A, 5)}, {"v1": state(A, 3, 5)}
+        self.assertEqual(base_dir_hash(one), base_dir_hash(other))
+        self.assertEqual(base_dir_hash(one), base_dir_hash(one, append_only=True))
+        self.assertNotEqual(base_dir_hash(one, append_only=True), base_dir_hash(other, append_only=True))
+        gone = {"v1": Version(4, A)}
+        self.assertEqual(base_dir_hash(one, gone, append_only=True), base_dir_hash(other, gone, append_only=True))
+
+    @shows("K2.1")
+    def test_removal_is_told_on(self):
+        """A node that was away would not hear that what it has was removed before something else was uploaded."""
+        for key, told in (("app", set()), ("log", {"v1"})):
+            vpath = VPath.parse(f"/{key}/x/v1")
+            self.ledger.bury(vpath, Burials(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),)), "v2": Tombstone(Version(6, A), 9)}))
+            self.assertEqual(set(self.ledger.removed(vpath.base)), {"v1"})
+            before = self.ledger.base_hash(vpath.base)
+            self.ledger.commit(vpath, state(B, 7))
+            self.assertEqual(set(self.ledger.removed(vpath.base)), told)
+            self.assertNotEqual(self.ledger.base_hash(vpath.base), before)
+            self.assertIsNone(self.ledger.removal(vpath))

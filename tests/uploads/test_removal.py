@@ -7,7 +7,7 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Origin, Reject, Rejected, Removal
+from ciruela.model.order import Origin, Reject, Rejected, Removal, Removed
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.uploads.removal import judge_removal
@@ -54,6 +54,17 @@ class VerdictTests(SynchronousTestCase):
         old = replace(CLIENT, timestamp_ms=NOW_MS - SIGNATURE_MAX_AGE_MS - 1)
         self.assertIs(self.judge(old), Reject.STALE_TIMESTAMP)
         self.assertIs(self.judge(replace(old, origin=Origin.PEER)), True)
+
+    @shows("K2.1")
+    def test_outlived(self) -> None:
+        """In an append-only directory a removal that is not remembered would let what was removed claim the path."""
+        entries = (SigEntry(NOW_MS, bytes(64)),)
+        for standing in (replace(NOTHING, committed=state(B, NOW_MS + 1)), replace(NOTHING, pending=state(A, NOW_MS + 1))):
+            found = judge_removal(PEER, standing, entries, NOW_MS, append_only=True)
+            self.assertEqual(found, Removed(fresh=True, outlived=True))
+            found = judge_removal(PEER, replace(standing, buried=PEER.version), entries, NOW_MS, append_only=True)
+            self.assertEqual(found, Removed(fresh=False, outlived=True))
+            self.assertIsInstance(judge_removal(CLIENT, standing, entries, NOW_MS, append_only=True), Rejected)
 
     def test_what(self) -> None:
         """A client would remove another image than it was shown; or a peer's removal would leave an older one that it does not know."""

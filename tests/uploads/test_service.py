@@ -11,11 +11,12 @@ from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject
-from ciruela.model.state import Burials, SigEntry, State, Tombstone
+from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Uploads
+from ciruela.uploads.verdict import Elsewhere
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -45,7 +46,7 @@ class World:
 
     def verified(self, config, vpath, image, entries, statement=signed_bytes):
         self.statements.append(statement)
-        return succeed(dict.fromkeys(entries, "a key")) if self.verified_answer is None else self.verified_answer
+        return succeed({one: f"key {one.signature[0]}" for one in entries}) if self.verified_answer is None else self.verified_answer
 
     def present(self, vpath):
         self.events.append(("present", vpath))
@@ -103,8 +104,8 @@ class UploadsTests(SynchronousTestCase):
     def test_check(self):
         """A question would be judged by the signature of an upload, or otherwise than the upload, or begin something."""
         path = VPath.parse("/log/v1")
-        self.ledger.commit(path, state(B, entry(NOW - 1)))
-        self.ledger.commit(V1, state(B, entry(NOW - 1)))
+        self.ledger.commit(path, state(B, entry(NOW - 1, 8)))
+        self.ledger.commit(V1, state(B, entry(NOW - 1, 8)))
         for vpath, image, command in (
             (V1, A, Command.APPEND),
             (V1, A, Command.REPLACE),
@@ -138,12 +139,25 @@ class UploadsTests(SynchronousTestCase):
     def test_conflict_is_told(self):
         """The client whose image gave way would believe that it is on every node."""
         path = VPath.parse("/log/v1")
-        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        self.ledger.commit(path, state(B, entry(NOW + 1)))
         verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
         self.assertTrue(verdict.conflict)
         self.assertEqual(self.world.events[:2], [("conflicted", path, B), ("stop", path, Abort.CONFLICT)])
         self.assertEqual(self.ledger.pending(path).state.image, A)
         self.assertIn("conflict at append-only /log/v1", log_text(self))
+
+    @shows("A51", "K2.1")
+    def test_first_stays(self):
+        """What was uploaded first and acknowledged would be displaced by a later append, whose client would not hear that it lost."""
+        path = VPath.parse("/log/v1")
+        self.ledger.commit(path, state(B, entry(NOW - 1)))
+        refused = []
+        self.uploads.refused = lambda order, reason: refused.append((order.image, reason))
+        verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
+        self.assertEqual(verdict.reason, Reject.CONFLICT)
+        self.assertEqual(self.world.events, [("conflicted", path, A)])
+        self.assertEqual(refused, [(A, Reject.CONFLICT)])
+        self.assertIsNone(self.ledger.pending(path))
 
     @shows("A51")
     def test_frozen(self):
@@ -182,6 +196,39 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
         self.assertEqual(self.world.events, [])
         self.assertEqual(self.ledger.base_hashes(), {})
+
+    @shows("K2.1", "A18")
+    def test_strangers_make_nobody_ask(self):
+        """Each request that no key signed would make this node ask five others; and peers would ask each other in turn."""
+        asked = []
+
+        class Others:
+            def ask(self, vpath):
+                asked.append(vpath)
+                return succeed(Elsewhere(frozenset({Version(NOW - 9, B)})))
+
+        self.uploads._neighbours = Others()
+        self.world.verified_answer = succeed({})
+        for command in Command:
+            self.assertEqual(self.successResultOf(self.order(command=command)).reason, Reject.SIGNATURE_MISMATCH)
+            self.world.verified_answer = succeed({})
+        self.world.verified_answer = None
+        self.assertIsInstance(self.successResultOf(self.order(origin=Origin.PEER, path=VPath.parse("/app/v2"))), Accepted)
+        self.assertEqual(asked, [])
+        self.assertEqual(self.successResultOf(self.order()).reason, Reject.ALREADY_EXISTS)
+        self.assertEqual(asked, [V1])
+
+    @shows("S2")
+    def test_refused_for_its_command(self):
+        """A replace that an append-only directory refused would be granted as an append; one that nobody signed would fill the memory."""
+        path = VPath.parse("/log/v1")
+        self.assertEqual(self.successResultOf(self.order(command=Command.REPLACE, path=path)).reason, Reject.DIR_IS_APPEND_ONLY)
+        self.assertEqual(self.successResultOf(self.order(path=path)).reason, Reject.SIGNATURE_MISMATCH)
+        self.assertIsInstance(self.successResultOf(self.order(path=path, entries=(entry(NOW + 1, 8),))), Accepted)
+        self.world.verified_answer = succeed({})
+        other = VPath.parse("/log/v2")
+        self.successResultOf(self.order(command=Command.REPLACE, path=other))
+        self.assertEqual(self.uploads.forms.at(other, NOW), ())
 
     def test_keys_unreadable(self):
         """Keys that cannot be read are an error, not a refusal."""
@@ -223,10 +270,19 @@ class UploadsTests(SynchronousTestCase):
         self.ledger.commit(V1, state(A))
         self.assertEqual(self.successResultOf(self.order()).progress, Progress.ALREADY_DONE)
         self.assertEqual(self.world.events, [("present", V1)])
-        self.successResultOf(self.order(entries=(entry(NOW + 1),)))
-        merged = state(A, entry(), entry(NOW + 1))
+        self.successResultOf(self.order(entries=(entry(NOW + 1, 8),)))
+        merged = state(A, entry(), entry(NOW + 1, 8))
         self.assertIn(("write_state", V1, merged), self.world.events)
         self.assertEqual(self.ledger.committed(V1), merged)
+
+    @shows("K3.6")
+    def test_again_and_again(self):
+        """A job that uploads the same image each night would make the state grow until no node can list the directory."""
+        for path, stays in ((V1, ()), (VPath.parse("/log/v1"), (entry(),))):
+            self.ledger.commit(path, state(A, entry(), entry(NOW, 9)))
+            for night in range(1, 40):
+                self.successResultOf(self.order(path=path, entries=(entry(NOW + night),)))
+            self.assertEqual(self.ledger.committed(path), state(A, *stays, entry(NOW, 9), entry(NOW + 39)))
 
     def test_removed_by_hand(self):
         """An image that somebody deleted from the disk is fetched again, not called done."""

@@ -9,7 +9,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Standing, judge, precheck
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, judge, no_config, precheck
 from tests.proof import shows
 
 A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))
@@ -38,15 +38,24 @@ def verdict(wish, committed=None, pending=None, stamp=NOW, config=OPEN, stalled=
 class PrecheckTests(SynchronousTestCase):
     """Rows 1 to 3: refused before a signature is looked at."""
 
+    @shows("W2")
     def test_no_config(self):
-        """A client is sent elsewhere when the directory is not configured here."""
-        self.assertEqual(precheck(order(), None).reason, Reject.NO_CONFIG)
+        """A typing error in the name of a directory would be told without the names that there are."""
+        found = no_config(VPath.parse("/ap/v1"), ["logs", "app"])
+        self.assertEqual((found.reason, found.detail), (Reject.NO_CONFIG, "/ap is not configured here, but /app, /logs"))
+        self.assertEqual(no_config(VPath.parse("/ap/v1"), []).detail, "/ap is not configured here, but nothing")
+        many = no_config(VPath.parse("/ap/v1"), [f"d{number}" for number in range(12)]).detail
+        self.assertTrue(many.endswith("/d7 and 2 more"), many)
 
-    @shows("A17")
+    @shows("A17", "W2")
     def test_level(self):
-        """An image can only be put where images belong."""
-        for path in ("/app", "/app/a/b"):
-            self.assertEqual(precheck(order(path=path), OPEN).reason, Reject.CONFIG_LEVEL_MISMATCH)
+        """An image can only be put where images belong, and the refusal says which way the path is wrong."""
+        for path, detail in (
+            ("/app", "/app has no components below /app, 1 is needed: too few"),
+            ("/app/a/b", "/app/a/b has 2 components below /app, 1 is needed: too many"),
+        ):
+            found = precheck(order(path=path), OPEN)
+            self.assertEqual((found.reason, found.detail), (Reject.CONFIG_LEVEL_MISMATCH, detail))
 
     def test_level_zero(self):
         """With num-levels 0 the directory itself is the image."""
@@ -142,10 +151,25 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(verdict(order(Command.REPLACE, image=A), committed=state(B, NOW)).reason, Reject.STALE_TIMESTAMP)
         self.assertIsInstance(verdict(order(Command.REPLACE, image=C), committed=state(B, NOW)), Accepted)
 
+    @shows("K7.7", "W2")
+    def test_whose_clock(self):
+        """A host whose clock is right would be asked whether it is, for as long as another one's is fast."""
+        fast = verdict(order(Command.REPLACE), committed=state(B, NOW + 240_000)).detail
+        self.assertEqual(fast, "what is there was signed 4 min later, 4 min ahead of the clock here: that signer's is fast")
+        slow = verdict(order(Command.REPLACE), committed=state(B, NOW - 1), stamp=NOW - 9001).detail
+        self.assertEqual(slow, "what is there was signed 9.0 s later, is the clock of the new signer slow?")
+
+    @shows("W2")
+    def test_deleted_later(self):
+        """Where nothing is, "what is there was signed later" would send people to look for it."""
+        found = verdict(order(), buried=Version(NOW + 5000, B))
+        self.assertEqual((found.reason, found.detail), (Reject.STALE_TIMESTAMP, "what was deleted here was signed 5.0 s later"))
+
     def test_nothing_there(self):
-        """A first upload is accepted by either command, with or without an old image (row 8)."""
-        for command, old in product(Command, (None, B)):
-            self.assertEqual(verdict(order(command, old=old)), Accepted(Progress.NEW, state(A)))
+        """A first upload is accepted by either command; not one in place of an image that is not there (row 8)."""
+        for command in Command:
+            self.assertEqual(verdict(order(command)), Accepted(Progress.NEW, state(A)))
+        self.assertEqual(verdict(order(Command.REPLACE, old=B)).reason, Reject.REPLACE_DOESNT_MATCH)
 
     def test_in_progress(self):
         """A client that reconnects joins the running download."""
@@ -200,8 +224,9 @@ class PeerTests(SynchronousTestCase):
         """Two appends of one path on two sides of a partition end as one winner everywhere, and the log can tell."""
         wish = order(Command.REPLACE, origin=Origin.PEER)
         self.assertIsNone(precheck(wish, APPEND_ONLY))
-        found = verdict(wish, committed=state(B, NOW - 1), config=APPEND_ONLY)
+        found = verdict(wish, committed=state(B, NOW + 1), config=APPEND_ONLY)
         self.assertEqual(found, Accepted(Progress.NEW, state(A), conflict=True))
+        self.assertEqual(verdict(wish, committed=state(B, NOW - 1), config=APPEND_ONLY).reason, Reject.CONFLICT)
         self.assertFalse(verdict(wish, config=APPEND_ONLY).conflict)
         self.assertFalse(verdict(wish, committed=state(B, NOW - 1)).conflict)
 
@@ -229,21 +254,124 @@ class PeerTests(SynchronousTestCase):
         self.assertIsInstance(verdict(wish, committed=state(B, NOW - 1), floor=NOW + 5), Accepted)
         self.assertIsInstance(verdict(wish, buried=Version(NOW - 1, B), floor=NOW + 5), Accepted)
 
+    @shows("S14")
     def test_old_signatures(self):
-        """What was signed years ago is still wanted by a node that joins."""
-        self.assertIsInstance(verdict(order(origin=Origin.PEER), stamp=1), Accepted)
+        """What was signed years ago is still wanted by a node that joins; only what was deleted, or forgotten, sets it a limit."""
+        for config in (OPEN, APPEND_ONLY):
+            self.assertIsInstance(verdict(order(origin=Origin.PEER), stamp=1, config=config), Accepted)
+            self.assertEqual(verdict(order(origin=Origin.PEER), stamp=1, floor=1, config=config).reason, Reject.STALE_TIMESTAMP)
+            self.assertEqual(
+                verdict(order(origin=Origin.PEER), stamp=1, buried=Version(1, A), config=config).reason, Reject.STALE_TIMESTAMP
+            )
 
     @shows("A14", "A51", "A53", "F46")
     def test_any_two_agree(self):
         """Of two versions exactly one wins against the other, whichever node hears it first."""
         stamps = (NOW - 1, NOW)
-        for (image_a, stamp_a), (image_b, stamp_b) in product(product((A, B), stamps), repeat=2):
+        for config, ((image_a, stamp_a), (image_b, stamp_b)) in product((OPEN, APPEND_ONLY), product(product((A, B), stamps), repeat=2)):
             if image_a == image_b:
                 continue
-            forth = judge(
-                order(image=image_a, origin=Origin.PEER), OPEN, Standing(state(image_b, stamp_b), None, False), (entry(stamp_a),), NOW
-            )
-            back = judge(
-                order(image=image_b, origin=Origin.PEER), OPEN, Standing(state(image_a, stamp_a), None, False), (entry(stamp_b),), NOW
-            )
+            here, there = Standing(state(image_b, stamp_b), None, False), Standing(state(image_a, stamp_a), None, False)
+            forth = judge(order(image=image_a, origin=Origin.PEER), config, here, (entry(stamp_a),), NOW)
+            back = judge(order(image=image_b, origin=Origin.PEER), config, there, (entry(stamp_b),), NOW)
             self.assertEqual({type(forth), type(back)}, {Accepted, Rejected})
+
+    @shows("K2.1")
+    def test_claim_not_lost_by_a_later_signature(self):
+        """An image that is uploaded again would lose its place to one that came between."""
+        wish = order(Command.REPLACE, image=B, origin=Origin.PEER)
+        again = State(A, (entry(NOW - 9), entry(NOW)))
+        self.assertEqual(verdict(wish, stamp=NOW - 5, committed=again, config=APPEND_ONLY).reason, Reject.CONFLICT)
+        found = judge(order(origin=Origin.PEER), APPEND_ONLY, Standing(state(B, NOW - 5), None, False), again.signatures, NOW)
+        self.assertEqual(found, Accepted(Progress.NEW, again, conflict=True))
+
+    @shows("K2.1")
+    def test_claim_ends_with_removal(self):
+        """What was removed would come back in place of what was uploaded since, by the claim of its first upload."""
+        again = State(A, (entry(NOW - 9), entry(NOW)))
+        gone = Version(NOW - 7, A)
+        standing = Standing(state(B, NOW - 5), None, False, buried=gone, removed=gone)
+        self.assertEqual(judge(order(origin=Origin.PEER), APPEND_ONLY, standing, again.signatures, NOW).reason, Reject.CONFLICT)
+        standing = Standing(again, None, False, buried=gone, removed=gone)
+        wish = order(image=B, origin=Origin.PEER)
+        found = judge(wish, APPEND_ONLY, standing, (entry(NOW - 5),), NOW)
+        self.assertEqual(found, Accepted(Progress.NEW, state(B, NOW - 5), conflict=True))
+        nothing = Standing(None, None, False, buried=gone, removed=gone)
+        found = judge(order(origin=Origin.PEER), APPEND_ONLY, nothing, again.signatures, NOW)
+        self.assertEqual(found, Accepted(Progress.NEW, state(A)))
+
+    @shows("K2.1")
+    def test_claim_before_the_floor(self):
+        """What was removed and forgotten long ago must not displace what is there."""
+        found = verdict(order(origin=Origin.PEER), stamp=NOW - 9, committed=state(B), floor=NOW - 9, config=APPEND_ONLY)
+        self.assertEqual(found.reason, Reject.CONFLICT)
+        found = verdict(order(origin=Origin.PEER), stamp=NOW - 8, committed=state(B), floor=NOW - 9, config=APPEND_ONLY)
+        self.assertTrue(found.conflict)
+
+    def test_stalled_has_no_claim(self):
+        """An append whose client vanished would keep the path of the others for an hour."""
+        wish = order(origin=Origin.PEER)
+        self.assertTrue(verdict(wish, pending=state(B, NOW - 9), stalled=True, config=APPEND_ONLY).conflict)
+        self.assertEqual(verdict(wish, pending=state(B, NOW - 9), config=APPEND_ONLY).reason, Reject.CONFLICT)
+
+
+def there(*committed, pending=()):
+    """What others have: pairs of image and time."""
+    versions = [frozenset(Version(stamp, image) for image, stamp in some) for some in (committed, pending)]
+    return Elsewhere(*versions)
+
+
+class ElsewhereTests(SynchronousTestCase):
+    """What others have counts for a client's order as if it were here."""
+
+    def reason(self, wish, elsewhere, committed=None, pending=None, config=OPEN, stamp=NOW, stalled=False):
+        found = judge(wish, config, Standing(committed, pending, stalled, elsewhere=elsewhere), (entry(stamp),), NOW)
+        return found.progress if isinstance(found, Accepted) else found.reason
+
+    @shows("K2.1", "K2.3")
+    def test_append(self):
+        """A node that lost its record, or is new, would take what all others refuse."""
+        for config in (OPEN, APPEND_ONLY):
+            self.assertEqual(self.reason(order(), there((B, NOW - 9)), config=config), Reject.ALREADY_EXISTS)
+            self.assertEqual(self.reason(order(), there(pending=[(B, NOW - 9)]), config=config), Reject.ALREADY_UPLOADING)
+            self.assertEqual(self.reason(order(), there((A, NOW - 9)), config=config), Progress.NEW)
+            self.assertEqual(self.reason(order(), there(pending=[(A, NOW - 9)]), config=config), Progress.NEW)
+            mixed = there((A, NOW - 1), (C, NOW - 2))
+            self.assertEqual(self.reason(order(), mixed, committed=state(B, NOW - 9), config=config), Reject.ALREADY_EXISTS)
+
+    @shows("K2.2")
+    def test_old_image(self):
+        """A replace of what was never there would win everywhere by the one node that does not know better."""
+        newer = there((B, NOW - 1))
+        self.assertEqual(self.reason(order(Command.REPLACE, old=C), newer), Reject.REPLACE_DOESNT_MATCH)
+        self.assertEqual(self.reason(order(Command.REPLACE, old=C), newer, committed=state(C, NOW - 9)), Reject.REPLACE_DOESNT_MATCH)
+        self.assertEqual(self.reason(order(Command.REPLACE, old=B), newer, committed=state(C, NOW - 9)), Progress.NEW)
+        self.assertEqual(self.reason(order(Command.REPLACE, old=B), newer), Progress.NEW)
+        self.assertEqual(self.reason(order(Command.REPLACE), there((B, NOW + 1))), Reject.STALE_TIMESTAMP)
+
+    @shows("K2.2")
+    def test_same_image_behind(self):
+        """The old version, on a node that missed the new one, would be called done by a fresh signature and win everywhere."""
+        newer = there((B, NOW - 1))
+        for standing in ({"committed": state(A, NOW - 9)}, {"pending": state(A, NOW - 9)}):
+            self.assertEqual(self.reason(order(), newer, **standing), Reject.ALREADY_EXISTS)
+            self.assertEqual(self.reason(order(Command.REPLACE, old=C), newer, **standing), Reject.REPLACE_DOESNT_MATCH)
+            self.assertNotIsInstance(self.reason(order(Command.REPLACE, old=B), newer, **standing), Reject)
+            self.assertEqual(self.reason(order(), newer, config=APPEND_ONLY, **standing), Reject.ALREADY_EXISTS)
+            self.assertNotIsInstance(self.reason(order(), newer, config=FROZEN, **standing), Reject)
+
+    def test_taken_elsewhere_already(self):
+        """An order that the other nodes have carried out would be refused by the slowest one."""
+        mine = there((A, NOW))
+        self.assertEqual(self.reason(order(Command.REPLACE, old=B), mine, committed=state(B, NOW - 9)), Progress.NEW)
+        self.assertEqual(self.reason(order(Command.REPLACE, old=B), mine), Progress.NEW)
+
+    def test_late_download_elsewhere(self):
+        """A node that still fetches what is there already would keep the next version off."""
+        slow = there((B, NOW - 1), pending=[(B, NOW - 1), (C, NOW - 2)])
+        self.assertEqual(self.reason(order(Command.REPLACE, old=B), slow, committed=state(B, NOW - 1)), Progress.NEW)
+
+    def test_stalled_everywhere(self):
+        """An upload whose client vanished would block its path through the other nodes that wait for it as well."""
+        dead = there(pending=[(B, NOW - 9)])
+        self.assertEqual(self.reason(order(), dead, pending=state(B, NOW - 9), stalled=True), Progress.NEW)
