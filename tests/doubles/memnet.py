@@ -121,6 +121,9 @@ class _Wire:
     def bulk(self, address: Address) -> bool:
         return address in self._open and self._open[address].bulk
 
+    def alive(self, address: Address) -> None:
+        """Nothing is left alone here."""
+
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         if timeout_s is None:
             timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
