@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import cbor2
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -42,6 +42,7 @@ from ciruela.proto.messages import (
     Notification,
     PublishImage,
     PushPull,
+    PushPullData,
     RemovedEntry,
     RemoveDir,
     ReplaceDir,
@@ -112,6 +113,7 @@ class Requests:
         done: Callable[[VPath, State], None],
         gone: Callable[[VPath, ImageId], None],
         watched: Callable[[VPath], None],
+        pushed: Callable[[str, PushPull], PushPullData],
         published: Callable[[PublishImage], None],
         clock: IReactorTime,
         me: MachineId,
@@ -134,6 +136,7 @@ class Requests:
         self._watchers = watchers
         self._done = done
         self._watched = watched
+        self._pushed = pushed
         self._published = published
         self._clock = clock
         self._me = me
@@ -201,7 +204,9 @@ class Requests:
             case GetPathState():
                 waiting = self._acquainted() if request.servers else succeed(None)
                 return waiting.addCallback(lambda _: self._path_states.answer(request)).addCallback(_as_response)
-            case WithdrawUpload() | PushPull():
+            case PushPull():
+                return maybeDeferred(self._pushed, link.host, request).addCallback(_as_response)
+            case WithdrawUpload():
                 return fail(RemoteError(f"{type(request).__name__} is not answered yet"))
 
     def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:

@@ -13,7 +13,10 @@ PER_OWNER = 4096
 
 
 class Quota(Generic[O, K]):
-    """Which keys belong to which owner, oldest first. A key belongs to whoever spoke of it last. It holds no values: it says what to forget."""
+    """Which keys belong to which owner, oldest first. It holds no values: it says what to forget.
+
+    A key belongs to whoever spoke of it last.
+    """
 
     def __init__(self, limit: int = PER_OWNER) -> None:
         self._limit = limit

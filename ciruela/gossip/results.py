@@ -16,7 +16,7 @@ MOST_KINDS = 8
 
 
 class HeardResults:
-    """The results of all machines, at most ``PER_OWNER`` paths and machines told of from one address: machine ids can be invented."""
+    """The results of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, dict[int, Hooked]]] = {}
@@ -26,7 +26,10 @@ class HeardResults:
         return len(self._quota)
 
     def heard(self, machine: MachineId, source: Address, hooked: Hooked, now_s: float) -> bool:
-        """Note a result of ``machine``, which speaks from ``source``. True when it is not what was known already; one of an older version changes nothing."""
+        """Note a result of ``machine``, which speaks from ``source``.
+
+        True when it is not what was known already; one of an older version changes nothing.
+        """
         kinds = self._paths.get(hooked.vpath, {}).get(machine, {})
         known = kinds.get(hooked.kind)
         if (known is None and len(kinds) >= MOST_KINDS) or (known is not None and hooked.timestamp_ms < known.timestamp_ms):

@@ -29,7 +29,7 @@ class Said:
 
 
 class Stances:
-    """The stances of all machines, at most ``PER_OWNER`` paths and machines told of from one address: machine ids can be invented."""
+    """The stances of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, dict[ImageId, Said]]] = {}
@@ -39,7 +39,10 @@ class Stances:
         return len(self._quota)
 
     def heard(self, machine: MachineId, source: Address, stance: Stance, order: tuple[int, int], now_s: float) -> bool:
-        """Note a stance of ``machine``, which speaks from ``source``. True when it is not what was known already; a packet that was overtaken by a newer one changes nothing."""
+        """Note a stance of ``machine``, which speaks from ``source``.
+
+        True when it is not what was known already; a packet that was overtaken by a newer one changes nothing.
+        """
         known = self._paths.get(stance.vpath, {}).get(machine, {}).get(stance.image)
         if known is not None and order < known.order:
             return False

@@ -51,7 +51,7 @@ def connect(
 ) -> Deferred[ClientLink]:
     """A link to the node at ``address``, open. ``timeout_s`` is for TCP and handshake together.
 
-    ``from_host``: numeric address of this host that the connection leaves from, where it can reach ``address``; by default the system chooses.
+    ``from_host``: numeric address of this host from which the connection leaves, where that can be; by default the system chooses.
     Fails with LinkLost, in words for people. Cancelling gives up.
     """
     endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
@@ -65,7 +65,7 @@ def connect(
 
 
 def can_leave_from(from_host: str, host: str) -> bool:
-    """Whether a connection to ``host`` may leave from ``from_host``: no wildcard, one family, and both on the loopback device or neither."""
+    """Whether a connection to ``host`` may leave from ``from_host``: no wildcard, of one family, both loopback addresses or neither."""
     here, there = ipaddress.ip_address(from_host.partition("%")[0]), ipaddress.ip_address(host.partition("%")[0])
     return not here.is_unspecified and here.version == there.version and here.is_loopback == there.is_loopback
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import cbor2
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -31,9 +33,11 @@ from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PR
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.telling import Repeats
 from ciruela.gossip.watches import WATCH_S
+from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
 from ciruela.seams import Address
 from tests.gossip.test_choice import OwnFacts
 from tests.proof import shows
@@ -56,6 +60,29 @@ class Recorder:
         self.heard: list[tuple[object, ...]] = []
         self.progress: list[VPath] = []
         self.broken: Exception | None = None
+        self.there: dict[tuple[Address, str], tuple[MachineId, Version]] = {}
+        self.asked: list[tuple[Address, Request]] = []
+        self.answer: Callable[[Address, Request], Deferred[Response]] | None = None
+        self.lives: list[Address] = []
+
+    def ask(self, address: Address, request: Request) -> Deferred[Response]:
+        """A wire to nodes that know no push and pull, and tell the truth of what they have, unless ``answer`` says otherwise."""
+        self.asked.append((address, request))
+        if self.answer is not None:
+            return self.answer(address, request)
+        if isinstance(request, GetPathState):
+            machine, version = self.there.get((address, request.path), (MachineId(b"?" * 16), None))
+            return succeed(PathStateData(machine, "", EPOCH, taken=True, committed=version))
+        return fail(RemoteError(f"{type(request).__name__!r} is not known here"))
+
+    def connected(self, address: Address) -> bool:
+        return False
+
+    def bulk(self, address: Address) -> bool:
+        return True
+
+    def alive(self, address: Address) -> None:
+        self.lives.append(address)
 
     def send(self, data: bytes, address: Address) -> None:
         if self.broken is not None:
@@ -77,8 +104,11 @@ class Recorder:
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
-        self.heard.append(("gone", item, machine, hostname, address))
+    def removal_heard(self, item: Removed, address: Address) -> None:
+        self.heard.append(("removal heard", item, address))
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+        self.heard.append(("gone", item, machine, hostname))
 
     def progressed(self, vpath: VPath) -> None:
         self.progress.append(vpath)
@@ -102,12 +132,17 @@ class GossipCase(SynchronousTestCase):
             self.facts,
             self.out,
             lambda: EPOCH + int(self.clock.seconds() * 1000),
+            self.out,
+            AT_ME,
         )
         self.gossip.configured(NAMES)
         self.gossip.start()
 
     def hear(self, machine: MachineId, source: Address, *items: Item, epoch: int = EPOCH) -> None:
-        """One datagram arrives, and the reactor turn ends."""
+        """One datagram arrives, and the reactor turn ends. What it says of images at its source is true."""
+        for item in items:
+            if isinstance(item, Complete):
+                self.out.there[source, str(item.vpath)] = machine, Version(item.timestamp_ms, item.image)
         seq = self.seqs[machine] = self.seqs.get(machine, -1) + 1
         self.gossip.received(NullKeyring().seal(body(Header(machine, epoch, seq), [encode_item(item) for item in items])), source)
         self.clock.advance(0)
@@ -204,7 +239,7 @@ class BeatTests(GossipCase):
         """A name that no datagram can carry is refused at the start, not in each second."""
         for name in ("h" * 256, "a\nb"):
             with self.assertRaises(ValueError):
-                Gossip(self.clock, random.Random(1), ME, name, EPOCH, self.out, self.facts, self.out, lambda: 0)
+                Gossip(self.clock, random.Random(1), ME, name, EPOCH, self.out, self.facts, self.out, lambda: 0, self.out)
 
     def test_too_many_directories(self) -> None:
         """The operator must learn that the others do not know all directories."""
@@ -458,6 +493,7 @@ class HearingTests(GossipCase):
     def test_answers_are_no_longer_than_questions(self) -> None:
         """A forged source address must not make us flood that node (threats U25)."""
         self.facts.waiting = {VPath(("app", f"v{number}")) for number in range(20)}
+        self.out.there = {(AT_A, str(vpath)): (A, Version(5, ONE)) for vpath in self.facts.waiting}
         self.out.raw.clear()
         packet = encode_packets(Header(A, EPOCH, 90), [Complete(vpath, ONE, 5) for vpath in sorted(self.facts.waiting)])
         self.assertEqual(len(packet), 1)
@@ -517,6 +553,7 @@ class RefusingTests(GossipCase):
         self.facts.waiting = {PATH}
         seal = NullKeyring().seal
         good = seal(encode_packets(Header(A, EPOCH, 70), [Complete(PATH, ONE, 5)])[0])
+        self.out.there[AT_A, str(PATH)] = A, Version(5, ONE)
         self.refused("unknown_source", good, STRANGER)
         self.refused("unknown_source", b"noise", STRANGER)
         self.refused("malformed", b"")
@@ -552,7 +589,7 @@ class RefusingTests(GossipCase):
         def broken(*args: object) -> None:
             raise RuntimeError("ears fell off")
 
-        self.patch(self.out, "completed", broken)
+        self.patch(self.out, "progressed", broken)
         self.hear(A, AT_A, Complete(PATH, ONE, 5))
         self.assertEqual(self.gossip.counts.refused["failed"], 1)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.net.datagrams import DatagramPort, listen
@@ -27,7 +28,7 @@ class Transport:
 class Datagrams(SynchronousTestCase):
     def setUp(self) -> None:
         self.seen: list[Any] = []
-        self.port = DatagramPort(lambda data, address: self.seen.append((data, address)))
+        self.port = DatagramPort(lambda data, address: self.seen.append((data, address)), Clock())
         self.transport = Transport()
         self.port.transport = self.transport  # type: ignore[assignment]
 
@@ -62,7 +63,7 @@ class Datagrams(SynchronousTestCase):
     @shows("I8")
     def test_faults_of_ours(self) -> None:
         """One bad datagram must not raise into the reactor."""
-        port = DatagramPort(lambda data, address: 1 / 0)
+        port = DatagramPort(lambda data, address: 1 / 0, Clock())
         port.datagramReceived(b"x", (PEER.host, 1))
         self.assertEqual(port.faults, 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -76,6 +77,6 @@ class Datagrams(SynchronousTestCase):
                 bound.append((port, protocol, interface, maxPacketSize))
                 return "a port"
 
-        protocol, listening = listen(Reactor(), "10.0.0.1", 24783, lambda data, address: None)  # type: ignore[arg-type]
+        protocol, listening = listen(Reactor(), "10.0.0.1", 24783, lambda data, address: None, Clock())  # type: ignore[arg-type]
         self.assertEqual(listening, "a port")
         self.assertEqual(bound, [(24783, protocol, "10.0.0.1", 65536)])
