@@ -1,6 +1,6 @@
 """Memory of each configured address: who was met there last, and what that one takes. It lasts while the address is configured.
 
-What is merely not heard must not shrink a count of servers, so this memory has no time limit, and is kept over restarts (:meth:`Memory.rows`).
+What is merely not heard must not shrink a count of servers: so this memory has no time limit, and survives restarts (:meth:`Memory.rows`).
 """
 
 from __future__ import annotations

@@ -135,6 +135,13 @@ class Exchanges:
         standing = self._at.get(address)
         return 0.0 if standing is None or not standing.deaf else self._clock.seconds() - standing.deaf_since_s
 
+    def answered(self, address: Address) -> None:
+        """``address`` made an exchange itself; the answer had everything that there was to say."""
+        standing = self._at.get(address)
+        if standing is not None:
+            standing.wanted = False
+            standing.since_s = self._clock.seconds()
+
     def alive(self, address: Address) -> None:
         """A sign of life from there, or a new start: it is worth another try."""
         standing = self._at.get(address)

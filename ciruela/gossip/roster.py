@@ -57,7 +57,7 @@ class Refusal(Enum):
 class Admission:
     """What the header of a packet meant. ``double``: the other address that speaks for the same machine now.
 
-    ``doubtful``: addresses of which only a connection can tell who is there. ``earlier``: the epoch is older than what was known, and counts.
+    ``doubtful``: addresses where only a connection can tell who is there. ``earlier``: its epoch is older than the known one, but counts.
     """
 
     refusal: Refusal | None

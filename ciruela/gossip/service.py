@@ -595,6 +595,7 @@ class Gossip:
         machine = self.cluster.roster.machine_at(source)
         most = MOST_PUSHED if source in self._pulled and self._pulled[source] == machine else MOST_PULLED
         self._pulled[source] = machine
+        self.exchanges.answered(source)
         return PushPullData(taken, self._heard_ms(source), self._facts_for(source, most)[0])
 
     def _read(self, source: Address, bodies: Sequence[bytes]) -> list[Packet]:
