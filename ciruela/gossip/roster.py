@@ -57,7 +57,8 @@ class Refusal(Enum):
 class Admission:
     """What the header of a packet meant. ``double``: the other address that speaks for the same machine now.
 
-    ``doubtful``: addresses where only a connection can tell who is there. ``earlier``: its epoch is older than the known one, but counts.
+    ``doubtful``: addresses where only a connection can tell who is there. ``earlier``: its epoch or number is older
+    than the known one, but counts.
     """
 
     refusal: Refusal | None
@@ -190,6 +191,9 @@ class Roster:
         if bound is not None and not connected and self._stale(bound, header):
             return Admission(Refusal.REPLAYED, doubtful=(source,))
         window = self._window(source, header)
+        behind = connected and window.forged(header.seq)
+        if behind:
+            window = Window()
         if not window.fresh(header.seq) and not connected:
             return Admission(Refusal.REPLAYED)
         double, older = self._double(source, header, now_s, connected=connected)
@@ -201,7 +205,7 @@ class Roster:
             return Admission(Refusal.SAME_MACHINE, double=double, doubtful=doubtful)
         self.shared.spoke(source, header.sender, now_s)
         new = bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch)
-        earlier = bound is not None and bound.machine == header.sender and header.epoch < bound.epoch
+        earlier = behind or (bound is not None and bound.machine == header.sender and header.epoch < bound.epoch)
         if self.address_of(header.sender) != source:
             self._takers.clear()
         if bound is not None:

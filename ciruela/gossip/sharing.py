@@ -63,6 +63,6 @@ class SharedIds:
     def all(self, own: Collection[str]) -> list[SharedId]:
         """Each shared id with its addresses, in order. ``own`` are the texts of the addresses of this node."""
         return [
-            SharedId(machine, tuple(dict.fromkeys((*(own if machine == self._me else ()), *map(str, sorted(heard, key=str))))))
+            SharedId(machine, tuple(sorted({*(own if machine == self._me else ()), *map(str, heard)})))
             for machine, heard in self._heard.items()
         ]

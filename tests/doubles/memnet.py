@@ -223,6 +223,7 @@ class Hub:
         self._free_s: dict[tuple[Address, bool], float] = {}
         self.old: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
+        self._closed: set[tuple[Address | None, Address | None]] = set()
         self._severed: set[frozenset[Address]] = set()
         self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}
         self._rng = rng
@@ -257,6 +258,7 @@ class Hub:
         self._group = {}
         self._severed = set()
         self._silences = set()
+        self._closed = set()
         self.rates = {}
 
     def sever(self, pairs: Iterable[tuple[Address, Address]]) -> None:
@@ -267,6 +269,17 @@ class Hub:
     def silence(self, here: Address, there: Address) -> None:
         """Half-open: nothing that ``here`` sends reaches ``there`` any more, and nobody is told."""
         self._silences.add((here, there))
+
+    def close_udp(self, here: Address | None, there: Address | None) -> None:
+        """A firewall drops the datagrams from ``here`` to ``there``, and nothing else; None stands for everybody."""
+        self._closed.add((here, there))
+
+    def open_udp(self) -> None:
+        """The firewall is gone."""
+        self._closed = set()
+
+    def _dropped(self, here: Address, there: Address) -> bool:
+        return bool(self._closed) and not self._closed.isdisjoint(((here, there), (here, None), (None, there), (None, None)))
 
     def silent(self, here: Address, there: Address) -> bool:
         """Whether what ``here`` sends to ``there`` vanishes."""
@@ -402,7 +415,7 @@ class Hub:
             self.clock.callLater(delay_s, self._arrive, source, target, data)
 
     def _arrive(self, source: Address, target: Address, data: bytes) -> None:
-        if not self.reachable(source, target) or self.silent(source, target):
+        if not self.reachable(source, target) or self.silent(source, target) or self._dropped(source, target):
             self.counters["lost"] += 1
             return
         if target in self._paused:
