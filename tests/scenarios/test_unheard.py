@@ -224,7 +224,7 @@ class _Cloned(Cluster):
 
     cloned = True
 
-    def start(self, number: int, wiped: bool = False):  # noqa: ANN201  as the base class
+    def start(self, number: int, wiped: bool = False):
         self.clock.advance(0.003)
         return super().start(number, wiped)
 
@@ -365,7 +365,7 @@ class _WrongClock(Cluster):
 
     ahead_ms = 3600 * 1000
 
-    def start(self, number: int, wiped: bool = False):  # noqa: ANN201  as the base class
+    def start(self, number: int, wiped: bool = False):
         right = self.now_ms
         if number == 3:
             ahead_ms = self.ahead_ms
