@@ -59,6 +59,7 @@ class Confirmations:
         self._proved: dict[_Key, tuple[ImageId, float]] = {}
         self._refuted: dict[_Key, tuple[ImageId, float]] = {}
         self._flying = 0
+        self._starting = False
         self.refuted = 0
 
     def proved(self, claim: Claim) -> bool:
@@ -109,14 +110,20 @@ class Confirmations:
                 one.under_way.cancel()
 
     def _go_on(self) -> None:
-        if self._flying >= MOST_UNDER_WAY:
+        """Start what can be started. An answer that comes at once must not lead here again, or many would end the stack."""
+        if self._starting or self._flying >= MOST_UNDER_WAY:
             return
-        now_s = self._clock.seconds()
-        for asked in list(self._asked.values()):
-            if self._flying >= MOST_UNDER_WAY:
-                return
-            if asked.under_way is None and asked.next_s <= now_s:
-                self._start(asked)
+        self._starting = True
+        try:
+            now_s = self._clock.seconds()
+            for key in list(self._asked):
+                asked = self._asked.get(key)
+                if self._flying >= MOST_UNDER_WAY:
+                    return
+                if asked is not None and asked.under_way is None and asked.next_s <= now_s:
+                    self._start(asked)
+        finally:
+            self._starting = False
 
     def _start(self, asked: _Asked) -> None:
         self._flying += 1

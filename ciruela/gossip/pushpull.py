@@ -73,7 +73,7 @@ class Exchanges:
         self._at: dict[Address, _Standing] = {}
         self._backoff: Backoff[Address] = Backoff(clock, BACKOFF_STEP_S)
         self._flying = 0
-        self._stopped = False
+        self._stopped = self._starting = False
         self.done = self.failed = 0
 
     def configured(self, addresses: Collection[Address]) -> list[Address]:
@@ -108,14 +108,11 @@ class Exchanges:
     def beat(self, needing: Collection[Address]) -> None:
         """Once a second: what waits, and the peers that need it (not heard by UDP, or deaf) when it was not done lately."""
         now_s = self._clock.seconds()
-        for address, standing in tuple(self._at.items()):
-            if standing.wanted:
-                self._try(address, standing)
         for address in needing:
             due = self._at.get(address)
             if due is not None and now_s - due.since_s >= AGAIN_S:
                 due.wanted = True
-                self._try(address, due)
+        self._go_on()
 
     def deaf(self) -> list[Address]:
         """The peers that said that they do not hear our datagrams."""
@@ -199,10 +196,19 @@ class Exchanges:
     def _landed(self, _: object, standing: _Standing) -> None:
         standing.under_way = None
         self._flying -= 1
-        if self._flying < MOST_UNDER_WAY and not self._stopped:
-            for address, other in tuple(self._at.items()):
-                if other.wanted:
-                    self._try(address, other)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Start what waits. A failure that comes at once must not lead here again, or many would end the stack."""
+        if self._starting or self._stopped:
+            return
+        self._starting = True
+        try:
+            for address, standing in tuple(self._at.items()):
+                if standing.wanted and self._flying < MOST_UNDER_WAY:
+                    self._try(address, standing)
+        finally:
+            self._starting = False
 
 
 def _timed_out(result: object, timeout_s: float) -> object:
