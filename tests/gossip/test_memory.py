@@ -26,7 +26,7 @@ from ciruela.gossip.quota import PER_OWNER, Quota
 from ciruela.gossip.results import MOST_KINDS, RESULT_S, HeardResults
 from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, Refusal
 from ciruela.gossip.stances import IMAGES_PER_PATH, STANCE_S
-from ciruela.gossip.watches import WATCH_S
+from ciruela.gossip.watches import MOST_WATCHERS, WATCH_S, HeardWatches
 from ciruela.gossip.window import WINDOW, Window
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
@@ -531,6 +531,17 @@ class WatchTests(ClusterCase):
         self.assertEqual(self.cluster.watchers(PATH), {C})
         self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), frozenset())
         self.assertEqual(self.cluster.watchers(VPath(("app", f"v{PER_OWNER}"))), {C})
+
+    @shows("S6")
+    def test_watchers_of_one_path(self) -> None:
+        """However many nodes a cluster has, one path does not fill the memory."""
+        watches = HeardWatches()
+        for number in range(MOST_WATCHERS + 5):
+            watches.heard(Watch(PATH, MachineId(b"%016d" % number), 1), AT_A, 0.0)
+        self.assertEqual(len(watches.of(PATH, 0.0)), MOST_WATCHERS)
+        first = MachineId(b"%016d" % 0)
+        self.assertTrue(watches.heard(Watch(PATH, first, 2), AT_A, 1.0), "one that is known is renewed")
+        self.assertEqual((watches.waits(PATH, first, 60.5), watches.waits(PATH, first, 61.0)), (True, False))
 
     def test_renewed_by_another(self) -> None:
         """A watch belongs to who told its newest stamp: a flood from who told an older one does not displace it."""

@@ -311,6 +311,19 @@ class SpeakingTests(GossipCase):
         self.assertEqual(self.gossip.counts.refused["malformed"], 1)
         self.assertEqual(self.gossip.cluster.hosts("app"), {A: "a.example"})
 
+    def test_news_at_once(self) -> None:
+        """News for a peer that hears no datagrams would come seconds late, at each of the nodes that it goes through."""
+        self.peers()
+        self.clock.advance(2)
+        self.push(AT_A.host, A, heard_ms=None)
+        self.clock.advance(2)
+        self.out.asked.clear()
+        self.facts.bases = {PATH.base: b"h" * 32}
+        self.gossip.exchanges.alive(AT_A)
+        self.gossip.news_base(PATH.base)
+        self.clock.advance(0)
+        self.assertEqual([address for address, _ in self.out.asked], [AT_A])
+
     def test_taken_is_an_acknowledgment(self) -> None:
         """A completion that no datagram brings is said over a connection, until it was taken and no longer."""
         pushed: list[PushPull] = []

@@ -39,7 +39,7 @@ class UdpTests(UnmeasuredTestCase):
         cluster = Cluster(5, udp=False)
         cluster.run(3.0)
         self.assertEqual({len(node.gossip.cluster.hosts("app")) for node in cluster.nodes.values()}, {4})
-        self.spread(cluster, 1, 10.0)
+        self.spread(cluster, 1, 4.0)
 
     @shows("K4")
     def test_inbound_closed(self) -> None:
@@ -47,7 +47,7 @@ class UdpTests(UnmeasuredTestCase):
         cluster = Cluster(5)
         cluster.hub.close_udp(None, cluster.address(3))
         cluster.run(5.0)
-        self.spread(cluster, 1, 10.0)
+        self.spread(cluster, 1, 4.0)
 
     @shows("K4")
     def test_outbound_closed(self) -> None:
@@ -55,7 +55,7 @@ class UdpTests(UnmeasuredTestCase):
         cluster = Cluster(5)
         cluster.hub.close_udp(cluster.address(3), None)
         cluster.run(5.0)
-        self.spread(cluster, 1, 10.0)
+        self.spread(cluster, 1, 4.0)
 
     @shows("K4")
     def test_entry_node_closed(self) -> None:
