@@ -1,7 +1,8 @@
 """What the nodes of a cluster tell each other, in datagrams and over connections: hints that make work start, never an authority.
 
 No file, no socket: datagrams leave through ``seams.Datagrams``, requests through ``seams.Wire``, clock and chance are handed in. What is
-heard never makes this node contact an address that is not configured, and never deletes, aborts or accepts anything by itself (threats 6.7).
+heard never makes this node contact an address that is not configured, and by itself never deletes, aborts or accepts anything (threats
+6.7).
 
 Reading order: ``packets`` (the facts and their bytes), ``envelope`` (what stands around a body), ``window`` (replays), ``quota`` (bounded
 memory), ``roster`` (who is who), ``known`` (who was met where, over restarts), ``sharing`` (one machine id on several servers), ``servers``

@@ -133,16 +133,16 @@ class Exchanges:
         return 0.0 if standing is None or not standing.deaf else self._clock.seconds() - standing.deaf_since_s
 
     def answered(self, address: Address) -> None:
-        """``address`` made an exchange itself; the answer had everything that there was to say."""
+        """``address`` makes an exchange itself; the answer has everything that there is to say."""
         standing = self._at.get(address)
         if standing is not None:
             standing.wanted = False
             standing.since_s = self._clock.seconds()
 
-    def alive(self, address: Address) -> None:
-        """A sign of life from there, or a new start: it is worth another try."""
+    def alive(self, address: Address, *, anew: bool = False) -> None:
+        """A sign of life from there: it is worth another try. ``anew``: it may know now what it did not know before."""
         standing = self._at.get(address)
-        if standing is not None:
+        if standing is not None and anew:
             standing.unable_until_s = float("-inf")
         self._backoff.succeeded(address)
         self._wire.alive(address)

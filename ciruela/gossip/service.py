@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import Beat, Hush, later
+from ciruela.clockwork import Beat, Bucket, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.confirm import Claim, Confirmations
@@ -46,6 +46,12 @@ TROUBLE_S = 10.0
 UNKNOWN_S = 3600.0
 MOST_UNKNOWN = 5
 """An unknown source is named in the log once an hour, and so many of them."""
+
+STRANGE_RATE, STRANGE_BURST = 2.0, 64.0
+"""Exchanges a second with nodes that are not configured, and at once; more hear nothing."""
+
+MOST_STRANGE = 4
+"""Bodies that are read of one such exchange."""
 
 MOST_OWED = 256
 """Answers that wait for an exchange with one peer."""
@@ -143,6 +149,7 @@ class Gossip:
         self._pulled: dict[Address, MachineId | None] = {}
         self._trouble: dict[Address, str] = {}
         self._unknown = Hush(clock, MOST_UNKNOWN, UNKNOWN_S)
+        self._strange = Bucket(clock, STRANGE_RATE, STRANGE_BURST)
         self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
         self._probes = Probes(rng)
         self._tellings = Tellings()
@@ -434,6 +441,8 @@ class Gossip:
         if heard.Refused(Refusal.OWN) in effects:
             self._silent.pop(source, None)
         self.counts.heard += listened and not connected
+        if listened and source in self._needing:
+            self.exchanges.alive(source)
         for effect in effects:
             self._act(effect)
         return listened
@@ -454,7 +463,7 @@ class Gossip:
                 )
             case heard.NewPeer():
                 self._tellings.started_anew(effect.machine)
-                self.exchanges.alive(effect.address)
+                self.exchanges.alive(effect.address, anew=True)
                 self._known[effect.address] = None
                 self._silent.pop(effect.address, None)
                 fields = {"machine": effect.machine.hex(), "address": str(effect.address)}
@@ -586,11 +595,10 @@ class Gossip:
             source = Address.of(host, request.port)
         except ValueError:
             raise RemoteError("it is not known where this connection comes from") from None
-        packets = self._read(source, request.facts)
         if not self.cluster.roster.is_configured(source):
-            self._note_stranger(source, packets)
-            self._composer.refresh(self._clock.seconds(), len(self._known))
-            return PushPullData(False, None, tuple(self._bodies(self._composer.exchange((), MOST_PUSHED))))
+            return self._answer_stranger(source, request)
+        self.exchanges.answered(source)
+        packets = self._read(source, request.facts)
         taken = self._learn(source, packets, request.heard_ms) or not packets
         machine = self.cluster.roster.machine_at(source)
         most = MOST_PUSHED if source in self._pulled and self._pulled[source] == machine else MOST_PULLED
@@ -617,7 +625,7 @@ class Gossip:
         taken = [self._take_in(address, packet, connected=True) for packet in packets]
         if address in self.cluster.roster.own():
             return True
-        self.exchanges.alive(address)
+        self.exchanges.alive(address, anew=True)
         deaf = heard_ms is None or heard_ms > self.cluster.roster.unheard_s * 1000
         if self.exchanges.told(address, deaf=deaf) and deaf:
             self._needing[address] = None
@@ -640,6 +648,15 @@ class Gossip:
             self._trouble[address] = kind
             fields = {"name": roster.name(address), "port": address.port, "own": self._here.port, "silent": round(silent_s)}
             self._complain(kind, address, text, **fields)
+
+    def _answer_stranger(self, source: Address, request: PushPull) -> PushPullData:
+        """Nothing is taken from somebody who is not configured; he may name us, so he hears what is here, as long as few ask."""
+        if not self._strange.take():
+            return PushPullData(False, None, ())
+        now_s = self._clock.seconds()
+        self._note_stranger(source, self._read(source, request.facts[:MOST_STRANGE]))
+        self._composer.refresh(now_s, len(self._known))
+        return PushPullData(False, None, tuple(self._bodies(self._composer.exchange((), MOST_PUSHED))))
 
     def _note_stranger(self, source: Address, packets: Sequence[Packet]) -> None:
         stranger = self.cluster.stranger(source, packets, self._clock.seconds())

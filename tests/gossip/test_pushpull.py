@@ -115,6 +115,9 @@ class ExchangeTests(SynchronousTestCase):
         self.assertEqual(len(self.wire.asked), 1)
         self.exchanges.alive(AT_A)
         self.seconds(1, AT_A)
+        self.assertEqual(len(self.wire.asked), 1)
+        self.exchanges.alive(AT_A, anew=True)
+        self.seconds(1, AT_A)
         self.assertEqual(len(self.wire.asked), 2)
         self.wire.answer, self.wire.v2 = RemoteError("PushPull is understood where ciruela.v2 was agreed upon"), False
         self.seconds(100, AT_B)
@@ -303,6 +306,8 @@ class SpeakingTests(GossipCase):
         self.assertEqual((taken, self.out.heard, self.gossip.cluster.hosts("app")), (False, [], {}))
         self.assertEqual(self.gossip.cluster.watchers(PATH), frozenset())
         self.assertRaises(RemoteError, self.gossip.pushed, "", PushPull(1, None, ()))
+        told = [bool(self.gossip.pushed(STRANGER.host, PushPull(1, None, ())).facts) for _ in range(200)]
+        self.assertLess(sum(told), 100, "who asks for everything all the time gets it")
 
     def test_malformed(self) -> None:
         """A damaged push costs what comes after the damage."""
@@ -319,7 +324,7 @@ class SpeakingTests(GossipCase):
         self.clock.advance(2)
         self.out.asked.clear()
         self.facts.bases = {PATH.base: b"h" * 32}
-        self.gossip.exchanges.alive(AT_A)
+        self.gossip.exchanges.alive(AT_A, anew=True)
         self.gossip.news_base(PATH.base)
         self.clock.advance(0)
         self.assertEqual([address for address, _ in self.out.asked], [AT_A])
@@ -386,7 +391,7 @@ class SpeakingTests(GossipCase):
             PushPullData(True, None, tuple(encode_packets(Header(ME, EPOCH, 0), [Ack(PATH, ONE)])) if address == AT_ME else ())
         )
         self.out.asked.clear()
-        self.gossip.exchanges.alive(AT_ME)
+        self.gossip.exchanges.alive(AT_ME, anew=True)
         self.gossip.exchanges.want(AT_ME)
         self.clock.pump([1.0] * 60)
         self.assertEqual(self.gossip.cluster.roster.own(), [AT_ME])

@@ -165,10 +165,11 @@ class CountTests(UnmeasuredTestCase):
         cluster = Cluster(1)
         cluster.run(1.0)
         node = cluster.nodes[1]
-        for number in range(300):
+        for number in range(1000, 1100):
+            cluster.run(0.5)
             header = Header(MachineId(number.to_bytes(16, "big")), 1, 0)
             facts = tuple(encode_packets(header, [Member(header.sender, None, 1, f"s{number}", 0, 1, ("app",))]))
-            self.assertFalse(node.gossip.pushed(f"192.0.2.{number % 250}", PushPull(1000 + number, None, facts)).taken)
+            self.assertFalse(node.gossip.pushed(f"192.0.2.{number % 250}", PushPull(number, None, facts)).taken)
         self.assertEqual(len(node.gossip.cluster.servers("app")), 64)
         self.assertEqual(node.gossip.cluster.hosts("app"), {})
         cluster.run(310.0)
