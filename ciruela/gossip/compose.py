@@ -52,6 +52,9 @@ RECENT_S = 300.0
 MOST_RECENT = 1024
 """Completions and removals that are told over a connection: so many, of the last five minutes."""
 
+MOST_HEARSAY = 64
+"""Watches and members of others in one exchange; all of them when ``whole``, as with a peer that has just been met."""
+
 MOST_DATAGRAMS = 4
 """Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
 
@@ -153,7 +156,7 @@ class Composer:
         self._waiting: dict[Kind, Hashable] = {}
         self._rendered: dict[Fact, bytes | None] = {}
         self._recent: dict[VPath, float] = {}
-        self._cursor = 0
+        self._cursor = self._hearsay_cursor = 0
 
     # -- what there is to say -------------------------------------------------------------------------------------------------
 
@@ -240,7 +243,7 @@ class Composer:
 
     # -- over a connection ----------------------------------------------------------------------------------------------------
 
-    def exchange(self, extra: Sequence[Item], most: int) -> list[list[bytes]]:
+    def exchange(self, extra: Sequence[Item], most: int, *, whole: bool = False) -> list[list[bytes]]:
         """Encoded items, a list for each of at most ``most`` bodies: the own membership, ``extra``, all own facts, and hearsay.
 
         When there is more than that, the next exchange begins where this one ended.
@@ -248,7 +251,7 @@ class Composer:
         first = [data for fact in self._membership() if (data := self._data(fact))]
         first += [data for item in extra if (data := self._encode(item))]
         groups = split(first)[:most] or [[]]
-        rest = self._all()
+        rest = self._all(whole=whole)
         begin = self._cursor % max(1, len(rest))
         left = ROOM_BYTES - sum(map(len, groups[-1]))
         for number, fact in enumerate(rest[begin:] + rest[:begin]):
@@ -268,15 +271,21 @@ class Composer:
     def _membership(self) -> list[Fact]:
         return [(Kind.MEMBER, (self._me, part.part)) for part in self._parts]
 
-    def _all(self) -> list[Fact]:
-        """All facts but the own membership, those of the moment first."""
+    def _all(self, *, whole: bool) -> list[Fact]:
+        """All facts but the own membership, those of the moment first; of hearsay a part, which goes round, unless ``whole``."""
         while self._recent and self._now_s - next(iter(self._recent.values())) >= RECENT_S:
             del self._recent[next(iter(self._recent))]
         own = (Kind.DOWNLOAD, Kind.WATCH, Kind.HOOK, Kind.DELETED, Kind.BASE)
         facts: list[Fact] = [(Kind.COMPLETE, vpath) for vpath in reversed(self._recent)]
         facts += [(kind, key) for kind in own for key in self._own[kind]]
-        hearsay = ((kind, key) for kind in (Kind.WATCH, Kind.MEMBER) for key in self._rumors[kind] if key not in self._own[kind])
-        return facts + list(hearsay)
+        hearsay: list[Fact] = [
+            (kind, key) for kind in (Kind.WATCH, Kind.MEMBER) for key in self._rumors[kind] if key not in self._own[kind]
+        ]
+        if not whole and len(hearsay) > MOST_HEARSAY:
+            begin = self._hearsay_cursor % len(hearsay)
+            self._hearsay_cursor = begin + MOST_HEARSAY
+            hearsay = (hearsay[begin:] + hearsay[:begin])[:MOST_HEARSAY]
+        return facts + hearsay
 
     # -- datagrams ------------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ NEWS_S = 1.0
 """Least time between two exchanges with one peer: news of that time goes together."""
 
 MOST_UNDER_WAY = 8
-MOST_FIRST = 16
+MOST_FIRST = 8
 """Peers that a starting node speaks to at once; they tell of all others."""
 
 ANSWER_S = 10.0
@@ -78,8 +78,9 @@ class Exchanges:
 
     def configured(self, addresses: Collection[Address]) -> list[Address]:
         """These are the others now; those that are new. An exchange with one that is gone is given up."""
-        new = [address for address in addresses if address not in self._at]
-        for address in [address for address in self._at if address not in addresses]:
+        there = dict.fromkeys(addresses)
+        new = [address for address in there if address not in self._at]
+        for address in [address for address in self._at if address not in there]:
             standing = self._at.pop(address)
             if standing.under_way is not None:
                 standing.under_way.cancel()

@@ -426,6 +426,10 @@ class Roster:
         """The configured addresses that are not known to be our own."""
         return [address for address in self._names if address not in self._own]
 
+    def is_own(self, address: Address) -> bool:
+        """Whether we hear ourselves at ``address``."""
+        return address in self._own
+
     def own(self) -> list[Address]:
         """The configured addresses at which we hear ourselves."""
         return [address for address in self._names if address in self._own]

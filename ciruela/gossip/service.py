@@ -571,7 +571,7 @@ class Gossip:
         waiting = [] if machine is None else [(vpath, machine, image) for vpath, image in self._tellings.open(machine)]
         completions = [self._composer.completion(vpath) for vpath, _, _ in waiting]
         items = dict.fromkeys((*(item for item in completions if item is not None), *self._owed.pop(address, {})))
-        facts = tuple(self._bodies(self._composer.exchange(tuple(items), most)))
+        facts = tuple(self._bodies(self._composer.exchange(tuple(items), most, whole=most > MOST_PUSHED)))
         if address in self._needing or self.cluster.roster.udp_s(address, now_s) is None:
             self._send(address, self._composer.beat(()))
         return facts, waiting
@@ -583,7 +583,7 @@ class Gossip:
         if answer.taken:
             for vpath, machine, image in waiting:
                 self._tellings.acked(vpath, machine, image)
-        elif address not in self.cluster.roster.own():
+        elif not self.cluster.roster.is_own(address):
             text = "the node at {address} takes nothing from this one: name an address of this node in the list of peers there"
             self._complain("not taken", address, text)
 
@@ -599,7 +599,8 @@ class Gossip:
             return self._answer_stranger(source, request)
         self.exchanges.answered(source)
         packets = self._read(source, request.facts)
-        taken = self._learn(source, packets, request.heard_ms) or not packets
+        met = source in self._pulled  # else no datagram of ours can have come there yet: that it heard none says nothing
+        taken = self._learn(source, packets, request.heard_ms if met else 0) or not packets
         machine = self.cluster.roster.machine_at(source)
         most = MOST_PUSHED if source in self._pulled and self._pulled[source] == machine else MOST_PULLED
         self._pulled[source] = machine
@@ -623,7 +624,7 @@ class Gossip:
         if not self._running:
             return False
         taken = [self._take_in(address, packet, connected=True) for packet in packets]
-        if address in self.cluster.roster.own():
+        if self.cluster.roster.is_own(address):
             return True
         self.exchanges.alive(address, anew=True)
         deaf = heard_ms is None or heard_ms > self.cluster.roster.unheard_s * 1000

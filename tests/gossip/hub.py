@@ -90,7 +90,7 @@ class Wire:
         """The answer of the node there, after a moment."""
         self.world.asked.append((self.address, address, type(request)))
         done: Deferred[Response] = Deferred(lambda _: None)
-        self.world.clock.callLater(self.world.rng.uniform(0.001, 0.02), self._answer, done, address, request)
+        self.world.clock.callLater(self.world.rng.uniform(0.02, 0.04), self._answer, done, address, request)
         return done
 
     def _answer(self, done: Deferred[Response], address: Address, request: Request) -> None:

@@ -321,6 +321,8 @@ class SpeakingTests(GossipCase):
         self.peers()
         self.clock.advance(2)
         self.push(AT_A.host, A, heard_ms=None)
+        self.assertEqual(self.gossip.exchanges.deaf(), [], "nothing can have come there yet")
+        self.push(AT_A.host, A, heard_ms=None)
         self.clock.advance(2)
         self.out.asked.clear()
         self.facts.bases = {PATH.base: b"h" * 32}
