@@ -123,6 +123,9 @@ class Wire(Protocol):
     def bulk(self, address: Address) -> bool:
         """Whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
 
+    def alive(self, address: Address) -> None:
+        """Take note of a sign of life from ``address``: failures of the past are no reason to leave it alone any more."""
+
 
 class Datagrams(Protocol):
     """The gossip socket."""

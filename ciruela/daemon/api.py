@@ -18,11 +18,14 @@ from ciruela.daemon.requests import config_hash
 from ciruela.daemon.retention import Retention
 from ciruela.daemon.signers import Signers
 from ciruela.daemon.status import disk_page
+from ciruela.gossip.roster import Peer
+from ciruela.gossip.strangers import Stranger
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookReport, HookState
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
+from ciruela.seams import Address
 from ciruela.web.status import Json
 
 API = 1
@@ -110,22 +113,13 @@ class NodeApi:
         return [{"path": str(vpath), "image": report.image.hex(), **_hook(report)} for vpath, report in failed[:MOST_HOOKS]]
 
     def _peers(self) -> Json:
-        """The configured peers; ``heard_s``: seconds since the last datagram from there, None when there was none."""
-        return {
-            "api": API,
-            "peers": [
-                {
-                    "machine_id": None if peer.machine is None else peer.machine.hex(),
-                    "hostname": peer.hostname,
-                    "name": peer.name,
-                    "address": str(peer.address),
-                    "heard_s": None if peer.silent_s is None else round(peer.silent_s, 1),
-                    "dirs": list(peer.keys),
-                }
-                for peer in self._node.gossip.cluster.peers()
-                if not peer.own
-            ],
-        }
+        """The other nodes: those that are configured, then those that speak here although they are not. Seconds are None for never."""
+        cluster = self._node.gossip.cluster
+        now_s = self._node.world.clock.seconds()
+        rows: list[Json] = [_peer_row(peer) for peer in cluster.peers() if not peer.own]
+        rows += [_stranger_row(source, one, now_s) for source, one in cluster.strangers()]
+        shared: list[Json] = [{"machine_id": one.machine.hex(), "addresses": list(one.addresses)} for one in cluster.shared_ids()]
+        return {"api": API, "peers": rows, "shared_ids": shared}
 
     async def _keys(self) -> Json:
         """The fingerprints of the keys that may upload, by directory."""
@@ -251,6 +245,40 @@ class NodeApi:
 
 def _hook(report: HookReport) -> dict[str, Json]:
     return {"kind": report.kind.value, "state": report.state.value, "message": report.message}
+
+
+def _peer_row(peer: Peer) -> dict[str, Json]:
+    """One configured address, with what is remembered where nobody was heard lately."""
+    known = peer.known
+    machine = peer.machine or (known.machine if known else None)
+    return {
+        "machine_id": None if machine is None else machine.hex(),
+        "hostname": peer.hostname or (known.hostname if known else "") or None,
+        "name": peer.name,
+        "address": str(peer.address),
+        "addresses": [str(peer.address)],
+        "heard_s": None if peer.silent_s is None else round(peer.silent_s, 1),
+        "udp_heard_s": None if peer.udp_s is None else round(peer.udp_s, 1),
+        "reached": peer.reached,
+        "configured": True,
+        "dirs": list(peer.keys or (known.keys if known else None) or ()),
+    }
+
+
+def _stranger_row(source: Address, one: Stranger, now_s: float) -> dict[str, Json]:
+    """One node that speaks here although no list of peers names it, as it told of itself."""
+    return {
+        "machine_id": one.machine.hex(),
+        "hostname": one.hostname or None,
+        "name": one.hostname or source.host,
+        "address": str(source),
+        "addresses": [str(source)],
+        "heard_s": round(max(0.0, now_s - one.at_s), 1),
+        "udp_heard_s": None,
+        "reached": None,
+        "configured": False,
+        "dirs": [*sorted(one.keys or ())],
+    }
 
 
 def _signatures(vpath: VPath, state: State) -> list[Signature]:

@@ -27,7 +27,7 @@ from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.gossip.packets import Download, Hooked, Removed
 from ciruela.gossip.roster import SILENT_S
-from ciruela.gossip.service import Gossip
+from ciruela.gossip.service import ANYWHERE, Gossip
 from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import AFTER, HookReport, HookState
@@ -55,6 +55,7 @@ HOOKS_TOLD_MS = 300_000
 class World:
     """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds.
 
+    ``here`` is where it listens, maybe a wildcard.
     Without ``safeguards`` nothing is ever cleaned up, without ``outside`` no hook is ever run.
     """
 
@@ -73,6 +74,7 @@ class World:
     safeguards: Safeguards | None = None
     in_thread: InThread = in_place
     outside: Outside | None = None
+    here: Address = ANYWHERE
 
 
 class Facts:
@@ -170,9 +172,12 @@ class Ears:
         """A peer has more to give."""
         self._node.downloads.nudge(vpath)
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
-        """A peer has removed something: tell the clients that wait for it, and have the signatures shown."""
+    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+        """A peer has removed something: tell the clients that wait for it."""
         self._node.tell_removed(RemovedImage(item.image, str(item.vpath), machine, hostname, True), item.vpath)
+
+    def removal_heard(self, item: Removed, address: Address) -> None:
+        """A peer says that something was removed: have the signatures shown."""
         if self._node.ready:
             self._node.reconciler.removed(item.vpath, Version(item.timestamp_ms, item.image), address)
 
@@ -200,6 +205,8 @@ class Node:
             facts=Facts(self),
             ears=Ears(self),
             now_ms=world.now_ms,
+            wire=world.wire,
+            here=world.here,
         )
         self.hooks = Hooks(world.configs, self.ledger, world.disk, world.authority, world.outside, self._hooked, world.clock, world.now_ms)
         self.downloads = Downloads(
@@ -299,6 +306,7 @@ class Node:
             done=self._tell_received,
             gone=self._tell_gone,
             watched=self.gossip.news_watch,
+            pushed=self.gossip.pushed,
             published=lambda notification: self.downloads.nudge_image(notification.image),
             clock=world.clock,
             me=world.me,

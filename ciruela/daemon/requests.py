@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TypeVar
 
 import cbor2
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -44,6 +44,7 @@ from ciruela.proto.messages import (
     Notification,
     PublishImage,
     PushPull,
+    PushPullData,
     RemovedEntry,
     RemoveDir,
     ReplaceDir,
@@ -158,6 +159,7 @@ class Requests:
         done: Callable[[VPath, State], None],
         gone: Callable[[VPath, ImageId], None],
         watched: Callable[[VPath], None],
+        pushed: Callable[[str, PushPull], PushPullData],
         published: Callable[[PublishImage], None],
         clock: IReactorTime,
         me: MachineId,
@@ -184,6 +186,7 @@ class Requests:
         self._watchers = watchers
         self._done = done
         self._watched = watched
+        self._pushed = pushed
         self._published = published
         self._clock = clock
         self._me = me
@@ -257,7 +260,7 @@ class Requests:
             case WithdrawUpload():
                 return self._withdraw(link, request)
             case PushPull():
-                return fail(RemoteError(f"{type(request).__name__} is not answered yet"))
+                return maybeDeferred(self._pushed, link.host, request).addCallback(_as_response)
 
     def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:
         try:

@@ -59,7 +59,7 @@ from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
 from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Link, NowMs
+from ciruela.seams import Address, Link, NowMs, numeric_host
 from ciruela.web.pages import Pages
 from ciruela.web.status import Json
 
@@ -115,12 +115,12 @@ class Daemon(Service):
         trust = Trust(now_ms, self._made)
         self._store = Store(plan.db_dir, self._configs, self._in_thread, plan.tuning, trust, share_out(most_descriptors()))
         self._link_limits = limits_for(plan.tuning.max_index_bytes)
-        self._pool = Pool(reactor, limits=self._link_limits)
+        self._pool = Pool(reactor, limits=self._link_limits, from_host=plan.host)
         self._watchdog = Watchdog(reactor)
         self._port: Port | None = None
         self._lists = ThreadPool(0, 2, "lists")
         self._lists.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
-        self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source))
+        self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source), reactor)
         self.node = Node(
             World(
                 me=plan.me,
@@ -136,6 +136,7 @@ class Daemon(Service):
                 now_ms=now_ms,
                 tuning=plan.tuning,
                 in_thread=self._in_thread,
+                here=Address.of(plan.host, plan.port),
                 outside=Outside(Processes(reactor), Webhooks(reactor), plan.me, plan.hostname),
                 safeguards=Safeguards(
                     time.monotonic,
@@ -155,6 +156,7 @@ class Daemon(Service):
             rng,
             self.node.gossip.configured,
             PeerCache(plan.db_dir, self._in_thread),
+            self.node.gossip.cluster,
         )
         self._keys = KeyWatch(self.node, plan.config_dir, self._in_thread, reactor, rng)
         self._reloads = Reloads(plan, lambda: self._in_thread(settings.again), self.node, self._configs, self._keys, self._apply)
@@ -219,7 +221,11 @@ class Daemon(Service):
         self._peers.start().addCallbacks(lambda _: self.node.acquaintance.listed(), self._no_peers)
 
     def _is_peer(self, host: str) -> bool:
-        return any(address.host == host for address in self._peers.peers)
+        try:
+            numeric = numeric_host(host)
+        except ValueError:
+            return False
+        return any(address.host == numeric for address in self._peers.peers)
 
     def _port_limits(self, tuning: Tuning) -> PortLimits:
         """Half of the descriptors at most are for connections: a download that cannot open a file is lost, a connection comes again."""
@@ -260,6 +266,7 @@ class Daemon(Service):
             ("peers", "sources_failing", "level", sum(source.doubtful for source in self._peers.sources)),
             ("connections", "open", "level", self._port.open if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
+            ("gossip", "datagrams_unsent", "counter", self._datagrams.unsent),
         ]
 
     def _told(self) -> dict[str, Json]:

@@ -58,7 +58,13 @@ class NodeStatus:
         node = self._node
         if node.broken:
             return False, {"status": "broken", "reason": node.broken, "version": __version__}
-        return node.ready, {"status": "ok" if node.ready else "starting", "version": __version__}
+        told: dict[str, Json] = {"status": "ok" if node.ready else "starting", "version": __version__}
+        problems = [
+            f"machine id {one.machine.hex()} is used by several servers, at {' and '.join(one.addresses)}: give each its own "
+            "(remove its machine-id file, or --override-machine-id) and restart it"
+            for one in node.gossip.cluster.shared_ids()
+        ]
+        return node.ready, told | ({"problems": list(problems)} if problems else {})
 
     def status(self) -> Json:
         """Identity, process, metrics."""
@@ -178,6 +184,9 @@ class NodeStatus:
             ("gossip", "datagrams_sent", "counter", counts.sent),
             ("gossip", "bytes_sent", "counter", counts.sent_bytes),
             ("gossip", "datagrams_heard", "counter", counts.heard),
+            ("gossip", "exchanges", "counter", node.gossip.exchanges.done),
+            ("gossip", "exchanges_failed", "counter", node.gossip.exchanges.failed),
+            ("gossip", "claims_refuted", "counter", node.gossip.confirmations.refuted),
             *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
             ("requests", "slowed", "counter", node.counterpart.slowed + node.uploads.quotas.slowed),
             ("requests", "published_refused", "counter", node.counterpart.published_refused),
@@ -248,6 +257,8 @@ class NodeStatus:
                 "hostname": peer.hostname,
                 "name": peer.name,
                 "silent_s": None if peer.silent_s is None else round(peer.silent_s, 1),
+                "udp_heard_s": None if peer.udp_s is None else round(peer.udp_s, 1),
+                "reached": peer.reached,
                 "configs": [f"/{key}" for key in peer.keys],
             }
         return found

@@ -1,7 +1,8 @@
 """``DB/.peers``: who the other nodes were when that was last known, so that a start needs no name server (threats A60).
 
-One JSON object, ``{"sources": {place: [name]}, "addresses": {name: [address]}}``. It is no record of anything: whatever is wrong with it,
-it counts as empty, and the next list takes its place.
+One JSON object, ``{"sources": {place: [name]}, "addresses": {name: [address]}, "known": {address: [text]}}``. It is no record of anything:
+whatever is wrong with it, it counts as empty, and the next list takes its place. ``known`` says who was met at each address; earlier
+versions neither write nor read it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def decode(data: bytes) -> dict[str, dict[str, list[str]]]:
         found = json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return {what: _lists(found, what) for what in ("sources", "addresses")}
+    lists = {what: _lists(found, what) for what in ("sources", "addresses")}
+    try:
+        return lists | {"known": _lists(found, "known")}
+    except ValueError:
+        return lists
 
 
 def _lists(found: object, what: str) -> dict[str, list[str]]:

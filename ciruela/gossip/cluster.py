@@ -1,23 +1,25 @@
-"""What others said, as one memory: packets go in, effects come out, questions are answered. No clock, no I/O.
+"""What others said, as one memory: packets go in, effects come out, questions are answered. No I/O.
 
 Every answer that names an address names a configured one (threats A32, A37).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Hooked, Item, Member, Packet, Removed, Watch
 from ciruela.gossip.results import HeardResults
 from ciruela.gossip.roster import Peer, Refusal, Roster
+from ciruela.gossip.servers import servers
 from ciruela.gossip.stances import Stance, Stances
+from ciruela.gossip.strangers import Stranger, Strangers
 from ciruela.gossip.watches import HeardWatches
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
 from ciruela.model.servers import Server, SharedId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
+from ciruela.seams import Address, NowMs
 
 # -- effects: what hearing a packet asks of this node -------------------------------------------------------------------------
 
@@ -27,6 +29,20 @@ class Refused:
     """The packet was not listened to."""
 
     reason: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """One item of a packet was not listened to."""
+
+    reason: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """Only a connection can tell who is at ``address``."""
+
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +73,7 @@ class BaseHeard:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """``machine`` has ``image`` at ``vpath``. ``news``: it was not known yet."""
+    """``machine`` says that it has ``image`` at ``vpath``. ``news``: it was not known yet. ``proved``: said over a connection."""
 
     vpath: VPath
     image: ImageId
@@ -66,6 +82,7 @@ class Completed:
     address: Address
     news: bool
     due: int = 0
+    proved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +96,14 @@ class HookHeard:
 
 @dataclass(frozen=True, slots=True)
 class RemovedHeard:
-    """``machine`` has removed an image, as somebody signed. ``news``: it was not known yet."""
+    """``machine`` says that it has removed an image, as somebody signed. ``news`` and ``proved`` as above."""
 
     item: Removed
     machine: MachineId
     hostname: str
     address: Address
     news: bool
+    proved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +141,21 @@ class MemberHeard:
     part: int
 
 
-Effect = Refused | Double | NewPeer | BaseHeard | Completed | RemovedHeard | Acked | DownloadHeard | WatchHeard | MemberHeard | HookHeard
+Effect = (
+    Refused
+    | Dropped
+    | Doubtful
+    | Double
+    | NewPeer
+    | BaseHeard
+    | Completed
+    | RemovedHeard
+    | Acked
+    | DownloadHeard
+    | WatchHeard
+    | MemberHeard
+    | HookHeard
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,62 +174,85 @@ class Holder:
 
 
 class Cluster:
-    """The memory of one node. ``me`` and ``epoch`` are its own: a packet with these is an echo, its address our own."""
+    """The memory of one node. ``me`` and ``epoch`` are its own: a packet with these is an echo, its address our own.
 
-    def __init__(self, me: MachineId, epoch: int) -> None:
+    ``here`` is the text of the address at which this node listens, for whoever has to be told of it.
+    """
+
+    def __init__(self, me: MachineId, epoch: int, now_ms: NowMs, here: str = "") -> None:
         self._me = me
+        self._now_ms = now_ms
+        self._here = here
+        self._strangers = Strangers()
         self._now_s = 0.0
         self.roster = Roster(me, epoch)
         self._stances = Stances()
         self._watches = HeardWatches()
         self._results = HeardResults()
 
-    def configured(self, names: Mapping[Address, str]) -> None:
+    def configured(self, names: Mapping[Address, str], now_s: float | None = None) -> None:
         """The addresses that may be listened and spoken to, each with its name as written by the operator."""
-        self.roster.configured(names)
+        self.roster.configured(names, self._now_s if now_s is None else now_s)
 
-    def heard(self, source: Address, packet: Packet, now_s: float) -> list[Effect]:
-        """Take in a packet that came from ``source`` at ``now_s`` (seconds of the node's clock, never going back)."""
+    def heard(self, source: Address, packet: Packet, now_s: float, *, connected: bool = False) -> list[Effect]:
+        """Take in a packet that came from ``source`` at ``now_s`` (seconds of the node's clock, never going back).
+
+        ``connected``: over a connection with the node that listens at ``source``; else in a datagram, which anybody may have sent.
+        """
         self._now_s = now_s
+        now_ms = self._now_ms()
         header = packet.header
-        admission = self.roster.admit(source, header, now_s)
-        effects: list[Effect] = []
+        admission = self.roster.admit(source, header, now_s, now_ms, connected=connected)
+        effects: list[Effect] = [Doubtful(address) for address in admission.doubtful]
         if admission.double is not None:
             effects.append(Double(header.sender, source, admission.double))
         if admission.refusal is not None:
             return [*effects, Refused(admission.refusal)]
         if admission.new:
             effects.append(NewPeer(source, header.sender))
+        if admission.earlier:
+            self._stances.restarted(header.sender)
         order = (header.epoch, header.seq)
+        latest_ms = self.roster.latest_ms(source, now_ms)
+        items = [item for item in packet.items if connected or not isinstance(item, Member | Watch) or item.stamp <= latest_ms]
+        effects += [Dropped(Refusal.AHEAD)] * (len(packet.items) - len(items))
         effects += [
             MemberHeard(item.machine, item.part)
-            for item in packet.items
-            if isinstance(item, Member) and self.roster.member(item, header.sender, source, now_s)
+            for item in items
+            if isinstance(item, Member) and self.roster.member(item, header.sender, source, now_s, now_ms, connected=connected)
         ]
-        effects += [effect for item in packet.items if (effect := self._take(item, source, header.sender, order))]
+        effects += [effect for item in items if (effect := self._take(item, source, header.sender, order, proved=connected))]
         return effects
 
-    def _take(self, item: Item, source: Address, sender: MachineId, order: tuple[int, int]) -> Effect | None:
+    def stranger(self, source: Address, packets: Collection[Packet], now_s: float) -> Stranger | None:
+        """Note what somebody told over a connection who says that he listens at ``source``, which is not configured."""
+        return self._strangers.spoke(source, packets, now_s)
+
+    def _take(self, item: Item, source: Address, sender: MachineId, order: tuple[int, int], *, proved: bool) -> Effect | None:
         match item:
             case BaseHash():
                 return BaseHeard(item.base, item.hash, source)
             case Complete():
-                news = self._stances.heard(sender, item, order, self._now_s)
-                return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news, item.due)
+                news = self._stances.heard(sender, source, item, order, self._now_s)
+                return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news, item.due, proved)
             case Download():
-                return DownloadHeard(item.vpath, item.image, sender, self._stances.heard(sender, item, order, self._now_s))
+                return DownloadHeard(item.vpath, item.image, sender, self._stances.heard(sender, source, item, order, self._now_s))
             case Removed():
-                news = self._stances.heard(sender, item, order, self._now_s)
-                return RemovedHeard(item, sender, self.hostname(sender), source, news)
+                news = self._stances.heard(sender, source, item, order, self._now_s)
+                return RemovedHeard(item, sender, self.hostname(sender), source, news, proved)
             case Deleted():
-                self._stances.heard(sender, item, order, self._now_s)
-            case Watch() if item.machine != self._me and self._watches.heard(item, source, self._now_s):
+                self._stances.heard(sender, source, item, order, self._now_s)
+            case Watch() if self._may_wait(item.machine) and self._watches.heard(item, source, self._now_s):
                 return WatchHeard(item.vpath, item.machine)
-            case Hooked() if self._results.heard(sender, item, self._now_s):
+            case Hooked() if self._results.heard(sender, source, item, self._now_s):
                 return HookHeard(item, sender, self.hostname(sender))
             case Ack():
                 return Acked(item.vpath, item.image, sender)
         return None
+
+    def _may_wait(self, machine: MachineId) -> bool:
+        """Whether others may say of ``machine`` that it waits: invented machines would fill the memory, and each one be looked after."""
+        return machine != self._me and self.roster.known_machine(machine)
 
     def expire(self, now_s: float) -> None:
         """Forget what is too old. To be called every few seconds; the time also counts for the questions below."""
@@ -206,6 +261,16 @@ class Cluster:
         self._stances.expire(now_s)
         self._watches.expire(now_s)
         self._results.expire(now_s)
+        self._strangers.expire(now_s)
+
+    def recall(self, rows: Mapping[str, Sequence[str]]) -> None:
+        """Take in what :meth:`remembered` of the last run said of configured addresses."""
+        self.roster.memory.recall(rows)
+        self.roster.remember()
+
+    def remembered(self) -> dict[str, list[str]]:
+        """What is known of each configured address, to be kept over a restart."""
+        return self.roster.memory.rows(self._now_ms())
 
     # -- questions ------------------------------------------------------------------------------------------------------------
 
@@ -214,21 +279,21 @@ class Cluster:
         return {machine: self.roster.name(address) for machine, address in self.roster.takers(key).items()}
 
     def servers(self, key: str) -> list[Server]:
-        """The other configured servers that take directory ``key``, or of which it is not known whether they do."""
-        return [
-            Server(
-                peer.hostname or peer.name,
-                peer.machine,
-                (str(peer.address),),
-                None if peer.silent_s is None else round(peer.silent_s * 1000),
-            )
-            for peer in self.peers()
-            if not peer.own and (not peer.keys or key in peer.keys)
-        ]
+        """The other servers that take directory ``key``, or of which it is not known whether they do.
+
+        All that are configured, heard or not; then those that speak to this node although they are not, unless their machine is known.
+        """
+        places = self.roster.places(self._now_s, self._now_ms())
+        met = {place.machine for place in places} | {self._me}
+        return servers(places, key) + [row for row in self._strangers.rows(key, self._now_s) if row.machine not in met]
 
     def shared_ids(self) -> list[SharedId]:
         """The machine ids with which several servers speak."""
-        return []
+        return self.roster.shared.all([str(address) for address in self.roster.own()] or [self._here])
+
+    def strangers(self) -> list[tuple[Address, Stranger]]:
+        """Servers that speak to this node although no list of peers names them, for the status page."""
+        return self._strangers.all()
 
     def taking(self, key: str) -> list[Address]:
         """The addresses of the other nodes that take directory ``key``."""
@@ -282,6 +347,10 @@ class Cluster:
     def watchers(self, vpath: VPath) -> frozenset[MachineId]:
         """The other machines whose clients wait for ``vpath``."""
         return self._watches.of(vpath, self._now_s)
+
+    def waits(self, vpath: VPath, machine: MachineId) -> bool:
+        """Whether ``machine`` is one of :meth:`watchers`; one look-up, however many there are."""
+        return self._watches.waits(vpath, machine, self._now_s)
 
     def stamped_watchers(self, vpath: VPath) -> frozenset[MachineId]:
         """Those of :meth:`watchers` that datagrams told of: what an answer to GetBaseDir may name.

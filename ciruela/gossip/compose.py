@@ -48,6 +48,13 @@ BEAT_DATAGRAMS = 2
 HOOK_KINDS = range(1, len(AFTER) + 1)
 """The numbers of the hooks that are told of."""
 
+RECENT_S = 300.0
+MOST_RECENT = 1024
+"""Completions and removals that are told over a connection: so many, of the last five minutes."""
+
+MOST_HEARSAY = 64
+"""Watches and members of others in one exchange; all of them when ``whole``, as with a peer that has just been met."""
+
 MOST_DATAGRAMS = 4
 """Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
 
@@ -148,6 +155,8 @@ class Composer:
         self._turn = 0
         self._waiting: dict[Kind, Hashable] = {}
         self._rendered: dict[Fact, bytes | None] = {}
+        self._recent: dict[VPath, float] = {}
+        self._cursor = self._hearsay_cursor = 0
 
     # -- what there is to say -------------------------------------------------------------------------------------------------
 
@@ -195,6 +204,11 @@ class Composer:
         kind, key = fact
         self._rumors[kind].put(key)
         self._rendered.pop(fact, None)
+        if kind is Kind.COMPLETE and isinstance(key, VPath):
+            self._recent.pop(key, None)
+            self._recent[key] = self._now_s
+            if len(self._recent) > MOST_RECENT:
+                del self._recent[next(iter(self._recent))]
 
     def render(self, fact: Fact) -> Item | None:
         """The item that says ``fact`` now; None when it is no fact any more."""
@@ -226,6 +240,52 @@ class Composer:
         """The items that say what became of hooks here at ``vpath``."""
         known = self._own[Kind.HOOK]
         return [known[vpath, number] for number in HOOK_KINDS if (vpath, number) in known]  # type: ignore[misc]
+
+    # -- over a connection ----------------------------------------------------------------------------------------------------
+
+    def exchange(self, extra: Sequence[Item], most: int, *, whole: bool = False) -> list[list[bytes]]:
+        """Encoded items, a list for each of at most ``most`` bodies: the own membership, ``extra``, all own facts, and hearsay.
+
+        When there is more than that, the next exchange begins where this one ended.
+        """
+        first = [data for fact in self._membership() if (data := self._data(fact))]
+        first += [data for item in extra if (data := self._encode(item))]
+        groups = split(first)[:most] or [[]]
+        rest = self._all(whole=whole)
+        begin = self._cursor % max(1, len(rest))
+        left = ROOM_BYTES - sum(map(len, groups[-1]))
+        for number, fact in enumerate(rest[begin:] + rest[:begin]):
+            data = self._data(fact)
+            if data is None:
+                continue
+            if len(data) > left:
+                if len(groups) >= most:
+                    self._cursor = begin + number
+                    break
+                groups.append([])
+                left = ROOM_BYTES
+            groups[-1].append(data)
+            left -= len(data)
+        return groups
+
+    def _membership(self) -> list[Fact]:
+        return [(Kind.MEMBER, (self._me, part.part)) for part in self._parts]
+
+    def _all(self, *, whole: bool) -> list[Fact]:
+        """All facts but the own membership, those of the moment first; of hearsay a part, which goes round, unless ``whole``."""
+        while self._recent and self._now_s - next(iter(self._recent.values())) >= RECENT_S:
+            del self._recent[next(iter(self._recent))]
+        own = (Kind.DOWNLOAD, Kind.WATCH, Kind.HOOK, Kind.DELETED, Kind.BASE)
+        facts: list[Fact] = [(Kind.COMPLETE, vpath) for vpath in reversed(self._recent)]
+        facts += [(kind, key) for kind in own for key in self._own[kind]]
+        hearsay: list[Fact] = [
+            (kind, key) for kind in (Kind.WATCH, Kind.MEMBER) for key in self._rumors[kind] if key not in self._own[kind]
+        ]
+        if not whole and len(hearsay) > MOST_HEARSAY:
+            begin = self._hearsay_cursor % len(hearsay)
+            self._hearsay_cursor = begin + MOST_HEARSAY
+            hearsay = (hearsay[begin:] + hearsay[:begin])[:MOST_HEARSAY]
+        return facts + hearsay
 
     # -- datagrams ------------------------------------------------------------------------------------------------------------
 

@@ -13,27 +13,37 @@ PER_OWNER = 4096
 
 
 class Quota(Generic[O, K]):
-    """Which keys belong to which owner, oldest first. It holds no values: it says what to forget."""
+    """Which keys belong to which owner, oldest first. It holds no values: it says what to forget.
+
+    A key belongs to whoever spoke of it last.
+    """
 
     def __init__(self, limit: int = PER_OWNER) -> None:
         self._limit = limit
         self._owned: dict[O, dict[K, float]] = {}
+        self._owners: dict[K, O] = {}
 
     def touch(self, owner: O, key: K, now_s: float) -> K | None:
         """``owner`` spoke of ``key`` at ``now_s``; it is now its newest. Returns the key that gives way, if one must."""
+        if self._owners.get(key, owner) != owner:
+            self.drop(key)
         keys = self._owned.setdefault(owner, {})
         gone = None
         if keys.pop(key, None) is None and len(keys) >= self._limit:
             gone = next(iter(keys))
             del keys[gone]
+            del self._owners[gone]
         keys[key] = now_s
+        self._owners[key] = owner
         return gone
 
-    def drop(self, owner: O, key: K) -> None:
-        """``key`` belongs to ``owner`` no more."""
-        keys = self._owned.get(owner)
-        if keys is not None and keys.pop(key, None) is not None and not keys:
-            del self._owned[owner]
+    def drop(self, key: K) -> None:
+        """``key`` belongs to nobody any more."""
+        if key in self._owners:
+            owner = self._owners.pop(key)
+            del self._owned[owner][key]
+            if not self._owned[owner]:
+                del self._owned[owner]
 
     def expired(self, before_s: float) -> list[tuple[O, K]]:
         """Remove and return all that was not touched since ``before_s``."""
@@ -45,10 +55,11 @@ class Quota(Generic[O, K]):
                 if keys[key] >= before_s:
                     break
                 del keys[key]
+                del self._owners[key]
                 found.append((owner, key))
             if not keys:
                 del self._owned[owner]
         return found
 
     def __len__(self) -> int:
-        return sum(map(len, self._owned.values()))
+        return len(self._owners)

@@ -6,6 +6,7 @@ from ciruela.gossip.packets import Hooked
 from ciruela.gossip.quota import Quota
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
+from ciruela.seams import Address
 
 RESULT_S = 300.0
 """A result that was not repeated for so long is forgotten."""
@@ -15,24 +16,27 @@ MOST_KINDS = 8
 
 
 class HeardResults:
-    """The results of all machines, at most ``PER_OWNER`` paths for each."""
+    """The results of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, dict[int, Hooked]]] = {}
-        self._quota: Quota[MachineId, VPath] = Quota()
+        self._quota: Quota[Address, tuple[MachineId, VPath]] = Quota()
 
     def __len__(self) -> int:
         return len(self._quota)
 
-    def heard(self, machine: MachineId, hooked: Hooked, now_s: float) -> bool:
-        """Note a result. True when it is not what was known already; one of an older version changes nothing."""
+    def heard(self, machine: MachineId, source: Address, hooked: Hooked, now_s: float) -> bool:
+        """Note a result of ``machine``, which speaks from ``source``.
+
+        True when it is not what was known already; one of an older version changes nothing.
+        """
         kinds = self._paths.get(hooked.vpath, {}).get(machine, {})
         known = kinds.get(hooked.kind)
         if (known is None and len(kinds) >= MOST_KINDS) or (known is not None and hooked.timestamp_ms < known.timestamp_ms):
             return False
-        gone = self._quota.touch(machine, hooked.vpath, now_s)
+        gone = self._quota.touch(source, (machine, hooked.vpath), now_s)
         if gone is not None:
-            self._forget(machine, gone)
+            self._forget(*gone)
         self._paths.setdefault(hooked.vpath, {}).setdefault(machine, {})[hooked.kind] = hooked
         return known != hooked
 
@@ -48,5 +52,5 @@ class HeardResults:
 
     def expire(self, now_s: float) -> None:
         """Forget what is too old."""
-        for key in self._quota.expired(now_s - RESULT_S):
+        for _, key in self._quota.expired(now_s - RESULT_S):
             self._forget(*key)

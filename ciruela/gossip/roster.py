@@ -1,6 +1,7 @@
 """Who is who: which configured address speaks for which machine, and which directories a machine takes (threats A33, A34, A37).
 
-Only configured addresses have state here. What a node says itself (*direct*) stands above what others say of it (*hearsay*).
+Only configured addresses have state here. What a node says itself (*direct*) stands above what others say of it (*hearsay*), and what it
+says over a connection (*connected*), which cannot be forged by a datagram, above what came in datagrams.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
-from ciruela.gossip.packets import Header, Member
+from ciruela.gossip.known import Known, Memory
+from ciruela.gossip.packets import MAX_PARTS, Header, Member
+from ciruela.gossip.servers import Place
+from ciruela.gossip.sharing import SharedIds
 from ciruela.gossip.watches import age_in_ms
 from ciruela.gossip.window import Window
 from ciruela.model.ids import MachineId
@@ -23,6 +27,14 @@ MEMBER_S = 300.0
 SILENT_S = 30.0
 """An address without a sign of life for so long is probed; a machine heard less long ago is alive for the alarm about doubles."""
 
+UNHEARD_S = 5.0
+"""A configured address that was not heard by datagram for so long is spoken to over a connection.
+
+With more than five addresses it is one second for each: two healthy nodes hear each other each ``n / 6`` seconds on average.
+"""
+
+AHEAD_MS = 5 * 60 * 1000
+"""Epochs and stamps that are further ahead of the own wall clock are not believed from datagrams: they would outlive the truth."""
 
 MOST_KEYS = 64
 """Directories for which it is remembered who takes them."""
@@ -38,25 +50,40 @@ class Refusal(Enum):
     OWN = "own"
     REPLAYED = "replayed"
     SAME_MACHINE = "same_machine"
+    AHEAD = "ahead"
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the header of a packet meant. ``double``: the other address that speaks for the same machine now."""
+    """What the header of a packet meant. ``double``: the other address that speaks for the same machine now.
+
+    ``doubtful``: addresses where only a connection can tell who is there. ``earlier``: its epoch or number is older
+    than the known one, but counts.
+    """
 
     refusal: Refusal | None
     new: bool = False
     double: Address | None = None
+    doubtful: tuple[Address, ...] = ()
+    earlier: bool = False
 
 
 @dataclass(slots=True)
 class _Bound:
-    """The sender at one address."""
+    """The sender at one address. ``heard_s``: its last sign of life; ``udp_s``: the last datagram, None when there was none.
+
+    ``connected``: it told its epoch over a connection. Datagrams with other epochs up to ``barred`` are not believed then: it had one that
+    was later than the present one. ``skew_ms``: how far its clock is ahead of ours, as it told over a connection.
+    """
 
     machine: MachineId
     epoch: int
     heard_s: float
     window: Window
+    udp_s: float | None = None
+    connected: bool = False
+    barred: int = 0
+    skew_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -78,7 +105,10 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One configured address, for the status page. ``silent_s``: since the last packet from there, None when there was none."""
+    """One configured address, for the status page. ``silent_s``: since its last sign of life, None when there was none since the start.
+
+    ``udp_s``: the same for datagrams alone. ``reached``: "udp" or "tcp", None when it is not. ``known``: what is remembered of it.
+    """
 
     address: Address
     name: str
@@ -87,6 +117,9 @@ class Peer:
     hostname: str | None
     silent_s: float | None
     keys: tuple[str, ...]
+    udp_s: float | None = None
+    reached: str | None = None
+    known: Known | None = None
 
 
 class Roster:
@@ -103,10 +136,16 @@ class Roster:
         self._at: dict[Address, MachineId] = {}
         self._places: dict[MachineId, Address] = {}
         self._takers: dict[str, dict[MachineId, Address]] = {}
+        self._since: dict[Address, float] = {}
+        self.memory = Memory()
+        self.shared = SharedIds(me)
 
-    def configured(self, names: Mapping[Address, str]) -> None:
+    def configured(self, names: Mapping[Address, str], now_s: float) -> None:
         """The addresses that may be spoken to, each with its name as written; what is known of all others is forgotten."""
         self._takers.clear()
+        self._since = {address: self._since.get(address, now_s) for address in names}
+        self.memory.configured(names.keys())
+        self.shared.configured(names.keys())
         self._names = dict(names)
         self._by_text = {str(address): address for address in names}
         self._own &= names.keys()
@@ -117,19 +156,30 @@ class Roster:
                 self._drop_member(machine)
         self._places = {machine: address for machine, address in self._places.items() if address in names}
 
+    def remember(self) -> None:
+        """Take over what was recalled of configured addresses."""
+        self.memory.configured(self._names.keys())
+
     def is_configured(self, address: Address) -> bool:
         """Whether packets from ``address`` are listened to at all."""
         return address in self._names
 
     # -- hearing --------------------------------------------------------------------------------------------------------------
 
-    def admit(self, source: Address, header: Header, now_s: float) -> Admission:
-        """Whether a packet with this header counts; binds its sender to ``source``."""
+    def admit(self, source: Address, header: Header, now_s: float, now_ms: int, *, connected: bool = False) -> Admission:
+        """Whether a packet with this header counts; binds its sender to ``source``.
+
+        ``connected``: it came over a connection with the node that listens at ``source``.
+        """
         if source not in self._names:
             return Admission(Refusal.UNKNOWN_SOURCE)
+        if not connected and header.epoch > self.latest_ms(source, now_ms):
+            return Admission(Refusal.AHEAD, doubtful=(source,))
         if header.sender == self._me:
             if header.epoch != self._epoch:
-                return Admission(Refusal.SAME_MACHINE, double=source)
+                self.shared.note(self._me, {source: now_s})
+                return Admission(Refusal.SAME_MACHINE, double=source, doubtful=() if connected else (source,))
+            self.shared.spoke(source, self._me, now_s)
             if source not in self._own:
                 self._own.add(source)
                 self._takers.clear()
@@ -138,22 +188,53 @@ class Roster:
             self._own.discard(source)
             self._takers.clear()
         bound = self._bound.get(source)
-        if bound is not None and (header.epoch < bound.epoch or (header.epoch == bound.epoch and header.sender != bound.machine)):
-            return Admission(Refusal.REPLAYED)
-        double, older = self._double(source, header, now_s)
-        if older:
-            return Admission(Refusal.SAME_MACHINE, double=double)
-        new = bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch)
+        if bound is not None and not connected and self._stale(bound, header):
+            return Admission(Refusal.REPLAYED, doubtful=(source,))
         window = self._window(source, header)
-        if not window.fresh(header.seq):
+        behind = connected and window.forged(header.seq)
+        if behind:
+            window = Window()
+        if not window.fresh(header.seq) and not connected:
             return Admission(Refusal.REPLAYED)
+        double, older = self._double(source, header, now_s, connected=connected)
+        doubtful = () if double is None else tuple(address for address in (source, double) if not connected or address != source)
+        if older is not None:
+            if double is not None:
+                self.shared.note(header.sender, {source: now_s, double: self._bound[double].heard_s})
+                self.memory.met(source, header.sender, header.epoch, now_ms, connected=connected)
+            return Admission(Refusal.SAME_MACHINE, double=double, doubtful=doubtful)
+        self.shared.spoke(source, header.sender, now_s)
+        new = bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch)
+        earlier = behind or (bound is not None and bound.machine == header.sender and header.epoch < bound.epoch)
         if self.address_of(header.sender) != source:
             self._takers.clear()
         if bound is not None:
             self._unbind(source, bound.machine)
-        self._bound[source] = _Bound(header.sender, header.epoch, now_s, window)
+        self._bound[source] = self._rebound(bound, header, window, now_s, connected=connected)
         self._places[header.sender] = source
-        return Admission(None, new, double)
+        self.memory.met(source, header.sender, header.epoch, now_ms, connected=connected)
+        return Admission(None, new, double, doubtful, earlier)
+
+    @staticmethod
+    def _stale(bound: _Bound, header: Header) -> bool:
+        """Whether a datagram is of an earlier start than the one that is known, as far as that can be told without a connection."""
+        if header.epoch == bound.epoch:
+            return header.sender != bound.machine
+        return header.epoch < bound.epoch or header.epoch <= bound.barred
+
+    @staticmethod
+    def _rebound(bound: _Bound | None, header: Header, window: Window, now_s: float, *, connected: bool) -> _Bound:
+        """The binding of an address after one more packet."""
+        udp_s = now_s if not connected else None if bound is None else bound.udp_s
+        if bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch):
+            barred = 0 if bound is None else max(bound.barred, bound.epoch if connected else 0)
+            return _Bound(header.sender, header.epoch, now_s, window, udp_s, connected, barred if barred > header.epoch else 0)
+        return replace(bound, heard_s=now_s, window=window, udp_s=udp_s, connected=bound.connected or connected)
+
+    def latest_ms(self, source: Address, now_ms: int) -> int:
+        """The latest time of a clock that datagrams from ``source`` may tell."""
+        bound = self._bound.get(source)
+        return now_ms + AHEAD_MS + (0 if bound is None else max(0, bound.skew_ms))
 
     def _window(self, source: Address, header: Header) -> Window:
         """The numbers seen of this sender in this epoch, from whichever address: a replay with another source is a replay."""
@@ -163,26 +244,42 @@ class Roster:
                 return bound.window
         return Window()
 
-    def _double(self, source: Address, header: Header, now_s: float) -> tuple[Address | None, bool]:
-        """The other address that speaks for the sender in another epoch, if it lives; and whether that one is the newer."""
+    def _double(self, source: Address, header: Header, now_s: float, *, connected: bool) -> tuple[Address | None, Address | None]:
+        """The other address that speaks for the sender in another epoch, if it lives; and that address if it is the newer one.
+
+        An epoch that was told over a connection ends one that only datagrams told: a datagram can be forged.
+        """
         place = self._places.get(header.sender)
         other = None if place is None or place == source else self._bound.get(place)
-        if other is None or other.machine != header.sender or other.epoch == header.epoch:
-            return None, False
-        return place if now_s - other.heard_s < SILENT_S else None, header.epoch < other.epoch
+        if place is None or other is None or other.machine != header.sender or other.epoch == header.epoch:
+            return None, None
+        bound = self._bound.get(source)
+        proved = connected or (bound is not None and bound.connected and (bound.machine, bound.epoch) == (header.sender, header.epoch))
+        alive = now_s - other.heard_s < SILENT_S
+        if header.epoch < other.epoch and proved and not other.connected:
+            if alive:
+                self.shared.note(header.sender, {source: now_s, place: other.heard_s})
+            self._takers.clear()
+            del self._bound[place]
+            self._unbind(place, header.sender)
+            return place if alive else None, None
+        return place if alive else None, place if header.epoch < other.epoch else None
 
     def _unbind(self, address: Address, machine: MachineId) -> None:
         if self._places.get(machine) == address:
             del self._places[machine]
 
-    def member(self, item: Member, sender: MachineId, source: Address, now_s: float) -> bool:
+    def member(self, item: Member, sender: MachineId, source: Address, now_s: float, now_ms: int, *, connected: bool = False) -> bool:
         """Note what ``sender`` at ``source`` said of a machine. True when it is newer than what was known, and so worth passing on."""
         direct = item.machine == sender
+        proved = connected and direct
         born_s = now_s - item.age_ms / 1000
+        if proved:
+            self._bound[source].skew_ms = item.stamp + item.age_ms - now_ms
         if item.machine == self._me or now_s - born_s >= MEMBER_S:
             return False
         known = self._members.get(item.machine)
-        if known is not None and item.stamp < known.stamp and not (direct and not known.direct):
+        if known is not None and item.stamp < known.stamp and not proved and not (direct and not known.direct):
             return False
         address = source if direct else self._place_for(item, born_s)
         if address is None:
@@ -197,6 +294,8 @@ class Roster:
             self._members[item.machine] = known
             self._at[address] = item.machine
         elif item.part in known.gathered or item.parts != known.parts:
+            if proved and len(known.gathered) == known.parts:
+                self.memory.told(source, item.hostname, known.keys, connected=True)
             return False
         known.gathered[item.part] = item.keys
         gathered = _key_set(tuple(key for keys in known.gathered.values() for key in keys))
@@ -204,6 +303,10 @@ class Roster:
         if keys != known.keys:
             self._takers.clear()
         known.keys = keys
+        if not direct:
+            self.memory.met(address, item.machine, 0, now_ms - item.age_ms, connected=False)
+        whole = len(known.gathered) == known.parts < MAX_PARTS
+        self.memory.told(address, item.hostname, keys if whole else None, connected=proved)
         return True
 
     def _place_for(self, item: Member, born_s: float) -> Address | None:
@@ -234,6 +337,9 @@ class Roster:
             self._drop_member(machine)
         if silent or old:
             self._takers.clear()
+        for address in self.shared.expire(now_s):
+            if address not in self._bound:
+                self.memory.vacate(address)
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -297,6 +403,72 @@ class Roster:
         silent = [a for a in self._names if a not in self._own and now_s - life.get(a, -math.inf) >= SILENT_S]
         return known, silent
 
+    def udp_s(self, address: Address, now_s: float) -> float | None:
+        """Seconds since the last datagram from ``address``; None when there was none."""
+        bound = self._bound.get(address)
+        return None if bound is None or bound.udp_s is None else max(0.0, now_s - bound.udp_s)
+
+    @property
+    def unheard_s(self) -> float:
+        """Seconds after which an address counts as not heard by datagram."""
+        return max(UNHEARD_S, float(len(self._names)))
+
+    def unheard_for_s(self, address: Address, now_s: float) -> float:
+        """For how many seconds no datagram came from ``address``; since it is configured, when none ever did."""
+        udp_s = self.udp_s(address, now_s)
+        return now_s - self._since.get(address, now_s) if udp_s is None else udp_s
+
+    def unheard(self, now_s: float) -> list[Address]:
+        """The other addresses from which no datagram came for :attr:`unheard_s`."""
+        return [one for one in self._names if one not in self._own and self.unheard_for_s(one, now_s) >= self.unheard_s]
+
+    def others(self) -> list[Address]:
+        """The configured addresses that are not known to be our own."""
+        return [address for address in self._names if address not in self._own]
+
+    def is_own(self, address: Address) -> bool:
+        """Whether we hear ourselves at ``address``."""
+        return address in self._own
+
+    def own(self) -> list[Address]:
+        """The configured addresses at which we hear ourselves."""
+        return [address for address in self._names if address in self._own]
+
+    def machine_at(self, address: Address) -> MachineId | None:
+        """The machine that speaks from ``address``."""
+        bound = self._bound.get(address)
+        return None if bound is None else bound.machine
+
+    def known_machine(self, machine: MachineId) -> bool:
+        """Whether ``machine`` was met at a configured address."""
+        return machine in self._places or machine in self._members
+
+    def places(self, now_s: float, now_ms: int) -> list[Place]:
+        """All configured addresses with what is known and remembered, for the rows of servers."""
+        found = []
+        for address, name in self._names.items():
+            known = self.memory.get(address)
+            if address in self._own or known is None:
+                found.append(Place(address, name, address in self._own))
+                continue
+            bound = self._bound.get(address)
+            heard_ms = round((now_s - bound.heard_s) * 1000) if bound is not None else max(0, now_ms - known.heard_ms)
+            apart = known.machine is not None and known.machine in self.shared
+            found.append(
+                Place(
+                    address,
+                    name,
+                    False,
+                    known.machine,
+                    known.epoch,
+                    known.hostname,
+                    known.keys,
+                    max(0, heard_ms) if known.heard_ms else None,
+                    apart,
+                )
+            )
+        return found
+
     def peers(self, now_s: float) -> list[Peer]:
         """All configured addresses, in the order of the configuration."""
         machines = {address: machine for machine in self._members if (address := self.address_of(machine)) is not None}
@@ -304,7 +476,7 @@ class Roster:
         return [self._peer(address, name, machines.get(address), now_s) for address, name in self._names.items()]
 
     def _peer(self, address: Address, name: str, machine: MachineId | None, now_s: float) -> Peer:
-        blank = Peer(address, name, address in self._own, None, None, None, ())
+        blank = Peer(address, name, address in self._own, None, None, None, (), known=self.memory.get(address))
         if machine is None:
             return replace(blank, machine=self._me) if blank.own else blank
         bound = self._bound.get(address)
@@ -316,4 +488,12 @@ class Roster:
             hostname=self.hostname(machine),
             silent_s=None if bound is None else max(0.0, now_s - bound.heard_s),
             keys=keys,
+            udp_s=self.udp_s(address, now_s),
+            reached=self._reached(address, now_s),
         )
+
+    def _reached(self, address: Address, now_s: float) -> str | None:
+        bound = self._bound.get(address)
+        if bound is None or now_s - bound.heard_s >= 2 * SILENT_S:
+            return None
+        return "udp" if bound.udp_s is not None and now_s - bound.udp_s < max(SILENT_S, self.unheard_s) else "tcp"

@@ -36,6 +36,9 @@ class Rumors(Generic[K]):
     def __len__(self) -> int:
         return len(self._said)
 
+    def __iter__(self) -> Iterator[K]:
+        return iter(tuple(self._said))
+
     def __contains__(self, key: K) -> bool:
         return key in self._said
 

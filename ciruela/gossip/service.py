@@ -6,25 +6,28 @@ What a datagram can cause is listed in ``docs/reference/gossip.rst``, "What hear
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import Beat, Hush, later
+from ciruela.clockwork import Beat, Bucket, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, Facts, Filling, Kind
+from ciruela.gossip.confirm import Claim, Confirmations
 from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
-from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Hooked, Item, Removed, Watch, body, decode
+from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Hooked, Item, Packet, Removed, Watch, body, decode
+from ciruela.gossip.pushpull import RANDOM_S, Exchanges
 from ciruela.gossip.roster import Refusal
-from ciruela.gossip.targets import Probes, beat_targets, choose
+from ciruela.gossip.targets import FAN_OUT, Probes, beat_targets, choose
 from ciruela.gossip.telling import Answers, Repeats, Tellings
-from ciruela.model.errors import FormatError
+from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Datagrams, NowMs
+from ciruela.proto.messages import MOST_PULLED, MOST_PUSHED, PushPull, PushPullData
+from ciruela.seams import DEFAULT_PORT, Address, Datagrams, NowMs, Wire
 
 BEAT_S = 1.0
 LOOKED_THROUGH = 1000
@@ -37,6 +40,24 @@ MOST_PROGRESS_S = 0.25
 Those that take something from this node hear by their connections how far it is; this is for all others.
 """
 
+TROUBLE_S = 10.0
+"""A peer that is reached by TCP and not by UDP for so long is worth a warning."""
+
+UNKNOWN_S = 3600.0
+MOST_UNKNOWN = 5
+"""An unknown source is named in the log once an hour, and so many of them."""
+
+STRANGE_RATE, STRANGE_BURST = 2.0, 64.0
+"""Exchanges a second with nodes that are not configured, and at once; more hear nothing."""
+
+MOST_STRANGE = 4
+"""Bodies that are read of one such exchange."""
+
+MOST_OWED = 256
+"""Answers that wait for an exchange with one peer."""
+
+ANYWHERE = Address("0.0.0.0", DEFAULT_PORT)  # noqa: S104  nothing is bound to it
+
 LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
 
@@ -48,7 +69,7 @@ class Ears(Protocol):
         """The node at ``address`` has another hash for ``base``, whose key is configured here. Said again and again while it is so."""
 
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
-        """``machine`` says that it has ``image`` at ``vpath``, for which a client here waits. May be said more than once."""
+        """``machine`` has ``image`` at ``vpath``, for which a client here waits: it was asked. May be said more than once."""
 
     def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
         """``machine`` has hooks for ``image`` (``packets.Complete``). Said before :meth:`completed`."""
@@ -59,8 +80,11 @@ class Ears(Protocol):
     def progressed(self, vpath: VPath) -> None:
         """Some machine has more of an image at ``vpath`` than it had."""
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
-        """``machine`` says that it has removed an image. May be said more than once."""
+    def removal_heard(self, item: Removed, address: Address) -> None:
+        """The node at ``address`` says that it has removed an image, and can show who signed that."""
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+        """``machine`` has removed an image, for which a client here waits: it was asked. May be said more than once."""
 
 
 @dataclass(slots=True)
@@ -77,7 +101,10 @@ class Counts:
 
 
 class Gossip:
-    """Tells other nodes what is here, and listens. ``cluster`` answers what is known of them."""
+    """Tells other nodes what is here, and listens. ``cluster`` answers what is known of them.
+
+    ``exchanges`` and ``confirmations`` are the second way to hear, and the proof of what was heard.
+    """
 
     _log = Logger()
 
@@ -92,9 +119,14 @@ class Gossip:
         facts: Facts,
         ears: Ears,
         now_ms: NowMs,
+        wire: Wire,
+        here: Address = ANYWHERE,
         envelope: Envelope | None = None,
     ) -> None:
-        """``epoch``: wall time of this start in milliseconds. Raises ValueError for a host name that cannot be told."""
+        """``epoch``: wall time of this start in milliseconds. ``here``: where this node listens, maybe a wildcard.
+
+        Raises ValueError for a host name that cannot be told.
+        """
         if len(hostname.encode("utf-8", "replace")) > MAX_TEXT_BYTES or not hostname.isprintable():
             raise ValueError(f"host name {hostname[:80]!r} is longer than {MAX_TEXT_BYTES} bytes or cannot be printed")
         self._clock = clock
@@ -107,7 +139,17 @@ class Gossip:
         self._ears = ears
         self._envelope: Envelope = envelope if envelope is not None else NullKeyring()
         self.counts = Counts()
-        self.cluster = heard.Cluster(me, epoch)
+        self._here = here
+        self.cluster = heard.Cluster(me, epoch, now_ms, str(here))
+        self.exchanges = Exchanges(clock, rng, wire, self._speak, self._answered)
+        self.confirmations = Confirmations(clock, wire, self._waited_for, self._confirmed)
+        self._needing: dict[Address, None] = {}
+        self._owed: dict[Address, dict[Item, None]] = {}
+        self._pushed: dict[Address, list[tuple[VPath, MachineId, ImageId]]] = {}
+        self._pulled: dict[Address, MachineId | None] = {}
+        self._trouble: dict[Address, str] = {}
+        self._unknown = Hush(clock, MOST_UNKNOWN, UNKNOWN_S)
+        self._strange = Bucket(clock, STRANGE_RATE, STRANGE_BURST)
         self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
         self._probes = Probes(rng)
         self._tellings = Tellings()
@@ -124,6 +166,7 @@ class Gossip:
         self._late: dict[VPath, IDelayedCall] = {}
         self._hush = Hush(clock, 20)
         self._beat = Beat(clock, rng, BEAT_S, self._on_beat, "gossip")
+        self._exchange = Beat(clock, rng, RANDOM_S, self.exchanges.at_random, "push and pull of gossip")
         self._running = False
 
     # -- life -----------------------------------------------------------------------------------------------------------------
@@ -132,11 +175,16 @@ class Gossip:
         """Begin to send and to listen."""
         self._running = True
         self._beat.start()
+        self._exchange.start()
+        self.exchanges.begin(self.cluster.roster.others())
 
     def stop(self) -> None:
         """End; nothing is sent any more, what still comes in is ignored."""
         self._running = False
         self._beat.stop()
+        self._exchange.stop()
+        self.exchanges.stop()
+        self.confirmations.stop()
         for call in (self._flush, *self._late.values()):
             if call is not None and call.active():
                 call.cancel()
@@ -145,8 +193,15 @@ class Gossip:
 
     def configured(self, names: Mapping[Address, str]) -> None:
         """The addresses of the cluster, each with its name as written; may be called again when they change. Own ones do no harm."""
-        self.cluster.configured(names)
+        self.cluster.configured(names, self._clock.seconds())
+        tables: tuple[dict[Address, Any], ...] = (self._owed, self._pushed, self._pulled, self._trouble)
+        for table in tables:
+            for address in [address for address in table if address not in names]:
+                del table[address]
+        new = self.exchanges.configured(self.cluster.roster.others())
         self._look_around()
+        if self._running:
+            self.exchanges.begin(new)
 
     # -- news -----------------------------------------------------------------------------------------------------------------
 
@@ -228,6 +283,9 @@ class Gossip:
             if isinstance(item, Watch):
                 self._recall(item.vpath)
         self._collect_tellings(now_s)
+        if news:
+            for address in choose(self._rng, self._needing, (), 2 * FAN_OUT):
+                self.exchanges.want(address)
         direct, self._direct = self._direct, {}
         for address in dict.fromkeys((*facts, *direct)):
             filling = Filling.NEWS if address in facts else Filling.NOTHING
@@ -236,30 +294,44 @@ class Gossip:
     def _recall(self, vpath: VPath) -> None:
         """Tell what is known already to the client that has just begun to wait."""
         for known in self.cluster.completed(vpath):
-            self._tell_completed(known)
+            self._tell_or_ask(known)
         for heard_of in self.cluster.hooks(vpath):
             self._ears.hooked(heard_of.hooked, heard_of.machine, heard_of.hostname)
         for one in self.cluster.removed(vpath):
-            self._ears.gone(one.item, one.machine, one.hostname, one.address)
+            self._tell_or_ask(one)
 
-    def _tell_completed(self, known: heard.Completed) -> None:
-        if known.due:
-            self._ears.hooks_due(known.vpath, known.image, known.machine, known.hostname, known.due)
-        self._ears.completed(known.vpath, known.image, known.machine, known.hostname)
+    def _tell_or_ask(self, claim: Claim) -> None:
+        """Tell the clients what is proved; have everything else confirmed first."""
+        if self.confirmations.proved(claim):
+            self._tell(claim)
+        else:
+            self.confirmations.ask(claim)
+
+    def _tell(self, claim: Claim) -> None:
+        if isinstance(claim, heard.RemovedHeard):
+            self._ears.gone(claim.item, claim.machine, claim.hostname)
+            return
+        if claim.due:
+            self._ears.hooks_due(claim.vpath, claim.image, claim.machine, claim.hostname, claim.due)
+        self._ears.completed(claim.vpath, claim.image, claim.machine, claim.hostname)
 
     def _collect_tellings(self, now_s: float) -> None:
-        waits = self.cluster.watchers
-        for vpath, machine in self._tellings.due(now_s, lambda vpath, machine: machine in waits(vpath)):
+        waits = self.cluster.waits
+        for vpath, machine in self._tellings.due(now_s, waits):
             address = self.cluster.address_of(machine)
             item = self._composer.completion(vpath)
             if address is not None and item is not None:
-                self._tellings.told(vpath, machine, now_s)
+                in_vain = self._tellings.told(vpath, machine, now_s)
                 self._direct.setdefault(address, {})[item] = None
-        for vpath, machine in self._repeats.due(now_s, lambda vpath, machine: machine in waits(vpath)):
+                if in_vain or address in self._needing:
+                    self.exchanges.want(address)
+        for vpath, machine in self._repeats.due(now_s, waits):
             address = self.cluster.address_of(machine)
             results = self._composer.results(vpath)
             if address is not None and results:
                 self._direct.setdefault(address, {}).update(dict.fromkeys(results))
+                if address in self._needing:
+                    self.exchanges.want(address)
 
     # -- beat -----------------------------------------------------------------------------------------------------------------
 
@@ -267,6 +339,11 @@ class Gossip:
         now_s = self._clock.seconds()
         known, silent = self.cluster.roster.reachable(now_s)
         self._known, self._silent = dict.fromkeys(known), dict.fromkeys(silent)
+        self.exchanges.configured(self.cluster.roster.others())
+        self._needing = dict.fromkeys((*self.cluster.roster.unheard(now_s), *self.exchanges.deaf()))
+        for address in [address for address in self._trouble if address not in self._needing]:
+            del self._trouble[address]
+            self._hush.info(self._log, "heard again", address, "UDP between this node and {address} works again", address=str(address))
         self._look_s = now_s + BEAT_S * ((len(known) + len(silent)) // LOOKED_THROUGH)
 
     def _on_beat(self) -> None:
@@ -283,6 +360,8 @@ class Gossip:
         if not self._composer.complete_list:
             text = "more directories are configured than gossip can tell of; other nodes do not learn of the last ones"
             self._hush.error(self._log, "directories", "", text)
+        self.exchanges.beat(self._needing)
+        self.confirmations.beat()
         self._collect_tellings(now_s)
         direct, self._direct = self._direct, {}
         targets = beat_targets(self._rng, self._probes, self._known, self._silent)
@@ -294,9 +373,8 @@ class Gossip:
     def _send(self, address: Address, groups: Iterable[list[bytes]]) -> None:
         if not self.cluster.roster.is_configured(address):
             return
-        for group in groups:
-            data = self._envelope.seal(body(Header(self._me, self._epoch, self._seq), group))
-            self._seq += 1
+        for made in self._bodies(groups):
+            data = self._envelope.seal(made)
             try:
                 self._datagrams.send(data, address)
             except OSError as error:
@@ -305,6 +383,13 @@ class Gossip:
             else:
                 self.counts.sent += 1
                 self.counts.sent_bytes += len(data)
+
+    def _bodies(self, groups: Iterable[list[bytes]]) -> Iterable[bytes]:
+        """A body for each group of encoded items, each with the next number."""
+        for group in groups:
+            made = body(Header(self._me, self._epoch, self._seq), group)
+            self._seq += 1
+            yield made
 
     def _oversized(self, item: Item) -> None:
         kind = type(item).__name__
@@ -328,6 +413,13 @@ class Gossip:
     def _receive(self, data: bytes, source: Address) -> None:
         if not self.cluster.roster.is_configured(source):
             self.counts.refused[Refusal.UNKNOWN_SOURCE.value] += 1
+            self._unknown.warn(
+                self._log,
+                "unknown",
+                source.host,
+                "gossip comes from {address}, which no list of peers names: if that is a peer with several addresses, name this one, too",
+                address=str(source),
+            )
             return
         opened = self._envelope.open(data)
         if isinstance(opened, Unopened):
@@ -340,17 +432,27 @@ class Gossip:
             self.counts.refused[Unopened.MALFORMED.value] += 1
             self._complain("malformed", source, "gossip from {address} does not follow the format: {detail}", detail=str(error))
             return
-        effects = self.cluster.heard(source, packet, self._clock.seconds())
+        self._take_in(source, packet, connected=False)
+
+    def _take_in(self, source: Address, packet: Packet, *, connected: bool) -> bool:
+        """Whether a packet was listened to; with everything that follows from it."""
+        effects = self.cluster.heard(source, packet, self._clock.seconds(), connected=connected)
+        listened = not any(isinstance(effect, heard.Refused) for effect in effects)
         if heard.Refused(Refusal.OWN) in effects:
             self._silent.pop(source, None)
-        self.counts.heard += not any(isinstance(effect, heard.Refused) for effect in effects)
+        self.counts.heard += listened and not connected
+        if listened and source in self._needing:
+            self.exchanges.alive(source)
         for effect in effects:
             self._act(effect)
+        return listened
 
     def _act(self, effect: heard.Effect) -> None:
         match effect:
-            case heard.Refused():
+            case heard.Refused() | heard.Dropped():
                 self.counts.refused[effect.reason.value] += 1
+            case heard.Doubtful():
+                self.exchanges.want(effect.address)
             case heard.Double():
                 self._complain(
                     "double",
@@ -361,6 +463,7 @@ class Gossip:
                 )
             case heard.NewPeer():
                 self._tellings.started_anew(effect.machine)
+                self.exchanges.alive(effect.address, anew=True)
                 self._known[effect.address] = None
                 self._silent.pop(effect.address, None)
                 fields = {"machine": effect.machine.hex(), "address": str(effect.address)}
@@ -389,18 +492,38 @@ class Gossip:
     def _on_completed(self, effect: heard.Completed) -> None:
         if effect.news:
             self._ears.progressed(effect.vpath)
-        watched = effect.vpath in self._facts.watching()
-        if watched and effect.news:
-            self._tell_completed(effect)
-        if watched or effect.vpath in self._lately:
-            self._answer(effect.address, Ack(effect.vpath, effect.image))
+        self._on_claim(effect, effect.vpath)
 
     def _on_removed(self, effect: heard.RemovedHeard) -> None:
-        item = effect.item
         if effect.news:
-            self._ears.gone(item, effect.machine, effect.hostname, effect.address)
-        if item.vpath in self._facts.watching() or item.vpath in self._lately:
-            self._answer(effect.address, Ack(item.vpath, item.token))
+            self._ears.removal_heard(effect.item, effect.address)
+        self._on_claim(effect, effect.item.vpath)
+
+    def _on_claim(self, claim: Claim, vpath: VPath) -> None:
+        """Acknowledge what is proved; a client hears of it once, and of nothing else."""
+        watched = vpath in self._facts.watching()
+        if watched and claim.proved and not self.confirmations.proved(claim):
+            self.confirmations.prove(claim)
+            self._tell(claim)
+        if watched and not self.confirmations.proved(claim):
+            self.confirmations.ask(claim)
+        elif watched or vpath in self._lately:
+            self._acknowledge(claim)
+
+    def _acknowledge(self, claim: Claim) -> None:
+        if isinstance(claim, heard.RemovedHeard):
+            self._answer(claim.address, Ack(claim.item.vpath, claim.item.token))
+        else:
+            self._answer(claim.address, Ack(claim.vpath, claim.image))
+
+    def _waited_for(self, vpath: VPath) -> bool:
+        return vpath in self._facts.watching()
+
+    def _confirmed(self, claim: Claim) -> None:
+        """A node was asked and has what was said of it."""
+        if self._running:
+            self._tell(claim)
+            self._acknowledge(claim)
 
     def _on_download(self, effect: heard.DownloadHeard) -> None:
         if effect.news:
@@ -422,7 +545,132 @@ class Gossip:
 
     def _answer(self, address: Address, item: Item) -> None:
         self._direct.setdefault(address, {})[item] = None
+        if address in self._needing:
+            owed = self._owed.setdefault(address, {})
+            if len(owed) < MOST_OWED:
+                owed[item] = None
+            self.exchanges.want(address)
         self._soon()
+
+    # -- over connections -----------------------------------------------------------------------------------------------------
+
+    def _speak(self, address: Address) -> PushPull:
+        """What is said to the node at ``address`` in one exchange."""
+        facts, self._pushed[address] = self._facts_for(address, MOST_PUSHED)
+        return PushPull(self._here.port, self._heard_ms(address), facts)
+
+    def _heard_ms(self, address: Address) -> int | None:
+        udp_s = self.cluster.roster.udp_s(address, self._clock.seconds())
+        return None if udp_s is None else round(udp_s * 1000)
+
+    def _facts_for(self, address: Address, most: int) -> tuple[tuple[bytes, ...], list[tuple[VPath, MachineId, ImageId]]]:
+        """Bodies for one peer: what it has not acknowledged, what is owed to it, everything else. And what is to be acknowledged."""
+        now_s = self._clock.seconds()
+        self._composer.refresh(now_s, len(self._known))
+        machine = self.cluster.roster.machine_at(address)
+        waiting = [] if machine is None else [(vpath, machine, image) for vpath, image in self._tellings.open(machine)]
+        completions = [self._composer.completion(vpath) for vpath, _, _ in waiting]
+        items = dict.fromkeys((*(item for item in completions if item is not None), *self._owed.pop(address, {})))
+        facts = tuple(self._bodies(self._composer.exchange(tuple(items), most, whole=most > MOST_PUSHED)))
+        if address in self._needing or self.cluster.roster.udp_s(address, now_s) is None:
+            self._send(address, self._composer.beat(()))
+        return facts, waiting
+
+    def _answered(self, address: Address, answer: PushPullData) -> None:
+        """The node at ``address`` has answered an exchange."""
+        waiting = self._pushed.pop(address, [])
+        self._learn(address, self._read(address, answer.facts), answer.heard_ms)
+        if answer.taken:
+            for vpath, machine, image in waiting:
+                self._tellings.acked(vpath, machine, image)
+        elif not self.cluster.roster.is_own(address):
+            text = "the node at {address} takes nothing from this one: name an address of this node in the list of peers there"
+            self._complain("not taken", address, text)
+
+    def pushed(self, host: str, request: PushPull) -> PushPullData:
+        """Take in what a node at ``host`` says over a connection, and answer it. Raises RemoteError while this node does not gossip."""
+        if not self._running:
+            raise RemoteError("the node is starting, try again in a moment")
+        try:
+            source = Address.of(host, request.port)
+        except ValueError:
+            raise RemoteError("it is not known where this connection comes from") from None
+        if not self.cluster.roster.is_configured(source):
+            return self._answer_stranger(source, request)
+        self.exchanges.answered(source)
+        packets = self._read(source, request.facts)
+        met = source in self._pulled  # else no datagram of ours can have come there yet: that it heard none says nothing
+        taken = self._learn(source, packets, request.heard_ms if met else 0) or not packets
+        machine = self.cluster.roster.machine_at(source)
+        most = MOST_PUSHED if source in self._pulled and self._pulled[source] == machine else MOST_PULLED
+        self._pulled[source] = machine
+        self.exchanges.answered(source)
+        return PushPullData(taken, self._heard_ms(source), self._facts_for(source, most)[0])
+
+    def _read(self, source: Address, bodies: Sequence[bytes]) -> list[Packet]:
+        """The packets in these bodies, up to the first that does not follow the format."""
+        packets = []
+        for data in bodies:
+            try:
+                packets.append(decode(data))
+            except FormatError as error:
+                self.counts.refused[Unopened.MALFORMED.value] += 1
+                self._complain("malformed", source, "gossip from {address} does not follow the format: {detail}", detail=str(error))
+                break
+        return packets
+
+    def _learn(self, address: Address, packets: Sequence[Packet], heard_ms: int | None) -> bool:
+        """Take in what a configured peer said over a connection. Whether it was believed."""
+        if not self._running:
+            return False
+        taken = [self._take_in(address, packet, connected=True) for packet in packets]
+        if self.cluster.roster.is_own(address):
+            return True
+        self.exchanges.alive(address, anew=True)
+        deaf = heard_ms is None or heard_ms > self.cluster.roster.unheard_s * 1000
+        if self.exchanges.told(address, deaf=deaf) and deaf:
+            self._needing[address] = None
+        self._warn_of_udp(address)
+        return any(taken)
+
+    def _warn_of_udp(self, address: Address) -> None:
+        """Say once in the log that only connections work between this node and ``address``."""
+        roster = self.cluster.roster
+        silent_s = roster.unheard_for_s(address, self._clock.seconds())
+        if silent_s >= max(TROUBLE_S, roster.unheard_s):
+            kind = "unheard"
+            text = "{name} ({address}) is configured, not heard by UDP for {silent} s, reached by TCP: open UDP port {own} here for it"
+        elif self.exchanges.deaf_for_s(address) >= TROUBLE_S:
+            kind = "deaf"
+            text = "{name} ({address}) is reached by TCP, and does not hear this node by UDP: open UDP port {port} there for this node"
+        else:
+            return
+        if self._trouble.get(address) != kind:
+            self._trouble[address] = kind
+            fields = {"name": roster.name(address), "port": address.port, "own": self._here.port, "silent": round(silent_s)}
+            self._complain(kind, address, text, **fields)
+
+    def _answer_stranger(self, source: Address, request: PushPull) -> PushPullData:
+        """Nothing is taken from somebody who is not configured; he may name us, so he hears what is here, as long as few ask."""
+        if not self._strange.take():
+            return PushPullData(False, None, ())
+        now_s = self._clock.seconds()
+        self._note_stranger(source, self._read(source, request.facts[:MOST_STRANGE]))
+        self._composer.refresh(now_s, len(self._known))
+        return PushPullData(False, None, tuple(self._bodies(self._composer.exchange((), MOST_PUSHED))))
+
+    def _note_stranger(self, source: Address, packets: Sequence[Packet]) -> None:
+        stranger = self.cluster.stranger(source, packets, self._clock.seconds())
+        if stranger is not None and stranger.machine != self._me:
+            self._unknown.warn(
+                self._log,
+                "stranger",
+                source.host,
+                "{name} (machine id {machine}) speaks from {address}, which no list of peers names here: nothing is taken from it",
+                name=stranger.hostname or source.host,
+                machine=stranger.machine.hex(),
+                address=str(source),
+            )
 
 
 def _told(item: Complete | Removed) -> ImageId:

@@ -9,6 +9,7 @@ from ciruela.gossip.packets import Complete, Deleted, Download, Removed
 from ciruela.gossip.quota import Quota
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
+from ciruela.seams import Address
 
 STANCE_S = 300.0
 """A stance that was not repeated for so long is forgotten."""
@@ -28,23 +29,26 @@ class Said:
 
 
 class Stances:
-    """The stances of all machines, at most ``PER_OWNER`` paths for each."""
+    """The stances of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, dict[ImageId, Said]]] = {}
-        self._quota: Quota[MachineId, VPath] = Quota()
+        self._quota: Quota[Address, tuple[MachineId, VPath]] = Quota()
 
     def __len__(self) -> int:
         return len(self._quota)
 
-    def heard(self, machine: MachineId, stance: Stance, order: tuple[int, int], now_s: float) -> bool:
-        """Note a stance. True when it is not what was known already; a packet that was overtaken by a newer one changes nothing."""
+    def heard(self, machine: MachineId, source: Address, stance: Stance, order: tuple[int, int], now_s: float) -> bool:
+        """Note a stance of ``machine``, which speaks from ``source``.
+
+        True when it is not what was known already; a packet that was overtaken by a newer one changes nothing.
+        """
         known = self._paths.get(stance.vpath, {}).get(machine, {}).get(stance.image)
         if known is not None and order < known.order:
             return False
-        gone = self._quota.touch(machine, stance.vpath, now_s)
+        gone = self._quota.touch(source, (machine, stance.vpath), now_s)
         if gone is not None:
-            self._forget(machine, gone)
+            self._forget(*gone)
         images = self._paths.setdefault(stance.vpath, {}).setdefault(machine, {})
         if isinstance(stance, Complete | Removed):
             for image in [i for i, said in images.items() if isinstance(said.stance, Complete) and said.order <= order]:
@@ -54,6 +58,12 @@ class Stances:
             del images[next(iter(images))]
         images[stance.image] = Said(stance, order)
         return known is None or known.stance != stance
+
+    def restarted(self, machine: MachineId) -> None:
+        """Forget what ``machine`` said: it speaks with an older epoch than before, and what it says now would count as overtaken."""
+        for vpath in [vpath for vpath, machines in self._paths.items() if machine in machines]:
+            self._quota.drop((machine, vpath))
+            self._forget(machine, vpath)
 
     def _forget(self, machine: MachineId, vpath: VPath) -> None:
         machines = self._paths[vpath]
@@ -95,5 +105,5 @@ class Stances:
 
     def expire(self, now_s: float) -> None:
         """Forget what is too old."""
-        for key in self._quota.expired(now_s - STANCE_S):
+        for _, key in self._quota.expired(now_s - STANCE_S):
             self._forget(*key)

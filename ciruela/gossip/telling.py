@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
@@ -14,6 +14,9 @@ LONGEST_DELAY_S = 30.0
 
 MOST_TELLINGS = 16384
 """Watchers and paths that are remembered; beyond it the oldest is forgotten, and told only by ordinary gossip."""
+
+DATAGRAMS = 3
+"""After so many datagrams without an answer a completion goes over a connection, too."""
 
 ANSWER_S = 5.0
 """A node that fetches what is complete here is told so at most this often."""
@@ -27,6 +30,7 @@ class Telling:
     next_s: float
     delay_s: float
     acked: bool = False
+    tries: int = 0
 
 
 class Tellings:
@@ -55,7 +59,11 @@ class Tellings:
         """``machine`` knows; an acknowledgment of another image says nothing."""
         known = self._tellings.get((vpath, machine))
         if known is not None and known.image == image:
-            self._tellings[vpath, machine] = Telling(image, known.next_s, known.delay_s, acked=True)
+            self._tellings[vpath, machine] = replace(known, acked=True)
+
+    def open(self, machine: MachineId) -> list[tuple[VPath, ImageId]]:
+        """What ``machine`` has not acknowledged."""
+        return [(key[0], telling.image) for key, telling in self._tellings.items() if key[1] == machine and not telling.acked]
 
     def started_anew(self, machine: MachineId) -> None:
         """``machine`` restarted: what it acknowledged before, its new clients have not heard."""
@@ -68,10 +76,12 @@ class Tellings:
             del self._tellings[key]
         return [key for key, telling in self._tellings.items() if not telling.acked and telling.next_s <= now_s]
 
-    def told(self, vpath: VPath, machine: MachineId, now_s: float) -> None:
-        """It was said at ``now_s``; the next time comes after twice the delay."""
+    def told(self, vpath: VPath, machine: MachineId, now_s: float) -> bool:
+        """It was said at ``now_s``; the next time comes after twice the delay. True when it was said by :data:`DATAGRAMS` in vain."""
         known = self._tellings[vpath, machine]
-        self._tellings[vpath, machine] = Telling(known.image, now_s + known.delay_s, min(2 * known.delay_s, LONGEST_DELAY_S), known.acked)
+        delay_s = min(2 * known.delay_s, LONGEST_DELAY_S)
+        self._tellings[vpath, machine] = replace(known, next_s=now_s + known.delay_s, delay_s=delay_s, tries=known.tries + 1)
+        return known.tries >= DATAGRAMS
 
 
 class Repeats:

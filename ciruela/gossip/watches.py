@@ -15,6 +15,9 @@ from ciruela.seams import Address
 WATCH_S = 60.0
 """A watch that was not renewed for so long has ended."""
 
+MOST_WATCHERS = 1000
+"""Machines whose clients may wait for one path; of more, the last ones are told by ordinary gossip alone."""
+
 UNSTAMPED = -1
 """Stamp of a watch that came with a base dir instead of a datagram: any stamp is newer."""
 
@@ -47,7 +50,10 @@ class HeardWatches:
         """Note what ``teller`` said. True when it is newer than what was known, and not over yet."""
         if item.age_ms >= WATCH_S * 1000:
             return False
-        known = self._paths.get(item.vpath, {}).get(item.machine)
+        machines = self._paths.get(item.vpath, {})
+        known = machines.get(item.machine)
+        if known is None and len(machines) >= MOST_WATCHERS:
+            return False
         if known is not None and item.stamp <= known.stamp:
             return False
         self._note(item.vpath, item.machine, Heard(item.stamp, now_s - item.age_ms / 1000, teller), now_s)
@@ -56,15 +62,12 @@ class HeardWatches:
     def add(self, vpath: VPath, machines: Collection[MachineId], now_s: float) -> None:
         """Machines that a base dir named. They count for :data:`WATCH_S` and are never passed on; a known watch is not prolonged."""
         for machine in machines:
-            if machine not in self._paths.get(vpath, {}):
+            known = self._paths.get(vpath, {})
+            if machine not in known and len(known) < MOST_WATCHERS:
                 self._note(vpath, machine, Heard(UNSTAMPED, now_s, None), now_s)
 
     def _note(self, vpath: VPath, machine: MachineId, heard: Heard, now_s: float) -> None:
-        key = (vpath, machine)
-        known = self._paths.get(vpath, {}).get(machine)
-        if known is not None and known.teller != heard.teller:
-            self._quota.drop(known.teller, key)
-        gone = self._quota.touch(heard.teller, key, now_s)
+        gone = self._quota.touch(heard.teller, (vpath, machine), now_s)
         if gone is not None:
             self._forget(*gone)
         self._paths.setdefault(vpath, {})[machine] = heard
@@ -74,6 +77,11 @@ class HeardWatches:
         del machines[machine]
         if not machines:
             del self._paths[vpath]
+
+    def waits(self, vpath: VPath, machine: MachineId, now_s: float) -> bool:
+        """Whether clients of ``machine`` wait for ``vpath``."""
+        heard = self._paths.get(vpath, {}).get(machine)
+        return heard is not None and now_s - heard.born_s < WATCH_S
 
     def of(self, vpath: VPath, now_s: float) -> frozenset[MachineId]:
         """The machines with clients that wait for ``vpath``."""

@@ -15,6 +15,10 @@ class Window:
         self._newest = -1
         self._bits = 0
 
+    def forged(self, seq: int) -> bool:
+        """Whether ``seq``, which is certainly a number of now, is so far behind that a forged number must have come before it."""
+        return self._newest - seq >= WINDOW
+
     def fresh(self, seq: int) -> bool:
         """Whether ``seq`` is seen for the first time; notes it. A number too old to tell is not fresh."""
         ahead = seq - self._newest

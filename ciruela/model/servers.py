@@ -11,9 +11,10 @@ from ciruela.model.ids import MachineId
 class Server:
     """One server that may take a directory, as the node that tells of it knows it.
 
-    ``name`` is the one that the operator configured, else its host name. ``machine`` is None while nobody has met it. ``addresses`` are
-    texts of ``seams.Address``. ``heard_ms``: milliseconds since the last sign of life, by datagram or by connection; None when there was
-    none since the node started. ``configured`` is False for one that speaks to the node although no list of peers there names it.
+    ``name`` is its host name, else the one that the operator configured. ``machine`` is None while nobody has met it. ``addresses`` are
+    texts of ``seams.Address``. ``heard_ms``: milliseconds since the last sign of life, by datagram or by connection, in this run of the
+    node or an earlier one; None when there was none. ``configured`` is False for one that speaks to the node although no list of peers
+    there names it.
     """
 
     name: str

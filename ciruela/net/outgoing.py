@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -46,18 +47,27 @@ def connect(
     host_header: str,
     timeout_s: float = CONNECT_S,
     limits: Limits = LIMITS,
+    from_host: str = "",
 ) -> Deferred[ClientLink]:
     """A link to the node at ``address``, open. ``timeout_s`` is for TCP and handshake together.
 
+    ``from_host``: numeric address of this host from which the connection leaves, where that can be; by default the system chooses.
     Fails with LinkLost, in words for people. Cancelling gives up.
     """
     endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
-    endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1)
+    bound = (from_host, 0) if from_host and can_leave_from(from_host, address.host) else None
+    endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1, bindAddress=bound)
     factory = client_links(counterpart, reactor, host_header, limits)
     connected = cast("Deferred[ClientLink]", endpoint.connect(factory))
     opened = connected.addCallback(lambda link: link.opened)
     opened.addTimeout(timeout_s, reactor, onTimeoutCancel=_timed_out)
     return opened.addErrback(_in_words, address, timeout_s)
+
+
+def can_leave_from(from_host: str, host: str) -> bool:
+    """Whether a connection to ``host`` may leave from ``from_host``: no wildcard, of one family, both loopback addresses or neither."""
+    here, there = ipaddress.ip_address(from_host.partition("%")[0]), ipaddress.ip_address(host.partition("%")[0])
+    return not here.is_unspecified and here.version == there.version and here.is_loopback == there.is_loopback
 
 
 def _timed_out(result: object, timeout_s: float) -> object:
@@ -153,7 +163,9 @@ class _Line:
 
     def _connect(self) -> None:
         pool = self._pool
-        attempt = self._attempt = connect(pool.reactor, self.address, _Refusing(self), pool.host_header, pool.connect_s, pool.limits)
+        attempt = self._attempt = connect(
+            pool.reactor, self.address, _Refusing(self), pool.host_header, pool.connect_s, pool.limits, pool.from_host
+        )
         attempt.addCallbacks(self._connected, self._unconnected).addErrback(self._broken)
 
     def _broken(self, failure: Failure) -> None:
@@ -287,8 +299,11 @@ class Pool:
         most_flying: int = MAX_PENDING,
         limits: Limits = LIMITS,
         host_header: str = NODE_HOST,
+        from_host: str = "",
     ) -> None:
+        """``from_host``: as in :func:`connect`, so that peers know a node by the address at which it listens."""
         self.reactor = reactor
+        self.from_host = from_host
         self.host_header = host_header
         self.connect_s = connect_s
         self.idle_s = idle_s
@@ -320,6 +335,10 @@ class Pool:
     def bulk(self, address: Address) -> bool:
         """As :meth:`ciruela.seams.Wire.bulk`."""
         return address in self._bulk
+
+    def alive(self, address: Address) -> None:
+        """As :meth:`ciruela.seams.Wire.alive`."""
+        self.backoff.succeeded(address)
 
     def spoke(self, address: Address, bulk: bool) -> None:
         """A connection to ``address`` is open; ``bulk`` tells what was agreed upon."""

@@ -31,7 +31,10 @@ AFTER_FAILURE_S = 10.0
 Peers = Mapping[Address, str]
 
 Remembered = Mapping[str, Mapping[str, Sequence[str]]]
-"""``sources``: what each place said, by its text; ``addresses``: those of each name."""
+"""``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met at an address (``Met``)."""
+
+KEEP_S = 300.0
+"""How often it is written down when each peer was heard last; what else changes is written at once."""
 
 
 class Memory(Protocol):
@@ -42,6 +45,16 @@ class Memory(Protocol):
 
     def write(self, remembered: Remembered) -> Deferred[None]:
         """Keep this for the next start. A failure is logged there."""
+
+
+class Met(Protocol):
+    """Whoever knows who was met at the addresses of peers: the gossip of this node. Rows are texts, by the texts of addresses."""
+
+    def recall(self, rows: Mapping[str, Sequence[str]]) -> None:
+        """Take in the rows of the last run."""
+
+    def remembered(self) -> Mapping[str, Sequence[str]]:
+        """The rows of now. The fourth text of a row changes all the time: when the peer was heard last."""
 
 
 class NoMemory:
@@ -70,6 +83,7 @@ class PeerList:
         rng: random.Random,
         on_change: Callable[[Peers], object],
         memory: Memory | None = None,
+        met: Met | None = None,
     ) -> None:
         self._sources = list(sources)
         self._default_port = default_port
@@ -78,6 +92,10 @@ class PeerList:
         self._rng = rng
         self._on_change = on_change
         self._memory = memory or NoMemory()
+        self._met = met
+        self._rows: Mapping[str, Sequence[str]] = {}
+        self._rows_s = clock.seconds()
+        self._recalled = False
         self._lines: dict[str, Source] = {}
         self._known: dict[str, list[Address]] = {}
         self._cached: dict[str, list[Address]] = {}
@@ -152,12 +170,16 @@ class PeerList:
         return waiting
 
     def _recall(self, remembered: Remembered) -> None:
+        self._recalled = True
+        if self._met is not None:
+            self._met.recall(remembered.get("known", {}))
+            self._rows = self._met.remembered()
         said, addresses = remembered.get("sources", {}), remembered.get("addresses", {})
         self._written = remembered
         for source in self._sources:
             source.remember([name for name in said.get(source.text, ()) if _usable(name)])
         for name, texts in addresses.items():
-            found = [Address(*split_name(text, self._default_port)) for text in texts if _usable(text)]
+            found = [address for text in texts if (address := _address(text, self._default_port)) is not None]
             if found and _usable(name):
                 self._cached[name] = found
         self._changed()
@@ -188,6 +210,15 @@ class PeerList:
         for text, due in list(self._due.items()):
             if due <= now and text not in self._asking and self._running:
                 self._ask(text)
+        if self._met is not None and self._recalled:
+            self._look_at(self._met.remembered(), now)
+
+    def _look_at(self, rows: Mapping[str, Sequence[str]], now_s: float) -> None:
+        """Write down who was met, when that has changed; and now and then when."""
+        if now_s - self._rows_s < KEEP_S and _timeless(rows) == _timeless(self._rows):
+            return
+        self._rows, self._rows_s = rows, now_s
+        self._keep()
 
     def _ask(self, text: str) -> None:
         self._asking.add(text)
@@ -247,7 +278,7 @@ class PeerList:
         kept = {source.text: before[source.text] for source in self._sources if source.text in before}
         addresses = {name: [str(address) for address in found] for name, found in self._known.items()}
         waiting = {name: [str(address) for address in found] for name, found in self._cached.items()}
-        now: Remembered = {"sources": kept | said, "addresses": (waiting if self._blind() else {}) | addresses}
+        now: Remembered = {"sources": kept | said, "addresses": (waiting if self._blind() else {}) | addresses, "known": self._rows}
         if self._writing or now == self._written or not self._running:
             return
         self._writing = True
@@ -262,9 +293,22 @@ class PeerList:
         self._keep()
 
 
+def _address(text: str, default_port: int) -> Address | None:
+    """The address that ``text`` stands for; None when it stands for none."""
+    try:
+        return Address.of(*split_name(text, default_port))
+    except (FormatError, ValueError):
+        return None
+
+
 def _usable(name: str) -> bool:
     try:
         split_name(name, 1)
     except FormatError:
         return False
     return True
+
+
+def _timeless(rows: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Rows without the time at which each peer was heard last."""
+    return {text: [*row[:3], *row[4:]] for text, row in rows.items()}

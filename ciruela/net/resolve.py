@@ -81,7 +81,7 @@ def _numeric(host: str) -> int:
 
 def _look_up(host: str, port: int) -> list[Address]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(Address(str(entry[4][0]), port) for entry in found))
+    return list(dict.fromkeys(Address.of(str(entry[4][0]), port) for entry in found))
 
 
 def resolver(in_thread: InThread, look_up: Callable[[str, int], list[Address]] = _look_up) -> Resolve:
@@ -95,7 +95,7 @@ def resolver(in_thread: InThread, look_up: Callable[[str, int], list[Address]] =
             failed.errback(Failure())
             return failed
         if _numeric(host):
-            return succeed([Address(host, port)])
+            return succeed([Address.of(host, port)])
         answer: Deferred[list[Address]] = in_thread(look_up, host, port)
         return answer.addCallbacks(_some, _unknown, callbackArgs=(host,), errbackArgs=(host,))
 

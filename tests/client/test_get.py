@@ -50,6 +50,9 @@ class Wire:
                 return BlocksData(tuple(Part(bytes(len(one.data)), False) for one in parts), answer.lacks)
         return answer
 
+    def alive(self, address: Address) -> None:
+        """Nothing is left alone here."""
+
     def bulk(self, address: Address) -> bool:
         found: bool = self._wire.bulk(address)
         return found

@@ -11,11 +11,13 @@ from ciruela.daemon.api import MOST_WAITING, NodeApi
 from ciruela.daemon.refusals import MOST, Refusals
 from ciruela.daemon.signers import FRESH_S, MOST_TRIED, Signers
 from ciruela.daemon.status import NodeStatus
+from ciruela.gossip.packets import Header, Member, Packet, encode_packets
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookKind, HookReport, HookState
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import PushPull
 from ciruela.web.pages import Pages
 from tests.doubles.clock import HeapClock
 from tests.proof import shows
@@ -87,6 +89,38 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual(page["failed_hooks"], [{"path": "/app/v1", "image": SITE.id.hex(), **hook}])
         self.assertEqual(self.get("/api/v1/images/app/v1")["hooks"], [hook])
         self.assertEqual(self.get("/api/v1/images/app/v2")["hooks"], [])
+
+    @shows("K1.4", "K1.5", "K4")
+    def test_how_peers_are_reached(self):
+        """A firewall, a list that lacks a node and a cloned disk would be seen in the log alone."""
+        self.cluster.hub.close_udp(self.cluster.address(2), self.cluster.address(1))
+        self.cluster.kill(3)
+        self.cluster.run(70.0)
+        header = Header(MachineId(b"s" * 16), 1, 0)
+        facts = tuple(encode_packets(header, [Member(header.sender, None, 1, "stranger", 0, 1, ("app",))]))
+        self.cluster.nodes[1].gossip.pushed("192.0.2.7", PushPull(5, None, facts))
+        page = self.get("/api/v1/peers")
+        self.assertEqual(page["shared_ids"], [])
+        rows = {row["name"]: row for row in page["peers"]}
+        self.assertEqual({name: (row["reached"], row["configured"]) for name, row in rows.items()}, {
+            "n2": ("tcp", True), "n3": (None, True), "stranger": (None, False),
+        })  # fmt: skip
+        self.assertLess(rows["n2"]["heard_s"], 10)
+        self.assertGreater(rows["n2"]["udp_heard_s"], 60)
+        self.assertEqual(rows["stranger"]["addresses"], ["192.0.2.7:5"])
+        self.cluster.run(400.0)
+        row = {row["name"]: row for row in self.get("/api/v1/peers")["peers"]}["n3"]
+        self.assertEqual(
+            (row["machine_id"], row["hostname"], row["dirs"], row["heard_s"]), (self.cluster.machine(3).hex(), "n3", ["app", "logs"], None)
+        )
+        self.assertNotIn("problems", self.get("/healthz"))
+        node = self.cluster.nodes[1]
+        node.gossip.cluster.heard(self.cluster.address(3), Packet(Header(node.world.me, 5, 0), ()), self.cluster.clock.seconds())
+        [shared] = self.get("/api/v1/peers")["shared_ids"]
+        self.assertEqual(shared, {"machine_id": node.world.me.hex(), "addresses": ["10.0.0.1:24783", "10.0.0.3:24783"]})
+        health = self.get("/healthz")
+        self.assertEqual(health["status"], "ok")
+        self.assertIn("10.0.0.1:24783 and 10.0.0.3:24783", health["problems"][0])
 
     def test_peers(self):
         """Nobody could tell whose datagrams arrive where."""

@@ -235,6 +235,9 @@ class RequestsTests(SynchronousTestCase):
         """A peer that is down delays the first orders by three seconds, later ones not at all."""
         cluster = Cluster(2)
         cluster.kill(2)
+        cluster.kill(1)
+        cluster.run(1.0)
+        cluster.start(1)
         client = Client(cluster, SITE)
         client.upload("/app/v1", cluster.addresses(1))
         took = cluster.run(10.0, until=lambda: client.answers)

@@ -121,6 +121,9 @@ class _Wire:
     def bulk(self, address: Address) -> bool:
         return address in self._open and self._open[address].bulk
 
+    def alive(self, address: Address) -> None:
+        """Nothing is left alone here."""
+
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         if timeout_s is None:
             timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
@@ -203,8 +206,7 @@ class Hub:
 
     ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
     nodes sent to or wanted a connection to. ``rates`` limit what an address sends, and what it gets, on all its connections together, in
-    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``. ``deaf`` and ``mute`` are
-    those whose firewalls let no datagram in, or out.
+    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -220,9 +222,8 @@ class Hub:
         self.carried: Counter[Address] = Counter()
         self._free_s: dict[tuple[Address, bool], float] = {}
         self.old: set[Address] = set()
-        self.deaf: set[Address] = set()
-        self.mute: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
+        self._closed: set[tuple[Address | None, Address | None]] = set()
         self._severed: set[frozenset[Address]] = set()
         self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}
         self._rng = rng
@@ -257,8 +258,7 @@ class Hub:
         self._group = {}
         self._severed = set()
         self._silences = set()
-        self.deaf = set()
-        self.mute = set()
+        self._closed = set()
         self.rates = {}
 
     def sever(self, pairs: Iterable[tuple[Address, Address]]) -> None:
@@ -269,6 +269,17 @@ class Hub:
     def silence(self, here: Address, there: Address) -> None:
         """Half-open: nothing that ``here`` sends reaches ``there`` any more, and nobody is told."""
         self._silences.add((here, there))
+
+    def close_udp(self, here: Address | None, there: Address | None) -> None:
+        """A firewall drops the datagrams from ``here`` to ``there``, and nothing else; None stands for everybody."""
+        self._closed.add((here, there))
+
+    def open_udp(self) -> None:
+        """The firewall is gone."""
+        self._closed = set()
+
+    def _dropped(self, here: Address, there: Address) -> bool:
+        return bool(self._closed) and not self._closed.isdisjoint(((here, there), (here, None), (None, there), (None, None)))
 
     def silent(self, here: Address, there: Address) -> bool:
         """Whether what ``here`` sends to ``there`` vanishes."""
@@ -408,8 +419,8 @@ class Hub:
         self.clock.callLater(self.latency_s, self._arrive, source, target, data, True)
 
     def _arrive(self, source: Address, target: Address, data: bytes, forged: bool = False) -> None:
-        closed = source in self.mute or target in self.deaf
-        if (closed or not self.reachable(source, target) or self.silent(source, target)) and not (forged and target in self._nodes):
+        lost = not self.reachable(source, target) or self.silent(source, target) or self._dropped(source, target)
+        if lost and not (forged and target in self._nodes):
             self.counters["lost"] += 1
             return
         if target in self._paused:

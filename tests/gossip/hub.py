@@ -9,11 +9,15 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 
+from twisted.internet.defer import Deferred
+
 from ciruela.gossip.packets import Download, Hooked, Removed
 from ciruela.gossip.service import Gossip
+from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import GetPathState, PathStateData, PushPull, Request, Response
 from ciruela.seams import Address
 from tests.doubles.clock import HeapClock
 
@@ -22,7 +26,7 @@ PORT = 24783
 
 
 class Hub:
-    """Delivers datagrams after a random delay, unless they are lost or a partition lies between."""
+    """Delivers datagrams after a random delay, unless they are lost, or a partition lies between, or they are of a pair in ``closed``."""
 
     def __init__(self, clock: HeapClock, rng: random.Random, loss: float = 0.0, doubles: float = 0.0) -> None:
         self.clock = clock
@@ -31,6 +35,7 @@ class Hub:
         self.doubles = doubles
         self.inboxes: dict[Address, Callable[[bytes, Address], None]] = {}
         self.islands: dict[Address, int] = {}
+        self.closed: set[tuple[Address, Address]] = set()
         self.count = 0
         self.bytes = 0
         self.longest = 0
@@ -50,7 +55,8 @@ class Hub:
         if target not in self.inboxes:
             self.unknown.append(target)
             return
-        if self.islands.get(source, 0) != self.islands.get(target, 0) or self.rng.random() < self.loss:
+        lost = self.islands.get(source, 0) != self.islands.get(target, 0) or (source, target) in self.closed
+        if lost or self.rng.random() < self.loss:
             return
         for _ in range(2 if self.rng.random() < self.doubles else 1):
             self.clock.callLater(self.rng.uniform(0.0005, 0.02), self._arrive, data, source, target)
@@ -71,6 +77,42 @@ class Socket:
     def send(self, data: bytes, address: Address) -> None:
         """Send one datagram."""
         self.hub.deliver(data, self.address, address)
+
+
+class Wire:
+    """``seams.Wire`` from one node to the others of its world; counts what is asked."""
+
+    def __init__(self, world: World, address: Address) -> None:
+        self.world = world
+        self.address = address
+
+    def ask(self, address: Address, request: Request) -> Deferred[Response]:
+        """The answer of the node there, after a moment."""
+        self.world.asked.append((self.address, address, type(request)))
+        done: Deferred[Response] = Deferred(lambda _: None)
+        self.world.clock.callLater(self.world.rng.uniform(0.02, 0.04), self._answer, done, address, request)
+        return done
+
+    def _answer(self, done: Deferred[Response], address: Address, request: Request) -> None:
+        hub, node = self.world.hub, self.world.by_address.get(address)
+        if done.called:
+            return
+        if node is None or address not in hub.inboxes or hub.islands.get(address, 0) != hub.islands.get(self.address, 0):
+            done.errback(LinkLost(f"no answer from {address}"))
+        elif isinstance(request, PushPull):
+            done.callback(node.gossip.pushed(self.address.host, request))
+        elif isinstance(request, GetPathState):
+            there = node.images.get(VPath.parse(request.path))
+            done.callback(PathStateData(node.machine, f"node{node.number}", 0, taken=True, committed=there))
+
+    def connected(self, address: Address) -> bool:
+        return False
+
+    def bulk(self, address: Address) -> bool:
+        return True
+
+    def alive(self, address: Address) -> None:
+        """Nothing is left alone here."""
 
 
 def image_of(number: int) -> ImageId:
@@ -108,7 +150,9 @@ class Node:
         world = self.world
         rng = random.Random(world.rng.getrandbits(64))
         socket = world.hub.socket(self.address)
-        self.gossip = Gossip(world.clock, rng, self.machine, f"node{self.number}", world.now_ms(), socket, self, self, world.now_ms)
+        wire, here = Wire(world, self.address), Address("0.0.0.0", PORT)
+        now_ms = world.now_ms
+        self.gossip = Gossip(world.clock, rng, self.machine, f"node{self.number}", now_ms(), socket, self, self, now_ms, wire, here)
         world.hub.inboxes[self.address] = self.gossip.received
 
     def shut(self) -> None:
@@ -165,7 +209,10 @@ class Node:
         key = (vpath, image, machine)
         self.arrivals[key] = self.arrivals.get(key, 0) + 1
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
+    def removal_heard(self, item: Removed, address: Address) -> None:
+        pass
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
         key = (item.vpath, item.image, machine)
         self.departures[key] = self.departures.get(key, 0) + 1
 
@@ -204,6 +251,7 @@ class World:
         self.clock = HeapClock()
         self.rng = random.Random(seed)
         self.hub = Hub(self.clock, self.rng, loss, doubles)
+        self.asked: list[tuple[Address, Address, type[Request]]] = []
         self.nodes = [Node(self, number, keys) for number in range(1, size + 1)]
         self.by_address = {node.address: node for node in self.nodes}
         self.names = {node.address: f"node{node.number}.example" for node in self.nodes}

@@ -256,7 +256,7 @@ class ComposerTests(UnmeasuredTestCase):
 
     def setUp(self) -> None:
         self.facts = OwnFacts()
-        self.cluster = Cluster(ME, 1)
+        self.cluster = Cluster(ME, 1, lambda: 1)
         self.cluster.configured({AT_A: "a", AT_B: "b"})
         self.lost: list[Item] = []
         self.now_ms = 5_000_000

@@ -168,4 +168,4 @@ class TroubleTests(ConvergenceCase):
             return {holder.address: holder.mask for holder in asker.gossip.cluster.holders(PATH, FIRST.image)}
 
         expected = {address_of(number): FULL for number in range(1, 6)} | {address_of(6 + number): 1 << number for number in range(9)}
-        world.run_until(lambda: expected.items() <= masks().items(), 30)
+        world.run_until(lambda: expected.items() <= masks().items(), 60)

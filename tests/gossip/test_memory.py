@@ -12,6 +12,7 @@ from ciruela.gossip.cluster import (
     Cluster,
     Completed,
     Double,
+    Doubtful,
     DownloadHeard,
     Effect,
     Holder,
@@ -25,7 +26,7 @@ from ciruela.gossip.quota import PER_OWNER, Quota
 from ciruela.gossip.results import MOST_KINDS, RESULT_S, HeardResults
 from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, Refusal
 from ciruela.gossip.stances import IMAGES_PER_PATH, STANCE_S
-from ciruela.gossip.watches import WATCH_S
+from ciruela.gossip.watches import MOST_WATCHERS, WATCH_S, HeardWatches
 from ciruela.gossip.window import WINDOW, Window
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
@@ -86,8 +87,8 @@ class QuotaTests(SynchronousTestCase):
         quota.touch("b", 3, 1)
         quota.touch("a", 1, 5)
         self.assertEqual(quota.expired(5), [("a", 2), ("b", 3)])
-        quota.drop("a", 1)
-        quota.drop("a", 1)
+        quota.drop(1)
+        quota.drop(1)
         self.assertEqual((len(quota), quota.expired(99)), (0, []))
 
 
@@ -95,7 +96,8 @@ class ClusterCase(SynchronousTestCase):
     """A cluster memory and a few who speak to it."""
 
     def setUp(self) -> None:
-        self.cluster = Cluster(ME, EPOCH)
+        self.now_ms = EPOCH
+        self.cluster = Cluster(ME, EPOCH, lambda: self.now_ms, "10.0.0.0:24783")
         self.cluster.configured(NAMES)
         self.seqs: dict[tuple[MachineId, int], int] = {}
 
@@ -105,7 +107,8 @@ class ClusterCase(SynchronousTestCase):
         """The effects of one packet, with the next sequence number of its sender."""
         if seq < 0:
             seq = self.seqs[machine, epoch] = self.seqs.get((machine, epoch), -1) + 1
-        return self.cluster.heard(source, Packet(Header(machine, epoch, seq), items), now_s)
+        effects = self.cluster.heard(source, Packet(Header(machine, epoch, seq), items), now_s)
+        return [effect for effect in effects if not isinstance(effect, Doubtful)]
 
     def members(self) -> None:
         """A, B and C speak for themselves; all take ``app``."""
@@ -447,6 +450,7 @@ class StanceTests(ClusterCase):
 
     def test_everything_for_the_status_page(self) -> None:
         """An operator who looks for a stuck upload sees who said what."""
+        self.hear(C, AT_C)
         self.hear(A, AT_A, Complete(PATH, ONE, 5), Watch(PATH, C, 1))
         self.hear(B, AT_B, Deleted(PATH, TWO, 5))
         self.assertEqual(list(self.cluster.stances()), [(A, Complete(PATH, ONE, 5)), (B, Deleted(PATH, TWO, 5))])
@@ -466,7 +470,8 @@ class WatchTests(ClusterCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.hear(A, AT_A)
+        for machine, address in ((A, AT_A), (B, AT_B), (C, AT_C)):
+            self.hear(machine, address)
 
     def test_newest_stamp_counts(self) -> None:
         """A watch lives as long as its origin renews it, and no datagram from before prolongs it."""
@@ -527,6 +532,17 @@ class WatchTests(ClusterCase):
         self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), frozenset())
         self.assertEqual(self.cluster.watchers(VPath(("app", f"v{PER_OWNER}"))), {C})
 
+    @shows("S6")
+    def test_watchers_of_one_path(self) -> None:
+        """However many nodes a cluster has, one path does not fill the memory."""
+        watches = HeardWatches()
+        for number in range(MOST_WATCHERS + 5):
+            watches.heard(Watch(PATH, MachineId(b"%016d" % number), 1), AT_A, 0.0)
+        self.assertEqual(len(watches.of(PATH, 0.0)), MOST_WATCHERS)
+        first = MachineId(b"%016d" % 0)
+        self.assertTrue(watches.heard(Watch(PATH, first, 2), AT_A, 1.0), "one that is known is renewed")
+        self.assertEqual((watches.waits(PATH, first, 60.5), watches.waits(PATH, first, 61.0)), (True, False))
+
     def test_renewed_by_another(self) -> None:
         """A watch belongs to who told its newest stamp: a flood from who told an older one does not displace it."""
         self.hear(A, AT_A, Watch(PATH, C, 10))
@@ -546,22 +562,22 @@ class ResultTests(SynchronousTestCase):
     def test_newest_counts(self) -> None:
         """What was said of an older release would hide how the hook of the new one ended."""
         known = HeardResults()
-        self.assertTrue(known.heard(A, self.hooked(), 0.0))
-        self.assertFalse(known.heard(A, self.hooked(), 0.0))
-        self.assertTrue(known.heard(A, self.hooked(6, True), 0.0))
-        self.assertFalse(known.heard(A, self.hooked(), 0.0))
+        self.assertTrue(known.heard(A, AT_A, self.hooked(), 0.0))
+        self.assertFalse(known.heard(A, AT_A, self.hooked(), 0.0))
+        self.assertTrue(known.heard(A, AT_A, self.hooked(6, True), 0.0))
+        self.assertFalse(known.heard(A, AT_A, self.hooked(), 0.0))
         self.assertEqual(known.of(PATH), [(A, self.hooked(6, True))])
 
     @shows("A34", "F25")
     def test_bounds(self) -> None:
         """One peer would fill the memory, or displace what others said."""
         known = HeardResults()
-        known.heard(B, self.hooked(), 0.0)
+        known.heard(B, AT_B, self.hooked(), 0.0)
         for number in range(PER_OWNER + 5):
-            known.heard(A, self.hooked(vpath=VPath(("app", f"v{number}"))), 0.0)
+            known.heard(A, AT_A, self.hooked(vpath=VPath(("app", f"v{number}"))), 0.0)
         self.assertEqual((len(known), known.of(VPath(("app", "v0")))), (PER_OWNER + 1, []))
         for kind in range(1, 64):
-            known.heard(B, self.hooked(kind=kind), 0.0)
+            known.heard(B, AT_B, self.hooked(kind=kind), 0.0)
         self.assertEqual(len(known.of(PATH)), MOST_KINDS)
         known.expire(RESULT_S + 1)
         self.assertEqual((len(known), known.of(PATH)), (0, []))

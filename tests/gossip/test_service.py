@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import cbor2
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,13 +29,16 @@ from ciruela.gossip.packets import (
     encode_item,
     encode_packets,
 )
+from ciruela.gossip.pushpull import MOST_FIRST
 from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
 from ciruela.gossip.targets import FAN_OUT, PROBES
 from ciruela.gossip.telling import Repeats
 from ciruela.gossip.watches import WATCH_S
+from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
 from ciruela.seams import Address
 from tests.gossip.test_choice import OwnFacts
 from tests.proof import shows
@@ -56,6 +61,29 @@ class Recorder:
         self.heard: list[tuple[object, ...]] = []
         self.progress: list[VPath] = []
         self.broken: Exception | None = None
+        self.there: dict[tuple[Address, str], tuple[MachineId, Version]] = {}
+        self.asked: list[tuple[Address, Request]] = []
+        self.answer: Callable[[Address, Request], Deferred[Response]] | None = None
+        self.lives: list[Address] = []
+
+    def ask(self, address: Address, request: Request) -> Deferred[Response]:
+        """A wire to nodes that know no push and pull, and tell the truth of what they have, unless ``answer`` says otherwise."""
+        self.asked.append((address, request))
+        if self.answer is not None:
+            return self.answer(address, request)
+        if isinstance(request, GetPathState):
+            machine, version = self.there.get((address, request.path), (MachineId(b"?" * 16), None))
+            return succeed(PathStateData(machine, "", EPOCH, taken=True, committed=version))
+        return fail(RemoteError(f"{type(request).__name__!r} is not known here"))
+
+    def connected(self, address: Address) -> bool:
+        return False
+
+    def bulk(self, address: Address) -> bool:
+        return True
+
+    def alive(self, address: Address) -> None:
+        self.lives.append(address)
 
     def send(self, data: bytes, address: Address) -> None:
         if self.broken is not None:
@@ -77,8 +105,11 @@ class Recorder:
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str, address: Address) -> None:
-        self.heard.append(("gone", item, machine, hostname, address))
+    def removal_heard(self, item: Removed, address: Address) -> None:
+        self.heard.append(("removal heard", item, address))
+
+    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+        self.heard.append(("gone", item, machine, hostname))
 
     def progressed(self, vpath: VPath) -> None:
         self.progress.append(vpath)
@@ -102,12 +133,17 @@ class GossipCase(SynchronousTestCase):
             self.facts,
             self.out,
             lambda: EPOCH + int(self.clock.seconds() * 1000),
+            self.out,
+            AT_ME,
         )
         self.gossip.configured(NAMES)
         self.gossip.start()
 
     def hear(self, machine: MachineId, source: Address, *items: Item, epoch: int = EPOCH) -> None:
-        """One datagram arrives, and the reactor turn ends."""
+        """One datagram arrives, and the reactor turn ends. What it says of images at its source is true."""
+        for item in items:
+            if isinstance(item, Complete):
+                self.out.there[source, str(item.vpath)] = machine, Version(item.timestamp_ms, item.image)
         seq = self.seqs[machine] = self.seqs.get(machine, -1) + 1
         self.gossip.received(NullKeyring().seal(body(Header(machine, epoch, seq), [encode_item(item) for item in items])), source)
         self.clock.advance(0)
@@ -144,7 +180,8 @@ class BeatTests(GossipCase):
         """The cost of gossip must not grow with the cluster (threats G2: 20 kB/s)."""
         self.gossip.configured({Address(f"10.1.{number // 250}.{number % 250}", 24783): str(number) for number in range(1000)})
         self.clock.pump([1.0] * 20)
-        self.assertLessEqual(len(self.out.raw), 20 * (FAN_OUT + PROBES))
+        self.assertLessEqual(len(self.out.raw), 20 * (FAN_OUT + PROBES) + 2 * MOST_FIRST)
+        self.assertLessEqual(len({address for address, _ in self.out.asked}), MOST_FIRST + len(NAMES), "a connection to every peer")
 
     def test_memory_is_searched_seldom_in_a_large_cluster(self) -> None:
         """Looking through ten thousand nodes in each second would cost more than all datagrams; who falls silent is found all the same."""
@@ -168,7 +205,9 @@ class BeatTests(GossipCase):
         """Peers refuse what has a number that they saw."""
         self.clock.pump([0.5] * 10)
         headers = [cbor2.loads(data[7:])[:3] for data in self.out.raw]
-        self.assertEqual(headers, [[ME, EPOCH, number] for number in range(len(headers))])
+        self.assertEqual({tuple(header[:2]) for header in headers}, {(ME, EPOCH)})
+        numbers = [number for _, _, number in headers]
+        self.assertEqual(numbers, sorted(set(numbers)))
         self.assertGreater(len(headers), 5)
         self.assertEqual((self.gossip.counts.sent, self.gossip.counts.sent_bytes), (len(headers), sum(map(len, self.out.raw))))
 
@@ -204,7 +243,7 @@ class BeatTests(GossipCase):
         """A name that no datagram can carry is refused at the start, not in each second."""
         for name in ("h" * 256, "a\nb"):
             with self.assertRaises(ValueError):
-                Gossip(self.clock, random.Random(1), ME, name, EPOCH, self.out, self.facts, self.out, lambda: 0)
+                Gossip(self.clock, random.Random(1), ME, name, EPOCH, self.out, self.facts, self.out, lambda: 0, self.out)
 
     def test_too_many_directories(self) -> None:
         """The operator must learn that the others do not know all directories."""
@@ -313,7 +352,7 @@ class NewsTests(GossipCase):
         """In a big cluster a node that asked for sources in vain would wait until it asks again."""
         names = {Address(f"10.1.0.{number}", 24783): str(number) for number in range(100)}
         self.gossip.configured(names)
-        needing = Address("10.1.0.77", 24783)
+        needing = Address("10.1.0.78", 24783)
         for number, address in enumerate(names):
             machine = MachineId(b"%016d" % number)
             items = (Download(PATH, ONE, 0, False, False),) if address == needing else ()
@@ -458,6 +497,7 @@ class HearingTests(GossipCase):
     def test_answers_are_no_longer_than_questions(self) -> None:
         """A forged source address must not make us flood that node (threats U25)."""
         self.facts.waiting = {VPath(("app", f"v{number}")) for number in range(20)}
+        self.out.there = {(AT_A, str(vpath)): (A, Version(5, ONE)) for vpath in self.facts.waiting}
         self.out.raw.clear()
         packet = encode_packets(Header(A, EPOCH, 90), [Complete(vpath, ONE, 5) for vpath in sorted(self.facts.waiting)])
         self.assertEqual(len(packet), 1)
@@ -517,6 +557,7 @@ class RefusingTests(GossipCase):
         self.facts.waiting = {PATH}
         seal = NullKeyring().seal
         good = seal(encode_packets(Header(A, EPOCH, 70), [Complete(PATH, ONE, 5)])[0])
+        self.out.there[AT_A, str(PATH)] = A, Version(5, ONE)
         self.refused("unknown_source", good, STRANGER)
         self.refused("unknown_source", b"noise", STRANGER)
         self.refused("malformed", b"")
@@ -552,7 +593,7 @@ class RefusingTests(GossipCase):
         def broken(*args: object) -> None:
             raise RuntimeError("ears fell off")
 
-        self.patch(self.out, "completed", broken)
+        self.patch(self.out, "progressed", broken)
         self.hear(A, AT_A, Complete(PATH, ONE, 5))
         self.assertEqual(self.gossip.counts.refused["failed"], 1)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)

@@ -58,6 +58,18 @@ class Resolving(SynchronousTestCase):
         self.assertEqual(self.successResultOf(look("10.0.0.1:5", 1)), [Address("10.0.0.1", 5)])
         self.assertEqual(self.successResultOf(look("[::1]", 24783)), [Address("::1", 24783)])
 
+    @shows("K1.3")
+    def test_one_spelling(self) -> None:
+        """A peer named as IPv6 with an IPv4 address inside would be another one than the peer that speaks."""
+        look = resolver(maybeDeferred, lambda *_: [])
+        for text in ("[::ffff:10.0.0.1]:5", "[0:0:0:0:0:FFFF:0a00:1]:5", "10.0.0.1:5"):
+            self.assertEqual(self.successResultOf(look(text, 1)), [Address("10.0.0.1", 5)])
+        self.assertEqual(self.successResultOf(look("[2001:DB8:0::1]:5", 1)), [Address("2001:db8::1", 5)])
+        with mock.patch.object(
+            socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("::ffff:10.0.0.1", 5)), (0, 0, 0, "", ("10.0.0.1", 5))]
+        ):
+            self.assertEqual(resolve_module._look_up("n", 5), [Address("10.0.0.1", 5)])
+
     def test_all_addresses(self) -> None:
         """A cluster's name has one address for each server."""
         found = [

@@ -191,10 +191,12 @@ class Client:
 class Cluster:
     """``count`` nodes at 10.0.0.1 .. that know each other. ``configs`` may differ by number: a function of it, or one mapping for all."""
 
-    def __init__(self, count: int, seed: int = 1, configs=None, latency_s: float = 0.002) -> None:
+    def __init__(self, count: int, seed: int = 1, configs=None, latency_s: float = 0.002, udp: bool = True) -> None:
         self.clock = HeapClock()
         self.rng = random.Random(seed)
         self.hub = Hub(self.clock, self.rng, latency_s)
+        if not udp:
+            self.hub.close_udp(None, None)
         self._configs = configs or {"app": APP, "logs": LOGS}
         self.disks: dict[int, MemDisk] = {}
         self.nodes: dict[int, Node] = {}

@@ -271,11 +271,11 @@ def roll_back(universe: Universe, rng: random.Random) -> str:
 def close_udp(universe: Universe, rng: random.Random) -> str:
     """A firewall closes UDP: to a host, from it, or everywhere."""
     host, how = rng.choice(universe.everybody()), rng.choice(("in", "out", "both", "all"))
-    addresses = {one.address for one in universe.everybody()} if how == "all" else {host.address}
+    address = None if how == "all" else host.address
     if how != "out":
-        universe.hub.deaf |= addresses
+        universe.hub.close_udp(None, address)
     if how != "in":
-        universe.hub.mute |= addresses
+        universe.hub.close_udp(address, None)
     return f"UDP {how} of n{host.number} is closed"
 
 

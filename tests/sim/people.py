@@ -23,7 +23,7 @@ from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId, MachineId
 from ciruela.model.mask import FULL
-from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
+from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     AppendDir,
@@ -34,12 +34,16 @@ from ciruela.proto.messages import (
     GetBlock,
     GetBlocks,
     GetIndex,
+    GetPathState,
     GetPieces,
     IndexData,
     Notification,
     Part,
+    PathStateData,
     PiecesData,
     PublishImage,
+    PushPull,
+    PushPullData,
     ReceivedImage,
     RemoveDir,
     ReplaceDir,
@@ -315,7 +319,17 @@ class Liar:
                 return succeed(IndexData(rng.choice((other.data, b"", other.data[:-7], rng.randbytes(200)))))
             case GetBaseDir():
                 return succeed(self._base_dir())
+            case GetPathState():
+                return succeed(self._path_state())
+            case PushPull():
+                known_ms = rng.choice((None, 0, 1_000_000))
+                return succeed(PushPullData(rng.random() < 0.5, known_ms, tuple(rng.randbytes(rng.randrange(100)) for _ in range(3))))
         return succeed(UploadAck(True, None, {}))
+
+    def _path_state(self) -> PathStateData:
+        rng = self._rng
+        committed = [Version(lie.timestamp_ms, lie.image) for lie in self._universe.lies(rng)]
+        return PathStateData(self._me, "liar", self._epoch, rng.random() < 0.8, rng.choice((None, committed[0])))
 
     def _base_dir(self) -> BaseDirData:
         rng = self._rng

@@ -25,7 +25,7 @@ from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.source import ANSWER_S, Repeated, Source
 from ciruela.net.discovery.spec import Asked, parse_spec
 from ciruela.net.discovery.srv import srv
-from ciruela.net.peers import PeerList, Remembered
+from ciruela.net.peers import Met, PeerList, Remembered
 from ciruela.net.resolve import resolver
 from ciruela.seams import Address
 from tests.net.discovery.test_lists import instance
@@ -89,7 +89,7 @@ class DiscoveryCase(SynchronousTestCase):
             return fail(known) if isinstance(known, Exception) else succeed(known)
         return resolver(maybeDeferred, lambda host, port: [])(name, default_port)
 
-    def peers(self, *places: Source) -> PeerList:
+    def peers(self, *places: Source, met: Met | None = None) -> PeerList:
         found = PeerList(
             places or [self.source()],
             24783,
@@ -98,6 +98,7 @@ class DiscoveryCase(SynchronousTestCase):
             random.Random(1),
             lambda one: self.changes.append(dict(one)),
             self.memory,
+            met,
         )
         self.addCleanup(found.stop)
         return found
@@ -192,6 +193,20 @@ class RepeatedTests(DiscoveryCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
 
+class _Gossip:
+    """``net.peers.Met``."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[str]] = {}
+        self.recalled: list[object] = []
+
+    def recall(self, rows: object) -> None:
+        self.recalled.append(rows)
+
+    def remembered(self) -> dict[str, list[str]]:
+        return self.rows
+
+
 class UnionTests(DiscoveryCase):
     """Several places."""
 
@@ -233,6 +248,31 @@ class UnionTests(DiscoveryCase):
         third.start()
         self.assertEqual(second.peers, third.peers)
 
+    @shows("K1.1")
+    def test_who_was_met_is_remembered(self) -> None:
+        """Who was there before a restart would not be expected after it."""
+        self.place.says = ["10.0.0.2"]
+        gossip = _Gossip()
+        first = self.peers(met=gossip)
+        first.start()
+        gossip.rows = {"10.0.0.2:24783": ["aa", "5", "host", "100", "!", "app"]}
+        self.advance(6)
+        self.assertEqual(self.memory.kept["known"], gossip.rows)
+        written = self.memory.writes
+        gossip.rows = {"10.0.0.2:24783": ["aa", "5", "host", "200", "!", "app"]}
+        self.advance(60)
+        self.assertEqual(self.memory.writes, written, "each sign of life is a write to the disk")
+        self.advance(300)
+        self.assertEqual(self.memory.kept["known"], gossip.rows)
+        first.stop()
+        again = _Gossip()
+        self.peers(met=again).start()
+        self.assertEqual(again.recalled, [gossip.rows])
+        self.memory.kept = {"sources": {}, "addresses": {}}
+        older = _Gossip()
+        self.peers(met=older).start()
+        self.assertEqual(older.recalled, [{}], "the file of an older version")
+
     def test_not_remembered_for_ever(self) -> None:
         """A server that left long ago would come back with a restart."""
         first = self.peers()
@@ -254,6 +294,12 @@ class UnionTests(DiscoveryCase):
         lists = {"sources": {"dns:x": ["n1"]}, "addresses": {"n1": ["10.0.0.1:1"]}}
         self.successResultOf(cache.write(lists))
         self.assertEqual(self.successResultOf(cache.read()), lists)
+        known = lists | {"known": {"10.0.0.1:1": ["", "0", "", "5", "?"]}}
+        self.successResultOf(cache.write(known))
+        self.assertEqual(self.successResultOf(cache.read()), known)
+        for bad in (1, [], {"a": 1}, {"a": [1]}):
+            (db / NAME).write_text(json.dumps(lists | {"known": bad}))
+            self.assertEqual(self.successResultOf(cache.read()), lists, "a damaged section costs the lists")
         for data in (b"", b"[]", b'{"sources": {}}', b'{"sources": {"a": 1}, "addresses": {}}', b"[" * 99999, b"\xff"):
             (db / NAME).write_bytes(data)
             self.assertEqual(self.successResultOf(cache.read()), {})
