@@ -362,7 +362,7 @@ class Authority(Protocol):
     ) -> Deferred[Mapping[SigEntry, str]]:
         """Those of ``entries`` that a key configured for ``config`` made, one per key, in order, each with the fingerprint of its key.
 
-        ``statement`` is what they were made over. Keys are read anew each time.
+        ``statement`` is what they were made over. Which keys there are is looked up each time.
         """
 
 
