@@ -58,7 +58,7 @@ CONNECT_PATIENCE_S = 1.0
 class ClosableLink(Link, Protocol):
     """A link of ours, which we may end."""
 
-    def close(self) -> None:
+    def close(self, reason: str = "closed by us") -> None:
         """Close the connection."""
 
 

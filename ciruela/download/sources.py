@@ -79,13 +79,23 @@ class Totals:
     failed: int = 0
 
 
+def _nothing_comes() -> int:
+    """Nothing is known of what is on its way."""
+    return 0
+
+
+def _left_open(_reason: str) -> None:
+    """The pool of connections ends those to nodes by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.
 
     ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: bytes that may be in flight, at most; less than
     MOST_WINDOW where several downloads share a connection. ``bulk``: it understands GetBlocks. ``machine``: which node it is, if that is
-    known; ``served``: a client gives to it.
+    known; ``served``: a client gives to it. ``incoming``: the bytes that are here of the message that is on its way from there. ``close``
+    ends the connection of a client that does not give what it was asked for.
     """
 
     key: object
@@ -98,6 +108,8 @@ class Candidate:
     bulk: bool = False
     machine: bytes | None = None
     served: bool = False
+    incoming: Callable[[], int] = _nothing_comes
+    close: Callable[[str], None] = _left_open
 
 
 @dataclass

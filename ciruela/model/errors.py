@@ -5,6 +5,7 @@
     CiruelaError
     +-- FormatError     bytes or text that do not follow their format
     |   +-- BadIndex    an index that is not canonical, or not the one asked for
+    |       +-- UnfitIndex  the one asked for, and nobody can take it
     +-- ConfigError     a configuration file with a mistake: file, line, what to do
     +-- BadKey          a key that cannot be read or used
     +-- RemoteError     the other side answered with an error
@@ -30,6 +31,10 @@ class FormatError(CiruelaError):
 
 class BadIndex(FormatError):
     """An index that is not canonical, breaks a limit, or is not the one that was asked for."""
+
+
+class UnfitIndex(BadIndex):
+    """The very index that was asked for, by its hash, and not canonical: it is refused wherever it comes from."""
 
 
 class ConfigError(CiruelaError):
