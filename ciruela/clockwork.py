@@ -13,6 +13,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.model.errors import NoAnswer
 from ciruela.model.printable import logged
 
 P = ParamSpec("P")
@@ -264,6 +265,17 @@ class Hush:
             self._lines = 1
             self._log.warn("{count} messages about what others sent were not logged, so that the log stays readable", count=self._unsaid)
             self._unsaid = 0
+
+
+def within(answer: Deferred[A], timeout_s: float, clock: IReactorTime) -> Deferred[A]:
+    """``answer`` itself; cancelled after ``timeout_s`` it fails with NoAnswer, in words for people."""
+
+    def expired(result: A | Failure, _: float) -> A:
+        if isinstance(result, Failure):
+            raise NoAnswer(f"no answer within {timeout_s:.3g} s") from None
+        return result
+
+    return answer.addTimeout(timeout_s, clock, expired)
 
 
 def in_place(f: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[A]:

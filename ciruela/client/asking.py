@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.defer import TimeoutError as AnswerTimeout
 
 from ciruela.client.contacts import reachable_from
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
+from ciruela.clockwork import within
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import State, Version
@@ -118,12 +118,12 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> 
         answer = await _answer(link, GetBaseDir(str(sight.vpath.base)), world)
         if isinstance(answer, BaseDirData):
             sight.answers[label] = answer
-    except (CiruelaError, AnswerTimeout) as error:
-        sight.problems.append(f"{label}: {str(error) or 'no answer'}")
+    except CiruelaError as error:
+        sight.problems.append(f"{label}: {error}")
     finally:
         link.close()
     return hosts
 
 
 def _answer(link: Link, request: Request, world: World) -> Deferred[Response]:
-    return link.ask(request).addTimeout(ANSWER_TIMEOUT_S, world.clock)
+    return within(link.ask(request), ANSWER_TIMEOUT_S, world.clock)

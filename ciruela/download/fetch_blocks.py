@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batch, Hush
+from ciruela.clockwork import Batch, Hush, within
 from ciruela.download import answers
 from ciruela.download.answers import Answer
 from ciruela.download.lookout import Lookout
@@ -235,12 +235,13 @@ class BlockFetch:
         source.sharing = True
         pieces = self._plan.pieces
         missing = pieces.full & ~(self._plan.mask | source.share | self._sources.claimed_by_peers())
+        began_s = self._clock.seconds()
         asked = source.candidate.ask(GetShare(self._index.image, pieces.to_bytes(missing)))
         self._asked.add(asked)
         (
-            asked.addTimeout(GRACE_S, self._clock)
+            within(asked, GRACE_S, self._clock)
             .addCallback(self._shared, source)
-            .addErrback(self._not_shared, source)
+            .addErrback(self._not_shared, source, began_s)
             .addBoth(self._answered, asked, source, 0)
             .addErrback(self._broken)
         )
@@ -256,13 +257,13 @@ class BlockFetch:
         source.share |= share
         source.shared_out = not share
 
-    def _not_shared(self, failure: Failure, source: Source) -> None:
+    def _not_shared(self, failure: Failure, source: Source, began_s: float) -> None:
         """A client that does not share out is asked for everything."""
         source.sharing = False
         if failure.check(RemoteError):
             source.share, source.shared_out = self._plan.pieces.full, True
         elif not self._ended:
-            source.failed(self._clock.seconds())
+            source.failed(self._clock.seconds(), began_s)
             self._tell_nothing(source, failure.getErrorMessage())
 
     def _ask(self, source: Source, numbers: list[int]) -> None:
@@ -274,10 +275,10 @@ class BlockFetch:
         asked = source.candidate.ask(self._request(source, numbers))
         self._asked.add(asked)
         (
-            asked.addTimeout(deadline_s, self._clock)
-            .addCallback(self._write, source, numbers)
+            within(asked, deadline_s, self._clock)
+            .addCallback(self._write, source, numbers, began_s)
             .addCallback(self._written, source, began_s)
-            .addErrback(self._failed, source, numbers)
+            .addErrback(self._failed, source, numbers, began_s)
             .addBoth(self._answered, asked, source, size)
             .addErrback(self._broken)
         )
@@ -289,14 +290,16 @@ class BlockFetch:
         file, block = self._blocks.by_number(number)
         return GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
 
-    def _write(self, response: Response, source: Source, numbers: list[int]) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
+    def _write(
+        self, response: Response, source: Source, numbers: list[int], began_s: float
+    ) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
         answer = answers.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
         size = sum(len(data) for _, data in answer.blocks)
         self._totals.received_bytes += size
         source.packing.gave(size, self._clock.seconds())
         if len(answer.blocks) < len(numbers):
             here = {number for number, _ in answer.blocks}
-            self._lacking(source, [number for number in numbers if number not in here], "it does not have it")
+            self._lacking(source, [number for number in numbers if number not in here], "it does not have it", began_s)
         self._writing += size
         writing: Deferred[list[tuple[int, bool]]] = self._writes.submit(answer.blocks)
         writing.addBoth(self._rested, size)
@@ -343,7 +346,7 @@ class BlockFetch:
         if completed:
             self._progressed()
 
-    def _failed(self, failure: Failure, source: Source, numbers: list[int]) -> None:
+    def _failed(self, failure: Failure, source: Source, numbers: list[int], began_s: float) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         if self._ended:
@@ -354,16 +357,16 @@ class BlockFetch:
         if failure.check(Busy):
             source.busy(self._clock.seconds())
         elif failure.check(RemoteError):
-            self._lacking(source, numbers, failure.getErrorMessage())
+            self._lacking(source, numbers, failure.getErrorMessage(), began_s)
         else:
-            source.failed(self._clock.seconds())
+            source.failed(self._clock.seconds(), began_s)
             self._tell_nothing(source, failure.getErrorMessage())
 
-    def _lacking(self, source: Source, numbers: list[int], reason: str) -> None:
+    def _lacking(self, source: Source, numbers: list[int], reason: str, began_s: float) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         parts = {self._plan.pieces.piece_of(number) for number in numbers}
-        source.lacked(sum(1 << part for part in parts), self._clock.seconds())
+        source.lacked(sum(1 << part for part in parts), self._clock.seconds(), began_s)
         self._tell_nothing(source, reason)
 
     def _tell_nothing(self, source: Source, reason: str) -> None:

@@ -116,10 +116,10 @@ class Candidate:
 class Source:
     """A candidate with its record. Masks are of pieces; ``window`` and ``in_flight`` are bytes.
 
-    ``rate``: bytes a second it gave lately, 0 while that is not known; ``quickest_s``: what its quickest answer took. ``claimed``:
-    what it said it has, by gossip or in answer to GetPieces. Of a client that shares out: ``share``, the pieces that it promised to
-    this node; ``sharing`` while it is asked for more; ``shared_out`` once it has promised everything, here or elsewhere.
-    ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before.
+    ``failures``: in a row, the last one at ``failed_s``. ``rate``: bytes a second it gave lately, 0 while that is not known;
+    ``quickest_s``: what its quickest answer took. ``claimed``: what it said it has, by gossip or in answer to GetPieces. Of a client that
+    shares out: ``share``, the pieces that it promised to this node; ``sharing`` while it is asked for more; ``shared_out`` once it has
+    promised everything, here or elsewhere. ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before.
     """
 
     candidate: Candidate
@@ -134,6 +134,7 @@ class Source:
     failures: int = 0
     bad_blocks: int = 0
     rest_until_s: float = 0.0
+    failed_s: float = -math.inf
     blocks: int = 0
     denied: int = 0
     denied_until_s: float = 0.0
@@ -177,7 +178,12 @@ class Source:
         self.claimed |= pieces
 
     def gave(self, took_s: float, blocks: int, size: int) -> None:
-        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for; they are in flight still."""
+        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for; they are in flight still.
+
+        Who gives again after a silence need not rest any longer for it.
+        """
+        if self.failures and not self.bad_blocks:
+            self.rest_until_s = 0.0
         self.failures = 0
         self.blocks += blocks
         if took_s > SLOW_S:
@@ -189,21 +195,27 @@ class Source:
             self.rate += ((self.in_flight / took_s) - self.rate) * (RATE_WEIGHT if self.rate else 1.0)
             self.batch = max(BATCH_BYTES, min(MOST_BATCH_BYTES, int(self.in_flight / took_s * BATCH_S)))
 
-    def lacked(self, pieces: int, now_s: float) -> None:
-        """It answered that it cannot give a block of each of ``pieces``.
+    def lacked(self, pieces: int, now_s: float, asked_s: float = math.inf) -> None:
+        """It answered that it cannot give a block of each of ``pieces``, of which it was asked at ``asked_s``.
 
         A peer is not asked for these for DENIED_S, or until it claims something else. A client, or a peer that was only guessed to
         have the image, rests as after any failure.
         """
         if self.candidate.seed or self.candidate.hearsay:
-            self.failed(now_s)
+            self.failed(now_s, asked_s)
             return
         self.denied |= pieces
         self.denied_until_s = now_s + DENIED_S
 
-    def failed(self, now_s: float) -> None:
-        """It gave nothing: the n-th failure in a row rests it for n seconds."""
+    def failed(self, now_s: float, asked_s: float = math.inf) -> None:
+        """It gave nothing: the n-th failure in a row rests it for n seconds.
+
+        What was asked, at ``asked_s``, before it failed last was lost in the same silence, which is one failure.
+        """
+        if asked_s <= self.failed_s:
+            return
         self.failures += 1
+        self.failed_s = now_s
         self.window = max(BLOCK_BYTES, self.window // 2)
         self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))
 

@@ -11,6 +11,7 @@
     +-- RemoteError     the other side answered with an error
     |   +-- Busy        it may be asked again later
     +-- LinkLost        the connection ended before the answer came
+    |   +-- NoAnswer    it did not come in time
     +-- DownloadFailed  a download cannot go on; carries the word for the client
     +-- DiskError       a file operation of one image failed
     +-- HookFailed      a hook of the operator could not be run
@@ -59,6 +60,10 @@ class Busy(RemoteError):
 
 class LinkLost(CiruelaError):
     """The connection ended, or never came up, before the answer arrived."""
+
+
+class NoAnswer(LinkLost):
+    """The answer did not come within the time that was given."""
 
 
 class DownloadFailed(CiruelaError):
