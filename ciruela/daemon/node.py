@@ -288,7 +288,7 @@ class Node:
             done=self._tell_received,
             gone=self._tell_gone,
             watched=self.gossip.news_watch,
-            published=lambda notification: self.downloads.nudge_image(notification.image),
+            published=self.downloads.nudge_image,
             clock=world.clock,
             me=world.me,
             hostname=world.hostname,

@@ -112,7 +112,7 @@ class Requests:
         done: Callable[[VPath, State], None],
         gone: Callable[[VPath, ImageId], None],
         watched: Callable[[VPath], None],
-        published: Callable[[PublishImage], None],
+        published: Callable[[ImageId], None],
         clock: IReactorTime,
         me: MachineId,
         hostname: str,
@@ -212,13 +212,13 @@ class Requests:
         return self._blocks.give_many(request).addCallback(_as_response)
 
     def notified(self, link: Link, notification: Notification) -> None:
-        """Note that a client can give an image; what nodes send to clients is not meant for a node."""
+        """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""
         if not isinstance(notification, PublishImage):
             return
-        if self._watches.publish(link, notification.image):
-            self._published(notification)
-        else:
+        if not self._watches.publish(link, notification.image):
             self.published_refused += 1
+        elif link in self._watches.sources(notification.image):
+            self._published(notification.image)
 
     def lost(self, link: Link) -> None:
         """Forget what the connection said."""
@@ -242,7 +242,7 @@ class Requests:
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
         order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
-        return self._uploads.order(order).addCallback(self._judged, link, vpath).addCallback(self._signed, link)
+        return self._uploads.order(order).addCallback(self._judged, link, order).addCallback(self._signed, link)
 
     def _signed(self, ack: UploadAck, link: Link) -> Response:
         """The answer with the name of this node, for those who understand that."""
@@ -291,8 +291,8 @@ class Requests:
         failure.trap(DiskError)
         return answer(None)
 
-    def _judged(self, verdict: Verdict, link: Link, vpath: VPath) -> Deferred[UploadAck]:
-        reason, detail = None, ""
+    def _judged(self, verdict: Verdict, link: Link, order: Order) -> Deferred[UploadAck]:
+        reason, detail, vpath = None, "", order.vpath
         match verdict:
             case Rejected():
                 reason = verdict.reason.value
@@ -301,6 +301,8 @@ class Requests:
                     self._watch(link, vpath)
             case Accepted():
                 self._watch(link, vpath)
+                if self._watches.accept(link, order.image):
+                    self._published(order.image)
                 committed = self._ledger.committed(vpath)
                 if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
                     self._done(vpath, committed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.requests import READS
@@ -107,7 +108,8 @@ class KeyTests(SynchronousTestCase):
         """The ninth upload has to wait until one of the eight has ended; nothing of it is on the disk before."""
         cluster = Cluster(1)
         client = Client(cluster, SITE)
-        client.serving = False
+        give = client.requested
+        client.requested = lambda link, request: give(link, request) if isinstance(request, GetIndex) else Deferred()
         client.upload("/app/v0", [cluster.address(1)])
         cluster.run(2.0)
         (link,) = client.links
@@ -120,7 +122,7 @@ class KeyTests(SynchronousTestCase):
         self.assertEqual([isinstance(answer, UploadAck) for answer in answers], [True] * 7 + [False])
         self.assertIn("8 uploads of this key are in progress", answers[-1].getErrorMessage())
         self.assertEqual(len(cluster.nodes[1].ledger.pendings()), 8)
-        client.serving = True
+        client.requested = give
         cluster.run(60.0, until=lambda: not cluster.nodes[1].ledger.pendings())
         link.ask(AppendDir(path, SITE.id, stamp, (signature,))).addBoth(answers.append)
         cluster.run(10.0)

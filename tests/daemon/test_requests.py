@@ -244,12 +244,30 @@ class RequestsTests(SynchronousTestCase):
 
     def test_publish_and_leave(self):
         """A source counts while its connection lasts."""
-        self.link.tell(PublishImage(SITE.id))
-        self.cluster.run(1.0)
+        self.uploaded()
         self.assertEqual(len(self.node.watches.sources(SITE.id)), 1)
-        self.link.close()
+        self.client.leave()
         self.cluster.run(1.0)
         self.assertEqual(self.node.watches.sources(SITE.id), [])
+
+    @shows("S3")
+    def test_strangers_are_no_sources(self):
+        """Twenty connections that publish an image, and answer nothing, would keep it from the client that has it: 0/3 nodes after 78 s."""
+        silent = Client(self.cluster, SITE)
+        silent.requested = lambda link, request: Deferred()
+        links = []
+        for _ in range(20):
+            self.cluster.hub.link(silent, self.cluster.address(1)).addCallback(links.append)
+        self.cluster.run(1.0)
+        for link in links:
+            link.tell(PublishImage(SITE.id))
+        self.cluster.run(1.0)
+        self.assertEqual(self.node.watches.sources(SITE.id), [])
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(0.2)
+        for link in links:
+            link.tell(PublishImage(SITE.id))
+        self.assertLess(self.cluster.run(10.0, until=lambda: self.cluster.holders("/app/v1", SITE) == {1}), 2.0)
 
     def test_notices(self):
         """The client hears of the arrival, of that image at that path, by this machine."""

@@ -39,6 +39,7 @@ class MemoryLink:
         self.here = here
         self.there = there
         self.other: MemoryLink | None = None
+        self._under_way = 0
         self._talk = Talk(self, counterpart, self._send, self.close, self._hold)
 
     @property
@@ -55,8 +56,8 @@ class MemoryLink:
 
     @property
     def incoming(self) -> int:
-        """Messages come whole here."""
-        return 0
+        """Something grows while a message is under way: how much of it is here is not simulated."""
+        return 1 + int(self._hub.clock.seconds()) if self._under_way else 0
 
     @property
     def alive(self) -> bool:
@@ -97,9 +98,13 @@ class MemoryLink:
         if self._hub.silent(self.here, self.there):
             self._hub.clock.callLater(SILENCE_S, self._given_up)
             return
+        if self.other is not None:
+            self.other._under_way += 1
         self._hub.carry(self.here, self.there, len(data), lambda: self._hub.reach(self.there, self._deliver, data))
 
     def _deliver(self, data: bytes) -> None:
+        if self.other is not None:
+            self.other._under_way -= 1
         if self.other is not None and self.other.alive and self.alive and not self._hub.silent(self.here, self.there):
             self.other._talk.received(data)
 
@@ -120,8 +125,9 @@ class _Wire:
         self._open: dict[Address, MemoryLink] = {}
         self._waiting: dict[Address, list[Deferred[MemoryLink]]] = {}
 
-    def incoming(self, address: Address) -> int:  # noqa: ARG002  messages come whole here
-        return 0
+    def incoming(self, address: Address) -> int:
+        link = self._open.get(address)
+        return 0 if link is None else link.incoming
 
     def connected(self, address: Address) -> bool:
         link = self._open.get(address)
