@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, Never, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.model.errors import NoAnswer
+from ciruela.model.errors import SLOW_DOWN, Busy, NoAnswer
 from ciruela.model.printable import logged
 
 P = ParamSpec("P")
@@ -194,6 +194,39 @@ class Bucket:
             return False
         self._left -= 1.0
         return True
+
+
+class Repeats:
+    """Counts how often the same thing was had on one link: some times at once, and once more after each ``again_s``.
+
+    Whoever asks again all the same waits for ``held_s`` before he is refused: some programs ask as fast as they are answered.
+    """
+
+    def __init__(self, clock: IReactorTime, again_s: float, held_s: float = 2.0, limit: int = 256) -> None:
+        """At most ``limit`` things are remembered of each link."""
+        self._clock = clock
+        self._again_s = again_s
+        self._held_s = held_s
+        self._limit = limit
+        self._buckets: dict[object, dict[object, Bucket]] = {}
+
+    def refused(self, link: object, thing: object, most: int) -> Deferred[Any] | None:
+        """None while ``thing`` may be had, ``most`` times at once, which counts as once more; else what fails with Busy, later."""
+        buckets = self._buckets.setdefault(link, {})
+        bucket = buckets.get(thing)
+        if bucket is None:
+            while len(buckets) >= self._limit:
+                del buckets[next(iter(buckets))]
+            bucket = buckets[thing] = Bucket(self._clock, 1.0 / self._again_s, float(most))
+        return None if bucket.take() else deferLater(self._clock, self._held_s, _same_again)
+
+    def left(self, link: object) -> None:
+        """The link is gone."""
+        self._buckets.pop(link, None)
+
+
+def _same_again() -> Never:
+    raise Busy(f"{SLOW_DOWN}: the same was sent on this connection a moment ago, more than once")
 
 
 HUSH_S = 60.0

@@ -21,12 +21,13 @@ from ciruela.client.contacts import Contacts, Resolve
 from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.source import Giver
-from ciruela.clockwork import Backoff, Beat
+from ciruela.clockwork import Backoff, Beat, Repeats
 from ciruela.model.errors import Busy, LinkLost
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
+    GetIndex,
     GetShare,
     HookResult,
     Notification,
@@ -50,6 +51,11 @@ BEAT_S = 1.0
 
 ANSWER_TIMEOUT_S = 30.0
 """An answer to a request needs a signature check and a few small files; a node that takes longer is asked again."""
+
+SAME_INDEX = 3
+SAME_INDEX_S = 10.0
+"""A node gets the same index so many times at once, besides once for each path, and once more after so long: a daemon of the reference
+that cannot read it asks again as fast as it is answered."""
 
 CONNECT_PATIENCE_S = 1.0
 """How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
@@ -153,6 +159,7 @@ class ClusterRun:
         self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._problem)
         self._peers: dict[Address, _Peer] = {}
         self._by_link: dict[int, _Peer] = {}
+        self._repeats = Repeats(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
@@ -316,6 +323,7 @@ class ClusterRun:
     def lost(self, link: Link) -> None:
         """A connection ended; it is replaced by the usual rules."""
         peer = self._by_link.pop(id(link), None)
+        self._repeats.left(id(link))
         if peer is None:
             return
         del self._peers[peer.address]
@@ -399,6 +407,11 @@ class ClusterRun:
         """Serve an index or blocks to a node that we published it to, or a share of them."""
         peer = self._by_link.get(id(link))
         published = peer.published if peer is not None else {}
+        if isinstance(request, GetIndex):
+            paths = sum(run.book.image == request.image for run in self._runs)
+            again = self._repeats.refused(id(link), request.image, SAME_INDEX + paths)
+            if again is not None:
+                return again
         if isinstance(request, GetShare) and request.image in published:
             return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
         return self._source.answer(request, published, self._sent)

@@ -293,6 +293,7 @@ class Node:
             me=world.me,
             hostname=world.hostname,
             requests_per_second=world.tuning.requests_per_second,
+            in_thread=world.in_thread,
         )
         self.ready = False
         self.broken = ""

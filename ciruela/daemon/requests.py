@@ -12,7 +12,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Bucket, Hush
+from ciruela.clockwork import Bucket, Hush, Repeats, in_place
+from ciruela.daemon.listings import Listings
 from ciruela.daemon.pathstate import PathStates
 from ciruela.download.awaited import Awaited
 from ciruela.download.serving import BlockService
@@ -50,7 +51,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Disk, Link
+from ciruela.seams import Disk, InThread, Link
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import MAX_PER_LINK, Watches
 from ciruela.uploads.removals import Removals
@@ -58,6 +59,10 @@ from ciruela.uploads.service import Uploads
 
 READS = 10
 """Indexes and lists that a connection may ask for, for each upload: a node that has just joined asks for all it finds."""
+
+SAME_INDEX = 16
+SAME_INDEX_S = 1.0
+"""A connection gets the same index so many times at once, for as many paths with one image, and once more after so long."""
 
 MAX_DETAIL = 1000
 """Characters of what is told about a refusal: below the limit of the wire in any script."""
@@ -117,6 +122,7 @@ class Requests:
         me: MachineId,
         hostname: str,
         requests_per_second: int = STANDARD.requests_per_second,
+        in_thread: InThread = in_place,
     ) -> None:
         """``requests_per_second``: uploads that one connection may ask for; see :data:`READS`."""
         self._configs = configs
@@ -142,6 +148,8 @@ class Requests:
         self._rate = requests_per_second
         self._buckets: dict[tuple[Link, bool], Bucket] = {}
         self._slots = Slots(clock)
+        self._listings = Listings(ledger, clock, in_thread)
+        self._repeats = Repeats(clock, SAME_INDEX_S)
         self.slowed = 0
         self.published_refused = 0
 
@@ -193,7 +201,8 @@ class Requests:
             case CheckUpload():
                 return self._check(request)
             case GetIndex():
-                return self._blocks.give_index(request).addCallback(_as_response)
+                again = self._repeats.refused(link, request.image, SAME_INDEX)
+                return again or self._blocks.give_index(request).addCallback(_as_response)
             case GetIndexAt():
                 return self._index_at(request)
             case GetBaseDir():
@@ -224,6 +233,7 @@ class Requests:
         """Forget what the connection said."""
         self._watches.lost(link)
         self._slots.left(link)
+        self._repeats.left(link)
         for uploads in (True, False):
             self._buckets.pop((link, uploads), None)
 
@@ -351,20 +361,24 @@ class Requests:
             return fail(RemoteError("No such config"))
         if base.level != max(config.num_levels - 1, 0):
             return fail(RemoteError(f"{base} is no base dir: num-levels of /{base.key} is {config.num_levels}"))
-        entries = self._ledger.entries(base)
+        return self._listings.answer(base, link.bulk, lambda: self._listing(config, base, link.bulk))
+
+    def _listing(self, config: DirConfig, base: VPath, bulk: bool) -> BaseDirData:
+        """What is in ``base``; of ours, what ``ciruela.v2`` added, only for those who know it."""
+        entries, paths = self._ledger.entries(base), self._ledger.paths(base)
         watches = {}
-        for entry in entries:
-            machines = self._watchers(base.image_at(entry))
+        for entry, vpath in paths.items():
+            machines = self._watchers(vpath)
             if machines:
                 watches[entry] = tuple(sorted(machines))
-        pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(base.image_at(entry)) is not None)
+        pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(paths[entry]) is not None)
         keep_list = hashlib.blake2b(cbor2.dumps([]), digest_size=32).digest()
         removed = {
             entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures)
-            for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
+            for entry, one in (self._ledger.removed(base) if bulk else {}).items()
         }
-        kept = {entry: rows for entry in entries if link.bulk and (rows := self._ledger.kept(base.image_at(entry)))}
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept))
+        kept = {entry: rows for entry, vpath in paths.items() if bulk and (rows := self._ledger.kept(vpath))}
+        return BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept)
 
 
 def _as_response(response: Response) -> Response:

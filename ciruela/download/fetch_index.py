@@ -65,6 +65,10 @@ class _Attempt:
         return f"no whole answer within {ANSWER_S:g} s" if now_s - self.began_s >= ANSWER_S else ""
 
 
+def _unknown() -> None:
+    """Nobody else fetches it."""
+
+
 class IndexFetch:
     """Asks candidates in random order, clients first, until one gives bytes that hash to the id.
 
@@ -82,7 +86,10 @@ class IndexFetch:
         clock: IReactorTime,
         rng: random.Random,
         unpack: Callable[[bytes], Deferred[bytes]],
+        known: Callable[[], Index | None] = _unknown,
     ) -> None:
+        """``known``: the index, once another download of the same image has got it."""
+        self._known = known
         self._image = image
         self._hint = hint
         self._candidates = candidates
@@ -142,6 +149,10 @@ class IndexFetch:
 
     def _step(self) -> None:
         now_s = self._clock.seconds()
+        known = self._known()
+        if known is not None:
+            self._end(known)
+            return
         for attempt in list(self._attempts.values()):
             attempt.look(now_s)
             attempt.overdue = attempt.late(now_s)

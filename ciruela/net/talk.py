@@ -40,7 +40,7 @@ _SIGNED = (AppendDir, ReplaceDir, RemoveDir)
 """Wishes that are accepted with a valid signature only."""
 
 _HEAVY = (*LARGE, GetBlocks)
-"""Requests whose answers are made only while there is room for them."""
+"""Requests of those who are not known whose answers are made only while there is room for them; blocks are given to others at any time."""
 
 T = TypeVar("T")
 
@@ -228,7 +228,7 @@ class Talk:
 
     def _has_room(self, request: Request) -> bool:
         """Whether what answers ``request`` may be made now: one index or list at a time here, and of all links not too much."""
-        if not isinstance(request, _HEAVY):
+        if not isinstance(request, LARGE if self.trusted else _HEAVY):
             return True
         large = isinstance(request, LARGE)
         if (large and self._large_at_work) or not self._answers.begin(self.trusted, self._work):
@@ -237,19 +237,19 @@ class Talk:
         return True
 
     def _made(self, result: T, request: Request, trusted: bool) -> T:
-        if isinstance(request, _HEAVY):
+        if isinstance(request, LARGE if trusted else _HEAVY):
             self._large_at_work = self._large_at_work and not isinstance(request, LARGE)
             self._answers.made(trusted)
         return result
 
     def _begin(self, asked: Asked) -> None:
         self._at_work += 1
+        trusted = self.trusted
         try:
             answer = self._counterpart.requested(self._link, asked.request)
         except Exception:  # noqa: BLE001  a fault of ours becomes an answer
             answer = Deferred()
             answer.errback(Failure())
-        trusted = self.trusted
         answer.addCallback(self._answered, asked).addErrback(self._refused, asked).addBoth(self._made, asked.request, trusted)
         answer.addBoth(self._finished)
 

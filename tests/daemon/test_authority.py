@@ -157,7 +157,7 @@ class AuthorityTests(SynchronousTestCase):
 
     @shows("S14")
     def test_kept_for_a_second(self) -> None:
-        """A flood of signed requests would read and parse all key files for each of them; a change that keeps the time would stay unseen."""
+        """A flood of signed requests would parse all key files for each of them; a change that keeps the time would stay unseen."""
         self.put("master.key", line(ANN))
         self.assertEqual(len(self.verified(entry(ANN))), 1)
         with mock.patch("ciruela.daemon.authority.parse_authorized", wraps=parse_authorized) as parse:

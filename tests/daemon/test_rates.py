@@ -7,7 +7,7 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.requests import READS
+from ciruela.daemon.requests import READS, SAME_INDEX
 from ciruela.daemon.status import NodeStatus
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import Symlinks
@@ -70,9 +70,9 @@ class RatesTests(SynchronousTestCase):
     def test_reads(self) -> None:
         """Indexes have a rate of their own, ten times as high; blocks have none."""
         answers = []
-        for _ in range(20):
-            for _ in range(50):
-                self.links[0].ask(GetIndex(SITE.id, None)).addBoth(answers.append)
+        for turn in range(20):
+            for number in range(50):
+                self.links[0].ask(GetIndex(ImageId((turn * 50 + number).to_bytes(32, "big")), None)).addBoth(answers.append)
             self.cluster.run(0.01)
         refused = [answer.getErrorMessage() for answer in answers]
         self.assertEqual(len(refused), 1000)
@@ -82,6 +82,23 @@ class RatesTests(SynchronousTestCase):
         many = (GetBlock(BlockHash(bytes(32)), None), GetBlocks("/app/v1", SITE.id, (0,)), GetPieces("/app/v1", SITE.id, bytes(32)))
         for request in many:
             self.assertFalse(any(answer.check(Busy) for answer in self.ask([request] * 100)), request)
+
+    @shows("K6.2")
+    def test_the_same_index(self) -> None:
+        """A reference daemon that cannot read an index asks for it as fast as it is answered: 57 MiB of one of 1 KB in 20 s."""
+        answers: list[object] = []
+
+        def ask() -> None:
+            self.links[0].ask(GetIndex(SITE.id, None)).addErrback(lambda failure: failure.value).addBoth(again)
+
+        def again(answer: object) -> None:
+            answers.append(answer)
+            ask()
+
+        ask()
+        self.cluster.run(20.0)
+        self.assertTrue(SAME_INDEX <= len(answers) <= SAME_INDEX + 20 + 10, len(answers))
+        self.assertIsInstance(answers[-1], RemoteError)
 
     @shows("A26", "I6")
     def test_published(self) -> None:
