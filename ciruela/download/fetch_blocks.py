@@ -46,7 +46,10 @@ NUDGE_S = 0.01
 
 STARVING_S = 0.5
 FED_S = 5.0
-"""Nothing came for so long from anybody, and nothing is due: a client is asked for what it promised to others, too, for so long."""
+"""Nothing came for so long from anybody, since a client is there, and nothing is due: it is asked for what it promised to others, too.
+
+For so long. A client that has just come must not be asked by every node for the same: what is missing was not promised to anybody yet.
+"""
 
 TICK_S = 1.0
 WRITES_PER_JOB = 32
@@ -102,7 +105,7 @@ class BlockFetch:
         self._looks_for_late = False
         self._nudged: IDelayedCall | None = None
         self._candidates_changed = False
-        self._starving_until_s = -math.inf
+        self._starving_until_s = self._busy_s = -math.inf
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
@@ -217,7 +220,7 @@ class BlockFetch:
             return source.mask & self._turns.of(source.candidate.machine)
         if not (source.candidate.seed and source.candidate.bulk):
             return source.mask
-        if not self._asked and now_s - self.last_good_s >= STARVING_S:
+        if not self._asked and now_s - max(self.last_good_s, self._busy_s, source.since_s) >= STARVING_S:
             self._starving_until_s = now_s + FED_S
         if now_s < self._starving_until_s:
             return source.mask
@@ -355,7 +358,8 @@ class BlockFetch:
             self._end(failure)
             return
         if failure.check(Busy):
-            source.busy(self._clock.seconds())
+            self._busy_s = self._clock.seconds()
+            source.busy(self._busy_s)
         elif failure.check(RemoteError):
             self._lacking(source, numbers, failure.getErrorMessage(), began_s)
         else:

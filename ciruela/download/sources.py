@@ -119,7 +119,8 @@ class Source:
     ``failures``: in a row, the last one at ``failed_s``. ``rate``: bytes a second it gave lately, 0 while that is not known;
     ``quickest_s``: what its quickest answer took. ``claimed``: what it said it has, by gossip or in answer to GetPieces. Of a client that
     shares out: ``share``, the pieces that it promised to this node; ``sharing`` while it is asked for more; ``shared_out`` once it has
-    promised everything, here or elsewhere. ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before.
+    promised everything, here or elsewhere. ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before. ``since_s``:
+    when it became a candidate.
     """
 
     candidate: Candidate
@@ -143,6 +144,7 @@ class Source:
     shared_out: bool = False
     awaited: bool = False
     await_from_s: float = 0.0
+    since_s: float = -math.inf
 
     @property
     def mask(self) -> int:
@@ -245,7 +247,7 @@ class Sources:
             source = self._known.get(candidate.key)
             if source is None:
                 window = FIRST_WINDOW if candidate.bulk else FIRST_BLOCKS * BLOCK_BYTES
-                source = self._known[candidate.key] = Source(candidate, claimed, window, Packing())
+                source = self._known[candidate.key] = Source(candidate, claimed, window, Packing(), since_s=now_s)
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate

@@ -23,7 +23,7 @@ from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import Busy, RemoteError
 from ciruela.model.mask import FULL
 from ciruela.model.order import Command
 from ciruela.model.state import SigEntry, State
@@ -315,6 +315,32 @@ class FetchTests(SynchronousTestCase):
         self.assertEqual(sum(map(len, client)) + sum(map(len, peer)), len(ALL))
         self.assertGreater(len(self.shares), 1)
         self.assertEqual(self.shares[1] & HALF, 0)
+
+    @shows("K7.8")
+    def test_client_comes_back(self) -> None:
+        """After an upload that was broken off every node would ask the client for all that it lacks: 2.4 GiB for 1.9."""
+        self.share = lambda missing: succeed(share_of(missing & HALF))
+        done = self.fetch.run()
+        self.clock.pump([0.1] * 100)
+        client = self.source("client", delay_s=0.01, seed=True)
+        self.clock.pump([0.01] * 100)
+        self.assertGreater(len(client), 2)
+        self.clock.pump([0.01] * 30)
+        self.assertEqual(self.pieces(client) & ~HALF & self.shares[0], 0)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+
+    @shows("K7.8")
+    def test_client_is_busy(self) -> None:
+        """A client that sends no faster than it was told to would be asked for what others fetch from it."""
+        self.share = lambda missing: succeed(share_of(missing & HALF))
+        client = self.source("client", answer=lambda request: Busy("slow down"), seed=True)
+        done = self.fetch.run()
+        self.clock.pump([0.01] * 500)
+        self.assertGreater(len(client), 3)
+        self.assertEqual(self.pieces(client) & ~HALF, 0)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
 
     @shows("A56", "A58", "F52")
     def test_share_of_the_dead(self) -> None:
