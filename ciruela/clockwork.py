@@ -122,16 +122,25 @@ class Backoff(Generic[A]):
         return self._clock.seconds() < entry[1]
 
 
+def _nothing(_item: object) -> int:
+    """Items are counted only."""
+    return 0
+
+
 class Batch(Generic[A, B]):
     """Gathers items while a job runs and hands them over together: a thread hop per batch instead of one per item.
 
-    ``run`` gets up to ``most`` items and fires with one result for each, in order. One job runs at a time. When ``run`` fails, every item
-    of that batch fails with the same failure.
+    ``run`` gets up to ``most`` items, of no more than ``most_weight`` together if there are several, and fires with one result for each, in
+    order. One job runs at a time. When ``run`` fails, every item of that batch fails with the same failure.
     """
 
-    def __init__(self, run: Callable[[list[A]], Deferred[list[B]]], most: int = 64) -> None:
+    def __init__(
+        self, run: Callable[[list[A]], Deferred[list[B]]], most: int = 64, weigh: Callable[[A], int] = _nothing, most_weight: int = 0
+    ) -> None:
         self._run = run
         self._most = most
+        self._weigh = weigh
+        self._most_weight = most_weight
         self._waiting: deque[tuple[A, Deferred[B]]] = deque()
         self._busy = False
 
@@ -156,7 +165,13 @@ class Batch(Generic[A, B]):
         self._busy = bool(self._waiting)
         if not self._busy:
             return
-        jobs = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        jobs: list[tuple[A, Deferred[B]]] = []
+        weight = 0
+        while self._waiting and len(jobs) < self._most:
+            weight += self._weigh(self._waiting[0][0])
+            if jobs and weight > self._most_weight:
+                break
+            jobs.append(self._waiting.popleft())
         results = self._run([item for item, _ in jobs])
         results.addCallbacks(self._deliver, self._fail, callbackArgs=(jobs,), errbackArgs=(jobs,))
 

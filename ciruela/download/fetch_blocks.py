@@ -55,6 +55,12 @@ TICK_S = 1.0
 WRITES_PER_JOB = 32
 """Answers that one job writes: single blocks, or as many in each as make an answer."""
 
+BLOCKS_PER_JOB = 2048
+"""Blocks in one job: what became of them is dealt with in one turn of the reactor, which takes some microseconds for each."""
+
+LEAST_BYTES = 1024
+"""A block counts as so many bytes in flight at least: thousands of tiny ones would be under way at once, and come in at once."""
+
 MOST_UNWRITTEN = 8 * 1024 * 1024
 """Bytes that were received and are not written yet; with more, nothing new is asked for."""
 
@@ -99,7 +105,7 @@ class BlockFetch:
         self._lookout = Lookout(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
         self._staging = staging
-        self._writes: Batch[list[tuple[int, Block]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB)
+        self._writes: Batch[list[tuple[int, Block]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB, len, BLOCKS_PER_JOB)
         self._asked: set[Deferred[Response]] = set()
         self._writing = 0
         self._looks_for_late = False
@@ -271,7 +277,7 @@ class BlockFetch:
 
     def _ask(self, source: Source, numbers: list[int]) -> None:
         numbers.sort()
-        size = self._plan.bytes_of(numbers) if source.candidate.bulk else BLOCK_BYTES
+        size = max(self._plan.bytes_of(numbers), len(numbers) * LEAST_BYTES) if source.candidate.bulk else BLOCK_BYTES
         deadline_s = source.deadline_s(size, self._sources.usual_rate(source))
         source.in_flight += size
         began_s = self._clock.seconds()
@@ -358,8 +364,8 @@ class BlockFetch:
             self._end(failure)
             return
         if failure.check(Busy):
-            self._busy_s = self._clock.seconds()
-            source.busy(self._busy_s)
+            source.busy(self._clock.seconds())
+            self._busy_s = source.rest_until_s
         elif failure.check(RemoteError):
             self._lacking(source, numbers, failure.getErrorMessage(), began_s)
         else:

@@ -71,7 +71,9 @@ def parse(data: bytes, expected: ImageId, max_bytes: int = MAX_INDEX_BYTES) -> I
         directories = body.directories()
     except ValueError as error:
         raise UnfitIndex(f"line {body.line}: {error}") from None
-    return Index(image, kind, directories)
+    index = Index(image, kind, directories)
+    _ = index.pieces  # with it all that is counted over every file: this is a thread, and who asks later is not
+    return index
 
 
 class _Body:
