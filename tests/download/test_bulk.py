@@ -16,7 +16,7 @@ from ciruela.download.lookout import HELD_S
 from ciruela.download.passing import Passing
 from ciruela.download.plan import MOST_AT_ONCE, Plan
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, Candidate, Totals
+from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, MOST_WINDOW, Candidate, Totals
 from ciruela.download.turns import OUT_OF_TURN_S, TURNS_S
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
@@ -314,9 +314,12 @@ class FetchTests(SynchronousTestCase):
         )
         done = fetch.run()
         self.clock.pump([0.01] * 10)
-        self.assertTrue(asked)
+        (client,) = fetch._sources.active()
+        client.window, client.rate, client.quickest_s = MOST_WINDOW, 1e9, 0.01  # it was fast until now
+        fetch.nudge()
+        self.clock.pump([0.01] * 10)
         self.assertLessEqual(max(asked), MOST_AT_ONCE)
-        self.assertLessEqual(sum(asked), 4 * MOST_AT_ONCE)
+        self.assertTrue(MOST_AT_ONCE < sum(asked) <= 9 * MOST_AT_ONCE, sum(asked))
         self.assertEqual(plan.unasked(plan.pieces.full), 6 * (20_000 - sum(asked)))
         done.cancel()
         self.failureResultOf(done, CancelledError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -229,6 +229,44 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(head + shared, codec.encode_response(70_000, "GetBaseDir", dirs))
         self.assertRaises(TypeError, codec.encode_answer, 1, "GetIndex", codec.prepare("GetBaseDir", dirs))
         self.assertRaises(TypeError, codec.prepare, "GetIndex", dirs)
+
+
+class ListTests(SynchronousTestCase):
+    """Lists of base dirs that come in."""
+
+    @shows("S12")
+    def test_decoded_in_a_thread(self) -> None:
+        """A list of 20,000 entries would hold up everything else for a quarter of a second while it is decoded."""
+        bench, jobs = Bench(), []
+
+        def in_thread(job: Any, *args: Any, **kwargs: Any) -> Any:
+            jobs.append(done := Deferred())
+            return done.addCallback(lambda _: job(*args, **kwargs))
+
+        pool = Pool(bench.clock, in_thread=in_thread)
+        long = m.BaseDirData(b"\1" * 32, b"\2" * 32, {f"v{number}": s.V1 for number in range(2000)})
+        for dirs, threads in ((m.BaseDirData(b"\1" * 32, b"\2" * 32, {"v1": s.V1}), 0), (long, 1)):
+            answer = pool.ask(NODE, m.GetBaseDir("/a"))
+            if bench.clock.tcpClients:
+                bench.accept()
+            bench.flush()
+            bench.node.waiting[-1].callback(dirs)
+            bench.flush()
+            self.assertEqual(len(jobs), threads)
+            if threads:
+                self.assertNoResult(answer)
+                jobs[0].callback(None)
+            self.assertEqual(self.successResultOf(answer), dirs)
+        answer = pool.ask(NODE, m.GetBaseDir("/a"))
+        bench.flush()
+        bench.node.waiting[-1].callback(long)
+        bench.flush()
+        bench.pumps[-1].serverIO.loseConnection()
+        bench.flush()
+        jobs[1].callback(None)  # nobody is there any more who could hear of it
+        self.assertNoResult(answer)
+        answer.addErrback(lambda _: None)
+        pool.stop()
 
 
 class NoiseTests(SynchronousTestCase):
