@@ -269,6 +269,7 @@ class Daemon(Service):
             ("peers", "sources_failing", "level", sum(source.doubtful for source in self._peers.sources)),
             ("connections", "open", "level", self._port.open if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
+            ("connections", "evicted", "counter", self._port.evicted if self._port else 0),
         ]
 
     def _told(self) -> dict[str, Json]:
