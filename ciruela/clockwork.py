@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, Never, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.model.errors import SLOW_DOWN, Busy, NoAnswer
 from ciruela.model.printable import logged
 from ciruela.model.units import count
 
@@ -122,16 +123,25 @@ class Backoff(Generic[A]):
         return self._clock.seconds() < entry[1]
 
 
+def _nothing(_item: object) -> int:
+    """Items are counted only."""
+    return 0
+
+
 class Batch(Generic[A, B]):
     """Gathers items while a job runs and hands them over together: a thread hop per batch instead of one per item.
 
-    ``run`` gets up to ``most`` items and fires with one result for each, in order. One job runs at a time. When ``run`` fails, every item
-    of that batch fails with the same failure.
+    ``run`` gets up to ``most`` items, of no more than ``most_weight`` together if there are several, and fires with one result for each, in
+    order. One job runs at a time. When ``run`` fails, every item of that batch fails with the same failure.
     """
 
-    def __init__(self, run: Callable[[list[A]], Deferred[list[B]]], most: int = 64) -> None:
+    def __init__(
+        self, run: Callable[[list[A]], Deferred[list[B]]], most: int = 64, weigh: Callable[[A], int] = _nothing, most_weight: int = 0
+    ) -> None:
         self._run = run
         self._most = most
+        self._weigh = weigh
+        self._most_weight = most_weight
         self._waiting: deque[tuple[A, Deferred[B]]] = deque()
         self._busy = False
 
@@ -156,7 +166,13 @@ class Batch(Generic[A, B]):
         self._busy = bool(self._waiting)
         if not self._busy:
             return
-        jobs = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        jobs: list[tuple[A, Deferred[B]]] = []
+        weight = 0
+        while self._waiting and len(jobs) < self._most:
+            weight += self._weigh(self._waiting[0][0])
+            if jobs and weight > self._most_weight:
+                break
+            jobs.append(self._waiting.popleft())
         results = self._run([item for item, _ in jobs])
         results.addCallbacks(self._deliver, self._fail, callbackArgs=(jobs,), errbackArgs=(jobs,))
 
@@ -194,6 +210,39 @@ class Bucket:
             return False
         self._left -= 1.0
         return True
+
+
+class Repeats:
+    """Counts how often the same thing was had on one link: some times at once, and once more after each ``again_s``.
+
+    Whoever asks again all the same waits for ``held_s`` before he is refused: some programs ask as fast as they are answered.
+    """
+
+    def __init__(self, clock: IReactorTime, again_s: float, held_s: float = 2.0, limit: int = 256) -> None:
+        """At most ``limit`` things are remembered of each link."""
+        self._clock = clock
+        self._again_s = again_s
+        self._held_s = held_s
+        self._limit = limit
+        self._buckets: dict[object, dict[object, Bucket]] = {}
+
+    def refused(self, link: object, thing: object, most: int) -> Deferred[Any] | None:
+        """None while ``thing`` may be had, ``most`` times at once, which counts as once more; else what fails with Busy, later."""
+        buckets = self._buckets.setdefault(link, {})
+        bucket = buckets.get(thing)
+        if bucket is None:
+            while len(buckets) >= self._limit:
+                del buckets[next(iter(buckets))]
+            bucket = buckets[thing] = Bucket(self._clock, 1.0 / self._again_s, float(most))
+        return None if bucket.take() else deferLater(self._clock, self._held_s, _same_again)
+
+    def left(self, link: object) -> None:
+        """The link is gone."""
+        self._buckets.pop(link, None)
+
+
+def _same_again() -> Never:
+    raise Busy(f"{SLOW_DOWN}: the same was sent on this connection a moment ago, more than once")
 
 
 HUSH_S = 60.0
@@ -267,6 +316,17 @@ class Hush:
                 "not logged, so that the log stays readable: {messages} about what others sent", messages=count(self._unsaid, "message")
             )
             self._unsaid = 0
+
+
+def within(answer: Deferred[A], timeout_s: float, clock: IReactorTime) -> Deferred[A]:
+    """``answer`` itself; cancelled after ``timeout_s`` it fails with NoAnswer, in words for people."""
+
+    def expired(result: A | Failure, _: float) -> A:
+        if isinstance(result, Failure):
+            raise NoAnswer(f"no answer within {timeout_s:.3g} s") from None
+        return result
+
+    return answer.addTimeout(timeout_s, clock, expired)
 
 
 def in_place(f: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[A]:

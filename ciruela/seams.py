@@ -88,6 +88,13 @@ class Link(Protocol):
     def bulk(self) -> bool:
         """Whether ``ciruela.v2`` was agreed upon, so that the other side understands GetBlocks."""
 
+    @property
+    def incoming(self) -> int:
+        """Bytes that are here of the message that is on its way."""
+
+    def close(self, reason: str = "closed by us") -> None:
+        """End the connection; ``reason`` is for people."""
+
     def ask(self, request: Request) -> Deferred[Response]:
         """Send a request. Fires with the response (never ``Error``); fails with RemoteError or LinkLost. Cancel to forget it."""
 
@@ -119,6 +126,9 @@ class Wire(Protocol):
 
     def connected(self, address: Address) -> bool:
         """Whether a connection to ``address`` is open now."""
+
+    def incoming(self, address: Address) -> int:
+        """As :meth:`Link.incoming`, of the connection to ``address``; 0 where none is open."""
 
     def bulk(self, address: Address) -> bool:
         """Whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
@@ -404,7 +414,7 @@ class Authority(Protocol):
     ) -> Deferred[Mapping[SigEntry, str]]:
         """Those of ``entries`` that a key configured for ``config`` made, one per key, in order, each with the fingerprint of its key.
 
-        ``statement`` is what they were made over. Keys are read anew each time.
+        ``statement`` is what they were made over. Which keys there are is looked up each time.
         """
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.defer import TimeoutError as AnswerTimeout
 
 from ciruela.client.contacts import reachable_from
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
+from ciruela.clockwork import within
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import State, Version
@@ -157,8 +157,8 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> 
             sight.answers[label] = answer
         else:
             sight.problems.append(f"{label}: it takes no image at {sight.vpath}")
-    except (CiruelaError, AnswerTimeout) as error:
-        text = f"{label}: {str(error) or 'no answer'}"
+    except CiruelaError as error:
+        text = f"{label}: {error}"
         if str(error) == NO_CONFIG:
             sight.problems.append(text)
         else:
@@ -189,7 +189,7 @@ async def _taken(link: Link, vpath: VPath, world: World) -> bool:
 
 
 def _answer(link: Link, request: Request, world: World) -> Deferred[Response]:
-    return link.ask(request).addTimeout(ANSWER_TIMEOUT_S, world.clock)
+    return within(link.ask(request), ANSWER_TIMEOUT_S, world.clock)
 
 
 # -- better words for what is wrong -------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Everything that would make a run unrepeatable is handed in as :class:`World`, so
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ from typing import Any, Protocol
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,7 +26,7 @@ from ciruela.client.servers import Row as ServerRow
 from ciruela.client.servers import shared_text
 from ciruela.client.source import Giver
 from ciruela.client.text import count
-from ciruela.clockwork import Backoff, Beat
+from ciruela.clockwork import Backoff, Beat, Repeats
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Reject
@@ -71,6 +69,11 @@ BEAT_S = 1.0
 ANSWER_TIMEOUT_S = 30.0
 """An answer to a request needs a signature check and a few small files; a node that takes longer is asked again."""
 
+SAME_INDEX = 3
+SAME_INDEX_S = 10.0
+"""A node gets the same index so many times at once, besides once for each path, and once more after so long: a daemon of the reference
+that cannot read it asks again as fast as it is answered."""
+
 CONNECT_PATIENCE_S = 1.0
 """How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
@@ -85,7 +88,7 @@ MOST_INDEX_PAUSE_S = 30.0
 class ClosableLink(Link, Protocol):
     """A link of ours, which we may end."""
 
-    def close(self) -> None:
+    def close(self, reason: str = "closed by us") -> None:
         """Close the connection."""
 
 
@@ -185,12 +188,6 @@ class _Peer:
         self.address = address
         self.link = link
         self.published: dict[ImageId, None] = {}
-        self.indexes: Counter[ImageId] = Counter()
-
-    def index_pause_s(self, image: ImageId) -> float:
-        """How long this node waits for the index of ``image``, if it asks once more. A server that cannot read it asks again at once."""
-        self.indexes[image] += 1
-        return min(MOST_INDEX_PAUSE_S, 2.0 ** (self.indexes[image] - INDEXES_AT_ONCE - 1)) if self.indexes[image] > INDEXES_AT_ONCE else 0.0
 
 
 class ClusterRun:
@@ -223,6 +220,7 @@ class ClusterRun:
         self.met: Callable[[ClusterRun, MachineId, str], None] = lambda _run, _machine, _name: None
         self._peers: dict[Address, _Peer] = {}
         self._by_link: dict[int, _Peer] = {}
+        self._repeats = Repeats(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
@@ -416,6 +414,7 @@ class ClusterRun:
     def lost(self, link: Link) -> None:
         """A connection ended; it is replaced by the usual rules."""
         peer = self._by_link.pop(id(link), None)
+        self._repeats.left(id(link))
         if peer is None:
             return
         del self._peers[peer.address]
@@ -650,27 +649,20 @@ class ClusterRun:
         """Serve an index or blocks to a node that we published it to, or a share of them."""
         peer = self._by_link.get(id(link))
         published = peer.published if peer is not None else {}
+        if isinstance(request, GetIndex):
+            paths = sum(run.book.image == request.image for run in self._runs)
+            again = self._repeats.refused(id(link), request.image, SAME_INDEX + paths)
+            if again is not None:
+                return again
         if isinstance(request, GetShare) and request.image in published:
             return maybeDeferred(self._shares[request.image].take, peer, request.missing).addCallback(ShareData)
         if isinstance(request, GetBlock):
             for run in self._runs:
                 run.uncounted = True  # a block by its hash may stand at many places, and be asked for again
-        pause_s = peer.index_pause_s(request.image) if peer is not None and isinstance(request, GetIndex) else 0.0
-        if pause_s:
-            pause: Deferred[None] = deferLater(self._world.clock, pause_s)
-            waiting = pause.addCallback(lambda _: self._source.answer(request, published, self._sent))
-            self._answers.add(waiting)
-            return waiting.addBoth(self._given, waiting)
         answer = self._source.answer(request, published, self._sent)
         if isinstance(request, GetBlocks) and request.image in published:
             answer.addCallback(self._gave, request)
         return answer
-
-    def _given(self, result: Response | Failure, waiting: Deferred[Response]) -> Response | Failure:
-        self._answers.discard(waiting)
-        if isinstance(result, Failure) and result.check(CancelledError):
-            raise RemoteError("this command is over")
-        return result
 
     def _gave(self, response: Response, request: GetBlocks) -> Response:
         self._shares[request.image].gave(request.numbers)

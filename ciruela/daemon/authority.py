@@ -1,4 +1,4 @@
-"""The keys that may upload, read from the configuration directory anew for each question (protocol section 5.2)."""
+"""The keys that may upload, looked up in the configuration directory for each question (protocol section 5.2)."""
 
 from __future__ import annotations
 
@@ -33,11 +33,28 @@ MADE_FRESH_MS = 5000
 MAX_FILE_BYTES = 256 * 1024
 """Longest key file: some two thousand keys."""
 
+KEPT_MS = 1000
+"""A key file that is the same by its status is read again only after so long: time stamps of some file systems are that coarse."""
+
 Signature = tuple[str, ImageId, SigEntry]
 """One signature, with the virtual path and the image that it was made for."""
 
 _MASTER = "master.key"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """One key file as it was read at ``read_ms``, when its status was ``stamp``."""
+
+    stamp: tuple[int, ...]
+    read_ms: int
+    keys: tuple[PublicKey, ...]
+    problems: tuple[str, ...]
+
+
+Kept = dict[str, _Parsed]
+"""Key files by path. Threads share it: an entry is only ever replaced as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +79,7 @@ class KeyFiles:
         self._in_thread = in_thread
         self._now_ms = now_ms
         self._told: dict[str, frozenset[str]] = {}
-        self._lately: dict[tuple[str, ...], tuple[int, tuple[PublicKey, ...]]] = {}
+        self._kept: Kept = {}
 
     def verified(
         self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes
@@ -87,7 +104,7 @@ class KeyFiles:
         self, names: Sequence[str], path: str, image: ImageId, entries: Sequence[SigEntry], statement: Statement
     ) -> tuple[Mapping[SigEntry, str], tuple[str, ...]]:
         """In a thread: values in, values out."""
-        read = _read(self._config_dir, names, self._now_ms())
+        read = _read(self._config_dir, names, self._now_ms(), self._kept)
         waiting = list(read.keys)
         valid: dict[SigEntry, str] = {}
         for entry in sorted(entries, reverse=True):
@@ -102,25 +119,18 @@ class KeyFiles:
         return dict(sorted(valid.items())), read.problems
 
     def made(self, config: DirConfig | None, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> frozenset[SigEntry]:
-        """Those of ``entries`` that a key of ``config`` made; none without a config, or when the keys cannot be read. Call it in a thread.
-
-        For very many records in a row: the key files are read at most once in :data:`MADE_FRESH_MS`.
-        """
+        """Those of ``entries`` that a key of ``config`` made; none without a config, or when the keys cannot be read. Call it in a thread."""
         if config is None:
             return frozenset()
-        now_ms, names = self._now_ms(), config.upload_keys
-        read = self._lately.get(names)
-        if read is None or not 0 <= now_ms - read[0] < MADE_FRESH_MS:
-            try:
-                read = now_ms, _read(self._config_dir, names, now_ms).keys
-            except DiskError:
-                return frozenset()
-            self._lately[names] = read
+        try:
+            keys = _read(self._config_dir, config.upload_keys, self._now_ms(), self._kept).keys
+        except DiskError:
+            return frozenset()
         made = set()
         for entry in entries:
             with suppress(ValueError):  # a time for which nothing can be signed
                 signed = signed_bytes(str(vpath), image, entry.timestamp_ms)
-                if any(verify(key, signed, entry.signature) for key in read[1]):
+                if any(verify(key, signed, entry.signature) for key in keys):
                     made.add(entry)
         return frozenset(made)
 
@@ -133,7 +143,7 @@ class KeyFiles:
 
     def _makers(self, names: Sequence[str], asked: Sequence[Signature]) -> tuple[tuple[str, ...], Mapping[Signature, str]]:
         """In a thread: values in, values out."""
-        keys = _read(self._config_dir, names, self._now_ms()).keys
+        keys = _read(self._config_dir, names, self._now_ms(), self._kept).keys
         made: dict[Signature, str] = {}
         for one in asked:
             path, image, entry = one
@@ -153,26 +163,27 @@ def key_complaints(config_dir: str, configs: Iterable[DirConfig], now_ms: int) -
     named = {name: os.path.join(config_dir, "keys", f"{name}.key") for config in configs for name in config.upload_keys}
     names = sorted(name for name, file in named.items() if os.path.lexists(file) and not os.path.islink(file))
     try:
-        return list(_read(config_dir, names, now_ms).problems)
+        return list(_read(config_dir, names, now_ms, {}).problems)
     except DiskError as error:
         return [str(error)]
 
 
-def _read(config_dir: str, names: Sequence[str], now_ms: int) -> _Read:
+def _read(config_dir: str, names: Sequence[str], now_ms: int, kept: Kept) -> _Read:
     now_utc = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d%H%M%S")
     keys: dict[PublicKey, None] = {}
     problems: list[str] = []
 
     def take(folder: int, name: str, shown: str, *, optional: bool = False) -> None:
         try:
-            text = _content(folder, name, trusted)
+            parsed = _parsed(folder, name, shown, trusted, now_ms, now_utc, kept.get(shown))
         except OSError as error:
+            kept.pop(shown, None)
             if not optional or error.errno != errno.ENOENT:
                 problems.append(f"{shown}: {_reason(error)}")
             return
-        found, wrong = parse_authorized(text, shown, now_utc)
-        keys.update(dict.fromkeys(found))
-        problems.extend(wrong)
+        kept[shown] = parsed
+        keys.update(dict.fromkeys(parsed.keys))
+        problems.extend(parsed.problems)
 
     with _opened(config_dir, config_dir, _DIRECTORY, None) as top:
         trusted = frozenset({0, os.geteuid(), os.fstat(top).st_uid})
@@ -201,8 +212,8 @@ def _opened(name: str, shown: str, flags: int, folder: int | None) -> Iterator[i
         os.close(descriptor)
 
 
-def _content(folder: int, name: str, trusted: frozenset[int]) -> str:
-    """The text of a key file that nobody but ``trusted`` users could have written. Raises OSError."""
+def _parsed(folder: int, name: str, shown: str, trusted: frozenset[int], now_ms: int, now_utc: str, before: _Parsed | None) -> _Parsed:
+    """A key file that nobody but ``trusted`` users could have written; ``before`` if it is still that. Raises OSError."""
     if "/" in name:
         raise OSError(errno.EINVAL, "the name of a key file has no slash")
     with open(name, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)) as file:
@@ -212,10 +223,14 @@ def _content(folder: int, name: str, trusted: frozenset[int]) -> str:
         reason = loose(status, trusted, private_group)
         if reason is not None:
             raise OSError(errno.EPERM, reason)
+        stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        if before is not None and before.stamp == stamp and 0 <= now_ms - before.read_ms < KEPT_MS:
+            return before
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES // 1024} KiB")
-    return data.decode("utf-8", "replace")
+    found, wrong = parse_authorized(data.decode("utf-8", "replace"), shown, now_utc)
+    return _Parsed(stamp, now_ms, tuple(found), tuple(wrong))
 
 
 def _reason(error: OSError) -> str:

@@ -307,11 +307,12 @@ class Node:
             gone=self._tell_gone,
             watched=self.gossip.news_watch,
             pushed=self.gossip.pushed,
-            published=lambda notification: self.downloads.nudge_image(notification.image),
+            published=self.downloads.nudge_image,
             clock=world.clock,
             me=world.me,
             hostname=world.hostname,
             requests_per_second=world.tuning.requests_per_second,
+            in_thread=world.in_thread,
         )
         self.ready = False
         self.broken = ""

@@ -14,7 +14,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Bucket, Hush
+from ciruela.clockwork import Bucket, Hush, Repeats, in_place
+from ciruela.daemon.listings import Listings
 from ciruela.daemon.pathstate import PathStates
 from ciruela.download.awaited import Awaited
 from ciruela.download.serving import BlockService
@@ -53,7 +54,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Disk, Link
+from ciruela.seams import Disk, InThread, Link
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.watches import MAX_PER_LINK, Watches
 from ciruela.tracking.wishes import Wishes
@@ -62,6 +63,10 @@ from ciruela.uploads.service import Uploads
 
 READS = 10
 """Indexes and lists that a connection may ask for, for each upload: a node that has just joined asks for all it finds."""
+
+SAME_INDEX = 16
+SAME_INDEX_S = 1.0
+"""A connection gets the same index so many times at once, for as many paths with one image, and once more after so long."""
 
 MAX_DETAIL = 1000
 """Characters of what is told about a refusal: below the limit of the wire in any script."""
@@ -160,11 +165,12 @@ class Requests:
         gone: Callable[[VPath, ImageId], None],
         watched: Callable[[VPath], None],
         pushed: Callable[[str, PushPull], PushPullData],
-        published: Callable[[PublishImage], None],
+        published: Callable[[ImageId], None],
         clock: IReactorTime,
         me: MachineId,
         hostname: str,
         requests_per_second: int = STANDARD.requests_per_second,
+        in_thread: InThread = in_place,
     ) -> None:
         """``there`` looks at the disk for a committed image (``scrub.presence``).
 
@@ -197,6 +203,8 @@ class Requests:
         self._slots = Slots(clock)
         self._wishes = Wishes()
         self._links: set[Link] = set()
+        self._listings = Listings(ledger, clock, in_thread)
+        self._repeats = Repeats(clock, SAME_INDEX_S)
         self.slowed = 0
         self.published_refused = 0
 
@@ -249,7 +257,8 @@ class Requests:
             case CheckUpload():
                 return self._check(request)
             case GetIndex():
-                return self._blocks.give_index(request).addCallback(_as_response)
+                again = self._repeats.refused(link, request.image, SAME_INDEX)
+                return again or self._blocks.give_index(request).addCallback(_as_response)
             case GetIndexAt():
                 return self._index_at(link, request)
             case GetBaseDir():
@@ -270,13 +279,13 @@ class Requests:
         return self._blocks.give_many(request).addCallback(_as_response)
 
     def notified(self, link: Link, notification: Notification) -> None:
-        """Note that a client can give an image; what nodes send to clients is not meant for a node."""
+        """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""
         if not isinstance(notification, PublishImage):
             return
-        if self._watches.publish(link, notification.image):
-            self._published(notification)
-        else:
+        if not self._watches.publish(link, notification.image):
             self.published_refused += 1
+        elif link in self._watches.sources(notification.image):
+            self._published(notification.image)
 
     def lost(self, link: Link) -> None:
         """Forget what the connection said."""
@@ -286,6 +295,7 @@ class Requests:
         self._wishes.lost(link)
         for what in _Rate:
             self._buckets.pop((link, what), None)
+        self._repeats.left(link)
 
     def _bucket(self, link: Link, what: _Rate) -> Bucket:
         bucket = self._buckets.get((link, what))
@@ -369,6 +379,8 @@ class Requests:
                 self._watch(link, vpath)
                 if link in self._links:
                     self._wishes.accepted(link, vpath, order.image, began=verdict.progress is Progress.NEW)
+                if self._watches.accept(link, order.image):
+                    self._published(order.image)
                 committed = self._ledger.committed(vpath)
                 if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
                     self._done(vpath, committed)
@@ -448,21 +460,25 @@ class Requests:
             return fail(RemoteError("No such config"))
         if base.level != max(config.num_levels - 1, 0):
             return fail(RemoteError(f"{base} is no base dir: num-levels of /{base.key} is {config.num_levels}"))
-        entries = self._ledger.entries(base)
+        return self._listings.answer(base, link.bulk, lambda: self._listing(config, base, link.bulk))
+
+    def _listing(self, config: DirConfig, base: VPath, bulk: bool) -> BaseDirData:
+        """What is in ``base``; of ours, what ``ciruela.v2`` added, only for those who know it."""
+        entries, paths = self._ledger.entries(base), self._ledger.paths(base)
         watches = {}
-        for entry in entries:
-            machines = self._watchers(base.image_at(entry))
+        for entry, vpath in paths.items():
+            machines = self._watchers(vpath)
             if machines:
                 watches[entry] = tuple(sorted(machines))
-        pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(base.image_at(entry)) is not None)
+        pending = tuple(entry for entry in sorted(entries) if self._ledger.pending(paths[entry]) is not None)
         keep_list = hashlib.blake2b(cbor2.dumps([]), digest_size=32).digest()
         removed = {
             entry: RemovedEntry(one.version.timestamp_ms, one.version.image, one.signatures, one.forced)
-            for entry, one in (self._ledger.removed(base) if link.bulk else {}).items()
+            for entry, one in (self._ledger.removed(base) if bulk else {}).items()
         }
-        rows = {entry: found for entry in entries if link.bulk and (found := self._ledger.kept(base.image_at(entry)))}
+        rows = {entry: found for entry, vpath in paths.items() if bulk and (found := self._ledger.kept(vpath))}
         kept = {entry: tuple(one.version for one in found) for entry, found in rows.items()}
-        return succeed(BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept, kept_signed(rows)))
+        return BaseDirData(config_hash(config), keep_list, entries, watches, pending, removed, kept, kept_signed(rows))
 
 
 def _as_response(response: Response) -> Response:

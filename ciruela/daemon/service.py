@@ -50,6 +50,7 @@ from ciruela.model.state import SigEntry
 from ciruela.model.tuning import Fsync, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.net import memory
+from ciruela.net.budgets import Budgets
 from ciruela.net.datagrams import DatagramPort
 from ciruela.net.discovery.build import Means, sources
 from ciruela.net.discovery.source import Source
@@ -115,7 +116,8 @@ class Daemon(Service):
         trust = Trust(now_ms, self._made)
         self._store = Store(plan.db_dir, self._configs, self._in_thread, plan.tuning, trust, share_out(most_descriptors()))
         self._link_limits = limits_for(plan.tuning.max_index_bytes)
-        self._pool = Pool(reactor, limits=self._link_limits, from_host=plan.host)
+        self._budgets = Budgets()
+        self._pool = Pool(reactor, limits=self._link_limits, from_host=plan.host, budgets=self._budgets, in_thread=self._in_thread)
         self._watchdog = Watchdog(reactor)
         self._port: Port | None = None
         self._lists = ThreadPool(0, 2, "lists")
@@ -174,6 +176,12 @@ class Daemon(Service):
         """In a thread that may hang for ever, on a dead network file system: it holds up neither the disk nor the end of the process."""
         return deferToThreadPool(self._reactor, self._lists, function, *args, **kwargs)
 
+    @staticmethod
+    def _names(plan: Plan) -> frozenset[str]:
+        """The names under which pages of this node may be asked for."""
+        own = plan.hostname.lower()
+        return frozenset((own, own.partition(".")[0], *plan.tuning.page_hosts))
+
     def _sources(self, plan: Plan) -> list[Source]:
         return sources(plan.peers, f"{plan.config_dir}/{PEERS_FILE}", self._means)
 
@@ -187,6 +195,7 @@ class Daemon(Service):
         self._store.tune(plan.tuning)
         if self._port is not None:
             self._port.limits = self._port_limits(plan.tuning)
+            self._page_hosts = self._names(plan)
         self._peers.replace(self._sources(plan)).addErrback(self._no_peers)
 
     def startService(self) -> None:
@@ -197,7 +206,17 @@ class Daemon(Service):
         makers = Signers(self._authority.makers, self._reactor)
         api = NodeApi(self.node, makers, self._store.room, lambda: config_status(self._reloads))
         pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told), api)
-        self._port = site(_Awaited(self.node), pages, self._reactor, self._link_limits, self._port_limits(plan.tuning), self._is_peer)
+        self._page_hosts = self._names(plan)
+        self._port = site(
+            _Awaited(self.node),
+            pages,
+            self._reactor,
+            self._link_limits,
+            self._port_limits(plan.tuning),
+            self._is_peer,
+            lambda: self._page_hosts,
+            self._budgets,
+        )
         self._ports = [
             self._reactor.listenTCP(plan.port, self._port, backlog=511, interface=plan.host),
             self._reactor.listenUDP(plan.port, self._datagrams, interface=plan.host, maxPacketSize=65536),
@@ -267,6 +286,7 @@ class Daemon(Service):
             ("connections", "open", "level", self._port.open if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
             ("gossip", "datagrams_unsent", "counter", self._datagrams.unsent),
+            ("connections", "evicted", "counter", self._port.evicted if self._port else 0),
         ]
 
     def _told(self) -> dict[str, Json]:

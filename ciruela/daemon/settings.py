@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ MOST_CONNECTIONS = 1_000_000
 
 MOST_THREADS = 256
 MOST_PEER_SOURCES = 64
+MOST_PAGE_HOSTS = 64
+
+_PAGE_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
 NO_CANTAL = (
     "there is no cantal here (leave it out, and name the nodes in peers.txt, or a place that knows them under peers: in ciruela.yaml)"
@@ -64,6 +68,13 @@ def _spec(value: Value) -> Spec:
         raise ValueError(str(error)) from None
 
 
+def _page_host(value: Value) -> str:
+    given = text(value, "a host name").lower().removesuffix(".")
+    if len(given) > 253 or not _PAGE_HOST.fullmatch(given):
+        raise wrong(given, "a host name, without a port (numeric addresses need not be named)", "node1.example.org")
+    return given
+
+
 RULES = {
     "fsync": Rule("fsync", word(Fsync)),
     "disk-reserve-bytes": Rule("disk_reserve_bytes", number(0, MOST_BYTES)),
@@ -76,6 +87,7 @@ RULES = {
     "scrub-bytes-per-second": Rule("scrub_bytes_per_second", number(0, 1_000_000 * MIB)),
     "scrub-cycle": Rule("scrub_cycle_ms", duration(HOUR_MS, 3660 * DAY_MS)),
     "signature-max-age": Rule("signature_max_age_ms", duration(60 * SECOND_MS)),
+    "page-hosts": Rule("page_hosts", items(_page_host, "host names", "node1.example.org", MOST_PAGE_HOSTS)),
 }
 """How much the node takes on: the fields of ``Tuning``."""
 

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batch, Hush
+from ciruela.clockwork import Batch, Hush, within
 from ciruela.download import answers
 from ciruela.download.answers import Answer
 from ciruela.download.lookout import Lookout
@@ -46,11 +46,20 @@ NUDGE_S = 0.01
 
 STARVING_S = 0.5
 FED_S = 5.0
-"""Nothing came for so long from anybody, and nothing is due: a client is asked for what it promised to others, too, for so long."""
+"""Nothing came for so long from anybody, since a client is there, and nothing is due: it is asked for what it promised to others, too.
+
+For so long. A client that has just come must not be asked by every node for the same: what is missing was not promised to anybody yet.
+"""
 
 TICK_S = 1.0
 WRITES_PER_JOB = 32
 """Answers that one job writes: single blocks, or as many in each as make an answer."""
+
+BLOCKS_PER_JOB = 2048
+"""Blocks in one job: what became of them is dealt with in one turn of the reactor, which takes some microseconds for each."""
+
+LEAST_BYTES = 1024
+"""A block counts as so many bytes in flight at least: thousands of tiny ones would be under way at once, and come in at once."""
 
 MOST_UNWRITTEN = 8 * 1024 * 1024
 """Bytes that were received and are not written yet; with more, nothing new is asked for."""
@@ -96,13 +105,13 @@ class BlockFetch:
         self._lookout = Lookout(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
         self._staging = staging
-        self._writes: Batch[list[tuple[int, Block]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB)
+        self._writes: Batch[list[tuple[int, Block]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB, len, BLOCKS_PER_JOB)
         self._asked: set[Deferred[Response]] = set()
         self._writing = 0
         self._looks_for_late = False
         self._nudged: IDelayedCall | None = None
         self._candidates_changed = False
-        self._starving_until_s = -math.inf
+        self._starving_until_s = self._busy_s = -math.inf
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
@@ -217,7 +226,7 @@ class BlockFetch:
             return source.mask & self._turns.of(source.candidate.machine)
         if not (source.candidate.seed and source.candidate.bulk):
             return source.mask
-        if not self._asked and now_s - self.last_good_s >= STARVING_S:
+        if not self._asked and now_s - max(self.last_good_s, self._busy_s, source.since_s) >= STARVING_S:
             self._starving_until_s = now_s + FED_S
         if now_s < self._starving_until_s:
             return source.mask
@@ -235,12 +244,13 @@ class BlockFetch:
         source.sharing = True
         pieces = self._plan.pieces
         missing = pieces.full & ~(self._plan.mask | source.share | self._sources.claimed_by_peers())
+        began_s = self._clock.seconds()
         asked = source.candidate.ask(GetShare(self._index.image, pieces.to_bytes(missing)))
         self._asked.add(asked)
         (
-            asked.addTimeout(GRACE_S, self._clock)
+            within(asked, GRACE_S, self._clock)
             .addCallback(self._shared, source)
-            .addErrback(self._not_shared, source)
+            .addErrback(self._not_shared, source, began_s)
             .addBoth(self._answered, asked, source, 0)
             .addErrback(self._broken)
         )
@@ -256,28 +266,28 @@ class BlockFetch:
         source.share |= share
         source.shared_out = not share
 
-    def _not_shared(self, failure: Failure, source: Source) -> None:
+    def _not_shared(self, failure: Failure, source: Source, began_s: float) -> None:
         """A client that does not share out is asked for everything."""
         source.sharing = False
         if failure.check(RemoteError):
             source.share, source.shared_out = self._plan.pieces.full, True
         elif not self._ended:
-            source.failed(self._clock.seconds())
+            source.failed(self._clock.seconds(), began_s)
             self._tell_nothing(source, failure.getErrorMessage())
 
     def _ask(self, source: Source, numbers: list[int]) -> None:
         numbers.sort()
-        size = self._plan.bytes_of(numbers) if source.candidate.bulk else BLOCK_BYTES
+        size = max(self._plan.bytes_of(numbers), len(numbers) * LEAST_BYTES) if source.candidate.bulk else BLOCK_BYTES
         deadline_s = source.deadline_s(size, self._sources.usual_rate(source))
         source.in_flight += size
         began_s = self._clock.seconds()
         asked = source.candidate.ask(self._request(source, numbers))
         self._asked.add(asked)
         (
-            asked.addTimeout(deadline_s, self._clock)
-            .addCallback(self._write, source, numbers)
+            within(asked, deadline_s, self._clock)
+            .addCallback(self._write, source, numbers, began_s)
             .addCallback(self._written, source, began_s)
-            .addErrback(self._failed, source, numbers)
+            .addErrback(self._failed, source, numbers, began_s)
             .addBoth(self._answered, asked, source, size)
             .addErrback(self._broken)
         )
@@ -289,14 +299,16 @@ class BlockFetch:
         file, block = self._blocks.by_number(number)
         return GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
 
-    def _write(self, response: Response, source: Source, numbers: list[int]) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
+    def _write(
+        self, response: Response, source: Source, numbers: list[int], began_s: float
+    ) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
         answer = answers.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
         size = sum(len(data) for _, data in answer.blocks)
         self._totals.received_bytes += size
         source.packing.gave(size, self._clock.seconds())
         if len(answer.blocks) < len(numbers):
             here = {number for number, _ in answer.blocks}
-            self._lacking(source, [number for number in numbers if number not in here], "it does not have it")
+            self._lacking(source, [number for number in numbers if number not in here], "it does not have it", began_s)
         self._writing += size
         writing: Deferred[list[tuple[int, bool]]] = self._writes.submit(answer.blocks)
         writing.addBoth(self._rested, size)
@@ -343,7 +355,7 @@ class BlockFetch:
         if completed:
             self._progressed()
 
-    def _failed(self, failure: Failure, source: Source, numbers: list[int]) -> None:
+    def _failed(self, failure: Failure, source: Source, numbers: list[int], began_s: float) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         if self._ended:
@@ -353,17 +365,18 @@ class BlockFetch:
             return
         if failure.check(Busy):
             source.busy(self._clock.seconds())
+            self._busy_s = source.rest_until_s
         elif failure.check(RemoteError):
-            self._lacking(source, numbers, failure.getErrorMessage())
+            self._lacking(source, numbers, failure.getErrorMessage(), began_s)
         else:
-            source.failed(self._clock.seconds())
+            source.failed(self._clock.seconds(), began_s)
             self._tell_nothing(source, failure.getErrorMessage())
 
-    def _lacking(self, source: Source, numbers: list[int], reason: str) -> None:
+    def _lacking(self, source: Source, numbers: list[int], reason: str, began_s: float) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         parts = {self._plan.pieces.piece_of(number) for number in numbers}
-        source.lacked(sum(1 << part for part in parts), self._clock.seconds())
+        source.lacked(sum(1 << part for part in parts), self._clock.seconds(), began_s)
         self._tell_nothing(source, reason)
 
     def _tell_nothing(self, source: Source, reason: str) -> None:

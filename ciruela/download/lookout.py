@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.clockwork import within
 from ciruela.download.sources import Source
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
@@ -59,8 +59,8 @@ class Lookout:
 
     def _ask(self, source: Source, pieces: int) -> None:
         source.awaited = True
-        asked = source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces)))
-        asked.addTimeout(ANSWER_S, self._clock).addBoth(self._ended, source)
+        asked = within(source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces))), ANSWER_S, self._clock)
+        asked.addBoth(self._ended, source)
         asked.addCallback(self._told, source).addErrback(self._failed, source)
 
     def _ended(self, result: T, source: Source) -> T:
@@ -84,7 +84,7 @@ class Lookout:
     def _failed(self, failure: Failure, source: Source) -> None:
         """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""
         source.await_from_s = self._clock.seconds() + AGAIN_S
-        if not failure.check(RemoteError, LinkLost, AnswerTimeout):
+        if not failure.check(RemoteError, LinkLost):
             self._log.failure(
                 "news of {image} from {source} were not taken in", failure, image=self._image.hex(), source=source.candidate.name
             )

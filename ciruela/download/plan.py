@@ -20,8 +20,8 @@ MOST_ASKERS = 2
 """A block is asked from at most so many sources at a time: the second one when the first is late."""
 
 
-MOST_AT_ONCE = 1024
-"""Blocks that are asked for at once, at most: as many as a GetBlocks may name."""
+MOST_AT_ONCE = 512
+"""Blocks that are asked for at once, at most: of tiny files thousands would fit, and dealing with them would take long at a time."""
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class Plan:
         self._sizes = array("H")
         self._left = [0] * count
         self._queues: list[array[int]] = [array("Q") for _ in range(count)]
+        self._queued_bytes = [0] * count
         self._flights: dict[int, _Flight] = {}
         self._order = list(range(count))
         rng.shuffle(self._order)
@@ -72,6 +73,7 @@ class Plan:
                     leader = first.setdefault(file.hashes[at : at + HASH_BYTES], number)
                     if leader == number:
                         self._queues[part].append(number)
+                        self._queued_bytes[part] += self._sizes[number]
                     else:
                         self._copies.setdefault(leader, []).append(number)
                 number += 1
@@ -125,7 +127,7 @@ class Plan:
             lowest = wanted & -wanted
             wanted ^= lowest
             part = lowest.bit_length() - 1
-            size = self.bytes_of(self._queues[part])
+            size = self._queued_bytes[part]
             if not numbers:
                 numbers = self._take(part, most_bytes)
             elif size <= most_bytes and len(numbers) + len(self._queues[part]) <= MOST_AT_ONCE:
@@ -144,6 +146,7 @@ class Plan:
         while queue and len(numbers) < MOST_AT_ONCE and size + self._sizes[queue[-1]] <= most_bytes:
             numbers.append(queue.pop())
             size += self._sizes[numbers[-1]]
+        self._queued_bytes[part] -= size
         if not queue:
             self._open &= ~(1 << part)
         return numbers
@@ -171,7 +174,7 @@ class Plan:
         while wanted:
             lowest = wanted & -wanted
             wanted ^= lowest
-            size += self.bytes_of(self._queues[lowest.bit_length() - 1])
+            size += self._queued_bytes[lowest.bit_length() - 1]
         return size
 
     def bytes_of(self, numbers: Iterable[int]) -> int:
@@ -188,6 +191,7 @@ class Plan:
             del self._flights[number]
             part = self.pieces.piece_of(number)
             self._queues[part].append(number)
+            self._queued_bytes[part] += self._sizes[number]
             self._open |= 1 << part
 
     def arrived(self, number: int) -> bool:

@@ -244,6 +244,7 @@ class Downloads:
             self._clock,
             self._rng,
             lambda packed: self._in_thread(unpack_index, packed, self._most_unpacked),
+            lambda: entry[0] if (entry := self._catalog.kept(download.image)) else None,
         )
 
     def _candidates(self, download: Download, *, index: bool) -> list[Candidate]:

@@ -128,6 +128,7 @@ class BlockService:
         self._disk = disk
         self._catalog = catalog
         self._readers: OrderedDict[tuple[VPath, ImageId], Batch[int, Block | None]] = OrderedDict()
+        self._indexes: dict[tuple[ImageId, bool], list[Deferred[IndexData]]] = {}
         self._served: set[VPath] = set()
         self.sent_blocks = 0
         self.sent_bytes = 0
@@ -138,14 +139,25 @@ class BlockService:
         return served
 
     def give_index(self, request: GetIndex) -> Deferred[IndexData]:
-        """Fires with the index of an image, or fails with RemoteError when it is not here."""
+        """Fires with the index of an image, or fails with RemoteError when it is not here. Those who ask at the same time share it."""
 
         def answer(data: bytes | None) -> IndexData | Deferred[IndexData]:
             if data is None:
                 raise RemoteError("index not found")
             return self._in_thread(packing.index, data, True) if request.packed else IndexData(data)
 
-        return self._disk.read_index_bytes(request.image).addCallback(answer)
+        key = request.image, request.packed
+        waiting: Deferred[IndexData] = Deferred()
+        others = self._indexes.setdefault(key, [])
+        others.append(waiting)
+        if len(others) == 1:
+            reading: Deferred[IndexData] = self._disk.read_index_bytes(request.image).addCallback(answer)
+            reading.addBoth(self._index_read, key)
+        return waiting
+
+    def _index_read(self, result: IndexData | Failure, key: tuple[ImageId, bool]) -> None:
+        for waiting in self._indexes.pop(key):
+            waiting.callback(result)
 
     def give(self, request: GetBlock) -> Deferred[BlockData]:
         """Fires with the block, or fails with RemoteError when it is not here."""

@@ -79,13 +79,23 @@ class Totals:
     failed: int = 0
 
 
+def _nothing_comes() -> int:
+    """Nothing is known of what is on its way."""
+    return 0
+
+
+def _left_open(_reason: str) -> None:
+    """The pool of connections ends those to nodes by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A source as it is known now. ``mask``: the slices it claims. ``seed``: a client, which has everything but should give it once.
 
     ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: bytes that may be in flight, at most; less than
     MOST_WINDOW where several downloads share a connection. ``bulk``: it understands GetBlocks. ``machine``: which node it is, if that is
-    known; ``served``: a client gives to it.
+    known; ``served``: a client gives to it. ``incoming``: the bytes that are here of the message that is on its way from there. ``close``
+    ends the connection of a client that does not give what it was asked for.
     """
 
     key: object
@@ -98,16 +108,19 @@ class Candidate:
     bulk: bool = False
     machine: bytes | None = None
     served: bool = False
+    incoming: Callable[[], int] = _nothing_comes
+    close: Callable[[str], None] = _left_open
 
 
 @dataclass
 class Source:
     """A candidate with its record. Masks are of pieces; ``window`` and ``in_flight`` are bytes.
 
-    ``rate``: bytes a second it gave lately, 0 while that is not known; ``quickest_s``: what its quickest answer took. ``claimed``:
-    what it said it has, by gossip or in answer to GetPieces. Of a client that shares out: ``share``, the pieces that it promised to
-    this node; ``sharing`` while it is asked for more; ``shared_out`` once it has promised everything, here or elsewhere.
-    ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before.
+    ``failures``: in a row, the last one at ``failed_s``. ``rate``: bytes a second it gave lately, 0 while that is not known;
+    ``quickest_s``: what its quickest answer took. ``claimed``: what it said it has, by gossip or in answer to GetPieces. Of a client that
+    shares out: ``share``, the pieces that it promised to this node; ``sharing`` while it is asked for more; ``shared_out`` once it has
+    promised everything, here or elsewhere. ``awaited``: whether a GetPieces is under way; ``await_from_s``: not before. ``since_s``:
+    when it became a candidate.
     """
 
     candidate: Candidate
@@ -122,6 +135,7 @@ class Source:
     failures: int = 0
     bad_blocks: int = 0
     rest_until_s: float = 0.0
+    failed_s: float = -math.inf
     blocks: int = 0
     denied: int = 0
     denied_until_s: float = 0.0
@@ -130,6 +144,7 @@ class Source:
     shared_out: bool = False
     awaited: bool = False
     await_from_s: float = 0.0
+    since_s: float = -math.inf
 
     @property
     def mask(self) -> int:
@@ -165,7 +180,12 @@ class Source:
         self.claimed |= pieces
 
     def gave(self, took_s: float, blocks: int, size: int) -> None:
-        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for; they are in flight still."""
+        """Good blocks of ``size`` bytes came in one answer, ``took_s`` seconds after they were asked for; they are in flight still.
+
+        Who gives again after a silence need not rest any longer for it.
+        """
+        if self.failures and not self.bad_blocks:
+            self.rest_until_s = 0.0
         self.failures = 0
         self.blocks += blocks
         if took_s > SLOW_S:
@@ -177,21 +197,27 @@ class Source:
             self.rate += ((self.in_flight / took_s) - self.rate) * (RATE_WEIGHT if self.rate else 1.0)
             self.batch = max(BATCH_BYTES, min(MOST_BATCH_BYTES, int(self.in_flight / took_s * BATCH_S)))
 
-    def lacked(self, pieces: int, now_s: float) -> None:
-        """It answered that it cannot give a block of each of ``pieces``.
+    def lacked(self, pieces: int, now_s: float, asked_s: float = math.inf) -> None:
+        """It answered that it cannot give a block of each of ``pieces``, of which it was asked at ``asked_s``.
 
         A peer is not asked for these for DENIED_S, or until it claims something else. A client, or a peer that was only guessed to
         have the image, rests as after any failure.
         """
         if self.candidate.seed or self.candidate.hearsay:
-            self.failed(now_s)
+            self.failed(now_s, asked_s)
             return
         self.denied |= pieces
         self.denied_until_s = now_s + DENIED_S
 
-    def failed(self, now_s: float) -> None:
-        """It gave nothing: the n-th failure in a row rests it for n seconds."""
+    def failed(self, now_s: float, asked_s: float = math.inf) -> None:
+        """It gave nothing: the n-th failure in a row rests it for n seconds.
+
+        What was asked, at ``asked_s``, before it failed last was lost in the same silence, which is one failure.
+        """
+        if asked_s <= self.failed_s:
+            return
         self.failures += 1
+        self.failed_s = now_s
         self.window = max(BLOCK_BYTES, self.window // 2)
         self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))
 
@@ -221,7 +247,7 @@ class Sources:
             source = self._known.get(candidate.key)
             if source is None:
                 window = FIRST_WINDOW if candidate.bulk else FIRST_BLOCKS * BLOCK_BYTES
-                source = self._known[candidate.key] = Source(candidate, claimed, window, Packing())
+                source = self._known[candidate.key] = Source(candidate, claimed, window, Packing(), since_s=now_s)
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate

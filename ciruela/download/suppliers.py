@@ -87,7 +87,17 @@ class Suppliers:
         """A client; the downloads that it can give to share its connection."""
         sharing = sum(1 for one in others if link in self._watches.sources(one.image))
         most = max(1, MOST_WINDOW // max(1, sharing))
-        return Candidate(link, link.name, link.ask, FULL, seed=True, most=most, bulk=link.bulk)
+        return Candidate(
+            link,
+            link.name,
+            link.ask,
+            FULL,
+            seed=True,
+            most=most,
+            bulk=link.bulk,
+            incoming=lambda: link.incoming,
+            close=link.close,
+        )
 
     def _peer(self, address: Address, mask: int, *, hearsay: bool, machine: bytes | None = None, served: bool = False) -> Candidate:
         return Candidate(
@@ -101,6 +111,7 @@ class Suppliers:
             most=MOST_WINDOW // 2,
             machine=machine,
             served=served,
+            incoming=lambda: self._wire.incoming(address),
         )
 
     def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:

@@ -13,7 +13,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.names import MAX_COMPONENT_BYTES, check_component, check_target, size_in_utf8, unescape
 from ciruela.index.order import MAX_INDEX_BYTES, Preorder
 from ciruela.index.tree import Directory, File, Index, Symlink
-from ciruela.model.errors import BadIndex
+from ciruela.model.errors import BadIndex, UnfitIndex
 from ciruela.model.ids import HASH_BYTES, ImageId, image_id
 
 HEADERS = {kind: f"DIRSIGNATURE.v1 {kind.value} block_size={BLOCK_BYTES}\n".encode() for kind in HashKind}
@@ -59,7 +59,8 @@ def image_id_of(data: bytes, max_bytes: int = MAX_INDEX_BYTES) -> ImageId:
 def parse(data: bytes, expected: ImageId, max_bytes: int = MAX_INDEX_BYTES) -> Index:
     """The index in ``data``, which must be the one with the id ``expected`` and at most ``max_bytes`` long.
 
-    Takes some seconds for a million files: call it in a thread. Raises BadIndex with what is wrong and, for a line of the body, its number.
+    Takes some seconds for a million files: call it in a thread. Raises BadIndex with what is wrong; UnfitIndex, with the number of the
+    line, when it has this id and can never be taken.
     """
     image = image_id_of(data, max_bytes)
     if image != expected:
@@ -69,8 +70,10 @@ def parse(data: bytes, expected: ImageId, max_bytes: int = MAX_INDEX_BYTES) -> I
     try:
         directories = body.directories()
     except ValueError as error:
-        raise BadIndex(f"line {body.line}: {error}") from None
-    return Index(image, kind, directories)
+        raise UnfitIndex(f"line {body.line}: {error}") from None
+    index = Index(image, kind, directories)
+    _ = index.pieces  # with it all that is counted over every file: this is a thread, and who asks later is not
+    return index
 
 
 class _Body:

@@ -5,11 +5,13 @@
     CiruelaError
     +-- FormatError     bytes or text that do not follow their format
     |   +-- BadIndex    an index that is not canonical, or not the one asked for
+    |       +-- UnfitIndex  the one asked for, and nobody can take it
     +-- ConfigError     a configuration file with a mistake: file, line, what to do
     +-- BadKey          a key that cannot be read or used
     +-- RemoteError     the other side answered with an error
     |   +-- Busy        it may be asked again later
     +-- LinkLost        the connection ended before the answer came
+    |   +-- NoAnswer    it did not come in time
     +-- DownloadFailed  a download cannot go on; carries the word for the client
     +-- DiskError       a file operation of one image failed
     +-- HookFailed      a hook of the operator could not be run
@@ -30,6 +32,10 @@ class FormatError(CiruelaError):
 
 class BadIndex(FormatError):
     """An index that is not canonical, breaks a limit, or is not the one that was asked for."""
+
+
+class UnfitIndex(BadIndex):
+    """The very index that was asked for, by its hash, and not canonical: it is refused wherever it comes from."""
 
 
 class ConfigError(CiruelaError):
@@ -54,6 +60,10 @@ class Busy(RemoteError):
 
 class LinkLost(CiruelaError):
     """The connection ended, or never came up, before the answer arrived."""
+
+
+class NoAnswer(LinkLost):
+    """The answer did not come within the time that was given."""
 
 
 class DownloadFailed(CiruelaError):

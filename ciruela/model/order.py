@@ -88,7 +88,7 @@ class Reject(str, Enum):
 
 
 class Abort(str, Enum):
-    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last nine are ours)."""
+    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last ten are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
     CANT_CREATE_DIRECTORY = "cant_create_directory"
@@ -99,6 +99,7 @@ class Abort(str, Enum):
     SUPERSEDED = "superseded"
     ALREADY_EXISTS = "already_exists"
     IMAGE_TOO_LARGE = "image_too_large"
+    BAD_INDEX = "bad_index"
     BAD_SYMLINK = "bad_symlink"
     CONFLICT = "conflict"
     KEY_REMOVED = "key_removed"

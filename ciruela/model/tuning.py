@@ -27,6 +27,7 @@ class Tuning:
 
     ``fsync``: ``COMMIT`` makes a whole image durable in the cheapest way, ``PER_FILE`` syncs each of its files and directories however
     many they are, ``NONE`` syncs neither images nor records.
+    ``page_hosts`` are names, in lower case, under which the status pages may be asked for besides the node's own.
     ``requests_per_second`` and ``uploads_per_key`` are the most that one connection and one key may ask for.
     """
 
@@ -41,6 +42,7 @@ class Tuning:
     scrub_bytes_per_second: int = 10 * MIB
     scrub_cycle_ms: int = 7 * DAY_MS
     signature_max_age_ms: int = DAY_MS
+    page_hosts: tuple[str, ...] = ()
 
     def reserve_bytes(self, size_bytes: int) -> int:
         """Free space that a download leaves on a file system of ``size_bytes`` (threats A38): the smaller of the two settings."""

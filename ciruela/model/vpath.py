@@ -18,6 +18,9 @@ MAX_COMPONENT_BYTES = 255
 MAX_LEVELS = 16
 """Most components after KEY: the reference's limit of ``num-levels`` (protocol section 9.1)."""
 
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
+"""Unicode categories that steer how the text around them is shown: control characters, bidi and other format characters, line ends."""
+
 
 def check_component(name: str) -> None:
     """Raise ValueError unless ``name`` may stand in a virtual path.
@@ -27,8 +30,8 @@ def check_component(name: str) -> None:
     """
     if name in ("", ".", ".."):
         raise ValueError(f"{name[:80]!r} cannot be a component of a path")
-    if "/" in name or any(unicodedata.category(char) == "Cc" for char in name):
-        raise ValueError(f"{name[:80]!r} contains a slash or a control character")
+    if "/" in name or any(unicodedata.category(char) in _INVISIBLE for char in name):
+        raise ValueError(f"{name[:80]!r} contains a slash, a control character or one that nobody can see")
     if name.startswith("."):
         raise ValueError(f"{name[:80]!r} begins with a dot, such names are reserved")
     if name.endswith(".new"):

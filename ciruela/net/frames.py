@@ -120,6 +120,16 @@ class Inbound:
         self._got = 0
 
     @property
+    def length(self) -> int:
+        """Bytes of all of it."""
+        return len(self._buffer)
+
+    @property
+    def got(self) -> int:
+        """Bytes that are here."""
+        return self._got
+
+    @property
     def rest(self) -> int:
         """Bytes that have not come yet."""
         return len(self._buffer) - self._got

@@ -23,13 +23,17 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import Bucket, Hush, in_place
 from ciruela.model.errors import LinkLost
 from ciruela.net import frames
+from ciruela.net.budgets import Budgets
 from ciruela.net.limits import (
     AHEAD_BYTES,
     BULK_BYTES,
+    FRAMES_A_TURN,
     LIMITS,
+    NOISE_A_SECOND,
+    NOISE_AT_ONCE,
     ORDINARY_BYTES,
     STRANGER_BYTES,
     STRANGER_QUEUE_BYTES,
@@ -42,7 +46,7 @@ from ciruela.net.outbox import Outbox
 from ciruela.net.strict import Quiet, Strict
 from ciruela.net.talk import Talk
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Counterpart
+from ciruela.seams import Address, Counterpart, InThread
 
 txaio.use_twisted()
 
@@ -81,6 +85,8 @@ class _Websocket(Strict):
 
     _inbound: frames.Inbound | None = None
     _wakes_at = 1
+    _left_in_turn = FRAMES_A_TURN
+    _next_turn: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Twisted: the TCP connection stands."""
@@ -92,8 +98,23 @@ class _Websocket(Strict):
             self.name, self.host = str(address), address.host
         else:
             self.name = str(peer)
-        hush, trusted = self.factory.hush, self.trusted()
-        self._talk = Talk(self, self.factory.counterpart, self._send_message, self._break, self._hold, trusted=trusted, hush=hush)
+        self._budgets: Budgets = self.factory.budgets
+        self._talk = Talk(
+            self,
+            self.factory.counterpart,
+            self._send_message,
+            self._break,
+            self._hold,
+            trusted=self.trusted(),
+            hush=self.factory.hush,
+            noise=self._noise,
+            answers=self._budgets.answers,
+            in_thread=self.factory.in_thread,
+        )
+        self._quiet = Bucket(self._clock, NOISE_A_SECOND, NOISE_AT_ONCE)
+        self._queued = (False, 0)
+        self._granted = self._sent = 0
+        self._waits = False
         self._why: str | None = None
         handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
         self._socket = handle if isinstance(handle, socket.socket) else None
@@ -129,6 +150,16 @@ class _Websocket(Strict):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    @property
+    def known(self) -> bool:
+        """Whether a configured peer is there, or somebody who has shown a valid signature."""
+        return self._talk.known
+
+    @property
+    def incoming(self) -> int:
+        """As :meth:`ciruela.seams.Link.incoming`."""
+        return self.part_bytes if self._inbound is None else self._inbound.got
 
     @property
     def alive(self) -> bool:
@@ -171,6 +202,15 @@ class _Websocket(Strict):
         """For the roles: whether the other side may send and ask much from the start."""
         return True
 
+    def overfull(self) -> None:
+        """As :meth:`ciruela.net.budgets.Holder.overfull`."""
+        self._break("it takes too long with a large message, and those of all connections together are too large")
+
+    def _noise(self, told: bool) -> None:
+        """Something came that changes nothing. A node tells its clients much, a client a node next to nothing."""
+        if not (told and not self.factory.isServer) and not self._quiet.take():
+            self._break("it sends more that means nothing than anybody has to read")
+
     def _break(self, reason: str) -> None:
         self.factory.hush.warn(
             self._log, "closing", self.name.rpartition(":")[0], "closing {link}: {reason}", link=self.name, reason=reason
@@ -198,6 +238,13 @@ class _Websocket(Strict):
             self._collect(self._inbound)
             if not data or self.failedByMe:
                 return
+        if self._next_turn is not None:
+            self.data += data
+            return
+        self._left_in_turn = FRAMES_A_TURN
+        self._read(data)
+
+    def _read(self, data: bytes) -> None:
         try:
             self._dataReceived(data)  # type: ignore[attr-defined]
         except Exception:  # noqa: BLE001  Autobahn raises on some broken handshakes; whatever it is, it ends this connection alone
@@ -207,9 +254,29 @@ class _Websocket(Strict):
             return
         if not self._opened and len(self.data) > MAX_HEAD_BYTES:
             self._drop("it does not speak websocket")
+        elif self.incoming > ORDINARY_BYTES and not self._gone:
+            self._budgets.partials.hold(self, self.incoming)
+
+    def _go_on(self) -> None:
+        """The other connections had their turn."""
+        self._next_turn = None
+        if self.failedByMe or self._gone:
+            return
+        self._left_in_turn = FRAMES_A_TURN
+        self._read(b"")
+        self._set_held()
 
     def processData(self) -> bool:
-        """Autobahn: look at what has come. A message in one frame is taken past it if it is here, or if one with many blocks is due."""
+        """Autobahn: look at what has come. A message in one frame is taken past it if it is here, or if one with many blocks is due.
+
+        After so many steps the rest waits, and nothing more is read, until all other connections had their turn.
+        """
+        if not self._left_in_turn:
+            if self._next_turn is None:
+                self._next_turn = self._clock.callLater(0, self._go_on)
+                self._set_held()
+            return False
+        self._left_in_turn -= 1
         if self.current_frame is None and not self.inside_message and self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             head = frames.head_of(self.data, masked=self.factory.isServer)
             if head is not None and head.length <= self.maxMessagePayloadSize:
@@ -244,12 +311,26 @@ class _Websocket(Strict):
     def onMessageEnd(self) -> None:
         """Autobahn: a message is whole."""
         parts, self.message_data = self.message_data, None
-        if not self.message_is_binary and not (self.failedByMe or self._talk.over):
-            self.ignored_texts += 1
+        if not self.message_is_binary:
+            self.part_bytes = 0
+            if not (self.failedByMe or self._talk.over):
+                self.ignored_texts += 1
+                self._noise(False)
             return
         self._message(parts[0] if len(parts) == 1 else b"".join(parts))
 
+    def onPing(self, payload: bytes) -> None:
+        """Autobahn: a ping came."""
+        self._noise(False)
+        super().onPing(payload)  # type: ignore[misc]
+
+    def onPong(self, payload: bytes) -> None:  # noqa: ARG002  the name is Autobahn's
+        """Autobahn: a pong came, which is never waited for."""
+        self._noise(False)
+
     def _message(self, message: bytes | bytearray) -> None:
+        self.part_bytes = 0
+        self._budgets.partials.release(self)
         if self.failedByMe or self._talk.over:
             return
         self._patience.whole()
@@ -274,6 +355,9 @@ class _Websocket(Strict):
             self._drop(why)
             return
         self._talk.end(f"the connection to {self.name} was lost: {self._why}")
+        self._set_held()  # what comes is not looked at, but the end of it is
+        if not self._outbox.bytes:
+            self.transport.loseWriteConnection()
         self._abort_soon()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
@@ -284,11 +368,24 @@ class _Websocket(Strict):
         self._abort_soon()
         return result
 
+    def _coming(self) -> int:
+        """The length of the message that is on its way, as far as it is known; 0 for none."""
+        if self._inbound is not None:
+            return self._inbound.length
+        if self.current_frame is not None or self.inside_message:
+            return max(1, self.part_bytes, int(getattr(self, "message_data_total_length", 0)))
+        return len(self.data)
+
     def _beat(self) -> None:
+        if self._talk.known or self._talk.granted != self._granted:
+            self._patience.useful()
+        self._patience.sent(self._outbox.sent_bytes - self._sent)
+        self._granted, self._sent = self._talk.granted, self._outbox.sent_bytes
         why = self._patience.beat(
             held=self._held,
-            partly=bool(self.data) or self.current_frame is not None or self.inside_message or self._inbound is not None,
+            coming_bytes=self._coming(),
             silent_so_far=not (self._talk.spoken or self._talk.trusted),
+            large_due=self._talk.large_due,
         )
         if why is not None:
             self._drop(why)
@@ -299,26 +396,49 @@ class _Websocket(Strict):
 
     # -- what goes out -------------------------------------------------------------------------------------------------------
 
-    def _send_message(self, data: bytes) -> None:
+    def _send_message(self, data: bytes, shared: bytes = b"") -> None:
+        """Send ``data``, and behind it what others may be sent as well, as one message. What is masked is this link's alone."""
         if self._held:
             self._patience.heard(0)
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             mask = b"" if self.factory.isServer else _masks.next()
-            self._outbox.put(frames.head_for(len(data), mask))
+            if mask and shared:
+                data, shared = data + shared, b""
+            self._outbox.put(frames.head_for(len(data) + len(shared), mask))
             self._outbox.put(data, mask)
+            if shared:
+                self._outbox.put(shared)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:  # noqa: ARG002
         """Autobahn: bytes for the transport."""
         self._outbox.put(data)
 
     def _outbox_changed(self) -> None:
+        self._count_queued(self._outbox.bytes)
         self._talk.clog(self._outbox.bytes > self._most_queued())
+
+    def _count_queued(self, now_bytes: int) -> None:
+        """Tell all links together what waits for this one, as one that is known by now or not."""
+        known, before_bytes = self._queued
+        self._queued = self._talk.trusted, now_bytes
+        if known == self._talk.trusted:
+            self._budgets.answers.queued(known, now_bytes - before_bytes)
+        else:
+            self._budgets.answers.queued(known, -before_bytes)
+            self._budgets.answers.queued(self._talk.trusted, now_bytes)
 
     def _stalled(self) -> None:
         self._drop(f"it read nothing for {self._limits.stall_s:g} s")
 
-    def _hold(self, held: bool) -> None:
-        held = held or self._outbox.bytes > self._most_queued()
+    def _hold(self, waits: bool) -> None:
+        """Requests wait, or none does any more."""
+        self._waits = waits
+        self._set_held()
+
+    def _set_held(self) -> None:
+        """Read, unless requests wait, too much is queued, or the others have their turn; after a violation, to hear of the end."""
+        held = self._waits or self._next_turn is not None or self._outbox.bytes > self._most_queued()
+        held = held and not self.failedByMe
         if held == self._held or self._gone:
             return
         self._held = held
@@ -337,6 +457,11 @@ class _Websocket(Strict):
         if self._pulse.running:
             self._pulse.stop()
         self._outbox.end()
+        self._count_queued(0)
+        self._budgets.partials.release(self)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         super().connectionLost(reason)  # type: ignore[misc]
         why = self._why or "closed by the other side"
         if self._opened:
@@ -412,30 +537,52 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
 
 
 def server_links(
-    counterpart: Counterpart, clock: IReactorTime, limits: Limits = LIMITS, is_peer: IsPeer = nobody, hush: Hush | None = None
+    counterpart: Counterpart,
+    clock: IReactorTime,
+    limits: Limits = LIMITS,
+    is_peer: IsPeer = nobody,
+    hush: Hush | None = None,
+    budgets: Budgets | None = None,
 ) -> WebSocketServerFactory:
     """A factory of accepted links. ``is_peer`` tells whether a configured peer has a numeric address."""
     factory: Any = WebSocketServerFactory(protocols=list(SUBPROTOCOLS), server="ciruela", reactor=clock)
     factory.protocol = ServerLink
     factory.setProtocolOptions(webStatus=False, allowNullOrigin=False)
     factory.is_peer = is_peer
-    _configure(factory, counterpart, clock, limits, hush)
+    _configure(factory, counterpart, clock, limits, budgets, in_place, hush)
     return factory  # type: ignore[no-any-return]
 
 
-def client_links(counterpart: Counterpart, clock: IReactorTime, host_header: str, limits: Limits = LIMITS) -> WebSocketClientFactory:
+def client_links(
+    counterpart: Counterpart,
+    clock: IReactorTime,
+    host_header: str,
+    limits: Limits = LIMITS,
+    budgets: Budgets | None = None,
+    in_thread: InThread = in_place,
+) -> WebSocketClientFactory:
     """A factory of links that connect, with ``host_header`` as Host."""
     factory: Any = WebSocketClientFactory(protocols=list(SUBPROTOCOLS), useragent="ciruela", reactor=clock)
     factory.protocol = ClientLink
     factory.noisy = False
     factory.host_header = host_header
     factory.setProtocolOptions(serverConnectionDropTimeout=0)
-    _configure(factory, counterpart, clock, limits)
+    _configure(factory, counterpart, clock, limits, budgets, in_thread)
     return factory  # type: ignore[no-any-return]
 
 
-def _configure(factory: Any, counterpart: Counterpart, clock: IReactorTime, limits: Limits, hush: Hush | None = None) -> None:
+def _configure(
+    factory: Any,
+    counterpart: Counterpart,
+    clock: IReactorTime,
+    limits: Limits,
+    budgets: Budgets | None,
+    in_thread: InThread,
+    hush: Hush | None = None,
+) -> None:
     factory.hush = hush or Hush(clock)
+    factory.budgets = budgets or Budgets()
+    factory.in_thread = in_thread
     factory.log = Quiet()
     factory.counterpart = counterpart
     factory.clock = clock

@@ -20,7 +20,8 @@ CHUNK_BYTES = 256 * 1024
 class Outbox:
     """Stands before ``transport``, which tells it when it is full and when it has room.
 
-    ``changed`` is called when what waits has changed, ``stalled`` when the transport was full for ``stall_s``.
+    ``changed`` is called when what waits has changed, ``stalled`` when the transport was full for ``stall_s``. ``sent_bytes`` are those
+    that the transport has taken.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Outbox:
         self._stall: IDelayedCall | None = None
         self._ended = False
         self.bytes = 0
+        self.sent_bytes = 0
         transport.SEND_LIMIT = CHUNK_BYTES  # of Twisted's own transports: what one call of the kernel is given
 
     def put(self, data: bytes, mask: bytes = b"") -> None:
         """Send ``data``, under ``mask`` if there is one, behind all that waits."""
         if not self._full and not self._waiting and len(data) <= CHUNK_BYTES:
+            self.sent_bytes += len(data)
             self._transport.write(frames.masked(data, mask))
             return
         view = memoryview(data)
@@ -52,6 +55,7 @@ class Outbox:
         while self._waiting and not self._full:
             chunk, mask = self._waiting.popleft()
             self.bytes -= len(chunk)
+            self.sent_bytes += len(chunk)
             self._transport.write(frames.masked(chunk, mask))
         self._changed()
 

@@ -17,13 +17,14 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff
+from ciruela.clockwork import Backoff, in_place
 from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.net.budgets import Budgets
 from ciruela.net.limits import LIMITS, Limits
 from ciruela.net.link import ClientLink, client_links
-from ciruela.proto.dialogue import MAX_PENDING
+from ciruela.proto.dialogue import LARGE, MAX_PENDING
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
-from ciruela.seams import Address, Counterpart, Link
+from ciruela.seams import Address, Counterpart, InThread, Link
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
@@ -48,6 +49,8 @@ def connect(
     timeout_s: float = CONNECT_S,
     limits: Limits = LIMITS,
     from_host: str = "",
+    budgets: Budgets | None = None,
+    in_thread: InThread = in_place,
 ) -> Deferred[ClientLink]:
     """A link to the node at ``address``, open. ``timeout_s`` is for TCP and handshake together.
 
@@ -57,7 +60,7 @@ def connect(
     endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
     bound = (from_host, 0) if from_host and can_leave_from(from_host, address.host) else None
     endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1, bindAddress=bound)
-    factory = client_links(counterpart, reactor, host_header, limits)
+    factory = client_links(counterpart, reactor, host_header, limits, budgets, in_thread)
     connected = cast("Deferred[ClientLink]", endpoint.connect(factory))
     opened = connected.addCallback(lambda link: link.opened)
     opened.addTimeout(timeout_s, reactor, onTimeoutCancel=_timed_out)
@@ -164,7 +167,15 @@ class _Line:
     def _connect(self) -> None:
         pool = self._pool
         attempt = self._attempt = connect(
-            pool.reactor, self.address, _Refusing(self), pool.host_header, pool.connect_s, pool.limits, pool.from_host
+            pool.reactor,
+            self.address,
+            _Refusing(self),
+            pool.host_header,
+            pool.connect_s,
+            pool.limits,
+            pool.from_host,
+            pool.budgets,
+            pool.in_thread,
         )
         attempt.addCallbacks(self._connected, self._unconnected).addErrback(self._broken)
 
@@ -272,10 +283,13 @@ class _Line:
             self._queue.remove(job)
 
     def _give_up(self, job: _Job) -> None:
+        """Nobody waits for the answer any more. A large one that would still come must not be let in: its connection ends."""
         answer = job.answer
         self._landed(job)
         if answer is not None:
             answer.cancel()
+        if self.link is not None and isinstance(job.request, LARGE):
+            self.link.close("closed because an index or a list that it was asked for is not wanted any more")
 
     def _fail_queue(self, reason: str) -> None:
         while self._queue:
@@ -300,10 +314,14 @@ class Pool:
         limits: Limits = LIMITS,
         host_header: str = NODE_HOST,
         from_host: str = "",
+        budgets: Budgets | None = None,
+        in_thread: InThread = in_place,
     ) -> None:
         """``from_host``: as in :func:`connect`, so that peers know a node by the address at which it listens."""
         self.reactor = reactor
         self.from_host = from_host
+        self.budgets = budgets or Budgets()
+        self.in_thread = in_thread
         self.host_header = host_header
         self.connect_s = connect_s
         self.idle_s = idle_s
@@ -331,6 +349,11 @@ class Pool:
         """As :meth:`ciruela.seams.Wire.connected`."""
         line = self._lines.get(address)
         return line is not None and line.link is not None
+
+    def incoming(self, address: Address) -> int:
+        """As :meth:`ciruela.seams.Wire.incoming`."""
+        line = self._lines.get(address)
+        return 0 if line is None or line.link is None else line.link.incoming
 
     def bulk(self, address: Address) -> bool:
         """As :meth:`ciruela.seams.Wire.bulk`."""

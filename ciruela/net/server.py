@@ -6,10 +6,9 @@ take over. Pages get one request a connection, without a body.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,20 +21,39 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from ciruela.clockwork import Hush
+from ciruela.model.printable import logged
 from ciruela.net import frames
+from ciruela.net.budgets import Budgets
+from ciruela.net.heads import Refusal, handshake_fault, names_this_host, parse
 from ciruela.net.limits import LIMITS, IsPeer, Limits, nobody
 from ciruela.net.link import MAX_HEAD_BYTES, server_links
 from ciruela.seams import Counterpart
 
-_REASONS = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 413: "Content Too Large", 503: "Service Unavailable"}
+_REASONS = {
+    400: "Bad Request",
+    403: "Forbidden",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    421: "Misdirected Request",
+    503: "Service Unavailable",
+}
+
+_NO_PAGE_HOST = "this node has another name; ask for it by its address, or add the name to page-hosts in its ciruela.yaml"
+
+
+MOST_LOOKERS = 256
+MOST_PAGES = 16
+MOST_PAGE_CHARS = 100
+LOOKED = "{source} looked at {page}: {code} (said once)"
+"""Of so many sources, and of so many pages of each, it is logged that they were asked for; later requests and others at level debug."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortLimits:
     """How many connections there may be, and how long their first words may take, in seconds.
 
-    ``per_address`` counts an IPv4 address or the /64 of an IPv6 address as one. ``for_peers`` of the connections are kept for configured
-    peers; never more than a quarter of all.
+    ``per_address`` counts an IPv4 address or the /64 of an IPv6 address as one; from this host itself, and from the /48 of an IPv6 address,
+    half of all may come. ``for_peers`` of the connections are kept for configured peers; never more than a quarter of all.
     """
 
     connections: int = 1000
@@ -48,6 +66,14 @@ class PortLimits:
 
 PORT_LIMITS = PortLimits()
 
+PageHosts = Callable[[], Collection[str]]
+"""The names of this node."""
+
+
+def _no_names() -> Collection[str]:
+    """This node has no name."""
+    return ()
+
 
 def site(
     counterpart: Counterpart,
@@ -56,13 +82,16 @@ def site(
     link_limits: Limits = LIMITS,
     port_limits: PortLimits = PORT_LIMITS,
     is_peer: IsPeer = nobody,
+    page_hosts: PageHosts = _no_names,
+    budgets: Budgets | None = None,
 ) -> Port:
     """What to listen with. ``pages`` gets every GET and HEAD that is not a websocket handshake at exactly ``/``.
 
-    Limits count websockets and pages together; the newest connection is refused with 503. ``is_peer`` tells whether a configured peer has
-    a numeric address.
+    Limits count websockets and pages together. When all places are taken the oldest connection ends of which nobody knows whose it is; when
+    there is none, the newest is refused with 503. ``is_peer`` tells whether a configured peer has a numeric address, ``page_hosts`` the
+    names, in lower case, under which pages may be asked for. ``budgets`` are shared with the connections that this node makes.
     """
-    return Port(counterpart, pages, clock, link_limits, port_limits, is_peer)
+    return Port(counterpart, pages, clock, link_limits, port_limits, is_peer, page_hosts, budgets)
 
 
 class _OneRequest(HTTPChannel):
@@ -75,7 +104,7 @@ class _OneRequest(HTTPChannel):
 
 
 class Port(Site):
-    """The port. ``refused`` counts connections that were one too many, ``hush`` keeps the log short."""
+    """The port. ``refused`` counts connections that were one too many, ``evicted`` those that made room; ``hush`` keeps the log short."""
 
     _log = Logger(namespace="ciruela.net.server")
 
@@ -87,15 +116,20 @@ class Port(Site):
         link_limits: Limits,
         limits: PortLimits,
         is_peer: IsPeer,
+        page_hosts: PageHosts,
+        budgets: Budgets | None,
     ) -> None:
         super().__init__(pages, timeout=int(limits.page_s), reactor=clock)
         self.clock = clock
         self.limits = limits
         self.hush = Hush(clock)
-        self.links = server_links(counterpart, clock, link_limits, is_peer, self.hush)
+        self.links = server_links(counterpart, clock, link_limits, is_peer, self.hush, budgets)
+        self.page_hosts = page_hosts
         self._is_peer = is_peer
-        self.open = self.strangers = self.refused = 0
+        self.open = self.strangers = self.refused = self.evicted = 0
         self.by_address: Counter[str] = Counter()
+        self._unknown: dict[_Door, None] = {}
+        self._looked: dict[str, set[str]] = {}
         if not frames.NATIVE:
             self._log.critical(
                 "Autobahn's native code (NVX) is missing: uploads will be some forty times slower. Install autobahn from its wheel."
@@ -118,35 +152,63 @@ class Port(Site):
         return cast(IProtocol, channel)
 
     def log(self, request: Request) -> None:
-        """Twisted: a page was asked for. Not every time: who looks each second would fill the log."""
+        """Twisted: a page was asked for. Each page is told once of each source: who looks each second would fill the log for ever."""
         source = str(request.getClientAddress().host)
-        page = request.uri.decode("latin-1")
-        self.hush.info(self._log, "page", source, "{source} looked at {page}: {code}", source=source, page=page, code=request.code)
+        page = request.uri.decode("latin-1").partition("?")[0][:MOST_PAGE_CHARS]
+        told = self._looked.setdefault(source, set()) if len(self._looked) < MOST_LOOKERS or source in self._looked else None
+        if told is None or page in told or len(told) >= MOST_PAGES:
+            self._log.debug("{source} looked at {page}: {code}", source=source, page=logged(page), code=request.code)
+            return
+        told.add(page)
+        self.hush.info(self._log, "page", f"{source} {page}", LOOKED, source=source, page=page, code=request.code)
 
-    def enter(self, origin: Origin) -> str | None:
-        """Count a connection in. Why it may not stay, or None."""
-        limits = self.limits
+    def enter(self, door: _Door) -> str | None:
+        """Count a connection in, and end the oldest that nobody knows to make room for it. Why it may not stay, or None."""
+        limits, origin = self.limits, door.origin
         self.open += 1
-        self.by_address[origin.block] += 1
+        for block in origin.blocks:
+            self.by_address[block] += 1
         self.strangers += not origin.peer
-        reserved = min(limits.for_peers, limits.connections // 4)
+        half = max(1, limits.connections // 2)
+        most = half if origin.loopback else limits.per_address
         why = None
-        if self.open > limits.connections or (not origin.peer and self.strangers > limits.connections - reserved):
-            why = "too many connections"
-        elif self.by_address[origin.block] > limits.per_address and not origin.loopback:
+        if self.by_address[origin.block] > most or (origin.site and self.by_address[origin.site] > max(half, limits.per_address)):
             why = "too many connections from your address"
+        elif self._full(origin) and not self._make_room():
+            why = "too many connections"
         if why is not None:
             self.refused += 1
             self.hush.warn(self._log, "refused", origin.block, "{source} was refused: {why}", source=origin.block, why=why)
+        elif not origin.peer:
+            self._unknown[door] = None
         return why
 
-    def leave(self, origin: Origin) -> None:
+    def _full(self, origin: Origin) -> bool:
+        limits = self.limits
+        reserved = min(limits.for_peers, limits.connections // 4)
+        return self.open > limits.connections or (not origin.peer and self.strangers > limits.connections - reserved)
+
+    def _make_room(self) -> bool:
+        """End the oldest connection of which nobody knows whose it is. Whether there was one."""
+        for door in list(self._unknown):
+            del self._unknown[door]
+            if not door.known:
+                self.evicted += 1
+                told = "{source} had to make room for others: nobody knows it, and all places are taken"
+                self.hush.warn(self._log, "evicted", door.origin.block, told, source=door.origin.block)
+                door.leave()
+                return True
+        return False
+
+    def leave(self, door: _Door) -> None:
         """Count a connection out."""
+        self._unknown.pop(door, None)
         self.open -= 1
-        self.strangers -= not origin.peer
-        self.by_address[origin.block] -= 1
-        if not self.by_address[origin.block]:
-            del self.by_address[origin.block]
+        self.strangers -= not door.origin.peer
+        for block in door.origin.blocks:
+            self.by_address[block] -= 1
+            if not self.by_address[block]:
+                del self.by_address[block]
 
     def origin(self, host: str | None) -> Origin:
         """Who ``host`` is to this port."""
@@ -155,11 +217,20 @@ class Port(Site):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a connection comes from: what is counted together, and whether it is this host itself or a configured peer."""
+    """Where a connection comes from: what is counted together, and whether it is this host itself or a configured peer.
+
+    ``site`` is the /48 of an IPv6 address, of which somebody may have 65,536 blocks.
+    """
 
     block: str
     loopback: bool
     peer: bool
+    site: str = ""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """All that it counts for."""
+        return (self.block, self.site) if self.site else (self.block,)
 
 
 def origin(host: str | None, is_peer: IsPeer) -> Origin:
@@ -170,8 +241,8 @@ def origin(host: str | None, is_peer: IsPeer) -> Origin:
         return Origin(host or "", False, False)
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            block = ipaddress.ip_network((address, 64), strict=False)
-            return Origin(str(block), address.is_loopback, is_peer(str(address)))
+            block, site = (str(ipaddress.ip_network((address, bits), strict=False)) for bits in (64, 48))
+            return Origin(block, address.is_loopback, is_peer(str(address)), site)
         address = address.ipv4_mapped
     return Origin(str(address), address.is_loopback, is_peer(str(address)))
 
@@ -181,7 +252,7 @@ class _Door(Protocol):
 
     def __init__(self, port: Port, origin: Origin) -> None:
         self._port = port
-        self._origin = origin
+        self.origin = origin
         self._head = b""
         self._next: IProtocol | None = None
         self._refused = False
@@ -190,11 +261,21 @@ class _Door(Protocol):
     def connectionMade(self) -> None:  # noqa: N802
         """Twisted: count it, and start the clock."""
         limits = self._port.limits
-        why = self._port.enter(self._origin)
+        why = self._port.enter(self)
         if why is not None:
             self._refuse(503, why)
             return
         self._deadline = self._port.clock.callLater(limits.first_byte_s, self._abort)
+
+    @property
+    def known(self) -> bool:
+        """Whether it has become clear whose connection this is."""
+        return bool(getattr(self._next, "known", False))
+
+    def leave(self) -> None:
+        """Make room at once."""
+        self._wait(None)
+        self._abort()
 
     def _abort(self) -> None:
         self._deadline = None
@@ -223,28 +304,25 @@ class _Door(Protocol):
         elif end >= 0:
             self._judge(self._head[:end])
 
-    def _judge(self, head: bytes) -> None:
-        lines = head.decode("latin-1").split("\r\n")
-        words = lines[0].split(" ")
-        fields: dict[str, list[str]] = {}
-        for line in lines[1:]:
-            name, colon, value = line.partition(":")
-            if not colon or name != name.strip():
-                self._refuse(400, "bad header")
-                return
-            fields.setdefault(name.lower(), []).append(value.strip())
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            self._refuse(400, "bad request line")
-        elif words[1] == "/" and "upgrade" in fields:
-            fault = _handshake_fault(words, fields)
+    def _judge(self, data: bytes) -> None:
+        head = parse(data)
+        if isinstance(head, Refusal):
+            self._refuse(head.code, head.why)
+            return
+        if head.rewritten:
+            self._head = head.rewritten + self._head[len(data) :]
+        if head.target == "/" and head.upgrade:
+            fault = handshake_fault(head)
             if fault is None:
                 self._pass_on(cast(IProtocol, self._port.links.buildProtocol(None)), None)
             else:
-                self._refuse(*fault)
-        elif words[0] not in ("GET", "HEAD"):
+                self._refuse(fault.code, fault.why)
+        elif head.method not in ("GET", "HEAD"):
             self._refuse(405, "only GET and HEAD are answered")
-        elif "transfer-encoding" in fields or fields.get("content-length", ["0"]) != ["0"]:
+        elif head.body:
             self._refuse(413, "requests have no body here")
+        elif not names_this_host(head.host, self._port.page_hosts()):
+            self._refuse(421, _NO_PAGE_HOST)
         else:
             self._pass_on(self._port.page_channel(), self._port.limits.page_s)
 
@@ -276,42 +354,6 @@ class _Door(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
         """Twisted: the TCP connection is gone."""
         self._wait(None)
-        self._port.leave(self._origin)
+        self._port.leave(self)
         if self._next is not None:
             self._next.connectionLost(reason)
-
-
-def _handshake_fault(words: list[str], fields: dict[str, list[str]]) -> tuple[int, str] | None:
-    """Status and reason unless this is the handshake of RFC 6455 4.2.1, without a body, from an origin that is allowed."""
-    listed = [word.strip().lower() for value in fields.get("connection", []) for word in value.split(",")]
-    if words[0] != "GET" or words[2] != "HTTP/1.1" or "upgrade" not in listed:
-        return 400, "not a websocket handshake"
-    if "websocket" not in [word.strip().lower() for value in fields["upgrade"] for word in value.split(",")]:
-        return 400, "only an upgrade to websocket is possible"
-    if fields.get("sec-websocket-version") != ["13"]:
-        return 400, "only version 13 of websocket is spoken"
-    if "transfer-encoding" in fields or fields.get("content-length", ["0"]) != ["0"]:
-        return 400, "a handshake has no body"
-    hosts = fields.get("host", [])
-    if len(hosts) != 1 or not _is_key(fields.get("sec-websocket-key", [])):
-        return 400, "Host or Sec-WebSocket-Key is missing or wrong"
-    origins = fields.get("origin", [])
-    if len(origins) > 1 or not origin_allowed(origins[0] if origins else None, hosts[0]):
-        return 403, "origin not allowed"
-    return None
-
-
-def origin_allowed(origin: str | None, host: str) -> bool:
-    """Whether a handshake with these headers may come in.
-
-    The reference sends ``http://HOST/`` (protocol section 2.1). No browser ends an Origin with a slash, so none passes, whichever page
-    or name it came from.
-    """
-    return origin is None or origin in ("http://ciruela/", "http://ciruela_internal/") or (host != "" and origin == f"http://{host}/")
-
-
-def _is_key(values: list[str]) -> bool:
-    try:
-        return len(values) == 1 and len(values[0]) == 24 and len(base64.b64decode(values[0], validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False

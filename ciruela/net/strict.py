@@ -45,6 +45,9 @@ class Strict:
     message_data: Any
     message_is_binary: bool
 
+    part_bytes = 0
+    """Bytes that have come of the message that is not whole."""
+
     @abstractmethod
     def failed(self, why: str, said: bool) -> None:
         """For the heir: the other side broke a rule, ``why`` is for people. End TCP: soon when it was told (``said``), else now."""
@@ -57,6 +60,7 @@ class Strict:
         """Autobahn: bytes of a message. Texts are not kept."""
         if self.failedByMe or not self.message_is_binary:
             return
+        self.part_bytes += len(payload)
         parts = self.message_data
         if not parts or len(payload) >= SMALL_BYTES:
             parts.append(payload)

@@ -7,32 +7,68 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Hush
-from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
-from ciruela.proto.dialogue import Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation
-from ciruela.proto.messages import NEWER, Error, Notification, Request, Response, UploadAck
-from ciruela.seams import Counterpart, Link
+from ciruela.clockwork import Hush, in_place
+from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
+from ciruela.model.order import Reject
+from ciruela.net.budgets import Answers
+from ciruela.proto import codec
+from ciruela.proto.dialogue import LARGE, Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation, read
+from ciruela.proto.messages import (
+    NEWER,
+    AppendDir,
+    Error,
+    GetBlocks,
+    Notification,
+    RemoveDir,
+    ReplaceDir,
+    Request,
+    Response,
+    UploadAck,
+)
+from ciruela.seams import Counterpart, InThread, Link
 
 MOST_AT_WORK = 64
 """Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
+
+_SIGNED = (AppendDir, ReplaceDir, RemoveDir)
+"""Wishes that are accepted with a valid signature only."""
+
+_HEAVY = (*LARGE, GetBlocks)
+"""Requests of those who are not known whose answers are made only while there is room for them; blocks are given to others at any time."""
+
+T = TypeVar("T")
 
 STRANGER_AT_WORK = 4
 """The same for one who has not shown a valid signature yet and is no configured peer (threats 6.3)."""
 
 
+LONG_LIST_BYTES = 128 * 1024
+"""A list that is longer, of some 1,000 images, is decoded in a thread."""
+
+_SIGNED_WELL = frozenset({Reject.ALREADY_EXISTS.value, Reject.ALREADY_UPLOADING.value, Reject.REPLACE_DOESNT_MATCH.value})
+"""Refusals for what is there, of a wish with a valid signature; who sent it may wait for what becomes of the path."""
+
+
+def _nothing(*_: object) -> None:
+    """Take no note."""
+
+
 class Talk:
     """What is said on one link.
 
-    ``send`` takes the bytes of one message. ``broken`` is told why the connection has to be closed. ``held`` is told True when requests
-    begin to wait (stop reading), False when none wait any more. ``hush`` is for what is said about the messages of the other side.
+    ``send`` takes the bytes of one message, in one part or two. ``broken`` is told why the connection has to be closed. ``held`` is told
+    True when requests begin to wait (stop reading), False when none wait any more. ``hush`` is for what is said about the messages of the
+    other side, ``noise`` is told of each that changes nothing. ``answers``: the budget for large answers that links share.
 
-    ``trusted`` becomes true with the first accepted upload, which had a valid signature. ``spoken`` tells that a request or a notification
-    has come that could be understood.
+    ``trusted`` becomes true with the first accepted upload, which had a valid signature; ``known`` also with one that was refused for
+    what is there. ``granted`` counts the requests that were. ``spoken`` tells that a request or a notification has come that could be
+    understood.
     """
 
     _log = Logger()
@@ -41,16 +77,25 @@ class Talk:
         self,
         link: Link,
         counterpart: Counterpart,
-        send: Callable[[bytes], None],
+        send: Callable[..., None],
         broken: Callable[[str], None],
         held: Callable[[bool], None],
         most_at_work: int = MOST_AT_WORK,
         *,
         trusted: bool = True,
         hush: Hush | None = None,
+        noise: Callable[[bool], None] = _nothing,
+        answers: Answers | None = None,
+        in_thread: InThread = in_place,
     ) -> None:
-        self.trusted = trusted
+        """``noise`` gets whether it was a notification that is known, which means something to a client and little to a node."""
+        self.trusted = self.known = trusted
         self.spoken = False
+        self.granted = 0
+        self._noise = noise
+        self._answers = answers or Answers()
+        self._in_thread = in_thread
+        self._large_at_work = False
         self._hush = hush
         self._link = link
         self._counterpart = counterpart
@@ -106,7 +151,20 @@ class Talk:
         """Deal with one message of the other side."""
         if self._over is not None:
             return
-        match self._dialogue.take(data):
+        if len(data) >= LONG_LIST_BYTES and codec.is_list(data):
+            self._in_thread(read, data).addCallback(self._deal).addErrback(self._not_read)
+        else:
+            self._deal(read(data))
+
+    def _not_read(self, failure: Failure) -> None:
+        """A fault of ours: whoever waits for the list must not wait for ever."""
+        self._log.failure("{link}: a list was not read", failure, link=self._link.name)
+        self._broken("a list that it sent was not read")
+
+    def _deal(self, message: codec.Incoming | FormatError) -> None:
+        if self._over is not None:
+            return
+        match self._dialogue.deal(message):
             case Asked() as asked:
                 self.spoken = True
                 self._waiting.append(asked)
@@ -118,14 +176,18 @@ class Talk:
                     done.callback(response)
             case Told(notification):
                 self.spoken = True
-                self._told(notification)
+                self._noise(True)
+                if self._over is None:
+                    self._told(notification)
             case Failed(done, reason):
                 self._fail(done, reason)
-            case Nothing(reason, reply):
+            case Nothing(reason, reply, late):
+                if not late:
+                    self._noise(False)
                 if self._hush is not None:
                     source = self._link.name.rpartition(":")[0]
                     self._hush.info(self._log, "message", source, "{link}: {reason}", link=self._link.name, reason=reason)
-                if reply is not None:
+                if reply is not None and self._over is None:
                     self._send(reply)
             case Violation(reason, failed):
                 if failed is not None:
@@ -154,7 +216,7 @@ class Talk:
             return
         self._taking = True
         try:
-            while self._waiting and not self._clogged and self._at_work < self._most():
+            while self._waiting and not self._clogged and self._at_work < self._most() and self._has_room(self._waiting[0].request):
                 self._begin(self._waiting.popleft())
         finally:
             self._taking = False
@@ -164,20 +226,43 @@ class Talk:
     def _most(self) -> int:
         return self._most_at_work if self.trusted else min(STRANGER_AT_WORK, self._most_at_work)
 
+    def _has_room(self, request: Request) -> bool:
+        """Whether what answers ``request`` may be made now: one index or list at a time here, and of all links not too much."""
+        if not isinstance(request, LARGE if self.trusted else _HEAVY):
+            return True
+        large = isinstance(request, LARGE)
+        if (large and self._large_at_work) or not self._answers.begin(self.trusted, self._work):
+            return False
+        self._large_at_work = self._large_at_work or large
+        return True
+
+    def _made(self, result: T, request: Request, trusted: bool) -> T:
+        if isinstance(request, LARGE if trusted else _HEAVY):
+            self._large_at_work = self._large_at_work and not isinstance(request, LARGE)
+            self._answers.made(trusted)
+        return result
+
     def _begin(self, asked: Asked) -> None:
         self._at_work += 1
+        trusted = self.trusted
         try:
             answer = self._counterpart.requested(self._link, asked.request)
         except Exception:  # noqa: BLE001  a fault of ours becomes an answer
             answer = Deferred()
             answer.errback(Failure())
-        answer.addCallback(self._answered, asked).addErrback(self._refused, asked).addBoth(self._finished)
+        answer.addCallback(self._answered, asked).addErrback(self._refused, asked).addBoth(self._made, asked.request, trusted)
+        answer.addBoth(self._finished)
 
-    def _answered(self, response: Response, asked: Asked) -> None:
-        if isinstance(response, UploadAck) and response.accepted:
-            self.trusted = True
+    def _answered(self, response: Response | codec.Prepared, asked: Asked) -> None:
+        if not isinstance(response, UploadAck):
+            self.granted += 1
+        elif response.accepted and isinstance(asked.request, _SIGNED):
+            self.trusted = self.known = True
+        elif response.reject_reason in _SIGNED_WELL:
+            self.known = True
         if self._over is None:
-            self._send(self._dialogue.answer(asked.id, response))
+            head, shared = self._dialogue.answer(asked.id, response)
+            self._send(head, shared) if shared else self._send(head)
 
     def _refused(self, failure: Failure, asked: Asked) -> None:
         if failure.check(RemoteError):
@@ -191,7 +276,7 @@ class Talk:
                 self._hush.failure(self._log, "request", source, told, failure=failure, link=link, request=request)
             text = "internal error"
         if self._over is None:
-            self._send(self._dialogue.answer(asked.id, Error(text)))
+            self._send(self._dialogue.answer(asked.id, Error(text))[0])
 
     def _finished(self, _result: object) -> None:
         self._at_work -= 1
@@ -204,6 +289,7 @@ class Talk:
             return
         self._over = reason
         self._waiting.clear()
+        self._answers.forget(self._work)
         for done in self._dialogue.end():
             if not done.called:
                 done.errback(LinkLost(reason))

@@ -48,6 +48,11 @@ def only_data(data: bytes | bytearray, at: int) -> bytes | None:
     return bytes(data[at:]) if length == len(data) - at else None
 
 
+def bytes_head(length: int) -> bytes:
+    """What stands before a byte string of ``length`` bytes."""
+    return _head(_BYTES, length)
+
+
 def _head(major: int, length: int) -> bytes:
     if length < 24:
         return bytes((major | length,))

@@ -57,6 +57,7 @@ from ciruela.proto.messages import (
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _NAME_BYTES = 64
+_LIST = b"\x84\x02\x6aGetBaseDir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +299,34 @@ def encode_response(number: int, name: str, response: Response) -> bytes:
     return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The fields of a response, encoded before it is known which request they answer: of a long list, for many who ask for it."""
+
+    name: str
+    body: bytes
+
+
+def prepare(name: str, response: Response) -> Prepared:
+    """Encode the fields of an answer to a request ``name``. Takes 0.1 s for a list of 20,000 entries: call it in a thread."""
+    if type(response) is not _ANSWERS[name]:
+        raise TypeError(f"{type(response).__name__} does not answer {name}")
+    return Prepared(name, cbor2.dumps(_response_params(response)))
+
+
+def encode_answer(number: int, name: str, response: Response | Prepared) -> tuple[bytes, bytes]:
+    """As :func:`encode_response`, in two parts: what others may be sent at the same time is not copied behind its head."""
+    match response:
+        case Prepared():
+            if response.name != name:
+                raise TypeError(f"what answers {response.name} does not answer {name}")
+            return cbor2.dumps([_RESPONSE, name, number, None])[:-1], response.body
+        case IndexData(data, packed) if name == "GetIndex":
+            return encode_response(number, name, IndexData(b"", packed))[:-1] + blocks.bytes_head(len(data)), data
+        case _:
+            return encode_response(number, name, response), b""
+
+
 def encode_notification(notification: Notification) -> bytes:
     """The bytes of ``notification``."""
     return cbor2.dumps([_NOTIFICATION, type(notification).__name__, _notification_params(notification)])
@@ -340,6 +369,11 @@ def decode(data: bytes | bytearray) -> Incoming:
         return NotificationIn(reading.NOTIFICATIONS[name](known))
     except FormatError as fault:
         raise BadMessage(f"{name}: {fault}", request_id=wanted) from None
+
+
+def is_list(data: bytes | bytearray) -> bool:
+    """Whether ``data`` is an answer with the list of a base dir: of all that comes, the one that takes long to decode for its length."""
+    return data[:13] == _LIST
 
 
 def _response(name: str, data: bytes | bytearray, start: int) -> Response:

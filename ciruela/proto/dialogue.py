@@ -34,7 +34,9 @@ MAX_UNANSWERED = 4096
 MAX_STRAYS = 16
 """Answers to nothing and unreadable messages that are forgiven on one connection."""
 
-_LARGE = (GetIndex, GetIndexAt, GetBaseDir)
+LARGE = (GetIndex, GetIndexAt, GetBaseDir)
+"""Requests whose answer may be as large as an index."""
+
 _BULK = (GetBlocks, GetPathState, PushPull)
 
 
@@ -71,10 +73,11 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """A message that changes nothing. ``reply`` must be sent when it is there."""
+    """A message that changes nothing. ``reply`` must be sent when it is there. ``late``: it was asked for, and nobody waits any more."""
 
     reason: str
     reply: bytes | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,14 @@ class _Pending(Generic[T]):
     large: bool
     bulk: bool
     token: T | None
+
+
+def read(data: bytes | bytearray) -> codec.Incoming | FormatError:
+    """A message, or what is wrong with it. A long list takes a quarter of a second: call it in a thread."""
+    try:
+        return codec.decode(data)
+    except FormatError as fault:
+        return fault
 
 
 class Dialogue(Generic[T]):
@@ -137,7 +148,7 @@ class Dialogue(Generic[T]):
             raise TooMany(f"{self._most_pending} requests are waiting on this connection")
         number = self._next
         self._next += 1
-        large, bulk = isinstance(request, _LARGE), isinstance(request, _BULK)
+        large, bulk = isinstance(request, LARGE), isinstance(request, _BULK)
         data = codec.encode_request(number, request)
         self._pending[number] = _Pending(codec.request_name(request), large, bulk, token)
         self._large += large
@@ -162,14 +173,14 @@ class Dialogue(Generic[T]):
             self._forgotten -= entry.token is None
         return entry
 
-    def answer(self, number: int, response: Response) -> bytes:
-        """The bytes that answer request ``number`` of the other side.
+    def answer(self, number: int, response: Response | codec.Prepared) -> tuple[bytes, bytes]:
+        """The bytes that answer request ``number`` of the other side, and those that follow them and may be others' as well.
 
         Raises KeyError for a number that is not open, TypeError for a response that does not fit; such a request stays open.
         """
-        data = codec.encode_response(number, self._unanswered[number], response)
+        parts = codec.encode_answer(number, self._unanswered[number], response)
         del self._unanswered[number]
-        return data
+        return parts
 
     def tell(self, notification: Notification) -> bytes:
         """The bytes of a notification."""
@@ -185,13 +196,15 @@ class Dialogue(Generic[T]):
 
     def take(self, data: bytes | bytearray) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:
         """What a message of the other side means. Never raises."""
-        try:
-            message = codec.decode(data)
-        except codec.BadMessage as fault:
-            return self._bad(fault)
-        except FormatError as fault:
-            return self._stray(str(fault))
+        return self.deal(read(data))
+
+    def deal(self, message: codec.Incoming | FormatError) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:
+        """What a message means that was read elsewhere."""
         match message:
+            case codec.BadMessage():
+                return self._bad(message)
+            case FormatError():
+                return self._stray(str(message))
             case codec.ResponseIn(number, name, response):
                 return self._response(number, name, response)
             case codec.RequestIn(number, request):
@@ -215,7 +228,7 @@ class Dialogue(Generic[T]):
             return self._stray(f"an answer to {number}, which was not asked")
         if not isinstance(response, Error) and name != entry.name:
             return Violation(f"{entry.name} was answered as {name}", entry.token)
-        return Nothing("an answer came late") if entry.token is None else Answered(entry.token, response)
+        return Nothing("an answer came late", late=True) if entry.token is None else Answered(entry.token, response)
 
     def _bad(self, fault: codec.BadMessage) -> Failed[T] | Nothing | Violation[T]:
         if fault.request_id is not None:

@@ -7,6 +7,7 @@ verdict needs no lock and no disk access.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -88,11 +89,13 @@ class Ledger:
         self._aborts: dict[tuple[VPath, ImageId], tuple[float, int, Version]] = {}
         self._failures: dict[tuple[VPath, ImageId], tuple[float, float]] = {}
         self._burials: dict[VPath, Burials] = {}
+        self._revisions: Counter[VPath] = Counter()
 
     def fill(self, loaded: Loaded) -> None:
         """Take in what the disk remembers, without telling ``changed``."""
         self._burials.update(loaded.burials)
         self._stale.update(loaded.burials)
+        self._revisions.update(loaded.burials.keys())
         for one in loaded.held:
             if one.committed is not None:
                 self._committed[one.vpath] = one.committed
@@ -134,6 +137,7 @@ class Ledger:
 
     def keep(self, vpath: VPath, kept: tuple[Kept, ...]) -> None:
         """This is what is kept at ``vpath`` now."""
+        self._revisions[vpath.base] += 1
         if kept:
             self._kept[vpath] = kept
         else:
@@ -221,6 +225,7 @@ class Ledger:
     def fold(self, base: VPath, burials: Burials) -> None:
         """What is remembered of ``base`` changed, and nothing that is there: a removal that it outlived, or tombstones became a floor."""
         self._burials[base] = burials
+        self._revisions[base] += 1
         self._stale.add(base)
 
     def buried_bases(self) -> list[VPath]:
@@ -281,6 +286,18 @@ class Ledger:
                 self._hashes.pop(base, None)
         return self._view
 
+    def revision(self, base: VPath) -> int:
+        """A number that grows whenever anything about ``base`` changes here, whether its hash shows it or not."""
+        return self._revisions[base]
+
+    def size(self, base: VPath) -> int:
+        """How many entries this node knows in ``base``."""
+        return len(self._bases.get(base, ()))
+
+    def paths(self, base: VPath) -> Mapping[str, VPath]:
+        """The paths in ``base`` at which something is, or on its way, by entry; a live view."""
+        return MappingProxyType(self._bases.get(base, {}))
+
     def knows(self, vpath: VPath) -> bool:
         """Whether something is at ``vpath``, or on its way there."""
         return vpath in self._committed or vpath in self._pending
@@ -298,6 +315,7 @@ class Ledger:
 
     def _note(self, vpath: VPath) -> None:
         base = vpath.base
+        self._revisions[base] += 1
         names = self._bases.setdefault(base, {})
         if self.knows(vpath):
             names[vpath.entry] = vpath

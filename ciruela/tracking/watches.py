@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
@@ -12,26 +13,52 @@ MAX_PER_LINK = 64
 """Images and paths that one connection may name (threats 6.3)."""
 
 
+@dataclass(slots=True)
+class _Said:
+    """What one connection has said: the images it published, those of which an upload was accepted on it, the paths it waits for."""
+
+    published: dict[ImageId, None] = field(default_factory=dict)
+    accepted: dict[ImageId, None] = field(default_factory=dict)
+    paths: dict[VPath, None] = field(default_factory=dict)
+
+
 class Watches:
     """What the open client connections have said. Forgotten when a connection ends."""
 
     def __init__(self) -> None:
         self._images: dict[ImageId, dict[Link, None]] = {}
         self._paths: dict[VPath, dict[Link, None]] = {}
-        self._of_link: dict[Link, tuple[dict[ImageId, None], dict[VPath, None]]] = {}
+        self._of_link: dict[Link, _Said] = {}
 
     def publish(self, link: Link, image: ImageId) -> bool:
-        """``link`` can give ``image``. False when the connection has named too many."""
-        images, _ = self._of_link.setdefault(link, ({}, {}))
-        if image not in images and len(images) >= MAX_PER_LINK:
+        """``link`` says that it can give ``image``, which counts once an upload of it is accepted on that connection.
+
+        Clients publish first. Anybody may know the id, and would else be asked in vain. False when the connection has named too many.
+        """
+        said = self._of_link.setdefault(link, _Said())
+        if image not in said.published and len(said.published) >= MAX_PER_LINK:
             return False
-        images[image] = None
+        said.published[image] = None
+        self._join(link, image, said)
+        return True
+
+    def accept(self, link: Link, image: ImageId) -> bool:
+        """An upload of ``image`` was accepted on ``link``. Whether that makes it a source."""
+        said = self._of_link.setdefault(link, _Said())
+        if image not in said.accepted and len(said.accepted) >= MAX_PER_LINK:
+            del said.accepted[next(iter(said.accepted))]
+        said.accepted[image] = None
+        return self._join(link, image, said)
+
+    def _join(self, link: Link, image: ImageId, said: _Said) -> bool:
+        if image not in said.published or image not in said.accepted:
+            return False
         self._images.setdefault(image, {})[link] = None
         return True
 
     def watch(self, link: Link, vpath: VPath) -> bool:
         """``link`` waits for news of ``vpath``. False when the connection watches too many."""
-        _, paths = self._of_link.setdefault(link, ({}, {}))
+        paths = self._of_link.setdefault(link, _Said()).paths
         if vpath not in paths and len(paths) >= MAX_PER_LINK:
             return False
         paths[vpath] = None
@@ -40,12 +67,13 @@ class Watches:
 
     def lost(self, link: Link) -> None:
         """The connection is gone, and with it all that it said."""
-        images, paths = self._of_link.pop(link, ({}, {}))
-        for image in images:
-            self._images[image].pop(link, None)
-            if not self._images[image]:
-                del self._images[image]
-        for vpath in paths:
+        said = self._of_link.pop(link, _Said())
+        for image in said.published:
+            links = self._images.get(image, {})
+            links.pop(link, None)
+            if not links:
+                self._images.pop(image, None)
+        for vpath in said.paths:
             self._paths[vpath].pop(link, None)
             if not self._paths[vpath]:
                 del self._paths[vpath]
@@ -55,7 +83,7 @@ class Watches:
         return list(self._images.get(image, ()))
 
     def interested(self, vpath: VPath, image: ImageId) -> list[Link]:
-        """The connections that want to hear of ``image`` at ``vpath``: those that watch the path or published the image."""
+        """The connections that want to hear of ``image`` at ``vpath``: those that watch the path or give the image."""
         return list({**self._paths.get(vpath, {}), **self._images.get(image, {})})
 
     def watched(self, vpath: VPath) -> bool:

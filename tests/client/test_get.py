@@ -217,6 +217,7 @@ class GetTests(GetCase):
 
     def test_replaced_meanwhile(self) -> None:
         """It would wait for blocks that nobody has any more."""
+        self.cluster.run(60.0)  # what came in lately is given from memory
         self.cluster.hub.latency_s = 0.5
         running = self.begin("-t", "5min")
         self.cluster.run(60.0, until=lambda: any(one.stat().st_blocks for one in self.top.glob(".ciruela~*/a")))

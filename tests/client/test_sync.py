@@ -19,7 +19,7 @@ from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, Row, Upload, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
-from ciruela.model.errors import SLOW_DOWN, LinkLost, RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.servers import Server, SharedId
 from ciruela.proto.messages import (
@@ -678,6 +678,32 @@ class Slow(SyncCase):
         self.pass_(0.2)
         now = [number for number, node in self.nodes.items() if node.links and number != first[0]]
         self.assertEqual(len(now), CONNECTIONS)
+
+
+class SameIndexTests(SyncCase):
+    """A node that asks for one index again and again."""
+
+    @shows("K6.2")
+    def test_the_same_index(self) -> None:
+        """A reference daemon that cannot read an index would be sent it thousands of times, and fill its log."""
+        node = self.node(1)
+        self.begin(["n1"])
+        answers: list[object] = []
+
+        def ask() -> None:
+            node.links[0].ask(GetIndex(IMAGE, PATH)).addErrback(lambda failure: failure.value).addBoth(again)
+
+        def again(answer: object) -> None:
+            answers.append(answer)
+            ask()
+
+        ask()
+        for _ in range(200):
+            self.pass_(0.1)
+        good = [answer for answer in answers if isinstance(answer, IndexData)]
+        self.assertTrue(3 <= len(good) <= 7, len(good))
+        self.assertTrue(len(answers) <= 20, len(answers))
+        self.assertTrue(any(isinstance(answer, Busy) for answer in answers))
 
 
 class Sources(SynchronousTestCase):

@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.authority import MOST_VERIFIED, KeyFiles
+from ciruela.daemon.authority import KEPT_MS, MOST_VERIFIED, KeyFiles
+from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.private import PrivateKey
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.dirconfig import DirConfig
@@ -151,6 +153,29 @@ class AuthorityTests(SynchronousTestCase):
         path = self.put("master.key", line(ANN))
         self.assertEqual(len(self.verified(entry(ANN))), 1)
         path.write_text(line(BOB))
+        self.assertEqual(self.verified(entry(ANN)), ())
+
+    @shows("S14")
+    def test_kept_for_a_second(self) -> None:
+        """A flood of signed requests would parse all key files for each of them; a change that keeps the time would stay unseen."""
+        self.put("master.key", line(ANN))
+        self.assertEqual(len(self.verified(entry(ANN))), 1)
+        with mock.patch("ciruela.daemon.authority.parse_authorized", wraps=parse_authorized) as parse:
+            for _ in range(100):
+                self.assertEqual(len(self.verified(entry(ANN))), 1)
+            self.assertEqual(parse.call_count, 0)
+            self.now_ms += KEPT_MS
+            self.assertEqual(len(self.verified(entry(ANN))), 1)
+            self.now_ms -= 3 * KEPT_MS  # the clock was set back
+            self.assertEqual(len(self.verified(entry(ANN))), 1)
+            self.assertEqual(parse.call_count, 2)
+
+    @shows("S14", "A48")
+    def test_made_loose_meanwhile(self) -> None:
+        """For a second a key file that others may write to now would count as it was."""
+        path = self.put("master.key", line(ANN))
+        self.assertEqual(len(self.verified(entry(ANN))), 1)
+        path.chmod(0o646)
         self.assertEqual(self.verified(entry(ANN)), ())
 
     @shows("A16", "F8")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.requests import READS
+from ciruela.daemon.requests import READS, SAME_INDEX
 from ciruela.daemon.status import NodeStatus
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import Symlinks
@@ -69,9 +70,9 @@ class RatesTests(SynchronousTestCase):
     def test_reads(self) -> None:
         """Indexes have a rate of their own, ten times as high; blocks have none."""
         answers = []
-        for _ in range(20):
-            for _ in range(50):
-                self.links[0].ask(GetIndex(SITE.id, None)).addBoth(answers.append)
+        for turn in range(20):
+            for number in range(50):
+                self.links[0].ask(GetIndex(ImageId((turn * 50 + number).to_bytes(32, "big")), None)).addBoth(answers.append)
             self.cluster.run(0.01)
         refused = [answer.getErrorMessage() for answer in answers]
         self.assertEqual(len(refused), 1000)
@@ -81,6 +82,23 @@ class RatesTests(SynchronousTestCase):
         many = (GetBlock(BlockHash(bytes(32)), None), GetBlocks("/app/v1", SITE.id, (0,)), GetPieces("/app/v1", SITE.id, bytes(32)))
         for request in many:
             self.assertFalse(any(answer.check(Busy) for answer in self.ask([request] * 100)), request)
+
+    @shows("K6.2")
+    def test_the_same_index(self) -> None:
+        """A reference daemon that cannot read an index asks for it as fast as it is answered: 57 MiB of one of 1 KB in 20 s."""
+        answers: list[object] = []
+
+        def ask() -> None:
+            self.links[0].ask(GetIndex(SITE.id, None)).addErrback(lambda failure: failure.value).addBoth(again)
+
+        def again(answer: object) -> None:
+            answers.append(answer)
+            ask()
+
+        ask()
+        self.cluster.run(20.0)
+        self.assertTrue(SAME_INDEX <= len(answers) <= SAME_INDEX + 20 + 10, len(answers))
+        self.assertIsInstance(answers[-1], RemoteError)
 
     @shows("A26", "I6")
     def test_published(self) -> None:
@@ -109,7 +127,8 @@ class KeyTests(SynchronousTestCase):
         """The ninth upload has to wait until one of the eight has ended; nothing of it is on the disk before."""
         cluster = Cluster(1)
         client = Client(cluster, SITE)
-        client.serving = False
+        give = client.requested
+        client.requested = lambda link, request: give(link, request) if isinstance(request, GetIndex) else Deferred()
         client.upload("/app/v0", [cluster.address(1)])
         cluster.run(2.0)
         (link,) = client.links
@@ -122,7 +141,7 @@ class KeyTests(SynchronousTestCase):
         self.assertEqual([isinstance(answer, UploadAck) for answer in answers], [True] * 7 + [False])
         self.assertIn("8 uploads of this key are in progress", answers[-1].getErrorMessage())
         self.assertEqual(len(cluster.nodes[1].ledger.pendings()), 8)
-        client.serving = True
+        client.requested = give
         cluster.run(60.0, until=lambda: not cluster.nodes[1].ledger.pendings())
         link.ask(AppendDir(path, SITE.id, stamp, (signature,))).addBoth(answers.append)
         cluster.run(10.0)

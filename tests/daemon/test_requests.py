@@ -3,8 +3,10 @@
 import hashlib
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.daemon.listings import FRESH_S, LONG_ENTRIES, Listings
 from ciruela.daemon.requests import MOST_KEPT_SIGNATURES, config_hash, kept_signed
 from ciruela.download.lookout import HELD_S
 from ciruela.download.slots import Slots
@@ -13,8 +15,11 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import Busy, DiskError, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.state import Kept, SigEntry, State, Version
+from ciruela.model.vpath import VPath
+from ciruela.proto.codec import encode_answer, encode_response
 from ciruela.proto.messages import (
     AppendDir,
+    BaseDirData,
     BlockHint,
     GetBaseDir,
     GetBlock,
@@ -27,10 +32,12 @@ from ciruela.proto.messages import (
     PiecesData,
     PublishImage,
 )
+from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image
 
 SITE = Image(5, {"a": 100_000, "b": 7})
+BASE = VPath.parse("/app")
 
 
 class RequestsTests(SynchronousTestCase):
@@ -249,12 +256,30 @@ class RequestsTests(SynchronousTestCase):
 
     def test_publish_and_leave(self):
         """A source counts while its connection lasts."""
-        self.link.tell(PublishImage(SITE.id))
-        self.cluster.run(1.0)
+        self.uploaded()
         self.assertEqual(len(self.node.watches.sources(SITE.id)), 1)
-        self.link.close()
+        self.client.leave()
         self.cluster.run(1.0)
         self.assertEqual(self.node.watches.sources(SITE.id), [])
+
+    @shows("S3")
+    def test_strangers_are_no_sources(self):
+        """Twenty connections that publish an image, and answer nothing, would keep it from the client that has it: 0/3 nodes after 78 s."""
+        silent = Client(self.cluster, SITE)
+        silent.requested = lambda link, request: Deferred()
+        links = []
+        for _ in range(20):
+            self.cluster.hub.link(silent, self.cluster.address(1)).addCallback(links.append)
+        self.cluster.run(1.0)
+        for link in links:
+            link.tell(PublishImage(SITE.id))
+        self.cluster.run(1.0)
+        self.assertEqual(self.node.watches.sources(SITE.id), [])
+        self.client.upload("/app/v1", [self.cluster.address(1)])
+        self.cluster.run(0.2)
+        for link in links:
+            link.tell(PublishImage(SITE.id))
+        self.assertLess(self.cluster.run(10.0, until=lambda: self.cluster.holders("/app/v1", SITE) == {1}), 2.0)
 
     def test_notices(self):
         """The client hears of the arrival, of that image at that path, by this machine."""
@@ -270,6 +295,75 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual((notice.path, notice.image, notice.machine_id), ("/app/v1", SITE.id, self.cluster.machine(1)))
         self.assertTrue(notice.reason.startswith("no_space: needs "), notice.reason)
         self.assertIsNone(self.node.ledger.pending(next(iter(self.node.watches.paths()))))
+
+
+class ListingTests(SynchronousTestCase):
+    """The lists of base dirs."""
+
+    def setUp(self):
+        self.ledger, self.clock = Ledger(Clock()), Clock()
+        self.jobs = []
+
+        def in_thread(job, *args, **kwargs):
+            self.jobs.append(done := Deferred())
+            return done.addCallback(lambda _: job(*args, **kwargs))
+
+        self.listings = Listings(self.ledger, self.clock, in_thread)
+        self.made = 0
+
+    def fill(self, count):
+        for number in range(count):
+            self.ledger.commit(VPath.parse(f"/app/v{number}"), State(SITE.id, (SigEntry(number, bytes(64)),)))
+
+    def make(self):
+        self.made += 1
+        return BaseDirData(bytes(32), bytes(32), self.ledger.entries(BASE))
+
+    def ask(self):
+        return self.listings.answer(BASE, True, self.make)
+
+    @shows("S12")
+    def test_long_list(self):
+        """Each of many who ask for a list of 20,000 entries would hold the node up for a tenth of a second."""
+        self.fill(LONG_ENTRIES + 1)
+        asked = [self.ask() for _ in range(50)]
+        self.assertEqual((self.made, len(self.jobs)), (1, 1))
+        self.assertNoResult(asked[0])
+        self.jobs[0].callback(None)
+        bodies = {id(self.successResultOf(one).body) for one in (*asked, self.ask())}
+        self.assertEqual((len(bodies), self.made), (1, 1))
+        head, shared = encode_answer(7, "GetBaseDir", self.successResultOf(self.ask()))
+        self.assertEqual(head + shared, encode_response(7, "GetBaseDir", self.make()))
+
+    @shows("S12")
+    def test_news(self):
+        """A list that is kept would hide what came since, or who waits for what."""
+        self.fill(LONG_ENTRIES + 1)
+        for number, change in enumerate((lambda: None, lambda: self.fill(1), lambda: self.clock.advance(FRESH_S))):
+            change()
+            self.ask()
+            self.assertEqual(len(self.jobs), number + 1)
+            self.jobs[number].callback(None)
+        self.ledger.keep(VPath.parse("/app/v0"), (Version(1, SITE.id),))
+        self.ask()
+        self.assertEqual(len(self.jobs), 4, "which images are kept is no part of the hash")
+
+    @shows("S12")
+    def test_failure(self):
+        """After one that failed everybody who asks would wait for ever."""
+        self.fill(LONG_ENTRIES + 1)
+        asked = self.ask()
+        self.jobs[0].errback(DiskError("no thread"))
+        self.failureResultOf(asked, DiskError)
+        again = self.ask()
+        self.jobs[1].callback(None)
+        self.successResultOf(again)
+
+    def test_short_list(self):
+        """A list of a few images would wait for a thread."""
+        self.fill(LONG_ENTRIES)
+        self.assertEqual(len(self.successResultOf(self.ask()).dirs), LONG_ENTRIES)
+        self.assertEqual(self.jobs, [])
 
 
 class ConflictTests(SynchronousTestCase):

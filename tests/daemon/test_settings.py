@@ -29,6 +29,7 @@ uploads-per-key: 3
 scrub-bytes-per-second: 0
 scrub-cycle: 2 weeks
 signature-max-age: 1h 30min
+page-hosts: [Node1.example.org., ops]
 _note: this is for people
 """
 
@@ -73,9 +74,18 @@ class SettingsTests(SynchronousTestCase):
                 scrub_bytes_per_second=0,
                 scrub_cycle_ms=14 * 86_400_000,
                 signature_max_age_ms=5_400_000,
+                page_hosts=("node1.example.org", "ops"),
             ),
         )
         self.assertEqual({rule.attribute for rule in RULES.values()}, set(Tuning.__slots__))
+
+    @shows("S13")
+    def test_page_hosts(self) -> None:
+        """A port, an address or a pattern would be taken, and the pages would stay out of reach without a word."""
+        for name in ("n1:80", "*.example.org", "http://n1/", "[::1]", "a b", "-a", ""):
+            told = self.mistakes(f'page-hosts: ["{name}"]\n')[0]
+            self.assertIn("ciruela.yaml:1: page-hosts", told)
+            self.assertIn("node1.example.org", told)
 
     @shows("F60")
     def test_mistakes(self) -> None:

@@ -39,6 +39,7 @@ class MemoryLink:
         self.here = here
         self.there = there
         self.other: MemoryLink | None = None
+        self._under_way = 0
         self._talk = Talk(self, counterpart, self._send, self.close, self._hold)
 
     @property
@@ -52,6 +53,11 @@ class MemoryLink:
     @property
     def bulk(self) -> bool:
         return not self._hub.old & {self.here, self.there}
+
+    @property
+    def incoming(self) -> int:
+        """Something grows while a message is under way: how much of it is here is not simulated."""
+        return 1 + int(self._hub.clock.seconds()) if self._under_way else 0
 
     @property
     def alive(self) -> bool:
@@ -85,15 +91,20 @@ class MemoryLink:
     def _hold(self, held: bool) -> None:
         """Nothing is read in pieces here, so there is nothing to stop."""
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, head: bytes, shared: bytes = b"") -> None:
+        data = head + shared
         self._hub.counters["messages"] += 1
         self._hub.counters["message bytes"] += len(data)
         if self._hub.silent(self.here, self.there):
             self._hub.clock.callLater(SILENCE_S, self._given_up)
             return
+        if self.other is not None:
+            self.other._under_way += 1
         self._hub.carry(self.here, self.there, len(data), lambda: self._hub.reach(self.there, self._deliver, data))
 
     def _deliver(self, data: bytes) -> None:
+        if self.other is not None:
+            self.other._under_way -= 1
         if self.other is not None and self.other.alive and self.alive and not self._hub.silent(self.here, self.there):
             self.other._talk.received(data)
 
@@ -113,6 +124,10 @@ class _Wire:
         self._clock = clock
         self._open: dict[Address, MemoryLink] = {}
         self._waiting: dict[Address, list[Deferred[MemoryLink]]] = {}
+
+    def incoming(self, address: Address) -> int:
+        link = self._open.get(address)
+        return 0 if link is None else link.incoming
 
     def connected(self, address: Address) -> bool:
         link = self._open.get(address)

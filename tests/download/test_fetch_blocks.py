@@ -3,7 +3,8 @@
 import random
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, LoopingCall
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
@@ -133,6 +134,50 @@ class BlockFetchTests(SynchronousTestCase):
         self.assertTrue(client)
         self.assertTrue(all(not half >> INDEX.pieces.piece_of(number) & 1 for number in client))
         self.finish(done)
+
+    @shows("K7.5")
+    def test_paused_client(self):
+        """A client that is stopped for 4 or 12 s, and goes on, would be waited for 31 or 91 s."""
+        for pause_s in (4.0, 12.0):
+            self.setUp()
+            queue, paused = [], [False]
+
+            def ask(request, queue=queue):
+                queue.append((done := Deferred(), NUMBERS[request.hash]))
+                return done
+
+            def give(queue=queue, paused=paused):
+                if queue and not paused[0]:
+                    done, number = queue.pop(0)
+                    if not done.called:
+                        done.callback(BlockData(BLOCKS[number]))
+
+            self.candidates = [Candidate("client", "client", ask, FULL, True, False)]
+            giving = LoopingCall(give)
+            giving.clock = self.clock
+            giving.start(0.01)
+            done = self.fetch.run()
+            self.run_for(1)
+            paused[0] = True
+            self.run_for(pause_s)
+            paused[0] = False
+            self.run_for(5 + 3)
+            giving.stop()
+            self.finish(done, 0.1)
+
+    @shows("W2")
+    def test_too_late_in_words(self):
+        """The log would say (6.48, 'Deferred')."""
+        lines = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        self.source("client", seed=True, delay=None)
+        done = self.fetch.run()
+        self.run_for(20, 0.1)
+        reasons = [line["reason"] for line in lines if "reason" in line]
+        self.assertRegex(reasons[0], r"^no answer within [0-9.]+ s$")
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
 
     def test_window(self):
         """A source is not flooded before it has shown what it can do."""

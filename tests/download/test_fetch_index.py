@@ -3,12 +3,14 @@
 import random
 
 import zstandard
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.fetch_index import ANSWER_S, GIVE_UP_S, IndexFetch
+from ciruela.download.fetch_index import ANSWER_S, GIVE_UP_S, SILENT_S, IndexFetch
 from ciruela.download.sources import Candidate
+from ciruela.index.digest import HashKind
+from ciruela.index.parse import parse
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
@@ -26,6 +28,7 @@ class IndexFetchTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.asked = []
+        self.closed = []
         self.stored = []
         self.candidates = []
         self.store_result = None
@@ -40,7 +43,7 @@ class IndexFetchTests(SynchronousTestCase):
     def unpack(self, packed):
         return succeed(unpack_index(packed, 1000))
 
-    def candidate(self, name, *answers, seed=False, hearsay=False, bulk=False):
+    def candidate(self, name, *answers, seed=False, hearsay=False, bulk=False, incoming=lambda: 0):
         answers = list(answers)
 
         def ask(request):
@@ -48,7 +51,8 @@ class IndexFetchTests(SynchronousTestCase):
             answer = answers.pop(0) if answers else Deferred()
             return fail(answer) if isinstance(answer, Exception) else answer
 
-        return Candidate(name, name, ask, FULL, seed, hearsay, bulk=bulk)
+        closed = lambda reason: self.closed.append((name, reason))  # noqa: E731
+        return Candidate(name, name, ask, FULL, seed, hearsay, bulk=bulk, incoming=incoming, close=closed)
 
     def names(self):
         return [name for name, _ in self.asked]
@@ -110,14 +114,81 @@ class IndexFetchTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(done), "the index")
 
-    @shows("A58")
+    @shows("A58", "S3")
     def test_silent_source(self):
-        """A source that never answers is left after a minute."""
-        self.candidates = [self.candidate("silent", seed=True), self.candidate("good", succeed(IndexData(b"good")))]
+        """A source that never answers would hold up an upload for a minute: after 2 s another is asked as well, after 20 s it is left."""
+        silent = Deferred()
+        self.candidates = [self.candidate("silent", silent, seed=True)]
         done = self.fetch.run()
-        self.clock.advance(ANSWER_S)
-        self.clock.advance(0)
+        self.clock.pump([1.0] * int(SILENT_S - 1))
+        self.assertEqual((self.names(), silent.called), (["silent"], False))
+        self.clock.advance(1)
+        self.assertTrue(silent.called)
+        self.assertEqual(self.closed, [("silent", "closed because it gave nothing of an answer within 20 s")])
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+
+    @shows("S3")
+    def test_twenty_silent_sources(self):
+        """Twenty that publish an image and answer nothing would keep it from the one who has it, past the client's patience."""
+        self.candidates = [self.candidate(f"silent{number}", seed=True) for number in range(20)]
+        self.candidates.append(self.candidate("good", succeed(IndexData(b"good")), seed=True))
+        done = self.fetch.run()
+        self.clock.pump([1.0] * 45)
         self.assertEqual(self.successResultOf(done), "the index")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    @shows("S3")
+    def test_bytes_flow(self):
+        """An index that takes long on its way would be asked of somebody else, and come twice; it has a minute, and no longer."""
+        here = [0]
+        slow = Deferred()
+        self.candidates = [self.candidate("slow", slow, seed=True, incoming=lambda: here[0]), self.candidate("other")]
+        done = self.fetch.run()
+        for _ in range(int(ANSWER_S) - 1):
+            here[0] += 100
+            self.clock.advance(1)
+        self.assertEqual(self.names(), ["slow"])
+        here[0] += 100
+        self.clock.advance(1)
+        self.assertTrue(slow.called)
+        self.assertEqual(self.closed[0][1], "closed because it gave no whole answer within 60 s")
+        self.clock.advance(0)
+        self.assertEqual(self.names(), ["slow", "other"])
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+
+    @shows("S3")
+    def test_late_answer_counts(self):
+        """A client that was stopped for a moment would have to begin again, and one of two answers be kept twice."""
+        late, other = Deferred(), Deferred()
+        self.candidates = [self.candidate("late", late, seed=True), self.candidate("other", other)]
+        done = self.fetch.run()
+        self.clock.pump([1.0] * 4)
+        self.assertEqual(self.names(), ["late", "other"])
+        late.callback(IndexData(b"good"))
+        self.assertEqual(self.successResultOf(done), "the index")
+        self.assertTrue(other.called)
+        self.assertEqual((self.closed, self.clock.getDelayedCalls()), ([], []), "nobody is sent away for being slower")
+
+    @shows("K7.3")
+    def test_never_to_be_accepted(self):
+        """An index with a name that is not UTF-8 would be asked of everybody for 90 s, and nobody would hear why."""
+        data = b"DIRSIGNATURE.v1 blake2b/256 block_size=32768\n" + (body := b"/\n  \\xff f 0\n")
+        footer = HashKind.BLAKE2B.hash(body)
+        data += footer.hex().encode() + b"\n"
+        store = lambda image, data: maybeDeferred(parse, data, image)  # noqa: E731
+        self.fetch = IndexFetch(ImageId(footer), "/app/v1", lambda: self.candidates, store, self.clock, random.Random(1), self.unpack)
+        self.candidates = [
+            self.candidate("forger", succeed(IndexData(data[:-3] + b"0\n\n")), seed=True),
+            self.candidate("client", succeed(IndexData(data)), seed=True),
+        ]
+        done = self.fetch.run()
+        self.clock.pump([0, 0])
+        failure = self.failureResultOf(done, DownloadFailed).value
+        self.assertEqual(failure.reason, Abort.BAD_INDEX)
+        self.assertIn("line 3", failure.detail)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_waits_for_a_source(self):
         """Nobody has it yet: it is asked for as soon as somebody does."""

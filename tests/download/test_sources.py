@@ -79,6 +79,29 @@ class SourceTests(SynchronousTestCase):
         self.assertFalse(source.room(12.9))
         self.assertTrue(source.room(13.0))
 
+    @shows("K7.5")
+    def test_one_silence(self):
+        """A client that was paused for a moment with 64 requests under way would be left alone for half a minute."""
+        source = source_of(candidate())
+        for _ in range(64):
+            source.failed(10.0, 4.0)
+        self.assertEqual((source.failures, source.window), (1, FIRST_BLOCKS * BLOCK_BYTES // 2))
+        self.assertTrue(source.room(11.0))
+        source.failed(17.0, 11.0)
+        self.assertEqual(source.failures, 2, "what was asked after a failure is another one")
+        self.assertFalse(source.room(18.9))
+        source.gave(7.0, 1, BLOCK_BYTES)
+        self.assertTrue(source.room(17.1), "it is back")
+
+    @shows("K7.5", "A7")
+    def test_liar_is_not_back(self):
+        """Who gives a wrong block and then a good one would be asked again at once."""
+        source = source_of(candidate())
+        source.failed(0.0)
+        source.lied(1.0)
+        source.gave(0.1, 1, BLOCK_BYTES)
+        self.assertFalse(source.room(2.0))
+
     @shows("A7", "F5")
     def test_liar(self):
         """Wrong bytes: 30 s of rest, doubling; after three never again for this image."""

@@ -6,6 +6,7 @@ import base64
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from ipaddress import ip_address
 from typing import Any
 
 import txaio
@@ -16,10 +17,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
+from ciruela.clockwork import Bucket
+from ciruela.net.heads import origin_allowed
 from ciruela.net.limits import Limits, Patience
 from ciruela.net.link import ClientLink, ServerLink
 from ciruela.net.outbox import Outbox
-from ciruela.net.server import MAX_HEAD_BYTES, origin_allowed, site
+from ciruela.net.server import MAX_HEAD_BYTES, site
 from tests.fuzz.frames import outcome
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Counterpart, Pages, frame, frames
 
@@ -58,7 +61,9 @@ class Tape:
     def _nothing(self, *_args: object) -> None:
         """Nothing to do in memory."""
 
-    registerProducer = unregisterProducer = pauseProducing = resumeProducing = setTcpNoDelay = setTcpKeepAlive = _nothing
+    registerProducer = unregisterProducer = pauseProducing = resumeProducing = loseWriteConnection = setTcpNoDelay = setTcpKeepAlive = (
+        _nothing
+    )
 
 
 class Log:
@@ -93,7 +98,7 @@ def chopped(data: bytes) -> Iterator[bytes]:
 class _Heard:
     """Stands where a talk stands, and writes down."""
 
-    large_due = bulk_due = trusted = spoken = True
+    large_due = bulk_due = trusted = known = spoken = True
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -120,7 +125,18 @@ def _open_link(server: bool) -> tuple[Clock, dict[str, Any]]:
         link = bench.served()
     clock = Clock()
     state = vars(link) | {"_clock": clock}
-    for one_per_link in ("transport", "_talk", "_pulse", "_patience", "gone", "_outbox", "send_queue", "is_closed", "trafficStats"):
+    for one_per_link in (
+        "transport",
+        "_talk",
+        "_pulse",
+        "_patience",
+        "gone",
+        "_outbox",
+        "_quiet",
+        "send_queue",
+        "is_closed",
+        "trafficStats",
+    ):
         del state[one_per_link]
     return clock, state
 
@@ -136,6 +152,7 @@ def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tupl
     link._limits = Limits(large_bytes=limit_bytes)
     link._patience = Patience(link._limits, 1.0)
     link._pulse = LoopingCall(link._beat)
+    link._quiet = Bucket(clock, 0, 1e9)
     link._set_limit()
     link._outbox, link.send_queue = Outbox(tape, clock, 60.0, link._outbox_changed, link._stalled), deque()
     link.gone, link.is_closed = Deferred(), txaio.create_future()
@@ -148,6 +165,8 @@ def _check_link(data: bytes, server: bool) -> bool:
     clock, _ = _open_link(server)
     for piece in chopped(data):
         link.dataReceived(piece)
+    while link._next_turn is not None:
+        clock.advance(0)
     expected = outcome(data[1:], server, MESSAGE_LIMIT)
     sent = frames(b"".join(tape.written))
     closes = [payload for _, opcode, payload in sent if opcode == 8]
@@ -262,10 +281,11 @@ class _Nexts(Factory):
 def _ports() -> tuple[Clock, Any, Any]:
     """A clock, a port that hands connections to something that only listens, and a real one."""
     clock = Clock()
-    deaf: Any = site(Counterpart(), Pages(), clock)
+    names = lambda: ("n1", "a")  # noqa: E731
+    deaf: Any = site(Counterpart(), Pages(), clock, page_hosts=names)
     deaf.links = _Nexts()
     deaf.page_channel = _Next
-    return clock, deaf, site(Counterpart(), Pages(), clock)
+    return clock, deaf, site(Counterpart(), Pages(), clock, page_hosts=names)
 
 
 def check_head(data: bytes) -> bool:
@@ -281,7 +301,7 @@ def check_head(data: bytes) -> bool:
     taker: _Next | None = door._next
     if taker is None and answer:
         status, _, rest = answer.partition(b"\r\n")
-        assert status.split(b" ", 2)[1] in (b"400", b"403", b"405", b"413"), status
+        assert status.split(b" ", 2)[1] in (b"400", b"403", b"405", b"413", b"421"), status
         fields, _, body = rest.partition(b"\r\n\r\n")
         assert f"Content-Length: {len(body)}".encode() in fields
         assert answer.isascii()
@@ -291,9 +311,11 @@ def check_head(data: bytes) -> bool:
         assert len(stream) <= MAX_HEAD_BYTES, len(stream)
     else:
         assert answer == b"", answer
-        assert taker.seen == stream, "other bytes than came in"
+        if head.split(b" ", 2)[1].startswith(b"/"):  # else the target was absolute
+            assert taker.seen == stream, "other bytes than came in"
+        assert taker.seen.partition(b"\r\n\r\n")[2] == stream.partition(b"\r\n\r\n")[2]
         assert len(head) <= MAX_HEAD_BYTES
-        _judged(head, isinstance(getattr(taker, "factory", None), _Nexts))
+        _judged(taker.seen.partition(b"\r\n\r\n")[0], isinstance(getattr(taker, "factory", None), _Nexts))
     assert len(door._head) <= MAX_HEAD_BYTES + len(data)
     websocket = taker is not None and isinstance(getattr(taker, "factory", None), _Nexts)
     assert bool(clock.getDelayedCalls()) != websocket, "no deadline, or one beside the link's own"
@@ -301,6 +323,16 @@ def check_head(data: bytes) -> bool:
     assert clock.getDelayedCalls() == [], "a timer outlives its connection"
     assert port.open == 0
     return taker is not None
+
+
+def _name(host: str) -> bool:
+    """Whether ``host`` is neither a numeric address nor one of the names of the port here."""
+    plain = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        ip_address(plain)
+    except ValueError:
+        return plain.lower().removesuffix(".") not in ("", "n1", "a", "localhost")
+    return False
 
 
 def _judged(head: bytes, websocket: bool) -> None:
@@ -311,13 +343,17 @@ def _judged(head: bytes, websocket: bool) -> None:
     for name, colon, value in pairs:
         assert colon, name
         assert name == name.strip(), name
+        assert not any((char < " " and char != "\t") or char == "\x7f" for char in name + value), (name, value)
         fields.setdefault(name.lower(), []).append(value.strip())
     assert "transfer-encoding" not in fields
     assert fields.get("content-length", ["0"]) == ["0"]
     method, target, version = first.split(" ")
     assert version.startswith("HTTP/1."), version
     assert method in ("GET", "HEAD"), method
+    assert target.startswith("/"), target
     assert websocket == (target == "/" and "upgrade" in fields)
+    assert len(fields.get("host", [])) == 1 or version == "HTTP/1.0"
+    assert websocket or not _name(fields.get("host", [""])[0]), fields
     if websocket:
         assert first == "GET / HTTP/1.1"
         origins = fields.get("origin", [])
@@ -364,6 +400,8 @@ def head_samples() -> tuple[bytes, ...]:
         foreign,
         body,
         b"HEAD /m HTTP/1.0\r\n\r\n",
+        b"GET http://n1:24783/status/?a HTTP/1.1\r\nHost: other\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: [::1]:24783\r\n\r\n",
         late,
         REFERENCE_HANDSHAKE + frame(b"early", masked=True),
     )
@@ -386,6 +424,9 @@ TOKENS_HEAD = (
     b"/../",
     b"HTTP/1.1",
     b"HTTP/2.0",
+    b"http://a",
+    b"http://n1:1/x ",
+    b"https://a/ ",
     b"Host: b\r\n",
     b"Origin: null\r\n",
     b"Origin: http://ciruela/\r\n",

@@ -82,7 +82,9 @@ class _Conversation:
         self.ends = 0
         self.told: list[m.Notification] = []
         self.log = Log()
-        self.talk = Talk(self, self, self.sent.append, self.broken.append, lambda _held: None, most_at_work=2)
+        self.talk = Talk(
+            self, self, lambda *parts: self.sent.append(b"".join(parts)), self.broken.append, lambda _held: None, most_at_work=2
+        )
         self.talk._dialogue = Dialogue(most_pending=MOST_PENDING, most_strays=MOST_STRAYS)
         self.talk._log = self.log  # type: ignore[assignment]
         self.asked: list[_Asked] = []

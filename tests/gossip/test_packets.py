@@ -65,7 +65,7 @@ EXAMPLES: tuple[Item, ...] = (
 uints = st.integers(0, MAX_UINT)
 images = st.binary(min_size=32, max_size=32).map(ImageId)
 machines = st.binary(min_size=16, max_size=16).map(MachineId)
-names = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=63).filter(
+names = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=63).filter(
     lambda name: not name.startswith(".") and not name.endswith(".new") and "/" not in name
 )
 vpaths = st.lists(names, min_size=1, max_size=4).map(lambda parts: VPath(tuple(parts)))

@@ -25,6 +25,13 @@ class ComponentTests(SynchronousTestCase):
             self.assertRaises(ValueError, VPath(("key",)).child, name)
             self.assertRaises(ValueError, VPath.parse, f"/key/{name}//x")
 
+    @shows("S14")
+    def test_invisible(self) -> None:
+        """Two names that look the same would be two images; a name could turn around the text behind it in a log or on a page."""
+        for char in ("\u200b", "\u200d", "\u202e", "\u2066", "\ufeff", "\u00ad", "\u2028", "\u2029", "\U000e0041"):
+            self.assertRaises(ValueError, check_component, f"v{char}1")
+            self.assertRaises(ValueError, VPath.parse, f"/key/{char}")
+
     def test_allowed(self) -> None:
         """Names that people use would be refused."""
         for name in ("a", "-", "~", "a b", "v1.0", "new", "x.news", "ä", "日本", "x" * MAX_COMPONENT_BYTES, "ü" * 127, "a..b", "a."):

@@ -142,7 +142,7 @@ class Bench:
         self.node = Counterpart()
         self.client = Counterpart()
         self.limits = limits
-        self.port = site(self.node, Pages(), self.clock, limits, port_limits, is_peer)
+        self.port = site(self.node, Pages(), self.clock, limits, port_limits, is_peer, lambda: ("n", "n1"))
         self.pumps: list[iosim.IOPump] = []
 
     def join(self, server: Protocol, client: Protocol, ip: str = "10.0.0.9") -> iosim.IOPump:

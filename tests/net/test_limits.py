@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from twisted.logger import globalLogPublisher
+from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES, STRANGER_BYTES, Limits, Patience, limits_for, nobody
-from ciruela.net.server import PortLimits, origin
+from ciruela.net.server import MOST_PAGES, PortLimits, origin
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Raw, frame, frames
@@ -65,10 +66,46 @@ class StrangerTests(SynchronousTestCase):
     def test_first_word(self) -> None:
         """A client that has asked may then wait for its images as long as it likes."""
         bench, raw = self.stranger()
-        self.say(bench, raw, PUBLISH)
-        for _ in range(60):
+        self.say(bench, raw, append(1))
+        bench.node.waiting[0].callback(ACK)
+        for _ in range(120):
             raw.send(frame(b"tk-http-ping", opcode=9, masked=True))
             bench.advance(1)
+        self.assertFalse(raw.ended)
+
+    @shows("S9")
+    def test_a_minute(self) -> None:
+        """Anybody could hold a place for ever with one word and a ping a second."""
+        bench, raw = self.stranger()
+        self.say(bench, raw, PUBLISH, append(1))
+        bench.node.waiting[0].callback(NO_ACK)
+        seconds = 0
+        while not raw.ended and seconds < 100:
+            raw.send(frame(b"tk-http-ping", opcode=9, masked=True))
+            bench.advance(1)
+            seconds += 1
+        self.assertTrue(55 <= seconds <= 65, seconds)
+
+    @shows("S9")
+    def test_who_waits_for_what_is_there(self) -> None:
+        """A reference client whose append was refused for what is there hears of all nodes before it ends, however long that takes."""
+        bench, raw = self.stranger()
+        self.say(bench, raw, append(1))
+        bench.node.waiting[0].callback(m.UploadAck(False, "already_exists", {}))
+        for _ in range(120):
+            raw.send(frame(b"tk-http-ping", opcode=9, masked=True))
+            bench.advance(1)
+        self.assertFalse(raw.ended)
+
+    @shows("S9")
+    def test_reading_goes_on(self) -> None:
+        """Who gets what he asks for, as ``ciruela get`` does, would be thrown out in the middle."""
+        bench, raw = self.stranger()
+        for number in range(13):
+            self.say(bench, raw, codec.encode_request(number, m.GetBlock(s.BLOCK, None)))
+            for _ in range(10):
+                raw.send(frame(b"tk-http-ping", opcode=9, masked=True))
+                bench.advance(1)
         self.assertFalse(raw.ended)
 
     def test_peers_may_be_silent(self) -> None:
@@ -176,23 +213,68 @@ class PortTests(SynchronousTestCase):
     """Who gets a place when there are not enough."""
 
     def enter(self, bench: Bench, ip: str) -> bool:
-        """Whether a connection from ``ip`` may stay; it does."""
+        """Whether a connection from ``ip`` may stay."""
         raw = bench.raw_client(ip)
         bench.flush()
         return not raw.seen
+
+    def left(self, bench: Bench, addresses: Iterable[str]) -> list[str]:
+        """The addresses whose connections are still there after all of them have come."""
+        raws = {ip: bench.raw_client(ip) for ip in addresses}
+        bench.flush()
+        return [ip for ip, raw in raws.items() if not (raw.seen or raw.ended)]
 
     @shows("A20", "F17")
     def test_peers_get_in(self) -> None:
         """A cluster must not fall apart because its nodes are flooded with connections."""
         bench = Bench(port_limits=PortLimits(connections=100, for_peers=16), is_peer=lambda host: host.startswith("192.168."))
-        entered = sum(self.enter(bench, f"10.0.0.{number}") for number in range(150))
-        self.assertEqual(entered, 84)
-        self.assertEqual(sum(self.enter(bench, f"192.168.0.{number}") for number in range(30)), 16)
+        self.assertEqual(len(self.left(bench, [f"10.0.0.{number}" for number in range(150)])), 84)
+        self.assertEqual(sum(self.enter(bench, f"192.168.0.{number}") for number in range(30)), 30)
+
+    @shows("S9")
+    def test_oldest_stranger_goes(self) -> None:
+        """Connections that only speak would take all places, and clients with keys would be refused for as long as they like."""
+        bench = Bench(port_limits=PortLimits(connections=16, for_peers=0), is_peer=nobody)
+        known = bench.raw_client("10.9.9.9")
+        known.send(REFERENCE_HANDSHAKE + frame(append(1), masked=True))
+        bench.flush()
+        bench.node.waiting[0].callback(ACK)
+        bench.flush()
+        crowd = [bench.raw_client(f"10.0.0.{number}") for number in range(15)]
+        for raw in crowd:
+            raw.send(REFERENCE_HANDSHAKE + frame(PUBLISH, masked=True))
+        bench.flush()
+        self.assertFalse(any(raw.ended for raw in crowd))
+        client = bench.raw_client("10.1.1.1")
+        client.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        self.assertTrue(client.seen.startswith(b"HTTP/1.1 101 "))
+        self.assertEqual([number for number, raw in enumerate(crowd) if raw.ended], [0])
+        self.assertFalse(known.ended)
+        self.assertEqual((bench.port.open, bench.port.evicted), (16, 1))
+
+    @shows("S9")
+    def test_all_known(self) -> None:
+        """Clients that have shown a signature would make room for whoever comes."""
+        bench = Bench(port_limits=PortLimits(connections=2, for_peers=0), is_peer=nobody)
+        for number in range(2):
+            raw = bench.raw_client(f"10.0.0.{number}")
+            raw.send(REFERENCE_HANDSHAKE + frame(append(1), masked=True))
+            bench.flush()
+            bench.node.waiting[-1].callback(ACK)
+        self.assertFalse(self.enter(bench, "10.0.0.9"))
+
+    @shows("S9")
+    def test_shares(self) -> None:
+        """One host's own programs, or a site with 65,536 blocks of addresses, would take all places."""
+        for addresses in (["127.0.0.1"] * 10, [f"2001:db8:7:{number:x}::1" for number in range(10)]):
+            bench = Bench(port_limits=PortLimits(connections=8, per_address=4), is_peer=nobody)
+            self.assertEqual([self.enter(bench, ip) for ip in addresses], [True] * 4 + [False] * 6)
 
     def test_few_places(self) -> None:
         """What is kept for peers is never most of what there is."""
         bench = Bench(port_limits=PortLimits(connections=8), is_peer=nobody)
-        self.assertEqual(sum(self.enter(bench, f"10.0.0.{number}") for number in range(20)), 6)
+        self.assertEqual(len(self.left(bench, [f"10.0.0.{number}" for number in range(20)])), 6)
 
     @shows("A20")
     def test_blocks(self) -> None:
@@ -210,20 +292,37 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(origin("::1", lambda host: host == "::1").peer, True)
         self.assertEqual(origin(None, nobody).block, "")
 
-    @shows("A27")
+    @shows("A27", "W2")
     def test_pages_in_the_log(self) -> None:
-        """Who looks at a page again and again is told once a minute, however long its name is."""
+        """A monitor that looks each second would fill the log for ever, or one long name of a page."""
         lines: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(lines.append)
         self.addCleanup(globalLogPublisher.removeObserver, lines.append)
         bench = Bench()
-        for _ in range(20):
+        for page in (b"/" + b"%1b" * 3000, b"/api/v1/status"):
+            for _ in range(20):
+                raw = bench.raw_client()
+                raw.send(b"GET " + page + b" HTTP/1.1\r\nHost: n\r\n\r\n")
+                bench.advance(61)
+        seen = [line for line in lines if line["log_level"] is LogLevel.info]
+        self.assertEqual(len(seen), 2)
+        self.assertEqual(len(lines), 40)
+        for line in lines:
+            told = str(line["log_format"]).format(**line)
+            self.assertTrue(told.isprintable() and len(told) < 300, told)
+
+    @shows("W2")
+    def test_lookers_are_bounded(self) -> None:
+        """Whoever asks for a million pages, from a million addresses, would make the node remember all of them."""
+        bench = Bench()
+        lines: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        for number in range(30):
             raw = bench.raw_client()
-            raw.send(b"GET /" + b"%1b" * 3000 + b" HTTP/1.1\r\nHost: n\r\nUser-Agent: \x1b[31m\r\n\r\n")
+            raw.send(b"GET /%d HTTP/1.1\r\nHost: n\r\n\r\n" % number)
             bench.flush()
-        (line,) = lines
-        told = str(line["log_format"]).format(**line)
-        self.assertTrue(told.isprintable() and len(told) < 300, told)
+        self.assertEqual(sum(line["log_level"] is LogLevel.info for line in lines), MOST_PAGES)
 
 
 class PatienceTests(SynchronousTestCase):
@@ -234,14 +333,15 @@ class PatienceTests(SynchronousTestCase):
         """After a minute in which this process did nothing at all, one pulse has passed: no connection is given up for it."""
         patience = Patience(Limits(), 3.0)
         patience.heard(10)
-        self.assertIsNone(patience.beat(held=False, partly=True, silent_so_far=True))
+        self.assertIsNone(patience.beat(held=False, coming_bytes=1, silent_so_far=True, large_due=True))
 
     def test_not_while_we_do_not_read(self) -> None:
         """Who sends more than we take in is not slow; then what counts is only whether he is there at all."""
         patience = Patience(Limits(), 3.0)
         for _ in range(19):
-            self.assertIsNone(patience.beat(held=True, partly=True, silent_so_far=False))
-        self.assertEqual(patience.beat(held=True, partly=True, silent_so_far=False), "nothing was heard for 60 s")
+            patience.useful()
+            self.assertIsNone(patience.beat(held=True, coming_bytes=1, silent_so_far=False, large_due=True))
+        self.assertEqual(patience.beat(held=True, coming_bytes=1, silent_so_far=False, large_due=True), "nothing was heard for 60 s")
 
     def test_index_limit(self) -> None:
         """``max-index-bytes`` bounds what a source can make us keep in memory, and leaves room for the list of a base dir."""

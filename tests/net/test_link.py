@@ -10,9 +10,9 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.net.heads import origin_allowed
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
 from ciruela.net.outgoing import connect
-from ciruela.net.server import origin_allowed
 from ciruela.net.talk import Talk
 from ciruela.proto import codec
 from ciruela.proto import messages as m
@@ -238,7 +238,7 @@ class Messages(SynchronousTestCase):
         """The limit is the dialogue's, and it is told to the caller as any fault is."""
         bench = Bench()
         link = bench.link()
-        answers = [link.ask(m.GetBaseDir("/a")) for _ in range(65)]
+        answers = [link.ask(m.GetPathState("/a")) for _ in range(65)]
         self.failureResultOf(answers[64], RemoteError)
         bench.flush()
         self.assertEqual(len(bench.node.asked), 64)
@@ -249,12 +249,12 @@ class Messages(SynchronousTestCase):
         bench = Bench()
         raw = bench.raw_client()
         raw.send(REFERENCE_HANDSHAKE)
-        raw.send(b"".join(frame(codec.encode_request(number, m.GetBaseDir("/a")), masked=True) for number in range(200)))
+        raw.send(b"".join(frame(codec.encode_request(number, m.GetPathState("/a")), masked=True) for number in range(200)))
         bench.flush()
         self.assertEqual(len(bench.node.asked), 64)
         self.assertTrue(bench.served()._held)
         for _ in range(200):
-            bench.node.waiting.pop(0).callback(m.BaseDirData(b"\1" * 32, b"\2" * 32, {}))
+            bench.node.waiting.pop(0).callback(m.PathStateData(s.machine(0x21), "n1", 0, taken=False))
         bench.flush()
         self.assertEqual(len(bench.node.asked), 200)
         self.assertFalse(bench.served()._held)

@@ -16,8 +16,8 @@ from tests.proof import shows
 from tests.proto import samples as s
 
 BLOCK = m.GetBlock(s.BLOCK, None)
-SLOW = m.GetBaseDir("/a")
-DIRS = m.BaseDirData(b"\1" * 32, b"\2" * 32, {})
+SLOW = m.GetPathState("/a")
+DIRS = m.PathStateData(s.machine(0x21), "n1", 0, taken=False)
 
 
 class PoolTests(SynchronousTestCase):

@@ -40,9 +40,10 @@ class Pages(SynchronousTestCase):
 
     def test_upgrade_elsewhere_is_a_page(self) -> None:
         """As at the reference: the websocket is at / and nowhere else."""
-        _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"GET / ", b"GET /status/ "))
+        handshake = REFERENCE_HANDSHAKE.replace(b"Host: ciruela", b"Host: n1")
+        _, raw = self.ask(handshake.replace(b"GET / ", b"GET /status/ "))
         self.assertTrue(raw.seen.endswith(b"page /status/"))
-        _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"GET / ", b"GET /?x "))
+        _, raw = self.ask(handshake.replace(b"GET / ", b"GET /?x "))
         self.assertTrue(raw.seen.endswith(b"page /"))
 
     @shows("A22")
@@ -65,6 +66,88 @@ class Pages(SynchronousTestCase):
             _, raw = self.ask(data)
             self.assertEqual(status(raw), 400, data)
             self.assertTrue(raw.ended)
+
+    @shows("S13")
+    def test_foreign_host(self) -> None:
+        """A web page whose name leads here (DNS rebinding) would read signatures in an administrator's browser."""
+        for host in (b"evil.example", b"evil.example:24783", b"n1.evil.example", b"127.0.0.1.evil.example", b"n2", b"ciruela"):
+            _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            self.assertEqual(status(raw), 421, host)
+            self.assertIn(b"page-hosts", raw.seen)
+            self.assertNotIn(b"page /", raw.seen)
+        for host in (b"n1", b"N1.", b"n1:24783", b"localhost:1", b"10.0.0.1", b"10.0.0.1:24783", b"[::1]:24783", b"[2001:db8::1]"):
+            _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            self.assertEqual(status(raw), 200, host)
+        _, raw = self.ask(b"GET http://evil.example/status/ HTTP/1.1\r\nHost: n1\r\n\r\n")
+        self.assertEqual(status(raw), 421, "what stands in the target counts")
+        _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"Host: ciruela", b"Host: ciruela_internal"))
+        self.assertEqual(status(raw), 101, "a websocket has its rule for Origin")
+
+    @shows("W6")
+    def test_absolute_target(self) -> None:
+        """RFC 9112 3.2.2: a server has to take what a proxy sends, and its host counts."""
+        for target in (b"http://n1:24783/status/?x", b"HTTP://n1/status/", b"http://10.0.0.1/status/"):
+            _, raw = self.ask(b"GET " + target + b" HTTP/1.1\r\nHost: other\r\n\r\n")
+            self.assertTrue(raw.seen.endswith(b"page /status/"), target)
+        _, raw = self.ask(b"GET http://n1 HTTP/1.1\r\nHost: n1\r\n\r\n")
+        self.assertTrue(raw.seen.endswith(b"page /"))
+        for target in (b"https://n1/", b"http:///x", b"http://u@n1/", b"http://n1 /", b"n1:80", b"*", b"status/"):
+            _, raw = self.ask(b"GET " + target + b" HTTP/1.1\r\nHost: n1\r\n\r\n")
+            self.assertEqual(status(raw), 400, target)
+        _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"GET / ", b"GET http://ciruela/ "))
+        self.assertEqual(status(raw), 101)
+
+    @shows("W6")
+    def test_host(self) -> None:
+        """RFC 9112 3.2: a request without Host, or with two, is of somebody who means something else."""
+        for fields in (b"", b"Host: n1\r\nHost: n1\r\n", b"Host: n1/x\r\n", b"Host: n 1\r\n", b"Host: n1:x\r\n"):
+            _, raw = self.ask(b"GET /status/ HTTP/1.1\r\n" + fields + b"\r\n")
+            self.assertEqual(status(raw), 400, fields)
+        _, raw = self.ask(b"GET /status/ HTTP/1.0\r\n\r\n")
+        self.assertEqual(status(raw), 200)
+
+    @shows("W6", "A22")
+    def test_control_characters(self) -> None:
+        """What one program takes for the end of a line and another does not smuggles a header past one of them (RFC 9110 5.5)."""
+        for value in (b"a\rb", b"a\nb", b"a\0b", b"\x1b[2J", b"a\x7f", b"\r", b"a\r\n b", b"a\x0bb"):
+            _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: n1\r\nX: " + value + b"\r\n\r\n")
+            self.assertEqual(status(raw), 400, value)
+        for head in (
+            b"GET /\0 HTTP/1.1",
+            b"GET /\xc3\xbc HTTP/1.1",
+            b"GET  / HTTP/1.1",
+            b"GET / HTTP/1.1 ",
+            b"G{T / HTTP/1.1",
+            b"GET / HTTP/1.11",
+        ):
+            _, raw = self.ask(head + b"\r\nHost: n1\r\n\r\n")
+            self.assertEqual(status(raw), 400, head)
+        for name in (b"X Y", b"X\t", b"", b"X\0", b"\xfc"):
+            _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: n1\r\n" + name + b": y\r\n\r\n")
+            self.assertEqual(status(raw), 400, name)
+        _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: n1\r\nX: \tM\xfcller (ok)\r\n\r\n")
+        self.assertEqual(status(raw), 200)
+
+    @shows("W6", "A22")
+    def test_smuggling(self) -> None:
+        """A second request would be hidden in what another program takes for the body of the first one."""
+        hidden = b"GET /hidden/ HTTP/1.1\r\nHost: n1\r\n\r\n"
+        for field in (
+            b"Content-Length: 40\r\nTransfer-Encoding: chunked",
+            b"Transfer-Encoding: xchunked",
+            b"Transfer-Encoding : chunked",
+            b"Content-Length: 0, 40",
+            b"Content-Length: +0",
+            b"Content-Length: 00",
+            b"Content-Length: 0x0",
+            b"Content-Length: 0\r\nContent-Length: 40",
+        ):
+            _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: n1\r\n" + field + b"\r\n\r\n" + hidden)
+            self.assertIn(status(raw), (400, 413), field)
+            self.assertEqual(raw.seen.count(b"HTTP/1.1"), 1)
+            self.assertTrue(raw.ended)
+        _, raw = self.ask(b"GET /status/ HTTP/1.1\r\nHost: n1\r\n\r\n" + hidden)
+        self.assertNotIn(b"/hidden/", raw.seen)
 
     @shows("A22", "F14")
     def test_malformed_handshakes(self) -> None:

@@ -19,8 +19,8 @@ from tests.net.bench import NODE, Bench, Counterpart
 from tests.proto import samples as s
 
 BLOCK = m.GetBlock(s.BLOCK, None)
-SLOW = m.GetBaseDir("/a")
-DIRS = m.BaseDirData(b"\1" * 32, b"\2" * 32, s.DIRS)
+SLOW = m.GetPathState("/a")
+DIRS = m.PathStateData(s.machine(0x21), "n1", 0, taken=False)
 NOBODY = Address("10.0.0.77", 1)
 HERE = Address("10.0.0.9", 24783)
 

@@ -54,7 +54,7 @@ class Asking(SynchronousTestCase):
         for _ in range(40):
             number, _ = talk.ask(BLOCK, 1)
             talk.forget(number)
-            self.assertEqual(talk.take(answer(number)), Nothing("an answer came late"))
+            self.assertEqual(talk.take(answer(number)), Nothing("an answer came late", late=True))
         self.assertEqual(talk.strays, 0)
 
     @shows("A24", "I6")
@@ -149,7 +149,7 @@ class Rules(SynchronousTestCase):
         talk: Dialogue[int] = Dialogue()
         data = codec.encode_request(5, BLOCK)
         talk.take(data)
-        self.assertEqual(talk.answer(5, m.BlockData(b"x")), answer(5))
+        self.assertEqual(talk.answer(5, m.BlockData(b"x")), (answer(5), b""))
         self.assertEqual(talk.take(data), Asked(5, BLOCK))
         self.assertRaises(KeyError, talk.answer, 6, m.BlockData(b"x"))
 
