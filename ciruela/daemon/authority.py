@@ -119,7 +119,10 @@ class KeyFiles:
         return dict(sorted(valid.items())), read.problems
 
     def made(self, config: DirConfig | None, vpath: VPath, image: ImageId, entries: Sequence[SigEntry]) -> frozenset[SigEntry]:
-        """Those of ``entries`` that a key of ``config`` made; none without a config, or when the keys cannot be read. Call it in a thread."""
+        """Those of ``entries`` that a key of ``config`` made; none without a config, or when the keys cannot be read.
+
+        Call it in a thread.
+        """
         if config is None:
             return frozenset()
         try:
