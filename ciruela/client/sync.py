@@ -78,13 +78,6 @@ CONNECT_PATIENCE_S = 1.0
 """How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
 
-INDEXES_AT_ONCE = 3
-"""An index is given to one connection so often without delay: nodes begin anew after a fault."""
-
-MOST_INDEX_PAUSE_S = 30.0
-"""And after a pause that doubles from one second up to this."""
-
-
 class ClosableLink(Link, Protocol):
     """A link of ours, which we may end."""
 

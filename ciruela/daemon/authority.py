@@ -27,9 +27,6 @@ from ciruela.seams import InThread, NowMs
 MOST_VERIFIED = 16
 """Signatures of one request that are looked at (threats A15)."""
 
-MADE_FRESH_MS = 5000
-"""For so long the keys are not read again while the records of the disk are verified."""
-
 MAX_FILE_BYTES = 256 * 1024
 """Longest key file: some two thousand keys."""
 

@@ -114,7 +114,7 @@ class Downloads:
 
     def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Put the index of an image that is committed here on the disk again, from others. As ``IndexFetch.run``."""
-        fetch = self._index_fetch(Download(vpath, image, Command.REPLACE, set(), self._clock.seconds())).run()
+        fetch = self._index_fetch(Download(vpath, image, Command.REPLACE, set(), self._clock.seconds()), on_disk=False).run()
         self._mending.append(fetch)
 
         def ended(result: Index | Failure) -> Index | Failure:
@@ -230,12 +230,18 @@ class Downloads:
         def found(entry: tuple[Index, BlockMap] | None) -> Index | Deferred[Index]:
             if entry is not None:
                 return entry[0]
-            download.index_fetch = self._index_fetch(download)
+            download.index_fetch = self._index_fetch(download, on_disk=True)
             return download.index_fetch.run()
 
         return self._catalog.get(download.image).addCallback(found)
 
-    def _index_fetch(self, download: Download) -> IndexFetch:
+    def _index_fetch(self, download: Download, *, on_disk: bool) -> IndexFetch:
+        """``on_disk``: an index in memory will do, its file is not known to be lost."""
+
+        def kept() -> Index | None:
+            entry = self._catalog.kept(download.image) if on_disk else None
+            return entry[0] if entry else None
+
         return IndexFetch(
             download.image,
             str(download.vpath),
@@ -244,7 +250,7 @@ class Downloads:
             self._clock,
             self._rng,
             lambda packed: self._in_thread(unpack_index, packed, self._most_unpacked),
-            lambda: entry[0] if (entry := self._catalog.kept(download.image)) else None,
+            kept,
         )
 
     def _candidates(self, download: Download, *, index: bool) -> list[Candidate]:

@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 
 from ciruela.keys.public import PublicKey, blob_type, describe_type, looks_public, parse_blob, take_string
 from ciruela.model.errors import BadKey
+from ciruela.model.printable import logged
 
 _BEGIN = "-----BEGIN OPENSSH PRIVATE KEY-----"
 _END = "-----END OPENSSH PRIVATE KEY-----"
@@ -43,7 +44,9 @@ class UnknownCipher(PassphraseNeeded):
 
     def __init__(self, public: PublicKey, cipher: str) -> None:
         BadKey.__init__(
-            self, f"it is encrypted with {cipher}, which cannot be read (run: ssh-keygen -p -Z aes256-ctr -f FILE, or add it to ssh-agent)"
+            self,
+            f"it is encrypted with {logged(cipher)}, which cannot be read "
+            "(run: ssh-keygen -p -Z aes256-ctr -f FILE, or add it to ssh-agent)",
         )
         self.public = public
 

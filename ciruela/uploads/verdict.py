@@ -193,9 +193,12 @@ def _above_floor(wish: State, standing: Standing) -> Rejected | None:
 
 
 def _against_pending(order: Order, wish: State, standing: Standing) -> Rejected | None:
-    """What is on its way, here or elsewhere, keeps its path; the same image, and what was committed since, keep nobody off."""
+    """What is on its way, here or elsewhere, keeps its path.
+
+    The same image keeps nobody off, nor does what others have committed meanwhile: this node only catches up with them.
+    """
     elsewhere, mine = standing.elsewhere, standing.pending
-    gives_way = mine is not None and standing.stalled and wish.version > mine.version
+    gives_way = mine is not None and wish.version > mine.version and (standing.stalled or _catches_up(order, mine, elsewhere))
     here = [] if mine is None or gives_way else [(mine.version, "here")]
     newest = max((*elsewhere.committed, *_versions(standing.committed)), default=None)
     there = [
@@ -212,6 +215,11 @@ def _against_pending(order: Order, wish: State, standing: Standing) -> Rejected 
             )
         return Rejected(Reject.ALREADY_UPLOADING, f"{version.image.hex()[:12]} is on its way there {where}")
     return None
+
+
+def _catches_up(order: Order, mine: State, elsewhere: Elsewhere) -> bool:
+    replaces = order.command is Command.REPLACE
+    return any(one.image == mine.image or (replaces and one > mine.version) for one in elsewhere.committed)
 
 
 def _against_committed(order: Order, wish: State, config: DirConfig, standing: Standing, now_ms: int) -> Rejected | None:

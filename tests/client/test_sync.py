@@ -822,27 +822,6 @@ class ReplaceTakenBack(SyncCase):
 
 
 class Serving(SyncCase):
-    @shows("K6.2")
-    def test_same_index_again(self) -> None:
-        """A server that cannot read an index would have it again and again, thousands of times, and fill its log with it."""
-        self.node(1)
-        self.begin(["n1"])
-        link, got = self.nodes[1].links[0], []
-
-        def ask(_: object = None) -> None:
-            if len(got) < 1000:
-                link.ask(GetIndex(IMAGE, PATH)).addCallback(got.append).addCallbacks(ask, lambda failure: failure.trap(LinkLost))
-
-        ask()
-        self.pass_(20)
-        self.assertIn(len(got), range(5, 9))
-        self.pass_(100)
-        self.assertLess(len(got), 13)
-        self.going.cancel()
-        self.failureResultOf(self.going, CancelledError)
-        self.pass_(0.1)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def ask(self, request: Request) -> Deferred[Response]:
         answer = self.nodes[1].links[0].ask(request)
         self.pass_(0.1)

@@ -302,7 +302,7 @@ class Kinds(PreflightCase):
         self.assertEqual(self.sync("--append", f"{self.first}:{PATH}", "n1"), 0)
         self.assertEqual(self.cluster.hub.counters["links"] - before, 1)
         self.cluster.run(1.0)
-        self.assertEqual([pair for pair in self.cluster.hub._pairs if pair[0].alive], [])
+        self.assertEqual([pair for pair in self.cluster.hub._pairs if pair[0].alive and pair[0].here == OUTSIDE], [])
 
 
 class Clocks(PreflightCase):
@@ -368,12 +368,16 @@ class Forecasts(PreflightCase):
     def test_removed_by_hand(self) -> None:
         """What an operator removed by hand would be said to be there, and never come back."""
         self.published()
-        self.cluster.disks[2].images.pop(VPath.parse(PATH))
+        self.cluster.disks[2].lose(VPath.parse(PATH))
+        second = self.cluster.address(2)
+        self.cluster.hub.sever((second, other) for other in self.cluster.addresses(1, 3))  # nobody gives it to node 2 again meanwhile
         words = ("--append", f"{self.first}:{PATH}", "n1")
         self.assertEqual(self.sync("-n", "--exit-code", *words), 0, self.said())
         self.assertIn("n2  would take it", self.out.text)
         self.assertNotIn("NOTHING TO DO", self.out.text)
+        self.cluster.hub.heal()
         self.assertEqual(self.sync("--exit-code", *words), 0, self.said())
+        self.assertIn(VPath.parse(PATH), self.cluster.disks[2].images)
 
     @shows("K3.5", "I7")
     def test_nothing_to_do_means_everybody(self) -> None:
