@@ -26,8 +26,7 @@ class Window:
             self._bits = 1 if ahead >= WINDOW else ((self._bits << ahead) | 1) & ((1 << WINDOW) - 1)
             self._newest = seq
             return True
-        bit = 1 << -ahead
-        if -ahead >= WINDOW or self._bits & bit:
+        if -ahead >= WINDOW or self._bits >> -ahead & 1:  # in this order: as a bit, a forged number far behind fills the memory
             return False
-        self._bits |= bit
+        self._bits |= 1 << -ahead
         return True

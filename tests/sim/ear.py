@@ -9,7 +9,7 @@ EXPECTED = (
     "machine id {machine} is used by two nodes, at {address} and {other}: give each its own (--override-machine-id)",
     "what was removed from {base} elsewhere stays here: {why}",
     "{image} for {vpath} given up: {reason} {detail}",
-    "conflict at append-only {vpath}: image {image}, newer by the order of versions, takes its place",
+    "conflict at append-only {vpath}: image {image}, which was appended first, takes its place",
     "conflict at append-only {vpath}: another node has {image}, here {kept} stays (on-append-conflict: freeze)",
     "{request} of {link}: {reason}",
     "{vpath} cannot be taken over: {reason}",
