@@ -196,7 +196,7 @@ class Audit:
         if call.name == "linkat" and re.fullmatch(r"/proc/self/fd/\d+", path):
             return ""
         if path in self.roots:
-            looked_at = call.name == "newfstatat" and not warm  # while the configuration is checked
+            looked_at = call.name in ("newfstatat", "access") and not warm  # while the configuration is checked
             opened = call.name == "openat" and "O_DIRECTORY" in call.args
             return "" if looked_at or opened else "a root is touched, not opened as a directory"
         if below(path, self.roots):

@@ -65,13 +65,13 @@ class KillTests(SynchronousTestCase):
         cluster.kill(3)
         client.send_signal(signal.SIGCONT)
         said = cluster.expect(cluster.finish(client), 0, "/apps/v1  EARLY", "3/4 nodes")
-        self.assertIn("missing: 127.0.0.4", said.split("EARLY")[1])
+        self.assertIn("missing: node4", said.split("EARLY")[1])
         cluster.same(source, "/apps/v1", 0, 1, 2)
         self.assertFalse(victim.path("/apps/v1").exists(), "an unfinished image is visible")
 
         late = small_tree(self.fresh(), {"late": "late"})
         strict = cluster.sync("--early-fraction", "1", "--early-timeout", "0s", "-t", "5s", "--append", f"{late}:/apps/v2", "127.0.0.1")
-        cluster.expect(strict, 3, "/apps/v2  FAILED", "3/4 nodes", "missing: 127.0.0.4", "out of time")
+        cluster.expect(strict, 3, "/apps/v2  FAILED", "3/4 nodes", "missing: node4", "out of time")
 
         cluster.start(3)
         cluster.until(lambda: victim.has("/apps/v1") and victim.has("/apps/v2"), "the killed node catches up")
@@ -133,7 +133,7 @@ class KillTests(SynchronousTestCase):
         first, second, third = (small_tree(self.fresh(), {"version": str(number), "same": "same"}) for number in range(3))
         noise_file(third / "large", 4, 4 * MIB)
         cluster = RealCluster(self, 4, down=[3])
-        cluster.expect(cluster.sync("--append", f"{first}:/apps/v1", "127.0.0.1"), 0, "DONE", "3/3 nodes")
+        cluster.expect(cluster.sync("--early-timeout", "1s", "--append", f"{first}:/apps/v1", "127.0.0.1"), 0, "EARLY", "3/4 nodes")
         cluster.stop(2)
         for number, source in ((2, second), (3, third)):
             done = cluster.sync(

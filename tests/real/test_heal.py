@@ -43,7 +43,7 @@ class HealTests(SynchronousTestCase):
         damaged = ["is missing or wrong, it is looked through", "is damaged, it is mended"]
         cluster = RealCluster(self, 3, down=[2], expect_errors=damaged)
         victim, newcomer = cluster.nodes[0], cluster.nodes[2]
-        cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1"), 0, "2/2 nodes")
+        cluster.expect(cluster.sync("--early-timeout", "1s", "--append", f"{source}:/apps/v1", "127.0.0.1"), 4, "PARTIAL", "2/3 nodes")
         cluster.same(source, "/apps/v1", 0, 1)
         good = victim.path("/apps/v1") / "good"
         inode, received = good.stat().st_ino, victim.received()

@@ -87,7 +87,7 @@ class OwnSideTests(Truth):
             self.in_its_middle(cluster, client, node, vpath)
             client.send_signal(what)
             said = cluster.expect(cluster.finish(client), code)
-            self.line(said, "127.0.0.1", vpath, "accepted by 127.0.0.1, but no node is known to have all of it; run the same command again")
+            self.line(said, "127.0.0.1", vpath, "accepted by node1, but no node is known to have all of it; run the same command again")
             cluster.signal(0, signal.SIGCONT)
             cluster.until(lambda vpath=vpath: vpath in node.get("/downloading/"), "the node still wants it")  # type: ignore[misc]
             cluster.until(lambda: node.get("/healthz")["status"] == "ok", "the node is well")
