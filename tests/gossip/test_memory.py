@@ -65,6 +65,12 @@ class WindowTests(SynchronousTestCase):
             seen.add(seq)
             newest = max(newest, seq)
 
+    def test_far_behind(self) -> None:
+        """A forged number of the far future must not make each honest datagram after it an error, or fill the memory."""
+        window = Window()
+        self.assertTrue(window.fresh((1 << 63) - 11))
+        self.assertFalse(window.fresh(0))
+
 
 @shows("A34", "F25")
 class QuotaTests(SynchronousTestCase):

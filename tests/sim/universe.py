@@ -6,7 +6,7 @@ Everything follows from the seed and the moves; two runs with the same ones are 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -111,6 +111,7 @@ class Host:
         if self.state != "down":
             return
         self.lives += 1
+        self.universe.speakers.setdefault(self.machine, set()).add(self)
         self.timers = Timers(self.universe.clock)
         late = _Late()
         wire, datagrams = self.universe.hub.node(
@@ -328,6 +329,21 @@ def _shown(version: Version) -> str:
     return f"{version.image.hex()[:8]}@{version.timestamp_ms - START_MS}"
 
 
+def _had(host: Host, vpath: VPath, image: ImageId) -> bool:
+    return image in host.images.get(vpath, ()) and any(vpath in known for known in (host.high, host.buried, host.removed))
+
+
+def _is_gone(host: Host, vpath: VPath, wish: RemoveDir) -> bool:
+    if vpath.key not in host.shelf.configs or host.shelf.tree(vpath) is None:
+        return True
+    high = host.high.get(vpath)
+    return high is not None and high.version > Version(wish.timestamp_ms, wish.image)
+
+
+def _names(hosts: Set[Host]) -> str:
+    return " or ".join(f"n{number}" for number in sorted(host.number for host in hosts))
+
+
 class _Late:
     """The counterpart of a node that is just being made; as the daemon does, it takes no requests until the disk is read."""
 
@@ -379,6 +395,7 @@ class Universe:
             self.known[GHOST] = "ghost"
         self.acked: dict[VPath, tuple[ImageId, float]] = {}
         self.first_s: dict[tuple[VPath, ImageId], float] = {}
+        self.speakers: dict[MachineId, set[Host]] = {}
         self._installed = self.sim.installed()
 
     def _configs(self, number: int) -> dict[str, DirConfig]:
@@ -467,18 +484,14 @@ class Universe:
         """Note that an invariant does not hold."""
         self.violations.append((row, f"{self.clock.seconds():.3f} s: {text}"))
 
-    def host_of(self, machine: MachineId) -> Host | None:
-        """The host with this machine id."""
-        return self.hosts.get(int.from_bytes(machine, "big"))
-
     def told(self, note: ReceivedImage) -> None:
-        """A client heard that a machine has an image: it must have had it."""
-        host = self.host_of(note.machine_id)
-        if host is None or (note.forwarded and host.lost_s >= 0):
+        """A client heard that a machine has an image: a host that speaks, or spoke, with its id must have had it."""
+        hosts = self.speakers.get(note.machine_id, set())
+        if not hosts or (note.forwarded and any(host.lost_s >= 0 for host in hosts)):
             return
         vpath = VPath.parse(note.path)
-        if note.image not in host.images.get(vpath, ()):
-            self.violated("I2", f"a client heard that n{host.number} has {note.image.hex()[:8]} at {vpath}, where it never was")
+        if not any(note.image in host.images.get(vpath, ()) for host in hosts):
+            self.violated("I2", f"a client heard that {_names(hosts)} has {note.image.hex()[:8]} at {vpath}, where it never was")
 
     def ended(self, syncer: Syncer) -> None:
         """The real client has a verdict: what it says must be so, on the disks."""
@@ -489,23 +502,20 @@ class Universe:
         if not syncer.done:
             self.violated("I7", f"a client ended well for {vpath} without a single machine")
         for machine in syncer.done:
-            host = self.host_of(machine)
-            if host is None or host.lost_s >= syncer.began_s:
+            hosts = self.speakers.get(machine, set())
+            if not hosts or any(host.lost_s >= syncer.began_s for host in hosts):
                 continue
             if isinstance(syncer.wish, RemoveDir):
-                self._removed(host, vpath, syncer.wish)
-            elif syncer.wish.image not in host.images.get(vpath, ()) or not any(
-                vpath in known for known in (host.high, host.buried, host.removed)
-            ):
-                self.violated("I7", f"a client ended well for {vpath}, but n{host.number} does not have {syncer.wish.image.hex()[:8]}")
+                self._removed(hosts, vpath, syncer.wish)
+            elif not any(_had(host, vpath, syncer.wish.image) for host in hosts):
+                self.violated("I7", f"a client ended well for {vpath}, but {_names(hosts)} does not have {syncer.wish.image.hex()[:8]}")
         if syncer.row.verdict.outcome is Outcome.DONE:
             self._done_everywhere(syncer, vpath)
 
-    def _removed(self, host: Host, vpath: VPath, wish: RemoveDir) -> None:
-        """Where a removal was reported nothing is visible, unless something newer came."""
-        high = host.high.get(vpath)
-        if host.shelf.tree(vpath) is not None and (high is None or high.version <= Version(wish.timestamp_ms, wish.image)):
-            self.violated("K3.2", f"a client heard that {vpath} is removed on n{host.number}, and it is visible there")
+    def _removed(self, hosts: Set[Host], vpath: VPath, wish: RemoveDir) -> None:
+        """Where a removal was reported nothing is visible, unless something newer came, or the host has no such directory."""
+        if not any(_is_gone(host, vpath, wish) for host in hosts):
+            self.violated("K3.2", f"a client heard that {vpath} is removed on {_names(hosts)}, and it is visible there")
 
     def _done_everywhere(self, syncer: Syncer, vpath: VPath) -> None:
         """DONE is said of every configured server that takes the directory, whether anybody heard it or not."""
@@ -514,9 +524,13 @@ class Universe:
         if isinstance(syncer.wish, RemoveDir):
             return
         for host in self.everybody():
-            if vpath.key not in host.shelf.configs or host.lost_s >= syncer.began_s:
+            if vpath.key not in host.shelf.configs or host.lost_s >= syncer.began_s or self._stood_in_for(host):
                 continue
             if syncer.wish.image not in host.images.get(vpath, ()):
                 self.violated("K1.1", f"a client said DONE for {vpath}, but n{host.number} ({host.state}) does not have it")
         if vpath.key == APPEND_ONLY:
             self.acked.setdefault(vpath, (syncer.wish.image, self.clock.seconds()))
+
+    def _stood_in_for(self, host: Host) -> bool:
+        """Whether a host that is away shared a machine id with another: it may as well be one machine at a new address."""
+        return host.state != "up" and any(host in hosts and len(hosts) > 1 for hosts in self.speakers.values())
