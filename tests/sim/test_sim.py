@@ -111,7 +111,7 @@ class NoticeTests(UnmeasuredTestCase):
             return verdict
 
         self.patch(uploads, "judge", judge)
-        self.noticed("I10", 11, 17, 13)
+        self.noticed("I10", 0, 28, 30)
 
     def test_unsigned(self) -> None:
         """A node that believes what others say."""
@@ -121,7 +121,7 @@ class NoticeTests(UnmeasuredTestCase):
             return real(order, config, standing, verified or order.signatures, now_ms, max_age_ms)
 
         self.patch(uploads, "judge", judge)
-        self.noticed("I4", 9, 10, 11)
+        self.noticed("I4", 26, 56, 55)
 
     def test_no_reconciliation(self) -> None:
         """Nodes that were away and never catch up."""
