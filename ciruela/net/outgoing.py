@@ -10,7 +10,7 @@ from typing import Any, cast
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IDelayedCall
@@ -55,7 +55,7 @@ def connect(
     """A link to the node at ``address``, open. ``timeout_s`` is for TCP and handshake together.
 
     ``from_host``: numeric address of this host from which the connection leaves, where that can be; by default the system chooses.
-    Fails with LinkLost, in words for people. Cancelling gives up.
+    Fails with LinkLost, in words for people. Cancelling gives up, and fails with CancelledError.
     """
     endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
     bound = (from_host, 0) if from_host and can_leave_from(from_host, address.host) else None
@@ -82,6 +82,8 @@ def _timed_out(result: object, timeout_s: float) -> object:
 def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLink:
     if failure.check(CancelledError, LinkLost):
         failure.raiseException()
+    if failure.check(ConnectingCancelledError):  # the endpoint's word for it, while TCP is connecting
+        raise CancelledError
     if failure.check(Refused):
         raise LinkLost(f"connection refused by {address}")
     if failure.check(DeferredTimeout, ConnectTimeout):

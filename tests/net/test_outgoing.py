@@ -8,10 +8,10 @@ from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net.outgoing import Pool
+from ciruela.net.outgoing import CLIENT_HOST, Pool, connect
 from ciruela.proto import messages as m
 from ciruela.seams import Address
-from tests.net.bench import NODE, Bench, Raw, accept_key
+from tests.net.bench import NODE, Bench, Counterpart, Raw, accept_key
 from tests.proof import shows
 from tests.proto import samples as s
 
@@ -157,6 +157,12 @@ class PoolTests(SynchronousTestCase):
         self.assertNoResult(answer)
         self.bench.advance(0.5)
         self.assertIn("5.64 s", self.lost(answer))
+
+    def test_cancel_while_connecting(self) -> None:
+        """A run that ends while a silent server is probed would tell its user of a fault that is none."""
+        going = connect(self.bench.clock, NODE, Counterpart(), CLIENT_HOST)
+        going.cancel()
+        self.failureResultOf(going, CancelledError)
 
     def test_cancel(self) -> None:
         """A download that found another source takes its requests back, wherever they are."""

@@ -39,7 +39,7 @@ PORTS = range(20000, 32000)
 BAD_LINES = re.compile(r"Unhandled|Traceback|Exception ignored|never awaited|Fatal Python error|#(?:error|critical)\]")
 """What no log of a daemon may show unless the test declares it: an error of level error or worse, or one that nobody caught."""
 
-BAD_WORDS = re.compile(r"Unhandled|Traceback|Exception ignored|never awaited|Fatal Python error|internal error")
+BAD_WORDS = re.compile(r"Unhandled|Traceback|Exception ignored|never awaited|Fatal Python error|internal error|went wrong")
 """What no program may ever say to a user."""
 
 Configs = Mapping[str, str]
