@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 
 from ciruela.client.contacts import reachable_from
 from ciruela.client.options.signing import ClusterNames
+from ciruela.client.probing import OnlyAsks
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.clockwork import within
@@ -22,7 +23,6 @@ from ciruela.proto.messages import (
     GetIndexAt,
     GetPathState,
     IndexAtData,
-    Notification,
     PathStateData,
     Request,
     Response,
@@ -41,19 +41,6 @@ MOST_TRIES = 12
 
 class NotTold(LinkLost):
     """Nodes were reached, and none said what is at the path."""
-
-
-class _Quiet:
-    """The counterpart of a connection on which only questions are asked."""
-
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
-        return fail(RemoteError("this client only asks"))
-
-    def notified(self, link: Link, notification: Notification) -> None:
-        """Nothing that is told here is of use."""
-
-    def lost(self, link: Link) -> None:
-        """A question fails with it."""
 
 
 @dataclass(slots=True)
@@ -141,7 +128,7 @@ async def look(name: str, vpath: VPath, world: World) -> Sight:
 async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> list[str]:
     """Add the answer of one node, or its problem; gives the names of the others that take the directory."""
     try:
-        link: ClosableLink = await world.connect(address, _Quiet())
+        link: ClosableLink = await world.connect(address, OnlyAsks())
     except CiruelaError as error:
         sight.unheard(label, str(error) if label in str(error) else f"{label}: {error}")
         return []

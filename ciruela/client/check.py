@@ -11,10 +11,11 @@ from twisted.internet.task import deferLater
 
 from ciruela.client.book import Rule
 from ciruela.client.contacts import MAX_CANDIDATES, reachable_from
-from ciruela.client.entrance import RESOLVE_TIMEOUT_S, Door, Entrance, Patience, together
+from ciruela.client.entrance import RESOLVE_TIMEOUT_S, Entrance, Patience, together
 from ciruela.client.forecast import Fresh, Reply, Says, fresh, reply
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
+from ciruela.client.probing import OnlyAsks
 from ciruela.client.servers import Met, Row, Servers, Telling, address_of
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.index.parse import parse
@@ -183,7 +184,7 @@ class Survey:
                 self._unreachable(row.name, (texts or [row.told()])[0])
 
     async def _elsewhere(self, address: Address, label: str) -> str:
-        return await self._at(address, label, lambda: self._world.connect(address, Door()), close=True)
+        return await self._at(address, label, lambda: self._world.connect(address, OnlyAsks()), close=True)
 
     async def _at_entry(self, address: Address) -> None:
         label = self.entrance.label(address)
@@ -343,7 +344,7 @@ class Survey:
         assert one.address is not None
         if one.address in self.entrance.addresses:
             return await self.entrance.open(one.address)
-        link: ClosableLink = await self._world.connect(one.address, Door())
+        link: ClosableLink = await self._world.connect(one.address, OnlyAsks())
         return link
 
     async def _indexes(self, link: ClosableLink, vpath: VPath, in_thread: InThread) -> list[Index]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, fail, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
 from ciruela.client.options.sync import CONNECTIONS
+from ciruela.client.probing import OnlyAsks
 from ciruela.client.sync import ClosableLink, World
-from ciruela.model.errors import CiruelaError, RemoteError
+from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Counterpart, Link
 
@@ -93,25 +94,21 @@ class Door:
     """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
-        self.guest: Counterpart | None = None
+        self.guest: Counterpart = OnlyAsks()
         self.open = True
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         """Ask the guest."""
-        if self.guest is None:
-            return fail(RemoteError("requests are not answered on this connection"))
         return self.guest.requested(link, request)
 
     def notified(self, link: Link, notification: Notification) -> None:
-        """Tell the guest; before there is one, nothing that is told is of use."""
-        if self.guest is not None:
-            self.guest.notified(link, notification)
+        """Tell the guest."""
+        self.guest.notified(link, notification)
 
     def lost(self, link: Link) -> None:
         """The connection ended."""
         self.open = False
-        if self.guest is not None:
-            self.guest.lost(link)
+        self.guest.lost(link)
 
 
 class Entrance:

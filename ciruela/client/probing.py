@@ -28,7 +28,7 @@ MOST_PROBED = 2000
 """Addresses that one run probes (threats A29)."""
 
 
-class _Asks:
+class OnlyAsks:
     """The counterpart of a connection on which only questions are asked."""
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
@@ -102,7 +102,7 @@ class Probes:
         return Deferred.fromCoroutine(self._probe(address))
 
     async def _probe(self, address: Address) -> None:
-        counterpart = _Asks()
+        counterpart = OnlyAsks()
         try:
             link = await self._connect(address, counterpart).addTimeout(PROBE_S, self._clock)
         except (CiruelaError, AnswerTimeout):

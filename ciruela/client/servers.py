@@ -8,7 +8,7 @@ until its own answer is that it does not take the directory, however long nobody
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ciruela.client.text import interval
 from ciruela.model.ids import MachineId
@@ -250,8 +250,9 @@ class Servers:
         nameless = {one.address for one in self._met.values() if one.machine is None}
         denials = {one.address: one.machine for one in self._met.values() if one.taken is False}
         nameless_denials = {address for address, machine in denials.items() if machine is None}
+        tellings = self._without_moved(met_at)
         told_at: dict[str, MachineId] = {}
-        for telling in self._tellings.values():
+        for telling in tellings:
             for server in telling.servers:
                 if server.machine is not None:
                     for address in server.addresses:
@@ -259,7 +260,7 @@ class Servers:
         machines: dict[MachineId, Row] = {}
         loose: list[Row] = []
         loose_at: dict[str, Row] = {}
-        for telling in self._tellings.values():
+        for telling in tellings:
             fresh = telling.teller in self._open
             for server in telling.servers:
                 if any(address in nameless_denials for address in server.addresses):
@@ -294,6 +295,29 @@ class Servers:
             row.patience_ms = patience_ms
         bound = tuple(row for row in self._machines.values() if row.unproved)
         return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared(), bound)
+
+    def _without_moved(self, met_at: Mapping[str, MachineId]) -> list[Telling]:
+        """What is told, without the machine ids that nodes remember at other addresses than those where the client met them.
+
+        Who is at such an address now nobody knows; a node's own id at another address is always such a memory.
+        """
+        named = {address for telling in self._tellings.values() for server in telling.servers for address in server.addresses}
+        places: dict[MachineId, set[str]] = {}
+        for address, machine in met_at.items():
+            if address in named:
+                places.setdefault(machine, set()).add(address)
+        shared = {one.machine for one in self._shared()}
+
+        def moved(server: Server, teller: str) -> bool:
+            machine = server.machine
+            if machine is None or machine in shared or not server.addresses:
+                return False
+            return met_at.get(teller) == machine or (machine in places and places[machine].isdisjoint(server.addresses))
+
+        return [
+            replace(one, servers=[replace(row, machine=None) if moved(row, one.teller) else row for row in one.servers])
+            for one in self._tellings.values()
+        ]
 
     def _add_met(self, machines: dict[MachineId, Row]) -> None:
         """Those that the client met, without those that say that they do not take the directory.

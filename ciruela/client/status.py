@@ -183,12 +183,14 @@ class _Watch:
         self._display = display
         self._image = None if options.image is None else options.image.hex()
         self._rows: list[Row] = []
-        self._view = Servers().view()
+        self._servers = Servers()
+        self._view = self._servers.view()
         self._began_s = around.reactor.seconds()
 
     async def run(self, found: Found) -> int:
         clock = self._around.reactor
         surveyed_s = told_s = self._began_s
+        self._servers = found.servers(self._vpath.key)
         if self._options.wait:
             self._display.show(self._line)
         while True:
@@ -204,6 +206,7 @@ class _Watch:
             if clock.seconds() - surveyed_s >= SURVEY_S:
                 surveyed_s = clock.seconds()
                 found = await self._again(found)
+                self._servers = found.servers(self._vpath.key)
 
     async def _again(self, found: Found) -> Found:
         """Who is there now. That nobody answers for a moment does not end the wait."""
@@ -227,7 +230,7 @@ class _Watch:
             image = newest.image if newest is not None else ""
             if self._options.wait and newest is not None:
                 self._image = image
-        servers = found.servers(self._vpath.key)
+        servers = self._servers
         for one in said:
             if one.at is not None and one.node.identity is not None:
                 where, epoch_ms = str(one.node.address), one.node.identity.epoch_ms

@@ -579,8 +579,9 @@ class ClusterRun:
         """It is lost, or an older node of ours that knows no such question."""
         if failure.check(CancelledError, LinkLost):
             return
-        run.book.said_nothing(peer.address)
-        if peer.address in run.servers_asked_s and not failure.check(RemoteError):
+        if not failure.check(Busy):
+            run.book.said_nothing(peer.address)
+        if peer.address in run.servers_asked_s and (failure.check(Busy) or not failure.check(RemoteError)):
             run.servers_asked_s[peer.address] = self._world.clock.seconds()
         self._step()
 

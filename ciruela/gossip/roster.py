@@ -448,7 +448,7 @@ class Roster:
         found = []
         for address, name in self._names.items():
             known = self.memory.get(address)
-            if address in self._own or known is None:
+            if address in self._own or known is None or known.machine == self._me:
                 found.append(Place(address, name, address in self._own))
                 continue
             bound = self._bound.get(address)

@@ -75,7 +75,7 @@ def _grouped(places: Iterable[Place]) -> tuple[list[list[Place]], list[Place]]:
             unmet.append(place)
         elif place.apart:
             groups.setdefault(place.address, []).append(place)
-        elif place.epoch == latest[place.machine].epoch:
+        elif place is latest[place.machine] or 0 != place.epoch == latest[place.machine].epoch:
             groups.setdefault(place.machine, []).append(place)
         else:
             unmet.append(Place(place.address, place.name, False, heard_ms=place.heard_ms))

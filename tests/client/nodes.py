@@ -49,7 +49,7 @@ class FakeNode:
     ``peers`` are the nodes that its answers name. ``links`` are the open ones, ``requests`` the orders that came in, ``checks`` the
     questions. Both are answered alike; ``asked`` is the reason of a refusal that only a question gets. ``there`` is what stands at the
     path, signed for ``there_ms``, with the bytes of its index. With ``rows`` it
-    answers GetPathState; without it is a node that knows no such question.
+    answers GetPathState, after it was too busy ``busy`` times; without it is a node that knows no such question.
     """
 
     def __init__(self, hub: Hub, number: int, peers: Sequence[int] = ()) -> None:
@@ -61,6 +61,7 @@ class FakeNode:
         self.hangs_up = False
         self.rows: list[Server] | None = None
         self.shared: tuple[SharedId, ...] = ()
+        self.busy = 0
         self.machine = machine(number)
         self.epoch_ms = 1000 + number
         self.taken = True
@@ -90,6 +91,9 @@ class FakeNode:
             case GetPathState():
                 if self.silent or self.hangs_up:
                     return Deferred()
+                if self.busy:
+                    self.busy -= 1
+                    return fail(Busy(SLOW_DOWN))
                 return fail(RemoteError("not known")) if self.rows is None else succeed(self._state(request.path))
             case CheckUpload():
                 return self.checked(request)

@@ -127,6 +127,29 @@ class ServersTests(SynchronousTestCase):
         self.tell(1, shared=(SharedId(machine(5), (at(5), at(6))),))
         self.assertIn(f"{at(5)} and {at(6)} have one machine id", self.servers.view().complaint())
 
+    @shows("K1.1", "K1.5")
+    def test_moved(self) -> None:
+        """A clone at one address would stand in for the server that its id belonged to, which nobody hears: done, one server short."""
+        for telling in ("its own memory", "others"):
+            self.servers = Servers()
+            self.meet(2, 1, epoch_ms=900)
+            if telling == "its own memory":
+                self.tell(1, server(2, 600_000))
+            else:
+                self.meet(3)
+                self.tell(1, server(3))
+                self.tell(3, server(2, 100, where=(1,)), server(2, 600_000))
+            rows = list(self.servers.view().rows())
+            self.assertEqual([list(row.addresses) for row in rows if row.machine is None], [[at(2)]], telling)
+            self.assertEqual(len(rows), 2 if telling == "its own memory" else 3)
+
+    def test_many_addresses(self) -> None:
+        """A server that is met at one of its addresses would count twice."""
+        self.meet(2)
+        self.tell(1, server(2, where=(2, 12)))
+        self.tell(3, server(2, where=(12, 2)))
+        self.assertEqual([row.machine for row in self.servers.view().rows()], [machine(2)])
+
     def test_only_who_is_connected_hears(self) -> None:
         """What a node said before it died would keep a dead server alive."""
         self.tell(1, server(3))

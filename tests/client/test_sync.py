@@ -339,6 +339,22 @@ class Rows(SyncCase):
         self.assertLess(self.clock.seconds() - before_s, 0.05)
 
     @shows("K1.1")
+    def test_too_busy_to_tell(self) -> None:
+        """A node that had no time to tell what servers there are would be taken for an older one that knows no such question."""
+        self.ours(1, silent=[2])
+        self.nodes[1].busy = 2
+        self.begin(["n1"])
+        self.received(1, 1)
+        self.pass_(1.0)
+        self.running()
+        self.pass_(10.0)
+        self.running()
+        self.assertEqual(self.nodes[1].busy, 0)
+        self.received(1, 2)
+        self.pass_(1.0)
+        self.ended(Outcome.DONE)
+
+    @shows("K1.1")
     def test_learned_later(self) -> None:
         """A server that a node learns of while the upload runs would not be waited for."""
         self.ours(1)

@@ -39,6 +39,11 @@ class RowTests(SynchronousTestCase):
         rows = servers([Place(V4, "x", False, A, 5, heard_ms=900, keys=("app",)), Place(OTHER_V4, "y", False, A, 9, heard_ms=1)], "app")
         self.assertEqual([(row.machine, row.addresses) for row in rows], [(A, (str(OTHER_V4),)), (None, (str(V4),))])
 
+    def test_hearsay_is_no_epoch(self) -> None:
+        """A clone at one address, and the server whose id it has, would be one server for a node that knows both from others."""
+        rows = servers([Place(V4, "x", False, A, 0, heard_ms=100), Place(OTHER_V4, "y", False, A, 0, heard_ms=600_000)], "app")
+        self.assertEqual([(row.machine, row.addresses) for row in rows], [(A, (str(V4),)), (None, (str(OTHER_V4),))])
+
     def test_shared_id(self) -> None:
         """Two servers with one id would be one row."""
         rows = servers([Place(V4, "x", False, A, 5, apart=True), Place(OTHER_V4, "y", False, A, 9, apart=True)], "app")
@@ -170,6 +175,14 @@ class SharedTests(ClusterCase):
         self.assertIsNone(rows[str(AT_B)])
         self.hear(B, AT_B, epoch=EPOCH + 2)
         self.assertEqual(self.cluster.shared_ids(), [])
+
+    @shows("K1.1")
+    def test_own_id_in_memory(self) -> None:
+        """A clone remembers its own id at the address of the server that it was copied from, which would never be waited for."""
+        self.cluster.roster.memory.met(AT_B, ME, EPOCH, 0, connected=False)
+        rows = {row.addresses[0]: row.machine for row in self.cluster.servers("app")}
+        self.assertIn(str(AT_B), rows)
+        self.assertIsNone(rows[str(AT_B)])
 
     def test_restart_of_a_host_with_two_addresses(self) -> None:
         """Each restart would look like a cloned disk, and end every sync with an error."""

@@ -44,6 +44,9 @@ STRANGER = SigningKey(bytes([9]) * 32)
 APPEND_ONLY = "logs"
 """The one directory that is append-only."""
 
+TWIN_S = 10.0
+"""So soon after the start of a clone clients know that two servers share a machine id: a few rounds of gossip, and a question of theirs."""
+
 GHOST = Address("10.0.9.9", PORT)
 """A configured peer that never comes, in some universes."""
 
@@ -77,6 +80,7 @@ class Host:
         self.rng = random.Random(universe.rng.getrandbits(64))
         self.lives = 0
         self.wiped_s = self.lost_s = -1.0
+        self.began_s = 0.0
         self.snapshot: Snapshot | None = None
         self.node: Node
         self.timers: Timers
@@ -112,6 +116,7 @@ class Host:
             return
         self.lives += 1
         self.universe.speakers.setdefault(self.machine, set()).add(self)
+        self.began_s = self.universe.clock.seconds()
         self.timers = Timers(self.universe.clock)
         late = _Late()
         wire, datagrams = self.universe.hub.node(
@@ -524,13 +529,16 @@ class Universe:
         if isinstance(syncer.wish, RemoveDir):
             return
         for host in self.everybody():
-            if vpath.key not in host.shelf.configs or host.lost_s >= syncer.began_s or self._stood_in_for(host):
+            if vpath.key not in host.shelf.configs or host.lost_s >= syncer.began_s or self._mistaken(host):
                 continue
             if syncer.wish.image not in host.images.get(vpath, ()):
                 self.violated("K1.1", f"a client said DONE for {vpath}, but n{host.number} ({host.state}) does not have it")
         if vpath.key == APPEND_ONLY:
             self.acked.setdefault(vpath, (syncer.wish.image, self.clock.seconds()))
 
-    def _stood_in_for(self, host: Host) -> bool:
-        """Whether a host that is away shared a machine id with another: it may as well be one machine at a new address."""
-        return host.state != "up" and any(host in hosts and len(hosts) > 1 for hosts in self.speakers.values())
+    def _mistaken(self, host: Host) -> bool:
+        """Whether it shares its machine id with a host that began just now: nobody can tell yet whether that is a clone, or has moved."""
+        now_s = self.clock.seconds()
+        return any(
+            host in hosts and any(one is not host and now_s - one.began_s < TWIN_S for one in hosts) for hosts in self.speakers.values()
+        )
