@@ -38,7 +38,9 @@ _SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_PARTIA
 """The exit code of several uploads: the first of these that one of them has. What a person must change comes before what time may heal."""
 
 _CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.STALE_TIMESTAMP})
-_WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
+WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
+"""What refuses an upload and is as good for a weak one."""
+
 _ABORT_CONFLICTS = frozenset({Abort.SUPERSEDED, Abort.ALREADY_EXISTS, Abort.CONFLICT})
 
 _MEANING = {
@@ -138,6 +140,10 @@ class Standing:
         """The names of those that are missing, each with how long nobody has heard it."""
         told = {row.name: row.told() for row in self.absent}
         return tuple(told.get(name, name) for name in self.missing)
+
+
+MOST_TELLERS = 16
+"""So many nodes that are not connected are listened to when they tell of others: each costs a pass over all servers."""
 
 
 class _Answer(Enum):
@@ -246,7 +252,7 @@ class Book:
             contact.answer = _Answer.ACCEPTED
         elif contact.machine is not None and contact.machine in self._done:
             return
-        elif self.weak and ack.reject_reason in _WEAK:
+        elif self.weak and ack.reject_reason in WEAK:
             contact.answer = _Answer.HELD
             if contact.machine is not None:
                 self._held.add(contact.machine)
@@ -262,9 +268,11 @@ class Book:
             return
         self.revision += 1
         self._servers.meet(Met(str(address), data.machine, data.hostname, data.taken, data.epoch_ms))
-        known = [one for one in data.servers if one.machine is None or self._name(one.machine, one.name)]
-        self._servers.tell(Telling(str(address), known, data.shared_ids))
         contact = self._contacts.get(address)
+        known: list[Server] = []
+        if contact is not None or self._servers.tells(str(address)) is not None or self._servers.tellers < MOST_TELLERS:
+            known = [one for one in data.servers if one.machine is None or self._name(one.machine, one.name)]
+        self._servers.tell(Telling(str(address), known, data.shared_ids))
         if contact is not None:
             contact.machine, contact.told_rows, contact.asked_for_servers = data.machine, True, False
         if self._removes:
@@ -485,8 +493,12 @@ class Book:
         need = rule.need(real)
         wanted = need if require is None else require.need(expected if require.whole else real)
         if sure >= wanted > 0:
-            return Verdict(Outcome.DONE) if everywhere else Verdict(Outcome.EARLY, EXIT_DONE, f"{wanted} of {real} nodes were enough")
-        have = f"{count(sure, 'node')} {self.done_by('has' if sure == 1 else 'have')}, {wanted} were needed"
+            return (
+                Verdict(Outcome.DONE)
+                if everywhere
+                else Verdict(Outcome.EARLY, EXIT_DONE, f"{wanted} of {count(real, 'node')} {'was' if wanted == 1 else 'were'} enough")
+            )
+        have = f"{count(sure, 'node')} {self.done_by('has' if sure == 1 else 'have')}, {wanted} {'was' if wanted == 1 else 'were'} needed"
         if real < expected:
             have += f" ({expected - real} that only one server speaks of are not counted)"
         gone = self._gone(reach) if sure else []

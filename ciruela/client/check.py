@@ -54,7 +54,8 @@ class _Asked:
     """What is known of one cluster: replies for each check, in their order.
 
     ``missed`` are servers that others name and that could not be asked by that name, with why; ``lost`` addresses likewise; ``booked`` are
-    addresses of entry points that count as servers that cannot be asked.
+    addresses of entry points that count as servers that cannot be asked. ``untold``: addresses of nodes that answered, and then did not
+    tell which other servers they know, with why.
     """
 
     replies: list[list[Reply]]
@@ -65,6 +66,7 @@ class _Asked:
     missed: dict[MachineId, tuple[str, str]] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     booked: set[str] = field(default_factory=set)
+    untold: dict[str, str] = field(default_factory=dict)
 
 
 class Survey:
@@ -222,8 +224,8 @@ class Survey:
     async def _listen(self, address: Address) -> None:
         try:
             await self._told(await self.entrance.open(address), address)
-        except CiruelaError:
-            return  # it has answered; whom it knows stays unknown
+        except CiruelaError as error:
+            self._found.untold[str(address)] = str(error)
 
     async def _told(self, link: ClosableLink, address: Address) -> None:
         """Which other servers a node of ours knows for each path; an older one does not tell, and then names have to do."""
@@ -233,12 +235,19 @@ class Survey:
         for check, servers in zip(self.checks, self._servers, strict=True):
             try:
                 answer = await self._answer(link, GetPathState(check.request.path, servers=True))
-            except CiruelaError:
+            except CiruelaError as error:
+                if isinstance(error, Busy) or not isinstance(error, RemoteError):
+                    self._found.untold[where] = str(error)
                 return
             if isinstance(answer, PathStateData):
                 servers.open(where)
                 servers.tell(Telling(where, answer.servers, answer.shared_ids))
                 servers.meet(Met(where, answer.machine, answer.hostname, answer.taken, answer.epoch_ms))
+
+    def untold(self) -> str:
+        """A sentence about a node that answered, and did not tell which other servers it knows; empty when all of them did."""
+        where, why = next(iter(self._found.untold.items()), ("", ""))
+        return f"{where} did not say which other servers there are: {why}" if where else ""
 
     def complaint(self, number: int) -> str:
         """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
@@ -281,7 +290,7 @@ class Survey:
                 await deferLater(self._world.clock, BUSY_S)
             else:
                 return answer
-        raise RemoteError("it serves too many others")
+        raise Busy("it serves too many others")
 
     def _unreachable(self, host: str, text: str) -> None:
         for found in self._found.replies:

@@ -115,8 +115,10 @@ def nothing_to_do(preflights: Sequence[Preflight], rule: Rule) -> bool:
 
 
 def fate_of(survey: Survey, number: int, rule: Rule) -> Forecast:
-    """The verdict on one upload; never a good one while servers share a machine id."""
+    """The verdict on one upload; never a good one while servers share a machine id, nor that all have it while some may not be known."""
     found = forecast(survey.replies[number], rule)
+    if found.nothing and (untold := survey.untold()):
+        found = replace(found, nothing=False, why=untold)
     complaint = survey.complaint(number)
     return replace(found, exit_code=EXIT_PARTIAL, why=complaint, nothing=False) if complaint and not found.exit_code else found
 

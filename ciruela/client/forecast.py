@@ -6,7 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule, meaning_of, refusal_code, worst
+from ciruela.client.book import (
+    EXIT_CONFLICT,
+    EXIT_DONE,
+    EXIT_NETWORK,
+    EXIT_PARTIAL,
+    EXIT_REJECTED,
+    WEAK,
+    Rule,
+    meaning_of,
+    refusal_code,
+    worst,
+)
 from ciruela.client.text import count, size
 from ciruela.index.merge import same_files
 from ciruela.index.tree import Index
@@ -17,8 +28,6 @@ from ciruela.seams import Address
 
 MOST_NAMED = 3
 """Nodes that are named in one sentence."""
-
-_WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
 
 
 class Says(Enum):
@@ -78,7 +87,7 @@ def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Addre
         says = Says.HAS if data.there == image and data.coming is None else Says.TAKES
     elif reason == Reject.NO_CONFIG:
         says = Says.NO_CONFIG
-    elif weak and reason in _WEAK:
+    elif weak and reason in WEAK:
         says = Says.HOLDS
     else:
         says, reason = Says.REFUSES, reason or "unknown"
@@ -162,7 +171,7 @@ def forecast(replies: Iterable[Reply], rule: Rule) -> Forecast:
     if rule.require is not None and done >= need:
         return Forecast(EXIT_PARTIAL, f"--require {rule.require} would not be met", done, expected)
     code = worst(one.exit_code for one in refusers) if refusers else EXIT_NETWORK
-    return Forecast(code, f"{max(wanted if rule.require else 0, need)} nodes would be needed", done, expected)
+    return Forecast(code, f"{count(max(wanted if rule.require else 0, need), 'node')} would be needed", done, expected)
 
 
 def _nobody(asked: Sequence[Reply], refusers: Sequence[Reply]) -> tuple[int, str]:

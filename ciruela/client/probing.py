@@ -32,6 +32,7 @@ class OnlyAsks:
     """The counterpart of a connection on which only questions are asked."""
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        """Refuse: nothing is served."""
         return fail(RemoteError("this client only asks"))
 
     def notified(self, link: Link, notification: Notification) -> None:

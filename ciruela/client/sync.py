@@ -480,7 +480,7 @@ class ClusterRun:
         )
         where = self._where(peer.address)
         if response.accepted:
-            self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {len(response.hosts)} more nodes")
+            self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {count(len(response.hosts), 'more node')}")
         elif run.book.refused(peer.address) and response.reject_reason != "no_config":
             run.refusals.setdefault(f"{reason}: {response.detail}" if response.detail else reason, []).append(where)
         else:

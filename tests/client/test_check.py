@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from ciruela.client.report import Report
 from ciruela.keys.public import verify
 from ciruela.keys.signed import signed_check_bytes
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BaseDirData, CheckData, CheckUpload, GetBaseDir, GetPathState, Notification, Request, Response
 from ciruela.seams import Link
@@ -25,6 +25,7 @@ class CheckNode(FakeNode):
 
     there: ImageId | None = None
     detail = ""
+    mute = False
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:
         self.requests.append(request)
@@ -36,6 +37,8 @@ class CheckNode(FakeNode):
                 host = f"n{self.number}"
                 found = CheckData(accepted, self.reason, self.detail, self.there, None, 1 << 33, machine(self.number), host, self.hosts)
                 return succeed(found)
+            case GetPathState() if self.mute:
+                return fail(Busy(SLOW_DOWN))
             case GetPathState():
                 return fail(RemoteError("GetPathState is not known"))  # as an older node
             case GetBaseDir():
@@ -120,6 +123,21 @@ class DryRun(CommandCase):
         running = self.sync("-n", "--append", f"{self.source}:/a/1", "n1")
         running.cancel()
         self.failureResultOf(running, CancelledError)
+
+    @shows("K5.1", "K1.1")
+    def test_nothing_to_do_by_what_was_told(self) -> None:
+        """A node that did not tell which other servers there are would be taken for the only one."""
+        node = CheckNode(self.hub, 1)
+        order = ("--append", f"{self.source}:/a/1", "n1")
+        self.sync("-n", *order)
+        node.there = self.checks(node)[0].image
+        node.mute = True
+        running = self.sync("-n", "--exit-code", *order)
+        for _ in range(200):
+            self.pass_()
+        self.assertEqual(self.successResultOf(running), 0)
+        self.assertNotIn("NOTHING TO DO", self.out.text)
+        self.assertIn("did not say which other servers there are", self.out.text)
 
     def test_nothing_to_do(self) -> None:
         """Only --exit-code makes "nothing to do" an exit code, and then nothing is uploaded."""
