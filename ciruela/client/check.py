@@ -35,6 +35,7 @@ from ciruela.proto.messages import (
     PathStateData,
     Request,
     Response,
+    unknown_request,
 )
 from ciruela.seams import Address, InThread
 
@@ -260,7 +261,7 @@ class Survey:
             try:
                 answer = await self._answer(link, check.request)
             except RemoteError as error:
-                says = Says.UNREACHABLE if link.bulk and "not known" not in str(error) else Says.CANNOT_TELL
+                says = Says.UNREACHABLE if link.bulk and not unknown_request(str(error)) else Says.CANNOT_TELL
                 said.append(Reply(label, says, "error" if link.bulk else "old-server", str(error)))
                 continue
             except CiruelaError as error:

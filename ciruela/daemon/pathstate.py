@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -13,7 +14,7 @@ from ciruela.model.errors import DiskError, RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.servers import Server, SharedId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import MOST_SERVERS, GetPathState, PathStateData
+from ciruela.proto.messages import MOST_ADDRESSES, MOST_SERVERS, MOST_SHARED_IDS, GetPathState, PathStateData
 from ciruela.tracking.ledger import Ledger
 
 
@@ -80,9 +81,15 @@ class PathStates:
             pending.state.version if pending is not None else None,
             (refusal.image, refusal.word) if refusal is not None else None,
             tuple(self._servers(vpath.key))[:MOST_SERVERS] if servers else (),
-            tuple(self._shared_ids()) if servers else (),
+            tuple(self._shown(self._shared_ids())) if servers else (),
             self._refused_orders(vpath),
         )
+
+    @staticmethod
+    def _shown(shared: Sequence[SharedId]) -> Iterator[SharedId]:
+        """As many of them as an answer may hold."""
+        for one in shared[:MOST_SHARED_IDS]:
+            yield replace(one, addresses=one.addresses[:MOST_ADDRESSES])
 
 
 def _unseen(failure: Failure) -> bool:

@@ -13,11 +13,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.clockwork import within
 from ciruela.gossip.cluster import Completed, RemovedHeard
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response
+from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response, unknown_request
 from ciruela.seams import Address, Wire
 
 Claim = Completed | RemovedHeard
@@ -35,6 +36,7 @@ LONGEST_DELAY_S = 30.0
 """A node that does not answer is asked again after 1, 2, 4, 8, 16, then each 30 seconds."""
 
 _Key = tuple[VPath, MachineId]
+_Token = tuple[ImageId, int]
 
 
 @dataclass(slots=True)
@@ -56,8 +58,8 @@ class Confirmations:
         self._waits = waits
         self._confirmed = confirmed
         self._asked: dict[_Key, _Asked] = {}
-        self._proved: dict[_Key, tuple[ImageId, float]] = {}
-        self._refuted: dict[_Key, tuple[ImageId, float]] = {}
+        self._proved: dict[_Key, tuple[_Token, float]] = {}
+        self._refuted: dict[_Key, tuple[_Token, float]] = {}
         self._flying = 0
         self._starting = False
         self.refuted = 0
@@ -130,8 +132,7 @@ class Confirmations:
         asked.next_s = self._clock.seconds() + asked.delay_s
         asked.delay_s = min(2 * asked.delay_s, LONGEST_DELAY_S)
         claim = asked.claim
-        answer = self._wire.ask(claim.address, GetPathState(str(_vpath(claim))))
-        answer.addTimeout(ANSWER_S, self._clock, onTimeoutCancel=_timed_out)
+        answer = within(self._wire.ask(claim.address, GetPathState(str(_vpath(claim)))), ANSWER_S, self._clock)
         done: Deferred[bool] = answer.addCallback(self._there, claim)
         done.addErrback(self._older_version, claim)
         asked.under_way = done.addCallbacks(self._answered, self._unanswered, callbackArgs=(asked,))
@@ -149,11 +150,10 @@ class Confirmations:
     def _older_version(self, failure: Failure, claim: Claim) -> Deferred[bool]:
         """A node that does not know GetPathState lists the base dir: the same answer, less directly."""
         failure.trap(RemoteError)
-        if self._wire.bulk(claim.address) and "not known" not in failure.getErrorMessage():
+        if self._wire.bulk(claim.address) and not unknown_request(failure.getErrorMessage()):
             failure.raiseException()
         vpath = _vpath(claim)
-        answer = self._wire.ask(claim.address, GetBaseDir(str(vpath.base)))
-        answer.addTimeout(ANSWER_S, self._clock, onTimeoutCancel=_timed_out)
+        answer = within(self._wire.ask(claim.address, GetBaseDir(str(vpath.base))), ANSWER_S, self._clock)
 
         def listed(response: Response) -> bool:
             if not isinstance(response, BaseDirData):
@@ -206,11 +206,6 @@ def _key(claim: Claim) -> _Key:
     return _vpath(claim), claim.machine
 
 
-def _token(claim: Claim) -> ImageId:
-    return claim.image if isinstance(claim, Completed) else claim.item.token
-
-
-def _timed_out(result: object, timeout_s: float) -> object:
-    if isinstance(result, Failure):
-        raise LinkLost(f"no answer within {timeout_s:g} s")
-    return result
+def _token(claim: Claim) -> _Token:
+    """By which a claim is known again. More hooks may become due for an image that is there already."""
+    return (claim.image, claim.due) if isinstance(claim, Completed) else (claim.item.token, 0)

@@ -15,9 +15,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff
+from ciruela.clockwork import Backoff, within
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.proto.messages import PushPull, PushPullData, Response
+from ciruela.proto.messages import PushPull, PushPullData, Response, unknown_request
 from ciruela.seams import Address, Wire
 
 RANDOM_S = 30.0
@@ -167,8 +167,7 @@ class Exchanges:
         standing.wanted = False
         standing.since_s = now_s
         self._flying += 1
-        answer = self._wire.ask(address, self._speak(address))
-        answer.addTimeout(ANSWER_S, self._clock, onTimeoutCancel=_timed_out)
+        answer = within(self._wire.ask(address, self._speak(address)), ANSWER_S, self._clock)
         done = standing.under_way = answer.addCallbacks(
             self._answered, self._unanswered, callbackArgs=(address,), errbackArgs=(address, standing)
         )
@@ -185,7 +184,7 @@ class Exchanges:
             return
         failure.trap(LinkLost, RemoteError)
         self.failed += 1
-        if failure.check(RemoteError) and (not self._wire.bulk(address) or "not known" in failure.getErrorMessage()):
+        if failure.check(RemoteError) and (not self._wire.bulk(address) or unknown_request(failure.getErrorMessage())):
             standing.unable_until_s = self._clock.seconds() + UNABLE_S
             standing.deaf = False
         else:
@@ -210,9 +209,3 @@ class Exchanges:
                     self._try(address, standing)
         finally:
             self._starting = False
-
-
-def _timed_out(result: object, timeout_s: float) -> object:
-    if isinstance(result, Failure):
-        raise LinkLost(f"no answer within {timeout_s:g} s")
-    return result

@@ -8,10 +8,8 @@ from itertools import zip_longest
 
 from ciruela.model.ids import MachineId
 from ciruela.model.servers import Server
+from ciruela.proto.messages import MOST_ADDRESSES
 from ciruela.seams import Address
-
-MOST_ADDRESSES = 16
-"""Addresses of one server that are told; as many as the wire carries."""
 
 
 @dataclass(frozen=True, slots=True)

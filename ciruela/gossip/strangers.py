@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ciruela.gossip.packets import Member, Packet
+from ciruela.gossip.packets import MAX_PARTS, Member, Packet
 from ciruela.model.ids import MachineId
 from ciruela.model.servers import Server
 from ciruela.seams import Address
@@ -17,7 +17,7 @@ STRANGER_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Stranger:
-    """One of them, as it told of itself: nobody has proved anything. ``keys`` is None when it told none."""
+    """One of them, as it told of itself: nobody has proved anything. ``keys`` is None when it did not tell all."""
 
     machine: MachineId
     hostname: str
@@ -33,17 +33,19 @@ class Strangers:
 
     def spoke(self, source: Address, packets: Iterable[Packet], now_s: float) -> Stranger | None:
         """Note what came from ``source``. None when it told nothing."""
-        found: Stranger | None = None
-        for packet in packets:
-            machine = packet.header.sender
-            own = [item for item in packet.items if isinstance(item, Member) and item.machine == machine]
-            keys = frozenset(key for item in own for key in item.keys) | ((found and found.keys) or frozenset())
-            found = Stranger(machine, next((item.hostname for item in own), "") or (found.hostname if found else ""), keys or None, now_s)
-        if found is not None:
-            self._at.pop(source, None)
-            while len(self._at) >= MOST_STRANGERS:
-                del self._at[next(iter(self._at))]
-            self._at[source] = found
+        packets = list(packets)
+        if not packets:
+            return None
+        machine = packets[-1].header.sender
+        own = [item for packet in packets for item in packet.items if isinstance(item, Member) and item.machine == machine]
+        parts = {item.part: item.keys for item in own}
+        whole = bool(own) and len(parts) == own[-1].parts < MAX_PARTS
+        keys = frozenset(key for part in parts.values() for key in part) if whole else None
+        found = Stranger(machine, own[-1].hostname if own else "", keys, now_s)
+        self._at.pop(source, None)
+        while len(self._at) >= MOST_STRANGERS:
+            del self._at[next(iter(self._at))]
+        self._at[source] = found
         return found
 
     def expire(self, now_s: float) -> None:

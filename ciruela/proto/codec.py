@@ -17,6 +17,7 @@ from ciruela.model.state import State, Version
 from ciruela.proto import blocks, bounded, fields, reading
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
+    NOT_KNOWN,
     AbortedImage,
     AppendDir,
     BaseDirData,
@@ -360,7 +361,7 @@ def decode(data: bytes | bytearray) -> Incoming:
     listed = name in (reading.REQUESTS if kind == _REQUEST else reading.NOTIFICATIONS)
     wanted = number if kind == _REQUEST else None
     if not listed:
-        return Ignored(f"{name!r} is not known here", wanted)
+        return Ignored(f"{name!r} {NOT_KNOWN}", wanted)
     try:
         budget = reading.MAX_ITEMS_BULK if name == "GetBlocks" else reading.MAX_ITEMS
         known = fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget))

@@ -186,6 +186,19 @@ REFUSED_BYTES = 32
 MOST_REFUSED = 64
 """Length of the digest of a refused order, and how many of them one answer to GetPathState has."""
 
+NOT_KNOWN = "is not known here"
+"""How the refusal of a request ends that the other side lacks."""
+
+
+def unknown_request(reason: str) -> bool:
+    """Tell by the text of a refusal whether the other side is of a version that lacks the request."""
+    return reason.endswith(NOT_KNOWN)
+
+
+MOST_ADDRESSES = 16
+"""Addresses of one server, or with one machine id."""
+
+MOST_SHARED_IDS = 100
 MOST_SERVERS = 2000
 """Servers in one answer to GetPathState."""
 

@@ -13,10 +13,12 @@ from ciruela.model.vpath import MAX_COMPONENT_BYTES
 from ciruela.proto import fields
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
+    MOST_ADDRESSES,
     MOST_PULLED,
     MOST_PUSHED,
     MOST_REFUSED,
     MOST_SERVERS,
+    MOST_SHARED_IDS,
     REFUSED_BYTES,
     AbortedImage,
     AppendDir,
@@ -66,14 +68,10 @@ MAX_KEPT = 1000
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * fields.MAX_HOSTS + MAX_ITEMS
 MAX_ITEMS_BASE_DIR = 16 * 65_536
-MAX_ADDRESSES = 16
-"""Addresses of one server, or with one machine id."""
-
-MAX_SHARED_IDS = 100
 MAX_FACT_BYTES = 1400
 """Longest body of gossip: a datagram cannot be longer, either."""
 
-MAX_ITEMS_PATH_STATE = (12 + MAX_ADDRESSES) * MOST_SERVERS + (3 + MAX_ADDRESSES) * MAX_SHARED_IDS + MAX_ITEMS
+MAX_ITEMS_PATH_STATE = (12 + MOST_ADDRESSES) * MOST_SERVERS + (3 + MOST_ADDRESSES) * MOST_SHARED_IDS + MAX_ITEMS
 MAX_ITEMS_PUSH_PULL = MOST_PULLED + MAX_ITEMS
 MAX_ITEMS_BULK = 5 * fields.MAX_BULK + 16
 
@@ -179,7 +177,7 @@ def _push_pull_data(f: Fields) -> PushPullData:
 
 
 def _addresses(value: object) -> tuple[str, ...]:
-    return tuple(fields.text(one, "an address", fields.MAX_NAME_BYTES) for one in fields.listed(value, "addresses", MAX_ADDRESSES))
+    return tuple(fields.text(one, "an address", fields.MAX_NAME_BYTES) for one in fields.listed(value, "addresses", MOST_ADDRESSES))
 
 
 def _server(value: object) -> Server:
@@ -220,7 +218,7 @@ def _path_state_data(f: Fields) -> PathStateData:
         _version_or_none(f, "pending"),
         _refused(f.get("refused")),
         tuple(map(_server, fields.listed(f.get("servers", []), "servers", MOST_SERVERS))),
-        tuple(map(_shared_id, fields.listed(f.get("shared_ids", []), "shared_ids", MAX_SHARED_IDS))),
+        tuple(map(_shared_id, fields.listed(f.get("shared_ids", []), "shared_ids", MOST_SHARED_IDS))),
         tuple(
             fields.fixed(one, "a refused order", REFUSED_BYTES)
             for one in fields.listed(f.get("refused_orders", []), "refused_orders", MOST_REFUSED)

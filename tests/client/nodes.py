@@ -94,7 +94,7 @@ class FakeNode:
                 if self.busy:
                     self.busy -= 1
                     return fail(Busy(SLOW_DOWN))
-                return fail(RemoteError("not known")) if self.rows is None else succeed(self._state(request.path))
+                return fail(RemoteError("'GetPathState' is not known here")) if self.rows is None else succeed(self._state(request.path))
             case CheckUpload():
                 return self.checked(request)
             case GetIndexAt():

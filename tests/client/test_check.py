@@ -40,7 +40,7 @@ class CheckNode(FakeNode):
             case GetPathState() if self.mute:
                 return fail(Busy(SLOW_DOWN))
             case GetPathState():
-                return fail(RemoteError("GetPathState is not known"))  # as an older node
+                return fail(RemoteError("'GetPathState' is not known here"))  # as an older node
             case GetBaseDir():
                 return succeed(BaseDirData(bytes(32), bytes(32), {}))
         raise AssertionError(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -11,9 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.clockwork import HUSH_S
 from ciruela.gossip.cluster import Completed, RemovedHeard
 from ciruela.gossip.confirm import CONFIRMED_S, MOST_CLAIMS, MOST_UNDER_WAY, Claim, Confirmations
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, Member, Removed, Watch, decode, encode_packets
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, Member, Packet, Removed, Watch, decode, encode_packets
 from ciruela.gossip.pushpull import AGAIN_S, MOST_FIRST, UNABLE_S, Exchanges
 from ciruela.gossip.pushpull import MOST_UNDER_WAY as MOST_EXCHANGES
+from ciruela.gossip.strangers import Strangers
 from ciruela.gossip.telling import DATAGRAMS
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
@@ -123,6 +125,12 @@ class ExchangeTests(SynchronousTestCase):
         self.seconds(100, AT_B)
         self.assertEqual(len(self.wire.times(AT_B)), 1)
 
+    def test_refused_for_another_reason(self) -> None:
+        """A node that cannot tell for a moment who asks would be left alone for ten minutes."""
+        self.wire.answer = RemoteError("it is not known where this connection comes from")
+        self.seconds(60, AT_A)
+        self.assertGreater(len(self.wire.asked), 2)
+
     def test_starting_nodes_are_asked_again(self) -> None:
         """A node that has not read its disk yet would be taken for one of an older version."""
         self.wire.answer = RemoteError("the node is starting, try again in a moment")
@@ -171,6 +179,27 @@ def state(image: ImageId | None, machine: MachineId = A) -> PathStateData:
     return PathStateData(machine, "a", EPOCH, taken=True, committed=None if image is None else Version(5, image))
 
 
+class StrangerTests(SynchronousTestCase):
+    """Servers that no list of peers names."""
+
+    def test_parts(self) -> None:
+        """A server that has told one part of its directories would not be counted for those of the other."""
+        strangers = Strangers()
+        for number, (parts, asked, rows) in enumerate(
+            (((0,), "b", 1), ((1,), "a", 1), ((0, 1), "a", 1), ((0, 1), "b", 1), ((0, 1), "c", 0))
+        ):
+            items = [Member(A, None, EPOCH, "host-a", part, 2, ("ab"[part],)) for part in parts]
+            found = strangers.spoke(AT_A, [Packet(Header(A, EPOCH, number * 2 + one), (item,)) for one, item in enumerate(items)], 0.0)
+            self.assertEqual(found and found.hostname, "host-a")
+            self.assertEqual(len(strangers.rows(asked, 0.0)), rows, (parts, asked))
+
+    def test_nothing(self) -> None:
+        """Who says nothing is nobody."""
+        strangers = Strangers()
+        self.assertIsNone(strangers.spoke(AT_A, [], 0.0))
+        self.assertEqual(strangers.all(), [])
+
+
 @shows("S5")
 class ConfirmTests(SynchronousTestCase):
     """A client hears only what the node itself says over a connection."""
@@ -200,6 +229,14 @@ class ConfirmTests(SynchronousTestCase):
         self.assertFalse(self.confirmations.proved(complete(TWO)))
         self.seconds(int(CONFIRMED_S))
         self.assertFalse(self.confirmations.proved(complete()), "a proof of long ago")
+
+    def test_hooks_that_come_later(self) -> None:
+        """Hooks that became due after the image was there would be told to no client."""
+        self.wire.answer = state(ONE)
+        later = replace(complete(), due=3)
+        for claim in (complete(), later, later):
+            self.confirmations.ask(claim) if not self.confirmations.proved(claim) else None
+        self.assertEqual(self.told, [complete(), later])
 
     def test_removals(self) -> None:
         """The same for what was removed."""

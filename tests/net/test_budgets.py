@@ -85,6 +85,17 @@ class PartialTests(SynchronousTestCase):
         bench.flush()
         self.assertEqual(bench.port.links.budgets.partials.bytes, 0)
 
+    @shows("S10")
+    def test_beside_blocks(self) -> None:
+        """While blocks are due as well, a large message would be held outside of the budget, as large as an index may be."""
+        bench = Bench()
+        raw = self.index_due(bench)
+        bench.served().ask(m.GetBlocks("/a/b", s.image(1), (1,))).addErrback(lambda _: None)
+        bench.flush()
+        raw.send(LARGE + bytes(MIB))
+        bench.flush()
+        self.assertGreaterEqual(bench.port.links.budgets.partials.bytes, MIB)
+
     def index_due(self, bench: Bench) -> Raw:
         """A client that was asked for an index."""
         raw = bench.raw_client()
