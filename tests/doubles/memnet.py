@@ -32,10 +32,11 @@ SILENCE_S = 15.0
 
 
 class MemoryLink:
-    """One end of a connection; implements ``ciruela.seams.Link``."""
+    """One end of a connection; implements ``ciruela.seams.Link``. ``clock`` is that of the process here."""
 
-    def __init__(self, hub: Hub, here: Address, there: Address, counterpart: Counterpart) -> None:
+    def __init__(self, hub: Hub, here: Address, there: Address, counterpart: Counterpart, clock: IReactorTime) -> None:
         self._hub = hub
+        self._clock = clock
         self.here = here
         self.there = there
         self.other: MemoryLink | None = None
@@ -74,11 +75,7 @@ class MemoryLink:
         other = self.other
         self._talk.end(f"the connection to {self.name} was {reason}")
         if other is not None and other.alive and not self._hub.silent(self.here, self.there):
-            self._hub.clock.callLater(self._hub.latency_s, self._hub.reach, self.there, self._end_other)
-
-    def _end_other(self) -> None:
-        if self.other is not None:
-            self.other.broke("closed by the other side")
+            other.breaks("closed by the other side", self._hub.latency_s)
 
     def send_raw(self, data: bytes) -> None:
         """Send one message that no dialogue made."""
@@ -88,6 +85,10 @@ class MemoryLink:
         """The network took the connection away."""
         self._talk.end(f"the connection to {self.name} was lost: {reason}")
 
+    def breaks(self, reason: str, delay_s: float) -> None:
+        """The network takes the connection away; the process here finds out later, unless it is gone by then."""
+        self._clock.callLater(delay_s, self._hub.reach, self.here, self.broke, reason)
+
     def _hold(self, held: bool) -> None:
         """Nothing is read in pieces here, so there is nothing to stop."""
 
@@ -96,7 +97,9 @@ class MemoryLink:
         self._hub.counters["messages"] += 1
         self._hub.counters["message bytes"] += len(data)
         if self._hub.silent(self.here, self.there):
-            self._hub.clock.callLater(SILENCE_S, self._given_up)
+            for end in (self, self.other):
+                if end is not None:
+                    end.breaks("the other side is silent", SILENCE_S)
             return
         if self.other is not None:
             self.other._under_way += 1
@@ -107,12 +110,6 @@ class MemoryLink:
             self.other._under_way -= 1
         if self.other is not None and self.other.alive and self.alive and not self._hub.silent(self.here, self.there):
             self.other._talk.received(data)
-
-    def _given_up(self) -> None:
-        """What was sent into the silence got no answer for so long that both ends take the connection for broken."""
-        for end in (self, self.other):
-            if end is not None and end.alive:
-                self._hub.reach(end.here, end.broke, "the other side is silent")
 
 
 class _Wire:
@@ -242,7 +239,7 @@ class Hub:
         self._severed: set[frozenset[Address]] = set()
         self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}
         self._rng = rng
-        self._nodes: dict[Address, tuple[Counterpart, Callable[[bytes, Address], object]]] = {}
+        self._nodes: dict[Address, tuple[Counterpart, Callable[[bytes, Address], object], IReactorTime]] = {}
         self._group: dict[Address, int] = {}
         self._pairs: list[tuple[MemoryLink, MemoryLink]] = []
         self._many = 64
@@ -255,8 +252,9 @@ class Hub:
         clock: IReactorTime | None = None,
     ) -> tuple[_Wire, _Datagrams]:
         """Start a node, or start it again after :meth:`kill`: what it asks with, and its gossip socket. ``clock``: its process's."""
-        self._nodes[address] = (counterpart, on_datagram)
-        return _Wire(self, address, clock or self.clock), _Datagrams(self, address)
+        clock = clock or self.clock
+        self._nodes[address] = (counterpart, on_datagram, clock)
+        return _Wire(self, address, clock), _Datagrams(self, address)
 
     def kill(self, address: Address) -> None:
         """The node is gone at once; its connections break."""
@@ -363,7 +361,7 @@ class Hub:
                     end.other = None
                 elif end.alive:
                     end.other = None
-                    self.clock.callLater(self.latency_s if told else SILENCE_S, self.reach, end.here, end.broke, "the other side is gone")
+                    end.breaks("the other side is gone", self.latency_s if told else SILENCE_S)
 
     def _together(self, here: Address, there: Address) -> bool:
         if self._severed and frozenset((here, there)) in self._severed:
@@ -401,8 +399,9 @@ class Hub:
         if not self.reachable(origin, address):
             done.errback(LinkLost(f"connection refused by {address}"))
             return
-        near = MemoryLink(self, origin, address, counterpart)
-        far = MemoryLink(self, address, origin, self._nodes[address][0])
+        served, _, there = self._nodes[address]
+        near = MemoryLink(self, origin, address, counterpart, clock)
+        far = MemoryLink(self, address, origin, served, there)
         near.other, far.other = far, near
         if len(self._pairs) >= self._many:
             self._pairs = [pair for pair in self._pairs if pair[0].alive]

@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.errors import LinkLost
 from ciruela.proto import messages as m
 from ciruela.seams import Address
-from tests.doubles.memnet import Hub
+from tests.doubles.clock import HeapClock, Timers
+from tests.doubles.memnet import SILENCE_S, Hub
 from tests.net.bench import Counterpart
 from tests.proto import samples as s
 
@@ -118,6 +119,40 @@ class Memory(SynchronousTestCase):
         answer = self.nodes[A][0].ask(B, BLOCK)
         self.turn()
         self.successResultOf(answer)
+
+    def test_gone_processes_hear_nothing(self) -> None:
+        """A process that was killed while the end of a connection was on its way to it would go on, beside the one started after it."""
+
+        def closes(hub: Hub, near: Any, far: Any) -> None:
+            far.close()
+
+        def vanishes(hub: Hub, near: Any, far: Any) -> None:
+            hub.vanish(B, told=True)
+
+        def loses_power(hub: Hub, near: Any, far: Any) -> None:
+            hub.vanish(B, told=False)
+
+        def falls_silent(hub: Hub, near: Any, far: Any) -> None:
+            hub.silence(A, B)
+            near.tell(s.NOTIFICATIONS["PublishImage"])
+
+        for ends in (closes, vanishes, loses_power, falls_silent):
+            for dies in (False, True):
+                clock, client, part = HeapClock(), Counterpart(), Counterpart()
+                hub, process = Hub(clock, random.Random(1)), Timers(clock)
+                hub.node(A, Counterpart(), lambda data, source: None, process)
+                hub.node(B, part, lambda data, source: None)
+                linking = hub.link(client, B, A, process)
+                clock.advance(1.0)
+                link = self.successResultOf(linking)
+                link.ask(SLOW).addErrback(lambda failure: None)
+                clock.advance(1.0)
+                ends(hub, link, next(iter(part.links)))
+                if dies:
+                    process.dead = True
+                    hub.vanish(A, told=True)
+                clock.advance(2 * SILENCE_S)
+                self.assertEqual(client.lost_links, [] if dies else [link], f"{ends.__name__}, {dies}")
 
     def test_client_links(self) -> None:
         """Both ends ask and tell, in order; closing is heard on both."""

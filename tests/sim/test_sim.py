@@ -14,6 +14,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.model.order import Accepted, Progress, Reject, Rejected
 from ciruela.model.state import State
 from ciruela.reconcile.service import Reconciler
+from tests.doubles.memnet import MemoryLink
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.sim.invariants import agree, check
@@ -112,6 +113,15 @@ class NoticeTests(UnmeasuredTestCase):
 
         self.patch(uploads, "judge", judge)
         self.noticed("I10", 0, 28, 30)
+
+    def test_ghosts(self) -> None:
+        """A process that is gone and goes on, on the disk of the one that was started after it."""
+
+        def breaks(link: MemoryLink, reason: str, delay_s: float) -> None:
+            link._hub.clock.callLater(delay_s, link.broke, reason)
+
+        self.patch(MemoryLink, "breaks", breaks)
+        self.noticed("I8", 1003, 25, 11)
 
     def test_unsigned(self) -> None:
         """A node that believes what others say."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from nacl.exceptions import BadSignatureError
@@ -128,7 +129,7 @@ class Host:
                 hostname=f"n{self.number}",
                 epoch=max(1, self.now_ms()),
                 configs=self.shelf.configs,
-                disk=self.shelf.open(self._in_thread),
+                disk=self.shelf.open(partial(self._in_thread, self.timers)),
                 wire=wire,
                 datagrams=datagrams,
                 authority=self,
@@ -235,11 +236,13 @@ class Host:
             self.liar = Liar(self.universe, self, random.Random(self.rng.getrandbits(64)))
             self.state = "liar"
 
-    def _in_thread(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+    def _in_thread(self, process: Timers, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        if process.dead:
+            self.universe.violated("I8", f"a process of n{self.number} that is gone went on")
         if not self.universe.hop_s:
             return maybeDeferred(f, *args, **kwargs)
         done: Deferred[T] = Deferred()
-        self.timers.callLater(self.rng.random() * self.universe.hop_s, lambda: maybeDeferred(f, *args, **kwargs).chainDeferred(done))
+        process.callLater(self.rng.random() * self.universe.hop_s, lambda: maybeDeferred(f, *args, **kwargs).chainDeferred(done))
         return done
 
     # -- seams.Authority ------------------------------------------------------------------------------------------------------
