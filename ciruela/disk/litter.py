@@ -25,7 +25,8 @@ class Litter:
         self._left: dict[tuple[str, tuple[str, ...]], tuple[Place, set[str]]] = {}
 
     def __len__(self) -> int:
-        return sum(len(names) for _, names in self._left.values())
+        with self._lock:
+            return sum(len(names) for _, names in self._left.values())
 
     def left(self, place: Place, name: str) -> None:
         """The tree ``name`` beside the image of ``place`` could not be deleted."""
@@ -46,7 +47,12 @@ class Litter:
                     self.left(place, name)
                 continue
             with parent:
-                yield from self._remove(parent, place, names)
+                try:
+                    yield from self._remove(parent, place, names)
+                except OSError as error:
+                    _log.debug("debris beside {place} cannot be looked at: {error}", place=str(place), error=error)
+                    for name in names:
+                        self.left(place, name)
 
     def _remove(self, parent: SafeDir, place: Place, names: set[str]) -> Steps[None]:
         for name in parent.names():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -383,6 +384,8 @@ class Store:
             if parent.stat(name) is None and index.total_bytes > free and not (shares and self._has_images(vpath)):
                 raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
+            with suppress(FileNotFoundError), self._records.states(vpath) as directory:
+                finish_aside(directory, place, parent)  # or what is set aside, and has no name of its own yet, would be staged and deleted
             root = open_staging(parent, name)
 
         def shown(aside: bool) -> None:
@@ -411,7 +414,7 @@ class Store:
         """After a commit: forget what is open there, delete the old tree, see what was set aside."""
         self._readers.forget(place.vpath)
         if aside:
-            self._lane(place.vpath).do(checked, place.vpath, self._finish_aside, place).addErrback(self._not_removed, place)
+            self._lane(place.vpath).do(checked, place.vpath, self._finish_aside, place).addErrback(self._not_named, place)
         else:
             self._discard_later(place, place.staging(image))
         self._discard_kept(place)
@@ -439,8 +442,13 @@ class Store:
             for at, (where, asides) in list(self._aside.items()):
                 if asides:
                     yield ENTRY_COST * len(asides)
-                    with where.open_parent() as parent:
-                        self._aside[at] = where, [one for one in asides if parent.stat(one.where.rpartition("/")[2]) is not None]
+                    try:
+                        with where.open_parent() as parent:
+                            self._note_aside(parent, where)
+                    except FileNotFoundError:
+                        self._aside[at] = where, []
+                    except (BaseUnavailable, OSError) as error:
+                        self._log.debug("what is set aside at {place} cannot be looked at: {error}", place=str(where), error=error)
             return len(self._litter)
 
         return Lane(self._in_thread, "tidying").steps(checked_steps("tidying", again()))
@@ -472,13 +480,16 @@ class Store:
             return failure
 
         work = self._lane(place.vpath).steps(checked_steps(place.vpath, remove()))
-        work.addErrback(failed).addErrback(self._not_removed, place)
+        work.addErrback(failed).addErrback(self._not_removed, place, ", it is tried again each hour")
 
-    def _not_removed(self, failure: Failure, place: Place) -> None:
+    def _not_removed(self, failure: Failure, place: Place, then: str = "") -> None:
         self._log.error(
-            "the old content of {vpath} cannot be removed now, it is tried again each hour: {error}",
-            vpath=str(place.vpath),
-            error=failure.value,
+            "the old content of {vpath} cannot be removed now{then}: {error}", vpath=str(place.vpath), then=then, error=failure.value
+        )
+
+    def _not_named(self, failure: Failure, place: Place) -> None:
+        self._log.error(
+            "{vpath}: what stood there without a record gets no name of its own now: {error}", vpath=str(place.vpath), error=failure.value
         )
 
     def present(self, vpath: VPath) -> Deferred[bool]:
@@ -528,20 +539,19 @@ class Store:
         if vetting is None or not vetting.waiting:
             return succeed(())
 
-        def judge() -> Steps[Sequence[VPath]]:
-            lost = []
-            for _ in range(min(most, len(vetting.waiting))):
-                vpath = vetting.waiting.popleft()
-                yield ENTRY_COST
-                try:
-                    with self._records.states(vpath) as directory:
-                        if not vetting.prove(directory, self._place(vpath)):
-                            lost.append(vpath)
-                except (DiskError, OSError) as error:
-                    self._log.warn("{vpath}: its record gets no checksum now: {error}", vpath=str(vpath), error=error)
-            return lost
+        def judge(vpath: VPath) -> bool:
+            with self._records.states(vpath) as directory:
+                return vetting.prove(directory, self._place(vpath))
 
-        return Lane(self._in_thread, "proving").steps(judge())
+        def put_off(failure: Failure, vpath: VPath) -> bool:
+            failure.trap(DiskError)
+            self._log.warn("{vpath}: its record gets no checksum now: {error}", vpath=str(vpath), error=failure.value)
+            return True
+
+        due = [vetting.waiting.popleft() for _ in range(min(most, len(vetting.waiting)))]
+        # On the lane of each: a commit between the reading and the writing of a record would be undone.
+        proved = [self._lane(vpath).do(checked, vpath, judge, vpath).addErrback(put_off, vpath) for vpath in due]
+        return gatherResults(proved).addCallback(lambda good: [vpath for vpath, kept in zip(due, good, strict=True) if not kept])
 
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """As ``seams.Disk.examine``."""

@@ -49,7 +49,7 @@ class Trust:
 
 
 class Vetting:
-    """Judges the records of one daemon that have no checksum. Used by one thread at a time.
+    """Judges the records of one daemon that have no checksum. Used from several threads.
 
     ``waiting`` are the paths with a committed image of which the record has none yet: :meth:`prove` gives it one.
     """

@@ -74,6 +74,30 @@ class AsideTests(Real):
         self.successResultOf(self.store.tidy(delete=False))
         self.assertEqual(list(self.store.set_aside()), [])
 
+    def test_directory_is_gone(self) -> None:
+        """One directory that an operator deleted would keep all others from being tidied, until the next start."""
+        plant(self.node.image(V1), SMALL)
+        self.upload(V1, CHANGED)
+        where = place(self.node.configs, V1)
+        self.store._litter.left(where, where.staging(index_bytes(SMALL)[0].image))
+        self.node.image(V1).parent.rename(self.node.root / "deleted")
+        self.assertEqual(self.successResultOf(self.store.tidy(delete=False)), 1)
+        self.assertEqual(list(self.store.set_aside()), [])
+
+    def test_litter_that_cannot_be_looked_at(self) -> None:
+        """Debris would be forgotten, with all that comes after it, when a disk gives an error once."""
+        where = place(self.node.configs, V1)
+        self.upload(V1, SMALL)
+        self.store._litter.left(where, ".ciruela~1")
+
+        def fails(_: object) -> list[str]:
+            raise OSError(5, "Input/output error")
+
+        patch = self.patch(SafeDir, "names", fails)
+        self.assertEqual(self.successResultOf(self.store.tidy(delete=True)), 1)
+        patch.restore()
+        self.assertEqual(self.successResultOf(self.store.tidy(delete=True)), 0)
+
     @shows("I11")
     def test_litter_in_use(self) -> None:
         """Trying again to delete debris would delete a download that has begun under the same name."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cbor2
+from twisted.internet.defer import Deferred
 
 from ciruela.disk import burials, trust
 from ciruela.disk.store import Store
@@ -139,6 +141,27 @@ class Unsealed(TrustCase):
         self.assertEqual([held.vpath for held in self.loaded()], [V2])
         self.assertEqual(self.successResultOf(self.store.prove(10)), [V1, V2])
         self.assertNotEqual(first, second)
+
+    def test_beside_a_commit(self) -> None:
+        """A record that is read before a commit and written after it would say again what was there before."""
+        self.upload(V1, SMALL)
+        self.unseal("v1.state")
+        self.loaded()
+        jobs: list[Callable[[], object]] = []
+
+        def later(work: Callable[..., object], *args: object) -> Deferred[object]:
+            done: Deferred[object] = Deferred()
+            jobs.append(lambda: done.callback(work(*args)))
+            return done
+
+        self.store._in_thread = later  # type: ignore[assignment,method-assign]
+        told: list[str] = []
+        busy = self.store._lane(V1).do(told.append, "commit")
+        proved = self.store.prove(10)
+        self.assertEqual(len(jobs), 1)
+        while jobs:
+            jobs.pop(0)()
+        self.assertEqual((told, self.successResultOf(busy), self.successResultOf(proved)), (["commit"], None, []))
 
     @shows("K3.3", "A45")
     def test_floor(self) -> None:

@@ -19,9 +19,9 @@ EXPECTED = (
     "{vpath}: recording failed, the old content is put back",
     "{vpath}: {error}; it is left as it is until the next start",
     "debris cannot be looked for in {base}: {error}",
-    "debris {name} cannot be removed: {error}",
+    "debris {name} cannot be removed now, it is tried again each hour: {error}",
     "{name} cannot be removed: {error}",
-    "the old content of {vpath} cannot be removed now: {error}",
+    "the old content of {vpath} cannot be removed now{then}: {error}",
     "{address} has {image} at {vpath}, signed by no key that is configured here: compare the keys of the nodes",
 )
 """What is told to the operator as an error, and is one: of the world, not of the program."""
