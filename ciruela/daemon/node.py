@@ -255,6 +255,7 @@ class Node:
             world.tuning.signature_max_age_ms,
             guard=self._protecting,
             kept_out=self._stays,
+            neighbours=neighbours,
         )
         self.refusals = Refusals(world.clock)
         self.uploads.refused = self._rejected

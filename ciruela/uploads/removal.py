@@ -55,6 +55,8 @@ def judge_removal(
 
 
 def _other_content(removal: Removal, standing: Standing) -> Rejected | None:
+    """The refusal where another image is there. What other nodes have counts as well: the removal will hold for them, too."""
+
     def other(state: State | None) -> bool:
         return state is not None and state.image != removal.image
 
@@ -62,4 +64,11 @@ def _other_content(removal: Removal, standing: Standing) -> Rejected | None:
         return Rejected(Reject.ALREADY_UPLOADING, "another image is on its way there")
     if other(standing.committed):
         return Rejected(Reject.REPLACE_DOESNT_MATCH, "another image is there")
+    here = () if standing.committed is None else (standing.committed.version,)
+    newest = max((*standing.elsewhere.committed, *here), default=None)
+    if newest is not None and newest.image != removal.image:
+        return Rejected(Reject.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there on another node")
+    coming = max(standing.elsewhere.pending, default=None)
+    if coming is not None and coming.image != removal.image and (newest is None or coming > newest):
+        return Rejected(Reject.ALREADY_UPLOADING, f"{coming.image.hex()[:12]} is on its way there on another node")
     return None

@@ -13,17 +13,18 @@ from twisted.logger import Logger
 from ciruela.clockwork import Hush
 from ciruela.index.tree import Index
 from ciruela.keys.signed import removal_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import CiruelaError, DiskError, OtherContent
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Reject, Rejected, Removal
+from ciruela.model.order import Abort, Origin, Reject, Rejected, Removal
 from ciruela.model.state import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.neighbours import Neighbours
 from ciruela.uploads.removal import RemovalVerdict, judge_removal
 from ciruela.uploads.service import Starter, Uploads
-from ciruela.uploads.verdict import SIGNATURE_MAX_AGE_MS, Standing, no_config, wrong_level
+from ciruela.uploads.verdict import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, no_config, wrong_level
 
 INDEX_S = 10.0
 """So long other nodes are asked for the index of an image that is to go, where nothing is recorded of what stands there."""
@@ -66,8 +67,13 @@ class Removals:
         max_age_ms: int = SIGNATURE_MAX_AGE_MS,
         guard: Guard = _unguarded,
         kept_out: Callable[[Removal, Reject], None] = lambda _removal, _reason: None,
+        neighbours: Neighbours | None = None,
     ) -> None:
-        """``removed`` is told of each removal that is recorded here, ``kept_out`` of each that is refused."""
+        """``removed`` is told of each removal that is recorded here, ``kept_out`` of each that is refused.
+
+        ``neighbours`` are asked before a removal of a client is judged; without them this node is alone.
+        """
+        self._neighbours = neighbours
         self._guard = guard
         self._kept_out = kept_out
         self._configs = configs
@@ -98,10 +104,11 @@ class Removals:
     async def _judged(self, removal: Removal, config: DirConfig) -> RemovalVerdict:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
         verified = await self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
+        elsewhere = await self._elsewhere(removal, config) if verified else NOWHERE
         while True:
             unrecorded = bool(verified) and await self._stands_unrecorded(removal.vpath)
             protecting = await self._protecting(removal, config, unrecorded) if verified else None
-            standing = self._standing(removal.vpath)
+            standing = self._standing(removal.vpath, elsewhere)
             verdict = judge_removal(removal, standing, tuple(verified), self._now_ms(), self._max_age_ms, config.append_only, protecting)
             settled = self._downloads.settled(removal.vpath)
             if isinstance(verdict, Rejected):
@@ -122,7 +129,15 @@ class Removals:
             self._tell_refused(removal, verdict)
         return verdict
 
-    def _standing(self, vpath: VPath) -> Standing:
+    async def _elsewhere(self, removal: Removal, config: DirConfig) -> Elsewhere:
+        """What others have at the path: a client's removal will hold for them as well. Where each keeps its own, it counts nothing."""
+        if self._neighbours is None or removal.origin is Origin.PEER:
+            return NOWHERE
+        if config.append_only and config.on_append_conflict is OnConflict.FREEZE:
+            return NOWHERE
+        return await self._neighbours.ask(removal.vpath)
+
+    def _standing(self, vpath: VPath, elsewhere: Elsewhere) -> Standing:
         pending, burials = self._ledger.pending(vpath), self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
         return Standing(
@@ -131,6 +146,7 @@ class Removals:
             stalled=False,
             buried=tombstone.version if tombstone else None,
             floor_ms=burials.floor_ms,
+            elsewhere=elsewhere,
         )
 
     async def _stands_unrecorded(self, vpath: VPath) -> bool:

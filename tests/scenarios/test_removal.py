@@ -3,6 +3,7 @@
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, UploadAck
 from tests.measure import UnmeasuredTestCase
+from tests.proof import shows
 from tests.scenarios.cluster import Client, Cluster, Image, accepted
 
 V1 = "/app/v1"
@@ -48,6 +49,26 @@ class RemovalTests(UnmeasuredTestCase):
             cluster.run(long_after_s)
             self.assertEqual(cluster.holders(V1, SITE), set())
             self.assertTrue(all(VPath.parse(V1) not in disk.images for disk in cluster.disks.values()))
+
+    @shows("K2.2")
+    def test_through_an_empty_node(self):
+        """The removal of what was there long ago would take away what is there now, through a node that knows of neither."""
+        cluster = Cluster(3)
+        cluster.run(10.0)
+        client = Client(cluster, OTHER)
+        client.upload(V1, cluster.addresses(1, 2))
+        self.wait(cluster, lambda: len(cluster.holders(V1, OTHER)) == 3)
+        client.leave()
+        for wait_s in (0.0, 0.5, 2.0):
+            cluster.kill(3)
+            cluster.start(3, wiped=True)
+            cluster.run(wait_s)
+            client, _ = self.remove(cluster, 3)
+            cluster.run(5.0, until=lambda: client.answers)  # noqa: B023
+            self.assertIn(self.refused(client), (["replace_doesnt_match_index"], ["already_uploading_different_version"]))
+            client.leave()
+            cluster.run(60.0)
+            self.assertEqual(cluster.holders(V1, OTHER), {1, 2, 3})
 
     def test_lost_datagrams(self):
         """A client would wait for ever for a node whose word was lost, or take an old acknowledgment for one of the removal."""
@@ -132,6 +153,7 @@ class RemovalTests(UnmeasuredTestCase):
         entry = cluster.nodes[1].ledger.committed(VPath.parse(V1)).signatures[0]
         client = Client(cluster, SITE)
         request = client.remove("/app/never", cluster.addresses(1))
+        cluster.run(5.0)
         client.ask(type(request)(V1, SITE.id, entry.timestamp_ms, (entry.signature,)), cluster.addresses(1))
         cluster.run(5.0)
         client.ask(AppendDir("/app/never", SITE.id, request.timestamp_ms, request.signatures), cluster.addresses(2))

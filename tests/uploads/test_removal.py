@@ -11,7 +11,7 @@ from ciruela.model.order import Origin, Reject, Rejected, Removal, Removed
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.uploads.removal import judge_removal
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Standing
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing
 from tests.proof import shows
 
 NOW_MS = 1_800_000_000_000
@@ -73,6 +73,23 @@ class VerdictTests(SynchronousTestCase):
         self.assertIs(self.judge(CLIENT, coming), Reject.ALREADY_UPLOADING)
         self.assertIs(self.judge(PEER, other), True)
         self.assertIs(self.judge(PEER, coming), True)
+
+    @shows("K2.2")
+    def test_what_others_have(self) -> None:
+        """A node that is empty or behind would take a removal that the others refuse, and it would hold for them."""
+
+        def there(*versions: Version, coming: tuple[Version, ...] = ()) -> Elsewhere:
+            return Elsewhere(frozenset(versions), frozenset(coming))
+
+        older, newer, same = Version(NOW_MS - 9, B), Version(NOW_MS - 1, B), Version(NOW_MS - 5, A)
+        for mine in (None, state(A, NOW_MS - 5)):
+            standing = replace(NOTHING, committed=mine)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(newer))), Reject.REPLACE_DOESNT_MATCH)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, newer))), Reject.REPLACE_DOESNT_MATCH)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, older))), True)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(coming=(newer,)))), Reject.ALREADY_UPLOADING)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, coming=(older,)))), True)
+            self.assertIs(self.judge(PEER, replace(standing, elsewhere=there(newer))), True)
 
     @shows("K5.5", "I9")
     def test_protected(self) -> None:
