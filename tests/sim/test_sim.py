@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import ciruela.uploads.service as uploads
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
+from ciruela.gossip import cluster
 from ciruela.model.order import Accepted, Progress, Reject, Rejected
 from ciruela.model.state import State
 from ciruela.reconcile.service import Reconciler
@@ -132,6 +133,13 @@ class NoticeTests(UnmeasuredTestCase):
 
         self.patch(uploads, "judge", judge)
         self.noticed("I4", 26, 56, 55)
+
+    @shows("K1.1")
+    def test_who_was_never_met(self) -> None:
+        """A server of which nothing was heard, taken for one that is not there."""
+        real = cluster.servers
+        self.patch(cluster, "servers", lambda places, key: [row for row in real(places, key) if row.machine is not None])
+        self.noticed("K1.1", 45, 2)
 
     def test_no_reconciliation(self) -> None:
         """Nodes that were away and never catch up."""
