@@ -161,6 +161,7 @@ class _Contact:
     label: str
     answer: _Answer = _Answer.NONE
     outstanding: bool = False
+    connected: bool = False
     reason: str = ""
     exit_code: int = EXIT_REJECTED
     errors: int = 0
@@ -228,7 +229,7 @@ class Book:
     def asked(self, address: Address, label: str, *, servers: bool = False) -> None:
         """The request goes out to ``address``; what it gave up before no longer counts. ``servers``: it is asked for others, too."""
         contact = self._contacts.setdefault(address, _Contact(label))
-        contact.outstanding = True
+        contact.outstanding = contact.connected = True
         contact.asked_for_servers = contact.asked_for_servers or servers
         self._servers.open(str(address))
         if contact.machine is not None:
@@ -315,7 +316,7 @@ class Book:
         self._servers.lost(str(address))
         contact = self._contacts.get(address)
         if contact is not None:
-            contact.outstanding = contact.asked_for_servers = False
+            contact.outstanding = contact.asked_for_servers = contact.connected = False
 
     def done_by(self, has: str) -> str:
         """What a node that is done has done; ``has`` may be "have"."""
@@ -424,6 +425,13 @@ class Book:
         known = self.view.machines
         return [known[machine] for machine in machines if machine in known and known[machine].unvouched]
 
+    def _kept(self, contact: _Contact) -> bool:
+        """Whether a node has what it accepted: by its own word, or, once its connection is gone, by that of the others.
+
+        A node that was restarted is often not connected again, because three others are; it then counts as any server does.
+        """
+        return contact.machine in self._own | self._held or (not contact.connected and contact.machine in self._satisfied())
+
     def _with(self, *answers: _Answer) -> list[_Contact]:
         return [contact for contact in self._contacts.values() if contact.answer in answers]
 
@@ -485,7 +493,7 @@ class Book:
         everywhere = done >= expected
         require = rule.require
         enough = require is None or done >= require.need(expected)
-        if not busy and everywhere and enough and all(contact.machine in self._own | self._held for contact in accepted):
+        if not busy and everywhere and enough and all(self._kept(contact) for contact in accepted):
             return Verdict(Outcome.DONE)
         if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
             return RUNNING

@@ -238,6 +238,24 @@ class Rows(RowCase):
         self.assertGreater(self.book.revision, before)
         self.expect(Outcome.DONE)
 
+    @shows("K7.2", "I7")
+    def test_word_of_others(self) -> None:
+        """A node that was restarted and is not connected again would be waited for, although the others have told that it has it."""
+        for number in (1, 2, 3):
+            self.named(number)
+            self.tells(number, *(self.server(other) for other in (1, 2, 3) if other != number))
+        for number in (1, 3):
+            self.got(number, number)
+        self.book.lost(address(2))
+        self.expect(Outcome.RUNNING)
+        self.got(1, 2)
+        self.expect(Outcome.DONE)
+        self.named(2)
+        self.book.said_nothing(address(2))
+        self.expect(Outcome.RUNNING)
+        self.got(2, 2)
+        self.expect(Outcome.DONE)
+
     @shows("A29", "I7")
     def test_made_up_machine_of_a_real_server(self) -> None:
         """A server that invents a machine at the address of another one could report in its name."""

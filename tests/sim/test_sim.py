@@ -7,6 +7,7 @@ import random
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from twisted.internet.defer import succeed
 
 import ciruela.uploads.service as uploads
 from ciruela.disk.openfile import OpenFile
@@ -15,6 +16,8 @@ from ciruela.gossip import cluster
 from ciruela.model.order import Accepted, Progress, Reject, Rejected
 from ciruela.model.state import State
 from ciruela.reconcile.service import Reconciler
+from ciruela.uploads import verdict
+from ciruela.uploads.neighbours import Neighbours
 from tests.doubles.memnet import MemoryLink
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
@@ -140,6 +143,13 @@ class NoticeTests(UnmeasuredTestCase):
         real = cluster.servers
         self.patch(cluster, "servers", lambda places, key: [row for row in real(places, key) if row.machine is not None])
         self.noticed("K1.1", 45, 2)
+
+    @shows("K2.1")
+    def test_later_append(self) -> None:
+        """A later append that takes the place of an acknowledged one, at nodes that ask nobody and go by the newest signature."""
+        self.patch(verdict, "_by_claim", lambda wish, _config, standing: verdict._by_version(wish, standing))
+        self.patch(Neighbours, "ask", lambda *_: succeed(verdict.NOWHERE))
+        self.noticed("I10", 266)
 
     def test_no_reconciliation(self) -> None:
         """Nodes that were away and never catch up."""
