@@ -22,6 +22,7 @@ EXPECTED = (
     "debris {name} cannot be removed now, it is tried again each hour: {error}",
     "{name} cannot be removed: {error}",
     "the old content of {vpath} cannot be removed now{then}: {error}",
+    "{place}: something stood there of which nothing is recorded; it is kept as {aside}: look through it, then delete it",
     "{address} has {image} at {vpath}, signed by no key that is configured here: compare the keys of the nodes",
 )
 """What is told to the operator as an error, and is one: of the world, not of the program."""
