@@ -334,20 +334,16 @@ class Requests:
         return looked.addCallback(lambda _: self._uploads.check(order)).addCallback(self._checked, vpath)
 
     def _checked(self, verdict: Verdict, vpath: VPath) -> Deferred[Response]:
-        """What is recorded, but does not stand on the disk, is not there: an upload would bring it again."""
+        """The answer; the record of what does not stand on the disk is gone by now."""
         if vpath.key not in self._configs:
-            return self._acquainted().addCallback(lambda _: self._check_data(verdict, vpath, False, None))
-        looked = succeed(False) if self._ledger.committed(vpath) is None else self._disk.present(vpath).addErrback(self._untold, False)
+            return self._acquainted().addCallback(lambda _: self._check_data(verdict, vpath, None))
+        free = self._acquainted().addCallback(lambda _: self._disk.free(vpath.key).addErrback(self._untold, None))
+        return free.addCallback(lambda free_bytes: self._check_data(verdict, vpath, free_bytes))
 
-        def answer(there: bool) -> Deferred[Response]:
-            free = self._disk.free(vpath.key).addErrback(self._untold, None)
-            return free.addCallback(lambda free_bytes: self._check_data(verdict, vpath, there, free_bytes))
-
-        return self._acquainted().addCallback(lambda _: looked).addCallback(answer)
-
-    def _check_data(self, verdict: Verdict, vpath: VPath, there: bool, free_bytes: int | None) -> Response:
+    def _check_data(self, verdict: Verdict, vpath: VPath, free_bytes: int | None) -> Response:
         reason, detail = (verdict.reason.value, verdict.detail) if isinstance(verdict, Rejected) else (None, "")
-        committed, pending = self._ledger.committed(vpath) if there else None, self._ledger.pending(vpath)
+        committed = self._ledger.committed(vpath) if vpath.key in self._configs else None
+        pending = self._ledger.pending(vpath)
         return CheckData(
             reason is None,
             reason,
@@ -363,7 +359,7 @@ class Requests:
         )
 
     def _untold(self, failure: Failure, unknown: T) -> T:
-        """How much room there is, or what is there, cannot be told: the base is not mounted, say. The verdict can."""
+        """How much room there is cannot be told: the base is not mounted, say. The verdict can."""
         failure.trap(DiskError)
         return unknown
 

@@ -123,9 +123,11 @@ def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Burials:
 def take_back(directory: SafeDir, place: Place, before: Tombstone | None) -> None:
     """Undo an :func:`add` where ``before`` was what stood there. Raises OSError."""
     with _turn:
-        burials = read(directory, place).without(place.vpath.entry)
+        now = read(directory, place)
+        burials = now.without(place.vpath.entry)
         burials = burials if before is None else burials.with_one(place.vpath.entry, before)
-        write_file(directory, file_name(place), encode(burials))
+        if burials != now:
+            write_file(directory, file_name(place), encode(burials))
 
 
 def fold(directory: SafeDir, place: Place, before_ms: int) -> Burials:

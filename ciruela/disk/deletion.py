@@ -66,11 +66,13 @@ def _delete_unrecorded(directory: SafeDir, place: Place, tombstone: Tombstone, i
         if found is None:
             return burials.add(directory, place, tombstone), None
         yield from _compare(parent, place, tombstone, index)
+        before = burials.read(directory, place).tombstones.get(place.vpath.entry)
         doomed = yield from rename_away(parent, place.name, found.st_ino)
         try:
             parent.fsync()
             return burials.add(directory, place, tombstone), doomed
         except OSError:
+            burials.take_back(directory, place, before)  # it may stand there although its sync failed
             parent.rename_new(doomed, place.name)
             raise
 

@@ -230,12 +230,13 @@ def _ack(f: Fields) -> UploadAck:
     reason = f.get("reject_reason")
     text = None if reason is None else fields.text(reason, "reject_reason", fields.MAX_TEXT_BYTES)
     machine = f.get("machine_id")
+    hostname = fields.text(f.get("hostname", ""), "hostname", fields.MAX_NAME_BYTES)
     return UploadAck(
         fields.flag(fields.required(f, "accepted"), "accepted"),
         text,
         fields.hosts(f),
         None if machine is None else fields.machine_id(machine),
-        fields.text(f.get("hostname", ""), "hostname", fields.MAX_NAME_BYTES),
+        "" if machine is None else hostname,  # a name of nobody is no name
         fields.text(f.get("detail", ""), "detail", fields.MAX_TEXT_BYTES),
     )
 

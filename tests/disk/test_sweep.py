@@ -63,6 +63,14 @@ class Sweep(Killing):
         """A disk that became read-only, a right that is missing, or too many open files would lose an image."""
         self.sample({"EROFS", "EROFS for good", "EACCES", "EMFILE"}, 1)
 
+    @shows("F29", "K3.2")
+    def test_removal_not_synced(self) -> None:
+        """A removal whose record stands there although it was reported as failed would be remembered, and its tree be visible."""
+        one = scenario("remove what is not recorded")
+        for at in [at for at, call in enumerate(calls_of(one), 1) if call == "fsync"]:
+            for kind in ("EIO", "EIO for good"):
+                check_point(one, KINDS[kind], at)
+
     @shows("G8")
     def test_count(self) -> None:
         """The campaign would leave out what it is there for."""

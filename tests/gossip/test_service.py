@@ -387,12 +387,12 @@ class NewsTests(GossipCase):
     @shows("A32")
     def test_removed_address_is_not_contacted(self) -> None:
         """An answer that was due to an address that the operator has just removed is not sent."""
-        self.facts.waiting = {PATH}
-        data = NullKeyring().seal(encode_packets(Header(A, EPOCH, 50), [Complete(PATH, ONE, 5)])[0])
+        self.facts.images[PATH], self.facts.bits = Version(5, ONE), 1
+        data = NullKeyring().seal(encode_packets(Header(A, EPOCH, 50), [Download(PATH, ONE, None, False, False)])[0])
         self.gossip.received(data, AT_A)
         self.gossip.configured({AT_B: "b.example"})
-        self.clock.advance(0)
-        self.assertEqual(self.out.sent, [])
+        self.clock.advance(2.0)
+        self.assertNotIn(AT_A, [address for address, _ in self.out.sent])
 
 
 class HearingTests(GossipCase):

@@ -89,17 +89,19 @@ class PartialTests(SynchronousTestCase):
     def test_beside_blocks(self) -> None:
         """While blocks are due as well, a large message would be held outside of the budget, as large as an index may be."""
         bench = Bench()
-        raw = self.index_due(bench)
+        raw = self.index_due(bench, REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: ciruela.v2\r\n\r\n"))
         bench.served().ask(m.GetBlocks("/a/b", s.image(1), (1,))).addErrback(lambda _: None)
         bench.flush()
-        raw.send(LARGE + bytes(MIB))
+        raw.send(LARGE + bytes(1000))
+        bench.flush()
+        raw.send(bytes(MIB))
         bench.flush()
         self.assertGreaterEqual(bench.port.links.budgets.partials.bytes, MIB)
 
-    def index_due(self, bench: Bench) -> Raw:
+    def index_due(self, bench: Bench, handshake: bytes = REFERENCE_HANDSHAKE) -> Raw:
         """A client that was asked for an index."""
         raw = bench.raw_client()
-        raw.send(REFERENCE_HANDSHAKE)
+        raw.send(handshake)
         bench.flush()
         bench.served().ask(INDEX).addErrback(lambda _: None)
         bench.flush()

@@ -67,6 +67,16 @@ class Pages(SynchronousTestCase):
             self.assertEqual(status(raw), 400, data)
             self.assertTrue(raw.ended)
 
+    @shows("A28", "F14")
+    def test_key(self) -> None:
+        """A handshake without the key that RFC 6455 asks for would be answered by something that its sender did not mean."""
+        for key in (b"", b"dGhlIHNhbXBsZSBub25jZQ=", b"dGhlIHNhbXBsZSBub25j", b"?" * 24):
+            _, raw = self.ask(REFERENCE_HANDSHAKE.replace(b"dGhlIHNhbXBsZSBub25jZQ==", key))
+            self.assertEqual(status(raw), 400, key)
+            self.assertIn(b"Sec-WebSocket-Key is missing or wrong", raw.seen)
+        _, raw = self.ask(REFERENCE_HANDSHAKE)
+        self.assertEqual(status(raw), 101)
+
     @shows("S13")
     def test_foreign_host(self) -> None:
         """A web page whose name leads here (DNS rebinding) would read signatures in an administrator's browser."""

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import MOST_CUTS
+from ciruela.model.servers import Server
 from ciruela.model.state import SigEntry, State
 from ciruela.proto import codec
 from ciruela.proto import messages as m
@@ -332,6 +333,17 @@ class Tolerance(SynchronousTestCase):
         assert isinstance(wish, codec.RequestIn)
         assert isinstance(wish.request, m.AppendDir)
         self.assertEqual(wish.request.signatures, tuple(bytes([number]) * 64 for number in range(16)))
+
+    @shows("A15", "F11")
+    def test_long_lists(self) -> None:
+        """A server that names a thousand addresses for each of its peers would fill the memory of whoever asks."""
+        for most, fits in ((m.MOST_ADDRESSES, True), (m.MOST_ADDRESSES + 1, False)):
+            server = Server("n1", None, tuple(f"10.0.0.{number}:24783" for number in range(most)), None)
+            data = codec.encode_response(1, "GetPathState", m.PathStateData(MachineId(b"\1" * 16), "n2", 1, True, servers=(server,)))
+            if fits:
+                self.assertIsInstance(codec.decode(data), codec.ResponseIn)
+            else:
+                self.refused(data)
 
     @shows("A23", "A24", "F13")
     def test_limits(self) -> None:
