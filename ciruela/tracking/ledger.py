@@ -109,6 +109,10 @@ class Ledger:
         gone = [vpath for base, names in self._bases.items() if base.key == key for vpath in names.values()]
         for base in [base for base in self._burials if base.key == key]:
             del self._burials[base]
+            self._revisions[base] += 1
+            self._stale.add(base)
+        for vpath in [vpath for vpath in self._kept if vpath.key == key]:
+            del self._kept[vpath]
         for vpath in gone:
             self._committed.pop(vpath, None)
             self._pending.pop(vpath, None)

@@ -195,7 +195,7 @@ class Removals:
         tombstone = Tombstone(removal.version, self._now_ms(), signatures, removal.forced)
         if self._ledger.pending(vpath) is not None:
             self._ledger.abort(vpath, self._now_ms())
-            await self._disk.drop_pending(vpath)
+        await self._disk.drop_pending(vpath)  # also a journal that could not be deleted when its upload was given up
         index = await self._index(removal) if unrecorded else None
         self._ledger.bury(vpath, await self._disk.remove(vpath, tombstone, index))
         self.removed += 1
