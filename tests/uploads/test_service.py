@@ -313,7 +313,7 @@ class UploadsTests(SynchronousTestCase):
         self.assertEqual(self.ledger.pending(V1).state.image, B)
 
     @shows("I4", "I5")
-    def test_one_at_a_time(self):
+    def test_begun_while_another_ends(self):
         """An order that was begun while the turn before it ended would be judged beside the next one: both could be accepted."""
         first, last, running = Deferred(), Deferred(), []
         self.uploads.alone(V1, lambda: first)
