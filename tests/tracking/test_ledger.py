@@ -167,6 +167,19 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual([one.vpath for one in self.ledger.pendings()], [V2])
         self.assertEqual(self.changes, [])
 
+    @shows("I9")
+    def test_two_deletions_at_once(self):
+        """Of two images that are deleted at the same time one would be forgotten here, and come back from a node that missed it."""
+        stones = {name: Tombstone(Version(5, A), 9, (bytes(64),)) for name in ("v1", "v2")}
+        for later in ("bury", "fold"):
+            self.setUp()
+            self.ledger.bury(V2, Burials(0, stones, serial=8))
+            earlier = Burials(0, {"v1": stones["v1"]}, serial=7)
+            self.ledger.bury(V1, earlier) if later == "bury" else self.ledger.fold(BASE, earlier)
+            self.assertEqual(set(self.ledger.removed(BASE)), {"v1", "v2"})
+            self.ledger.fold(BASE, Burials(5, {}, serial=9))
+            self.assertEqual(self.ledger.burials(BASE), Burials(5, {}))
+
     @shows("F44", "I5")
     def test_directory_taken_away(self):
         """A directory that is configured no more, and in which only removals are known, would be told of for ever, and asked for."""
