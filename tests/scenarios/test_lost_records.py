@@ -223,6 +223,27 @@ class LossTests(UnmeasuredTestCase):
         self.assertTrue(self.ask(removal, 1).accepted)
         self.assertNotIn(PATH, disk.foreign)
 
+    @shows("K5.5", "I9")
+    def test_protected_while_an_index_is_fetched(self):
+        """A link that comes to lead to it while other nodes are asked for its index would not keep what stands there."""
+        node = self.cluster.nodes[3]
+        self.disk.lose_record(PATH)
+        node.ledger.vanish(PATH, None)
+        self.disk.indexes.clear()
+
+        def mend_index(_vpath, _image):
+            self.cluster.links[3].leads = "/srv/current"
+            return succeed(parse(SITE.data, SITE.id))
+
+        self.patch(node.downloads, "mend_index", mend_index)
+        answer = self.ask(self.removal(), 3)
+        self.assertEqual((answer.accepted, answer.reject_reason), (False, "protected"))
+        self.assertIn(PATH, self.disk.foreign)
+        self.cluster.links[3].leads = None
+        self.successResultOf(self.disk.write_index(SITE.id, SITE.data))
+        self.assertTrue(self.ask(self.removal(), 3).accepted)
+        self.assertNotIn(PATH, self.disk.foreign)
+
     @shows("I5", "I9")
     def test_removal_over_a_journal_that_stayed(self):
         """An upload whose journal could not be deleted when it was given up would keep its path from every removal until a restart."""
