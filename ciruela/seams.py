@@ -390,6 +390,9 @@ class Disk(Protocol):
     def prove(self, most: int) -> Deferred[Sequence[VPath]]:
         """Verify up to ``most`` records that have no checksum yet, and give them one; fires with the paths whose record is not believed."""
 
+    def recorded(self, vpath: VPath) -> Deferred[bool]:
+        """Whether an image is recorded as committed at ``vpath``, after all that was asked for before. Fails with DiskError."""
+
     def set_aside(self) -> Sequence[SetAside]:
         """What stood at names of images without a record and was moved aside, as it was known last."""
 

@@ -95,6 +95,43 @@ def check_connections(found: Found) -> list[Check]:
     return checks or [Check(Level.OK, "tcp", count(len(found.nodes), "node"), "all answer")]
 
 
+def check_disks(found: Found) -> list[Check]:
+    """What is not as it should be in the directories of the nodes."""
+    checks = []
+    for node in (one for one in found.answering if one.identity is not None):
+        assert node.identity is not None
+        disk = node.identity.disk
+        for level, about, text, remedy in (
+            (
+                Level.FAIL,
+                [f"/{key}" for key in disk.unseen],
+                "cannot look at {}: nobody can tell whether its images are there",
+                "mount it, or mend its config; its log tells why",
+            ),
+            (
+                Level.FAIL,
+                [f"/{key}" for key in disk.protect],
+                "cannot follow a protected link of {}: nothing is cleaned up there",
+                "its log names the link; let it lead somewhere, or take it out of protect:",
+            ),
+            (
+                Level.NOTE,
+                [f"{path} as {name}" for path, name in disk.set_aside],
+                "set aside what stood without a record: {}",
+                "look through it, beside the image, then delete it",
+            ),
+            (
+                Level.NOTE,
+                [count(disk.debris, "tree")] if disk.debris else [],
+                "cannot delete {} that nobody needs",
+                "it is tried again each hour; its log tells what is in the way",
+            ),
+        ):
+            if about:
+                checks.append(Check(level, "disk", node.name, text.format(names(about, 3)), remedy))
+    return checks
+
+
 def check_datagrams(found: Found) -> list[Check]:
     """UDP between all pairs of nodes that answer, as the one that should hear it tells."""
     checks = []
@@ -317,6 +354,7 @@ async def doctor(options: DoctorOptions, around: Surroundings, survey: Survey | 
     checks = [
         *check_names(found, options.cluster.names),
         *check_connections(found),
+        *check_disks(found),
         *silent,
         *check_machine_ids(found),
         *check_datagrams(found),

@@ -32,10 +32,25 @@ _HEAD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """What is not as it should be in the directories of a node.
+
+    ``set_aside``: paths at which something stood without a record, with its hidden name now. ``unseen``: directories (keys) that cannot be
+    looked at; ``protect``: those of which a protected link cannot be followed. ``debris``: trees that cannot be deleted.
+    """
+
+    set_aside: tuple[tuple[str, str], ...] = ()
+    unseen: tuple[str, ...] = ()
+    protect: tuple[str, ...] = ()
+    debris: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who answers. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
 
     ``config_mistakes``: places of mistakes for which it refused its last reload. ``failed_hooks``: paths, with what failed and why.
+    ``disk``: what is not as it should be in its directories.
     """
 
     machine: str
@@ -51,6 +66,7 @@ class Identity:
     epoch_ms: int | None = None
     config_mistakes: tuple[str, ...] = ()
     failed_hooks: tuple[tuple[str, str], ...] = ()
+    disk: Disk = Disk()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +256,19 @@ def identity(page: Any) -> Identity:
         found.count("epoch_ms"),
         _config_mistakes(found),
         tuple((one.text("path"), _hook(one).failure) for one in (found.shapes("failed_hooks") if found.has("failed_hooks") else ())),
+        _disk(found.below("disk")),
+    )
+
+
+def _disk(found: _Shape | None) -> Disk:
+    """Older nodes do not tell of it."""
+    if found is None:
+        return Disk()
+    return Disk(
+        tuple((one.text("path"), one.text("name")) for one in found.shapes("set_aside")),
+        found.texts("unseen"),
+        found.texts("protect") if found.has("protect") else (),
+        found.count("debris") or 0,
     )
 
 

@@ -13,9 +13,9 @@ from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTE
 from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
 from ciruela.client.options.reading import StatusOptions
-from ciruela.client.progress import Display
+from ciruela.client.progress import Display, names
 from ciruela.client.servers import Met, Servers
-from ciruela.client.shapes import At, Hook, Version, machine_of
+from ciruela.client.shapes import At, Hook, Identity, Version, machine_of
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
 from ciruela.client.text import interval, stamp
@@ -28,6 +28,9 @@ LOOK_S = 1.0
 
 SURVEY_S = 15.0
 """With ``--wait`` new nodes, and those that did not answer, are looked for so often."""
+
+MOST_UNSEEN = 3
+"""Directories that cannot be looked at, of one node, that are named."""
 
 
 class Stand(Enum):
@@ -130,7 +133,7 @@ def _nodes(options: StatusOptions, found: Found, around: Surroundings) -> int:
     well = 0
     for node in found.nodes:
         who = node.identity
-        state = "unreachable" if who is None else "starting" if not who.ready else "damaged" if who.damaged else "up"
+        state = "unreachable" if who is None else _state_of(who)
         well += state == "up"
         if options.json:
             write_json(
@@ -145,6 +148,8 @@ def _nodes(options: StatusOptions, found: Found, around: Surroundings) -> int:
                     "images": who.images if who else None,
                     "downloads": who.downloads if who else None,
                     "uptime_s": who.uptime_s if who else None,
+                    "set_aside": len(who.disk.set_aside) if who else None,
+                    "unseen": list(who.disk.unseen) if who else None,
                     "reason": node.problem,
                 },
             )
@@ -159,13 +164,20 @@ def _nodes(options: StatusOptions, found: Found, around: Surroundings) -> int:
     return code
 
 
+def _state_of(who: Identity) -> str:
+    """How a node that answers is."""
+    return "starting" if not who.ready else "damaged" if who.damaged else "unseen" if who.disk.unseen else "up"
+
+
 def _numbers(node: Seen) -> tuple[str, str, str]:
     who = node.identity
     if who is None:
         return node.problem, "", ""
     images = "?" if who.images is None else str(who.images)
-    if who.damaged:
-        images += f" ({who.damaged} damaged)"
+    told = [f"{who.damaged} damaged"] if who.damaged else []
+    told += [f"{len(who.disk.set_aside)} set aside"] if who.disk.set_aside else []
+    told += [f"{names([f'/{key}' for key in who.disk.unseen], MOST_UNSEEN)} cannot be looked at"] if who.disk.unseen else []
+    images += f" ({', '.join(told)})" if told else ""
     return who.version, images, "?" if who.downloads is None else str(who.downloads)
 
 

@@ -373,10 +373,10 @@ class Requests:
                     self._watch(link, vpath)
             case Accepted():
                 self._watch(link, vpath)
-                if link in self._links:
+                if link in self._links:  # else nobody would forget it again
                     self._wishes.accepted(link, vpath, order.image, began=verdict.progress is Progress.NEW)
-                if self._watches.accept(link, order.image):
-                    self._published(order.image)
+                    if self._watches.accept(link, order.image):
+                        self._published(order.image)
                 committed = self._ledger.committed(vpath)
                 if verdict.progress is Progress.ALREADY_DONE and committed is not None and self._ledger.pending(vpath) is None:
                     self._done(vpath, committed)

@@ -8,6 +8,8 @@ start that finds one for what is still committed goes on.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
 from threading import Lock
 
 from ciruela.disk.layout import Place
@@ -35,6 +37,9 @@ AHEAD_MS = 10 * 60 * 1000
 
 _turn = Lock()
 """Images of one base dir are deleted in several threads, and share a file."""
+
+_serials = count(1)
+"""Numbers what was in the files, in the order in which it was there."""
 
 
 def file_name(place: Place) -> str:
@@ -117,7 +122,7 @@ def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Burials:
     with _turn:
         burials = read(directory, place).with_one(place.vpath.entry, tombstone).folded(0, MOST_TOMBSTONES)
         write_file(directory, file_name(place), encode(burials))
-    return burials
+        return replace(burials, serial=next(_serials))
 
 
 def take_back(directory: SafeDir, place: Place, before: Tombstone | None) -> None:
@@ -137,4 +142,4 @@ def fold(directory: SafeDir, place: Place, before_ms: int) -> Burials:
         folded = burials.folded(before_ms, MOST_TOMBSTONES)
         if folded is not burials:
             write_file(directory, file_name(place), encode(folded))
-    return folded
+        return replace(folded, serial=next(_serials))

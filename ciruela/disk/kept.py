@@ -4,13 +4,16 @@
 that was replaced last first; ``number`` says to which row of the first list a signature belongs. It is written before
 the trees change places, and the old tree gets its own name afterwards; the inode tells a start which tree was meant. What a kill leaves
 stands in ``docs/reference/files.rst``. A tree that no record names is debris, and a row without a tree is dropped.
+
+The record has a checksum (``seal``). One with a wrong checksum is kept as a bad file is, but the trees that it names are not given up for a
+bit: a row of it counts as far as a tree bears it out, and its time as far as a signature has it, which proves itself to whoever wants it.
 """
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cbor2
 from twisted.logger import Logger
@@ -19,7 +22,8 @@ from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.states import TEMPORARY, is_identity, read_record, write_file
+from ciruela.disk.seal import is_sealed, sealed
+from ciruela.disk.states import TEMPORARY, backup_name, is_identity, read_record, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
 from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Kept, SigEntry, State, Version
@@ -35,8 +39,8 @@ MOST = 1000
 MAX_BYTES = 64 * 1024
 _ROW_ITEMS = 4
 _MAX_ITEMS = 8 + _ROW_ITEMS * MOST
-_FRAME_BYTES, _FRAME_ITEMS = 24, 8
-"""The two maps and lists around the rows, at most."""
+_FRAME_BYTES, _FRAME_ITEMS = 64, 12
+"""The maps and lists around the rows, and the checksum, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,7 @@ def is_record(name: str) -> bool:
 def encode(rows: Sequence[Row]) -> bytes:
     """The bytes of a record. Of very many rows only the first have their signatures in it: earlier versions read no larger record."""
     plain = [[row.version.timestamp_ms, row.version.image, row.inode] for row in rows]
-    data = cbor2.dumps({"kept": plain})
-    left_bytes = MAX_BYTES - len(data) - _FRAME_BYTES
+    left_bytes = MAX_BYTES - len(cbor2.dumps(plain)) - _FRAME_BYTES
     left_items = _MAX_ITEMS - _ROW_ITEMS * len(rows) - _FRAME_ITEMS
     signatures: list[list[object]] = []
     for number, row in enumerate(rows):
@@ -77,18 +80,38 @@ def encode(rows: Sequence[Row]) -> bytes:
         if left_bytes < 0 or left_items < 0:
             break
         signatures += entries
-    return cbor2.dumps({"kept": plain, "signatures": signatures}) if signatures else data
+    return sealed({"kept": plain, "signatures": signatures} if signatures else {"kept": plain})
 
 
 def decode(data: bytes) -> tuple[Row, ...]:
-    """The content of a record. Raises FormatError."""
+    """The content of a record. One of an earlier version has no checksum. Raises FormatError, also for a wrong checksum."""
+    fields, rows = _decoded(data)
+    is_sealed(fields, data)
+    return rows
+
+
+def salvaged(data: bytes) -> tuple[Row, ...]:
+    """What can be understood of a record with a wrong checksum: the time of a row is that of one of its signatures. Raises FormatError."""
+    _, rows = _decoded(data)
+    return tuple(_as_signed(row) for row in rows)
+
+
+def _as_signed(row: Row) -> Row:
+    signed_ms = [entry.timestamp_ms for entry in row.signatures]
+    if not signed_ms or row.version.timestamp_ms in signed_ms:
+        return row
+    return replace(row, version=Version(signed_ms[-1], row.version.image))
+
+
+def _decoded(data: bytes) -> tuple[object, tuple[Row, ...]]:
+    """The fields of a record, and its rows."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes of kept images")
     fields = loads(data, max_items=_MAX_ITEMS, max_depth=3)
     match fields:
         case {"kept": list(rows), **others}:
             signed = _signatures(others.get("signatures"))
-            return tuple(_row(row, signed.get(number, ())) for number, row in enumerate(rows))
+            return fields, tuple(_row(row, signed.get(number, ())) for number, row in enumerate(rows))
     raise FormatError("not a map of kept images")
 
 
@@ -114,7 +137,28 @@ def _row(value: object, signatures: tuple[SigEntry, ...]) -> Row:
 
 def read(directory: SafeDir, place: Place) -> tuple[Row, ...]:
     """What the record says, nothing when there is none or it cannot be understood. Raises OSError."""
-    return read_record(directory, file_name(place), decode, MAX_BYTES) or ()
+    damaged: list[tuple[bytes, FormatError]] = []
+
+    def understood(data: bytes) -> tuple[Row, ...]:
+        try:
+            return decode(data)
+        except FormatError as error:
+            rows = salvaged(data)
+            damaged.append((data, error))
+            return rows
+
+    rows = read_record(directory, file_name(place), understood, MAX_BYTES) or ()
+    for data, reason in damaged:
+        backup = backup_name(file_name(place))
+        write_file(directory, backup, data)
+        _log.error(
+            "{vpath}: the record of what is kept is bad ({reason}), a copy is kept as {backup}; what trees and signatures bear out counts",
+            vpath=str(place.vpath),
+            reason=reason,
+            backup=backup,
+        )
+        write(directory, place, rows)
+    return rows
 
 
 def write(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:

@@ -1,14 +1,15 @@
 """``DB/.peers``: who the other nodes were when that was last known, so that a start needs no name server (threats A60).
 
-One JSON object, ``{"sources": {place: [name]}, "addresses": {name: [address]}, "known": {address: [text]}}``. It is no record of anything:
-whatever is wrong with it, it counts as empty, and the next list takes its place. ``known`` says who was met at each address; earlier
-versions neither write nor read it.
+One JSON object, ``{"sources": {place: [name]}, "addresses": {name: [address]}, "known": {address: [text]}, "sum": checksum}``. It is no
+record of anything: whatever is wrong with it, it counts as empty, and the next list takes its place. ``known`` says who was met at each
+address. ``sum``, the last member, is BLAKE2b of all bytes of the file before its value. Earlier versions neither write nor read these two.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -22,6 +23,11 @@ NAME = ".peers"
 MAX_BYTES = 4 * 1024 * 1024
 MOST_LISTS = 20_000
 
+SUM = "sum"
+SUM_BYTES = 16
+_END = b'"}'
+"""What follows the checksum."""
+
 Lists = Mapping[str, Mapping[str, Sequence[str]]]
 
 
@@ -34,10 +40,24 @@ def decode(data: bytes) -> dict[str, dict[str, list[str]]]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     lists = {what: _lists(found, what) for what in ("sources", "addresses")}
+    if SUM in found:
+        size = len(data) - 2 * SUM_BYTES - len(_END)
+        if size < 0 or data[size:] != _sum(data[:size]) + _END:
+            raise ValueError("its checksum is wrong: it was changed, or the disk lost a bit")
     try:
         return lists | {"known": _lists(found, "known")}
     except ValueError:
         return lists
+
+
+def encode(lists: Lists) -> bytes:
+    """The bytes of a file."""
+    head = json.dumps({**lists, SUM: ""}, separators=(",", ":")).encode("utf-8").removesuffix(_END)
+    return head + _sum(head) + _END
+
+
+def _sum(data: bytes) -> bytes:
+    return blake2b(data, digest_size=SUM_BYTES).hexdigest().encode("ascii")
 
 
 def _lists(found: object, what: str) -> dict[str, list[str]]:
@@ -82,7 +102,7 @@ class PeerCache:
         return self._in_thread(self._write, lists).addErrback(self._not_written)
 
     def _write(self, lists: Lists) -> None:
-        data = json.dumps(lists, separators=(",", ":")).encode("utf-8")
+        data = encode(lists)
         if len(data) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes of peers")
         with self._records.root() as root:

@@ -73,17 +73,19 @@ def settle_path(
     return None if committed is None and pending is None else Held(vpath, committed, pending, kept.images(rows))
 
 
-def finish_aside(directory: SafeDir, where: Place, parent: SafeDir) -> None:
+def finish_aside(directory: SafeDir, where: Place, parent: SafeDir) -> bool:
     """A commit that was to set something aside and stopped half-way is finished, or undone: what has no record must not become debris.
 
-    Raises OSError; then nobody may touch the staging directory.
+    Whether there was one. Raises OSError; then nobody may touch the staging directory.
     """
     journal = states.read_journal(directory, where.record)
-    if journal is not None and journal.aside:
-        settle_path(directory, where, parent, base_there=False)
-        journal = states.read_journal(directory, where.record)
-        if journal is not None:  # nothing was exchanged
-            states.write_journal(directory, where.record, Journal(journal.state, journal.command))
+    if journal is None or not journal.aside:
+        return False
+    settle_path(directory, where, parent, base_there=False)
+    journal = states.read_journal(directory, where.record)
+    if journal is not None:  # nothing was exchanged
+        states.write_journal(directory, where.record, Journal(journal.state, journal.command))
+    return True
 
 
 def _joined(committed: State, new: State) -> State:

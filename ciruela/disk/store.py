@@ -141,6 +141,7 @@ class Store:
             if before is not None and before.aside:
                 with place.open_parent() as parent:
                     finish_aside(directory, place, parent)
+                    self._note_aside(parent, place)
                 before = states.read_journal(directory, place.record)
             if before is not None and before.state.image != pending.state.image:
                 yield from self._forget(place, directory, lane)
@@ -385,7 +386,9 @@ class Store:
                 raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
             with suppress(FileNotFoundError), self._records.states(vpath) as directory:
-                finish_aside(directory, place, parent)  # or what is set aside, and has no name of its own yet, would be staged and deleted
+                # or what is set aside, and has no name of its own yet, would be staged and deleted
+                if finish_aside(directory, place, parent):
+                    self._note_aside(parent, place)
             root = open_staging(parent, name)
 
         def shown(aside: bool) -> None:
@@ -552,6 +555,10 @@ class Store:
         # On the lane of each: a commit between the reading and the writing of a record would be undone.
         proved = [self._lane(vpath).do(checked, vpath, judge, vpath).addErrback(put_off, vpath) for vpath in due]
         return gatherResults(proved).addCallback(lambda good: [vpath for vpath, kept in zip(due, good, strict=True) if not kept])
+
+    def recorded(self, vpath: VPath) -> Deferred[bool]:
+        """As ``seams.Disk.recorded``."""
+        return self._lane(vpath).do(checked, vpath, lambda: self._committed_image(self._place(vpath)) is not None)
 
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """As ``seams.Disk.examine``."""

@@ -116,10 +116,13 @@ class Burials:
 
     Tombstones get old and are folded into the floor: nothing that was signed at or before ``floor_ms`` is taken from a peer at a path of
     which nothing is known (threats 6.5). So the memory is bounded, and what was deleted stays deleted.
+
+    Images of one base dir are deleted at the same time: of what two deletions left the one with the greater ``serial`` has both.
     """
 
     floor_ms: int = 0
     tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
+    serial: int = field(default=0, compare=False)
 
     def with_one(self, entry: str, tombstone: Tombstone) -> Burials:
         """With one more; the greater version stays where there is one already, and of the same version all signatures."""

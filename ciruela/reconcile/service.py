@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, Removed, Verdict
 from ciruela.model.printable import logged
@@ -200,13 +200,23 @@ class Reconciler:
 
     def _remove(self, base: VPath, removals: Sequence[Removal]) -> None:
         """Carry out what was removed there, one after the other; the signatures are verified here."""
-        if base in self._removing or not removals:
+        if not removals:
+            return
+        if base in self._removing:
+            self._soon_again(base)
             return
         self._removing.add(base)
 
         async def work() -> None:
             for removal in islice(removals, MOST_BACKLOG):
-                verdict = await self._removals.remove(removal)
+                try:
+                    verdict = await self._removals.remove(removal)
+                except CiruelaError as error:  # of one image; the others go all the same
+                    what, why = str(removal.vpath), str(error)
+                    text = "what was removed from {vpath} elsewhere stays here, it is tried again: {why}"
+                    self._hush.error(self._log, "not removed", base, text, vpath=what, why=why)
+                    self._soon_again(base)
+                    continue
                 if isinstance(verdict, Rejected) and verdict.reason in _MAY_PASS:
                     self._soon_again(base)
 

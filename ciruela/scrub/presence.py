@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -74,6 +75,7 @@ class Presence:
         self._round: Iterator[VPath] = iter(())
         self._batch = 0
         self._ticks = 0
+        self._unproved: dict[VPath, None] = {}
         self._unseen_now: dict[str, str] = {}
         self.unseen: Mapping[str, str] = {}
         self.lost = 0
@@ -101,8 +103,14 @@ class Presence:
         while left > 0 and (vpaths := list(islice(self._round, min(left, MOST_AT_ONCE)))):
             left -= len(vpaths)
             await self._compare(await self._disk.look(vpaths))
-        for vpath in await self._disk.prove(PROVED_A_TICK):
-            await self._alone(vpath, lambda vpath=vpath: self._unrecorded(vpath))  # type: ignore[misc]
+        self._unproved.update(dict.fromkeys(await self._disk.prove(PROVED_A_TICK)))
+        for vpath in list(self._unproved):
+            try:
+                await self._alone(vpath, partial(self._unrecorded, vpath))
+            except DiskError as error:
+                self._log.warn("{vpath}: nobody can tell whether it is recorded: {reason}", vpath=str(vpath), reason=error)
+            else:
+                del self._unproved[vpath]
 
     async def _tidy(self, *, delete: bool) -> None:
         try:
@@ -187,7 +195,22 @@ class Presence:
         return False
 
     def _unrecorded(self, vpath: VPath) -> Deferred[None]:
-        """The record of an image was set aside: the image counts no more, and comes back from other nodes."""
-        if self._ledger.committed(vpath) is not None:
-            self._ledger.vanish(vpath, None)
-        return succeed(None)
+        """The record of an image was set aside: the image counts no more, and comes back from other nodes.
+
+        Unless an image was committed meanwhile: it has a record again.
+        """
+        settled = self._fetcher.settled(vpath)
+        if settled is not None:
+            return settled.addCallback(lambda _: self._unrecorded(vpath))
+        committed = self._ledger.committed(vpath)
+        if committed is None:
+            return succeed(None)
+        return self._disk.recorded(vpath).addCallback(self._forget, vpath, committed)
+
+    def _forget(self, recorded: bool, vpath: VPath, committed: State) -> Deferred[None] | None:
+        if recorded:
+            return None
+        if self._ledger.committed(vpath) is not committed or self._fetcher.settled(vpath) is not None:
+            return self._unrecorded(vpath)
+        self._ledger.vanish(vpath, None)
+        return None

@@ -109,6 +109,10 @@ class Ledger:
         gone = [vpath for base, names in self._bases.items() if base.key == key for vpath in names.values()]
         for base in [base for base in self._burials if base.key == key]:
             del self._burials[base]
+            self._revisions[base] += 1
+            self._stale.add(base)
+        for vpath in [vpath for vpath in self._kept if vpath.key == key]:
+            del self._kept[vpath]
         for vpath in gone:
             self._committed.pop(vpath, None)
             self._pending.pop(vpath, None)
@@ -191,8 +195,13 @@ class Ledger:
         """The image at ``vpath`` is deleted; ``burials`` is what is remembered of its base dir now. What is on its way there stays."""
         self._committed.pop(vpath, None)
         self._kept.pop(vpath, None)
-        self._burials[vpath.base] = burials
+        self._remember(vpath.base, burials)
         self._touch(vpath)
+
+    def _remember(self, base: VPath, burials: Burials) -> None:
+        """Unless it is known what was there later: news of two deletions may come in the other order."""
+        if burials.serial >= self.burials(base).serial:
+            self._burials[base] = burials
 
     def removed(self, base: VPath) -> dict[str, Tombstone]:
         """What was removed in ``base`` by signed wishes, and is not replaced by something newer.
@@ -224,7 +233,7 @@ class Ledger:
 
     def fold(self, base: VPath, burials: Burials) -> None:
         """What is remembered of ``base`` changed, and nothing that is there: a removal that it outlived, or tombstones became a floor."""
-        self._burials[base] = burials
+        self._remember(base, burials)
         self._revisions[base] += 1
         self._stale.add(base)
 

@@ -45,12 +45,12 @@ def judge_removal(
         if removal.origin is Origin.PEER and append_only:
             return Removed(fresh=not buried, outlived=True)
         return Rejected(Reject.STALE_TIMESTAMP, f"signed for {removal.timestamp_ms} ms, what is there was signed later")
+    if protecting is not None and not removal.forced:  # also where it was removed before, and stands there again without a record
+        return Rejected(Reject.PROTECTED, protecting)
     if buried and not known:
         return Removed(fresh=False)
     if not known and removal.origin is Origin.PEER and removal.timestamp_ms <= standing.floor_ms:
         return Removed(fresh=False)
-    if protecting is not None and not removal.forced:
-        return Rejected(Reject.PROTECTED, protecting)
     return Removed(fresh=True)
 
 

@@ -105,6 +105,8 @@ class Removals:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
         verified = await self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
         elsewhere = await self._elsewhere(removal, config) if verified else NOWHERE
+        index: Index | None = None
+        looked = False
         while True:
             unrecorded = bool(verified) and await self._stands_unrecorded(removal.vpath)
             protecting = await self._protecting(removal, config, unrecorded) if verified else None
@@ -119,11 +121,14 @@ class Removals:
             if verdict.outlived:
                 await self._remember(removal, tuple(verified))
                 return verdict
-            if settled is None:
+            if settled is not None:
+                await settled
+            elif unrecorded and not looked:  # which may take a while: all is looked at again
+                index, looked = await self._index(removal), True
+            else:
                 break
-            await settled
         try:
-            await self._carry_out(removal, verified, unrecorded)
+            await self._carry_out(removal, verified, index)
         except OtherContent as other:
             verdict = Rejected(Reject.REPLACE_DOESNT_MATCH, str(other))
             self._tell_refused(removal, verdict)
@@ -187,16 +192,18 @@ class Removals:
         self._ledger.fold(vpath.base, await self._disk.remember(vpath, tombstone))
         await self._uploads.outlived(vpath, removal.version)
 
-    async def _carry_out(self, removal: Removal, verified: Mapping[SigEntry, str], unrecorded: bool) -> None:
-        """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile."""
+    async def _carry_out(self, removal: Removal, verified: Mapping[SigEntry, str], index: Index | None) -> None:
+        """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile.
+
+        ``index`` is that of the image, where nothing is recorded of what stands there and somebody has it.
+        """
         vpath = removal.vpath
         self._downloads.stop(vpath, Abort.SUPERSEDED)
         signatures = tuple(entry.signature for entry in verified)
         tombstone = Tombstone(removal.version, self._now_ms(), signatures, removal.forced)
         if self._ledger.pending(vpath) is not None:
             self._ledger.abort(vpath, self._now_ms())
-            await self._disk.drop_pending(vpath)
-        index = await self._index(removal) if unrecorded else None
+        await self._disk.drop_pending(vpath)  # also a journal that could not be deleted when its upload was given up
         self._ledger.bury(vpath, await self._disk.remove(vpath, tombstone, index))
         self.removed += 1
         self._log.info(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -121,12 +121,12 @@ class Uploads:
         turn = self._turns.setdefault(vpath, DeferredLock())
 
         def leave(result: T | Failure) -> T | Failure:
-            turn.release()
-            if not turn.locked and not turn.waiting:
-                self._turns.pop(vpath, None)
+            turn.release()  # who waits may come and go meanwhile, and somebody else begin another turn
+            if not turn.locked and not turn.waiting and self._turns.get(vpath) is turn:
+                del self._turns[vpath]
             return result
 
-        return turn.acquire().addCallback(lambda _: work()).addBoth(leave)
+        return turn.acquire().addCallback(lambda _: maybeDeferred(work).addBoth(leave))
 
     async def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Verdict:
         verified = await self._verified(order, config)

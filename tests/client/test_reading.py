@@ -61,6 +61,7 @@ class Node:
         self.epoch_ms = NOW_MS - number
         self.config: dict[str, Any] | None = None
         self.failed_hooks: list[dict[str, str]] = []
+        self.disk: dict[str, Any] = {}
         self.hooks: list[dict[str, str]] = []
         self.has: dict[str, str] = {"/apps/v1": V1}
         self.pending: dict[str, dict[str, Any]] = {}
@@ -123,7 +124,7 @@ class Node:
                         "epoch_ms": self.epoch_ms,
                         "config": self.config,
                         "failed_hooks": self.failed_hooks,
-                    }
+                    } | ({"disk": self.disk} if self.disk else {})
                 case ["peers"]:
                     return {"peers": [self.peer(one) for one in self.peers], "shared_ids": self.shared}
                 case ["dirs"]:
@@ -494,6 +495,17 @@ class StatusTests(ReadingCase):
         self.run_it("status --json n1", 3)
         self.assertEqual(self.objects()[-1], {"type": "summary", "well": 2, "nodes": 3, "exit_code": 3})
 
+    @shows("K3.1", "K3.5")
+    def test_disks(self) -> None:
+        """A node that cannot look at its images would be as good as any other."""
+        self.two.disk = {"set_aside": [{"path": "/apps/v1", "name": ".ciruela-aside~v1~7"}], "unseen": []}
+        self.run_it("status n1", 0, "(1 set aside)", "3/3 nodes are up")
+        self.two.disk = {"set_aside": [], "unseen": ["apps"]}
+        self.run_it("status n1", 3, "unseen", "(/apps cannot be looked at)", "2/3 nodes are up")
+        self.run_it("status --json n1", 3)
+        (told,) = [one for one in self.objects() if one.get("host") == "n2"]
+        self.assertEqual((told["state"], told["set_aside"], told["unseen"]), ("unseen", 0, ["apps"]))
+
     def test_reference(self) -> None:
         """Servers of the reference could not be waited for."""
         for node in (self.one, self.two, self.three):
@@ -619,6 +631,21 @@ class DoctorTests(ReadingCase):
         """A service that was not restarted would run the old release, and all would seem well."""
         self.two.failed_hooks = [{"path": "/apps/v1", "image": V1, "kind": "on-commit", "state": "failed", "message": "exit status 1"}]
         self.assertEqual(self.failing(), [("hooks", "n2 1 hook failed: /apps/v1 on-commit exit status 1")])
+
+    @shows("K3.1", "K3.5")
+    def test_disks(self) -> None:
+        """What somebody has to look through, or a disk that is not mounted, would stand on a page that nobody reads."""
+        self.two.disk = {"set_aside": [{"path": "/apps/v1", "name": ".ciruela-aside~v1~7"}], "unseen": [], "debris": 2}
+        self.assertEqual(self.failing(), [])
+        self.run_it("doctor n1", 0, "set aside what stood without a record: /apps/v1 as .ciruela-aside~v1~7", "then delete it", "2 trees")
+        self.two.disk = {"set_aside": [], "unseen": ["apps"], "protect": ["cfg"], "missing": 3, "debris": 0}
+        self.assertEqual(
+            self.failing(),
+            [
+                ("disk", "n2 cannot look at /apps: nobody can tell whether its images are there"),
+                ("disk", "n2 cannot follow a protected link of /cfg: nothing is cleaned up there"),
+            ],
+        )
 
     @shows("W1")
     def test_words(self) -> None:

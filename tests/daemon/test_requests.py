@@ -12,7 +12,7 @@ from ciruela.download.lookout import HELD_S
 from ciruela.download.slots import Slots
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
-from ciruela.model.errors import Busy, DiskError, RemoteError
+from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.state import Kept, SigEntry, State, Version
 from ciruela.model.vpath import VPath
@@ -105,6 +105,24 @@ class RequestsTests(SynchronousTestCase):
         said = self.refused(AppendDir("/app/v1", SITE.id, stamp, (signature,)))
         self.assertEqual(said, "/app/v1: fsync: No space left on device")
         self.assertEqual(self.flushLoggedErrors(), [])
+
+    @shows("I6")
+    def test_gone_while_its_order_was_judged(self):
+        """Each connection that ends before its upload is answered would be remembered for ever."""
+        writing = Deferred()
+        self.patch(self.node.world.disk, "write_pending", lambda _: writing)
+        stamp = self.cluster.now_ms()
+        self.link.tell(PublishImage(SITE.id))
+        self.link.ask(AppendDir("/app/v1", SITE.id, stamp, (KEY.sign(signed_bytes("/app/v1", SITE.id, stamp)).signature,))).addErrback(
+            lambda failure: failure.trap(LinkLost)
+        )
+        self.cluster.run(5.0)
+        self.link.close()
+        self.cluster.run(1.0)
+        writing.callback(None)
+        self.cluster.run(1.0)
+        self.assertIsNotNone(self.node.ledger.pending(VPath.parse("/app/v1")))
+        self.assertEqual((self.node.watches._of_link, self.node.watches.sources(SITE.id)), ({}, []))
 
     @shows("A18", "I4")
     def test_unsigned(self):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import cbor2
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from ciruela.disk import burials, states
 from ciruela.disk.safedir import SafeDir
@@ -15,6 +18,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
 from ciruela.model.state import Burials, Tombstone, Version
 from ciruela.seams import Held, Pending
+from ciruela.tracking.ledger import Ledger
 from tests.disk.faulty import Faults, Killed
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, flat, index_bytes, on_disk, state_of
@@ -59,6 +63,27 @@ class Removing(Real):
         self.successResultOf(self.store.remove(V2, signed))
         loaded = self.successResultOf(self.node.restarted().load())
         self.assertEqual(dict(loaded.burials), {V1.base: Burials(0, {"v1": signed, "v2": signed})})
+
+    @shows("I9")
+    def test_two_at_once(self) -> None:
+        """The first of two threads is often the last one to be heard: what the second deleted would be forgotten, and come back."""
+        gone = {V1: self.upload(V1, SMALL), V2: self.upload(V2, OTHER)}
+        told: list[Callable[[], object]] = []
+
+        def threads(work: Callable[..., object], *args: object) -> Deferred[object]:
+            found, done = work(*args), Deferred[object]()
+            told.insert(0, lambda: done.callback(found))
+            return done
+
+        self.store._in_thread = threads  # type: ignore[assignment,method-assign]
+        ledger = Ledger(Clock())
+        for vpath, index in gone.items():
+            ledger.commit(vpath, state_of(index))
+            removed = self.store.remove(vpath, Tombstone(Version(STAMP, index.image), LATER, (b"s" * 64,)))
+            removed.addCallback(lambda found, vpath=vpath: ledger.bury(vpath, found))
+        while told:
+            told.pop(0)()
+        self.assertEqual((len(ledger), set(ledger.removed(V1.base))), (0, {"v1", "v2"}))
 
     def test_empty_directories_go(self) -> None:
         """Directories of services that are long gone would stay for ever; or one in use would go with them."""

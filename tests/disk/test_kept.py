@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import replace
 
@@ -157,6 +158,60 @@ class KeptTests(SynchronousTestCase):
             self.assertEqual(fields["kept"], [[one.version.timestamp_ms, one.version.image, one.inode] for one in rows])
             self.assertEqual([one.version for one in kept.decode(data)], [one.version for one in rows])
             self.assertEqual(kept.decode(data)[0].signatures, rows[0].signatures)
+
+    @shows("K3.3")
+    def test_flipped_bits(self) -> None:
+        """Somebody would be shown another time, or another image, than was kept; or the other images would be lost with one bit."""
+        rows = (
+            kept.Row(Version(6, IDS["old"]), 7, (SigEntry(5, b"r" * 64), SigEntry(6, b"s" * 64))),
+            kept.Row(Version(9, IDS["new"]), 8, (SigEntry(9, b"t" * 64),)),
+        )
+        good = kept.encode(rows)
+        salvaged = 0
+        for at in range(8 * len(good)):
+            bent = bytearray(good)
+            bent[at // 8] ^= 1 << at % 8
+            with contextlib.suppress(FormatError):
+                self.assertEqual([(one.version, one.inode) for one in kept.decode(bytes(bent))], [(one.version, one.inode) for one in rows])
+            with contextlib.suppress(FormatError):
+                found = kept.salvaged(bytes(bent))
+                salvaged += 1
+                self.assertEqual(len(found), len(rows))
+                changed = [
+                    one for one, before in zip(found, rows, strict=True) if (one.version, one.inode) != (before.version, before.inode)
+                ]
+                self.assertLessEqual(len(changed), 1)
+        self.assertGreater(salvaged, len(good) * 6)
+        (bent_row, _) = kept.salvaged(good.replace(b"\x83\x06", b"\x83\x07", 1))
+        self.assertEqual(bent_row, rows[0])
+
+    @shows("K3.3", "I9")
+    def test_damaged_record(self) -> None:
+        """With one bit that the disk lost all kept images would be debris, and deleted by the next start."""
+        self.upload(NEW, 5)
+        at = "/n/db/signatures/kept/.main.kept"
+        good = self.bench.records()["/signatures/kept/.main.kept"]
+        bent = bytearray(good)
+        bent[good.index(b"\x83\x01") + 1] ^= 2
+        self.bench.sim.write(at, bytes(bent))
+        self.assertEqual(self.held(), (self.kept("old", 1),))
+        self.assertEqual(self.bench.kept_tree(OLD), flat(OLD))
+        records = self.bench.records()
+        self.assertEqual(records["/signatures/kept/.main.kept"], good)
+        self.assertEqual(records["/signatures/kept/..main.kept.backup"], bytes(bent))
+        (event,) = [one for one in self.bench.sim.inodes("/n/db/signatures/kept") if one[0].endswith(".backup")]
+        self.assertEqual(event[1].mode & 0o777, 0o640)
+
+    @shows("A59")
+    def test_record_without_a_checksum(self) -> None:
+        """An update would lose all that is kept."""
+        self.upload(NEW, 5)
+        fields = cbor2.loads(self.bench.records()["/signatures/kept/.main.kept"])
+        del fields["ciruela"]
+        self.bench.sim.write("/n/db/signatures/kept/.main.kept", cbor2.dumps(fields))
+        self.assertEqual(self.held(), (self.kept("old", 1),))
+        self.upload(OTHER, 7)
+        self.assertIn("ciruela", cbor2.loads(self.bench.records()["/signatures/kept/.main.kept"]))
 
     def test_bad_signatures(self) -> None:
         """A bit that flipped in a signature would cost the image that is kept."""

@@ -74,6 +74,43 @@ class AsideTests(Real):
         self.successResultOf(self.store.tidy(delete=False))
         self.assertEqual(list(self.store.set_aside()), [])
 
+    @shows("K3.1", "A43", "I9")
+    def test_staged_before_it_has_its_name(self) -> None:
+        """What was set aside, and could not be named, would be taken for a half-made copy of the new image when that is mended: deleted."""
+
+        def fails(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        plant(self.node.image(V1), SMALL)
+        patch = self.patch(setaside, "take", fails)
+        index = self.upload(V1, CHANGED)
+        patch.restore()
+        self.assertEqual(on_disk(self.staging_path(V1, index)), flat(SMALL))
+        opened = self.staged(V1, index)
+        self.successResultOf(opened.keep())
+        (path,) = self.node.image(V1).parent.glob(".ciruela-aside~v1~*")
+        self.assertEqual(on_disk(path), flat(SMALL))
+        self.assertEqual([one.where for one in self.store.set_aside()], [str(path)])
+        self.assertEqual(on_disk(self.node.image(V1)), flat(CHANGED))
+        self.successResultOf(opened.discard())
+        self.assertEqual(on_disk(path), flat(SMALL))
+
+    @shows("K3.1", "I9")
+    def test_uploaded_before_it_has_its_name(self) -> None:
+        """The same where another image comes; what is set aside would not be shown to anybody until the next start."""
+
+        def fails(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        plant(self.node.image(V1), SMALL)
+        patch = self.patch(setaside, "take", fails)
+        self.upload(V1, CHANGED)
+        patch.restore()
+        self.upload(V1, {"/other": b"other"})
+        (path,) = self.node.image(V1).parent.glob(".ciruela-aside~v1~*")
+        self.assertEqual(on_disk(path), flat(SMALL))
+        self.assertEqual([one.where for one in self.store.set_aside()], [str(path)])
+
     def test_directory_is_gone(self) -> None:
         """One directory that an operator deleted would keep all others from being tidied, until the next start."""
         plant(self.node.image(V1), SMALL)

@@ -437,6 +437,9 @@ class MemDisk:
         """All records have their checksum here."""
         return succeed(())
 
+    def recorded(self, vpath: VPath) -> Deferred[bool]:
+        return fail(refusal) if (refusal := self._refusal(vpath)) else succeed(vpath in self.states)
+
     def set_aside(self) -> Sequence[SetAside]:
         return list(self.asides)
 

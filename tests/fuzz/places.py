@@ -48,6 +48,7 @@ def check_cache(data: bytes) -> bool:
     except ValueError:
         return False
     assert peercache.decode(json.dumps(found).encode()) == found
+    assert peercache.decode(peercache.encode(found)) == found
     return True
 
 
@@ -63,4 +64,9 @@ def consul_samples() -> tuple[bytes, ...]:
 
 def cache_samples() -> tuple[bytes, ...]:
     """The file as it is written."""
-    return (b'{"sources":{"dns:x":["n1","10.0.0.1:5"]},"addresses":{"n1":["10.0.0.1:24783"]}}', b'{"sources":{},"addresses":{}}', b"[]")
+    return (
+        b'{"sources":{"dns:x":["n1","10.0.0.1:5"]},"addresses":{"n1":["10.0.0.1:24783"]}}',
+        b'{"sources":{},"addresses":{}}',
+        peercache.encode({"sources": {}, "addresses": {}, "known": {"n1": ["x"]}}),
+        b"[]",
+    )

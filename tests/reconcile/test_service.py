@@ -8,9 +8,9 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, LinkLost
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected, Removed
-from ciruela.model.state import SigEntry, State
+from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir
+from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir, RemovedEntry
 from ciruela.reconcile import service
 from ciruela.reconcile.service import KNOWN_S, MOST_BASES, MOST_DOWNLOADS, MOST_PER_BASE, REFUSED_S, Reconciler
 from ciruela.seams import Address, Pending
@@ -38,6 +38,7 @@ class ReconcilerTests(SynchronousTestCase):
         self.asked, self.orders, self.hints, self.watchers = [], [], [], []
         self.lists = {}
         self.removals = []
+        self.failing = {}
         self.judged = []
         self.verdict = None
         configs = {
@@ -76,7 +77,8 @@ class ReconcilerTests(SynchronousTestCase):
 
     def remove(self, removal):
         self.removals.append(removal)
-        return succeed(Removed(fresh=True))
+        found = self.failing.get(removal.vpath.entry, Removed(fresh=True))
+        return found if isinstance(found, Deferred) else fail(found) if isinstance(found, Exception) else succeed(found)
 
     def peer_has(self, address=PEER, watches=None, pending=(), **states):
         self.lists[address] = BaseDirData(bytes(32), bytes(32), states, watches or {}, tuple(pending))
@@ -354,6 +356,38 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.differs(BASE, heard, PEER)
         self.reconciler.differs(BASE, heard, PEER)
         self.assertEqual(self.names(), ["v1", "v1"])
+
+    @shows("F44", "I5", "I9")
+    def test_removal_that_fails(self):
+        """One directory that cannot be removed here would keep all that was removed later visible for ever."""
+        removed = {name: RemovedEntry(stamp, image(stamp), (bytes(64),)) for stamp, name in enumerate(("v1", "v2", "v3"), 1)}
+        self.failing = {"v1": DiskError("/app/v1: another file system is mounted here")}
+        self.lists[PEER] = BaseDirData(bytes(32), bytes(32), {}, removed=removed)
+        heard = base_dir_hash({}, {name: Version(one.timestamp_ms, one.image) for name, one in removed.items()})
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual([one.vpath.entry for one in self.removals], ["v1", "v2", "v3"])
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual(len(self.asked), 1)
+        self.clock.advance(REFUSED_S)
+        self.failing = {}
+        self.reconciler.differs(BASE, heard, PEER)
+        self.assertEqual([one.vpath.entry for one in self.removals], ["v1", "v2", "v3"] * 2)
+
+    @shows("I5", "I9")
+    def test_removal_while_others_are_carried_out(self):
+        """What another peer removed meanwhile would stay visible here for five minutes."""
+        first, more = {"v1": RemovedEntry(1, image(1), (bytes(64),))}, {"v2": RemovedEntry(2, image(2), (bytes(64),))}
+        self.lists[PEER] = BaseDirData(bytes(32), bytes(32), {}, removed=first)
+        self.lists[OTHER] = BaseDirData(bytes(32), bytes(32), {}, removed=first | more)
+        self.failing = {"v1": Deferred()}
+        self.reconciler.differs(BASE, b"one", PEER)
+        both = base_dir_hash({}, {"v1": Version(1, image(1)), "v2": Version(2, image(2))})
+        self.reconciler.differs(BASE, both, OTHER)
+        held, self.failing = self.failing["v1"], {}
+        held.callback(Removed(fresh=True))
+        self.clock.advance(REFUSED_S)
+        self.reconciler.differs(BASE, both, OTHER)
+        self.assertIn("v2", [one.vpath.entry for one in self.removals])
 
     def test_hints(self):
         """A peer that speaks of an image which is on its way here is a place to ask for it."""

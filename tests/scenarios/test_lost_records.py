@@ -7,10 +7,14 @@ from dataclasses import replace
 from twisted.internet.defer import fail, succeed
 
 from ciruela.cleanup.around import Safeguards
+from ciruela.index.parse import parse
 from ciruela.keys.signed import removal_bytes, signed_check_bytes
 from ciruela.model.errors import DiskError
+from ciruela.model.order import Command
+from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import CheckData, CheckUpload, GetPathState, PathStateData, RemoveDir, UploadAck
+from ciruela.seams import Pending
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, LOGS, Client, Cluster, Image
@@ -202,6 +206,52 @@ class LossTests(UnmeasuredTestCase):
         self.cluster.run(130.0)
         self.assertEqual(list(node.presence.unseen), [])
         self.assertEqual((node.presence.lost, self.cluster.holders(V1, SITE)), (0, {1, 2, 3}))
+
+    @shows("K5.5", "I9")
+    def test_protected_after_a_removal(self):
+        """What an operator put back by hand, and lets a link lead to, would go when the removal from before is said again."""
+        removal = self.removal()
+        self.assertTrue(self.ask(removal, 1).accepted)
+        self.wait(lambda: not self.cluster.holders(V1, SITE))
+        disk = self.cluster.disks[1]
+        disk.foreign[PATH] = parse(SITE.data, SITE.id)
+        self.cluster.links[1].leads = "/srv/current"
+        answer = self.ask(removal, 1)
+        self.assertEqual((answer.accepted, answer.reject_reason), (False, "protected"))
+        self.assertIn(PATH, disk.foreign)
+        self.cluster.links[1].leads = None
+        self.assertTrue(self.ask(removal, 1).accepted)
+        self.assertNotIn(PATH, disk.foreign)
+
+    @shows("K5.5", "I9")
+    def test_protected_while_an_index_is_fetched(self):
+        """A link that comes to lead to it while other nodes are asked for its index would not keep what stands there."""
+        node = self.cluster.nodes[3]
+        self.disk.lose_record(PATH)
+        node.ledger.vanish(PATH, None)
+        self.disk.indexes.clear()
+
+        def mend_index(_vpath, _image):
+            self.cluster.links[3].leads = "/srv/current"
+            return succeed(parse(SITE.data, SITE.id))
+
+        self.patch(node.downloads, "mend_index", mend_index)
+        answer = self.ask(self.removal(), 3)
+        self.assertEqual((answer.accepted, answer.reject_reason), (False, "protected"))
+        self.assertIn(PATH, self.disk.foreign)
+        self.cluster.links[3].leads = None
+        self.successResultOf(self.disk.write_index(SITE.id, SITE.data))
+        self.assertTrue(self.ask(self.removal(), 3).accepted)
+        self.assertNotIn(PATH, self.disk.foreign)
+
+    @shows("I5", "I9")
+    def test_removal_over_a_journal_that_stayed(self):
+        """An upload whose journal could not be deleted when it was given up would keep its path from every removal until a restart."""
+        self.disk.pendings[PATH] = Pending(PATH, State(OTHER.id, (SigEntry(1, bytes(64)),)), Command.APPEND)
+        answer = self.ask(self.removal(), 3)
+        self.assertIsInstance(answer, UploadAck)
+        self.assertTrue(answer.accepted)
+        self.assertNotIn(PATH, self.disk.states)
 
     @shows("K5.5", "I9")
     def test_protected(self):

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.state import Burials, Kept, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
@@ -166,6 +166,35 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual(self.ledger.entries(BASE), {"v1": state(A, 5), "v2": state(B, 5)})
         self.assertEqual([one.vpath for one in self.ledger.pendings()], [V2])
         self.assertEqual(self.changes, [])
+
+    @shows("I9")
+    def test_two_deletions_at_once(self):
+        """Of two images that are deleted at the same time one would be forgotten here, and come back from a node that missed it."""
+        stones = {name: Tombstone(Version(5, A), 9, (bytes(64),)) for name in ("v1", "v2")}
+        for later in ("bury", "fold"):
+            self.setUp()
+            self.ledger.bury(V2, Burials(0, stones, serial=8))
+            earlier = Burials(0, {"v1": stones["v1"]}, serial=7)
+            self.ledger.bury(V1, earlier) if later == "bury" else self.ledger.fold(BASE, earlier)
+            self.assertEqual(set(self.ledger.removed(BASE)), {"v1", "v2"})
+            self.ledger.fold(BASE, Burials(5, {}, serial=9))
+            self.assertEqual(self.ledger.burials(BASE), Burials(5, {}))
+
+    @shows("F44", "I5")
+    def test_directory_taken_away(self):
+        """A directory that is configured no more, and in which only removals are known, would be told of for ever, and asked for."""
+        gone = Burials(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),))})
+        self.ledger.commit(V1, state(A, 5))
+        self.ledger.keep(V1, (Kept(Version(4, B)),))
+        self.ledger.vanish(V1, None)
+        self.ledger.fold(BASE, gone)
+        self.assertIsNotNone(self.ledger.base_hash(BASE))
+        before = self.ledger.revision(BASE)
+        self.ledger.forget("app")
+        self.assertEqual((dict(self.ledger.base_hashes()), self.ledger.kept(V1), self.ledger.kept_images()), ({}, (), set()))
+        self.assertGreater(self.ledger.revision(BASE), before)
+        self.ledger.commit(VPath.parse("/app/y/v1"), state(A, 5))
+        self.assertEqual(self.ledger.kept(V1), ())
 
     def test_level_zero(self):
         """A directory that is itself the image is its own base dir."""

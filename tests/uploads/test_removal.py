@@ -96,15 +96,20 @@ class VerdictTests(SynchronousTestCase):
         """What a link of the operator leads to would go all the same; or ``--force`` would not help; or the reason would be another one."""
         standing = replace(NOTHING, committed=state(A, NOW_MS - 1))
 
-        def judge(removal: Removal, verified: int = 1) -> Reject | bool:
+        def judge(removal: Removal, verified: int = 1, standing: Standing = standing) -> Reject | bool:
             entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) * verified
             verdict = judge_removal(removal, standing, entries, NOW_MS, protecting="a link")
             return verdict.reason if isinstance(verdict, Rejected) else verdict.fresh
+
+        before = replace(NOTHING, buried=CLIENT.version)
 
         for removal in (CLIENT, PEER):
             self.assertIs(judge(removal), Reject.PROTECTED)
             self.assertIs(judge(removal, 0), Reject.SIGNATURE_MISMATCH)
             self.assertIs(judge(replace(removal, forced=True)), True)
+            self.assertIs(judge(removal, standing=before), Reject.PROTECTED)
+            self.assertIs(judge(replace(removal, forced=True), standing=before), False)
+        self.assertIs(judge(PEER, standing=replace(NOTHING, floor_ms=NOW_MS)), Reject.PROTECTED)
         self.assertIs(judge(replace(CLIENT, image=B)), Reject.REPLACE_DOESNT_MATCH)
 
     def test_again(self) -> None:

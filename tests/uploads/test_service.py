@@ -1,6 +1,6 @@
 """From an order to a recorded, running download."""
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -311,6 +311,31 @@ class UploadsTests(SynchronousTestCase):
         self.successResultOf(self.order(B, origin=Origin.PEER, entries=(entry(NOW + 1),)))
         self.assertEqual([event[0] for event in self.world.events], ["stop", "write_pending", "start"])
         self.assertEqual(self.ledger.pending(V1).state.image, B)
+
+    @shows("I4", "I5")
+    def test_begun_while_another_ends(self):
+        """An order that was begun while the turn before it ended would be judged beside the next one: both could be accepted."""
+        first, last, running = Deferred(), Deferred(), []
+        self.uploads.alone(V1, lambda: first)
+        self.uploads.alone(V1, lambda: succeed(None)).addCallback(lambda _: self.uploads.alone(V1, lambda: last))
+        first.callback(None)
+        self.uploads.alone(V1, lambda: succeed(running.append(1)))
+        self.assertEqual(running, [])
+        last.callback(None)
+        self.assertEqual((running, self.uploads._turns), ([1], {}))
+
+    @shows("I4")
+    def test_not_waiting_any_more(self):
+        """Who gives up waiting for his turn would end the turn of another."""
+        first, running = Deferred(), []
+        self.uploads.alone(V1, lambda: first)
+        waiting = self.uploads.alone(V1, lambda: succeed(None))
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        self.uploads.alone(V1, lambda: succeed(running.append(1)))
+        self.assertEqual(running, [])
+        first.callback(None)
+        self.assertEqual((running, self.uploads._turns), ([1], {}))
 
     def test_commit_is_not_interrupted(self):
         """While an older version is being shown the newer one waits for that to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from twisted.logger import globalLogPublisher
 from twisted.names.error import DNSNameError, DNSQueryTimeoutError
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk.peercache import NAME, PeerCache, decode
+from ciruela.disk.peercache import NAME, PeerCache, decode, encode
 from ciruela.model.errors import LinkLost
 from ciruela.net.discovery.build import Means, sources
 from ciruela.net.discovery.consul import Consul
@@ -308,6 +309,21 @@ class UnionTests(DiscoveryCase):
         (db / NAME).mkdir()
         self.assertEqual(self.successResultOf(cache.read()), {})
         self.successResultOf(cache.write(lists))
+
+    @shows("K3.3")
+    def test_flipped_bits(self) -> None:
+        """A server that is down would be remembered under another address or id, or with other directories, after one bit was lost."""
+        lists = {"sources": {"dns:x": ["n1"]}, "addresses": {"n1": ["10.0.0.1:1"]}, "known": {"10.0.0.1:1": ["ab", "0", "n1", "5", "?"]}}
+        good = encode(lists)
+        self.assertEqual(decode(good), lists)
+        for at in range(8 * len(good)):
+            bent = bytearray(good)
+            bent[at // 8] ^= 1 << at % 8
+            with contextlib.suppress(ValueError):
+                self.assertEqual(decode(bytes(bent)), lists, bytes(bent))
+        older = json.dumps(lists).encode()
+        self.assertEqual(decode(older), lists, "the file of an earlier version")
+        self.assertEqual(json.loads(good)["known"], lists["known"], "what an earlier version reads")
 
     def test_bad_memory(self) -> None:
         """Names in the file that are none would end the start."""
