@@ -1,4 +1,4 @@
-"""The programs of the reference, ciruela 0.6.12, beside real daemons of ours. ``CIRUELA_REFERENCE`` names the directory that has them.
+"""The programs of the reference, ciruela 0.6.12, beside real daemons of ours. ``RUST_CIRUELA`` names the directory that has them.
 
 ``docs/explanation/interoperability.rst`` says how they are built.
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 from tests.real.daemons import RealCluster, RealNode, environment, until
 
-VARIABLE = "CIRUELA_REFERENCE"
+VARIABLE = "RUST_CIRUELA"
+"""Not named as the variables that our programs read: they warn of one that they do not know."""
 
 
 def missing() -> str:
