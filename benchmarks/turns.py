@@ -1,14 +1,15 @@
 """A daemon that notes how long each turn of its reactor takes: ``python -m benchmarks.turns FILE ARGUMENTS OF TWISTD``.
 
 A turn is what the reactor's thread does from one poll to the next; the watchdog of a daemon sees only those that make its beat late. Beside
-the time that passed stands for how long the thread was ready and other programs had the processors: that is the machine's part of it.
-A poll that comes back later than it should counts as well: then another thread of the daemon did not let go. FILE is written when the
-daemon ends.
+the time that passed stands how much of it is the machine's, which was busy with other programs: the thread was ready and had no processor,
+or the daemon as a whole, whose other threads it may have waited for, used none. A poll that comes back later than it should counts as a
+turn. FILE is written when the daemon ends.
 """
 
 from __future__ import annotations
 
 import collections
+import gc
 import json
 import sys
 import threading
@@ -29,7 +30,7 @@ class Turns:
 
     def __init__(self, poller: Any) -> None:
         self._poller = poller
-        self._began_s = self._queued_s = 0.0
+        self._began_s = self._queued_s = self._used_s = 0.0
         self._thread = threading.get_ident()
         self._schedule = open("/proc/thread-self/schedstat", "rb", buffering=0)  # noqa: SIM115  as long as the process
         self._waits = True
@@ -37,6 +38,8 @@ class Turns:
         self.long: list[tuple[float, float, str]] = []
         self._seen: collections.Counter[str] = collections.Counter()
         self._seen_of = 0
+        self._collecting_s = self._collected_s = 0.0
+        gc.callbacks.append(self._collects)
         threading.Thread(target=self._look_on, daemon=True).start()
 
     def __getattr__(self, name: str) -> Any:
@@ -49,17 +52,34 @@ class Turns:
             took_s = time.perf_counter() - self._began_s
             if took_s >= LONG_S:
                 where = self._seen.most_common(1)[0][0] if self._seen and self._seen_of == self.count - 1 else "?"
-                self.long.append((took_s, self._queued() - self._queued_s, where))
+                if self._collected_s >= took_s / 4:
+                    where = f"{self._collected_s * 1000:.0f} ms of it garbage collection, {where}"
+                self.long.append((took_s, self._others(took_s), where))
         self._waits = True
-        queued_s, began_s = self._queued(), time.perf_counter()
+        self._begin()
+        began_s = self._began_s
         try:
             return self._poller.poll(timeout, most)
         finally:
-            self._began_s, self._queued_s = time.perf_counter(), self._queued()
-            late_s = self._began_s - began_s - max(timeout, 0.0)
+            late_s = time.perf_counter() - began_s - max(timeout, 0.0)
             if timeout >= 0 and late_s >= LONG_S:
-                self.long.append((late_s, self._queued_s - queued_s, "poll"))
+                self.long.append((late_s, self._others(late_s), "poll"))
+            self._begin()
             self._waits = False
+
+    def _begin(self) -> None:
+        self._queued_s, self._used_s, self._collected_s = self._queued(), time.process_time(), 0.0
+        self._began_s = time.perf_counter()
+
+    def _others(self, took_s: float) -> float:
+        """How many of the seconds since :meth:`_begin` other programs had."""
+        return max(self._queued() - self._queued_s, took_s - (time.process_time() - self._used_s))
+
+    def _collects(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting_s = time.perf_counter()
+        else:
+            self._collected_s += time.perf_counter() - self._collecting_s
 
     def _queued(self) -> float:
         """For how many seconds this thread was ready so far and had no processor."""
