@@ -223,10 +223,5 @@ SYNC = (
     "-c",
     "import sys; sys.argv[0] = 'ciruela-sync'; from ciruela.client.start import ciruela_sync; sys.exit(ciruela_sync())",
 )
-TWISTD = (
-    sys.executable,
-    "-c",
-    "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()",
-    "--nodaemon",
-    "--pidfile=",
-)
+FOREGROUND = ("--nodaemon", "--pidfile=")
+TWISTD = (sys.executable, "-c", "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()", *FOREGROUND)

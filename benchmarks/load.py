@@ -1,12 +1,13 @@
-"""How much a daemon holds: nothing at all, idle connections, many images, one image of very many files, overload (goals G1, G2, G3 and G6).
+"""How much a daemon holds: nothing, idle connections, many images, one image of very many files, overload (goals G1, G2, G3, G6, and I8).
 
-Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [images] [files] [overload]``. What is compared was measured in
-the same run.
+Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [images] [files] [tiny] [overload]``. What is compared was
+measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -68,7 +69,7 @@ class Bench:
         """Seconds that ``ciruela-sync`` takes until all nodes have ``tree`` under a new name."""
         self._uploads += 1
         wish = f"{tree}:/bench/load/v{self._uploads}"
-        command = [*SYNC, "--port", str(nodes[0].port), "-i", str(self.key), "-e", "3000s", "-t", "3000s", "--append", wish]
+        command = [*SYNC, "--port", str(nodes[0].port), "-i", str(self.key), "-e", "3000s", "-t", "3000s", "--append", wish, "-m"]
         done = run([*command, *(node.host for node in nodes[:3])], environment(), timeout_s=3000)
         if done.code:
             raise CheckFailed(f"the upload ended with {done.code}:\n{done.out}")
@@ -251,6 +252,34 @@ def files(bench: Bench) -> None:
     ended(bench, nodes)
 
 
+def tiny(bench: Bench) -> None:
+    """I8: one image of 200,000 tiny files, no two alike, and how long the turns of the reactors are meanwhile."""
+    bench.say("I8  one image of 200,000 files of 6 bytes, 3 nodes")
+    tree = bench.top / "tiny tree"
+    for number in range(200_000):
+        if number % 1000 == 0:
+            folder = tree / f"directory-{number // 1000:04}"
+            folder.mkdir(parents=True)
+        (folder / f"file-{number % 1000:04}.txt").write_bytes(b"%06d" % number)
+    nodes = bench.nodes("tiny", 3)
+    for node in nodes:
+        node.start(bench.children, measured=True)
+    for node in nodes:
+        node.ready(2)
+    began_s = [node.child.cpu_s() for node in nodes if node.child is not None]
+    took_s = bench.upload(nodes, tree)
+    cpu_s = [node.child.cpu_s() - was for node, was in zip(nodes, began_s, strict=True) if node.child is not None]
+    bench.say(f"  on all three after {took_s:.0f} s, {max(cpu_s):.0f} s of processor at most")
+    ended(bench, nodes)
+    for node in nodes:
+        found = json.loads(node.turns.read_text())
+        own = sorted(((passed_s - others_s, where) for passed_s, others_s, where in found["long"]), reverse=True)
+        most_s = max((passed_s for passed_s, _, _ in found["long"]), default=0.0)
+        own_s, where = own[0] if own else (0.0, "")
+        bench.say(f"  {node.name}: {found['turns']:,} turns, the longest {most_s * 1000:.0f} ms;")
+        bench.say(f"    without what other programs had {own_s * 1000:.0f} ms, {sum(one > 0.25 for one, _ in own)} over 250 ms: {where}")
+
+
 def overload(bench: Bench) -> None:
     """G6: uploads while the node is pressed from all sides."""
     bench.say("G6  uploads of 100 KiB beside 1,000 dribbling connections, 200 connects/s and 20,000 forged datagrams/s")
@@ -272,7 +301,7 @@ def overload(bench: Bench) -> None:
     ended(bench, [node])
 
 
-PARTS = {"footprint": footprint, "idle": idle, "images": images, "files": files, "overload": overload}
+PARTS = {"footprint": footprint, "idle": idle, "images": images, "files": files, "tiny": tiny, "overload": overload}
 
 
 def main() -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.children import TWISTD, Child, Children, environment, page, until
+from benchmarks.children import FOREGROUND, TWISTD, Child, Children, environment, page, until
 
 SEED = bytes(range(32))
 
@@ -67,13 +68,19 @@ class Node:
             *("--override-hostname", self.name),
         ]
 
-    def command(self) -> list[str]:
-        """The command that runs our daemon."""
-        return [*TWISTD, "ciruela", "--config", str(self.top / "config"), *self.options()]
+    @property
+    def turns(self) -> Path:
+        """What a daemon that is ``measured`` writes when it ends."""
+        return self.top / "turns"
 
-    def start(self, children: Children) -> None:
-        """Start our daemon."""
-        self.child = children.start(f"ciruela {self.name}", self.command(), self.top / "log", environment())
+    def command(self, twistd: Sequence[str] = TWISTD) -> list[str]:
+        """The command that runs our daemon."""
+        return [*twistd, "ciruela", "--config", str(self.top / "config"), *self.options()]
+
+    def start(self, children: Children, *, measured: bool = False) -> None:
+        """Start our daemon; ``measured``: with ``benchmarks.turns``."""
+        twistd = (sys.executable, "-m", "benchmarks.turns", str(self.turns), *FOREGROUND) if measured else TWISTD
+        self.child = children.start(f"ciruela {self.name}", self.command(twistd), self.top / "log", environment())
 
     def start_reference(self, children: Children, binary: Path, cantal: Path) -> None:
         """Start the reference's daemon on the same directories. ``cantal``: where it may write its metrics."""

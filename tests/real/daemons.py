@@ -401,8 +401,12 @@ class RealCluster:
 
     def begin_sync(self, *args: object, key: Path | None = None) -> subprocess.Popen[str]:
         """Start ``ciruela-sync`` and do not wait for it."""
+        return self.begin(self._sync_command(args, key))
+
+    def begin(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a client as a user without settings, and do not wait for it."""
         client = subprocess.Popen(
-            self._sync_command(args, key),
+            command,
             cwd=self.home,
             env=environment(self.home, measured=self._measured != "none"),
             stdin=subprocess.DEVNULL,
