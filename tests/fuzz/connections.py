@@ -117,7 +117,7 @@ class _Heard:
 
 
 @cache
-def _open_link(server: bool) -> tuple[Clock, dict[str, Any]]:
+def open_link(server: bool) -> tuple[Clock, dict[str, Any]]:
     """A clock, and what a link consists of right after its handshake."""
     bench = Bench()
     link: Any = bench.link()
@@ -143,7 +143,7 @@ def _open_link(server: bool) -> tuple[Clock, dict[str, Any]]:
 
 def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tuple[Any, Tape, _Heard, Log]:
     """A fresh link that is open and takes messages of ``limit_bytes``, without the cost of a handshake for each of a hundred thousand."""
-    clock, state = _open_link(server)
+    clock, state = open_link(server)
     role: Any = ServerLink if server else ClientLink
     link = role.__new__(role)
     tape, heard, log = Tape(), _Heard(), Log()
@@ -162,7 +162,7 @@ def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tupl
 
 def _check_link(data: bytes, server: bool) -> bool:
     link, tape, heard, log = link_after_handshake(server)
-    clock, _ = _open_link(server)
+    clock, _ = open_link(server)
     for piece in chopped(data):
         link.dataReceived(piece)
     while link._next_turn is not None:
