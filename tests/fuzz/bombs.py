@@ -93,7 +93,7 @@ def refused(name: str, data: bytes) -> None:
 def fragments() -> int:
     """Very many tiny parts of one message, at a link whose other end is asked for an index and may send 101 MiB, and at one that is not."""
     from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES
-    from tests.fuzz.connections import open_link, link_after_handshake
+    from tests.fuzz.connections import link_after_handshake, open_link
     from tests.net.bench import frame, frames
 
     tried, (clock, _) = 0, open_link(True)
