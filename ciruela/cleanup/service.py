@@ -1,34 +1,127 @@
 """The cleanup service: one base dir at a time, one image at a time, and before each image everything is looked at anew (threats 6.10).
 
 Also what follows from deletions in the long run: tombstones are folded, and indexes that nobody names are collected (protocol 5.14).
+
+Questions that may never be answered: a keep list, a directory or a link on a network file system that hangs.
+
+What cleanup has to know of the rest of the node and of the world, as protocols and values.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.cleanup.around import Safeguards, Surroundings
-from ciruela.cleanup.explain import Explained, outlooks
-from ciruela.cleanup.health import SKEW_MS, Blocked, Cause, DirSight, Moment, NodeSight, clock_faults, dir_faults, node_faults
-from ciruela.cleanup.questions import Questions
+from ciruela.cleanup.health import (
+    SKEW_MS,
+    Blocked,
+    Cause,
+    DirSight,
+    Explained,
+    Moment,
+    NodeSight,
+    clock_faults,
+    dir_faults,
+    node_faults,
+    outlooks,
+)
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
 from ciruela.clockwork import Beat
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
+from ciruela.model.ids import ImageId
 from ciruela.model.state import Tombstone
 from ciruela.model.vpath import VPath, leads_to
-from ciruela.seams import Disk, Identity, KeepList, NowMs
+from ciruela.seams import Disk, Identity, KeepList, KeepLists, NowMs, ProtectedLinks
 from ciruela.tracking.ledger import Ledger
+
+
+class Surroundings(Protocol):
+    """What cleanup asks of the rest of the node."""
+
+    def peers(self) -> Mapping[str, bool]:
+        """The other configured nodes by name, each with whether it was heard lately."""
+
+    def clocks_ms(self) -> Sequence[int]:
+        """What the clocks of other nodes show now, by their own word."""
+
+    def served(self) -> Collection[VPath]:
+        """The paths of which blocks were given since the last call."""
+
+    def wanted(self, base: VPath) -> Collection[VPath]:
+        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+
+    def downloads(self) -> int:
+        """How many downloads are running."""
+
+    def given_up(self) -> int:
+        """How many downloads were given up since the start."""
+
+    def indexes(self) -> Collection[ImageId]:
+        """The images whose indexes are in use, besides those in the ledger."""
+
+    def alone(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Run ``work`` while no order for ``vpath`` is being judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Safeguards:
+    """What has to be looked at before anything is deleted.
+
+    ``steady_s`` is a clock that nobody can set, in seconds; the reactor's may follow the wall clock. ``configured`` reads the directory
+    configs again and fails with ConfigError when they are bad. ``unresolved``: nodes that are configured without a known address.
+    Without ``links`` none are protected.
+    """
+
+    steady_s: Callable[[], float]
+    keep_lists: KeepLists
+    configured: Callable[[], Deferred[Mapping[str, DirConfig]]]
+    unresolved: Callable[[], int]
+    links: ProtectedLinks | None = None
+
+
+ANSWER_S = 30.0
+"""For so long a keep list, a directory or the configuration may take to be read; then the base dir has to wait for its next cycle."""
+
+
+class Questions:
+    """Asks each question once at a time, and waits for so long."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._asking: set[tuple[str, str]] = set()
+
+    def ask(self, what: str, key: str, ask: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """What ``ask`` finds out; fails with DiskError when that takes too long, and at once while the last such question is unanswered."""
+        question = (what, key)
+        if question in self._asking:
+            raise DiskError(f"{what} of /{key} cannot be read: an earlier attempt has still not ended")
+        self._asking.add(question)
+        found: Deferred[T] = Deferred()
+
+        def ended(result: T | Failure) -> None:
+            self._asking.discard(question)
+            if not found.called:
+                found.callback(result)
+
+        def late(failure: Failure) -> Failure:
+            if failure.check(defer.TimeoutError):
+                return Failure(DiskError(f"{what} of /{key} cannot be read: no answer within {ANSWER_S:.0f} s"))
+            return failure
+
+        ask().addBoth(ended)
+        return found.addTimeout(ANSWER_S, self._clock).addErrback(late)
+
 
 T = TypeVar("T")
 

@@ -13,8 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.cleanup.around import Safeguards
-from ciruela.cleanup.service import Cleanup
+from ciruela.cleanup.service import Cleanup, Safeguards
 from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.acquaintance import Acquaintance
 from ciruela.daemon.around import Around

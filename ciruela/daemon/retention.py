@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import DeferredLock
 
-from ciruela.cleanup.explain import Explained
+from ciruela.cleanup.health import Explained
 from ciruela.daemon.node import Node
 from ciruela.daemon.stamps import rfc3339
 from ciruela.model.dirconfig import DirConfig

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from ciruela.cleanup.around import Safeguards
+from ciruela.cleanup.service import Safeguards
 from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles
 from ciruela.daemon.config import load_config

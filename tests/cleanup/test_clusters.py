@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from twisted.internet.defer import Deferred, succeed
 
-from ciruela.cleanup.around import Safeguards
 from ciruela.cleanup.health import QUIET_S
-from ciruela.cleanup.service import FIRST_S, LOOK_S
+from ciruela.cleanup.service import FIRST_S, LOOK_S, Safeguards
 from ciruela.daemon.status import NodeStatus
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.vpath import VPath

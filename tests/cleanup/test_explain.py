@@ -8,8 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.cleanup.explain import outlooks
-from ciruela.cleanup.health import Cause, dir_faults
+from ciruela.cleanup.health import Cause, dir_faults, outlooks
 from ciruela.cleanup.rules import Rule, rulings
 from ciruela.disk.protect import ProtectedLinks, protected
 from ciruela.model.errors import DiskError

@@ -11,10 +11,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.cleanup.around import Safeguards
 from ciruela.cleanup.health import QUIET_S
-from ciruela.cleanup.questions import ANSWER_S
 from ciruela.cleanup.service import (
+    ANSWER_S,
     COLLECT_ABOVE,
     COLLECT_AGAIN_S,
     COLLECT_BELOW,
@@ -24,6 +23,7 @@ from ciruela.cleanup.service import (
     MOST_FAULTS,
     PAUSE_S,
     Cleanup,
+    Safeguards,
     words,
 )
 from ciruela.model.dirconfig import DirConfig

@@ -9,7 +9,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
-from ciruela.cleanup.around import Safeguards
+from ciruela.cleanup.service import Safeguards
 from ciruela.client.shares import Shares
 from ciruela.daemon.node import Node, World
 from ciruela.hooks.service import Outside

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from twisted.internet.defer import fail, succeed
 
-from ciruela.cleanup.around import Safeguards
+from ciruela.cleanup.service import Safeguards
 from ciruela.index.parse import parse
 from ciruela.keys.signed import removal_bytes, signed_check_bytes
 from ciruela.model.errors import DiskError
