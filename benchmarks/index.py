@@ -28,8 +28,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from benchmarks.children import CheckFailed, run
-from ciruela.disk.hashcache import HashCache
-from ciruela.disk.known import REST_NS
+from ciruela.disk.hashcache import REST_NS, HashCache
 from ciruela.disk.scan import Scan, scan
 from ciruela.index.digest import HashKind
 

@@ -26,9 +26,8 @@ from typing import Any, TypeVar
 from twisted.logger import globalLogBeginner
 
 from benchmarks.tables import keep, list_table, machine, percentile, spread, tell
-from ciruela.gossip.compose import MEMBER_RENEW_S, Kind, member_parts
+from ciruela.gossip.compose import MEMBER_RENEW_S, Kind, heat_for, member_parts
 from ciruela.gossip.roster import _Member
-from ciruela.gossip.rumors import heat_for
 from ciruela.gossip.service import BEAT_S
 from ciruela.model.vpath import VPath
 from tests.doubles.memnet import Hub

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ciruela.daemon.watchdog import where_is
+from ciruela.daemon.service import where_is
 
 LONG_S = 0.1
 """Turns from here on are noted one by one, and looked at while they last."""

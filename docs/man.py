@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ciruela import __version__
-from ciruela.client.options import tree
+from ciruela.client.options import table
 from ciruela.daemon.tap import Options
 
 HERE = Path(__file__).parent / "man"
@@ -62,8 +62,8 @@ def main(directory=HERE):
     os.environ["COLUMNS"] = "80"  # argparse folds usage by the width of the terminal
     try:
         pages = {
-            "ciruela": page(tree.ciruela(), "puts a whole directory on every server of a cluster"),
-            "ciruela-sync": page(tree.ciruela_sync(), "put directories on every server of a cluster"),
+            "ciruela": page(table.ciruela(), "puts a whole directory on every server of a cluster"),
+            "ciruela-sync": page(table.ciruela_sync(), "put directories on every server of a cluster"),
             "ciruela-server": daemon_page(),
         }
     except ImportError as error:

@@ -14,7 +14,7 @@ from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela import __version__
-from ciruela.client.options import tree
+from ciruela.client.options import table
 from ciruela.daemon.tap import Options
 from tests.proof import shows
 
@@ -87,7 +87,7 @@ class ManTests(SynchronousTestCase):
     @shows("W5")
     def test_they_have_every_option(self) -> None:
         """``man ciruela`` would not know what ``ciruela --help`` does. Run ``python docs/man.py`` and commit what it writes."""
-        for name, parser in (("ciruela", tree.ciruela()), ("ciruela-sync", tree.ciruela_sync())):
+        for name, parser in (("ciruela", table.ciruela()), ("ciruela-sync", table.ciruela_sync())):
             text = (TOP / "docs" / "man" / f"{name}.1").read_text(encoding="utf-8")
             self.assertEqual([word for word in words_of(parser) if word.replace("-", "\\-") not in text], [])
         text = (TOP / "docs" / "man" / "ciruela-server.1").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.clockwork import Beat, Hush
-from ciruela.daemon.acquaintance import MOST_S, Acquaintance
+from ciruela.daemon.node import MOST_S, Acquaintance
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing

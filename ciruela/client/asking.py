@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.contacts import reachable_from
+from ciruela.client.contacts import OnlyAsks, reachable_from
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.probing import OnlyAsks
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
 from ciruela.clockwork import within

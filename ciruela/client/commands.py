@@ -1,4 +1,7 @@
-"""``ciruela sync`` and ``ciruela index`` as stories; ``main`` runs them, ``demo`` runs the first one inside its own."""
+"""``ciruela sync`` and ``ciruela index`` as stories; ``main`` runs them, ``demo`` runs the first one inside its own.
+
+``ciruela upload``, the old name of ``ciruela sync``, with its own exit codes (protocol sections 6.5 and 7.1).
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,28 @@ from functools import partial
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.book import EXIT_NOTHING, Rule
+from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, Rule
 from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
 from ciruela.client.entrance import together
-from ciruela.client.hashes import OURS
 from ciruela.client.identities import Identities
 from ciruela.client.listener import Listener
-from ciruela.client.options.excluding import NOTHING, Excluding
+from ciruela.client.options.common import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.options.sync import CONNECTIONS, SyncOptions, Wish
-from ciruela.client.orders import Signer, check_content, check_directory, check_sources
-from ciruela.client.pace import SHARED_BYTES_S, Pace
+from ciruela.client.options.sync import CONNECTIONS, SyncOptions, UploadOptions, Wish
+from ciruela.client.orders import OURS, Signer, check_content, check_directory, check_sources
 from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import Offer, Source
+from ciruela.client.source import SHARED_BYTES_S, Offer, Pace, Source
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.sync import Row, World
+from ciruela.client.text import clean
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
+from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
@@ -246,3 +249,42 @@ async def sync(
     if report is not None:
         report.summary(code, rows)
     return code
+
+
+LINES_EVERY_S = 30.0
+"""Interval of the progress lines."""
+
+
+async def upload(options: UploadOptions, around: Surroundings, world: World | None = None) -> int:
+    """``ciruela upload``: 0 done, 1 some target failed, 2 nothing was sent."""
+    display = make_display(options.common, around, LINES_EVERY_S)
+    mode = f"--{options.mode.value}"
+    first = options.targets[0]
+    display.problem("", f"ciruela upload is deprecated; use: ciruela sync {mode} {options.source}:{first.vpath} {first.name}")
+    net = world or real_world(options.common, around)
+    try:
+        check_directory(options.source)
+        identities = await identities_of(options.keys, around, display)
+        sending = Sending(_targets(options), Rule(), options.common.hash, identities, net, around, display, cache=options.cache)
+        try:
+            await sending.prepare()
+        except BaseException:
+            sending.close()
+            raise
+    except (CiruelaError, OSError) as error:
+        display.hide()
+        around.stderr.write(f"ciruela: {clean(str(error), 10_000) or type(error).__name__}\n")
+        return EXIT_USAGE
+    try:
+        return EXIT_DONE if exit_code(await sending.send(display)) == EXIT_DONE else EXIT_LOCAL
+    finally:
+        sending.close()
+
+
+def _targets(options: UploadOptions) -> list[tuple[ClusterNames, list[Wish]]]:
+    """What each host gets; several paths on one host are one set of connections."""
+    hosts = dict.fromkeys(target.name for target in options.targets)
+    return [
+        (ClusterNames((host,)), [Wish(options.mode, options.source, target.vpath) for target in options.targets if target.name == host])
+        for host in hosts
+    ]

@@ -11,10 +11,9 @@ from stat import S_ISDIR
 from twisted.internet.defer import CancelledError
 
 from ciruela.client.ends import write_json, write_line
-from ciruela.client.hashes import OURS
 from ciruela.client.options.reading import DiffOptions, Target
 from ciruela.client.options.signing import Keys
-from ciruela.client.orders import LocalProblem, kind_of
+from ciruela.client.orders import OURS, LocalProblem, kind_of
 from ciruela.client.origin import Origin, Reach, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory

@@ -13,7 +13,6 @@ from enum import Enum
 
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL
 from ciruela.client.ends import columns, write_json, write_line
-from ciruela.client.mykeys import my_keys
 from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.servers import SHARED_REMEDY
@@ -21,6 +20,7 @@ from ciruela.client.shapes import Dir
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.survey import Found, Seen, Survey, each, real_survey
 from ciruela.client.text import count, size
+from ciruela.client.trust import my_keys
 from ciruela.model.errors import CiruelaError
 
 SILENT_S = 90.0

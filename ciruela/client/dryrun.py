@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ciruela.client.book import EXIT_NOTHING, EXIT_PARTIAL, Rule, worst
-from ciruela.client.check import Survey
+from ciruela.client.check import Forecast, Fresh, Reply, Says, Survey, forecast
 from ciruela.client.entrance import together
-from ciruela.client.forecast import Forecast, Fresh, Reply, Says, forecast
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.orders import Check
 from ciruela.client.preflight import Preflight

@@ -12,11 +12,11 @@ from ciruela.client import editor
 from ciruela.client.asking import claimed_signers
 from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
+from ciruela.client.editor import LocalFile
 from ciruela.client.ends import Ends
 from ciruela.client.entrance import together
 from ciruela.client.fetch import NothingThere, Reading, Seen
 from ciruela.client.identities import Identities
-from ciruela.client.localfile import LocalFile
 from ciruela.client.options.edit import EditOptions, PutFileOptions, What
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import Mode
@@ -29,8 +29,7 @@ from ciruela.client.survey import real_survey
 from ciruela.client.sync import World
 from ciruela.client.text import size, stamp
 from ciruela.client.trust import Proof, Shown, Trust, insist_on_proof, shown, trust_of
-from ciruela.index.change import NoPlace, find, put
-from ciruela.index.emit import emit
+from ciruela.index.emit import NoPlace, emit, find, put
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index
 from ciruela.keys.signed import signed_check_bytes

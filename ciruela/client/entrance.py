@@ -13,8 +13,8 @@ from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
+from ciruela.client.contacts import OnlyAsks
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.probing import OnlyAsks
 from ciruela.client.sync import ClosableLink, World
 from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response

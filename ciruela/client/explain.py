@@ -10,11 +10,10 @@ from urllib.parse import quote
 
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ls import tell_missing
-from ciruela.client.options.explaining import ExplainOptions
-from ciruela.client.pages import NoPage, Pages
+from ciruela.client.options.reading import ExplainOptions
 from ciruela.client.progress import Display
 from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import Seen, each, real_survey
+from ciruela.client.survey import NoPage, Pages, Seen, each, real_survey
 from ciruela.client.text import clean
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.vpath import VPath

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ciruela.client.book import EXIT_DONE
 from ciruela.client.ends import write_line
 from ciruela.client.identities import DEFAULT_FILES, AskPassphrase, terminal
-from ciruela.client.options.keygen import KeygenOptions
+from ciruela.client.options.local import KeygenOptions
 from ciruela.client.orders import LocalProblem
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.keys.public import PublicKey

@@ -1,9 +1,14 @@
-"""From wishes to signed orders: check the sources, sign with every key, one time for all (protocol sections 3.4 and 6.2)."""
+"""From wishes to signed orders: check the sources, sign with every key, one time for all (protocol sections 3.4 and 6.2).
+
+Which hash to index with: BLAKE3, unless a server of the cluster is the reference's, which knows BLAKE2b only.
+
+A server that confirms ``ciruela.v2`` is one of ours and takes every kind. Who says nothing decides nothing.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import DeferredLock
@@ -12,10 +17,19 @@ from ciruela.client.identities import Identities
 from ciruela.client.options.sync import Mode, Wish
 from ciruela.client.sync import Upload
 from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import AppendDir, CheckUpload, ReplaceDir
+
+OURS = HashKind.BLAKE3
+EVERYBODYS = HashKind.BLAKE2B
+
+
+def kind_for(ours: Iterable[bool]) -> HashKind:
+    """The best kind that all servers of one cluster understand that answered; ``ours`` tells of each whether it is of ``ciruela.v2``."""
+    return OURS if all(ours) else EVERYBODYS
 
 
 class LocalProblem(CiruelaError):

@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from ciruela.client.book import EXIT_NETWORK, RUNNING, Outcome, Rule, Standing, Verdict, worst
-from ciruela.client.check import Survey
+from ciruela.client.check import MOST_NAMED, Reply, Says, Survey, difference, refusal_of
 from ciruela.client.clusters import Met, Part, Settled
 from ciruela.client.entrance import Entrance
-from ciruela.client.forecast import MOST_NAMED, Reply, Says, difference, refusal_of
-from ciruela.client.hashes import kind_for
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import CONNECTIONS, Mode, Wish
-from ciruela.client.orders import Intent, Signer
+from ciruela.client.orders import Intent, Signer, kind_for
 from ciruela.client.scanning import Scans
 from ciruela.client.source import Giver
 from ciruela.client.sync import ClusterRun, Row, Upload, World

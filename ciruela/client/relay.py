@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from ciruela.client.editor import LocalFile
 from ciruela.client.fetch import Place, Reading, Seen
-from ciruela.client.localfile import LocalFile
-from ciruela.client.shares import Shares
+from ciruela.client.source import Shares
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import File, Index
 from ciruela.model.errors import RemoteError

@@ -17,11 +17,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.book import EXIT_CONFLICT, MOST_NAMED, RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, meaning_of
-from ciruela.client.contacts import Contacts, Resolve
+from ciruela.client.contacts import Contacts, Probes, Resolve
 from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.probing import Probes
 from ciruela.client.servers import Row as ServerRow
 from ciruela.client.servers import shared_text
 from ciruela.client.source import Giver
@@ -112,7 +111,7 @@ class Upload:
 class Row:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
 
-    ``given`` and ``given_bytes`` are those of :class:`ciruela.client.shares.Shares`.
+    ``given`` and ``given_bytes`` are those of :class:`ciruela.client.source.Shares`.
     """
 
     cluster: str

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 from ciruela.client.book import EXIT_LOCAL
 from ciruela.client.ends import write_line
-from ciruela.client.hashes import OURS
 from ciruela.client.options.local import VerifyOptions
-from ciruela.client.orders import LocalProblem, check_directory
+from ciruela.client.orders import OURS, LocalProblem, check_directory
 from ciruela.client.progress import Display
 from ciruela.client.scanning import scan_directory
 from ciruela.client.surroundings import Surroundings, make_display
 from ciruela.client.text import count
 from ciruela.index.digest import HashKind
-from ciruela.index.order import MAX_INDEX_BYTES
+from ciruela.index.names import MAX_INDEX_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Directory, File, Index, Symlink
 from ciruela.model.errors import BadIndex

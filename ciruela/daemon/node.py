@@ -1,31 +1,38 @@
 """One node: the work rooms wired to each other, over whatever world is handed in.
 
 The daemon hands in files, sockets and the reactor (``service``); tests hand in a memory network and a fake clock, and run the same code.
+
+Knowing who else is there, before anybody is told.
+
+A node that has just started does not know who else takes a directory, and a client that asks it would believe that nobody does.
+
+So the answers to uploads, which name the other nodes, wait until the configured peers have been heard of, for a few seconds at most.
+The order of a client waits as well: the peers are asked before it is judged.
+
+What cleanup sees of the node it belongs to (``cleanup.around.Surroundings``).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.cleanup.service import Cleanup, Safeguards
+from ciruela.cleanup.service import LOOK_S, Cleanup, Safeguards
 from ciruela.clockwork import Hush, in_place
-from ciruela.daemon.acquaintance import Acquaintance
-from ciruela.daemon.around import Around
-from ciruela.daemon.pathstate import PathStates
-from ciruela.daemon.refusals import Refusals
+from ciruela.daemon.pathstate import PathStates, Refusals
 from ciruela.daemon.requests import Requests
 from ciruela.download.awaited import Awaited
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.gossip.packets import Download, Hooked, Removed
-from ciruela.gossip.roster import SILENT_S
+from ciruela.gossip.roster import SILENT_S, Peer
 from ciruela.gossip.service import ANYWHERE, Gossip
 from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import DirConfig
@@ -45,6 +52,113 @@ from ciruela.tracking.watches import Watches
 from ciruela.uploads.neighbours import Nearby, Neighbours
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
+
+T = TypeVar("T")
+
+
+class Around:
+    """A node, for cleanup."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def peers(self) -> Mapping[str, bool]:
+        """The other configured nodes by name, each with whether it was heard since the last look; one name may have several addresses."""
+        found: dict[str, bool] = {}
+        own = set()
+        for peer in self._node.gossip.cluster.peers():
+            if peer.own:
+                own.add(peer.name)
+            found[peer.name] = found.get(peer.name, False) or (peer.silent_s is not None and peer.silent_s < LOOK_S)
+        return {name: heard for name, heard in found.items() if name not in own}
+
+    def clocks_ms(self) -> Sequence[int]:
+        """What the clocks of other nodes show now, by their own word."""
+        return self._node.gossip.cluster.clocks_ms()
+
+    def served(self) -> Collection[VPath]:
+        """The paths of which blocks were given since the last call."""
+        return self._node.blocks.served()
+
+    def wanted(self, base: VPath) -> Collection[VPath]:
+        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+        fetched = {item.vpath for _, item in self._node.gossip.cluster.stances() if isinstance(item, Download)}
+        return {vpath for vpath in fetched.union(self._node.downloads.healing()) if vpath.base == base}
+
+    def downloads(self) -> int:
+        """How many downloads are running."""
+        return len(self._node.downloads.running())
+
+    def given_up(self) -> int:
+        """How many downloads were given up since the start."""
+        return self._node.downloads.totals.failed
+
+    def indexes(self) -> Collection[ImageId]:
+        """The images whose indexes are in use, besides those in the ledger."""
+        return self._node.catalog.images()
+
+    def alone(self, vpath: VPath, work: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Run ``work`` while no order for ``vpath`` is being judged."""
+        return self._node.uploads.alone(vpath, work)
+
+
+MOST_S = 3.0
+"""After this the answers go out with what is known: a peer that is down must not hold them up. Gossip beats each second."""
+
+WARM_UP_LOOK_S = 0.1
+
+
+class Acquaintance:
+    """Fires when the peers are known."""
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, peers: Callable[[], Sequence[Peer]]) -> None:
+        self._clock = clock
+        self._peers = peers
+        self._until_s = clock.seconds() + MOST_S
+        self._listed = False
+        self._waiting: list[Deferred[None]] = []
+        self._looking = False
+
+    def begin(self) -> None:
+        """The node starts now."""
+        self._until_s = self._clock.seconds() + MOST_S
+
+    def listed(self) -> None:
+        """The list of peers was read and its names looked up."""
+        self._listed = True
+
+    def wait(self) -> Deferred[None]:
+        """Fires at once when everybody was heard of, else when they are, or when the time is over."""
+        if self._over():
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        if not self._looking:
+            self._looking = True
+            self._clock.callLater(WARM_UP_LOOK_S, self._look)
+        return waiting
+
+    def _over(self) -> bool:
+        if self._clock.seconds() >= self._until_s:
+            return True
+        return self._listed and all(peer.own or peer.keys for peer in self._peers())
+
+    def _look(self) -> None:
+        try:
+            over = self._over()
+        except Exception:  # noqa: BLE001  clients wait for this; it ends, whatever goes wrong
+            self._log.failure("who else is there cannot be told; answers go out without it")
+            over = True
+        if not over:
+            self._clock.callLater(WARM_UP_LOOK_S, self._look)
+            return
+        self._looking = False
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.callback(None)
+
 
 HOOKS_TOLD_MS = 300_000
 """So long it is told by gossip what became of a hook; as long as others remember it."""

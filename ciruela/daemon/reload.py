@@ -2,25 +2,84 @@
 
 Everything is read and checked first, and directories that are new are read from the disk. Only then, in one turn of the reactor, are they
 taken in: what is removed is let go of, new limits and peers count.
+
+SIGHUP: the operator wants the configuration to be read again.
+
+The directory configs that count now: one mapping that all rooms share, of which a reload changes the content in one step.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.daemon.keywatch import KeyWatch
-from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.node import Node
 from ciruela.daemon.plan import Plan, in_force, moved, restart_needed
+from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError
 from ciruela.model.units import count
 from ciruela.seams import Loaded
+
+
+class LiveConfigs(Mapping[str, DirConfig]):
+    """Threads may look things up at any time: they see all of the old content, or all of the new."""
+
+    def __init__(self, configs: Mapping[str, DirConfig]) -> None:
+        self._now = dict(configs)
+
+    def replace(self, configs: Mapping[str, DirConfig]) -> None:
+        """These count from now on."""
+        self._now = dict(configs)
+
+    def __getitem__(self, key: str) -> DirConfig:
+        return self._now[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+
+class Hangup:
+    """Calls ``asked`` on the reactor after each SIGHUP. ``twistd`` itself uses SIGUSR1, for its log, and leaves this one alone."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorFromThreads, asked: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._asked = asked
+        self._before: Any = None
+        self._set = False
+
+    def start(self) -> None:
+        """Begin to listen. Only the main thread can; elsewhere, as in a test, nothing is changed."""
+        try:
+            self._before = signal.signal(signal.SIGHUP, self._hung_up)
+        except ValueError:
+            self._log.warn("SIGHUP is not listened to: this is not the main thread of the process")
+        else:
+            self._set = True
+
+    def stop(self) -> None:
+        """From now on the signal means what it meant before."""
+        if self._set:
+            self._set = False
+            signal.signal(signal.SIGHUP, signal.SIG_DFL if self._before is None else self._before)
+
+    def _hung_up(self, _number: int, _frame: object) -> None:
+        """Runs between any two instructions of the program: so it does nothing but leave a note."""
+        self._reactor.callFromThread(self._asked)
+
 
 MOST_SHOWN = 20
 """Places of mistakes that the status page names."""

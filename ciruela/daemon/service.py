@@ -1,47 +1,53 @@
-"""The daemon: a node over real files, sockets and the reactor, as a Twisted service."""
+"""The daemon: a node over real files, sockets and the reactor, as a Twisted service.
+
+How many files and sockets this process may have open (threats A41).
+
+Watches the reactor: how long it was away from its duties, and what kept it (threats I8, 6.13).
+
+Everything here runs on one thread. A stall of a quarter of a second is a fault of the program, or of a machine that is overloaded; a
+client of the reference gives up after five seconds without a byte (protocol section 2.3).
+"""
 
 from __future__ import annotations
 
 import random
+import resource
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ciruela.cleanup.service import Safeguards
+from ciruela.clockwork import Hush
 from ciruela.daemon.api import NodeApi
-from ciruela.daemon.authority import KeyFiles
+from ciruela.daemon.authority import KeyFiles, Signers
 from ciruela.daemon.config import load_config
-from ciruela.daemon.descriptors import most_descriptors, share_out
-from ciruela.daemon.hangup import Hangup
 from ciruela.daemon.keywatch import KeyWatch
-from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.node import Node, World
 from ciruela.daemon.plan import PEERS_FILE, Plan
-from ciruela.daemon.processes import Processes
-from ciruela.daemon.reload import Reloads
+from ciruela.daemon.processes import Processes, Webhooks
+from ciruela.daemon.reload import Hangup, LiveConfigs, Reloads
 from ciruela.daemon.requests import Requests
-from ciruela.daemon.signers import Signers
 from ciruela.daemon.status import NodeStatus, config_status, sources_status
-from ciruela.daemon.watchdog import Watchdog
-from ciruela.daemon.webhooks import Webhooks
-from ciruela.disk import version
+from ciruela.disk import openfile, version
 from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.peercache import PeerCache
-from ciruela.disk.protect import ProtectedLinks
 from ciruela.disk.store import Store
-from ciruela.disk.trust import Trust
+from ciruela.disk.trust import ProtectedLinks, Trust
 from ciruela.hooks.service import Outside
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import RemoteError
@@ -49,12 +55,11 @@ from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry
 from ciruela.model.tuning import Fsync, Tuning
 from ciruela.model.vpath import VPath
-from ciruela.net import memory
-from ciruela.net.budgets import Budgets
+from ciruela.net import limits
 from ciruela.net.datagrams import DatagramPort
 from ciruela.net.discovery.build import Means, sources
 from ciruela.net.discovery.source import Source
-from ciruela.net.limits import limits_for
+from ciruela.net.limits import Budgets, limits_for
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
@@ -63,6 +68,118 @@ from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Link, NowMs, numeric_host
 from ciruela.web.pages import Pages
 from ciruela.web.status import Json
+
+BEAT_S = 0.25
+STALL_S = 0.25
+"""Being later than this counts (threats I8)."""
+
+LOOK_S = 0.1
+"""How often the other thread looks whether the reactor is stuck."""
+
+MOST_FRAMES = 8
+"""Innermost calls that are told."""
+
+
+class Watchdog:
+    """Beats on the reactor, and looks from a thread of its own at what the reactor does while no beat comes.
+
+    ``stalls`` counts, ``longest_ms`` is the longest; each is logged with the place, at most once a minute.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        self._hush = Hush(clock)
+        self._beat_s = 0.0
+        self._stuck: tuple[float | None, str] = (None, "")
+        self._reactor_thread = 0
+        self._call: IDelayedCall | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self.stalls = 0
+        self.longest_ms = 0
+
+    def start(self) -> None:
+        """Begin, on the thread of the reactor."""
+        self._reactor_thread = threading.get_ident()
+        self._beat_s = self._monotonic()
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._look_on, name="watchdog", daemon=True)
+        self._thread.start()
+        self._call = self._clock.callLater(BEAT_S, self._beat)
+
+    def stop(self) -> None:
+        """End, and wait for the thread."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _beat(self) -> None:
+        self._call = self._clock.callLater(BEAT_S, self._beat)
+        now_s = self._monotonic()
+        before_s, self._beat_s = self._beat_s, now_s
+        late_s = now_s - before_s - BEAT_S
+        if late_s <= STALL_S:
+            return
+        self.stalls += 1
+        late_ms = round(late_s * 1000)
+        self.longest_ms = max(self.longest_ms, late_ms)
+        since_s, where = self._stuck
+        if since_s != before_s:
+            where = "a place that was left before it could be looked at"
+        text = "nothing else could be done for {late_ms} ms, because of: {where}"
+        self._hush.warn(self._log, "stall", "", text, late_ms=late_ms, where=where)
+
+    # -- on the other thread -----------------------------------------------------------------------------------------------------------
+
+    def _look_on(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Note where the reactor's thread is, if its beat is overdue; once for each stall."""
+        beat_s = self._beat_s
+        if self._monotonic() - beat_s <= BEAT_S + STALL_S or self._stuck[0] == beat_s:
+            return
+        frame = sys._current_frames().get(self._reactor_thread)
+        if frame is not None:
+            self._stuck = (beat_s, where_is(frame))
+
+
+def where_is(frame: FrameType | None) -> str:
+    """The innermost calls, the innermost first."""
+    calls: list[str] = []
+    while frame is not None and len(calls) < MOST_FRAMES:
+        calls.append(f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return " < ".join(calls)
+
+
+WANTED = 65_536
+"""As many as the limit is raised to, where that is allowed without asking anybody."""
+
+
+def most_descriptors() -> int:
+    """The limit, after it was raised as far as this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return WANTED if soft == resource.RLIM_INFINITY else soft
+
+
+def share_out(limit: int) -> int:
+    """Let the disk keep open what is its due of ``limit`` descriptors. Returns how many images may be put together at a time."""
+    openfile.KEPT.resize(openfile.kept_of(limit))
+    return openfile.trees_of(limit)
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -201,7 +318,7 @@ class Daemon(Service):
     def startService(self) -> None:
         """Listen, then read the disk and begin. Raises CannotListenError when the port was taken since ``tap`` looked."""
         super().startService()
-        memory.keep()
+        limits.keep()
         plan = self._settings.plan
         makers = Signers(self._authority.makers, self._reactor)
         api = NodeApi(self.node, makers, self._store.room, lambda: config_status(self._reloads))

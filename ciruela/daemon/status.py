@@ -1,4 +1,7 @@
-"""A node as its status pages show it (protocol section 8): copies of live values, made for one request each."""
+"""A node as its status pages show it (protocol section 8): copies of live values, made for one request each.
+
+Times as the pages show them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,29 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from ciruela import __version__
 from ciruela.cleanup.service import words
 from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
-from ciruela.daemon.stamps import rfc3339
 from ciruela.gossip.packets import Complete, Deleted, Download
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.net.discovery.source import Source
 from ciruela.web.status import Json
+
+
+def rfc3339(stamp_ms: int) -> str:
+    """A time as the reference writes it: 9 fractional digits unless it is a whole second."""
+    seconds, rest_ms = divmod(stamp_ms, 1000)
+    try:
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{stamp_ms} ms"
+    return f"{text}.{rest_ms:03d}000000Z" if rest_ms else f"{text}Z"
+
 
 HOOK_COUNTS = ("tries", "ok", "failed")
 """What is counted of each kind of hook."""

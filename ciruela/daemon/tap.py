@@ -18,9 +18,9 @@ from ciruela.daemon.plan import DEFAULT_CONFIG, DEFAULTS, Given, Plan, read_plan
 from ciruela.daemon.service import Daemon, Settings
 from ciruela.daemon.settings import IGNORED, MOST_CONNECTIONS, MOST_THREADS, NO_CANTAL
 from ciruela.disk import version
-from ciruela.disk.lock import is_held, lock
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.streams import Standard, hold_streams
+from ciruela.disk.version import is_held, lock
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.seams import Address
 

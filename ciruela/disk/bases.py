@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from ciruela.disk import states
 from ciruela.disk.layout import NEW_STATE, RECORDS_MODE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.seal import is_sealed, sealed
+from ciruela.disk.states import is_sealed, sealed
 from ciruela.model.errors import FormatError
 from ciruela.proto.bounded import loads
 

@@ -14,8 +14,7 @@ from threading import Lock
 
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.seal import is_sealed, sealed
-from ciruela.disk.states import quarantine, read_record, write_file
+from ciruela.disk.states import is_sealed, quarantine, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Burials, Tombstone, Version

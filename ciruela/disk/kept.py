@@ -22,8 +22,7 @@ from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.seal import is_sealed, sealed
-from ciruela.disk.states import TEMPORARY, backup_name, is_identity, read_record, write_file
+from ciruela.disk.states import TEMPORARY, backup_name, is_identity, is_sealed, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
 from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Kept, SigEntry, State, Version

@@ -12,8 +12,7 @@ from hashlib import blake2b
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.seal import is_sealed, sealed
-from ciruela.disk.states import TEMPORARY, read_record, write_file
+from ciruela.disk.states import TEMPORARY, is_sealed, read_record, sealed, write_file
 from ciruela.model.dirconfig import STANDARD_MODES, Modes
 from ciruela.model.errors import FormatError
 from ciruela.model.hooks import AFTER, Due

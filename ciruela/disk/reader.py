@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
 
-from ciruela.disk.handles import KEPT
 from ciruela.disk.layout import Place
+from ciruela.disk.openfile import KEPT
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import blocks_in

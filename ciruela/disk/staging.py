@@ -12,13 +12,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ciruela.disk.commit import Shown, commit, prepare
-from ciruela.disk.content import Content, writable
 from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
-from ciruela.disk.reuse import Reusing
+from ciruela.disk.reuse import Content, Reusing, writable
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory

@@ -3,6 +3,11 @@
 A file is one CBOR map, as the reference writes and reads it, with one field more, ``ciruela``, which the reference ignores: the checksum of
 the file (``seal``), and in ``NAME.new.state`` the command, the phase of the commit, device and inode of the staging directory that is about
 to be shown, and whether what stood at the name is to be set aside (``aside``).
+
+The checksum of a record: a bit that flipped on the disk must not become a fact (threats A45, finding K3).
+
+A record is one CBOR map. Its last field is ``ciruela``, a map of our own whose last entry is ``sum``: 16 bytes of BLAKE2b over all bytes of
+the file before them. The reference and earlier versions of this program ignore the field, and their records have no checksum.
 """
 
 from __future__ import annotations
@@ -14,17 +19,46 @@ from enum import Enum
 from hashlib import blake2b
 from typing import TypeVar
 
+import cbor2
 from twisted.logger import Logger
 
 from ciruela.disk.layout import NEW_STATE, STATE
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.seal import FIELD, is_sealed, sealed
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.order import Command
 from ciruela.model.printable import logged
 from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
 from ciruela.proto.bounded import loads
+
+FIELD = "ciruela"
+SUM = "sum"
+SUM_BYTES = 16
+
+
+def sealed(fields: Mapping[str, object], own: Mapping[str, object] | None = None) -> bytes:
+    """The bytes of a record with ``fields``, ``own`` in the field of ours, and its checksum."""
+    data = cbor2.dumps({**fields, FIELD: {**(own or {}), SUM: bytes(SUM_BYTES)}})
+    return data[:-SUM_BYTES] + _sum(data)
+
+
+def is_sealed(fields: object, data: bytes) -> bool:
+    """Whether the record ``fields``, decoded from ``data``, has a checksum. Raises FormatError when that is wrong."""
+    own = fields.get(FIELD) if isinstance(fields, dict) else None
+    if own is None:
+        return False
+    if not isinstance(own, dict):
+        raise FormatError(f"the field {FIELD} is not a map")
+    if SUM not in own:
+        return False
+    if own[SUM] != _sum(data) or not data.endswith(own[SUM]):
+        raise FormatError("its checksum is wrong: it was changed, or the disk lost a bit")
+    return True
+
+
+def _sum(data: bytes) -> bytes:
+    return blake2b(memoryview(data)[:-SUM_BYTES], digest_size=SUM_BYTES).digest()
+
 
 _log = Logger()
 

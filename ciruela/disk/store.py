@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults, s
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import burials, indexes, kept, notes, recovery, setaside, states
+from ciruela.disk import burials, collection, kept, notes, recovery, setaside, states
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete, prune
@@ -24,10 +24,9 @@ from ciruela.disk.examine import TreeExamination
 from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
-from ciruela.disk.litter import Litter
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import finish_aside, settle_path
-from ciruela.disk.removal import remove_tree
+from ciruela.disk.removal import Litter, remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import Journal, Phase
@@ -318,18 +317,18 @@ class Store:
 
     def read_index(self, image: ImageId) -> Deferred[Index | None]:
         """As ``seams.Disk.read_index``."""
-        return self._in_thread(checked, f"index {image.hex()}", indexes.load, self._records, image)
+        return self._in_thread(checked, f"index {image.hex()}", collection.load, self._records, image)
 
     def read_index_bytes(self, image: ImageId) -> Deferred[bytes | None]:
         """As ``seams.Disk.read_index_bytes``; hashed, not parsed."""
-        return self._in_thread(checked, f"index {image.hex()}", indexes.load_bytes, self._records, image)
+        return self._in_thread(checked, f"index {image.hex()}", collection.load_bytes, self._records, image)
 
     def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
         """As ``seams.Disk.write_index``. The same index for several paths at once is written by one after the other."""
         lane = self._index_lanes.get(image)
         if lane is None:
             lane = self._index_lanes[image] = Lane(self._in_thread, f"index {image.hex()}")
-        return lane.do(checked, f"index {image.hex()}", indexes.store, self._records, image, data, self._tuning.max_index_bytes)
+        return lane.do(checked, f"index {image.hex()}", collection.store, self._records, image, data, self._tuning.max_index_bytes)
 
     # -- images ----------------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from ciruela.disk.handles import KEPT, Handles
-from ciruela.disk.openfile import Opened, OpenFile
+from ciruela.disk.openfile import KEPT, Handles, Opened, OpenFile
 from ciruela.disk.safedir import SafeDir
 
 DIRS = 32

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Batch, Hush, within
 from ciruela.download import answers
 from ciruela.download.answers import Answer
-from ciruela.download.lookout import Lookout
+from ciruela.download.awaited import Lookout
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
 from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, Source, Sources, Totals

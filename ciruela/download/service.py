@@ -20,12 +20,11 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing
 from ciruela.download.plan import Plan
-from ciruela.download.running import Download, Gate, OpenGate, Outcome, Phase, reason_of
+from ciruela.download.running import Download, Gate, OpenGate, Outcome, Phase, Siblings, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
-from ciruela.download.siblings import Siblings
 from ciruela.download.sources import Candidate, Totals
 from ciruela.download.suppliers import Rumors, Suppliers
-from ciruela.index import policy
+from ciruela.index import tree
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
@@ -272,7 +271,7 @@ class Downloads:
 
     def _map(self, index: Index, download: Download) -> Deferred[tuple[Index, BlockMap]]:
         if download.healed is None:
-            checked = self._large(index, policy.check, index, self._configs[download.vpath.key])
+            checked = self._large(index, tree.check, index, self._configs[download.vpath.key])
             return checked.addCallback(lambda _: self._catalog.add(index))
         return self._catalog.add(index)
 

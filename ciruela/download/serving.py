@@ -3,6 +3,11 @@
 Only what a verified index names is read, by image and block number; a path from the wire is looked up, never opened (threats 6.6).
 What is read is hashed before it is sent; a block that does not match is answered as absent, and if its image is committed here it should be
 there: somebody is told.
+
+Who may fetch blocks here at the same time: some are served well, instead of all of them slowly.
+
+Who is told to come later asks somebody else meanwhile, and finds there what those who are served have passed on. In a large cluster that is
+what turns the few that have an image into many.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,13 +25,42 @@ from ciruela.download.passing import Passing
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.errors import RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import packing
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
 from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
+
+MOST_READERS = 16
+HELD_S = 3.0
+"""Who has asked for nothing for so long gives its slot to the next."""
+
+
+class Slots:
+    """At most ``most`` readers at a time."""
+
+    def __init__(self, clock: IReactorTime, most: int = MOST_READERS) -> None:
+        self._clock = clock
+        self._most = most
+        self._asked_s: dict[object, float] = {}
+        self.refused = 0
+
+    def enter(self, reader: object) -> None:
+        """``reader`` asks for blocks. Raises Busy when others have all slots."""
+        now_s = self._clock.seconds()
+        if reader not in self._asked_s and len(self._asked_s) >= self._most:
+            self._asked_s = {other: asked_s for other, asked_s in self._asked_s.items() if asked_s + HELD_S > now_s}
+            if len(self._asked_s) >= self._most:
+                self.refused += 1
+                raise Busy(f"{SLOW_DOWN}: {len(self._asked_s)} others are served here")
+        self._asked_s[reader] = now_s
+
+    def left(self, reader: object) -> None:
+        """``reader`` is gone."""
+        self._asked_s.pop(reader, None)
+
 
 KEPT_INDEXES = 16
 READS_PER_JOB = 32

@@ -9,11 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Hooked, Item, Member, Packet, Removed, Watch
-from ciruela.gossip.results import HeardResults
 from ciruela.gossip.roster import Peer, Refusal, Roster
-from ciruela.gossip.servers import servers
-from ciruela.gossip.stances import Stance, Stances
-from ciruela.gossip.strangers import Stranger, Strangers
+from ciruela.gossip.servers import Stranger, Strangers, servers
+from ciruela.gossip.stances import HeardResults, Stance, Stances
 from ciruela.gossip.watches import HeardWatches
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL

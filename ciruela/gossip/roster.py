@@ -2,6 +2,8 @@
 
 Only configured addresses have state here. What a node says itself (*direct*) stands above what others say of it (*hearsay*), and what it
 says over a connection (*connected*), which cannot be forged by a datagram, above what came in datagrams.
+
+Which sequence numbers of a sender were seen: replays and doubles are refused (threats A31).
 """
 
 from __future__ import annotations
@@ -14,12 +16,40 @@ from functools import lru_cache
 
 from ciruela.gossip.known import Known, Memory
 from ciruela.gossip.packets import MAX_PARTS, Header, Member
-from ciruela.gossip.servers import Place
-from ciruela.gossip.sharing import SharedIds
+from ciruela.gossip.servers import Place, SharedIds
 from ciruela.gossip.watches import age_in_ms
-from ciruela.gossip.window import Window
 from ciruela.model.ids import MachineId
 from ciruela.seams import Address
+
+WINDOW = 1024
+"""Numbers that a datagram may be late: a second of news at full speed."""
+
+
+class Window:
+    """The last :data:`WINDOW` sequence numbers of one sender in one epoch."""
+
+    __slots__ = ("_bits", "_newest")
+
+    def __init__(self) -> None:
+        self._newest = -1
+        self._bits = 0
+
+    def forged(self, seq: int) -> bool:
+        """Whether ``seq``, which is certainly a number of now, is so far behind that a forged number must have come before it."""
+        return self._newest - seq >= WINDOW
+
+    def fresh(self, seq: int) -> bool:
+        """Whether ``seq`` is seen for the first time; notes it. A number too old to tell is not fresh."""
+        ahead = seq - self._newest
+        if ahead > 0:
+            self._bits = 1 if ahead >= WINDOW else ((self._bits << ahead) | 1) & ((1 << WINDOW) - 1)
+            self._newest = seq
+            return True
+        if -ahead >= WINDOW or self._bits >> -ahead & 1:  # in this order: as a bit, a forged number far behind fills the memory
+            return False
+        self._bits |= 1 << -ahead
+        return True
+
 
 MEMBER_S = 300.0
 """A machine that gave no sign of life for so long is forgotten."""

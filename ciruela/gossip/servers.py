@@ -1,15 +1,135 @@
-"""The servers that may take a directory, as this node knows them: a pure function from addresses to rows (``model.servers``)."""
+"""The servers that may take a directory, as this node knows them: a pure function from addresses to rows (``model.servers``).
+
+Machine ids with which several servers speak, as after the disk of one was cloned (threats A33).
+
+Servers that speak to this node over a connection although no list of peers here names them: shown and counted, never believed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from ciruela.gossip.packets import MAX_PARTS, Member, Packet
 from ciruela.model.ids import MachineId
-from ciruela.model.servers import Server
+from ciruela.model.servers import Server, SharedId
 from ciruela.proto.messages import MOST_ADDRESSES
 from ciruela.seams import Address
+
+MOST_STRANGERS = 64
+STRANGER_S = 300.0
+"""A stranger that did not speak for so long is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """One of them, as it told of itself: nobody has proved anything. ``keys`` is None when it did not tell all."""
+
+    machine: MachineId
+    hostname: str
+    keys: frozenset[str] | None
+    at_s: float
+
+
+class Strangers:
+    """The last :data:`MOST_STRANGERS`, by where they say that they listen."""
+
+    def __init__(self) -> None:
+        self._at: dict[Address, Stranger] = {}
+
+    def spoke(self, source: Address, packets: Iterable[Packet], now_s: float) -> Stranger | None:
+        """Note what came from ``source``. None when it told nothing."""
+        packets = list(packets)
+        if not packets:
+            return None
+        machine = packets[-1].header.sender
+        own = [item for packet in packets for item in packet.items if isinstance(item, Member) and item.machine == machine]
+        parts = {item.part: item.keys for item in own}
+        whole = bool(own) and len(parts) == own[-1].parts < MAX_PARTS
+        keys = frozenset(key for part in parts.values() for key in part) if whole else None
+        found = Stranger(machine, own[-1].hostname if own else "", keys, now_s)
+        self._at.pop(source, None)
+        while len(self._at) >= MOST_STRANGERS:
+            del self._at[next(iter(self._at))]
+        self._at[source] = found
+        return found
+
+    def expire(self, now_s: float) -> None:
+        """Forget who has been silent."""
+        self._at = {source: one for source, one in self._at.items() if now_s - one.at_s < STRANGER_S}
+
+    def all(self) -> list[tuple[Address, Stranger]]:
+        """Each with its address."""
+        return list(self._at.items())
+
+    def rows(self, key: str, now_s: float) -> list[Server]:
+        """One row for each that takes ``key``, or did not tell what it takes."""
+        return [
+            Server(one.hostname or source.host, one.machine, (str(source),), max(0, round((now_s - one.at_s) * 1000)), configured=False)
+            for source, one in self._at.items()
+            if one.keys is None or key in one.keys
+        ]
+
+
+SHARED_S = 600.0
+"""An address that was silent for so long shares its machine id no more: it counts as a server that nobody has met."""
+
+
+class SharedIds:
+    """Which addresses speak with one machine id, in different epochs, and when each was heard last.
+
+    It ends when one of them speaks with another id, is configured no more, or was silent for :data:`SHARED_S`.
+    """
+
+    def __init__(self, me: MachineId) -> None:
+        self._me = me
+        self._heard: dict[MachineId, dict[Address, float]] = {}
+
+    def note(self, machine: MachineId, heard: dict[Address, float]) -> None:
+        """``machine`` is the id of the servers at these addresses, and of this node when it is its own; with when each was heard last."""
+        self._heard.setdefault(machine, {}).update(heard)
+
+    def spoke(self, address: Address, machine: MachineId, now_s: float) -> None:
+        """A server at ``address`` speaks with ``machine`` now."""
+        for other, heard in list(self._heard.items()):
+            if address not in heard:
+                continue
+            if other == machine:
+                heard[address] = now_s
+            else:
+                self._drop(other, {address})
+
+    def configured(self, addresses: Collection[Address]) -> None:
+        """Only these are configured."""
+        for machine, heard in list(self._heard.items()):
+            self._drop(machine, {address for address in heard if address not in addresses})
+
+    def expire(self, now_s: float) -> list[Address]:
+        """End what is over; the addresses that were silent for too long."""
+        gone: list[Address] = []
+        for machine, heard in list(self._heard.items()):
+            silent = {address for address, at_s in heard.items() if now_s - at_s >= SHARED_S}
+            self._drop(machine, silent)
+            gone += silent
+        return gone
+
+    def _drop(self, machine: MachineId, addresses: Collection[Address]) -> None:
+        heard = self._heard[machine]
+        for address in addresses:
+            del heard[address]
+        if len(heard) < (1 if machine == self._me else 2):
+            del self._heard[machine]
+
+    def __contains__(self, machine: MachineId) -> bool:
+        return machine in self._heard
+
+    def all(self, own: Collection[str]) -> list[SharedId]:
+        """Each shared id with its addresses, in order. ``own`` are the texts of the addresses of this node."""
+        return [
+            SharedId(machine, tuple(sorted({*(own if machine == self._me else ()), *map(str, heard)})))
+            for machine, heard in self._heard.items()
+        ]
 
 
 @dataclass(frozen=True, slots=True)

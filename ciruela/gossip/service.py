@@ -17,12 +17,25 @@ from ciruela.clockwork import Beat, Bucket, Hush, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, Facts, Filling, Kind
 from ciruela.gossip.confirm import Claim, Confirmations
-from ciruela.gossip.envelope import Envelope, NullKeyring, Unopened
-from ciruela.gossip.packets import MAX_TEXT_BYTES, Ack, Complete, Header, Hooked, Item, Packet, Removed, Watch, body, decode
+from ciruela.gossip.packets import (
+    MAX_TEXT_BYTES,
+    Ack,
+    Complete,
+    Envelope,
+    Header,
+    Hooked,
+    Item,
+    NullKeyring,
+    Packet,
+    Removed,
+    Unopened,
+    Watch,
+    body,
+    decode,
+)
 from ciruela.gossip.pushpull import RANDOM_S, Exchanges
 from ciruela.gossip.roster import Refusal
-from ciruela.gossip.targets import FAN_OUT, Probes, beat_targets, choose
-from ciruela.gossip.telling import Answers, Repeats, Tellings
+from ciruela.gossip.telling import FAN_OUT, Answers, Probes, Repeats, Tellings, beat_targets, choose
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath

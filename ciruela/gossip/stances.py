@@ -1,15 +1,80 @@
-"""What each machine said it does with an image at a path: fetches it, has it, dropped it. Hints for the choice of sources."""
+"""What each machine said it does with an image at a path: fetches it, has it, dropped it. Hints for the choice of sources.
+
+Memory with a bound for each who fills it: whoever says too much loses what it said first, not what others said (threats A34).
+
+What became of hooks on other nodes, as they said themselves, for clients that begin to wait later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from ciruela.gossip.packets import Complete, Deleted, Download, Removed
-from ciruela.gossip.quota import Quota
+from ciruela.gossip.packets import Complete, Deleted, Download, Hooked, Removed
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
+
+O = TypeVar("O", bound=Hashable)  # noqa: E741  owner
+K = TypeVar("K", bound=Hashable)
+
+PER_OWNER = 4096
+"""Entries that one peer may fill in one table."""
+
+
+class Quota(Generic[O, K]):
+    """Which keys belong to which owner, oldest first. It holds no values: it says what to forget.
+
+    A key belongs to whoever spoke of it last.
+    """
+
+    def __init__(self, limit: int = PER_OWNER) -> None:
+        self._limit = limit
+        self._owned: dict[O, dict[K, float]] = {}
+        self._owners: dict[K, O] = {}
+
+    def touch(self, owner: O, key: K, now_s: float) -> K | None:
+        """``owner`` spoke of ``key`` at ``now_s``; it is now its newest. Returns the key that gives way, if one must."""
+        if self._owners.get(key, owner) != owner:
+            self.drop(key)
+        keys = self._owned.setdefault(owner, {})
+        gone = None
+        if keys.pop(key, None) is None and len(keys) >= self._limit:
+            gone = next(iter(keys))
+            del keys[gone]
+            del self._owners[gone]
+        keys[key] = now_s
+        self._owners[key] = owner
+        return gone
+
+    def drop(self, key: K) -> None:
+        """``key`` belongs to nobody any more."""
+        if key in self._owners:
+            owner = self._owners.pop(key)
+            del self._owned[owner][key]
+            if not self._owned[owner]:
+                del self._owned[owner]
+
+    def expired(self, before_s: float) -> list[tuple[O, K]]:
+        """Remove and return all that was not touched since ``before_s``."""
+        found: list[tuple[O, K]] = []
+        for owner in list(self._owned):
+            keys = self._owned[owner]
+            while keys:
+                key = next(iter(keys))
+                if keys[key] >= before_s:
+                    break
+                del keys[key]
+                del self._owners[key]
+                found.append((owner, key))
+            if not keys:
+                del self._owned[owner]
+        return found
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
 
 STANCE_S = 300.0
 """A stance that was not repeated for so long is forgotten."""
@@ -106,4 +171,52 @@ class Stances:
     def expire(self, now_s: float) -> None:
         """Forget what is too old."""
         for _, key in self._quota.expired(now_s - STANCE_S):
+            self._forget(*key)
+
+
+RESULT_S = 300.0
+"""A result that was not repeated for so long is forgotten."""
+
+MOST_KINDS = 8
+"""Kinds of hooks that one machine may speak of at one path; today there are two."""
+
+
+class HeardResults:
+    """The results of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
+
+    def __init__(self) -> None:
+        self._paths: dict[VPath, dict[MachineId, dict[int, Hooked]]] = {}
+        self._quota: Quota[Address, tuple[MachineId, VPath]] = Quota()
+
+    def __len__(self) -> int:
+        return len(self._quota)
+
+    def heard(self, machine: MachineId, source: Address, hooked: Hooked, now_s: float) -> bool:
+        """Note a result of ``machine``, which speaks from ``source``.
+
+        True when it is not what was known already; one of an older version changes nothing.
+        """
+        kinds = self._paths.get(hooked.vpath, {}).get(machine, {})
+        known = kinds.get(hooked.kind)
+        if (known is None and len(kinds) >= MOST_KINDS) or (known is not None and hooked.timestamp_ms < known.timestamp_ms):
+            return False
+        gone = self._quota.touch(source, (machine, hooked.vpath), now_s)
+        if gone is not None:
+            self._forget(*gone)
+        self._paths.setdefault(hooked.vpath, {}).setdefault(machine, {})[hooked.kind] = hooked
+        return known != hooked
+
+    def _forget(self, machine: MachineId, vpath: VPath) -> None:
+        machines = self._paths[vpath]
+        del machines[machine]
+        if not machines:
+            del self._paths[vpath]
+
+    def of(self, vpath: VPath) -> list[tuple[MachineId, Hooked]]:
+        """Who said what of hooks at ``vpath``."""
+        return [(machine, hooked) for machine, kinds in self._paths.get(vpath, {}).items() for hooked in kinds.values()]
+
+    def expire(self, now_s: float) -> None:
+        """Forget what is too old."""
+        for _, key in self._quota.expired(now_s - RESULT_S):
             self._forget(*key)

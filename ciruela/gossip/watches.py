@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ciruela.gossip.packets import Watch
-from ciruela.gossip.quota import Quota
+from ciruela.gossip.stances import Quota
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address

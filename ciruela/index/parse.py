@@ -10,8 +10,7 @@ import re
 from binascii import unhexlify
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
-from ciruela.index.names import MAX_COMPONENT_BYTES, check_component, check_target, size_in_utf8, unescape
-from ciruela.index.order import MAX_INDEX_BYTES, Preorder
+from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_INDEX_BYTES, Preorder, check_component, check_target, size_in_utf8, unescape
 from ciruela.index.tree import Directory, File, Index, Symlink
 from ciruela.model.errors import BadIndex, UnfitIndex
 from ciruela.model.ids import HASH_BYTES, ImageId, image_id

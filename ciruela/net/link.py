@@ -26,7 +26,6 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Bucket, Hush, in_place
 from ciruela.model.errors import LinkLost
 from ciruela.net import frames
-from ciruela.net.budgets import Budgets
 from ciruela.net.limits import (
     AHEAD_BYTES,
     BULK_BYTES,
@@ -37,6 +36,7 @@ from ciruela.net.limits import (
     ORDINARY_BYTES,
     STRANGER_BYTES,
     STRANGER_QUEUE_BYTES,
+    Budgets,
     IsPeer,
     Limits,
     Patience,
@@ -203,7 +203,7 @@ class _Websocket(Strict):
         return True
 
     def overfull(self) -> None:
-        """As :meth:`ciruela.net.budgets.Holder.overfull`."""
+        """As :meth:`ciruela.net.limits.Holder.overfull`."""
         self._break("it takes too long with a large message, and those of all connections together are too large")
 
     def _noise(self, told: bool) -> None:

@@ -19,8 +19,7 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Backoff, in_place
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net.budgets import Budgets
-from ciruela.net.limits import LIMITS, Limits
+from ciruela.net.limits import LIMITS, Budgets, Limits
 from ciruela.net.link import ClientLink, client_links
 from ciruela.proto.dialogue import LARGE, MAX_PENDING
 from ciruela.proto.messages import GetBlock, Notification, Request, Response

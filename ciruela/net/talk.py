@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Hush, in_place
 from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
 from ciruela.model.order import Reject
-from ciruela.net.budgets import Answers
+from ciruela.net.limits import Answers
 from ciruela.proto import codec
 from ciruela.proto.dialogue import LARGE, Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation, read
 from ciruela.proto.messages import (

@@ -2,6 +2,8 @@
 
 Written exactly as the reference writes: fields in declaration order, shortest integers. Read with the tolerance that section 3.3 asks for:
 unknown fields, missing optional fields, any order, field names and virtual paths as byte strings. Everything else is a FormatError.
+
+Answers with blocks, to bytes and back without cbor copying every one of them.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 import cbor2
 
 from ciruela.model.errors import FormatError
+from ciruela.model.ids import Block
 from ciruela.model.servers import Server
 from ciruela.model.state import State, Version
-from ciruela.proto import blocks, bounded, fields, reading
+from ciruela.proto import bounded, fields, reading
 from ciruela.proto.fields import Fields
 from ciruela.proto.messages import (
     NOT_KNOWN,
@@ -55,6 +58,61 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
+
+DATA_FIELD = b"\xa1\x64data"
+"""A map with nothing but ``data``, up to its content."""
+
+_BLOCK = b"\x84\x02\x68GetBlock"
+_BLOCKS = b"\x84\x02\x69GetBlocks"
+_BYTES, _ARRAY = 0x40, 0x80
+
+
+def block(number: int, answer: BlockData) -> bytes:
+    """The answer to GetBlock ``number``."""
+    return b"".join((_BLOCK, cbor2.dumps(number), DATA_FIELD, _head(_BYTES, len(answer.data)), answer.data))
+
+
+def many(number: int, answer: BlocksData) -> bytes:
+    """The answer to GetBlocks ``number``."""
+    packed = [at for at, part in enumerate(answer.parts) if part.packed]
+    small = cbor2.dumps({"lacks": fields.runs_of(answer.lacks), "packed": fields.runs_of(packed), "parts": []})
+    pieces: list[Block] = [_BLOCKS, cbor2.dumps(number), small[:-1], _head(_ARRAY, len(answer.parts))]
+    for part in answer.parts:
+        pieces += (_head(_BYTES, len(part.data)), part.data)
+    return b"".join(pieces)
+
+
+def only_data(data: bytes | bytearray, at: int) -> bytes | None:
+    """The byte string that begins at ``at`` and ends with the message, without another look at each item; None for other forms."""
+    if at >= len(data):
+        return None
+    head = data[at]
+    at += 1
+    if 0x58 <= head <= 0x5B:
+        width = 1 << (head - 0x58)
+        length = int.from_bytes(data[at : at + width], "big")
+        at += width
+    else:
+        length = head & 31
+        if head >> 5 != 2 or length > 23:
+            return None
+    return bytes(data[at:]) if length == len(data) - at else None
+
+
+def bytes_head(length: int) -> bytes:
+    """What stands before a byte string of ``length`` bytes."""
+    return _head(_BYTES, length)
+
+
+def _head(major: int, length: int) -> bytes:
+    if length < 24:
+        return bytes((major | length,))
+    if length < 0x100:
+        return bytes((major | 24, length))
+    if length < 0x10000:
+        return bytes((major | 25,)) + length.to_bytes(2, "big")
+    return bytes((major | 26,)) + length.to_bytes(4, "big") if length < 1 << 32 else bytes((major | 27,)) + length.to_bytes(8, "big")
+
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _NAME_BYTES = 64
@@ -294,9 +352,9 @@ def encode_response(number: int, name: str, response: Response) -> bytes:
     if type(response) is not _ANSWERS[name]:
         raise TypeError(f"{type(response).__name__} does not answer {name}")
     if isinstance(response, BlockData):
-        return blocks.block(number, response)
+        return block(number, response)
     if isinstance(response, BlocksData):
-        return blocks.many(number, response)
+        return many(number, response)
     return cbor2.dumps([_RESPONSE, name, number, _response_params(response)])
 
 
@@ -323,7 +381,7 @@ def encode_answer(number: int, name: str, response: Response | Prepared) -> tupl
                 raise TypeError(f"what answers {response.name} does not answer {name}")
             return cbor2.dumps([_RESPONSE, name, number, None])[:-1], response.body
         case IndexData(data, packed) if name == "GetIndex":
-            return encode_response(number, name, IndexData(b"", packed))[:-1] + blocks.bytes_head(len(data)), data
+            return encode_response(number, name, IndexData(b"", packed))[:-1] + bytes_head(len(data)), data
         case _:
             return encode_response(number, name, response), b""
 
@@ -350,8 +408,8 @@ def decode(data: bytes | bytearray) -> Incoming:
     """The message in ``data``. Raises FormatError; BadMessage when it is known which request suffers."""
     kind, name, number, start = _envelope(data)
     if kind == _RESPONSE:
-        if data[start : start + 6] == blocks.DATA_FIELD and name in ("GetBlock", "GetIndex"):
-            plain = blocks.only_data(data, start + 6)
+        if data[start : start + 6] == DATA_FIELD and name in ("GetBlock", "GetIndex"):
+            plain = only_data(data, start + 6)
             if plain is not None:
                 return ResponseIn(number, name, BlockData(plain) if name == "GetBlock" else IndexData(plain))
         try:

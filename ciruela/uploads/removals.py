@@ -22,9 +22,17 @@ from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.neighbours import Neighbours
-from ciruela.uploads.removal import RemovalVerdict, judge_removal
 from ciruela.uploads.service import Starter, Uploads
-from ciruela.uploads.verdict import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, no_config, wrong_level
+from ciruela.uploads.verdict import (
+    NOWHERE,
+    SIGNATURE_MAX_AGE_MS,
+    Elsewhere,
+    RemovalVerdict,
+    Standing,
+    judge_removal,
+    no_config,
+    wrong_level,
+)
 
 INDEX_S = 10.0
 """So long other nodes are asked for the index of an image that is to go, where nothing is recorded of what stands there."""

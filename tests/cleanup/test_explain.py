@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.health import Cause, dir_faults, outlooks
 from ciruela.cleanup.rules import Rule, rulings
-from ciruela.disk.protect import ProtectedLinks, protected
+from ciruela.disk.trust import ProtectedLinks, protected
 from ciruela.model.errors import DiskError
 from ciruela.model.vpath import VPath
 from tests.cleanup.test_doubts import WELL

@@ -18,8 +18,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import commands
+from ciruela.client.demo import make_keys
 from ciruela.client.main import _Life, exit_for
-from ciruela.client.nodes import make_keys
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse, parse_sync

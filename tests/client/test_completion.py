@@ -14,10 +14,9 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.completion import script
-from ciruela.client.options.completion import Shell
-from ciruela.client.options.table import COMMANDS
-from ciruela.client.options.tree import ciruela, ciruela_sync
+from ciruela.client.main import script
+from ciruela.client.options.local import Shell
+from ciruela.client.options.table import COMMANDS, ciruela, ciruela_sync
 from tests.proof import shows
 
 MAN = Path(__file__).parent.parent.parent / "docs" / "man.py"

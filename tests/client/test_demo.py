@@ -14,8 +14,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.demo import default_directory, folded, next_line, script
-from ciruela.client.nodes import TERM_S, Node, make_keys
+from ciruela.client.demo import TERM_S, Node, default_directory, folded, make_keys, next_line, script
 from ciruela.client.options.table import parse_sync
 from ciruela.keys.private import parse_private
 from ciruela.keys.public import parse_public

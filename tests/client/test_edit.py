@@ -17,9 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
 from ciruela.client import relay
-from ciruela.client.editor import Draft, choose, terminal_given_away
+from ciruela.client.editor import HASHED_AT_ONCE, Draft, LocalFile, choose, terminal_given_away
 from ciruela.client.fetch import NothingThere, Reading
-from ciruela.client.localfile import HASHED_AT_ONCE, LocalFile
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import Conflict, LocalProblem

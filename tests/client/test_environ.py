@@ -8,9 +8,8 @@ import io
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.options.common import Progress
+from ciruela.client.options.common import Excluding, Progress
 from ciruela.client.options.environ import SPECIAL, unknown, variable_of, variables
-from ciruela.client.options.excluding import Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import Mode, SyncOptions

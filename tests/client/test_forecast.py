@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
-from ciruela.client.forecast import Reply, Says, difference, forecast, fresh, refusal_of, reply
+from ciruela.client.check import Reply, Says, difference, forecast, fresh, refusal_of, reply
 from ciruela.client.require import parse_requirement
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index

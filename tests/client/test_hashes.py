@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.hashes import EVERYBODYS, OURS, kind_for
+from ciruela.client.orders import EVERYBODYS, OURS, kind_for
 from tests.proof import shows
 
 

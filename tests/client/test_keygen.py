@@ -10,11 +10,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.keygen import keygen, write
-from ciruela.client.mykeys import my_keys
-from ciruela.client.options.keygen import KeygenOptions
+from ciruela.client.options.local import KeygenOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
 from ciruela.client.surroundings import Surroundings
+from ciruela.client.trust import my_keys
 from ciruela.keys.private import PassphraseNeeded, parse_private
 from ciruela.keys.public import parse_public
 from ciruela.model.errors import BadKey

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela._version import __version__
-from ciruela.client.options import tree
-from ciruela.client.options.common import Progress, rate_bytes_s
-from ciruela.client.options.demo import DemoOptions
+from ciruela.client.options import table
+from ciruela.client.options.common import Excluding, Progress, rate_bytes_s
 from ciruela.client.options.edit import EditOptions, PutFileOptions
-from ciruela.client.options.excluding import Excluding
-from ciruela.client.options.local import IndexOptions
+from ciruela.client.options.local import DemoOptions, IndexOptions
 from ciruela.client.options.reading import DiffOptions, GetOptions, StatusOptions, split_target
 from ciruela.client.options.signing import ClusterNames, Keys, check_entry_point, split_clusters
 from ciruela.client.options.sync import Mode, SyncOptions, Wish, split_wish
@@ -141,7 +139,7 @@ class SyncLine(Parsing):
     @shows("W1")
     def test_help_as_it_is_meant(self) -> None:
         """A percent sign of argparse would be copied from the help to the command line, and refused."""
-        for parser in [tree.ciruela_sync(), *tree.ciruela()._subparsers._group_actions[0].choices.values()]:  # type: ignore[union-attr]
+        for parser in [table.ciruela_sync(), *table.ciruela()._subparsers._group_actions[0].choices.values()]:  # type: ignore[union-attr]
             self.assertNotIn("%%", parser.format_help())
             self.assertNotIn("%%", parser.format_usage())
             self.assertEqual([action.dest for action in parser._actions if not action.help], [], parser.prog)

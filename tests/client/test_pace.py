@@ -8,8 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.pace import PATIENCE_S, Pace
-from ciruela.client.source import Offer, Source
+from ciruela.client.source import PATIENCE_S, Offer, Pace, Source
 from ciruela.model.errors import Busy
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import GetBlock, GetBlocks, GetIndex, Response

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
 
-from ciruela.client.pages import MOST_BYTES, PAGE_S, NoPage, Pages
+from ciruela.client.survey import MOST_BYTES, PAGE_S, NoPage, Pages
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.seams import Address
 from tests.client.test_commands import at_once

@@ -18,11 +18,10 @@ from ciruela.client.options.reading import DoctorOptions, LsOptions, StatusOptio
 from ciruela.client.options.removing import Target
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.table import parse
-from ciruela.client.pages import NoPage
 from ciruela.client.removing import seen
 from ciruela.client.status import status
 from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, Seen, Survey
+from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, NoPage, Seen, Survey
 from ciruela.client.sync import World
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import signed_bytes

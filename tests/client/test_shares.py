@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.shares import BYTES_AT_ONCE, Shares
+from ciruela.client.source import BYTES_AT_ONCE, Shares
 from ciruela.model.errors import RemoteError
 from ciruela.model.mask import Pieces
 from tests.proof import shows

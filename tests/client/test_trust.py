@@ -22,8 +22,8 @@ from ciruela.client.get import get
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.reading import DiffOptions, GetOptions
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions
+from ciruela.client.options.signing import Trusting
 from ciruela.client.options.table import parse
-from ciruela.client.options.trusting import Trusting
 from ciruela.client.orders import Conflict
 from ciruela.client.origin import Reach
 from ciruela.client.removing import remove

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
+from ciruela.client.commands import upload
 from ciruela.client.options.signing import Keys
-from ciruela.client.options.sync import Mode
+from ciruela.client.options.sync import Mode, Target, UploadOptions
 from ciruela.client.options.table import parse
-from ciruela.client.options.upload import Target, UploadOptions
 from ciruela.client.sync import World
-from ciruela.client.upload import upload
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReplaceDir
 from ciruela.seams import Address

@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
 from ciruela.daemon.api import MOST_WAITING, NodeApi
-from ciruela.daemon.refusals import MOST, Refusals
-from ciruela.daemon.signers import FRESH_S, MOST_TRIED, Signers
+from ciruela.daemon.authority import FRESH_S, MOST_TRIED, Signers
+from ciruela.daemon.pathstate import MOST, Refusals
 from ciruela.daemon.status import NodeStatus
 from ciruela.gossip.packets import Header, Member, Packet, encode_packets
 from ciruela.model.errors import DiskError

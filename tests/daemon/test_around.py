@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.service import LOOK_S
-from ciruela.daemon.around import Around
+from ciruela.daemon.node import Around
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.proof import shows

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.identity import host_name, machine_id
+from ciruela.daemon.plan import host_name, machine_id
 from ciruela.model.errors import ConfigError
 from tests.proof import shows
 

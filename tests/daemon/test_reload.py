@@ -13,11 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.hangup import Hangup
 from ciruela.daemon.keywatch import FOLLOW_UPS, LOOK_S, KeyWatch, stamps
-from ciruela.daemon.live import LiveConfigs
 from ciruela.daemon.plan import Plan
-from ciruela.daemon.reload import Reloads, Report
+from ciruela.daemon.reload import Hangup, LiveConfigs, Reloads, Report
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import MachineId

@@ -6,10 +6,9 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.listings import FRESH_S, LONG_ENTRIES, Listings
-from ciruela.daemon.requests import MOST_KEPT_SIGNATURES, config_hash, kept_signed
-from ciruela.download.lookout import HELD_S
-from ciruela.download.slots import Slots
+from ciruela.daemon.requests import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
+from ciruela.download.awaited import HELD_S
+from ciruela.download.serving import Slots
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 
-from ciruela.daemon.api import NodeApi
-from ciruela.daemon.retention import FRESH_S, MOST_WAITING, Retention
-from ciruela.daemon.signers import Signers
+from ciruela.daemon.api import FRESH_S, MOST_WAITING, NodeApi, Retention
+from ciruela.daemon.authority import Signers
 from ciruela.model.errors import DiskError
 from ciruela.model.vpath import VPath
 from tests.cleanup.test_clusters import IMAGES, KEEP_TWO, Cleaners

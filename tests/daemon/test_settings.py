@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import load_config
 from ciruela.daemon.settings import FILE, RULES, Own, load_own
-from ciruela.index.order import MAX_INDEX_BYTES
+from ciruela.index.names import MAX_INDEX_BYTES
 from ciruela.model.errors import ConfigError
 from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from tests.proof import shows

@@ -4,8 +4,7 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.stamps import rfc3339
-from ciruela.daemon.status import NodeStatus, memory
+from ciruela.daemon.status import NodeStatus, memory, rfc3339
 from tests.scenarios.cluster import Client, Cluster, Image
 
 SITE = Image(6, {"a": 300_000})

@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon import watchdog as module
-from ciruela.daemon.watchdog import BEAT_S, Watchdog, where_is
+from ciruela.daemon import service as module
+from ciruela.daemon.service import BEAT_S, Watchdog, where_is
 from tests.proof import shows
 
 

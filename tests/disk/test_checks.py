@@ -11,9 +11,9 @@ from unittest import mock
 
 import cbor2
 
-from ciruela.disk.content import FRESH_MODE
 from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.disk.reader import TREES
+from ciruela.disk.reuse import FRESH_MODE
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import MAX_STATE_BYTES, decode_state, encode_state
 from ciruela.index.tree import Index

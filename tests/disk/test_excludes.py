@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from twisted.trial.unittest import SkipTest
 
-from ciruela.client.ignore import MAX_BYTES, excludes_for
-from ciruela.client.options.excluding import Excluding
+from ciruela.client.options.common import Excluding
 from ciruela.client.orders import LocalProblem
+from ciruela.client.scanning import MAX_BYTES, excludes_for
 from ciruela.disk import walk
 from ciruela.disk.excludes import MOST_LINES, Excludes
 from ciruela.disk.hashcache import HashCache

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from ciruela.disk import handles, openfile
-from ciruela.disk.handles import Handles, kept_of, trees_of
+from ciruela.disk import openfile
+from ciruela.disk.openfile import Handles, kept_of, trees_of
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.disk.tree import Tree
@@ -25,7 +25,7 @@ class HandleTests(Real):
     @shows("K8.3", "A41")
     def test_few(self) -> None:
         """Several uploads of many directories would fail for want of descriptors that they only keep in case."""
-        self.patch(handles.KEPT, "_most", handles.KEPT.taken + 3)
+        self.patch(openfile.KEPT, "_most", openfile.KEPT.taken + 3)
         before, most = self.open_now(), 0
         opened = []
         for number in range(6):
@@ -99,7 +99,7 @@ class HandleTests(Real):
             self.assertGreaterEqual(kept_of(limit), 8)
             self.assertGreaterEqual(trees_of(limit), 4)
             if limit > 128:
-                self.assertLess(kept_of(limit) + trees_of(limit) * handles.EACH, limit)
+                self.assertLess(kept_of(limit) + trees_of(limit) * openfile.EACH, limit)
 
 
 class LitterTests(Real):

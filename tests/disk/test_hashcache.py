@@ -1,4 +1,4 @@
-"""Tests of ``ciruela.disk.hashcache`` and ``ciruela.disk.known``, on real temporary directories."""
+"""Tests of ``ciruela.disk.hashcache`` and ``ciruela.disk.hashcache``, on real temporary directories."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
-from ciruela.disk import faults, hashcache, known, syscalls, unkept, walk
-from ciruela.disk.hashcache import HashCache, cache_home
-from ciruela.disk.known import KEY_BYTES, NEVER, Known, decode, encode
+from ciruela.disk import faults, hashcache, syscalls, walk
+from ciruela.disk.hashcache import KEY_BYTES, NEVER, HashCache, Known, cache_home, decode, encode
 from ciruela.disk.scan import Scan, scan
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
@@ -130,7 +129,7 @@ class UnkeptTests(CacheCase):
         self.assertEqual(self.scanned().unkept, ())
         said[b"x"] = ["security.selinux", "security.capability"]
         self.assertRegex(self.scanned().unkept[0], r"\Aextended attributes \(3 files, as /(ping|odd|usual)\)\Z")
-        self.patch(unkept, "ATTRIBUTES_OF", 0)
+        self.patch(walk, "ATTRIBUTES_OF", 0)
         self.assertIn("(2 files", self.scanned().unkept[0])
 
         def refuse(_: int) -> list[str]:
@@ -302,10 +301,10 @@ class ChangeTests(CacheCase):
             other: Any = Other()
             for name in names:
                 setattr(other, name, getattr(found, name) + (name == changed))
-            self.assertNotEqual(known.keys_of([other]), known.keys_of([found]), changed)
-            self.assertNotEqual(known.key_of(other), known.key_of(found), changed)
-        self.assertEqual(known.key_of(found), known.keys_of([found]))
-        self.assertEqual(len(known.key_of(found)), KEY_BYTES)
+            self.assertNotEqual(hashcache.keys_of([other]), hashcache.keys_of([found]), changed)
+            self.assertNotEqual(hashcache.key_of(other), hashcache.key_of(found), changed)
+        self.assertEqual(hashcache.key_of(found), hashcache.keys_of([found]))
+        self.assertEqual(len(hashcache.key_of(found)), KEY_BYTES)
 
     def test_replaced_file(self) -> None:
         """A new file under the old name, with size and mtime of the old one, as ``mv`` and package tools leave it."""
@@ -631,7 +630,7 @@ class FormatTests(ScanCase):
         for kind in HashKind:
             content = {(1, 2): self.ONE, (1 << 63, (1 << 64) - 1): Known(b"", b"", b"", b"", 0, 0)}
             self.assertEqual(decode(encode(kind, 5, content), kind), (5, content))
-        self.assertEqual(known.by_name(self.ONE), {"a": (bytes(KEY_BYTES), "  a f 0"), "b": (bytes(KEY_BYTES), "  b s c")})
+        self.assertEqual(hashcache.by_name(self.ONE), {"a": (bytes(KEY_BYTES), "  a f 0"), "b": (bytes(KEY_BYTES), "  b s c")})
 
     def test_contradictions(self) -> None:
         """Records that do not agree with themselves would give files the hashes of others."""
@@ -661,4 +660,4 @@ class FormatTests(ScanCase):
             st_dev = st_size = st_mtime_ns = st_ctime_ns = 1
 
         odd: Any = Odd()
-        self.assertEqual((known.keys_of([odd]), known.key_of(odd), known.rested_key(odd, 100)), (b"", b"", NEVER))
+        self.assertEqual((hashcache.keys_of([odd]), hashcache.key_of(odd), hashcache.rested_key(odd, 100)), (b"", b"", NEVER))

@@ -12,8 +12,8 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from ciruela.disk import faults
 from ciruela.disk import reuse as reuse_module
-from ciruela.disk.content import FRESH_MODE
 from ciruela.disk.openfile import OpenFile
+from ciruela.disk.reuse import FRESH_MODE
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.disk.verify import READ_BLOCKS

@@ -18,7 +18,7 @@ from ciruela.disk import walk
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index import emit as emit_module
-from ciruela.index import order
+from ciruela.index import names
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
@@ -353,9 +353,9 @@ class FaultTests(ScanCase):
         """The same for what would need too much memory on every server."""
         for number in range(20):
             self.put(str(number))
-        self.patch(order, "MAX_LISTING_BYTES", 21 * 201)
+        self.patch(names, "MAX_LISTING_BYTES", 21 * 201)
         self.assertEqual(self.scanned().files, 20)
-        self.patch(order, "MAX_LISTING_BYTES", 21 * 201 - 1)
+        self.patch(names, "MAX_LISTING_BYTES", 21 * 201 - 1)
         self.refused(str(self.root), "too many", "split")
 
     def test_long_names(self) -> None:

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import setaside
 from ciruela.disk.layout import place
-from ciruela.disk.litter import Litter
+from ciruela.disk.removal import Litter
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.vpath import VPath
 from tests.disk.faulty import Killed

@@ -9,10 +9,10 @@ from dataclasses import replace
 import cbor2
 
 from ciruela.disk import faults, staging, syscalls
-from ciruela.disk.lock import lock
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
+from ciruela.disk.version import lock
 from ciruela.model.errors import DiskError
 from ciruela.model.order import Command
 from ciruela.model.tuning import STANDARD, Fsync

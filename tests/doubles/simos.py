@@ -29,7 +29,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import lock, openfile, safedir, syscalls, walk
+from ciruela.disk import openfile, safedir, syscalls, version, walk
 from tests.doubles.simos_disks import Open, fail
 from tests.doubles.simos_inode import PAGE, Inode
 from tests.doubles.simos_names import Names
@@ -37,7 +37,7 @@ from tests.doubles.simos_volume import Volume
 
 _PASSED = frozenset({"strerror", "fsencode", "fsdecode", "path", "stat_result", "statvfs_result", "error"})
 
-PLACES = (safedir, openfile, walk, lock)
+PLACES = (safedir, openfile, walk, version)
 """The modules that make system calls."""
 
 

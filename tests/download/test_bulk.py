@@ -10,9 +10,9 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download import exchange
+from ciruela.download import turns
+from ciruela.download.awaited import HELD_S
 from ciruela.download.fetch_blocks import NUDGE_S, STARVING_S, BlockFetch
-from ciruela.download.lookout import HELD_S
 from ciruela.download.passing import Passing
 from ciruela.download.plan import MOST_AT_ONCE, Plan
 from ciruela.download.serving import BlockService, Catalog
@@ -412,7 +412,7 @@ class FetchTests(SynchronousTestCase):
         self.clock.pump([0.01] * 100)
         first = self.pieces(holder)
         peers = tuple(sorted(name.encode() for name in ("a", "b", "c", "d", "e", "f", "holder")))
-        allowed = exchange.near(PIECES.count, ME, peers, frozenset({ME}))[b"holder"]
+        allowed = turns.near(PIECES.count, ME, peers, frozenset({ME}))[b"holder"]
         self.assertEqual(first & ~allowed, 0)
         self.assertGreater(first.bit_count(), 20)
         self.assertLess(first.bit_count(), 130)
@@ -425,7 +425,7 @@ class FetchTests(SynchronousTestCase):
         self.source("other", mask=0)
         done = self.fetch.run()
         self.clock.advance(TURNS_S)
-        near = exchange.near(PIECES.count, ME, (b"holder", b"other"), frozenset())[b"holder"]
+        near = turns.near(PIECES.count, ME, (b"holder", b"other"), frozenset())[b"holder"]
         ((wanted, news),) = self.news["holder"]
         self.assertEqual(wanted & ~near, 0)
         self.assertEqual(near & ~(wanted | self.plan.mask), 0)

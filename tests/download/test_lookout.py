@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.lookout import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, Lookout
+from ciruela.download.awaited import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, Lookout
 from ciruela.download.sources import Candidate, Source, Sources
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.packing import FAST_BYTES_S, KEPT_TRIALS, TRIAL_BYTES, Packing
+from ciruela.download.sources import FAST_BYTES_S, KEPT_TRIALS, TRIAL_BYTES, Packing
 
 ANSWER = 256 * 1024
 FAST = 4 * FAST_BYTES_S

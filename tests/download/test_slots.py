@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.slots import HELD_S, MOST_READERS, Slots
+from ciruela.download.serving import HELD_S, MOST_READERS, Slots
 from ciruela.model.errors import SLOW_DOWN, Busy
 from tests.proof import shows
 

@@ -3,7 +3,6 @@
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.packing import Packing
 from ciruela.download.sources import (
     BATCH_BYTES,
     BATCH_S,
@@ -19,6 +18,7 @@ from ciruela.download.sources import (
     SLOW_S,
     SLOWER,
     Candidate,
+    Packing,
     Sources,
 )
 from ciruela.index.digest import BLOCK_BYTES

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.order import MAX_INDEX_BYTES
+from ciruela.index.names import MAX_INDEX_BYTES
 from ciruela.index.parse import FOOTER_BYTES, HEADERS, image_id_of, parse
 from ciruela.model.errors import BadIndex
 from ciruela.model.ids import ImageId

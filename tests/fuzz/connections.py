@@ -18,11 +18,10 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
 from ciruela.clockwork import Bucket
-from ciruela.net.heads import origin_allowed
 from ciruela.net.limits import Limits, Patience
 from ciruela.net.link import ClientLink, ServerLink
 from ciruela.net.outbox import Outbox
-from ciruela.net.server import MAX_HEAD_BYTES, site
+from ciruela.net.server import MAX_HEAD_BYTES, origin_allowed, site
 from tests.fuzz.frames import outcome
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Counterpart, Pages, frame, frames
 

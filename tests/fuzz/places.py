@@ -6,7 +6,7 @@ import json
 
 from ciruela.disk import peercache
 from ciruela.model.errors import FormatError
-from ciruela.net.discovery.lists import MOST_NAMES, consul_nodes, read_list
+from ciruela.net.discovery.fetch import MOST_NAMES, consul_nodes, read_list
 from ciruela.net.resolve import split_name
 from tests.fuzz.wire import refusal
 from tests.net.discovery.test_lists import instance

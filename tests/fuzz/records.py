@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import blake3
 
-from ciruela.disk import bases, burials, keeplist, kept, known, notes
+from ciruela.disk import bases, burials, hashcache, keeplist, kept, notes
 from ciruela.index.digest import HashKind
 from ciruela.model.dirconfig import Modes
 from ciruela.model.errors import FormatError
@@ -138,32 +138,32 @@ def keep_list_samples() -> tuple[bytes, ...]:
 
 
 _CACHED = {
-    (64768, 131073): known.Known(b"b\0sub\0a", b"sub", bytes(range(2 * known.KEY_BYTES)), b"  a f 0\n  b s a\n", 1, 0),
-    (64768, 131074): known.Known(b"", b"", b"", b"", 0, 0),
+    (64768, 131073): hashcache.Known(b"b\0sub\0a", b"sub", bytes(range(2 * hashcache.KEY_BYTES)), b"  a f 0\n  b s a\n", 1, 0),
+    (64768, 131074): hashcache.Known(b"", b"", b"", b"", 0, 0),
 }
-_CACHE_BODY_AT = len(known.encode(HashKind.BLAKE3, 0, {})) - 12
+_CACHE_BODY_AT = len(hashcache.encode(HashKind.BLAKE3, 0, {})) - 12
 """Where the content begins that the checksum is of: an empty one has 12 bytes, a time and a number."""
 
 
 def check_hash_cache(data: bytes) -> bool:
     """Bytes with a wrong checksum are refused; with a right one, records agree with themselves and are written the same again."""
     try:
-        known.decode(data, HashKind.BLAKE3)
+        hashcache.decode(data, HashKind.BLAKE3)
     except FormatError as fault:
         refusal(fault)
-    head = known.encode(HashKind.BLAKE3, 0, {})[: _CACHE_BODY_AT - 32]
+    head = hashcache.encode(HashKind.BLAKE3, 0, {})[: _CACHE_BODY_AT - 32]
     whole = head + blake3.blake3(data).digest() + data
     try:
-        scanned_ns, found = known.decode(whole, HashKind.BLAKE3)
+        scanned_ns, found = hashcache.decode(whole, HashKind.BLAKE3)
     except FormatError as fault:
         return refusal(fault)
     for one in found.values():
         assert one.count == one.lines.count(b"\n") >= one.files
-        assert len(known.by_name(one)) <= one.count
-    assert known.encode(HashKind.BLAKE3, scanned_ns, found) == whole
+        assert len(hashcache.by_name(one)) <= one.count
+    assert hashcache.encode(HashKind.BLAKE3, scanned_ns, found) == whole
     return True
 
 
 def hash_cache_samples() -> tuple[bytes, ...]:
     """The contents of an empty one, and of one with two directories."""
-    return tuple(known.encode(HashKind.BLAKE3, 1_700_000_000_000_000_000, one)[_CACHE_BODY_AT:] for one in ({}, _CACHED))
+    return tuple(hashcache.encode(HashKind.BLAKE3, 1_700_000_000_000_000_000, one)[_CACHE_BODY_AT:] for one in ({}, _CACHED))

@@ -9,7 +9,7 @@ from ciruela.daemon.yamltext import MAX_DEPTH, Items, Mistake, Scalar, Table, Va
 from ciruela.index import names
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.order import MAX_LISTING_BYTES
+from ciruela.index.names import MAX_LISTING_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.keys.authorized import parse_authorized

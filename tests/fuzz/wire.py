@@ -11,7 +11,7 @@ import zstandard
 
 from ciruela.disk import states
 from ciruela.gossip import packets
-from ciruela.gossip.envelope import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
+from ciruela.gossip.packets import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Command

@@ -14,10 +14,13 @@ from ciruela.gossip.compose import (
     BEAT_DATAGRAMS,
     MEMBER_RENEW_S,
     MOST_DATAGRAMS,
+    MOST_HEAT,
     WATCH_RENEW_S,
     Composer,
     Filling,
     Kind,
+    Rumors,
+    heat_for,
     member_parts,
 )
 from ciruela.gossip.packets import (
@@ -38,9 +41,7 @@ from ciruela.gossip.packets import (
     decode,
     encode_item,
 )
-from ciruela.gossip.rumors import MOST_HEAT, Rumors, heat_for
-from ciruela.gossip.targets import FAN_OUT, PROBES, Probes, beat_targets, choose
-from ciruela.gossip.telling import ANSWER_S, Answers, Tellings
+from ciruela.gossip.telling import ANSWER_S, FAN_OUT, PROBES, Answers, Probes, Tellings, beat_targets, choose
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath

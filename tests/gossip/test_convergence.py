@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ciruela.gossip.envelope import DATAGRAM_BYTES
-from ciruela.gossip.packets import Download
+from ciruela.gossip.packets import DATAGRAM_BYTES, Download
 from ciruela.model.mask import FULL
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath

@@ -22,12 +22,9 @@ from ciruela.gossip.cluster import (
     WatchHeard,
 )
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Hooked, Item, Member, Packet, Watch
-from ciruela.gossip.quota import PER_OWNER, Quota
-from ciruela.gossip.results import MOST_KINDS, RESULT_S, HeardResults
-from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, Refusal
-from ciruela.gossip.stances import IMAGES_PER_PATH, STANCE_S
+from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, Refusal, Window
+from ciruela.gossip.stances import IMAGES_PER_PATH, MOST_KINDS, PER_OWNER, RESULT_S, STANCE_S, HeardResults, Quota
 from ciruela.gossip.watches import MOST_WATCHERS, WATCH_S, HeardWatches
-from ciruela.gossip.window import WINDOW, Window
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath

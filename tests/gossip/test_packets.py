@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.envelope import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
 from ciruela.gossip.packets import (
+    BODY_BYTES,
+    DATAGRAM_BYTES,
     MAX_PARTS,
     MAX_UINT,
     ROOM_BYTES,
@@ -23,8 +24,10 @@ from ciruela.gossip.packets import (
     Hooked,
     Item,
     Member,
+    NullKeyring,
     Packet,
     Removed,
+    Unopened,
     Watch,
     body,
     decode,

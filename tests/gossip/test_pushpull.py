@@ -15,7 +15,7 @@ from ciruela.gossip.confirm import CONFIRMED_S, MOST_CLAIMS, MOST_UNDER_WAY, Cla
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, Member, Packet, Removed, Watch, decode, encode_packets
 from ciruela.gossip.pushpull import AGAIN_S, MOST_FIRST, UNABLE_S, Exchanges
 from ciruela.gossip.pushpull import MOST_UNDER_WAY as MOST_EXCHANGES
-from ciruela.gossip.strangers import Strangers
+from ciruela.gossip.servers import Strangers
 from ciruela.gossip.telling import DATAGRAMS
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId

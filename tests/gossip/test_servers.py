@@ -9,8 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.gossip.known import MOST_KEYS_KEPT, UNUSED_MS, Known, Memory
 from ciruela.gossip.packets import Header, Member, Packet
 from ciruela.gossip.roster import SILENT_S
-from ciruela.gossip.servers import Place, servers
-from ciruela.gossip.sharing import SHARED_S, SharedIds
+from ciruela.gossip.servers import SHARED_S, Place, SharedIds, servers
 from ciruela.model.ids import MachineId
 from ciruela.model.servers import SharedId
 from ciruela.seams import Address

@@ -11,7 +11,6 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.clockwork import HUSH_S
-from ciruela.gossip.envelope import NullKeyring
 from ciruela.gossip.packets import (
     Ack,
     BaseHash,
@@ -22,6 +21,7 @@ from ciruela.gossip.packets import (
     Hooked,
     Item,
     Member,
+    NullKeyring,
     Removed,
     Watch,
     body,
@@ -31,8 +31,7 @@ from ciruela.gossip.packets import (
 )
 from ciruela.gossip.pushpull import MOST_FIRST
 from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
-from ciruela.gossip.targets import FAN_OUT, PROBES
-from ciruela.gossip.telling import Repeats
+from ciruela.gossip.telling import FAN_OUT, PROBES, Repeats
 from ciruela.gossip.watches import WATCH_S
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId

@@ -6,9 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.index.change import NoPlace, find, put
 from ciruela.index.digest import HashKind
-from ciruela.index.emit import emit
+from ciruela.index.emit import NoPlace, emit, find, put
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
 from tests.index.examples import FEATURES_TREE, KIND, file, names, trees

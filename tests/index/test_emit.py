@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index import emit as emit_module
-from ciruela.index import order
+from ciruela.index import names
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.names import MAX_DEPTH
@@ -139,9 +139,9 @@ class RefusalTests(SynchronousTestCase):
     def test_listing(self) -> None:
         """An index that a server refuses because of its memory must be refused here already."""
         many = Directory("/", tuple(file(f"/{number:02}", b"") for number in range(20)))
-        self.patch(order, "MAX_LISTING_BYTES", 21 * 201)
+        self.patch(names, "MAX_LISTING_BYTES", 21 * 201)
         emit(KIND, [many])
-        self.patch(order, "MAX_LISTING_BYTES", 21 * 201 - 1)
+        self.patch(names, "MAX_LISTING_BYTES", 21 * 201 - 1)
         self.assertIn("split", self.refused(many))
 
     def test_big_example_is_cut_into_blocks(self) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.index import order
+from ciruela.index import names
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import HEADERS, image_id_of, parse, peek_kind
@@ -479,15 +479,15 @@ class LineTests(SynchronousTestCase):
         """A short index can name very many empty files below one long path: megabytes of text would become gigabytes of names."""
         body = b"/\n" + b"".join(b"  %03d f 0\n" % number for number in range(100))
         data, image = sealed(body)
-        self.patch(order, "MAX_LISTING_BYTES", 101 * 201)
+        self.patch(names, "MAX_LISTING_BYTES", 101 * 201)
         parse(data, image)
-        self.patch(order, "MAX_LISTING_BYTES", 101 * 201 - 1)
+        self.patch(names, "MAX_LISTING_BYTES", 101 * 201 - 1)
         self.refused(body, 102, "too many")
         directories = b"/\n" + b"".join(b"/%03d\n" % number for number in range(100))
-        self.patch(order, "MAX_LISTING_BYTES", 201 + 99 * 205)
+        self.patch(names, "MAX_LISTING_BYTES", 201 + 99 * 205)
         self.refused(directories, 102, "too many")
         spread = b"/\n  a f 0\n  b f 0\n/c\n"
-        self.patch(order, "MAX_LISTING_BYTES", 3 * 201 + 200)
+        self.patch(names, "MAX_LISTING_BYTES", 3 * 201 + 200)
         self.refused(spread, 5, "too many")
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
-from ciruela.index.policy import check, stays_inside
-from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.index.tree import Directory, File, Index, Symlink, check, stays_inside
 from ciruela.model.dirconfig import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId

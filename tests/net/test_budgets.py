@@ -10,8 +10,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost
-from ciruela.net.budgets import MOST_AT_WORK, Answers, Budgets, Partials
-from ciruela.net.limits import FRAMES_A_TURN, NOISE_A_SECOND, NOISE_AT_ONCE, Limits, nobody
+from ciruela.net.limits import FRAMES_A_TURN, MOST_AT_WORK, NOISE_A_SECOND, NOISE_AT_ONCE, Answers, Budgets, Limits, Partials, nobody
 from ciruela.net.outgoing import Pool
 from ciruela.proto import codec
 from ciruela.proto import messages as m

@@ -10,7 +10,7 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.net import frames, memory
+from ciruela.net import frames, limits
 from ciruela.net.frames import Head, Inbound, Masks, head_for, head_of, masked
 from ciruela.net.link import WAKE_BYTES
 from ciruela.proto import codec
@@ -185,6 +185,6 @@ class OnLinks(SynchronousTestCase):
 class MemoryTests(SynchronousTestCase):
     def test_other_c_library(self) -> None:
         """A program that needs glibc would not start elsewhere."""
-        self.assertTrue(memory.keep())
-        with mock.patch.object(memory.ctypes, "CDLL", return_value=object()):
-            self.assertFalse(memory.keep())
+        self.assertTrue(limits.keep())
+        with mock.patch.object(limits.ctypes, "CDLL", return_value=object()):
+            self.assertFalse(limits.keep())

@@ -10,9 +10,9 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net.heads import origin_allowed
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
 from ciruela.net.outgoing import connect
+from ciruela.net.server import origin_allowed
 from ciruela.net.talk import Talk
 from ciruela.proto import codec
 from ciruela.proto import messages as m

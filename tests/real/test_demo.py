@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import ciruela
-from ciruela.client.nodes import NodeFailed, Port
+from ciruela.client.demo import NodeFailed, Port
 
 PROGRAM = "import sys; from ciruela.client.main import main; sys.exit(main())"
 

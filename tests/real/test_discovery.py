@@ -21,8 +21,7 @@ from twisted.web.server import Site
 from twisted.web.util import Redirect
 
 from ciruela.model.errors import FormatError, LinkLost
-from ciruela.net.discovery.fetch import agent, fetcher
-from ciruela.net.discovery.lists import MAX_LIST_BYTES
+from ciruela.net.discovery.fetch import MAX_LIST_BYTES, agent, fetcher
 from ciruela.net.discovery.srv import srv, srv_lookup
 from tests.net.discovery.test_lists import instance
 from tests.proof import shows

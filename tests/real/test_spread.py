@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.hashes import OURS
+from ciruela.client.orders import OURS
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
 from ciruela.model.ids import parse_image_id

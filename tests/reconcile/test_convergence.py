@@ -14,8 +14,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
 from ciruela.tracking.ledger import base_dir_hash
-from ciruela.uploads.removal import judge_removal
-from ciruela.uploads.verdict import Elsewhere, Standing, judge
+from ciruela.uploads.verdict import Elsewhere, Standing, judge, judge_removal
 from tests.proof import shows
 
 BASE = VPath.parse("/app")

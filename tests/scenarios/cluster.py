@@ -10,7 +10,7 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.cleanup.service import Safeguards
-from ciruela.client.shares import Shares
+from ciruela.client.source import Shares
 from ciruela.daemon.node import Node, World
 from ciruela.hooks.service import Outside
 from ciruela.index.digest import BLOCK_BYTES, HashKind

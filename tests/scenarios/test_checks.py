@@ -8,9 +8,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
-from ciruela.client.check import Survey
+from ciruela.client.check import Forecast, Says, Survey, forecast
 from ciruela.client.dryrun import fate_of
-from ciruela.client.forecast import Forecast, Says, forecast
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
 from ciruela.client.sync import World

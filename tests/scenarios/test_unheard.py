@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ciruela.gossip.envelope import NullKeyring
-from ciruela.gossip.packets import Ack, Complete, Header, Member, Watch, encode_packets
+from ciruela.gossip.packets import Ack, Complete, Header, Member, NullKeyring, Watch, encode_packets
 from ciruela.gossip.watches import MOST_WATCHERS
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.servers import SharedId

@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.scrub.pace import BURST_S, Pace
+from ciruela.scrub.service import BURST_S, Pace
 
 
 class PaceTests(SynchronousTestCase):

@@ -15,8 +15,7 @@ from ciruela.client.book import Rule
 from ciruela.client.listener import NodeNews
 from ciruela.client.source import Offer, Source
 from ciruela.client.sync import ClusterRun, Row, Upload, World
-from ciruela.gossip.envelope import NullKeyring
-from ciruela.gossip.packets import BaseHash, Complete, Deleted, Download, Header, Item, Member, Watch, encode_packets
+from ciruela.gossip.packets import BaseHash, Complete, Deleted, Download, Header, Item, Member, NullKeyring, Watch, encode_packets
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.keys.signed import signed_bytes

@@ -7,7 +7,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.state import MOST_SIGNATURES, SigEntry
 from ciruela.model.vpath import VPath
-from ciruela.uploads.proof import makers
+from ciruela.uploads.service import makers
 from tests.proof import shows
 
 CONFIG = DirConfig("log", "/srv/log", append_only=True, num_levels=1)

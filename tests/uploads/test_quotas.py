@@ -15,7 +15,7 @@ from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
-from ciruela.uploads.quotas import Quotas
+from ciruela.uploads.service import Quotas
 from tests.proof import shows
 
 IMAGE = ImageId(bytes(32))

@@ -10,8 +10,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Origin, Reject, Rejected, Removal, Removed
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.removal import judge_removal
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, judge_removal
 from tests.proof import shows
 
 NOW_MS = 1_800_000_000_000

@@ -7,8 +7,20 @@ from dataclasses import dataclass
 
 from ciruela.client.book import Rule
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
-from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, add_where, clusters_of, keys_of, rule_of
-from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
+from ciruela.client.options.signing import (
+    NOBODY_ELSE,
+    ClusterNames,
+    Keys,
+    Trusting,
+    add_keys,
+    add_trust,
+    add_when,
+    add_where,
+    clusters_of,
+    keys_of,
+    rule_of,
+    trusting_of,
+)
 from ciruela.index.names import components
 from ciruela.model.vpath import VPath
 

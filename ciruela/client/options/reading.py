@@ -1,4 +1,7 @@
-"""The options of the commands that read a cluster and change nothing there: ``get``, ``ls``, ``status``, ``diff`` and ``doctor``."""
+"""The options of the commands that read a cluster and change nothing there: ``get``, ``ls``, ``status``, ``diff`` and ``doctor``.
+
+The options of ``ciruela explain-cleanup``.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,18 @@ import argparse
 from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
-from ciruela.client.options.signing import ClusterNames, Keys, add_keys, check_entry_point, check_no_scheme, keys_of
-from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
+from ciruela.client.options.signing import (
+    NOBODY_ELSE,
+    ClusterNames,
+    Keys,
+    Trusting,
+    add_keys,
+    add_trust,
+    check_entry_point,
+    check_no_scheme,
+    keys_of,
+    trusting_of,
+)
 from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
@@ -303,3 +316,29 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def doctor_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DoctorOptions:
     """What ``ciruela doctor`` was told."""
     return DoctorOptions(common_of(found), found.cluster, keys_of(found), found.json)
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainOptions:
+    """``ciruela explain-cleanup``."""
+
+    common: Common
+    cluster: ClusterNames
+    base: VPath
+    json: bool
+
+
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` read ``ciruela explain-cleanup``."""
+    parser.description = "Tell for each image of a directory which rule of automatic cleanup keeps or drops it on each node, and when."
+    parser.epilog = "Exit codes: 0 told, 2 usage, 3 a node did not answer, 5 no node has such a directory."
+    parser.add_argument("target", type=checked(split_target), metavar="CLUSTER:/PATH", help="a directory that is cleaned up, as HOST:/KEY")
+    parser.add_argument("--json", action="store_true", help="what each node says, as one JSON object")
+    add_common(parser)
+
+
+def explain_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> ExplainOptions:
+    """What ``ciruela explain-cleanup`` was told. Ends with usage without a path."""
+    if found.target.vpath is None:
+        parser.error(f"{found.target} is not CLUSTER:/PATH: name the directory whose images are cleaned up")
+    return ExplainOptions(common_of(found), found.target.cluster, found.target.vpath, found.json)

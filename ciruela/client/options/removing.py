@@ -8,8 +8,20 @@ from dataclasses import dataclass
 from ciruela.client.book import Rule
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.reading import add_json
-from ciruela.client.options.signing import ClusterNames, Keys, add_keys, add_when, check_entry_point, check_no_scheme, keys_of, rule_of
-from ciruela.client.options.trusting import NOBODY_ELSE, Trusting, add_trust, trusting_of
+from ciruela.client.options.signing import (
+    NOBODY_ELSE,
+    ClusterNames,
+    Keys,
+    Trusting,
+    add_keys,
+    add_trust,
+    add_when,
+    check_entry_point,
+    check_no_scheme,
+    keys_of,
+    rule_of,
+    trusting_of,
+)
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
 

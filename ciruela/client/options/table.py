@@ -1,6 +1,8 @@
 """``ciruela [OPTIONS OF EVERY COMMAND] COMMAND ...`` and ``ciruela-sync``: every command, and how its line is read (protocol section 7.1).
 
 Mistakes end the program with usage on stderr and exit code 2, as argparse does it: before a key is asked for or a directory is read.
+
+All commands as one parser, for what is made of it: completion and man pages. Command lines are read by ``table``.
 """
 
 from __future__ import annotations
@@ -15,32 +17,46 @@ from typing import NoReturn
 
 from ciruela._version import __version__
 from ciruela.client.options import environ as variables
-from ciruela.client.options.completion import CompletionOptions, add_completion, completion_options
-from ciruela.client.options.demo import DemoOptions, add_demo, demo_options
 from ciruela.client.options.edit import EditOptions, PutFileOptions, add_edit, add_put_file, edit_options, put_file_options
-from ciruela.client.options.explaining import ExplainOptions, add_explain, explain_options
-from ciruela.client.options.keygen import KeygenOptions, add_keygen, keygen_options
-from ciruela.client.options.local import IndexOptions, VerifyOptions, add_index, add_verify, index_options, verify_options
+from ciruela.client.options.local import (
+    CompletionOptions,
+    DemoOptions,
+    IndexOptions,
+    KeygenOptions,
+    VerifyOptions,
+    add_completion,
+    add_demo,
+    add_index,
+    add_keygen,
+    add_verify,
+    completion_options,
+    demo_options,
+    index_options,
+    keygen_options,
+    verify_options,
+)
 from ciruela.client.options.reading import (
     DiffOptions,
     DoctorOptions,
+    ExplainOptions,
     GetOptions,
     LsOptions,
     StatusOptions,
     add_diff,
     add_doctor,
+    add_explain,
     add_get,
     add_ls,
     add_status,
     diff_options,
     doctor_options,
+    explain_options,
     get_options,
     ls_options,
     status_options,
 )
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
-from ciruela.client.options.sync import SyncOptions, add_sync, sync_options
-from ciruela.client.options.upload import UploadOptions, add_upload, upload_options
+from ciruela.client.options.sync import EXIT_CODES, SyncOptions, UploadOptions, add_sync, add_upload, sync_options, upload_options
 from ciruela.client.text import clean
 
 ReadingOptions = GetOptions | LsOptions | StatusOptions | DiffOptions | DoctorOptions | ExplainOptions
@@ -203,3 +219,24 @@ def parse_sync(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -
     found = _read(COMMANDS["sync"], "ciruela-sync", argv, environ)
     assert isinstance(found, SyncOptions)
     return found
+
+
+def ciruela() -> argparse.ArgumentParser:
+    """``ciruela`` with all its commands."""
+    parser = argparse.ArgumentParser(
+        prog="ciruela",
+        usage="ciruela [options] COMMAND ...",
+        description="Puts a whole directory on every server of a cluster: signed, verified, atomic.",
+        epilog=EXIT_CODES,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add(commands.add_parser(name, help=command.about, prog=f"ciruela {name}"))
+    return parser
+
+
+def ciruela_sync() -> argparse.ArgumentParser:
+    """``ciruela-sync``."""
+    parser = argparse.ArgumentParser(prog="ciruela-sync")
+    COMMANDS["sync"].add(parser)
+    return parser

@@ -9,10 +9,10 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from ciruela.net.discovery.dns import dns
 from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.source import ANSWER_S, Repeated, Source
 from ciruela.net.discovery.spec import Asked, Kind, Spec
+from ciruela.net.discovery.srv import host_addresses
 from ciruela.net.resolve import Resolve
 from ciruela.seams import InThread
 
@@ -35,7 +35,7 @@ def sources(asked: Asked, peers_file: str, means: Means) -> list[Source]:
     found: list[Source] = [PeersFile(peers_file, means.clock, means.rng, means.in_thread, without)]
     makers: dict[Kind, Callable[[Spec, Asked, Means], Source]] = {
         Kind.FILE: lambda spec, _, means: PeersFile(spec.where, means.clock, means.rng, means.in_thread, "no nodes are known from there"),
-        Kind.DNS: lambda spec, asked, means: _repeated(spec, asked, means, dns(spec.where, means.resolve, means.default_port)),
+        Kind.DNS: lambda spec, asked, means: _repeated(spec, asked, means, host_addresses(spec.where, means.resolve, means.default_port)),
         Kind.SRV: _srv,
         Kind.HTTP: _http,
         Kind.CONSUL: _consul,
@@ -54,8 +54,7 @@ def _srv(spec: Spec, asked: Asked, means: Means) -> Source:
 
 
 def _http(spec: Spec, asked: Asked, means: Means) -> Source:
-    from ciruela.net.discovery.fetch import agent, fetcher
-    from ciruela.net.discovery.http import http
+    from ciruela.net.discovery.fetch import agent, fetcher, http
 
     return _repeated(spec, asked, means, http(spec.where, fetcher(agent(means.reactor))))
 

@@ -14,8 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from ciruela.model.errors import FormatError
-from ciruela.net.discovery.fetch import Fetch, Page
-from ciruela.net.discovery.lists import consul_nodes
+from ciruela.net.discovery.fetch import Fetch, Page, consul_nodes
 from ciruela.seams import InThread
 
 WAIT_S = 300

@@ -1,4 +1,7 @@
-"""``srv:NAME``: SRV records say names and ports (RFC 2782). Priorities and weights do not matter here: all nodes are equal."""
+"""``srv:NAME``: SRV records say names and ports (RFC 2782). Priorities and weights do not matter here: all nodes are equal.
+
+``dns:NAME``: every address of a name is a node, as with a headless service of Kubernetes.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,23 @@ from twisted.names.error import DNSNameError, DNSQueryTimeoutError, DomainError,
 from twisted.python.failure import Failure
 
 from ciruela.model.errors import FormatError, LinkLost
-from ciruela.net.discovery.lists import MOST_NAMES
-from ciruela.net.resolve import join_name, split_name
+from ciruela.net.discovery.fetch import MOST_NAMES
+from ciruela.net.resolve import Resolve, join_name, split_name
+from ciruela.seams import Address
+
+
+def host_addresses(name: str, resolve: Resolve, default_port: int) -> Callable[[], Deferred[Sequence[str]]]:
+    """What to ask: each address counts as a node of its own. ``name`` may have a port."""
+
+    def ask() -> Deferred[Sequence[str]]:
+        return resolve(name, default_port).addCallback(_texts)
+
+    return ask
+
+
+def _texts(addresses: list[Address]) -> list[str]:
+    return [str(address) for address in addresses]
+
 
 TIMEOUTS_S = (1, 3, 5)
 """How long each attempt waits for the name server."""

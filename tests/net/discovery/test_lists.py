@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.consul import next_index
-from ciruela.net.discovery.lists import MOST_NAMES, consul_nodes, read_list
+from ciruela.net.discovery.fetch import MOST_NAMES, consul_nodes, read_list
 from ciruela.net.discovery.spec import Kind, Spec, parse_spec
 from tests.proof import shows
 

@@ -20,12 +20,11 @@ from ciruela.disk.peercache import NAME, PeerCache, decode, encode
 from ciruela.model.errors import LinkLost
 from ciruela.net.discovery.build import Means, sources
 from ciruela.net.discovery.consul import Consul
-from ciruela.net.discovery.dns import dns
 from ciruela.net.discovery.fetch import Page
 from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.source import ANSWER_S, Repeated, Source
 from ciruela.net.discovery.spec import Asked, parse_spec
-from ciruela.net.discovery.srv import srv
+from ciruela.net.discovery.srv import host_addresses, srv
 from ciruela.net.peers import Met, PeerList, Remembered
 from ciruela.net.resolve import resolver
 from ciruela.seams import Address
@@ -350,7 +349,7 @@ class KindTests(DiscoveryCase):
     def test_dns(self) -> None:
         """Each address of the name counts for itself: one that is silent must not be hidden by another."""
         self.names = {"all:5": [address(1), Address("2001:db8::1", 5)]}
-        self.assertEqual(self.successResultOf(dns("all:5", self.resolve, 24783)()), ["10.0.0.1:24783", "[2001:db8::1]:5"])
+        self.assertEqual(self.successResultOf(host_addresses("all:5", self.resolve, 24783)()), ["10.0.0.1:24783", "[2001:db8::1]:5"])
 
     def test_srv(self) -> None:
         """SRV records name the port, too."""
