@@ -14,8 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.model.errors import SLOW_DOWN, Busy, NoAnswer
-from ciruela.model.printable import logged
-from ciruela.model.units import count
+from ciruela.model.units import count, logged
 
 P = ParamSpec("P")
 A = TypeVar("A")

@@ -16,9 +16,8 @@ from enum import Enum
 from ciruela.client.require import Requirement
 from ciruela.client.servers import Met, Row, Servers, Telling, View
 from ciruela.client.text import count, interval
-from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.order import Abort, Reject
-from ciruela.model.servers import Server, SharedId
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
 from ciruela.seams import Address
 

@@ -223,12 +223,12 @@ async def sync(
     try:
         await sending.prepare(dry=options.dry_run)
         if options.dry_run or options.exit_code:
-            from ciruela.client import dryrun  # here, because only these need it
+            from ciruela.client import preflight
 
-            await dryrun.survey_all(sending.preflights, display)
+            await preflight.survey_all(sending.preflights, display)
             if options.dry_run:
-                return await dryrun.show_forecast(sending.preflights, sending.scans, options, around, display)
-            if dryrun.nothing_to_do(sending.preflights, options.rule):
+                return await preflight.show_forecast(sending.preflights, sending.scans, options, around, display)
+            if preflight.nothing_to_do(sending.preflights, options.rule):
                 display.say("Nothing to do: every node has exactly this already")
                 if report is not None:
                     report.end(EXIT_NOTHING, "nothing-to-do", [])

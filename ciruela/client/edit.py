@@ -15,7 +15,7 @@ from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
 from ciruela.client.editor import LocalFile
 from ciruela.client.ends import Ends
 from ciruela.client.entrance import together
-from ciruela.client.fetch import NothingThere, Reading, Seen
+from ciruela.client.fetch import NothingThere, Reading, Relay, Seen
 from ciruela.client.identities import Identities
 from ciruela.client.options.edit import EditOptions, PutFileOptions, What
 from ciruela.client.options.signing import ClusterNames
@@ -23,7 +23,6 @@ from ciruela.client.options.sync import Mode
 from ciruela.client.orders import Conflict, Intent, LocalProblem, Signer
 from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
-from ciruela.client.relay import Relay
 from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
 from ciruela.client.survey import real_survey
 from ciruela.client.sync import World

@@ -16,8 +16,16 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from ciruela.keys.private import PassphraseNeeded, PrivateKey, UnknownCipher, WrongPassphrase, parse_private
-from ciruela.keys.public import PublicKey, looks_public, parse_public
+from ciruela.keys.public import (
+    PassphraseNeeded,
+    PrivateKey,
+    PublicKey,
+    UnknownCipher,
+    WrongPassphrase,
+    looks_public,
+    parse_private,
+    parse_public,
+)
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKey, AgentKeys
 from ciruela.seams import InThread

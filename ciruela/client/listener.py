@@ -1,11 +1,107 @@
-"""What a run tells, for those who show it: people (``progress``) and programs (``report``)."""
+"""What a run tells, for those who show it: people (``progress``) and programs (``report``).
+
+The hooks that servers run when an image has come to them: what was told of them, and what follows for an upload. Pure.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ciruela.model.ids import MachineId
+from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, Outcome, Verdict
+from ciruela.model.hooks import AFTER, HookKind, HookState
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.proto.messages import HookResult
+
+_KINDS = {kind.value: kind for kind in AFTER}
+_STATES = {state.value: state for state in HookState}
+_ENDED = frozenset({Outcome.DONE, Outcome.EARLY})
+
+MOST_NAMED = 5
+"""Failures and names in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookStanding:
+    """Hooks of one upload to one cluster. Names and reasons are as the network gave them: raw."""
+
+    ok: int = 0
+    pending: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+NO_HOOKS = HookStanding()
+
+
+class HookAccount:
+    """What was said of the hooks for ``image`` at ``path``."""
+
+    def __init__(self, path: str, image: ImageId, *, runs: bool = True) -> None:
+        """``runs``: hooks run for what is waited for. None does for a removal: what is told then is of the upload before it."""
+        self._runs = runs
+        self._path = path
+        self._image = image
+        self._names: dict[MachineId, str] = {}
+        self._states: dict[tuple[MachineId, HookKind], tuple[HookState, str]] = {}
+
+    def heard(self, note: HookResult) -> bool:
+        """Take in what a node said. True when that is news about this upload; what has ended is not pending again."""
+        kind, state = _KINDS.get(note.kind), _STATES.get(note.state)
+        if not self._runs or note.path != self._path or note.image != self._image or kind is None or state is None:
+            return False
+        if note.machine_id not in self._names and len(self._names) >= MAX_MACHINES:
+            return False
+        self._names.setdefault(note.machine_id, note.hostname)
+        before = self._states.get((note.machine_id, kind))
+        if before is not None and (before[0] is state or state is HookState.PENDING):
+            return False
+        self._states[note.machine_id, kind] = (state, note.message)
+        return True
+
+    def standing(self) -> HookStanding:
+        """The numbers and names of now."""
+        pending = {self._names[machine]: None for (machine, _), (state, _) in self._states.items() if state is HookState.PENDING}
+        failed = [
+            (self._names[machine], f"{kind.value} {message or 'failed'}")
+            for (machine, kind), (state, message) in self._states.items()
+            if state is HookState.FAILED
+        ]
+        ok = sum(state is HookState.OK for state, _ in self._states.values())
+        return HookStanding(ok, tuple(sorted(pending)), tuple(sorted(failed)))
+
+    def verdict(self, found: Verdict, elapsed_s: float, deadline_s: float) -> Verdict:
+        """The verdict on an upload whose images would give ``found``: it is not over while hooks run, nor well when one failed."""
+        if found.outcome not in _ENDED:
+            return found
+        standing = self.standing()
+        if standing.pending and elapsed_s < deadline_s:
+            return RUNNING
+        if found.exit_code != EXIT_DONE:
+            return found
+        if standing.failed:
+            return replace(found, exit_code=EXIT_HOOK)
+        if standing.pending:
+            return replace(found, exit_code=EXIT_NETWORK, why="out of time: hooks have not ended")
+        return found
+
+
+def hooks_part(standing: HookStanding) -> str:
+    """What a line that stays says of hooks, raw; empty when there are none."""
+    parts = []
+    if standing.ok:
+        parts.append(f"{standing.ok} ok")
+    if standing.pending:
+        parts.append(f"waiting for {_some(standing.pending)}")
+    if standing.failed:
+        parts.append(f"{len(standing.failed)} failed: {_some(f'{name} {what}' for name, what in standing.failed)}")
+    return f"hooks {', '.join(parts)}" if parts else ""
+
+
+def _some(texts: Iterable[str]) -> str:
+    found = list(texts)
+    shown = "; ".join(found[:MOST_NAMED])
+    return shown if len(found) <= MOST_NAMED else f"{shown} and {len(found) - MOST_NAMED} more"
 
 
 @dataclass(frozen=True, slots=True)

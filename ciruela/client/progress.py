@@ -14,8 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from ciruela.client.book import Outcome
-from ciruela.client.hooks import hooks_part
-from ciruela.client.listener import NodeNews
+from ciruela.client.listener import NodeNews, hooks_part
 from ciruela.client.options.common import Progress
 from ciruela.client.sync import Row
 from ciruela.client.text import clean, folded, interval, size, stamp

@@ -32,7 +32,7 @@ from ciruela.client.options.sync import Wish
 from ciruela.client.progress import Clusters, Display
 from ciruela.client.sync import Row
 from ciruela.disk.scan import Scan
-from ciruela.model.printable import escaped
+from ciruela.model.units import escaped
 
 MAX_TEXT = 1000
 """Longest text from elsewhere in one field."""

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ciruela.client.text import interval
-from ciruela.model.ids import MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.seams import Address
 
 SILENT_MS = 30_000

@@ -13,8 +13,7 @@ from typing import Any
 
 from ciruela.client.servers import address_of
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.seams import Address
 
 MOST_ITEMS = 20_000

@@ -38,7 +38,7 @@ from ciruela.client.servers import Met, Row, Servers, Telling, address_of
 from ciruela.client.shapes import At, Dir, Identity, Neighbour, Version
 from ciruela.client.surroundings import Surroundings
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
-from ciruela.model.servers import SharedId
+from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
 from ciruela.net.resolve import resolver
 from ciruela.seams import Address, InThread, NowMs

@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import EXIT_CONFLICT, MOST_NAMED, RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, meaning_of
 from ciruela.client.contacts import Contacts, Probes, Resolve
-from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding
-from ciruela.client.listener import Listener, NodeNews
+from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, Listener, NodeNews
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import Row as ServerRow
 from ciruela.client.servers import shared_text

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from textwrap import wrap
 
 from ciruela.model.ids import ImageId
-from ciruela.model.printable import escaped
 from ciruela.model.units import count as count
+from ciruela.model.units import escaped
 
 MAX_TEXT = 300
 """Longest text from elsewhere that is printed; a server must not fill the screen."""

@@ -20,8 +20,7 @@ from ciruela.client.progress import Display
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.text import count, interval, stamp
 from ciruela.keys.authorized import parse_authorized
-from ciruela.keys.private import PassphraseNeeded, parse_private
-from ciruela.keys.public import PublicKey, looks_public, parse_public, verify
+from ciruela.keys.public import PassphraseNeeded, PublicKey, looks_public, parse_private, parse_public, verify
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import BadKey
 from ciruela.model.ids import ImageId

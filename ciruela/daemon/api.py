@@ -27,7 +27,7 @@ from ciruela.model.hooks import HookReport, HookState
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
-from ciruela.web.status import Json
+from ciruela.web.pages import Json
 
 FRESH_S = 5.0
 """So long a page is given again as it is."""

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.daemon.modes import loose, private_group
+from ciruela.daemon.rules import loose, private_group
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PublicKey, verify
 from ciruela.keys.signed import Statement, signed_bytes

@@ -14,8 +14,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.clockwork import Beat
-from ciruela.daemon.modes import key_files
 from ciruela.daemon.node import Node
+from ciruela.daemon.rules import key_files
 from ciruela.model.errors import DiskError
 from ciruela.model.order import Abort
 from ciruela.seams import InThread, Pending

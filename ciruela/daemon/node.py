@@ -35,12 +35,11 @@ from ciruela.gossip.packets import Download, Hooked, Removed
 from ciruela.gossip.roster import SILENT_S, Peer
 from ciruela.gossip.service import ANYWHERE, Gossip
 from ciruela.hooks.service import Hooks, Outside
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort, Order, Origin, Reject, Removal
 from ciruela.model.state import State, Version
-from ciruela.model.tuning import STANDARD, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler

@@ -15,8 +15,7 @@ from twisted.python.failure import Failure
 
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, RemoteError
-from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_ADDRESSES, MOST_SERVERS, MOST_SHARED_IDS, GetPathState, PathStateData
 from ciruela.tracking.ledger import Ledger

@@ -22,12 +22,11 @@ from ciruela.clockwork import Bucket, Hush, Repeats, in_place
 from ciruela.daemon.pathstate import PathStates
 from ciruela.download.awaited import Awaited
 from ciruela.download.serving import BlockService, Slots
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import STANDARD, DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, Removed, Verdict
 from ciruela.model.state import Kept, SigEntry, State
-from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import Prepared, prepare
 from ciruela.proto.messages import (

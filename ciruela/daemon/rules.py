@@ -1,18 +1,213 @@
-"""How the settings of a YAML file are read: one rule for each, and all mistakes at once, each with its line and what to do."""
+"""How the settings of a YAML file are read: one rule for each, and all mistakes at once, each with its line and what to do.
+
+The small part of YAML that configuration files may use, with line numbers (threats A47).
+
+PyYAML splits the text into events; everything is built from those, iteratively. There are no aliases, no anchors, no tags and no guessed
+types: a scalar is text, and whoever knows the key decides what it means.
+
+Whether somebody else could change the configuration or the keys (threats A48; the rule that sshd calls StrictModes).
+"""
 
 from __future__ import annotations
 
 import difflib
+import grp
 import os
+import pwd
 import re
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ciruela.daemon.yamltext import MAX_BYTES, Items, Mistake, Scalar, Table, Value, read_yaml
+import yaml
+
 from ciruela.model.units import LONGEST_MS, format_duration, parse_duration_ms
+
+
+def check_modes(config_dir: str) -> list[str]:
+    """A line ``PATH: what is wrong (what to do)`` for each file and directory of the configuration that others could change.
+
+    Trusted are root, the user of this process, and the owner of ``config_dir``. What does not exist is fine here.
+    """
+    top = Path(config_dir)
+    try:
+        trusted = frozenset({0, os.geteuid(), top.stat().st_uid})
+    except OSError as error:
+        return [f"{top}: {error.strerror} (make the directory, or name another one with --config)"]
+    paths = [top, top / "master.key", top / "peers.txt", top / "ciruela.yaml", top / "keys", top / "configs"]
+    problems: list[str] = []
+    for folder, suffix in ((top / "keys", ".key"), (top / "configs", ".yaml")):
+        try:
+            paths += sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problems.append(f"{folder}: it cannot be read: {error.strerror}")
+    for path in paths:
+        try:
+            found = [path.lstat(), path.stat()]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems.append(f"{path}: it cannot be examined: {error.strerror}")
+            continue
+        reasons = (loose(status, trusted, private_group) for status in found)
+        problems += [f"{path}: {reason}" for reason in dict.fromkeys(filter(None, reasons))]
+    return problems
+
+
+def key_files(config_dir: str) -> list[Path]:
+    """``master.key``, ``keys``, and all key files in there; each may be missing."""
+    top = Path(config_dir)
+    try:
+        found = sorted(path for path in (top / "keys").iterdir() if path.name.endswith(".key") and not path.name.startswith("."))
+    except OSError:
+        found = []
+    return [top / "master.key", top / "keys", *found]
+
+
+def loose(status: os.stat_result, trusted: frozenset[int], is_private: Callable[[int], bool]) -> str | None:
+    """Why what ``status`` describes cannot be trusted, or None. ``is_private`` tells whether a group has one member only."""
+    if status.st_uid not in trusted:
+        return f"it belongs to user {status.st_uid}, who could change it (run: chown root)"
+    if stat.S_ISLNK(status.st_mode):
+        return None
+    if status.st_mode & stat.S_IWOTH:
+        return "everybody may write to it (run: chmod o-w)"
+    if status.st_mode & stat.S_IWGRP and not is_private(status.st_gid):
+        return f"all of group {status.st_gid} may write to it (run: chmod g-w)"
+    return None
+
+
+def private_group(gid: int) -> bool:
+    """Whether ``gid`` is root's group, or the group that a user has alone: same name, no further member."""
+    if gid == 0:
+        return True
+    try:
+        group = grp.getgrgid(gid)
+        owner = pwd.getpwnam(group.gr_name)
+    except KeyError:
+        return False
+    return owner.pw_gid == gid and set(group.gr_mem) <= {group.gr_name}
+
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 8
+
+
+class Mistake(Exception):
+    """What is wrong with the text, and the line, counted from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A word, a quoted text or nothing at all; ``plain`` when it is not quoted."""
+
+    text: str
+    line: int
+    plain: bool
+
+    @property
+    def is_null(self) -> bool:
+        """Whether this is YAML's way to write nothing."""
+        return self.plain and self.text in ("", "~", "null")
+
+
+@dataclass(slots=True)
+class Items:
+    """A list."""
+
+    line: int
+    values: list[Value] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Table:
+    """A mapping: key -> line of the key, and value. No key comes twice."""
+
+    line: int
+    entries: dict[str, tuple[int, Value]] = field(default_factory=dict)
+
+
+Value = Scalar | Items | Table
+
+
+def read_yaml(data: bytes) -> Value:
+    """The one document in ``data``; an empty one is a null scalar. Raises Mistake for the first thing that is wrong."""
+    if len(data) > MAX_BYTES:
+        raise Mistake(1, f"the file is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Mistake(data.count(b"\n", 0, error.start) + 1, "there are bytes that are not UTF-8") from None
+    try:
+        return _build(text)
+    except yaml.reader.ReaderError as error:
+        raise Mistake(text.count("\n", 0, error.position) + 1, "there is a control character (remove it)") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = 1 if mark is None else mark.line + 1
+        raise Mistake(line, f"this is not YAML: {error.problem or error.context}") from None
+
+
+def _build(text: str) -> Value:
+    root = Items(1)
+    open_parts: list[Items | Table] = [root]
+    waiting: list[Scalar | None] = [None]  # for each open part, the key whose value comes next
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = 1 if event.start_mark is None else event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise Mistake(
+                line, f'"*{event.anchor}" is an alias, which is not allowed here (write the value out; quote a text that begins with *)'
+            )
+        if isinstance(event, yaml.DocumentStartEvent) and root.values:
+            raise Mistake(line, "a second document begins here (a file holds one)")
+        if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            open_parts.pop()
+            waiting.pop()
+        if not isinstance(event, yaml.ScalarEvent | yaml.MappingStartEvent | yaml.SequenceStartEvent):
+            continue
+        if event.anchor is not None:
+            raise Mistake(line, f'"&{event.anchor}" is an anchor, which is not allowed (quote a text that begins with &)')
+        if event.tag is not None:
+            raise Mistake(line, "a tag is not allowed here (quote a text that begins with !)")
+        value: Value
+        if isinstance(event, yaml.ScalarEvent):
+            value = Scalar(event.value, line, plain=event.style in (None, ""))
+        else:
+            value = Items(line) if isinstance(event, yaml.SequenceStartEvent) else Table(line)
+        part = open_parts[-1]
+        if isinstance(part, Items):
+            part.values.append(value)
+        elif (key := waiting[-1]) is None:
+            waiting[-1] = _key(part, value)
+            continue
+        else:
+            part.entries[key.text] = (key.line, value)
+            waiting[-1] = None
+        if not isinstance(value, Scalar):
+            open_parts.append(value)
+            waiting.append(None)
+            if len(open_parts) > MAX_DEPTH + 1:
+                raise Mistake(line, f"this is nested more than {MAX_DEPTH} deep")
+    return root.values[0] if root.values else Scalar("", 1, plain=True)
+
+
+def _key(table: Table, value: Value) -> Scalar:
+    if not isinstance(value, Scalar):
+        raise Mistake(value.line, "a list or a mapping cannot be a key")
+    if value.text in table.entries:
+        raise Mistake(value.line, f"{value.text[:80]}: this key stands in line {table.entries[value.text][0]} already (remove one)")
+    return value
+
 
 E = TypeVar("E", bound=Enum)
 T = TypeVar("T")

@@ -49,16 +49,15 @@ from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.disk.trust import ProtectedLinks, Trust
 from ciruela.hooks.service import Outside
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry
-from ciruela.model.tuning import Fsync, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.net import limits
 from ciruela.net.datagrams import DatagramPort
-from ciruela.net.discovery.build import Means, sources
 from ciruela.net.discovery.source import Source
+from ciruela.net.discovery.spec import Means, sources
 from ciruela.net.limits import Budgets, limits_for
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
@@ -66,8 +65,7 @@ from ciruela.net.resolve import resolver
 from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Link, NowMs, numeric_host
-from ciruela.web.pages import Pages
-from ciruela.web.status import Json
+from ciruela.web.pages import Json, Pages
 
 BEAT_S = 0.25
 STALL_S = 0.25

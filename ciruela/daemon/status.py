@@ -21,7 +21,7 @@ from ciruela.gossip.packets import Complete, Deleted, Download
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.net.discovery.source import Source
-from ciruela.web.status import Json
+from ciruela.web.pages import Json
 
 
 def rfc3339(stamp_ms: int) -> str:

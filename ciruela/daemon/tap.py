@@ -14,9 +14,19 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from ciruela import __version__
-from ciruela.daemon.plan import DEFAULT_CONFIG, DEFAULTS, Given, Plan, read_plan, summary
+from ciruela.daemon.plan import (
+    DEFAULT_CONFIG,
+    DEFAULTS,
+    IGNORED,
+    MOST_CONNECTIONS,
+    MOST_THREADS,
+    NO_CANTAL,
+    Given,
+    Plan,
+    read_plan,
+    summary,
+)
 from ciruela.daemon.service import Daemon, Settings
-from ciruela.daemon.settings import IGNORED, MOST_CONNECTIONS, MOST_THREADS, NO_CANTAL
 from ciruela.disk import version
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.streams import Standard, hold_streams

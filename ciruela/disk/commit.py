@@ -2,20 +2,25 @@
 
 The journal is ``NAME.new.state``. What a kill after each step leaves, and how a start goes on, stands in ``docs/reference/files.rst``
 and is done in ``recovery``.
+
+What stood at the name of an image without a record of ours: it is moved to a hidden name beside it, and never deleted.
+
+``.ciruela-aside~NAME~INODE`` says what it was. Nothing is recorded of it elsewhere, so it is found whatever else is lost, and earlier
+versions, whose reserved names begin with ``.ciruela~``, leave it alone as well.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from ciruela.disk import kept, notes, setaside, states
+from ciruela.disk import kept, notes, states
 from ciruela.disk.lane import Steps
-from ciruela.disk.layout import STATE, Place, Records
+from ciruela.disk.layout import NEW_STATE, STATE, Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
@@ -23,11 +28,60 @@ from ciruela.disk.states import Journal, Phase
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete, give, settling, what_is_wrong
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD_MODES, Modes
+from ciruela.model.dirconfig import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
 from ciruela.model.state import Kept, State
-from ciruela.model.tuning import Fsync
+from ciruela.seams import SetAside
+
+PREFIX = ".ciruela-aside~"
+
+_MOST_NAME_BYTES = 255 - len(PREFIX) - 22
+"""Room for the name of an image: an inode has up to 20 digits."""
+
+
+def name_for(place: Place, inode: int) -> str:
+    """The name under which a tree that stands at ``place`` is set aside. A very long name is cut off."""
+    kept = place.name.encode("utf-8", "surrogateescape")[:_MOST_NAME_BYTES].decode("utf-8", "ignore")
+    return f"{PREFIX}{kept}~{inode}"
+
+
+def was_ours(directory: SafeDir, place: Place) -> bool:
+    """Whether a damaged record says that something of ours stood at ``place``. Raises OSError."""
+    return any(directory.stat(states.backup_name(place.record + suffix)) is not None for suffix in (STATE, NEW_STATE))
+
+
+def take(parent: SafeDir, place: Place, names: tuple[str, ...]) -> None:
+    """The new image is shown: give the tree that it changed places with, at one of these names, its own. Durable. Raises OSError."""
+    for name in names:
+        found = parent.stat(name)
+        if found is None or not stat.S_ISDIR(found.st_mode):
+            continue
+        aside = name_for(place, found.st_ino)
+        parent.rename_new(name, aside)
+        _log.error(
+            "{place}: something stood there of which nothing is recorded; it is kept as {aside}: look through it, then delete it",
+            place=str(place),
+            aside=parent.within(aside),
+        )
+    parent.fsync()
+
+
+def found(parent: SafeDir, sample: Place, names: Iterable[str]) -> list[SetAside]:
+    """What of ``names`` in ``parent``, the directory of the images of ``sample``, was set aside. Raises OSError."""
+    seen = []
+    for name in names:
+        if not name.startswith(PREFIX):
+            continue
+        status = parent.stat(name)
+        kept, _, inode = name.removeprefix(PREFIX).rpartition("~")
+        if status is None or not kept or not inode.isdecimal() or (not sample.vpath.entry and kept != sample.name):
+            continue
+        path = str(sample.vpath if not sample.vpath.entry else f"{sample.vpath.base}/{kept}")
+        where = "/".join((sample.base.rstrip("/"), *sample.parents, name))
+        seen.append(SetAside(path, where, status.st_ctime_ns // 1_000_000))
+    return sorted(seen, key=lambda one: one.where)
+
 
 _log = Logger()
 
@@ -142,7 +196,7 @@ def _take_over(
     try:
         yield from _adopt(parent, directory, place, index, state, fsync, modes)
     except Mismatch as found:
-        if place.append_only and not setaside.was_ours(directory, place):
+        if place.append_only and not was_ours(directory, place):
             raise DownloadFailed(
                 Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away or delete it, then upload again"
             ) from None
@@ -231,7 +285,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     kept.keep(parent, directory, place, row, state.image)
     if aside:
         try:
-            setaside.take(parent, place, (place.staging(state.image), place.aside(state.image)))
+            take(parent, place, (place.staging(state.image), place.aside(state.image)))
         except OSError as error:
             _log.error("{place}: what stood there without a record waits for its own name: {error}", place=str(place), error=error)
             return

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from ciruela.disk.faults import checked
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.syscalls import checked
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory, what_is_wrong
 from ciruela.index.digest import HashKind

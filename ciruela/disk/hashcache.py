@@ -31,8 +31,8 @@ import blake3
 from twisted.logger import Logger
 
 from ciruela.disk import syscalls
-from ciruela.disk.faults import warn_once
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.syscalls import warn_once
 from ciruela.index.digest import HashKind
 from ciruela.model.errors import FormatError
 

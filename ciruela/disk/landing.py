@@ -18,21 +18,20 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.faults import checked_steps, downloading_steps
 from ciruela.disk.lane import Lane, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, open_staging
+from ciruela.disk.syscalls import checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, barrier, check, complete
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD_MODES, Reuse
+from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, Fsync, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
-from ciruela.model.tuning import STANDARD, Fsync
 from ciruela.model.vpath import VPath
 from ciruela.seams import InThread, Reused
 

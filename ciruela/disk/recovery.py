@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from ciruela.disk import bases, burials, kept, notes, setaside, states
+from ciruela.disk import bases, burials, commit, kept, notes, states
 from ciruela.disk.deletion import finish_interrupted, prune
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
@@ -58,7 +58,7 @@ def settle_path(
         assert parent is not None
         parent.fsync()
         if journal.aside:
-            setaside.take(parent, where, (where.staging(journal.state.image), where.aside(journal.state.image)))
+            commit.take(parent, where, (where.staging(journal.state.image), where.aside(journal.state.image)))
         committed = _commit(directory, record, journal.state if committed is None else _joined(committed, journal.state))
         journal = None
     elif journal is not None and committed is not None and journal.state.image == committed.image:
@@ -153,7 +153,7 @@ class _Sweep:
             try:
                 with where.open_parent() as parent:
                     names = parent.names()
-                    self.aside.append((where, setaside.found(parent, where, names)))
+                    self.aside.append((where, commit.found(parent, where, names)))
                     for name in () if identity in self._spared else names:
                         if name.startswith(RESERVED) and name not in self._keep.get(identity, ()):
                             yield from _remove_debris(parent, name, where, self.left)
@@ -361,7 +361,7 @@ def _load_single(where: Place, directory: SafeDir, held: list[Held], sweep: _Swe
                 names.discard(where.staging(found.pending.state.image))
         wanted = {where.kept(one.image) for found in held[before:] for one in found.kept}
         beside = parent.names()
-        sweep.aside.append((where, setaside.found(parent, where, beside)))
+        sweep.aside.append((where, commit.found(parent, where, beside)))
         for name in beside if settled else ():
             if name in names or (alone and name.startswith(DOOMED)) or (name.startswith(where.kept_prefix) and name not in wanted):
                 yield from _remove_debris(parent, name, where, sweep.left)

@@ -17,11 +17,10 @@ from itertools import groupby
 
 from twisted.logger import Logger
 
-from ciruela.disk.faults import FULL, warn_once
 from ciruela.disk.lane import ENTRY_COST, Steps
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.syscalls import CANNOT_CLONE
+from ciruela.disk.syscalls import CANNOT_CLONE, FULL, warn_once
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import READ_BLOCKS, as_it_should, good_blocks, good_in
 from ciruela.index.digest import BLOCK_BYTES

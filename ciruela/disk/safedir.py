@@ -15,8 +15,8 @@ import stat
 from twisted.logger import Logger
 
 from ciruela.disk import syscalls
-from ciruela.disk.faults import warn_once
 from ciruela.disk.openfile import Opened, OpenFile, fault, let_go, patiently
+from ciruela.disk.syscalls import warn_once
 
 _log = Logger()
 

@@ -12,22 +12,21 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ciruela.disk.commit import Shown, commit, prepare
-from ciruela.disk.faults import downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.reuse import Content, Reusing, writable
 from ciruela.disk.safedir import SafeDir
+from ciruela.disk.syscalls import downloading_steps
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
-from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse
+from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import Kept, State
-from ciruela.model.tuning import Tuning
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 

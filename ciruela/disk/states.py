@@ -27,8 +27,8 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.order import Command
-from ciruela.model.printable import logged
 from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
+from ciruela.model.units import logged
 from ciruela.proto.bounded import loads
 
 FIELD = "ciruela"

@@ -16,12 +16,11 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults, s
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import burials, collection, kept, notes, recovery, setaside, states
+from ciruela.disk import burials, collection, commit, kept, notes, recovery, states
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete, prune
 from ciruela.disk.examine import TreeExamination
-from ciruela.disk.faults import checked, checked_steps, downloading_steps
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.reader import Readers
@@ -30,16 +29,16 @@ from ciruela.disk.removal import Litter, remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import Journal, Phase
+from ciruela.disk.syscalls import checked, checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.trust import Trust, Vetting
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD_MODES, DirConfig, Modes, Reuse
+from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, DirConfig, Fsync, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
-from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from ciruela.model.vpath import VPath
 from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, SetAside, Sight, Staging
 
@@ -429,7 +428,7 @@ class Store:
 
     def _note_aside(self, parent: SafeDir, place: Place) -> None:
         """Look which trees are set aside beside the image of ``place``."""
-        self._aside[place.base, place.parents] = place, setaside.found(parent, place, parent.names())
+        self._aside[place.base, place.parents] = place, commit.found(parent, place, parent.names())
 
     def set_aside(self) -> Sequence[SetAside]:
         """As ``seams.Disk.set_aside``."""

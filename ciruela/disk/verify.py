@@ -13,9 +13,8 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, name_start, split
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
-from ciruela.model.dirconfig import STANDARD_MODES, Modes
+from ciruela.model.dirconfig import STANDARD_MODES, Fsync, Modes
 from ciruela.model.ids import HASH_BYTES, Block
-from ciruela.model.tuning import Fsync
 
 READ_BLOCKS = 32
 """Blocks read at once while hashing: 1 MiB."""

@@ -17,7 +17,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, UnfitIndex
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort
-from ciruela.model.printable import logged
+from ciruela.model.units import logged
 from ciruela.proto.messages import GetIndex, IndexData, Response
 
 GIVE_UP_S = 90.0

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Hooked, Item, Member, Packet, Removed, Watch
 from ciruela.gossip.roster import Peer, Refusal, Roster
 from ciruela.gossip.servers import Stranger, Strangers, servers
-from ciruela.gossip.stances import HeardResults, Stance, Stances
-from ciruela.gossip.watches import HeardWatches
-from ciruela.model.ids import ImageId, MachineId
+from ciruela.gossip.stances import HeardResults, HeardWatches, Stance, Stances
+from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.mask import FULL
-from ciruela.model.servers import Server, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, NowMs
 

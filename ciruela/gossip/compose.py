@@ -28,7 +28,7 @@ from ciruela.gossip.packets import (
     encode_item,
     split,
 )
-from ciruela.gossip.watches import age_in_ms
+from ciruela.gossip.stances import age_in_ms
 from ciruela.model.hooks import AFTER
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from ciruela.gossip.packets import MAX_PARTS, Member, Packet
-from ciruela.model.ids import MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.proto.messages import MOST_ADDRESSES
 from ciruela.seams import Address
 

@@ -25,9 +25,8 @@ from ciruela.model.errors import CiruelaError, DownloadFailed, HookFailed
 from ciruela.model.hooks import AFTER, CommandHook, Due, HookKind, HookReport, HookState, Webhook
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Abort
-from ciruela.model.printable import logged
 from ciruela.model.state import SigEntry, State
-from ciruela.model.units import format_duration
+from ciruela.model.units import format_duration, logged
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Caller, Disk, Ended, NowMs, Runner, Staging
 from ciruela.tracking.ledger import Ledger

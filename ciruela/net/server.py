@@ -26,7 +26,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from ciruela.clockwork import Hush
-from ciruela.model.printable import logged
+from ciruela.model.units import logged
 from ciruela.net import frames
 from ciruela.net.limits import LIMITS, Budgets, IsPeer, Limits, nobody
 from ciruela.net.link import MAX_HEAD_BYTES, server_links

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import cbor2
 
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import Block
-from ciruela.model.servers import Server
+from ciruela.model.ids import Block, Server
 from ciruela.model.state import State, Version
-from ciruela.proto import bounded, fields, reading
-from ciruela.proto.fields import Fields
+from ciruela.proto import bounded, reading
 from ciruela.proto.messages import (
     NOT_KNOWN,
     AbortedImage,
@@ -58,6 +56,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
+from ciruela.proto.reading import Fields
 
 DATA_FIELD = b"\xa1\x64data"
 """A map with nothing but ``data``, up to its content."""
@@ -75,7 +74,7 @@ def block(number: int, answer: BlockData) -> bytes:
 def many(number: int, answer: BlocksData) -> bytes:
     """The answer to GetBlocks ``number``."""
     packed = [at for at, part in enumerate(answer.parts) if part.packed]
-    small = cbor2.dumps({"lacks": fields.runs_of(answer.lacks), "packed": fields.runs_of(packed), "parts": []})
+    small = cbor2.dumps({"lacks": reading.runs_of(answer.lacks), "packed": reading.runs_of(packed), "parts": []})
     pieces: list[Block] = [_BLOCKS, cbor2.dumps(number), small[:-1], _head(_ARRAY, len(answer.parts))]
     for part in answer.parts:
         pieces += (_head(_BYTES, len(part.data)), part.data)
@@ -192,11 +191,11 @@ def request_name(request: Request) -> str:
 
 
 def _signatures(signatures: tuple[bytes, ...]) -> list[list[object]]:
-    return [[fields.ALGORITHM, signature] for signature in signatures]
+    return [[reading.ALGORITHM, signature] for signature in signatures]
 
 
 def _state_value(state: State) -> Fields:
-    return {"image": state.image, "signatures": [[entry.timestamp_ms, [fields.ALGORITHM, entry.signature]] for entry in state.signatures]}
+    return {"image": state.image, "signatures": [[entry.timestamp_ms, [reading.ALGORITHM, entry.signature]] for entry in state.signatures]}
 
 
 def _dirs_value(dirs: Mapping[str, State]) -> dict[str, Fields]:
@@ -238,7 +237,7 @@ def _request_params(request: Request) -> Fields:
         case GetIndexAt(path) | GetBaseDir(path):
             return {"path": path}
         case GetBlocks(path, image, numbers, packed):
-            return {"path": path, "id": image, "blocks": fields.runs_of(numbers), **({"packed": True} if packed else {})}
+            return {"path": path, "id": image, "blocks": reading.runs_of(numbers), **({"packed": True} if packed else {})}
         case GetShare(image, missing):
             return {"id": image, "missing": missing}
         case GetPieces(path, image, wanted):
@@ -347,7 +346,7 @@ def encode_response(number: int, name: str, response: Response) -> bytes:
     Raises TypeError for a response that does not answer such a request.
     """
     if isinstance(response, Error):
-        text = response.text.encode("utf-8", "replace")[: fields.MAX_TEXT_BYTES].decode("utf-8", "ignore")
+        text = response.text.encode("utf-8", "replace")[: reading.MAX_TEXT_BYTES].decode("utf-8", "ignore")
         return cbor2.dumps([_RESPONSE, "Error", number, text])
     if type(response) is not _ANSWERS[name]:
         raise TypeError(f"{type(response).__name__} does not answer {name}")
@@ -422,7 +421,7 @@ def decode(data: bytes | bytearray) -> Incoming:
         return Ignored(f"{name!r} {NOT_KNOWN}", wanted)
     try:
         budget = reading.MAX_ITEMS_BULK if name == "GetBlocks" else reading.MAX_ITEMS
-        known = fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget))
+        known = reading.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget))
         if kind == _REQUEST:
             return RequestIn(number, reading.REQUESTS[name](known))
         return NotificationIn(reading.NOTIFICATIONS[name](known))
@@ -437,14 +436,14 @@ def is_list(data: bytes | bytearray) -> bool:
 
 def _response(name: str, data: bytes | bytearray, start: int) -> Response:
     if name == "Error":
-        return Error(fields.text(bounded.loads(memoryview(data)[start:], max_items=1), "the text of an Error", fields.MAX_TEXT_BYTES))
+        return Error(reading.text(bounded.loads(memoryview(data)[start:], max_items=1), "the text of an Error", reading.MAX_TEXT_BYTES))
     if name == "GetBlocks":
         value, cut = bounded.loads_cut(memoryview(data)[start:], max_items=reading.MAX_ITEMS_BULK)
-        return reading.blocks_data(fields.fields_of(value), cut)
+        return reading.blocks_data(reading.fields_of(value), cut)
     if name not in reading.RESPONSES:
         raise FormatError("no request has this name")
     budget, build = reading.RESPONSES[name]
-    return build(fields.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget)))
+    return build(reading.fields_of(bounded.loads(memoryview(data)[start:], max_items=budget)))
 
 
 def _envelope(data: bytes | bytearray) -> tuple[int, str, int, int]:
@@ -478,4 +477,4 @@ def _envelope(data: bytes | bytearray) -> tuple[int, str, int, int]:
 
 def decode_state(data: bytes) -> State:
     """The content of a state file. Raises FormatError."""
-    return fields.state(bounded.loads(data, max_items=reading.MAX_ITEMS))
+    return reading.state(bounded.loads(data, max_items=reading.MAX_ITEMS))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ciruela.model.ids import Block, BlockHash, ImageId, MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
 from ciruela.model.state import State, Version
 
 Hosts = dict[MachineId, str]

@@ -19,8 +19,8 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, Removed, Verdict
-from ciruela.model.printable import logged
 from ciruela.model.state import Burials, State, Version
+from ciruela.model.units import logged
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted

@@ -17,12 +17,11 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
 from ciruela.keys.signed import signed_check_bytes
-from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.dirconfig import STANDARD, DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
 from ciruela.model.state import MOST_SIGNATURES, SigEntry, State, Version
-from ciruela.model.tuning import STANDARD
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger

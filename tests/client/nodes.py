@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred, fail, succeed
 
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
-from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,

@@ -25,9 +25,8 @@ from ciruela.client.book import (
     worst,
 )
 from ciruela.client.require import Requirement, parse_requirement
-from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.ids import ImageId, MachineId, Server
 from ciruela.model.order import Reject
-from ciruela.model.servers import Server
 from ciruela.model.state import Version
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, UploadAck
 from ciruela.seams import Address

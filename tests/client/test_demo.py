@@ -16,8 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.demo import TERM_S, Node, default_directory, folded, make_keys, next_line, script
 from ciruela.client.options.table import parse_sync
-from ciruela.keys.private import parse_private
-from ciruela.keys.public import parse_public
+from ciruela.keys.public import parse_private, parse_public
 from ciruela.seams import DEFAULT_PORT
 from tests.proof import shows
 

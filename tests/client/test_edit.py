@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
-from ciruela.client import relay
+from ciruela.client import fetch
 from ciruela.client.editor import HASHED_AT_ONCE, Draft, LocalFile, choose, terminal_given_away
 from ciruela.client.fetch import NothingThere, Reading
 from ciruela.client.options.edit import EditOptions, PutFileOptions
@@ -53,10 +53,10 @@ class EditCase(SynchronousTestCase):
         self.local = self.top / "local"
         self.local.write_bytes(os.urandom(100_000))
         self.out, self.err = Output(), Output()
-        relays: list[relay.Relay] = []
+        relays: list[fetch.Relay] = []
         self.relays = relays
 
-        class Noted(relay.Relay):
+        class Noted(fetch.Relay):
             def __init__(self, *args: Any) -> None:
                 super().__init__(*args)
                 relays.append(self)

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import book as b
 from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
-from ciruela.client.hooks import NO_HOOKS, HookAccount, HookStanding, hooks_part
+from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, hooks_part
 from ciruela.client.progress import progress_line, result_line
 from ciruela.client.sync import Row
 from ciruela.model.ids import ImageId, MachineId

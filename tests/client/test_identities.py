@@ -8,8 +8,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.identities import HURRY_S, Identities, exposed, load_identities, read_key_file, terminal
-from ciruela.keys.private import PassphraseNeeded, PrivateKey, parse_private
-from ciruela.keys.public import PublicKey, parse_public, verify
+from ciruela.keys.public import PassphraseNeeded, PrivateKey, PublicKey, parse_private, parse_public, verify
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKeys
 from tests.keys.samples import PASSPHRASE, sample

@@ -15,8 +15,7 @@ from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
 from ciruela.client.surroundings import Surroundings
 from ciruela.client.trust import my_keys
-from ciruela.keys.private import PassphraseNeeded, parse_private
-from ciruela.keys.public import parse_public
+from ciruela.keys.public import PassphraseNeeded, parse_private, parse_public
 from ciruela.model.errors import BadKey
 from tests.client.test_commands import Output, at_once
 

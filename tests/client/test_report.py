@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client import commands
 from ciruela.client.book import EXIT_PARTIAL, RUNNING, Outcome, Standing, Verdict
-from ciruela.client.hooks import HookStanding
+from ciruela.client.listener import HookStanding
 from ciruela.client.main import _Life
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync

@@ -5,8 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.servers import MOST_LOOSE, Met, Servers, Telling, address_of
-from ciruela.model.ids import MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.seams import Address
 from tests.proof import shows
 

@@ -20,8 +20,7 @@ from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, Row, Upload, World
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
-from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import BlockHash, ImageId, Server, SharedId
 from ciruela.proto.messages import (
     AppendDir,
     BlockData,

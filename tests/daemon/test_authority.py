@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.authority import KEPT_MS, MOST_VERIFIED, KeyFiles
 from ciruela.keys.authorized import parse_authorized
-from ciruela.keys.private import PrivateKey
+from ciruela.keys.public import PrivateKey
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError

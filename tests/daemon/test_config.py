@@ -7,7 +7,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import Config, load_config
-from ciruela.daemon.modes import check_modes, loose, private_group
+from ciruela.daemon.rules import check_modes, loose, private_group
 from ciruela.model.dirconfig import DirConfig, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from tests.proof import shows

@@ -138,8 +138,8 @@ class HookRuleTests(ConfigCase):
         self.patch(os, "geteuid", lambda: 12345)
         self.patch(os, "getgroups", list)
         self.patch(os, "getegid", lambda: 7)
-        from ciruela.daemon.hookrules import group
-        from ciruela.daemon.yamltext import Scalar
+        from ciruela.daemon.config import group
+        from ciruela.daemon.rules import Scalar
 
         self.assertEqual(group(Scalar("7", 1, plain=True)), 7)
         with self.assertRaises(ValueError) as caught:

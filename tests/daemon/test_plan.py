@@ -6,12 +6,10 @@ from dataclasses import replace
 
 from twisted.python.usage import UsageError
 
-from ciruela.daemon.plan import Given, Plan, in_force, moved, read_plan, restart_needed, summary
-from ciruela.daemon.settings import NO_CANTAL
+from ciruela.daemon.plan import NO_CANTAL, Given, Plan, in_force, moved, read_plan, restart_needed, summary
 from ciruela.daemon.tap import Options
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError
-from ciruela.model.tuning import STANDARD, Fsync
 from ciruela.net.discovery.spec import CONSUL, Asked, Kind, Spec
 from tests.daemon.test_config import MINIMAL, ConfigCase
 from tests.proof import shows

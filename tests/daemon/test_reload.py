@@ -16,10 +16,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.daemon.keywatch import FOLLOW_UPS, LOOK_S, KeyWatch, stamps
 from ciruela.daemon.plan import Plan
 from ciruela.daemon.reload import Hangup, LiveConfigs, Reloads, Report
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import MachineId
-from ciruela.model.tuning import STANDARD, Fsync
 from ciruela.model.vpath import VPath
 from ciruela.net.discovery.spec import Asked
 from tests.proof import shows

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import load_config
-from ciruela.daemon.settings import FILE, RULES, Own, load_own
+from ciruela.daemon.plan import FILE, RULES, Own, load_own
 from ciruela.index.names import MAX_INDEX_BYTES
+from ciruela.model.dirconfig import STANDARD, Fsync, Tuning
 from ciruela.model.errors import ConfigError
-from ciruela.model.tuning import STANDARD, Fsync, Tuning
 from tests.proof import shows
 
 EVERYTHING = """\

@@ -19,8 +19,8 @@ from ciruela.daemon.plan import DEFAULTS, Given
 from ciruela.daemon.service import Daemon
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
+from ciruela.model.dirconfig import Fsync, Tuning
 from ciruela.model.errors import ConfigError, DiskError
-from ciruela.model.tuning import Fsync, Tuning
 from tests.proof import shows
 
 

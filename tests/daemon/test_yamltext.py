@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.yamltext import MAX_BYTES, MAX_DEPTH, Items, Mistake, Scalar, Table, Value, read_yaml
+from ciruela.daemon.rules import MAX_BYTES, MAX_DEPTH, Items, Mistake, Scalar, Table, Value, read_yaml
 from tests.proof import shows
 
 

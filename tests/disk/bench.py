@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ciruela.disk import bases, burials, kept, setaside, states
+from ciruela.disk import bases, burials, commit, kept, states
 from ciruela.disk.layout import INDEX, NEW_STATE, STATE, place
 from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
@@ -134,7 +134,7 @@ class Bench:
 
     def asides(self) -> dict[str, dict[str, bytes] | None]:
         """The trees that are set aside, by path."""
-        found = {at for at, _ in self.sim.inodes("/n") if at.rpartition("/")[2].startswith(setaside.PREFIX)}
+        found = {at for at, _ in self.sim.inodes("/n") if at.rpartition("/")[2].startswith(commit.PREFIX)}
         return {at: self.sim.tree(f"/n{at}") for at in found}
 
     def debris(self) -> set[str]:

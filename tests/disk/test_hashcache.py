@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
-from ciruela.disk import faults, hashcache, syscalls, walk
+from ciruela.disk import hashcache, syscalls, walk
 from ciruela.disk.hashcache import KEY_BYTES, NEVER, HashCache, Known, cache_home, decode, encode
 from ciruela.disk.scan import Scan, scan
 from ciruela.index.digest import HashKind
@@ -44,7 +44,7 @@ class CacheCase(ScanCase):
             return real(path, flags, *args, **kwargs)
 
         self.patch(os, "open", noted)
-        faults._warned.discard("hash cache")
+        syscalls._warned.discard("hash cache")
 
     def now_ns(self) -> int:
         """The wall time that the scans are told: that of the file system, and some more."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from twisted.logger import LogLevel, globalLogPublisher
 
-from ciruela.disk import faults
 from ciruela.disk import reuse as reuse_module
+from ciruela.disk import syscalls
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.reuse import FRESH_MODE
 from ciruela.disk.safedir import SafeDir
@@ -277,7 +277,7 @@ class Cloning(ReuseCase):
     def setUp(self) -> None:
         super().setUp()
         self.cloned: list[tuple[int, int, int]] = []
-        self.patch(faults, "_warned", set())
+        self.patch(syscalls, "_warned", set())
         self.warnings: list[str] = []
         observer = lambda event: self.warnings.append(event["log_format"]) if event["log_level"] is LogLevel.warn else None  # noqa: E731
         globalLogPublisher.addObserver(observer)

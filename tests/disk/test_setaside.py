@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import setaside
+from ciruela.disk import commit
 from ciruela.disk.layout import place
 from ciruela.disk.removal import Litter
 from ciruela.disk.safedir import SafeDir
@@ -50,12 +50,12 @@ class AsideTests(Real):
     def test_names(self) -> None:
         """A tree with a very long name could not be set aside, or another one take its place."""
         where = place(self.node.configs, VPath(("app", "web", "ü" * 120)))
-        name = setaside.name_for(where, 2**64 - 1)
+        name = commit.name_for(where, 2**64 - 1)
         self.assertLessEqual(len(name.encode()), 255)
         (self.node.srv / name).mkdir(parents=True)
         (self.node.srv / ".ciruela-aside~no-number~x").mkdir()
         with SafeDir.at(str(self.node.srv)) as parent:
-            found = setaside.found(parent, where, parent.names())
+            found = commit.found(parent, where, parent.names())
         self.assertEqual([one.where.rpartition("/")[2] for one in found], [name])
         self.assertTrue(found[0].path.startswith("/app/web/ü"))
 
@@ -82,7 +82,7 @@ class AsideTests(Real):
             raise OSError(28, "No space left on device")
 
         plant(self.node.image(V1), SMALL)
-        patch = self.patch(setaside, "take", fails)
+        patch = self.patch(commit, "take", fails)
         index = self.upload(V1, CHANGED)
         patch.restore()
         self.assertEqual(on_disk(self.staging_path(V1, index)), flat(SMALL))
@@ -103,7 +103,7 @@ class AsideTests(Real):
             raise OSError(28, "No space left on device")
 
         plant(self.node.image(V1), SMALL)
-        patch = self.patch(setaside, "take", fails)
+        patch = self.patch(commit, "take", fails)
         self.upload(V1, CHANGED)
         patch.restore()
         self.upload(V1, {"/other": b"other"})

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import cbor2
 
-from ciruela.disk import faults, staging, syscalls
+from ciruela.disk import staging, syscalls
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.disk.version import lock
+from ciruela.model.dirconfig import STANDARD, Fsync
 from ciruela.model.errors import DiskError
 from ciruela.model.order import Command
-from ciruela.model.tuning import STANDARD, Fsync
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, V2, Real
@@ -31,7 +31,7 @@ class Fallbacks(Real):
             raise OSError(code, os.strerror(code))
 
         self.patch(syscalls, "renameat2", refuse)
-        self.patch(faults, "_warned", set())
+        self.patch(syscalls, "_warned", set())
 
     def test_no_renameat2(self) -> None:
         """On NFS or an old kernel nothing could be uploaded or replaced."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.answers import Answer, read
+from ciruela.download.passing import Answer, read
 from ciruela.model.errors import RemoteError
 from ciruela.model.mask import Pieces
 from ciruela.proto.messages import BlockData, BlocksData, Part, Response, ShareData

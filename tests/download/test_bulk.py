@@ -10,14 +10,13 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download import turns
+from ciruela.download import fetch_blocks
 from ciruela.download.awaited import HELD_S
-from ciruela.download.fetch_blocks import NUDGE_S, STARVING_S, BlockFetch
+from ciruela.download.fetch_blocks import NUDGE_S, OUT_OF_TURN_S, STARVING_S, TURNS_S, BlockFetch
 from ciruela.download.passing import Passing
 from ciruela.download.plan import MOST_AT_ONCE, Plan
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, MOST_WINDOW, Candidate, Totals
-from ciruela.download.turns import OUT_OF_TURN_S, TURNS_S
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
@@ -412,7 +411,7 @@ class FetchTests(SynchronousTestCase):
         self.clock.pump([0.01] * 100)
         first = self.pieces(holder)
         peers = tuple(sorted(name.encode() for name in ("a", "b", "c", "d", "e", "f", "holder")))
-        allowed = turns.near(PIECES.count, ME, peers, frozenset({ME}))[b"holder"]
+        allowed = fetch_blocks.near(PIECES.count, ME, peers, frozenset({ME}))[b"holder"]
         self.assertEqual(first & ~allowed, 0)
         self.assertGreater(first.bit_count(), 20)
         self.assertLess(first.bit_count(), 130)
@@ -425,7 +424,7 @@ class FetchTests(SynchronousTestCase):
         self.source("other", mask=0)
         done = self.fetch.run()
         self.clock.advance(TURNS_S)
-        near = turns.near(PIECES.count, ME, (b"holder", b"other"), frozenset())[b"holder"]
+        near = fetch_blocks.near(PIECES.count, ME, (b"holder", b"other"), frozenset())[b"holder"]
         ((wanted, news),) = self.news["holder"]
         self.assertEqual(wanted & ~near, 0)
         self.assertEqual(near & ~(wanted | self.plan.mask), 0)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.turns import near, weights
+from ciruela.download.fetch_blocks import near, weights
 from ciruela.model.mask import MOST_PIECES, SLICES
 
 MACHINES = [random.Random(number).randbytes(16) for number in range(40)]

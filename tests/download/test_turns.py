@@ -5,9 +5,9 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download import turns
+from ciruela.download import fetch_blocks
+from ciruela.download.fetch_blocks import OUT_OF_TURN_S, TURNS_S, Turns
 from ciruela.download.sources import Candidate, Sources
-from ciruela.download.turns import OUT_OF_TURN_S, TURNS_S, Turns
 from ciruela.model.mask import FULL, Pieces
 from tests.proof import shows
 
@@ -40,7 +40,7 @@ class TurnsTests(SynchronousTestCase):
         self.peer(A, 0, served=True)
         self.peer(B, 0)
         self.look()
-        expected = turns.near(PIECES.count, ME, (A, B), frozenset({A}))
+        expected = fetch_blocks.near(PIECES.count, ME, (A, B), frozenset({A}))
         self.assertEqual({one: self.turns.near(one) for one in (A, B)}, expected)
         self.assertEqual({one: self.turns.of(one) for one in (A, B)}, expected)
         self.assertEqual((self.turns.near(C), self.turns.of(C)), (0, 0))
@@ -51,7 +51,7 @@ class TurnsTests(SynchronousTestCase):
         self.peer(B, 0, served=True)
         self.client()
         self.look()
-        expected = turns.near(PIECES.count, ME, (A, B), frozenset({B, ME}))
+        expected = fetch_blocks.near(PIECES.count, ME, (A, B), frozenset({B, ME}))
         self.assertEqual({one: self.turns.near(one) for one in (A, B)}, expected)
 
     def test_who_comes_and_goes(self) -> None:
@@ -64,11 +64,11 @@ class TurnsTests(SynchronousTestCase):
         self.look(TURNS_S / 2)
         self.assertEqual((self.turns.near(A), self.turns.near(C)), (before, 0), "a moment later: not all is computed again")
         self.look(TURNS_S)
-        self.assertEqual(self.turns.near(C), turns.near(PIECES.count, ME, (A, B, C), frozenset())[C])
+        self.assertEqual(self.turns.near(C), fetch_blocks.near(PIECES.count, ME, (A, B, C), frozenset())[C])
         del self.candidates[A]
         self.look()
         self.assertEqual(self.turns.near(A), 0)
-        self.assertEqual(self.turns.near(B), turns.near(PIECES.count, ME, (B, C), frozenset())[B])
+        self.assertEqual(self.turns.near(B), fetch_blocks.near(PIECES.count, ME, (B, C), frozenset())[B])
 
     @shows("A58", "F52")
     def test_late(self) -> None:

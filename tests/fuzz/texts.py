@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from ciruela.daemon import config, settings
-from ciruela.daemon.yamltext import MAX_DEPTH, Items, Mistake, Scalar, Table, Value, read_yaml
+from ciruela.daemon import config, plan
+from ciruela.daemon.rules import MAX_DEPTH, Items, Mistake, Scalar, Table, Value, read_yaml
 from ciruela.index import names
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
@@ -13,8 +13,7 @@ from ciruela.index.names import MAX_LISTING_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.keys.authorized import parse_authorized
-from ciruela.keys.private import PassphraseNeeded, parse_private
-from ciruela.keys.public import put_string, take_string
+from ciruela.keys.public import PassphraseNeeded, parse_private, put_string, take_string
 from ciruela.model.errors import BadIndex, BadKey
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import MAX_COMPONENT_BYTES, MAX_LEVELS, MAX_PATH_BYTES, VPath
@@ -382,7 +381,7 @@ def yaml_samples() -> tuple[bytes, ...]:
     )
 
 
-_RULES = (*config._RULES.values(), *settings.RULES.values())
+_RULES = (*config._RULES.values(), *plan.RULES.values())
 
 
 def check_yaml(data: bytes) -> bool:

@@ -23,8 +23,18 @@ from ciruela.gossip.cluster import (
 )
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Hooked, Item, Member, Packet, Watch
 from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, Refusal, Window
-from ciruela.gossip.stances import IMAGES_PER_PATH, MOST_KINDS, PER_OWNER, RESULT_S, STANCE_S, HeardResults, Quota
-from ciruela.gossip.watches import MOST_WATCHERS, WATCH_S, HeardWatches
+from ciruela.gossip.stances import (
+    IMAGES_PER_PATH,
+    MOST_KINDS,
+    MOST_WATCHERS,
+    PER_OWNER,
+    RESULT_S,
+    STANCE_S,
+    WATCH_S,
+    HeardResults,
+    HeardWatches,
+    Quota,
+)
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath

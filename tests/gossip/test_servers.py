@@ -6,12 +6,10 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.known import MOST_KEYS_KEPT, UNUSED_MS, Known, Memory
 from ciruela.gossip.packets import Header, Member, Packet
-from ciruela.gossip.roster import SILENT_S
+from ciruela.gossip.roster import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, Known, Memory
 from ciruela.gossip.servers import SHARED_S, Place, SharedIds, servers
-from ciruela.model.ids import MachineId
-from ciruela.model.servers import SharedId
+from ciruela.model.ids import MachineId, SharedId
 from ciruela.seams import Address
 from tests.gossip.test_memory import AT_A, AT_B, AT_C, EPOCH, ME, A, B, ClusterCase, member
 from tests.proof import shows

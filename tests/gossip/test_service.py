@@ -31,8 +31,8 @@ from ciruela.gossip.packets import (
 )
 from ciruela.gossip.pushpull import MOST_FIRST
 from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
+from ciruela.gossip.stances import WATCH_S
 from ciruela.gossip.telling import FAN_OUT, PROBES, Repeats
-from ciruela.gossip.watches import WATCH_S
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version

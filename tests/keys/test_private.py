@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.keys.private import PassphraseNeeded, PrivateKey, UnknownCipher, WrongPassphrase, parse_private
-from ciruela.keys.public import PublicKey, parse_public, put_string
+from ciruela.keys.public import (
+    PassphraseNeeded,
+    PrivateKey,
+    PublicKey,
+    UnknownCipher,
+    WrongPassphrase,
+    parse_private,
+    parse_public,
+    put_string,
+)
 from ciruela.model.errors import BadKey
 from tests.keys.samples import PASSPHRASE, sample
 

@@ -4,8 +4,7 @@ import cbor2
 from nacl.signing import SigningKey
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.keys.private import PrivateKey, parse_private
-from ciruela.keys.public import PublicKey, verify
+from ciruela.keys.public import PrivateKey, PublicKey, parse_private, verify
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.ids import parse_image_id
 from tests.keys.samples import sample

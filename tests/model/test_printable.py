@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.printable import MOST_LOGGED_BYTES, escaped, logged
+from ciruela.model.units import MOST_LOGGED_BYTES, escaped, logged
 from tests.proof import shows
 
 

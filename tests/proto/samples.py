@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ciruela.model.ids import BlockHash, ImageId, MachineId
-from ciruela.model.servers import Server, SharedId
+from ciruela.model.ids import BlockHash, ImageId, MachineId, Server, SharedId
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.proto import messages as m
 

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
-from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.ids import ImageId, MachineId, Server
 from ciruela.model.mask import MOST_CUTS
-from ciruela.model.servers import Server
 from ciruela.model.state import SigEntry, State
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.fields import MAX_BULK
+from ciruela.proto.reading import MAX_BULK
 from tests.proof import shows
 from tests.proto import samples as s
 

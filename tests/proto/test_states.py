@@ -4,7 +4,7 @@ import cbor2
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
-from ciruela.proto import fields, reading
+from ciruela.proto import reading
 from tests.proof import shows
 
 
@@ -19,7 +19,7 @@ class StatesTests(SynchronousTestCase):
     def test_too_many_signatures(self):
         """A node that joins would never learn of anything in a directory with an image that was uploaded 18 times."""
         for count in (18, 800):
-            found = fields.state(state(*range(1, count + 1)))
+            found = reading.state(state(*range(1, count + 1)))
             self.assertEqual([one.timestamp_ms for one in found.signatures], [1, *range(count - 14, count + 1)])
 
     @shows("K3.6")

@@ -9,15 +9,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
 from ciruela.client.check import Forecast, Says, Survey, forecast
-from ciruela.client.dryrun import fate_of
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
+from ciruela.client.preflight import fate_of
 from ciruela.client.sync import World
 from ciruela.clockwork import in_place
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import LinkLost
-from ciruela.model.servers import SharedId
+from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, CheckData, CheckUpload
 from ciruela.seams import Address

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ciruela.gossip.packets import Ack, Complete, Header, Member, NullKeyring, Watch, encode_packets
-from ciruela.gossip.watches import MOST_WATCHERS
-from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.servers import SharedId
+from ciruela.gossip.stances import MOST_WATCHERS
+from ciruela.model.ids import ImageId, MachineId, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, PushPull
 from ciruela.seams import Address

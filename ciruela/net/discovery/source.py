@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Hush
 from ciruela.model.errors import FormatError, LinkLost
-from ciruela.model.printable import logged
+from ciruela.model.units import logged
 
 AFTER_FAILURE_S = 10.0
 LONGEST_AFTER_FAILURE_S = 300.0

@@ -18,12 +18,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.peercache import NAME, PeerCache, decode, encode
 from ciruela.model.errors import LinkLost
-from ciruela.net.discovery.build import Means, sources
 from ciruela.net.discovery.consul import Consul
 from ciruela.net.discovery.fetch import Page
 from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.source import ANSWER_S, Repeated, Source
-from ciruela.net.discovery.spec import Asked, parse_spec
+from ciruela.net.discovery.spec import Asked, Means, parse_spec, sources
 from ciruela.net.discovery.srv import host_addresses, srv
 from ciruela.net.peers import Met, PeerList, Remembered
 from ciruela.net.resolve import resolver
