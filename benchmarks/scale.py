@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from twisted.logger import globalLogBeginner
 
 from benchmarks.tables import keep, list_table, machine, percentile, spread, tell
-from ciruela.gossip.compose import MEMBER_RENEW_S, Kind, heat_for, member_parts
-from ciruela.gossip.roster import _Member
+from ciruela.gossip.compose import MEMBER_RENEW_S, FactKind, heat_for, member_parts
+from ciruela.gossip.roster import _MemberRecord
 from ciruela.gossip.service import BEAT_S
 from ciruela.model.vpath import VPath
 from tests.doubles.memnet import Hub
@@ -145,7 +145,7 @@ class Large(Cluster):
             machine_id, born_s = self.machine(number), -self.rng.random() * MEMBER_RENEW_S
             stamp = START_MS + round(born_s * 1000)
             self.born[number] = born_s
-            self.members[machine_id] = _Member(address, stamp, born_s, False, 1, f"n{number}", {0: tuple(sorted(keys))}, keys)
+            self.members[machine_id] = _MemberRecord(address, stamp, born_s, False, 1, f"n{number}", {0: tuple(sorted(keys))}, keys)
             self.at[address] = machine_id
 
     def start(self, number: int, wiped: bool = False) -> Any:
@@ -166,8 +166,8 @@ class Large(Cluster):
         composer._keys, composer._member_s = tuple(sorted(self.configs(number))), born_s
         composer._stamp = self.members[me].stamp
         composer._parts = member_parts(me, composer._stamp, f"n{number}", composer._keys)
-        composer._own[Kind.MEMBER] = {(me, part.part): part for part in composer._parts}
-        rumors = composer._rumors[Kind.MEMBER]
+        composer._own[FactKind.MEMBER] = {(me, part.part): part for part in composer._parts}
+        rumors = composer._rumors[FactKind.MEMBER]
         for other in self.rng.sample(range(1, len(everybody) + 1), min(HEARSAY, len(everybody))):
             rumors.put((self.machine(other), 0))
         return node

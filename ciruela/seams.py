@@ -19,7 +19,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, Kept, SigEntry, State, Tombstone
+from ciruela.model.state import Burials, RetainedVersion, SigEntry, State, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 
@@ -160,7 +160,7 @@ class Held:
     vpath: VPath
     committed: State | None
     pending: Pending | None
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[RetainedVersion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ class Reused:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class NamesFound:
     """What a look at the names of images found: those at which no directory stands, and keys of which nobody can tell, with the reason."""
 
     gone: tuple[VPath, ...]
@@ -295,7 +295,7 @@ class Staging(Protocol):
         Every block was hashed before it was written; the commit hashes all of it again.
         """
 
-    def commit(self, state: State) -> Deferred[tuple[Kept, ...]]:
+    def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """Verify everything, make it durable, show it in one step, record ``state``. Fails with DownloadFailed or DiskError.
 
         Fires with the replaced images that are kept at the path now, the one that was replaced last first.
@@ -384,7 +384,7 @@ class Disk(Protocol):
     def present(self, vpath: VPath) -> Deferred[bool]:
         """Whether a directory stands at ``vpath``."""
 
-    def look(self, vpaths: Sequence[VPath]) -> Deferred[Sight]:
+    def look(self, vpaths: Sequence[VPath]) -> Deferred[NamesFound]:
         """Look at the names of images, those of one base dir one after the other. One that is being committed may seem to be gone."""
 
     def prove(self, most: int) -> Deferred[Sequence[VPath]]:

@@ -15,7 +15,7 @@ from ciruela.daemon.node import MOST_S, Acquaintance
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing
-from ciruela.download.plan import Plan
+from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
 from ciruela.model.dirconfig import DirConfig
@@ -121,7 +121,7 @@ class DownloadTests(Supervised):
     @shows("I8")
     def test_blocks(self) -> None:
         """It fails, and can be begun again."""
-        plan = Plan(INDEX, (), random.Random(1))
+        plan = BlockPlan(INDEX, (), random.Random(1))
         candidates: list[Any] = [[]]
         fetch = BlockFetch(
             "/app/v1",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from ciruela.cleanup.rules import Rule, Ruling, most_deletions
+from ciruela.cleanup.rules import RetentionRule, Ruling, most_deletions
 from ciruela.model.dirconfig import DirConfig
 from ciruela.seams import Identity, KeepList
 
@@ -172,4 +172,4 @@ def outlooks(rulings: Sequence[Ruling], config: DirConfig, next_ms: int, cycle_m
 
 
 def _old_ms(ruling: Ruling, config: DirConfig, next_ms: int) -> int | None:
-    return max(next_ms, ruling.version.timestamp_ms + config.keep_recent_ms) if ruling.rule is Rule.RECENT else None
+    return max(next_ms, ruling.version.timestamp_ms + config.keep_recent_ms) if ruling.rule is RetentionRule.RECENT else None

@@ -23,7 +23,7 @@ CAP_DIVISOR = 5
 """And else one part in so many: 20 % (threats 6.10)."""
 
 
-class Rule(Enum):
+class RetentionRule(Enum):
     """What keeps an image, or drops it; the values are for people."""
 
     FEW = "no more than keep-min-directories are here"
@@ -39,7 +39,7 @@ class Rule(Enum):
     @property
     def keeps(self) -> bool:
         """Whether what falls under it stays."""
-        return self not in (Rule.OLD, Rule.SURPLUS)
+        return self not in (RetentionRule.OLD, RetentionRule.SURPLUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Ruling:
 
     entry: str
     version: Version
-    rule: Rule
+    rule: RetentionRule
 
     @property
     def keeps(self) -> bool:
@@ -71,28 +71,28 @@ def rulings(
     """
     newest_first = sorted(entries, key=lambda entry: (entries[entry], entry), reverse=True)
     if len(entries) <= config.keep_min_directories:
-        return [Ruling(entry, entries[entry], Rule.FEW) for entry in newest_first]
-    found: dict[str, Rule] = {}
+        return [Ruling(entry, entries[entry], RetentionRule.FEW) for entry in newest_first]
+    found: dict[str, RetentionRule] = {}
     recent = 0
     for entry in newest_first:
         if entries[entry].timestamp_ms < now_ms - config.keep_recent_ms:
-            found[entry] = Rule.OLD
+            found[entry] = RetentionRule.OLD
         else:
             recent += 1
-            found[entry] = Rule.RECENT if recent <= config.keep_max_directories else Rule.SURPLUS
+            found[entry] = RetentionRule.RECENT if recent <= config.keep_max_directories else RetentionRule.SURPLUS
         if not found[entry].keeps and entry in protected:
-            found[entry] = Rule.PROTECTED
+            found[entry] = RetentionRule.PROTECTED
         if not found[entry].keeps and entry in listed:
-            found[entry] = Rule.LISTED
+            found[entry] = RetentionRule.LISTED
     lacking = config.keep_min_directories - sum(rule.keeps for rule in found.values())
     dropped = [entry for entry in newest_first if not found[entry].keeps]
     for entry in dropped[: max(0, lacking)]:
-        found[entry] = Rule.MINIMUM
+        found[entry] = RetentionRule.MINIMUM
     if not found[newest_first[0]].keeps:
-        found[newest_first[0]] = Rule.NEWEST
+        found[newest_first[0]] = RetentionRule.NEWEST
     for entry in dropped:
         if not found[entry].keeps and entry in in_use:
-            found[entry] = Rule.IN_USE
+            found[entry] = RetentionRule.IN_USE
     return [Ruling(entry, entries[entry], found[entry]) for entry in newest_first]
 
 

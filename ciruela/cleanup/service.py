@@ -46,7 +46,7 @@ from ciruela.seams import Disk, Identity, KeepList, KeepLists, NowMs, ProtectedL
 from ciruela.tracking.ledger import Ledger
 
 
-class Surroundings(Protocol):
+class CleanupContext(Protocol):
     """What cleanup asks of the rest of the node."""
 
     def peers(self) -> Mapping[str, bool]:
@@ -164,7 +164,7 @@ MOST_FAULTS = 3
 
 
 @dataclass(slots=True)
-class Report:
+class CleanupReport:
     """How it goes in one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
 
     ended_ms: int = 0
@@ -174,7 +174,7 @@ class Report:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Observed:
     """What the looks have gathered since the start or the last pause; times by the steady clock."""
 
     awake_s: float
@@ -197,7 +197,7 @@ class Cleanup:
         ledger: Ledger,
         disk: Disk,
         guards: Safeguards,
-        around: Surroundings,
+        around: CleanupContext,
         clock: IReactorTime,
         rng: random.Random,
         now_ms: NowMs,
@@ -211,7 +211,7 @@ class Cleanup:
         self._rng = rng
         self._now_ms = now_ms
         self._began = self._moment()
-        self._seen = _Seen(self._began.steady_s, self._began.steady_s)
+        self._seen = _Observed(self._began.steady_s, self._began.steady_s)
         self._identities: dict[str, Identity | str] = {}
         self._lists: dict[str, tuple[KeepList, float]] = {}
         self._questions = Questions(clock)
@@ -222,7 +222,7 @@ class Cleanup:
         self._gone_before = 0
         self._beat = Beat(clock, rng, LOOK_S, self._look, "cleanup")
         self._round: Deferred[None] | None = None
-        self.reports: dict[VPath, Report] = {}
+        self.reports: dict[VPath, CleanupReport] = {}
         self.deleted = 0
         self.collected = 0
         self.doubtful: dict[str, str] = {}
@@ -274,7 +274,7 @@ class Cleanup:
         now_s = self._guards.steady_s()
         if now_s - self._seen.looked_s > PAUSE_S:
             self._log.info("this process did not run for {pause_s} s; cleanup begins anew", pause_s=round(now_s - self._seen.looked_s))
-            self._seen = _Seen(now_s, now_s)
+            self._seen = _Observed(now_s, now_s)
         seen = self._seen
         seen.looked_s = now_s
         seen.heard.update(name for name, heard in self._around.peers().items() if heard)
@@ -438,7 +438,7 @@ class Cleanup:
         now_s = self._guards.steady_s()
         bases = [base for base in sorted(self._ledger.base_hashes()) if base.key in self._configs]
         self._due = {base: self._due.get(base) or now_s + self._rng.uniform(*FIRST_S) for base in bases}
-        self.reports = {base: self.reports.get(base) or Report() for base in bases}
+        self.reports = {base: self.reports.get(base) or CleanupReport() for base in bases}
         return [base for base in bases if self._due[base] <= now_s]
 
     async def _clean_and_tell(self, base: VPath) -> None:
@@ -456,7 +456,7 @@ class Cleanup:
         if before and not report.blocked:
             self._log.info("{base}: cleaning goes on", base=str(base))
 
-    async def _clean(self, base: VPath, config: DirConfig, report: Report) -> list[Blocked]:
+    async def _clean(self, base: VPath, config: DirConfig, report: CleanupReport) -> list[Blocked]:
         """Delete what may be deleted now, the oldest first; gives what stood in the way."""
         failed: set[str] = set()
         most: int | None = None
@@ -545,6 +545,6 @@ class Cleanup:
         self._log.info("{count} indexes that no image needs were deleted", count=count)
 
 
-def words(report: Report) -> list[str]:
+def words(report: CleanupReport) -> list[str]:
     """Why the last cycle deleted nothing (more), for the status page."""
     return sorted({one.cause.value for one in report.blocked})

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from ciruela.client.contacts import OnlyAsks, reachable_from
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
+from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
 from ciruela.clockwork import within
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
@@ -43,7 +43,7 @@ class NotTold(LinkLost):
 
 
 @dataclass(slots=True)
-class Sight:
+class PathView:
     """What nodes of a cluster say of one path.
 
     ``problems`` are those of nodes that did not say anything, as they came. ``silent`` are the nodes among them that may have something
@@ -96,12 +96,12 @@ class Sight:
         return [name for name, state in self.states.items() if state.image == image]
 
 
-async def look(name: str, vpath: VPath, world: World) -> Sight:
+async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
     """Ask up to three nodes, found by the entry point ``name``.
 
     Raises what resolving it raises, LinkLost when no node can be reached, and NotTold when none that is reached says what is there.
     """
-    sight = Sight(vpath)
+    sight = PathView(vpath)
     entries = await world.resolve(name)
     waiting: list[tuple[str, Address]] = [(str(address) if len(entries) > 1 else name, address) for address in entries]
     world.rng.shuffle(waiting)
@@ -124,7 +124,7 @@ async def look(name: str, vpath: VPath, world: World) -> Sight:
     return sight
 
 
-async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> list[str]:
+async def _ask_one(label: str, address: Address, sight: PathView, world: RunContext) -> list[str]:
     """Add the answer of one node, or its problem; gives the names of the others that take the directory."""
     try:
         link: ClosableLink = await world.connect(address, OnlyAsks())
@@ -154,7 +154,7 @@ async def _ask_one(label: str, address: Address, sight: Sight, world: World) -> 
     return hosts
 
 
-async def _others(link: Link, vpath: VPath, world: World) -> list[str]:
+async def _others(link: Link, vpath: VPath, world: RunContext) -> list[str]:
     """The names of other nodes that take the directory. That the index cannot be read is no reason to know less of them."""
     try:
         found = await _answer(link, GetIndexAt(str(vpath)), world)
@@ -163,7 +163,7 @@ async def _others(link: Link, vpath: VPath, world: World) -> list[str]:
     return list(found.hosts.values()) if isinstance(found, IndexAtData) else []
 
 
-async def _taken(link: Link, vpath: VPath, world: World) -> bool:
+async def _taken(link: Link, vpath: VPath, world: RunContext) -> bool:
     """Whether a node has images at paths of this depth; True where it does not tell."""
     if not link.bulk:
         return True
@@ -174,7 +174,7 @@ async def _taken(link: Link, vpath: VPath, world: World) -> bool:
     return found.taken if isinstance(found, PathStateData) else True
 
 
-def _answer(link: Link, request: Request, world: World) -> Deferred[Response]:
+def _answer(link: Link, request: Request, world: RunContext) -> Deferred[Response]:
     return within(link.ask(request), ANSWER_TIMEOUT_S, world.clock)
 
 

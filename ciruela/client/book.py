@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ciruela.client.require import Requirement
-from ciruela.client.servers import Met, Row, Servers, Telling, View
+from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, View
 from ciruela.client.text import count, interval
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.order import Abort, Reject
@@ -62,7 +62,7 @@ _WORDS = frozenset(reject.value for reject in _MEANING)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class CompletionRule:
     """When an upload is finished. Times in seconds from the start of the run. ``require``: what is success, if not the early rule.
 
     ``connect_timeout_s``: how long a first node of the cluster is tried.
@@ -80,7 +80,7 @@ class Rule:
         return min(expected, max(self.early_hosts, math.ceil(expected * self.early_fraction - 1e-9)))
 
 
-class Outcome(Enum):
+class UploadOutcome(Enum):
     """How an upload to one cluster stands or ended."""
 
     RUNNING = "RUNNING"
@@ -95,16 +95,16 @@ class Outcome(Enum):
 class Verdict:
     """An outcome, the exit code it alone would give, and a sentence why it is not DONE."""
 
-    outcome: Outcome
+    outcome: UploadOutcome
     exit_code: int = EXIT_DONE
     why: str = ""
 
 
-RUNNING = Verdict(Outcome.RUNNING)
+RUNNING = Verdict(UploadOutcome.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class ConnectionReach:
     """What the connection set says about one upload.
 
     ``busy``: an entry point is being resolved, or a connection was just begun, so that a node nobody heard of yet may turn up.
@@ -120,7 +120,7 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class UploadProgress:
     """Numbers and names for the display. ``done`` counts nodes that committed; names and reasons are as the network gave them.
 
     ``absent`` are the rows of those that are ``missing``, as far as they can be told apart; ``shared`` the machine ids of several servers.
@@ -131,7 +131,7 @@ class Standing:
     accepted: tuple[str, ...]
     missing: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
-    absent: tuple[Row, ...] = ()
+    absent: tuple[ServerRow, ...] = ()
     shared: tuple[SharedId, ...] = ()
 
     @property
@@ -145,7 +145,7 @@ MOST_TELLERS = 16
 """So many nodes that are not connected are listened to when they tell of others: each costs a pass over all servers."""
 
 
-class _Answer(Enum):
+class _Reply(Enum):
     NONE = "none"
     ACCEPTED = "accepted"
     HELD = "held"  # a weak upload: other content is there, which is as good
@@ -158,7 +158,7 @@ class _Contact:
     """One address that was asked."""
 
     label: str
-    answer: _Answer = _Answer.NONE
+    answer: _Reply = _Reply.NONE
     outstanding: bool = False
     connected: bool = False
     reason: str = ""
@@ -243,23 +243,23 @@ class Book:
         hosts = {machine: name for machine, name in ack.hosts.items() if self._name(machine, name)}
         contact.listed = frozenset(hosts)
         if not contact.told_rows:
-            self._servers.tell(Telling(str(address), [Server(name, machine, (), 0) for machine, name in hosts.items()]))
+            self._servers.tell(ServersTold(str(address), [Server(name, machine, (), 0) for machine, name in hosts.items()]))
         if ack.machine is not None and self._name(ack.machine, ack.hostname):
             contact.machine = ack.machine
             contact.label = ack.hostname or contact.label
-        self._servers.meet(Met(str(address), contact.machine, contact.label, ack.reject_reason != Reject.NO_CONFIG))
+        self._servers.meet(MetServer(str(address), contact.machine, contact.label, ack.reject_reason != Reject.NO_CONFIG))
         if ack.accepted:
-            contact.answer = _Answer.ACCEPTED
+            contact.answer = _Reply.ACCEPTED
         elif contact.machine is not None and contact.machine in self._done:
             return
         elif self.weak and ack.reject_reason in WEAK:
-            contact.answer = _Answer.HELD
+            contact.answer = _Reply.HELD
             if contact.machine is not None:
                 self._held.add(contact.machine)
         elif ack.reject_reason == Reject.NO_CONFIG:
-            contact.answer, contact.reason = _Answer.NO_CONFIG, Reject.NO_CONFIG.value
+            contact.answer, contact.reason = _Reply.NO_CONFIG, Reject.NO_CONFIG.value
         else:
-            contact.answer, contact.reason = _Answer.REFUSED, ack.reject_reason or "unknown"
+            contact.answer, contact.reason = _Reply.REFUSED, ack.reject_reason or "unknown"
             contact.exit_code = refusal_code(ack.reject_reason)
 
     def said(self, address: Address, data: PathStateData) -> None:
@@ -267,12 +267,12 @@ class Book:
         if not self._name(data.machine, data.hostname):
             return
         self.revision += 1
-        self._servers.meet(Met(str(address), data.machine, data.hostname, data.taken, data.epoch_ms))
+        self._servers.meet(MetServer(str(address), data.machine, data.hostname, data.taken, data.epoch_ms))
         contact = self._contacts.get(address)
         known: list[Server] = []
         if contact is not None or self._servers.tells(str(address)) is not None or self._servers.tellers < MOST_TELLERS:
             known = [one for one in data.servers if one.machine is None or self._name(one.machine, one.name)]
-        self._servers.tell(Telling(str(address), known, data.shared_ids))
+        self._servers.tell(ServersTold(str(address), known, data.shared_ids))
         if contact is not None:
             contact.machine, contact.told_rows, contact.asked_for_servers = data.machine, True, False
         if self._removes:
@@ -301,14 +301,14 @@ class Book:
         if contact.errors <= ERROR_RETRIES:
             return True
         if contact.machine is None or contact.machine not in self._done:
-            contact.answer, contact.reason, contact.exit_code = _Answer.REFUSED, text, EXIT_NETWORK
-            self._servers.meet(Met(str(address), contact.machine, contact.label, True))
+            contact.answer, contact.reason, contact.exit_code = _Reply.REFUSED, text, EXIT_NETWORK
+            self._servers.meet(MetServer(str(address), contact.machine, contact.label, True))
         return False
 
     def withdrew(self, address: Address) -> None:
         """The node at ``address`` gave up again what it had accepted: others refuse it for what they have."""
         contact = self._contacts[address]
-        contact.answer, contact.reason, contact.exit_code = _Answer.REFUSED, "withdrawn", EXIT_CONFLICT
+        contact.answer, contact.reason, contact.exit_code = _Reply.REFUSED, "withdrawn", EXIT_CONFLICT
 
     def lost(self, address: Address) -> None:
         """The connection ended. What was accepted stays a promise; an answer will not come any more."""
@@ -379,7 +379,7 @@ class Book:
         contact = self._contacts.get(address)
         if not forwarded and contact is not None and contact.machine != machine:
             contact.machine = machine
-            self._servers.meet(Met(str(address), machine, name, True))
+            self._servers.meet(MetServer(str(address), machine, name, True))
             self.revision += 1
 
     # -- what follows -------------------------------------------------------------------------------------------------------------
@@ -392,19 +392,19 @@ class Book:
     def refused(self, address: Address) -> bool:
         """Whether asking ``address`` again is pointless."""
         contact = self._contacts.get(address)
-        return contact is not None and contact.answer in (_Answer.REFUSED, _Answer.NO_CONFIG)
+        return contact is not None and contact.answer in (_Reply.REFUSED, _Reply.NO_CONFIG)
 
     def done_machines(self) -> int:
         """Nodes that have exactly this image."""
         return len(self._done) - len(self._unvouched(self._done))
 
-    def missing(self) -> list[Row]:
+    def missing(self) -> list[ServerRow]:
         """The servers that are expected and have said neither that they have it nor that they never will."""
         over = self._satisfied() | self._failed_machines()
         return [row for row in self.view.rows() if row.machine is None or row.machine not in over]
 
     def _failed_machines(self) -> set[MachineId]:
-        refused = {contact.machine for contact in self._with(_Answer.REFUSED) if contact.machine is not None}
+        refused = {contact.machine for contact in self._with(_Reply.REFUSED) if contact.machine is not None}
         return (refused | self._aborted.keys()) - self._done - self._held
 
     def _satisfied(self) -> set[MachineId]:
@@ -414,10 +414,10 @@ class Book:
         """
         return (self._done | self._held) - {row.machine for row in self._unproved()}
 
-    def _unproved(self) -> list[Row]:
+    def _unproved(self) -> list[ServerRow]:
         return [row for row in self.view.bound if row.unproved] if self._servers.tellers > 1 else []
 
-    def _unvouched(self, machines: Iterable[MachineId]) -> list[Row]:
+    def _unvouched(self, machines: Iterable[MachineId]) -> list[ServerRow]:
         """Those of ``machines`` that only one of several nodes speaks of, and that never spoke themselves: made up, maybe (threats A29)."""
         if self._servers.tellers < 2:
             return []
@@ -431,7 +431,7 @@ class Book:
         """
         return contact.machine in self._own | self._held or (not contact.connected and contact.machine in self._satisfied())
 
-    def _with(self, *answers: _Answer) -> list[_Contact]:
+    def _with(self, *answers: _Reply) -> list[_Contact]:
         return [contact for contact in self._contacts.values() if contact.answer in answers]
 
     def _count(self) -> tuple[int, int, int]:
@@ -443,16 +443,16 @@ class Book:
         named = self.view.machines.keys()
         satisfied = self._satisfied() & named
         free = named - {contact.machine for contact in self._contacts.values() if contact.machine is not None}
-        refusers = [contact for contact in self._with(_Answer.REFUSED) if contact.machine is None]
-        takers = [contact for contact in self._with(_Answer.ACCEPTED, _Answer.HELD) if contact.machine is None]
-        holders = [contact for contact in takers if contact.answer is _Answer.HELD]
+        refusers = [contact for contact in self._with(_Reply.REFUSED) if contact.machine is None]
+        takers = [contact for contact in self._with(_Reply.ACCEPTED, _Reply.HELD) if contact.machine is None]
+        holders = [contact for contact in takers if contact.answer is _Reply.HELD]
         named_refusers = min(len(refusers), len(_possible(refusers, free - satisfied)))
         named_takers = min(len(takers), max(0, len(_possible(takers, free)) - named_refusers))
         expected = len(named) + len(self.view.loose) + len(refusers) - named_refusers + len(takers) - named_takers
         done = len(satisfied) + max(0, len(holders) - len(_possible(holders, free & self._held)))
         return min(done, expected), len(self._failed_machines()) + len(refusers), expected
 
-    def standing(self) -> Standing:
+    def standing(self) -> UploadProgress:
         """The numbers and names of now."""
         view = self.view
         done, _, expected = self._count()
@@ -460,32 +460,32 @@ class Book:
         failed = [(self._names[machine], reason) for machine, reason in self._aborted.items()]
         failed += [
             (contact.label, contact.reason)
-            for contact in self._with(_Answer.REFUSED)
+            for contact in self._with(_Reply.REFUSED)
             if contact.machine is None or contact.machine not in self._done | self._held | self._aborted.keys()
         ]
         named = {name for name, _ in failed}
         absent = sorted((row for row in self.missing() if row.name not in named), key=lambda row: row.name)[: max(0, expected - done)]
-        accepted = tuple(contact.label for contact in self._with(_Answer.ACCEPTED, _Answer.HELD))
+        accepted = tuple(contact.label for contact in self._with(_Reply.ACCEPTED, _Reply.HELD))
         missing = tuple(row.name for row in absent)
-        return Standing(done, expected, accepted, missing, tuple(dict.fromkeys(failed)), tuple(absent), tuple(view.shared))
+        return UploadProgress(done, expected, accepted, missing, tuple(dict.fromkeys(failed)), tuple(absent), tuple(view.shared))
 
-    def verdict(self, rule: Rule, elapsed_s: float, reach: Reach) -> Verdict:
+    def verdict(self, rule: CompletionRule, elapsed_s: float, reach: ConnectionReach) -> Verdict:
         """How the upload stands ``elapsed_s`` seconds after its start. Never well while servers share a machine id."""
         found = self._judged(rule, elapsed_s, reach)
-        complaint = self.view.complaint() if found.outcome in (Outcome.DONE, Outcome.EARLY) else ""
-        return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, complaint) if complaint else found
+        complaint = self.view.complaint() if found.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY) else ""
+        return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, complaint) if complaint else found
 
-    def _judged(self, rule: Rule, elapsed_s: float, reach: Reach) -> Verdict:
+    def _judged(self, rule: CompletionRule, elapsed_s: float, reach: ConnectionReach) -> Verdict:
         if self._local_problem and not self._done:
-            return Verdict(Outcome.FAILED, EXIT_LOCAL, self._local_problem)
+            return Verdict(UploadOutcome.FAILED, EXIT_LOCAL, self._local_problem)
         if self._conflict:
-            return Verdict(Outcome.FAILED, EXIT_CONFLICT, f"other content was uploaded to the same path elsewhere ({self._conflict})")
+            return Verdict(UploadOutcome.FAILED, EXIT_CONFLICT, f"other content was uploaded to the same path elsewhere ({self._conflict})")
         busy = reach.busy or any(contact.outstanding or contact.asked_for_servers for contact in self._contacts.values())
-        accepted, held = self._with(_Answer.ACCEPTED), self._with(_Answer.HELD)
+        accepted, held = self._with(_Reply.ACCEPTED), self._with(_Reply.HELD)
         if not accepted and not held and not self._done:
             return self._nobody(rule, elapsed_s, busy, reach)
         if accepted and not held and not busy and not self._done and all(contact.machine in self._aborted for contact in accepted):
-            return Verdict(Outcome.FAILED, self._failure_code(), "all nodes that had accepted it gave it up")
+            return Verdict(UploadOutcome.FAILED, self._failure_code(), "all nodes that had accepted it gave it up")
         if held and not accepted and not self._done and not busy:
             return self._nothing_to_come(rule)
         done, failed, expected = self._count()
@@ -493,7 +493,7 @@ class Book:
         require = rule.require
         enough = require is None or done >= require.need(expected)
         if not busy and everywhere and enough and all(self._kept(contact) for contact in accepted):
-            return Verdict(Outcome.DONE)
+            return Verdict(UploadOutcome.DONE)
         if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
             return RUNNING
         sure, real = self._sure(done, expected)
@@ -501,9 +501,9 @@ class Book:
         wanted = need if require is None else require.need(expected if require.whole else real)
         if sure >= wanted > 0:
             return (
-                Verdict(Outcome.DONE)
+                Verdict(UploadOutcome.DONE)
                 if everywhere
-                else Verdict(Outcome.EARLY, EXIT_DONE, f"{wanted} of {count(real, 'node')} {'was' if wanted == 1 else 'were'} enough")
+                else Verdict(UploadOutcome.EARLY, EXIT_DONE, f"{wanted} of {count(real, 'node')} {'was' if wanted == 1 else 'were'} enough")
             )
         have = f"{count(sure, 'node')} {self.done_by('has' if sure == 1 else 'have')}, {wanted} {'was' if wanted == 1 else 'were'} needed"
         if real < expected:
@@ -515,18 +515,18 @@ class Book:
         if gone:
             have += f"; {count(len(gone), 'other')} cannot be reached"
         if require is not None and sure >= need > 0:
-            return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, f"--require {require}: {have}")
+            return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, f"--require {require}: {have}")
         if ended and gone and not failed:
-            return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, have)
+            return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, have)
         if ended:
             others = "no other node is known" if everywhere else "the others failed"
-            return Verdict(Outcome.FAILED, self._failure_code(), f"{have}, and {others}")
-        return Verdict(Outcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
+            return Verdict(UploadOutcome.FAILED, self._failure_code(), f"{have}, and {others}")
+        return Verdict(UploadOutcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
 
-    def hindrance(self, rule: Rule, reach: Reach) -> str:
+    def hindrance(self, rule: CompletionRule, reach: ConnectionReach) -> str:
         """Why the rule cannot be met as things are: too many servers cannot be reached. Empty while it can, or that is not known."""
         gone = self._gone(reach)
-        if not gone or not self._with(_Answer.ACCEPTED):
+        if not gone or not self._with(_Reply.ACCEPTED):
             return ""
         done, failed, expected = self._count()
         _, real = self._sure(done, expected)
@@ -540,50 +540,50 @@ class Book:
             f"(--early-timeout), then for as long as there is a sign of life, at most until {interval(rule.deadline_s)} (--deadline)"
         )
 
-    def _gone(self, reach: Reach) -> list[Row]:
+    def _gone(self, reach: ConnectionReach) -> list[ServerRow]:
         """The missing servers that no node hears, and that the client cannot connect to either."""
         if not reach.unreached:
             return []
         return [row for row in self.missing() if row.silent and row.addresses and reach.unreached.issuperset(row.addresses)]
 
-    def _nothing_to_come(self, rule: Rule) -> Verdict:
+    def _nothing_to_come(self, rule: CompletionRule) -> Verdict:
         """The verdict where all that was asked have other content, which is as good: nothing will be reported by anybody."""
         silent = [row for row in self.missing() if row.silent]
         if not silent:
-            return Verdict(Outcome.DONE)
+            return Verdict(UploadOutcome.DONE)
         text = f"nobody hears {_some(row.told() for row in silent)}"
         if rule.require is None:
-            return Verdict(Outcome.EARLY, EXIT_DONE, text)
-        return Verdict(Outcome.PARTIAL, EXIT_PARTIAL, f"--require {rule.require}: {text}")
+            return Verdict(UploadOutcome.EARLY, EXIT_DONE, text)
+        return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, f"--require {rule.require}: {text}")
 
     def _sure(self, done: int, expected: int) -> tuple[int, int]:
         """How many of those that are done, and of those that are expected, are not only one server's word."""
         if self._servers.tellers < 2:
             return done, expected
-        nameless = sum(contact.machine is None for contact in self._with(_Answer.ACCEPTED, _Answer.HELD, _Answer.REFUSED))
+        nameless = sum(contact.machine is None for contact in self._with(_Reply.ACCEPTED, _Reply.HELD, _Reply.REFUSED))
         doubtful = len(self._unvouched(self._satisfied()))
         sure = done - max(0, doubtful - nameless)  # each nameless one may be one of them
         return sure, expected - max(0, sum(row.hearsay for row in self.view.rows()) - nameless)
 
-    def _nobody(self, rule: Rule, elapsed_s: float, busy: bool, reach: Reach) -> Verdict:
+    def _nobody(self, rule: CompletionRule, elapsed_s: float, busy: bool, reach: ConnectionReach) -> Verdict:
         """The verdict while no node has accepted."""
-        refusals = self._with(_Answer.REFUSED, _Answer.NO_CONFIG)
+        refusals = self._with(_Reply.REFUSED, _Reply.NO_CONFIG)
         late = elapsed_s >= rule.deadline_s
         if refusals and (late or (reach.exhausted and not busy)):
-            reasons = sorted({contact.reason for contact in refusals if contact.answer is _Answer.REFUSED} or {Reject.NO_CONFIG.value})
+            reasons = sorted({contact.reason for contact in refusals if contact.answer is _Reply.REFUSED} or {Reject.NO_CONFIG.value})
             said = ", ".join(map(meaning_of, reasons))
-            return Verdict(Outcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
+            return Verdict(UploadOutcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
         if not reach.reached and elapsed_s >= min(rule.connect_timeout_s, rule.deadline_s):
             waited = f"no node was reached within {interval(elapsed_s)}"
-            return Verdict(Outcome.FAILED, EXIT_NETWORK, f"{waited}: {reach.trouble}" if reach.trouble else waited)
+            return Verdict(UploadOutcome.FAILED, EXIT_NETWORK, f"{waited}: {reach.trouble}" if reach.trouble else waited)
         if late:
-            return Verdict(Outcome.FAILED, EXIT_NETWORK, "out of time: no node could be reached, or none answered")
+            return Verdict(UploadOutcome.FAILED, EXIT_NETWORK, "out of time: no node could be reached, or none answered")
         return RUNNING
 
     def _failure_code(self) -> int:
-        codes = {contact.exit_code for contact in self._with(_Answer.REFUSED)}
+        codes = {contact.exit_code for contact in self._with(_Reply.REFUSED)}
         codes |= {_abort_code(_word(reason)) for reason in self._aborted.values()}
-        if not codes and self._with(_Answer.NO_CONFIG):
+        if not codes and self._with(_Reply.NO_CONFIG):
             return EXIT_REJECTED
         return worst(codes) or EXIT_NETWORK
 

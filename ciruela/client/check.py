@@ -20,17 +20,17 @@ from ciruela.client.book import (
     EXIT_PARTIAL,
     EXIT_REJECTED,
     WEAK,
-    Rule,
+    CompletionRule,
     meaning_of,
     refusal_code,
     worst,
 )
 from ciruela.client.contacts import MAX_CANDIDATES, OnlyAsks, reachable_from
-from ciruela.client.entrance import RESOLVE_TIMEOUT_S, Entrance, Patience, together
+from ciruela.client.entrance import RESOLVE_TIMEOUT_S, AnswerWindow, Entrance, together
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
-from ciruela.client.servers import Met, Row, Servers, Telling, address_of
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, World
+from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
+from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
 from ciruela.client.text import count, size
 from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
@@ -180,7 +180,7 @@ class Forecast:
     nothing: bool = False
 
 
-def forecast(replies: Iterable[Reply], rule: Rule) -> Forecast:
+def forecast(replies: Iterable[Reply], rule: CompletionRule) -> Forecast:
     """The verdict on one upload to one cluster. Expected are all nodes but those that say that they have no such directory."""
     asked = list(replies)
     relevant = [one for one in asked if one.says is not Says.NO_CONFIG]
@@ -227,7 +227,7 @@ COMPARED = 3
 
 
 @dataclass
-class _Asked:
+class _Replies:
     """What is known of one cluster: replies for each check, in their order.
 
     ``missed`` are servers that others name and that could not be asked by that name, with why; ``lost`` addresses likewise; ``booked`` are
@@ -246,10 +246,12 @@ class _Asked:
     untold: dict[str, str] = field(default_factory=dict)
 
 
-class Survey:
+class PreflightSurvey:
     """Asks the nodes of one cluster: those that are named, and, for a dry run, then those that they name."""
 
-    def __init__(self, cluster: ClusterNames, checks: Sequence[Check], rule: Rule, world: World, entrance: Entrance | None = None) -> None:
+    def __init__(
+        self, cluster: ClusterNames, checks: Sequence[Check], rule: CompletionRule, world: RunContext, entrance: Entrance | None = None
+    ) -> None:
         """``entrance`` has the connections to those that are named; whoever gives it closes it."""
         self.cluster = cluster
         self.checks = checks
@@ -257,7 +259,7 @@ class Survey:
         self._world = world
         self._slots = DeferredSemaphore(AT_ONCE)
         self._until_s = world.clock.seconds() + rule.deadline_s
-        self._found = _Asked([[] for _ in checks])
+        self._found = _Replies([[] for _ in checks])
         self._servers = [Servers() for _ in checks]
         self._whole = False
         self._promised: dict[tuple[MachineId | None, str], int] = {}
@@ -274,11 +276,11 @@ class Survey:
 
     async def ask_reached(self) -> None:
         """Ask the entry points that were reached. Who has not answered some time after the first one is left out."""
-        patience = Patience(self._world.clock)
+        patience = AnswerWindow(self._world.clock)
         askable = [address for address, bulk in self.entrance.reached.items() if bulk]
         await patience.wait([self._patiently(address, patience) for address in askable])
 
-    async def _patiently(self, address: Address, patience: Patience) -> None:
+    async def _patiently(self, address: Address, patience: AnswerWindow) -> None:
         before = self.answered
         await self._at_entry(address)
         if self.answered > before:
@@ -327,23 +329,23 @@ class Survey:
         if usable and (text := await self._elsewhere(usable[0], name)):
             self._found.missed[machine] = name, text
 
-    def _rows(self, *, strangers: bool = False) -> list[Row]:
+    def _rows(self, *, strangers: bool = False) -> list[ServerRow]:
         """The servers that were told of, each once, with ``strangers`` also those that are only expected once they answer."""
-        rows: dict[object, Row] = {}
+        rows: dict[object, ServerRow] = {}
         for servers in self._servers:
             view = servers.view()
             for row in (*view.rows(), *(view.strangers if strangers else ())):
                 rows.setdefault(row.machine or tuple(row.addresses), row)
         return list(rows.values())
 
-    def _addresses(self, row: Row) -> list[Address]:
+    def _addresses(self, row: ServerRow) -> list[Address]:
         known = [address for text in row.addresses if (address := address_of(text)) is not None]
         return [address for address in known if reachable_from(self.entrance.addresses, address)]
 
-    def _tried(self, row: Row) -> bool:
+    def _tried(self, row: ServerRow) -> bool:
         return all(address in self._found.addresses for address in self._addresses(row))
 
-    async def _at_row(self, row: Row) -> None:
+    async def _at_row(self, row: ServerRow) -> None:
         """Ask a server at the addresses by which others know it, until it answers."""
         for address in self._addresses(row):
             if row.machine in self._found.machines:
@@ -418,8 +420,8 @@ class Survey:
                 return
             if isinstance(answer, PathStateData):
                 servers.open(where)
-                servers.tell(Telling(where, answer.servers, answer.shared_ids))
-                servers.meet(Met(where, answer.machine, answer.hostname, answer.taken, answer.epoch_ms))
+                servers.tell(ServersTold(where, answer.servers, answer.shared_ids))
+                servers.meet(MetServer(where, answer.machine, answer.hostname, answer.taken, answer.epoch_ms))
 
     def untold(self) -> str:
         """A sentence about a node that answered, and did not tell which other servers it knows; empty when all of them did."""

@@ -10,13 +10,13 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import worst
 from ciruela.client.progress import Display
-from ciruela.client.sync import ClusterRun, Row
+from ciruela.client.sync import ClusterRun, UploadRow
 from ciruela.model.ids import ImageId, MachineId
 
 Met = Callable[[ClusterRun, MachineId, str], None]
 
 
-class Part(Protocol):
+class ClusterUploads(Protocol):
     """Some uploads to one cluster, on their way or decided: a :class:`ClusterRun`, :class:`Settled`, or ``preflight.Late``.
 
     ``met`` is told of each server that turns up, with the run and the server's name.
@@ -33,7 +33,7 @@ class Part(Protocol):
     def source_changed(self, image: ImageId, text: str) -> None:
         """A directory can no longer be served as it was indexed."""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         """How every upload stands now."""
 
     def whole_nodes(self) -> int | None:
@@ -43,7 +43,7 @@ class Part(Protocol):
 class Settled:
     """Uploads to one cluster whose end was known before anything was sent, beside the runs of others."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[UploadRow]) -> None:
         self._rows = list(rows)
         self.met: Met = lambda _run, _machine, _name: None
 
@@ -57,7 +57,7 @@ class Settled:
     def source_changed(self, image: ImageId, text: str) -> None:
         """Nothing is served."""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         """How the uploads ended."""
         return list(self._rows)
 
@@ -69,12 +69,12 @@ class Settled:
 class SyncRun:
     """All clusters of one command, in parallel."""
 
-    def __init__(self, clusters: Sequence[Part]) -> None:
+    def __init__(self, clusters: Sequence[ClusterUploads]) -> None:
         self._clusters = clusters
         self._homes: dict[MachineId, ClusterRun] = {}
         self._told: set[frozenset[ClusterRun]] = set()
 
-    def start(self) -> Deferred[list[Row]]:
+    def start(self) -> Deferred[list[UploadRow]]:
         """Begin. Fires with the final rows; cancel to give up."""
         for cluster in self._clusters:
             cluster.met = self._met
@@ -107,7 +107,7 @@ class SyncRun:
         for cluster in self._clusters:
             cluster.source_changed(image, text)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         """How every upload to every cluster stands."""
         return [row for cluster in self._clusters for row in cluster.rows()]
 
@@ -117,7 +117,7 @@ class SyncRun:
         return min(known, default=0)
 
 
-async def to_its_end(run: SyncRun, display: Display) -> list[Row]:
+async def to_its_end(run: SyncRun, display: Display) -> list[UploadRow]:
     """Run it before the eyes of the user. Gives the final rows, which were shown. When cancelled, the user is told what nodes have."""
     going = run.start()
     display.watch(run)
@@ -132,6 +132,6 @@ async def to_its_end(run: SyncRun, display: Display) -> list[Row]:
     return rows
 
 
-def exit_code(rows: Sequence[Row]) -> int:
+def exit_code(rows: Sequence[UploadRow]) -> int:
     """The exit code of the whole command."""
     return worst(row.verdict.exit_code for row in rows)

@@ -10,8 +10,8 @@ from functools import partial
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, Rule
-from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
+from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
+from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
 from ciruela.client.entrance import together
 from ciruela.client.identities import Identities
 from ciruela.client.listener import Listener
@@ -24,9 +24,9 @@ from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import SHARED_BYTES_S, Offer, Pace, Source
-from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
-from ciruela.client.sync import Row, World
+from ciruela.client.source import SHARED_BYTES_S, ImageSource, Offer, SendRate
+from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
+from ciruela.client.sync import RunContext, UploadRow
 from ciruela.client.text import clean
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
@@ -36,7 +36,7 @@ from ciruela.model.ids import ImageId
 from ciruela.seams import InThread
 
 
-async def index(options: IndexOptions, around: Surroundings) -> int:
+async def index(options: IndexOptions, around: AppContext) -> int:
     """``ciruela index``: the bytes of the index to stdout and nothing else there."""
     check_directory(options.directory)
     display = make_display(options.common, around, None)
@@ -49,8 +49,8 @@ async def index(options: IndexOptions, around: Surroundings) -> int:
 
 
 async def open_source(
-    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: Pace | None = None
-) -> tuple[Source, list[LocalTree]]:
+    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: SendRate | None = None
+) -> tuple[ImageSource, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
     trees: list[LocalTree] = []
@@ -58,7 +58,7 @@ async def open_source(
         tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
         offers.append(Offer(found.index, found.data, tree, name))
-    return Source(offers, in_thread, changed, pace), trees
+    return ImageSource(offers, in_thread, changed, pace), trees
 
 
 def _open_tree(name: str, found: Scan) -> LocalTree:
@@ -75,11 +75,11 @@ class Sending:
     def __init__(
         self,
         targets: Sequence[tuple[ClusterNames, Sequence[Wish]]],
-        rule: Rule,
+        rule: CompletionRule,
         kind: HashKind | None,
         identities: Identities,
-        net: World,
-        around: Surroundings,
+        net: RunContext,
+        around: AppContext,
         display: Display,
         *,
         cache: bool = True,
@@ -97,7 +97,7 @@ class Sending:
         self._kind = kind
         self._allow_empty = allow_empty
         self._caches = hash_caches(cache, around)
-        self._pace = None if limit_bytes_s is None else Pace(around.reactor, limit_bytes_s)
+        self._pace = None if limit_bytes_s is None else SendRate(around.reactor, limit_bytes_s)
         self.scans = Scans(
             lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
         )
@@ -158,9 +158,9 @@ class Sending:
                     self._reported.add((wish, found.image))
                     report.indexed(wish, found)
 
-    async def send(self, listener: Listener, watch: Callable[[SyncRun], None] = lambda _: None) -> list[Row]:
+    async def send(self, listener: Listener, watch: Callable[[SyncRun], None] = lambda _: None) -> list[UploadRow]:
         """Send what nobody refused, and wait for its end. Gives the final rows, which were shown. ``watch`` is told of the run."""
-        clusters: list[Part] = []
+        clusters: list[ClusterUploads] = []
         run = SyncRun(clusters)
         try:
             source = await self._open([one for one in self.preflights if one.reached], run)
@@ -178,7 +178,7 @@ class Sending:
                 if self._caches is not None and tree.changed:
                     await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
-    async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> Source:
+    async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> ImageSource:
         """What is given to these clusters."""
         used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
         opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
@@ -187,7 +187,7 @@ class Sending:
         self._opened += [(name, kind, tree) for (name, kind, _), tree in zip(opened, trees, strict=True)]
         return source
 
-    async def _begin(self, one: Preflight, run: SyncRun, listener: Listener) -> list[Part]:
+    async def _begin(self, one: Preflight, run: SyncRun, listener: Listener) -> list[ClusterUploads]:
         """The runs of a cluster that answered late."""
         await self._index(one)
         await self._ask(one)
@@ -196,7 +196,7 @@ class Sending:
 
 
 async def sync(
-    options: SyncOptions, around: Surroundings, world: World | None = None, ended: Callable[[list[Row]], None] | None = None
+    options: SyncOptions, around: AppContext, world: RunContext | None = None, ended: Callable[[list[UploadRow]], None] | None = None
 ) -> int:
     """``ciruela sync``. Gives the exit code, and the final rows to ``ended``.
 
@@ -255,7 +255,7 @@ LINES_EVERY_S = 30.0
 """Interval of the progress lines."""
 
 
-async def upload(options: UploadOptions, around: Surroundings, world: World | None = None) -> int:
+async def upload(options: UploadOptions, around: AppContext, world: RunContext | None = None) -> int:
     """``ciruela upload``: 0 done, 1 some target failed, 2 nothing was sent."""
     display = make_display(options.common, around, LINES_EVERY_S)
     mode = f"--{options.mode.value}"
@@ -265,7 +265,7 @@ async def upload(options: UploadOptions, around: Surroundings, world: World | No
     try:
         check_directory(options.source)
         identities = await identities_of(options.keys, around, display)
-        sending = Sending(_targets(options), Rule(), options.common.hash, identities, net, around, display, cache=options.cache)
+        sending = Sending(_targets(options), CompletionRule(), options.common.hash, identities, net, around, display, cache=options.cache)
         try:
             await sending.prepare()
         except BaseException:

@@ -52,7 +52,7 @@ class OnlyAsks:
         """A question fails with it."""
 
 
-class Probes:
+class ServerProbes:
     """``said`` gets what a server answers for one path, ``changed`` is called after each probe. ``unreached`` failed the last time."""
 
     _log = Logger()

@@ -32,14 +32,14 @@ from twisted.web.client import Agent, HTTPConnectionPool
 import ciruela
 import twisted
 from ciruela.client import commands
-from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, Rule
+from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, CompletionRule
 from ciruela.client.options.local import DemoOptions
 from ciruela.client.options.signing import ClusterNames, Keys
 from ciruela.client.options.sync import Mode, SyncOptions, Wish
 from ciruela.client.orders import OURS, check_directory
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.sync import Row
+from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.sync import UploadRow
 from ciruela.client.text import count, short_id
 from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError
@@ -61,7 +61,7 @@ class NodeFailed(CiruelaError):
     """A daemon of the demo did not come up, or ended. The message has the end of its log."""
 
 
-class Port:
+class FreePort:
     """A port that is free on all ``hosts``, TCP and UDP: ``preferred`` if possible. Raises NodeFailed.
 
     Until it is released no other demo takes it, although its daemons do not listen yet: a name in Linux's abstract socket namespace, which
@@ -126,7 +126,7 @@ class _Process(ProcessProtocol):
         self.ended.callback(reason.getErrorMessage())
 
 
-class Node:
+class DemoNode:
     """One daemon with its directories, all below ``top``."""
 
     def __init__(self, number: int, top: Path, port: int) -> None:
@@ -146,7 +146,7 @@ class Node:
         """Where its pages are."""
         return f"http://{self.host}:{self.port}"
 
-    def write(self, public_key: str, others: Sequence[Node]) -> None:
+    def write(self, public_key: str, others: Sequence[DemoNode]) -> None:
         """Make its directories and its configuration: one append-only directory, ``/demo/NAME``."""
         for directory in (self.data, self.top / "db", self.top / "config" / "configs"):
             directory.mkdir(parents=True, mode=0o755)
@@ -172,7 +172,7 @@ class Node:
             *("--override-hostname", self.name),
         ]
 
-    def start(self, reactor: IReactorProcess, environ: Mapping[str, str], ended: Callable[[Node], None]) -> None:
+    def start(self, reactor: IReactorProcess, environ: Mapping[str, str], ended: Callable[[DemoNode], None]) -> None:
         """Start the process; its output goes to :attr:`log`."""
         packages = str(Path(ciruela.__file__).parent.parent)
         environment = {
@@ -192,7 +192,7 @@ class Node:
             )
         self._process.ended.addCallback(self._ended, ended)
 
-    def _ended(self, why: str, tell: Callable[[Node], None]) -> str:
+    def _ended(self, why: str, tell: Callable[[DemoNode], None]) -> str:
         self.gone = why
         tell(self)
         return why
@@ -234,7 +234,7 @@ class Node:
         return "\n".join(lines[-TAIL_LINES:])
 
 
-class Nodes:
+class DemoCluster:
     """A cluster of ``count`` daemons below ``top``, on port ``preferred`` if it is free."""
 
     def __init__(
@@ -243,7 +243,7 @@ class Nodes:
         environ: Mapping[str, str],
         top: Path,
         count: int,
-        ended: Callable[[Node], None],
+        ended: Callable[[DemoNode], None],
         preferred: int = DEFAULT_PORT,
     ) -> None:
         self._reactor = reactor
@@ -253,9 +253,9 @@ class Nodes:
         self._stopping = False
         self.key = top / "key"
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
-        self._port = Port(hosts, preferred)
+        self._port = FreePort(hosts, preferred)
         self.port = self._port.number
-        self.nodes = [Node(number, top, self.port) for number in range(1, count + 1)]
+        self.nodes = [DemoNode(number, top, self.port) for number in range(1, count + 1)]
         self._pages = treq.client.HTTPClient(Agent(reactor, connectTimeout=2, pool=HTTPConnectionPool(reactor, persistent=False)))
 
     def write(self) -> None:
@@ -273,11 +273,11 @@ class Nodes:
         for node in self.nodes:
             await self._until(node, "/cluster/dirs/", lambda taking: len(taking.get("/demo", ())) == len(self.nodes) - 1, "found no peers")
 
-    def _told(self, node: Node) -> None:
+    def _told(self, node: DemoNode) -> None:
         if not self._stopping:
             self._ended(node)
 
-    async def _until(self, node: Node, page: str, good: Callable[[Any], bool], what: str) -> None:
+    async def _until(self, node: DemoNode, page: str, good: Callable[[Any], bool], what: str) -> None:
         """Ask for ``page`` until it has what is wanted."""
         end_s = self._reactor.seconds() + STARTUP_S
         while True:
@@ -354,7 +354,7 @@ def folded(command: str) -> list[str]:
     return lines
 
 
-async def demo(options: DemoOptions, around: Surroundings) -> int:
+async def demo(options: DemoOptions, around: AppContext) -> int:
     """Run it. Gives 0 when all copies are right; otherwise the exit code of the upload, or 3 when a copy differs.
 
     Whatever happens, also when it is cancelled, the daemons are stopped and the temporary directory is removed.
@@ -365,9 +365,9 @@ async def demo(options: DemoOptions, around: Surroundings) -> int:
     directory = options.directory if options.directory is not None else await around.in_thread(default_directory, options.nodes)
     sys.dont_write_bytecode = True  # the directory may be the packages that this very program imports
     top = Path(tempfile.mkdtemp(prefix="ciruela-demo-"))
-    nodes: Nodes | None = None
+    nodes: DemoCluster | None = None
     try:
-        nodes = Nodes(around.reactor, around.environ, top, options.nodes, lambda node: _ended(display, node), options.common.port)
+        nodes = DemoCluster(around.reactor, around.environ, top, options.nodes, lambda node: _ended(display, node), options.common.port)
         return await _story(options, around, display, nodes, directory)
     finally:
         display.say("Stopping the nodes and removing everything")
@@ -376,21 +376,21 @@ async def demo(options: DemoOptions, around: Surroundings) -> int:
         await around.in_thread(shutil.rmtree, top)
 
 
-def _ended(display: Display, node: Node) -> None:
+def _ended(display: Display, node: DemoNode) -> None:
     display.problem(node.name, f"ended: {node.gone}; its log is {node.log}")
 
 
-async def _story(options: DemoOptions, around: Surroundings, display: Display, nodes: Nodes, directory: str) -> int:
+async def _story(options: DemoOptions, around: AppContext, display: Display, nodes: DemoCluster, directory: str) -> int:
     await around.in_thread(nodes.write)
     display.say(f"Starting {count(len(nodes.nodes), 'node')}: {', '.join(node.host for node in nodes.nodes)}, port {nodes.port}")
     await nodes.start()
-    rows: list[Row] = []
+    rows: list[UploadRow] = []
     upload = SyncOptions(
         common=replace(options.common, port=nodes.port),
         wishes=(Wish(Mode.APPEND, directory, FIRST),),
         clusters=(ClusterNames((nodes.nodes[0].host,)),),
         keys=Keys((str(nodes.key),)),
-        rule=Rule(early_hosts=len(nodes.nodes), early_fraction=1.0, deadline_s=DEADLINE_S),
+        rule=CompletionRule(early_hosts=len(nodes.nodes), early_fraction=1.0, deadline_s=DEADLINE_S),
         print_progress_s=5.0,
         cache=False,  # a demo leaves nothing behind
     )
@@ -419,7 +419,7 @@ async def _story(options: DemoOptions, around: Surroundings, display: Display, n
     return EXIT_DONE
 
 
-async def _verified(around: Surroundings, options: DemoOptions, display: Display, nodes: Nodes, image: ImageId) -> bool:
+async def _verified(around: AppContext, options: DemoOptions, display: Display, nodes: DemoCluster, image: ImageId) -> bool:
     """Index every copy anew and compare it with what was uploaded."""
     good = True
     for node in nodes.nodes:

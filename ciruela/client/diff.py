@@ -11,15 +11,15 @@ from stat import S_ISDIR
 from twisted.internet.defer import CancelledError
 
 from ciruela.client.ends import write_json, write_line
-from ciruela.client.options.reading import DiffOptions, Target
+from ciruela.client.options.reading import DiffOptions, ReadTarget
 from ciruela.client.options.signing import Keys
 from ciruela.client.orders import OURS, LocalProblem, kind_of
-from ciruela.client.origin import Origin, Reach, real_reach
+from ciruela.client.origin import ImageOrigin, ReadContext, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory
-from ciruela.client.surroundings import Surroundings, make_display
+from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count, size
-from ciruela.client.trust import Proof, Trust, fingerprint_of, my_trust, shown
+from ciruela.client.trust import Proof, TrustedKeys, fingerprint_of, my_trust, shown
 from ciruela.client.verify import read_index_file
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
@@ -42,7 +42,7 @@ class Change(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Difference:
     """One path that differs. Sizes are bytes of a file, None for what is none."""
 
     change: Change
@@ -78,15 +78,15 @@ def _word(entry: Entry | None) -> str:
     return {File: "file", Symlink: "link", Directory: "directory"}[type(entry)] if entry is not None else "nothing"
 
 
-def lines(left: Index, right: Index) -> Iterator[Line]:
+def lines(left: Index, right: Index) -> Iterator[Difference]:
     """What differs, in order of the paths. Both have one hash kind."""
     before, after = _by_path(left), _by_path(right)
     for path in sorted(before.keys() | after.keys(), key=lambda path: path.split("/")):
         one, other = before.get(path), after.get(path)
         if one is None or other is None:
-            yield Line(Change.ADDED if one is None else Change.REMOVED, path, one, other)
+            yield Difference(Change.ADDED if one is None else Change.REMOVED, path, one, other)
         elif (changed := _changed(one, other)) is not None:
-            yield Line(changed, path, one, other)
+            yield Difference(changed, path, one, other)
 
 
 def _by_path(index: Index) -> dict[str, Entry]:
@@ -119,7 +119,7 @@ def new_bytes(left: Index, right: Index) -> int:
     return total
 
 
-async def diff(options: DiffOptions, around: Surroundings, reach: Reach | None = None) -> int:
+async def diff(options: DiffOptions, around: AppContext, reach: ReadContext | None = None) -> int:
     """As ``ciruela diff``. Gives the exit code, as those of the program diff; every trouble is told here."""
     display = make_display(options.common, around, None)
     using = reach or real_reach(options.common, around)
@@ -135,12 +135,14 @@ async def diff(options: DiffOptions, around: Surroundings, reach: Reach | None =
         await using.nodes.stop()
 
 
-async def _diff(options: DiffOptions, around: Surroundings, reach: Reach, display: Display) -> int:
+async def _diff(options: DiffOptions, around: AppContext, reach: ReadContext, display: Display) -> int:
     sides = (options.left, options.right)
     local = {side for side in sides if isinstance(side, str) and S_ISDIR(await around.in_thread(kind_of, side))}
-    trust = await my_trust(options.trusting, Keys(), around, display) if any(isinstance(side, Target) for side in sides) else Trust()
-    read: dict[Target | str, Index] = {}
-    proofs: dict[Target | str, Proof | None] = {}
+    trust = (
+        await my_trust(options.trusting, Keys(), around, display) if any(isinstance(side, ReadTarget) for side in sides) else TrustedKeys()
+    )
+    read: dict[ReadTarget | str, Index] = {}
+    proofs: dict[ReadTarget | str, Proof | None] = {}
     for side in (one for one in sides if one not in local):
         if isinstance(side, str):
             read[side] = await around.in_thread(read_index_file, side)
@@ -185,11 +187,11 @@ async def _diff(options: DiffOptions, around: Surroundings, reach: Reach, displa
     return code
 
 
-async def _image(side: Target, trust: Trust, reach: Reach, display: Display) -> tuple[Index, Proof | None]:
+async def _image(side: ReadTarget, trust: TrustedKeys, reach: ReadContext, display: Display) -> tuple[Index, Proof | None]:
     """The index of an image in a cluster, and whether somebody who is trusted signed it, which is told."""
     display.show(lambda: f"Asking {side.cluster.label} for the index of {side.vpath}")
     try:
-        origin = Origin(side, reach, display.note)
+        origin = ImageOrigin(side, reach, display.note)
         index = await origin.index()
         proof = await origin.proof(index.image, trust)
     finally:
@@ -198,6 +200,6 @@ async def _image(side: Target, trust: Trust, reach: Reach, display: Display) -> 
     return index, proof
 
 
-async def _scanned(name: str, kind: HashKind, cache: bool, around: Surroundings, display: Display) -> Index:
+async def _scanned(name: str, kind: HashKind, cache: bool, around: AppContext, display: Display) -> Index:
     found = await scan_directory(name, kind, display, around.in_thread, hash_caches(cache, around))
     return await around.in_thread(partial(getattr, found, "index"))

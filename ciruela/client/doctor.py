@@ -17,8 +17,8 @@ from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.servers import SHARED_REMEDY
 from ciruela.client.shapes import Dir
-from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import Found, Seen, Survey, each, real_survey
+from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
 from ciruela.client.text import count, size
 from ciruela.client.trust import my_keys
 from ciruela.model.errors import CiruelaError
@@ -53,7 +53,7 @@ class Level(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Finding:
     """One line: of what, about whom, what was found, and what to do."""
 
     level: Level
@@ -64,38 +64,38 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class NodeConfig:
     """What one node said of its directories and keys; ``keys`` None where it does not tell."""
 
-    node: Seen
+    node: SurveyedNode
     dirs: tuple[Dir, ...]
     keys: Mapping[str, tuple[str, ...]] | None
 
 
-def check_names(found: Found, entries: Sequence[str]) -> list[Check]:
+def check_names(found: ClusterView, entries: Sequence[str]) -> list[Finding]:
     """The entry points."""
     remedy = "mend the name (DNS, /etc/hosts), or leave it out"
-    wrong = [Check(Level.FAIL, "name", name, found.names[name], remedy) for name in entries if name in found.names]
-    return wrong or [Check(Level.OK, "name", ", ".join(entries), "leads to nodes that answer")]
+    wrong = [Finding(Level.FAIL, "name", name, found.names[name], remedy) for name in entries if name in found.names]
+    return wrong or [Finding(Level.OK, "name", ", ".join(entries), "leads to nodes that answer")]
 
 
-def check_connections(found: Found) -> list[Check]:
+def check_connections(found: ClusterView) -> list[Finding]:
     """TCP to every node that is known, and whether it serves."""
     checks = []
     for node in found.nodes:
         where = f"port {node.address.port} of {node.address.host}"
         if node.identity is None:
             remedy = f"start the daemon there, open TCP {where} to clients and nodes, or take the node out of peers.txt everywhere"
-            checks.append(Check(Level.FAIL, "tcp", node.name, node.problem, remedy))
+            checks.append(Finding(Level.FAIL, "tcp", node.name, node.problem, remedy))
         elif not node.identity.ready:
-            checks.append(Check(Level.FAIL, "tcp", node.name, "answers, but does not serve yet", "its log and /healthz tell why"))
+            checks.append(Finding(Level.FAIL, "tcp", node.name, "answers, but does not serve yet", "its log and /healthz tell why"))
         elif node.identity.damaged:
             text = f"{count(node.identity.damaged, 'image')} damaged on its disk"
-            checks.append(Check(Level.FAIL, "disk", node.name, text, "its log names the files; look after the disk"))
-    return checks or [Check(Level.OK, "tcp", count(len(found.nodes), "node"), "all answer")]
+            checks.append(Finding(Level.FAIL, "disk", node.name, text, "its log names the files; look after the disk"))
+    return checks or [Finding(Level.OK, "tcp", count(len(found.nodes), "node"), "all answer")]
 
 
-def check_disks(found: Found) -> list[Check]:
+def check_disks(found: ClusterView) -> list[Finding]:
     """What is not as it should be in the directories of the nodes."""
     checks = []
     for node in (one for one in found.answering if one.identity is not None):
@@ -128,11 +128,11 @@ def check_disks(found: Found) -> list[Check]:
             ),
         ):
             if about:
-                checks.append(Check(level, "disk", node.name, text.format(names(about, 3)), remedy))
+                checks.append(Finding(level, "disk", node.name, text.format(names(about, 3)), remedy))
     return checks
 
 
-def check_datagrams(found: Found) -> list[Check]:
+def check_datagrams(found: ClusterView) -> list[Finding]:
     """UDP between all pairs of nodes that answer, as the one that should hear it tells."""
     checks = []
     ours = [node for node in found.answering if node.identity is not None and node.identity.ours]
@@ -183,24 +183,24 @@ def check_datagrams(found: Found) -> list[Check]:
             (young, "has not heard yet", "one of the two has just started: run this again in a minute", Level.NOTE),
         ):
             if about:
-                checks.append(Check(kind, "udp", node.name, f"{text} {names(about, MOST_NAMES)}", remedy))
+                checks.append(Finding(kind, "udp", node.name, f"{text} {names(about, MOST_NAMES)}", remedy))
     others = [node.name for node in found.answering if node not in ours]
     if others:
-        checks.append(Check(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear"))
+        checks.append(Finding(Level.NOTE, "udp", names(others, MOST_NAMES), "do not tell whom they hear"))
     words = "every node hears every other" if len(ours) > 1 else "there is no other node to hear"
-    return checks or [Check(Level.OK, "udp", count(len(ours), "node"), words)]
+    return checks or [Finding(Level.OK, "udp", count(len(ours), "node"), words)]
 
 
-def check_machine_ids(found: Found) -> list[Check]:
+def check_machine_ids(found: ClusterView) -> list[Finding]:
     """Servers that cannot be told from each other, because a disk was cloned."""
     checks = []
     for one in found.servers().view().shared:
         text = f"have one machine id, {one.machine.hex()}"
-        checks.append(Check(Level.FAIL, "machine-id", " and ".join(one.addresses), text, SHARED_REMEDY))
+        checks.append(Finding(Level.FAIL, "machine-id", " and ".join(one.addresses), text, SHARED_REMEDY))
     return checks
 
 
-def check_reloads(found: Found) -> list[Check]:
+def check_reloads(found: ClusterView) -> list[Finding]:
     """Nodes that refused what is in their configuration now."""
     checks = []
     for node in found.answering:
@@ -208,11 +208,11 @@ def check_reloads(found: Found) -> list[Check]:
             places = names([place for place in node.identity.config_mistakes if place], MOST_NAMES)
             text = f"refused its last reload{f' ({places})' if places else ''}: it will not survive its next restart"
             remedy = "twistd ciruela --check-config on that host names the mistakes; mend them, then have it reload (SIGHUP)"
-            checks.append(Check(Level.FAIL, "reload", node.name, text, remedy))
+            checks.append(Finding(Level.FAIL, "reload", node.name, text, remedy))
     return checks
 
 
-def check_hooks(found: Found) -> list[Check]:
+def check_hooks(found: ClusterView) -> list[Finding]:
     """Hooks that failed for images that are there now."""
     checks = []
     for node in found.answering:
@@ -220,15 +220,15 @@ def check_hooks(found: Found) -> list[Check]:
             failed = node.identity.failed_hooks
             text = f"{count(len(failed), 'hook')} failed: {names([f'{path} {why}' for path, why in failed], 3)}"
             remedy = "its log tells more; mend what they need, and start the daemon again: it runs them again"
-            checks.append(Check(Level.FAIL, "hooks", node.name, text, remedy))
+            checks.append(Finding(Level.FAIL, "hooks", node.name, text, remedy))
     return checks
 
 
-def _uptime_s(node: Seen) -> float:
+def _uptime_s(node: SurveyedNode) -> float:
     return (node.identity.uptime_s if node.identity is not None else None) or 0.0
 
 
-def check_clocks(found: Found) -> list[Check]:
+def check_clocks(found: ClusterView) -> list[Finding]:
     """The clocks of the nodes against ours."""
     skews = [(node, node.skew_ms) for node in found.answering if node.skew_ms is not None]
     checks = []
@@ -238,23 +238,23 @@ def check_clocks(found: Found) -> list[Check]:
             way = "ahead of" if skew_ms > 0 else "behind"
             level = Level.FAIL if surely_ms >= SKEW_FAIL_MS else Level.NOTE
             text = f"its clock is {surely_ms / 1000:.1f} s {way} this host's"
-            checks.append(Check(level, "clock", node.name, text, "let NTP (chrony, systemd-timesyncd) set it"))
+            checks.append(Finding(level, "clock", node.name, text, "let NTP (chrony, systemd-timesyncd) set it"))
     if len(skews) > 1 and len(checks) == len(skews) and max(s for _, s in skews) - min(s for _, s in skews) < SKEW_NOTE_MS:
         worst = checks[0]
-        return [Check(worst.level, "clock", "this host", f"all nodes agree, and {worst.text}", "let NTP set the clock of this host")]
-    return checks or [Check(Level.OK, "clock", count(len(skews), "node"), f"within {SKEW_NOTE_MS // 1000} s of this host")]
+        return [Finding(worst.level, "clock", "this host", f"all nodes agree, and {worst.text}", "let NTP set the clock of this host")]
+    return checks or [Finding(Level.OK, "clock", count(len(skews), "node"), f"within {SKEW_NOTE_MS // 1000} s of this host")]
 
 
-def check_versions(found: Found) -> list[Check]:
+def check_versions(found: ClusterView) -> list[Finding]:
     """The versions that run."""
     versions = Counter(node.identity.version for node in found.answering if node.identity is not None)
     shown = ", ".join(f"{version} on {count(number, 'node')}" for version, number in versions.most_common())
     if len(versions) > 1:
-        return [Check(Level.NOTE, "version", "cluster", shown, "fine while you upgrade; bring all to one version")]
-    return [Check(Level.OK, "version", "cluster", shown)]
+        return [Finding(Level.NOTE, "version", "cluster", shown, "fine while you upgrade; bring all to one version")]
+    return [Finding(Level.OK, "version", "cluster", shown)]
 
 
-def check_dirs(told: Sequence[Told]) -> list[Check]:
+def check_dirs(told: Sequence[NodeConfig]) -> list[Finding]:
     """Whether the nodes that take a directory agree how."""
     checks = []
     for key in sorted({one.key for said in told for one in said.dirs}):
@@ -267,12 +267,12 @@ def check_dirs(told: Sequence[Told]) -> list[Check]:
             if len(set(values.values())) > 1:
                 text = f"{what} differs: {_by_value(values)}"
                 level = Level.NOTE if what == "cleanup" else Level.FAIL
-                checks.append(Check(level, "config", f"/{key}", text, f"make configs/{key}.yaml the same on all of them"))
+                checks.append(Finding(level, "config", f"/{key}", text, f"make configs/{key}.yaml the same on all of them"))
                 break
-    return checks or [Check(Level.OK, "config", "cluster", "the nodes agree on every directory")]
+    return checks or [Finding(Level.OK, "config", "cluster", "the nodes agree on every directory")]
 
 
-def check_keys(told: Sequence[Told], mine: Sequence[str]) -> list[Check]:
+def check_keys(told: Sequence[NodeConfig], mine: Sequence[str]) -> list[Finding]:
     """Whether the nodes agree who may upload, and where the user's own keys may."""
     checks = []
     telling = [said for said in told if said.keys is not None]
@@ -284,26 +284,26 @@ def check_keys(told: Sequence[Told], mine: Sequence[str]) -> list[Check]:
             extra = sorted(fingerprints - common)
             if extra:
                 text = f"{name} takes {names(extra, 2)}, and others do not"
-                checks.append(Check(Level.FAIL, "keys", f"/{key}", text, "bring the same key files to all nodes"))
+                checks.append(Finding(Level.FAIL, "keys", f"/{key}", text, "bring the same key files to all nodes"))
         if not any(having.values()):
             checks.append(
-                Check(Level.FAIL, "keys", f"/{key}", "no key may upload there", "put a public key into master.key or keys/NAME.key")
+                Finding(Level.FAIL, "keys", f"/{key}", "no key may upload there", "put a public key into master.key or keys/NAME.key")
             )
         accepted = [one for one in mine if any(one in fingerprints for fingerprints in having.values())]
         if accepted:
-            checks.append(Check(Level.OK, "keys", f"/{key}", f"you may upload with {names(accepted, 2)}"))
+            checks.append(Finding(Level.OK, "keys", f"/{key}", f"you may upload with {names(accepted, 2)}"))
         elif mine:
             remedy = "have its public half added to a key file of the nodes, or name another with -i"
-            checks.append(Check(Level.NOTE, "keys", f"/{key}", "none of your keys may upload there", remedy))
+            checks.append(Finding(Level.NOTE, "keys", f"/{key}", "none of your keys may upload there", remedy))
     if not mine:
-        checks.append(Check(Level.NOTE, "keys", "you", "no key of yours was found", "make one with: ciruela keygen"))
+        checks.append(Finding(Level.NOTE, "keys", "you", "no key of yours was found", "make one with: ciruela keygen"))
     silent = [said.node.name for said in told if said.keys is None]
     if silent:
-        checks.append(Check(Level.NOTE, "keys", names(silent, MOST_NAMES), "do not tell whose keys they take"))
+        checks.append(Finding(Level.NOTE, "keys", names(silent, MOST_NAMES), "do not tell whose keys they take"))
     return checks
 
 
-def check_space(told: Sequence[Told]) -> list[Check]:
+def check_space(told: Sequence[NodeConfig]) -> list[Finding]:
     """Free space below every directory."""
     checks = []
     measured: set[str] = set()
@@ -313,7 +313,7 @@ def check_space(told: Sequence[Told]) -> list[Check]:
             about = f"{said.node.name} /{one.key}"
             if not one.usable:
                 checks.append(
-                    Check(Level.FAIL, "space", about, "its directory cannot be opened", "mount it, or mend its config; see the log")
+                    Finding(Level.FAIL, "space", about, "its directory cannot be opened", "mount it, or mend its config; see the log")
                 )
             if one.free_bytes is None or one.size_bytes is None:
                 continue
@@ -322,12 +322,12 @@ def check_space(told: Sequence[Told]) -> list[Check]:
             left = one.free_bytes - (one.reserve_bytes or 0)
             if left <= 0:
                 text = f"{size(one.free_bytes)} free, which is the reserve: no upload fits"
-                checks.append(Check(Level.FAIL, "space", about, text, "delete something, or let auto-clean do it"))
+                checks.append(Finding(Level.FAIL, "space", about, text, "delete something, or let auto-clean do it"))
             elif left < one.size_bytes * LITTLE:
                 text = f"{size(left)} of {size(one.size_bytes)} free beyond the reserve"
-                checks.append(Check(Level.NOTE, "space", about, text, "make room before the next large upload"))
+                checks.append(Finding(Level.NOTE, "space", about, text, "make room before the next large upload"))
     where = f"{count(len(measured), 'directory', 'directories')} on {count(len(telling), 'node')}"
-    return checks or [Check(Level.OK, "space", where, "room everywhere")]
+    return checks or [Finding(Level.OK, "space", where, "room everywhere")]
 
 
 def _by_value(values: Mapping[str, str]) -> str:
@@ -340,7 +340,7 @@ def _by_value(values: Mapping[str, str]) -> str:
 # -- the command --------------------------------------------------------------------------------------------------------------
 
 
-async def doctor(options: DoctorOptions, around: Surroundings, survey: Survey | None = None) -> int:
+async def doctor(options: DoctorOptions, around: AppContext, survey: Survey | None = None) -> int:
     """``ciruela doctor``. Gives the exit code; raises Ends when no node answers, BadKey for a key that was named and cannot be read."""
     asking = survey or real_survey(options.common, around)
     display = make_display(options.common, around, None)
@@ -369,22 +369,22 @@ async def doctor(options: DoctorOptions, around: Surroundings, survey: Survey | 
     return _show(checks, options, around)
 
 
-async def _told(asking: Survey, found: Found, display: Display) -> tuple[list[Told], list[Check]]:
-    silent: list[Check] = []
+async def _told(asking: Survey, found: ClusterView, display: Display) -> tuple[list[NodeConfig], list[Finding]]:
+    silent: list[Finding] = []
 
-    async def ask(node: Seen) -> Told | None:
+    async def ask(node: SurveyedNode) -> NodeConfig | None:
         try:
-            return Told(node, await asking.dirs(node), await asking.keys(node))
+            return NodeConfig(node, await asking.dirs(node), await asking.keys(node))
         except CiruelaError as error:
             display.note(node.name, str(error))
-            silent.append(Check(Level.FAIL, "pages", node.name, str(error), "its log tells why"))
+            silent.append(Finding(Level.FAIL, "pages", node.name, str(error), "its log tells why"))
             return None
 
     said = await each(found.answering, ask)
     return [one for one in said if one is not None], silent
 
 
-def _show(checks: Iterable[Check], options: DoctorOptions, around: Surroundings) -> int:
+def _show(checks: Iterable[Finding], options: DoctorOptions, around: AppContext) -> int:
     shown = list(checks)
     counts = Counter(check.level for check in shown)
     code = EXIT_LOCAL if counts[Level.FAIL] else EXIT_DONE

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from ciruela.client import editor
 from ciruela.client.asking import claimed_signers
 from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
-from ciruela.client.clusters import Part, SyncRun, exit_code, to_its_end
+from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
 from ciruela.client.editor import LocalFile
 from ciruela.client.ends import Ends
 from ciruela.client.entrance import together
-from ciruela.client.fetch import NothingThere, Reading, Relay, Seen
+from ciruela.client.fetch import NothingThere, PathContent, Reading, Relay
 from ciruela.client.identities import Identities
 from ciruela.client.options.edit import EditOptions, PutFileOptions, What
 from ciruela.client.options.signing import ClusterNames
@@ -23,11 +23,11 @@ from ciruela.client.options.sync import Mode
 from ciruela.client.orders import Conflict, Intent, LocalProblem, Signer
 from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.survey import real_survey
-from ciruela.client.sync import World
+from ciruela.client.sync import RunContext
 from ciruela.client.text import size, stamp
-from ciruela.client.trust import Proof, Shown, Trust, insist_on_proof, shown, trust_of
+from ciruela.client.trust import Proof, ShownImage, TrustedKeys, insist_on_proof, shown, trust_of
 from ciruela.index.emit import NoPlace, emit, find, put
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index
@@ -45,20 +45,20 @@ MOST_EDITED_BYTES = 16 * 1024 * 1024
 
 
 @dataclass
-class _Target:
+class _EditTarget:
     """One cluster, what is there now, and the file of it that is about to change, if there is one."""
 
     names: ClusterNames
     reading: Reading
-    seen: Seen
+    seen: PathContent
     file: File | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class _PlannedEdit:
     """What a cluster is about to get."""
 
-    target: _Target
+    target: _EditTarget
     file: File
     index: Index
     data: bytes
@@ -68,7 +68,7 @@ class Session:
     """One change of one file, on some clusters. ``close`` ends its connections."""
 
     def __init__(
-        self, what: What, around: Surroundings, world: World | None, display: Display, identities: Identities, trust: Trust
+        self, what: What, around: AppContext, world: RunContext | None, display: Display, identities: Identities, trust: TrustedKeys
     ) -> None:
         self._what = what
         self._around = around
@@ -78,7 +78,7 @@ class Session:
         self._world = world or real_world(what.common, around)
         self._survey = real_survey(what.common, around) if world is None else None
         self._readings = [Reading(one.label, one.names, self._world, around.in_thread, display.problem) for one in what.clusters]
-        self.targets: list[_Target] = []
+        self.targets: list[_EditTarget] = []
 
     def close(self) -> None:
         """End the connections that were made for reading."""
@@ -102,12 +102,12 @@ class Session:
                 file = await self._around.in_thread(find, seen.place.index, what.file)
             except NoPlace as error:
                 raise NothingThere(f"{reading.label} {what.path}: {error}") from None
-            target = _Target(names, reading, seen, file)
+            target = _EditTarget(names, reading, seen, file)
             await self._prove(target)
             await self._ask_leave(reading, seen)
             self.targets.append(target)
 
-    async def _prove(self, target: _Target) -> None:
+    async def _prove(self, target: _EditTarget) -> None:
         """Tell who signed what was seen. Raises Ends unless that is a trusted key, and Conflict when something else is there by now."""
         path, reading, image = self._what.path, target.reading, target.seen.image
         state, untold = await reading.signed(target.seen)
@@ -118,10 +118,10 @@ class Session:
         await self._still(reading, image)
         self._display.say(f"{reading.label} {path} is {image.hex()}, {shown(proof)}")
         claimed = await claimed_signers(target.names, path, image, self._survey)
-        found = Shown(reading.label, path, state, claimed, untold)
+        found = ShownImage(reading.label, path, state, claimed, untold)
         insist_on_proof(found, proof, self._trust, self._what.trusting, self._display.problem)
 
-    async def _ask_leave(self, reading: Reading, seen: Seen) -> None:
+    async def _ask_leave(self, reading: Reading, seen: PathContent) -> None:
         """Ask whether a replacement would be taken at all: nobody should type a text, or wait for a hash, that cannot be uploaded.
 
         Raises Ends when no node would take any. What they refuse for what is there is left to the upload: it may be otherwise then.
@@ -136,7 +136,7 @@ class Session:
             said = f"{meaning_of(reason)}{f' ({detail})' if detail else ''}"
             raise Ends(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
 
-    async def content(self, target: _Target) -> bytes | None:
+    async def content(self, target: _EditTarget) -> bytes | None:
         """What the file holds on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
         file, place = target.file, target.seen.place
         if file is None:
@@ -177,7 +177,7 @@ class Session:
             await self._look_again(change)
         return await self._upload(changes, local) if changes else 0
 
-    async def _changed(self, target: _Target, local: LocalFile, executable: bool) -> _Change:
+    async def _changed(self, target: _EditTarget, local: LocalFile, executable: bool) -> _PlannedEdit:
         old = target.seen.place.index
         done = 0
 
@@ -197,9 +197,9 @@ class Session:
             return parse(data, image), data
 
         index, data = await self._around.in_thread(made)
-        return _Change(target, file, index, data)
+        return _PlannedEdit(target, file, index, data)
 
-    async def _look_again(self, change: _Change) -> None:
+    async def _look_again(self, change: _PlannedEdit) -> None:
         """Whoever changed the directory while it was being edited shall not find that undone.
 
         The nodes compare, too; but one that has nothing at the path has nothing to compare with, and would take the new image.
@@ -214,7 +214,7 @@ class Session:
             where = f"{reading.label} {self._what.path}"
             raise Conflict(f"{where} was changed by somebody else meanwhile: it was {was}, now it is {new}; nothing was uploaded")
 
-    async def _upload(self, changes: Sequence[_Change], local: LocalFile) -> int:
+    async def _upload(self, changes: Sequence[_PlannedEdit], local: LocalFile) -> int:
         around, what = self._around, self._what
         path = str(what.path)
         signer = Signer(self._identities)
@@ -222,7 +222,7 @@ class Session:
         preflights = [
             Preflight(change.target.names, (), what.rule, self._world, signer, around.now_ms, around.in_thread) for change in changes
         ]
-        clusters: list[Part] = []
+        clusters: list[ClusterUploads] = []
         run = SyncRun(clusters)
         try:
             await together([one.entrance.reach() for one in preflights])
@@ -254,14 +254,14 @@ class Session:
         return code
 
 
-async def _session(what: What, around: Surroundings, world: World | None, display: Display) -> Session:
+async def _session(what: What, around: AppContext, world: RunContext | None, display: Display) -> Session:
     """With the user's keys, which are also the first that he trusts. Raises BadKey."""
     identities = await identities_of(what.keys, around, display)
     trust = await trust_of(what.trusting, [key.public for key in identities.keys], around, display.problem)
     return Session(what, around, world, display, identities, trust)
 
 
-async def put_file(options: PutFileOptions, around: Surroundings, world: World | None = None) -> int:
+async def put_file(options: PutFileOptions, around: AppContext, world: RunContext | None = None) -> int:
     """``ciruela put-file``. Gives the exit code; raises what keeps it from sending anything."""
     display = make_display(options.what.common, around, options.what.print_progress_s)
     local = await around.in_thread(LocalFile, options.source)
@@ -282,7 +282,7 @@ async def put_file(options: PutFileOptions, around: Surroundings, world: World |
         local.close()
 
 
-async def edit(options: EditOptions, around: Surroundings, world: World | None = None, run_editor: editor.RunEditor = editor.run) -> int:
+async def edit(options: EditOptions, around: AppContext, world: RunContext | None = None, run_editor: editor.RunEditor = editor.run) -> int:
     """``ciruela edit``. Gives the exit code; raises what keeps it from sending anything. What was typed is never thrown away."""
     display = make_display(options.what.common, around, options.what.print_progress_s)
     words = await around.in_thread(editor.choose, options.editor, around.environ)
@@ -325,7 +325,7 @@ async def _to_edit(session: Session, what: What) -> bytes | None:
 
 
 async def _edited(
-    words: Sequence[str], draft: editor.Draft, session: Session, around: Surroundings, display: Display, run_editor: editor.RunEditor
+    words: Sequence[str], draft: editor.Draft, session: Session, around: AppContext, display: Display, run_editor: editor.RunEditor
 ) -> int:
     for stream in (around.stdout, around.stderr):
         stream.flush()

@@ -152,7 +152,7 @@ def terminal_given_away() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-class _Ended(ProcessProtocol):
+class _EditorExit(ProcessProtocol):
     def __init__(self, ended: Deferred[int]) -> None:
         self._ended = ended
 
@@ -172,7 +172,7 @@ def run(reactor: Any, words: Sequence[str], name: str) -> Deferred[int]:
             process[0].signalProcess("HUP")
 
     ended: Deferred[int] = Deferred(hang_up)
-    process.append(reactor.spawnProcess(_Ended(ended), words[0], [*words, name], env=None, childFDs={0: 0, 1: 1, 2: 2}))
+    process.append(reactor.spawnProcess(_EditorExit(ended), words[0], [*words, name], env=None, childFDs={0: 0, 1: 1, 2: 2}))
     return ended
 
 

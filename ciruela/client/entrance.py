@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from ciruela.client.contacts import OnlyAsks
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.sync import ClosableLink, World
+from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, Counterpart, Link
@@ -41,7 +41,7 @@ async def together(stories: Sequence[Coroutine[Any, Any, None]]) -> None:
         error.subFailure.raiseException()
 
 
-class Patience:
+class AnswerWindow:
     """Waits for several stories, but no longer than :data:`PATIENCE_S` after the first answer, and in no case longer than ``most_s``."""
 
     def __init__(self, clock: IReactorTime, most_s: float | None = None) -> None:
@@ -90,7 +90,7 @@ class Patience:
             job.cancel()
 
 
-class Door:
+class EntryHandler:
     """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Entrance:
     ``ciruela.v2``; a connection may be lost since. ``problems`` says of names and addresses why they were not reached.
     """
 
-    def __init__(self, names: Sequence[str], world: World, timeout_s: float, most: int = CONNECTIONS) -> None:
+    def __init__(self, names: Sequence[str], world: RunContext, timeout_s: float, most: int = CONNECTIONS) -> None:
         """``timeout_s``: how long the first answer is waited for; ``most``: addresses of one name that are tried at a time."""
         self.names = tuple(names)
         self.addresses: dict[Address, str] = {}
@@ -129,7 +129,7 @@ class Entrance:
         self._most = most
         self._resolved: dict[str, tuple[Address, ...]] = {}
         self._failed: set[Address] = set()
-        self._doors: dict[Address, tuple[Door, ClosableLink]] = {}
+        self._doors: dict[Address, tuple[EntryHandler, ClosableLink]] = {}
 
     # -- reaching -----------------------------------------------------------------------------------------------------------------
 
@@ -138,20 +138,20 @@ class Entrance:
         clock = self._world.clock
         until_s = clock.seconds() + self.timeout_s
         while True:
-            patience = Patience(clock, until_s - clock.seconds())
+            patience = AnswerWindow(clock, until_s - clock.seconds())
             await patience.wait([self._named(name, patience) for name in self.names])
             if self.reached or once or clock.seconds() + RETRY_S >= until_s:
                 return
             await deferLater(clock, RETRY_S)
 
-    async def _named(self, name: str, patience: Patience) -> None:
+    async def _named(self, name: str, patience: AnswerWindow) -> None:
         addresses = await self.resolved(name)
         fresh = [address for address in addresses if address not in self._failed]
         pool = fresh or addresses
         chosen = self._world.rng.sample(pool, min(self._most, len(pool)))
         await together([self._knock(address, patience) for address in chosen])
 
-    async def _knock(self, address: Address, patience: Patience) -> None:
+    async def _knock(self, address: Address, patience: AnswerWindow) -> None:
         try:
             await self.open(address)
         except CiruelaError:
@@ -184,7 +184,7 @@ class Entrance:
         door, link = self._doors.get(address, (None, None))
         if door is not None and link is not None and door.open:
             return link
-        door = Door()
+        door = EntryHandler()
         label = self.label(address)
         try:
             made: ClosableLink = await self._world.connect(address, door)
@@ -210,7 +210,7 @@ class Entrance:
     # -- handing over -------------------------------------------------------------------------------------------------------------
 
     def connect(self, address: Address, counterpart: Counterpart) -> Deferred[ClosableLink]:
-        """As ``World.connect``: gives away the connection that is open, else makes one."""
+        """As ``RunContext.connect``: gives away the connection that is open, else makes one."""
         door, link = self._doors.pop(address, (None, None))
         if door is None or link is None or not door.open:
             return self._world.connect(address, counterpart)
@@ -218,7 +218,7 @@ class Entrance:
         return succeed(link)
 
     def resolve(self, name: str) -> Deferred[list[Address]]:
-        """As ``World.resolve``, also for what :meth:`label` gives."""
+        """As ``RunContext.resolve``, also for what :meth:`label` gives."""
         for address, label in self.addresses.items():
             if label == name:
                 return succeed([address])

@@ -12,8 +12,8 @@ from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ls import tell_missing
 from ciruela.client.options.reading import ExplainOptions
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import NoPage, Pages, Seen, each, real_survey
+from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.survey import NoPage, PageReader, SurveyedNode, each, real_survey
 from ciruela.client.text import clean
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.vpath import VPath
@@ -55,7 +55,7 @@ Page = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class RetentionLine:
     """One image, as some nodes see it. ``not_before`` is the earliest of theirs."""
 
     name: str
@@ -67,7 +67,7 @@ class Line:
     nodes: tuple[str, ...]
 
 
-def lines(pages: Mapping[str, Page]) -> list[Line]:
+def lines(pages: Mapping[str, Page]) -> list[RetentionLine]:
     """All images, the newest first; those of which nodes say different things have a line for each."""
     found: dict[tuple[str, str, str, bool, str], list[tuple[str, str]]] = {}
     for node, page in pages.items():
@@ -76,7 +76,7 @@ def lines(pages: Mapping[str, Page]) -> list[Line]:
             found.setdefault(row, []).append((node, str(one["not_before"] or "")))
     ordered = sorted(found.items(), key=lambda item: item[0][:3], reverse=True)
     return [
-        Line(name, image, signed, keeps, why, min(when for _, when in said), tuple(node for node, _ in said))
+        RetentionLine(name, image, signed, keeps, why, min(when for _, when in said), tuple(node for node, _ in said))
         for (signed, name, image, keeps, why), said in ordered
     ]
 
@@ -149,7 +149,7 @@ def checked(value: object) -> Page:
     raise RemoteError("the page has another form than this program knows")
 
 
-async def explain(options: ExplainOptions, around: Surroundings) -> int:
+async def explain(options: ExplainOptions, around: AppContext) -> int:
     """``ciruela explain-cleanup``. Gives the exit code; raises Ends when no node answers."""
     display = make_display(options.common, around, None)
     base = options.base
@@ -183,13 +183,13 @@ def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
     return found
 
 
-async def _pages(nodes: Sequence[Seen], base: VPath, around: Surroundings, display: Display) -> tuple[dict[str, Page], bool]:
+async def _pages(nodes: Sequence[SurveyedNode], base: VPath, around: AppContext, display: Display) -> tuple[dict[str, Page], bool]:
     """The pages of all nodes that have such a directory, by node; and whether one did not answer."""
-    reader = Pages(around.reactor, around.in_thread)
+    reader = PageReader(around.reactor, around.in_thread)
     path = f"/api/v1/retention{quote(str(base), safe='/')}"
     failed: list[str] = []
 
-    async def ask(node: Seen) -> Page | None:
+    async def ask(node: SurveyedNode) -> Page | None:
         try:
             return checked(await reader.get(node.address, path, PAGE_S))
         except NoPage:

@@ -24,7 +24,7 @@ from ciruela.client.contacts import reachable_from
 from ciruela.client.editor import LocalFile
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
-from ciruela.client.sync import ClosableLink, World
+from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.trust import signed_state
 from ciruela.clockwork import Backoff
 from ciruela.download import passing
@@ -87,7 +87,7 @@ class NothingThere(CiruelaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ImagePlace:
     """An image at a path, with what finds its blocks."""
 
     path: str
@@ -96,10 +96,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PathContent:
     """What the nodes of a cluster have at a path; ``data`` are the bytes of the index."""
 
-    place: Place
+    place: ImagePlace
     data: bytes
 
     @property
@@ -111,7 +111,9 @@ class Seen:
 class Reading:
     """Connections to some nodes of one cluster, for asking. Also the counterpart of these connections."""
 
-    def __init__(self, label: str, names: Sequence[str], world: World, in_thread: InThread, problem: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, label: str, names: Sequence[str], world: RunContext, in_thread: InThread, problem: Callable[[str, str], None]
+    ) -> None:
         """``problem`` is told what did not go well, with ``label``."""
         self.label = label
         self._names = tuple(names)
@@ -184,7 +186,7 @@ class Reading:
 
     # -- what is there --------------------------------------------------------------------------------------------------------------
 
-    async def look(self, path: str) -> Seen:
+    async def look(self, path: str) -> PathContent:
         """What is at ``path`` on the nodes of this cluster.
 
         Raises NothingThere; Conflict when two nodes have different images there; LinkLost or RemoteError when no node answers.
@@ -289,7 +291,7 @@ class Reading:
 
         return Deferred.fromCoroutine(ask())
 
-    async def signed(self, seen: Seen) -> tuple[State, list[str]]:
+    async def signed(self, seen: PathContent) -> tuple[State, list[str]]:
         """The image that was seen, with the signatures that the nodes which have it show for its path, and why some of them show none.
 
         No signature is verified.
@@ -306,7 +308,7 @@ class Reading:
         given = await self._all([self._one(address, request, CheckData) for address in able])
         return [one for one in given if isinstance(one, CheckData)]
 
-    async def _agreed(self, path: str, found: dict[Address, bytes]) -> Seen:
+    async def _agreed(self, path: str, found: dict[Address, bytes]) -> PathContent:
         """The one image that all have; one that is not an index counts as a fault of its node."""
         images: dict[ImageId, list[Address]] = {}
         problem = ""
@@ -324,12 +326,16 @@ class Reading:
         [(image, self._holders)] = images.items()
         data = found[self._holders[0]]
         index = await self._in_thread(parse, data, image)
-        return Seen(Place(path, index, BlockMap(index)), data)
+        return PathContent(ImagePlace(path, index, BlockMap(index)), data)
 
     # -- blocks ---------------------------------------------------------------------------------------------------------------------
 
     async def blocks(
-        self, place: Place, numbers: Sequence[int], got: Callable[[int], None] | None = None, problem: Callable[[str], None] | None = None
+        self,
+        place: ImagePlace,
+        numbers: Sequence[int],
+        got: Callable[[int], None] | None = None,
+        problem: Callable[[str], None] | None = None,
     ) -> dict[int, bytes]:
         """Those of the blocks ``numbers`` of an image that some node gave, each verified. ``got`` is told bytes as they come.
 
@@ -352,7 +358,7 @@ class Reading:
         return found
 
     async def _blocks_of(
-        self, address: Address, place: Place, numbers: Sequence[int], found: dict[int, bytes], got: Callable[[int], None] | None
+        self, address: Address, place: ImagePlace, numbers: Sequence[int], found: dict[int, bytes], got: Callable[[int], None] | None
     ) -> None:
         for batch in _batches(numbers):
             before = len(found)
@@ -362,7 +368,7 @@ class Reading:
             if len(found) == before:
                 raise RemoteError(f"{self._called[address]} does not have these blocks any more")
 
-    async def _batch_of(self, address: Address, place: Place, numbers: list[int], found: dict[int, bytes]) -> None:
+    async def _batch_of(self, address: Address, place: ImagePlace, numbers: list[int], found: dict[int, bytes]) -> None:
         """Up to a full answer from one node: in one request where that is understood, else some at a time."""
         bulk = False
 
@@ -392,11 +398,11 @@ class Reading:
         except RemoteError:
             return BlocksData(())
 
-    def _single(self, place: Place, number: int) -> GetBlock:
+    def _single(self, place: ImagePlace, number: int) -> GetBlock:
         file, block = place.blocks.by_number(number)
         return GetBlock(file.block_hash(block), BlockHint(place.path, file.path, block * BLOCK_BYTES))
 
-    async def _take(self, address: Address, place: Place, numbers: Sequence[int], answer: Response, found: dict[int, bytes]) -> None:
+    async def _take(self, address: Address, place: ImagePlace, numbers: Sequence[int], answer: Response, found: dict[int, bytes]) -> None:
         """Take over what ``answer`` gives, if it is what the index says."""
         if answer == BlocksData(()):
             return
@@ -439,7 +445,7 @@ class Relay:
 
     def __init__(
         self,
-        seen: Seen,
+        seen: PathContent,
         new: Index,
         data: bytes,
         file: File,
@@ -451,7 +457,7 @@ class Relay:
     ) -> None:
         """``data`` are the bytes of the index. ``changed`` is told when ``local`` is not any more what it was."""
         self._old = seen.place
-        self._new = Place(seen.place.path, new, BlockMap(new))
+        self._new = ImagePlace(seen.place.path, new, BlockMap(new))
         self._data = data
         self._file = file
         self._local = local

@@ -14,21 +14,21 @@ from ciruela.client.ends import Ends
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.orders import LocalProblem, check_directory
-from ciruela.client.origin import Origin, Reach, real_reach
+from ciruela.client.origin import ImageOrigin, ReadContext, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory
-from ciruela.client.surroundings import Surroundings, make_display
+from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count, interval, size, stamp
 from ciruela.client.trust import Proof, my_trust, shown
-from ciruela.disk.landing import Landing, Standing
+from ciruela.disk.landing import DestinationKind, Landing
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.passing import Passing
-from ciruela.download.plan import Plan
+from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.ids import ImageId
-from ciruela.proto.messages import Part
+from ciruela.proto.messages import BlockPart
 
 LOOK_S = 1.0
 """How often it is looked whether something came."""
@@ -40,7 +40,7 @@ ASK_AGAIN_S = 10.0
 class _Nobody(Passing):
     """A client passes nothing on."""
 
-    def put(self, image: ImageId, numbers: tuple[int, ...], part: Part) -> None:
+    def put(self, image: ImageId, numbers: tuple[int, ...], part: BlockPart) -> None:
         """Nothing is kept."""
 
 
@@ -60,7 +60,7 @@ def destination(text: str) -> _Destination:
     return _Destination(above or (slash or "."), name)
 
 
-async def get(options: GetOptions, around: Surroundings, reach: Reach | None = None) -> int:
+async def get(options: GetOptions, around: AppContext, reach: ReadContext | None = None) -> int:
     """``ciruela get``. Gives the exit code; raises Ends, LocalProblem, DiskError or DownloadFailed.
 
     Cancel to stop: what is here stays for the next run.
@@ -71,7 +71,7 @@ async def get(options: GetOptions, around: Surroundings, reach: Reach | None = N
         check_directory(directory)
     display = make_display(options.common, around, options.print_progress_s)
     using = reach or real_reach(options.common, around)
-    origin = Origin(options.target, using, display.note)
+    origin = ImageOrigin(options.target, using, display.note)
     display.show(lambda: f"Asking {options.target.cluster.label} for the index of {options.target.vpath}")
     try:
         index = await origin.index()
@@ -95,9 +95,9 @@ class _Getting:
         where: _Destination,
         index: Index,
         proof: Proof | None,
-        origin: Origin,
-        reach: Reach,
-        around: Surroundings,
+        origin: ImageOrigin,
+        reach: ReadContext,
+        around: AppContext,
         display: Display,
     ) -> None:
         """``proof``: whom the image is from, as far as that can be told."""
@@ -120,14 +120,14 @@ class _Getting:
         display.say(f"{options.target} is the image {index.image.hex()}: {files}; {self._signed}")
         display.show(lambda: f"Looking at {options.destination}")
         standing = await self._landing.look()
-        if standing is Standing.SAME:
+        if standing is DestinationKind.SAME:
             display.hide()
             display.result(f"{options.destination}  is this image already  {self._signed}")
             return EXIT_DONE
-        if standing is Standing.NO_DIRECTORY or (standing is Standing.OTHER and not options.replace):
-            advice = "name another DEST, or let --replace take its place" if standing is Standing.OTHER else "name another DEST"
+        if standing is DestinationKind.NO_DIRECTORY or (standing is DestinationKind.OTHER and not options.replace):
+            advice = "name another DEST, or let --replace take its place" if standing is DestinationKind.OTHER else "name another DEST"
             raise LocalProblem(f"{options.destination} exists and is {standing.value}, not this image: {advice}")
-        olds = [*options.reuse, *([options.destination] if standing is Standing.OTHER else [])]
+        olds = [*options.reuse, *([options.destination] if standing is DestinationKind.OTHER else [])]
         try:
             await self._fill(olds)
         except CancelledError:
@@ -167,7 +167,7 @@ class _Getting:
     async def _fetch(self, have: set[int]) -> None:
         index, clock = self._index, self._reach.clock
         blocks = await self._reach.in_thread(BlockMap, index)
-        plan = await self._reach.in_thread(Plan, index, have, self._reach.rng)
+        plan = await self._reach.in_thread(BlockPlan, index, have, self._reach.rng)
         fetch = BlockFetch(
             str(self._options.target.vpath),
             index,

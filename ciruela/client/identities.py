@@ -53,7 +53,7 @@ AskAgent = Callable[[str, float], Deferred[AgentKeys]]
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class SigningKey:
     """One key that signs. ``origin`` says where it comes from; ``required`` that the user named it."""
 
     public: PublicKey
@@ -66,7 +66,7 @@ class Identity:
 class Identities:
     """All keys that sign, and what the user should know about keys that do not."""
 
-    keys: tuple[Identity, ...]
+    keys: tuple[SigningKey, ...]
     notes: tuple[str, ...]
 
     _log = Logger()
@@ -175,7 +175,7 @@ def _ask_terminal(prompt: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _KeySource:
     """A place a key may be in. ``path`` is set for files."""
 
     name: str
@@ -204,28 +204,28 @@ class _Loader:
         self._in_thread = in_thread
         self._exposed = exposed
         self._held: tuple[AgentKey, ...] | None = None
-        self._found: dict[PublicKey, Identity] = {}
+        self._found: dict[PublicKey, SigningKey] = {}
         self._notes: list[str] = []
 
     async def named(self, files: Sequence[str], variables: Sequence[str]) -> Identities:
         for path in files:
-            source = _Source(path, required=True, path=path)
+            source = _KeySource(path, required=True, path=path)
             await self._take(source, await self._content(source))
         for variable in variables:
-            await self._take(_Source(f"${variable}", required=True), self._environ.get(variable, ""))
+            await self._take(_KeySource(f"${variable}", required=True), self._environ.get(variable, ""))
         return self._done()
 
     async def usual(self) -> Identities:
         if self._environ.get(DEFAULT_VARIABLE):
-            await self._take(_Source(f"${DEFAULT_VARIABLE}", required=False), self._environ[DEFAULT_VARIABLE])
+            await self._take(_KeySource(f"${DEFAULT_VARIABLE}", required=False), self._environ[DEFAULT_VARIABLE])
         for name in DEFAULT_FILES if self._home else ():
             path = os.path.join(self._home or "", name)
-            source = _Source(path, required=False, path=path)
+            source = _KeySource(path, required=False, path=path)
             content = await self._content(source)
             if content is not None:
                 await self._take(source, content)
         for key in await self._agent_keys(HURRY_S if self._found else LIST_TIMEOUT_S):
-            self._add(Identity(key.public, "ssh-agent", False, key.sign))
+            self._add(SigningKey(key.public, "ssh-agent", False, key.sign))
         if not self._found:
             places = ", ".join([f"${DEFAULT_VARIABLE}", *(f"~/{name}" for name in DEFAULT_FILES), "ssh-agent"])
             self._notes.append(f"no key was found in {places} (make one with: ssh-keygen -t ed25519, or name one with -i)")
@@ -242,10 +242,10 @@ class _Loader:
             )
         return Identities(tuple(keys), tuple(self._notes))
 
-    def _add(self, identity: Identity) -> None:
+    def _add(self, identity: SigningKey) -> None:
         self._found.setdefault(identity.public, identity)
 
-    async def _content(self, source: _Source) -> str | None:
+    async def _content(self, source: _KeySource) -> str | None:
         """The text of a key file; None when one that nobody named is not there or cannot be read."""
         assert source.path is not None
         try:
@@ -259,7 +259,7 @@ class _Loader:
             return None
         return data.decode("utf-8", "replace")
 
-    async def _take(self, source: _Source, text: str | None) -> None:
+    async def _take(self, source: _KeySource, text: str | None) -> None:
         try:
             if not text:
                 raise BadKey("it is empty" if source.path or source.name[1:] in self._environ else "it is not set")
@@ -269,26 +269,26 @@ class _Loader:
                 raise BadKey(f"{source.name}: {error}") from None
             self._notes.append(f"{source.name}: {error}; this key is left out")
 
-    async def _identity(self, source: _Source, text: str) -> Identity:
+    async def _identity(self, source: _KeySource, text: str) -> SigningKey:
         if looks_public(text.strip().partition(" ")[0]):
             public = parse_public(text)
             held = await self._agent_key(public)
             if held is None:
                 raise BadKey("it is a public key, and no ssh-agent holds its private half (name the private key, or run: ssh-add)")
-            return Identity(held.public, f"{source.name}, ssh-agent", source.required, held.sign)
+            return SigningKey(held.public, f"{source.name}, ssh-agent", source.required, held.sign)
         try:
             key: PrivateKey = await self._in_thread(parse_private, text, None)
         except PassphraseNeeded as needed:
             held = await self._agent_key(needed.public)
             if held is not None:
-                return Identity(held.public, f"{source.name}, ssh-agent", source.required, held.sign)
+                return SigningKey(held.public, f"{source.name}, ssh-agent", source.required, held.sign)
             key = await self._unlock(source, text, needed)
         if source.path is not None and (open_to := await self._in_thread(self._exposed, source.path)) is not None:
             self._notes.append(f"{source.name}: {open_to}")
         public = PublicKey(key.public.raw, await self._comment(source, key.public))
-        return Identity(public, source.name, source.required, lambda data: succeed(key.sign(data)))
+        return SigningKey(public, source.name, source.required, lambda data: succeed(key.sign(data)))
 
-    async def _unlock(self, source: _Source, text: str, needed: PassphraseNeeded) -> PrivateKey:
+    async def _unlock(self, source: _KeySource, text: str, needed: PassphraseNeeded) -> PrivateKey:
         if self._ask_passphrase is None or isinstance(needed, UnknownCipher):
             raise needed
         for _ in range(PASSPHRASE_TRIES):
@@ -302,7 +302,7 @@ class _Loader:
             return key
         raise WrongPassphrase(f"the passphrase was wrong {PASSPHRASE_TRIES} times")
 
-    async def _comment(self, source: _Source, public: PublicKey) -> str:
+    async def _comment(self, source: _KeySource, public: PublicKey) -> str:
         """The comment in the ``.pub`` file beside a key file: a label for people, so anything that is wrong with it means no label."""
         if source.path is None:
             return ""

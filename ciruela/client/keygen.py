@@ -16,7 +16,7 @@ from ciruela.client.ends import write_line
 from ciruela.client.identities import DEFAULT_FILES, AskPassphrase, terminal
 from ciruela.client.options.local import KeygenOptions
 from ciruela.client.orders import LocalProblem
-from ciruela.client.surroundings import Surroundings, make_display
+from ciruela.client.surroundings import AppContext, make_display
 from ciruela.keys.public import PublicKey
 from ciruela.model.errors import BadKey
 
@@ -27,7 +27,7 @@ LEAST_PASSPHRASE = 5
 """As ssh-keygen has it."""
 
 
-async def keygen(options: KeygenOptions, around: Surroundings, ask: Callable[[], AskPassphrase | None] = terminal) -> int:
+async def keygen(options: KeygenOptions, around: AppContext, ask: Callable[[], AskPassphrase | None] = terminal) -> int:
     """``ciruela keygen``. Gives the exit code; raises LocalProblem for files that cannot be written, BadKey without a passphrase."""
     display = make_display(options.common, around, None)
     path = options.file or _default(around)
@@ -46,7 +46,7 @@ async def keygen(options: KeygenOptions, around: Surroundings, ask: Callable[[],
     return EXIT_DONE
 
 
-def _default(around: Surroundings) -> str:
+def _default(around: AppContext) -> str:
     home = around.environ.get("HOME")
     if not home:
         raise LocalProblem("HOME is not set: name the FILE")

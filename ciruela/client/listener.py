@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, Outcome, Verdict
+from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, Verdict
 from ciruela.model.hooks import AFTER, HookKind, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult
 
 _KINDS = {kind.value: kind for kind in AFTER}
 _STATES = {state.value: state for state in HookState}
-_ENDED = frozenset({Outcome.DONE, Outcome.EARLY})
+_ENDED = frozenset({UploadOutcome.DONE, UploadOutcome.EARLY})
 
 MOST_NAMED = 5
 """Failures and names in one line."""

@@ -13,18 +13,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ciruela.client.book import Outcome
+from ciruela.client.book import UploadOutcome
 from ciruela.client.progress import Clusters, Throughput, bar_part, live_parts, safe_line
-from ciruela.client.sync import Row
+from ciruela.client.sync import UploadRow
 from ciruela.client.text import clean, folded
 
 _STYLES = {
-    Outcome.DONE: "green",
-    Outcome.EARLY: "yellow",
-    Outcome.PARTIAL: "yellow",
-    Outcome.REJECTED: "red",
-    Outcome.FAILED: "red",
-    Outcome.RUNNING: "cyan",
+    UploadOutcome.DONE: "green",
+    UploadOutcome.EARLY: "yellow",
+    UploadOutcome.PARTIAL: "yellow",
+    UploadOutcome.REJECTED: "red",
+    UploadOutcome.FAILED: "red",
+    UploadOutcome.RUNNING: "cyan",
 }
 
 
@@ -155,7 +155,7 @@ class TerminalBlock:
             shown.append(Text(f" {safe_line(nodes)}", no_wrap=True, overflow="ellipsis"))
         return Group(*shown)
 
-    def _cells(self, row: Row, parts: Sequence[str], layout: Layout) -> list[Text | ProgressBar]:
+    def _cells(self, row: UploadRow, parts: Sequence[str], layout: Layout) -> list[Text | ProgressBar]:
         style = _STYLES[row.verdict.outcome]
         cells: list[Text | ProgressBar] = [Text(" " + shortened(clean(row.cluster, 40), layout.cluster))]
         if layout.path:

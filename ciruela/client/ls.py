@@ -9,11 +9,11 @@ from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
 from ciruela.client.options.signing import Keys
-from ciruela.client.origin import MOST_WITNESSES, Nodes, real_reach
+from ciruela.client.origin import MOST_WITNESSES, NodeRequests, real_reach
 from ciruela.client.progress import Display, names
-from ciruela.client.shapes import Dir, Version
-from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import Found, Seen, Survey, each, real_survey
+from ciruela.client.shapes import Dir, ImageVersion
+from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
 from ciruela.client.text import count, stamp
 from ciruela.client.trust import Proof, fingerprint_of, my_trust, shown, signed_state
 from ciruela.model.errors import CiruelaError
@@ -29,7 +29,7 @@ MOST_NAMES = 20
 
 
 @dataclass(slots=True)
-class Listed:
+class ListedImage:
     """One image at one path, by all nodes. ``signers`` are what they say, ``proof`` is what a trusted key signed."""
 
     path: str
@@ -41,19 +41,19 @@ class Listed:
     proof: Proof | None = None
 
 
-def merged(said: Iterable[tuple[str, Sequence[Version]]]) -> list[Listed]:
+def merged(said: Iterable[tuple[str, Sequence[ImageVersion]]]) -> list[ListedImage]:
     """What the nodes (name, images) say, by path; of two images at one path the one signed later comes first."""
-    found: dict[tuple[str, str], Listed] = {}
+    found: dict[tuple[str, str], ListedImage] = {}
     for node, versions in said:
         for version in versions:
-            one = found.setdefault((version.path, version.image), Listed(version.path, version.image))
+            one = found.setdefault((version.path, version.image), ListedImage(version.path, version.image))
             one.signed_ms = max(one.signed_ms, version.signed_ms)
             one.signers.update(dict.fromkeys(version.signers))
             (one.on if version.committed else one.coming).append(node)
     return sorted(found.values(), key=lambda one: (one.path.split("/"), -one.signed_ms, one.image))
 
 
-async def ls(options: LsOptions, around: Surroundings, survey: Survey | None = None, nodes: Nodes | None = None) -> int:
+async def ls(options: LsOptions, around: AppContext, survey: Survey | None = None, nodes: NodeRequests | None = None) -> int:
     """``ciruela ls``. Gives the exit code; raises Ends."""
     asking = survey or real_survey(options.common, around)
     asked = nodes or real_reach(options.common, around).nodes
@@ -70,7 +70,7 @@ async def ls(options: LsOptions, around: Surroundings, survey: Survey | None = N
         await asked.stop()
 
 
-def tell_missing(found: Found, display: Display) -> None:
+def tell_missing(found: ClusterView, display: Display) -> None:
     """What did not answer: the list may be shorter than the truth."""
     for name, problem in found.names.items():
         display.problem(name, problem)
@@ -82,8 +82,8 @@ def tell_missing(found: Found, display: Display) -> None:
 # -- directories --------------------------------------------------------------------------------------------------------------
 
 
-async def _dirs(options: LsOptions, asking: Survey, found: Found, around: Surroundings, display: Display) -> int:
-    async def ask(node: Seen) -> tuple[Seen, tuple[Dir, ...]] | None:
+async def _dirs(options: LsOptions, asking: Survey, found: ClusterView, around: AppContext, display: Display) -> int:
+    async def ask(node: SurveyedNode) -> tuple[SurveyedNode, tuple[Dir, ...]] | None:
         try:
             return node, await asking.dirs(node)
         except CiruelaError as error:
@@ -122,7 +122,7 @@ async def _dirs(options: LsOptions, asking: Survey, found: Found, around: Surrou
 
 
 async def _versions(
-    options: LsOptions, path: VPath, asking: Survey, nodes: Nodes, found: Found, around: Surroundings, display: Display
+    options: LsOptions, path: VPath, asking: Survey, nodes: NodeRequests, found: ClusterView, around: AppContext, display: Display
 ) -> int:
     base = path
     listing = await _listed(asking, base, found, display)
@@ -169,14 +169,14 @@ class _Listing:
 
     taking: tuple[str, ...]
     bases: Mapping[str, int]
-    said: tuple[tuple[str, Sequence[Version]], ...]
+    said: tuple[tuple[str, Sequence[ImageVersion]], ...]
     failed: tuple[str, ...]
 
 
-async def _listed(asking: Survey, base: VPath, found: Found, display: Display) -> _Listing:
+async def _listed(asking: Survey, base: VPath, found: ClusterView, display: Display) -> _Listing:
     failed: list[str] = []
 
-    async def ask(node: Seen) -> tuple[Seen, tuple[tuple[Version, ...], tuple[tuple[str, int], ...]] | None]:
+    async def ask(node: SurveyedNode) -> tuple[SurveyedNode, tuple[tuple[ImageVersion, ...], tuple[tuple[str, int], ...]] | None]:
         try:
             return node, await asking.versions(node, base)
         except CiruelaError as error:
@@ -195,14 +195,20 @@ async def _listed(asking: Survey, base: VPath, found: Found, display: Display) -
 
 
 async def _prove(
-    rows: Sequence[Listed], base: VPath, having: Sequence[Seen], nodes: Nodes, options: LsOptions, around: Surroundings, display: Display
+    rows: Sequence[ListedImage],
+    base: VPath,
+    having: Sequence[SurveyedNode],
+    nodes: NodeRequests,
+    options: LsOptions,
+    around: AppContext,
+    display: Display,
 ) -> None:
     """Look for a signature of a trusted key on each image; nodes are asked for what they would show each other."""
     trust = await my_trust(options.trusting, Keys(), around, display)
     if not trust.keys or not rows:
         return
 
-    async def ask(node: Seen) -> BaseDirData | None:
+    async def ask(node: SurveyedNode) -> BaseDirData | None:
         try:
             answer = await nodes.ask(node.address, GetBaseDir(str(base)))
         except CiruelaError as error:
@@ -223,7 +229,7 @@ async def _prove(
     await around.in_thread(look)
 
 
-async def _what_there_is(asking: Survey, found: Found) -> str:
+async def _what_there_is(asking: Survey, found: ClusterView) -> str:
     keys: set[str] = set()
     silent: list[str] = []
     for node in found.answering:
@@ -235,7 +241,7 @@ async def _what_there_is(asking: Survey, found: Found) -> str:
     return (f"there are {names(sorted(keys), MOST_NAMES)}" if keys else "there is none on those that say") + untold
 
 
-def _row(row: Listed, everywhere: Sequence[str], verbosity: int) -> tuple[str, ...]:
+def _row(row: ListedImage, everywhere: Sequence[str], verbosity: int) -> tuple[str, ...]:
     long = verbosity > 1
     signers = list(row.signers) or ["?"]
     key = signers[0] if long else signers[0][:SHORT_KEY]
@@ -262,7 +268,7 @@ def _when(stamp_ms: int) -> str:
         return "?"
 
 
-def _as_json(row: Listed, everywhere: Sequence[str]) -> dict[str, object]:
+def _as_json(row: ListedImage, everywhere: Sequence[str]) -> dict[str, object]:
     return {
         "type": "image",
         "path": row.path,
@@ -276,7 +282,7 @@ def _as_json(row: Listed, everywhere: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _summary(found: Found, listed: int) -> dict[str, object]:
+def _summary(found: ClusterView, listed: int) -> dict[str, object]:
     missing = [node.name for node in found.nodes if node.identity is None]
     code = EXIT_DONE if found.answering else EXIT_NETWORK
     return {"type": "summary", "listed": listed, "nodes": len(found.nodes), "unreachable": missing, "exit_code": code}

@@ -40,7 +40,7 @@ from ciruela.client.options.sync import SyncOptions, UploadOptions
 from ciruela.client.options.table import Options, ciruela, ciruela_sync, parse, parse_sync
 from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.report import Report
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.surroundings import AppContext
 from ciruela.client.text import clean, clean_lines
 from ciruela.disk.streams import Standard
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
@@ -69,7 +69,7 @@ def _name_files(parser: argparse.ArgumentParser) -> None:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
 
 
-async def completion(options: CompletionOptions, around: Surroundings) -> int:
+async def completion(options: CompletionOptions, around: AppContext) -> int:
     """``ciruela completion``: the script to stdout."""
     around.stdout.write(script(options.shell))
     around.stdout.flush()
@@ -203,7 +203,7 @@ def _pool(reactor: Any, threads: int, name: str) -> Callable[..., Deferred[Any]]
     return partial(deferToThreadPool, reactor, pool)
 
 
-def _command(options: Options, around: Surroundings) -> Callable[[], Coroutine[Any, Any, int]]:
+def _command(options: Options, around: AppContext) -> Callable[[], Coroutine[Any, Any, int]]:
     """What to run. Commands other than ``sync`` and ``index`` load what they alone need: every small upload would pay for it."""
     match options:
         case SyncOptions():
@@ -285,7 +285,7 @@ def _run(options: Options, standard: Standard | None) -> int:
     globalLogBeginner.beginLoggingTo([_observer(verbose)], redirectStandardIO=False)
     settings = _terminal_settings()
     report = Report(sys.stdout) if getattr(options, "json", False) else None
-    around = Surroundings(
+    around = AppContext(
         reactor=reactor,
         now_ms=lambda: int(time.time() * 1000),
         rng=random.Random(),  # noqa: S311  it chooses whom to ask, and guards nothing

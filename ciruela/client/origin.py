@@ -15,10 +15,10 @@ from ciruela.client.book import EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.contacts import Resolve, reachable_from
 from ciruela.client.ends import Ends
 from ciruela.client.options.common import Common
-from ciruela.client.options.reading import Target
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.options.reading import ReadTarget
+from ciruela.client.surroundings import AppContext
 from ciruela.client.survey import each
-from ciruela.client.trust import Proof, Trust, signed_state
+from ciruela.client.trust import Proof, TrustedKeys, signed_state
 from ciruela.download.sources import Candidate
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
@@ -46,7 +46,7 @@ MOST_TRIED = 64
 """Nodes that are asked for the index, one after the other."""
 
 
-class Nodes(Protocol):
+class NodeRequests(Protocol):
     """Requests to nodes: ``net.outgoing.Pool``, or a double."""
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
@@ -60,21 +60,21 @@ class Nodes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class ReadContext:
     """What reading needs from outside."""
 
-    nodes: Nodes
+    nodes: NodeRequests
     resolve: Resolve
     clock: IReactorTime
     rng: random.Random
     in_thread: InThread
 
 
-def real_reach(common: Common, around: Surroundings) -> Reach:
+def real_reach(common: Common, around: AppContext) -> ReadContext:
     """Real connections and names."""
     resolve = resolver(around.look_up_in_thread)
     pool = Pool(around.reactor, host_header=CLIENT_HOST)
-    return Reach(pool, lambda name: resolve(name, common.port), around.reactor, around.rng, around.in_thread)
+    return ReadContext(pool, lambda name: resolve(name, common.port), around.reactor, around.rng, around.in_thread)
 
 
 def read_index(data: bytes) -> Index:
@@ -82,10 +82,10 @@ def read_index(data: bytes) -> Index:
     return parse(data, image_id_of(data))
 
 
-class Origin:
+class ImageOrigin:
     """One cluster, as images are read from it. ``note`` is told with a sentence what did not work at a node."""
 
-    def __init__(self, target: Target, reach: Reach, note: Callable[[str, str], None]) -> None:
+    def __init__(self, target: ReadTarget, reach: ReadContext, note: Callable[[str, str], None]) -> None:
         self._target = target
         self._reach = reach
         self._note = note
@@ -142,7 +142,7 @@ class Origin:
             )
         raise Ends(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
 
-    async def proof(self, image: ImageId, trust: Trust) -> Proof | None:
+    async def proof(self, image: ImageId, trust: TrustedKeys) -> Proof | None:
         """That a trusted key signed ``image`` for the path of the target; None where no node shows such a signature."""
         vpath = self._target.vpath
         assert vpath is not None

@@ -14,9 +14,19 @@ from dataclasses import dataclass, replace
 
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 
-from ciruela.client.book import EXIT_NETWORK, EXIT_NOTHING, EXIT_PARTIAL, RUNNING, Outcome, Rule, Standing, Verdict, worst
-from ciruela.client.check import MOST_NAMED, Forecast, Fresh, Reply, Says, Survey, difference, forecast, refusal_of
-from ciruela.client.clusters import Met, Part, Settled
+from ciruela.client.book import (
+    EXIT_NETWORK,
+    EXIT_NOTHING,
+    EXIT_PARTIAL,
+    RUNNING,
+    CompletionRule,
+    UploadOutcome,
+    UploadProgress,
+    Verdict,
+    worst,
+)
+from ciruela.client.check import MOST_NAMED, Forecast, Fresh, PreflightSurvey, Reply, Says, difference, forecast, refusal_of
+from ciruela.client.clusters import ClusterUploads, Met, Settled
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.listener import Listener, NodeNews
 from ciruela.client.options.signing import ClusterNames
@@ -26,8 +36,8 @@ from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
 from ciruela.client.source import Giver
-from ciruela.client.surroundings import Surroundings
-from ciruela.client.sync import ClusterRun, Row, Upload, World
+from ciruela.client.surroundings import AppContext
+from ciruela.client.sync import ClusterRun, RunContext, Upload, UploadRow
 from ciruela.client.text import clean, count, interval, size
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
@@ -44,7 +54,7 @@ Reindex = Callable[[int, HashKind], Awaitable[Index]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class IntentRuling:
     """What becomes of one intent on one cluster.
 
     ``refusal``: why it is sent to no server, empty when it may be sent. ``only``: labels of the servers that it is sent to, none for any:
@@ -69,8 +79,8 @@ class Preflight:
         self,
         cluster: ClusterNames,
         wishes: Sequence[Wish],
-        rule: Rule,
-        world: World,
+        rule: CompletionRule,
+        world: RunContext,
         signer: Signer,
         now_ms: NowMs,
         in_thread: InThread,
@@ -80,8 +90,8 @@ class Preflight:
         self.cluster = cluster
         self.wishes = tuple(wishes)
         self.clock = world.clock
-        self.rulings: list[Ruling] = []
-        self.survey = Survey(cluster, (), rule, world)
+        self.rulings: list[IntentRuling] = []
+        self.survey = PreflightSurvey(cluster, (), rule, world)
         self.entrance = Entrance(cluster.names, world, min(rule.connect_timeout_s, rule.deadline_s), connections)
         self._connections = connections
         self.rule = rule
@@ -133,9 +143,9 @@ class Preflight:
         self.survey = survey
         self.rulings = [self._ruling(*one) for one in zip(asked, survey.replies, differences, strict=True)]
 
-    async def _asked(self, intents: Sequence[Intent]) -> Survey:
+    async def _asked(self, intents: Sequence[Intent]) -> PreflightSurvey:
         checks = [await self._signer.check(intent) for intent in intents]
-        survey = Survey(self.cluster, checks, self.rule, self._world, self.entrance)
+        survey = PreflightSurvey(self.cluster, checks, self.rule, self._world, self.entrance)
         await survey.ask_reached()
         return survey
 
@@ -147,7 +157,7 @@ class Preflight:
         fits = intent.timestamp_ms <= latest.signed_ms < self._now_ms() + FUTURE_LIMIT_MS - CLOCK_MARGIN_MS
         return replace(intent, timestamp_ms=latest.signed_ms + 1) if fits else intent
 
-    async def _compared(self, number: int, intent: Intent, survey: Survey, reindex: Reindex) -> tuple[Intent, str]:
+    async def _compared(self, number: int, intent: Intent, survey: PreflightSurvey, reindex: Reindex) -> tuple[Intent, str]:
         """The intent with the hash of what is there, if that has the same content, or how far it differs, for people."""
         if all(one.there is None and one.coming is None for one in survey.replies[number]):
             await survey.ask_all()  # they refuse on the word of others, who can show what they have
@@ -167,14 +177,14 @@ class Preflight:
                 how = how or await self._in_thread(difference, ours, index)
         return intent, how
 
-    def _ruling(self, intent: Intent, replies: Sequence[Reply], how: str) -> Ruling:
+    def _ruling(self, intent: Intent, replies: Sequence[Reply], how: str) -> IntentRuling:
         holders = [one.address for one in replies if one.says in (Says.HAS, Says.HOLDS) and one.address is not None]
         if any(one.says is Says.HOLDS for one in replies):
-            return Ruling(intent, tuple(replies), only=tuple(self.entrance.label(address) for address in holders))
+            return IntentRuling(intent, tuple(replies), only=tuple(self.entrance.label(address) for address in holders))
         refusal = refusal_of(replies)
         if refusal and how:
             refusal = f"{refusal} ({how})"
-        return Ruling(intent, tuple(replies), f"{refusal}{self._clock_words(replies)}" if refusal else "")
+        return IntentRuling(intent, tuple(replies), f"{refusal}{self._clock_words(replies)}" if refusal else "")
 
     def _clock_words(self, replies: Sequence[Reply]) -> str:
         """Say whose clock is ahead, where what is there is signed for a time that no order of this host reaches."""
@@ -187,11 +197,11 @@ class Preflight:
 
     # -- what follows -------------------------------------------------------------------------------------------------------------
 
-    async def runs(self, source: Giver, listener: Listener) -> list[Part]:
+    async def runs(self, source: Giver, listener: Listener) -> list[ClusterUploads]:
         """Sign what may be sent, and make the runs that send it. Raises what signing raises."""
         world = replace(self._world, connect=self.entrance.connect, resolve=self.entrance.resolve)
         free: list[Upload] = []
-        runs: list[Part] = []
+        runs: list[ClusterUploads] = []
         label, rule = self.cluster.label, self.rule
         for ruling in self.rulings:
             if ruling.refusal:
@@ -205,7 +215,7 @@ class Preflight:
             runs.insert(0, ClusterRun(label, self.cluster.names, free, rule, world, source, listener, self._connections))
         return runs
 
-    def _refused(self, ruling: Ruling, listener: Listener) -> Row:
+    def _refused(self, ruling: IntentRuling, listener: Listener) -> UploadRow:
         failed = []
         details: dict[str, list[str]] = {}
         for one in ruling.replies:
@@ -219,16 +229,16 @@ class Preflight:
             listener.problem(self.cluster.label, f"{', '.join(hosts[:MOST_NAMED])} {text}")
         expected = sum(one.says is not Says.NO_CONFIG for one in ruling.replies)
         done = sum(one.says is Says.HAS for one in ruling.replies)
-        verdict = Verdict(Outcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
-        standing, intent = Standing(done, expected, (), (), tuple(failed)), ruling.intent
-        return Row(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
+        verdict = Verdict(UploadOutcome.REJECTED, ruling.exit_code, f"{ruling.refusal}; nothing was sent")
+        standing, intent = UploadProgress(done, expected, (), (), tuple(failed)), ruling.intent
+        return UploadRow(self.cluster.label, intent.path, intent.image, verdict, standing, 0, intent.total_bytes, 0.0)
 
 
 class Late:
     """A cluster of which nobody has answered yet: it is tried until the connect timeout, and then it is asked and sent to like others."""
 
     def __init__(
-        self, preflight: Preflight, images: Sequence[Scan], begin: Callable[[], Awaitable[Sequence[Part]]], listener: Listener
+        self, preflight: Preflight, images: Sequence[Scan], begin: Callable[[], Awaitable[Sequence[ClusterUploads]]], listener: Listener
     ) -> None:
         """``images`` are what is meant for it; ``begin`` makes the runs once it answers."""
         self._preflight = preflight
@@ -237,7 +247,7 @@ class Late:
         self._intents = [Intent.of(wish, found, 0) for wish, found in zip(preflight.wishes, images, strict=True)]
         self._verdict = RUNNING
         self._began_s = self._ended_s = preflight.clock.seconds()
-        self._runs: Sequence[Part] | None = None
+        self._runs: Sequence[ClusterUploads] | None = None
         self._going: Deferred[None] | None = None
         self.met: Met = lambda _run, _machine, _name: None
 
@@ -257,7 +267,7 @@ class Late:
         if not one.reached:
             late = "out of time: " if entrance.timeout_s >= one.rule.deadline_s else ""
             waited = interval(self._ended_s - self._began_s)
-            self._verdict = Verdict(Outcome.FAILED, EXIT_NETWORK, f"{late}no node was reached within {waited}: {entrance.why()}")
+            self._verdict = Verdict(UploadOutcome.FAILED, EXIT_NETWORK, f"{late}no node was reached within {waited}: {entrance.why()}")
             return
         self._runs = await self._begin()
         for run in self._runs:
@@ -279,14 +289,14 @@ class Late:
         for run in self._runs or ():
             run.source_changed(image, text)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         """How every upload stands now."""
         if self._runs is not None:
             return [row for run in self._runs for row in run.rows()]
         now_s = self._preflight.clock.seconds() if self._verdict is RUNNING else self._ended_s
-        label, nobody = self._preflight.cluster.label, Standing(0, 0, (), (), ())
+        label, nobody = self._preflight.cluster.label, UploadProgress(0, 0, (), (), ())
         return [
-            Row(label, intent.path, intent.image, self._verdict, nobody, 0, intent.total_bytes, now_s - self._began_s)
+            UploadRow(label, intent.path, intent.image, self._verdict, nobody, 0, intent.total_bytes, now_s - self._began_s)
             for intent in self._intents
         ]
 
@@ -315,7 +325,7 @@ _SHOWN = {
 }
 
 
-def _headline(survey: Survey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> str:
+def _headline(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> str:
     word = "WOULD FAIL" if found.exit_code else "WOULD BE DONE" if found.takers == found.expected else "WOULD BE EARLY"
     parts = [
         f"{clean(survey.cluster.label, 80)} {clean(check.request.path)}",
@@ -348,7 +358,7 @@ def _node_line(one: Reply, image: ImageId) -> str:
     return "  ".join(parts)
 
 
-def _fields(survey: Survey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> dict[str, object]:
+def _fields(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> dict[str, object]:
     return {
         "cluster": survey.cluster.label,
         "path": check.request.path,
@@ -365,7 +375,7 @@ def _fields(survey: Survey, check: Check, found: Forecast, new: Fresh | None, sc
     }
 
 
-def _report_node(report: Report, survey: Survey, check: Check, one: Reply) -> None:
+def _report_node(report: Report, survey: PreflightSurvey, check: Check, one: Reply) -> None:
     report.write(
         "node",
         cluster=survey.cluster.label,
@@ -391,12 +401,12 @@ async def survey_all(preflights: Sequence[Preflight], display: Display) -> None:
         display.hide()
 
 
-def nothing_to_do(preflights: Sequence[Preflight], rule: Rule) -> bool:
+def nothing_to_do(preflights: Sequence[Preflight], rule: CompletionRule) -> bool:
     """Whether every node of every cluster has exactly what would be uploaded."""
     return all(one.rulings and all(fate_of(one.survey, number, rule).nothing for number in range(len(one.rulings))) for one in preflights)
 
 
-def fate_of(survey: Survey, number: int, rule: Rule) -> Forecast:
+def fate_of(survey: PreflightSurvey, number: int, rule: CompletionRule) -> Forecast:
     """The verdict on one upload; never a good one while servers share a machine id, nor that all have it while some may not be known."""
     found = forecast(survey.replies[number], rule)
     if found.nothing and (untold := survey.untold()):
@@ -405,7 +415,7 @@ def fate_of(survey: Survey, number: int, rule: Rule) -> Forecast:
     return replace(found, exit_code=EXIT_PARTIAL, why=complaint, nothing=False) if complaint and not found.exit_code else found
 
 
-async def show_forecast(preflights: Sequence[Preflight], scans: Scans, options: SyncOptions, around: Surroundings, display: Display) -> int:
+async def show_forecast(preflights: Sequence[Preflight], scans: Scans, options: SyncOptions, around: AppContext, display: Display) -> int:
     """Show what would become of every upload, by what was answered. Gives the exit code that the upload would likely have."""
     report = around.report
     found: list[Forecast] = []

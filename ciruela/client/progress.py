@@ -13,10 +13,10 @@ from typing import IO, Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from ciruela.client.book import Outcome
+from ciruela.client.book import UploadOutcome
 from ciruela.client.listener import NodeNews, hooks_part
-from ciruela.client.options.common import Progress
-from ciruela.client.sync import Row
+from ciruela.client.options.common import ProgressStyle
+from ciruela.client.sync import UploadRow
 from ciruela.client.text import clean, folded, interval, size, stamp
 from ciruela.seams import NowMs
 
@@ -40,18 +40,18 @@ FINAL_NAMES = 20
 class Clusters(Protocol):
     """What is shown: ``clusters.SyncRun``, or a double."""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         """Every upload to every cluster."""
 
     def whole_nodes(self) -> int:
         """Nodes of each cluster that have everything, at least."""
 
 
-def wants_live(how: Progress, stream: IO[str], environ: Mapping[str, str]) -> bool:
+def wants_live(how: ProgressStyle, stream: IO[str], environ: Mapping[str, str]) -> bool:
     """Whether the block is drawn: when asked for, or on a terminal that can move its cursor and has not said ``NO_COLOR``."""
-    if how is Progress.AUTO:
+    if how is ProgressStyle.AUTO:
         return stream.isatty() and environ.get("TERM", "") != "dumb" and not environ.get("NO_COLOR")
-    return how is Progress.TTY
+    return how is ProgressStyle.TTY
 
 
 def names(found: Sequence[str], most: int) -> str:
@@ -68,7 +68,7 @@ def failures(found: Sequence[tuple[str, str]], most: int) -> str:
     return "; ".join(f"{names(having, most)} {clean(reason)}" for reason, having in hosts.items())
 
 
-def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
+def result_line(row: UploadRow, widths: tuple[int, int] = (0, 0)) -> str:
     """The line that stays for one upload to one cluster."""
     standing = row.standing
     parts = [
@@ -84,24 +84,24 @@ def result_line(row: Row, widths: tuple[int, int] = (0, 0)) -> str:
         parts.append(f"missing: {names(standing.waited_for, FINAL_NAMES)}")
     if said := hooks_part(row.hooks):
         parts.append(clean(said, 1000))
-    if row.verdict.why and row.verdict.outcome is not Outcome.EARLY:
+    if row.verdict.why and row.verdict.outcome is not UploadOutcome.EARLY:
         parts.append(f"({clean(row.verdict.why)})")
     return "  ".join(parts)
 
 
-def sent_part(row: Row) -> str:
+def sent_part(row: UploadRow) -> str:
     """``sent 1.2 MiB, reused 66.8 MiB of 68.0 MiB``; what was sent may be compressed, so the two need not add up."""
     sent = f"sent {size(row.sent_bytes)}"
     return f"{sent}, reused {size(row.reused_bytes)} of {size(row.total_bytes)}" if row.reused_bytes else sent
 
 
-def result_lines(rows: Sequence[Row]) -> list[str]:
+def result_lines(rows: Sequence[UploadRow]) -> list[str]:
     """The lines that stay, in columns."""
     widths = (max((len(clean(row.cluster, 80)) for row in rows), default=0), max((len(clean(row.path)) for row in rows), default=0))
     return [result_line(row, widths).rstrip() for row in rows]
 
 
-def promise_lines(rows: Sequence[Row]) -> list[str]:
+def promise_lines(rows: Sequence[UploadRow]) -> list[str]:
     """What an interrupted run leaves behind: what nodes have, and whether they can go on without this client."""
     lines = []
     for row in rows:
@@ -124,7 +124,7 @@ class Throughput:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 
-    def rate_bytes_s(self, row: Row) -> float | None:
+    def rate_bytes_s(self, row: UploadRow) -> float | None:
         """Over the last :data:`RATE_WINDOW_S`; None in the first second. To be asked each time that a row is shown."""
         seen = self._seen.setdefault((row.cluster, row.path), deque())
         seen.append((row.elapsed_s, row.sent_bytes))
@@ -134,20 +134,20 @@ class Throughput:
         return (row.sent_bytes - before) / (row.elapsed_s - since_s) if row.elapsed_s - since_s >= LEAST_RATE_S else None
 
 
-def bar_part(row: Row) -> float:
+def bar_part(row: UploadRow) -> float:
     """How long the bar is, 0.0 to 1.0: what was given of what nodes lack; once that is all, or unknown, the nodes that are done."""
-    if row.verdict.outcome is Outcome.RUNNING and row.given is not None and row.given < 1:
+    if row.verdict.outcome is UploadOutcome.RUNNING and row.given is not None and row.given < 1:
         return row.given
     return row.standing.done / row.standing.expected if row.standing.expected else 0.0
 
 
-def live_parts(row: Row, rate_bytes_s: float | None) -> list[str]:
+def live_parts(row: UploadRow, rate_bytes_s: float | None) -> list[str]:
     """What a live line says beside its bar, the most important first: who has no room for all of it leaves out the last."""
     standing = row.standing
     nodes = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"
     sent = f"sent {size(row.sent_bytes)}"
     passed = interval(row.elapsed_s)
-    if row.verdict.outcome is not Outcome.RUNNING:
+    if row.verdict.outcome is not UploadOutcome.RUNNING:
         return [f"{row.verdict.outcome.value} in {passed}", nodes, sent_part(row)]
     if not standing.accepted:
         return [f"asking {passed}", nodes]
@@ -165,13 +165,13 @@ def live_parts(row: Row, rate_bytes_s: float | None) -> list[str]:
     return [*parts, sent, f"to {names(standing.accepted, LIVE_NAMES)}"]
 
 
-def time_left(row: Row) -> str:
+def time_left(row: UploadRow) -> str:
     """The time until all is given, if it goes on as it went so far. Only where :data:`LEAST_GIVEN` is."""
     assert row.given
     return interval(row.elapsed_s * (1 - row.given) / row.given)
 
 
-def progress_line(row: Row, now_ms: int) -> str:
+def progress_line(row: UploadRow, now_ms: int) -> str:
     """One line of ``key=value`` for a log."""
     return (
         f"{stamp(now_ms)} progress cluster={clean(row.cluster, 80)} path={clean(row.path)} "
@@ -332,7 +332,7 @@ class Display:
     def _print_lines(self, clusters: Clusters) -> None:
         now_ms = self._now_ms()
         for row in clusters.rows():
-            if row.verdict.outcome is Outcome.RUNNING:
+            if row.verdict.outcome is UploadOutcome.RUNNING:
                 self._tell(progress_line(row, now_ms))
         nodes = clusters.whole_nodes()
         if nodes and not self._told_safe:
@@ -341,15 +341,15 @@ class Display:
 
     # -- the end ------------------------------------------------------------------------------------------------------------------
 
-    def finish(self, rows: Sequence[Row]) -> None:
+    def finish(self, rows: Sequence[UploadRow]) -> None:
         """Take away the block and print the lines that stay."""
         self.hide()
         for line in result_lines(rows):
             self._write_result(line)
-        if any(row.verdict.outcome is Outcome.EARLY for row in rows):
+        if any(row.verdict.outcome is UploadOutcome.EARLY for row in rows):
             self.say("EARLY: enough nodes are done, the others go on without this client; --require all waits for all of them")
 
-    def interrupted(self, rows: Sequence[Row]) -> None:
+    def interrupted(self, rows: Sequence[UploadRow]) -> None:
         """Take away the block and print what has been promised."""
         self.hide()
         for line in promise_lines(rows):

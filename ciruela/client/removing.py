@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from ciruela.client.asking import NotTold, Sight, claimed_signers, levels_of, look, wrong_depth
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, Rule
+from ciruela.client.asking import NotTold, PathView, claimed_signers, levels_of, look, wrong_depth
+from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, CompletionRule
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
 from ciruela.client.ends import Ends
 from ciruela.client.identities import terminal_line
 from ciruela.client.listener import Listener
 from ciruela.client.options.common import Common
-from ciruela.client.options.removing import RemoveOptions, Target
+from ciruela.client.options.removing import PathTarget, RemoveOptions
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
-from ciruela.client.source import Source
-from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.source import ImageSource
+from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.survey import Survey, real_survey
-from ciruela.client.sync import ClusterRun, Upload, World
+from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.client.text import stamp
-from ciruela.client.trust import Proof, Shown, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
+from ciruela.client.trust import Proof, ShownImage, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.errors import ConfigError
 from ciruela.model.ids import ImageId
@@ -33,7 +33,7 @@ def described(state: State, proof: Proof | None) -> str:
     return f"{state.image.hex()}, signed {stamp(signed_ms)}, {shown(proof)}"
 
 
-async def agreed(question: str, sure: bool, around: Surroundings) -> bool:
+async def agreed(question: str, sure: bool, around: AppContext) -> bool:
     """Whether the user wants it. Raises ConfigError when nobody can be asked."""
     if sure:
         return True
@@ -44,11 +44,11 @@ async def agreed(question: str, sure: bool, around: Surroundings) -> bool:
 
 
 async def run_one(
-    target: Target, upload: Upload, rule: Rule, lines_every_s: float, common: Common, around: Surroundings, net: World
+    target: PathTarget, upload: Upload, rule: CompletionRule, lines_every_s: float, common: Common, around: AppContext, net: RunContext
 ) -> int:
     """Send one signed wish to the cluster and wait for its end. Gives the exit code."""
     display, report = make_display(common, around, lines_every_s), around.report
-    source = Source((), around.in_thread, lambda _image, _text: None)
+    source = ImageSource((), around.in_thread, lambda _image, _text: None)
     listener: Listener = display if report is None else Reporting(display, report)
     run = SyncRun([ClusterRun(target.entry_point, [target.entry_point], [upload], rule, net, source, listener)])
     if report is None:
@@ -63,7 +63,7 @@ async def run_one(
     return code
 
 
-async def seen(target: Target, net: World, survey: Survey | None, display: Display) -> Sight:
+async def seen(target: PathTarget, net: RunContext, survey: Survey | None, display: Display) -> PathView:
     """What some nodes say of the path. Raises what keeps all of them from saying it; Ends when no image can be at such a path."""
     try:
         sight = await look(target.entry_point, target.vpath, net)
@@ -76,7 +76,7 @@ async def seen(target: Target, net: World, survey: Survey | None, display: Displ
     return sight
 
 
-async def remove(options: RemoveOptions, around: Surroundings, world: World | None = None, survey: Survey | None = None) -> int:
+async def remove(options: RemoveOptions, around: AppContext, world: RunContext | None = None, survey: Survey | None = None) -> int:
     """``ciruela remove``. Gives the exit code. Raises what keeps it from sending anything."""
     display = make_display(options.common, around, None)
     net = world or real_world(options.common, around)
@@ -92,7 +92,7 @@ async def remove(options: RemoveOptions, around: Surroundings, world: World | No
     display.say(_what(target, image, sight, proof))
     if options.image is None:  # else it is the user who says which one
         claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proof is None else ()
-        insist_on_proof(Shown(target.entry_point, target.vpath, state, claimed), proof, trust, options.trusting, display.problem)
+        insist_on_proof(ShownImage(target.entry_point, target.vpath, state, claimed), proof, trust, options.trusting, display.problem)
     if not await agreed("Remove it from all nodes?", options.sure, around):
         raise Ends(EXIT_LOCAL, "nothing was removed")
     identities = await identities_of(options.keys, around, display)
@@ -103,7 +103,7 @@ async def remove(options: RemoveOptions, around: Surroundings, world: World | No
     return await run_one(target, Upload(request, False, 0), options.rule, options.print_progress_s, options.common, around, net)
 
 
-def _nothing(target: Target, sight: Sight, around: Surroundings, display: Display) -> int:
+def _nothing(target: PathTarget, sight: PathView, around: AppContext, display: Display) -> int:
     """Nothing is there, on no node. Raises Ends where some node may have something and did not say."""
     if sight.silent:
         raise Ends(
@@ -117,7 +117,7 @@ def _nothing(target: Target, sight: Sight, around: Surroundings, display: Displa
     return EXIT_DONE
 
 
-def _what(target: Target, image: ImageId, sight: Sight, proof: Proof | None) -> str:
+def _what(target: PathTarget, image: ImageId, sight: PathView, proof: Proof | None) -> str:
     """What is about to go."""
     here = sight.with_image(image)
     if not here:

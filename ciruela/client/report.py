@@ -25,12 +25,12 @@ from ciruela.client.book import (
     EXIT_REJECTED,
     EXIT_TERMINATED,
     EXIT_USAGE,
-    Outcome,
+    UploadOutcome,
 )
 from ciruela.client.listener import NodeNews
 from ciruela.client.options.sync import Wish
 from ciruela.client.progress import Clusters, Display
-from ciruela.client.sync import Row
+from ciruela.client.sync import UploadRow
 from ciruela.disk.scan import Scan
 from ciruela.model.units import escaped
 
@@ -67,7 +67,7 @@ def _failed(found: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"host": _text(host), "code": _text(reason.partition(":")[0]), "message": _text(reason)} for host, reason in found]
 
 
-def upload_fields(row: Row) -> dict[str, object]:
+def upload_fields(row: UploadRow) -> dict[str, object]:
     """One upload to one cluster, as in ``summary`` and ``error``."""
     standing = row.standing
     return {
@@ -76,7 +76,7 @@ def upload_fields(row: Row) -> dict[str, object]:
         "image": row.image.hex(),
         "outcome": row.verdict.outcome.value.lower(),
         "exit_code": row.verdict.exit_code,
-        "code": code_of(row.verdict.exit_code) if row.verdict.outcome is not Outcome.RUNNING else "running",
+        "code": code_of(row.verdict.exit_code) if row.verdict.outcome is not UploadOutcome.RUNNING else "running",
         "message": _text(row.verdict.why),
         "done": standing.done,
         "expected": standing.expected,
@@ -158,7 +158,7 @@ class Report:
 
     def _progress(self, clusters: Clusters) -> None:
         for row in clusters.rows():
-            if row.verdict.outcome is Outcome.RUNNING:
+            if row.verdict.outcome is UploadOutcome.RUNNING:
                 standing = row.standing
                 self.write(
                     "progress",
@@ -172,10 +172,10 @@ class Report:
                     seconds=round(row.elapsed_s, 3),
                 )
 
-    def summary(self, exit_code: int, rows: Sequence[Row]) -> None:
+    def summary(self, exit_code: int, rows: Sequence[UploadRow]) -> None:
         """The last line of a run that came to its end, well or not."""
         outcomes = {row.verdict.outcome for row in rows if row.verdict.exit_code == exit_code}
-        worst = next((one for one in (*_BAD, Outcome.EARLY) if one in outcomes), Outcome.DONE)
+        worst = next((one for one in (*_BAD, UploadOutcome.EARLY) if one in outcomes), UploadOutcome.DONE)
         self.end(exit_code, worst.value.lower(), [upload_fields(row) for row in rows])
 
     def end(self, exit_code: int, outcome: str, uploads: Sequence[dict[str, object]]) -> None:
@@ -204,4 +204,4 @@ class Reporting:
         self._report.node(news)
 
 
-_BAD = (Outcome.FAILED, Outcome.REJECTED, Outcome.PARTIAL)
+_BAD = (UploadOutcome.FAILED, UploadOutcome.REJECTED, UploadOutcome.PARTIAL)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ciruela.client.asking import Sight, claimed_signers
+from ciruela.client.asking import PathView, claimed_signers
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.ends import Ends
-from ciruela.client.options.removing import RollbackOptions, Target
+from ciruela.client.options.removing import PathTarget, RollbackOptions
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
-from ciruela.client.surroundings import Surroundings, identities_of, make_display, real_world
+from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.survey import Survey, real_survey
-from ciruela.client.sync import Upload, World
+from ciruela.client.sync import RunContext, Upload
 from ciruela.client.text import stamp
-from ciruela.client.trust import Proof, Shown, Trust, fingerprint_of, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
+from ciruela.client.trust import (
+    Proof,
+    ShownImage,
+    TrustedKeys,
+    fingerprint_of,
+    insist_on_proof,
+    my_trust,
+    shown,
+    signed_state,
+    signing_time_ms,
+)
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.ids import ImageId
 from ciruela.model.state import State
@@ -24,17 +34,17 @@ Proofs = Mapping[ImageId, Proof | None]
 """For each image that is there or kept, that a trusted key signed it for the path."""
 
 
-def proofs_of(sight: Sight, trust: Trust) -> Proofs:
+def proofs_of(sight: PathView, trust: TrustedKeys) -> Proofs:
     """What is proved of the images of ``sight``. In a thread."""
     images = [*sight.kept, *([] if sight.newest is None else [sight.newest.image])]
     return {image: trust.proof(sight.vpath, _signed(sight, image)) for image in images}
 
 
-def _signed(sight: Sight, image: ImageId) -> State:
+def _signed(sight: PathView, image: ImageId) -> State:
     return signed_state(sight.answers.values(), sight.vpath.entry, image)
 
 
-def candidates(sight: Sight, proofs: Proofs) -> list[str]:
+def candidates(sight: PathView, proofs: Proofs) -> list[str]:
     """A line for each image that can be gone back to, the one that was replaced last first."""
     asked = len(sight.answers)
     return [
@@ -44,7 +54,7 @@ def candidates(sight: Sight, proofs: Proofs) -> list[str]:
     ]
 
 
-def chosen(image: ImageId | None, sight: Sight) -> tuple[ImageId | None, str]:
+def chosen(image: ImageId | None, sight: PathView) -> tuple[ImageId | None, str]:
     """The image to go back to, or None and a sentence why there is none."""
     current = sight.newest
     kept = sight.kept
@@ -64,7 +74,7 @@ def chosen(image: ImageId | None, sight: Sight) -> tuple[ImageId | None, str]:
     return (None, why) if why else (image or next(iter(kept)), "")
 
 
-def _agree(sight: Sight) -> bool:
+def _agree(sight: PathView) -> bool:
     """Whether all nodes that keep something name the same image first."""
     current = sight.newest
     entry = sight.vpath.entry
@@ -73,7 +83,7 @@ def _agree(sight: Sight) -> bool:
     return len(first - {None}) == 1
 
 
-def _refused(image: ImageId | None, why: str, target: Target, sight: Sight) -> Ends:
+def _refused(image: ImageId | None, why: str, target: PathTarget, sight: PathView) -> Ends:
     """Why it cannot be gone back. What is not there may be on a node that did not say: then it is not known."""
     current, kept = sight.newest, sight.kept
     absent = current is None or (not kept if image is None else image != current.image and image not in kept)
@@ -82,7 +92,7 @@ def _refused(image: ImageId | None, why: str, target: Target, sight: Sight) -> E
     return Ends(EXIT_REJECTED, f"{target.entry_point} {target.vpath}: {why}")
 
 
-async def rollback(options: RollbackOptions, around: Surroundings, world: World | None = None, survey: Survey | None = None) -> int:
+async def rollback(options: RollbackOptions, around: AppContext, world: RunContext | None = None, survey: Survey | None = None) -> int:
     """``ciruela rollback``. Gives the exit code. Raises what keeps it from sending anything."""
     display = make_display(options.common, around, None)
     net = world or real_world(options.common, around)
@@ -102,7 +112,7 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     display.say(f"Now at {target.vpath}: {described(current, proofs[current.image])}")
     display.say(f"Going back to: {next(line for line in candidates(sight, proofs) if line.startswith(image.hex()))}")
     claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proofs[image] is None else ()
-    found = Shown(target.entry_point, target.vpath, _signed(sight, image), claimed)
+    found = ShownImage(target.entry_point, target.vpath, _signed(sight, image), claimed)
     insist_on_proof(found, proofs[image], trust, options.trusting, display.problem)
     if not await agreed("Go back?", options.sure, around):
         raise Ends(EXIT_LOCAL, "nothing was changed")
@@ -115,7 +125,7 @@ async def rollback(options: RollbackOptions, around: Surroundings, world: World 
     return await run_one(target, upload, options.rule, options.print_progress_s, options.common, around, net)
 
 
-def _list(target: Target, sight: Sight, proofs: Proofs, around: Surroundings, display: Display) -> int:
+def _list(target: PathTarget, sight: PathView, proofs: Proofs, around: AppContext, display: Display) -> int:
     current, report = sight.newest, around.report
     if current is not None:
         display.say(f"Now at {target.vpath}: {described(current, proofs[current.image])}")

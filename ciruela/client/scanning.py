@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from ciruela.client.options.common import NOTHING, Excluding
 from ciruela.client.orders import LocalProblem
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.surroundings import AppContext
 from ciruela.client.text import count, short_id, size
 from ciruela.disk.excludes import Excludes
 from ciruela.disk.hashcache import HashCache, cache_home
@@ -84,7 +84,7 @@ def scanned_line(name: str, found: Scan, *, whole_id: bool) -> str:
     )
 
 
-def hash_caches(wanted: bool, around: Surroundings) -> HashCache | None:
+def hash_caches(wanted: bool, around: AppContext) -> HashCache | None:
     """The hash caches of the user, if they are wanted and there is a place for them."""
     home = cache_home(around.environ) if wanted else None
     return None if home is None else HashCache(home, lambda: around.now_ms() * 1_000_000)

@@ -1,6 +1,6 @@
 """The servers that may take one path, and what each says: one row for each server, of which every count is made.
 
-Nodes tell of each other (:class:`Telling`), and the client meets some of them (:class:`Met`). Rows of all tellers are one row where the
+Nodes tell of each other (:class:`ServersTold`), and the client meets some of them (:class:`MetServer`). Rows of all tellers are one row where the
 machine id is the same; a row without one is the server that is met, or that another teller names, at the same address. A server counts
 until its own answer is that it does not take the directory, however long nobody has heard it. Pure: no connection, no clock.
 """
@@ -37,7 +37,7 @@ def address_of(text: str) -> Address | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class MetServer:
     """A server that the client spoke to at ``address``. ``machine`` is None while it has not named itself, as the reference's do late.
 
     ``taken``: whether it takes the path, None while it has not said. ``epoch_ms``: wall time of its start, where it tells.
@@ -51,7 +51,7 @@ class Met:
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class ServersTold:
     """What the node at the address ``teller`` says of others."""
 
     teller: str
@@ -60,7 +60,7 @@ class Telling:
 
 
 @dataclass(slots=True)
-class Row:
+class ServerRow:
     """One server. ``tellers`` name it, ``vouchers`` are those of them that name its machine id.
 
     ``denied`` are the tellers that mean the server whose own answer was that it does not take the directory. ``heard_ms`` is the least of
@@ -131,13 +131,13 @@ class View:
     some tellers know only the address.
     """
 
-    machines: Mapping[MachineId, Row]
-    loose: Sequence[Row]
-    strangers: Sequence[Row]
+    machines: Mapping[MachineId, ServerRow]
+    loose: Sequence[ServerRow]
+    strangers: Sequence[ServerRow]
     shared: Sequence[SharedId]
-    bound: Sequence[Row]
+    bound: Sequence[ServerRow]
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ServerRow]:
         """All that are expected."""
         yield from self.machines.values()
         yield from self.loose
@@ -161,12 +161,12 @@ class Servers:
     """What was told of the servers of one cluster for one path. :meth:`view` is made anew only after something was told or met."""
 
     def __init__(self) -> None:
-        self._tellings: dict[str, Telling] = {}
-        self._met: dict[str, Met] = {}
+        self._tellings: dict[str, ServersTold] = {}
+        self._met: dict[str, MetServer] = {}
         self._open: set[str] = set()
         self._spoken: dict[MachineId, tuple[str, set[str]]] = {}
         self._seen_shared: dict[MachineId, SharedId] = {}
-        self._machines: dict[MachineId, Row] = {}
+        self._machines: dict[MachineId, ServerRow] = {}
         self._view: View | None = None
         self.merges = 0
 
@@ -177,11 +177,11 @@ class Servers:
         """Nodes that told of others, be it that there are none."""
         return len(self._tellings)
 
-    def tells(self, teller: str) -> Telling | None:
+    def tells(self, teller: str) -> ServersTold | None:
         """What the node at this address said last."""
         return self._tellings.get(teller)
 
-    def tell(self, telling: Telling) -> None:
+    def tell(self, telling: ServersTold) -> None:
         """A node tells of others; what it said before no longer counts."""
         self._tellings[telling.teller] = telling
         self._view = None
@@ -198,13 +198,13 @@ class Servers:
             self._open.discard(address)
             self._view = None
 
-    def meet(self, met: Met) -> None:
+    def meet(self, met: MetServer) -> None:
         """A server answers at an address. Two that name one machine id at the same time, with two starts, are two servers."""
         known = self._met.get(met.address)
         if known == met:
             return
         if known is not None and known.machine in (None, met.machine):
-            met = Met(
+            met = MetServer(
                 met.address,
                 met.machine,
                 met.name or known.name,
@@ -256,9 +256,9 @@ class Servers:
                 if server.machine is not None:
                     for address in server.addresses:
                         told_at.setdefault(address, server.machine)
-        machines: dict[MachineId, Row] = {}
-        loose: list[Row] = []
-        loose_at: dict[str, Row] = {}
+        machines: dict[MachineId, ServerRow] = {}
+        loose: list[ServerRow] = []
+        loose_at: dict[str, ServerRow] = {}
         for telling in tellings:
             fresh = telling.teller in self._open
             for server in telling.servers:
@@ -266,7 +266,7 @@ class Servers:
                     continue
                 machine = self._who(server, met_at, told_at)
                 if machine is not None:
-                    row = machines.get(machine) or machines.setdefault(machine, Row(server.name, machine))
+                    row = machines.get(machine) or machines.setdefault(machine, ServerRow(server.name, machine))
                 else:
                     if any(address in nameless for address in server.addresses):
                         continue
@@ -274,7 +274,7 @@ class Servers:
                     if found is None:
                         if len(loose) >= MOST_LOOSE:
                             continue
-                        found = Row(server.name, None)
+                        found = ServerRow(server.name, None)
                         loose.append(found)
                     row = found
                     loose_at.update(dict.fromkeys(server.addresses, row))
@@ -295,7 +295,7 @@ class Servers:
         bound = tuple(row for row in self._machines.values() if row.unproved)
         return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared(), bound)
 
-    def _without_moved(self, met_at: Mapping[str, MachineId]) -> list[Telling]:
+    def _without_moved(self, met_at: Mapping[str, MachineId]) -> list[ServersTold]:
         """What is told, without the machine ids that nodes remember at other addresses than those where the client met them.
 
         Who is at such an address now nobody knows; a node's own id at another address is always such a memory.
@@ -318,7 +318,7 @@ class Servers:
             for one in self._tellings.values()
         ]
 
-    def _add_met(self, machines: dict[MachineId, Row]) -> None:
+    def _add_met(self, machines: dict[MachineId, ServerRow]) -> None:
         """Those that the client met, without those that say that they do not take the directory.
 
         Such a word counts for the servers at the address that gave it: else one server could talk another one away by its machine id.
@@ -327,7 +327,7 @@ class Servers:
         for met in self._met.values():
             if met.machine is None:
                 continue
-            row = machines.get(met.machine) or machines.setdefault(met.machine, Row(met.name, met.machine))
+            row = machines.get(met.machine) or machines.setdefault(met.machine, ServerRow(met.name, met.machine))
             if met.machine not in takes and met.machine not in self._spoken and row.denied >= row.tellers:
                 continue
             row.addresses[met.address] = None
@@ -359,10 +359,10 @@ class Servers:
         return tuple(found.values())
 
 
-def _spoken_of(machines: dict[MachineId, Row], machine: MachineId, name: str, tellers: Iterable[str]) -> None:
+def _spoken_of(machines: dict[MachineId, ServerRow], machine: MachineId, name: str, tellers: Iterable[str]) -> None:
     row = machines.get(machine)
     if row is None:
-        row = machines[machine] = Row(name, machine, heard_ms=0)
+        row = machines[machine] = ServerRow(name, machine, heard_ms=0)
     row.configured = True
     row.tellers.update(tellers)
     row.vouchers.update(tellers)

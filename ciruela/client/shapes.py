@@ -31,7 +31,7 @@ _HEAD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskHealth:
     """What is not as it should be in the directories of a node.
 
     ``set_aside``: paths at which something stood without a record, with its hidden name now. ``unseen``: directories (keys) that cannot be
@@ -45,7 +45,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class NodeIdentity:
     """Who answers. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
 
     ``config_mistakes``: places of mistakes for which it refused its last reload. ``failed_hooks``: paths, with what failed and why.
@@ -65,7 +65,7 @@ class Identity:
     epoch_ms: int | None = None
     config_mistakes: tuple[str, ...] = ()
     failed_hooks: tuple[tuple[str, str], ...] = ()
-    disk: Disk = Disk()
+    disk: DiskHealth = DiskHealth()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Dir:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ImageVersion:
     """An image at a path of a node. ``signers``: fingerprints, as far as they are known; ``done``: from 0 to 1 while it is on its way."""
 
     path: str
@@ -122,7 +122,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedImage:
     """An image that a node did not take, or gave up."""
 
     image: str
@@ -150,9 +150,9 @@ class At:
     """How one path stands on a node. ``hooks`` are those of what is committed."""
 
     taken: bool
-    committed: Version | None = None
-    pending: Version | None = None
-    refused: Refused | None = None
+    committed: ImageVersion | None = None
+    pending: ImageVersion | None = None
+    refused: RefusedImage | None = None
     hooks: tuple[Hook, ...] = ()
 
 
@@ -238,10 +238,10 @@ def _address(text: str) -> Address:
 # -- our pages ----------------------------------------------------------------------------------------------------------------
 
 
-def identity(page: Any) -> Identity:
+def identity(page: Any) -> NodeIdentity:
     """``/api/v1/status``."""
     found = _Shape(page)
-    return Identity(
+    return NodeIdentity(
         found.text("machine_id"),
         found.text("hostname"),
         found.text("version"),
@@ -259,11 +259,11 @@ def identity(page: Any) -> Identity:
     )
 
 
-def _disk(found: _Shape | None) -> Disk:
+def _disk(found: _Shape | None) -> DiskHealth:
     """Older nodes do not tell of it."""
     if found is None:
-        return Disk()
-    return Disk(
+        return DiskHealth()
+    return DiskHealth(
         tuple((one.text("path"), one.text("name")) for one in found.shapes("set_aside")),
         found.texts("unseen"),
         found.texts("protect") if found.has("protect") else (),
@@ -343,12 +343,12 @@ def keys(page: Any) -> Mapping[str, tuple[str, ...]]:
     return {} if below is None else {key: below.texts(key) for key in below._value}
 
 
-def _version(one: _Shape) -> Version:
+def _version(one: _Shape) -> ImageVersion:
     signers = tuple(dict.fromkeys(entry.text("key") for entry in one.shapes("signatures") if entry.has("key")))
     committed = one.text("state") == "committed"
     if committed:
-        return Version(one.text("path"), one.image("image"), one.whole("signed_ms"), signers, True)
-    return Version(
+        return ImageVersion(one.text("path"), one.image("image"), one.whole("signed_ms"), signers, True)
+    return ImageVersion(
         one.text("path"),
         one.image("image"),
         one.whole("signed_ms"),
@@ -360,7 +360,7 @@ def _version(one: _Shape) -> Version:
     )
 
 
-def versions(page: Any) -> tuple[tuple[Version, ...], tuple[tuple[str, int], ...]]:
+def versions(page: Any) -> tuple[tuple[ImageVersion, ...], tuple[tuple[str, int], ...]]:
     """``/api/v1/dirs/KEY/...``: the images there, and the base dirs below with the number of their images."""
     found = _Shape(page)
     bases = tuple((one.text("path"), one.whole("images")) for one in found.shapes("base_dirs"))
@@ -377,7 +377,7 @@ def at(page: Any) -> At:
         None if pending is None else _version(pending),
         None
         if refused is None
-        else Refused(refused.image("image"), refused.text("reason"), refused.flag("rejected"), refused.number("age_s")),
+        else RefusedImage(refused.image("image"), refused.text("reason"), refused.flag("rejected"), refused.number("age_s")),
         tuple(map(_hook, found.shapes("hooks"))) if found.has("hooks") else (),
     )
 
@@ -385,12 +385,12 @@ def at(page: Any) -> At:
 # -- the reference's ----------------------------------------------------------------------------------------------------------
 
 
-def old_identity(page: Any) -> Identity:
+def old_identity(page: Any) -> NodeIdentity:
     """``/status/``."""
     found = _Shape(page)
     process = found.below("process")
     clock_ms = process.count("timestamp") if process is not None else None
-    return Identity(found.text("machine_id"), found.text("hostname"), found.text("version"), False, clock_ms=clock_ms)
+    return NodeIdentity(found.text("machine_id"), found.text("hostname"), found.text("version"), False, clock_ms=clock_ms)
 
 
 def old_neighbours(page: Any) -> tuple[Neighbour, ...]:
@@ -409,13 +409,13 @@ def old_dirs(page: Any) -> tuple[Dir, ...]:
     return tuple(Dir(key, one.flag("append_only"), one.whole("num_levels")) for key, one in _Shape(page).pairs())
 
 
-def old_versions(page: Any, base: str) -> tuple[Version, ...]:
+def old_versions(page: Any, base: str) -> tuple[ImageVersion, ...]:
     """``/list-dir/KEY/..``; what is on its way stands in it, too, and is taken for committed unless the page says otherwise."""
     found = []
     for name, one in _Shape(page).pairs():
         stamps = [_stamp_ms(entry.text("timestamp")) for entry in one.shapes("signatures")]
         committed = one.flag("committed") if one.has("committed") else True
-        found.append(Version(f"{base}/{name}", one.image("image"), max(stamps, default=0), (), committed))
+        found.append(ImageVersion(f"{base}/{name}", one.image("image"), max(stamps, default=0), (), committed))
     return tuple(found)
 
 

@@ -107,7 +107,7 @@ SHARED_BYTES_S = 20_000_000
 ask for what the others were promised, and it would be sent twice."""
 
 
-class Pace:
+class SendRate:
     """A line that takes ``bytes_s`` bytes a second: what is sent is on it for a while, and the next answer waits until it is free.
 
     An answer goes out as a whole, so the rate is kept on average, and never more than one answer goes out ahead of it.
@@ -136,7 +136,7 @@ BLOCKS_PER_HOP = 32
 """Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""
 
 
-class Tree(Protocol):
+class ScannedTree(Protocol):
     """The files of one scanned directory. Blocking: only called in a thread."""
 
     @property
@@ -156,12 +156,12 @@ class Offer:
 
     index: Index
     data: bytes
-    tree: Tree
+    tree: ScannedTree
     source: str
 
 
 class Giver(Protocol):
-    """What a run gives to the nodes: a :class:`Source`, or ``relay.Relay``."""
+    """What a run gives to the nodes: a :class:`ImageSource`, or ``relay.Relay``."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
@@ -179,14 +179,14 @@ class _Shelf:
         self.reads: Batch[BlockHash, bytes | None] = Batch(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
 
 
-class Source:
+class ImageSource:
     """All images of one run. ``changed`` is called with an image and a sentence when a block can no longer be given.
 
     With ``pace``, what is given to all nodes together keeps to it.
     """
 
     def __init__(
-        self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: Pace | None = None
+        self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: SendRate | None = None
     ) -> None:
         self._pace = pace
         self._shelves: dict[ImageId, _Shelf] = {}

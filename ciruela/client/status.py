@@ -14,10 +14,10 @@ from ciruela.client.ends import Ends, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
 from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display, names
-from ciruela.client.servers import Met, Servers
-from ciruela.client.shapes import At, Hook, Identity, Version, machine_of
-from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import Found, Seen, Survey, each, real_survey
+from ciruela.client.servers import MetServer, Servers
+from ciruela.client.shapes import At, Hook, ImageVersion, NodeIdentity, machine_of
+from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
 from ciruela.client.text import interval, stamp
 from ciruela.model.errors import CiruelaError, FormatError
 from ciruela.model.hooks import HookState
@@ -48,10 +48,10 @@ class Stand(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class NodeRow:
     """One node. ``done`` is from 0 to 1; ``age_s``: how long it has been so, as far as that is known. ``hooks`` of the image."""
 
-    node: Seen
+    node: SurveyedNode
     stand: Stand
     image: str | None = None
     done: float | None = None
@@ -72,42 +72,44 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class NodeAnswer:
     """What a node answered: ``at``, or ``problem`` why there is no answer."""
 
-    node: Seen
+    node: SurveyedNode
     at: At | None
     problem: str = ""
 
 
-def chosen(said: Sequence[Said]) -> Version | None:
+def chosen(said: Sequence[NodeAnswer]) -> ImageVersion | None:
     """The image that was signed last, on whichever node; None when there is none at all."""
     versions = [one for entry in said if entry.at is not None for one in (entry.at.committed, entry.at.pending) if one is not None]
     return max(versions, key=lambda one: (one.signed_ms, one.image), default=None)
 
 
-def judged(said: Said, image: str) -> Row | None:
+def judged(said: NodeAnswer, image: str) -> NodeRow | None:
     """How a node stands to ``image``; None when it does not take the directory."""
     at, node = said.at, said.node
     if at is None:
-        return Row(node, Stand.UNREACHABLE if node.identity is None else Stand.UNKNOWN, reason=said.problem)
+        return NodeRow(node, Stand.UNREACHABLE if node.identity is None else Stand.UNKNOWN, reason=said.problem)
     if not at.taken:
         return None
     if at.pending is not None and at.pending.image == image:
         stand = Stand.STALLED if at.pending.stalled else Stand.DOWNLOADING
-        return Row(
+        return NodeRow(
             node, stand, image, at.pending.done, at.pending.age_s, at.pending.signed_ms, "nothing comes" if at.pending.stalled else ""
         )
     if at.committed is not None and at.committed.image == image:
-        return Row(node, Stand.COMMITTED, image, 1.0, None, at.committed.signed_ms, hooks=at.hooks)
+        return NodeRow(node, Stand.COMMITTED, image, 1.0, None, at.committed.signed_ms, hooks=at.hooks)
     if at.refused is not None and at.refused.image == image:
-        return Row(node, Stand.REJECTED if at.refused.rejected else Stand.GAVE_UP, image, None, at.refused.age_s, None, at.refused.reason)
+        return NodeRow(
+            node, Stand.REJECTED if at.refused.rejected else Stand.GAVE_UP, image, None, at.refused.age_s, None, at.refused.reason
+        )
     if at.committed is not None:
-        return Row(node, Stand.OTHER, at.committed.image, None, None, at.committed.signed_ms, f"has {at.committed.image[:SHORT_ID]}")
-    return Row(node, Stand.MISSING)
+        return NodeRow(node, Stand.OTHER, at.committed.image, None, None, at.committed.signed_ms, f"has {at.committed.image[:SHORT_ID]}")
+    return NodeRow(node, Stand.MISSING)
 
 
-async def status(options: StatusOptions, around: Surroundings, survey: Survey | None = None) -> int:
+async def status(options: StatusOptions, around: AppContext, survey: Survey | None = None) -> int:
     """``ciruela status``. Gives the exit code; raises Ends."""
     asking = survey or real_survey(options.common, around)
     display = make_display(options.common, around, options.print_progress_s)
@@ -119,7 +121,7 @@ async def status(options: StatusOptions, around: Surroundings, survey: Survey | 
         if options.target.vpath is None:
             display.hide()
             return _nodes(options, found, around)
-        return await _Watch(options, options.target.vpath, asking, around, display).run(found)
+        return await _StatusWatch(options, options.target.vpath, asking, around, display).run(found)
     finally:
         display.hide()
 
@@ -127,7 +129,7 @@ async def status(options: StatusOptions, around: Surroundings, survey: Survey | 
 # -- nodes --------------------------------------------------------------------------------------------------------------------
 
 
-def _nodes(options: StatusOptions, found: Found, around: Surroundings) -> int:
+def _nodes(options: StatusOptions, found: ClusterView, around: AppContext) -> int:
     """Whether each node is there."""
     rows = [("NODE", "ADDRESS", "STATE", "VERSION", "IMAGES", "DOWNLOADS")]
     well = 0
@@ -164,12 +166,12 @@ def _nodes(options: StatusOptions, found: Found, around: Surroundings) -> int:
     return code
 
 
-def _state_of(who: Identity) -> str:
+def _state_of(who: NodeIdentity) -> str:
     """How a node that answers is."""
     return "starting" if not who.ready else "damaged" if who.damaged else "unseen" if who.disk.unseen else "up"
 
 
-def _numbers(node: Seen) -> tuple[str, str, str]:
+def _numbers(node: SurveyedNode) -> tuple[str, str, str]:
     who = node.identity
     if who is None:
         return node.problem, "", ""
@@ -184,22 +186,22 @@ def _numbers(node: Seen) -> tuple[str, str, str]:
 # -- an image -----------------------------------------------------------------------------------------------------------------
 
 
-class _Watch:
+class _StatusWatch:
     """One image, looked at once or until enough nodes have it."""
 
-    def __init__(self, options: StatusOptions, vpath: VPath, asking: Survey, around: Surroundings, display: Display) -> None:
+    def __init__(self, options: StatusOptions, vpath: VPath, asking: Survey, around: AppContext, display: Display) -> None:
         self._options = options
         self._vpath = vpath
         self._asking = asking
         self._around = around
         self._display = display
         self._image = None if options.image is None else options.image.hex()
-        self._rows: list[Row] = []
+        self._rows: list[NodeRow] = []
         self._servers = Servers()
         self._view = self._servers.view()
         self._began_s = around.reactor.seconds()
 
-    async def run(self, found: Found) -> int:
+    async def run(self, found: ClusterView) -> int:
         clock = self._around.reactor
         surveyed_s = told_s = self._began_s
         self._servers = found.servers(self._vpath.key)
@@ -220,14 +222,14 @@ class _Watch:
                 found = await self._again(found)
                 self._servers = found.servers(self._vpath.key)
 
-    async def _again(self, found: Found) -> Found:
+    async def _again(self, found: ClusterView) -> ClusterView:
         """Who is there now. That nobody answers for a moment does not end the wait."""
         try:
             return await self._asking.find(self._options.target.cluster)
         except Ends:
             return found
 
-    async def _look(self, found: Found) -> None:
+    async def _look(self, found: ClusterView) -> None:
         said = await each(found.nodes, self._ask)
         taking = [one for one in said if one.at is not None and one.at.taken]
         if not taking and not any(one.at is None for one in said):
@@ -246,11 +248,11 @@ class _Watch:
         for one in said:
             if one.at is not None and one.node.identity is not None:
                 where, epoch_ms = str(one.node.address), one.node.identity.epoch_ms
-                servers.meet(Met(where, machine_of(one.node.machine), one.node.name, one.at.taken, epoch_ms))
+                servers.meet(MetServer(where, machine_of(one.node.machine), one.node.name, one.at.taken, epoch_ms))
         self._view = servers.view()
         self._rows = [row for one in said if self._counts(one.node) and (row := judged(one, image)) is not None]
 
-    def _counts(self, node: Seen) -> bool:
+    def _counts(self, node: SurveyedNode) -> bool:
         """Whether a node is one of those that an upload expects: by its machine, or by its address where nobody knows that.
 
         An entry point that does not answer, and of which no node speaks, counts, too.
@@ -260,17 +262,17 @@ class _Watch:
             return machine in self._view.machines
         return node.machine is not None or node.dirs is None or self._vpath.key in node.dirs
 
-    async def _ask(self, node: Seen) -> Said:
+    async def _ask(self, node: SurveyedNode) -> NodeAnswer:
         if node.identity is None:
-            return Said(node, None, node.problem)
+            return NodeAnswer(node, None, node.problem)
         if not node.identity.ready:
-            return Said(node, None, "it is starting")
+            return NodeAnswer(node, None, "it is starting")
         try:
-            return Said(node, await self._asking.at(node, self._vpath))
+            return NodeAnswer(node, await self._asking.at(node, self._vpath))
         except FormatError as error:
-            return Said(node, None, str(error))
+            return NodeAnswer(node, None, str(error))
         except CiruelaError as error:
-            return Said(Seen(node.name, node.address, node.machine, None, dirs=node.dirs), None, str(error))
+            return NodeAnswer(SurveyedNode(node.name, node.address, node.machine, None, dirs=node.dirs), None, str(error))
 
     def _done(self) -> int:
         return sum(row.stand is Stand.COMMITTED for row in self._rows)
@@ -317,7 +319,7 @@ class _Watch:
             self._display.problem("", f"not on enough nodes after {interval(options.deadline_s)}; the nodes go on by themselves")
         return code
 
-    def _as_json(self, row: Row) -> dict[str, object]:
+    def _as_json(self, row: NodeRow) -> dict[str, object]:
         return {
             "type": "node",
             "cluster": self._options.target.cluster.label,
@@ -335,18 +337,18 @@ class _Watch:
         }
 
 
-async def _sleep(around: Surroundings, seconds: float) -> None:
+async def _sleep(around: AppContext, seconds: float) -> None:
     waiting: Deferred[None] = deferLater(around.reactor, seconds)
     await waiting
 
 
-def _state(row: Row) -> str:
+def _state(row: NodeRow) -> str:
     if row.done is not None and row.stand in (Stand.DOWNLOADING, Stand.STALLED):
         return f"{row.stand.value} {int(row.done * 100)}%"
     return row.stand.value
 
 
-def _hooks(row: Row) -> str:
+def _hooks(row: NodeRow) -> str:
     """How the hooks stand: what failed, else what is awaited, else that all went well."""
     if row.failed_hooks:
         return "; ".join(hook.failure for hook in row.failed_hooks)
@@ -355,7 +357,7 @@ def _hooks(row: Row) -> str:
     return "ok" if row.hooks else ""
 
 
-def _since(row: Row) -> str:
+def _since(row: NodeRow) -> str:
     """How long it has been so; of an image that is there, when it was signed."""
     if row.age_s is not None:
         return interval(row.age_s)

@@ -13,7 +13,7 @@ from ciruela.client.options.common import Common
 from ciruela.client.options.signing import Keys
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.report import Report
-from ciruela.client.sync import World
+from ciruela.client.sync import RunContext
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import agent_keys
 from ciruela.net.outgoing import CLIENT_HOST, connect
@@ -22,7 +22,7 @@ from ciruela.seams import InThread, NowMs
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class AppContext:
     """What a command gets from the process: everything that is not in its options.
 
     ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
@@ -40,7 +40,7 @@ class Surroundings:
     report: Report | None = None
 
 
-def make_display(common: Common, around: Surroundings, lines_every_s: float | None) -> Display:
+def make_display(common: Common, around: AppContext, lines_every_s: float | None) -> Display:
     """The display that the options ask for. Results go to stdout, unless that is for a report."""
     live = wants_live(common.progress, around.stderr, around.environ)
     plain = lines_every_s is not None and not live and common.progress.value != "none"
@@ -55,13 +55,13 @@ def make_display(common: Common, around: Surroundings, lines_every_s: float | No
     )
 
 
-def _live_block(around: Surroundings) -> Block:
+def _live_block(around: AppContext) -> Block:
     from ciruela.client.live import TerminalBlock  # here, because only a terminal needs it
 
     return TerminalBlock(around.stderr, around.environ)
 
 
-async def identities_of(keys: Keys, around: Surroundings, display: Display) -> Identities:
+async def identities_of(keys: Keys, around: AppContext, display: Display) -> Identities:
     """The keys that sign, told to the user. Raises BadKey, also when there is none: servers refuse what nobody signed."""
     found = await load_identities(
         keys.files,
@@ -83,10 +83,10 @@ async def identities_of(keys: Keys, around: Surroundings, display: Display) -> I
     return found
 
 
-def real_world(common: Common, around: Surroundings) -> World:
+def real_world(common: Common, around: AppContext) -> RunContext:
     """Real connections and names."""
     resolve = resolver(around.look_up_in_thread)
-    return World(
+    return RunContext(
         clock=around.reactor,
         rng=around.rng,
         connect=lambda address, counterpart: connect(around.reactor, address, counterpart, CLIENT_HOST),

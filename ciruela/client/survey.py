@@ -34,9 +34,9 @@ from ciruela.client.contacts import Resolve, reachable_from
 from ciruela.client.ends import Ends
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.servers import Met, Row, Servers, Telling, address_of
-from ciruela.client.shapes import At, Dir, Identity, Neighbour, Version
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
+from ciruela.client.shapes import At, Dir, ImageVersion, Neighbour, NodeIdentity
+from ciruela.client.surroundings import AppContext
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
@@ -55,7 +55,7 @@ class NoPage(RemoteError):
     """The node answered, and has no such page."""
 
 
-class Pages:
+class PageReader:
     """Reads pages of nodes. JSON is taken apart in a thread."""
 
     def __init__(self, reactor: Any, in_thread: InThread) -> None:
@@ -93,12 +93,12 @@ def _parsed(body: bytes) -> Any:
 
 
 def _body(response: IResponse) -> Deferred[bytes]:
-    body = _Body()
+    body = _PageBody()
     response.deliverBody(body)
     return body.done
 
 
-class _Body(protocol.Protocol):
+class _PageBody(protocol.Protocol):
     """Collects a body of at most MOST_BYTES."""
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SurveyedNode:
     """One node. Without ``identity`` it did not answer, and ``problem`` says why; ``address`` is where it was asked.
 
     ``skew_ms``: how far its clock is ahead of ours, give or take ``doubt_ms``. ``dirs``: what others say it takes, None if nobody does.
@@ -176,7 +176,7 @@ class Seen:
     name: str
     address: Address
     machine: str | None
-    identity: Identity | None
+    identity: NodeIdentity | None
     neighbours: tuple[Neighbour, ...] = ()
     problem: str = ""
     skew_ms: int | None = None
@@ -186,14 +186,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ClusterView:
     """A cluster: its nodes, those that answered first, and what is wrong with the entry points, as sentences by name."""
 
-    nodes: tuple[Seen, ...]
+    nodes: tuple[SurveyedNode, ...]
     names: Mapping[str, str]
 
     @property
-    def answering(self) -> tuple[Seen, ...]:
+    def answering(self) -> tuple[SurveyedNode, ...]:
         """The nodes that answered."""
         return tuple(node for node in self.nodes if node.identity is not None)
 
@@ -226,7 +226,7 @@ class Survey:
 
     # -- who is there -------------------------------------------------------------------------------------------------------------
 
-    async def find(self, cluster: ClusterNames) -> Found:
+    async def find(self, cluster: ClusterNames) -> ClusterView:
         """Every node that the entry points and the nodes themselves lead to. Raises Ends when none of them answers."""
         entries: dict[str, list[Address]] = {}
         names: dict[str, str] = {}
@@ -235,7 +235,7 @@ class Survey:
                 entries[name] = await self._resolve(name)
             except CiruelaError as error:
                 names[name] = str(error)
-        asked: dict[Address, Seen] = {}
+        asked: dict[Address, SurveyedNode] = {}
         told: dict[Address, list[Neighbour]] = {}
         places: dict[str | None, set[Address]] = {}
         first = list(dict.fromkeys(address for found in entries.values() for address in found))
@@ -260,9 +260,9 @@ class Survey:
                 names[name] = asked[addresses[0]].problem
         if not any(node.identity is not None for node in nodes):
             raise Ends(EXIT_NETWORK, f"no node of {cluster.label} answered: {'; '.join(dict.fromkeys(names.values())) or 'no address'}")
-        return Found(tuple(sorted(nodes, key=lambda node: (node.identity is None, node.name, str(node.address)))), names)
+        return ClusterView(tuple(sorted(nodes, key=lambda node: (node.identity is None, node.name, str(node.address)))), names)
 
-    async def _meet(self, who: Neighbour) -> Seen:
+    async def _meet(self, who: Neighbour) -> SurveyedNode:
         """Ask one node who it is, and whom it knows."""
         address = who.address
         try:
@@ -272,32 +272,32 @@ class Survey:
             except NoPage:
                 identity = shapes.old_identity(await self._reader.get(address, "/status/"))
                 neighbours = shapes.old_neighbours(await self._reader.get(address, "/peers/"))
-                return Seen(identity.hostname or who.name, address, identity.machine, identity, neighbours)
+                return SurveyedNode(identity.hostname or who.name, address, identity.machine, identity, neighbours)
             took_ms = int((self._clock.seconds() - began_s) * 1000)
             identity = shapes.identity(page)
             peers = await self._reader.get(address, "/api/v1/peers")
             neighbours, shared = shapes.neighbours(peers), shapes.shared_ids(peers)
         except CiruelaError as error:
-            return Seen(who.name, address, who.machine, None, problem=str(error))
+            return SurveyedNode(who.name, address, who.machine, None, problem=str(error))
         skew_ms = None if identity.clock_ms is None else identity.clock_ms - began_ms - took_ms // 2
         name, doubt_ms = identity.hostname or who.name, took_ms // 2 + 1
-        return Seen(name, address, identity.machine, identity, neighbours, "", skew_ms, doubt_ms, None, shared)
+        return SurveyedNode(name, address, identity.machine, identity, neighbours, "", skew_ms, doubt_ms, None, shared)
 
     # -- what a node says ---------------------------------------------------------------------------------------------------------
 
-    async def dirs(self, node: Seen) -> tuple[Dir, ...]:
+    async def dirs(self, node: SurveyedNode) -> tuple[Dir, ...]:
         """The directories of a node. Raises CiruelaError when it does not say."""
         if node.identity is not None and node.identity.ours:
             return shapes.dirs(await self._reader.get(node.address, "/api/v1/dirs"))
         return shapes.old_dirs(await self._reader.get(node.address, "/configs/"))
 
-    async def keys(self, node: Seen) -> Mapping[str, tuple[str, ...]] | None:
+    async def keys(self, node: SurveyedNode) -> Mapping[str, tuple[str, ...]] | None:
         """The fingerprints that may upload, by directory; None for a node that does not tell. Raises CiruelaError."""
         if node.identity is None or not node.identity.ours:
             return None
         return shapes.keys(await self._reader.get(node.address, "/api/v1/keys"))
 
-    async def versions(self, node: Seen, base: VPath) -> tuple[tuple[Version, ...], tuple[tuple[str, int], ...]] | None:
+    async def versions(self, node: SurveyedNode, base: VPath) -> tuple[tuple[ImageVersion, ...], tuple[tuple[str, int], ...]] | None:
         """The images in ``base`` and the base dirs below it; None where there is no such directory. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
@@ -313,7 +313,7 @@ class Survey:
         running = shapes.old_downloads(await self._reader.get(node.address, "/downloading/"))
         return tuple(_running(one, running) for one in found), ()
 
-    async def at(self, node: Seen, vpath: VPath) -> At:
+    async def at(self, node: SurveyedNode, vpath: VPath) -> At:
         """How ``vpath`` stands on a node. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
@@ -330,18 +330,18 @@ class Survey:
         return At(True, committed=one) if one.committed else At(True, pending=one)
 
 
-def _running(version: Version, running: Mapping[str, tuple[str, bool]]) -> Version:
+def _running(version: ImageVersion, running: Mapping[str, tuple[str, bool]]) -> ImageVersion:
     image, stalled = running.get(version.path, (None, False))
     if image != version.image and version.committed:
         return version
-    return Version(version.path, version.image, version.signed_ms, version.signers, False, stalled=stalled)
+    return ImageVersion(version.path, version.image, version.signed_ms, version.signers, False, stalled=stalled)
 
 
 def _label(entries: Mapping[str, Sequence[Address]], address: Address) -> str:
     return next((name for name, found in entries.items() if list(found) == [address]), str(address))
 
 
-def _servers(nodes: Sequence[Seen], key: str | None) -> Servers:
+def _servers(nodes: Sequence[SurveyedNode], key: str | None) -> Servers:
     found = Servers()
     for node in nodes:
         if node.identity is None:
@@ -349,21 +349,21 @@ def _servers(nodes: Sequence[Seen], key: str | None) -> Servers:
         where = str(node.address)
         found.open(where)
         taking = [one for one in node.neighbours if key is None or one.dirs is None or key in one.dirs]
-        found.tell(Telling(where, [one.server(hears=node.identity.ours) for one in taking], node.shared_ids))
-        found.meet(Met(where, shapes.machine_of(node.machine), node.name, None, node.identity.epoch_ms))
+        found.tell(ServersTold(where, [one.server(hears=node.identity.ours) for one in taking], node.shared_ids))
+        found.meet(MetServer(where, shapes.machine_of(node.machine), node.name, None, node.identity.epoch_ms))
     return found
 
 
 def _distinct(
-    asked: Mapping[Address, Seen], told: Mapping[Address, list[Neighbour]], entries: Mapping[str, Sequence[Address]]
-) -> list[Seen]:
+    asked: Mapping[Address, SurveyedNode], told: Mapping[Address, list[Neighbour]], entries: Mapping[str, Sequence[Address]]
+) -> list[SurveyedNode]:
     """Each server once, and each of several that share a machine id.
 
     An address of a name of which another address answered is no server by itself, unless a node says so.
     """
     view = _servers(list(asked.values()), None).view()
     shared = {one.machine for one in view.shared}
-    nodes: dict[str, Seen] = {}
+    nodes: dict[str, SurveyedNode] = {}
     for seen in asked.values():
         if seen.identity is not None:
             double = shapes.machine_of(seen.machine) in shared
@@ -381,7 +381,7 @@ def _distinct(
     return list(nodes.values())
 
 
-def _silent(row: Row, asked: Mapping[Address, Seen], told: Mapping[Address, list[Neighbour]]) -> Seen | None:
+def _silent(row: ServerRow, asked: Mapping[Address, SurveyedNode], told: Mapping[Address, list[Neighbour]]) -> SurveyedNode | None:
     """A server that did not answer; None when it has no address."""
     places = [address for text in row.addresses if (address := address_of(text)) is not None]
     tried = [address for address in places if address in asked]
@@ -391,11 +391,11 @@ def _silent(row: Row, asked: Mapping[Address, Seen], told: Mapping[Address, list
     known = tuple(sorted({key for keys in taken for key in keys})) if taken else None
     problem = "; ".join(filter(None, (asked[tried[0]].problem if tried else "it was not asked", row.silence)))
     machine = None if row.machine is None else row.machine.hex()
-    return Seen(row.name, (tried or places)[0], machine, None, problem=problem, dirs=known)
+    return SurveyedNode(row.name, (tried or places)[0], machine, None, problem=problem, dirs=known)
 
 
-def real_survey(common: Common, around: Surroundings) -> Survey:
+def real_survey(common: Common, around: AppContext) -> Survey:
     """Real pages and names."""
     resolve = resolver(around.look_up_in_thread)
-    pages = Pages(around.reactor, around.in_thread)
+    pages = PageReader(around.reactor, around.in_thread)
     return Survey(pages, lambda name: resolve(name, common.port), around.reactor, around.now_ms)

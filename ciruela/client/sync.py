@@ -1,6 +1,6 @@
 """The run of ``ciruela sync`` on one cluster: one connection set, shared by all uploads (protocol sections 6.2 and 6.3).
 
-Everything that would make a run unrepeatable is handed in as :class:`World`, so that the same code runs over memory links in tests.
+Everything that would make a run unrepeatable is handed in as :class:`RunContext`, so that the same code runs over memory links in tests.
 """
 
 from __future__ import annotations
@@ -16,11 +16,22 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.book import EXIT_CONFLICT, MOST_NAMED, RUNNING, Book, Outcome, Reach, Rule, Standing, Verdict, meaning_of
-from ciruela.client.contacts import Contacts, Probes, Resolve
+from ciruela.client.book import (
+    EXIT_CONFLICT,
+    MOST_NAMED,
+    RUNNING,
+    Book,
+    CompletionRule,
+    ConnectionReach,
+    UploadOutcome,
+    UploadProgress,
+    Verdict,
+    meaning_of,
+)
+from ciruela.client.contacts import Contacts, Resolve, ServerProbes
 from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, Listener, NodeNews
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.servers import Row as ServerRow
+from ciruela.client.servers import ServerRow as ServerRow
 from ciruela.client.servers import shared_text
 from ciruela.client.source import Giver
 from ciruela.client.text import count
@@ -88,7 +99,7 @@ Connect = Callable[[Address, Counterpart], Deferred[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class RunContext:
     """What the run needs from outside."""
 
     clock: IReactorTime
@@ -107,7 +118,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class UploadRow:
     """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
 
     ``given`` and ``given_bytes`` are those of :class:`ciruela.client.source.Shares`.
@@ -117,7 +128,7 @@ class Row:
     path: str
     image: ImageId
     verdict: Verdict
-    standing: Standing
+    standing: UploadProgress
     sent_bytes: int
     total_bytes: int
     elapsed_s: float
@@ -128,11 +139,11 @@ class Row:
     @property
     def reused_bytes(self) -> int | None:
         """How much of the image did not have to be given, because nodes had it; None where that is unknown, or will change."""
-        whole = self.verdict.outcome in (Outcome.DONE, Outcome.EARLY)
+        whole = self.verdict.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY)
         return self.total_bytes - self.given_bytes if whole and self.given_bytes is not None else None
 
 
-class _Run:
+class _UploadRun:
     """One upload on one cluster."""
 
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
@@ -147,7 +158,7 @@ class _Run:
         self.sent_bytes = 0
         self.uncounted = False
         self.verdict = RUNNING
-        self.final: Standing | None = None
+        self.final: UploadProgress | None = None
         self.ended_s = 0.0
         self.outstanding: set[Address] = set()
         self.accepted: set[Address] = set()
@@ -167,12 +178,12 @@ class _Run:
                 return False
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> UploadProgress:
         """The numbers of now; when it is over those of then, for nothing is heard of anybody once the connections are closed."""
         return self.final or self.book.standing()
 
 
-class _Peer:
+class _OpenConnection:
     """One open connection."""
 
     def __init__(self, address: Address, link: ClosableLink) -> None:
@@ -191,8 +202,8 @@ class ClusterRun:
         label: str,
         names: Sequence[str],
         uploads: Sequence[Upload],
-        rule: Rule,
-        world: World,
+        rule: CompletionRule,
+        world: RunContext,
         source: Giver,
         listener: Listener,
         connections: int = CONNECTIONS,
@@ -204,13 +215,13 @@ class ClusterRun:
         self._world = world
         self._source = source
         self._listener = listener
-        self._runs = [_Run(upload, world.clock) for upload in uploads]
+        self._runs = [_UploadRun(upload, world.clock) for upload in uploads]
         self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._no_name)
-        self._probes = Probes(world.clock, world.connect, self._paths, self._probed, self._step)
+        self._probes = ServerProbes(world.clock, world.connect, self._paths, self._probed, self._step)
         self._troubles: dict[str, None] = {}
         self.met: Callable[[ClusterRun, MachineId, str], None] = lambda _run, _machine, _name: None
-        self._peers: dict[Address, _Peer] = {}
-        self._by_link: dict[int, _Peer] = {}
+        self._peers: dict[Address, _OpenConnection] = {}
+        self._by_link: dict[int, _OpenConnection] = {}
         self._repeats = Repeats(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
@@ -245,11 +256,11 @@ class ClusterRun:
         for peer in list(self._peers.values()):
             peer.link.close()
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         """How every upload stands now."""
         now_s = self._world.clock.seconds()
         return [
-            Row(
+            UploadRow(
                 self.label,
                 run.book.path,
                 run.book.image,
@@ -308,11 +319,11 @@ class ClusterRun:
         for run in self._running():
             reach = self._reach(run, now_s)
             if run.taken_back:
-                verdict = RUNNING if run.outstanding else Verdict(Outcome.REJECTED, EXIT_CONFLICT, run.taken_back)
+                verdict = RUNNING if run.outstanding else Verdict(UploadOutcome.REJECTED, EXIT_CONFLICT, run.taken_back)
             else:
                 verdict = run.book.verdict(self._rule, now_s - self._began_s, reach)
                 verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
-            if verdict.outcome is not Outcome.RUNNING:
+            if verdict.outcome is not UploadOutcome.RUNNING:
                 run.verdict, run.final, run.ended_s = verdict, run.book.standing(), now_s
                 self._tell_refusals(run)
             elif not run.hindered and reach.unreached and (why := run.book.hindrance(self._rule, reach)):
@@ -323,10 +334,10 @@ class ClusterRun:
             if not self._finished.called:
                 self._finished.callback(None)
 
-    def _reach(self, run: _Run, now_s: float) -> Reach:
+    def _reach(self, run: _UploadRun, now_s: float) -> ConnectionReach:
         young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
         asking = any(self._probes.untried(address) for row in run.book.view.strangers for address in self._addresses(row))
-        return Reach(
+        return ConnectionReach(
             busy=self._contacts.resolving or young or asking,
             exhausted=self._contacts.exhausted(run.book.refused),
             reached=bool(self._probes.reached),
@@ -334,7 +345,7 @@ class ClusterRun:
             unreached=self._probes.unreached,
         )
 
-    def _running(self) -> list[_Run]:
+    def _running(self) -> list[_UploadRun]:
         return [run for run in self._runs if run.verdict is RUNNING]
 
     def _reach_out(self) -> None:
@@ -356,7 +367,7 @@ class ClusterRun:
                 for address in self._contacts.pick(missing, lambda known, run=run: self._skip(run, known)):  # type: ignore[misc]
                     self._connect(address)
 
-    def _skip(self, run: _Run, address: Address) -> bool:
+    def _skip(self, run: _UploadRun, address: Address) -> bool:
         return address in self._peers or address in self._connecting or run.book.refused(address)
 
     # -- connections --------------------------------------------------------------------------------------------------------------
@@ -371,7 +382,7 @@ class ClusterRun:
 
     def _connected(self, link: ClosableLink, address: Address) -> None:
         self._connecting.pop(address, None)
-        peer = _Peer(address, link)
+        peer = _OpenConnection(address, link)
         self._peers[address] = peer
         self._by_link[id(link)] = peer
         self._contacts.connected(address)
@@ -423,7 +434,7 @@ class ClusterRun:
 
     # -- requests -----------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, run: _Run, peer: _Peer) -> None:
+    def _ask(self, run: _UploadRun, peer: _OpenConnection) -> None:
         request = run.upload.request
         run.asked.add(peer.address)
         run.book.asked(peer.address, self._contacts.label(peer.address), servers=peer.link.bulk)
@@ -436,14 +447,16 @@ class ClusterRun:
         if peer.link.bulk:
             self._ask_servers(run, peer)
 
-    def _answer(self, request: Request, run: _Run, peer: _Peer) -> Deferred[Response]:
+    def _answer(self, request: Request, run: _UploadRun, peer: _OpenConnection) -> Deferred[Response]:
         run.outstanding.add(peer.address)
         answer = peer.link.ask(request)
         self._answers.add(answer)
         answer.addBoth(self._settled, answer, run, peer)
         return answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
 
-    def _settled(self, result: Response | Failure, answer: Deferred[Response], run: _Run, peer: _Peer) -> Response | Failure:
+    def _settled(
+        self, result: Response | Failure, answer: Deferred[Response], run: _UploadRun, peer: _OpenConnection
+    ) -> Response | Failure:
         run.outstanding.discard(peer.address)
         return self._forget(result, answer)
 
@@ -451,7 +464,7 @@ class ClusterRun:
         self._answers.discard(answer)
         return result
 
-    def _answered(self, response: Response, run: _Run, peer: _Peer) -> None:
+    def _answered(self, response: Response, run: _UploadRun, peer: _OpenConnection) -> None:
         if not isinstance(response, UploadAck):
             self._refused_to_say(run, peer, f"unexpected {type(response).__name__}")
             return
@@ -489,7 +502,7 @@ class ClusterRun:
             self._take_back(run)
         self._step()
 
-    def _take_back(self, run: _Run) -> None:
+    def _take_back(self, run: _UploadRun) -> None:
         """Tell all that accepted it to give it up: it must not stand beside what one of them has already."""
         for peer in [peer for peer in self._peers.values() if peer.address in run.accepted and peer.link.bulk]:
             run.accepted.discard(peer.address)
@@ -497,7 +510,7 @@ class ClusterRun:
             answer.addCallbacks(self._withdrawn, self._not_withdrawn, callbackArgs=(run, peer), errbackArgs=(run, peer))
             answer.addErrback(lambda failure: self._log.failure("an answer was not booked", failure))
 
-    def _withdrawn(self, response: Response, run: _Run, peer: _Peer) -> None:
+    def _withdrawn(self, response: Response, run: _UploadRun, peer: _OpenConnection) -> None:
         where = self._where(peer.address)
         if isinstance(response, UploadAck) and response.accepted:
             run.book.withdrew(peer.address)
@@ -508,13 +521,13 @@ class ClusterRun:
             self.problem(" ".join(filter(None, (where, run.book.path, "does not give it up again:", detail or "it is there"))))
         self._step()
 
-    def _not_withdrawn(self, failure: Failure, run: _Run, peer: _Peer) -> None:
+    def _not_withdrawn(self, failure: Failure, run: _UploadRun, peer: _OpenConnection) -> None:
         if not failure.check(CancelledError):
             text = f"no answer within {ANSWER_TIMEOUT_S:.0f} s" if failure.check(AnswerTimeout) else failure.getErrorMessage()
             self.problem(f"{self._where(peer.address)} {run.book.path} does not give it up again: {text}")
             self._step()
 
-    def _tell_refusals(self, run: _Run) -> None:
+    def _tell_refusals(self, run: _UploadRun) -> None:
         """Show what nodes refused since this was shown last: a reason once, and who gave it."""
         for reason, hosts in run.refusals.items():
             who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
@@ -554,7 +567,7 @@ class ClusterRun:
                 if connected.isdisjoint(row.addresses):
                     self._probes.probe(self._addresses(row))
 
-    def _ask_servers(self, run: _Run, peer: _Peer) -> None:
+    def _ask_servers(self, run: _UploadRun, peer: _OpenConnection) -> None:
         run.servers_asked_s[peer.address] = float("inf")
         answer = peer.link.ask(GetPathState(run.book.path, servers=True))
         self._answers.add(answer)
@@ -563,7 +576,7 @@ class ClusterRun:
         answer.addCallbacks(self._told_servers, self._told_no_servers, callbackArgs=(run, peer), errbackArgs=(run, peer))
         answer.addErrback(lambda failure: self._log.failure("what {peer} said was not booked", failure, peer=str(peer.address)))
 
-    def _told_servers(self, response: Response, run: _Run, peer: _Peer) -> None:
+    def _told_servers(self, response: Response, run: _UploadRun, peer: _OpenConnection) -> None:
         if peer.address in run.servers_asked_s:
             run.servers_asked_s[peer.address] = self._world.clock.seconds()
         if isinstance(response, PathStateData):
@@ -573,7 +586,7 @@ class ClusterRun:
         self._probe()
         self._step()
 
-    def _told_no_servers(self, failure: Failure, run: _Run, peer: _Peer) -> None:
+    def _told_no_servers(self, failure: Failure, run: _UploadRun, peer: _OpenConnection) -> None:
         """It is lost, or an older node of ours that knows no such question."""
         if failure.check(CancelledError, LinkLost):
             return
@@ -589,7 +602,7 @@ class ClusterRun:
                 self._said(run, address, data)
         self._contacts.served([str(address)] if data.taken else [])
 
-    def _said(self, run: _Run, address: Address, data: PathStateData) -> None:
+    def _said(self, run: _UploadRun, address: Address, data: PathStateData) -> None:
         run.book.said(address, data)
         self.met(self, data.machine, data.hostname)
         for server in data.servers:
@@ -600,7 +613,7 @@ class ClusterRun:
         for one in view.shared:
             self.problem(shared_text(one))
 
-    def _unanswered(self, failure: Failure, run: _Run, peer: _Peer) -> None:
+    def _unanswered(self, failure: Failure, run: _UploadRun, peer: _OpenConnection) -> None:
         if failure.check(CancelledError, LinkLost):
             return
         if failure.check(AnswerTimeout):
@@ -609,7 +622,7 @@ class ClusterRun:
             text = failure.getErrorMessage() or type(failure.value).__name__
             self._refused_to_say(run, peer, text, busy=failure.check(Busy) is not None)
 
-    def _refused_to_say(self, run: _Run, peer: _Peer, text: str, *, busy: bool = False) -> None:
+    def _refused_to_say(self, run: _UploadRun, peer: _OpenConnection, text: str, *, busy: bool = False) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
         again = run.book.errored(peer.address, text, busy=busy)
         self._tell(run, self._contacts.label(peer.address), "error", code="busy" if busy else "error", message=text, address=peer.address)
@@ -621,7 +634,7 @@ class ClusterRun:
 
     def _tell(
         self,
-        run: _Run,
+        run: _UploadRun,
         host: str,
         state: str,
         machine: MachineId | None = None,

@@ -17,7 +17,7 @@ from ciruela.client.ends import Ends
 from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, HURRY_S, read_key_file
 from ciruela.client.options.signing import Keys, Trusting
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.surroundings import AppContext
 from ciruela.client.text import count, interval, stamp
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PassphraseNeeded, PublicKey, looks_public, parse_private, parse_public, verify
@@ -33,7 +33,7 @@ from ciruela.uploads.verdict import FUTURE_LIMIT_MS
 Note = Callable[[str, str], None]
 
 
-async def my_keys(files: Sequence[str], variables: Sequence[str], around: Surroundings, note: Note) -> list[str]:
+async def my_keys(files: Sequence[str], variables: Sequence[str], around: AppContext, note: Note) -> list[str]:
     """The fingerprints of the named keys, or of those in the usual places when none is named.
 
     Raises BadKey for a named key that cannot be read; ``note`` is told of others.
@@ -41,7 +41,7 @@ async def my_keys(files: Sequence[str], variables: Sequence[str], around: Surrou
     return [key.fingerprint() for key in await my_public_keys(files, variables, around, note)]
 
 
-async def my_public_keys(files: Sequence[str], variables: Sequence[str], around: Surroundings, note: Note) -> list[PublicKey]:
+async def my_public_keys(files: Sequence[str], variables: Sequence[str], around: AppContext, note: Note) -> list[PublicKey]:
     """As :func:`my_keys`, the keys themselves."""
     found: dict[PublicKey, None] = {}
     for file in files:
@@ -59,7 +59,7 @@ async def my_public_keys(files: Sequence[str], variables: Sequence[str], around:
     return list(found) if files or variables else await _usual(around, note)
 
 
-async def _usual(around: Surroundings, note: Note) -> list[PublicKey]:
+async def _usual(around: AppContext, note: Note) -> list[PublicKey]:
     found: dict[PublicKey, None] = {}
     home, environ = around.environ.get("HOME"), around.environ
     if environ.get(DEFAULT_VARIABLE):
@@ -121,7 +121,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class TrustedKeys:
     """The keys that a user trusts: his own, those that he named, and the pinned ones."""
 
     keys: tuple[PublicKey, ...] = ()
@@ -171,7 +171,7 @@ def pinned_file(environ: Mapping[str, str]) -> str | None:
     return f"{home.rstrip('/')}/.config/{PINNED}" if home.startswith("/") else None
 
 
-async def trust_of(trusting: Trusting, own: Iterable[PublicKey], around: Surroundings, problem: Problem) -> Trust:
+async def trust_of(trusting: Trusting, own: Iterable[PublicKey], around: AppContext, problem: Problem) -> TrustedKeys:
     """The ``own`` keys, those of the named files, and the pinned ones; ``problem`` is told of lines that hold none.
 
     Raises BadKey for a named file that cannot be read, or has no key.
@@ -203,10 +203,10 @@ async def trust_of(trusting: Trusting, own: Iterable[PublicKey], around: Surroun
             problem("", f"{pinned}: it cannot be read: {error.strerror or error}; no key of it is trusted")
     if len(found) > MOST_KEYS:
         raise BadKey(f"{len(found):,} keys would be trusted, at most {MOST_KEYS:,} are tried: name fewer")
-    return Trust(tuple(found))
+    return TrustedKeys(tuple(found))
 
 
-async def my_trust(trusting: Trusting, keys: Keys, around: Surroundings, display: Display) -> Trust:
+async def my_trust(trusting: Trusting, keys: Keys, around: AppContext, display: Display) -> TrustedKeys:
     """As :func:`trust_of` with the public halves of the user's ``keys``: no passphrase is asked for. Raises BadKey."""
     return await trust_of(trusting, await my_public_keys(keys.files, keys.variables, around, display.note), around, display.problem)
 
@@ -215,7 +215,7 @@ async def my_trust(trusting: Trusting, keys: Keys, around: Surroundings, display
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownImage:
     """What a cluster shows at a path.
 
     ``claimed`` are the fingerprints of those who signed it, as the servers give them; ``untold`` says why some of these did not tell.
@@ -228,7 +228,7 @@ class Shown:
     untold: Sequence[str] = ()
 
 
-def insist_on_proof(seen: Shown, proof: Proof | None, trust: Trust, trusting: Trusting, problem: Problem) -> None:
+def insist_on_proof(seen: ShownImage, proof: Proof | None, trust: TrustedKeys, trusting: Trusting, problem: Problem) -> None:
     """Raises Ends unless there is a ``proof``, or the user vouches for the image himself, which is told."""
     if proof is not None:
         return

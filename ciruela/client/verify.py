@@ -13,7 +13,7 @@ from ciruela.client.options.local import VerifyOptions
 from ciruela.client.orders import OURS, LocalProblem, check_directory
 from ciruela.client.progress import Display
 from ciruela.client.scanning import scan_directory
-from ciruela.client.surroundings import Surroundings, make_display
+from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count
 from ciruela.index.digest import HashKind
 from ciruela.index.names import MAX_INDEX_BYTES
@@ -85,7 +85,7 @@ def read_index_file(path: str) -> Index:
         raise BadIndex(f"{path} is no index: {error}") from None
 
 
-async def verify(options: VerifyOptions, around: Surroundings) -> int:
+async def verify(options: VerifyOptions, around: AppContext) -> int:
     """``ciruela verify``. Gives the exit code; raises LocalProblem, DiskError or BadIndex for what cannot be read."""
     check_directory(options.directory)
     display = make_display(options.common, around, None)
@@ -99,7 +99,7 @@ async def verify(options: VerifyOptions, around: Surroundings) -> int:
     return 0
 
 
-async def _against_index(name: str, wanted: Index, display: Display, around: Surroundings) -> int:
+async def _against_index(name: str, wanted: Index, display: Display, around: AppContext) -> int:
     found = await scan_directory(name, wanted.kind, display, around.in_thread)
     number = 0
     for word, path in await around.in_thread(lambda: list(differences(wanted, found.index))):
@@ -109,7 +109,7 @@ async def _against_index(name: str, wanted: Index, display: Display, around: Sur
     return _judged(name, wanted.image, number, display)
 
 
-async def _against_id(name: str, image: ImageId, first: HashKind, display: Display, around: Surroundings) -> int:
+async def _against_id(name: str, image: ImageId, first: HashKind, display: Display, around: AppContext) -> int:
     """An id does not tell with which hash it was made: all are tried, and only a directory that differs is read more than once."""
     others = []
     for kind in sorted(HashKind, key=lambda kind: kind is not first):

@@ -19,7 +19,7 @@ from ciruela.daemon.authority import Signature, Signers
 from ciruela.daemon.node import Node
 from ciruela.daemon.requests import config_hash
 from ciruela.daemon.status import disk_page, rfc3339
-from ciruela.gossip.roster import Peer
+from ciruela.gossip.roster import PeerStatus
 from ciruela.gossip.servers import Stranger
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError
@@ -342,7 +342,7 @@ def _hook(report: HookReport) -> dict[str, Json]:
     return {"kind": report.kind.value, "state": report.state.value, "message": report.message}
 
 
-def _peer_row(peer: Peer) -> dict[str, Json]:
+def _peer_row(peer: PeerStatus) -> dict[str, Json]:
     """One configured address, with what is remembered where nobody was heard lately."""
     known = peer.known
     machine = peer.machine or (known.machine if known else None)

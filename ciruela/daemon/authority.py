@@ -259,7 +259,7 @@ Makers = Callable[[Sequence[str], Sequence[Signature]], Deferred[tuple[tuple[str
 
 
 @dataclass(slots=True)
-class _Known:
+class _Signers:
     """What is known of one directory. ``made``: the fingerprint that made a signature, None where no key of today did."""
 
     turn: DeferredLock = field(default_factory=DeferredLock)
@@ -274,20 +274,20 @@ class Signers:
     def __init__(self, makers: Makers, clock: IReactorTime) -> None:
         self._makers = makers
         self._clock = clock
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _Signers] = {}
 
     def of(self, config: DirConfig, asked: Sequence[Signature]) -> Deferred[tuple[tuple[str, ...], Mapping[Signature, str | None]]]:
         """The fingerprints that may upload to ``config``, and who made each of ``asked``; what is not known yet is left out.
 
         Fails with DiskError when the keys cannot be read, or when too many wait for that.
         """
-        known = self._known.setdefault(config.key, _Known())
+        known = self._known.setdefault(config.key, _Signers())
         if len(known.turn.waiting) >= MOST_WAITING:
             return fail(DiskError("the key files do not answer"))
         return known.turn.run(lambda: Deferred.fromCoroutine(self._of(known, config, asked)))
 
     async def _of(
-        self, known: _Known, config: DirConfig, asked: Sequence[Signature]
+        self, known: _Signers, config: DirConfig, asked: Sequence[Signature]
     ) -> tuple[tuple[str, ...], Mapping[Signature, str | None]]:
         for _ in range(2):  # once more when the keys are others than before
             missing = [one for one in asked if one not in known.made][:MOST_TRIED]

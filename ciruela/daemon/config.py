@@ -22,8 +22,8 @@ from ciruela.daemon.rules import (
     MOST_BYTES,
     Items,
     Mistakes,
-    Rule,
     Scalar,
+    SettingRule,
     Table,
     Value,
     check_modes,
@@ -76,14 +76,14 @@ def _arguments(value: Value) -> tuple[str, ...]:
 
 
 _TIMES = {
-    "timeout": Rule("timeout_ms", duration(100, DAY_MS)),
-    "retries": Rule("retries", number(0, MOST_RETRIES)),
-    "backoff": Rule("backoff_ms", duration(0, HOUR_MS)),
+    "timeout": SettingRule("timeout_ms", duration(100, DAY_MS)),
+    "retries": SettingRule("retries", number(0, MOST_RETRIES)),
+    "backoff": SettingRule("backoff_ms", duration(0, HOUR_MS)),
 }
-_COMMAND = Rule("command", _arguments, "[/usr/local/bin/announce]")
+_COMMAND = SettingRule("command", _arguments, "[/usr/local/bin/announce]")
 
 
-def _read_table(value: Table, rules: Mapping[str, Rule]) -> Mapping[str, object]:
+def _read_table(value: Table, rules: Mapping[str, SettingRule]) -> Mapping[str, object]:
     found, mistakes = settings_of(value, rules)
     if mistakes:
         raise Mistakes(mistakes)
@@ -137,7 +137,7 @@ def webhook(value: Value) -> Webhook | None:
         raise ValueError("a list is not a web address (try {url: https://deploy.example.org/hook, timeout: 10s})")
     if isinstance(value, Scalar):
         return Webhook(_url(value))
-    rules = {"url": Rule("url", _url, "https://deploy.example.org/hook"), **_TIMES}
+    rules = {"url": SettingRule("url", _url, "https://deploy.example.org/hook"), **_TIMES}
     return Webhook(**_read_table(value, rules))  # type: ignore[arg-type]
 
 
@@ -249,7 +249,7 @@ def load_config(config_dir: str, db_dir: str | None = None) -> Config:
     top = os.path.abspath(config_dir)
     problems = check_modes(top)
     warnings: list[str] = []
-    found: list[_Found] = []
+    found: list[_ParsedConfig] = []
     if os.path.isdir(top):
         for path, key in _files(os.path.join(top, "configs"), warnings, problems):
             parsed = _read(path, key, problems)
@@ -264,7 +264,7 @@ def load_config(config_dir: str, db_dir: str | None = None) -> Config:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _ParsedConfig:
     """One good file. ``lines`` tells where each setting stands, by its field; ``real`` is its directory without symlinks."""
 
     path: str
@@ -309,7 +309,7 @@ def _files(folder: str, warnings: list[str], problems: list[str]) -> Iterator[tu
         warnings.append(f"{folder}: there is no {_SUFFIX} file, so this node takes no uploads")
 
 
-def _read(path: str, key: str, problems: list[str]) -> _Found | None:
+def _read(path: str, key: str, problems: list[str]) -> _ParsedConfig | None:
     """One file; what is wrong with it goes to ``problems``."""
     found = read_file(path, _RULES, f"directory: /var/lib/{key}", problems)
     if found is None:
@@ -326,7 +326,7 @@ def _read(path: str, key: str, problems: list[str]) -> _Found | None:
             f"{path}:{found.lines['num_levels']}: num-levels: 0 cannot work here: {config.directory} is a mount point, and an image takes "
             "the place of the whole directory in one step (name a directory below it, or use num-levels: 1)"
         )
-    return _Found(path, found.lines, os.path.realpath(config.directory), config)
+    return _ParsedConfig(path, found.lines, os.path.realpath(config.directory), config)
 
 
 def _key_names(value: Value) -> tuple[str, ...]:
@@ -366,37 +366,37 @@ def _links(value: Value) -> tuple[str, ...]:
 
 
 _RULES = {
-    "directory": Rule("directory", path, "/var/lib/images"),
-    "append-only": Rule("append_only", flag, "true"),
-    "num-levels": Rule("num_levels", number(0, MAX_LEVELS), "1"),
-    "upload-keys": Rule("upload_keys", _key_names),
-    "download-keys": Rule("download_keys", _key_names),
-    "auto-clean": Rule("auto_clean", flag),
-    "keep-list-file": Rule("keep_list_file", optional(path)),
-    "keep-min-directories": Rule("keep_min_directories", number(1, _MOST_DIRECTORIES)),
-    "keep-max-directories": Rule("keep_max_directories", number(1, _MOST_DIRECTORIES)),
-    "keep-recent": Rule("keep_recent_ms", duration()),
-    "protect": Rule("protect", _links),
-    "on-append-conflict": Rule("on_append_conflict", word(OnConflict)),
-    "max-image-bytes": Rule("max_image_bytes", optional(number(1, MOST_BYTES))),
-    "max-image-files": Rule("max_image_files", optional(number(1, MOST_BYTES))),
-    "max-images": Rule("max_images", optional(number(1, MOST_BYTES))),
-    "symlinks": Rule("symlinks", word(Symlinks)),
-    "reuse": Rule("reuse", word(Reuse)),
-    "keep-replaced": Rule("keep_replaced", number(0, MOST_KEPT)),
-    "dir-mode": Rule("dir_bits", dir_bits),
-    "file-mode": Rule("file_bits", file_bits),
-    "group": Rule("gid", group),
-    "check-before-commit": Rule("check_before_commit", check_hook),
-    "on-commit": Rule("on_commit", command_hook),
-    "webhook": Rule("webhook", webhook),
+    "directory": SettingRule("directory", path, "/var/lib/images"),
+    "append-only": SettingRule("append_only", flag, "true"),
+    "num-levels": SettingRule("num_levels", number(0, MAX_LEVELS), "1"),
+    "upload-keys": SettingRule("upload_keys", _key_names),
+    "download-keys": SettingRule("download_keys", _key_names),
+    "auto-clean": SettingRule("auto_clean", flag),
+    "keep-list-file": SettingRule("keep_list_file", optional(path)),
+    "keep-min-directories": SettingRule("keep_min_directories", number(1, _MOST_DIRECTORIES)),
+    "keep-max-directories": SettingRule("keep_max_directories", number(1, _MOST_DIRECTORIES)),
+    "keep-recent": SettingRule("keep_recent_ms", duration()),
+    "protect": SettingRule("protect", _links),
+    "on-append-conflict": SettingRule("on_append_conflict", word(OnConflict)),
+    "max-image-bytes": SettingRule("max_image_bytes", optional(number(1, MOST_BYTES))),
+    "max-image-files": SettingRule("max_image_files", optional(number(1, MOST_BYTES))),
+    "max-images": SettingRule("max_images", optional(number(1, MOST_BYTES))),
+    "symlinks": SettingRule("symlinks", word(Symlinks)),
+    "reuse": SettingRule("reuse", word(Reuse)),
+    "keep-replaced": SettingRule("keep_replaced", number(0, MOST_KEPT)),
+    "dir-mode": SettingRule("dir_bits", dir_bits),
+    "file-mode": SettingRule("file_bits", file_bits),
+    "group": SettingRule("gid", group),
+    "check-before-commit": SettingRule("check_before_commit", check_hook),
+    "on-commit": SettingRule("on_commit", command_hook),
+    "webhook": SettingRule("webhook", webhook),
 }
 
 
 # -- all together ---------------------------------------------------------------------------------------------------------------
 
 
-def _overlaps(found: list[_Found], reserved: dict[str, str]) -> list[str]:
+def _overlaps(found: list[_ParsedConfig], reserved: dict[str, str]) -> list[str]:
     """Directories that lie in one another, or among this program's own files: one upload could then change what another one signed."""
     problems: list[str] = []
     owners: dict[str, str] = {os.path.realpath(path): what for what, path in reserved.items()}
@@ -418,11 +418,11 @@ def _above(path: str) -> Iterator[str]:
         path = parent
 
 
-def _mixed(one: _Found, how: str, other: str) -> str:
+def _mixed(one: _ParsedConfig, how: str, other: str) -> str:
     return f'{one.at()}: directory: "{one.config.directory}" {how} {other} (give each a place of its own)'
 
 
-def _doubts(one: _Found, top: str) -> Iterator[str]:
+def _doubts(one: _ParsedConfig, top: str) -> Iterator[str]:
     """What works but is probably not meant."""
     config = one.config
     place = os.path.dirname(config.directory) if config.num_levels == 0 else config.directory

@@ -27,12 +27,12 @@ from ciruela.cleanup.service import LOOK_S, Cleanup, Safeguards
 from ciruela.clockwork import Hush, in_place
 from ciruela.daemon.pathstate import PathStates, Refusals
 from ciruela.daemon.requests import Requests
-from ciruela.download.awaited import Awaited
+from ciruela.download.awaited import ClientSubscriptions
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.gossip.packets import Download, Hooked, Removed
-from ciruela.gossip.roster import SILENT_S, Peer
+from ciruela.gossip.packets import DownloadFact, Hooked, RemovedFact
+from ciruela.gossip.roster import SILENT_S, PeerStatus
 from ciruela.gossip.service import ANYWHERE, Gossip
 from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import STANDARD, DirConfig, Tuning
@@ -81,7 +81,7 @@ class Around:
 
     def wanted(self, base: VPath) -> Collection[VPath]:
         """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
-        fetched = {item.vpath for _, item in self._node.gossip.cluster.stances() if isinstance(item, Download)}
+        fetched = {item.vpath for _, item in self._node.gossip.cluster.stances() if isinstance(item, DownloadFact)}
         return {vpath for vpath in fetched.union(self._node.downloads.healing()) if vpath.base == base}
 
     def downloads(self) -> int:
@@ -112,7 +112,7 @@ class Acquaintance:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, peers: Callable[[], Sequence[Peer]]) -> None:
+    def __init__(self, clock: IReactorTime, peers: Callable[[], Sequence[PeerStatus]]) -> None:
         self._clock = clock
         self._peers = peers
         self._until_s = clock.seconds() + MOST_S
@@ -164,7 +164,7 @@ HOOKS_TOLD_MS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class NodeContext:
     """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds.
 
     ``here`` is where it listens, maybe a wildcard.
@@ -189,8 +189,8 @@ class World:
     here: Address = ANYWHERE
 
 
-class Facts:
-    """What a node tells of itself by gossip (``gossip.compose.Facts``)."""
+class NodeState:
+    """What a node tells of itself by gossip (``gossip.compose.LocalState``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -203,11 +203,11 @@ class Facts:
         """What this node says of its base dirs."""
         return self._node.ledger.base_hashes()
 
-    def downloads(self) -> Sequence[Download]:
+    def downloads(self) -> Sequence[DownloadFact]:
         """What is on its way here, and how far."""
         node = self._node
         return [
-            Download(one.vpath, one.image, one.mask, source=bool(node.watches.sources(one.image)), stalled=one.stalled)
+            DownloadFact(one.vpath, one.image, one.mask, source=bool(node.watches.sources(one.image)), stalled=one.stalled)
             for one in node.downloads.running()
         ]
 
@@ -246,8 +246,8 @@ class Facts:
         return [(one.vpath, one.image, one.timestamp_ms) for one in self._node.ledger.abandoned()]
 
 
-class Ears:
-    """What a node does with what it hears by gossip (``gossip.service.Ears``)."""
+class NodeListener:
+    """What a node does with what it hears by gossip (``gossip.service.MembershipListener``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -284,11 +284,11 @@ class Ears:
         """A peer has more to give."""
         self._node.downloads.nudge(vpath)
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+    def gone(self, item: RemovedFact, machine: MachineId, hostname: str) -> None:
         """A peer has removed something: tell the clients that wait for it."""
         self._node.tell_removed(RemovedImage(item.image, str(item.vpath), machine, hostname, True), item.vpath)
 
-    def removal_heard(self, item: Removed, address: Address) -> None:
+    def removal_heard(self, item: RemovedFact, address: Address) -> None:
         """A peer says that something was removed: have the signatures shown."""
         if self._node.ready:
             self._node.reconciler.removed(item.vpath, Version(item.timestamp_ms, item.image), address)
@@ -302,7 +302,7 @@ class Node:
 
     _log = Logger()
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: NodeContext) -> None:
         self.world = world
         self.ledger = Ledger(world.clock, world.configs)
         self.watches = Watches()
@@ -314,8 +314,8 @@ class Node:
             world.hostname,
             world.epoch,
             world.datagrams,
-            facts=Facts(self),
-            ears=Ears(self),
+            facts=NodeState(self),
+            ears=NodeListener(self),
             now_ms=world.now_ms,
             wire=world.wire,
             here=world.here,
@@ -386,7 +386,7 @@ class Node:
         self.presence = Presence(self.ledger, world.disk, self.downloads, self.uploads.alone, world.clock, world.rng)
         passing = self.downloads.passing
         self.blocks = BlockService(self.ledger, world.disk, self.catalog, passing, world.in_thread, self.scrub.suspect)
-        self.awaited = Awaited(self._pieces, world.clock)
+        self.awaited = ClientSubscriptions(self._pieces, world.clock)
         self.path_states = PathStates(
             world.configs,
             self.ledger,

@@ -25,7 +25,7 @@ MOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RecentRejection:
     """One image that was not taken, or given up: ``word`` as on the wire, when on the clock of the node."""
 
     image: ImageId
@@ -39,12 +39,12 @@ class Refusals:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._kept: OrderedDict[VPath, Refusal] = OrderedDict()
+        self._kept: OrderedDict[VPath, RecentRejection] = OrderedDict()
 
     def note(self, vpath: VPath, image: ImageId, word: str, *, rejected: bool) -> None:
         """``image`` does not come to ``vpath``: it was ``rejected``, or a download was given up."""
         self._kept.pop(vpath, None)
-        self._kept[vpath] = Refusal(image, word, rejected, self._clock.seconds())
+        self._kept[vpath] = RecentRejection(image, word, rejected, self._clock.seconds())
         while len(self._kept) > MOST:
             self._kept.popitem(last=False)
 
@@ -52,7 +52,7 @@ class Refusals:
         """Something came to ``vpath`` after all."""
         self._kept.pop(vpath, None)
 
-    def at(self, vpath: VPath) -> Refusal | None:
+    def at(self, vpath: VPath) -> RecentRejection | None:
         """The last refusal at ``vpath``, if it is remembered."""
         return self._kept.get(vpath)
 

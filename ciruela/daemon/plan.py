@@ -23,12 +23,12 @@ from typing import Any, TypeVar
 
 from ciruela.daemon.authority import key_complaints
 from ciruela.daemon.config import Config, load_config
-from ciruela.daemon.rules import MOST_BYTES, Rule, Value, duration, flag, items, number, path, read_file, text, word, wrong
+from ciruela.daemon.rules import MOST_BYTES, SettingRule, Value, duration, flag, items, number, path, read_file, text, word, wrong
 from ciruela.model.dirconfig import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, DirConfig, Fsync, Tuning
 from ciruela.model.errors import ConfigError, FormatError
 from ciruela.model.ids import MACHINE_ID_BYTES, MachineId, parse_machine_id
 from ciruela.net.discovery.files import complaints
-from ciruela.net.discovery.spec import Asked, Kind, Spec, check_url, parse_spec
+from ciruela.net.discovery.spec import SourceKind, SourceSpecs, Spec, check_url, parse_spec
 from ciruela.seams import DEFAULT_PORT, Address
 
 FILE = "ciruela.yaml"
@@ -89,40 +89,40 @@ def _page_host(value: Value) -> str:
 
 
 RULES = {
-    "fsync": Rule("fsync", word(Fsync)),
-    "disk-reserve-bytes": Rule("disk_reserve_bytes", number(0, MOST_BYTES)),
-    "disk-reserve-percent": Rule("disk_reserve_percent", number(0, 50)),
-    "max-index-bytes": Rule("max_index_bytes", number(64 * KIB, STANDARD.max_index_bytes)),
-    "max-connections": Rule("max_connections", number(1, MOST_CONNECTIONS)),
-    "max-connections-per-address": Rule("max_connections_per_address", number(1, MOST_CONNECTIONS)),
-    "requests-per-second": Rule("requests_per_second", number(1, 1_000_000)),
-    "uploads-per-key": Rule("uploads_per_key", number(1, 1_000_000)),
-    "scrub-bytes-per-second": Rule("scrub_bytes_per_second", number(0, 1_000_000 * MIB)),
-    "scrub-cycle": Rule("scrub_cycle_ms", duration(HOUR_MS, 3660 * DAY_MS)),
-    "signature-max-age": Rule("signature_max_age_ms", duration(60 * SECOND_MS)),
-    "page-hosts": Rule("page_hosts", items(_page_host, "host names", "node1.example.org", MOST_PAGE_HOSTS)),
+    "fsync": SettingRule("fsync", word(Fsync)),
+    "disk-reserve-bytes": SettingRule("disk_reserve_bytes", number(0, MOST_BYTES)),
+    "disk-reserve-percent": SettingRule("disk_reserve_percent", number(0, 50)),
+    "max-index-bytes": SettingRule("max_index_bytes", number(64 * KIB, STANDARD.max_index_bytes)),
+    "max-connections": SettingRule("max_connections", number(1, MOST_CONNECTIONS)),
+    "max-connections-per-address": SettingRule("max_connections_per_address", number(1, MOST_CONNECTIONS)),
+    "requests-per-second": SettingRule("requests_per_second", number(1, 1_000_000)),
+    "uploads-per-key": SettingRule("uploads_per_key", number(1, 1_000_000)),
+    "scrub-bytes-per-second": SettingRule("scrub_bytes_per_second", number(0, 1_000_000 * MIB)),
+    "scrub-cycle": SettingRule("scrub_cycle_ms", duration(HOUR_MS, 3660 * DAY_MS)),
+    "signature-max-age": SettingRule("signature_max_age_ms", duration(60 * SECOND_MS)),
+    "page-hosts": SettingRule("page_hosts", items(_page_host, "host names", "node1.example.org", MOST_PAGE_HOSTS)),
 }
 """How much the node takes on: the fields of ``Tuning``."""
 
 OPTIONS = {
-    "host": Rule("host", _host),
-    "port": Rule("port", number(1, 65535)),
-    "db-dir": Rule("db-dir", path),
-    "disk-threads": Rule("disk-threads", number(1, MOST_THREADS)),
-    "override-machine-id": Rule("override-machine-id", lambda value: text(value, "a machine id")),
-    "override-hostname": Rule("override-hostname", lambda value: text(value, "a host name")),
-    "metadata-threads": Rule("metadata-threads", number(1, MOST_BYTES)),
-    "log-machine-id": Rule("log-machine-id", flag),
-    "aggressive-index-gc": Rule("aggressive-index-gc", flag),
-    "cantal": Rule("cantal", _no_cantal),
+    "host": SettingRule("host", _host),
+    "port": SettingRule("port", number(1, 65535)),
+    "db-dir": SettingRule("db-dir", path),
+    "disk-threads": SettingRule("disk-threads", number(1, MOST_THREADS)),
+    "override-machine-id": SettingRule("override-machine-id", lambda value: text(value, "a machine id")),
+    "override-hostname": SettingRule("override-hostname", lambda value: text(value, "a host name")),
+    "metadata-threads": SettingRule("metadata-threads", number(1, MOST_BYTES)),
+    "log-machine-id": SettingRule("log-machine-id", flag),
+    "aggressive-index-gc": SettingRule("aggressive-index-gc", flag),
+    "cantal": SettingRule("cantal", _no_cantal),
 }
 """The other options of the command line, by their names there."""
 
 PEERS = {
-    "peers": Rule("specs", items(_spec, "places that know peers", "dns:ciruela.example.org", MOST_PEER_SOURCES)),
-    "peers-interval": Rule("interval_s", lambda value: duration(5 * SECOND_MS, DAY_MS)(value) / 1000),
-    "consul": Rule("consul", _url),
-    "consul-token-file": Rule("consul_token_file", path),
+    "peers": SettingRule("specs", items(_spec, "places that know peers", "dns:ciruela.example.org", MOST_PEER_SOURCES)),
+    "peers-interval": SettingRule("interval_s", lambda value: duration(5 * SECOND_MS, DAY_MS)(value) / 1000),
+    "consul": SettingRule("consul", _url),
+    "consul-token-file": SettingRule("consul_token_file", path),
 }
 """Where the other nodes are known."""
 
@@ -133,7 +133,7 @@ class Own:
 
     tuning: Tuning = STANDARD
     options: Mapping[str, Any] = field(default_factory=dict)
-    peers: Asked = field(default_factory=Asked)
+    peers: SourceSpecs = field(default_factory=SourceSpecs)
 
 
 def load_own(config_dir: str) -> Own:
@@ -149,18 +149,18 @@ def load_own(config_dir: str) -> Own:
     found = read_file(file, RULES | OPTIONS | PEERS, "fsync: commit", problems)
     if found is None:
         raise ConfigError("\n".join(problems))
-    asked = {name: value for name, value in found.values.items() if name in Asked.__slots__}
+    asked = {name: value for name, value in found.values.items() if name in SourceSpecs.__slots__}
     asked["specs"] = tuple(_below(spec, top) for spec in asked.get("specs", ()))
     return Own(
         Tuning(**{name: value for name, value in found.values.items() if name in Tuning.__slots__}),
         {name: value for name, value in found.values.items() if name in OPTIONS},
-        Asked(**asked),
+        SourceSpecs(**asked),
     )
 
 
 def _below(spec: Spec, top: str) -> Spec:
     """A file is found from the directory of the configuration."""
-    return Spec(spec.kind, spec.text, os.path.join(top, spec.where)) if spec.kind is Kind.FILE else spec
+    return Spec(spec.kind, spec.text, os.path.join(top, spec.where)) if spec.kind is SourceKind.FILE else spec
 
 
 MACHINE_ID_FILE = Path("/etc/machine-id")
@@ -237,7 +237,7 @@ PEERS_FILE = "peers.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CommandLine:
     """What the command line says: ``options`` has only those that were given, by their names."""
 
     config_dir: str
@@ -245,7 +245,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DaemonPlan:
     """All of it, checked. ``warnings`` are for the log."""
 
     config_dir: str
@@ -257,11 +257,11 @@ class Plan:
     hostname: str
     tuning: Tuning
     configs: Mapping[str, DirConfig]
-    peers: Asked
+    peers: SourceSpecs
     warnings: tuple[str, ...]
 
 
-def read_plan(given: Given, now_ms: int | None = None) -> Plan:
+def read_plan(given: CommandLine, now_ms: int | None = None) -> DaemonPlan:
     """Read everything. Raises ConfigError with one line for each mistake in any file; ``now_ms`` tells which keys have expired."""
     top = os.path.abspath(given.config_dir)
     if not os.path.isdir(top):
@@ -281,7 +281,7 @@ def read_plan(given: Given, now_ms: int | None = None) -> Plan:
     warnings += complaints(os.path.join(top, PEERS_FILE))
     warnings += _token_doubts(own.peers)
     warnings += key_complaints(top, config.directories.values(), time.time_ns() // 1_000_000 if now_ms is None else now_ms)
-    return Plan(
+    return DaemonPlan(
         top,
         options["db-dir"],
         options["host"],
@@ -296,7 +296,7 @@ def read_plan(given: Given, now_ms: int | None = None) -> Plan:
     )
 
 
-def _token_doubts(asked: Asked) -> list[str]:
+def _token_doubts(asked: SourceSpecs) -> list[str]:
     """What works but is probably not meant: the daemon goes on asking, because a token may come later."""
     path = asked.consul_token_file
     if not path:
@@ -317,7 +317,7 @@ def _or_problems(problems: list[str], instead: T, read: Callable[..., T], *args:
         return instead
 
 
-def summary(plan: Plan) -> list[str]:
+def summary(plan: DaemonPlan) -> list[str]:
     """A few lines that tell people what a daemon would do."""
     lines = [
         f"node {plan.me.hex()} ({plan.hostname}) on {Address(plan.host, plan.port)}, records in {plan.db_dir}",
@@ -326,7 +326,7 @@ def summary(plan: Plan) -> list[str]:
     return [*lines, f"peers: {', '.join([PEERS_FILE, *(spec.text for spec in plan.peers.specs)])}"]
 
 
-def restart_needed(old: Plan, new: Plan) -> list[str]:
+def restart_needed(old: DaemonPlan, new: DaemonPlan) -> list[str]:
     """What differs between two plans and counts only after a restart, by the names of the settings."""
     fields = {
         "db-dir": "db_dir",
@@ -341,7 +341,7 @@ def restart_needed(old: Plan, new: Plan) -> list[str]:
     return names + [name for name, field in fixed.items() if getattr(old.tuning, field) != getattr(new.tuning, field)]
 
 
-def in_force(old: Plan, new: Plan) -> Plan:
+def in_force(old: DaemonPlan, new: DaemonPlan) -> DaemonPlan:
     """``new`` with everything as in ``old`` that counts only after a restart: what a reload makes of the two."""
     return replace(
         new,

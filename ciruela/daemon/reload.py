@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.node import Node
-from ciruela.daemon.plan import Plan, in_force, moved, restart_needed
+from ciruela.daemon.plan import DaemonPlan, in_force, moved, restart_needed
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError
 from ciruela.model.units import count
@@ -88,7 +88,7 @@ _PLACE = re.compile(r"(?:configs/[^/:]+|keys/[^/:]+|ciruela\.yaml|peers\.txt|mas
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReloadReport:
     """How the last reload went. ``mistakes`` are the lines of the log; ``waiting`` the settings that count only after a restart."""
 
     at_ms: int
@@ -108,12 +108,12 @@ class Reloads:
 
     def __init__(
         self,
-        plan: Plan,
-        read: Callable[[], Deferred[Plan]],
+        plan: DaemonPlan,
+        read: Callable[[], Deferred[DaemonPlan]],
         node: Node,
         configs: LiveConfigs,
         keys: KeyWatch,
-        apply: Callable[[Plan], object],
+        apply: Callable[[DaemonPlan], object],
     ) -> None:
         self.plan = plan
         self._read = read
@@ -124,7 +124,7 @@ class Reloads:
         self._work: Deferred[None] | None = None
         self._again = False
         self._stopped = False
-        self.last: Report | None = None
+        self.last: ReloadReport | None = None
         self.done = 0
         self.refused = 0
 
@@ -158,7 +158,7 @@ class Reloads:
             self._note(("an error of the program, see the log",), ())
 
     def _note(self, mistakes: tuple[str, ...], waiting: tuple[str, ...]) -> None:
-        self.last = Report(self._node.world.now_ms(), mistakes, waiting)
+        self.last = ReloadReport(self._node.world.now_ms(), mistakes, waiting)
         if mistakes:
             self.refused += 1
         else:
@@ -199,7 +199,7 @@ class Reloads:
         waiting = (downloads.settled(vpath) for vpath in paths if vpath.key in removed)
         return next((one for one in waiting if one is not None), None)
 
-    def _take(self, new: Plan, loaded: Loaded, removed: list[str]) -> None:
+    def _take(self, new: DaemonPlan, loaded: Loaded, removed: list[str]) -> None:
         """In one turn: nobody sees half of it."""
         waiting = restart_needed(self.plan, new)
         before, self.plan = self.plan, in_force(self.plan, new)

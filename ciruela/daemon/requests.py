@@ -20,13 +20,13 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Bucket, Hush, Repeats, in_place
 from ciruela.daemon.pathstate import PathStates
-from ciruela.download.awaited import Awaited
+from ciruela.download.awaited import ClientSubscriptions
 from ciruela.download.serving import BlockService, Slots
 from ciruela.model.dirconfig import STANDARD, DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, Removed, Verdict
-from ciruela.model.state import Kept, SigEntry, State
+from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, RemovalGranted, Verdict
+from ciruela.model.state import RetainedVersion, SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import Prepared, prepare
 from ciruela.proto.messages import (
@@ -180,7 +180,7 @@ def config_hash(config: DirConfig) -> bytes:
     ).digest()
 
 
-def kept_signed(rows: Mapping[str, Sequence[Kept]]) -> dict[str, tuple[State, ...]]:
+def kept_signed(rows: Mapping[str, Sequence[RetainedVersion]]) -> dict[str, tuple[State, ...]]:
     """The kept images of each entry with their signatures, as far as these are recorded.
 
     At most :data:`MOST_KEPT_SIGNATURES` in all, first those of what was replaced last at each entry: a list that is too long for its
@@ -211,7 +211,7 @@ class Requests:
         uploads: Uploads,
         removals: Removals,
         blocks: BlockService,
-        awaited: Awaited,
+        awaited: ClientSubscriptions,
         path_states: PathStates,
         there: Callable[[VPath], Deferred[bool]],
         hosts: Callable[[str], Hosts],
@@ -467,7 +467,7 @@ class Requests:
             vpath, request.image, request.timestamp_ms, request.signatures, Origin.CLIENT, forced=request.force, asked_by=link.name
         )
 
-        def judged(verdict: Removed | Rejected) -> Deferred[UploadAck]:
+        def judged(verdict: RemovalGranted | Rejected) -> Deferred[UploadAck]:
             reason = verdict.reason if isinstance(verdict, Rejected) else None
             if reason is None or reason in _OTHER_IMAGE:
                 self._watch(link, vpath)

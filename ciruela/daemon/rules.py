@@ -223,7 +223,7 @@ _SIZES = {None: 1, "k": 1000, "M": 1000**2, "G": 1000**3, "ki": 1024, "Mi": 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SettingRule:
     """How one setting is read, and the field it goes to. One with an ``example`` is required."""
 
     attribute: str
@@ -240,14 +240,14 @@ class WrongItem(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ParsedSettings:
     """What a file says: values, and the lines where they stand, by the names of the fields."""
 
     values: dict[str, Any]
     lines: dict[str, int]
 
 
-def read_file(path: str, rules: Mapping[str, Rule], example: str, problems: list[str]) -> Found | None:
+def read_file(path: str, rules: Mapping[str, SettingRule], example: str, problems: list[str]) -> ParsedSettings | None:
     """The settings in the file at ``path``, by ``rules``.
 
     None when anything is wrong; then ``problems`` gets a line ``FILE:LINE: SETTING: what is wrong (what to do)`` for each mistake.
@@ -283,9 +283,9 @@ class Mistakes(ValueError):
         self.found = found
 
 
-def settings_of(table: Table, rules: Mapping[str, Rule]) -> tuple[Found, list[Mistake]]:
+def settings_of(table: Table, rules: Mapping[str, SettingRule]) -> tuple[ParsedSettings, list[Mistake]]:
     """What is good, and everything that is wrong."""
-    found = Found({}, {})
+    found = ParsedSettings({}, {})
     mistakes: list[Mistake] = []
     for written, (line, value) in table.entries.items():
         if written.startswith("_"):
@@ -311,7 +311,7 @@ def settings_of(table: Table, rules: Mapping[str, Rule]) -> tuple[Found, list[Mi
     return found, mistakes
 
 
-def _nearest(name: str, rules: Mapping[str, Rule]) -> str:
+def _nearest(name: str, rules: Mapping[str, SettingRule]) -> str:
     near = difflib.get_close_matches(name, rules, n=1)
     return f'try "{near[0]}"' if near else "remove it, or begin its name with _ to have it ignored"
 

@@ -36,8 +36,8 @@ from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles, Signers
 from ciruela.daemon.config import load_config
 from ciruela.daemon.keywatch import KeyWatch
-from ciruela.daemon.node import Node, World
-from ciruela.daemon.plan import PEERS_FILE, Plan
+from ciruela.daemon.node import Node, NodeContext
+from ciruela.daemon.plan import PEERS_FILE, DaemonPlan
 from ciruela.daemon.processes import Processes, Webhooks
 from ciruela.daemon.reload import Hangup, LiveConfigs, Reloads
 from ciruela.daemon.requests import Requests
@@ -47,7 +47,7 @@ from ciruela.disk.keeplist import KeepListFiles
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
-from ciruela.disk.trust import ProtectedLinks, Trust
+from ciruela.disk.trust import HostLinks, RecordTrust
 from ciruela.hooks.service import Outside
 from ciruela.model.dirconfig import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
@@ -56,7 +56,7 @@ from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.net import limits
 from ciruela.net.datagrams import DatagramPort
-from ciruela.net.discovery.source import Source
+from ciruela.net.discovery.source import PeerSource
 from ciruela.net.discovery.spec import Means, sources
 from ciruela.net.limits import Budgets, limits_for
 from ciruela.net.outgoing import Pool
@@ -187,12 +187,12 @@ T = TypeVar("T")
 class Settings:
     """What a daemon starts with. ``lock`` holds the db directory for this process; ``again`` reads and checks the whole plan anew."""
 
-    plan: Plan
+    plan: DaemonPlan
     lock: OpenFile
-    again: Callable[[], Plan]
+    again: Callable[[], DaemonPlan]
 
 
-class _Awaited:
+class _StartingHandler:
     """The counterpart until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
 
     def __init__(self, node: Node) -> None:
@@ -228,7 +228,7 @@ class Daemon(Service):
         rng = random.Random(seed)  # noqa: S311  choices of peers and blocks, nothing secret
         self._threads = ThreadPool(1, plan.disk_threads, "disk")
         self._authority = KeyFiles(plan.config_dir, self._in_thread, now_ms)
-        trust = Trust(now_ms, self._made)
+        trust = RecordTrust(now_ms, self._made)
         self._store = Store(plan.db_dir, self._configs, self._in_thread, plan.tuning, trust, share_out(most_descriptors()))
         self._link_limits = limits_for(plan.tuning.max_index_bytes)
         self._budgets = Budgets()
@@ -239,7 +239,7 @@ class Daemon(Service):
         self._lists.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         self._datagrams = DatagramPort(lambda data, source: self.node.gossip.received(data, source), reactor)
         self.node = Node(
-            World(
+            NodeContext(
                 me=plan.me,
                 hostname=plan.hostname,
                 epoch=now_ms(),
@@ -260,7 +260,7 @@ class Daemon(Service):
                     KeepListFiles(self._in_list_thread),
                     self._configured,
                     lambda: self._peers.unresolved,
-                    ProtectedLinks(self._in_list_thread),
+                    HostLinks(self._in_list_thread),
                 ),
             )
         )
@@ -292,12 +292,12 @@ class Daemon(Service):
         return deferToThreadPool(self._reactor, self._lists, function, *args, **kwargs)
 
     @staticmethod
-    def _names(plan: Plan) -> frozenset[str]:
+    def _names(plan: DaemonPlan) -> frozenset[str]:
         """The names under which pages of this node may be asked for."""
         own = plan.hostname.lower()
         return frozenset((own, own.partition(".")[0], *plan.tuning.page_hosts))
 
-    def _sources(self, plan: Plan) -> list[Source]:
+    def _sources(self, plan: DaemonPlan) -> list[PeerSource]:
         return sources(plan.peers, f"{plan.config_dir}/{PEERS_FILE}", self._means)
 
     def _configured(self) -> Deferred[Mapping[str, DirConfig]]:
@@ -305,7 +305,7 @@ class Daemon(Service):
         plan = self._settings.plan
         return self._in_thread(lambda: load_config(plan.config_dir, plan.db_dir).directories)
 
-    def _apply(self, plan: Plan) -> None:
+    def _apply(self, plan: DaemonPlan) -> None:
         """What a reload changes outside of the node."""
         self._store.tune(plan.tuning)
         if self._port is not None:
@@ -323,7 +323,7 @@ class Daemon(Service):
         pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told), api)
         self._page_hosts = self._names(plan)
         self._port = site(
-            _Awaited(self.node),
+            _StartingHandler(self.node),
             pages,
             self._reactor,
             self._link_limits,

@@ -17,10 +17,10 @@ from ciruela.cleanup.service import words
 from ciruela.clockwork import Beat
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
-from ciruela.gossip.packets import Complete, Deleted, Download
+from ciruela.gossip.packets import Complete, Deleted, DownloadFact
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.net.discovery.source import Source
+from ciruela.net.discovery.source import PeerSource
 from ciruela.web.pages import Json
 
 
@@ -314,7 +314,7 @@ class NodeStatus:
             case "downloading":
                 running: dict[str, dict[str, Json]] = {}
                 for machine, item in cluster.stances():
-                    if isinstance(item, Download):
+                    if isinstance(item, DownloadFact):
                         running.setdefault(machine.hex(), {})[str(item.vpath)] = {
                             "image_id": item.image.hex(),
                             "mask": f"{item.mask or 0:064x}",
@@ -365,7 +365,7 @@ def config_status(reloads: Reloads) -> Json:
     }
 
 
-def sources_status(sources: Sequence[Source]) -> Json:
+def sources_status(sources: Sequence[PeerSource]) -> Json:
     """The places that know the peers, without paths of this host, and without queries of URLs, which may hold a secret."""
     return [
         {

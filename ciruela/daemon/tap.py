@@ -21,8 +21,8 @@ from ciruela.daemon.plan import (
     MOST_CONNECTIONS,
     MOST_THREADS,
     NO_CANTAL,
-    Given,
-    Plan,
+    CommandLine,
+    DaemonPlan,
     read_plan,
     summary,
 )
@@ -90,11 +90,11 @@ class Options(usage.Options):
         """Both ways to call it, whichever was used."""
         return self.synopsis
 
-    def given(self) -> Given:
+    def given(self) -> CommandLine:
         """What stands on the command line."""
         names = (*DEFAULTS, "max-connections", *IGNORED)
         options = {name: self[name] for name in names if self[name] is not None and self[name] != 0}
-        return Given(os.path.abspath(self["config"] or self["config-base-dir"] or DEFAULT_CONFIG), options)
+        return CommandLine(os.path.abspath(self["config"] or self["config-base-dir"] or DEFAULT_CONFIG), options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +104,12 @@ class Checked:
     ``taken``: what a daemon that runs here holds now: its db directory, its address.
     """
 
-    plan: Plan
+    plan: DaemonPlan
     lock: OpenFile | None
     taken: tuple[str, ...] = ()
 
 
-def check_start(given: Given, *, beside: bool) -> Checked:
+def check_start(given: CommandLine, *, beside: bool) -> Checked:
     """Check everything that can be checked before a daemon starts: files, db directory, address. Raises ConfigError or DiskError.
 
     ``beside``: as ``--check-config`` looks. Nothing is changed, no lock is taken, and what a running daemon holds is no mistake.
@@ -140,7 +140,7 @@ _CANNOT_LISTEN = {
 }
 
 
-def listen_on(plan: Plan, *, beside: bool) -> bool:
+def listen_on(plan: DaemonPlan, *, beside: bool) -> bool:
     """Try the address, TCP and UDP, now that the operator still has the terminal. Raises ConfigError unless it can be listened on.
 
     ``beside`` a daemon that runs, gives False where it is in use.

@@ -24,14 +24,14 @@ from ciruela.disk.layout import NEW_STATE, STATE, Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.states import Journal, Phase
+from ciruela.disk.states import CommitPhase, Journal
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete, give, settling, what_is_wrong
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Abort
-from ciruela.model.state import Kept, State
+from ciruela.model.state import RetainedVersion, State
 from ciruela.seams import SetAside
 
 PREFIX = ".ciruela-aside~"
@@ -87,10 +87,10 @@ _log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class CommitResult:
     """What a commit did besides: the replaced images that are ``kept`` now, and whether something without a record was set ``aside``."""
 
-    kept: tuple[Kept, ...]
+    kept: tuple[RetainedVersion, ...]
     aside: bool
 
 
@@ -115,7 +115,7 @@ def commit(
     *,
     again: bool = False,
     modes: Modes = STANDARD_MODES,
-) -> Steps[Shown]:
+) -> Steps[CommitResult]:
     """Show the staging directory ``tree`` at ``place`` and record ``state``. Everything in it gets ``modes``.
 
     With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
@@ -155,7 +155,7 @@ def commit(
             _show(parent, directory, place, tree.root, state)
         if before is not None and before.image != state.image:
             notes.drop_modes(directory, place.vpath, before.image)
-        return Shown(kept.images(kept.read(directory, place)) if place.keep else (), aside)
+        return CommitResult(kept.images(kept.read(directory, place)) if place.keep else (), aside)
 
 
 def _spoiled(place: Place, state: State) -> Steps[None]:
@@ -264,7 +264,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     status = root.status()
     row = kept.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
-    states.write_journal(directory, place.record, Journal(state, command, Phase.READY, (status.st_dev, status.st_ino), aside))
+    states.write_journal(directory, place.record, Journal(state, command, CommitPhase.READY, (status.st_dev, status.st_ino), aside))
     waiting = Journal(state, command)
     try:
         undo = _swap(parent, directory, place, state, aside=aside)

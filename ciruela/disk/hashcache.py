@@ -62,7 +62,7 @@ DirKey = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedDirectory:
     """What was in one directory.
 
     ``names`` of all that was in it, in the order in which the system lists them, and of its sub-directories ``below``: UTF-8, joined by
@@ -116,7 +116,7 @@ def join_names(names: Sequence[str]) -> bytes:
     return "\0".join(names).encode("utf-8")
 
 
-def by_name(known: Known) -> dict[str, tuple[bytes, str]]:
+def by_name(known: CachedDirectory) -> dict[str, tuple[bytes, str]]:
     """The key and the line of each file and link."""
     names = _files(known)
     order = sorted(range(len(names)), key=names.__getitem__)
@@ -124,13 +124,13 @@ def by_name(known: Known) -> dict[str, tuple[bytes, str]]:
     return {names[at]: (known.keys[at * KEY_BYTES : (at + 1) * KEY_BYTES], line) for at, line in zip(order, lines[:-1], strict=True)}
 
 
-def _files(known: Known) -> list[str]:
+def _files(known: CachedDirectory) -> list[str]:
     """The names of files and links, in the order of their keys."""
     below = set(split_names(known.below))
     return [name for name in split_names(known.names) if name not in below]
 
 
-def without(known: Known, name: str) -> Known:
+def without(known: CachedDirectory, name: str) -> CachedDirectory:
     """The same, but the file or link ``name`` will not be taken for unchanged."""
     names = _files(known)
     if name not in names:
@@ -143,7 +143,7 @@ def _magic(kind: HashKind) -> bytes:
     return f"ciruela hash cache 1 {sys.byteorder} {kind.value}\n".encode()
 
 
-def encode(kind: HashKind, scanned_ns: int, known: Mapping[DirKey, Known]) -> bytes:
+def encode(kind: HashKind, scanned_ns: int, known: Mapping[DirKey, CachedDirectory]) -> bytes:
     """The bytes of a cache. ``scanned_ns`` is the wall time of the scan."""
     parts = [_HEAD.pack(scanned_ns, len(known))]
     for (device, inode), one in known.items():
@@ -153,7 +153,7 @@ def encode(kind: HashKind, scanned_ns: int, known: Mapping[DirKey, Known]) -> by
     return b"".join((_magic(kind), blake3.blake3(body).digest(), body))
 
 
-def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
+def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, CachedDirectory]]:
     """When the scan was, in wall time, and what it found. Raises FormatError for what :func:`encode` would not write for this kind."""
     magic = _magic(kind)
     if not data.startswith(magic):
@@ -165,7 +165,7 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
         raise FormatError("the hash cache is too short")
     scanned_ns, number = _HEAD.unpack_from(data, at)
     at += _HEAD.size
-    known: dict[DirKey, Known] = {}
+    known: dict[DirKey, CachedDirectory] = {}
     while at < len(data):
         if len(data) - at < _RECORD.size:
             raise FormatError("a record of the hash cache is cut off")
@@ -177,7 +177,7 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, Known]]:
         at = lines_at + lines_size
         if at > len(data):
             raise FormatError("a record of the hash cache is cut off")
-        one = Known(data[names_at:below_at], data[below_at:keys_at], data[keys_at:lines_at], data[lines_at:at], files, total)
+        one = CachedDirectory(data[names_at:below_at], data[below_at:keys_at], data[keys_at:lines_at], data[lines_at:at], files, total)
         if _number(one.names) != count + _number(one.below) or one.lines.count(b"\n") != count or files > count or (device, inode) in known:
             raise FormatError("a record of the hash cache contradicts itself")
         if not (one.lines.isascii() and _is_utf8(one.names) and _is_utf8(one.below)):
@@ -282,7 +282,7 @@ class HashCache:
             raise
         return directory
 
-    def _load(self, name: str, kind: HashKind, now_ns: int) -> tuple[int, dict[DirKey, Known]]:
+    def _load(self, name: str, kind: HashKind, now_ns: int) -> tuple[int, dict[DirKey, CachedDirectory]]:
         try:
             with self._directory(create=False) as directory, directory.open_read(name) as file:
                 found = file.stat()
@@ -330,7 +330,7 @@ class HashCache:
 class OneCache:
     """What is known of one directory, for one scan. ``rested_ns``: what changed before that wall time may be kept."""
 
-    def __init__(self, caches: HashCache, kind: HashKind, name: str, now_ns: int, known: dict[DirKey, Known]) -> None:
+    def __init__(self, caches: HashCache, kind: HashKind, name: str, now_ns: int, known: dict[DirKey, CachedDirectory]) -> None:
         self._caches = caches
         self._kind = kind
         self._name = name
@@ -346,7 +346,7 @@ class OneCache:
             local = self._types[device] = syscalls.file_system_type(directory.fd) in LOCAL
         return local
 
-    def save(self, seen: dict[DirKey, Known]) -> None:
+    def save(self, seen: dict[DirKey, CachedDirectory]) -> None:
         """Keep ``seen`` in place of what was known, if that is something else."""
         if seen != self.known:
             self._caches.save(self._name, encode(self._kind, self._now_ns, seen))

@@ -25,7 +25,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import TEMPORARY, backup_name, is_identity, is_sealed, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
-from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Kept, SigEntry, State, Version
+from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, RetainedVersion, SigEntry, State, Version
 from ciruela.proto.bounded import loads
 
 _log = Logger()
@@ -43,7 +43,7 @@ _FRAME_BYTES, _FRAME_ITEMS = 64, 12
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RetainedRow:
     """One image that is kept: its version, the inode of its tree, and its signatures where the record has them."""
 
     version: Version
@@ -51,9 +51,9 @@ class Row:
     signatures: tuple[SigEntry, ...] = ()
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> RetainedVersion:
         """The row without its place on this disk."""
-        return Kept(self.version, self.signatures)
+        return RetainedVersion(self.version, self.signatures)
 
 
 def file_name(place: Place) -> str:
@@ -66,7 +66,7 @@ def is_record(name: str) -> bool:
     return name.startswith(".") and name.endswith(SUFFIX) and not name.startswith(TEMPORARY)
 
 
-def encode(rows: Sequence[Row]) -> bytes:
+def encode(rows: Sequence[RetainedRow]) -> bytes:
     """The bytes of a record. Of very many rows only the first have their signatures in it: earlier versions read no larger record."""
     plain = [[row.version.timestamp_ms, row.version.image, row.inode] for row in rows]
     left_bytes = MAX_BYTES - len(cbor2.dumps(plain)) - _FRAME_BYTES
@@ -82,27 +82,27 @@ def encode(rows: Sequence[Row]) -> bytes:
     return sealed({"kept": plain, "signatures": signatures} if signatures else {"kept": plain})
 
 
-def decode(data: bytes) -> tuple[Row, ...]:
+def decode(data: bytes) -> tuple[RetainedRow, ...]:
     """The content of a record. One of an earlier version has no checksum. Raises FormatError, also for a wrong checksum."""
     fields, rows = _decoded(data)
     is_sealed(fields, data)
     return rows
 
 
-def salvaged(data: bytes) -> tuple[Row, ...]:
+def salvaged(data: bytes) -> tuple[RetainedRow, ...]:
     """What can be understood of a record with a wrong checksum: the time of a row is that of one of its signatures. Raises FormatError."""
     _, rows = _decoded(data)
     return tuple(_as_signed(row) for row in rows)
 
 
-def _as_signed(row: Row) -> Row:
+def _as_signed(row: RetainedRow) -> RetainedRow:
     signed_ms = [entry.timestamp_ms for entry in row.signatures]
     if not signed_ms or row.version.timestamp_ms in signed_ms:
         return row
     return replace(row, version=Version(signed_ms[-1], row.version.image))
 
 
-def _decoded(data: bytes) -> tuple[object, tuple[Row, ...]]:
+def _decoded(data: bytes) -> tuple[object, tuple[RetainedRow, ...]]:
     """The fields of a record, and its rows."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes of kept images")
@@ -124,21 +124,21 @@ def _signatures(entries: object) -> dict[int, tuple[SigEntry, ...]]:
     return {number: tuple(sorted(signed)[-MOST_SIGNATURES:]) for number, signed in found.items()}
 
 
-def _row(value: object, signatures: tuple[SigEntry, ...]) -> Row:
+def _row(value: object, signatures: tuple[SigEntry, ...]) -> RetainedRow:
     match value:
         case [int(signed_ms), bytes(image), int(inode)] if is_identity(signed_ms, inode):
             try:
-                return Row(Version(signed_ms, image_id(image)), inode, signatures)
+                return RetainedRow(Version(signed_ms, image_id(image)), inode, signatures)
             except ValueError as error:
                 raise FormatError(str(error)) from None
     raise FormatError("a kept image that is not [milliseconds, image, inode]")
 
 
-def read(directory: SafeDir, place: Place) -> tuple[Row, ...]:
+def read(directory: SafeDir, place: Place) -> tuple[RetainedRow, ...]:
     """What the record says, nothing when there is none or it cannot be understood. Raises OSError."""
     damaged: list[tuple[bytes, FormatError]] = []
 
-    def understood(data: bytes) -> tuple[Row, ...]:
+    def understood(data: bytes) -> tuple[RetainedRow, ...]:
         try:
             return decode(data)
         except FormatError as error:
@@ -160,7 +160,7 @@ def read(directory: SafeDir, place: Place) -> tuple[Row, ...]:
     return rows
 
 
-def write(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
+def write(directory: SafeDir, place: Place, rows: Sequence[RetainedRow]) -> None:
     """Let the record say ``rows``, durably; without any there is none. Raises OSError."""
     if rows:
         write_file(directory, file_name(place), encode(rows))
@@ -169,7 +169,7 @@ def write(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
         directory.fsync()
 
 
-def images(rows: Sequence[Row]) -> tuple[Kept, ...]:
+def images(rows: Sequence[RetainedRow]) -> tuple[RetainedVersion, ...]:
     """The images of ``rows``."""
     return tuple(row.kept for row in rows)
 
@@ -177,26 +177,26 @@ def images(rows: Sequence[Row]) -> tuple[Kept, ...]:
 # -- at a commit ----------------------------------------------------------------------------------------------------------------------
 
 
-def announce(parent: SafeDir, directory: SafeDir, place: Place, old: State | None, new: ImageId) -> Row | None:
+def announce(parent: SafeDir, directory: SafeDir, place: Place, old: State | None, new: ImageId) -> RetainedRow | None:
     """Before the trees change places: record that the old one is to be kept, if it is. Raises OSError."""
     if not place.keep or old is None or old.image == new:
         return None
     standing = parent.stat(place.name)
     if standing is None or not stat.S_ISDIR(standing.st_mode):
         return None
-    kept = Kept.of(old)
-    row = Row(kept.version, standing.st_ino, kept.signatures)
+    kept = RetainedVersion.of(old)
+    row = RetainedRow(kept.version, standing.st_ino, kept.signatures)
     write(directory, place, (row, *(one for one in read(directory, place) if one.version.image != old.image)))
     return row
 
 
-def withdraw(directory: SafeDir, place: Place, row: Row | None) -> None:
+def withdraw(directory: SafeDir, place: Place, row: RetainedRow | None) -> None:
     """The trees have not changed places after all. Failing costs nothing: a start drops a row without a tree."""
     if row is not None:
         _rewrite(directory, place, [one for one in _read_anyway(directory, place) if (one.version, one.inode) != (row.version, row.inode)])
 
 
-def keep(parent: SafeDir, directory: SafeDir, place: Place, row: Row | None, new: ImageId) -> None:
+def keep(parent: SafeDir, directory: SafeDir, place: Place, row: RetainedRow | None, new: ImageId) -> None:
     """The new image is shown and recorded: give the old tree its own name, and forget what is one too many.
 
     Nothing here may undo the commit: what cannot be kept is not kept.
@@ -213,23 +213,23 @@ def keep(parent: SafeDir, directory: SafeDir, place: Place, row: Row | None, new
             _log.error("{vpath}: what is kept cannot be looked at: {error}", vpath=str(place.vpath), error=error)
 
 
-def _take(parent: SafeDir, place: Place, row: Row, name: str) -> None:
+def _take(parent: SafeDir, place: Place, row: RetainedRow, name: str) -> None:
     parent.rename_new(name, place.kept(row.version.image))
     parent.fsync()
 
 
-def _standing(parent: SafeDir, place: Place, rows: Sequence[Row], current: ImageId | None) -> list[Row]:
+def _standing(parent: SafeDir, place: Place, rows: Sequence[RetainedRow], current: ImageId | None) -> list[RetainedRow]:
     """Those of ``rows`` whose trees are there, but for the current image and what is one too many."""
     good = [row for row in rows if row.version.image != current and _is_there(parent, place.kept(row.version.image), row)]
     return good[: place.keep]
 
 
-def _is_there(parent: SafeDir, name: str, row: Row) -> bool:
+def _is_there(parent: SafeDir, name: str, row: RetainedRow) -> bool:
     found = parent.stat(name)
     return found is not None and stat.S_ISDIR(found.st_mode) and found.st_ino == row.inode
 
 
-def _read_anyway(directory: SafeDir, place: Place) -> tuple[Row, ...]:
+def _read_anyway(directory: SafeDir, place: Place) -> tuple[RetainedRow, ...]:
     try:
         return read(directory, place)
     except OSError as error:
@@ -237,7 +237,7 @@ def _read_anyway(directory: SafeDir, place: Place) -> tuple[Row, ...]:
         return ()
 
 
-def _rewrite(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
+def _rewrite(directory: SafeDir, place: Place, rows: Sequence[RetainedRow]) -> None:
     if tuple(rows) == _read_anyway(directory, place):
         return
     try:
@@ -249,7 +249,9 @@ def _rewrite(directory: SafeDir, place: Place, rows: Sequence[Row]) -> None:
 # -- later ----------------------------------------------------------------------------------------------------------------------------
 
 
-def settle(parent: SafeDir | None, directory: SafeDir, place: Place, committed: State | None, pending: ImageId | None) -> tuple[Row, ...]:
+def settle(
+    parent: SafeDir | None, directory: SafeDir, place: Place, committed: State | None, pending: ImageId | None
+) -> tuple[RetainedRow, ...]:
     """What a start does: let the record say what is really there, after a tree that a kill left under another name got its own.
 
     Raises OSError.

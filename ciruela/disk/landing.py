@@ -39,7 +39,7 @@ _TUNING = replace(STANDARD, disk_reserve_bytes=0)
 """A user may fill his own disk; a node may not."""
 
 
-class Standing(Enum):
+class DestinationKind(Enum):
     """What stands at the destination."""
 
     NOTHING = "nothing"
@@ -84,25 +84,25 @@ class Landing:
         """The name of the directory, beside the destination, in which the image is put together."""
         return self._place.staging(self._index.image)
 
-    def look(self) -> Deferred[Standing]:
+    def look(self) -> Deferred[DestinationKind]:
         """What stands at the destination. Reads all of it if it might be the image."""
         return self._lane.steps(checked_steps(self._place, self._look()))
 
-    def _look(self) -> Steps[Standing]:
+    def _look(self) -> Steps[DestinationKind]:
         with self._place.open_parent() as parent:
             found = parent.stat(self._place.name)
             if found is None:
-                return Standing.NOTHING
+                return DestinationKind.NOTHING
             if not stat.S_ISDIR(found.st_mode):
-                return Standing.NO_DIRECTORY
+                return DestinationKind.NO_DIRECTORY
             tree = Tree(parent.open_dir(self._place.name))
         try:
             yield from check(tree, self._index, _as_executable)
         except Mismatch:
-            return Standing.OTHER
+            return DestinationKind.OTHER
         finally:
             tree.close()
-        return Standing.SAME
+        return DestinationKind.SAME
 
     def open(self) -> Deferred[frozenset[int]]:
         """Open the staging directory, or make it. Fires with the numbers of the blocks that an earlier run left there, each hashed."""

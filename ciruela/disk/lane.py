@@ -25,7 +25,7 @@ ENTRY_COST = SLICE_COST // 1000
 """What touching one file or name counts at least: 1,000 of them fill a slice."""
 
 
-class _Job(Generic[T]):
+class _Task(Generic[T]):
     """Work that waits or runs. ``more`` tells after a run that it wants another turn."""
 
     def __init__(self, work: Callable[[], T], close: Callable[[], object]) -> None:
@@ -61,13 +61,13 @@ class Lane:
         self._in_thread = in_thread
         self._what = what
         self.records = 0
-        self._waiting: deque[_Job[Any]] = deque()
+        self._waiting: deque[_Task[Any]] = deque()
         self._busy = False
         self._pumping = False
 
     def do(self, f: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """Call ``f`` in a thread when its turn has come."""
-        return self._add(_Job(lambda: f(*args, **kwargs), lambda: None))
+        return self._add(_Task(lambda: f(*args, **kwargs), lambda: None))
 
     def steps(self, work: Steps[T]) -> Deferred[T]:
         """Go through ``work`` in slices of :data:`SLICE_COST`; jobs that came meanwhile get their turn between two slices."""
@@ -87,10 +87,10 @@ class Lane:
                 raise
             return None
 
-        job: _Job[Any] = _Job(one_slice, work.close)
+        job: _Task[Any] = _Task(one_slice, work.close)
         return self._add(job)
 
-    def _add(self, job: _Job[T]) -> Deferred[T]:
+    def _add(self, job: _Task[T]) -> Deferred[T]:
         self._waiting.append(job)
         self._pump()
         return job.done
@@ -110,7 +110,7 @@ class Lane:
         finally:
             self._pumping = False
 
-    def _ended(self, result: object, job: _Job[Any]) -> None:
+    def _ended(self, result: object, job: _Task[Any]) -> None:
         self._busy = False
         if job.more:
             self._waiting.append(job)

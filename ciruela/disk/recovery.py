@@ -31,7 +31,7 @@ Left = Callable[[Place, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RecoveredState:
     """What a start found: what is held, and what was set aside, by where."""
 
     loaded: Loaded
@@ -179,7 +179,7 @@ def load(
     vetting: Vetting | None = None,
     *,
     alone: bool = True,
-) -> Steps[Found]:
+) -> Steps[RecoveredState]:
     """Everything below configured keys, after interrupted commits were finished and debris was removed. Raises OSError, DiskError.
 
     ``left`` is told of debris that cannot be removed, ``vetting`` judges records without a checksum. Unless this is ``alone``, other keys
@@ -222,7 +222,7 @@ def load(
         yield from prune(sample)
     if alone:
         yield from _remove_temporary_indexes(records)
-    return Found(Loaded(held, buried, due), sweep.aside)
+    return RecoveredState(Loaded(held, buried, due), sweep.aside)
 
 
 def _vet_burials(directory: SafeDir, sample: Place, vetting: Vetting | None) -> None:

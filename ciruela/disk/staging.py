@@ -11,7 +11,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.commit import Shown, commit, prepare
+from ciruela.disk.commit import CommitResult, commit, prepare
 from ciruela.disk.lane import ENTRY_COST, Lane, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
@@ -26,7 +26,7 @@ from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
-from ciruela.model.state import Kept, State
+from ciruela.model.state import RetainedVersion, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 
@@ -226,7 +226,7 @@ class StagingDir:
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
         return self._run(prepare(self._tree, self._index, self._modes)).addCallback(lambda _: where)
 
-    def commit(self, state: State) -> Deferred[tuple[Kept, ...]]:
+    def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """As ``seams.Staging.commit``."""
         return self._commit(state, again=False)
 
@@ -234,11 +234,11 @@ class StagingDir:
         """As ``seams.Staging.restore``."""
         return self._commit(state, again=True).addCallback(lambda _: None)
 
-    def _commit(self, state: State, *, again: bool) -> Deferred[tuple[Kept, ...]]:
+    def _commit(self, state: State, *, again: bool) -> Deferred[tuple[RetainedVersion, ...]]:
         work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again, modes=self._modes)
         return self._run(work).addCallback(self._done)
 
-    def _done(self, shown: Shown) -> tuple[Kept, ...]:
+    def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:
         self.close()
         self._shown(shown.aside)
         return shown.kept

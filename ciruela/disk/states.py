@@ -85,7 +85,7 @@ Judge = Callable[[State], State]
 """Judges a state that has no checksum. Gives what is believed of it; raises FormatError when that is nothing."""
 
 
-class Phase(Enum):
+class CommitPhase(Enum):
     """How far a commit is: still being put together, or whole, durable and about to be shown."""
 
     DOWNLOAD = "download"
@@ -102,7 +102,7 @@ class Journal:
 
     state: State
     command: Command | None
-    phase: Phase = Phase.DOWNLOAD
+    phase: CommitPhase = CommitPhase.DOWNLOAD
     staging: tuple[int, int] | None = None
     aside: bool = False
 
@@ -192,13 +192,13 @@ def decode_journal(data: bytes, judge: Judge | None = None) -> Journal:
     assert isinstance(own, dict)  # _load looked
     try:
         command = Command(own["command"]) if "command" in own else None
-        phase = Phase(own.get("phase"))
+        phase = CommitPhase(own.get("phase"))
     except ValueError as error:
         raise FormatError(f"the field ciruela: {logged(error)}") from None
     match own.get("staging"):
-        case [int(device), int(inode)] if phase is Phase.READY and is_identity(device, inode):
+        case [int(device), int(inode)] if phase is CommitPhase.READY and is_identity(device, inode):
             return Journal(state, command, phase, (device, inode), own.get("aside") is True)
-        case None if phase is Phase.DOWNLOAD:
+        case None if phase is CommitPhase.DOWNLOAD:
             return Journal(state, command)
     raise FormatError("the field ciruela: phase and staging do not fit")
 

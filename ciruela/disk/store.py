@@ -28,10 +28,10 @@ from ciruela.disk.recovery import finish_aside, settle_path
 from ciruela.disk.removal import Litter, remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
-from ciruela.disk.states import Journal, Phase
+from ciruela.disk.states import CommitPhase, Journal
 from ciruela.disk.syscalls import checked, checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
-from ciruela.disk.trust import Trust, Vetting
+from ciruela.disk.trust import RecordTrust, Vetting
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, DirConfig, Fsync, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
@@ -40,7 +40,7 @@ from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Abort
 from ciruela.model.state import Burials, State, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Examination, Identity, InThread, Loaded, Pending, SetAside, Sight, Staging
+from ciruela.seams import Examination, Identity, InThread, Loaded, NamesFound, Pending, SetAside, Staging
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Store:
         configs: Mapping[str, DirConfig],
         in_thread: InThread,
         tuning: Tuning = STANDARD,
-        trust: Trust | None = None,
+        trust: RecordTrust | None = None,
         trees: int = MOST_TREES,
     ) -> None:
         self._tuning = tuning
@@ -104,8 +104,8 @@ class Store:
         """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
         return self._load(recovery.load(self._records, self._configs, self._place, self._litter.left, self._vetting))
 
-    def _load(self, work: Steps[recovery.Found]) -> Deferred[Loaded]:
-        def loaded(found: recovery.Found) -> Loaded:
+    def _load(self, work: Steps[recovery.RecoveredState]) -> Deferred[Loaded]:
+        def loaded(found: recovery.RecoveredState) -> Loaded:
             self._aside.update({(place.base, place.parents): (place, asides) for place, asides in found.aside})
             return found.loaded
 
@@ -174,7 +174,7 @@ class Store:
         parent = place.parent_if_any()
         try:
             journal = states.read_journal(directory, place.record)
-            if journal is not None and journal.phase is Phase.READY and parent is not None:
+            if journal is not None and journal.phase is CommitPhase.READY and parent is not None:
                 settle_path(directory, place, parent, base_there=False)
                 journal = states.read_journal(directory, place.record)
             for state in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
@@ -508,10 +508,10 @@ class Store:
 
         return self._in_thread(checked, vpath, look)
 
-    def look(self, vpaths: Sequence[VPath]) -> Deferred[Sight]:
+    def look(self, vpaths: Sequence[VPath]) -> Deferred[NamesFound]:
         """As ``seams.Disk.look``."""
 
-        def all_of_them() -> Sight:
+        def all_of_them() -> NamesFound:
             gone: list[VPath] = []
             unseen: dict[str, str] = {}
             for base, images in groupby(vpaths, attrgetter("base")):
@@ -519,7 +519,7 @@ class Store:
                     gone += self._gone(list(images))
                 except (DiskError, OSError) as error:
                     unseen[base.key] = str(error)
-            return Sight(tuple(gone), unseen)
+            return NamesFound(tuple(gone), unseen)
 
         return self._in_thread(all_of_them)
 

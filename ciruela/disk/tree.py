@@ -26,7 +26,7 @@ LEAST_FILES = 1
 H = TypeVar("H", bound=Opened)
 
 
-class _Kept(dict[str, H]):
+class _OpenDirectories(dict[str, H]):
     """What is kept open, the one that was used last at the end; no more than ``least`` without taking it from ``budget``."""
 
     def __init__(self, least: int, most: int, budget: Handles) -> None:
@@ -90,8 +90,8 @@ class Tree:
 
     def __init__(self, root: SafeDir, dirs: int = DIRS, files: int = FILES, budget: Handles = KEPT) -> None:
         self.root = root
-        self._dirs: _Kept[SafeDir] = _Kept(LEAST_DIRS, dirs, budget)
-        self._files: _Kept[OpenFile] = _Kept(LEAST_FILES, files, budget)
+        self._dirs: _OpenDirectories[SafeDir] = _OpenDirectories(LEAST_DIRS, dirs, budget)
+        self._files: _OpenDirectories[OpenFile] = _OpenDirectories(LEAST_FILES, files, budget)
 
     def close(self) -> None:
         """Close everything."""

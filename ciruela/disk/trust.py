@@ -56,7 +56,7 @@ def protected(paths: Sequence[str], directory: str) -> KeepList:
     return frozenset(targets(paths, directory))
 
 
-class ProtectedLinks:
+class HostLinks:
     """Implements ``seams.ProtectedLinks``. Following one may take for ever (a network file system), as reading a keep list may."""
 
     def __init__(self, in_thread: InThread) -> None:
@@ -91,7 +91,7 @@ Signed = Callable[[VPath, ImageId, Sequence[SigEntry]], frozenset[SigEntry]]
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class RecordTrust:
     """By what records are judged: the wall clock, and the keys."""
 
     now_ms: NowMs
@@ -110,7 +110,7 @@ class Vetting:
     ``waiting`` are the paths with a committed image of which the record has none yet: :meth:`prove` gives it one.
     """
 
-    def __init__(self, records: Records, trust: Trust) -> None:
+    def __init__(self, records: Records, trust: RecordTrust) -> None:
         self._records = records
         self._trust = trust
         self._verified = 0
@@ -118,7 +118,7 @@ class Vetting:
 
     @property
     def latest_ms(self) -> int:
-        """As ``Trust.latest_ms``."""
+        """As ``RecordTrust.latest_ms``."""
         return self._trust.latest_ms
 
     def at_start(self, place: Place) -> Judge:

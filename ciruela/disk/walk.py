@@ -18,7 +18,18 @@ from functools import reduce
 from operator import itemgetter, or_
 
 from ciruela.disk.excludes import Excludes
-from ciruela.disk.hashcache import DirKey, HashCache, Known, OneCache, by_name, join_names, key_of, keys_of, rested_key, split_names
+from ciruela.disk.hashcache import (
+    CachedDirectory,
+    DirKey,
+    HashCache,
+    OneCache,
+    by_name,
+    join_names,
+    key_of,
+    keys_of,
+    rested_key,
+    split_names,
+)
 from ciruela.disk.many import list_names, read_small, stats
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
@@ -144,7 +155,7 @@ class _Frame:
     below: list[str]
 
 
-class _Listed:
+class _ReadDirectory:
     """One directory that is read: its lines in order of the names, and what there is to keep about its files and links."""
 
     __slots__ = ("below", "bytes", "files", "keys", "lines", "names")
@@ -157,23 +168,23 @@ class _Listed:
         self.files = 0
         self.bytes = 0
 
-    def known(self) -> Known:
+    def known(self) -> CachedDirectory:
         """The result, when all large files are hashed. Special files have no name in it, so their directory never counts as unchanged."""
         lines = [line.line() if isinstance(line, Large) else line for line in self.lines]
         lines.append("")
         below = set(self.below)
         names = [name for name in self.names if name in self.keys or name in below]
         keys = b"".join([self.keys[name] for name in names if name not in below])
-        return Known(join_names(names), join_names(self.below), keys, "\n".join(lines).encode("ascii"), self.files, self.bytes)
+        return CachedDirectory(join_names(names), join_names(self.below), keys, "\n".join(lines).encode("ascii"), self.files, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _WalkedDirectory:
     """A directory of the index: where it is, what identifies it (None: nothing of it may be kept), and what is in it."""
 
     path: str
     key: DirKey | None
-    content: Known | _Listed
+    content: CachedDirectory | _ReadDirectory
 
 
 class Walk:
@@ -191,7 +202,7 @@ class Walk:
         self._cache: OneCache | None = None
         self._at = ""
         self._work = self._steps()
-        self._places: list[_Place] = []
+        self._places: list[_WalkedDirectory] = []
         self._rested_ns = 0
         self.stopped = False
         self.ended = False
@@ -279,7 +290,7 @@ class Walk:
         self.dirs += 1
         key, known = self._known(frame.directory)
         if known is not None and self._unchanged(frame, depth, known):
-            self._places.append(_Place(self._at, key, known))
+            self._places.append(_WalkedDirectory(self._at, key, known))
             self.files += known.files
             self.symlinks += known.count - known.files
             self.bytes += known.bytes
@@ -289,8 +300,8 @@ class Walk:
         self._excluded(leave_out)
         names = self._names(entries, frame.prefix, depth)
         below = [name for name, entry in zip(names, entries, strict=True) if entry.is_dir(follow_symlinks=False)]
-        listed = _Listed(names, below)
-        self._places.append(_Place(self._at, key, listed))
+        listed = _ReadDirectory(names, below)
+        self._places.append(_WalkedDirectory(self._at, key, listed))
         old = by_name(known) if known is not None else {}
         for name, entry in sorted(zip(names, entries, strict=True), key=itemgetter(0)):
             if not entry.is_dir(follow_symlinks=False):
@@ -298,7 +309,7 @@ class Walk:
                 yield self._take(frame.directory, name, entry, listed, old.get(name))
         return sorted(below, reverse=True)
 
-    def _known(self, directory: SafeDir) -> tuple[DirKey | None, Known | None]:
+    def _known(self, directory: SafeDir) -> tuple[DirKey | None, CachedDirectory | None]:
         """What identifies the directory, if anything about it may be kept, and what is known of it."""
         if self._cache is None:
             return None, None
@@ -308,7 +319,7 @@ class Walk:
         key = status.st_dev, status.st_ino
         return key, self._cache.known.get(key)
 
-    def _unchanged(self, frame: _Frame, depth: int, known: Known) -> bool:
+    def _unchanged(self, frame: _Frame, depth: int, known: CachedDirectory) -> bool:
         """Whether all that is in the directory is as it was. False also when it moved so deep that a name may no longer fit."""
         if depth > MAX_DEPTH or len(frame.prefix.encode()) + MAX_COMPONENT_BYTES > MAX_PATH_BYTES:
             return False
@@ -373,7 +384,9 @@ class Walk:
             raise self.changed(self._at)
         return names
 
-    def _take(self, directory: SafeDir, name: str, entry: os.DirEntry[str], listed: _Listed, old: tuple[bytes, str] | None) -> Large | None:
+    def _take(
+        self, directory: SafeDir, name: str, entry: os.DirEntry[str], listed: _ReadDirectory, old: tuple[bytes, str] | None
+    ) -> Large | None:
         """Take in one file or link; ``old`` is its key and line at an earlier time. Gives a file that is to be hashed in pieces."""
         is_link = entry.is_symlink()
         if not is_link and not entry.is_file(follow_symlinks=False):
@@ -414,7 +427,7 @@ class Walk:
             if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
                 raise
 
-    def _took(self, listed: _Listed, line: str, size: int | None) -> None:
+    def _took(self, listed: _ReadDirectory, line: str, size: int | None) -> None:
         """Add a line to a directory; ``size`` of a file, None for a link."""
         listed.lines.append(line)
         if size is None:
@@ -461,10 +474,10 @@ class Walk:
     def build(self) -> tuple[ImageId, bytes]:
         """The finished index: its id and its bytes. The cache gets what is now known. Raises DiskError for an index that is too large."""
         writer = Writer(self._kind)
-        seen: dict[DirKey, Known] = {}
+        seen: dict[DirKey, CachedDirectory] = {}
         try:
             for place in self._places:
-                known = place.content if isinstance(place.content, Known) else place.content.known()
+                known = place.content if isinstance(place.content, CachedDirectory) else place.content.known()
                 writer.add_lines(place.path, known.count, known.lines)
                 if place.key is not None:
                     seen[place.key] = known

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import within
-from ciruela.download.sources import Source
+from ciruela.download.sources import PeerCandidate
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import Pieces
@@ -54,7 +54,7 @@ class Lookout:
         self._news = news
         self._stopped = False
 
-    def look(self, wanted: Iterable[tuple[Source, int]]) -> None:
+    def look(self, wanted: Iterable[tuple[PeerCandidate, int]]) -> None:
         """Ask each source that is not being asked yet about its pieces, of which some are worth waiting for."""
         now_s = self._clock.seconds()
         for source, pieces in wanted:
@@ -66,17 +66,17 @@ class Lookout:
         """Nothing is of interest any more; what is still answered, soon, is not looked at."""
         self._stopped = True
 
-    def _ask(self, source: Source, pieces: int) -> None:
+    def _ask(self, source: PeerCandidate, pieces: int) -> None:
         source.awaited = True
         asked = within(source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces))), ANSWER_S, self._clock)
         asked.addBoth(self._ended, source)
         asked.addCallback(self._told, source).addErrback(self._failed, source)
 
-    def _ended(self, result: T, source: Source) -> T:
+    def _ended(self, result: T, source: PeerCandidate) -> T:
         source.awaited = False
         return result
 
-    def _told(self, response: Response, source: Source) -> None:
+    def _told(self, response: Response, source: PeerCandidate) -> None:
         if not isinstance(response, PiecesData):
             raise RemoteError("the answer to GetPieces is something else")
         try:
@@ -90,7 +90,7 @@ class Lookout:
         if not self._stopped:
             self._news()  # also when gossip was faster: this is where it is asked again
 
-    def _failed(self, failure: Failure, source: Source) -> None:
+    def _failed(self, failure: Failure, source: PeerCandidate) -> None:
         """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""
         source.await_from_s = self._clock.seconds() + AGAIN_S
         if not failure.check(RemoteError, LinkLost):
@@ -122,7 +122,7 @@ class _Waiting:
         return PiecesData((here & self.wanted).to_bytes(self.size, "little"))
 
 
-class Awaited:
+class ClientSubscriptions:
     """The requests that wait. ``here`` gives the mask of an image's pieces at a path; None when nothing of it is or will be here."""
 
     def __init__(self, here: Callable[[VPath, ImageId], int | None], clock: IReactorTime) -> None:

@@ -32,8 +32,8 @@ from ciruela.clockwork import Batch, Hush, within
 from ciruela.download import passing
 from ciruela.download.awaited import Lookout
 from ciruela.download.passing import Answer, Passing
-from ciruela.download.plan import Plan
-from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, Source, Sources, Totals
+from ciruela.download.plan import BlockPlan
+from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, PeerCandidate, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -98,7 +98,7 @@ class Turns:
         self._times: deque[tuple[float, int]] = deque()
         self._late = 0
 
-    def look(self, sources: Sequence[Source], wanted: int, now_s: float) -> None:
+    def look(self, sources: Sequence[PeerCandidate], wanted: int, now_s: float) -> None:
         """Take note of what the ``sources`` have by now, of the pieces ``wanted``."""
         if now_s < self._looked_s + TURNS_S:
             return
@@ -179,7 +179,7 @@ class BlockFetch:
         vpath: str,
         index: Index,
         blocks: BlockMap,
-        plan: Plan,
+        plan: BlockPlan,
         staging: Sink,
         candidates: Callable[[], list[Candidate]],
         progressed: Callable[[], None],
@@ -300,7 +300,7 @@ class BlockFetch:
                 source.packing.paused()
         return more
 
-    def _choose(self, source: Source, room: int, preferred: int, now_s: float) -> list[int]:
+    def _choose(self, source: PeerCandidate, room: int, preferred: int, now_s: float) -> list[int]:
         """Blocks of up to ``room`` bytes, or with nothing else left one that another source has owed for LATE_S."""
         late_s = LATE_S if self._looks_for_late else math.inf
         most_bytes = room if source.candidate.bulk else 1
@@ -311,7 +311,7 @@ class BlockFetch:
             source.current = self._plan.pieces.piece_of(numbers[0])
         return numbers
 
-    def _reach(self, source: Source, now_s: float) -> int:
+    def _reach(self, source: PeerCandidate, now_s: float) -> int:
         """The pieces that ``source`` is asked for.
 
         A client is asked for what it promised to this node: what it promised to others comes from them. Should nothing come any more, it is
@@ -337,7 +337,7 @@ class BlockFetch:
         peers = [(one, one.candidate.machine) for one in self._sources.active() if one.candidate.machine is not None]
         self._lookout.look((one, self._turns.near(machine) & missing) for one, machine in peers)
 
-    def _ask_share(self, source: Source) -> None:
+    def _ask_share(self, source: PeerCandidate) -> None:
         source.sharing = True
         pieces = self._plan.pieces
         missing = pieces.full & ~(self._plan.mask | source.share | self._sources.claimed_by_peers())
@@ -352,7 +352,7 @@ class BlockFetch:
             .addErrback(self._broken)
         )
 
-    def _shared(self, response: Response, source: Source) -> None:
+    def _shared(self, response: Response, source: PeerCandidate) -> None:
         if not isinstance(response, ShareData):
             raise RemoteError("the answer to GetShare is something else")
         try:
@@ -363,7 +363,7 @@ class BlockFetch:
         source.share |= share
         source.shared_out = not share
 
-    def _not_shared(self, failure: Failure, source: Source, began_s: float) -> None:
+    def _not_shared(self, failure: Failure, source: PeerCandidate, began_s: float) -> None:
         """A client that does not share out is asked for everything."""
         source.sharing = False
         if failure.check(RemoteError):
@@ -372,7 +372,7 @@ class BlockFetch:
             source.failed(self._clock.seconds(), began_s)
             self._tell_nothing(source, failure.getErrorMessage())
 
-    def _ask(self, source: Source, numbers: list[int]) -> None:
+    def _ask(self, source: PeerCandidate, numbers: list[int]) -> None:
         numbers.sort()
         size = max(self._plan.bytes_of(numbers), len(numbers) * LEAST_BYTES) if source.candidate.bulk else BLOCK_BYTES
         deadline_s = source.deadline_s(size, self._sources.usual_rate(source))
@@ -389,7 +389,7 @@ class BlockFetch:
             .addErrback(self._broken)
         )
 
-    def _request(self, source: Source, numbers: list[int]) -> Request:
+    def _request(self, source: PeerCandidate, numbers: list[int]) -> Request:
         if source.candidate.bulk:
             return GetBlocks(self._vpath, self._index.image, tuple(numbers), packed=source.packing.wanted)
         (number,) = numbers
@@ -397,7 +397,7 @@ class BlockFetch:
         return GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
 
     def _write(
-        self, response: Response, source: Source, numbers: list[int], began_s: float
+        self, response: Response, source: PeerCandidate, numbers: list[int], began_s: float
     ) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
         answer = passing.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
         size = sum(len(data) for _, data in answer.blocks)
@@ -424,7 +424,7 @@ class BlockFetch:
         self._writing -= size
         return result
 
-    def _written(self, done: tuple[list[tuple[int, bool]], Answer], source: Source, began_s: float) -> None:
+    def _written(self, done: tuple[list[tuple[int, bool]], Answer], source: PeerCandidate, began_s: float) -> None:
         now_s = self._clock.seconds()
         written, answer = done
         bad = [number for number, good in written if not good]
@@ -452,7 +452,7 @@ class BlockFetch:
         if completed:
             self._progressed()
 
-    def _failed(self, failure: Failure, source: Source, numbers: list[int], began_s: float) -> None:
+    def _failed(self, failure: Failure, source: PeerCandidate, numbers: list[int], began_s: float) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         if self._ended:
@@ -469,14 +469,14 @@ class BlockFetch:
             source.failed(self._clock.seconds(), began_s)
             self._tell_nothing(source, failure.getErrorMessage())
 
-    def _lacking(self, source: Source, numbers: list[int], reason: str, began_s: float) -> None:
+    def _lacking(self, source: PeerCandidate, numbers: list[int], reason: str, began_s: float) -> None:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         parts = {self._plan.pieces.piece_of(number) for number in numbers}
         source.lacked(sum(1 << part for part in parts), self._clock.seconds(), began_s)
         self._tell_nothing(source, reason)
 
-    def _tell_nothing(self, source: Source, reason: str) -> None:
+    def _tell_nothing(self, source: PeerCandidate, reason: str) -> None:
         self._hush.info(
             self._log,
             "no block",
@@ -487,7 +487,7 @@ class BlockFetch:
             reason=reason,
         )
 
-    def _answered(self, _: None, asked: Deferred[Response], source: Source, size: int) -> None:
+    def _answered(self, _: None, asked: Deferred[Response], source: PeerCandidate, size: int) -> None:
         self._asked.discard(asked)
         source.in_flight -= size
         self._pump()

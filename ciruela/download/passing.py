@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.mask import Pieces
-from ciruela.proto.messages import BlockData, BlocksData, Part, Response
+from ciruela.proto.messages import BlockData, BlockPart, BlocksData, Response
 from ciruela.proto.packing import unpack
 
 
@@ -25,7 +25,7 @@ class Answer:
     """``blocks``: number and data of each. ``parts``: the parts as they came, by their blocks."""
 
     blocks: list[tuple[int, Block]]
-    parts: list[tuple[tuple[int, ...], Part]]
+    parts: list[tuple[tuple[int, ...], BlockPart]]
 
 
 def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: Callable[[Sequence[int]], int]) -> Answer:
@@ -53,7 +53,7 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
     raise RemoteError("the answer to a request for blocks is something else")
 
 
-def _plain(part: Part, size: int) -> Block:
+def _plain(part: BlockPart, size: int) -> Block:
     if part.packed:
         try:
             return unpack(part.data, size)
@@ -73,11 +73,11 @@ class Passing:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._kept: OrderedDict[Key, tuple[float, Part]] = OrderedDict()
+        self._kept: OrderedDict[Key, tuple[float, BlockPart]] = OrderedDict()
         self._expiry: IDelayedCall | None = None
         self.bytes = 0
 
-    def put(self, image: ImageId, numbers: tuple[int, ...], part: Part) -> None:
+    def put(self, image: ImageId, numbers: tuple[int, ...], part: BlockPart) -> None:
         """Keep the blocks ``numbers``, of which every one was found good."""
         key = image, numbers
         if key in self._kept:
@@ -89,7 +89,7 @@ class Passing:
         if self._expiry is None and self._kept:
             self._expiry = self._clock.callLater(KEPT_S, self._expire)
 
-    def get(self, image: ImageId, numbers: tuple[int, ...], packed: bool) -> Part | None:
+    def get(self, image: ImageId, numbers: tuple[int, ...], packed: bool) -> BlockPart | None:
         """The part with exactly these blocks, if it is here; ``packed`` tells whether it may be a packed one."""
         kept = self._kept.get((image, numbers))
         return None if kept is None or (kept[1].packed and not packed) else kept[1]

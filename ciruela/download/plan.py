@@ -31,7 +31,7 @@ class _Flight:
     askers: dict[object, float] = field(default_factory=dict)
 
 
-class Plan:
+class BlockPlan:
     """What is missing of one image, what is asked for, what is here."""
 
     def __init__(self, index: Index, have: Collection[int], rng: random.Random) -> None:

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
-from ciruela.download.plan import Plan
+from ciruela.download.plan import BlockPlan
 from ciruela.download.serving import Catalog
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -31,7 +31,7 @@ from ciruela.seams import Address, Staging
 from ciruela.tracking.ledger import Ledger
 
 
-class Phase(Enum):
+class DownloadPhase(Enum):
     """How far a download is."""
 
     INDEX = "index"
@@ -50,10 +50,10 @@ class Download:
     command: Command
     hints: set[Address]
     began_s: float
-    phase: Phase = Phase.INDEX
+    phase: DownloadPhase = DownloadPhase.INDEX
     index: Index | None = None
     blocks: BlockMap | None = None
-    plan: Plan | None = None
+    plan: BlockPlan | None = None
     staging: Staging | None = None
     index_fetch: IndexFetch | None = None
     block_fetch: BlockFetch | None = None
@@ -66,7 +66,7 @@ class Download:
     @property
     def mask(self) -> int | None:
         """The slices that are here; None without the index."""
-        if self.phase in (Phase.CHECK, Phase.COMMIT):
+        if self.phase in (DownloadPhase.CHECK, DownloadPhase.COMMIT):
             return FULL
         return None if self.plan is None else self.plan.pieces.slices(self.plan.mask)
 
@@ -78,8 +78,8 @@ class Download:
     def waits_since(self, then_s: float) -> bool:
         """Whether it waits for others, or for a check, and got nothing from them after ``then_s``."""
         if self.block_fetch is not None:
-            return self.phase in (Phase.BLOCKS, Phase.CHECK) and self.block_fetch.last_good_s <= then_s
-        return self.phase is Phase.INDEX and self.began_s <= then_s
+            return self.phase in (DownloadPhase.BLOCKS, DownloadPhase.CHECK) and self.block_fetch.last_good_s <= then_s
+        return self.phase is DownloadPhase.INDEX and self.began_s <= then_s
 
     def let_go(self) -> None:
         """End what is under way, and close what is open; what is on disk stays."""
@@ -94,7 +94,7 @@ class Download:
         return self.block_fetch is not None and self.block_fetch.stalled
 
 
-class Outcome(Protocol):
+class DownloadListener(Protocol):
     """Who hears how downloads go."""
 
     def progressed(self, vpath: VPath) -> None:
@@ -136,13 +136,13 @@ def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
     if isinstance(failure.value, DownloadFailed):
         return failure.value.reason, failure.value.detail
     match download.phase:
-        case Phase.INDEX:
+        case DownloadPhase.INDEX:
             reason = Abort.CANT_FETCH_INDEX
-        case Phase.STAGING if download.staging is None:
+        case DownloadPhase.STAGING if download.staging is None:
             reason = Abort.CANT_CREATE_DIRECTORY
-        case Phase.STAGING:
+        case DownloadPhase.STAGING:
             reason = Abort.HARDLINKING
-        case Phase.BLOCKS | Phase.CHECK | Phase.COMMIT:
+        case DownloadPhase.BLOCKS | DownloadPhase.CHECK | DownloadPhase.COMMIT:
             reason = Abort.COMMIT_ERROR
     return reason, failure.getErrorMessage()
 

@@ -21,8 +21,8 @@ from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.passing import Passing
-from ciruela.download.plan import Plan
-from ciruela.download.running import Download, Gate, OpenGate, Outcome, Phase, Siblings, reason_of
+from ciruela.download.plan import BlockPlan
+from ciruela.download.running import Download, DownloadListener, DownloadPhase, Gate, OpenGate, Siblings, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.sources import MOST_WINDOW, Candidate, Totals
 from ciruela.index import tree
@@ -44,7 +44,7 @@ MOST_PEERS = 16
 """Peers that blocks of one image are exchanged with at a time."""
 
 
-class Holder(Protocol):
+class BlockHolder(Protocol):
     """A peer that said it has an image, or the slices of ``mask``."""
 
     @property
@@ -68,10 +68,10 @@ class Holder(Protocol):
         """Whether it has the index."""
 
 
-class Rumors(Protocol):
+class DownloadGossip(Protocol):
     """What downloads ask of gossip."""
 
-    def holders(self, vpath: VPath, image: ImageId) -> Sequence[Holder]:
+    def holders(self, vpath: VPath, image: ImageId) -> Sequence[BlockHolder]:
         """The peers that said so themselves."""
 
     def taking(self, key: str) -> Sequence[Address]:
@@ -90,7 +90,7 @@ class Wanting(Protocol):
 class Suppliers:
     """Chooses the candidates for every download of a node."""
 
-    def __init__(self, watches: Watches, wire: Wire, rumors: Rumors, rng: random.Random) -> None:
+    def __init__(self, watches: Watches, wire: Wire, rumors: DownloadGossip, rng: random.Random) -> None:
         self._watches = watches
         self._wire = wire
         self._rumors = rumors
@@ -172,8 +172,8 @@ class Downloads:
         watches: Watches,
         disk: Disk,
         wire: Wire,
-        rumors: Rumors,
-        outcome: Outcome,
+        rumors: DownloadGossip,
+        outcome: DownloadListener,
         catalog: Catalog,
         clock: IReactorTime,
         rng: random.Random,
@@ -303,7 +303,7 @@ class Downloads:
     def settled(self, vpath: VPath) -> Deferred[None] | None:
         """None unless the download for ``vpath`` is being committed, which must not be interrupted: then fires when that has ended."""
         download = self._running.get(vpath)
-        if download is None or download.phase is not Phase.COMMIT:
+        if download is None or download.phase is not DownloadPhase.COMMIT:
             return None
         download.waiting.append(waiting := Deferred[None]())
         return waiting
@@ -389,7 +389,7 @@ class Downloads:
     def _stage(self, entry: tuple[Index, BlockMap], download: Download) -> Deferred[Staging]:
         index, _ = download.index, download.blocks = entry
         download.index_fetch = None
-        download.phase = Phase.STAGING
+        download.phase = DownloadPhase.STAGING
         return self._disk.stage(download.vpath, index)
 
     def _keep(self, staging: Staging, download: Download) -> Deferred[frozenset[int]]:
@@ -412,14 +412,14 @@ class Downloads:
         assert download.staging is not None
         return download.staging.write(()).addCallback(lambda _: here)
 
-    def _plan(self, here: tuple[frozenset[int], Reused], download: Download) -> Deferred[Plan]:
+    def _plan(self, here: tuple[frozenset[int], Reused], download: Download) -> Deferred[BlockPlan]:
         kept, reused = here
         index = download.index
         assert index is not None
         self.totals.reused_files += reused.files
         self.totals.reused_bytes += reused.bytes
 
-        def planned(plan: Plan) -> Plan:
+        def planned(plan: BlockPlan) -> BlockPlan:
             self._log.info(
                 "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
                 vpath=str(download.vpath),
@@ -432,14 +432,14 @@ class Downloads:
             return plan
 
         rng = random.Random(self._rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
-        return self._large(index, lambda: Plan(index, kept | reused.blocks, rng)).addCallback(planned)
+        return self._large(index, lambda: BlockPlan(index, kept | reused.blocks, rng)).addCallback(planned)
 
-    def _fetch(self, plan: Plan, download: Download) -> Deferred[None]:
+    def _fetch(self, plan: BlockPlan, download: Download) -> Deferred[None]:
         assert download.index is not None
         assert download.blocks is not None
         assert download.staging is not None
         download.plan = plan
-        download.phase = Phase.BLOCKS
+        download.phase = DownloadPhase.BLOCKS
         self._progressed(download)
         download.block_fetch = BlockFetch(
             str(download.vpath),
@@ -462,13 +462,13 @@ class Downloads:
         if download.healed is not None or pending is None or not self._gate.gated(download.vpath):
             return succeed(None)
         assert download.staging is not None
-        download.phase = Phase.CHECK
+        download.phase = DownloadPhase.CHECK
         self._progressed(download)
         return self._gate.admit(download.vpath, pending.state, download.staging)
 
     def _commit(self, _: None, download: Download) -> Deferred[State]:
         assert download.staging is not None
-        download.phase = Phase.COMMIT
+        download.phase = DownloadPhase.COMMIT
         self._progressed(download)
         if download.healed is not None:
             committed = self._ledger.committed(download.vpath)

@@ -172,7 +172,7 @@ class Candidate:
 
 
 @dataclass
-class Source:
+class PeerCandidate:
     """A candidate with its record. Masks are of pieces; ``window`` and ``in_flight`` are bytes.
 
     ``failures``: in a row, the last one at ``failed_s``. ``rate``: bytes a second it gave lately, 0 while that is not known;
@@ -295,8 +295,8 @@ class Sources:
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
-        self._known: dict[object, Source] = {}
-        self._active: list[Source] = []
+        self._known: dict[object, PeerCandidate] = {}
+        self._active: list[PeerCandidate] = []
 
     def update(self, candidates: list[Candidate], now_s: float) -> None:
         """Take over who can give what now. A source that claims more than before is believed again, any other after DENIED_S."""
@@ -306,7 +306,7 @@ class Sources:
             source = self._known.get(candidate.key)
             if source is None:
                 window = FIRST_WINDOW if candidate.bulk else FIRST_BLOCKS * BLOCK_BYTES
-                source = self._known[candidate.key] = Source(candidate, claimed, window, Packing(), since_s=now_s)
+                source = self._known[candidate.key] = PeerCandidate(candidate, claimed, window, Packing(), since_s=now_s)
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate
@@ -317,11 +317,11 @@ class Sources:
         for key in [key for key, source in self._known.items() if key not in current and not source.in_flight and not source.bad_blocks]:
             del self._known[key]
 
-    def active(self) -> list[Source]:
+    def active(self) -> list[PeerCandidate]:
         """Those that can be asked, by what is known now."""
         return self._active
 
-    def usual_rate(self, source: Source) -> float:
+    def usual_rate(self, source: PeerCandidate) -> float:
         """The median of what the others give, in bytes a second; 0 while none of them has given anything."""
         rates = sorted(other.rate for other in self._active if other is not source and other.rate)
         return rates[len(rates) // 2] if rates else 0.0

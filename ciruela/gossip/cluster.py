@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Hooked, Item, Member, Packet, Removed, Watch
-from ciruela.gossip.roster import Peer, Refusal, Roster
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Hooked, Item, MemberFact, Packet, RemovedFact, WatchFact
+from ciruela.gossip.roster import PacketRefusal, PeerStatus, Roster
 from ciruela.gossip.servers import Stranger, Strangers, servers
 from ciruela.gossip.stances import HeardResults, HeardWatches, Stance, Stances
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
@@ -21,17 +21,17 @@ from ciruela.seams import Address, NowMs
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class PacketRefused:
     """The packet was not listened to."""
 
-    reason: Refusal
+    reason: PacketRefusal
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """One item of a packet was not listened to."""
 
-    reason: Refusal
+    reason: PacketRefusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class HookHeard:
 class RemovedHeard:
     """``machine`` says that it has removed an image, as somebody signed. ``news`` and ``proved`` as above."""
 
-    item: Removed
+    item: RemovedFact
     machine: MachineId
     hostname: str
     address: Address
@@ -138,7 +138,7 @@ class MemberHeard:
 
 
 Effect = (
-    Refused
+    PacketRefused
     | Dropped
     | Doubtful
     | Double
@@ -155,7 +155,7 @@ Effect = (
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class ImageHolder:
     """Who can give parts of an image, as it said itself. ``mask`` is ``model.mask.FULL`` for a node that has completed it.
 
     ``source``: the machine has a client connected that has everything. ``stalled``: the machine itself gets no further.
@@ -203,19 +203,19 @@ class Cluster:
         if admission.double is not None:
             effects.append(Double(header.sender, source, admission.double))
         if admission.refusal is not None:
-            return [*effects, Refused(admission.refusal)]
+            return [*effects, PacketRefused(admission.refusal)]
         if admission.new:
             effects.append(NewPeer(source, header.sender))
         if admission.earlier:
             self._stances.restarted(header.sender)
         order = (header.epoch, header.seq)
         latest_ms = self.roster.latest_ms(source, now_ms)
-        items = [item for item in packet.items if connected or not isinstance(item, Member | Watch) or item.stamp <= latest_ms]
-        effects += [Dropped(Refusal.AHEAD)] * (len(packet.items) - len(items))
+        items = [item for item in packet.items if connected or not isinstance(item, MemberFact | WatchFact) or item.stamp <= latest_ms]
+        effects += [Dropped(PacketRefusal.AHEAD)] * (len(packet.items) - len(items))
         effects += [
             MemberHeard(item.machine, item.part)
             for item in items
-            if isinstance(item, Member) and self.roster.member(item, header.sender, source, now_s, now_ms, connected=connected)
+            if isinstance(item, MemberFact) and self.roster.member(item, header.sender, source, now_s, now_ms, connected=connected)
         ]
         effects += [effect for item in items if (effect := self._take(item, source, header.sender, order, proved=connected))]
         return effects
@@ -231,14 +231,14 @@ class Cluster:
             case Complete():
                 news = self._stances.heard(sender, source, item, order, self._now_s)
                 return Completed(item.vpath, item.image, sender, self.hostname(sender), source, news, item.due, proved)
-            case Download():
+            case DownloadFact():
                 return DownloadHeard(item.vpath, item.image, sender, self._stances.heard(sender, source, item, order, self._now_s))
-            case Removed():
+            case RemovedFact():
                 news = self._stances.heard(sender, source, item, order, self._now_s)
                 return RemovedHeard(item, sender, self.hostname(sender), source, news, proved)
             case Deleted():
                 self._stances.heard(sender, source, item, order, self._now_s)
-            case Watch() if self._may_wait(item.machine) and self._watches.heard(item, source, self._now_s):
+            case WatchFact() if self._may_wait(item.machine) and self._watches.heard(item, source, self._now_s):
                 return WatchHeard(item.vpath, item.machine)
             case Hooked() if self._results.heard(sender, source, item, self._now_s):
                 return HookHeard(item, sender, self.hostname(sender))
@@ -295,7 +295,7 @@ class Cluster:
         """The addresses of the other nodes that take directory ``key``."""
         return list(self.roster.takers(key).values())
 
-    def holders(self, vpath: VPath, image: ImageId) -> list[Holder]:
+    def holders(self, vpath: VPath, image: ImageId) -> list[ImageHolder]:
         """The other nodes that have, or are getting, ``image`` at ``vpath``."""
         found = []
         for machine, stance in self._stances.of(vpath, image):
@@ -304,14 +304,16 @@ class Cluster:
                 continue
             match stance:
                 case Complete():
-                    found.append(Holder(address, machine, FULL, True, False, False))
-                case Download():
-                    found.append(Holder(address, machine, stance.mask or 0, stance.mask is not None, stance.source, stance.stalled))
+                    found.append(ImageHolder(address, machine, FULL, True, False, False))
+                case DownloadFact():
+                    found.append(ImageHolder(address, machine, stance.mask or 0, stance.mask is not None, stance.source, stance.stalled))
         return found
 
     def fetching(self, vpath: VPath, image: ImageId) -> list[Address]:
         """The other nodes that said that they are getting ``image`` for ``vpath``, and not yet that they have it."""
-        addresses = [self.roster.address_of(machine) for machine, stance in self._stances.of(vpath, image) if isinstance(stance, Download)]
+        addresses = [
+            self.roster.address_of(machine) for machine, stance in self._stances.of(vpath, image) if isinstance(stance, DownloadFact)
+        ]
         return [address for address in addresses if address is not None]
 
     def aborted_at(self, vpath: VPath, image: ImageId) -> set[MachineId]:
@@ -359,7 +361,7 @@ class Cluster:
         """Machines whose clients wait for ``vpath``, as an answer to GetBaseDir named them."""
         self._watches.add(vpath, [machine for machine in machines if machine != self._me], self._now_s)
 
-    def watch_item(self, vpath: VPath, machine: MachineId) -> Watch | None:
+    def watch_item(self, vpath: VPath, machine: MachineId) -> WatchFact | None:
         """What to pass on of one watch."""
         return self._watches.item(vpath, machine, self._now_s)
 
@@ -383,6 +385,6 @@ class Cluster:
         """What the wall clocks of other nodes show now, by their own word, in milliseconds."""
         return self.roster.clocks_ms(self._now_s)
 
-    def peers(self) -> list[Peer]:
+    def peers(self) -> list[PeerStatus]:
         """All configured addresses and who is there, for the status page."""
         return self.roster.peers(self._now_s)

@@ -19,12 +19,12 @@ from ciruela.gossip.packets import (
     BaseHash,
     Complete,
     Deleted,
-    Download,
+    DownloadFact,
     Hooked,
     Item,
-    Member,
-    Removed,
-    Watch,
+    MemberFact,
+    RemovedFact,
+    WatchFact,
     encode_item,
     split,
 )
@@ -49,7 +49,7 @@ def heat_for(nodes: int) -> int:
     return min(MOST_HEAT, math.ceil(HEAT * math.log2(nodes + 2)))
 
 
-class Rumors(Generic[K]):
+class TransmitQueue(Generic[K]):
     """The facts of one kind, by key. ``fading``: a fact that is no longer hot is dropped instead of taking turns."""
 
     def __init__(self, limit: int = 16384, fading: bool = False) -> None:
@@ -144,7 +144,7 @@ MOST_DATAGRAMS = 4
 """Datagrams to one address in one turn; what does not fit stays hot and comes with the next beats."""
 
 
-class Facts(Protocol):
+class LocalState(Protocol):
     """What this node can say of itself. Asked at each beat and each news, so answers must be cheap."""
 
     def keys(self) -> Sequence[str]:
@@ -153,7 +153,7 @@ class Facts(Protocol):
     def base_hashes(self) -> Mapping[VPath, bytes]:
         """The hash of each base dir here, 32 bytes."""
 
-    def downloads(self) -> Sequence[Download]:
+    def downloads(self) -> Sequence[DownloadFact]:
         """What is being fetched."""
 
     def watching(self) -> Collection[VPath]:
@@ -175,7 +175,7 @@ class Facts(Protocol):
         """Path, image and time (ms) of what was removed, or given up, in the last minutes."""
 
 
-class Kind(IntEnum):
+class FactKind(IntEnum):
     """The kinds of facts; each has a share of every datagram."""
 
     COMPLETE = auto()
@@ -187,7 +187,7 @@ class Kind(IntEnum):
     HOOK = auto()
 
 
-Fact = tuple[Kind, Hashable]
+Fact = tuple[FactKind, Hashable]
 """A fact by its kind and key: a path, (path, image) for DELETED, (path, machine) for WATCH, (machine, part) for MEMBER,
 (path, kind) for HOOK."""
 
@@ -200,7 +200,7 @@ class Filling(Enum):
     ALL = auto()
 
 
-def member_parts(machine: MachineId, stamp: int, hostname: str, keys: Sequence[str]) -> list[Member]:
+def member_parts(machine: MachineId, stamp: int, hostname: str, keys: Sequence[str]) -> list[MemberFact]:
     """The items that say which directories a machine takes; keys beyond ``MAX_PARTS`` items are left out."""
     groups: list[list[str]] = [[]]
     left = PART_BYTES
@@ -212,14 +212,14 @@ def member_parts(machine: MachineId, stamp: int, hostname: str, keys: Sequence[s
         groups[-1].append(key)
         left -= size
     groups = groups[:MAX_PARTS]
-    return [Member(machine, None, stamp, hostname, number, len(groups), tuple(group)) for number, group in enumerate(groups)]
+    return [MemberFact(machine, None, stamp, hostname, number, len(groups), tuple(group)) for number, group in enumerate(groups)]
 
 
 class Composer:
     """Chooses what to say. ``oversized`` is told of an item that fits into no datagram; it is not said."""
 
     def __init__(
-        self, me: MachineId, hostname: str, facts: Facts, cluster: Cluster, now_ms: NowMs, oversized: Callable[[Item], None]
+        self, me: MachineId, hostname: str, facts: LocalState, cluster: Cluster, now_ms: NowMs, oversized: Callable[[Item], None]
     ) -> None:
         self._me = me
         self._hostname = hostname
@@ -229,16 +229,18 @@ class Composer:
         self._oversized = oversized
         self._now_s = 0.0
         self._heat = heat_for(0)
-        self._rumors: dict[Kind, Rumors[Any]] = {kind: Rumors(fading=kind in (Kind.COMPLETE, Kind.DELETED)) for kind in Kind}
-        self._own: dict[Kind, dict[Any, Item]] = {kind: {} for kind in Kind}
+        self._rumors: dict[FactKind, TransmitQueue[Any]] = {
+            kind: TransmitQueue(fading=kind in (FactKind.COMPLETE, FactKind.DELETED)) for kind in FactKind
+        }
+        self._own: dict[FactKind, dict[Any, Item]] = {kind: {} for kind in FactKind}
         self._stamp = 0
         self._keys: tuple[str, ...] | None = None
-        self._parts: list[Member] = []
+        self._parts: list[MemberFact] = []
         self._member_s = 0.0
         self._watch_stamp = 0
         self._watch_s: float | None = None
         self._turn = 0
-        self._waiting: dict[Kind, Hashable] = {}
+        self._waiting: dict[FactKind, Hashable] = {}
         self._rendered: dict[Fact, bytes | None] = {}
         self._recent: dict[VPath, float] = {}
         self._cursor = self._hearsay_cursor = 0
@@ -252,13 +254,13 @@ class Composer:
         self._heat = heat_for(nodes)
         facts = self._facts
         self._renew_member(tuple(sorted(facts.keys())))
-        self._sync(Kind.BASE, {base: BaseHash(base, value) for base, value in facts.base_hashes().items()})
-        self._sync(Kind.DOWNLOAD, {download.vpath: download for download in facts.downloads()})
-        self._sync(Kind.DELETED, {(vpath, image): Deleted(vpath, image, at_ms) for vpath, image, at_ms in facts.deleted()})
-        self._sync(Kind.HOOK, {(hooked.vpath, hooked.kind): hooked for hooked in facts.hooks()})
+        self._sync(FactKind.BASE, {base: BaseHash(base, value) for base, value in facts.base_hashes().items()})
+        self._sync(FactKind.DOWNLOAD, {download.vpath: download for download in facts.downloads()})
+        self._sync(FactKind.DELETED, {(vpath, image): Deleted(vpath, image, at_ms) for vpath, image, at_ms in facts.deleted()})
+        self._sync(FactKind.HOOK, {(hooked.vpath, hooked.kind): hooked for hooked in facts.hooks()})
         if self._watch_s is None or now_s - self._watch_s >= WATCH_RENEW_S:
             self._watch_stamp, self._watch_s = self._next_stamp(), now_s
-        self._sync(Kind.WATCH, {(vpath, self._me): Watch(vpath, self._me, self._watch_stamp) for vpath in facts.watching()})
+        self._sync(FactKind.WATCH, {(vpath, self._me): WatchFact(vpath, self._me, self._watch_stamp) for vpath in facts.watching()})
 
     def _next_stamp(self) -> int:
         self._stamp = max(self._stamp + 1, self._now_ms())
@@ -270,14 +272,14 @@ class Composer:
         self._keys = keys
         self._member_s = self._now_s
         self._parts = member_parts(self._me, self._next_stamp(), self._hostname, keys)
-        self._sync(Kind.MEMBER, {(self._me, part.part): part for part in self._parts})
+        self._sync(FactKind.MEMBER, {(self._me, part.part): part for part in self._parts})
 
     @property
     def complete_list(self) -> bool:
         """Whether all own directories fit into the member items."""
         return sum(len(part.keys) for part in self._parts) == len(self._keys or ())
 
-    def _sync(self, kind: Kind, items: dict[Any, Item]) -> None:
+    def _sync(self, kind: FactKind, items: dict[Any, Item]) -> None:
         known = self._own[kind]
         for key, item in items.items():
             if known.get(key) != item:
@@ -289,7 +291,7 @@ class Composer:
         kind, key = fact
         self._rumors[kind].put(key)
         self._rendered.pop(fact, None)
-        if kind is Kind.COMPLETE and isinstance(key, VPath):
+        if kind is FactKind.COMPLETE and isinstance(key, VPath):
             self._recent.pop(key, None)
             self._recent[key] = self._now_s
             if len(self._recent) > MOST_RECENT:
@@ -300,30 +302,30 @@ class Composer:
         kind, key = fact
         own = self._own[kind].get(key)
         match own, key:
-            case Watch(), _:
-                return Watch(own.vpath, own.machine, own.stamp, age_in_ms(self._now_s - (self._watch_s or 0.0)))
-            case Member(), _:
+            case WatchFact(), _:
+                return WatchFact(own.vpath, own.machine, own.stamp, age_in_ms(self._now_s - (self._watch_s or 0.0)))
+            case MemberFact(), _:
                 age_ms = age_in_ms(self._now_s - self._member_s)
-                return Member(own.machine, None, own.stamp, own.hostname, own.part, own.parts, own.keys, age_ms)
-            case None, VPath() if kind is Kind.COMPLETE:
+                return MemberFact(own.machine, None, own.stamp, own.hostname, own.part, own.parts, own.keys, age_ms)
+            case None, VPath() if kind is FactKind.COMPLETE:
                 return self.completion(key)
-            case None, (VPath() as vpath, bytes() as machine) if kind is Kind.WATCH:
+            case None, (VPath() as vpath, bytes() as machine) if kind is FactKind.WATCH:
                 return self._cluster.watch_item(vpath, MachineId(machine))
-            case None, (bytes() as machine, int() as part) if kind is Kind.MEMBER:
+            case None, (bytes() as machine, int() as part) if kind is FactKind.MEMBER:
                 return self._cluster.roster.item(MachineId(machine), part, self._now_s)
         return own
 
-    def completion(self, vpath: VPath) -> Complete | Removed | None:
+    def completion(self, vpath: VPath) -> Complete | RemovedFact | None:
         """The item that says what is committed here at ``vpath``, or was removed from it."""
         version = self._facts.committed(vpath)
         if version is not None:
             return Complete(vpath, version.image, version.timestamp_ms, self._facts.due_bits(vpath))
         version = self._facts.removal(vpath)
-        return None if version is None else Removed(vpath, version.image, version.timestamp_ms)
+        return None if version is None else RemovedFact(vpath, version.image, version.timestamp_ms)
 
     def results(self, vpath: VPath) -> list[Hooked]:
         """The items that say what became of hooks here at ``vpath``."""
-        known = self._own[Kind.HOOK]
+        known = self._own[FactKind.HOOK]
         return [known[vpath, number] for number in HOOK_KINDS if (vpath, number) in known]  # type: ignore[misc]
 
     # -- over a connection ----------------------------------------------------------------------------------------------------
@@ -354,17 +356,17 @@ class Composer:
         return groups
 
     def _membership(self) -> list[Fact]:
-        return [(Kind.MEMBER, (self._me, part.part)) for part in self._parts]
+        return [(FactKind.MEMBER, (self._me, part.part)) for part in self._parts]
 
     def _all(self, *, whole: bool) -> list[Fact]:
         """All facts but the own membership, those of the moment first; of hearsay a part, which goes round, unless ``whole``."""
         while self._recent and self._now_s - next(iter(self._recent.values())) >= RECENT_S:
             del self._recent[next(iter(self._recent))]
-        own = (Kind.DOWNLOAD, Kind.WATCH, Kind.HOOK, Kind.DELETED, Kind.BASE)
-        facts: list[Fact] = [(Kind.COMPLETE, vpath) for vpath in reversed(self._recent)]
+        own = (FactKind.DOWNLOAD, FactKind.WATCH, FactKind.HOOK, FactKind.DELETED, FactKind.BASE)
+        facts: list[Fact] = [(FactKind.COMPLETE, vpath) for vpath in reversed(self._recent)]
         facts += [(kind, key) for kind in own for key in self._own[kind]]
         hearsay: list[Fact] = [
-            (kind, key) for kind in (Kind.WATCH, Kind.MEMBER) for key in self._rumors[kind] if key not in self._own[kind]
+            (kind, key) for kind in (FactKind.WATCH, FactKind.MEMBER) for key in self._rumors[kind] if key not in self._own[kind]
         ]
         if not whole and len(hearsay) > MOST_HEARSAY:
             begin = self._hearsay_cursor % len(hearsay)
@@ -383,7 +385,7 @@ class Composer:
             longest_waiting = next(iter(self._waiting))
             return self.datagrams([(longest_waiting, self._waiting.pop(longest_waiting))], extra, Filling.ALL)
         self._turn += 1
-        return self.datagrams([(Kind.MEMBER, (self._me, self._turn % max(1, len(self._parts))))], extra, Filling.ALL)
+        return self.datagrams([(FactKind.MEMBER, (self._me, self._turn % max(1, len(self._parts))))], extra, Filling.ALL)
 
     def datagrams(self, facts: Sequence[Fact], extra: Sequence[Item], filling: Filling) -> list[list[bytes]]:
         """Encoded items, a list for each datagram (at most :data:`MOST_DATAGRAMS`), that say ``extra`` and ``facts``.
@@ -433,7 +435,7 @@ class Composer:
             self._take_turns(rest, group, said, used, ROOM_BYTES)
 
     def _take_turns(
-        self, queues: Mapping[Kind, Iterator[Hashable]], group: list[bytes], said: dict[Fact, None], used: int, room: int
+        self, queues: Mapping[FactKind, Iterator[Hashable]], group: list[bytes], said: dict[Fact, None], used: int, room: int
     ) -> int:
         """Add one fact of each kind in turn until nothing fits; a kind whose next fact does not fit waits for the next datagram."""
         active = dict(queues)

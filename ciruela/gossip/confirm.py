@@ -40,7 +40,7 @@ _Token = tuple[ImageId, int]
 
 
 @dataclass(slots=True)
-class _Asked:
+class _ProofRequest:
     claim: Claim
     next_s: float
     delay_s: float = 1.0
@@ -57,7 +57,7 @@ class Confirmations:
         self._wire = wire
         self._waits = waits
         self._confirmed = confirmed
-        self._asked: dict[_Key, _Asked] = {}
+        self._asked: dict[_Key, _ProofRequest] = {}
         self._proved: dict[_Key, tuple[_Token, float]] = {}
         self._refuted: dict[_Key, tuple[_Token, float]] = {}
         self._flying = 0
@@ -90,7 +90,7 @@ class Confirmations:
             known.under_way.cancel()
         if known is None and len(self._asked) >= MOST_CLAIMS:
             return
-        self._asked[key] = _Asked(claim, now_s)
+        self._asked[key] = _ProofRequest(claim, now_s)
         self._go_on()
 
     def beat(self) -> None:
@@ -127,7 +127,7 @@ class Confirmations:
         finally:
             self._starting = False
 
-    def _start(self, asked: _Asked) -> None:
+    def _start(self, asked: _ProofRequest) -> None:
         self._flying += 1
         asked.next_s = self._clock.seconds() + asked.delay_s
         asked.delay_s = min(2 * asked.delay_s, LONGEST_DELAY_S)
@@ -164,7 +164,7 @@ class Confirmations:
 
         return answer.addCallback(listed)
 
-    def _answered(self, true: bool, asked: _Asked) -> None:
+    def _answered(self, true: bool, asked: _ProofRequest) -> None:
         key = _key(asked.claim)
         if self._asked.get(key) is not asked:
             return
@@ -192,7 +192,7 @@ class Confirmations:
     def _failed(self, failure: Failure, address: Address) -> None:
         self._log.failure("what {address} confirmed could not be dealt with", failure, address=str(address))
 
-    def _landed(self, _: object, asked: _Asked) -> None:
+    def _landed(self, _: object, asked: _ProofRequest) -> None:
         asked.under_way = None
         self._flying -= 1
         self._go_on()

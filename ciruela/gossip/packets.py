@@ -104,7 +104,7 @@ class BaseHash:
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
+class DownloadFact:
     """The sender is fetching ``image`` for ``vpath``. ``mask`` (``model.mask``) is None until it has the index.
 
     ``source``: a client that can give the image is connected to the sender. ``stalled``: nothing came in lately.
@@ -131,7 +131,7 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class WatchFact:
     """A client of ``machine`` waits for ``vpath``. Passed on by everybody; the greatest ``stamp`` counts.
 
     ``age_ms``: milliseconds since ``machine`` made the stamp, as far as the sender knows.
@@ -144,7 +144,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class MemberFact:
     """Part ``part`` of ``parts`` of the directories (keys) that ``machine`` takes. Passed on; the greatest ``stamp`` counts.
 
     ``address`` is the text of a ``seams.Address``; None when the sender speaks of itself.
@@ -171,14 +171,14 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The sender has told those who wait that the receiver has completed ``image`` at ``vpath``, or removed it (:attr:`Removed.token`)."""
+    """The sender has told those who wait that the receiver has completed ``image`` at ``vpath``, or removed it (:attr:`RemovedFact.token`)."""
 
     vpath: VPath
     image: ImageId
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
+class RemovedFact:
     """``image`` was removed from ``vpath`` by a wish that was signed for ``timestamp_ms``; the sender can show the signatures."""
 
     vpath: VPath
@@ -203,7 +203,7 @@ class Hooked:
     message: str
 
 
-Item = BaseHash | Download | Complete | Watch | Member | Deleted | Ack | Removed | Hooked
+Item = BaseHash | DownloadFact | Complete | WatchFact | MemberFact | Deleted | Ack | RemovedFact | Hooked
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,21 +232,21 @@ def encode_item(item: Item) -> bytes:
     match item:
         case BaseHash():
             fields = [1, str(item.base), item.hash]
-        case Download():
+        case DownloadFact():
             mask = None if item.mask is None else item.mask.to_bytes(MASK_BYTES, "little")
             flags = SOURCE_FLAG * item.source | STALLED_FLAG * item.stalled
             fields = [2, str(item.vpath), item.image, mask, flags]
         case Complete():
             fields = [3, str(item.vpath), item.image, item.timestamp_ms, *([item.due] if item.due else [])]
-        case Watch():
+        case WatchFact():
             fields = [4, str(item.vpath), item.machine, item.stamp, item.age_ms]
-        case Member():
+        case MemberFact():
             fields = [5, item.machine, item.address, item.stamp, item.hostname, item.part, item.parts, item.keys, item.age_ms]
         case Deleted():
             fields = [6, str(item.vpath), item.image, item.timestamp_ms]
         case Ack():
             fields = [7, str(item.vpath), item.image]
-        case Removed():
+        case RemovedFact():
             fields = [8, str(item.vpath), item.image, item.timestamp_ms]
         case Hooked():
             fields = [9, str(item.vpath), item.image, item.timestamp_ms, item.kind, int(item.ok), _shortened(item.message)]
@@ -355,11 +355,11 @@ def _base_hash(fields: Sequence[object]) -> BaseHash:
     return BaseHash(_vpath(base), _bytes(value, HASH_BYTES, "a base dir hash"))
 
 
-def _download(fields: Sequence[object]) -> Download:
+def _download(fields: Sequence[object]) -> DownloadFact:
     vpath, image, mask, flags = fields[:4]
     bits = None if mask is None else int.from_bytes(_bytes(mask, MASK_BYTES, "a mask"), "little")
     flag_bits = _uint(flags, "flags")
-    return Download(_vpath(vpath), _image(image), bits, bool(flag_bits & SOURCE_FLAG), bool(flag_bits & STALLED_FLAG))
+    return DownloadFact(_vpath(vpath), _image(image), bits, bool(flag_bits & SOURCE_FLAG), bool(flag_bits & STALLED_FLAG))
 
 
 def _complete(fields: Sequence[object]) -> Complete:
@@ -368,12 +368,12 @@ def _complete(fields: Sequence[object]) -> Complete:
     return Complete(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"), due)
 
 
-def _watch(fields: Sequence[object]) -> Watch:
+def _watch(fields: Sequence[object]) -> WatchFact:
     vpath, machine, stamp, age_ms = fields[:4]
-    return Watch(_vpath(vpath), _machine(machine), _uint(stamp, "a stamp"), _uint(age_ms, "an age"))
+    return WatchFact(_vpath(vpath), _machine(machine), _uint(stamp, "a stamp"), _uint(age_ms, "an age"))
 
 
-def _member(fields: Sequence[object]) -> Member:
+def _member(fields: Sequence[object]) -> MemberFact:
     machine, address, stamp, hostname, part, parts, keys, age_ms = fields[:8]
     if not isinstance(keys, list):
         raise FormatError("gossip: the directories of a member must be an array")
@@ -387,7 +387,7 @@ def _member(fields: Sequence[object]) -> Member:
     number, count = _uint(part, "a part"), _uint(parts, "parts")
     if not number < count <= MAX_PARTS:
         raise FormatError(f"gossip: part {number} of {count}; a member has 1 to {MAX_PARTS} parts, counted from 0")
-    return Member(
+    return MemberFact(
         _machine(machine),
         None if address is None else _text(address, "an address"),
         _uint(stamp, "a stamp"),
@@ -409,9 +409,9 @@ def _ack(fields: Sequence[object]) -> Ack:
     return Ack(_vpath(vpath), _image(image))
 
 
-def _removed(fields: Sequence[object]) -> Removed:
+def _removed(fields: Sequence[object]) -> RemovedFact:
     vpath, image, timestamp_ms = fields[:3]
-    return Removed(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"))
+    return RemovedFact(_vpath(vpath), _image(image), _uint(timestamp_ms, "a timestamp"))
 
 
 def _hooked(fields: Sequence[object]) -> Hooked:

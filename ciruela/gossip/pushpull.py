@@ -41,7 +41,7 @@ BACKOFF_STEP_S = 2.0
 
 
 @dataclass(slots=True)
-class _Standing:
+class _ExchangeState:
     """One address. ``deaf``: it said that it does not hear our datagrams."""
 
     since_s: float = float("-inf")
@@ -70,7 +70,7 @@ class Exchanges:
         self._wire = wire
         self._speak = speak
         self._heard = heard
-        self._at: dict[Address, _Standing] = {}
+        self._at: dict[Address, _ExchangeState] = {}
         self._backoff: Backoff[Address] = Backoff(clock, BACKOFF_STEP_S)
         self._flying = 0
         self._stopped = self._starting = False
@@ -84,7 +84,7 @@ class Exchanges:
             standing = self._at.pop(address)
             if standing.under_way is not None:
                 standing.under_way.cancel()
-        self._at.update((address, _Standing()) for address in new)
+        self._at.update((address, _ExchangeState()) for address in new)
         return new
 
     def begin(self, addresses: Collection[Address]) -> None:
@@ -160,7 +160,7 @@ class Exchanges:
     def _able(self, address: Address) -> bool:
         return self._clock.seconds() >= self._at[address].unable_until_s and not self._backoff.blocked(address)
 
-    def _try(self, address: Address, standing: _Standing) -> None:
+    def _try(self, address: Address, standing: _ExchangeState) -> None:
         now_s = self._clock.seconds()
         if standing.under_way is not None or now_s - standing.since_s < NEWS_S or self._flying >= MOST_UNDER_WAY or not self._able(address):
             return
@@ -179,7 +179,7 @@ class Exchanges:
             self._backoff.succeeded(address)
             self._heard(address, response)
 
-    def _unanswered(self, failure: Failure, address: Address, standing: _Standing) -> None:
+    def _unanswered(self, failure: Failure, address: Address, standing: _ExchangeState) -> None:
         if failure.check(CancelledError):
             return
         failure.trap(LinkLost, RemoteError)
@@ -193,7 +193,7 @@ class Exchanges:
     def _failed(self, failure: Failure, address: Address) -> None:
         self._log.failure("facts from {address} could not be dealt with", failure, address=str(address))
 
-    def _landed(self, _: object, standing: _Standing) -> None:
+    def _landed(self, _: object, standing: _ExchangeState) -> None:
         standing.under_way = None
         self._flying -= 1
         self._go_on()

@@ -7,7 +7,7 @@ Which sequence numbers of a sender were seen: replays and doubles are refused (t
 
 Memory of each configured address: who was met there last, and what that one takes. It lasts while the address is configured.
 
-What is merely not heard must not shrink a count of servers: so this memory has no time limit, and survives restarts (:meth:`Memory.rows`).
+What is merely not heard must not shrink a count of servers: so this memory has no time limit, and survives restarts (:meth:`MemberCache.rows`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
-from ciruela.gossip.packets import MAX_PARTS, Header, Member
-from ciruela.gossip.servers import Place, SharedIds
+from ciruela.gossip.packets import MAX_PARTS, Header, MemberFact
+from ciruela.gossip.servers import ConfiguredPlace, SharedIds
 from ciruela.gossip.stances import age_in_ms
 from ciruela.model.ids import MachineId, machine_id
 from ciruela.seams import Address
@@ -37,7 +37,7 @@ _UNKNOWN, _HEARD, _SURE = "?", "=", "!"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownAddress:
     """One address. ``machine`` is None when nobody is known there, ``epoch`` 0 when only others told of the machine.
 
     ``keys``: the directories that it takes, None while it has not told all of them. ``sure``: it told them over a connection, which nobody
@@ -52,14 +52,14 @@ class Known:
     heard_ms: int = 0
 
 
-class Memory:
+class MemberCache:
     """What is known of all configured addresses."""
 
     def __init__(self) -> None:
-        self._known: dict[Address, Known] = {}
-        self._recalled: dict[str, Known] = {}
+        self._known: dict[Address, KnownAddress] = {}
+        self._recalled: dict[str, KnownAddress] = {}
 
-    def get(self, address: Address) -> Known | None:
+    def get(self, address: Address) -> KnownAddress | None:
         """What is known of ``address``."""
         return self._known.get(address)
 
@@ -78,13 +78,13 @@ class Memory:
         """``machine`` gave a sign of life at ``address``. ``epoch`` is 0 when others told so."""
         old = self._known.get(address)
         if old is None:
-            self._known[address] = Known(machine, epoch, heard_ms=heard_ms)
+            self._known[address] = KnownAddress(machine, epoch, heard_ms=heard_ms)
         elif old.machine == machine:
             if epoch and old.epoch and epoch != old.epoch:
                 self._carry(machine, old.epoch, epoch)
             self._known[address] = replace(old, epoch=epoch or old.epoch, heard_ms=max(heard_ms, old.heard_ms))
         elif connected or not old.sure:
-            self._known[address] = Known(machine, epoch, heard_ms=heard_ms)
+            self._known[address] = KnownAddress(machine, epoch, heard_ms=heard_ms)
         else:
             self._known[address] = replace(old, machine=machine, epoch=epoch, hostname="", heard_ms=heard_ms)
 
@@ -107,7 +107,7 @@ class Memory:
     def vacate(self, address: Address) -> None:
         """Nobody knows any more who is at ``address``: it counts as a server that was never met."""
         if address in self._known:
-            self._known[address] = Known(None, heard_ms=self._known[address].heard_ms)
+            self._known[address] = KnownAddress(None, heard_ms=self._known[address].heard_ms)
 
     # -- over restarts ----------------------------------------------------------------------------------------------------------------
 
@@ -124,13 +124,13 @@ class Memory:
         return {text: _row(known) for text, known in (kept | {str(address): known for address, known in self._known.items()}).items()}
 
 
-def _row(known: Known) -> list[str]:
+def _row(known: KnownAddress) -> list[str]:
     mark = _UNKNOWN if known.keys is None else _SURE if known.sure else _HEARD
     machine = "" if known.machine is None else known.machine.hex()
     return [machine, str(known.epoch), known.hostname, str(known.heard_ms), mark, *(known.keys or ())[:MOST_KEYS_KEPT]]
 
 
-def _read(row: Sequence[str]) -> Known | None:
+def _read(row: Sequence[str]) -> KnownAddress | None:
     if len(row) < 5 or len(row) > 5 + MOST_KEYS_KEPT or row[4] not in (_UNKNOWN, _HEARD, _SURE):
         return None
     machine, epoch, hostname, heard_ms, mark = row[:5]
@@ -142,7 +142,7 @@ def _read(row: Sequence[str]) -> Known | None:
     except ValueError:
         return None
     keys = None if mark == _UNKNOWN else tuple(sorted(set(row[5:])))
-    return Known(identity, int(epoch), hostname[:255], keys, mark == _SURE, int(heard_ms))
+    return KnownAddress(identity, int(epoch), hostname[:255], keys, mark == _SURE, int(heard_ms))
 
 
 WINDOW = 1024
@@ -197,7 +197,7 @@ _key_set = lru_cache(maxsize=256)(frozenset[str])
 """One object for all machines that take the same directories: in most clusters these are all."""
 
 
-class Refusal(Enum):
+class PacketRefusal(Enum):
     """Why a packet was not listened to; the words are those of the counters."""
 
     UNKNOWN_SOURCE = "unknown_source"
@@ -215,7 +215,7 @@ class Admission:
     than the known one, but counts.
     """
 
-    refusal: Refusal | None
+    refusal: PacketRefusal | None
     new: bool = False
     double: Address | None = None
     doubtful: tuple[Address, ...] = ()
@@ -241,7 +241,7 @@ class _Bound:
 
 
 @dataclass(slots=True)
-class _Member:
+class _MemberRecord:
     """One machine. ``gathered``: the parts of the newest stamp. ``keys``: those, and until all are there also the keys of the stamp before.
 
     There is at most one for each configured address (``Roster._at``), so nobody can fill the table with invented machines.
@@ -258,7 +258,7 @@ class _Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerStatus:
     """One configured address, for the status page. ``silent_s``: since its last sign of life, None when there was none since the start.
 
     ``udp_s``: the same for datagrams alone. ``reached``: "udp" or "tcp", None when it is not. ``known``: what is remembered of it.
@@ -273,7 +273,7 @@ class Peer:
     keys: tuple[str, ...]
     udp_s: float | None = None
     reached: str | None = None
-    known: Known | None = None
+    known: KnownAddress | None = None
 
 
 class Roster:
@@ -286,12 +286,12 @@ class Roster:
         self._by_text: dict[str, Address] = {}
         self._own: set[Address] = set()
         self._bound: dict[Address, _Bound] = {}
-        self._members: dict[MachineId, _Member] = {}
+        self._members: dict[MachineId, _MemberRecord] = {}
         self._at: dict[Address, MachineId] = {}
         self._places: dict[MachineId, Address] = {}
         self._takers: dict[str, dict[MachineId, Address]] = {}
         self._since: dict[Address, float] = {}
-        self.memory = Memory()
+        self.memory = MemberCache()
         self.shared = SharedIds(me)
 
     def configured(self, names: Mapping[Address, str], now_s: float) -> None:
@@ -326,37 +326,37 @@ class Roster:
         ``connected``: it came over a connection with the node that listens at ``source``.
         """
         if source not in self._names:
-            return Admission(Refusal.UNKNOWN_SOURCE)
+            return Admission(PacketRefusal.UNKNOWN_SOURCE)
         if not connected and header.epoch > self.latest_ms(source, now_ms):
-            return Admission(Refusal.AHEAD, doubtful=(source,))
+            return Admission(PacketRefusal.AHEAD, doubtful=(source,))
         if header.sender == self._me:
             if header.epoch != self._epoch:
                 self.shared.note(self._me, {source: now_s})
-                return Admission(Refusal.SAME_MACHINE, double=source, doubtful=() if connected else (source,))
+                return Admission(PacketRefusal.SAME_MACHINE, double=source, doubtful=() if connected else (source,))
             self.shared.spoke(source, self._me, now_s)
             if source not in self._own:
                 self._own.add(source)
                 self._takers.clear()
-            return Admission(Refusal.OWN)
+            return Admission(PacketRefusal.OWN)
         if source in self._own:
             self._own.discard(source)
             self._takers.clear()
         bound = self._bound.get(source)
         if bound is not None and not connected and self._stale(bound, header):
-            return Admission(Refusal.REPLAYED, doubtful=(source,))
+            return Admission(PacketRefusal.REPLAYED, doubtful=(source,))
         window = self._window(source, header)
         behind = connected and window.forged(header.seq)
         if behind:
             window = Window()
         if not window.fresh(header.seq) and not connected:
-            return Admission(Refusal.REPLAYED)
+            return Admission(PacketRefusal.REPLAYED)
         double, older = self._double(source, header, now_s, connected=connected)
         doubtful = () if double is None else tuple(address for address in (source, double) if not connected or address != source)
         if older is not None:
             if double is not None:
                 self.shared.note(header.sender, {source: now_s, double: self._bound[double].heard_s})
                 self.memory.met(source, header.sender, header.epoch, now_ms, connected=connected)
-            return Admission(Refusal.SAME_MACHINE, double=double, doubtful=doubtful)
+            return Admission(PacketRefusal.SAME_MACHINE, double=double, doubtful=doubtful)
         self.shared.spoke(source, header.sender, now_s)
         new = bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch)
         earlier = behind or (bound is not None and bound.machine == header.sender and header.epoch < bound.epoch)
@@ -423,7 +423,7 @@ class Roster:
         if self._places.get(machine) == address:
             del self._places[machine]
 
-    def member(self, item: Member, sender: MachineId, source: Address, now_s: float, now_ms: int, *, connected: bool = False) -> bool:
+    def member(self, item: MemberFact, sender: MachineId, source: Address, now_s: float, now_ms: int, *, connected: bool = False) -> bool:
         """Note what ``sender`` at ``source`` said of a machine. True when it is newer than what was known, and so worth passing on."""
         direct = item.machine == sender
         proved = connected and direct
@@ -444,7 +444,7 @@ class Roster:
             self._drop_member(item.machine)
             self._drop_member(self._at.get(address))
             keys = known.keys if known is not None else frozenset()
-            known = _Member(address, item.stamp, born_s, direct, item.parts, item.hostname, {}, keys)
+            known = _MemberRecord(address, item.stamp, born_s, direct, item.parts, item.hostname, {}, keys)
             self._members[item.machine] = known
             self._at[address] = item.machine
         elif item.part in known.gathered or item.parts != known.parts:
@@ -463,7 +463,7 @@ class Roster:
         self.memory.told(address, item.hostname, keys if whole else None, connected=proved)
         return True
 
-    def _place_for(self, item: Member, born_s: float) -> Address | None:
+    def _place_for(self, item: MemberFact, born_s: float) -> Address | None:
         """Where hearsay puts a machine: only at a configured address for which nobody spoke more recently."""
         if item.machine in self._places:
             return self._places[item.machine]
@@ -528,7 +528,7 @@ class Roster:
         """The configured text of ``address``; KeyError when it is not configured."""
         return self._names[address]
 
-    def item(self, machine: MachineId, part: int, now_s: float) -> Member | None:
+    def item(self, machine: MachineId, part: int, now_s: float) -> MemberFact | None:
         """One part of what is known of another machine, to be passed on; None when there is nothing or it is too old."""
         member = self._members.get(machine)
         if member is None or part not in member.gathered:
@@ -537,7 +537,7 @@ class Roster:
         address = self.address_of(machine)
         if age_ms >= MEMBER_S * 1000 or address is None:
             return None
-        return Member(machine, str(address), member.stamp, member.hostname, part, member.parts, member.gathered[part], age_ms)
+        return MemberFact(machine, str(address), member.stamp, member.hostname, part, member.parts, member.gathered[part], age_ms)
 
     def clocks_ms(self, now_s: float) -> list[int]:
         """What the wall clocks of other machines show now, by what they said themselves."""
@@ -597,19 +597,19 @@ class Roster:
         """Whether ``machine`` was met at a configured address."""
         return machine in self._places or machine in self._members
 
-    def places(self, now_s: float, now_ms: int) -> list[Place]:
+    def places(self, now_s: float, now_ms: int) -> list[ConfiguredPlace]:
         """All configured addresses with what is known and remembered, for the rows of servers."""
         found = []
         for address, name in self._names.items():
             known = self.memory.get(address)
             if address in self._own or known is None or known.machine == self._me:
-                found.append(Place(address, name, address in self._own))
+                found.append(ConfiguredPlace(address, name, address in self._own))
                 continue
             bound = self._bound.get(address)
             heard_ms = round((now_s - bound.heard_s) * 1000) if bound is not None else max(0, now_ms - known.heard_ms)
             apart = known.machine is not None and known.machine in self.shared
             found.append(
-                Place(
+                ConfiguredPlace(
                     address,
                     name,
                     False,
@@ -623,14 +623,14 @@ class Roster:
             )
         return found
 
-    def peers(self, now_s: float) -> list[Peer]:
+    def peers(self, now_s: float) -> list[PeerStatus]:
         """All configured addresses, in the order of the configuration."""
         machines = {address: machine for machine in self._members if (address := self.address_of(machine)) is not None}
         machines |= {address: bound.machine for address, bound in self._bound.items()}
         return [self._peer(address, name, machines.get(address), now_s) for address, name in self._names.items()]
 
-    def _peer(self, address: Address, name: str, machine: MachineId | None, now_s: float) -> Peer:
-        blank = Peer(address, name, address in self._own, None, None, None, (), known=self.memory.get(address))
+    def _peer(self, address: Address, name: str, machine: MachineId | None, now_s: float) -> PeerStatus:
+        blank = PeerStatus(address, name, address in self._own, None, None, None, (), known=self.memory.get(address))
         if machine is None:
             return replace(blank, machine=self._me) if blank.own else blank
         bound = self._bound.get(address)

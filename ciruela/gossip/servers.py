@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from ciruela.gossip.packets import MAX_PARTS, Member, Packet
+from ciruela.gossip.packets import MAX_PARTS, MemberFact, Packet
 from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.proto.messages import MOST_ADDRESSES
 from ciruela.seams import Address
@@ -43,7 +43,7 @@ class Strangers:
         if not packets:
             return None
         machine = packets[-1].header.sender
-        own = [item for packet in packets for item in packet.items if isinstance(item, Member) and item.machine == machine]
+        own = [item for packet in packets for item in packet.items if isinstance(item, MemberFact) and item.machine == machine]
         parts = {item.part: item.keys for item in own}
         whole = bool(own) and len(parts) == own[-1].parts < MAX_PARTS
         keys = frozenset(key for part in parts.values() for key in part) if whole else None
@@ -132,7 +132,7 @@ class SharedIds:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConfiguredPlace:
     """One configured address. ``machine`` is None while nobody was met there. ``keys``: what it takes, None when that is not known.
 
     ``apart``: its machine id is shared with other servers, so that it says nothing about which addresses are one server.
@@ -154,7 +154,7 @@ class Place:
         return 6 if ":" in self.address.host else 4
 
 
-def servers(places: Iterable[Place], key: str) -> list[Server]:
+def servers(places: Iterable[ConfiguredPlace], key: str) -> list[Server]:
     """One row for each other server that takes ``key``, or of which that is not known.
 
     Addresses with one machine id and one epoch are one server. Of one name, each unmet address of one family is a server of its own; one
@@ -165,26 +165,26 @@ def servers(places: Iterable[Place], key: str) -> list[Server]:
     return [_row(group) for group in rows if not any(place.own for place in group) and _may_take(group, key)]
 
 
-def _may_take(group: Sequence[Place], key: str) -> bool:
+def _may_take(group: Sequence[ConfiguredPlace], key: str) -> bool:
     """Whether the server takes ``key``, or nobody knows what it takes."""
     told = [place.keys for place in group if place.keys is not None]
     return not told or any(key in keys for keys in told)
 
 
-def _grouped(places: Iterable[Place]) -> tuple[list[list[Place]], list[Place]]:
+def _grouped(places: Iterable[ConfiguredPlace]) -> tuple[list[list[ConfiguredPlace]], list[ConfiguredPlace]]:
     """The addresses of each server that was met, and the addresses at which nobody was.
 
     A machine that was met in several epochs is where it speaks with the one that was heard last; its older addresses are unmet.
     """
     places = list(places)
-    latest: dict[MachineId, Place] = {}
+    latest: dict[MachineId, ConfiguredPlace] = {}
     for place in places:
         if place.machine is not None and not place.apart:
             other = latest.get(place.machine)
             if other is None or (place.heard_ms is not None and (other.heard_ms is None or place.heard_ms < other.heard_ms)):
                 latest[place.machine] = place
-    groups: dict[object, list[Place]] = {}
-    unmet: list[Place] = []
+    groups: dict[object, list[ConfiguredPlace]] = {}
+    unmet: list[ConfiguredPlace] = []
     for place in places:
         if place.own:
             groups.setdefault("own", []).append(place)
@@ -195,15 +195,15 @@ def _grouped(places: Iterable[Place]) -> tuple[list[list[Place]], list[Place]]:
         elif place is latest[place.machine] or 0 != place.epoch == latest[place.machine].epoch:
             groups.setdefault(place.machine, []).append(place)
         else:
-            unmet.append(Place(place.address, place.name, False, heard_ms=place.heard_ms))
+            unmet.append(ConfiguredPlace(place.address, place.name, False, heard_ms=place.heard_ms))
     return list(groups.values()), unmet
 
 
-def _unmet_servers(unmet: Sequence[Place], met: list[list[Place]]) -> list[list[Place]]:
-    by_name: dict[str, list[Place]] = {}
+def _unmet_servers(unmet: Sequence[ConfiguredPlace], met: list[list[ConfiguredPlace]]) -> list[list[ConfiguredPlace]]:
+    by_name: dict[str, list[ConfiguredPlace]] = {}
     for place in unmet:
         by_name.setdefault(place.name, []).append(place)
-    rows: list[list[Place]] = []
+    rows: list[list[ConfiguredPlace]] = []
     for name, places in by_name.items():
         left = {family: [place for place in places if place.family == family] for family in (4, 6)}
         for family, waiting in left.items():
@@ -215,7 +215,7 @@ def _unmet_servers(unmet: Sequence[Place], met: list[list[Place]]) -> list[list[
     return rows
 
 
-def _row(group: Sequence[Place]) -> Server:
+def _row(group: Sequence[ConfiguredPlace]) -> Server:
     met = next((place for place in group if place.machine is not None), group[0])
     heard_ms = min((place.heard_ms for place in group if place.heard_ms is not None), default=None)
     return Server(met.hostname or met.name, met.machine, tuple(str(place.address) for place in group[:MOST_ADDRESSES]), heard_ms)

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from ciruela.clockwork import Beat, Bucket, Hush, later
 from ciruela.gossip import cluster as heard
-from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, Facts, Filling, Kind
+from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
 from ciruela.gossip.confirm import Claim, Confirmations
 from ciruela.gossip.packets import (
     MAX_TEXT_BYTES,
@@ -27,15 +27,15 @@ from ciruela.gossip.packets import (
     Item,
     NullKeyring,
     Packet,
-    Removed,
+    RemovedFact,
     Unopened,
-    Watch,
+    WatchFact,
     body,
     decode,
 )
 from ciruela.gossip.pushpull import RANDOM_S, Exchanges
-from ciruela.gossip.roster import Refusal
-from ciruela.gossip.telling import FAN_OUT, Answers, Probes, Repeats, Tellings, beat_targets, choose
+from ciruela.gossip.roster import PacketRefusal
+from ciruela.gossip.telling import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, Tellings, beat_targets, choose
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
@@ -75,7 +75,7 @@ LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
 
 
-class Ears(Protocol):
+class MembershipListener(Protocol):
     """Who acts on what was heard. Called on the reactor; must not block."""
 
     def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
@@ -93,23 +93,23 @@ class Ears(Protocol):
     def progressed(self, vpath: VPath) -> None:
         """Some machine has more of an image at ``vpath`` than it had."""
 
-    def removal_heard(self, item: Removed, address: Address) -> None:
+    def removal_heard(self, item: RemovedFact, address: Address) -> None:
         """The node at ``address`` says that it has removed an image, and can show who signed that."""
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+    def gone(self, item: RemovedFact, machine: MachineId, hostname: str) -> None:
         """``machine`` has removed an image, for which a client here waits: it was asked. May be said more than once."""
 
 
 @dataclass(slots=True)
-class Counts:
-    """Datagrams since the start. ``refused`` by the words of ``Refusal`` and ``Unopened``, and ``failed``: an error of our own."""
+class DatagramCounts:
+    """Datagrams since the start. ``refused`` by the words of ``PacketRefusal`` and ``Unopened``, and ``failed``: an error of our own."""
 
     sent: int = 0
     sent_bytes: int = 0
     send_errors: int = 0
     heard: int = 0
     refused: dict[str, int] = field(
-        default_factory=lambda: {reason.value: 0 for reasons in (Refusal, Unopened) for reason in reasons} | {"failed": 0}
+        default_factory=lambda: {reason.value: 0 for reasons in (PacketRefusal, Unopened) for reason in reasons} | {"failed": 0}
     )
 
 
@@ -129,8 +129,8 @@ class Gossip:
         hostname: str,
         epoch: int,
         datagrams: Datagrams,
-        facts: Facts,
-        ears: Ears,
+        facts: LocalState,
+        ears: MembershipListener,
         now_ms: NowMs,
         wire: Wire,
         here: Address = ANYWHERE,
@@ -151,7 +151,7 @@ class Gossip:
         self._facts = facts
         self._ears = ears
         self._envelope: Envelope = envelope if envelope is not None else NullKeyring()
-        self.counts = Counts()
+        self.counts = DatagramCounts()
         self._here = here
         self.cluster = heard.Cluster(me, epoch, now_ms, str(here))
         self.exchanges = Exchanges(clock, rng, wire, self._speak, self._answered)
@@ -164,10 +164,10 @@ class Gossip:
         self._unknown = Hush(clock, MOST_UNKNOWN, UNKNOWN_S)
         self._strange = Bucket(clock, STRANGE_RATE, STRANGE_BURST)
         self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
-        self._probes = Probes(rng)
+        self._probes = ProbeRotation(rng)
         self._tellings = Tellings()
-        self._repeats = Repeats()
-        self._answers = Answers()
+        self._repeats = HookRetransmitter()
+        self._answers = AnswerCache()
         self._look_s = 0.0
         self._known: dict[Address, None] = {}
         self._silent: dict[Address, None] = {}
@@ -220,7 +220,7 @@ class Gossip:
 
     def news_base(self, base: VPath) -> None:
         """The hash of a base dir has changed."""
-        self._say((Kind.BASE, base))
+        self._say((FactKind.BASE, base))
 
     def news_download(self, vpath: VPath) -> None:
         """A download has begun, got further, stalled, or found a source."""
@@ -232,7 +232,7 @@ class Gossip:
             self._late[vpath] = later(self._clock, next_s - now_s, "gossip of a download", lambda: self._say_late(vpath))
         else:
             self._progress_s[vpath] = began_s, now_s + min(max(PROGRESS_S, (now_s - began_s) / 10), MOST_PROGRESS_S)
-            self._say((Kind.DOWNLOAD, vpath))
+            self._say((FactKind.DOWNLOAD, vpath))
 
     def _say_late(self, vpath: VPath) -> None:
         del self._late[vpath]
@@ -247,21 +247,21 @@ class Gossip:
         if item is not None:
             for machine in self.cluster.watchers(vpath):
                 self._tellings.begin(vpath, machine, _told(item), self._clock.seconds())
-        self._say((Kind.COMPLETE, vpath))
+        self._say((FactKind.COMPLETE, vpath))
 
     def news_hook(self, vpath: VPath) -> None:
         """A hook for what is committed at ``vpath`` is due, or has ended."""
         if not self._running:
             return
         for number in HOOK_KINDS:
-            self._say((Kind.HOOK, (vpath, number)))
+            self._say((FactKind.HOOK, (vpath, number)))
         for machine in self.cluster.watchers(vpath):
             self._repeats.begin(vpath, machine, self._clock.seconds(), news=True)
 
     def news_watch(self, vpath: VPath) -> None:
         """A client began to wait for ``vpath``. What others have completed there is told to the ears in the next reactor turn."""
         self._lately[vpath] = self._clock.seconds() + LATELY_S
-        self._say((Kind.WATCH, (vpath, self._me)))
+        self._say((FactKind.WATCH, (vpath, self._me)))
 
     def _say(self, fact: Fact) -> None:
         if self._running:
@@ -289,11 +289,11 @@ class Gossip:
             if vpath.key not in targets:
                 targets[vpath.key] = choose(self._rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
             needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []
-            if isinstance(item, Removed):
+            if isinstance(item, RemovedFact):
                 needing = self.cluster.fetching(item.vpath, item.image)
             for address in dict.fromkeys((*targets[vpath.key], *choose(self._rng, needing, ()))):
                 facts.setdefault(address, []).append(fact)
-            if isinstance(item, Watch):
+            if isinstance(item, WatchFact):
                 self._recall(item.vpath)
         self._collect_tellings(now_s)
         if news:
@@ -425,7 +425,7 @@ class Gossip:
 
     def _receive(self, data: bytes, source: Address) -> None:
         if not self.cluster.roster.is_configured(source):
-            self.counts.refused[Refusal.UNKNOWN_SOURCE.value] += 1
+            self.counts.refused[PacketRefusal.UNKNOWN_SOURCE.value] += 1
             self._unknown.warn(
                 self._log,
                 "unknown",
@@ -450,8 +450,8 @@ class Gossip:
     def _take_in(self, source: Address, packet: Packet, *, connected: bool) -> bool:
         """Whether a packet was listened to; with everything that follows from it."""
         effects = self.cluster.heard(source, packet, self._clock.seconds(), connected=connected)
-        listened = not any(isinstance(effect, heard.Refused) for effect in effects)
-        if heard.Refused(Refusal.OWN) in effects:
+        listened = not any(isinstance(effect, heard.PacketRefused) for effect in effects)
+        if heard.PacketRefused(PacketRefusal.OWN) in effects:
             self._silent.pop(source, None)
         self.counts.heard += listened and not connected
         if listened and source in self._needing:
@@ -462,7 +462,7 @@ class Gossip:
 
     def _act(self, effect: heard.Effect) -> None:
         match effect:
-            case heard.Refused() | heard.Dropped():
+            case heard.PacketRefused() | heard.Dropped():
                 self.counts.refused[effect.reason.value] += 1
             case heard.Doubtful():
                 self.exchanges.want(effect.address)
@@ -496,7 +496,7 @@ class Gossip:
             case heard.HookHeard() if effect.hooked.vpath in self._facts.watching():
                 self._ears.hooked(effect.hooked, effect.machine, effect.hostname)
             case heard.MemberHeard():
-                self._composer.put((Kind.MEMBER, (effect.machine, effect.part)))
+                self._composer.put((FactKind.MEMBER, (effect.machine, effect.part)))
 
     def _compare(self, effect: heard.BaseHeard) -> None:
         if effect.base.key in self._facts.keys() and self._facts.base_hashes().get(effect.base) != effect.hash:  # noqa: SIM118  not a dict
@@ -549,7 +549,7 @@ class Gossip:
             self._answer(address, item)
 
     def _on_watch(self, effect: heard.WatchHeard) -> None:
-        self._composer.put((Kind.WATCH, (effect.vpath, effect.machine)))
+        self._composer.put((FactKind.WATCH, (effect.vpath, effect.machine)))
         item = self._composer.completion(effect.vpath)
         if item is not None and self._tellings.begin(effect.vpath, effect.machine, _told(item), self._clock.seconds()):
             self._soon()
@@ -686,7 +686,7 @@ class Gossip:
             )
 
 
-def _told(item: Complete | Removed) -> ImageId:
+def _told(item: Complete | RemovedFact) -> ImageId:
     """What is acknowledged of ``item``."""
     return item.image if isinstance(item, Complete) else item.token
 

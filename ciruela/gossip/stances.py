@@ -14,7 +14,7 @@ from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ciruela.gossip.packets import Complete, Deleted, Download, Hooked, Removed, Watch
+from ciruela.gossip.packets import Complete, Deleted, DownloadFact, Hooked, RemovedFact, WatchFact
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
@@ -85,11 +85,11 @@ STANCE_S = 300.0
 IMAGES_PER_PATH = 4
 """Images of which one machine may speak at one path."""
 
-Stance = Download | Complete | Deleted | Removed
+Stance = DownloadFact | Complete | Deleted | RemovedFact
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SoftState:
     """A stance and when it was taken: ``order`` is the sender's epoch and sequence number."""
 
     stance: Stance
@@ -100,7 +100,7 @@ class Stances:
     """The stances of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
-        self._paths: dict[VPath, dict[MachineId, dict[ImageId, Said]]] = {}
+        self._paths: dict[VPath, dict[MachineId, dict[ImageId, SoftState]]] = {}
         self._quota: Quota[Address, tuple[MachineId, VPath]] = Quota()
 
     def __len__(self) -> int:
@@ -118,13 +118,13 @@ class Stances:
         if gone is not None:
             self._forget(*gone)
         images = self._paths.setdefault(stance.vpath, {}).setdefault(machine, {})
-        if isinstance(stance, Complete | Removed):
+        if isinstance(stance, Complete | RemovedFact):
             for image in [i for i, said in images.items() if isinstance(said.stance, Complete) and said.order <= order]:
                 del images[image]
         images.pop(stance.image, None)
         if len(images) >= IMAGES_PER_PATH:
             del images[next(iter(images))]
-        images[stance.image] = Said(stance, order)
+        images[stance.image] = SoftState(stance, order)
         return known is None or known.stance != stance
 
     def restarted(self, machine: MachineId) -> None:
@@ -155,13 +155,13 @@ class Stances:
             if isinstance(said.stance, Complete)
         ]
 
-    def removed(self, vpath: VPath) -> list[tuple[MachineId, Removed]]:
+    def removed(self, vpath: VPath) -> list[tuple[MachineId, RemovedFact]]:
         """Who said that what was removed from ``vpath``."""
         return [
             (machine, said.stance)
             for machine, images in self._paths.get(vpath, {}).items()
             for said in images.values()
-            if isinstance(said.stance, Removed)
+            if isinstance(said.stance, RemovedFact)
         ]
 
     def all(self) -> Iterator[tuple[MachineId, Stance]]:
@@ -259,7 +259,7 @@ class HeardWatches:
     def __len__(self) -> int:
         return len(self._quota)
 
-    def heard(self, item: Watch, teller: Address, now_s: float) -> bool:
+    def heard(self, item: WatchFact, teller: Address, now_s: float) -> bool:
         """Note what ``teller`` said. True when it is newer than what was known, and not over yet."""
         if item.age_ms >= WATCH_S * 1000:
             return False
@@ -304,13 +304,13 @@ class HeardWatches:
         """Those of :meth:`of` that were learned from datagrams, and so may be told to others."""
         return frozenset(machine for machine in self.of(vpath, now_s) if self._paths[vpath][machine].stamp != UNSTAMPED)
 
-    def item(self, vpath: VPath, machine: MachineId, now_s: float) -> Watch | None:
+    def item(self, vpath: VPath, machine: MachineId, now_s: float) -> WatchFact | None:
         """What to pass on, with its age; None when it is over or must not be passed on."""
         heard = self._paths.get(vpath, {}).get(machine)
         if heard is None or heard.stamp == UNSTAMPED:
             return None
         age_ms = age_in_ms(now_s - heard.born_s)
-        return Watch(vpath, machine, heard.stamp, age_ms) if age_ms < WATCH_S * 1000 else None
+        return WatchFact(vpath, machine, heard.stamp, age_ms) if age_ms < WATCH_S * 1000 else None
 
     def all(self) -> Iterator[tuple[VPath, MachineId]]:
         """Everything that is known."""

@@ -31,7 +31,7 @@ def choose(rng: random.Random, preferred: Collection[Address], others: Collectio
     return chosen
 
 
-class Probes:
+class ProbeRotation:
     """Takes turns among silent addresses, in an order that differs from node to node."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -49,7 +49,7 @@ class Probes:
         return chosen
 
 
-def beat_targets(rng: random.Random, probes: Probes, known: Collection[Address], silent: Collection[Address]) -> list[Address]:
+def beat_targets(rng: random.Random, probes: ProbeRotation, known: Collection[Address], silent: Collection[Address]) -> list[Address]:
     """Who hears from this node in one beat: known peers, then silent addresses in their place where peers are too few, and probes."""
     chosen = choose(rng, known, ())
     rest = [address for address in silent if address not in chosen]
@@ -71,7 +71,7 @@ ANSWER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class PendingNotice:
     """One completion for one watcher. ``acked``: heard; it stays so that a renewed watch is not told again."""
 
     image: ImageId
@@ -86,7 +86,7 @@ class Tellings:
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:
         self._limit = limit
-        self._tellings: dict[tuple[VPath, MachineId], Telling] = {}
+        self._tellings: dict[tuple[VPath, MachineId], PendingNotice] = {}
 
     def __len__(self) -> int:
         return len(self._tellings)
@@ -100,7 +100,7 @@ class Tellings:
         self._tellings.pop(key, None)
         if len(self._tellings) >= self._limit:
             del self._tellings[next(iter(self._tellings))]
-        self._tellings[key] = Telling(image, now_s, FIRST_DELAY_S)
+        self._tellings[key] = PendingNotice(image, now_s, FIRST_DELAY_S)
         return True
 
     def acked(self, vpath: VPath, machine: MachineId, image: ImageId) -> None:
@@ -132,7 +132,7 @@ class Tellings:
         return known.tries >= DATAGRAMS
 
 
-class Repeats:
+class HookRetransmitter:
     """Whom to tell of the hooks at a path: a few times, for nobody acknowledges that, and again when there is news."""
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:
@@ -161,7 +161,7 @@ class Repeats:
         return found
 
 
-class Answers:
+class AnswerCache:
     """Which downloading node was told lately that an image is complete here."""
 
     def __init__(self, limit: int = 4096) -> None:

@@ -138,7 +138,7 @@ Told = Callable[[VPath, HookReport], None]
 
 
 @dataclass(slots=True)
-class Counts:
+class HookCounts:
     """Of one kind since the start: tries, and hooks that went well or failed for good."""
 
     tries: int = 0
@@ -147,7 +147,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class _Job:
+class _HookRun:
     """One hook of one image."""
 
     due: Due
@@ -193,13 +193,13 @@ class Hooks:
         self._checks: dict[str, DeferredLock] = {}
         self._noted: dict[VPath, Due] = {}
         self._left: dict[tuple[VPath, ImageId], Due] = {}
-        self._queues: dict[str, deque[_Job]] = {}
+        self._queues: dict[str, deque[_HookRun]] = {}
         self._busy: set[str] = set()
         self._running: dict[str, Deferred[None]] = {}
         self._waiting: dict[tuple[VPath, HookKind], IDelayedCall] = {}
         self._stopped = False
         self.reports: dict[VPath, dict[HookKind, HookReport]] = {}
-        self.counts = {kind: Counts() for kind in HookKind}
+        self.counts = {kind: HookCounts() for kind in HookKind}
 
     # -- before a commit ----------------------------------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class Hooks:
         queue = self._queues.setdefault(due.vpath.key, deque())
         for kind in due.kinds:
             self._not_again(due.vpath, kind)
-            queue.append(_Job(due, kind))
+            queue.append(_HookRun(due, kind))
             self._tell(due.vpath, HookReport(due.image, kind, HookState.PENDING))
         self._soon(due.vpath.key)  # not in the turn in which others hear that the image is here
 
@@ -339,13 +339,13 @@ class Hooks:
         known = due.vpath.key in self._configs and (due.vpath, due.image) in self._left
         return known and committed is not None and committed.image == due.image
 
-    def _try(self, job: _Job) -> Deferred[None]:
+    def _try(self, job: _HookRun) -> Deferred[None]:
         hook = hook_of(self._configs[job.due.vpath.key], job.kind)
         job.tries += 1
         self.counts[job.kind].tries += 1
         return maybeDeferred(self._work, hook, job).addErrback(self._not_run).addCallback(self._ended, job, hook)
 
-    def _work(self, hook: CommandHook | Webhook | None, job: _Job) -> Deferred[str]:
+    def _work(self, hook: CommandHook | Webhook | None, job: _HookRun) -> Deferred[str]:
         due = job.due
         directory = self._disk.where(due.vpath)
         match hook:
@@ -371,7 +371,7 @@ class Hooks:
 
     # -- what became of it --------------------------------------------------------------------------------------------------------
 
-    def _ended(self, why: str, job: _Job, hook: CommandHook | Webhook | None) -> Deferred[None] | None:
+    def _ended(self, why: str, job: _HookRun, hook: CommandHook | Webhook | None) -> Deferred[None] | None:
         due, counts = job.due, self.counts[job.kind]
         counts.ok += not why
         if not self._current(due):
@@ -391,16 +391,16 @@ class Hooks:
             self._waiting[due.vpath, job.kind] = later(self._clock, pause, "trying a hook again", lambda: self._again(job))
         return None
 
-    def _say(self, text: str, job: _Job, why: str, pause: float = 0.0) -> None:
+    def _say(self, text: str, job: _HookRun, why: str, pause: float = 0.0) -> None:
         fields = {"hook": job.kind.value, "image": job.due.image.hex(), "vpath": str(job.due.vpath)}
         self._log.warn(text, why=why, pause_s=pause, **fields)
 
-    def _again(self, job: _Job) -> None:
+    def _again(self, job: _HookRun) -> None:
         del self._waiting[job.due.vpath, job.kind]
         self._queues[job.due.vpath.key].append(job)
         self._pump(job.due.vpath.key)
 
-    def _done(self, job: _Job) -> Deferred[None]:
+    def _done(self, job: _HookRun) -> Deferred[None]:
         """Note on the disk what is left. Should that fail, the hook runs once more after a restart."""
         vpath, image = job.due.vpath, job.due.image
         left = self._left.get((vpath, image))
@@ -437,7 +437,7 @@ class Hooks:
         failure.trap(CiruelaError)
         self._log.error("{vpath}: which hooks are due cannot be recorded: {why}", vpath=str(vpath), why=failure.getErrorMessage())
 
-    def _broken(self, failure: Failure, job: _Job) -> None:
+    def _broken(self, failure: Failure, job: _HookRun) -> None:
         if self._stopped and failure.check(CancelledError):
             return
         self._log.failure("{hook} of {vpath} could not be run", failure, hook=job.kind.value, vpath=str(job.due.vpath))

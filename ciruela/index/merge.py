@@ -18,7 +18,7 @@ from ciruela.index.tree import File, Index
 from ciruela.model.ids import HASH_BYTES, BlockHash
 
 
-class Run(NamedTuple):
+class BlockRun(NamedTuple):
     """Blocks of one file that follow each other: the file's number in ``Index.files``, the number of the first one in it, how many."""
 
     file_number: int
@@ -94,20 +94,20 @@ class BlockMap:
         file_number, block = self.place(number)
         return self.files[file_number], block
 
-    def runs(self, numbers: Iterable[int]) -> list[Run]:
+    def runs(self, numbers: Iterable[int]) -> list[BlockRun]:
         """Blocks in this order, those that follow each other in a file put together. Raises IndexError."""
-        found: list[Run] = []
+        found: list[BlockRun] = []
         file_number = first = last = end = -1
         for number in numbers:
             if number == last + 1 and number < end:
                 last = number
                 continue
             if last >= 0:
-                found.append(Run(file_number, first, last - self._starts[file_number] - first + 1))
+                found.append(BlockRun(file_number, first, last - self._starts[file_number] - first + 1))
             file_number, first = self.place(number)
             last, end = number, self._starts[file_number + 1]
         if last >= 0:
-            found.append(Run(file_number, first, last - self._starts[file_number] - first + 1))
+            found.append(BlockRun(file_number, first, last - self._starts[file_number] - first + 1))
         return found
 
     def bytes_of(self, numbers: Iterable[int]) -> int:

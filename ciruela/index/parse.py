@@ -65,7 +65,7 @@ def parse(data: bytes, expected: ImageId, max_bytes: int = MAX_INDEX_BYTES) -> I
     if image != expected:
         raise BadIndex(f"this is the index {image.hex()}, not {expected.hex()}")
     kind = peek_kind(data)
-    body = _Body(data, len(HEADERS[kind]), len(data) - FOOTER_BYTES)
+    body = _EntryParser(data, len(HEADERS[kind]), len(data) - FOOTER_BYTES)
     try:
         directories = body.directories()
     except ValueError as error:
@@ -75,7 +75,7 @@ def parse(data: bytes, expected: ImageId, max_bytes: int = MAX_INDEX_BYTES) -> I
     return index
 
 
-class _Body:
+class _EntryParser:
     """The lines between header and footer; every fault is a ValueError about the line at ``_position``."""
 
     def __init__(self, data: bytes, begin: int, end: int) -> None:

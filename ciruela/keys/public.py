@@ -188,7 +188,7 @@ class PrivateKey:
 
 
 @dataclass(frozen=True, slots=True)
-class _Envelope:
+class _KeyEnvelope:
     """The part of a key file that is not encrypted (OpenSSH, PROTOCOL.key)."""
 
     cipher: str
@@ -228,7 +228,7 @@ def parse_private(text: str, passphrase: bytes | None = None) -> PrivateKey:
     return PrivateKey(key.private_bytes_raw())
 
 
-def _envelope(body: str) -> _Envelope:
+def _envelope(body: str) -> _KeyEnvelope:
     try:
         data = base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
@@ -246,7 +246,7 @@ def _envelope(body: str) -> _Envelope:
     if count != 1:
         raise BadKey(f"the file holds {count} keys, it must hold one")
     take_string(data, position)
-    return _Envelope(cipher.decode("ascii", "replace"), parse_blob(blob))
+    return _KeyEnvelope(cipher.decode("ascii", "replace"), parse_blob(blob))
 
 
 def _what_instead(text: str) -> str:

@@ -58,7 +58,7 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
+class RemovalGranted:
     """The wish to remove is granted. ``fresh``: something is to be done or recorded; else it was done before.
 
     ``outlived``: what is there was signed later and stays, the removal is only to be remembered.

@@ -79,14 +79,14 @@ def bounded(entries: Iterable[SigEntry]) -> tuple[SigEntry, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RetainedVersion:
     """A replaced image that is still there: its version, and its newest signatures where they were recorded (at most 16)."""
 
     version: Version
     signatures: tuple[SigEntry, ...] = ()
 
     @classmethod
-    def of(cls, state: State) -> Kept:
+    def of(cls, state: State) -> RetainedVersion:
         """The row for the image of ``state``, which is about to be replaced."""
         return cls(state.version, state.signatures[-MOST_SIGNATURES:])
 

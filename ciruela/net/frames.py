@@ -52,7 +52,7 @@ apply_mask = _in_place()
 """Mask, or unmask, all of a buffer with a key of four bytes."""
 
 
-class Head(NamedTuple):
+class FrameHead(NamedTuple):
     """The head of a frame: where its payload starts, the bytes of that, and the key it is masked with."""
 
     start: int
@@ -60,7 +60,7 @@ class Head(NamedTuple):
     mask: bytes
 
 
-def head_of(data: bytes, masked: bool) -> Head | None:
+def head_of(data: bytes, masked: bool) -> FrameHead | None:
     """The head at the start of ``data``, if all of it is there and it is that of a whole binary message; None for everything else.
 
     ``masked``: whether the other side has to mask. A length that is not written in the shortest way is not for us.
@@ -74,7 +74,7 @@ def head_of(data: bytes, masked: bool) -> Head | None:
         if length < least:
             return None
     mask_end = start + MASK_BYTES if masked else start
-    return Head(mask_end, length, data[start:mask_end]) if len(data) >= mask_end else None
+    return FrameHead(mask_end, length, data[start:mask_end]) if len(data) >= mask_end else None
 
 
 def head_for(length: int, mask: bytes) -> bytes:
@@ -114,7 +114,7 @@ def masked(data: bytes | memoryview, mask: bytes) -> bytes:
 class Inbound:
     """A message that is on its way, in one buffer of its size."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: FrameHead) -> None:
         self._mask = head.mask
         self._buffer = bytearray(head.length)
         self._got = 0

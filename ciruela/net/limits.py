@@ -27,7 +27,7 @@ MOST_AT_WORK = 8
 """Large answers that are being made for others at a time, and as many for those who are not known."""
 
 
-class Holder(Protocol):
+class PartialHolder(Protocol):
     """A link with a part of a large message."""
 
     def overfull(self) -> None:
@@ -39,10 +39,10 @@ class Partials:
 
     def __init__(self, most_bytes: int = PARTIAL_BYTES) -> None:
         self._most_bytes = most_bytes
-        self._held: dict[Holder, int] = {}
+        self._held: dict[PartialHolder, int] = {}
         self.bytes = 0
 
-    def hold(self, link: Holder, size: int) -> None:
+    def hold(self, link: PartialHolder, size: int) -> None:
         """``link`` has ``size`` bytes of its message by now. When that is too much the link goes whose message began first."""
         self.bytes += size - self._held.get(link, 0)
         self._held[link] = size
@@ -51,7 +51,7 @@ class Partials:
             self.release(oldest)
             oldest.overfull()
 
-    def release(self, link: Holder) -> None:
+    def release(self, link: PartialHolder) -> None:
         """The message of ``link`` is whole, or the link is gone."""
         self.bytes -= self._held.pop(link, 0)
 
@@ -71,7 +71,7 @@ class _Side:
         return self.at_work < MOST_AT_WORK and self.queued_bytes < self.most_bytes
 
 
-class Answers:
+class AnswerBudget:
     """Large answers of all links: how many are being made, and the bytes that are queued for who does not read them."""
 
     def __init__(self, most_bytes: int = QUEUED_BYTES, stranger_bytes: int = STRANGER_QUEUED_BYTES) -> None:
@@ -120,9 +120,9 @@ class Answers:
 class Budgets:
     """What accepted and made connections of one node share."""
 
-    def __init__(self, partials: Partials | None = None, answers: Answers | None = None) -> None:
+    def __init__(self, partials: Partials | None = None, answers: AnswerBudget | None = None) -> None:
         self.partials = partials or Partials()
-        self.answers = answers or Answers()
+        self.answers = answers or AnswerBudget()
 
 
 KEPT_BYTES = 32 * 1024 * 1024
@@ -220,7 +220,7 @@ def nobody(host: str) -> bool:  # noqa: ARG001  an IsPeer
     return False
 
 
-class Patience:
+class IdleTimeout:
     """When to give up one connection. Time is counted in pulses, so that a stall of this process is nobody's fault."""
 
     def __init__(self, limits: Limits, pulse_s: float) -> None:

@@ -37,9 +37,9 @@ from ciruela.net.limits import (
     STRANGER_BYTES,
     STRANGER_QUEUE_BYTES,
     Budgets,
+    IdleTimeout,
     IsPeer,
     Limits,
-    Patience,
     nobody,
 )
 from ciruela.net.outbox import Outbox
@@ -122,7 +122,7 @@ class _Websocket(Strict):
         self.gone: Deferred[None] = Deferred()
         self._outbox = Outbox(self.transport, self._clock, self._limits.stall_s, self._outbox_changed, self._stalled)
         self._pulse_s = PING_S if self.pings else self._limits.silence_s / 5
-        self._patience = Patience(self._limits, self._pulse_s)
+        self._patience = IdleTimeout(self._limits, self._pulse_s)
         self._pulse = LoopingCall(self._beat)
         self._pulse.clock = self._clock
         self._deadline: IDelayedCall | None = self._clock.callLater(self._limits.handshake_s, self._late)
@@ -203,7 +203,7 @@ class _Websocket(Strict):
         return True
 
     def overfull(self) -> None:
-        """As :meth:`ciruela.net.limits.Holder.overfull`."""
+        """As :meth:`ciruela.net.limits.PartialHolder.overfull`."""
         self._break("it takes too long with a large message, and those of all connections together are too large")
 
     def _noise(self, told: bool) -> None:

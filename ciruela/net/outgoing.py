@@ -94,7 +94,7 @@ def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLin
 class _Refusing:
     """The counterpart of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
 
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, line: _AddressState) -> None:
         self._line = line
 
     def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
@@ -108,7 +108,7 @@ class _Refusing:
 
 
 @dataclass(eq=False, slots=True)
-class _Job:
+class _PendingCall:
     """One request of a caller, over all its attempts."""
 
     request: Request
@@ -124,7 +124,7 @@ class _Job:
             self.timer = None
 
 
-class _Line:
+class _AddressState:
     """Everything for one address: at rest (no link, no attempt), connecting (an attempt), or open (a link)."""
 
     def __init__(self, pool: Pool, address: Address) -> None:
@@ -134,8 +134,8 @@ class _Line:
         self._standing = 0
         self._struck = False
         self._idle: IDelayedCall | None = None
-        self._queue: deque[_Job] = deque()
-        self._flying: set[_Job] = set()
+        self._queue: deque[_PendingCall] = deque()
+        self._flying: set[_PendingCall] = set()
         self.link: ClientLink | None = None
         self.closed: Deferred[None] = Deferred()
 
@@ -148,7 +148,7 @@ class _Line:
             return fail(LinkLost(f"{self.address} failed a moment ago and is left alone for now"))
         if len(self._queue) >= MOST_QUEUED:
             return fail(LinkLost(f"{MOST_QUEUED} requests wait for {self.address} already"))
-        job = _Job(request, timeout_s)
+        job = _PendingCall(request, timeout_s)
         job.done = Deferred(lambda _: self._forget(job))
         self._queue.append(job)
         self._go_on()
@@ -241,23 +241,23 @@ class _Line:
 
     # -- requests ------------------------------------------------------------------------------------------------------------
 
-    def _send(self, job: _Job, link: ClientLink) -> None:
+    def _send(self, job: _PendingCall, link: ClientLink) -> None:
         self._flying.add(job)
         job.timer = self._pool.reactor.callLater(job.timeout_s, self._too_late, job)
         job.answer = link.ask(job.request)
         job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,)).addErrback(self._broken)
 
-    def _landed(self, job: _Job) -> None:
+    def _landed(self, job: _PendingCall) -> None:
         self._flying.discard(job)
         job.stop_timer()
         job.answer = None
 
-    def _answered(self, response: Response, job: _Job) -> None:
+    def _answered(self, response: Response, job: _PendingCall) -> None:
         self._landed(job)
         job.done.callback(response)
         self._go_on()
 
-    def _failed(self, failure: Failure, job: _Job) -> None:
+    def _failed(self, failure: Failure, job: _PendingCall) -> None:
         again = failure.check(LinkLost) is not None and not job.again and not self._pool.stopped
         self._landed(job)
         if failure.check(CancelledError):
@@ -270,20 +270,20 @@ class _Line:
         job.done.errback(failure)
         self._go_on()
 
-    def _too_late(self, job: _Job) -> None:
+    def _too_late(self, job: _PendingCall) -> None:
         job.timer = None
         self._give_up(job)
         job.done.errback(LinkLost(f"no answer from {self.address} within {job.timeout_s:g} s"))
         self._go_on()
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: _PendingCall) -> None:
         if job in self._flying:
             self._give_up(job)
             self._go_on()
         elif job in self._queue:
             self._queue.remove(job)
 
-    def _give_up(self, job: _Job) -> None:
+    def _give_up(self, job: _PendingCall) -> None:
         """Nobody waits for the answer any more. A large one that would still come must not be let in: its connection ends."""
         answer = job.answer
         self._landed(job)
@@ -330,7 +330,7 @@ class Pool:
         self.limits = limits
         self.stopped = False
         self.backoff: Backoff[Address] = Backoff(reactor)
-        self._lines: dict[Address, _Line] = {}
+        self._lines: dict[Address, _AddressState] = {}
         self._bulk: dict[Address, None] = {}
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
@@ -339,7 +339,7 @@ class Pool:
             return fail(LinkLost("this node is stopping"))
         line = self._lines.get(address)
         if line is None:
-            line = self._lines[address] = _Line(self, address)
+            line = self._lines[address] = _AddressState(self, address)
         if timeout_s is None:
             timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
         answer = line.submit(request, timeout_s)
@@ -376,7 +376,7 @@ class Pool:
         """A fault of ours with one connection."""
         self._log.failure("requests to {address} were not dealt with", failure, address=str(address))
 
-    def rest(self, line: _Line) -> None:
+    def rest(self, line: _AddressState) -> None:
         """Forget a line that has nothing left."""
         if line.resting:
             if self._lines.get(line.address) is line:

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Beat
 from ciruela.model.errors import FormatError
-from ciruela.net.discovery.source import Source
+from ciruela.net.discovery.source import PeerSource
 from ciruela.net.resolve import Resolve, split_name
 from ciruela.seams import Address
 
@@ -31,13 +31,13 @@ AFTER_FAILURE_S = 10.0
 Peers = Mapping[Address, str]
 
 Remembered = Mapping[str, Mapping[str, Sequence[str]]]
-"""``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met at an address (``Met``)."""
+"""``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met at an address (``MetPeers``)."""
 
 KEEP_S = 300.0
 """How often it is written down when each peer was heard last; what else changes is written at once."""
 
 
-class Memory(Protocol):
+class PeerListCache(Protocol):
     """Where the last good lists are kept."""
 
     def read(self) -> Deferred[Remembered]:
@@ -47,7 +47,7 @@ class Memory(Protocol):
         """Keep this for the next start. A failure is logged there."""
 
 
-class Met(Protocol):
+class MetPeers(Protocol):
     """Whoever knows who was met at the addresses of peers: the gossip of this node. Rows are texts, by the texts of addresses."""
 
     def recall(self, rows: Mapping[str, Sequence[str]]) -> None:
@@ -76,14 +76,14 @@ class PeerList:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[PeerSource],
         default_port: int,
         resolve: Resolve,
         clock: IReactorTime,
         rng: random.Random,
         on_change: Callable[[Peers], object],
-        memory: Memory | None = None,
-        met: Met | None = None,
+        memory: PeerListCache | None = None,
+        met: MetPeers | None = None,
     ) -> None:
         self._sources = list(sources)
         self._default_port = default_port
@@ -96,7 +96,7 @@ class PeerList:
         self._rows: Mapping[str, Sequence[str]] = {}
         self._rows_s = clock.seconds()
         self._recalled = False
-        self._lines: dict[str, Source] = {}
+        self._lines: dict[str, PeerSource] = {}
         self._known: dict[str, list[Address]] = {}
         self._cached: dict[str, list[Address]] = {}
         self._due: dict[str, float] = {}
@@ -126,7 +126,7 @@ class PeerList:
         return self._peers
 
     @property
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[PeerSource]:
         """The places, for the status page."""
         return self._sources
 
@@ -144,7 +144,7 @@ class PeerList:
         for source in self._sources:
             source.stop()
 
-    def replace(self, sources: Sequence[Source]) -> Deferred[None]:
+    def replace(self, sources: Sequence[PeerSource]) -> Deferred[None]:
         """Ask these places from now on; those that are the same as before go on with what they know. Fires as :meth:`start`."""
         old = {source.identity: source for source in self._sources}
         new = {source.identity: source for source in sources}
@@ -156,7 +156,7 @@ class PeerList:
         self._changed()
         return self._begin([source for identity, source in new.items() if identity not in old])
 
-    def _begin(self, sources: Sequence[Source]) -> Deferred[None]:
+    def _begin(self, sources: Sequence[PeerSource]) -> Deferred[None]:
         if not self._running:
             return succeed(None)
         return gatherResults([source.start(self._changed) for source in sources]).addCallback(lambda _: self._looked_up())
@@ -191,7 +191,7 @@ class PeerList:
         """A place says something else than before."""
         if not self._running:
             return
-        lines: dict[str, Source] = {}
+        lines: dict[str, PeerSource] = {}
         for source in self._sources:
             for name in source.names or ():
                 lines.setdefault(name, source)

@@ -40,7 +40,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[!$&'()*+,;=._~0-9A-Za-z%-]*)(?::[0-9]*
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class HttpRefusal:
     """A status and a sentence for people."""
 
     code: int
@@ -48,7 +48,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RequestHead:
     """A request. ``target`` begins with a slash, ``host`` is who was asked (None in HTTP/1.0 only), ``fields`` are by lower-case name.
 
     ``rewritten``: the head for who takes over, where the target was absolute; empty where it may be passed on as it came.
@@ -72,35 +72,35 @@ class Head:
         return "transfer-encoding" in self.fields or self.fields.get("content-length", ["0"]) != ["0"]
 
 
-def parse(data: bytes) -> Head | Refusal:
+def parse(data: bytes) -> RequestHead | HttpRefusal:
     """The request whose head is ``data``, without the empty line at its end."""
     first, *lines = data.decode("latin-1").split("\r\n")
     line = _LINE.fullmatch(first)
     if line is None:
-        return Refusal(400, "bad request line")
+        return HttpRefusal(400, "bad request line")
     method, target, version = line.groups()
     fields: dict[str, list[str]] = {}
     for text in lines:
         name, colon, value = text.partition(":")
         if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
-            return Refusal(400, "bad header")
+            return HttpRefusal(400, "bad header")
         fields.setdefault(name.lower(), []).append(value.strip(" \t"))
     hosts = fields.get("host", [])
     if len(hosts) > 1 or (not hosts and version != "HTTP/1.0") or not all(_HOST.fullmatch(host) for host in hosts):
-        return Refusal(400, "Host is missing, wrong or there twice")
+        return HttpRefusal(400, "Host is missing, wrong or there twice")
     host = hosts[0] if hosts else None
     if target.startswith("/"):
-        return Head(method, target, version, host, fields)
+        return RequestHead(method, target, version, host, fields)
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
-        return Refusal(400 if method in ("GET", "HEAD") else 405, "only GET and HEAD of a path are answered")
+        return HttpRefusal(400 if method in ("GET", "HEAD") else 405, "only GET and HEAD of a path are answered")
     scheme, host, rest = absolute.groups()
     if scheme.lower() != "http" or not host or not _HOST.fullmatch(host):
-        return Refusal(400, "bad request target")
+        return HttpRefusal(400, "bad request target")
     path = rest if rest and rest.startswith("/") else f"/{rest or ''}"
     others = [text for text in lines if text.partition(":")[0].lower() != "host"]
     rewritten = "\r\n".join((f"{method} {path} {version}", f"Host: {host}", *others)).encode("latin-1")
-    return Head(method, path, version, host, fields | {"host": [host]}, rewritten)
+    return RequestHead(method, path, version, host, fields | {"host": [host]}, rewritten)
 
 
 def names_this_host(host: str | None, names: Collection[str]) -> bool:
@@ -119,23 +119,23 @@ def names_this_host(host: str | None, names: Collection[str]) -> bool:
     return True
 
 
-def handshake_fault(head: Head) -> Refusal | None:
+def handshake_fault(head: RequestHead) -> HttpRefusal | None:
     """None if ``head`` is the handshake of RFC 6455 4.2.1, without a body, from an origin that is allowed."""
     fields = head.fields
     listed = [word.strip().lower() for value in fields.get("connection", []) for word in value.split(",")]
     if head.method != "GET" or head.version != "HTTP/1.1" or "upgrade" not in listed:
-        return Refusal(400, "not a websocket handshake")
+        return HttpRefusal(400, "not a websocket handshake")
     if "websocket" not in [word.strip().lower() for value in fields["upgrade"] for word in value.split(",")]:
-        return Refusal(400, "only an upgrade to websocket is possible")
+        return HttpRefusal(400, "only an upgrade to websocket is possible")
     if fields.get("sec-websocket-version") != ["13"]:
-        return Refusal(400, "only version 13 of websocket is spoken")
+        return HttpRefusal(400, "only version 13 of websocket is spoken")
     if head.body:
-        return Refusal(400, "a handshake has no body")
+        return HttpRefusal(400, "a handshake has no body")
     if not _is_key(fields.get("sec-websocket-key", [])):
-        return Refusal(400, "Sec-WebSocket-Key is missing or wrong")
+        return HttpRefusal(400, "Sec-WebSocket-Key is missing or wrong")
     origins = fields.get("origin", [])
     if len(origins) > 1 or not origin_allowed(origins[0] if origins else None, head.host or ""):
-        return Refusal(403, "origin not allowed")
+        return HttpRefusal(403, "origin not allowed")
     return None
 
 
@@ -254,7 +254,7 @@ class Port(Site):
         self._is_peer = is_peer
         self.open = self.strangers = self.refused = self.evicted = 0
         self.by_address: Counter[str] = Counter()
-        self._unknown: dict[_Door, None] = {}
+        self._unknown: dict[_ProtocolSniffer, None] = {}
         self._looked: dict[str, set[str]] = {}
         if not frames.NATIVE:
             self._log.critical(
@@ -263,7 +263,7 @@ class Port(Site):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:  # type: ignore[override]  # noqa: N802
         """Twisted: somebody connected."""
-        door = _Door(self, self.origin(getattr(addr, "host", None)))
+        door = _ProtocolSniffer(self, self.origin(getattr(addr, "host", None)))
         door.factory = self
         return door
 
@@ -288,7 +288,7 @@ class Port(Site):
         told.add(page)
         self.hush.info(self._log, "page", f"{source} {page}", LOOKED, source=source, page=page, code=request.code)
 
-    def enter(self, door: _Door) -> str | None:
+    def enter(self, door: _ProtocolSniffer) -> str | None:
         """Count a connection in, and end the oldest that nobody knows to make room for it. Why it may not stay, or None."""
         limits, origin = self.limits, door.origin
         self.open += 1
@@ -309,7 +309,7 @@ class Port(Site):
             self._unknown[door] = None
         return why
 
-    def _full(self, origin: Origin) -> bool:
+    def _full(self, origin: ConnectionOrigin) -> bool:
         limits = self.limits
         reserved = min(limits.for_peers, limits.connections // 4)
         return self.open > limits.connections or (not origin.peer and self.strangers > limits.connections - reserved)
@@ -326,7 +326,7 @@ class Port(Site):
                 return True
         return False
 
-    def leave(self, door: _Door) -> None:
+    def leave(self, door: _ProtocolSniffer) -> None:
         """Count a connection out."""
         self._unknown.pop(door, None)
         self.open -= 1
@@ -336,13 +336,13 @@ class Port(Site):
             if not self.by_address[block]:
                 del self.by_address[block]
 
-    def origin(self, host: str | None) -> Origin:
+    def origin(self, host: str | None) -> ConnectionOrigin:
         """Who ``host`` is to this port."""
         return origin(host, self._is_peer)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ConnectionOrigin:
     """Where a connection comes from: what is counted together, and whether it is this host itself or a configured peer.
 
     ``site`` is the /48 of an IPv6 address, of which somebody may have 65,536 blocks.
@@ -359,24 +359,24 @@ class Origin:
         return (self.block, self.site) if self.site else (self.block,)
 
 
-def origin(host: str | None, is_peer: IsPeer) -> Origin:
+def origin(host: str | None, is_peer: IsPeer) -> ConnectionOrigin:
     """The origin of a connection from the numeric address ``host``."""
     try:
         address = ipaddress.ip_address((host or "").partition("%")[0])
     except ValueError:
-        return Origin(host or "", False, False)
+        return ConnectionOrigin(host or "", False, False)
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
             block, site = (str(ipaddress.ip_network((address, bits), strict=False)) for bits in (64, 48))
-            return Origin(block, address.is_loopback, is_peer(str(address)), site)
+            return ConnectionOrigin(block, address.is_loopback, is_peer(str(address)), site)
         address = address.ipv4_mapped
-    return Origin(str(address), address.is_loopback, is_peer(str(address)))
+    return ConnectionOrigin(str(address), address.is_loopback, is_peer(str(address)))
 
 
-class _Door(Protocol):
+class _ProtocolSniffer(Protocol):
     """Reads the head of a request and passes the connection on."""
 
-    def __init__(self, port: Port, origin: Origin) -> None:
+    def __init__(self, port: Port, origin: ConnectionOrigin) -> None:
         self._port = port
         self.origin = origin
         self._head = b""
@@ -432,7 +432,7 @@ class _Door(Protocol):
 
     def _judge(self, data: bytes) -> None:
         head = parse(data)
-        if isinstance(head, Refusal):
+        if isinstance(head, HttpRefusal):
             self._refuse(head.code, head.why)
             return
         if head.rewritten:

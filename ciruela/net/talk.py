@@ -16,9 +16,20 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Hush, in_place
 from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
 from ciruela.model.order import Reject
-from ciruela.net.limits import Answers
+from ciruela.net.limits import AnswerBudget
 from ciruela.proto import codec
-from ciruela.proto.dialogue import LARGE, Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation, read
+from ciruela.proto.dialogue import (
+    LARGE,
+    Answered,
+    Dialogue,
+    Failed,
+    Nothing,
+    NotificationReceived,
+    RequestReceived,
+    TooMany,
+    Violation,
+    read,
+)
 from ciruela.proto.messages import (
     NEWER,
     AppendDir,
@@ -85,7 +96,7 @@ class Talk:
         trusted: bool = True,
         hush: Hush | None = None,
         noise: Callable[[bool], None] = _nothing,
-        answers: Answers | None = None,
+        answers: AnswerBudget | None = None,
         in_thread: InThread = in_place,
     ) -> None:
         """``noise`` gets whether it was a notification that is known, which means something to a client and little to a node."""
@@ -93,7 +104,7 @@ class Talk:
         self.spoken = False
         self.granted = 0
         self._noise = noise
-        self._answers = answers or Answers()
+        self._answers = answers or AnswerBudget()
         self._in_thread = in_thread
         self._large_at_work = False
         self._hush = hush
@@ -104,7 +115,7 @@ class Talk:
         self._held = held
         self._most_at_work = most_at_work
         self._dialogue: Dialogue[Deferred[Response]] = Dialogue()
-        self._waiting: deque[Asked] = deque()
+        self._waiting: deque[RequestReceived] = deque()
         self._at_work = 0
         self._taking = False
         self._clogged = False
@@ -165,7 +176,7 @@ class Talk:
         if self._over is not None:
             return
         match self._dialogue.deal(message):
-            case Asked() as asked:
+            case RequestReceived() as asked:
                 self.spoken = True
                 self._waiting.append(asked)
                 self._work()
@@ -174,7 +185,7 @@ class Talk:
             case Answered(done, response):
                 if not done.called:
                     done.callback(response)
-            case Told(notification):
+            case NotificationReceived(notification):
                 self.spoken = True
                 self._noise(True)
                 if self._over is None:
@@ -242,7 +253,7 @@ class Talk:
             self._answers.made(trusted)
         return result
 
-    def _begin(self, asked: Asked) -> None:
+    def _begin(self, asked: RequestReceived) -> None:
         self._at_work += 1
         trusted = self.trusted
         try:
@@ -253,7 +264,7 @@ class Talk:
         answer.addCallback(self._answered, asked).addErrback(self._refused, asked).addBoth(self._made, asked.request, trusted)
         answer.addBoth(self._finished)
 
-    def _answered(self, response: Response | codec.Prepared, asked: Asked) -> None:
+    def _answered(self, response: Response | codec.Prepared, asked: RequestReceived) -> None:
         if not isinstance(response, UploadAck):
             self.granted += 1
         elif response.accepted and isinstance(asked.request, _SIGNED):
@@ -264,7 +275,7 @@ class Talk:
             head, shared = self._dialogue.answer(asked.id, response)
             self._send(head, shared) if shared else self._send(head)
 
-    def _refused(self, failure: Failure, asked: Asked) -> None:
+    def _refused(self, failure: Failure, asked: RequestReceived) -> None:
         if failure.check(RemoteError):
             text = failure.getErrorMessage()
         else:

@@ -41,7 +41,7 @@ _BULK = (GetBlocks, GetPathState, PushPull)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestReceived:
     """The other side asks; answer with :meth:`Dialogue.answer`."""
 
     id: int
@@ -65,7 +65,7 @@ class Failed(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class NotificationReceived:
     """The other side tells something."""
 
     notification: Notification
@@ -93,7 +93,7 @@ class TooMany(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending(Generic[T]):
+class _PendingRequest(Generic[T]):
     name: str
     large: bool
     bulk: bool
@@ -116,7 +116,7 @@ class Dialogue(Generic[T]):
         self._most_unanswered = most_unanswered
         self._most_strays = most_strays
         self._next = 1
-        self._pending: dict[int, _Pending[T]] = {}
+        self._pending: dict[int, _PendingRequest[T]] = {}
         self._forgotten = 0
         self._large = self._bulk = 0
         self._unanswered: dict[int, str] = {}
@@ -150,7 +150,7 @@ class Dialogue(Generic[T]):
         self._next += 1
         large, bulk = isinstance(request, LARGE), isinstance(request, _BULK)
         data = codec.encode_request(number, request)
-        self._pending[number] = _Pending(codec.request_name(request), large, bulk, token)
+        self._pending[number] = _PendingRequest(codec.request_name(request), large, bulk, token)
         self._large += large
         self._bulk += bulk
         return number, data
@@ -160,12 +160,12 @@ class Dialogue(Generic[T]):
         entry = self._pending.get(number)
         if entry is None or entry.token is None:
             return
-        self._pending[number] = _Pending(entry.name, entry.large, entry.bulk, None)
+        self._pending[number] = _PendingRequest(entry.name, entry.large, entry.bulk, None)
         self._forgotten += 1
         if self._forgotten > 4 * self._most_pending:
             self._take(next(known for known, old in self._pending.items() if old.token is None))
 
-    def _take(self, number: int) -> _Pending[T] | None:
+    def _take(self, number: int) -> _PendingRequest[T] | None:
         entry = self._pending.pop(number, None)
         if entry is not None:
             self._large -= entry.large
@@ -194,11 +194,13 @@ class Dialogue(Generic[T]):
         self._large = self._bulk = self._forgotten = 0
         return waiting
 
-    def take(self, data: bytes | bytearray) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:
+    def take(self, data: bytes | bytearray) -> RequestReceived | Answered[T] | Failed[T] | NotificationReceived | Nothing | Violation[T]:
         """What a message of the other side means. Never raises."""
         return self.deal(read(data))
 
-    def deal(self, message: codec.Incoming | FormatError) -> Asked | Answered[T] | Failed[T] | Told | Nothing | Violation[T]:
+    def deal(
+        self, message: codec.Incoming | FormatError
+    ) -> RequestReceived | Answered[T] | Failed[T] | NotificationReceived | Nothing | Violation[T]:
         """What a message means that was read elsewhere."""
         match message:
             case codec.BadMessage():
@@ -210,17 +212,17 @@ class Dialogue(Generic[T]):
             case codec.RequestIn(number, request):
                 return self._request(number, request)
             case codec.NotificationIn(notification):
-                return Told(notification)
+                return NotificationReceived(notification)
             case codec.Ignored(reason, unknown):
                 return Nothing(reason) if unknown is None else self._refuse(unknown, reason, counted=False)
 
-    def _request(self, number: int, request: Request) -> Asked | Violation[T]:
+    def _request(self, number: int, request: Request) -> RequestReceived | Violation[T]:
         if number in self._unanswered:
             return Violation(f"id {number} is used twice")
         if len(self._unanswered) >= self._most_unanswered:
             return Violation(f"more than {self._most_unanswered} requests at once")
         self._unanswered[number] = codec.request_name(request)
-        return Asked(number, request)
+        return RequestReceived(number, request)
 
     def _response(self, number: int, name: str, response: Response) -> Answered[T] | Nothing | Violation[T]:
         entry = self._take(number)

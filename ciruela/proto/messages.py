@@ -263,7 +263,7 @@ class BlockData:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlockPart:
     """Blocks of one piece, one after another. ``packed``: ``data`` is a frame of zstd with them (:mod:`ciruela.proto.packing`)."""
 
     data: Block
@@ -277,7 +277,7 @@ class BlocksData:
     A piece of which nothing is here has no part.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[BlockPart, ...]
     lacks: tuple[int, ...] = ()
 
 

@@ -11,7 +11,7 @@ import zstandard
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block
-from ciruela.proto.messages import IndexData, Part
+from ciruela.proto.messages import BlockPart, IndexData
 
 LEVEL = 3
 SAMPLE_BYTES = 16 * 1024
@@ -35,10 +35,10 @@ class _Contexts(local):
 _own = _Contexts()
 
 
-def part(data: bytes, may_pack: bool) -> Part:
+def part(data: bytes, may_pack: bool) -> BlockPart:
     """A part of an answer, packed where it may be and that pays."""
     packed = pack(data) if may_pack else None
-    return Part(data) if packed is None else Part(packed, packed=True)
+    return BlockPart(data) if packed is None else BlockPart(packed, packed=True)
 
 
 def pack(data: bytes) -> bytes | None:

@@ -28,6 +28,7 @@ from ciruela.proto.messages import (
     BaseDirData,
     BlockData,
     BlockHint,
+    BlockPart,
     BlocksData,
     CheckData,
     CheckUpload,
@@ -44,7 +45,6 @@ from ciruela.proto.messages import (
     IndexAtData,
     IndexData,
     Notification,
-    Part,
     PathStateData,
     PiecesData,
     PublishImage,
@@ -477,12 +477,12 @@ def blocks_data(f: Fields, cut: list[memoryview]) -> BlocksData:
     packed = set(numbers(f.get("packed", []), "packed"))
     parts = listed(required(f, "parts"), "parts", MAX_BULK)
     longer = iter(cut)
-    found: list[Part] = []
+    found: list[BlockPart] = []
     for at, part in enumerate(parts):
         data = plain_data(part) or next(longer, None)
         if data is None:
             raise FormatError("a part is empty")
-        found.append(Part(data, at in packed))
+        found.append(BlockPart(data, at in packed))
     if next(longer, None) is not None:
         raise FormatError("long bytes outside of the parts")
     return BlocksData(tuple(found), numbers(f.get("lacks", []), "lacks"))

@@ -18,7 +18,7 @@ from ciruela.clockwork import Hush
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, Removed, Verdict
+from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, RemovalGranted, Verdict
 from ciruela.model.state import Burials, State, Version
 from ciruela.model.units import logged
 from ciruela.model.vpath import VPath
@@ -58,10 +58,10 @@ class Orders(Protocol):
         """Judge it, record it, start its download."""
 
 
-class Removals(Protocol):
+class RemovalSink(Protocol):
     """Where removals go."""
 
-    def remove(self, removal: Removal) -> Deferred[Removed | Rejected]:
+    def remove(self, removal: Removal) -> Deferred[RemovalGranted | Rejected]:
         """Verify its signatures, judge it, carry it out."""
 
 
@@ -80,7 +80,7 @@ class Reconciler:
         watchers: Callable[[VPath, tuple[MachineId, ...]], None],
         clock: IReactorTime,
         idle: Callable[[VPath], bool],
-        removals: Removals,
+        removals: RemovalSink,
     ) -> None:
         """``idle`` tells whether the download for a path gets nothing at present."""
         self._removals = removals

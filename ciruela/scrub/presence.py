@@ -22,7 +22,7 @@ from ciruela.model.errors import DiskError
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Disk, Pending, Sight
+from ciruela.seams import Address, Disk, NamesFound, Pending
 from ciruela.tracking.ledger import Ledger
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ TIDY_TICKS = 60 * ROUND_TICKS
 """Ticks between two attempts to delete what could not be deleted: an hour."""
 
 
-class Fetcher(Protocol):
+class PresenceDownloads(Protocol):
     """What this duty asks of the downloads."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
@@ -66,7 +66,9 @@ class Presence:
 
     _log = Logger()
 
-    def __init__(self, ledger: Ledger, disk: Disk, fetcher: Fetcher, alone: Alone, clock: IReactorTime, rng: random.Random) -> None:
+    def __init__(
+        self, ledger: Ledger, disk: Disk, fetcher: PresenceDownloads, alone: Alone, clock: IReactorTime, rng: random.Random
+    ) -> None:
         self._ledger = ledger
         self._disk = disk
         self._fetcher = fetcher
@@ -134,7 +136,7 @@ class Presence:
         for base in list(self._ledger.base_hashes()):
             yield from [vpath for vpath, _ in self._ledger.committed_in(base)]
 
-    async def _compare(self, sight: Sight) -> None:
+    async def _compare(self, sight: NamesFound) -> None:
         self._unseen_now.update(sight.unseen)
         for vpath in sight.gone:
             try:

@@ -28,7 +28,7 @@ BURST_S = 4.0
 """What was not read for a while may be made up for, so many seconds' worth at most."""
 
 
-class Pace:
+class ReadRate:
     """Lets ``rate`` bytes pass in a second, on average; with a rate of 0 none at all."""
 
     def __init__(self, rate: int, now_s: float) -> None:
@@ -133,7 +133,7 @@ class Scrub:
         self._clock = clock
         self._rng = rng
         self._now_ms = now_ms
-        self._pace = Pace(tuning.scrub_bytes_per_second, clock.seconds())
+        self._pace = ReadRate(tuning.scrub_bytes_per_second, clock.seconds())
         self._beat = Beat(clock, rng, TICK_S, self._tick, "the scrub")
         self._suspects: dict[VPath, None] = {}
         self._order: list[VPath] = []
@@ -162,7 +162,7 @@ class Scrub:
     def tune(self, tuning: Tuning) -> None:
         """Read at this pace from now on; a longer or shorter cycle counts from the next one on."""
         if tuning.scrub_bytes_per_second != self._tuning.scrub_bytes_per_second:
-            self._pace = Pace(tuning.scrub_bytes_per_second, self._clock.seconds())
+            self._pace = ReadRate(tuning.scrub_bytes_per_second, self._clock.seconds())
         self._tuning = tuning
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Burials, Kept, State, Tombstone, Version
+from ciruela.model.state import Burials, RetainedVersion, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 
@@ -82,7 +82,7 @@ class Ledger:
         self._bases: dict[VPath, dict[str, VPath]] = {}
         self._committed: dict[VPath, State] = {}
         self._pending: dict[VPath, Pending] = {}
-        self._kept: dict[VPath, tuple[Kept, ...]] = {}
+        self._kept: dict[VPath, tuple[RetainedVersion, ...]] = {}
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
@@ -135,11 +135,11 @@ class Ledger:
         pending = self._pending.get(vpath)
         return pending.state if pending is not None else self._committed.get(vpath)
 
-    def kept(self, vpath: VPath) -> tuple[Kept, ...]:
+    def kept(self, vpath: VPath) -> tuple[RetainedVersion, ...]:
         """The images that were replaced at ``vpath`` and are kept, the one that was replaced last first."""
         return self._kept.get(vpath, ())
 
-    def keep(self, vpath: VPath, kept: tuple[Kept, ...]) -> None:
+    def keep(self, vpath: VPath, kept: tuple[RetainedVersion, ...]) -> None:
         """This is what is kept at ``vpath`` now."""
         self._revisions[vpath.base] += 1
         if kept:

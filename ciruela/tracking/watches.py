@@ -69,7 +69,7 @@ MAX_PER_LINK = 64
 
 
 @dataclass(slots=True)
-class _Said:
+class _Subscriptions:
     """What one connection has said: the images it published, those of which an upload was accepted on it, the paths it waits for."""
 
     published: dict[ImageId, None] = field(default_factory=dict)
@@ -83,14 +83,14 @@ class Watches:
     def __init__(self) -> None:
         self._images: dict[ImageId, dict[Link, None]] = {}
         self._paths: dict[VPath, dict[Link, None]] = {}
-        self._of_link: dict[Link, _Said] = {}
+        self._of_link: dict[Link, _Subscriptions] = {}
 
     def publish(self, link: Link, image: ImageId) -> bool:
         """``link`` says that it can give ``image``, which counts once an upload of it is accepted on that connection.
 
         Clients publish first. Anybody may know the id, and would else be asked in vain. False when the connection has named too many.
         """
-        said = self._of_link.setdefault(link, _Said())
+        said = self._of_link.setdefault(link, _Subscriptions())
         if image not in said.published and len(said.published) >= MAX_PER_LINK:
             return False
         said.published[image] = None
@@ -99,13 +99,13 @@ class Watches:
 
     def accept(self, link: Link, image: ImageId) -> bool:
         """An upload of ``image`` was accepted on ``link``. Whether that makes it a source."""
-        said = self._of_link.setdefault(link, _Said())
+        said = self._of_link.setdefault(link, _Subscriptions())
         if image not in said.accepted and len(said.accepted) >= MAX_PER_LINK:
             del said.accepted[next(iter(said.accepted))]
         said.accepted[image] = None
         return self._join(link, image, said)
 
-    def _join(self, link: Link, image: ImageId, said: _Said) -> bool:
+    def _join(self, link: Link, image: ImageId, said: _Subscriptions) -> bool:
         if image not in said.published or image not in said.accepted:
             return False
         self._images.setdefault(image, {})[link] = None
@@ -113,7 +113,7 @@ class Watches:
 
     def watch(self, link: Link, vpath: VPath) -> bool:
         """``link`` waits for news of ``vpath``. False when the connection watches too many."""
-        paths = self._of_link.setdefault(link, _Said()).paths
+        paths = self._of_link.setdefault(link, _Subscriptions()).paths
         if vpath not in paths and len(paths) >= MAX_PER_LINK:
             return False
         paths[vpath] = None
@@ -122,7 +122,7 @@ class Watches:
 
     def lost(self, link: Link) -> None:
         """The connection is gone, and with it all that it said."""
-        said = self._of_link.pop(link, _Said())
+        said = self._of_link.pop(link, _Subscriptions())
         for image in said.published:
             links = self._images.get(image, {})
             links.pop(link, None)

@@ -27,8 +27,8 @@ from ciruela.uploads.verdict import (
     NOWHERE,
     SIGNATURE_MAX_AGE_MS,
     Elsewhere,
+    PathState,
     RemovalVerdict,
-    Standing,
     judge_removal,
     no_config,
     wrong_level,
@@ -48,7 +48,7 @@ def _unguarded(_config: DirConfig, _vpath: VPath) -> Deferred[str | None]:
     return succeed(None)
 
 
-class Fetcher(Starter, Protocol):
+class RemovalDownloads(Starter, Protocol):
     """What removals ask of the downloads."""
 
     def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
@@ -67,7 +67,7 @@ class Removals:
         disk: Disk,
         authority: Authority,
         uploads: Uploads,
-        downloads: Fetcher,
+        downloads: RemovalDownloads,
         clock: IReactorTime,
         now_ms: NowMs,
         removed: Callable[[VPath, ImageId], None],
@@ -150,10 +150,10 @@ class Removals:
             return NOWHERE
         return await self._neighbours.ask(removal.vpath)
 
-    def _standing(self, vpath: VPath, elsewhere: Elsewhere) -> Standing:
+    def _standing(self, vpath: VPath, elsewhere: Elsewhere) -> PathState:
         pending, burials = self._ledger.pending(vpath), self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
-        return Standing(
+        return PathState(
             self._ledger.committed(vpath),
             pending.state if pending else None,
             stalled=False,

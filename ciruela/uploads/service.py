@@ -27,7 +27,7 @@ from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.neighbours import Neighbours
 from ciruela.uploads.refused import FOR_CONTENT, RefusedOrders, in_other_form
-from ciruela.uploads.verdict import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, judge, no_config, precheck
+from ciruela.uploads.verdict import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
 
 
 class Quotas:
@@ -268,7 +268,7 @@ class Uploads:
         return settled.addCallback(lambda _: self._decide(order, config, hints, verified, elsewhere, known, present))
 
     def _tell_refused(
-        self, order: Order, config: DirConfig, standing: Standing, verdict: Rejected, verified: Mapping[SigEntry, str]
+        self, order: Order, config: DirConfig, standing: PathState, verdict: Rejected, verified: Mapping[SigEntry, str]
     ) -> None:
         """Log a refusal, and tell whom it concerns."""
         if order.origin is Origin.CLIENT and verdict.reason in FOR_CONTENT:
@@ -292,12 +292,12 @@ class Uploads:
             detail=verdict.detail,
         )
 
-    def _standing(self, vpath: VPath, elsewhere: Elsewhere = NOWHERE) -> Standing:
+    def _standing(self, vpath: VPath, elsewhere: Elsewhere = NOWHERE) -> PathState:
         """What is known of ``vpath``."""
         pending = self._ledger.pending(vpath)
         burials = self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
-        return Standing(
+        return PathState(
             self._ledger.committed(vpath),
             pending.state if pending else None,
             self._downloads.stalled(vpath),
@@ -307,7 +307,7 @@ class Uploads:
             elsewhere,
         )
 
-    def _judged(self, order: Order, config: DirConfig, standing: Standing, verified: Mapping[SigEntry, str]) -> Verdict:
+    def _judged(self, order: Order, config: DirConfig, standing: PathState, verified: Mapping[SigEntry, str]) -> Verdict:
         verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
         if order.origin is Origin.CLIENT and isinstance(verdict, Accepted) and not self._holds(order, verified):
             refused = {*self.forms.at(order.vpath, self._now_ms()), *standing.elsewhere.refused}
@@ -375,7 +375,7 @@ class Uploads:
             self._ledger.begin(later)
             await self._disk.write_pending(later)
 
-    def _frozen(self, order: Order, standing: Standing) -> None:
+    def _frozen(self, order: Order, standing: PathState) -> None:
         """Two images were appended to one path, and this node keeps its own."""
         kept = standing.pending or standing.committed
         assert kept is not None

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from ciruela.model.dirconfig import DirConfig, OnConflict
-from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, Removed, Verdict
+from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, RemovalGranted, Verdict
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 
@@ -72,7 +72,7 @@ NOWHERE = Elsewhere()
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PathState:
     """What the node holds at the path of an order. ``stalled``: what is pending has found no source for a while.
 
     ``buried``: the version that was deleted there last; ``removed``: the same, if that was a signed wish. ``floor_ms``: what is signed no
@@ -116,7 +116,7 @@ def precheck(order: Order, config: DirConfig) -> Rejected | None:
 def judge(
     order: Order,
     config: DirConfig,
-    standing: Standing,
+    standing: PathState,
     verified: tuple[SigEntry, ...],
     now_ms: int,
     max_age_ms: int = SIGNATURE_MAX_AGE_MS,
@@ -144,7 +144,7 @@ def judge(
     return refused or same or Accepted(Progress.NEW, wish)
 
 
-def _same(order: Order, wish: State, standing: Standing) -> Accepted | None:
+def _same(order: Order, wish: State, standing: PathState) -> Accepted | None:
     """The verdict where this node has the very image, or is getting it: its signatures are added."""
     if standing.pending is not None:
         return Accepted(Progress.IN_PROGRESS, standing.pending.merged(wish.signatures)) if standing.pending.image == order.image else None
@@ -158,7 +158,7 @@ def _first_stays(config: DirConfig) -> bool:
     return config.append_only and config.on_append_conflict is not OnConflict.FREEZE
 
 
-def _behind(order: Order, config: DirConfig, standing: Standing) -> bool:
+def _behind(order: Order, config: DirConfig, standing: PathState) -> bool:
     """Whether this node has the image of ``order`` and others have something else that may be about to take its place."""
     others = [one for one in standing.elsewhere.committed if one.image != order.image]
     if config.append_only:
@@ -167,7 +167,7 @@ def _behind(order: Order, config: DirConfig, standing: Standing) -> bool:
     return here is not None and max((*standing.elsewhere.committed, here.version)).image != order.image
 
 
-def _by_version(wish: State, standing: Standing) -> Verdict:
+def _by_version(wish: State, standing: PathState) -> Verdict:
     """A peer's order where directories may be replaced: the greater version wins."""
     for state in (standing.pending, standing.committed):
         if state is not None and wish.version <= state.version:
@@ -175,7 +175,7 @@ def _by_version(wish: State, standing: Standing) -> Verdict:
     return _above_floor(wish, standing) or Accepted(Progress.NEW, wish)
 
 
-def _by_claim(wish: State, config: DirConfig, standing: Standing) -> Verdict:
+def _by_claim(wish: State, config: DirConfig, standing: PathState) -> Verdict:
     """A peer's order in an append-only directory: the smaller claim wins, but not over what no source is left of."""
     known = [state for state in (standing.pending, standing.committed) if state is not None and state.image != wish.image]
     if known and config.on_append_conflict is OnConflict.FREEZE:
@@ -190,14 +190,14 @@ def _by_claim(wish: State, config: DirConfig, standing: Standing) -> Verdict:
     return _above_floor(wish, standing) or Accepted(Progress.NEW, wish, conflict=bool(known))
 
 
-def _above_floor(wish: State, standing: Standing) -> Rejected | None:
+def _above_floor(wish: State, standing: PathState) -> Rejected | None:
     known = standing.pending or standing.committed or standing.buried
     if known is None and wish.version.timestamp_ms <= standing.floor_ms:
         return Rejected(Reject.STALE_TIMESTAMP, "it was signed before what was deleted and forgotten here")
     return None
 
 
-def _against_pending(order: Order, wish: State, standing: Standing) -> Rejected | None:
+def _against_pending(order: Order, wish: State, standing: PathState) -> Rejected | None:
     """What is on its way, here or elsewhere, keeps its path.
 
     The same image keeps nobody off, nor does what others have committed meanwhile: this node only catches up with them.
@@ -227,7 +227,7 @@ def _catches_up(order: Order, mine: State, elsewhere: Elsewhere) -> bool:
     return any(one.image == mine.image or (replaces and one > mine.version) for one in elsewhere.committed)
 
 
-def _against_committed(order: Order, wish: State, config: DirConfig, standing: Standing, now_ms: int) -> Rejected | None:
+def _against_committed(order: Order, wish: State, config: DirConfig, standing: PathState, now_ms: int) -> Rejected | None:
     """The newest of what is committed here and elsewhere is what an order meets."""
     here = _versions(standing.committed)
     newest = max((*standing.elsewhere.committed, *here), default=None)
@@ -277,12 +277,12 @@ def _apart(span_ms: int) -> str:
     return f"{span_ms // 60_000} min" if span_ms < 7_200_000 else f"{span_ms // 3_600_000} h"
 
 
-RemovalVerdict = Removed | Rejected
+RemovalVerdict = RemovalGranted | Rejected
 
 
 def judge_removal(
     removal: Removal,
-    standing: Standing,
+    standing: PathState,
     verified: tuple[SigEntry, ...],
     now_ms: int,
     max_age_ms: int = SIGNATURE_MAX_AGE_MS,
@@ -310,18 +310,18 @@ def judge_removal(
     buried = standing.buried is not None and standing.buried >= removal.version
     if any(state.version > removal.version for state in known):
         if removal.origin is Origin.PEER and append_only:
-            return Removed(fresh=not buried, outlived=True)
+            return RemovalGranted(fresh=not buried, outlived=True)
         return Rejected(Reject.STALE_TIMESTAMP, f"signed for {removal.timestamp_ms} ms, what is there was signed later")
     if protecting is not None and not removal.forced:  # also where it was removed before, and stands there again without a record
         return Rejected(Reject.PROTECTED, protecting)
     if buried and not known:
-        return Removed(fresh=False)
+        return RemovalGranted(fresh=False)
     if not known and removal.origin is Origin.PEER and removal.timestamp_ms <= standing.floor_ms:
-        return Removed(fresh=False)
-    return Removed(fresh=True)
+        return RemovalGranted(fresh=False)
+    return RemovalGranted(fresh=True)
 
 
-def _other_content(removal: Removal, standing: Standing) -> Rejected | None:
+def _other_content(removal: Removal, standing: PathState) -> Rejected | None:
     """The refusal where another image is there. What other nodes have counts as well: the removal will hold for them, too."""
 
     def other(state: State | None) -> bool:

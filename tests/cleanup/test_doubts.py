@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.health import QUIET_S, SKEW_MS, STEP_MS, Cause, DirSight, Moment, NodeSight, dir_faults, node_faults
-from ciruela.cleanup.rules import LEAST_CAP, Rule, most_deletions, rulings
+from ciruela.cleanup.rules import LEAST_CAP, RetentionRule, most_deletions, rulings
 from ciruela.disk import keeplist
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, FormatError
@@ -108,7 +108,7 @@ class RuleTests(SynchronousTestCase):
     def test_few_at_a_time(self) -> None:
         """One wrong rule would empty a directory in one round."""
         self.assertEqual([most_deletions(count) for count in (0, 9, 10, 15, 1000)], [LEAST_CAP, LEAST_CAP, 2, 3, 200])
-        self.assertEqual({rule for rule in Rule if not rule.keeps}, {Rule.OLD, Rule.SURPLUS})
+        self.assertEqual({rule for rule in RetentionRule if not rule.keeps}, {RetentionRule.OLD, RetentionRule.SURPLUS})
 
 
 class KeepListTests(SynchronousTestCase):

@@ -9,8 +9,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.health import Cause, dir_faults, outlooks
-from ciruela.cleanup.rules import Rule, rulings
-from ciruela.disk.trust import ProtectedLinks, protected
+from ciruela.cleanup.rules import RetentionRule, rulings
+from ciruela.disk.trust import HostLinks, protected
 from ciruela.model.errors import DiskError
 from ciruela.model.vpath import VPath
 from tests.cleanup.test_doubts import WELL
@@ -62,7 +62,7 @@ class LinkTests(SynchronousTestCase):
 
     def test_as_configured(self) -> None:
         """The links of a directory would not be looked at, or a directory without any would be in doubt."""
-        links = ProtectedLinks(in_place)
+        links = HostLinks(in_place)
         one = replace(config(1, 2, DAY_MS), directory=str(self.srv))
         self.assertEqual(self.successResultOf(links.follow(one)), frozenset())
         linked = replace(one, protect=(self.link(self.srv / "web/v2"),))
@@ -72,7 +72,7 @@ class LinkTests(SynchronousTestCase):
     @shows("K5.5", "I9")
     def test_into_an_image(self) -> None:
         """A link into a release, or to the directory above it, would protect nothing."""
-        links = ProtectedLinks(in_place)
+        links = HostLinks(in_place)
         one = replace(config(1, 2, DAY_MS), directory=str(self.srv))
         v1, v2 = VPath(("web", "web", "v1")), VPath(("web", "web", "v2"))
         for target, led in (("web/v1/public", {v1}), ("web/v1", {v1}), ("web", {v1, v2}), ("api", set())):
@@ -94,7 +94,9 @@ class ReasonTests(SynchronousTestCase):
         """An image that a link leads to would be removed because it is old."""
         entries = aged({"a": HOUR_MS, "b": WEEK_MS, "c": WEEK_MS + 1, "d": WEEK_MS + 2})
         found = {one.entry: one.rule for one in rulings(entries, config(1, 2, DAY_MS), ("c",), (), NOW_MS, ("c", "d"))}
-        self.assertEqual(found, {"a": Rule.RECENT, "b": Rule.OLD, "c": Rule.PROTECTED, "d": Rule.PROTECTED})
+        self.assertEqual(
+            found, {"a": RetentionRule.RECENT, "b": RetentionRule.OLD, "c": RetentionRule.PROTECTED, "d": RetentionRule.PROTECTED}
+        )
 
     def test_times(self) -> None:
         """Somebody would look for an image on the day after it went, or wait for one to go that stays."""

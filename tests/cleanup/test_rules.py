@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciruela.cleanup.rules import LEAST_CAP, Rule, Ruling, most_deletions, rulings
+from ciruela.cleanup.rules import LEAST_CAP, RetentionRule, Ruling, most_deletions, rulings
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry, State, Version
@@ -61,20 +61,20 @@ class UpstreamTests(UnmeasuredTestCase):
         signed_twice = State(ImageId(bytes(32)), (SigEntry(NOW_MS - YEAR_MS, bytes(64)), SigEntry(NOW_MS - HOUR_MS, bytes(64))))
         entries = aged({"a": MINUTE_MS, "b": WEEK_MS}) | {"c": signed_twice.version}
         found = {ruling.entry: ruling.rule for ruling in rulings(entries, config(1, 100, DAY_MS), (), (), NOW_MS)}
-        self.assertEqual(found, {"a": Rule.RECENT, "b": Rule.OLD, "c": Rule.RECENT})
+        self.assertEqual(found, {"a": RetentionRule.RECENT, "b": RetentionRule.OLD, "c": RetentionRule.RECENT})
 
     def test_each_rule_is_told(self) -> None:
         """An operator could not find out why an image stays or goes."""
         ages: dict[str, int | None] = {f"r{number}": number * MINUTE_MS for number in range(4)}
         ages |= {"o1": WEEK_MS, "o2": WEEK_MS + 1, "o3": WEEK_MS + 2, "o4": None}
         told = {r.entry: r.rule for r in rulings(aged(ages), config(4, 2, DAY_MS), ("o2",), ("o3",), NOW_MS)}
-        expected = {"r0": Rule.RECENT, "r1": Rule.RECENT, "r2": Rule.MINIMUM, "r3": Rule.SURPLUS}
-        expected |= {"o1": Rule.OLD, "o2": Rule.LISTED, "o3": Rule.IN_USE, "o4": Rule.OLD}
+        expected = {"r0": RetentionRule.RECENT, "r1": RetentionRule.RECENT, "r2": RetentionRule.MINIMUM, "r3": RetentionRule.SURPLUS}
+        expected |= {"o1": RetentionRule.OLD, "o2": RetentionRule.LISTED, "o3": RetentionRule.IN_USE, "o4": RetentionRule.OLD}
         self.assertEqual(told, expected)
         two = rulings(aged({"a": WEEK_MS, "b": None}), config(2, 2, DAY_MS), (), (), NOW_MS)
-        self.assertEqual([r.rule for r in two], [Rule.FEW, Rule.FEW])
+        self.assertEqual([r.rule for r in two], [RetentionRule.FEW, RetentionRule.FEW])
         old = rulings(aged({"a": WEEK_MS, "b": 2 * WEEK_MS, "c": None}), config(1, 2, DAY_MS), ("b",), (), NOW_MS)
-        self.assertEqual([r.rule for r in old], [Rule.NEWEST, Rule.LISTED, Rule.OLD])
+        self.assertEqual([r.rule for r in old], [RetentionRule.NEWEST, RetentionRule.LISTED, RetentionRule.OLD])
 
 
 NAMES = st.text("abcdef", min_size=1, max_size=2)
@@ -103,14 +103,14 @@ class PropertyTests(UnmeasuredTestCase):
             self._nothing_newer_for_an_older_one(found)
             for ruling in dropped:
                 recent = ruling.version.timestamp_ms >= NOW_MS - rules.keep_recent_ms
-                self.assertIs(ruling.rule, Rule.SURPLUS if recent else Rule.OLD)
+                self.assertIs(ruling.rule, RetentionRule.SURPLUS if recent else RetentionRule.OLD)
 
         check()
 
     def _nothing_newer_for_an_older_one(self, found: list[Ruling]) -> None:
         """Except for the keep list and what is in use, nothing is kept that is older than something that is dropped."""
         self.assertEqual([r.version for r in found], sorted((r.version for r in found), reverse=True))
-        plain = [ruling.keeps for ruling in found if ruling.rule not in (Rule.LISTED, Rule.IN_USE)]
+        plain = [ruling.keeps for ruling in found if ruling.rule not in (RetentionRule.LISTED, RetentionRule.IN_USE)]
         self.assertEqual(plain, sorted(plain, reverse=True))
 
     @shows("I9")

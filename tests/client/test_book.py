@@ -18,9 +18,9 @@ from ciruela.client.book import (
     EXIT_REJECTED,
     MAX_MACHINES,
     Book,
-    Outcome,
-    Reach,
-    Rule,
+    CompletionRule,
+    ConnectionReach,
+    UploadOutcome,
     refusal_code,
     worst,
 )
@@ -35,10 +35,10 @@ from tests.proof import shows
 IMAGE = ImageId(b"\x11" * 32)
 OTHER = ImageId(b"\x12" * 32)
 PATH = "/apps/v1"
-SETTLED = Reach(busy=False, exhausted=True)
-OPEN = Reach(busy=False, exhausted=False)
-BUSY = Reach(busy=True, exhausted=False)
-RULE = Rule()
+SETTLED = ConnectionReach(busy=False, exhausted=True)
+OPEN = ConnectionReach(busy=False, exhausted=False)
+BUSY = ConnectionReach(busy=True, exhausted=False)
+RULE = CompletionRule()
 
 
 def machine(number: int) -> MachineId:
@@ -68,12 +68,19 @@ class BookCase(SynchronousTestCase):
     def gave_up(self, number: int, reason: str) -> bool:
         return self.book.aborted(address(number), AbortedImage(IMAGE, PATH, machine(number), f"n{number}", False, reason))
 
-    def expect(self, outcome: Outcome, elapsed_s: float = 1.0, reach: Reach = OPEN, code: int | None = None, rule: Rule = RULE) -> None:
+    def expect(
+        self,
+        outcome: UploadOutcome,
+        elapsed_s: float = 1.0,
+        reach: ConnectionReach = OPEN,
+        code: int | None = None,
+        rule: CompletionRule = RULE,
+    ) -> None:
         verdict = self.book.verdict(rule, elapsed_s, reach)
         self.assertIs(verdict.outcome, outcome, verdict)
         if code is not None:
             self.assertEqual(verdict.exit_code, code, verdict)
-        self.assertEqual(bool(verdict.why), outcome not in (Outcome.RUNNING, Outcome.DONE))
+        self.assertEqual(bool(verdict.why), outcome not in (UploadOutcome.RUNNING, UploadOutcome.DONE))
 
 
 class Counting(BookCase):
@@ -114,9 +121,9 @@ class Counting(BookCase):
             self.got(3, number)
         self.assertEqual(self.book.done_machines(), 2)
         self.gave_up(2, "no_space")
-        self.expect(Outcome.FAILED, 60.0, code=EXIT_NETWORK)
+        self.expect(UploadOutcome.FAILED, 60.0, code=EXIT_NETWORK)
         self.got(2, 2)
-        self.expect(Outcome.DONE, 60.0)
+        self.expect(UploadOutcome.DONE, 60.0)
 
     def test_only_one_server(self) -> None:
         """Where only one node can be reached, what it says of the others is all there is."""
@@ -124,7 +131,7 @@ class Counting(BookCase):
         for number in range(1, 18):
             self.got(1, number)
         self.assertEqual(self.book.done_machines(), 17)
-        self.expect(Outcome.EARLY, 60.0)
+        self.expect(UploadOutcome.EARLY, 60.0)
 
     def test_nodes_that_do_not_know_each_other(self) -> None:
         """Two nodes without peers are two: one that is done is not the whole cluster."""
@@ -140,7 +147,7 @@ class Counting(BookCase):
         self.got(1, 2)
         self.ack(3, [], "signature_mismatch")
         self.assertEqual(self.numbers(), (2, 3))
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
     def test_refusing_node_takes_a_place(self) -> None:
         """A machine that may be the node that refused cannot also stand for one that accepted."""
@@ -184,8 +191,8 @@ class RowCase(BookCase):
         standing = self.book.standing()
         return standing.done, standing.expected
 
-    def unreached(self, *numbers: int) -> Reach:
-        return Reach(busy=False, exhausted=False, unreached=frozenset(str(address(number)) for number in numbers))
+    def unreached(self, *numbers: int) -> ConnectionReach:
+        return ConnectionReach(busy=False, exhausted=False, unreached=frozenset(str(address(number)) for number in numbers))
 
 
 class Rows(RowCase):
@@ -201,7 +208,7 @@ class Rows(RowCase):
         self.got(1, 3)
         self.assertEqual(self.numbers(), (3, 3))
         self.assertEqual(self.book.standing().failed, ())
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     @shows("K1.6")
     def test_two_addresses(self) -> None:
@@ -212,16 +219,16 @@ class Rows(RowCase):
         self.tells(1, self.server(2), self.server(3))
         self.assertEqual(self.numbers(), (0, 3))
         self.got(1, 1)
-        self.expect(Outcome.RUNNING, 60.0)
+        self.expect(UploadOutcome.RUNNING, 60.0)
         self.assertEqual(self.book.standing().failed, (("n2", "signature_mismatch"),))
 
     def test_waits_for_the_first_word(self) -> None:
         """A node that takes the image faster than it tells of the others would be all there is."""
         self.named(1)
         self.got(1, 1)
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.book.said_nothing(address(1))
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     @shows("K1.1", "I7")
     def test_own_word(self) -> None:
@@ -231,11 +238,11 @@ class Rows(RowCase):
             self.tells(number, self.server(3 - number))
         self.got(1, 1)
         self.got(1, 2)
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         before = self.book.revision
         self.assertFalse(self.got(2, 2), "it is no news")
         self.assertGreater(self.book.revision, before)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     @shows("K7.2", "I7")
     def test_word_of_others(self) -> None:
@@ -246,14 +253,14 @@ class Rows(RowCase):
         for number in (1, 3):
             self.got(number, number)
         self.book.lost(address(2))
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.got(1, 2)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
         self.named(2)
         self.book.said_nothing(address(2))
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.got(2, 2)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     @shows("A29", "I7")
     def test_made_up_machine_of_a_real_server(self) -> None:
@@ -265,13 +272,13 @@ class Rows(RowCase):
         for number in (1, 2):
             self.got(number, number)
         self.got(2, 66)
-        self.expect(Outcome.RUNNING)
-        self.expect(Outcome.RUNNING, 60.0)
+        self.expect(UploadOutcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING, 60.0)
         self.tells(3)
         self.assertEqual(self.numbers(), (3, 4), "the machine that was made up is one more")
-        self.expect(Outcome.RUNNING, 60.0)
+        self.expect(UploadOutcome.RUNNING, 60.0)
         self.got(3, 3)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     @shows("K7.2")
     def test_unreachable(self) -> None:
@@ -281,13 +288,13 @@ class Rows(RowCase):
             self.tells(number, self.server(3 - number), self.server(3, 45_000))
             self.got(number, number)
         gone = self.unreached(3)
-        self.expect(Outcome.RUNNING, 29.0, gone)
+        self.expect(UploadOutcome.RUNNING, 29.0, gone)
         self.assertIn("n3 (not heard for 0:45) cannot be reached, and 3 of 3 nodes are needed", self.book.hindrance(RULE, gone))
         self.assertEqual(self.book.hindrance(RULE, OPEN), "")
-        self.expect(Outcome.RUNNING, 60.0, OPEN)
-        self.expect(Outcome.PARTIAL, 30.0, gone, EXIT_PARTIAL)
+        self.expect(UploadOutcome.RUNNING, 60.0, OPEN)
+        self.expect(UploadOutcome.PARTIAL, 30.0, gone, EXIT_PARTIAL)
         self.tells(1, self.server(2), self.server(3, 2_000))
-        self.expect(Outcome.RUNNING, 60.0, gone)
+        self.expect(UploadOutcome.RUNNING, 60.0, gone)
 
     @shows("K7.2")
     def test_final_faults(self) -> None:
@@ -297,27 +304,27 @@ class Rows(RowCase):
             self.tells(number, self.server(3 - number), self.server(3))
             self.got(number, number)
         self.tells(3, refused=(IMAGE, "signature_mismatch"))
-        self.expect(Outcome.FAILED, 30.0)
+        self.expect(UploadOutcome.FAILED, 30.0)
         self.tells(3, pending=Version(1, IMAGE))
-        self.expect(Outcome.RUNNING, 30.0)
+        self.expect(UploadOutcome.RUNNING, 30.0)
         self.tells(3, committed=Version(1, IMAGE))
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     def test_nobody_left(self) -> None:
         """With all nodes restarting at once there would be a final word, although nothing is lost."""
         self.named(1)
         self.tells(1, self.server(2))
         self.book.lost(address(1))
-        self.expect(Outcome.RUNNING, 60.0, self.unreached(1, 2))
+        self.expect(UploadOutcome.RUNNING, 60.0, self.unreached(1, 2))
 
     @shows("K7.1")
     def test_never_reached(self) -> None:
         """A typing mistake would be tried for half an hour."""
-        self.expect(Outcome.RUNNING, 14.0, Reach(busy=False, exhausted=False, reached=False))
-        never = Reach(busy=False, exhausted=False, reached=False, trouble="the name x cannot be resolved")
-        self.expect(Outcome.FAILED, 15.0, never, EXIT_NETWORK)
+        self.expect(UploadOutcome.RUNNING, 14.0, ConnectionReach(busy=False, exhausted=False, reached=False))
+        never = ConnectionReach(busy=False, exhausted=False, reached=False, trouble="the name x cannot be resolved")
+        self.expect(UploadOutcome.FAILED, 15.0, never, EXIT_NETWORK)
         self.assertIn("the name x cannot be resolved", self.book.verdict(RULE, 15.0, never).why)
-        self.expect(Outcome.RUNNING, 15.0, OPEN)
+        self.expect(UploadOutcome.RUNNING, 15.0, OPEN)
 
     def test_thousand(self) -> None:
         """With a thousand servers the client would be busy with counting."""
@@ -343,8 +350,8 @@ class WeakRows(RowCase):
         for number in (1, 2):
             self.named(number, "already_exists")
             self.tells(number, self.server(3 - number), self.server(3, 400_000))
-        self.expect(Outcome.EARLY, 1.0, code=EXIT_DONE)
-        self.expect(Outcome.PARTIAL, 1.0, code=EXIT_PARTIAL, rule=Rule(require=parse_requirement("all")))
+        self.expect(UploadOutcome.EARLY, 1.0, code=EXIT_DONE)
+        self.expect(UploadOutcome.PARTIAL, 1.0, code=EXIT_PARTIAL, rule=CompletionRule(require=parse_requirement("all")))
 
 
 class Done(BookCase):
@@ -354,25 +361,25 @@ class Done(BookCase):
         self.ack(2, range(1, 4))
         self.got(1, 1)
         self.got(2, 2)
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.got(1, 3)
-        self.expect(Outcome.DONE, code=EXIT_DONE)
+        self.expect(UploadOutcome.DONE, code=EXIT_DONE)
 
     def test_waits_for_who_may_turn_up(self) -> None:
         """One fast node must not end the upload while the other entry points are still being contacted."""
         self.ack(1, [])
         self.got(1, 1)
-        self.expect(Outcome.RUNNING, reach=BUSY)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.RUNNING, reach=BUSY)
+        self.expect(UploadOutcome.DONE)
 
     def test_waits_for_outstanding_answers(self) -> None:
         """The same holds for a node that was asked and has not answered, until its connection ends."""
         self.ack(1, [])
         self.got(1, 1)
         self.book.asked(address(2), "x")
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.book.lost(address(2))
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     @shows("A29", "I7")
     def test_counts_by_image(self) -> None:
@@ -380,7 +387,7 @@ class Done(BookCase):
         self.ack(1, [])
         self.assertFalse(self.got(1, 1, image=OTHER))
         self.assertFalse(self.got(1, 1, path="/apps/v2"))
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
     def test_repeated_news(self) -> None:
         """Nodes repeat themselves each second; only the first time is news."""
@@ -395,16 +402,16 @@ class Done(BookCase):
         self.ack(2, range(1, 3))
         self.got(1, 1)
         self.got(1, 2)
-        self.expect(Outcome.RUNNING)
-        self.expect(Outcome.DONE, elapsed_s=30)
+        self.expect(UploadOutcome.RUNNING)
+        self.expect(UploadOutcome.DONE, elapsed_s=30)
 
     def test_notice_before_the_answer(self) -> None:
         """A node that has it already says so before it answers; that must not be lost."""
         self.book.asked(address(1), "x")
         self.got(1, 1)
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.book.answered(address(1), UploadAck(True, None, {}))
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     def test_refusal_after_done(self) -> None:
         """Asked again after a reconnect, a node that meanwhile took a newer version refuses; it had ours all the same."""
@@ -412,7 +419,7 @@ class Done(BookCase):
         self.got(1, 1)
         self.book.lost(address(1))
         self.ack(1, [], "already_exists")
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
         self.assertFalse(self.book.refused(address(1)))
         for _ in range(ERROR_RETRIES + 1):
             self.book.errored(address(1), "broken")
@@ -435,41 +442,41 @@ class Early(BookCase):
     def test_fraction(self) -> None:
         """After the early timeout three quarters are enough, one node less is not."""
         self.complete(40, 30)
-        self.expect(Outcome.RUNNING, elapsed_s=29.9)
-        self.expect(Outcome.EARLY, elapsed_s=30, code=EXIT_DONE)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=29.9)
+        self.expect(UploadOutcome.EARLY, elapsed_s=30, code=EXIT_DONE)
         self.book = Book(PATH, IMAGE)
         self.complete(40, 29)
-        self.expect(Outcome.RUNNING, elapsed_s=30)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=30)
 
     def test_hosts(self) -> None:
         """Of four, three are needed even when the fraction asks for less."""
         self.complete(4, 2)
-        self.expect(Outcome.RUNNING, elapsed_s=100, rule=Rule(early_fraction=0.25))
+        self.expect(UploadOutcome.RUNNING, elapsed_s=100, rule=CompletionRule(early_fraction=0.25))
         self.got(1, 3)
-        self.expect(Outcome.EARLY, elapsed_s=100, rule=Rule(early_fraction=0.25))
+        self.expect(UploadOutcome.EARLY, elapsed_s=100, rule=CompletionRule(early_fraction=0.25))
 
     def test_small_clusters(self) -> None:
         """A cluster of one or two can finish after the early timeout (C25)."""
         for nodes in (1, 2):
             self.book = Book(PATH, IMAGE)
             self.complete(nodes, nodes)
-            self.expect(Outcome.DONE, elapsed_s=31)
+            self.expect(UploadOutcome.DONE, elapsed_s=31)
 
     def test_silent_node_does_not_hold_it_up(self) -> None:
         """A node that never answers delays success to the early timeout, not to the deadline."""
         self.complete(4, 4)
         self.book.asked(address(9), "x")
-        self.expect(Outcome.RUNNING, elapsed_s=29)
-        self.expect(Outcome.DONE, elapsed_s=30)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=29)
+        self.expect(UploadOutcome.DONE, elapsed_s=30)
 
     def test_rest_failed(self) -> None:
         """When all others gave up, waiting for the deadline is in vain."""
         self.complete(4, 2)
         self.gave_up(3, "no_space")
-        self.expect(Outcome.RUNNING, elapsed_s=31)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=31)
         self.gave_up(4, "commit_error")
-        self.expect(Outcome.RUNNING, elapsed_s=29)
-        self.expect(Outcome.FAILED, elapsed_s=31, code=EXIT_NETWORK)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=29)
+        self.expect(UploadOutcome.FAILED, elapsed_s=31, code=EXIT_NETWORK)
 
     def test_refused_and_got_it_all_the_same(self) -> None:
         """A node that refused, and then got the image from a peer, is done and not failed: the others are still waited for."""
@@ -477,26 +484,26 @@ class Early(BookCase):
         self.ack(2, [1, 3], "stale_timestamp")
         self.got(2, 2)
         self.gave_up(3, "no_space")
-        self.expect(Outcome.RUNNING, elapsed_s=31)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=31)
         self.assertEqual(self.book.standing().failed, (("n3", "no_space"),))
 
     @shows("F54", "I7")
     def test_deadline(self) -> None:
         """Out of time without enough nodes is a failure; with enough it is a success even if the early timeout is later."""
         self.complete(10, 5)
-        self.expect(Outcome.RUNNING, elapsed_s=1799)
-        self.expect(Outcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
-        rule = Rule(early_timeout_s=60, deadline_s=10)
-        self.expect(Outcome.FAILED, elapsed_s=10, rule=rule)
+        self.expect(UploadOutcome.RUNNING, elapsed_s=1799)
+        self.expect(UploadOutcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
+        rule = CompletionRule(early_timeout_s=60, deadline_s=10)
+        self.expect(UploadOutcome.FAILED, elapsed_s=10, rule=rule)
         for number in (6, 7, 8):
             self.got(1, number)
-        self.expect(Outcome.EARLY, elapsed_s=10, rule=rule, code=EXIT_DONE)
+        self.expect(UploadOutcome.EARLY, elapsed_s=10, rule=rule, code=EXIT_DONE)
 
     @settings(derandomize=True, deadline=None, database=None, max_examples=100)
     @given(st.integers(1, 2000), st.integers(1, 50), st.floats(0, 1))
     def test_need(self, expected: int, hosts: int, fraction: float) -> None:
         """The rule never asks for more nodes than there are, nor for fewer than was said, nor for none."""
-        need = Rule(early_hosts=hosts, early_fraction=fraction).need(expected)
+        need = CompletionRule(early_hosts=hosts, early_fraction=fraction).need(expected)
         self.assertTrue(1 <= need <= expected)
         self.assertTrue(need >= min(hosts, expected))
         self.assertTrue(need >= min(expected, expected * fraction - 1e-6))
@@ -507,15 +514,15 @@ class Refused(BookCase):
     def test_all_refuse(self) -> None:
         """A wrong key ends the upload at once with its reason, also when the answers named more hosts that refused too (C49)."""
         self.ack(1, range(1, 3), "signature_mismatch")
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.ack(2, range(1, 3), "signature_mismatch")
-        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
+        self.expect(UploadOutcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
         self.assertIn("signature_mismatch", self.book.verdict(RULE, 1, SETTLED).why)
 
     def test_nobody_has_the_directory(self) -> None:
         """An unknown directory is a refusal."""
         self.ack(1, [], "no_config")
-        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
+        self.expect(UploadOutcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
 
     def test_redirect_is_no_refusal(self) -> None:
         """A node without the directory does not count, neither as expected nor as failed."""
@@ -524,7 +531,7 @@ class Refused(BookCase):
         self.ack(3, [2])
         self.got(2, 2)
         self.got(3, 3)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
         self.assertEqual(self.book.standing().failed, ())
 
     def test_codes(self) -> None:
@@ -534,27 +541,27 @@ class Refused(BookCase):
             self.assertEqual(refusal_code(reason.value), EXIT_CONFLICT if reason.value in conflicts else EXIT_REJECTED)
             self.book = Book(PATH, IMAGE)
             self.ack(1, [], reason.value)
-            self.expect(Outcome.REJECTED, reach=SETTLED, code=refusal_code(reason.value))
+            self.expect(UploadOutcome.REJECTED, reach=SETTLED, code=refusal_code(reason.value))
         self.assertEqual(refusal_code("word_of_a_newer_server"), EXIT_REJECTED)
         self.assertEqual(refusal_code(None), EXIT_REJECTED)
 
     def test_still_something_to_try(self) -> None:
         """While an address is left, two refusals are not the end."""
         self.ack(1, [], "no_config")
-        self.expect(Outcome.RUNNING, reach=OPEN)
-        self.expect(Outcome.RUNNING, reach=Reach(busy=True, exhausted=True))
+        self.expect(UploadOutcome.RUNNING, reach=OPEN)
+        self.expect(UploadOutcome.RUNNING, reach=ConnectionReach(busy=True, exhausted=True))
 
     def test_errors(self) -> None:
         """``Error`` is asked again three times and then taken for a refusal, with its text (C33)."""
         for _ in range(ERROR_RETRIES):
             self.book.asked(address(1), "x")
             self.assertTrue(self.book.errored(address(1), "disk on fire"))
-            self.expect(Outcome.RUNNING)
+            self.expect(UploadOutcome.RUNNING)
             self.assertFalse(self.book.refused(address(1)))
         self.book.asked(address(1), "x")
         self.assertFalse(self.book.errored(address(1), "disk on fire"))
         self.assertTrue(self.book.refused(address(1)))
-        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_NETWORK)
+        self.expect(UploadOutcome.REJECTED, reach=SETTLED, code=EXIT_NETWORK)
         self.assertIn("disk on fire", self.book.verdict(RULE, 1, SETTLED).why)
 
     def test_busy(self) -> None:
@@ -562,7 +569,7 @@ class Refused(BookCase):
         for _ in range(10 * ERROR_RETRIES):
             self.book.asked(address(1), "x")
             self.assertTrue(self.book.errored(address(1), "slow down", busy=True))
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.assertFalse(self.book.refused(address(1)))
 
     def test_errors_are_counted_in_a_row(self) -> None:
@@ -575,9 +582,9 @@ class Refused(BookCase):
 
     def test_late(self) -> None:
         """Refusals and silence until the deadline are a rejection; only silence is a network failure."""
-        self.expect(Outcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
+        self.expect(UploadOutcome.FAILED, elapsed_s=1800, code=EXIT_NETWORK)
         self.ack(1, [], "already_exists")
-        self.expect(Outcome.REJECTED, elapsed_s=1800, code=EXIT_CONFLICT)
+        self.expect(UploadOutcome.REJECTED, elapsed_s=1800, code=EXIT_CONFLICT)
 
 
 class Aborted(BookCase):
@@ -586,17 +593,17 @@ class Aborted(BookCase):
         self.ack(1, range(1, 3))
         self.ack(2, range(1, 3))
         self.gave_up(1, "no_space")
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.gave_up(2, "cant_create_directory")
-        self.expect(Outcome.RUNNING, reach=BUSY)
-        self.expect(Outcome.FAILED, code=EXIT_NETWORK)
+        self.expect(UploadOutcome.RUNNING, reach=BUSY)
+        self.expect(UploadOutcome.FAILED, code=EXIT_NETWORK)
         self.assertEqual(dict(self.book.standing().failed), {"n1": "no_space", "n2": "cant_create_directory"})
 
     def test_lost_against_another_upload(self) -> None:
         """Giving way to another version is a conflict."""
         self.ack(1, [])
         self.gave_up(1, "superseded")
-        self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
+        self.expect(UploadOutcome.FAILED, code=EXIT_CONFLICT)
 
     @shows("A51", "F46", "I7")
     def test_conflict(self) -> None:
@@ -604,9 +611,9 @@ class Aborted(BookCase):
         self.ack(1, [1, 2])
         self.got(1, 1)
         self.got(1, 2)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
         self.assertTrue(self.gave_up(1, "conflict: 012345, newer by the order of versions, takes its place"))
-        self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
+        self.expect(UploadOutcome.FAILED, code=EXIT_CONFLICT)
         self.assertIn("n1", dict(self.book.standing().failed))
 
     def test_conflict_by_hearsay(self) -> None:
@@ -615,34 +622,34 @@ class Aborted(BookCase):
         self.got(1, 1)
         self.got(1, 2)
         self.book.aborted(address(1), AbortedImage(IMAGE, PATH, machine(2), "n2", True, "conflict: made up"))
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     def test_reason_with_detail(self) -> None:
         """A directory that stands in the way would be told as a network problem."""
         self.ack(1, [])
         self.gave_up(1, "already_exists: /srv/app/v1: is not ours; move it away")
-        self.expect(Outcome.FAILED, code=EXIT_CONFLICT)
+        self.expect(UploadOutcome.FAILED, code=EXIT_CONFLICT)
 
     def test_others_have_it(self) -> None:
         """While nodes that were not asked have it, those that gave up are not the end."""
         self.ack(1, range(1, 4))
         self.got(1, 2)
         self.gave_up(1, "no_space")
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
     def test_asked_again(self) -> None:
         """A node that is asked again after it gave up gets a new chance."""
         self.ack(1, [])
         self.gave_up(1, "no_space")
         self.ack(1, [])
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
     def test_came_after_all(self) -> None:
         """A node that gave up and then got it by reconciliation has it."""
         self.ack(1, [])
         self.gave_up(1, "cant_fetch_index")
         self.got(1, 1)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
         self.assertEqual(self.book.standing().failed, ())
 
     @shows("A29", "I7")
@@ -654,7 +661,7 @@ class Aborted(BookCase):
             AbortedImage(IMAGE, "/apps/v2", machine(1), "n1", False, "no_space"),
         ):
             self.assertFalse(self.book.aborted(address(1), note))
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
 
 class Weak(BookCase):
@@ -665,35 +672,35 @@ class Weak(BookCase):
         for reason in ("already_exists", "already_uploading_different_version"):
             self.book = Book(PATH, IMAGE, weak=True)
             self.ack(1, [], reason)
-            self.expect(Outcome.DONE, code=EXIT_DONE)
+            self.expect(UploadOutcome.DONE, code=EXIT_DONE)
 
     def test_all_asked_have_other_content(self) -> None:
         """When nobody takes it because something is there, nothing will ever be reported, and that is as good."""
         for number in (1, 2, 3):
             self.ack(number, range(1, 41), "already_exists")
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     def test_mixed(self) -> None:
         """Nodes with other content count beside those that took it."""
         self.ack(1, range(1, 4))
         self.ack(2, range(1, 4), "already_exists")
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.got(1, 1)
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
         self.got(1, 3, image=OTHER)
-        self.expect(Outcome.DONE)
+        self.expect(UploadOutcome.DONE)
 
     def test_waits_for_who_may_turn_up(self) -> None:
         """The first node with other content is not the answer of a cluster that is still being contacted."""
         self.ack(1, [2], "already_exists")
-        self.expect(Outcome.RUNNING, reach=BUSY)
+        self.expect(UploadOutcome.RUNNING, reach=BUSY)
 
     def test_one_gave_up(self) -> None:
         """Beside nodes with other content, one that gave up is a failed node and not the end."""
         self.ack(1, range(1, 3))
         self.ack(2, range(1, 3), "already_exists")
         self.gave_up(1, "no_space")
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
     def test_never_more_than_all(self) -> None:
         """An address with other content that may be a machine which is done is not counted twice."""
@@ -706,7 +713,7 @@ class Weak(BookCase):
     def test_other_refusals(self) -> None:
         """Weak forgives other content, not a wrong key."""
         self.ack(1, [], "signature_mismatch")
-        self.expect(Outcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
+        self.expect(UploadOutcome.REJECTED, reach=SETTLED, code=EXIT_REJECTED)
 
 
 class Local(BookCase):
@@ -715,10 +722,10 @@ class Local(BookCase):
         """A file that changed under the upload fails it with its name, unless some node has everything already."""
         self.ack(1, range(1, 3))
         self.book.local_problem("./dist/a changed")
-        self.expect(Outcome.FAILED, code=EXIT_LOCAL)
+        self.expect(UploadOutcome.FAILED, code=EXIT_LOCAL)
         self.assertIn("./dist/a", self.book.verdict(RULE, 1, OPEN).why)
         self.got(1, 2)
-        self.expect(Outcome.RUNNING)
+        self.expect(UploadOutcome.RUNNING)
 
     def test_worst(self) -> None:
         """Of several uploads the exit code names the one that most needs a person."""
@@ -733,8 +740,8 @@ class Local(BookCase):
 class Required(BookCase):
     """``--require``: the early rule alone is no success."""
 
-    def required(self, text: str, elapsed_s: float, reach: Reach = SETTLED) -> tuple[Outcome, int]:
-        found = self.book.verdict(Rule(require=parse_requirement(text)), elapsed_s, reach)
+    def required(self, text: str, elapsed_s: float, reach: ConnectionReach = SETTLED) -> tuple[UploadOutcome, int]:
+        found = self.book.verdict(CompletionRule(require=parse_requirement(text)), elapsed_s, reach)
         return found.outcome, found.exit_code
 
     def four_of_five(self) -> None:
@@ -749,29 +756,29 @@ class Required(BookCase):
     def test_all(self) -> None:
         """A release that one server lacks would count as one that is everywhere."""
         self.four_of_five()
-        self.assertEqual(self.required("all", 31), (Outcome.RUNNING, EXIT_DONE))
-        self.assertEqual(self.required("all", 1800), (Outcome.PARTIAL, EXIT_PARTIAL))
-        self.assertEqual(self.book.verdict(RULE, 31, SETTLED).outcome, Outcome.EARLY)
+        self.assertEqual(self.required("all", 31), (UploadOutcome.RUNNING, EXIT_DONE))
+        self.assertEqual(self.required("all", 1800), (UploadOutcome.PARTIAL, EXIT_PARTIAL))
+        self.assertEqual(self.book.verdict(RULE, 31, SETTLED).outcome, UploadOutcome.EARLY)
         self.got(1, 5)
         self.got(2, 5)
-        self.assertEqual(self.required("all", 1), (Outcome.DONE, EXIT_DONE))
+        self.assertEqual(self.required("all", 1), (UploadOutcome.DONE, EXIT_DONE))
 
     def test_number_and_percentage(self) -> None:
         """The number of nodes that a user asked for is what counts, from the early timeout on."""
         self.four_of_five()
         for text in ("4", "1", "80%", "75%", "1%"):
-            self.assertEqual(self.required(text, 29), (Outcome.RUNNING, EXIT_DONE), text)
-            self.assertEqual(self.required(text, 30), (Outcome.EARLY, EXIT_DONE), text)
+            self.assertEqual(self.required(text, 29), (UploadOutcome.RUNNING, EXIT_DONE), text)
+            self.assertEqual(self.required(text, 30), (UploadOutcome.EARLY, EXIT_DONE), text)
         for text in ("5", "81%", "100%"):
-            self.assertEqual(self.required(text, 30), (Outcome.RUNNING, EXIT_DONE), text)
-            self.assertEqual(self.required(text, 1800), (Outcome.PARTIAL, EXIT_PARTIAL), text)
+            self.assertEqual(self.required(text, 30), (UploadOutcome.RUNNING, EXIT_DONE), text)
+            self.assertEqual(self.required(text, 1800), (UploadOutcome.PARTIAL, EXIT_PARTIAL), text)
 
     def test_cannot_be_met(self) -> None:
         """A script would wait until the deadline for a node that has already said no."""
         self.four_of_five()
         self.ack(5, range(1, 6), reason="quota_exceeded")
-        self.assertEqual(self.required("all", 29), (Outcome.RUNNING, EXIT_DONE))
-        self.assertEqual(self.required("all", 30), (Outcome.PARTIAL, EXIT_PARTIAL))
+        self.assertEqual(self.required("all", 29), (UploadOutcome.RUNNING, EXIT_DONE))
+        self.assertEqual(self.required("all", 30), (UploadOutcome.PARTIAL, EXIT_PARTIAL))
 
     def test_more_than_there_are(self) -> None:
         """Three nodes of a cluster that should have five would count as five."""
@@ -780,16 +787,16 @@ class Required(BookCase):
         for number in (2, 3):
             self.ack(number, range(1, 4))
             self.got(number, number)
-        self.assertEqual(self.required("3", 1), (Outcome.DONE, EXIT_DONE))
-        self.assertEqual(self.required("5", 1), (Outcome.RUNNING, EXIT_DONE))
-        self.assertEqual(self.required("5", 30), (Outcome.PARTIAL, EXIT_PARTIAL))
-        self.assertEqual(self.required("all", 1), (Outcome.DONE, EXIT_DONE))
+        self.assertEqual(self.required("3", 1), (UploadOutcome.DONE, EXIT_DONE))
+        self.assertEqual(self.required("5", 1), (UploadOutcome.RUNNING, EXIT_DONE))
+        self.assertEqual(self.required("5", 30), (UploadOutcome.PARTIAL, EXIT_PARTIAL))
+        self.assertEqual(self.required("all", 1), (UploadOutcome.DONE, EXIT_DONE))
 
     def test_neither(self) -> None:
         """Without enough for the early rule it is a plain failure, and no "partial"."""
         self.ack(1, range(1, 6))
         self.got(1, 1)
-        self.assertEqual(self.required("all", 1800), (Outcome.FAILED, EXIT_NETWORK))
+        self.assertEqual(self.required("all", 1800), (UploadOutcome.FAILED, EXIT_NETWORK))
 
     def test_words(self) -> None:
         """A mistyped requirement would be taken for another one."""

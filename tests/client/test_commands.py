@@ -24,8 +24,8 @@ from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse, parse_sync
 from ciruela.client.orders import LocalProblem
-from ciruela.client.surroundings import Surroundings
-from ciruela.client.sync import World
+from ciruela.client.surroundings import AppContext
+from ciruela.client.sync import RunContext
 from ciruela.disk import walk
 from ciruela.disk.localtree import LocalTree
 from ciruela.index.parse import parse as parse_index
@@ -76,7 +76,7 @@ class CommandCase(SynchronousTestCase):
         self.clock = Clock()
         self.hub = Hub(self.clock, random.Random(1))
         self.out, self.err = Output(), Output()
-        self.around = Surroundings(
+        self.around = AppContext(
             reactor=self.clock,
             now_ms=lambda: NOW_MS,
             rng=random.Random(2),
@@ -94,7 +94,7 @@ class CommandCase(SynchronousTestCase):
         def resolve(name: str) -> Deferred[list[Address]]:
             return succeed([address(int(name.removeprefix("n")))])
 
-        world = World(self.clock, random.Random(3), lambda where, counterpart: self.hub.link(counterpart, where), resolve)
+        world = RunContext(self.clock, random.Random(3), lambda where, counterpart: self.hub.link(counterpart, where), resolve)
         running = Deferred.fromCoroutine(commands.sync(options, self.around, world))
         self.pass_()
         return running

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.demo import TERM_S, Node, default_directory, folded, make_keys, next_line, script
+from ciruela.client.demo import TERM_S, DemoNode, default_directory, folded, make_keys, next_line, script
 from ciruela.client.options.table import parse_sync
 from ciruela.keys.public import parse_private, parse_public
 from ciruela.seams import DEFAULT_PORT
@@ -96,12 +96,12 @@ class DemoParts(SynchronousTestCase):
         self.assertEqual(parse_private((self.top / "key").read_text()).public, parse_public(line))
         self.assertEqual(stat.S_IMODE((self.top / "key").stat().st_mode), 0o600)
 
-    def start(self, deadly: tuple[int, ...]) -> tuple[Node, FakeSpawner, list[Node]]:
-        node = Node(2, self.top, 4711)
-        node.write("ssh-ed25519 AAAA demo", [Node(1, self.top, 4711), Node(3, self.top, 4711)])
+    def start(self, deadly: tuple[int, ...]) -> tuple[DemoNode, FakeSpawner, list[DemoNode]]:
+        node = DemoNode(2, self.top, 4711)
+        node.write("ssh-ed25519 AAAA demo", [DemoNode(1, self.top, 4711), DemoNode(3, self.top, 4711)])
         spawner = FakeSpawner()
         spawner.deadly = deadly
-        told: list[Node] = []
+        told: list[DemoNode] = []
         node.start(spawner, {"PYTHONPATH": "/elsewhere"}, told.append)  # type: ignore[arg-type]
         return node, spawner, told
 

@@ -22,8 +22,8 @@ from ciruela.client.fetch import NothingThere, Reading
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import Conflict, LocalProblem
-from ciruela.client.surroundings import Surroundings
-from ciruela.client.sync import World
+from ciruela.client.surroundings import AppContext
+from ciruela.client.sync import RunContext
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.parse import parse as parse_index
 from ciruela.index.tree import File
@@ -77,7 +77,7 @@ class EditCase(SynchronousTestCase):
     def begin(self, name: str, *words: str, path: str = PATH, run_editor: Any = None) -> Deferred[int]:
         cluster = self.made
         options = parse([name, "-i", str(self.top / "key"), "-d", path, "-m", *words])
-        around = Surroundings(
+        around = AppContext(
             reactor=cluster.clock,
             now_ms=cluster.now_ms,
             rng=random.Random(2),
@@ -91,7 +91,7 @@ class EditCase(SynchronousTestCase):
         def resolve(host: str) -> Deferred[list[Address]]:
             return succeed([cluster.address(int(host.removeprefix("n")))])
 
-        world = World(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
+        world = RunContext(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
         if isinstance(options, EditOptions):
             return Deferred.fromCoroutine(stories.edit(options, around, world, run_editor))
         assert isinstance(options, PutFileOptions)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.entrance import PATIENCE_S, Entrance
-from ciruela.client.sync import World
+from ciruela.client.sync import RunContext
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.proto.messages import GetIndex, PublishImage
 from ciruela.seams import Address
@@ -74,7 +74,7 @@ class Entrances(SynchronousTestCase):
         return succeed(self.links[-1])
 
     def entrance(self, *names: str) -> Entrance:
-        return Entrance(names, World(self.clock, random.Random(1), self.connect, self.resolve), 15.0)
+        return Entrance(names, RunContext(self.clock, random.Random(1), self.connect, self.resolve), 15.0)
 
     def reach(self, entrance: Entrance, **more: bool) -> Deferred[None]:
         return Deferred.fromCoroutine(entrance.reach(**more))

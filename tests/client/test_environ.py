@@ -8,7 +8,7 @@ import io
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.options.common import Excluding, Progress
+from ciruela.client.options.common import Excluding, ProgressStyle
 from ciruela.client.options.environ import SPECIAL, unknown, variable_of, variables
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import Keys
@@ -45,7 +45,7 @@ class Read(Case):
             NO_CACHE="1",
             DRY_RUN="TRUE",
         )
-        self.assertEqual((options.common.port, options.common.progress), (99, Progress.PLAIN))
+        self.assertEqual((options.common.port, options.common.progress), (99, ProgressStyle.PLAIN))
         self.assertEqual((options.rule.deadline_s, options.rule.early_fraction, str(options.rule.require)), (5400.0, 0.5, "all"))
         self.assertEqual(options.limit_bytes_s, 10_000_000)
         self.assertEqual(options.keys, Keys(("a", "b c", "d"), ()))

@@ -9,21 +9,21 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.fetch import ANSWER_S, BUSY_S, MOST_ASKED, NODES, NothingThere, Place, Reading, Seen
+from ciruela.client.fetch import ANSWER_S, BUSY_S, MOST_ASKED, NODES, ImagePlace, NothingThere, PathContent, Reading
 from ciruela.client.orders import Conflict
-from ciruela.client.sync import World
+from ciruela.client.sync import RunContext
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.proto.messages import (
     BlockData,
+    BlockPart,
     BlocksData,
     GetBlock,
     GetBlocks,
     GetIndexAt,
     IndexAtData,
     Notification,
-    Part,
     Request,
     Response,
 )
@@ -73,7 +73,7 @@ class Holder:
         assert isinstance(request, GetBlocks)
         here = [number for number in request.numbers if image.order[number] not in self.lacks]
         groups = image.pieces.groups(here)
-        parts = tuple(Part(b"".join(self.block(image.order[number]) for number in group)) for group in groups)
+        parts = tuple(BlockPart(b"".join(self.block(image.order[number]) for number in group)) for group in groups)
         return succeed(BlocksData(parts, tuple(number for number in request.numbers if number not in here)))
 
     def block(self, wanted: bytes) -> bytes:
@@ -110,7 +110,7 @@ class ReadingCase(SynchronousTestCase):
             self.connected.add(where)
             return self.hub.link(counterpart, where)
 
-        world = World(self.clock, random.Random(3), connect, resolve)
+        world = RunContext(self.clock, random.Random(3), connect, resolve)
         reading = Reading("c", names, world, at_once, lambda _, text: self.problems.append(text))
         self.addCleanup(reading.close)
         return reading
@@ -120,9 +120,9 @@ class ReadingCase(SynchronousTestCase):
             self.clock.advance(0.01)
         return running
 
-    def look(self, reading: Reading) -> Seen:
+    def look(self, reading: Reading) -> PathContent:
         found = self.successResultOf(self.ends(Deferred.fromCoroutine(reading.look(PATH))))
-        assert isinstance(found, Seen)
+        assert isinstance(found, PathContent)
         return found
 
     def refused(self, reading: Reading, kind: type[Exception]) -> str:
@@ -215,7 +215,7 @@ class Blocks(ReadingCase):
     def setUp(self) -> None:
         super().setUp()
         index = parse(IMAGE.data, IMAGE.id)
-        self.place = Place(PATH, index, BlockMap(index))
+        self.place = ImagePlace(PATH, index, BlockMap(index))
 
     def blocks(self, reading: Reading, numbers: Sequence[int] = range(5), said: list[str] | None = None) -> dict[int, bytes]:
         self.look(reading)

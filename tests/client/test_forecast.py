@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
+from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
 from ciruela.client.check import Reply, Says, difference, forecast, fresh, refusal_of, reply
 from ciruela.client.require import parse_requirement
 from ciruela.index.digest import BLOCK_BYTES, HashKind
@@ -21,7 +21,7 @@ DOWN = Reply("n", Says.UNREACHABLE)
 
 
 def code(*replies: Reply, require: str | None = None) -> int:
-    return forecast(replies, Rule(require=None if require is None else parse_requirement(require))).exit_code
+    return forecast(replies, CompletionRule(require=None if require is None else parse_requirement(require))).exit_code
 
 
 class Forecasts(SynchronousTestCase):
@@ -51,7 +51,7 @@ class Forecasts(SynchronousTestCase):
     def test_one_refuses_for_what_it_has(self) -> None:
         """A dry run would promise an upload that is sent to nobody."""
         conflict = Reply("n9", Says.REFUSES, "already_exists")
-        found = forecast([TAKEN] * 9 + [conflict], Rule())
+        found = forecast([TAKEN] * 9 + [conflict], CompletionRule())
         self.assertEqual((found.exit_code, found.takers, found.expected), (EXIT_CONFLICT, 9, 10))
         self.assertEqual(found.why, "n9 refused: already_exists: other content is there; nothing would be sent")
         self.assertEqual(code(*[TAKEN] * 9, REFUSED), EXIT_DONE)
@@ -67,7 +67,7 @@ class Forecasts(SynchronousTestCase):
         short = node.short_of(1001)
         self.assertEqual((short.says, short.code, short.message), (Says.FAILS, "no_space", "needs 1.0 KiB, 900 B are free"))
         self.assertEqual((code(short), code(TAKEN, TAKEN, short)), (EXIT_NETWORK, EXIT_NETWORK))
-        self.assertEqual(forecast([short], Rule()).why, "all nodes that could be asked would fail: no_space")
+        self.assertEqual(forecast([short], CompletionRule()).why, "all nodes that could be asked would fail: no_space")
         for other in (Reply("n", Says.HAS, free_bytes=1), Reply("n", Says.TAKES)):
             self.assertIs(other.short_of(2), other)
 
@@ -104,7 +104,7 @@ class Forecasts(SynchronousTestCase):
             ([DOWN], False),
             ([has, has, has, DOWN], False),
         ):
-            self.assertIs(forecast(replies, Rule()).nothing, expected)
+            self.assertIs(forecast(replies, CompletionRule()).nothing, expected)
 
     def test_reply(self) -> None:
         """An image that is still on its way is not there yet."""

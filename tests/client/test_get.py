@@ -15,10 +15,10 @@ from ciruela.client.get import destination, get
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
-from ciruela.client.origin import Reach
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.origin import ReadContext
+from ciruela.client.surroundings import AppContext
 from ciruela.model.errors import LinkLost
-from ciruela.proto.messages import BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, GetIndexAt, Part, Request, Response
+from ciruela.proto.messages import BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, GetIndexAt, Request, Response
 from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.proof import shows
@@ -47,7 +47,7 @@ class Wire:
             case BlockData(data=data):
                 return BlockData(bytes(len(data)))
             case BlocksData(parts=parts):
-                return BlocksData(tuple(Part(bytes(len(one.data)), False) for one in parts), answer.lacks)
+                return BlocksData(tuple(BlockPart(bytes(len(one.data)), False) for one in parts), answer.lacks)
         return answer
 
     def alive(self, address: Address) -> None:
@@ -84,8 +84,8 @@ class GetCase(SynchronousTestCase):
         options = parse(["get", target, str(self.top / "copy"), "--no-cache", *words])
         assert isinstance(options, GetOptions)
         clock: Any = self.cluster.clock
-        around = Surroundings(clock, self.cluster.now_ms, random.Random(2), {}, self.out, self.err, at_once, at_once)
-        reach = Reach(self.wire, self.resolve, clock, random.Random(3), at_once)
+        around = AppContext(clock, self.cluster.now_ms, random.Random(2), {}, self.out, self.err, at_once, at_once)
+        reach = ReadContext(self.wire, self.resolve, clock, random.Random(3), at_once)
         return Deferred.fromCoroutine(get(options, around, reach))
 
     def get(self, *words: str, target: str = "n1:/app/v1", seconds: float = 300.0) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import book as b
-from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
+from ciruela.client.book import RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, hooks_part
 from ciruela.client.progress import progress_line, result_line
-from ciruela.client.sync import Row
+from ciruela.client.sync import UploadRow
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult
 
 IMAGE, OTHER = ImageId(b"\1" * 32), ImageId(b"\2" * 32)
-DONE, EARLY = Verdict(Outcome.DONE), Verdict(Outcome.EARLY, 0, "enough")
+DONE, EARLY = Verdict(UploadOutcome.DONE), Verdict(UploadOutcome.EARLY, 0, "enough")
 
 
 class AccountTests(SynchronousTestCase):
@@ -51,7 +51,7 @@ class AccountTests(SynchronousTestCase):
         self.assertEqual(self.verdict().exit_code, b.EXIT_HOOK)
         self.assertEqual(self.verdict(EARLY).exit_code, b.EXIT_HOOK)
         self.assertEqual(hooks_part(self.account.standing()), "hooks 1 ok, 1 failed: n2 on-commit exited with 1: no port")
-        worse = Verdict(Outcome.FAILED, b.EXIT_NETWORK, "out of time")
+        worse = Verdict(UploadOutcome.FAILED, b.EXIT_NETWORK, "out of time")
         self.assertEqual(self.verdict(worse), worse)
         self.assertTrue(self.note(2, "ok"), "after a restart it went well")
         self.assertEqual(self.verdict().exit_code, 0)
@@ -61,7 +61,7 @@ class AccountTests(SynchronousTestCase):
         self.note(1, "pending")
         self.assertEqual(self.verdict(elapsed_s=99.9), RUNNING)
         late = self.verdict(elapsed_s=100.0)
-        self.assertEqual((late.outcome, late.exit_code), (Outcome.DONE, b.EXIT_NETWORK))
+        self.assertEqual((late.outcome, late.exit_code), (UploadOutcome.DONE, b.EXIT_NETWORK))
         self.assertEqual(hooks_part(self.account.standing()), "hooks waiting for n1")
 
     def test_of_others(self) -> None:
@@ -92,8 +92,8 @@ class AccountTests(SynchronousTestCase):
 class LineTests(SynchronousTestCase):
     """What stands in the lines of an upload."""
 
-    def row(self, hooks: HookStanding) -> Row:
-        return Row("eu", "/app/v1", IMAGE, DONE, Standing(2, 2, ("n1", "n2"), (), ()), 10, 20, 3.0, hooks)
+    def row(self, hooks: HookStanding) -> UploadRow:
+        return UploadRow("eu", "/app/v1", IMAGE, DONE, UploadProgress(2, 2, ("n1", "n2"), (), ()), 10, 20, 3.0, hooks)
 
     def test_result(self) -> None:
         """A user would not read which server to look at, or a server would move his cursor."""

@@ -13,7 +13,7 @@ from ciruela.client.keygen import keygen, write
 from ciruela.client.options.local import KeygenOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.surroundings import AppContext
 from ciruela.client.trust import my_keys
 from ciruela.keys.public import PassphraseNeeded, parse_private, parse_public
 from ciruela.model.errors import BadKey
@@ -26,7 +26,7 @@ class KeyCase(SynchronousTestCase):
         self.home.mkdir()
         self.out, self.err = Output(), Output()
         self.environ = {"HOME": str(self.home)}
-        self.around = Surroundings(Clock(), lambda: 0, random.Random(1), self.environ, self.out, self.err, at_once, at_once)
+        self.around = AppContext(Clock(), lambda: 0, random.Random(1), self.environ, self.out, self.err, at_once, at_once)
         self.prompts: list[str] = []
 
     def keygen(self, *words: str, answers: tuple[str, ...] = ()) -> Deferred[int]:

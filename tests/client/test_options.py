@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela._version import __version__
 from ciruela.client.options import table
-from ciruela.client.options.common import Excluding, Progress, rate_bytes_s
+from ciruela.client.options.common import Excluding, ProgressStyle, rate_bytes_s
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import DemoOptions, IndexOptions
 from ciruela.client.options.reading import DiffOptions, GetOptions, StatusOptions, split_target
@@ -60,7 +60,7 @@ class SyncLine(Parsing):
         self.assertEqual(options.print_progress_s, 30.0)
         common = options.common
         self.assertEqual((common.port, common.disk_threads, common.hash, common.verbosity), (24783, 4, None, 1))
-        self.assertIs(common.progress, Progress.AUTO)
+        self.assertIs(common.progress, ProgressStyle.AUTO)
 
     def test_everything(self) -> None:
         """Every documented option of sync must be understood, in its short and long form."""
@@ -79,7 +79,7 @@ class SyncLine(Parsing):
         self.assertEqual((rule.early_hosts, rule.early_fraction, rule.early_timeout_s, rule.deadline_s), (7, 0.5, 1.0, 3600.0))
         self.assertEqual(options.print_progress_s, 2.0)
         self.assertEqual((options.common.port, options.common.disk_threads, options.common.hash), (99, 2, HashKind.SHA512_256))
-        self.assertEqual((options.common.verbosity, options.common.progress), (2, Progress.PLAIN))
+        self.assertEqual((options.common.verbosity, options.common.progress), (2, ProgressStyle.PLAIN))
         self.assertEqual((str(rule.require), options.limit_bytes_s), ("80%", 1_572_864))
         self.assertEqual(options.excluding, Excluding(("list",), ("*.o", ".git/"), ignore_file=False))
         self.assertEqual((options.json, options.dry_run, options.exit_code), (True, True, True))

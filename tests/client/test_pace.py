@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.source import PATIENCE_S, Offer, Pace, Source
+from ciruela.client.source import PATIENCE_S, ImageSource, Offer, SendRate
 from ciruela.model.errors import Busy
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import GetBlock, GetBlocks, GetIndex, Response
@@ -23,7 +23,7 @@ class Paces(SynchronousTestCase):
 
     def test_order(self) -> None:
         """Answers go out one after the other, each when those before it are through."""
-        pace = Pace(self.clock, 100)
+        pace = SendRate(self.clock, 100)
         gone: list[int] = []
         for size in (200, 50, 100):
             pace.turn(size).addCallback(lambda _, size=size: gone.append(size))
@@ -37,7 +37,7 @@ class Paces(SynchronousTestCase):
     def test_average(self, asked: list[tuple[float, int]]) -> None:
         """A user who shares his line would lose it: at no time has more gone out than the rate allows, but for the last answer."""
         clock = Clock()
-        pace = Pace(clock, 100_000)
+        pace = SendRate(clock, 100_000)
         sent: list[tuple[float, int]] = []
         for pause_s, size in asked:
             clock.advance(pause_s)
@@ -58,7 +58,7 @@ class Paced(SynchronousTestCase):
         self.clock = Clock()
         self.sent = 0
         offer = Offer(INDEX, b"the index", FakeTree(), "./dist")
-        self.source = Source([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda *_: None, Pace(self.clock, 5))
+        self.source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda *_: None, SendRate(self.clock, 5))
 
     def count(self, _: ImageId, size: int) -> None:
         self.sent += size

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
 
-from ciruela.client.survey import MOST_BYTES, PAGE_S, NoPage, Pages
+from ciruela.client.survey import MOST_BYTES, PAGE_S, NoPage, PageReader
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.seams import Address
 from tests.client.test_commands import at_once
@@ -45,7 +45,7 @@ class PagesTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.pages = Pages(self.clock, at_once)
+        self.pages = PageReader(self.clock, at_once)
         self.requested: list[bytes] = []
         self.answer: Deferred[Any] = Deferred()
         self.pages._agent = self  # type: ignore[assignment]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import RUNNING, Outcome, Standing, Verdict
+from ciruela.client.book import RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.client.live import Layout, TerminalBlock, fitting, shortened
-from ciruela.client.options.common import Progress
+from ciruela.client.options.common import ProgressStyle
 from ciruela.client.progress import (
     Display,
     Throughput,
@@ -23,7 +23,7 @@ from ciruela.client.progress import (
     safe_line,
     wants_live,
 )
-from ciruela.client.sync import Row
+from ciruela.client.sync import UploadRow
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, folded, interval, size, stamp
 from ciruela.model.ids import ImageId
 from tests.proof import shows
@@ -44,7 +44,7 @@ class Terminal(io.StringIO):
 
 
 def row(
-    outcome: Outcome = Outcome.RUNNING,
+    outcome: UploadOutcome = UploadOutcome.RUNNING,
     done: int = 61,
     expected: int = 78,
     missing: tuple[str, ...] = (),
@@ -57,10 +57,10 @@ def row(
     given_bytes: int | None = None,
     elapsed_s: float = 41.5,
     sent_bytes: int = 417_333_248,
-) -> Row:
-    verdict = RUNNING if outcome is Outcome.RUNNING else Verdict(outcome, 0, why)
-    standing = Standing(done, expected, accepted, missing, failed)
-    return Row(
+) -> UploadRow:
+    verdict = RUNNING if outcome is UploadOutcome.RUNNING else Verdict(outcome, 0, why)
+    standing = UploadProgress(done, expected, accepted, missing, failed)
+    return UploadRow(
         cluster,
         path,
         ImageId(b"\x11" * 32),
@@ -77,11 +77,11 @@ def row(
 class Shown:
     """A run whose rows a test sets."""
 
-    def __init__(self, *rows: Row, nodes: int = 0) -> None:
+    def __init__(self, *rows: UploadRow, nodes: int = 0) -> None:
         self.shown = list(rows)
         self.nodes = nodes
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[UploadRow]:
         return self.shown
 
     def whole_nodes(self) -> int:
@@ -124,9 +124,9 @@ class Lines(SynchronousTestCase):
         """One line per upload and cluster says how it ended, on how many nodes, and who is missing or failed and why."""
         found = result_lines(
             [
-                row(Outcome.DONE, 78, 78),
-                row(Outcome.EARLY, 39, 40, ("a55",), (("a12", "no_space"),), cluster="america", path="/cfg"),
-                row(Outcome.REJECTED, 0, 0, cluster="us", why="all nodes refused: signature_mismatch"),
+                row(UploadOutcome.DONE, 78, 78),
+                row(UploadOutcome.EARLY, 39, 40, ("a55",), (("a12", "no_space"),), cluster="america", path="/cfg"),
+                row(UploadOutcome.REJECTED, 0, 0, cluster="us", why="all nodes refused: signature_mismatch"),
             ]
         )
         self.assertEqual(
@@ -140,7 +140,7 @@ class Lines(SynchronousTestCase):
 
     def test_many_missing(self) -> None:
         """A thousand missing nodes do not fill the screen."""
-        line = result_lines([row(Outcome.FAILED, missing=tuple(f"n{number}" for number in range(1000)))])[0]
+        line = result_lines([row(UploadOutcome.FAILED, missing=tuple(f"n{number}" for number in range(1000)))])[0]
         self.assertIn("n19 and 980 more", line)
 
     def test_progress_line(self) -> None:
@@ -155,7 +155,7 @@ class Lines(SynchronousTestCase):
     @shows("W3")
     def test_what_was_reused(self) -> None:
         """Nobody would see that a new version of gigabytes took a second because the servers had nearly all of it."""
-        found = result_lines([row(Outcome.DONE, 78, 78, given_bytes=given) for given in (None, 4_402_341_478, 71_303_168)])
+        found = result_lines([row(UploadOutcome.DONE, 78, 78, given_bytes=given) for given in (None, 4_402_341_478, 71_303_168)])
         self.assertEqual(
             [line.partition("0:41  ")[2] for line in found], ["sent 398 MiB", "sent 398 MiB", "sent 398 MiB, reused 4.0 GiB of 4.1 GiB"]
         )
@@ -180,7 +180,7 @@ class Lines(SynchronousTestCase):
         """The bar would stand at 0 for the whole transfer."""
         self.assertEqual([bar_part(row(done=0, share=share)) for share in (0.0, 0.25, 1.0, None)], [0.0, 0.25, 0.0, 0.0])
         self.assertEqual(bar_part(row(done=39, share=1.0)), 0.5)
-        self.assertEqual(bar_part(row(Outcome.EARLY, done=39, share=0.5)), 0.5)
+        self.assertEqual(bar_part(row(UploadOutcome.EARLY, done=39, share=0.5)), 0.5)
         self.assertEqual(bar_part(row(done=0, expected=0)), 0.0)
 
     @shows("W3")
@@ -203,7 +203,7 @@ class Lines(SynchronousTestCase):
     @shows("A27", "A29")
     def test_hostile_names(self) -> None:
         """Names and reasons of servers pass no control characters, on any line."""
-        evil = row(Outcome.FAILED, missing=(EVIL,), failed=((EVIL, EVIL),), accepted=(EVIL,), cluster=EVIL, path=EVIL, why=EVIL)
+        evil = row(UploadOutcome.FAILED, missing=(EVIL,), failed=((EVIL, EVIL),), accepted=(EVIL,), cluster=EVIL, path=EVIL, why=EVIL)
         for line in [*result_lines([evil]), *promise_lines([evil]), progress_line(evil, 0)]:
             self.assertNotIn("\x1b", line)
             self.assertNotIn("\n", line)
@@ -222,13 +222,13 @@ class Showing(SynchronousTestCase):
     def test_when_live(self) -> None:
         """The block appears on a terminal that can show it, and where it was asked for; never in a log."""
         tty, log = Terminal(), Terminal(tty=False)
-        self.assertTrue(wants_live(Progress.AUTO, tty, {"TERM": "xterm"}))
-        self.assertFalse(wants_live(Progress.AUTO, log, {"TERM": "xterm"}))
-        self.assertFalse(wants_live(Progress.AUTO, tty, {"TERM": "dumb"}))
-        self.assertFalse(wants_live(Progress.AUTO, tty, {"TERM": "xterm", "NO_COLOR": "1"}))
-        self.assertTrue(wants_live(Progress.TTY, log, {}))
-        self.assertFalse(wants_live(Progress.PLAIN, tty, {"TERM": "xterm"}))
-        self.assertFalse(wants_live(Progress.NONE, tty, {"TERM": "xterm"}))
+        self.assertTrue(wants_live(ProgressStyle.AUTO, tty, {"TERM": "xterm"}))
+        self.assertFalse(wants_live(ProgressStyle.AUTO, log, {"TERM": "xterm"}))
+        self.assertFalse(wants_live(ProgressStyle.AUTO, tty, {"TERM": "dumb"}))
+        self.assertFalse(wants_live(ProgressStyle.AUTO, tty, {"TERM": "xterm", "NO_COLOR": "1"}))
+        self.assertTrue(wants_live(ProgressStyle.TTY, log, {}))
+        self.assertFalse(wants_live(ProgressStyle.PLAIN, tty, {"TERM": "xterm"}))
+        self.assertFalse(wants_live(ProgressStyle.NONE, tty, {"TERM": "xterm"}))
 
     def test_block(self) -> None:
         """The block shows counts of nodes, bytes and who is waited for, and is drawn again as time goes by."""
@@ -245,7 +245,7 @@ class Showing(SynchronousTestCase):
         shown.shown = [row(done=0, share=1.0)]
         self.clock.advance(0.25)
         self.assertIn("0:41  all given, the nodes finish it", self.err.getvalue())
-        shown.shown, shown.nodes = [row(Outcome.DONE, 78, 78)], 3
+        shown.shown, shown.nodes = [row(UploadOutcome.DONE, 78, 78)], 3
         self.clock.advance(0.25)
         self.assertIn("DONE in 0:41", self.err.getvalue())
         self.assertIn("safe to disconnect: yes - every block is on 3 or more nodes", self.err.getvalue())
@@ -272,7 +272,7 @@ class Showing(SynchronousTestCase):
         """Lines of a demo would wrap in the middle of a path, and nobody could copy it."""
         display = self.display(live=True)
         display.say(f"Indexed /srv/{'x' * 90}/site-packages: 602 dirs, 6,051 files")
-        display.finish([row(Outcome.DONE, missing=tuple(f"node{number}.example.org" for number in range(9)))])
+        display.finish([row(UploadOutcome.DONE, missing=tuple(f"node{number}.example.org" for number in range(9)))])
         self.assertIn(f"/srv/{'x' * 90}/site-packages:", self.err.getvalue())
         lines = [*self.err.getvalue().splitlines(), *self.out.getvalue().splitlines()]
         self.assertEqual((len(lines) > 3, [line for line in lines if len(line) > 120]), (True, []))
@@ -311,7 +311,7 @@ class Showing(SynchronousTestCase):
     def test_plain(self) -> None:
         """In a log there is one line per upload and interval while it runs, no escape sequence, and the safe line once."""
         display = self.display(live=False, lines_every_s=30)
-        display.watch(Shown(row(), row(Outcome.DONE, path="/other"), nodes=1))
+        display.watch(Shown(row(), row(UploadOutcome.DONE, path="/other"), nodes=1))
         self.assertEqual(self.err.getvalue(), "")
         self.clock.advance(30)
         self.clock.advance(30)
@@ -325,7 +325,7 @@ class Showing(SynchronousTestCase):
         """A long problem or result is one line in a log, whatever the width of a terminal."""
         display = self.display(live=False)
         display.problem("eu", "x" * 290)
-        display.finish([row(Outcome.FAILED, why="y" * 290)])
+        display.finish([row(UploadOutcome.FAILED, why="y" * 290)])
         self.assertEqual(len(self.err.getvalue().splitlines()), 1)
         self.assertEqual(len(self.out.getvalue().splitlines()), 1)
 
@@ -339,7 +339,7 @@ class Showing(SynchronousTestCase):
         self.clock.advance(60)
         self.assertEqual(self.err.getvalue(), "")
         display.problem("", "disk full")
-        display.finish([row(Outcome.DONE)])
+        display.finish([row(UploadOutcome.DONE)])
         self.assertIn("disk full", self.err.getvalue())
         self.assertIn("DONE", self.out.getvalue())
 

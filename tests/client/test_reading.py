@@ -11,18 +11,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
 from ciruela.client.asking import claimed_signers, levels_of
-from ciruela.client.doctor import Check, Level, doctor
+from ciruela.client.doctor import Finding, Level, doctor
 from ciruela.client.ends import Ends
 from ciruela.client.ls import ls
 from ciruela.client.options.reading import DoctorOptions, LsOptions, StatusOptions
-from ciruela.client.options.removing import Target
+from ciruela.client.options.removing import PathTarget
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.table import parse
 from ciruela.client.removing import seen
 from ciruela.client.status import status
-from ciruela.client.surroundings import Surroundings, make_display
-from ciruela.client.survey import AT_ONCE, MOST_NODES, Found, NoPage, Seen, Survey
-from ciruela.client.sync import World
+from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.survey import AT_ONCE, MOST_NODES, ClusterView, NoPage, Survey, SurveyedNode
+from ciruela.client.sync import RunContext
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost, RemoteError
@@ -214,9 +214,9 @@ class ReadingCase(SynchronousTestCase):
     def survey(self) -> Survey:
         return Survey(self.reader, self.resolve, self.clock, lambda: NOW_MS)  # type: ignore[arg-type]
 
-    def around(self) -> Surroundings:
+    def around(self) -> AppContext:
         self.out, self.err = Output(), Output()
-        return Surroundings(self.clock, lambda: NOW_MS, random.Random(1), {"HOME": "/nowhere"}, self.out, self.err, at_once, at_once)
+        return AppContext(self.clock, lambda: NOW_MS, random.Random(1), {"HOME": "/nowhere"}, self.out, self.err, at_once, at_once)
 
     def begin(self, line: str) -> Deferred[int]:
         options = parse(line.split())
@@ -248,7 +248,7 @@ class ReadingCase(SynchronousTestCase):
 class SurveyTests(ReadingCase):
     """Every node is asked, once, and nobody else."""
 
-    def find(self, *names: str) -> Found:
+    def find(self, *names: str) -> ClusterView:
         return self.successResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(names))))
 
     def test_all_from_one(self) -> None:
@@ -391,7 +391,7 @@ class LsTests(ReadingCase):
     def test_wrong_depth(self) -> None:
         """Who leaves out a component of a path would read about base dirs and levels."""
         asking = self.survey()
-        target = Target("n1", VPath.parse("/apps/a/b"))
+        target = PathTarget("n1", VPath.parse("/apps/a/b"))
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(levels_of(target.cluster, target.vpath, asking))), 1)
         self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(levels_of(target.cluster, VPath.parse("/other"), asking))))
 
@@ -404,14 +404,14 @@ class LsTests(ReadingCase):
             def close(self) -> None:
                 """Nothing to do."""
 
-        world = World(self.clock, random.Random(1), lambda _address, _other: succeed(NoBaseDir()), self.resolve)
+        world = RunContext(self.clock, random.Random(1), lambda _address, _other: succeed(NoBaseDir()), self.resolve)
         asked = Deferred.fromCoroutine(seen(target, world, asking, make_display(parse(["ls", "n1"]).common, self.around(), None)))
         error = self.failureResultOf(asked, Ends).value
         self.assertEqual((error.code, "images of /apps are at /apps/NAME" in str(error)), (5, True))
 
     def test_who_is_said_to_have_signed(self) -> None:
         """Whom to ask about an image that is not verified would not be told."""
-        target = Target("n1", VPath.parse("/apps/v1"))
+        target = PathTarget("n1", VPath.parse("/apps/v1"))
         for image, found in ((V1, ("SHA256:one",)), (V2, ())):
             claimed = Deferred.fromCoroutine(claimed_signers(target.cluster, target.vpath, ImageId(bytes.fromhex(image)), self.survey()))
             self.assertEqual(self.successResultOf(claimed), found)
@@ -720,10 +720,10 @@ class DoctorTests(ReadingCase):
 
     def test_my_keys(self) -> None:
         """A user would learn only from a refused upload that a key is not known."""
-        told = checks.Told(Seen("n1", address(1), "1", None), (), {"apps": ("SHA256:one",), "cfg": ("SHA256:two",)})
+        told = checks.NodeConfig(SurveyedNode("n1", address(1), "1", None), (), {"apps": ("SHA256:one",), "cfg": ("SHA256:two",)})
         found = checks.check_keys([told], ["SHA256:one"])
         self.assertEqual(
             [(one.level, one.about) for one in found],
             [(Level.OK, "/apps"), (Level.NOTE, "/cfg")],
-            [one for one in found if isinstance(one, Check)],
+            [one for one in found if isinstance(one, Finding)],
         )

@@ -12,12 +12,12 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
-from ciruela.client.asking import MOST_ANSWERS, Sight, look
+from ciruela.client.asking import MOST_ANSWERS, PathView, look
 from ciruela.client.explain import at_fault, checked, legend, lines, table
-from ciruela.client.options.removing import Target, split_target
+from ciruela.client.options.removing import PathTarget, split_target
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
-from ciruela.client.sync import ANSWER_TIMEOUT_S, World
+from ciruela.client.sync import ANSWER_TIMEOUT_S, RunContext
 from ciruela.model.errors import ConfigError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import SigEntry, State, Version
@@ -40,8 +40,8 @@ def answer(image: ImageId | None, *kept: tuple[int, ImageId], stamp: int = 9000,
 class SightTests(SynchronousTestCase):
     """What some nodes say, taken together."""
 
-    def sight(self, **answers: BaseDirData) -> Sight:
-        return Sight(PATH, dict(answers))
+    def sight(self, **answers: BaseDirData) -> PathView:
+        return PathView(PATH, dict(answers))
 
     def test_newest(self) -> None:
         """A node that is behind would make a user remove, or go back from, something else than is there."""
@@ -49,9 +49,9 @@ class SightTests(SynchronousTestCase):
         assert sight.newest is not None
         self.assertEqual(sight.newest.image, B)
         self.assertEqual((sight.with_image(A), sight.with_image(C)), (["n1"], []))
-        shown = _what(Target("host", PATH), B, sight, None)
+        shown = _what(PathTarget("host", PATH), B, sight, None)
         self.assertIn(f"Removing /app/main: {B.hex()}, signed 1970-01-01T00:00:00Z, unverified; 2 of the 3 nodes", shown)
-        self.assertIn("which none of the nodes that were asked has", _what(Target("host", PATH), C, sight, None))
+        self.assertIn("which none of the nodes that were asked has", _what(PathTarget("host", PATH), C, sight, None))
 
     def test_what_can_be_gone_back_to(self) -> None:
         """The list would name the current image, name one twice, or begin with an old one."""
@@ -80,7 +80,7 @@ class SightTests(SynchronousTestCase):
 
     def test_target(self) -> None:
         """A colon too few would make a path of a host."""
-        self.assertEqual(split_target("host:/app/v1"), Target("host", VPath.parse("/app/v1")))
+        self.assertEqual(split_target("host:/app/v1"), PathTarget("host", VPath.parse("/app/v1")))
         self.assertEqual(split_target("[::1]:99:/app/v:/1").entry_point, "[::1]:99")
         for bad in ("host", ":/app", "host:app", "host:/", "host:/app/../x", "ho st:/app", "/app/v1"):
             with self.assertRaises(ValueError):
@@ -116,7 +116,7 @@ class LookTests(SynchronousTestCase):
         self.clock = Clock()
         self.nodes: dict[str, dict[str, Any]] = {}
         self.links: list[_Link] = []
-        self.world = World(self.clock, random.Random(1), self.connect, self.resolve)
+        self.world = RunContext(self.clock, random.Random(1), self.connect, self.resolve)
         self.addCleanup(lambda: self.assertTrue(all(link.closed for link in self.links)))
 
     def resolve(self, name: str) -> Deferred[list[Address]]:
@@ -129,7 +129,7 @@ class LookTests(SynchronousTestCase):
         self.links.append(_Link(node))
         return succeed(self.links[-1])
 
-    def look(self, name: str) -> Deferred[Sight]:
+    def look(self, name: str) -> Deferred[PathView]:
         return Deferred.fromCoroutine(look(name, PATH, self.world))
 
     def test_through_an_entry_point_that_has_nothing(self) -> None:

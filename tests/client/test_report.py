@@ -14,14 +14,14 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
 from ciruela.client import commands
-from ciruela.client.book import EXIT_PARTIAL, RUNNING, Outcome, Standing, Verdict
+from ciruela.client.book import EXIT_PARTIAL, RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.client.listener import HookStanding
 from ciruela.client.main import _Life
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.report import CODES, Report, code_of, upload_fields
-from ciruela.client.sync import Row, World
+from ciruela.client.sync import RunContext, UploadRow
 from ciruela.model.ids import ImageId
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address, machine
@@ -67,7 +67,7 @@ class Lines(CommandCase):
         def resolve(name: str) -> Deferred[list[Address]]:
             return succeed([address(int(name.removeprefix("n")))])
 
-        world = World(self.clock, random.Random(3), lambda where, counterpart: self.hub.link(counterpart, where), resolve)
+        world = RunContext(self.clock, random.Random(3), lambda where, counterpart: self.hub.link(counterpart, where), resolve)
         running = Deferred.fromCoroutine(commands.sync(options, self.around, world))
         self.pass_()
         return running
@@ -152,8 +152,8 @@ class Lines(CommandCase):
     def test_worst_outcome(self) -> None:
         """The summary must not say "done" where its exit code says something else."""
         rows = [
-            Row("eu", "/a/b", ImageId(bytes(32)), verdict, Standing(0, 0, (), (), ()), 0, 0, 0.0)
-            for verdict in (Verdict(Outcome.DONE), Verdict(Outcome.PARTIAL, EXIT_PARTIAL, "why"), RUNNING)
+            UploadRow("eu", "/a/b", ImageId(bytes(32)), verdict, UploadProgress(0, 0, (), (), ()), 0, 0, 0.0)
+            for verdict in (Verdict(UploadOutcome.DONE), Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, "why"), RUNNING)
         ]
         assert self.around.report is not None
         self.around.report.summary(EXIT_PARTIAL, rows)
@@ -167,12 +167,12 @@ class Lines(CommandCase):
 class Hooked(CommandCase):
     def test_fields(self) -> None:
         """A script could not tell which server failed to start the release."""
-        row = Row(
+        row = UploadRow(
             "c",
             "/k/v",
             ImageId(bytes(32)),
             RUNNING,
-            Standing(2, 3, (), (), ()),
+            UploadProgress(2, 3, (), (), ()),
             0,
             0,
             1.0,

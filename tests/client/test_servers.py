@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.servers import MOST_LOOSE, Met, Servers, Telling, address_of
+from ciruela.client.servers import MOST_LOOSE, MetServer, Servers, ServersTold, address_of
 from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.seams import Address
 from tests.proof import shows
@@ -30,13 +30,13 @@ class ServersTests(SynchronousTestCase):
     def tell(self, teller: int, *rows: Server, shared: tuple[SharedId, ...] = (), connected: bool = True) -> None:
         if connected:
             self.servers.open(at(teller))
-        self.servers.tell(Telling(at(teller), rows, shared))
+        self.servers.tell(ServersTold(at(teller), rows, shared))
 
     def meet(self, number: int, where: int | None = None, *, taken: bool | None = True, epoch_ms: int = 1, connected: bool = True) -> None:
         place = at(where or number)
         if connected:
             self.servers.open(place)
-        self.servers.meet(Met(place, machine(number), f"n{number}", taken, epoch_ms))
+        self.servers.meet(MetServer(place, machine(number), f"n{number}", taken, epoch_ms))
 
     def names(self) -> list[str]:
         return sorted(row.name for row in self.servers.view().rows())
@@ -92,7 +92,7 @@ class ServersTests(SynchronousTestCase):
         self.assertEqual(self.names(), ["n4"])
         self.meet(3, taken=True)
         self.assertEqual(self.names(), ["n3", "n4"])
-        self.servers.meet(Met(at(5), None, "old", False))
+        self.servers.meet(MetServer(at(5), None, "old", False))
         self.tell(2, server(5, None, known=False), server(5))
         self.assertEqual(self.names(), ["n3", "n4"])
 

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import shapes
-from ciruela.client.shapes import At, Dir, Identity, Neighbour, Refused, Version
+from ciruela.client.shapes import At, Dir, ImageVersion, Neighbour, NodeIdentity, RefusedImage
 from ciruela.model.errors import FormatError
 from ciruela.seams import Address
 from tests.proof import shows
@@ -80,7 +80,7 @@ class ShapesTests(SynchronousTestCase):
     def test_ours(self) -> None:
         """A field would be lost, or stand for another."""
         found = [read(page) for read, page in OURS]
-        self.assertEqual(found[0], Identity("11", "n1", "1", True, True, 7, 2.5, 3, 0))
+        self.assertEqual(found[0], NodeIdentity("11", "n1", "1", True, True, 7, 2.5, 3, 0))
         self.assertEqual(
             found[1],
             (
@@ -90,18 +90,18 @@ class ShapesTests(SynchronousTestCase):
         )
         self.assertEqual(found[2], (Dir("a", True, 1, "00", 1, True, 1, 2, None),))
         self.assertEqual(found[3], {"a": ("SHA256:x",)})
-        there = Version("/a/v1", IMAGE, 5, ("SHA256:x",), True)
-        coming = Version("/a/v1", IMAGE, 5, ("SHA256:x",), False, 0.5, False, 3.0)
+        there = ImageVersion("/a/v1", IMAGE, 5, ("SHA256:x",), True)
+        coming = ImageVersion("/a/v1", IMAGE, 5, ("SHA256:x",), False, 0.5, False, 3.0)
         self.assertEqual(found[4], ((there, coming), (("/a/b", 2),)))
-        self.assertEqual(found[5], At(True, there, coming, Refused(IMAGE, "no_space", False, 1.5)))
+        self.assertEqual(found[5], At(True, there, coming, RefusedImage(IMAGE, "no_space", False, 1.5)))
 
     def test_reference(self) -> None:
         """Servers of the reference could not be looked at."""
         found = [read(page) for read, page in REFERENCE]
-        self.assertEqual(found[0], Identity("11", "n1", "0.6", False, clock_ms=9))
+        self.assertEqual(found[0], NodeIdentity("11", "n1", "0.6", False, clock_ms=9))
         self.assertEqual(found[1], (Neighbour(Address("10.0.0.1", 5), "11", "n1", None, None, addresses=("10.0.0.1:5",)),))
         self.assertEqual(found[2], (Dir("a", False, 1),))
-        self.assertEqual(found[3], (Version("/a/v1", IMAGE, 1_700_000_000_123, (), True),))
+        self.assertEqual(found[3], (ImageVersion("/a/v1", IMAGE, 1_700_000_000_123, (), True),))
         self.assertEqual(found[4], {"/a/v1": (IMAGE, True)})
         self.assertEqual(shapes.old_identity({"machine_id": "1", "hostname": "n", "version": "0", "process": None}).clock_ms, None)
 

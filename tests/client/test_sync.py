@@ -11,12 +11,12 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Outcome, Rule
+from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.listener import NodeNews
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, Row, Upload, World
+from ciruela.client.source import ImageSource, Offer
+from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload, UploadRow
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
@@ -24,6 +24,7 @@ from ciruela.model.ids import BlockHash, ImageId, Server, SharedId
 from ciruela.proto.messages import (
     AppendDir,
     BlockData,
+    BlockPart,
     BlocksData,
     GetBaseDir,
     GetBlock,
@@ -32,7 +33,6 @@ from ciruela.proto.messages import (
     GetPieces,
     GetShare,
     IndexData,
-    Part,
     ReplaceDir,
     Request,
     Response,
@@ -97,7 +97,7 @@ def append(path: str = PATH, image: ImageId = IMAGE, weak: bool = False) -> Uplo
 
 class SyncCase(SynchronousTestCase):
     uploads: Sequence[Upload] = (append(),)
-    rule = Rule()
+    rule = CompletionRule()
     connections = CONNECTIONS
 
     def setUp(self) -> None:
@@ -131,18 +131,18 @@ class SyncCase(SynchronousTestCase):
             self.connected.append(where)
             return Deferred() if where in self.stuck else self.hub.link(counterpart, where)
 
-        world = World(self.clock, random.Random(7), connect, self.resolve)
+        world = RunContext(self.clock, random.Random(7), connect, self.resolve)
         runs: list[ClusterRun] = []
         self.run_ = SyncRun(runs)
         tree_offer = Offer(INDEX, b"the index", self.tree, "./dist")
-        source = Source([tree_offer], lambda f, *args, **kw: succeed(f(*args, **kw)), self.run_.source_changed)
+        source = ImageSource([tree_offer], lambda f, *args, **kw: succeed(f(*args, **kw)), self.run_.source_changed)
         runs += [ClusterRun(names[0], names, self.uploads, self.rule, world, source, self.heard, self.connections) for names in clusters]
-        self.rows: list[Row] | None = None
+        self.rows: list[UploadRow] | None = None
         self.going = self.run_.start()
         self.going.addCallback(self._over)
         self.pass_(0.1)
 
-    def _over(self, rows: list[Row]) -> None:
+    def _over(self, rows: list[UploadRow]) -> None:
         self.rows = rows
 
     def pass_(self, seconds: float) -> None:
@@ -154,7 +154,7 @@ class SyncCase(SynchronousTestCase):
     def received(self, via: int, number: int, image: ImageId = IMAGE) -> None:
         self.nodes[via].tell_received(PATH, image, number)
 
-    def ended(self, outcome: Outcome, code: int = 0) -> Row:
+    def ended(self, outcome: UploadOutcome, code: int = 0) -> UploadRow:
         assert self.rows is not None, self.run_.rows()
         self.assertEqual([row.verdict.outcome for row in self.rows], [outcome] * len(self.rows))
         self.assertEqual(exit_code(self.rows), code)
@@ -162,7 +162,7 @@ class SyncCase(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [], "timers are left")
         return self.rows[0]
 
-    def running(self) -> Row:
+    def running(self) -> UploadRow:
         self.assertIsNone(self.rows)
         return self.run_.rows()[0]
 
@@ -177,7 +177,7 @@ class Accepting(SyncCase):
         self.assertEqual(node.requests, [self.uploads[0].request])
         self.received(1, 1)
         self.pass_(0.1)
-        row = self.ended(Outcome.DONE)
+        row = self.ended(UploadOutcome.DONE)
         self.assertEqual((row.standing.done, row.standing.expected), (1, 1))
 
     def test_three_of_five(self) -> None:
@@ -197,7 +197,7 @@ class Accepting(SyncCase):
         for number in set(self.nodes) - set(asked):
             self.received(asked[0], number)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
         self.assertEqual(len(self.connected), CONNECTIONS)
 
     def test_single_entry_point_spreads(self) -> None:
@@ -216,7 +216,7 @@ class Accepting(SyncCase):
         self.pass_(3)
         self.assertEqual(len(node.requests), 2)
         self.assertEqual(node.published, [IMAGE, IMAGE])
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_pauses_are_forgiven(self) -> None:
         """A node that answers is well again: connections that break now and then do not make the pauses longer and longer."""
@@ -240,7 +240,7 @@ class Accepting(SyncCase):
         self.assertEqual(self.running().standing.expected, 2)
         self.received(2, 2)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_slow_connection(self) -> None:
         """Nor while another one is being connected to; but that is only waited for a second."""
@@ -249,7 +249,7 @@ class Accepting(SyncCase):
         self.begin(["n1", "n2"])
         self.assertEqual(self.running().standing.done, 1)
         self.pass_(2)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_dies_without_an_answer(self) -> None:
         """An answer that can no longer come is not waited for."""
@@ -260,7 +260,7 @@ class Accepting(SyncCase):
         self.running()
         self.hub.kill(address(2))
         self.pass_(2)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_reconnects_ever_slower(self) -> None:
         """A node that hangs up on everybody is not hammered: the n-th failure costs n seconds."""
@@ -287,11 +287,11 @@ class Accepting(SyncCase):
         self.received(1, 1)
         self.pass_(2)
         self.assertIsNone(self.rows)
-        self.assertEqual([row.verdict.outcome for row in self.run_.rows()], [Outcome.DONE, Outcome.RUNNING])
+        self.assertEqual([row.verdict.outcome for row in self.run_.rows()], [UploadOutcome.DONE, UploadOutcome.RUNNING])
         self.assertEqual(self.run_.whole_nodes(), 0)
         self.received(2, 2)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_cancel(self) -> None:
         """An interrupted run closes its connections and leaves no timer."""
@@ -334,7 +334,7 @@ class Rows(SyncCase):
         before_s = self.clock.seconds()
         self.received(2, 2)
         self.pass_(0.02)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
         self.assertLess(self.clock.seconds() - before_s, 0.05)
 
     @shows("K1.1")
@@ -351,7 +351,7 @@ class Rows(SyncCase):
         self.assertEqual(self.nodes[1].busy, 0)
         self.received(1, 2)
         self.pass_(1.0)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     @shows("K1.1")
     def test_learned_later(self) -> None:
@@ -366,7 +366,7 @@ class Rows(SyncCase):
         self.pass_(5)
         self.received(2, 2)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     @shows("K1.4")
     def test_who_is_not_configured(self) -> None:
@@ -380,7 +380,7 @@ class Rows(SyncCase):
         self.assertEqual(self.running().standing.expected, 2)
         self.received(2, 2)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     @shows("K7.2")
     def test_it_is_there_after_all(self) -> None:
@@ -394,7 +394,7 @@ class Rows(SyncCase):
         self.assertEqual(self.running().standing.missing, ("n3",))
         self.hub.kill(address(3))
         self.pass_(15)
-        self.assertEqual(self.ended(Outcome.PARTIAL, EXIT_PARTIAL).standing.missing, ("n3",))
+        self.assertEqual(self.ended(UploadOutcome.PARTIAL, EXIT_PARTIAL).standing.missing, ("n3",))
 
     @shows("K1.5", "I7")
     def test_told_of_a_shared_id(self) -> None:
@@ -405,7 +405,7 @@ class Rows(SyncCase):
         self.received(1, 1)
         self.received(2, 2)
         self.pass_(1)
-        row = self.ended(Outcome.PARTIAL, EXIT_PARTIAL)
+        row = self.ended(UploadOutcome.PARTIAL, EXIT_PARTIAL)
         self.assertEqual((row.standing.done, row.standing.expected), (2, 3))
         self.assertIn(f"{address(2)} and {address(3)} have one machine id", row.verdict.why)
 
@@ -436,7 +436,7 @@ class Rows(SyncCase):
         self.begin(["alias"])
         self.received(1, 1)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
         said = [(news.state, news.host, news.address, news.machine) for news in self.heard.news]
         self.assertEqual(said, [(state, "n1", str(address(1)), machine(1)) for state in ("accepted", "done")])
 
@@ -460,7 +460,7 @@ class Unreached(SyncCase):
         self.pass_(14)
         self.running()
         self.pass_(2)
-        row = self.ended(Outcome.FAILED, EXIT_NETWORK)
+        row = self.ended(UploadOutcome.FAILED, EXIT_NETWORK)
         self.assertIn("the name nowhere cannot be resolved", row.verdict.why)
         self.assertIn("connection refused by 10.0.0.1:24783", row.verdict.why)
 
@@ -486,10 +486,10 @@ class SharedConnections(SyncCase):
         self.assertEqual(node.published, [IMAGE, OTHER])
         node.tell_received("/cfg/x", OTHER, 1)
         self.pass_(0.1)
-        self.assertEqual([row.verdict.outcome for row in self.run_.rows()], [Outcome.RUNNING, Outcome.DONE])
+        self.assertEqual([row.verdict.outcome for row in self.run_.rows()], [UploadOutcome.RUNNING, UploadOutcome.DONE])
         self.received(1, 1)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
 
 class Redirecting(SyncCase):
@@ -505,14 +505,14 @@ class Redirecting(SyncCase):
         self.received(2, 2)
         self.received(3, 3)
         self.pass_(0.1)
-        row = self.ended(Outcome.DONE)
+        row = self.ended(UploadOutcome.DONE)
         self.assertEqual(row.standing.failed, ())
 
     def test_nobody_has_it(self) -> None:
         """When no node takes the directory the answer comes at once."""
         self.node(1, []).reason = "no_config"
         self.begin(["n1"])
-        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+        self.ended(UploadOutcome.REJECTED, EXIT_REJECTED)
 
     def test_unreachable_candidates(self) -> None:
         """Redirects that lead nowhere end as a refusal, not at the deadline."""
@@ -520,7 +520,7 @@ class Redirecting(SyncCase):
         del self.names["n9"]
         self.begin(["n1"])
         self.pass_(2)
-        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+        self.ended(UploadOutcome.REJECTED, EXIT_REJECTED)
 
     @shows("A29", "A37", "F24", "F54")
     def test_poisoned_hosts(self) -> None:
@@ -531,7 +531,7 @@ class Redirecting(SyncCase):
         self.begin(["n1"])
         self.pass_(2)
         self.assertEqual(self.connected, [address(1)])
-        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+        self.ended(UploadOutcome.REJECTED, EXIT_REJECTED)
 
 
 class Refusing(SyncCase):
@@ -542,7 +542,7 @@ class Refusing(SyncCase):
             self.node(number, range(1, 6)).reason = "signature_mismatch"
         self.begin(["n1"])
         self.pass_(1)
-        self.ended(Outcome.REJECTED, EXIT_REJECTED)
+        self.ended(UploadOutcome.REJECTED, EXIT_REJECTED)
         (problem,) = self.heard.problems
         self.assertIn("5 nodes (", problem)
         self.assertIn("n2 (10.0.0.2:24783)", problem)
@@ -552,7 +552,7 @@ class Refusing(SyncCase):
         """Other content is a conflict with its own exit code."""
         self.node(1).reason = "already_exists"
         self.begin(["n1"])
-        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
 
     def test_errors(self) -> None:
         """``Error`` is asked again three times, later each time, and then given up with its text (C33)."""
@@ -563,7 +563,7 @@ class Refusing(SyncCase):
         self.assertIsNone(self.rows)
         self.pass_(8)
         self.assertEqual(len(node.requests), 4)
-        row = self.ended(Outcome.REJECTED, EXIT_NETWORK)
+        row = self.ended(UploadOutcome.REJECTED, EXIT_NETWORK)
         self.assertEqual(row.standing.failed, (("n1", "disk on fire"),))
 
     def test_busy_node(self) -> None:
@@ -579,7 +579,7 @@ class Refusing(SyncCase):
         self.pass_(12)
         self.received(1, 1)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_error_that_heals(self) -> None:
         """A passing error is not the end."""
@@ -590,7 +590,7 @@ class Refusing(SyncCase):
         self.pass_(3)
         self.received(1, 1)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_late_node_with_errors(self) -> None:
         """A node that came up late and asks for patience is reachable: the refusal of another one is not the end."""
@@ -617,7 +617,7 @@ class Refusing(SyncCase):
         self.running()
         self.nodes[2].tell_aborted(PATH, IMAGE, "no_space")
         self.pass_(0.1)
-        row = self.ended(Outcome.FAILED, EXIT_NETWORK)
+        row = self.ended(UploadOutcome.FAILED, EXIT_NETWORK)
         self.assertEqual(row.standing.failed, (("n1", "no_space"), ("n2", "no_space")))
 
 
@@ -628,7 +628,7 @@ class WeakUpload(SyncCase):
         """A weak append to the only node, which has other content, ends at once and well (C50)."""
         self.node(1).reason = "already_exists"
         self.begin(["n1"])
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
 
 class Slow(SyncCase):
@@ -640,7 +640,7 @@ class Slow(SyncCase):
         self.begin(["n1"])
         self.pass_(4 * ANSWER_TIMEOUT_S + 10)
         self.assertEqual(len(node.requests), 4)
-        self.ended(Outcome.REJECTED, EXIT_NETWORK)
+        self.ended(UploadOutcome.REJECTED, EXIT_NETWORK)
 
     def test_early(self) -> None:
         """With four of five nodes done, the early rule ends the run after its time, and names who is missing."""
@@ -653,13 +653,13 @@ class Slow(SyncCase):
         self.pass_(28)
         self.running()
         self.pass_(3)
-        row = self.ended(Outcome.EARLY)
+        row = self.ended(UploadOutcome.EARLY)
         self.assertEqual((row.standing.done, row.standing.expected, row.standing.missing), (4, 5, ("n5",)))
 
     @shows("F54", "I7")
     def test_deadline(self) -> None:
         """Nobody home: the client keeps trying, says why, and ends at the deadline."""
-        self.rule = Rule(deadline_s=20, connect_timeout_s=60)
+        self.rule = CompletionRule(deadline_s=20, connect_timeout_s=60)
         self.begin(["n1", "nowhere"])
         self.pass_(19)
         self.running()
@@ -671,7 +671,7 @@ class Slow(SyncCase):
             ],
         )
         self.pass_(2)
-        self.ended(Outcome.FAILED, EXIT_NETWORK)
+        self.ended(UploadOutcome.FAILED, EXIT_NETWORK)
 
     def test_node_comes_up_late(self) -> None:
         """A node that is started after the client still gets the upload."""
@@ -681,7 +681,7 @@ class Slow(SyncCase):
         self.pass_(5)
         self.received(1, 1)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)
 
     def test_dead_node_is_replaced(self) -> None:
         """When one of the three dies, another takes its place."""
@@ -734,7 +734,7 @@ class Sources(SynchronousTestCase):
 
         offers = [Offer(INDEX, b"the index", FakeTree(), "./a"), Offer(second, b"index 2", OtherTree(), "./b")]
         sent: list[tuple[ImageId, int]] = []
-        source = Source(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        source = ImageSource(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
 
         def ask(request: Request, *published: ImageId) -> Deferred[Response]:
             return source.answer(request, published, lambda image, size: sent.append((image, size)))
@@ -761,7 +761,7 @@ class TakenBack(SyncCase):
         for number in (1, 2):
             self.assertEqual(self.nodes[number].withdrawn, [WithdrawUpload(PATH, IMAGE)])
         self.assertEqual(self.nodes[3].withdrawn, [])
-        row = self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        row = self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
         self.assertIn("n3 (10.0.0.3:24783) refused: already_exists: other content is there", row.verdict.why)
         self.assertEqual(row.standing.accepted, ())
         self.assertEqual([news.state for news in self.heard.news].count("withdrawn"), 2)
@@ -780,7 +780,7 @@ class TakenBack(SyncCase):
         answer.callback(UploadAck(True, None))
         self.pass_(0.2)
         self.assertEqual(slow.withdrawn, [WithdrawUpload(PATH, IMAGE)])
-        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
 
     def test_nobody_else_is_asked(self) -> None:
         """After the refusal, servers that do not know better would be asked one after the other."""
@@ -789,7 +789,7 @@ class TakenBack(SyncCase):
         self.begin(["n1"])
         self.pass_(2)
         self.assertEqual([node.requests for node in others], [[]] * 4)
-        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
 
     def test_kept_all_the_same(self) -> None:
         """The user would not learn where his content stays."""
@@ -797,7 +797,7 @@ class TakenBack(SyncCase):
         self.node(2).reason = "already_exists"
         self.begin(["n1", "n2"])
         self.pass_(1)
-        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
         self.assertIn(f"n1: n1 (10.0.0.1:24783) {PATH} does not give it up again: it is there", self.heard.problems)
 
     def test_silent_meanwhile(self) -> None:
@@ -808,7 +808,7 @@ class TakenBack(SyncCase):
         self.node(2).reason = "already_exists"
         self.begin(["n1", "n2"])
         self.pass_(ANSWER_TIMEOUT_S + 1)
-        self.ended(Outcome.REJECTED, EXIT_CONFLICT)
+        self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
         self.assertIn("does not give it up again: no answer within 30 s", " ".join(self.heard.problems))
 
     def test_reference(self) -> None:
@@ -853,7 +853,9 @@ class Serving(SyncCase):
     def test_packed_index(self) -> None:
         """An index would travel in its full length to a node that could read it compressed; or compressed to one that cannot."""
         data = b"index " * 1000
-        source = Source([Offer(INDEX, data, FakeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        source = ImageSource(
+            [Offer(INDEX, data, FakeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None
+        )
         sent: list[int] = []
         for packed in (False, True):
             answer = self.successResultOf(source.answer(GetIndex(IMAGE, PATH, packed), (IMAGE,), lambda image, size: sent.append(size)))
@@ -876,7 +878,7 @@ class Serving(SyncCase):
         """Blocks would travel one by one; or a node could make the client gather more than an answer may hold."""
         self.node(1)
         self.begin(["n1"])
-        self.assertEqual(self.successResultOf(self.ask(GetBlocks(PATH, IMAGE, (0,)))), BlocksData((Part(BLOCK),)))
+        self.assertEqual(self.successResultOf(self.ask(GetBlocks(PATH, IMAGE, (0,)))), BlocksData((BlockPart(BLOCK),)))
         self.assertEqual(self.running().sent_bytes, len(BLOCK))
         for numbers in ((), (1,), (0, 1)):
             self.failureResultOf(self.ask(GetBlocks(PATH, IMAGE, numbers)), RemoteError)
@@ -885,7 +887,7 @@ class Serving(SyncCase):
         answer = self.nodes[1].links[0].ask(GetBlocks(PATH, IMAGE, (0,)))
         answer.addErrback(lambda failure: failure.trap(RemoteError, LinkLost))
         self.pass_(0.1)
-        self.assertIn("./dist/x", self.ended(Outcome.FAILED, EXIT_LOCAL).verdict.why)
+        self.assertIn("./dist/x", self.ended(UploadOutcome.FAILED, EXIT_LOCAL).verdict.why)
 
     def test_too_much_at_once(self) -> None:
         """The same for blocks that are there."""
@@ -897,10 +899,12 @@ class Serving(SyncCase):
             def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
                 return [whole for _ in numbers]
 
-        source = Source([Offer(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        source = ImageSource(
+            [Offer(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None
+        )
         ask = partial(source.answer, published=(IMAGE,), sent=lambda image, size: None)
         self.failureResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(33)))), RemoteError)
-        self.assertEqual(self.successResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(32))))), BlocksData((Part(whole),) * 32))
+        self.assertEqual(self.successResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(32))))), BlocksData((BlockPart(whole),) * 32))
 
     def test_parts(self) -> None:
         """A part would not be what the other side cuts out; or what changed would take the rest of its answer with it."""
@@ -921,7 +925,7 @@ class Serving(SyncCase):
         told: list[str] = []
         sent: list[int] = []
         tree = LargeTree()
-        source = Source([Offer(large, b"", tree, "./a")], in_thread, lambda image, text: told.append(text))
+        source = ImageSource([Offer(large, b"", tree, "./a")], in_thread, lambda image, text: told.append(text))
 
         def ask(numbers: Sequence[int], packed: bool) -> BlocksData:
             request = GetBlocks(PATH, IMAGE, tuple(numbers), packed)
@@ -932,7 +936,7 @@ class Serving(SyncCase):
         asked = [0, 1, 2, 3, 300, 301]
         groups = large.pieces.groups(asked)
         self.assertGreater(len(groups), 2)
-        whole = tuple(Part(b"".join(blocks[number] for number in group)) for group in groups)
+        whole = tuple(BlockPart(b"".join(blocks[number] for number in group)) for group in groups)
         self.assertEqual(ask(asked, False), BlocksData(whole))
         self.assertEqual((len(jobs), sent), (1, [6 * BLOCK_BYTES]))
         packed = ask(asked, True)
@@ -945,7 +949,7 @@ class Serving(SyncCase):
         answer = ask(asked, False)
         self.assertEqual(answer.lacks, (1, *groups[-1]))
         kept = [[number for number in group if number != 1] for group in groups[:-1]]
-        self.assertEqual(answer.parts, tuple(Part(b"".join(blocks[number] for number in group)) for group in kept if group))
+        self.assertEqual(answer.parts, tuple(BlockPart(b"".join(blocks[number] for number in group)) for group in kept if group))
         self.assertEqual(len(told), 1)
         gone |= set(hashes)
         self.assertEqual(ask(asked, True), BlocksData((), tuple(asked)))
@@ -990,7 +994,7 @@ class Serving(SyncCase):
         self.tree.broken = True
         self.ask(GetBlock(HASH, None)).addErrback(lambda failure: failure.trap(RemoteError, LinkLost))
         self.pass_(0.1)
-        row = self.ended(Outcome.FAILED, EXIT_LOCAL)
+        row = self.ended(UploadOutcome.FAILED, EXIT_LOCAL)
         self.assertIn("./dist/x", row.verdict.why)
 
     def test_changed_after_a_node_has_it(self) -> None:
@@ -1006,4 +1010,4 @@ class Serving(SyncCase):
         self.assertIn("./dist/x", self.heard.problems[0])
         self.received(2, 2)
         self.pass_(0.1)
-        self.ended(Outcome.DONE)
+        self.ended(UploadOutcome.DONE)

@@ -25,13 +25,13 @@ from ciruela.client.options.removing import RemoveOptions, RollbackOptions
 from ciruela.client.options.signing import Trusting
 from ciruela.client.options.table import parse
 from ciruela.client.orders import Conflict
-from ciruela.client.origin import Reach
+from ciruela.client.origin import ReadContext
 from ciruela.client.removing import remove
 from ciruela.client.report import Report
 from ciruela.client.rollback import rollback
-from ciruela.client.surroundings import Surroundings
-from ciruela.client.sync import World
-from ciruela.client.trust import Trust, pinned_file, signing_time_ms, trust_of
+from ciruela.client.surroundings import AppContext
+from ciruela.client.sync import RunContext
+from ciruela.client.trust import TrustedKeys, pinned_file, signing_time_ms, trust_of
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import removal_bytes, signed_bytes, signed_check_bytes
 from ciruela.model.errors import BadKey, CiruelaError, LinkLost, RemoteError
@@ -41,6 +41,7 @@ from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,
+    BlockPart,
     BlocksData,
     CheckData,
     CheckUpload,
@@ -50,7 +51,6 @@ from ciruela.proto.messages import (
     GetPathState,
     HookResult,
     IndexAtData,
-    Part,
     PathStateData,
     PublishImage,
     RemovedImage,
@@ -124,7 +124,7 @@ class Impostor:
             case CheckUpload():
                 return succeed(CheckData(True, None, "", None, None, None, MachineId(bytes(16)), "n9"))
             case GetBlocks():
-                return succeed(BlocksData(tuple(Part(self.image.blocks[self.image.order[one]]) for one in request.numbers)))
+                return succeed(BlocksData(tuple(BlockPart(self.image.blocks[self.image.order[one]]) for one in request.numbers)))
             case ReplaceDir() | RemoveDir():
                 self.links.append(link)
                 return succeed(self.ack)
@@ -153,13 +153,13 @@ class OracleCase(EditCase):
         self.made.hub.node(self.made.address(9), found, lambda data, source: None)
         return found
 
-    def world(self) -> World:
+    def world(self) -> RunContext:
         cluster = self.made
 
         def resolve(host: str) -> Deferred[list[Address]]:
             return succeed([cluster.address(int(number)) for number in host.removeprefix("n").split("n")])
 
-        return World(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
+        return RunContext(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
 
     def start(self, line: str) -> Deferred[int]:
         """Run a command line; ``KEY`` stands for the key of the cluster."""
@@ -167,7 +167,7 @@ class OracleCase(EditCase):
         options = parse(line.replace("KEY", str(self.top / "key")).split())
         self.out, self.err = Output(), Output()
         self.told = io.StringIO()
-        around = Surroundings(
+        around = AppContext(
             reactor=cluster.clock,
             now_ms=cluster.now_ms,
             rng=random.Random(2),
@@ -180,7 +180,7 @@ class OracleCase(EditCase):
         )
         world = self.world()
         wire: Any = Wire(cluster.hub.node(HERE, Client(cluster, GOOD), lambda data, source: None)[0])
-        reach = Reach(wire, world.resolve, cluster.clock, random.Random(3), at_once)
+        reach = ReadContext(wire, world.resolve, cluster.clock, random.Random(3), at_once)
         match options:
             case RemoveOptions():
                 return Deferred.fromCoroutine(remove(options, around, world))
@@ -527,8 +527,8 @@ class KeysTests(SynchronousTestCase):
         self.path = self.mktemp()
         self.problems: list[str] = []
 
-    def trust(self, *files: str, environ: dict[str, str] | None = None) -> Deferred[Trust]:
-        around: Any = Surroundings(None, lambda: START_MS, random.Random(1), environ or {}, Output(), Output(), at_once, at_once)
+    def trust(self, *files: str, environ: dict[str, str] | None = None) -> Deferred[TrustedKeys]:
+        around: Any = AppContext(None, lambda: START_MS, random.Random(1), environ or {}, Output(), Output(), at_once, at_once)
         own = [PublicKey(bytes(KEY.verify_key))]
         return Deferred.fromCoroutine(trust_of(Trusting(files), own, around, lambda _, text: self.problems.append(text)))
 

@@ -6,9 +6,9 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from ciruela.client.commands import upload
 from ciruela.client.options.signing import Keys
-from ciruela.client.options.sync import Mode, Target, UploadOptions
+from ciruela.client.options.sync import Mode, UploadOptions, UploadTarget
 from ciruela.client.options.table import parse
-from ciruela.client.sync import World
+from ciruela.client.sync import RunContext
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReplaceDir
 from ciruela.seams import Address
@@ -26,7 +26,7 @@ class Upload(CommandCase):
         def resolve(name: str) -> Deferred[list[Address]]:
             return succeed([address(int(name.removeprefix("n")))])
 
-        world = World(self.clock, self.around.rng, lambda where, counterpart: self.hub.link(counterpart, where), resolve)
+        world = RunContext(self.clock, self.around.rng, lambda where, counterpart: self.hub.link(counterpart, where), resolve)
         running = Deferred.fromCoroutine(upload(options, self.around, world))
         self.pass_()
         return running
@@ -104,7 +104,7 @@ class UploadLine(Parsing):
         found = parse(["upload", "-d", "dist", "-i", "key", "h:24000:/apps/v1", "[::1]:5:/a:/b", "h:24000:/apps/v1"])
         assert isinstance(found, UploadOptions)
         self.assertEqual((found.source, found.mode, found.keys.files), ("dist", Mode.APPEND, ("key",)))
-        self.assertEqual(found.targets, (Target("h:24000", VPath(("apps", "v1"))), Target("[::1]:5", VPath(("a:", "b")))))
+        self.assertEqual(found.targets, (UploadTarget("h:24000", VPath(("apps", "v1"))), UploadTarget("[::1]:5", VPath(("a:", "b")))))
         old = parse(["upload", "-i", "key1", "key2", "-d", "dist", "h:/apps/v1", "-k", "VAR1", "VAR2", "g:/apps/v1", "--", "f:/apps/v1"])
         assert isinstance(old, UploadOptions)
         self.assertEqual(old.keys, Keys(("key1", "key2"), ("VAR1", "VAR2")))

@@ -17,7 +17,7 @@ from ciruela.client.main import exit_for
 from ciruela.client.options.local import VerifyOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import EVERYBODYS, OURS, LocalProblem
-from ciruela.client.surroundings import Surroundings
+from ciruela.client.surroundings import AppContext
 from ciruela.client.verify import differences, verify
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
@@ -84,7 +84,7 @@ class Verify(SynchronousTestCase):
     def run_verify(self, *words: str) -> Deferred[int]:
         options = parse(["verify", *words])
         assert isinstance(options, VerifyOptions)
-        around = Surroundings(
+        around = AppContext(
             reactor=Clock(),
             now_ms=lambda: 0,
             rng=random.Random(1),

@@ -11,7 +11,7 @@ from ciruela.daemon.api import MOST_WAITING, NodeApi
 from ciruela.daemon.authority import FRESH_S, MOST_TRIED, Signers
 from ciruela.daemon.pathstate import MOST, Refusals
 from ciruela.daemon.status import NodeStatus
-from ciruela.gossip.packets import Header, Member, Packet, encode_packets
+from ciruela.gossip.packets import Header, MemberFact, Packet, encode_packets
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookKind, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
@@ -97,7 +97,7 @@ class ApiTests(SynchronousTestCase):
         self.cluster.kill(3)
         self.cluster.run(70.0)
         header = Header(MachineId(b"s" * 16), 1, 0)
-        facts = tuple(encode_packets(header, [Member(header.sender, None, 1, "stranger", 0, 1, ("app",))]))
+        facts = tuple(encode_packets(header, [MemberFact(header.sender, None, 1, "stranger", 0, 1, ("app",))]))
         self.cluster.nodes[1].gossip.pushed("192.0.2.7", PushPull(5, None, facts))
         page = self.get("/api/v1/peers")
         self.assertEqual(page["shared_ids"], [])

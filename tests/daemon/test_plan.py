@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from twisted.python.usage import UsageError
 
-from ciruela.daemon.plan import NO_CANTAL, Given, Plan, in_force, moved, read_plan, restart_needed, summary
+from ciruela.daemon.plan import NO_CANTAL, CommandLine, DaemonPlan, in_force, moved, read_plan, restart_needed, summary
 from ciruela.daemon.tap import Options
 from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError
-from ciruela.net.discovery.spec import CONSUL, Asked, Kind, Spec
+from ciruela.net.discovery.spec import CONSUL, SourceKind, SourceSpecs, Spec
 from tests.daemon.test_config import MINIMAL, ConfigCase
 from tests.proof import shows
 
@@ -39,10 +39,10 @@ consul-token-file: /etc/ciruela/token
 class PlanTests(ConfigCase):
     """A daemon that starts does what stands there."""
 
-    def plan(self, own: str = "", **given: object) -> Plan:
+    def plan(self, own: str = "", **given: object) -> DaemonPlan:
         self.put("ciruela.yaml", own)
         options = {"override-machine-id": "ab" * 16} | {name.replace("_", "-"): value for name, value in given.items()}
-        return read_plan(Given(str(self.top), options), NOW_MS)
+        return read_plan(CommandLine(str(self.top), options), NOW_MS)
 
     def mistakes(self, own: str) -> list[str]:
         error = self.assertRaises(ConfigError, self.plan, own)
@@ -52,21 +52,21 @@ class PlanTests(ConfigCase):
         """Without a word about it everything is as with the reference."""
         plan = self.plan()
         self.assertEqual((plan.host, plan.port, plan.db_dir, plan.disk_threads), ("0.0.0.0", 24783, "/var/lib/ciruela", 8))
-        self.assertEqual((plan.tuning, plan.peers), (STANDARD, Asked()))
+        self.assertEqual((plan.tuning, plan.peers), (STANDARD, SourceSpecs()))
 
     def test_everything(self) -> None:
         """Every option has its place in the file."""
         self.put("ciruela.yaml", EVERYTHING)
-        plan = read_plan(Given(str(self.top), {}), NOW_MS)
+        plan = read_plan(CommandLine(str(self.top), {}), NOW_MS)
         self.assertEqual((plan.host, plan.port, plan.db_dir, plan.disk_threads), ("10.0.0.1", 5000, "/var/lib/c", 3))
         self.assertEqual((plan.me, plan.hostname, plan.tuning.max_connections), (b"\xab" * 16, "n1.example.org", 7))
         self.assertEqual(
             plan.peers,
-            Asked(
+            SourceSpecs(
                 (
-                    Spec(Kind.DNS, "dns:ciruela.example.org", "ciruela.example.org"),
-                    Spec(Kind.FILE, "file:more.txt", f"{self.top}/more.txt"),
-                    Spec(Kind.CONSUL, "consul:ciruela", "ciruela"),
+                    Spec(SourceKind.DNS, "dns:ciruela.example.org", "ciruela.example.org"),
+                    Spec(SourceKind.FILE, "file:more.txt", f"{self.top}/more.txt"),
+                    Spec(SourceKind.CONSUL, "consul:ciruela", "ciruela"),
                 ),
                 30.0,
                 "http://10.0.0.9:8500",
@@ -77,7 +77,7 @@ class PlanTests(ConfigCase):
         for name in ("metadata-threads", "log-machine-id", "aggressive-index-gc"):
             self.assertIn(f"{name} is not used: ", told)
         self.assertIn("10.0.0.1:5000", summary(plan)[0])
-        self.assertEqual(Asked().consul, CONSUL)
+        self.assertEqual(SourceSpecs().consul, CONSUL)
 
     def test_command_line_wins(self) -> None:
         """Somebody who tries something by hand would have to change the file of the service."""
@@ -148,7 +148,7 @@ class OptionTests(ConfigCase):
     def test_names_of_the_reference(self) -> None:
         """Its options work, or say what to do instead."""
         words = ("--config-base-dir", "/etc/c", "--metadata-threads", "2", "--log-machine-id", "--aggressive-index-gc", "--port", "5")
-        given = Given("/etc/c", {"metadata-threads": 2, "log-machine-id": 1, "aggressive-index-gc": 1, "port": 5})
+        given = CommandLine("/etc/c", {"metadata-threads": 2, "log-machine-id": 1, "aggressive-index-gc": 1, "port": 5})
         self.assertEqual(self.options(*words).given(), given)
         self.assertIn(NO_CANTAL, str(self.assertRaises(UsageError, self.options, "--cantal")))
         self.assertRaises(UsageError, self.options, "--config", "/a", "--config-base-dir", "/b")

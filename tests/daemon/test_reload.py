@@ -14,13 +14,13 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.keywatch import FOLLOW_UPS, LOOK_S, KeyWatch, stamps
-from ciruela.daemon.plan import Plan
-from ciruela.daemon.reload import Hangup, LiveConfigs, Reloads, Report
+from ciruela.daemon.plan import DaemonPlan
+from ciruela.daemon.reload import Hangup, LiveConfigs, ReloadReport, Reloads
 from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
-from ciruela.net.discovery.spec import Asked
+from ciruela.net.discovery.spec import SourceSpecs
 from tests.proof import shows
 from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image
 
@@ -29,9 +29,9 @@ IMAGE = Image(3, {"large": 3_000_000, "small": 10})
 V1 = VPath.parse("/app/v1")
 
 
-def plan(**configs: DirConfig) -> Plan:
+def plan(**configs: DirConfig) -> DaemonPlan:
     """What the files of node 1 say."""
-    return Plan("/etc/ciruela", "/db", "10.0.0.1", 24783, 8, MachineId(b"1" * 16), "n1", STANDARD, configs, Asked(), ())
+    return DaemonPlan("/etc/ciruela", "/db", "10.0.0.1", 24783, 8, MachineId(b"1" * 16), "n1", STANDARD, configs, SourceSpecs(), ())
 
 
 class Keys:
@@ -60,12 +60,12 @@ class NodeCase(SynchronousTestCase):
         (self.config_dir / "keys").mkdir(parents=True)
         (self.config_dir / "master.key").write_text("one")
         self.watch = KeyWatch(self.node, str(self.config_dir), maybeDeferred, self.cluster.clock, random.Random(1))
-        self.applied: list[Plan] = []
+        self.applied: list[DaemonPlan] = []
         self.says: Any = plan(app=APP, logs=LOGS)
         self.reloads = Reloads(self.says, self.read, self.node, self.live, self.watch, self.applied.append)
         self.cluster.run(5.0)
 
-    def read(self) -> Deferred[Plan]:
+    def read(self) -> Deferred[DaemonPlan]:
         if isinstance(self.says, Deferred):
             return self.says
         return fail(self.says) if isinstance(self.says, Exception) else succeed(self.says)
@@ -87,7 +87,7 @@ class NodeCase(SynchronousTestCase):
 class ReloadTests(NodeCase):
     """All or nothing."""
 
-    def reload(self, says: Any) -> Report:
+    def reload(self, says: Any) -> ReloadReport:
         self.says = says
         self.successResultOf(self.reloads.ask())
         assert self.reloads.last is not None

@@ -13,7 +13,7 @@ from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.state import Kept, SigEntry, State, Version
+from ciruela.model.state import RetainedVersion, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import encode_answer, encode_response
 from ciruela.proto.messages import (
@@ -409,8 +409,8 @@ class KeptSignedTests(SynchronousTestCase):
     def test_bounded(self) -> None:
         """A directory with many kept images could not be listed at all, and a node that joins would never get it."""
         signed = tuple(SigEntry(at, bytes([at]) * 64) for at in range(1, 5))
-        kept = tuple(Kept(Version(5, ImageId(bytes([number]) * 32)), signed) for number in range(3))
-        found = kept_signed({f"v{number}": kept for number in range(2000)} | {"old": (Kept(Version(1, ImageId(bytes(32)))),)})
+        kept = tuple(RetainedVersion(Version(5, ImageId(bytes([number]) * 32)), signed) for number in range(3))
+        found = kept_signed({f"v{number}": kept for number in range(2000)} | {"old": (RetainedVersion(Version(1, ImageId(bytes(32)))),)})
         self.assertEqual(sum(len(state.signatures) for states in found.values() for state in states), MOST_KEPT_SIGNATURES)
         self.assertEqual({states[0] for states in found.values()}, {State(kept[0].image, signed)})
         self.assertNotIn("old", found)

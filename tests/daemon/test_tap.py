@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela import __version__
 from ciruela.daemon import tap
-from ciruela.daemon.plan import DEFAULTS, Given
+from ciruela.daemon.plan import DEFAULTS, CommandLine
 from ciruela.daemon.service import Daemon
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
@@ -135,7 +135,7 @@ class TapTests(SynchronousTestCase):
         """The defaults of the reference."""
         options = Options()
         options.parseOptions([])
-        self.assertEqual(options.given(), Given("/etc/ciruela", {}))
+        self.assertEqual(options.given(), CommandLine("/etc/ciruela", {}))
         self.assertEqual((DEFAULTS["db-dir"], DEFAULTS["host"], DEFAULTS["port"]), ("/var/lib/ciruela", "0.0.0.0", 24783))
 
     def test_bad_numbers(self):

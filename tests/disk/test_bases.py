@@ -13,7 +13,7 @@ from ciruela.disk.layout import BaseUnavailable
 from ciruela.model.errors import DownloadFailed, FormatError
 from ciruela.model.order import Abort
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Sight
+from ciruela.seams import Held, NamesFound
 from tests.disk.bench import OLD, Bench, done, succeed
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import SMALL, flat, index_bytes, on_disk, state_of
@@ -81,7 +81,7 @@ class Bases(Real):
             bench = Bench()
             with bench.sim.installed():
                 succeed(bench, lambda bench: bench.upload(V1, OLD, 5))
-                self.assertEqual(done(bench.store.look([V1])), Sight((), {}))
+                self.assertEqual(done(bench.store.look([V1])), NamesFound((), {}))
                 bench.sim.mount(where)
                 sight = done(bench.store.look([V1]))
                 self.assertEqual((sight.gone, list(sight.unseen)), ((), ["app"]))
@@ -89,7 +89,7 @@ class Bases(Real):
                 self.assertRaises(DownloadFailed, succeed, bench, lambda bench: bench.upload(V2, OLD, 6))
                 self.assertEqual(bench.sim.tree(where), {"/": b""})
                 bench.sim.volume("/n").mounts.clear()
-                self.assertEqual(done(bench.store.look([V1])), Sight((), {}))
+                self.assertEqual(done(bench.store.look([V1])), NamesFound((), {}))
                 succeed(bench, lambda bench: bench.upload(V2, OLD, 6))
                 self.assertEqual(bench.tree(V2), flat(OLD))
 

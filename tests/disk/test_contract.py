@@ -17,7 +17,7 @@ from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, OtherConte
 from ciruela.model.order import Abort, Command
 from ciruela.model.state import Burials, State, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Disk, Held, Pending, Sight, Staging
+from ciruela.seams import Disk, Held, NamesFound, Pending, Staging
 from tests.disk.trees import CHANGED, SMALL, Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of
 from tests.doubles.memdisk import MemDisk
 from tests.proof import shows
@@ -500,9 +500,9 @@ class Contract:
         """An image that was removed by hand would count for ever; one on a disk that is not mounted would be fetched again."""
         for vpath in (V1, V2, SINGLE):
             self.upload(vpath, SMALL)
-        self.assertEqual(self.successResultOf(self.disk.look([V1, V2, SINGLE])), Sight((), {}))
+        self.assertEqual(self.successResultOf(self.disk.look([V1, V2, SINGLE])), NamesFound((), {}))
         self.lose(V1)
-        self.assertEqual(self.successResultOf(self.disk.look([V1, V2, SINGLE])), Sight((V1,), {}))
+        self.assertEqual(self.successResultOf(self.disk.look([V1, V2, SINGLE])), NamesFound((V1,), {}))
         self.unmount()
         sight = self.successResultOf(self.disk.look([V1, V2, SINGLE]))
         self.assertEqual((sight.gone, list(sight.unseen)), ((), ["app"]))

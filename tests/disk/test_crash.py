@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.states import Phase, decode_journal
+from ciruela.disk.states import CommitPhase, decode_journal
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.order import Command
@@ -208,7 +208,7 @@ class Undo(SynchronousTestCase):
         """The new image would stand there with the record of the old one."""
         self.replaced(undo=True)
         self.assertEqual(on_disk(self.node.image(V1)), flat(OLD))
-        self.assertIs(decode_journal(self.journal.read_bytes()).phase, Phase.DOWNLOAD)
+        self.assertIs(decode_journal(self.journal.read_bytes()).phase, CommitPhase.DOWNLOAD)
 
     def test_dropped_when_it_cannot_be_put_back(self) -> None:
         """Giving up an upload whose image is shown already would leave the record of the old one for ever."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
 from ciruela.disk import hashcache, syscalls, walk
-from ciruela.disk.hashcache import KEY_BYTES, NEVER, HashCache, Known, cache_home, decode, encode
+from ciruela.disk.hashcache import KEY_BYTES, NEVER, CachedDirectory, HashCache, cache_home, decode, encode
 from ciruela.disk.scan import Scan, scan
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
@@ -78,7 +78,7 @@ class CacheCase(ScanCase):
         """The caches on the disk."""
         return sorted((self.home / "ciruela").glob("*")) if (self.home / "ciruela").exists() else []
 
-    def content(self) -> dict[tuple[int, int], Known]:
+    def content(self) -> dict[tuple[int, int], CachedDirectory]:
         """What the only cache holds."""
         (path,) = self.files()
         return decode(path.read_bytes(), KIND)[1]
@@ -623,26 +623,26 @@ class FileTests(CacheCase):
 class FormatTests(ScanCase):
     """The bytes of a cache."""
 
-    ONE = Known(b"b\0d\0a", b"d", bytes(2 * KEY_BYTES), b"  a f 0\n  b s c\n", 1, 0)
+    ONE = CachedDirectory(b"b\0d\0a", b"d", bytes(2 * KEY_BYTES), b"  a f 0\n  b s c\n", 1, 0)
 
     def test_round_trip(self) -> None:
         """What is written can be read, for every kind."""
         for kind in HashKind:
-            content = {(1, 2): self.ONE, (1 << 63, (1 << 64) - 1): Known(b"", b"", b"", b"", 0, 0)}
+            content = {(1, 2): self.ONE, (1 << 63, (1 << 64) - 1): CachedDirectory(b"", b"", b"", b"", 0, 0)}
             self.assertEqual(decode(encode(kind, 5, content), kind), (5, content))
         self.assertEqual(hashcache.by_name(self.ONE), {"a": (bytes(KEY_BYTES), "  a f 0"), "b": (bytes(KEY_BYTES), "  b s c")})
 
     def test_contradictions(self) -> None:
         """Records that do not agree with themselves would give files the hashes of others."""
         for one in (
-            Known(b"b\0a", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
-            Known(b"a", b"", bytes(KEY_BYTES), b"  a f 0\n  b f 0\n", 1, 0),
-            Known(b"a", b"", bytes(KEY_BYTES), b"  a f 0\n", 2, 0),
-            Known(b"", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
-            Known(b"a\0b", b"c", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
-            Known(b"\xff", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
-            Known(b"a\0b", b"\xff", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
-            Known(b"a", b"", bytes(KEY_BYTES), b"  \xff f 0\n", 1, 0),
+            CachedDirectory(b"b\0a", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
+            CachedDirectory(b"a", b"", bytes(KEY_BYTES), b"  a f 0\n  b f 0\n", 1, 0),
+            CachedDirectory(b"a", b"", bytes(KEY_BYTES), b"  a f 0\n", 2, 0),
+            CachedDirectory(b"", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
+            CachedDirectory(b"a\0b", b"c", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
+            CachedDirectory(b"\xff", b"", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
+            CachedDirectory(b"a\0b", b"\xff", bytes(KEY_BYTES), b"  a f 0\n", 1, 0),
+            CachedDirectory(b"a", b"", bytes(KEY_BYTES), b"  \xff f 0\n", 1, 0),
         ):
             self.assertRaises(FormatError, decode, encode(KIND, 5, {(1, 2): one}), KIND)
 

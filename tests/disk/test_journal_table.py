@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.disk import states
 from ciruela.disk.layout import place
 from ciruela.disk.removal import DOOMED
-from ciruela.disk.states import Journal, Phase
+from ciruela.disk.states import CommitPhase, Journal
 from ciruela.model.order import Command
 from ciruela.model.state import State
 from ciruela.seams import Held, Pending
@@ -151,7 +151,7 @@ class Steps(SynchronousTestCase):
         tree, state, journal, staging = self.stands()
         assert journal is not None and journal.staging is not None
         self.assertEqual((tree, state, staging), (flat(OLD), BEFORE, flat(NEW)))
-        self.assertEqual((journal.phase, journal.staging[1], journal.state), (Phase.READY, ready, AFTER))
+        self.assertEqual((journal.phase, journal.staging[1], journal.state), (CommitPhase.READY, ready, AFTER))
         self.assertEqual(self.bench.debris(), {STAGING, ".tmp.v1.state"})
         self.goes_on(blocks=indexed(NEW)[0].block_count)
 
@@ -160,7 +160,7 @@ class Steps(SynchronousTestCase):
         self.kill_in_commit("renameat2", 1)
         tree, state, journal, staging = self.stands()
         assert journal is not None
-        self.assertEqual((tree, state, staging, journal.phase), (flat(NEW), BEFORE, flat(OLD), Phase.READY))
+        self.assertEqual((tree, state, staging, journal.phase), (flat(NEW), BEFORE, flat(OLD), CommitPhase.READY))
         self.finished()
 
     @shows("F38", "A44")
@@ -180,7 +180,7 @@ class Steps(SynchronousTestCase):
         self.kill_in_commit("rename", 2)
         tree, state, journal, staging = self.stands()
         assert journal is not None
-        self.assertEqual((tree, state, staging, journal.phase), (flat(NEW), AFTER, flat(OLD), Phase.READY))
+        self.assertEqual((tree, state, staging, journal.phase), (flat(NEW), AFTER, flat(OLD), CommitPhase.READY))
         self.finished()
 
     def test_step_8(self) -> None:

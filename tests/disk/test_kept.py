@@ -14,7 +14,7 @@ from ciruela.disk import kept
 from ciruela.disk.layout import place
 from ciruela.disk.store import Store
 from ciruela.model.errors import FormatError
-from ciruela.model.state import Kept, SigEntry, Version
+from ciruela.model.state import RetainedVersion, SigEntry, Version
 from ciruela.proto.bounded import loads
 from tests.disk.bench import CONFIGS, K1, NEW, OLD, OTHER, Bench, done, indexed, outcome, succeed
 from tests.disk.faulty import Killed
@@ -41,15 +41,15 @@ class KeptTests(SynchronousTestCase):
     def upload(self, spec: dict[str, bytes | str | None], time: int) -> None:
         succeed(self.bench, lambda bench: bench.upload(K1, spec, time))
 
-    def held(self) -> tuple[Kept, ...]:
+    def held(self) -> tuple[RetainedVersion, ...]:
         """What a start says is kept."""
         self.bench.restart()
         found = [held.kept for held in self.bench.loaded().held if held.vpath == K1]
         return found[0] if found else ()
 
-    def kept(self, name: str, time: int) -> Kept:
+    def kept(self, name: str, time: int) -> RetainedVersion:
         """The row of an image that was uploaded at ``time``."""
-        return Kept(Version(time, IDS[name]), (SigEntry(time, bytes([time]) * 64),))
+        return RetainedVersion(Version(time, IDS[name]), (SigEntry(time, bytes([time]) * 64),))
 
     def test_replaced(self) -> None:
         """There would be nothing to go back to; or every image that ever was would stay for ever."""
@@ -147,9 +147,12 @@ class KeptTests(SynchronousTestCase):
 
     def test_earlier_record(self) -> None:
         """What was kept before an update would be forgotten by it, or by going back to the earlier version."""
-        row = kept.Row(Version(5, IDS["old"]), 7, (SigEntry(5, b"s" * 64),))
+        row = kept.RetainedRow(Version(5, IDS["old"]), 7, (SigEntry(5, b"s" * 64),))
         self.assertEqual(kept.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]]})), (replace(row, signatures=()),))
-        most = [kept.Row(Version(number, IDS["old"]), number, tuple(SigEntry(at, b"s" * 64) for at in range(16))) for number in range(900)]
+        most = [
+            kept.RetainedRow(Version(number, IDS["old"]), number, tuple(SigEntry(at, b"s" * 64) for at in range(16)))
+            for number in range(900)
+        ]
         for rows in ([row], [row] * 500, most):
             data = kept.encode(rows)
             fields = loads(data, max_items=8 + 4 * kept.MOST, max_depth=3)
@@ -163,8 +166,8 @@ class KeptTests(SynchronousTestCase):
     def test_flipped_bits(self) -> None:
         """Somebody would be shown another time, or another image, than was kept; or the other images would be lost with one bit."""
         rows = (
-            kept.Row(Version(6, IDS["old"]), 7, (SigEntry(5, b"r" * 64), SigEntry(6, b"s" * 64))),
-            kept.Row(Version(9, IDS["new"]), 8, (SigEntry(9, b"t" * 64),)),
+            kept.RetainedRow(Version(6, IDS["old"]), 7, (SigEntry(5, b"r" * 64), SigEntry(6, b"s" * 64))),
+            kept.RetainedRow(Version(9, IDS["new"]), 8, (SigEntry(9, b"t" * 64),)),
         )
         good = kept.encode(rows)
         salvaged = 0
@@ -231,7 +234,7 @@ class KeptTests(SynchronousTestCase):
 
     def test_record_form(self) -> None:
         """Anything in the db directory might be read as rows."""
-        row = kept.Row(Version(5, IDS["old"]), 7)
+        row = kept.RetainedRow(Version(5, IDS["old"]), 7)
         self.assertEqual(kept.decode(kept.encode([row])), (row,))
         signed = replace(row, signatures=(SigEntry(4, b"r" * 64), SigEntry(5, b"s" * 64)))
         self.assertEqual(kept.decode(kept.encode([signed, row])), (signed, row))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk.landing import Landing, Standing
+from ciruela.disk.landing import DestinationKind, Landing
 from ciruela.index.merge import BlockMap
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block
@@ -50,9 +50,9 @@ class LandingTests(SynchronousTestCase):
     def test_whole(self) -> None:
         """Links, modes, empty files and directories would be missing from a copy."""
         landing = self.landing()
-        self.assertIs(self.successResultOf(landing.look()), Standing.NOTHING)
+        self.assertIs(self.successResultOf(landing.look()), DestinationKind.NOTHING)
         self.put(landing)
-        self.assertIs(self.successResultOf(self.landing().look()), Standing.SAME)
+        self.assertIs(self.successResultOf(self.landing().look()), DestinationKind.SAME)
         self.assertEqual(self.names(), ["copy"])
         copy = self.top / "copy"
         self.assertEqual((copy.stat().st_mode & 0o777, (copy / "run.sh").stat().st_mode & 0o777), (0o755, 0o755))
@@ -63,14 +63,14 @@ class LandingTests(SynchronousTestCase):
         """What is there would be taken for the image, or the image for something else."""
         plant(self.top / "copy", SMALL)
         (self.top / "copy" / "README").chmod(0o664)
-        self.assertIs(self.successResultOf(self.landing().look()), Standing.SAME)
+        self.assertIs(self.successResultOf(self.landing().look()), DestinationKind.SAME)
         (self.top / "copy" / "README").chmod(0o775)
-        self.assertIs(self.successResultOf(self.landing().look()), Standing.OTHER)
-        self.assertIs(self.successResultOf(self.landing(CHANGED).look()), Standing.OTHER)
+        self.assertIs(self.successResultOf(self.landing().look()), DestinationKind.OTHER)
+        self.assertIs(self.successResultOf(self.landing(CHANGED).look()), DestinationKind.OTHER)
         (self.top / "file").write_text("x")
-        self.assertIs(self.successResultOf(self.landing(name="file").look()), Standing.NO_DIRECTORY)
+        self.assertIs(self.successResultOf(self.landing(name="file").look()), DestinationKind.NO_DIRECTORY)
         (self.top / "link").symlink_to("copy")
-        self.assertIs(self.successResultOf(self.landing(name="link").look()), Standing.NO_DIRECTORY)
+        self.assertIs(self.successResultOf(self.landing(name="link").look()), DestinationKind.NO_DIRECTORY)
 
     def test_missing_blocks(self) -> None:
         """Half a copy would be shown."""
@@ -105,7 +105,7 @@ class LandingTests(SynchronousTestCase):
         """The old copy would stay, or lie around."""
         plant(self.top / "copy", SMALL)
         self.put(self.landing(CHANGED), CHANGED, replacing=True)
-        self.assertIs(self.successResultOf(self.landing(CHANGED).look()), Standing.SAME)
+        self.assertIs(self.successResultOf(self.landing(CHANGED).look()), DestinationKind.SAME)
         self.assertEqual(self.names(), ["copy"])
 
     def test_reuse(self) -> None:

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import states
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.states import Journal, Phase, decode_journal, decode_state, encode_journal, encode_state
+from ciruela.disk.states import CommitPhase, Journal, decode_journal, decode_state, encode_journal, encode_state
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
@@ -42,7 +42,7 @@ some_journals = st.one_of(
         Journal,
         some_states,
         st.sampled_from([*Command, None]),
-        st.just(Phase.READY),
+        st.just(CommitPhase.READY),
         st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
     ),
 )
@@ -65,7 +65,7 @@ class Format(SynchronousTestCase):
 
     def test_reference_reads_the_journal(self) -> None:
         """The reference could not read what we have pending: the fields it knows must be there, and first."""
-        data = encode_journal(Journal(STATE, Command.REPLACE, Phase.READY, (1, 2)))
+        data = encode_journal(Journal(STATE, Command.REPLACE, CommitPhase.READY, (1, 2)))
         fields = cbor2.loads(data)
         self.assertEqual(list(fields), ["image", "signatures", "ciruela"])
         self.assertEqual(data[1 : len(VECTOR)], VECTOR[1:])
@@ -148,7 +148,7 @@ class Format(SynchronousTestCase):
     @shows("K3.3", "K3.4", "A45")
     def test_every_bit(self) -> None:
         """One flipped bit would make another time, image or signature of what is committed or on its way, and be believed."""
-        journal = Journal(STATE, Command.REPLACE, Phase.READY, (1, 2), aside=True)
+        journal = Journal(STATE, Command.REPLACE, CommitPhase.READY, (1, 2), aside=True)
         for data, decode, known in ((encode_state(STATE), decode_state, STATE), (encode_journal(journal), decode_journal, journal)):
             self.assertEqual(decode(data), known)
             for bit in range(8 * len(data)):

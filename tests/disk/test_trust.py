@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from ciruela.disk import burials, trust
 from ciruela.disk.store import Store
-from ciruela.disk.trust import Trust
+from ciruela.disk.trust import RecordTrust
 from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry, Tombstone, Version
 from ciruela.model.vpath import VPath
@@ -35,7 +35,9 @@ class TrustCase(Real):
 
     def loaded(self) -> list[Held]:
         self.store.close()
-        self.store = self.node.store = Store(str(self.node.db), self.node.configs, in_place, trust=Trust(lambda: self.now_ms, self.signed))
+        self.store = self.node.store = Store(
+            str(self.node.db), self.node.configs, in_place, trust=RecordTrust(lambda: self.now_ms, self.signed)
+        )
         return list(self.successResultOf(self.store.load()).held)
 
     def signed(self, _vpath: VPath, _image: ImageId, entries: object) -> frozenset[SigEntry]:

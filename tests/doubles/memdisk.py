@@ -19,9 +19,9 @@ from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherC
 from ciruela.model.hooks import Due
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.order import Abort, Command
-from ciruela.model.state import Burials, Kept, State, Tombstone
+from ciruela.model.state import Burials, RetainedVersion, State, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, Pending, Reused, SetAside, Sight, Staging
+from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
 
 Blocks = dict[BlockHash, bytes]
 
@@ -101,7 +101,7 @@ class MemStaging:
             return fail(dead)
         return succeed(f"{self._disk.where(self._vpath)}.staging")
 
-    def commit(self, state: State) -> Deferred[tuple[Kept, ...]]:
+    def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         if dead := self._dead():
             return fail(dead)
         return self._disk.commit(self._vpath, self._index, self._here, state)
@@ -181,7 +181,7 @@ class MemDisk:
         self.damaged: set[VPath] = set()
         self.asides: list[SetAside] = []
         self.aside_trees: list[tuple[str, Index]] = []
-        self.kept: dict[VPath, tuple[Kept, ...]] = {}
+        self.kept: dict[VPath, tuple[RetainedVersion, ...]] = {}
         self.unmounted: set[str] = set()
         self.rotten: set[BlockHash] = set()
         self.free_bytes = 1 << 60
@@ -394,7 +394,7 @@ class MemDisk:
         here = self.staged.setdefault(key, bytearray(index.block_count))
         return succeed(MemStaging(self, vpath, index, here))
 
-    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[tuple[Kept, ...]]:
+    def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """What ``MemStaging.commit`` does, in one step."""
         if not all(here):
             return fail(DownloadFailed(Abort.COMMIT_ERROR, f"{vpath}: block {here.index(0)} is missing or wrong"))
@@ -413,7 +413,7 @@ class MemDisk:
             state = state.merged(pending.state.signatures)
         self.pendings.pop(vpath, None)
         before, most = self.states.get(vpath), self.configs[vpath.key].keep_replaced
-        replaced = () if before is None else (Kept.of(before),)
+        replaced = () if before is None else (RetainedVersion.of(before),)
         rows = dict.fromkeys((*replaced, *self.kept.get(vpath, ())))
         self.kept[vpath] = tuple(one for one in rows if one.image != state.image)[:most]
         self.images[vpath] = index
@@ -428,10 +428,10 @@ class MemDisk:
             return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
         return succeed(vpath in self.images or vpath in self.foreign)
 
-    def look(self, vpaths: Sequence[VPath]) -> Deferred[Sight]:
+    def look(self, vpaths: Sequence[VPath]) -> Deferred[NamesFound]:
         unseen = {vpath.key: "is not mounted" for vpath in vpaths if vpath.key in self.unmounted}
         gone = [vpath for vpath in vpaths if vpath.key not in unseen and vpath not in self.images and vpath not in self.foreign]
-        return succeed(Sight(tuple(gone), unseen))
+        return succeed(NamesFound(tuple(gone), unseen))
 
     def prove(self, most: int) -> Deferred[Sequence[VPath]]:
         """All records have their checksum here."""

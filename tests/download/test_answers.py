@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.download.passing import Answer, read
 from ciruela.model.errors import RemoteError
 from ciruela.model.mask import Pieces
-from ciruela.proto.messages import BlockData, BlocksData, Part, Response, ShareData
+from ciruela.proto.messages import BlockData, BlockPart, BlocksData, Response, ShareData
 from ciruela.proto.packing import part
 from tests.proof import shows
 
@@ -24,7 +24,7 @@ def size_of(numbers: Sequence[int]) -> int:
     return sum(len(DATA[number]) for number in numbers)
 
 
-def whole(group: Sequence[int], packed: bool = False) -> Part:
+def whole(group: Sequence[int], packed: bool = False) -> BlockPart:
     return part(b"".join(DATA[number] for number in group), packed)
 
 
@@ -59,7 +59,7 @@ class ReadTests(SynchronousTestCase):
     def test_wrong_count(self) -> None:
         """With a part too many or too few, the others would be taken for other blocks."""
         parts = tuple(map(whole, GROUPS))
-        for wrong in (parts[:2], parts[1:], (*parts, Part(b"more")), (), (Part(b""), *parts)):
+        for wrong in (parts[:2], parts[1:], (*parts, BlockPart(b"more")), (), (BlockPart(b""), *parts)):
             self.assertEqual(answer(BlocksData(wrong)), Answer([(number, b"") for number in ASKED], []))
         self.assertEqual(answer(BlocksData(parts, (100,))).blocks, [(number, b"") for number in ASKED[:-1]])
 
@@ -69,13 +69,13 @@ class ReadTests(SynchronousTestCase):
         good = whole(GROUPS[1])
         packed = whole(GROUPS[1], packed=True)
         for wrong in (
-            Part(good.data[:-1]),
-            Part(good.data + b"x"),
-            Part(b""),
-            Part(good.data, packed=True),
-            Part(packed.data),
-            Part(packed.data[:-1], packed=True),
-            Part(packed.data + b"\0", packed=True),
+            BlockPart(good.data[:-1]),
+            BlockPart(good.data + b"x"),
+            BlockPart(b""),
+            BlockPart(good.data, packed=True),
+            BlockPart(packed.data),
+            BlockPart(packed.data[:-1], packed=True),
+            BlockPart(packed.data + b"\0", packed=True),
             whole((4, 5), packed=True),
         ):
             found = answer(BlocksData((whole(GROUPS[0]), wrong, whole(GROUPS[2]))))

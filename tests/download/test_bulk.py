@@ -14,7 +14,7 @@ from ciruela.download import fetch_blocks
 from ciruela.download.awaited import HELD_S
 from ciruela.download.fetch_blocks import NUDGE_S, OUT_OF_TURN_S, STARVING_S, TURNS_S, BlockFetch
 from ciruela.download.passing import Passing
-from ciruela.download.plan import MOST_AT_ONCE, Plan
+from ciruela.download.plan import MOST_AT_ONCE, BlockPlan
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, MOST_WINDOW, Candidate, Totals
 from ciruela.index.digest import BLOCK_BYTES, HashKind
@@ -29,11 +29,11 @@ from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     MOST_BULK_BYTES,
+    BlockPart,
     BlocksData,
     GetBlocks,
     GetPieces,
     GetShare,
-    Part,
     PiecesData,
     Request,
     Response,
@@ -60,9 +60,9 @@ ALL = [*BLOCKS, *SMALL]
 PIECES = INDEX.pieces
 
 
-def plain(*numbers: int) -> tuple[Part, ...]:
+def plain(*numbers: int) -> tuple[BlockPart, ...]:
     """The parts of an answer with these blocks."""
-    return tuple(Part(b"".join(ALL[number] for number in group)) for group in PIECES.groups(numbers))
+    return tuple(BlockPart(b"".join(ALL[number] for number in group)) for group in PIECES.groups(numbers))
 
 
 class Disk:
@@ -171,7 +171,7 @@ class ServingTests(SynchronousTestCase):
         """What has just come would be read from the disk, hashed and compressed once more for each node that wants it."""
         self.ledger.begin(Pending(V1, self.state, Command.APPEND))
         first, second, third = (tuple(PIECES.blocks(piece)) for piece in (10, 11, 12))
-        kept, compressed = Part(b"as it came"), Part(b"compressed as it came", packed=True)
+        kept, compressed = BlockPart(b"as it came"), BlockPart(b"compressed as it came", packed=True)
         self.passing.put(INDEX.image, first, kept)
         self.passing.put(INDEX.image, third, compressed)
         self.assertEqual(self.successResultOf(self.ask(*first)), BlocksData((kept,)))
@@ -189,7 +189,7 @@ class ServingTests(SynchronousTestCase):
         """What is missing would be taken for damage of what is there; or parts would come under the numbers of others."""
         self.ledger.begin(Pending(V1, self.state, Command.APPEND))
         first, second, third = (tuple(PIECES.blocks(piece)) for piece in (10, 11, 12))
-        kept = Part(b"as it came")
+        kept = BlockPart(b"as it came")
         self.passing.put(INDEX.image, second, kept)
         self.disk.gone = set(first)
         answer = self.successResultOf(self.ask(*first, *second, *third))
@@ -212,7 +212,7 @@ class FetchTests(SynchronousTestCase):
         self.share: Callable[[int], Deferred[Response]] = lambda missing: succeed(share_of(missing))
         self.news: dict[str, list[tuple[int, Deferred[Response]]]] = {}
         self.passing = Passing(Clock())
-        self.plan = Plan(INDEX, (), random.Random(1))
+        self.plan = BlockPlan(INDEX, (), random.Random(1))
         self.fetch = BlockFetch(
             "/app/v1",
             INDEX,
@@ -298,7 +298,7 @@ class FetchTests(SynchronousTestCase):
         """Of 200,000 tiny files tens of thousands would be asked for, and come in, within one turn of the reactor: 0.7 to 1.6 s."""
         files = tuple(File(f"/f{number:05}", False, 6, KIND.hash(b"%06d" % number)) for number in range(20_000))
         index = Index(INDEX.image, KIND, (Directory("/", files),))
-        plan, asked = Plan(index, (), random.Random(1)), []
+        plan, asked = BlockPlan(index, (), random.Random(1)), []
 
         def ask(request: Request) -> Deferred[Response]:
             if isinstance(request, GetShare):
@@ -457,7 +457,7 @@ class FetchTests(SynchronousTestCase):
 
         def bent(request: GetBlocks) -> Response:
             first, *others = plain(*request.numbers)
-            return BlocksData((Part(bytes([first.data[0] ^ 1]) + first.data[1:]), *others))
+            return BlocksData((BlockPart(bytes([first.data[0] ^ 1]) + first.data[1:]), *others))
 
         asked = self.source("client", packed, seed=True)
         liar = self.source("liar", bent)
@@ -506,7 +506,7 @@ class FetchTests(SynchronousTestCase):
 
         def wrong(request: GetBlocks) -> Response:
             first, *others = plain(*request.numbers)
-            return BlocksData((Part(bytes([first.data[0] ^ 1]) + first.data[1:]), *others))
+            return BlocksData((BlockPart(bytes([first.data[0] ^ 1]) + first.data[1:]), *others))
 
         self.source("liar", wrong)
         self.source("good", delay_s=0.2)
@@ -518,10 +518,10 @@ class FetchTests(SynchronousTestCase):
         """An answer that is shorter or longer than what was asked for would put bytes where they do not belong."""
         wrong: tuple[Answer, ...] = (
             lambda request: BlocksData(plain(*request.numbers)[:-1]),
-            lambda request: BlocksData((*plain(*request.numbers), Part(b"more"))),
-            lambda request: BlocksData(tuple(Part(one.data[:-1]) for one in plain(*request.numbers))),
-            lambda request: BlocksData(tuple(Part(one.data + b"x") for one in plain(*request.numbers))),
-            lambda request: BlocksData(tuple(Part(one.data, packed=True) for one in plain(*request.numbers))),
+            lambda request: BlocksData((*plain(*request.numbers), BlockPart(b"more"))),
+            lambda request: BlocksData(tuple(BlockPart(one.data[:-1]) for one in plain(*request.numbers))),
+            lambda request: BlocksData(tuple(BlockPart(one.data + b"x") for one in plain(*request.numbers))),
+            lambda request: BlocksData(tuple(BlockPart(one.data, packed=True) for one in plain(*request.numbers))),
         )
         for answer in wrong:
             self.setUp()

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.download import fetch_blocks
 from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch
 from ciruela.download.passing import Passing
-from ciruela.download.plan import Plan
+from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
 from ciruela.index.digest import HashKind
 from ciruela.index.merge import BlockMap
@@ -63,7 +63,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.candidates = []
         self.progress = 0
         self.totals = Totals()
-        self.plan = Plan(INDEX, (), random.Random(1))
+        self.plan = BlockPlan(INDEX, (), random.Random(1))
         self.fetch = BlockFetch(
             "/app/v1",
             INDEX,
@@ -349,7 +349,7 @@ class BlockFetchTests(SynchronousTestCase):
 
     def test_nothing_to_fetch(self):
         """An image whose files are all here is done at once."""
-        plan = Plan(INDEX, range(COUNT), random.Random(1))
+        plan = BlockPlan(INDEX, range(COUNT), random.Random(1))
         fetch = BlockFetch("/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, self.totals, self.clock, Passing(self.clock))
         self.assertIsNone(self.successResultOf(fetch.run()))
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.awaited import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, Lookout
-from ciruela.download.sources import Candidate, Source, Sources
+from ciruela.download.sources import Candidate, PeerCandidate, Sources
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import Pieces
@@ -48,7 +48,7 @@ class LookoutTests(SynchronousTestCase):
 
         return Candidate(name, name, ask, mask, seed=False, bulk=True, machine=name.encode())
 
-    def look(self, *wanted: tuple[Source, int]) -> None:
+    def look(self, *wanted: tuple[PeerCandidate, int]) -> None:
         self.lookout.look(wanted)
 
     def over(self) -> None:

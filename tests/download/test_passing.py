@@ -8,11 +8,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.download import passing
 from ciruela.download.passing import KEPT_S, MOST_BYTES, Passing
 from ciruela.model.ids import ImageId
-from ciruela.proto.messages import Part
+from ciruela.proto.messages import BlockPart
 from tests.proof import shows
 
 ONE, OTHER = ImageId(b"\1" * 32), ImageId(b"\2" * 32)
-PLAIN, PACKED = Part(b"plain"), Part(b"packed", packed=True)
+PLAIN, PACKED = BlockPart(b"plain"), BlockPart(b"packed", packed=True)
 
 
 class PassingTests(SynchronousTestCase):
@@ -43,11 +43,11 @@ class PassingTests(SynchronousTestCase):
         """A large download would fill the memory; or what has just come would go instead of what came first."""
         self.patch(passing, "MOST_BYTES", 1000)
         for number in range(50):
-            self.passing.put(ONE, (number,), Part(bytes(100)))
+            self.passing.put(ONE, (number,), BlockPart(bytes(100)))
             self.assertLessEqual(self.passing.bytes, 1000)
         kept = [number for number in range(50) if self.passing.get(ONE, (number,), packed=False)]
         self.assertEqual((kept, self.passing.bytes), (list(range(40, 50)), 1000))
-        self.passing.put(ONE, (50,), Part(bytes(1001)))
+        self.passing.put(ONE, (50,), BlockPart(bytes(1001)))
         self.assertEqual(self.passing.bytes, 0, "what is too large for all of it")
         self.assertEqual(MOST_BYTES, 32 << 20)
         self.passing.stop()
@@ -55,7 +55,7 @@ class PassingTests(SynchronousTestCase):
     def test_once(self) -> None:
         """What comes twice would be counted twice, and less and less would be kept."""
         self.passing.put(ONE, (1,), PLAIN)
-        self.passing.put(ONE, (1,), Part(b"the same in other words", packed=True))
+        self.passing.put(ONE, (1,), BlockPart(b"the same in other words", packed=True))
         self.assertEqual((self.passing.bytes, self.passing.get(ONE, (1,), packed=True)), (len(PLAIN.data), PLAIN))
         self.passing.stop()
 

@@ -6,7 +6,7 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciruela.download.plan import MOST_AT_ONCE, Plan
+from ciruela.download.plan import MOST_AT_ONCE, BlockPlan
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import ImageId
@@ -25,7 +25,7 @@ def index(*files):
 
 
 def plan(image, have=(), seed=1):
-    return Plan(image, have, random.Random(seed))
+    return BlockPlan(image, have, random.Random(seed))
 
 
 def choose(one, asker="a", mask=FULL, preferred=FULL, current=None, now=0.0, late=3.0):

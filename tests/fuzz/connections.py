@@ -18,7 +18,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
 from ciruela.clockwork import Bucket
-from ciruela.net.limits import Limits, Patience
+from ciruela.net.limits import IdleTimeout, Limits
 from ciruela.net.link import ClientLink, ServerLink
 from ciruela.net.outbox import Outbox
 from ciruela.net.server import MAX_HEAD_BYTES, origin_allowed, site
@@ -149,7 +149,7 @@ def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tupl
     vars(link).update(state)
     link.transport, link._talk, link._log = tape, heard, log
     link._limits = Limits(large_bytes=limit_bytes)
-    link._patience = Patience(link._limits, 1.0)
+    link._patience = IdleTimeout(link._limits, 1.0)
     link._pulse = LoopingCall(link._beat)
     link._quiet = Bucket(clock, 0, 1e9)
     link._set_limit()

@@ -59,7 +59,7 @@ def check_kept(data: bytes) -> bool:
 
 def kept_samples() -> tuple[bytes, ...]:
     """None, and some."""
-    rows = [kept.Row(Version(number, ImageId(bytes([number]) * 32)), 1 << number) for number in range(3)]
+    rows = [kept.RetainedRow(Version(number, ImageId(bytes([number]) * 32)), 1 << number) for number in range(3)]
     return kept.encode(()), kept.encode(rows)
 
 
@@ -138,8 +138,8 @@ def keep_list_samples() -> tuple[bytes, ...]:
 
 
 _CACHED = {
-    (64768, 131073): hashcache.Known(b"b\0sub\0a", b"sub", bytes(range(2 * hashcache.KEY_BYTES)), b"  a f 0\n  b s a\n", 1, 0),
-    (64768, 131074): hashcache.Known(b"", b"", b"", b"", 0, 0),
+    (64768, 131073): hashcache.CachedDirectory(b"b\0sub\0a", b"sub", bytes(range(2 * hashcache.KEY_BYTES)), b"  a f 0\n  b s a\n", 1, 0),
+    (64768, 131074): hashcache.CachedDirectory(b"", b"", b"", b"", 0, 0),
 }
 _CACHE_BODY_AT = len(hashcache.encode(HashKind.BLAKE3, 0, {})) - 12
 """Where the content begins that the checksum is of: an empty one has 12 bytes, a time and a number."""

@@ -219,7 +219,7 @@ def check_gossip(data: bytes) -> bool:
         if len(packets.encode_item(item)) <= packets.ROOM_BYTES:
             fits.append(item)
         else:
-            assert isinstance(item, packets.Member), item
+            assert isinstance(item, packets.MemberFact), item
     bodies = packets.encode_packets(packet.header, fits)
     assert all(len(body) <= BODY_BYTES for body in bodies)
     again = [packets.decode(body) for body in bodies]
@@ -247,7 +247,7 @@ def check_journal(data: bytes) -> bool:
     except FormatError as fault:
         return refusal(fault)
     assert journal.command is None or isinstance(journal.command, Command)
-    assert (journal.staging is not None) == (journal.phase is states.Phase.READY)
+    assert (journal.staging is not None) == (journal.phase is states.CommitPhase.READY)
     for number in journal.staging or ():
         assert type(number) is int, number
         assert 0 <= number < 1 << 64, number
@@ -268,7 +268,7 @@ NEWER = (
     codec.encode_response(9, "GetIndex", m.IndexData(b"packed", packed=True)),
     codec.encode_request(10, m.GetShare(ImageId(b"\x11" * 32), b"\x0f" * 32)),
     codec.encode_request(11, m.GetPieces("/dir1/a/v1", ImageId(b"\x11" * 32), b"\xf0" * 64)),
-    codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"data of blocks"), m.Part(b"packed", packed=True)), (7, 300))),
+    codec.encode_response(9, "GetBlocks", m.BlocksData((m.BlockPart(b"data of blocks"), m.BlockPart(b"packed", packed=True)), (7, 300))),
     codec.encode_notification(samples.HOOK_RESULT),
     codec.encode_response(9, "GetBlocks", m.BlocksData((), (0, 1, 2, 7, 300))),
     codec.encode_response(10, "GetShare", m.ShareData(b"\x03" * 32)),
@@ -336,6 +336,6 @@ def journal_samples() -> tuple[bytes, ...]:
     """Every shape of a journal."""
     shapes: list[Callable[[Command | None], states.Journal]] = [
         lambda command: states.Journal(samples.V0, command),
-        lambda command: states.Journal(samples.V1, command, states.Phase.READY, (2049, 123_456_789)),
+        lambda command: states.Journal(samples.V1, command, states.CommitPhase.READY, (2049, 123_456_789)),
     ]
     return tuple(states.encode_journal(shape(command)) for shape in shapes for command in (*Command, None))

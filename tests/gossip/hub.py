@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 from twisted.internet.defer import Deferred
 
-from ciruela.gossip.packets import Download, Hooked, Removed
+from ciruela.gossip.packets import DownloadFact, Hooked, RemovedFact
 from ciruela.gossip.service import Gossip
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId, MachineId
@@ -136,7 +136,7 @@ class Node:
         self.key_list = list(keys)
         self.images: dict[VPath, Version] = {}
         self.waiting: set[VPath] = set()
-        self.fetching: list[Download] = []
+        self.fetching: list[DownloadFact] = []
         self.removed: list[tuple[VPath, ImageId, int]] = []
         self.removals: dict[VPath, Version] = {}
         self.departures: dict[tuple[VPath, ImageId, MachineId], int] = {}
@@ -171,7 +171,7 @@ class Node:
             bases.setdefault(vpath.base, []).append((vpath, version))
         return {base: blake2b(repr(entries).encode(), digest_size=32).digest() for base, entries in bases.items()}
 
-    def downloads(self) -> Sequence[Download]:
+    def downloads(self) -> Sequence[DownloadFact]:
         return self.fetching
 
     def watching(self) -> Collection[VPath]:
@@ -209,10 +209,10 @@ class Node:
         key = (vpath, image, machine)
         self.arrivals[key] = self.arrivals.get(key, 0) + 1
 
-    def removal_heard(self, item: Removed, address: Address) -> None:
+    def removal_heard(self, item: RemovedFact, address: Address) -> None:
         pass
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+    def gone(self, item: RemovedFact, machine: MachineId, hostname: str) -> None:
         key = (item.vpath, item.image, machine)
         self.departures[key] = self.departures.get(key, 0) + 1
 

@@ -17,9 +17,9 @@ from ciruela.gossip.compose import (
     MOST_HEAT,
     WATCH_RENEW_S,
     Composer,
+    FactKind,
     Filling,
-    Kind,
-    Rumors,
+    TransmitQueue,
     heat_for,
     member_parts,
 )
@@ -30,18 +30,18 @@ from ciruela.gossip.packets import (
     BaseHash,
     Complete,
     Deleted,
-    Download,
+    DownloadFact,
     Header,
     Hooked,
     Item,
-    Member,
+    MemberFact,
     Packet,
-    Watch,
+    WatchFact,
     body,
     decode,
     encode_item,
 )
-from ciruela.gossip.telling import ANSWER_S, FAN_OUT, PROBES, Answers, Probes, Tellings, beat_targets, choose
+from ciruela.gossip.telling import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, Tellings, beat_targets, choose
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
@@ -61,7 +61,7 @@ class RumorTests(SynchronousTestCase):
 
     def test_least_said_first(self) -> None:
         """News must not wait behind what was said ten times."""
-        rumors: Rumors[str] = Rumors()
+        rumors: TransmitQueue[str] = TransmitQueue()
         rumors.put("old")
         rumors.said("old", 9)
         rumors.put("new")
@@ -72,7 +72,7 @@ class RumorTests(SynchronousTestCase):
 
     def test_cold_facts_take_turns(self) -> None:
         """Each base dir hash must come round, or a node that missed it stays behind."""
-        rumors: Rumors[int] = Rumors()
+        rumors: TransmitQueue[int] = TransmitQueue()
         for key in range(5):
             rumors.put(key)
             rumors.said(key, 1)
@@ -84,7 +84,7 @@ class RumorTests(SynchronousTestCase):
 
     def test_fading(self) -> None:
         """Completions are news; said often enough they make room."""
-        rumors: Rumors[str] = Rumors(fading=True)
+        rumors: TransmitQueue[str] = TransmitQueue(fading=True)
         rumors.put("done")
         rumors.said("done", 2)
         self.assertIn("done", rumors)
@@ -95,7 +95,7 @@ class RumorTests(SynchronousTestCase):
 
     def test_bound(self) -> None:
         """A flood of facts must not fill the memory; what everybody has heard goes first."""
-        rumors: Rumors[int] = Rumors(limit=3)
+        rumors: TransmitQueue[int] = TransmitQueue(limit=3)
         for key in (1, 2, 3):
             rumors.put(key)
         rumors.said(2, 1)
@@ -131,17 +131,17 @@ class TargetTests(SynchronousTestCase):
 
     def test_probes_take_turns(self) -> None:
         """A node that was down must be found again when it comes back, and soon."""
-        probes = Probes(random.Random(1))
+        probes = ProbeRotation(random.Random(1))
         first = [address for _ in range(5) for address in probes.choose(PLACES[:10], 2)]
         again = [address for _ in range(5) for address in probes.choose(PLACES[:10], 2)]
         self.assertEqual((set(first), again), (set(PLACES[:10]), first))
         self.assertNotEqual(first, PLACES[:10])
-        self.assertEqual(Probes(random.Random(1)).choose(PLACES[:1], 2), PLACES[:1])
+        self.assertEqual(ProbeRotation(random.Random(1)).choose(PLACES[:1], 2), PLACES[:1])
 
     def test_beat(self) -> None:
         """Each beat reaches four living nodes and probes two others; alone, a node looks for six."""
         rng = random.Random(1)
-        probes = Probes(rng)
+        probes = ProbeRotation(rng)
         chosen = beat_targets(rng, probes, PLACES[:20], PLACES[20:])
         self.assertEqual([address in PLACES[:20] for address in chosen], [True] * FAN_OUT + [False] * PROBES)
         self.assertEqual(len(set(beat_targets(rng, probes, (), PLACES))), FAN_OUT + PROBES)
@@ -200,7 +200,7 @@ class TellingTests(SynchronousTestCase):
 
     def test_answers(self) -> None:
         """Forged questions cannot draw more than one answer in five seconds for each node and image, and only so many at all."""
-        answers = Answers(limit=2)
+        answers = AnswerCache(limit=2)
         self.assertTrue(answers.due(A, PATH, ONE, 0))
         self.assertFalse(answers.due(A, PATH, ONE, 1))
         self.assertTrue(answers.due(B, PATH, ONE, 2))
@@ -216,7 +216,7 @@ class OwnFacts:
     def __init__(self) -> None:
         self.key_list: list[str] = ["app"]
         self.bases: dict[VPath, bytes] = {}
-        self.fetching: list[Download] = []
+        self.fetching: list[DownloadFact] = []
         self.waiting: set[VPath] = set()
         self.images: dict[VPath, Version] = {}
         self.removed: list[tuple[VPath, ImageId, int]] = []
@@ -230,7 +230,7 @@ class OwnFacts:
     def base_hashes(self) -> Mapping[VPath, bytes]:
         return dict(self.bases)
 
-    def downloads(self) -> Sequence[Download]:
+    def downloads(self) -> Sequence[DownloadFact]:
         return list(self.fetching)
 
     def watching(self) -> Collection[VPath]:
@@ -277,17 +277,17 @@ class ComposerTests(UnmeasuredTestCase):
     def test_everything_is_said(self) -> None:
         """A fact that is never said does not exist for the others."""
         self.facts.bases = {PATH.base: b"h" * 32}
-        self.facts.fetching = [Download(PATH, ONE, 3, True, False)]
+        self.facts.fetching = [DownloadFact(PATH, ONE, 3, True, False)]
         self.facts.waiting = {PATH}
         self.facts.removed = [(PATH, TWO, 9)]
         self.assertEqual(
             set(self.beat(0.0, Ack(PATH, ONE))),
             {
                 Ack(PATH, ONE),
-                Member(ME, None, 5_000_000, "me", 0, 1, ("app",)),
+                MemberFact(ME, None, 5_000_000, "me", 0, 1, ("app",)),
                 BaseHash(PATH.base, b"h" * 32),
-                Download(PATH, ONE, 3, True, False),
-                Watch(PATH, ME, 5_000_001),
+                DownloadFact(PATH, ONE, 3, True, False),
+                WatchFact(PATH, ME, 5_000_001),
                 Deleted(PATH, TWO, 9),
             },
         )
@@ -295,49 +295,53 @@ class ComposerTests(UnmeasuredTestCase):
     def test_what_ended_is_not_said(self) -> None:
         """A finished download must not look as if it went on."""
         self.facts.bases = {PATH.base: b"h" * 32}
-        self.facts.fetching = [Download(PATH, ONE, 3, True, False)]
+        self.facts.fetching = [DownloadFact(PATH, ONE, 3, True, False)]
         self.facts.waiting = {PATH}
         self.beat()
         self.facts.bases, self.facts.fetching, self.facts.waiting = {}, [], set()
-        self.assertEqual({type(item) for item in self.beat()}, {Member})
+        self.assertEqual({type(item) for item in self.beat()}, {MemberFact})
 
     def test_renewal(self) -> None:
         """A watch and a membership get new stamps before they end elsewhere; in between only their age grows."""
         self.facts.waiting = {PATH}
         self.beat()
         self.now_ms += 1000
-        watch = next(item for item in self.beat(WATCH_RENEW_S - 1) if isinstance(item, Watch))
-        self.assertEqual(watch, Watch(PATH, ME, 5_000_001, 9000))
+        watch = next(item for item in self.beat(WATCH_RENEW_S - 1) if isinstance(item, WatchFact))
+        self.assertEqual(watch, WatchFact(PATH, ME, 5_000_001, 9000))
         self.now_ms -= 500_000
-        watch = next(item for item in self.beat(WATCH_RENEW_S) if isinstance(item, Watch))
-        self.assertEqual(watch, Watch(PATH, ME, 5_000_002, 0))
-        member = next(item for item in self.beat(MEMBER_RENEW_S - 1) if isinstance(item, Member))
+        watch = next(item for item in self.beat(WATCH_RENEW_S) if isinstance(item, WatchFact))
+        self.assertEqual(watch, WatchFact(PATH, ME, 5_000_002, 0))
+        member = next(item for item in self.beat(MEMBER_RENEW_S - 1) if isinstance(item, MemberFact))
         self.assertEqual((member.stamp, member.age_ms), (5_000_000, 59_000))
-        member = next(item for item in self.beat(MEMBER_RENEW_S) if isinstance(item, Member))
+        member = next(item for item in self.beat(MEMBER_RENEW_S) if isinstance(item, MemberFact))
         self.assertGreater(member.stamp, 5_000_002)
         self.assertEqual(member.age_ms, 0)
         self.facts.key_list = ["app", "more"]
-        again = next(item for item in self.beat(MEMBER_RENEW_S + 1) if isinstance(item, Member))
+        again = next(item for item in self.beat(MEMBER_RENEW_S + 1) if isinstance(item, MemberFact))
         self.assertEqual((again.keys, again.stamp > member.stamp), (("app", "more"), True))
 
     def test_hearsay_is_passed_on_with_its_age(self) -> None:
         """Far nodes hear of watches and members only this way."""
-        items = (Watch(PATH, B, 7, 100), Member(B, str(AT_B), 8, "b", 0, 1, ("app",), 200), Member(A, None, 9, "a", 0, 1, ("app",)))
+        items = (
+            WatchFact(PATH, B, 7, 100),
+            MemberFact(B, str(AT_B), 8, "b", 0, 1, ("app",), 200),
+            MemberFact(A, None, 9, "a", 0, 1, ("app",)),
+        )
         self.cluster.heard(AT_A, Packet(Header(A, 1, 1), items), 10.0)
-        for fact in ((Kind.WATCH, (PATH, B)), (Kind.MEMBER, (B, 0)), (Kind.MEMBER, (A, 0))):
+        for fact in ((FactKind.WATCH, (PATH, B)), (FactKind.MEMBER, (B, 0)), (FactKind.MEMBER, (A, 0))):
             self.composer.put(fact)
         self.cluster.expire(12.0)
         said = self.beat(12.0)
-        self.assertIn(Watch(PATH, B, 7, 2100), said)
-        self.assertIn(Member(B, str(AT_B), 8, "b", 0, 1, ("app",), 2200), said)
-        self.assertIn(Member(A, str(AT_A), 9, "a", 0, 1, ("app",), 2000), said)
+        self.assertIn(WatchFact(PATH, B, 7, 2100), said)
+        self.assertIn(MemberFact(B, str(AT_B), 8, "b", 0, 1, ("app",), 2200), said)
+        self.assertIn(MemberFact(A, str(AT_A), 9, "a", 0, 1, ("app",), 2000), said)
         self.cluster.expire(80.0)
-        self.assertFalse(any(isinstance(item, Watch) for item in self.beat(80.0)))
+        self.assertFalse(any(isinstance(item, WatchFact) for item in self.beat(80.0)))
 
     def test_completion_fades(self) -> None:
         """A completion is said some times and then no more; the base dir hash speaks for it."""
         self.facts.images[PATH] = Version(4, ONE)
-        self.composer.put((Kind.COMPLETE, PATH))
+        self.composer.put((FactKind.COMPLETE, PATH))
         times = sum(Complete(PATH, ONE, 4) in self.beat() for _ in range(50))
         self.assertEqual(times, heat_for(10))
 
@@ -360,7 +364,7 @@ class ComposerTests(UnmeasuredTestCase):
             self.beat()
         said: set[Item] = set()
         for turn in range(60 * FAN_OUT):
-            self.facts.fetching = [Download(VPath(("app", f"v{number}")), ONE, turn, False, False) for number in range(100)]
+            self.facts.fetching = [DownloadFact(VPath(("app", f"v{number}")), ONE, turn, False, False) for number in range(100)]
             said.update(item for item in self.beat() if isinstance(item, BaseHash))
         self.assertEqual(len(said), 1000)
 
@@ -371,10 +375,10 @@ class ComposerTests(UnmeasuredTestCase):
         self.facts.waiting = set(self.facts.bases)
         heard: dict[Item, int] = {}
         for turn in range(600):
-            self.facts.fetching = [Download(VPath(("app", f"v{number}")), ONE, turn, False, False) for number in range(60)]
+            self.facts.fetching = [DownloadFact(VPath(("app", f"v{number}")), ONE, turn, False, False) for number in range(60)]
             for item in self.beat():
                 heard[item] = heard.get(item, 0) + 1
-        for kind in (BaseHash, Watch):
+        for kind in (BaseHash, WatchFact):
             counts = [count for item, count in heard.items() if isinstance(item, kind)]
             self.assertEqual(len(counts), 61, kind)
             self.assertGreater(min(counts), 2 * heat_for(10))
@@ -384,7 +388,7 @@ class ComposerTests(UnmeasuredTestCase):
         """Ten thousand pieces of news in one turn must not become a burst of datagrams."""
         self.facts.bases = {VPath(("app", f"base{number}")): b"h" * 32 for number in range(2000)}
         self.composer.refresh(0.0, 10)
-        facts = [(Kind.BASE, base) for base in self.facts.bases]
+        facts = [(FactKind.BASE, base) for base in self.facts.bases]
         self.assertEqual(len(self.composer.datagrams(facts, (), Filling.NEWS)), MOST_DATAGRAMS)
         self.assertEqual(len(self.composer.beat(())), BEAT_DATAGRAMS)
         acks = [Ack(VPath(("app", f"{number:0200d}")), ONE) for number in range(11)]
@@ -426,12 +430,12 @@ class ComposerTests(UnmeasuredTestCase):
                 case "base":
                     self.facts.bases[path] = b"h" * 32
                 case "load":
-                    self.facts.fetching.append(Download(path, ONE, None, False, False))
+                    self.facts.fetching.append(DownloadFact(path, ONE, None, False, False))
                 case "wait":
                     self.facts.waiting.add(path)
                 case "done":
                     self.facts.images[path] = Version(1, ONE)
-                    self.composer.put((Kind.COMPLETE, path))
+                    self.composer.put((FactKind.COMPLETE, path))
         for _ in range(5):
             self.beat(0.0, *[Ack(PATH, ImageId(b"%032d" % number)) for number in range(extra)])
         self.assertEqual(self.lost, [])
@@ -443,7 +447,7 @@ class ComposerTests(UnmeasuredTestCase):
         self.assertEqual([key for part in parts for key in part.keys], keys)
         self.assertLessEqual(max(len(encode_item(part)) for part in parts), ROOM_BYTES)
         self.assertEqual({(part.part, part.parts) for part in parts}, {(number, len(parts)) for number in range(len(parts))})
-        self.assertEqual(member_parts(ME, 1, "h", []), [Member(ME, None, 1, "h", 0, 1, ())])
+        self.assertEqual(member_parts(ME, 1, "h", []), [MemberFact(ME, None, 1, "h", 0, 1, ())])
         self.beat()
         self.assertTrue(self.composer.complete_list)
         self.facts.key_list = [f"{number:0100d}" for number in range(MAX_PARTS * 7)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciruela.gossip.packets import DATAGRAM_BYTES, Download
+from ciruela.gossip.packets import DATAGRAM_BYTES, DownloadFact
 from ciruela.model.mask import FULL
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
@@ -159,7 +159,7 @@ class TroubleTests(ConvergenceCase):
             node.images[PATH] = FIRST
         for number, node in enumerate(world.nodes[5:15]):
             node.copying.add(PATH.base)
-            node.fetching = [Download(PATH, FIRST.image, 1 << number, False, False)]
+            node.fetching = [DownloadFact(PATH, FIRST.image, 1 << number, False, False)]
             node.gossip.news_download(PATH)
         asker = world.nodes[14]
 

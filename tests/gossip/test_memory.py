@@ -15,14 +15,14 @@ from ciruela.gossip.cluster import (
     Doubtful,
     DownloadHeard,
     Effect,
-    Holder,
+    ImageHolder,
     MemberHeard,
     NewPeer,
-    Refused,
+    PacketRefused,
     WatchHeard,
 )
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, Download, Header, Hooked, Item, Member, Packet, Watch
-from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, Refusal, Window
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Header, Hooked, Item, MemberFact, Packet, WatchFact
+from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, Window
 from ciruela.gossip.stances import (
     IMAGES_PER_PATH,
     MOST_KINDS,
@@ -50,9 +50,11 @@ ONE, TWO = ImageId(b"1" * 32), ImageId(b"2" * 32)
 EPOCH = 1000
 
 
-def member(machine: MachineId, address: Address | None = None, stamp: int = 1, keys: tuple[str, ...] = ("app",), age_ms: int = 0) -> Member:
+def member(
+    machine: MachineId, address: Address | None = None, stamp: int = 1, keys: tuple[str, ...] = ("app",), age_ms: int = 0
+) -> MemberFact:
     """A machine with one part of keys."""
-    return Member(machine, None if address is None else str(address), stamp, "", 0, 1, keys, age_ms)
+    return MemberFact(machine, None if address is None else str(address), stamp, "", 0, 1, keys, age_ms)
 
 
 @shows("A31", "F22")
@@ -135,7 +137,7 @@ class AdmissionTests(ClusterCase):
     @shows("A30", "A32")
     def test_stranger(self) -> None:
         """Anybody could fill the memory otherwise (threats U21)."""
-        self.assertEqual(self.hear(A, STRANGER, member(A)), [Refused(Refusal.UNKNOWN_SOURCE)])
+        self.assertEqual(self.hear(A, STRANGER, member(A)), [PacketRefused(PacketRefusal.UNKNOWN_SOURCE)])
         self.assertEqual((self.cluster.hosts("app"), self.cluster.address_of(A)), ({}, None))
 
     def test_new_peer_once_for_each_start(self) -> None:
@@ -148,8 +150,8 @@ class AdmissionTests(ClusterCase):
     def test_replays(self) -> None:
         """A recorded datagram, of this start or an earlier one, must change nothing (threats A31)."""
         self.hear(A, AT_A, seq=5, epoch=EPOCH + 1)
-        self.assertEqual(self.hear(A, AT_A, member(A), seq=5, epoch=EPOCH + 1), [Refused(Refusal.REPLAYED)])
-        self.assertEqual(self.hear(A, AT_A, member(A), seq=9), [Refused(Refusal.REPLAYED)])
+        self.assertEqual(self.hear(A, AT_A, member(A), seq=5, epoch=EPOCH + 1), [PacketRefused(PacketRefusal.REPLAYED)])
+        self.assertEqual(self.hear(A, AT_A, member(A), seq=9), [PacketRefused(PacketRefusal.REPLAYED)])
         self.assertEqual(self.cluster.hosts("app"), {})
         self.assertEqual(self.hear(A, AT_A, seq=4, epoch=EPOCH + 1), [])
 
@@ -157,7 +159,7 @@ class AdmissionTests(ClusterCase):
     def test_replay_from_another_address(self) -> None:
         """A recorded datagram must not move a machine to another node's address."""
         self.hear(A, AT_A, seq=5)
-        self.assertEqual(self.hear(A, AT_B, seq=5), [Refused(Refusal.REPLAYED)])
+        self.assertEqual(self.hear(A, AT_B, seq=5), [PacketRefused(PacketRefusal.REPLAYED)])
         self.assertEqual(self.cluster.address_of(A), AT_A)
 
     def test_two_addresses_of_one_process(self) -> None:
@@ -169,7 +171,7 @@ class AdmissionTests(ClusterCase):
     def test_newer_epoch_takes_an_address(self) -> None:
         """A node that was installed anew at the same address must not be shut out until everybody restarts (threats U24)."""
         self.hear(A, AT_A, member(A))
-        self.assertEqual(self.hear(B, AT_A, epoch=EPOCH), [Refused(Refusal.REPLAYED)])
+        self.assertEqual(self.hear(B, AT_A, epoch=EPOCH), [PacketRefused(PacketRefusal.REPLAYED)])
         self.hear(B, AT_A, member(B), epoch=EPOCH + 1)
         self.assertEqual(self.cluster.hosts("app"), {B: "a.example"})
         self.assertIsNone(self.cluster.address_of(A))
@@ -179,7 +181,7 @@ class AdmissionTests(ClusterCase):
         """Cloned machines with one id confuse every answer: the operator must hear of it, and the newer one counts (threats A33)."""
         self.hear(A, AT_A)
         self.assertEqual(self.hear(A, AT_B, epoch=EPOCH + 1), [Double(A, AT_B, AT_A), NewPeer(AT_B, A)])
-        self.assertEqual(self.hear(A, AT_A), [Double(A, AT_A, AT_B), Refused(Refusal.SAME_MACHINE)])
+        self.assertEqual(self.hear(A, AT_A), [Double(A, AT_A, AT_B), PacketRefused(PacketRefusal.SAME_MACHINE)])
         self.assertEqual(self.cluster.address_of(A), AT_B)
 
     def test_a_move_is_no_alarm(self) -> None:
@@ -191,11 +193,11 @@ class AdmissionTests(ClusterCase):
     @shows("A33", "F24")
     def test_own_echo_and_own_id_elsewhere(self) -> None:
         """The own address in peers.txt is harmless; another node with our id is an alarm."""
-        self.assertEqual(self.hear(ME, AT_ME), [Refused(Refusal.OWN)])
+        self.assertEqual(self.hear(ME, AT_ME), [PacketRefused(PacketRefusal.OWN)])
         known, silent = self.cluster.roster.reachable(0)
         self.assertEqual((known, AT_ME in silent), ([], False))
         self.assertTrue(next(peer for peer in self.cluster.peers() if peer.address == AT_ME).own)
-        self.assertEqual(self.hear(ME, AT_B, epoch=EPOCH - 1), [Double(ME, AT_B, AT_B), Refused(Refusal.SAME_MACHINE)])
+        self.assertEqual(self.hear(ME, AT_B, epoch=EPOCH - 1), [Double(ME, AT_B, AT_B), PacketRefused(PacketRefusal.SAME_MACHINE)])
         self.assertIn(AT_B, self.cluster.roster.reachable(0)[1])
         self.hear(A, AT_ME)
         self.assertIn(AT_ME, self.cluster.roster.reachable(0)[0])
@@ -217,7 +219,7 @@ class AdmissionTests(ClusterCase):
         self.assertEqual(self.cluster.hosts("app"), {B: "b.example:24783"})
         self.assertEqual([self.cluster.address_of(machine) for machine in (A, B, C)], [None, AT_B, None])
         self.assertEqual(self.cluster.roster.reachable(0)[0], [AT_B])
-        self.assertEqual(self.hear(A, AT_A), [Refused(Refusal.UNKNOWN_SOURCE)])
+        self.assertEqual(self.hear(A, AT_A), [PacketRefused(PacketRefusal.UNKNOWN_SOURCE)])
 
     def test_own_address_given_away(self) -> None:
         """An address that was ours, was taken out and comes back is another node's until proved otherwise: it is probed."""
@@ -244,14 +246,14 @@ class MemberTests(ClusterCase):
         self.assertEqual(self.hear(A, AT_A, member(B, AT_B)), [])
         self.assertEqual((self.cluster.hosts("app"), self.cluster.address_of(B)), ({B: "b.example:24783"}, AT_B))
         passed_on = self.cluster.roster.item(B, 0, 2.5)
-        self.assertEqual(passed_on, Member(B, str(AT_B), 1, "", 0, 1, ("app",), 2500))
+        self.assertEqual(passed_on, MemberFact(B, str(AT_B), 1, "", 0, 1, ("app",), 2500))
 
     @shows("A32", "A37", "F24")
     def test_hearsay_only_at_configured_addresses(self) -> None:
         """One datagram must not make the cluster contact an address of the sender's choice (threats A32, F24)."""
         self.hear(A, AT_A)
         for address in (str(STRANGER), "169.254.169.254:80", "c.example", ""):
-            self.assertEqual(self.hear(A, AT_A, Member(B, address, 1, "", 0, 1, ("app",))), [])
+            self.assertEqual(self.hear(A, AT_A, MemberFact(B, address, 1, "", 0, 1, ("app",))), [])
         self.assertEqual(self.hear(A, AT_A, member(B)), [])
         self.assertEqual((self.cluster.hosts("app"), self.cluster.address_of(B)), ({}, None))
 
@@ -307,16 +309,16 @@ class MemberTests(ClusterCase):
 
     def test_parts(self) -> None:
         """A node with more directories than fit into a datagram keeps all of them, also while it renews the list."""
-        first, second = (Member(A, None, 5, "", part, 2, (f"k{part}",)) for part in (0, 1))
+        first, second = (MemberFact(A, None, 5, "", part, 2, (f"k{part}",)) for part in (0, 1))
         self.hear(A, AT_A, second)
         self.assertEqual([len(self.cluster.hosts(f"k{part}")) for part in (0, 1)], [0, 1])
         self.hear(A, AT_A, first)
         self.assertEqual([len(self.cluster.hosts(f"k{part}")) for part in (0, 1)], [1, 1])
-        self.hear(A, AT_A, Member(A, None, 6, "", 0, 2, ("k2",)))
+        self.hear(A, AT_A, MemberFact(A, None, 6, "", 0, 2, ("k2",)))
         self.assertEqual([len(self.cluster.hosts(f"k{part}")) for part in (0, 1, 2)], [1, 1, 1])
-        self.hear(A, AT_A, Member(A, None, 6, "", 1, 2, ("k0",)))
+        self.hear(A, AT_A, MemberFact(A, None, 6, "", 1, 2, ("k0",)))
         self.assertEqual([len(self.cluster.hosts(f"k{part}")) for part in (0, 1, 2)], [1, 0, 1])
-        self.assertEqual(self.hear(A, AT_A, Member(A, None, 6, "", 7, 9, ("k9",))), [])
+        self.assertEqual(self.hear(A, AT_A, MemberFact(A, None, 6, "", 7, 9, ("k9",))), [])
 
     def test_age_counts(self) -> None:
         """Nodes that tell each other of a dead one must not keep it alive for ever."""
@@ -383,7 +385,7 @@ class MemberTests(ClusterCase):
     def test_peers_for_the_status_page(self) -> None:
         """An operator sees each configured address, who is there and since when it is silent."""
         self.hear(ME, AT_ME)
-        self.hear(A, AT_A, Member(A, None, 1, "host-a", 0, 1, ("b", "a")), now_s=1.0)
+        self.hear(A, AT_A, MemberFact(A, None, 1, "host-a", 0, 1, ("b", "a")), now_s=1.0)
         self.cluster.expire(3.0)
         peers = {peer.address: peer for peer in self.cluster.peers()}
         self.assertEqual(list(peers), list(NAMES))
@@ -399,14 +401,14 @@ class StanceTests(ClusterCase):
     def test_holders(self) -> None:
         """A download asks the nodes that have something, and only at configured addresses."""
         self.hear(A, AT_A, Complete(PATH, ONE, 5))
-        self.hear(B, AT_B, Download(PATH, ONE, 0b101, True, False))
-        self.hear(C, AT_C, Download(PATH, ONE, None, False, True))
+        self.hear(B, AT_B, DownloadFact(PATH, ONE, 0b101, True, False))
+        self.hear(C, AT_C, DownloadFact(PATH, ONE, None, False, True))
         self.assertEqual(
             self.cluster.holders(PATH, ONE),
             [
-                Holder(AT_A, A, FULL, True, False, False),
-                Holder(AT_B, B, 0b101, True, True, False),
-                Holder(AT_C, C, 0, False, False, True),
+                ImageHolder(AT_A, A, FULL, True, False, False),
+                ImageHolder(AT_B, B, 0b101, True, True, False),
+                ImageHolder(AT_C, C, 0, False, False, True),
             ],
         )
         self.assertEqual((self.cluster.holders(PATH, TWO), self.cluster.holders(PATH.base, ONE)), ([], []))
@@ -416,18 +418,18 @@ class StanceTests(ClusterCase):
     def test_progress_and_completion(self) -> None:
         """Newest words count; a packet that was overtaken does not turn a finished node into a downloading one."""
         self.hear(A, AT_A, seq=1)
-        self.assertEqual(self.hear(A, AT_A, Download(PATH, ONE, 1, False, False), seq=5), [DownloadHeard(PATH, ONE, A, True)])
-        self.assertEqual(self.hear(A, AT_A, Download(PATH, ONE, 1, False, False), seq=6), [DownloadHeard(PATH, ONE, A, False)])
+        self.assertEqual(self.hear(A, AT_A, DownloadFact(PATH, ONE, 1, False, False), seq=5), [DownloadHeard(PATH, ONE, A, True)])
+        self.assertEqual(self.hear(A, AT_A, DownloadFact(PATH, ONE, 1, False, False), seq=6), [DownloadHeard(PATH, ONE, A, False)])
         self.assertEqual(self.hear(A, AT_A, Complete(PATH, ONE, 5), seq=9), [Completed(PATH, ONE, A, "a.example", AT_A, True)])
         self.assertEqual(self.hear(A, AT_A, Complete(PATH, ONE, 5), seq=10), [Completed(PATH, ONE, A, "a.example", AT_A, False)])
-        self.hear(A, AT_A, Download(PATH, ONE, 3, False, False), seq=8)
+        self.hear(A, AT_A, DownloadFact(PATH, ONE, 3, False, False), seq=8)
         self.assertEqual([holder.mask for holder in self.cluster.holders(PATH, ONE)], [FULL])
         self.assertEqual(self.cluster.completed(PATH), [Completed(PATH, ONE, A, "a.example", AT_A, False)])
 
     def test_replaced_image(self) -> None:
         """Who has a newer image at a path does not give the older one."""
         self.hear(A, AT_A, Complete(PATH, ONE, 5))
-        self.hear(A, AT_A, Download(PATH, TWO, 0, False, False))
+        self.hear(A, AT_A, DownloadFact(PATH, TWO, 0, False, False))
         self.assertEqual(len(self.cluster.holders(PATH, ONE) + self.cluster.holders(PATH, TWO)), 2)
         self.hear(A, AT_A, Complete(PATH, TWO, 6))
         self.assertEqual((self.cluster.holders(PATH, ONE), len(self.cluster.holders(PATH, TWO))), ([], 1))
@@ -464,7 +466,7 @@ class StanceTests(ClusterCase):
     def test_everything_for_the_status_page(self) -> None:
         """An operator who looks for a stuck upload sees who said what."""
         self.hear(C, AT_C)
-        self.hear(A, AT_A, Complete(PATH, ONE, 5), Watch(PATH, C, 1))
+        self.hear(A, AT_A, Complete(PATH, ONE, 5), WatchFact(PATH, C, 1))
         self.hear(B, AT_B, Deleted(PATH, TWO, 5))
         self.assertEqual(list(self.cluster.stances()), [(A, Complete(PATH, ONE, 5)), (B, Deleted(PATH, TWO, 5))])
         self.assertEqual(list(self.cluster.watches()), [(PATH, C)])
@@ -488,9 +490,9 @@ class WatchTests(ClusterCase):
 
     def test_newest_stamp_counts(self) -> None:
         """A watch lives as long as its origin renews it, and no datagram from before prolongs it."""
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, B, 10)), [WatchHeard(PATH, B)])
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, B, 10), now_s=30), [])
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, B, 9), now_s=30), [])
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, B, 10)), [WatchHeard(PATH, B)])
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, B, 10), now_s=30), [])
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, B, 9), now_s=30), [])
         self.cluster.expire(WATCH_S - 0.5)
         self.assertEqual(self.cluster.watchers(PATH), {B})
         self.cluster.expire(WATCH_S)
@@ -500,29 +502,29 @@ class WatchTests(ClusterCase):
 
     def test_renewal(self) -> None:
         """A client that waits for ten minutes is not forgotten after one."""
-        self.hear(A, AT_A, Watch(PATH, B, 10))
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, B, 11), now_s=50), [WatchHeard(PATH, B)])
+        self.hear(A, AT_A, WatchFact(PATH, B, 10))
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, B, 11), now_s=50), [WatchHeard(PATH, B)])
         self.cluster.expire(WATCH_S + 49)
         self.assertEqual(self.cluster.watchers(PATH), {B})
 
     def test_age_travels(self) -> None:
         """Nodes must not keep a dead watch alive by telling it to each other."""
-        self.hear(A, AT_A, Watch(PATH, B, 10, 20_000), now_s=5)
+        self.hear(A, AT_A, WatchFact(PATH, B, 10, 20_000), now_s=5)
         self.cluster.expire(6.0004)
-        self.assertEqual(self.cluster.watch_item(PATH, B), Watch(PATH, B, 10, 21_001))
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, C, 10, int(WATCH_S * 1000)), now_s=7), [])
+        self.assertEqual(self.cluster.watch_item(PATH, B), WatchFact(PATH, B, 10, 21_001))
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, C, 10, int(WATCH_S * 1000)), now_s=7), [])
         self.cluster.expire(5 + WATCH_S - 20)
         self.assertEqual((self.cluster.watchers(PATH), self.cluster.watch_item(PATH, B)), (frozenset(), None))
 
     def test_own_watch_comes_back(self) -> None:
         """Our own clients are not waiting somewhere else."""
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, ME, 10)), [])
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, ME, 10)), [])
         self.cluster.add_watchers(PATH, [ME])
         self.assertEqual(self.cluster.watchers(PATH), frozenset())
 
     def test_learned_from_a_base_dir(self) -> None:
         """They are told of completions, but not passed on, and give way to any stamp: two nodes must not keep them alive in turns."""
-        self.hear(A, AT_A, Watch(PATH, B, 10), now_s=1)
+        self.hear(A, AT_A, WatchFact(PATH, B, 10), now_s=1)
         self.cluster.add_watchers(PATH, [B, C])
         self.assertEqual((self.cluster.watchers(PATH), self.cluster.stamped_watchers(PATH)), ({B, C}, {B}))
         self.assertIsNone(self.cluster.watch_item(PATH, C))
@@ -531,15 +533,15 @@ class WatchTests(ClusterCase):
         self.cluster.expire(1 + WATCH_S)
         self.assertEqual(self.cluster.watchers(PATH), frozenset())
         self.cluster.add_watchers(PATH, [C])
-        self.assertEqual(self.hear(A, AT_A, Watch(PATH, C, 0), now_s=62), [WatchHeard(PATH, C)])
+        self.assertEqual(self.hear(A, AT_A, WatchFact(PATH, C, 0), now_s=62), [WatchHeard(PATH, C)])
         self.assertEqual(self.cluster.stamped_watchers(PATH), {C})
 
     @shows("A34", "A26", "F25", "I6")
     def test_bounds(self) -> None:
         """10^6 watches from one peer must not displace those that another peer told of."""
-        self.hear(B, AT_B, Watch(PATH, C, 10))
+        self.hear(B, AT_B, WatchFact(PATH, C, 10))
         for number in range(PER_OWNER + 50):
-            self.hear(A, AT_A, Watch(VPath(("app", f"v{number}")), C, 10))
+            self.hear(A, AT_A, WatchFact(VPath(("app", f"v{number}")), C, 10))
         self.assertEqual(len(self.cluster._watches), PER_OWNER + 1)
         self.assertEqual(self.cluster.watchers(PATH), {C})
         self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), frozenset())
@@ -550,18 +552,18 @@ class WatchTests(ClusterCase):
         """However many nodes a cluster has, one path does not fill the memory."""
         watches = HeardWatches()
         for number in range(MOST_WATCHERS + 5):
-            watches.heard(Watch(PATH, MachineId(b"%016d" % number), 1), AT_A, 0.0)
+            watches.heard(WatchFact(PATH, MachineId(b"%016d" % number), 1), AT_A, 0.0)
         self.assertEqual(len(watches.of(PATH, 0.0)), MOST_WATCHERS)
         first = MachineId(b"%016d" % 0)
-        self.assertTrue(watches.heard(Watch(PATH, first, 2), AT_A, 1.0), "one that is known is renewed")
+        self.assertTrue(watches.heard(WatchFact(PATH, first, 2), AT_A, 1.0), "one that is known is renewed")
         self.assertEqual((watches.waits(PATH, first, 60.5), watches.waits(PATH, first, 61.0)), (True, False))
 
     def test_renewed_by_another(self) -> None:
         """A watch belongs to who told its newest stamp: a flood from who told an older one does not displace it."""
-        self.hear(A, AT_A, Watch(PATH, C, 10))
-        self.hear(B, AT_B, Watch(PATH, C, 11))
+        self.hear(A, AT_A, WatchFact(PATH, C, 10))
+        self.hear(B, AT_B, WatchFact(PATH, C, 11))
         for number in range(PER_OWNER):
-            self.hear(A, AT_A, Watch(VPath(("app", f"v{number}")), C, 10))
+            self.hear(A, AT_A, WatchFact(VPath(("app", f"v{number}")), C, 10))
         self.assertEqual(self.cluster.watchers(PATH), {C})
         self.assertEqual(self.cluster.watchers(VPath(("app", "v0"))), {C})
 

@@ -19,16 +19,16 @@ from ciruela.gossip.packets import (
     BaseHash,
     Complete,
     Deleted,
-    Download,
+    DownloadFact,
     Header,
     Hooked,
     Item,
-    Member,
+    MemberFact,
     NullKeyring,
     Packet,
-    Removed,
+    RemovedFact,
     Unopened,
-    Watch,
+    WatchFact,
     body,
     decode,
     encode_item,
@@ -52,17 +52,17 @@ LONG_PATH = VPath.parse("/" + "/".join(["x" * 255, "y" * 255, "z" * 255, "w" * 2
 
 EXAMPLES: tuple[Item, ...] = (
     BaseHash(PATH.base, b"h" * 32),
-    Download(PATH, IMAGE, None, True, False),
-    Download(PATH, IMAGE, FULL - 1, False, True),
+    DownloadFact(PATH, IMAGE, None, True, False),
+    DownloadFact(PATH, IMAGE, FULL - 1, False, True),
     Complete(PATH, IMAGE, 123),
-    Watch(PATH, OTHER, 5, 999),
-    Member(OTHER, None, 9, "host", 0, 1, ("app", "other"), 0),
-    Member(OTHER, "[::1]:24783", 9, "", 63, 64, (), 1),
+    WatchFact(PATH, OTHER, 5, 999),
+    MemberFact(OTHER, None, 9, "host", 0, 1, ("app", "other"), 0),
+    MemberFact(OTHER, "[::1]:24783", 9, "", 63, 64, (), 1),
     Deleted(PATH, IMAGE, 5),
     Ack(PATH, IMAGE),
     Complete(PATH, IMAGE, 123, 3),
     Hooked(PATH, IMAGE, 123, 1, False, "exited with 1: ü"),
-    Removed(PATH, IMAGE, 7),
+    RemovedFact(PATH, IMAGE, 7),
 )
 
 uints = st.integers(0, MAX_UINT)
@@ -76,19 +76,19 @@ texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=255
 
 
 @st.composite
-def members(draw: st.DrawFn) -> Member:
+def members(draw: st.DrawFn) -> MemberFact:
     parts = draw(st.integers(1, MAX_PARTS))
     keys = tuple(draw(st.lists(names.filter(lambda name: len(name.encode()) <= 100), max_size=5)))
     address = draw(st.none() | texts)
-    return Member(draw(machines), address, draw(uints), draw(texts), draw(st.integers(0, parts - 1)), parts, keys, draw(uints))
+    return MemberFact(draw(machines), address, draw(uints), draw(texts), draw(st.integers(0, parts - 1)), parts, keys, draw(uints))
 
 
 items = st.one_of(
     st.builds(BaseHash, vpaths, images),
-    st.builds(Download, vpaths, images, st.none() | st.integers(0, FULL), st.booleans(), st.booleans()),
+    st.builds(DownloadFact, vpaths, images, st.none() | st.integers(0, FULL), st.booleans(), st.booleans()),
     st.builds(Complete, vpaths, images, uints, uints),
     st.builds(Hooked, vpaths, images, uints, st.integers(1, 63), st.booleans(), texts.map(lambda text: text[:200])),
-    st.builds(Watch, vpaths, machines, uints, uints),
+    st.builds(WatchFact, vpaths, machines, uints, uints),
     members(),
     st.builds(Deleted, vpaths, images, uints),
     st.builds(Ack, vpaths, images),
@@ -123,11 +123,11 @@ class WritingTests(SynchronousTestCase):
     def test_longest_items_fit(self) -> None:
         """A path that uploads accept but gossip cannot carry would never reach the other nodes (threats A35)."""
         longest: list[Item] = [
-            Download(LONG_PATH, IMAGE, FULL, True, True),
+            DownloadFact(LONG_PATH, IMAGE, FULL, True, True),
             Complete(LONG_PATH, IMAGE, MAX_UINT, MAX_UINT),
             Hooked(LONG_PATH, IMAGE, MAX_UINT, 63, True, "m" * 200),
-            Watch(LONG_PATH, ME, MAX_UINT, MAX_UINT),
-            Member(ME, "a" * 255, MAX_UINT, "h" * 255, 63, 64, ("k" * 255, "l" * 255), MAX_UINT),
+            WatchFact(LONG_PATH, ME, MAX_UINT, MAX_UINT),
+            MemberFact(ME, "a" * 255, MAX_UINT, "h" * 255, 63, 64, ("k" * 255, "l" * 255), MAX_UINT),
         ]
         for item in longest:
             self.assertEqual([packet.items for packet in map(decode, encode_packets(HEADER, [item]))], [(item,)])
@@ -136,7 +136,7 @@ class WritingTests(SynchronousTestCase):
         """An item that cannot be sent must not vanish without a word."""
         keys = tuple(f"{number:0200d}" for number in range(8))
         with self.assertRaises(ValueError):
-            encode_packets(HEADER, [Member(ME, None, 1, "h", 0, 1, keys)])
+            encode_packets(HEADER, [MemberFact(ME, None, 1, "h", 0, 1, keys)])
 
     def test_split_leaves_out_only_the_oversized(self) -> None:
         """One bad item must not take the others with it."""

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.clockwork import HUSH_S
 from ciruela.gossip.cluster import Completed, RemovedHeard
 from ciruela.gossip.confirm import CONFIRMED_S, MOST_CLAIMS, MOST_UNDER_WAY, Claim, Confirmations
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, Member, Packet, Removed, Watch, decode, encode_packets
+from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, MemberFact, Packet, RemovedFact, WatchFact, decode, encode_packets
 from ciruela.gossip.pushpull import AGAIN_S, MOST_FIRST, UNABLE_S, Exchanges
 from ciruela.gossip.pushpull import MOST_UNDER_WAY as MOST_EXCHANGES
 from ciruela.gossip.servers import Strangers
@@ -188,7 +188,7 @@ class StrangerTests(SynchronousTestCase):
         for number, (parts, asked, rows) in enumerate(
             (((0,), "b", 1), ((1,), "a", 1), ((0, 1), "a", 1), ((0, 1), "b", 1), ((0, 1), "c", 0))
         ):
-            items = [Member(A, None, EPOCH, "host-a", part, 2, ("ab"[part],)) for part in parts]
+            items = [MemberFact(A, None, EPOCH, "host-a", part, 2, ("ab"[part],)) for part in parts]
             found = strangers.spoke(AT_A, [Packet(Header(A, EPOCH, number * 2 + one), (item,)) for one, item in enumerate(items)], 0.0)
             self.assertEqual(found and found.hostname, "host-a")
             self.assertEqual(len(strangers.rows(asked, 0.0)), rows, (parts, asked))
@@ -240,7 +240,7 @@ class ConfirmTests(SynchronousTestCase):
 
     def test_removals(self) -> None:
         """The same for what was removed."""
-        item = Removed(PATH, ONE, 5)
+        item = RemovedFact(PATH, ONE, 5)
         claim = RemovedHeard(item, A, "a", AT_A, True)
         self.wire.answer = state(ONE)
         self.confirmations.ask(claim)
@@ -326,19 +326,19 @@ class SpeakingTests(GossipCase):
         self.facts.bases = {PATH.base: b"h" * 32}
         self.facts.waiting = {PATH}
         taken, told = self.push(
-            AT_A.host, A, Member(A, None, EPOCH, "host-a", 0, 1, ("app",)), BaseHash(PATH.base, b"i" * 32), Complete(PATH, ONE, 5)
+            AT_A.host, A, MemberFact(A, None, EPOCH, "host-a", 0, 1, ("app",)), BaseHash(PATH.base, b"i" * 32), Complete(PATH, ONE, 5)
         )
         self.assertTrue(taken)
         self.assertEqual(self.out.heard, [("differs", PATH.base, b"i" * 32, AT_A), ("completed", PATH, ONE, A, "host-a")])
         self.assertEqual([item for item in told if isinstance(item, BaseHash)], [BaseHash(PATH.base, b"h" * 32)])
-        self.assertEqual({type(item) for item in told}, {Member, BaseHash, Watch})
+        self.assertEqual({type(item) for item in told}, {MemberFact, BaseHash, WatchFact})
         self.assertEqual([request for _, request in self.out.asked if not isinstance(request, PushPull)], [], "asked again")
 
     def test_strangers_are_not_believed(self) -> None:
         """Anybody may connect; what he says must change nothing."""
         self.facts.waiting = {PATH}
         taken, _ = self.push(
-            STRANGER.host, A, Member(A, None, EPOCH, "host-a", 0, 1, ("app",)), Complete(PATH, ONE, 5), Watch(PATH, A, EPOCH)
+            STRANGER.host, A, MemberFact(A, None, EPOCH, "host-a", 0, 1, ("app",)), Complete(PATH, ONE, 5), WatchFact(PATH, A, EPOCH)
         )
         self.assertEqual((taken, self.out.heard, self.gossip.cluster.hosts("app")), (False, [], {}))
         self.assertEqual(self.gossip.cluster.watchers(PATH), frozenset())
@@ -348,7 +348,7 @@ class SpeakingTests(GossipCase):
 
     def test_malformed(self) -> None:
         """A damaged push costs what comes after the damage."""
-        good = tuple(encode_packets(Header(A, EPOCH, 0), [Member(A, None, EPOCH, "host-a", 0, 1, ("app",))]))
+        good = tuple(encode_packets(Header(A, EPOCH, 0), [MemberFact(A, None, EPOCH, "host-a", 0, 1, ("app",))]))
         self.assertTrue(self.gossip.pushed(AT_A.host, PushPull(24783, None, (*good, b"noise", *good))).taken)
         self.assertEqual(self.gossip.counts.refused["malformed"], 1)
         self.assertEqual(self.gossip.cluster.hosts("app"), {A: "a.example"})
@@ -381,12 +381,12 @@ class SpeakingTests(GossipCase):
         self.out.answer = answer
         self.peers()
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(B, AT_B, Watch(PATH, A, EPOCH))
+        self.hear(B, AT_B, WatchFact(PATH, A, EPOCH))
         pushed.clear()
         times = []
         for second in range(60):
             self.hear(A, AT_A)
-            self.hear(B, AT_B, Watch(PATH, A, EPOCH + second + 1))
+            self.hear(B, AT_B, WatchFact(PATH, A, EPOCH + second + 1))
             self.clock.advance(1)
             told = [item for request in pushed for data in request.facts for item in decode(data).items if isinstance(item, Complete)]
             times += [second] * bool(told)
@@ -399,7 +399,7 @@ class SpeakingTests(GossipCase):
         self.out.answer = lambda address, request: succeed(PushPullData(False, None, ()))
         self.peers()
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(B, AT_B, Watch(PATH, A, EPOCH))
+        self.hear(B, AT_B, WatchFact(PATH, A, EPOCH))
         self.clock.pump([1.0] * 20)
         self.assertEqual(self.gossip._tellings.open(A), [(PATH, ONE)])
 
@@ -418,7 +418,7 @@ class SpeakingTests(GossipCase):
         for _ in range(3):
             for port in range(20):
                 self.gossip.received(b"noise", Address(STRANGER.host, 1000 + port))
-                self.push(STRANGER.host, A, Member(A, None, EPOCH, "host-a", 0, 1, ("app",)))
+                self.push(STRANGER.host, A, MemberFact(A, None, EPOCH, "host-a", 0, 1, ("app",)))
             self.clock.advance(HUSH_S + 1)
         self.assertEqual(len(said), 2, said)
         self.assertIn("gossip comes from 192.0.2.66:1000, which no list of peers names", said[0])

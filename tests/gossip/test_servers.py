@@ -6,9 +6,9 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.packets import Header, Member, Packet
-from ciruela.gossip.roster import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, Known, Memory
-from ciruela.gossip.servers import SHARED_S, Place, SharedIds, servers
+from ciruela.gossip.packets import Header, MemberFact, Packet
+from ciruela.gossip.roster import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, KnownAddress, MemberCache
+from ciruela.gossip.servers import SHARED_S, ConfiguredPlace, SharedIds, servers
 from ciruela.model.ids import MachineId, SharedId
 from ciruela.seams import Address
 from tests.gossip.test_memory import AT_A, AT_B, AT_C, EPOCH, ME, A, B, ClusterCase, member
@@ -22,49 +22,56 @@ V6, OTHER_V6 = Address("fd00::1", 1), Address("fd00::2", 1)
 class RowTests(SynchronousTestCase):
     """How addresses become servers: one too few, and a count is met that is not; one too many, and it never is."""
 
-    def addresses(self, *places: Place, key: str = "app") -> list[tuple[str, ...]]:
+    def addresses(self, *places: ConfiguredPlace, key: str = "app") -> list[tuple[str, ...]]:
         return [row.addresses for row in servers(places, key)]
 
     def test_one_process_with_two_addresses(self) -> None:
         """A host with two addresses would be waited for twice."""
-        places = (Place(V4, "x", False, A, 5, keys=("app",)), Place(OTHER_V4, "y", False, A, 5))
+        places = (ConfiguredPlace(V4, "x", False, A, 5, keys=("app",)), ConfiguredPlace(OTHER_V4, "y", False, A, 5))
         self.assertEqual(self.addresses(*places), [(str(V4), str(OTHER_V4))])
         self.assertEqual(self.addresses(*places, key="other"), [])
 
     def test_other_epoch_is_another_place(self) -> None:
         """Where a machine was before it moved, somebody is expected whom nobody has met."""
-        rows = servers([Place(V4, "x", False, A, 5, heard_ms=900, keys=("app",)), Place(OTHER_V4, "y", False, A, 9, heard_ms=1)], "app")
+        rows = servers(
+            [ConfiguredPlace(V4, "x", False, A, 5, heard_ms=900, keys=("app",)), ConfiguredPlace(OTHER_V4, "y", False, A, 9, heard_ms=1)],
+            "app",
+        )
         self.assertEqual([(row.machine, row.addresses) for row in rows], [(A, (str(OTHER_V4),)), (None, (str(V4),))])
 
     def test_hearsay_is_no_epoch(self) -> None:
         """A clone at one address, and the server whose id it has, would be one server for a node that knows both from others."""
-        rows = servers([Place(V4, "x", False, A, 0, heard_ms=100), Place(OTHER_V4, "y", False, A, 0, heard_ms=600_000)], "app")
+        rows = servers(
+            [ConfiguredPlace(V4, "x", False, A, 0, heard_ms=100), ConfiguredPlace(OTHER_V4, "y", False, A, 0, heard_ms=600_000)], "app"
+        )
         self.assertEqual([(row.machine, row.addresses) for row in rows], [(A, (str(V4),)), (None, (str(OTHER_V4),))])
 
     def test_shared_id(self) -> None:
         """Two servers with one id would be one row."""
-        rows = servers([Place(V4, "x", False, A, 5, apart=True), Place(OTHER_V4, "y", False, A, 9, apart=True)], "app")
+        rows = servers([ConfiguredPlace(V4, "x", False, A, 5, apart=True), ConfiguredPlace(OTHER_V4, "y", False, A, 9, apart=True)], "app")
         self.assertEqual([row.addresses for row in rows], [(str(V4),), (str(OTHER_V4),)])
 
     def test_unmet_addresses_of_a_name(self) -> None:
         """A name for a whole cluster is as many servers as it has addresses of one family."""
-        unmet = [Place(address, "all", False) for address in (V4, OTHER_V4, V6)]
+        unmet = [ConfiguredPlace(address, "all", False) for address in (V4, OTHER_V4, V6)]
         self.assertEqual(self.addresses(*unmet), [(str(V4), str(V6)), (str(OTHER_V4),)])
-        self.assertEqual(self.addresses(Place(V4, "x", False), Place(V6, "y", False)), [(str(V4),), (str(V6),)])
+        self.assertEqual(self.addresses(ConfiguredPlace(V4, "x", False), ConfiguredPlace(V6, "y", False)), [(str(V4),), (str(V6),)])
 
     def test_other_family_of_a_met_server(self) -> None:
         """A server that answers by IPv4 alone would be waited for a second time by IPv6."""
-        met = Place(V4, "n", False, A, 5, keys=("app",))
-        self.assertEqual(self.addresses(met, Place(V6, "n", False)), [(str(V4), str(V6))])
-        self.assertEqual(self.addresses(met, Place(V6, "n", False), key="other"), [])
-        self.assertEqual(self.addresses(met, Place(V6, "n", False), Place(OTHER_V6, "n", False)), [(str(V4),), (str(OTHER_V6),)])
-        self.assertEqual(self.addresses(met, Place(OTHER_V4, "n", False)), [(str(V4),), (str(OTHER_V4),)])
-        self.assertEqual(self.addresses(Place(V4, "me", True), Place(V6, "me", False)), [], "our own other address")
+        met = ConfiguredPlace(V4, "n", False, A, 5, keys=("app",))
+        self.assertEqual(self.addresses(met, ConfiguredPlace(V6, "n", False)), [(str(V4), str(V6))])
+        self.assertEqual(self.addresses(met, ConfiguredPlace(V6, "n", False), key="other"), [])
+        self.assertEqual(
+            self.addresses(met, ConfiguredPlace(V6, "n", False), ConfiguredPlace(OTHER_V6, "n", False)), [(str(V4),), (str(OTHER_V6),)]
+        )
+        self.assertEqual(self.addresses(met, ConfiguredPlace(OTHER_V4, "n", False)), [(str(V4),), (str(OTHER_V4),)])
+        self.assertEqual(self.addresses(ConfiguredPlace(V4, "me", True), ConfiguredPlace(V6, "me", False)), [], "our own other address")
 
     def test_unknown_directories(self) -> None:
         """Who has not said what it takes may take it."""
         for keys, expected in ((None, 1), ((), 0), (("app",), 1), (("other",), 0)):
-            self.assertEqual(len(self.addresses(Place(V4, "x", False, A, 5, keys=keys))), expected, keys)
+            self.assertEqual(len(self.addresses(ConfiguredPlace(V4, "x", False, A, 5, keys=keys))), expected, keys)
 
 
 @shows("K1.1")
@@ -72,7 +79,7 @@ class KnownTests(SynchronousTestCase):
     """What is remembered of each address."""
 
     def setUp(self) -> None:
-        self.memory = Memory()
+        self.memory = MemberCache()
         self.memory.configured([V4, V6])
 
     def test_sure_directories_stay(self) -> None:
@@ -82,10 +89,10 @@ class KnownTests(SynchronousTestCase):
         self.memory.told(V4, "a", ["other"], connected=False)
         self.memory.met(V4, B, 6, 200, connected=False)
         self.memory.told(V4, "b", [], connected=False)
-        self.assertEqual(self.memory.get(V4), Known(B, 6, "b", ("app", "other"), True, 200))
+        self.assertEqual(self.memory.get(V4), KnownAddress(B, 6, "b", ("app", "other"), True, 200))
         self.memory.met(V4, A, 5, 300, connected=True)
         self.memory.told(V4, "a", ["logs"], connected=True)
-        self.assertEqual(self.memory.get(V4), Known(A, 5, "a", ("logs",), True, 300))
+        self.assertEqual(self.memory.get(V4), KnownAddress(A, 5, "a", ("logs",), True, 300))
 
     def test_unsure_directories_change(self) -> None:
         """In a large cluster most nodes are known by datagrams alone."""
@@ -93,7 +100,7 @@ class KnownTests(SynchronousTestCase):
         self.memory.told(V4, "a", ["app"], connected=False)
         self.memory.told(V4, "a", None, connected=False)
         self.memory.told(V4, "a", ["logs"], connected=False)
-        self.assertEqual(self.memory.get(V4), Known(A, 0, "a", ("logs",), False, 100))
+        self.assertEqual(self.memory.get(V4), KnownAddress(A, 0, "a", ("logs",), False, 100))
 
     def test_restart_with_two_addresses(self) -> None:
         """A host with two addresses would be two servers after each restart, until both have spoken."""
@@ -108,7 +115,7 @@ class KnownTests(SynchronousTestCase):
         self.memory.told(V4, "host a", ["app", "logs"], connected=True)
         self.memory.met(V6, B, 0, 50, connected=False)
         rows = self.memory.rows(1000)
-        again = Memory()
+        again = MemberCache()
         again.recall(rows)
         again.configured([V4])
         self.assertEqual(again.get(V4), self.memory.get(V4))
@@ -134,10 +141,10 @@ class KnownTests(SynchronousTestCase):
             row = [text if rng.random() < 0.7 else rng.choice(("", "x", "-1", "9" * 30, "\n", "²", "!", A.hex())) for text in good]
             rows[f"bad{number}"] = row[: rng.randrange(7)]
         rows["long"] = good + ["k"] * MOST_KEYS_KEPT
-        again = Memory()
+        again = MemberCache()
         again.recall(rows)
         again.configured([V4])
-        self.assertEqual(again.get(V4), Known(A, 5, "a", ("app",), True, 100))
+        self.assertEqual(again.get(V4), KnownAddress(A, 5, "a", ("app",), True, 100))
         for row in again.rows(0).values():
             self.assertLess(int(row[3]), 10**19)
 
@@ -214,7 +221,7 @@ class HeardTests(ClusterCase):
 
     def test_either_way(self) -> None:
         """A peer that is reached by connections alone would count as dead; or one that is, as heard by UDP."""
-        self.cluster.heard(AT_A, Packet(Header(A, EPOCH, 0), (Member(A, None, 1, "a", 0, 1, ("app",)),)), 10.0, connected=True)
+        self.cluster.heard(AT_A, Packet(Header(A, EPOCH, 0), (MemberFact(A, None, 1, "a", 0, 1, ("app",)),)), 10.0, connected=True)
         self.hear(B, AT_B, member(B), now_s=10.0)
         self.cluster.expire(12.0)
         peers = {peer.address: (peer.silent_s, peer.udp_s, peer.reached) for peer in self.cluster.peers()}

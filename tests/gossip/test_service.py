@@ -16,14 +16,14 @@ from ciruela.gossip.packets import (
     BaseHash,
     Complete,
     Deleted,
-    Download,
+    DownloadFact,
     Header,
     Hooked,
     Item,
-    Member,
+    MemberFact,
     NullKeyring,
-    Removed,
-    Watch,
+    RemovedFact,
+    WatchFact,
     body,
     decode,
     encode_item,
@@ -32,7 +32,7 @@ from ciruela.gossip.packets import (
 from ciruela.gossip.pushpull import MOST_FIRST
 from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
 from ciruela.gossip.stances import WATCH_S
-from ciruela.gossip.telling import FAN_OUT, PROBES, Repeats
+from ciruela.gossip.telling import FAN_OUT, PROBES, HookRetransmitter
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
@@ -104,10 +104,10 @@ class Recorder:
     def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
         self.heard.append(("completed", vpath, image, machine, hostname))
 
-    def removal_heard(self, item: Removed, address: Address) -> None:
+    def removal_heard(self, item: RemovedFact, address: Address) -> None:
         self.heard.append(("removal heard", item, address))
 
-    def gone(self, item: Removed, machine: MachineId, hostname: str) -> None:
+    def gone(self, item: RemovedFact, machine: MachineId, hostname: str) -> None:
         self.heard.append(("gone", item, machine, hostname))
 
     def progressed(self, vpath: VPath) -> None:
@@ -155,8 +155,8 @@ class GossipCase(SynchronousTestCase):
 
     def peers(self) -> None:
         """A and B are known; what was sent until then is forgotten."""
-        self.hear(A, AT_A, Member(A, None, 1, "host-a", 0, 1, ("app",)))
-        self.hear(B, AT_B, Member(B, None, 1, "host-b", 0, 1, ("app",)))
+        self.hear(A, AT_A, MemberFact(A, None, 1, "host-a", 0, 1, ("app",)))
+        self.hear(B, AT_B, MemberFact(B, None, 1, "host-b", 0, 1, ("app",)))
         self.hear(ME, AT_ME)
         self.out.sent.clear()
 
@@ -224,13 +224,13 @@ class BeatTests(GossipCase):
         """Nothing runs on after the end."""
         self.peers()
         self.facts.images[PATH] = Version(1, ONE)
-        self.facts.fetching = [Download(PATH, TWO, 1, False, False)]
+        self.facts.fetching = [DownloadFact(PATH, TWO, 1, False, False)]
         for _ in range(3):
             self.gossip.news_download(PATH)
         self.gossip.news_base(PATH.base)
         self.gossip.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.hear(A, AT_A, Watch(PATH, A, 1))
+        self.hear(A, AT_A, WatchFact(PATH, A, 1))
         self.gossip.news_complete(PATH)
         self.gossip.news_base(PATH.base)
         self.gossip.news_download(PATH)
@@ -285,18 +285,18 @@ class NewsTests(GossipCase):
         self.assertEqual(sorted(str(address) for address, _ in self.out.sent), [str(AT_A), str(AT_B)])
         for _, items in self.out.sent:
             self.assertEqual(
-                [item for item in items if not isinstance(item, Member)], [BaseHash(PATH.base, b"h" * 32), Complete(PATH, ONE, 5)]
+                [item for item in items if not isinstance(item, MemberFact)], [BaseHash(PATH.base, b"h" * 32), Complete(PATH, ONE, 5)]
             )
 
     def test_progress_is_thinned(self) -> None:
         """A fast download makes hundreds of steps a second; the last one must be said all the same."""
-        self.facts.fetching = [Download(PATH, ONE, 0, False, False)]
+        self.facts.fetching = [DownloadFact(PATH, ONE, 0, False, False)]
         for step in range(100):
-            self.facts.fetching = [Download(PATH, ONE, step, False, False)]
+            self.facts.fetching = [DownloadFact(PATH, ONE, step, False, False)]
             self.gossip.news_download(PATH)
             self.clock.advance(PROGRESS_S / 50)
         self.clock.advance(PROGRESS_S)
-        masks = [item.mask for address, item in self.said(Download) if address == AT_A and isinstance(item, Download)]
+        masks = [item.mask for address, item in self.said(DownloadFact) if address == AT_A and isinstance(item, DownloadFact)]
         self.assertLessEqual(len(masks), 5)
         self.assertEqual((masks[0], masks[-1]), (0, 99))
 
@@ -306,10 +306,10 @@ class NewsTests(GossipCase):
         def told(seconds: float) -> int:
             self.out.sent.clear()
             for step in range(round(seconds * 100)):
-                self.facts.fetching = [Download(PATH, ONE, step, False, False)]
+                self.facts.fetching = [DownloadFact(PATH, ONE, step, False, False)]
                 self.gossip.news_download(PATH)
                 self.clock.advance(0.01)
-            return len([address for address, item in self.said(Download) if address == AT_A])
+            return len([address for address, item in self.said(DownloadFact) if address == AT_A])
 
         self.assertGreaterEqual(told(1.0), 8)
         told(10.0)
@@ -324,7 +324,7 @@ class NewsTests(GossipCase):
         takers = list(names)[40:44]
         for number, address in enumerate(names):
             machine = MachineId(b"%016d" % number)
-            self.hear(machine, address, Member(machine, None, 1, "h", 0, 1, ("app",) if address in takers else ("other",)))
+            self.hear(machine, address, MemberFact(machine, None, 1, "h", 0, 1, ("app",) if address in takers else ("other",)))
         self.out.sent.clear()
         self.facts.bases = {PATH.base: b"h" * 32}
         self.gossip.news_base(PATH.base)
@@ -337,8 +337,8 @@ class NewsTests(GossipCase):
         self.gossip.configured(names)
         for number, address in enumerate(list(names)[:100]):
             machine = MachineId(b"%016d" % number)
-            self.hear(machine, address, Member(machine, None, 1, "h", 0, 1, ("app",)))
-        self.hear(A, AT_A, Watch(PATH, A, 1))
+            self.hear(machine, address, MemberFact(machine, None, 1, "h", 0, 1, ("app",)))
+        self.hear(A, AT_A, WatchFact(PATH, A, 1))
         self.out.sent.clear()
         self.facts.images[PATH] = Version(5, ONE)
         self.gossip.news_complete(PATH)
@@ -354,8 +354,8 @@ class NewsTests(GossipCase):
         needing = Address("10.1.0.78", 24783)
         for number, address in enumerate(names):
             machine = MachineId(b"%016d" % number)
-            items = (Download(PATH, ONE, 0, False, False),) if address == needing else ()
-            self.hear(machine, address, Member(machine, None, 1, "h", 0, 1, ("app",)), *items)
+            items = (DownloadFact(PATH, ONE, 0, False, False),) if address == needing else ()
+            self.hear(machine, address, MemberFact(machine, None, 1, "h", 0, 1, ("app",)), *items)
         self.out.sent.clear()
         for image, told in ((TWO, False), (ONE, True)):
             self.facts.images[PATH] = Version(5, image)
@@ -381,13 +381,13 @@ class NewsTests(GossipCase):
         self.assertEqual(self.out.heard, [])
         self.clock.advance(0)
         self.assertEqual(self.out.heard, [("completed", PATH, ONE, A, "host-a")])
-        self.assertEqual({address for address, _ in self.said(Watch)}, {AT_A, AT_B})
+        self.assertEqual({address for address, _ in self.said(WatchFact)}, {AT_A, AT_B})
 
     @shows("A32")
     def test_removed_address_is_not_contacted(self) -> None:
         """An answer that was due to an address that the operator has just removed is not sent."""
         self.facts.images[PATH], self.facts.bits = Version(5, ONE), 1
-        data = NullKeyring().seal(encode_packets(Header(A, EPOCH, 50), [Download(PATH, ONE, None, False, False)])[0])
+        data = NullKeyring().seal(encode_packets(Header(A, EPOCH, 50), [DownloadFact(PATH, ONE, None, False, False)])[0])
         self.gossip.received(data, AT_A)
         self.gossip.configured({AT_B: "b.example"})
         self.clock.advance(2.0)
@@ -440,7 +440,7 @@ class HearingTests(GossipCase):
     def test_watcher_is_told_until_it_acknowledges(self) -> None:
         """A lost datagram must not leave a client waiting for ever."""
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.hear(B, AT_B, WatchFact(PATH, A, 1))
         times = []
         for tenth in range(300):
             if (AT_A, Complete(PATH, ONE, 5)) in self.said(Complete):
@@ -450,14 +450,14 @@ class HearingTests(GossipCase):
         for sooner, later, delay in zip(times, times[1:], (1, 2, 4, 8), strict=False):
             self.assertIn(later - sooner - delay, (0, 1), times)
         self.hear(A, AT_A, Ack(PATH, ONE))
-        self.hear(B, AT_B, Watch(PATH, A, 2))
+        self.hear(B, AT_B, WatchFact(PATH, A, 2))
         self.clock.pump([1.0] * 40)
         self.assertEqual(self.said(Complete), [])
 
     def test_telling_ends_with_the_watch(self) -> None:
         """A watcher that died is not told for ever."""
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.hear(B, AT_B, WatchFact(PATH, A, 1))
         self.clock.pump([1.0] * int(WATCH_S + 1))
         self.out.sent.clear()
         self.clock.pump([1.0] * 120)
@@ -466,15 +466,15 @@ class HearingTests(GossipCase):
     def test_restarted_watcher_is_told_again(self) -> None:
         """Its new clients know nothing of what it acknowledged before."""
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(A, AT_A, Watch(PATH, A, 1))
+        self.hear(A, AT_A, WatchFact(PATH, A, 1))
         self.hear(A, AT_A, Ack(PATH, ONE))
         self.out.sent.clear()
-        self.hear(A, AT_A, Watch(PATH, A, 2), epoch=EPOCH + 5)
+        self.hear(A, AT_A, WatchFact(PATH, A, 2), epoch=EPOCH + 5)
         self.assertEqual(self.said(Complete), [(AT_A, Complete(PATH, ONE, 5))])
 
     def test_commit_while_watched(self) -> None:
         """The usual order: first the watch, then the download, then the news; a lost first word is repeated."""
-        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.hear(B, AT_B, WatchFact(PATH, A, 1))
         self.assertEqual(self.said(Complete), [])
         self.facts.images[PATH] = Version(5, ONE)
         self.gossip.news_complete(PATH)
@@ -487,9 +487,9 @@ class HearingTests(GossipCase):
         """A node that joins late finds those who have the image at once; a forged question draws one answer in five seconds."""
         self.facts.images[PATH] = Version(5, ONE)
         for _ in range(3):
-            self.hear(A, AT_A, Download(PATH, ONE, None, False, False))
+            self.hear(A, AT_A, DownloadFact(PATH, ONE, None, False, False))
         self.assertEqual(self.said(Complete), [(AT_A, Complete(PATH, ONE, 5))])
-        self.hear(B, AT_B, Download(PATH, TWO, None, False, False))
+        self.hear(B, AT_B, DownloadFact(PATH, TWO, None, False, False))
         self.assertEqual(self.said(Complete), [])
 
     @shows("A32")
@@ -509,7 +509,7 @@ class HearingTests(GossipCase):
     def test_progress_of_others(self) -> None:
         """A download that waits for blocks goes on as soon as somebody has more; the same word again wakes nobody."""
         for mask in (1, 1, 3):
-            self.hear(A, AT_A, Download(PATH, ONE, mask, False, False))
+            self.hear(A, AT_A, DownloadFact(PATH, ONE, mask, False, False))
         for _ in range(2):
             self.hear(A, AT_A, Complete(PATH, ONE, 5))
         self.assertEqual(self.out.progress, [PATH] * 3)
@@ -518,17 +518,17 @@ class HearingTests(GossipCase):
         """Watches and members reach nodes that never met their origin."""
         other = MachineId(b"x" * 16)
         self.gossip.configured(NAMES | {Address("10.0.0.9", 24783): "x.example"})
-        self.hear(A, AT_A, Watch(PATH, other, 1), Member(other, "10.0.0.9:24783", 1, "x", 0, 1, ("app",)))
+        self.hear(A, AT_A, WatchFact(PATH, other, 1), MemberFact(other, "10.0.0.9:24783", 1, "x", 0, 1, ("app",)))
         self.clock.advance(2)
         sent = [item for address, items in self.out.sent if address == AT_B for item in items]
-        self.assertIn((PATH, other, 1), [(item.vpath, item.machine, item.stamp) for item in sent if isinstance(item, Watch)])
-        self.assertIn((other, "x"), [(item.machine, item.hostname) for item in sent if isinstance(item, Member)])
+        self.assertIn((PATH, other, 1), [(item.vpath, item.machine, item.stamp) for item in sent if isinstance(item, WatchFact)])
+        self.assertIn((other, "x"), [(item.machine, item.hostname) for item in sent if isinstance(item, MemberFact)])
 
     @shows("A32", "A36", "A37", "I9", "I12", "F27")
     def test_nothing_is_deleted_or_contacted_on_hearsay(self) -> None:
         """Deletions and acknowledgments that were never asked for change nothing here (threats 6.7)."""
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(A, AT_A, Deleted(PATH, ONE, 99), Ack(PATH, ONE), Member(B, str(STRANGER), 9, "b", 0, 1, ("app",)))
+        self.hear(A, AT_A, Deleted(PATH, ONE, 99), Ack(PATH, ONE), MemberFact(B, str(STRANGER), 9, "b", 0, 1, ("app",)))
         self.assertEqual((self.out.heard, self.out.sent), ([], []))
         self.clock.pump([1.0] * 10)
         self.assertEqual({address for address, _ in self.out.sent}, {AT_A, AT_B})
@@ -632,7 +632,7 @@ class HookTests(GossipCase):
 
     def test_said_with_complete(self) -> None:
         """The same, at the node that has the hook: what is due is said with the completion, not after it."""
-        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.hear(B, AT_B, WatchFact(PATH, A, 1))
         self.out.sent.clear()
         self.facts.images[PATH], self.facts.bits = Version(5, ONE), 1
         self.gossip.news_complete(PATH)
@@ -656,12 +656,12 @@ class HookTests(GossipCase):
     def test_repeated(self) -> None:
         """The end of a hook would be lost with one datagram; or be repeated for ever, for nobody acknowledges it."""
         self.facts.images[PATH] = Version(5, ONE)
-        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.hear(B, AT_B, WatchFact(PATH, A, 1))
         self.facts.ended = [self.FAILED]
         self.gossip.news_hook(PATH)
         told = []
         for second in range(60):
-            self.hear(B, AT_B, Watch(PATH, A, 2 + second))
+            self.hear(B, AT_B, WatchFact(PATH, A, 2 + second))
             self.clock.advance(1)
             told.append(sum(address == AT_A for address, _ in self.said(Hooked)))
         self.assertGreaterEqual(sum(map(bool, told)), 5)
@@ -672,7 +672,7 @@ class HookTests(GossipCase):
         self.facts.images[PATH], self.facts.ended = Version(5, ONE), [self.FAILED]
         self.clock.advance(1)
         self.out.sent.clear()
-        self.hear(B, AT_B, Watch(PATH, A, 1))
+        self.hear(B, AT_B, WatchFact(PATH, A, 1))
         self.assertIn((AT_A, self.FAILED), self.said(Hooked))
 
 
@@ -681,7 +681,7 @@ class RepeatTests(SynchronousTestCase):
 
     def test_five_times(self) -> None:
         """A watcher would be told once only, or each second for as long as it waits."""
-        repeats = Repeats()
+        repeats = HookRetransmitter()
         self.assertTrue(repeats.begin(PATH, A, 0.0, news=False))
         self.assertFalse(repeats.begin(PATH, A, 0.0, news=False))
         told = [second for second in range(200) if repeats.due(float(second), lambda *_: True)]
@@ -692,7 +692,7 @@ class RepeatTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """Many watches would fill the memory."""
-        repeats = Repeats(limit=2)
+        repeats = HookRetransmitter(limit=2)
         for number in range(5):
             repeats.begin(VPath(("app", f"v{number}")), A, 0.0, news=True)
         self.assertEqual(len(repeats.due(0.0, lambda *_: True)), 2)

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.merge import BlockMap, Run, same_files
+from ciruela.index.merge import BlockMap, BlockRun, same_files
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.ids import BlockHash
 from tests.index.examples import BIG, FEATURES_TREE, KIND, file, trees
@@ -80,7 +80,7 @@ class SameFilesTests(SynchronousTestCase):
         self.assertEqual([other and other.path for other in pairs], ["/a", None, None, None])
 
 
-def numbers_in(blocks: BlockMap, run: Run) -> range:
+def numbers_in(blocks: BlockMap, run: BlockRun) -> range:
     """The block numbers of a run."""
     first = blocks.numbers_of(run.file_number).start + run.first
     return range(first, first + run.blocks)

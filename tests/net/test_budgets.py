@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost
-from ciruela.net.limits import FRAMES_A_TURN, MOST_AT_WORK, NOISE_A_SECOND, NOISE_AT_ONCE, Answers, Budgets, Limits, Partials, nobody
+from ciruela.net.limits import FRAMES_A_TURN, MOST_AT_WORK, NOISE_A_SECOND, NOISE_AT_ONCE, AnswerBudget, Budgets, Limits, Partials, nobody
 from ciruela.net.outgoing import Pool
 from ciruela.proto import codec
 from ciruela.proto import messages as m
@@ -162,7 +162,7 @@ class AnswerTests(SynchronousTestCase):
     @shows("S7")
     def test_budget(self) -> None:
         """What is queued keeps further large answers from being made, for strangers before it does for peers and clients."""
-        answers = Answers(100, 20)
+        answers = AnswerBudget(100, 20)
         called: list[str] = []
         self.assertTrue(answers.begin(False, lambda: None))
         answers.queued(False, 30)
@@ -180,7 +180,7 @@ class AnswerTests(SynchronousTestCase):
     @shows("S7")
     def test_at_work(self) -> None:
         """So many are made at a time; the next one begins when one has been made."""
-        answers, called = Answers(), []
+        answers, called = AnswerBudget(), []
         for _ in range(MOST_AT_WORK):
             self.assertTrue(answers.begin(False, lambda: None))
         again = lambda: called.append("again")  # noqa: E731

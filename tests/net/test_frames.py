@@ -11,7 +11,7 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.net import frames, limits
-from ciruela.net.frames import Head, Inbound, Masks, head_for, head_of, masked
+from ciruela.net.frames import FrameHead, Inbound, Masks, head_for, head_of, masked
 from ciruela.net.link import WAKE_BYTES
 from ciruela.proto import codec
 from ciruela.proto import messages as m
@@ -33,7 +33,7 @@ class Heads(SynchronousTestCase):
         for length in LENGTHS:
             for mask in (b"", MASK):
                 written = head_for(length, mask)
-                self.assertEqual(head_of(written + b"more", bool(mask)), Head(len(written), length, mask))
+                self.assertEqual(head_of(written + b"more", bool(mask)), FrameHead(len(written), length, mask))
                 for cut in range(len(written)):
                     self.assertIsNone(head_of(written[:cut], bool(mask)), "half a head was taken for a whole one")
 
@@ -81,7 +81,7 @@ class InboundTests(SynchronousTestCase):
         data = bytes(range(256)) * 40
         for mask in (b"", MASK):
             for step in (1, 7, 4096, len(data), len(data) + 5):
-                inbound, stream, at = Inbound(Head(0, len(data), mask)), masked(data, mask) + b"after", 0
+                inbound, stream, at = Inbound(FrameHead(0, len(data), mask)), masked(data, mask) + b"after", 0
                 while inbound.rest:
                     at += inbound.take(stream[at : at + step])
                 self.assertEqual(at, len(data))
@@ -93,7 +93,7 @@ class InboundTests(SynchronousTestCase):
         ours, theirs = socket.socketpair()
         with closing(ours), closing(theirs):
             ours.setblocking(False)
-            inbound = Inbound(Head(0, 10, b""))
+            inbound = Inbound(FrameHead(0, 10, b""))
             self.assertEqual(inbound.fill(ours), 0)
             theirs.send(b"01234")
             self.assertEqual(inbound.fill(ours), 5)
@@ -102,9 +102,9 @@ class InboundTests(SynchronousTestCase):
             self.assertEqual(inbound.message(), b"0123456789")
             self.assertEqual(ours.recv(10), b"after")
             theirs.close()
-            self.assertEqual(Inbound(Head(0, 10, b"")).fill(ours), 0)
+            self.assertEqual(Inbound(FrameHead(0, 10, b"")).fill(ours), 0)
             self.assertEqual(ours.recv(10), b"")
-        self.assertEqual(Inbound(Head(0, 10, b"")).fill(ours), 0)
+        self.assertEqual(Inbound(FrameHead(0, 10, b"")).fill(ours), 0)
 
 
 class OnLinks(SynchronousTestCase):
@@ -117,7 +117,7 @@ class OnLinks(SynchronousTestCase):
         self.reply = self.served.ask(m.GetBlocks("/a/b", s.image(1), tuple(range(32))))
         self.bench.flush()
         self.data = bytes(range(256)) * 4096
-        message = codec.encode_response(1, "GetBlocks", m.BlocksData((m.Part(self.data),)))
+        message = codec.encode_response(1, "GetBlocks", m.BlocksData((m.BlockPart(self.data),)))
         self.stream = head_for(len(message), MASK) + masked(message, MASK)
 
     def got(self) -> bytes:

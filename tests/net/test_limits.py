@@ -8,7 +8,7 @@ from typing import Any
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES, STRANGER_BYTES, Limits, Patience, limits_for, nobody
+from ciruela.net.limits import LARGE_BYTES, ORDINARY_BYTES, STRANGER_BYTES, IdleTimeout, Limits, limits_for, nobody
 from ciruela.net.server import MOST_PAGES, PortLimits, origin
 from ciruela.proto import codec
 from ciruela.proto import messages as m
@@ -331,13 +331,13 @@ class PatienceTests(SynchronousTestCase):
     @shows("F42")
     def test_our_own_stall(self) -> None:
         """After a minute in which this process did nothing at all, one pulse has passed: no connection is given up for it."""
-        patience = Patience(Limits(), 3.0)
+        patience = IdleTimeout(Limits(), 3.0)
         patience.heard(10)
         self.assertIsNone(patience.beat(held=False, coming_bytes=1, silent_so_far=True, large_due=True))
 
     def test_not_while_we_do_not_read(self) -> None:
         """Who sends more than we take in is not slow; then what counts is only whether he is there at all."""
-        patience = Patience(Limits(), 3.0)
+        patience = IdleTimeout(Limits(), 3.0)
         for _ in range(19):
             patience.useful()
             self.assertIsNone(patience.beat(held=True, coming_bytes=1, silent_so_far=False, large_due=True))

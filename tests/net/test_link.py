@@ -388,7 +388,7 @@ class Hostile(SynchronousTestCase):
         reply = served.ask(m.GetBlocks("/a/b", s.image(1), tuple(range(32))))
         self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (BULK_BYTES, BULK_BYTES))
         bench.flush()
-        bench.client.waiting[0].callback(m.BlocksData((m.Part(b"x" * m.MOST_BULK_BYTES),)))
+        bench.client.waiting[0].callback(m.BlocksData((m.BlockPart(b"x" * m.MOST_BULK_BYTES),)))
         bench.flush()
         self.assertEqual(len(self.successResultOf(reply).parts[0].data), m.MOST_BULK_BYTES)
         self.assertEqual((served.maxFramePayloadSize, served.maxMessagePayloadSize), (ORDINARY_BYTES, ORDINARY_BYTES))

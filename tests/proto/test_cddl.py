@@ -76,7 +76,9 @@ class Documentation(SynchronousTestCase):
         watched = m.BaseDirData(b"\1" * 32, b"\2" * 32, s.DIRS, {"v1": (s.machine(1),)})
         schema.validate_cbor(codec.encode_response(1, "GetBaseDir", watched))
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1, 2, 7))))
-        schema.validate_cbor(codec.encode_response(1, "GetBlocks", m.BlocksData((m.Part(b"data"), m.Part(b"frame", packed=True)), (7,))))
+        schema.validate_cbor(
+            codec.encode_response(1, "GetBlocks", m.BlocksData((m.BlockPart(b"data"), m.BlockPart(b"frame", packed=True)), (7,)))
+        )
         schema.validate_cbor(codec.encode_request(1, m.GetBlocks("/a/b", s.image(1), (1,), packed=True)))
         schema.validate_cbor(codec.encode_request(1, m.GetIndex(s.image(1), "/a/b", packed=True)))
         schema.validate_cbor(codec.encode_response(1, "GetIndex", m.IndexData(b"frame", packed=True)))

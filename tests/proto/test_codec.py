@@ -115,13 +115,17 @@ class BulkTests(SynchronousTestCase):
             for packed in (False, True):
                 request = m.GetBlocks("/dir1/a/v1", s.image(1), numbers, packed)
                 self.assertEqual(codec.decode(codec.encode_request(9, request)), codec.RequestIn(9, request))
-            for parts in ((), (m.Part(b"z"),), (m.Part(b"x" * 300, packed=True), m.Part(b"x" * 70_000), m.Part(b"y", packed=True))):
+            for parts in (
+                (),
+                (m.BlockPart(b"z"),),
+                (m.BlockPart(b"x" * 300, packed=True), m.BlockPart(b"x" * 70_000), m.BlockPart(b"y", packed=True)),
+            ):
                 answer = m.BlocksData(parts, numbers)
                 self.assertEqual(codec.decode(codec.encode_response(9, "GetBlocks", answer)), codec.ResponseIn(9, "GetBlocks", answer))
 
     def test_long_bytes_elsewhere(self) -> None:
         """They would be taken for a part, and every part behind it for the one before."""
-        good = codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"x" * 5000), m.Part(b"y" * 70_000))))
+        good = codec.encode_response(9, "GetBlocks", m.BlocksData((m.BlockPart(b"x" * 5000), m.BlockPart(b"y" * 70_000))))
         self.assertIsInstance(codec.decode(good), codec.ResponseIn)
         for change in (
             {"lacks": b"l" * 5000},
@@ -136,7 +140,7 @@ class BulkTests(SynchronousTestCase):
 
     def test_parts_are_not_copied(self) -> None:
         """A megabyte would be copied for each answer once more."""
-        data = bytearray(codec.encode_response(9, "GetBlocks", m.BlocksData((m.Part(b"x" * 5000),))))
+        data = bytearray(codec.encode_response(9, "GetBlocks", m.BlocksData((m.BlockPart(b"x" * 5000),))))
         answer = codec.decode(data)
         assert isinstance(answer, codec.ResponseIn) and isinstance(answer.response, m.BlocksData)
         data[-1:] = b"y"

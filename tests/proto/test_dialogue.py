@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.dialogue import Answered, Asked, Dialogue, Failed, Nothing, Told, TooMany, Violation
+from ciruela.proto.dialogue import Answered, Dialogue, Failed, Nothing, NotificationReceived, RequestReceived, TooMany, Violation
 from tests.proof import shows
 from tests.proto import samples as s
 
@@ -140,7 +140,7 @@ class Rules(SynchronousTestCase):
         """Two requests of one id: one answer would go to the wrong one."""
         talk: Dialogue[int] = Dialogue()
         data = codec.encode_request(5, ASK)
-        self.assertEqual(talk.take(data), Asked(5, ASK))
+        self.assertEqual(talk.take(data), RequestReceived(5, ASK))
         self.assertEqual(talk.take(data), Violation("id 5 is used twice"))
         self.assertIsInstance(talk.take(cbor2.dumps([1, "GetNews", 5, {}])), Violation)
 
@@ -150,7 +150,7 @@ class Rules(SynchronousTestCase):
         data = codec.encode_request(5, BLOCK)
         talk.take(data)
         self.assertEqual(talk.answer(5, m.BlockData(b"x")), (answer(5), b""))
-        self.assertEqual(talk.take(data), Asked(5, BLOCK))
+        self.assertEqual(talk.take(data), RequestReceived(5, BLOCK))
         self.assertRaises(KeyError, talk.answer, 6, m.BlockData(b"x"))
 
     def test_wrong_answer_of_ours_leaves_the_request_open(self) -> None:
@@ -190,5 +190,5 @@ class Rules(SynchronousTestCase):
         """Known ones are passed on, unknown ones are not held against anybody."""
         talk: Dialogue[int] = Dialogue(most_strays=1)
         note = s.NOTIFICATIONS["ReceivedImage"]
-        self.assertEqual(talk.take(talk.tell(note)), Told(note))
+        self.assertEqual(talk.take(talk.tell(note)), NotificationReceived(note))
         self.assertIsInstance(talk.take(cbor2.dumps([0, "News", {}])), Nothing)

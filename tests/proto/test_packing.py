@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
 from ciruela.proto import packing
-from ciruela.proto.messages import IndexData, Part
+from ciruela.proto.messages import BlockPart, IndexData
 from ciruela.proto.packing import LEAST_BYTES, SAMPLE_BYTES, WORTH, index, pack, part, unpack, unpack_index
 from tests.proof import shows
 
@@ -64,8 +64,8 @@ class PackTests(SynchronousTestCase):
 
     def test_part(self) -> None:
         """Who did not ask for compressed parts could not read them."""
-        self.assertEqual(part(TEXT, may_pack=False), Part(TEXT))
-        self.assertEqual(part(NOISE, may_pack=True), Part(NOISE))
+        self.assertEqual(part(TEXT, may_pack=False), BlockPart(TEXT))
+        self.assertEqual(part(NOISE, may_pack=True), BlockPart(NOISE))
         packed = part(TEXT, may_pack=True)
         self.assertTrue(packed.packed)
         self.assertEqual(unpack(packed.data, len(TEXT)), TEXT)

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import ciruela
-from ciruela.client.demo import NodeFailed, Port
+from ciruela.client.demo import FreePort, NodeFailed
 
 PROGRAM = "import sys; from ciruela.client.main import main; sys.exit(main())"
 
@@ -101,21 +101,21 @@ class PortTests(SynchronousTestCase):
 
     def test_ports(self) -> None:
         """Two demos that start at the same moment do not take the same port, nor one that is in use."""
-        first = Port(["127.0.0.1", "127.0.0.2"])
+        first = FreePort(["127.0.0.1", "127.0.0.2"])
         self.addCleanup(first.release)
-        second = Port(["127.0.0.1", "127.0.0.2"], first.number)
+        second = FreePort(["127.0.0.1", "127.0.0.2"], first.number)
         self.assertNotEqual(first.number, second.number)
         second.release()
-        again = Port(["127.0.0.1"], second.number)
+        again = FreePort(["127.0.0.1"], second.number)
         self.assertEqual(again.number, second.number)
         again.release()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind(("127.0.0.2", 0))
-            other = Port(["127.0.0.1", "127.0.0.2"], taken.getsockname()[1])
+            other = FreePort(["127.0.0.1", "127.0.0.2"], taken.getsockname()[1])
             self.assertNotEqual(other.number, taken.getsockname()[1])
             other.release()
 
     def test_foreign_address(self) -> None:
         """An address that this machine does not have is told, with what to do."""
-        failure = self.assertRaises(NodeFailed, Port, ["192.0.2.1"])
+        failure = self.assertRaises(NodeFailed, FreePort, ["192.0.2.1"])
         self.assertIn("192.0.2.1 is not an address of this machine", str(failure))

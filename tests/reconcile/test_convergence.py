@@ -14,7 +14,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
 from ciruela.tracking.ledger import base_dir_hash
-from ciruela.uploads.verdict import Elsewhere, Standing, judge, judge_removal
+from ciruela.uploads.verdict import Elsewhere, PathState, judge, judge_removal
 from tests.proof import shows
 
 BASE = VPath.parse("/app")
@@ -46,9 +46,9 @@ class Member:
         removed = {name: Version(one.timestamp_ms, one.image) for name, one in self.removed().items()}
         return base_dir_hash(self.entries(), removed, self.config.append_only)
 
-    def standing(self, elsewhere: Elsewhere | None = None) -> Standing:
+    def standing(self, elsewhere: Elsewhere | None = None) -> PathState:
         gone = removal_in(self.burials, "v1")
-        return Standing(self.state, None, False, gone, 0, gone, elsewhere or Elsewhere())
+        return PathState(self.state, None, False, gone, 0, gone, elsewhere or Elsewhere())
 
     def order(self, order: Order, now_ms: int, elsewhere: Elsewhere | None = None) -> bool:
         verdict = judge(order, self.config, self.standing(elsewhere), order.signatures, now_ms)

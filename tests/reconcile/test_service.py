@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, LinkLost
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected, Removed
+from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected, RemovalGranted
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir, RemovedEntry
@@ -77,7 +77,7 @@ class ReconcilerTests(SynchronousTestCase):
 
     def remove(self, removal):
         self.removals.append(removal)
-        found = self.failing.get(removal.vpath.entry, Removed(fresh=True))
+        found = self.failing.get(removal.vpath.entry, RemovalGranted(fresh=True))
         return found if isinstance(found, Deferred) else fail(found) if isinstance(found, Exception) else succeed(found)
 
     def peer_has(self, address=PEER, watches=None, pending=(), **states):
@@ -384,7 +384,7 @@ class ReconcilerTests(SynchronousTestCase):
         both = base_dir_hash({}, {"v1": Version(1, image(1)), "v2": Version(2, image(2))})
         self.reconciler.differs(BASE, both, OTHER)
         held, self.failing = self.failing["v1"], {}
-        held.callback(Removed(fresh=True))
+        held.callback(RemovalGranted(fresh=True))
         self.clock.advance(REFUSED_S)
         self.reconciler.differs(BASE, both, OTHER)
         self.assertIn("v2", [one.vpath.entry for one in self.removals])

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.cleanup.service import Safeguards
 from ciruela.client.source import Shares
-from ciruela.daemon.node import Node, World
+from ciruela.daemon.node import Node, NodeContext
 from ciruela.hooks.service import Outside
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
@@ -26,6 +26,7 @@ from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
     BlockData,
+    BlockPart,
     BlocksData,
     GetBlock,
     GetBlocks,
@@ -33,7 +34,6 @@ from ciruela.proto.messages import (
     GetShare,
     HookResult,
     IndexData,
-    Part,
     PublishImage,
     ReceivedImage,
     RemovedImage,
@@ -167,7 +167,9 @@ class Client:
                 case GetBlocks(image=image.id):
                     self.given.extend(image.order[number] for number in request.numbers)
                     groups = image.pieces.groups(request.numbers)
-                    return succeed(BlocksData(tuple(Part(b"".join(image.blocks[image.order[one]] for one in group)) for group in groups)))
+                    return succeed(
+                        BlocksData(tuple(BlockPart(b"".join(image.blocks[image.order[one]] for one in group)) for group in groups))
+                    )
         return fail(RemoteError("not here"))
 
     def notified(self, link, notification) -> None:
@@ -240,7 +242,7 @@ class Cluster:
                 node.gossip.configured(dict(self._known))
         late = _Late()
         wire, datagrams = self.hub.node(address, late, lambda data, source: late.node.gossip.received(data, source))
-        world = World(
+        world = NodeContext(
             me=self.machine(number),
             hostname=f"n{number}",
             epoch=self.now_ms(),

@@ -7,12 +7,12 @@ import random
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, Rule
-from ciruela.client.check import Forecast, Says, Survey, forecast
+from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
+from ciruela.client.check import Forecast, PreflightSurvey, Says, forecast
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
 from ciruela.client.preflight import fate_of
-from ciruela.client.sync import World
+from ciruela.client.sync import RunContext
 from ciruela.clockwork import in_place
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
@@ -26,7 +26,7 @@ from tests.scenarios.cluster import APP, KEY, LOGS, Client, Cluster, Image
 
 SITE = Image(5, {"a": 100_000, "b": 70_000})
 NEXT = Image(5, {"a": 100_000, "b": 70_000, "c": 50_000})
-RULE = Rule()
+RULE = CompletionRule()
 
 
 class Checks(SynchronousTestCase):
@@ -39,25 +39,25 @@ class Checks(SynchronousTestCase):
         signature = KEY.sign(signed_check_bytes(path, image.id, stamp)).signature
         return Check(CheckUpload(path, replace, image.id, old, stamp, (signature,)), weak)
 
-    def survey(self, *checks: Check, names: tuple[str, ...] = ("n1",), known: tuple[int, ...] = (1, 2, 3)) -> Survey:
+    def survey(self, *checks: Check, names: tuple[str, ...] = ("n1",), known: tuple[int, ...] = (1, 2, 3)) -> PreflightSurvey:
         """Ask as the client does; of ``names`` only ``known`` nodes have an address."""
 
         def resolve(name: str) -> Deferred[list[Address]]:
             number = int(name.removeprefix("n"))
             return succeed([self.cluster.address(number)]) if number in known else fail(LinkLost(f"the name {name} cannot be resolved"))
 
-        world = World(self.cluster.clock, random.Random(1), lambda where, other: self.cluster.hub.link(other, where), resolve)
-        survey = Survey(ClusterNames(names), checks, RULE, world)
+        world = RunContext(self.cluster.clock, random.Random(1), lambda where, other: self.cluster.hub.link(other, where), resolve)
+        survey = PreflightSurvey(ClusterNames(names), checks, RULE, world)
         done = Deferred.fromCoroutine(survey.ask_all())
         self.cluster.run(60.0, lambda: done.called)
         self.successResultOf(done)
         self.world_ = world
         return survey
 
-    def says(self, survey: Survey, number: int = 0) -> dict[str, Says]:
+    def says(self, survey: PreflightSurvey, number: int = 0) -> dict[str, Says]:
         return {one.host: one.says for one in survey.replies[number]}
 
-    def fate(self, survey: Survey, number: int = 0) -> Forecast:
+    def fate(self, survey: PreflightSurvey, number: int = 0) -> Forecast:
         return forecast(survey.replies[number], RULE)
 
     def upload(self, image: Image = SITE, path: str = "/app/v1") -> None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_DONE, EXIT_PARTIAL, Outcome, Rule
+from ciruela.client.book import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
 from ciruela.client.listener import NodeNews
 from ciruela.client.require import ALL
 from ciruela.client.servers import address_of
-from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Row, Upload, World
+from ciruela.client.source import ImageSource, Offer
+from ciruela.client.sync import ClusterRun, RunContext, Upload, UploadRow
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost
@@ -68,16 +68,16 @@ class CountingCase(SynchronousTestCase):
         except ValueError:
             return fail(LinkLost(f"the name {name} cannot be resolved"))
 
-    def sync(self, *names: str, rule: Rule | None = None, seconds: float = 3000.0) -> Row:
+    def sync(self, *names: str, rule: CompletionRule | None = None, seconds: float = 3000.0) -> UploadRow:
         """One upload, to its end."""
         clock, heard = self.cluster.clock, Heard()
         self.heard = heard
-        world = World(clock, random.Random(3), lambda where, other: self.cluster.hub.link(other, where), self.resolve)
+        world = RunContext(clock, random.Random(3), lambda where, other: self.cluster.hub.link(other, where), self.resolve)
         offer = Offer(parse(SITE.data, SITE.id), SITE.data, _Tree(), "./dist")
-        source = Source([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         stamp = self.cluster.now_ms()
         order = AppendDir(PATH, SITE.id, stamp, (KEY.sign(signed_bytes(PATH, SITE.id, stamp)).signature,))
-        run = ClusterRun("c", names, [Upload(order, False, 10)], rule or Rule(), world, source, heard)
+        run = ClusterRun("c", names, [Upload(order, False, 10)], rule or CompletionRule(), world, source, heard)
         going = run.start()
         began = clock.seconds()
         self.cluster.run(seconds, until=lambda: going.called)
@@ -85,7 +85,7 @@ class CountingCase(SynchronousTestCase):
         self.assertTrue(going.called, run.rows())
         return run.rows()[0]
 
-    def counted(self, row: Row) -> tuple[Outcome, int, int, int]:
+    def counted(self, row: UploadRow) -> tuple[UploadOutcome, int, int, int]:
         return row.verdict.outcome, row.verdict.exit_code, row.standing.done, row.standing.expected
 
     def one_sided(self, *pairs: tuple[int, int]) -> None:
@@ -103,8 +103,8 @@ class DeadTests(CountingCase):
             self.cluster_of(4)
             self.cluster.kill(4)
             self.cluster.run(silent_s)
-            row = self.sync("n1", rule=Rule(require=ALL))
-            self.assertEqual(self.counted(row), (Outcome.PARTIAL, EXIT_PARTIAL, 3, 4), silent_s)
+            row = self.sync("n1", rule=CompletionRule(require=ALL))
+            self.assertEqual(self.counted(row), (UploadOutcome.PARTIAL, EXIT_PARTIAL, 3, 4), silent_s)
             self.assertEqual(row.standing.missing, ("n4",))
 
     @shows("K1.1", "I7")
@@ -117,8 +117,8 @@ class DeadTests(CountingCase):
             self.cluster.kill(number)
             self.cluster.start(number)
         self.cluster.run(5.0)
-        row = self.sync("n1", "n2", rule=Rule(require=ALL))
-        self.assertEqual(self.counted(row), (Outcome.PARTIAL, EXIT_PARTIAL, 3, 4))
+        row = self.sync("n1", "n2", rule=CompletionRule(require=ALL))
+        self.assertEqual(self.counted(row), (UploadOutcome.PARTIAL, EXIT_PARTIAL, 3, 4))
         self.assertIn("never heard", row.standing.waited_for[0])
 
     @shows("K1.1")
@@ -128,7 +128,7 @@ class DeadTests(CountingCase):
         self.cluster.kill(4)
         self.cluster.run(120.0)
         row = self.sync("n1")
-        self.assertEqual(self.counted(row), (Outcome.EARLY, EXIT_DONE, 3, 4))
+        self.assertEqual(self.counted(row), (UploadOutcome.EARLY, EXIT_DONE, 3, 4))
         (told,) = row.standing.waited_for
         self.assertRegex(told, r"n4 \(not heard for 2:[0-9]{2}\)")
 
@@ -139,7 +139,7 @@ class DeadTests(CountingCase):
         self.cluster.kill(3)
         self.cluster.run(60.0)
         row = self.sync("n1")
-        self.assertEqual(self.counted(row), (Outcome.PARTIAL, EXIT_PARTIAL, 2, 3))
+        self.assertEqual(self.counted(row), (UploadOutcome.PARTIAL, EXIT_PARTIAL, 2, 3))
         self.assertLess(self.took_s, 60.0)
         self.assertEqual(row.verdict.why, "2 nodes have it, 3 were needed; 1 other cannot be reached")
         self.assertIn("n3 (not heard for", row.standing.waited_for[0])
@@ -152,7 +152,7 @@ class DeadTests(CountingCase):
         self.cluster.kill(3)
         self.cluster.run(60.0)
         self.cluster.clock.callLater(20.0, self.cluster.start, 3)
-        self.assertEqual(self.counted(self.sync("n1")), (Outcome.DONE, EXIT_DONE, 3, 3))
+        self.assertEqual(self.counted(self.sync("n1")), (UploadOutcome.DONE, EXIT_DONE, 3, 3))
 
 
 class UnheardTests(CountingCase):
@@ -164,8 +164,8 @@ class UnheardTests(CountingCase):
         for number in (1, 2, 3):
             self.cluster.start(number)
         self.cluster.run(10.0)
-        row = self.sync("n1", rule=Rule(require=ALL))
-        self.assertEqual(self.counted(row), (Outcome.DONE, EXIT_DONE, 3, 3))
+        row = self.sync("n1", rule=CompletionRule(require=ALL))
+        self.assertEqual(self.counted(row), (UploadOutcome.DONE, EXIT_DONE, 3, 3))
 
     @shows("K1.4")
     def test_one_sided(self) -> None:
@@ -173,8 +173,8 @@ class UnheardTests(CountingCase):
         self.cluster_of(2)
         self.one_sided((2, 1))
         self.cluster.run(400.0)
-        row = self.sync("n1", rule=Rule(require=ALL))
-        self.assertEqual(self.counted(row), (Outcome.DONE, EXIT_DONE, 2, 2))
+        row = self.sync("n1", rule=CompletionRule(require=ALL))
+        self.assertEqual(self.counted(row), (UploadOutcome.DONE, EXIT_DONE, 2, 2))
 
     @shows("K1.5", "I7")
     def test_same_machine_id(self) -> None:
@@ -186,7 +186,7 @@ class UnheardTests(CountingCase):
             self.cluster.run(1.0)
         self.cluster.run(10.0)
         row = self.sync("n1", "n2", "n3")
-        self.assertEqual(self.counted(row), (Outcome.PARTIAL, EXIT_PARTIAL, 2, 3))
+        self.assertEqual(self.counted(row), (UploadOutcome.PARTIAL, EXIT_PARTIAL, 2, 3))
         self.assertIn("10.0.0.2:24783 and 10.0.0.3:24783 have one machine id", row.verdict.why)
         self.assertIn("give each server a machine id of its own", row.verdict.why)
         self.assertEqual(sum("have one machine id" in text for text in self.heard.problems), 1)
@@ -196,7 +196,7 @@ class UnheardTests(CountingCase):
         names: Sequence[str] = ("n1", "n2", "n3")
         self.cluster = Cluster(3, configs=lambda number: _configs(number))
         self.cluster.run(5.0)
-        self.assertEqual(self.counted(self.sync(*names)), (Outcome.DONE, EXIT_DONE, 2, 2))
+        self.assertEqual(self.counted(self.sync(*names)), (UploadOutcome.DONE, EXIT_DONE, 2, 2))
 
 
 def _configs(number: int):

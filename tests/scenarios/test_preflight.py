@@ -15,13 +15,13 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import commands
-from ciruela.client.book import Rule
+from ciruela.client.book import CompletionRule
 from ciruela.client.entrance import PATIENCE_S
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
 from ciruela.client.report import Report
-from ciruela.client.surroundings import Surroundings
-from ciruela.client.sync import World
+from ciruela.client.surroundings import AppContext
+from ciruela.client.sync import RunContext
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
 from ciruela.model.errors import LinkLost
@@ -65,7 +65,7 @@ class PreflightCase(SynchronousTestCase):
         assert isinstance(options, SyncOptions)
         cluster = self.cluster
         self.out, self.err = Output(), Output()
-        around = Surroundings(
+        around = AppContext(
             reactor=cluster.clock,
             now_ms=lambda: cluster.now_ms() + self.ahead_ms,
             rng=random.Random(2),
@@ -82,7 +82,7 @@ class PreflightCase(SynchronousTestCase):
             number = int(name.removeprefix("n"))
             return succeed([cluster.address(number)]) if number in known else fail(LinkLost(f"the name {name} cannot be resolved"))
 
-        world = World(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
+        world = RunContext(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
         self.began_s = cluster.clock.seconds()
         return Deferred.fromCoroutine(commands.sync(options, around, world))
 
@@ -268,7 +268,7 @@ class Kinds(PreflightCase):
         self.cluster.hub.old.add(self.cluster.address(2))
         self.cluster.hub.partition([[self.cluster.address(1), OUTSIDE], [self.cluster.address(2)], [self.cluster.address(3)]])
         self.begin("--append", f"{self.first}:{PATH}", "n1", "n4", known=(1,))
-        self.cluster.run(Rule().connect_timeout_s + 5.0)
+        self.cluster.run(CompletionRule().connect_timeout_s + 5.0)
         self.assertEqual(self.kind(), HashKind.BLAKE3)
         self.cluster.hub.partition([[self.cluster.address(1), self.cluster.address(2), OUTSIDE], [self.cluster.address(3)]])
         self.begin("--append", f"{self.first}:/logs/v2", "n1", "n2")
@@ -281,7 +281,7 @@ class Kinds(PreflightCase):
         self.assertEqual(self.sync("--append", f"{self.first}:{PATH}", "n4", known=(), seconds=60.0), 3)
         self.assertIn(f"n4 {PATH}  FAILED", self.out.text)
         self.assertRegex(self.out.text, r"\(no node was reached within 0:1[45]: the name n4 cannot be resolved\)")
-        self.assertLessEqual(self.cluster.clock.seconds() - self.began_s, Rule().connect_timeout_s)
+        self.assertLessEqual(self.cluster.clock.seconds() - self.began_s, CompletionRule().connect_timeout_s)
         self.assertEqual(self.sync("-n", "--append", f"{self.first}:{PATH}", "n4", known=()), 3)
         self.assertLess(self.cluster.clock.seconds() - self.began_s, 1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciruela.gossip.packets import Ack, Complete, Header, Member, NullKeyring, Watch, encode_packets
+from ciruela.gossip.packets import Ack, Complete, Header, MemberFact, NullKeyring, WatchFact, encode_packets
 from ciruela.gossip.stances import MOST_WATCHERS
 from ciruela.model.ids import ImageId, MachineId, SharedId
 from ciruela.model.vpath import VPath
@@ -166,7 +166,7 @@ class CountTests(UnmeasuredTestCase):
         for number in range(1000, 1100):
             cluster.run(0.5)
             header = Header(MachineId(number.to_bytes(16, "big")), 1, 0)
-            facts = tuple(encode_packets(header, [Member(header.sender, None, 1, f"s{number}", 0, 1, ("app",))]))
+            facts = tuple(encode_packets(header, [MemberFact(header.sender, None, 1, f"s{number}", 0, 1, ("app",))]))
             self.assertFalse(node.gossip.pushed(f"192.0.2.{number % 250}", PushPull(number, None, facts)).taken)
         self.assertEqual(len(node.gossip.cluster.servers("app")), 64)
         self.assertEqual(node.gossip.cluster.hosts("app"), {})
@@ -247,8 +247,8 @@ class ForgedTests(UnmeasuredTestCase):
         epoch = cluster.nodes[2].world.epoch
         self.forge(cluster, 1, 2, Header(cluster.machine(2), FAR, 0), Ack(PATH, SITE.id))
         self.forge(cluster, 1, 3, Header(MachineId(b"x" * 16), ahead, 0), Ack(PATH, SITE.id))
-        self.forge(cluster, 1, 2, Header(cluster.machine(2), epoch, 90_000), Member(cluster.machine(2), None, FAR, "", 0, 1, ()))
-        self.forge(cluster, 1, 2, Header(cluster.machine(2), epoch, 90_001), Watch(PATH, cluster.machine(3), FAR))
+        self.forge(cluster, 1, 2, Header(cluster.machine(2), epoch, 90_000), MemberFact(cluster.machine(2), None, FAR, "", 0, 1, ()))
+        self.forge(cluster, 1, 2, Header(cluster.machine(2), epoch, 90_001), WatchFact(PATH, cluster.machine(3), FAR))
         counts = cluster.nodes[1].gossip.counts.refused
         self.assertEqual(counts["ahead"], 4)
         self.assertEqual(cluster.nodes[1].gossip.cluster.watchers(PATH), frozenset())
@@ -260,7 +260,9 @@ class ForgedTests(UnmeasuredTestCase):
         """The same with a time of today, which nobody can refuse: the node itself says over a connection which is its own."""
         cluster = Cluster(3)
         cluster.run(60.0)
-        self.forge(cluster, 1, 2, Header(MachineId(b"x" * 16), cluster.now_ms(), 0), Member(MachineId(b"x" * 16), None, 1, "", 0, 1, ()))
+        self.forge(
+            cluster, 1, 2, Header(MachineId(b"x" * 16), cluster.now_ms(), 0), MemberFact(MachineId(b"x" * 16), None, 1, "", 0, 1, ())
+        )
         cluster.run(5.0)
         self.assertEqual(set(cluster.nodes[1].gossip.cluster.hosts("app")), {cluster.machine(2), cluster.machine(3)})
         self.assertEqual({row.machine for row in cluster.nodes[1].gossip.cluster.servers("app")}, {cluster.machine(2), cluster.machine(3)})
@@ -273,7 +275,7 @@ class ForgedTests(UnmeasuredTestCase):
         cluster.kill(3)
         cluster.run(400.0)
         machine = MachineId(b"x" * 16)
-        self.forge(cluster, 1, 3, Header(machine, cluster.now_ms(), 0), Member(machine, None, 1, "", 0, 1, ("other",)))
+        self.forge(cluster, 1, 3, Header(machine, cluster.now_ms(), 0), MemberFact(machine, None, 1, "", 0, 1, ("other",)))
         rows = {row.addresses for row in cluster.nodes[1].gossip.cluster.servers("app")}
         self.assertEqual(rows, {(str(cluster.address(2)),), (str(cluster.address(3)),)})
 
@@ -325,7 +327,7 @@ class ForgedTests(UnmeasuredTestCase):
         for number in range(100):
             machines = (MachineId((1000 * number + one + 1000).to_bytes(16, "big")) for one in range(20))
             header = Header(cluster.machine(2), epoch, 90_000 + number)
-            self.forge(cluster, 1, 2, header, *(Watch(PATH, machine, 1) for machine in machines))
+            self.forge(cluster, 1, 2, header, *(WatchFact(PATH, machine, 1) for machine in machines))
         self.assertEqual(cluster.nodes[1].gossip.cluster.watchers(PATH), frozenset())
         cluster.nodes[1].gossip.cluster.add_watchers(PATH, [MachineId(number.to_bytes(16, "big")) for number in range(2 * MOST_WATCHERS)])
         self.assertEqual(len(cluster.nodes[1].gossip.cluster.watchers(PATH)), MOST_WATCHERS)

@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.scrub.service import BURST_S, Pace
+from ciruela.scrub.service import BURST_S, ReadRate
 
 
 class PaceTests(SynchronousTestCase):
@@ -10,7 +10,7 @@ class PaceTests(SynchronousTestCase):
 
     def test_average(self):
         """A job that reads more than it was allowed is paid for by those after it."""
-        pace, read = Pace(1000, 0.0), 0
+        pace, read = ReadRate(1000, 0.0), 0
         for second in range(1, 1001):
             if pace.allowance(float(second)) > 0:
                 pace.spent(7000)
@@ -20,9 +20,9 @@ class PaceTests(SynchronousTestCase):
 
     def test_no_hoard(self):
         """After a night without work it would read for an hour at full speed."""
-        pace = Pace(1000, 0.0)
+        pace = ReadRate(1000, 0.0)
         self.assertEqual(pace.allowance(36_000.0), BURST_S * 1000)
 
     def test_off(self):
         """With 0 nothing is read, ever."""
-        self.assertEqual(Pace(0, 0.0).allowance(1e9), 0)
+        self.assertEqual(ReadRate(0, 0.0).allowance(1e9), 0)

@@ -14,7 +14,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.presence import TICK_S, Presence
-from ciruela.seams import Sight
+from ciruela.seams import NamesFound
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 
@@ -50,8 +50,8 @@ class UnrecordedTests(SynchronousTestCase):
     def settled(self, _vpath: VPath) -> Deferred[None] | None:
         return self.settling
 
-    def look(self, _vpaths: Sequence[VPath]) -> Deferred[Sight]:
-        return succeed(Sight((), {}))
+    def look(self, _vpaths: Sequence[VPath]) -> Deferred[NamesFound]:
+        return succeed(NamesFound((), {}))
 
     def tidy(self, *, delete: bool) -> Deferred[int]:
         return succeed(int(delete) * 0)

@@ -11,11 +11,22 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from ciruela.client.book import Rule
+from ciruela.client.book import CompletionRule
 from ciruela.client.listener import NodeNews
-from ciruela.client.source import Offer, Source
-from ciruela.client.sync import ClusterRun, Row, Upload, World
-from ciruela.gossip.packets import BaseHash, Complete, Deleted, Download, Header, Item, Member, NullKeyring, Watch, encode_packets
+from ciruela.client.source import ImageSource, Offer
+from ciruela.client.sync import ClusterRun, RunContext, Upload, UploadRow
+from ciruela.gossip.packets import (
+    BaseHash,
+    Complete,
+    Deleted,
+    DownloadFact,
+    Header,
+    Item,
+    MemberFact,
+    NullKeyring,
+    WatchFact,
+    encode_packets,
+)
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.keys.signed import signed_bytes
@@ -28,6 +39,7 @@ from ciruela.proto.messages import (
     AppendDir,
     BaseDirData,
     BlockData,
+    BlockPart,
     BlocksData,
     GetBaseDir,
     GetBlock,
@@ -37,7 +49,6 @@ from ciruela.proto.messages import (
     GetPieces,
     IndexData,
     Notification,
-    Part,
     PathStateData,
     PiecesData,
     PublishImage,
@@ -203,17 +214,17 @@ class Syncer:
         self.universe = universe
         self.wish = wish
         self.began_s = universe.clock.seconds()
-        self.row: Row | None = None
-        world = World(
+        self.row: UploadRow | None = None
+        world = RunContext(
             universe.clock,
             random.Random(universe.rng.getrandbits(64)),
             lambda address, counterpart: universe.hub.link(counterpart, address),
             universe.resolve,
         )
         offers = [] if isinstance(wish, RemoveDir) else [Offer(picture.index, picture.data, _Tree(picture), "./dist")]
-        source = Source(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
+        source = ImageSource(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         upload = Upload(wish, False, picture.index.total_bytes)
-        self.run = ClusterRun("sim", entry, [upload], Rule(deadline_s=300.0), world, source, _Unheard())
+        self.run = ClusterRun("sim", entry, [upload], CompletionRule(deadline_s=300.0), world, source, _Unheard())
 
     def come(self) -> None:
         """Begin."""
@@ -275,17 +286,17 @@ class Liar:
     def datagrams(self) -> list[bytes]:
         """False facts, and noise."""
         rng = self._rng
-        items: list[Item] = [Member(self._me, None, self._epoch, "liar", 0, 1, ("app", "logs", "top"))]
+        items: list[Item] = [MemberFact(self._me, None, self._epoch, "liar", 0, 1, ("app", "logs", "top"))]
         for lie in self._universe.lies(rng):
             items.append(  # noqa: PERF401  it reads better
                 rng.choice(
                     (
-                        Download(lie.vpath, lie.image, FULL, rng.random() < 0.5, rng.random() < 0.5),
-                        Download(lie.vpath, lie.image, rng.randrange(FULL + 1), False, True),
+                        DownloadFact(lie.vpath, lie.image, FULL, rng.random() < 0.5, rng.random() < 0.5),
+                        DownloadFact(lie.vpath, lie.image, rng.randrange(FULL + 1), False, True),
                         Complete(lie.vpath, lie.image, lie.timestamp_ms),
                         Deleted(lie.vpath, lie.image, lie.timestamp_ms + 10_000),
                         BaseHash(lie.vpath.base, rng.randbytes(32)),
-                        Watch(lie.vpath, self._me, lie.timestamp_ms),
+                        WatchFact(lie.vpath, self._me, lie.timestamp_ms),
                     )
                 )
             )
@@ -307,7 +318,7 @@ class Liar:
             case GetBlocks():
                 lacks = tuple(number for number in request.numbers if rng.random() < 0.3)
                 many = rng.randrange(4)
-                parts = [Part(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES))), rng.random() < 0.3) for _ in range(many)]
+                parts = [BlockPart(rng.randbytes(rng.choice((0, 10, 100, BLOCK_BYTES))), rng.random() < 0.3) for _ in range(many)]
                 return succeed(BlocksData(tuple(parts), lacks))
             case GetPieces(wanted=wanted):
                 return succeed(PiecesData(rng.choice((wanted, rng.randbytes(len(wanted)), bytes(len(wanted)), b"\xff" * 64))))
@@ -363,10 +374,10 @@ class Forger:
         for target in targets:
             now_ms = universe.now_ms()
             epoch = rng.choice((now_ms, now_ms + 600_000, far_ms))
-            items: list[Item] = [Member(victim.machine, None, rng.choice((now_ms, far_ms)), "forged", 0, 1, ("app", "logs"))]
+            items: list[Item] = [MemberFact(victim.machine, None, rng.choice((now_ms, far_ms)), "forged", 0, 1, ("app", "logs"))]
             for lie in universe.lies(rng):
                 items.append(Complete(lie.vpath, lie.image, lie.timestamp_ms))
-                items.append(Watch(lie.vpath, MachineId(rng.randbytes(16)), far_ms))
+                items.append(WatchFact(lie.vpath, MachineId(rng.randbytes(16)), far_ms))
             stranger = rng.choice((victim.machine, MachineId(rng.randbytes(16))))
             for body in encode_packets(Header(stranger, epoch, rng.choice((0, 1 << 40, far_ms - 10))), items):
                 universe.hub.forge(victim.address, target.address, NullKeyring().seal(body))

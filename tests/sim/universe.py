@@ -15,8 +15,8 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
-from ciruela.client.book import Outcome
-from ciruela.daemon.node import Node, World
+from ciruela.client.book import UploadOutcome
+from ciruela.daemon.node import Node, NodeContext
 from ciruela.keys.signed import Statement, removal_bytes, signed_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import RemoteError
@@ -124,7 +124,7 @@ class Host:
             self.address, late, lambda data, source: late.node.gossip.received(data, source), self.timers
         )
         node = late.node = self.node = Node(
-            World(
+            NodeContext(
                 me=self.machine,
                 hostname=f"n{self.number}",
                 epoch=max(1, self.now_ms()),
@@ -517,7 +517,7 @@ class Universe:
                 self._removed(hosts, vpath, syncer.wish)
             elif not any(_had(host, vpath, syncer.wish.image) for host in hosts):
                 self.violated("I7", f"a client ended well for {vpath}, but {_names(hosts)} does not have {syncer.wish.image.hex()[:8]}")
-        if syncer.row.verdict.outcome is Outcome.DONE:
+        if syncer.row.verdict.outcome is UploadOutcome.DONE:
             self._done_everywhere(syncer, vpath)
 
     def _removed(self, hosts: Set[Host], vpath: VPath, wish: RemoveDir) -> None:

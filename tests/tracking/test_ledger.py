@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, Kept, SigEntry, State, Tombstone, Version
+from ciruela.model.state import Burials, RetainedVersion, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
@@ -185,7 +185,7 @@ class LedgerTests(SynchronousTestCase):
         """A directory that is configured no more, and in which only removals are known, would be told of for ever, and asked for."""
         gone = Burials(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),))})
         self.ledger.commit(V1, state(A, 5))
-        self.ledger.keep(V1, (Kept(Version(4, B)),))
+        self.ledger.keep(V1, (RetainedVersion(Version(4, B)),))
         self.ledger.vanish(V1, None)
         self.ledger.fold(BASE, gone)
         self.assertIsNotNone(self.ledger.base_hash(BASE))

@@ -7,17 +7,17 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Origin, Reject, Rejected, Removal, Removed
+from ciruela.model.order import Origin, Reject, Rejected, Removal, RemovalGranted
 from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, judge_removal
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge_removal
 from tests.proof import shows
 
 NOW_MS = 1_800_000_000_000
 A, B = ImageId(b"a" * 32), ImageId(b"b" * 32)
 CLIENT = Removal(VPath.parse("/app/v1"), A, NOW_MS, (b"s" * 64,), Origin.CLIENT)
 PEER = replace(CLIENT, origin=Origin.PEER)
-NOTHING = Standing(None, None, stalled=False)
+NOTHING = PathState(None, None, stalled=False)
 
 
 def state(image: ImageId, timestamp_ms: int) -> State:
@@ -27,7 +27,7 @@ def state(image: ImageId, timestamp_ms: int) -> State:
 class VerdictTests(SynchronousTestCase):
     """``judge_removal``."""
 
-    def judge(self, removal: Removal, standing: Standing = NOTHING, *, verified: bool = True) -> Reject | bool:
+    def judge(self, removal: Removal, standing: PathState = NOTHING, *, verified: bool = True) -> Reject | bool:
         """The word of a refusal, else whether there is something to do."""
         entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) if verified else ()
         verdict = judge_removal(removal, standing, entries, NOW_MS)
@@ -60,9 +60,9 @@ class VerdictTests(SynchronousTestCase):
         entries = (SigEntry(NOW_MS, bytes(64)),)
         for standing in (replace(NOTHING, committed=state(B, NOW_MS + 1)), replace(NOTHING, pending=state(A, NOW_MS + 1))):
             found = judge_removal(PEER, standing, entries, NOW_MS, append_only=True)
-            self.assertEqual(found, Removed(fresh=True, outlived=True))
+            self.assertEqual(found, RemovalGranted(fresh=True, outlived=True))
             found = judge_removal(PEER, replace(standing, buried=PEER.version), entries, NOW_MS, append_only=True)
-            self.assertEqual(found, Removed(fresh=False, outlived=True))
+            self.assertEqual(found, RemovalGranted(fresh=False, outlived=True))
             self.assertIsInstance(judge_removal(CLIENT, standing, entries, NOW_MS, append_only=True), Rejected)
 
     def test_what(self) -> None:
@@ -95,7 +95,7 @@ class VerdictTests(SynchronousTestCase):
         """What a link of the operator leads to would go all the same; or ``--force`` would not help; or the reason would be another one."""
         standing = replace(NOTHING, committed=state(A, NOW_MS - 1))
 
-        def judge(removal: Removal, verified: int = 1, standing: Standing = standing) -> Reject | bool:
+        def judge(removal: Removal, verified: int = 1, standing: PathState = standing) -> Reject | bool:
             entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) * verified
             verdict = judge_removal(removal, standing, entries, NOW_MS, protecting="a link")
             return verdict.reason if isinstance(verdict, Rejected) else verdict.fresh

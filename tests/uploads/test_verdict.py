@@ -9,7 +9,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, Standing, judge, no_config, precheck
+from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
 from tests.proof import shows
 
 A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))
@@ -32,7 +32,7 @@ def order(command=Command.APPEND, image=A, old=None, origin=Origin.CLIENT, path=
 
 
 def verdict(wish, committed=None, pending=None, stamp=NOW, config=OPEN, stalled=False, now=NOW, buried=None, floor=0):
-    return judge(wish, config, Standing(committed, pending, stalled, buried, floor), (entry(stamp),), now)
+    return judge(wish, config, PathState(committed, pending, stalled, buried, floor), (entry(stamp),), now)
 
 
 class PrecheckTests(SynchronousTestCase):
@@ -80,7 +80,7 @@ class ClientTests(SynchronousTestCase):
     @shows("I4", "F8")
     def test_no_valid_signature(self):
         """Nothing changes without a key that is configured here."""
-        found = judge(order(), OPEN, Standing(None, None, False), (), NOW)
+        found = judge(order(), OPEN, PathState(None, None, False), (), NOW)
         self.assertEqual(found.reason, Reject.SIGNATURE_MISMATCH)
 
     @shows("A13", "F10")
@@ -271,7 +271,7 @@ class PeerTests(SynchronousTestCase):
         for config, ((image_a, stamp_a), (image_b, stamp_b)) in product((OPEN, APPEND_ONLY), product(product((A, B), stamps), repeat=2)):
             if image_a == image_b:
                 continue
-            here, there = Standing(state(image_b, stamp_b), None, False), Standing(state(image_a, stamp_a), None, False)
+            here, there = PathState(state(image_b, stamp_b), None, False), PathState(state(image_a, stamp_a), None, False)
             forth = judge(order(image=image_a, origin=Origin.PEER), config, here, (entry(stamp_a),), NOW)
             back = judge(order(image=image_b, origin=Origin.PEER), config, there, (entry(stamp_b),), NOW)
             self.assertEqual({type(forth), type(back)}, {Accepted, Rejected})
@@ -282,7 +282,7 @@ class PeerTests(SynchronousTestCase):
         wish = order(Command.REPLACE, image=B, origin=Origin.PEER)
         again = State(A, (entry(NOW - 9), entry(NOW)))
         self.assertEqual(verdict(wish, stamp=NOW - 5, committed=again, config=APPEND_ONLY).reason, Reject.CONFLICT)
-        found = judge(order(origin=Origin.PEER), APPEND_ONLY, Standing(state(B, NOW - 5), None, False), again.signatures, NOW)
+        found = judge(order(origin=Origin.PEER), APPEND_ONLY, PathState(state(B, NOW - 5), None, False), again.signatures, NOW)
         self.assertEqual(found, Accepted(Progress.NEW, again, conflict=True))
 
     @shows("K2.1")
@@ -290,13 +290,13 @@ class PeerTests(SynchronousTestCase):
         """What was removed would come back in place of what was uploaded since, by the claim of its first upload."""
         again = State(A, (entry(NOW - 9), entry(NOW)))
         gone = Version(NOW - 7, A)
-        standing = Standing(state(B, NOW - 5), None, False, buried=gone, removed=gone)
+        standing = PathState(state(B, NOW - 5), None, False, buried=gone, removed=gone)
         self.assertEqual(judge(order(origin=Origin.PEER), APPEND_ONLY, standing, again.signatures, NOW).reason, Reject.CONFLICT)
-        standing = Standing(again, None, False, buried=gone, removed=gone)
+        standing = PathState(again, None, False, buried=gone, removed=gone)
         wish = order(image=B, origin=Origin.PEER)
         found = judge(wish, APPEND_ONLY, standing, (entry(NOW - 5),), NOW)
         self.assertEqual(found, Accepted(Progress.NEW, state(B, NOW - 5), conflict=True))
-        nothing = Standing(None, None, False, buried=gone, removed=gone)
+        nothing = PathState(None, None, False, buried=gone, removed=gone)
         found = judge(order(origin=Origin.PEER), APPEND_ONLY, nothing, again.signatures, NOW)
         self.assertEqual(found, Accepted(Progress.NEW, state(A)))
 
@@ -325,7 +325,7 @@ class ElsewhereTests(SynchronousTestCase):
     """What others have counts for a client's order as if it were here."""
 
     def reason(self, wish, elsewhere, committed=None, pending=None, config=OPEN, stamp=NOW, stalled=False):
-        found = judge(wish, config, Standing(committed, pending, stalled, elsewhere=elsewhere), (entry(stamp),), NOW)
+        found = judge(wish, config, PathState(committed, pending, stalled, elsewhere=elsewhere), (entry(stamp),), NOW)
         return found.progress if isinstance(found, Accepted) else found.reason
 
     @shows("K2.1", "K2.3")

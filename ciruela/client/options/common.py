@@ -54,7 +54,7 @@ LEAST_RATE_BYTES_S = 1000
 """The least rate that makes sense: below it the answers of one connection alone would take minutes, and it is likely a forgotten unit."""
 
 
-class Progress(Enum):
+class ProgressStyle(Enum):
     """How progress is shown."""
 
     AUTO = "auto"
@@ -71,7 +71,7 @@ class Common:
     disk_threads: int
     hash: HashKind | None
     verbosity: int
-    progress: Progress
+    progress: ProgressStyle
 
 
 def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -169,8 +169,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     common.add_argument(
         "--progress",
-        type=words(Progress),
-        default=Progress.AUTO,
+        type=words(ProgressStyle),
+        default=ProgressStyle.AUTO,
         metavar="HOW",
         help="auto, tty (live block), plain (lines) or none; auto is tty on a terminal",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ciruela.client.book import Rule
+from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.signing import (
     NOBODY_ELSE,
@@ -34,7 +34,7 @@ class What:
     file: str
     clusters: tuple[ClusterNames, ...]
     keys: Keys
-    rule: Rule
+    rule: CompletionRule
     print_progress_s: float
     trusting: Trusting = NOBODY_ELSE
 

@@ -23,7 +23,7 @@ _SEPARATORS = re.compile(r"[;\n]")
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _FromVariable:
     """An option that stands in a variable."""
 
     action: argparse.Action
@@ -54,7 +54,7 @@ def read(parser: argparse.ArgumentParser, environ: Mapping[str, str], parse: Cal
 
     Ends with usage for a value that cannot be, and names its variable.
     """
-    given = [_Given(action, name, environ[name]) for name, action in variables(parser).items() if environ.get(name)]
+    given = [_FromVariable(action, name, environ[name]) for name, action in variables(parser).items() if environ.get(name)]
     if not given:
         return parse()
     dests = {one.action.dest for one in given}
@@ -83,8 +83,8 @@ def _said_elsewhere(parser: argparse.ArgumentParser, found: argparse.Namespace) 
     }
 
 
-def _apply(parser: argparse.ArgumentParser, given: Iterable[_Given], said: Collection[str], found: argparse.Namespace) -> None:
-    taken: list[_Given] = []
+def _apply(parser: argparse.ArgumentParser, given: Iterable[_FromVariable], said: Collection[str], found: argparse.Namespace) -> None:
+    taken: list[_FromVariable] = []
     for one in given:
         rivals = _rivals(parser, one.action)
         if any(action.dest in said for action in rivals):
@@ -112,14 +112,14 @@ def _rivals(parser: argparse.ArgumentParser, action: argparse.Action) -> list[ar
     ]
 
 
-def _truth(parser: argparse.ArgumentParser, one: _Given) -> bool:
+def _truth(parser: argparse.ArgumentParser, one: _FromVariable) -> bool:
     word = one.text.strip().lower()
     if word not in (*_TRUE, *_FALSE):
         parser.error(f"{one.problem}: {one.text[:40]!r} is not one of {', '.join((*_TRUE, *_FALSE))}")
     return word in _TRUE
 
 
-def _set_values(parser: argparse.ArgumentParser, one: _Given, found: argparse.Namespace) -> None:
+def _set_values(parser: argparse.ArgumentParser, one: _FromVariable, found: argparse.Namespace) -> None:
     action = one.action
     many = not isinstance(action, argparse._StoreAction)
     texts = [text.strip() for text in _SEPARATORS.split(one.text)] if many else [one.text.strip()]

@@ -27,7 +27,7 @@ from ciruela.model.vpath import VPath
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ReadTarget:
     """``CLUSTER[:/PATH]``: a cluster by one or more entry points, and a virtual path there if one was given."""
 
     cluster: ClusterNames
@@ -37,7 +37,7 @@ class Target:
         return self.cluster.label if self.vpath is None else f"{self.cluster.label}:{self.vpath}"
 
 
-def split_target(text: str) -> Target:
+def split_target(text: str) -> ReadTarget:
     """The target that ``text`` spells. Raises ValueError with what is wrong.
 
     PATH begins at the last ``:/``. The names of a cluster are separated by commas.
@@ -52,10 +52,10 @@ def split_target(text: str) -> Target:
             raise ValueError(f"{text[:200]!r} names no host: write HOST:/PATH or HOST,HOST:/PATH")
         check_entry_point(name)
     rest = rest.rstrip("/")
-    return Target(ClusterNames(found), VPath.parse(f"/{rest}") if rest else None)
+    return ReadTarget(ClusterNames(found), VPath.parse(f"/{rest}") if rest else None)
 
 
-def _image_target(text: str) -> Target:
+def _image_target(text: str) -> ReadTarget:
     found = split_target(text)
     if found.vpath is None:
         raise ValueError(f"{text[:200]!r} names no image: write CLUSTER:/PATH")
@@ -96,7 +96,7 @@ class GetOptions:
     """``ciruela get``. Intervals in seconds."""
 
     common: Common
-    target: Target
+    target: ReadTarget
     destination: str
     image: ImageId | None
     reuse: tuple[str, ...]
@@ -169,7 +169,7 @@ class LsOptions:
     """``ciruela ls``."""
 
     common: Common
-    target: Target
+    target: ReadTarget
     json: bool = False
     trusting: Trusting = NOBODY_ELSE
 
@@ -204,7 +204,7 @@ class StatusOptions:
     """``ciruela status``. Intervals in seconds."""
 
     common: Common
-    target: Target
+    target: ReadTarget
     image: ImageId | None = None
     wait: bool = False
     require: Requirement = ALL
@@ -255,14 +255,14 @@ class DiffOptions:
     """``ciruela diff``. A side is a target in a cluster, or a local directory or index file."""
 
     common: Common
-    left: Target | str
-    right: Target | str
+    left: ReadTarget | str
+    right: ReadTarget | str
     json: bool = False
     cache: bool = True
     trusting: Trusting = NOBODY_ELSE
 
 
-def _side(text: str) -> Target | str:
+def _side(text: str) -> ReadTarget | str:
     """A local path unless it has ``:/`` in it and begins neither with a slash nor with a dot."""
     if ":/" not in text or text.startswith(("/", ".")):
         return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ciruela.client.book import Rule
+from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.reading import add_json
 from ciruela.client.options.signing import (
@@ -27,7 +27,7 @@ from ciruela.model.vpath import VPath
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class PathTarget:
     """A path of a cluster, which is named by one entry point."""
 
     entry_point: str
@@ -44,10 +44,10 @@ class RemoveOptions:
     """``ciruela remove``. Without an ``image`` the one that is there; ``sure``: nobody need be asked; ``force``: also what is protected."""
 
     common: Common
-    target: Target
+    target: PathTarget
     image: ImageId | None
     keys: Keys
-    rule: Rule
+    rule: CompletionRule
     print_progress_s: float
     sure: bool
     force: bool = False
@@ -60,10 +60,10 @@ class RollbackOptions:
     """``ciruela rollback``. Without an ``image`` the one that was replaced last."""
 
     common: Common
-    target: Target
+    target: PathTarget
     image: ImageId | None
     keys: Keys
-    rule: Rule
+    rule: CompletionRule
     print_progress_s: float
     sure: bool
     listing: bool
@@ -71,7 +71,7 @@ class RollbackOptions:
     json: bool = False
 
 
-def split_target(text: str) -> Target:
+def split_target(text: str) -> PathTarget:
     """What ``CLUSTER:/PATH`` spells. Raises ValueError."""
     check_no_scheme(text)
     name, mark, rest = text.partition(":/")
@@ -79,7 +79,7 @@ def split_target(text: str) -> Target:
         raise ValueError(f"{text[:200]!r} is not CLUSTER:/PATH, where CLUSTER is host, host:port or [IPv6]:port of any node")
     check_entry_point(name)
     try:
-        return Target(name, vpath_of("/" + rest))
+        return PathTarget(name, vpath_of("/" + rest))
     except ValueError as error:
         raise ValueError(f"PATH {'/' + rest[:200]!r}: {error}") from None
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ciruela.client.book import Rule
+from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import checked, duration_s, fraction, positive_duration_s, whole
 from ciruela.client.require import parse_requirement
 from ciruela.model.errors import FormatError
@@ -150,7 +150,7 @@ def keys_of(found: argparse.Namespace) -> Keys:
 def add_when(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` take when it is finished, and how often it tells how it goes."""
     when = parser.add_argument_group("when it is finished")
-    rule = Rule()
+    rule = CompletionRule()
     when.add_argument(
         "-e",
         "--early-timeout",
@@ -195,9 +195,9 @@ def add_when(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rule_of(found: argparse.Namespace) -> Rule:
+def rule_of(found: argparse.Namespace) -> CompletionRule:
     """What was found of it."""
-    return Rule(
+    return CompletionRule(
         early_hosts=found.early_hosts,
         early_fraction=found.early_fraction,
         early_timeout_s=found.early_timeout,

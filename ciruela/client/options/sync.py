@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ciruela.client.book import Rule
+from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import (
     NOTHING,
     Common,
@@ -78,7 +78,7 @@ class SyncOptions:
     wishes: tuple[Wish, ...]
     clusters: tuple[ClusterNames, ...]
     keys: Keys
-    rule: Rule
+    rule: CompletionRule
     print_progress_s: float
     cache: bool = True
     excluding: Excluding = NOTHING
@@ -206,7 +206,7 @@ def sync_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class UploadTarget:
     """``HOST:/VPATH``."""
 
     name: str
@@ -220,19 +220,19 @@ class UploadOptions:
     common: Common
     source: str
     mode: Mode
-    targets: tuple[Target, ...]
+    targets: tuple[UploadTarget, ...]
     keys: Keys
     cache: bool
 
 
-def split_target(text: str) -> Target:
+def split_target(text: str) -> UploadTarget:
     """What ``HOST:/VPATH`` spells; HOST may have a port. Raises ValueError."""
     check_no_scheme(text)
     name, mark, rest = text.partition(":/")
     if not mark or not name:
         raise ValueError(f"{text[:200]!r} is not HOST:/VPATH")
     check_entry_point(name)
-    return Target(name, vpath_of("/" + rest))
+    return UploadTarget(name, vpath_of("/" + rest))
 
 
 def add_upload(parser: argparse.ArgumentParser) -> None:

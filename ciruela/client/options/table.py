@@ -78,7 +78,7 @@ Options = (
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandSpec:
     """One command: a line about it, what adds its options to a parser, and what makes its options of what the parser found.
 
     ``clusters``: entry points may be mixed with options, and what follows a bare ``--`` is found as ``after``.
@@ -90,24 +90,24 @@ class Command:
     clusters: bool = False
 
 
-COMMANDS: dict[str, Command] = {
-    "sync": Command("put directories on every server of a cluster", add_sync, sync_options, clusters=True),
-    "edit": Command("edit one file of a directory on every server", add_edit, edit_options, clusters=True),
-    "put-file": Command("put one local file into a directory on every server", add_put_file, put_file_options, clusters=True),
-    "remove": Command("remove an image from every server of a cluster", add_remove, remove_options),
-    "rollback": Command("go back to an image that was replaced", add_rollback, rollback_options),
-    "explain-cleanup": Command("tell which images stay, which go, and why", add_explain, explain_options),
-    "get": Command("copy an image from a cluster to a local directory", add_get, get_options),
-    "ls": Command("list the directories of a cluster, or the images in one", add_ls, ls_options),
-    "status": Command("tell which nodes have an image, or wait until they do", add_status, status_options),
-    "diff": Command("tell what is otherwise in one image than in another", add_diff, diff_options),
-    "doctor": Command("check a cluster, and tell what to do", add_doctor, doctor_options),
-    "keygen": Command("make a key to sign uploads with", add_keygen, keygen_options),
-    "index": Command("write the index of a directory to stdout", add_index, index_options),
-    "verify": Command("compare a directory with an index or an image id", add_verify, verify_options),
-    "upload": Command("deprecated, use sync", add_upload, upload_options, clusters=True),
-    "demo": Command("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
-    "completion": Command("write what a shell needs to complete command lines", add_completion, completion_options),
+COMMANDS: dict[str, CommandSpec] = {
+    "sync": CommandSpec("put directories on every server of a cluster", add_sync, sync_options, clusters=True),
+    "edit": CommandSpec("edit one file of a directory on every server", add_edit, edit_options, clusters=True),
+    "put-file": CommandSpec("put one local file into a directory on every server", add_put_file, put_file_options, clusters=True),
+    "remove": CommandSpec("remove an image from every server of a cluster", add_remove, remove_options),
+    "rollback": CommandSpec("go back to an image that was replaced", add_rollback, rollback_options),
+    "explain-cleanup": CommandSpec("tell which images stay, which go, and why", add_explain, explain_options),
+    "get": CommandSpec("copy an image from a cluster to a local directory", add_get, get_options),
+    "ls": CommandSpec("list the directories of a cluster, or the images in one", add_ls, ls_options),
+    "status": CommandSpec("tell which nodes have an image, or wait until they do", add_status, status_options),
+    "diff": CommandSpec("tell what is otherwise in one image than in another", add_diff, diff_options),
+    "doctor": CommandSpec("check a cluster, and tell what to do", add_doctor, doctor_options),
+    "keygen": CommandSpec("make a key to sign uploads with", add_keygen, keygen_options),
+    "index": CommandSpec("write the index of a directory to stdout", add_index, index_options),
+    "verify": CommandSpec("compare a directory with an index or an image id", add_verify, verify_options),
+    "upload": CommandSpec("deprecated, use sync", add_upload, upload_options, clusters=True),
+    "demo": CommandSpec("try it: a cluster on this machine, with a real upload", add_demo, demo_options),
+    "completion": CommandSpec("write what a shell needs to complete command lines", add_completion, completion_options),
 }
 """Every command. ``ciruela --help`` and the dispatch read this table."""
 
@@ -161,7 +161,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def _read(command: Command, prog: str, argv: Sequence[str], environ: Mapping[str, str]) -> Options:
+def _read(command: CommandSpec, prog: str, argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     """What the line ``argv`` of the program ``prog`` and the variables say."""
     parser = Parser(prog=prog)
     cut = argv.index("--") if "--" in argv else len(argv)

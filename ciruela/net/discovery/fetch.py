@@ -153,7 +153,7 @@ class _NeverLess:
         return found
 
 
-class _Body(Receiver):
+class _ListBody(Receiver):
     """Gathers at most :data:`MAX_LIST_BYTES`."""
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ def fetcher(inner: IAgent) -> Fetch:
 
 
 def _page(response: Any, wanted: str) -> Deferred[Page]:
-    body = _Body()
+    body = _ListBody()
     response.deliverBody(body)
     found = (response.headers.getRawHeaders(wanted) or [""])[0] if wanted else ""
     return body.done.addCallback(_good, response.code, found)

@@ -26,23 +26,23 @@ MAX_FILE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ListLine:
     """One usable line: the text as it stands there, for people."""
 
     number: int
     text: str
 
 
-def parse(text: str, source: str) -> tuple[list[Line], list[str]]:
+def parse(text: str, source: str) -> tuple[list[ListLine], list[str]]:
     """The usable lines of a peers file, without doubles, and a complaint ``FILE:LINE: ...`` for each of the others."""
-    lines: dict[tuple[str, int], Line] = {}
+    lines: dict[tuple[str, int], ListLine] = {}
     complaints = []
     for number, raw in enumerate(text.splitlines(), start=1):
         name = raw.strip()
         if not name or name.startswith("#"):
             continue
         try:
-            lines.setdefault(split_name(name, 0), Line(number, name))
+            lines.setdefault(split_name(name, 0), ListLine(number, name))
         except FormatError as fault:
             complaints.append(f"{source}:{number}: {fault}")
     return list(lines.values()), complaints
@@ -60,7 +60,7 @@ def complaints(path: str) -> list[str]:
 
 
 class PeersFile:
-    """Implements ``source.Source``: the lines of a file. ``without`` is what its absence means, for the log."""
+    """Implements ``source.ImageSource``: the lines of a file. ``without`` is what its absence means, for the log."""
 
     _log = Logger(namespace="ciruela.net.peers")
 
@@ -81,7 +81,7 @@ class PeersFile:
         self._missing_told = False
         self._doubtful = True
         self._failure = ""
-        self._lines: dict[str, Line] | None = None
+        self._lines: dict[str, ListLine] | None = None
         self._running = False
         self._changed: Callable[[], object] = int
         self._beat = Beat(clock, rng, LOOK_S, self._look, "reading the list of peers")

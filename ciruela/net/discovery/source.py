@@ -30,7 +30,7 @@ ANSWER_S = 30.0
 Names = tuple[str, ...]
 
 
-class Source(Protocol):
+class PeerSource(Protocol):
     """A place that knows who the other nodes are. ``text`` is how the operator wrote it; two with the same ``identity`` are the same."""
 
     text: str
@@ -62,7 +62,7 @@ class Source(Protocol):
 
 
 class Repeated:
-    """A :class:`Source` that is asked, waits, and is asked again.
+    """A :class:`PeerSource` that is asked, waits, and is asked again.
 
     ``ask`` gives names; ``pause_s`` is the time between an answer and the next question, ``answer_s`` how long an answer may take. An
     answer that names nobody is a failure: this node, at least, should be known there.
@@ -99,30 +99,30 @@ class Repeated:
 
     @property
     def names(self) -> Names | None:
-        """As :attr:`Source.names`."""
+        """As :attr:`PeerSource.names`."""
         return self._names
 
     @property
     def failure(self) -> str:
-        """As :attr:`Source.failure`."""
+        """As :attr:`PeerSource.failure`."""
         return self._failure
 
     @property
     def doubtful(self) -> bool:
-        """As :attr:`Source.doubtful`."""
+        """As :attr:`PeerSource.doubtful`."""
         return bool(self._failure) or not self._answered
 
     def remember(self, names: Sequence[str]) -> None:
-        """As :meth:`Source.remember`."""
+        """As :meth:`PeerSource.remember`."""
         if self._names is None and names:
             self._names = tuple(names)
 
     def label(self, name: str) -> str:  # noqa: ARG002  one place for all of them
-        """As :meth:`Source.label`."""
+        """As :meth:`PeerSource.label`."""
         return self.text
 
     def start(self, changed: Callable[[], object]) -> Deferred[None]:
-        """As :meth:`Source.start`."""
+        """As :meth:`PeerSource.start`."""
         self._running = True
         self._changed = changed
         asked: Deferred[None] = Deferred()
@@ -130,7 +130,7 @@ class Repeated:
         return asked
 
     def stop(self) -> None:
-        """As :meth:`Source.stop`."""
+        """As :meth:`PeerSource.stop`."""
         self._running = False
         if self._next is not None:
             self._next.cancel()

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.files import PeersFile
-from ciruela.net.discovery.source import ANSWER_S, Repeated, Source
+from ciruela.net.discovery.source import ANSWER_S, PeerSource, Repeated
 from ciruela.net.discovery.srv import host_addresses
 from ciruela.net.resolve import Resolve, split_name
 from ciruela.seams import InThread
@@ -33,7 +33,7 @@ _SRV_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
 _EXAMPLE = "dns:NAME, srv:NAME, file:PATH, http://HOST/PATH, https://HOST/PATH or consul:SERVICE"
 
 
-class Kind(Enum):
+class SourceKind(Enum):
     """The kinds of places, by the word before the colon."""
 
     FILE = "file"
@@ -47,13 +47,13 @@ class Kind(Enum):
 class Spec:
     """One place: ``text`` as it was written, ``where`` what follows the kind (a path, a name, a whole URL, a service)."""
 
-    kind: Kind
+    kind: SourceKind
     text: str
     where: str
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SourceSpecs:
     """All places, and how they are asked. ``consul`` is a URL, ``consul_token_file`` the path of a file or empty."""
 
     specs: tuple[Spec, ...] = ()
@@ -68,18 +68,18 @@ def parse_spec(text: str) -> Spec:
     if not colon or word not in ("file", "dns", "srv", "http", "https", "consul"):
         raise FormatError(f'"{text[:80]}" is not a place that knows peers (write {_EXAMPLE}; single nodes stand in peers.txt)')
     if word in ("http", "https"):
-        return Spec(Kind.HTTP, text, check_url(text))
-    kind = Kind(word)
+        return Spec(SourceKind.HTTP, text, check_url(text))
+    kind = SourceKind(word)
     if not rest:
         raise FormatError(f'"{text}": nothing stands after the colon (write {_EXAMPLE})')
     match kind:
-        case Kind.DNS:
+        case SourceKind.DNS:
             split_name(rest, 1)
-        case Kind.SRV:
+        case SourceKind.SRV:
             labels = rest.removesuffix(".").split(".")
             if len(rest) > 253 or len(labels) < 2 or not all(_SRV_LABEL.match(label) for label in labels):
                 raise FormatError(f'"{rest[:80]}" is not the name of an SRV record (write srv:_ciruela._udp.example.org)')
-        case Kind.CONSUL:
+        case SourceKind.CONSUL:
             if not _SERVICE.match(rest):
                 raise FormatError(f'"{rest[:80]}" is not the name of a service (letters, digits, dots, hyphens; write consul:ciruela)')
         case _:
@@ -116,37 +116,41 @@ class Means:
     default_port: int
 
 
-def sources(asked: Asked, peers_file: str, means: Means) -> list[Source]:
+def sources(asked: SourceSpecs, peers_file: str, means: Means) -> list[PeerSource]:
     """``peers_file``, and all that ``asked`` names. The libraries for HTTP and SRV are loaded only where they are needed."""
     without = "only the places under peers: in ciruela.yaml are asked" if asked.specs else "this node stands alone"
-    found: list[Source] = [PeersFile(peers_file, means.clock, means.rng, means.in_thread, without)]
-    makers: dict[Kind, Callable[[Spec, Asked, Means], Source]] = {
-        Kind.FILE: lambda spec, _, means: PeersFile(spec.where, means.clock, means.rng, means.in_thread, "no nodes are known from there"),
-        Kind.DNS: lambda spec, asked, means: _repeated(spec, asked, means, host_addresses(spec.where, means.resolve, means.default_port)),
-        Kind.SRV: _srv,
-        Kind.HTTP: _http,
-        Kind.CONSUL: _consul,
+    found: list[PeerSource] = [PeersFile(peers_file, means.clock, means.rng, means.in_thread, without)]
+    makers: dict[SourceKind, Callable[[Spec, SourceSpecs, Means], PeerSource]] = {
+        SourceKind.FILE: lambda spec, _, means: PeersFile(
+            spec.where, means.clock, means.rng, means.in_thread, "no nodes are known from there"
+        ),
+        SourceKind.DNS: lambda spec, asked, means: _repeated(
+            spec, asked, means, host_addresses(spec.where, means.resolve, means.default_port)
+        ),
+        SourceKind.SRV: _srv,
+        SourceKind.HTTP: _http,
+        SourceKind.CONSUL: _consul,
     }
     return found + [makers[spec.kind](spec, asked, means) for spec in asked.specs]
 
 
-def _repeated(spec: Spec, asked: Asked, means: Means, ask: Any) -> Source:
+def _repeated(spec: Spec, asked: SourceSpecs, means: Means, ask: Any) -> PeerSource:
     return Repeated(spec.text, (spec, asked.interval_s), ask, asked.interval_s, means.clock, means.rng, ANSWER_S)
 
 
-def _srv(spec: Spec, asked: Asked, means: Means) -> Source:
+def _srv(spec: Spec, asked: SourceSpecs, means: Means) -> PeerSource:
     from ciruela.net.discovery.srv import srv, srv_lookup
 
     return _repeated(spec, asked, means, srv(spec.where, srv_lookup(means.reactor)))
 
 
-def _http(spec: Spec, asked: Asked, means: Means) -> Source:
+def _http(spec: Spec, asked: SourceSpecs, means: Means) -> PeerSource:
     from ciruela.net.discovery.fetch import agent, fetcher, http
 
     return _repeated(spec, asked, means, http(spec.where, fetcher(agent(means.reactor))))
 
 
-def _consul(spec: Spec, asked: Asked, means: Means) -> Source:
+def _consul(spec: Spec, asked: SourceSpecs, means: Means) -> PeerSource:
     from ciruela.net.discovery import consul
     from ciruela.net.discovery.fetch import agent, fetcher
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.consul import next_index
 from ciruela.net.discovery.fetch import MOST_NAMES, consul_nodes, read_list
-from ciruela.net.discovery.spec import Kind, Spec, parse_spec
+from ciruela.net.discovery.spec import SourceKind, Spec, parse_spec
 from tests.proof import shows
 
 
@@ -82,12 +82,12 @@ class SpecTests(SynchronousTestCase):
     def test_kinds(self) -> None:
         """Each kind, as the documentation writes it."""
         for text, kind, where in (
-            ("file:more-peers.txt", Kind.FILE, "more-peers.txt"),
-            ("dns:ciruela.example.org", Kind.DNS, "ciruela.example.org"),
-            ("dns:ciruela.example.org:24784", Kind.DNS, "ciruela.example.org:24784"),
-            ("srv:_ciruela._udp.example.org", Kind.SRV, "_ciruela._udp.example.org"),
-            ("https://conf.example.org/peers", Kind.HTTP, "https://conf.example.org/peers"),
-            ("consul:ciruela", Kind.CONSUL, "ciruela"),
+            ("file:more-peers.txt", SourceKind.FILE, "more-peers.txt"),
+            ("dns:ciruela.example.org", SourceKind.DNS, "ciruela.example.org"),
+            ("dns:ciruela.example.org:24784", SourceKind.DNS, "ciruela.example.org:24784"),
+            ("srv:_ciruela._udp.example.org", SourceKind.SRV, "_ciruela._udp.example.org"),
+            ("https://conf.example.org/peers", SourceKind.HTTP, "https://conf.example.org/peers"),
+            ("consul:ciruela", SourceKind.CONSUL, "ciruela"),
         ):
             self.assertEqual(parse_spec(text), Spec(kind, text, where))
 

@@ -21,10 +21,10 @@ from ciruela.model.errors import LinkLost
 from ciruela.net.discovery.consul import Consul
 from ciruela.net.discovery.fetch import Page
 from ciruela.net.discovery.files import PeersFile
-from ciruela.net.discovery.source import ANSWER_S, Repeated, Source
-from ciruela.net.discovery.spec import Asked, Means, parse_spec, sources
+from ciruela.net.discovery.source import ANSWER_S, PeerSource, Repeated
+from ciruela.net.discovery.spec import Means, SourceSpecs, parse_spec, sources
 from ciruela.net.discovery.srv import host_addresses, srv
-from ciruela.net.peers import Met, PeerList, Remembered
+from ciruela.net.peers import MetPeers, PeerList, Remembered
 from ciruela.net.resolve import resolver
 from ciruela.seams import Address
 from tests.net.discovery.test_lists import instance
@@ -50,7 +50,7 @@ class Place:
 
 
 class Memory:
-    """Implements ``peers.Memory``."""
+    """Implements ``peers.PeerListCache``."""
 
     def __init__(self) -> None:
         self.kept: Remembered = {}
@@ -88,7 +88,7 @@ class DiscoveryCase(SynchronousTestCase):
             return fail(known) if isinstance(known, Exception) else succeed(known)
         return resolver(maybeDeferred, lambda host, port: [])(name, default_port)
 
-    def peers(self, *places: Source, met: Met | None = None) -> PeerList:
+    def peers(self, *places: PeerSource, met: MetPeers | None = None) -> PeerList:
         found = PeerList(
             places or [self.source()],
             24783,
@@ -193,7 +193,7 @@ class RepeatedTests(DiscoveryCase):
 
 
 class _Gossip:
-    """``net.peers.Met``."""
+    """``net.peers.MetPeers``."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[str]] = {}
@@ -335,10 +335,10 @@ class UnionTests(DiscoveryCase):
         """Each place that can be written is asked; the places of before keep what they know across a reload."""
         specs = tuple(parse_spec(text) for text in ("file:/x", "dns:n", "srv:_c._udp.n", "http://h/p", "https://h/p", "consul:c"))
         means = Means(self.clock, self.clock, random.Random(1), maybeDeferred, self.resolve, 24783)
-        first, second = (sources(Asked(specs), "/etc/ciruela/peers.txt", means) for _ in range(2))
+        first, second = (sources(SourceSpecs(specs), "/etc/ciruela/peers.txt", means) for _ in range(2))
         self.assertEqual([one.text for one in first], ["file:/etc/ciruela/peers.txt", *(spec.text for spec in specs)])
         self.assertEqual([one.identity for one in first], [one.identity for one in second])
-        other = sources(Asked(specs, consul="http://h:1"), "/etc/ciruela/peers.txt", means)
+        other = sources(SourceSpecs(specs, consul="http://h:1"), "/etc/ciruela/peers.txt", means)
         self.assertNotEqual(first[-1].identity, other[-1].identity)
 
 
