@@ -73,7 +73,7 @@ class Says(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class CheckReply:
     """What one node said about one upload, or that it did not. ``host`` and ``message`` are raw.
 
     ``signed_ms``: the latest time that what is there, or on its way there, is signed for.
@@ -100,7 +100,7 @@ class Reply:
         """The exit code of an upload that ends as this node says."""
         return EXIT_NETWORK if self.says is Says.FAILS else refusal_code(self.code)
 
-    def short_of(self, needed_bytes: int) -> Reply:
+    def short_of(self, needed_bytes: int) -> CheckReply:
         """The same node, if it has less room than ``needed_bytes``: it would begin, and give up."""
         if self.says is not Says.TAKES or self.free_bytes is None or self.free_bytes >= needed_bytes:
             return self
@@ -109,7 +109,7 @@ class Reply:
         )
 
 
-def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Address | None = None) -> Reply:
+def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Address | None = None) -> CheckReply:
     """The answer of a node, understood."""
     reason = data.reject_reason or ""
     if data.accepted:
@@ -121,10 +121,10 @@ def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Addre
     else:
         says, reason = Says.REFUSES, reason or "unknown"
     signed_ms = max((time_ms for time_ms in (data.there_ms, data.coming_ms) if time_ms is not None), default=None)
-    return Reply(host, says, reason, data.detail, data.machine, data.there, data.coming, data.free_bytes, signed_ms, address)
+    return CheckReply(host, says, reason, data.detail, data.machine, data.there, data.coming, data.free_bytes, signed_ms, address)
 
 
-def refusal_of(replies: Sequence[Reply]) -> str:
+def refusal_of(replies: Sequence[CheckReply]) -> str:
     """Why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
     refusers = [one for one in replies if one.conflicts]
     if not refusers:
@@ -180,7 +180,7 @@ class Forecast:
     nothing: bool = False
 
 
-def forecast(replies: Iterable[Reply], rule: CompletionRule) -> Forecast:
+def forecast(replies: Iterable[CheckReply], rule: CompletionRule) -> Forecast:
     """The verdict on one upload to one cluster. Expected are all nodes but those that say that they have no such directory."""
     asked = list(replies)
     relevant = [one for one in asked if one.says is not Says.NO_CONFIG]
@@ -203,7 +203,7 @@ def forecast(replies: Iterable[Reply], rule: CompletionRule) -> Forecast:
     return Forecast(code, f"{count(max(wanted if rule.require else 0, need), 'node')} would be needed", done, expected)
 
 
-def _nobody(asked: Sequence[Reply], refusers: Sequence[Reply]) -> tuple[int, str]:
+def _nobody(asked: Sequence[CheckReply], refusers: Sequence[CheckReply]) -> tuple[int, str]:
     if refusers:
         reasons = ", ".join(meaning_of(reason) for reason in sorted({one.code for one in refusers}))
         would = "fail" if all(one.says is Says.FAILS for one in refusers) else "refuse"
@@ -235,7 +235,7 @@ class _Replies:
     tell which other servers they know, with why.
     """
 
-    replies: list[list[Reply]]
+    replies: list[list[CheckReply]]
     addresses: set[Address] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     machines: set[MachineId] = field(default_factory=set)
@@ -265,7 +265,7 @@ class PreflightSurvey:
         self._promised: dict[tuple[MachineId | None, str], int] = {}
 
     @property
-    def replies(self) -> list[list[Reply]]:
+    def replies(self) -> list[list[CheckReply]]:
         """For each check what the nodes said, those that could be asked first."""
         return [sorted(found, key=lambda one: (one.says is Says.UNREACHABLE, one.host)) for found in self._found.replies]
 
@@ -434,19 +434,19 @@ class PreflightSurvey:
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:
         """Ask one node everything. What it said counts when all is said, and once, however many addresses it has."""
-        said: list[Reply] = []
+        said: list[CheckReply] = []
         for check in self.checks:
             try:
                 answer = await self._answer(link, check.request)
             except RemoteError as error:
                 says = Says.UNREACHABLE if link.bulk and not unknown_request(str(error)) else Says.CANNOT_TELL
-                said.append(Reply(label, says, "error" if link.bulk else "old-server", str(error)))
+                said.append(CheckReply(label, says, "error" if link.bulk else "old-server", str(error)))
                 continue
             except CiruelaError as error:
-                said += [Reply(label, Says.UNREACHABLE, "unreachable", str(error))] * (len(self.checks) - len(said))
+                said += [CheckReply(label, Says.UNREACHABLE, "unreachable", str(error))] * (len(self.checks) - len(said))
                 break
             if not isinstance(answer, CheckData):
-                said.append(Reply(label, Says.CANNOT_TELL, "error", f"unexpected {type(answer).__name__}"))
+                said.append(CheckReply(label, Says.CANNOT_TELL, "error", f"unexpected {type(answer).__name__}"))
                 continue
             self._found.hosts.update(answer.hosts)
             host = label if label in (answer.hostname, address.host) else f"{answer.hostname} ({label})"
@@ -473,7 +473,7 @@ class PreflightSurvey:
 
     def _unreachable(self, host: str, text: str) -> None:
         for found in self._found.replies:
-            found.append(Reply(host, Says.UNREACHABLE, "unreachable", text))
+            found.append(CheckReply(host, Says.UNREACHABLE, "unreachable", text))
 
     # -- what is there already ----------------------------------------------------------------------------------------------------
 
@@ -496,7 +496,7 @@ class PreflightSurvey:
             replies[replies.index(one)] = one.short_of(self._promised[room])
         return first
 
-    async def _fresh_at(self, one: Reply, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
+    async def _fresh_at(self, one: CheckReply, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
         vpath = VPath.parse(self.checks[number].request.path)
         try:
             link = await self._link_to(one)
@@ -511,7 +511,7 @@ class PreflightSurvey:
                 link.close()
         return await in_thread(fresh, wanted, there)
 
-    async def index_of(self, one: Reply, number: int, image: ImageId, in_thread: InThread) -> Index | None:
+    async def index_of(self, one: CheckReply, number: int, image: ImageId, in_thread: InThread) -> Index | None:
         """The index of an image that a node has at the path of a check, or gets there; None when it cannot be had."""
         path = self.checks[number].request.path
         try:
@@ -528,7 +528,7 @@ class PreflightSurvey:
         data = answer.data if isinstance(answer, IndexAtData | IndexData) else None
         return None if data is None else await in_thread(_parsed, data, image)
 
-    async def _link_to(self, one: Reply) -> ClosableLink:
+    async def _link_to(self, one: CheckReply) -> ClosableLink:
         assert one.address is not None
         if one.address in self.entrance.addresses:
             return await self.entrance.open(one.address)

@@ -9,8 +9,9 @@ from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherR
 from twisted.python.failure import Failure
 
 from ciruela.client.book import worst
+from ciruela.client.listener import UploadRow
 from ciruela.client.progress import Display
-from ciruela.client.sync import ClusterRun, UploadRow
+from ciruela.client.sync import ClusterRun
 from ciruela.model.ids import ImageId, MachineId
 
 Met = Callable[[ClusterRun, MachineId, str], None]

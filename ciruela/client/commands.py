@@ -14,7 +14,7 @@ from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE,
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
 from ciruela.client.entrance import together
 from ciruela.client.identities import Identities
-from ciruela.client.listener import Listener
+from ciruela.client.listener import Listener, UploadRow
 from ciruela.client.options.common import NOTHING, Excluding
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.signing import ClusterNames
@@ -26,7 +26,7 @@ from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
 from ciruela.client.source import SHARED_BYTES_S, ImageSource, Offer, SendRate
 from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
-from ciruela.client.sync import RunContext, UploadRow
+from ciruela.client.sync import RunContext
 from ciruela.client.text import clean
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan

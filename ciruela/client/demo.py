@@ -33,13 +33,13 @@ import ciruela
 import twisted
 from ciruela.client import commands
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, CompletionRule
+from ciruela.client.listener import UploadRow
 from ciruela.client.options.local import DemoOptions
 from ciruela.client.options.signing import ClusterNames, Keys
 from ciruela.client.options.sync import Mode, SyncOptions, Wish
 from ciruela.client.orders import OURS, check_directory
 from ciruela.client.progress import Display
 from ciruela.client.surroundings import AppContext, make_display
-from ciruela.client.sync import UploadRow
 from ciruela.client.text import count, short_id
 from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError

@@ -90,7 +90,7 @@ class AnswerWindow:
             job.cancel()
 
 
-class EntryHandler:
+class EntryConnection:
     """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class Entrance:
         self._most = most
         self._resolved: dict[str, tuple[Address, ...]] = {}
         self._failed: set[Address] = set()
-        self._doors: dict[Address, tuple[EntryHandler, ClosableLink]] = {}
+        self._doors: dict[Address, tuple[EntryConnection, ClosableLink]] = {}
 
     # -- reaching -----------------------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Entrance:
         door, link = self._doors.get(address, (None, None))
         if door is not None and link is not None and door.open:
             return link
-        door = EntryHandler()
+        door = EntryConnection()
         label = self.label(address)
         try:
             made: ClosableLink = await self._world.connect(address, door)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, Verdict
+from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.model.hooks import AFTER, HookKind, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult
@@ -135,3 +135,29 @@ class Listener(Protocol):
 
     def note(self, cluster: str, text: str) -> None:
         """Something worth knowing happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
+
+    ``given`` and ``given_bytes`` are those of :class:`ciruela.client.source.Shares`.
+    """
+
+    cluster: str
+    path: str
+    image: ImageId
+    verdict: Verdict
+    standing: UploadProgress
+    sent_bytes: int
+    total_bytes: int
+    elapsed_s: float
+    hooks: HookStanding = NO_HOOKS
+    given: float | None = None
+    given_bytes: int | None = None
+
+    @property
+    def reused_bytes(self) -> int | None:
+        """How much of the image did not have to be given, because nodes had it; None where that is unknown, or will change."""
+        whole = self.verdict.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY)
+        return self.total_bytes - self.given_bytes if whole and self.given_bytes is not None else None

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ciruela.client.book import UploadOutcome
+from ciruela.client.listener import UploadRow
 from ciruela.client.progress import Clusters, Throughput, bar_part, live_parts, safe_line
-from ciruela.client.sync import UploadRow
 from ciruela.client.text import clean, folded
 
 _STYLES = {

@@ -25,10 +25,10 @@ from ciruela.client.book import (
     Verdict,
     worst,
 )
-from ciruela.client.check import MOST_NAMED, Forecast, Fresh, PreflightSurvey, Reply, Says, difference, forecast, refusal_of
+from ciruela.client.check import MOST_NAMED, CheckReply, Forecast, Fresh, PreflightSurvey, Says, difference, forecast, refusal_of
 from ciruela.client.clusters import ClusterUploads, Met, Settled
 from ciruela.client.entrance import Entrance, together
-from ciruela.client.listener import Listener, NodeNews
+from ciruela.client.listener import Listener, NodeNews, UploadRow
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import CONNECTIONS, Mode, SyncOptions, Wish
 from ciruela.client.orders import Check, Intent, Signer, kind_for
@@ -37,7 +37,7 @@ from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
 from ciruela.client.source import Giver
 from ciruela.client.surroundings import AppContext
-from ciruela.client.sync import ClusterRun, RunContext, Upload, UploadRow
+from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.client.text import clean, count, interval, size
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
@@ -62,7 +62,7 @@ class IntentRuling:
     """
 
     intent: Intent
-    replies: tuple[Reply, ...]
+    replies: tuple[CheckReply, ...]
     refusal: str = ""
     only: tuple[str, ...] = ()
 
@@ -149,7 +149,7 @@ class Preflight:
         await survey.ask_reached()
         return survey
 
-    def _timed(self, intent: Intent, replies: Sequence[Reply]) -> Intent:
+    def _timed(self, intent: Intent, replies: Sequence[CheckReply]) -> Intent:
         """A replace is signed for a moment after what is there, if a clock that is ahead of this one signed that, but not by too much."""
         latest = _latest(replies)
         if intent.mode is not Mode.REPLACE or latest is None or latest.signed_ms is None:
@@ -177,7 +177,7 @@ class Preflight:
                 how = how or await self._in_thread(difference, ours, index)
         return intent, how
 
-    def _ruling(self, intent: Intent, replies: Sequence[Reply], how: str) -> IntentRuling:
+    def _ruling(self, intent: Intent, replies: Sequence[CheckReply], how: str) -> IntentRuling:
         holders = [one.address for one in replies if one.says in (Says.HAS, Says.HOLDS) and one.address is not None]
         if any(one.says is Says.HOLDS for one in replies):
             return IntentRuling(intent, tuple(replies), only=tuple(self.entrance.label(address) for address in holders))
@@ -186,7 +186,7 @@ class Preflight:
             refusal = f"{refusal} ({how})"
         return IntentRuling(intent, tuple(replies), f"{refusal}{self._clock_words(replies)}" if refusal else "")
 
-    def _clock_words(self, replies: Sequence[Reply]) -> str:
+    def _clock_words(self, replies: Sequence[CheckReply]) -> str:
         """Say whose clock is ahead, where what is there is signed for a time that no order of this host reaches."""
         latest = _latest(replies)
         ahead_ms = 0 if latest is None or latest.signed_ms is None else latest.signed_ms - self._now_ms()
@@ -307,7 +307,7 @@ class Late:
         return min((nodes for run in self._runs if (nodes := run.whole_nodes()) is not None), default=None)
 
 
-def _latest(replies: Sequence[Reply]) -> Reply | None:
+def _latest(replies: Sequence[CheckReply]) -> CheckReply | None:
     """The server with the other content at the path that is signed for the latest time."""
     others = [one for one in replies if one.signed_ms is not None and one.says is not Says.HAS]
     return max(others, key=lambda one: one.signed_ms or 0, default=None)
@@ -343,7 +343,7 @@ def _headline(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh
     return "  ".join(parts)
 
 
-def _node_line(one: Reply, image: ImageId) -> str:
+def _node_line(one: CheckReply, image: ImageId) -> str:
     parts = [f"  {clean(one.host, 80)}  {_SHOWN[one.says]}"]
     if one.code and one.says in (Says.REFUSES, Says.FAILS):
         parts.append(clean(one.code))
@@ -375,7 +375,7 @@ def _fields(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh |
     }
 
 
-def _report_node(report: Report, survey: PreflightSurvey, check: Check, one: Reply) -> None:
+def _report_node(report: Report, survey: PreflightSurvey, check: Check, one: CheckReply) -> None:
     report.write(
         "node",
         cluster=survey.cluster.label,

@@ -14,9 +14,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from ciruela.client.book import UploadOutcome
-from ciruela.client.listener import NodeNews, hooks_part
+from ciruela.client.listener import NodeNews, UploadRow, hooks_part
 from ciruela.client.options.common import ProgressStyle
-from ciruela.client.sync import UploadRow
 from ciruela.client.text import clean, folded, interval, size, stamp
 from ciruela.seams import NowMs
 

@@ -27,10 +27,9 @@ from ciruela.client.book import (
     EXIT_USAGE,
     UploadOutcome,
 )
-from ciruela.client.listener import NodeNews
+from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import Wish
 from ciruela.client.progress import Clusters, Display
-from ciruela.client.sync import UploadRow
 from ciruela.disk.scan import Scan
 from ciruela.model.units import escaped
 

@@ -1,8 +1,8 @@
 """The servers that may take one path, and what each says: one row for each server, of which every count is made.
 
-Nodes tell of each other (:class:`ServersTold`), and the client meets some of them (:class:`MetServer`). Rows of all tellers are one row where the
-machine id is the same; a row without one is the server that is met, or that another teller names, at the same address. A server counts
-until its own answer is that it does not take the directory, however long nobody has heard it. Pure: no connection, no clock.
+Nodes tell of each other (:class:`ServersTold`), and the client meets some of them (:class:`MetServer`). Rows of all tellers are one row
+where the machine id is the same; a row without one is the server that is met, or that another teller names, at the same address. A server
+counts until its own answer is that it does not take the directory, however long nobody has heard it. Pure: no connection, no clock.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from ciruela.client.book import (
     meaning_of,
 )
 from ciruela.client.contacts import Contacts, Resolve, ServerProbes
-from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, Listener, NodeNews
+from ciruela.client.listener import HookAccount, Listener, NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import ServerRow as ServerRow
 from ciruela.client.servers import shared_text
@@ -115,32 +115,6 @@ class Upload:
     request: AppendDir | ReplaceDir | RemoveDir
     weak: bool
     total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class UploadRow:
-    """One upload to one cluster, as it stands now. ``sent_bytes`` really went out; ``elapsed_s`` stops when it is over.
-
-    ``given`` and ``given_bytes`` are those of :class:`ciruela.client.source.Shares`.
-    """
-
-    cluster: str
-    path: str
-    image: ImageId
-    verdict: Verdict
-    standing: UploadProgress
-    sent_bytes: int
-    total_bytes: int
-    elapsed_s: float
-    hooks: HookStanding = NO_HOOKS
-    given: float | None = None
-    given_bytes: int | None = None
-
-    @property
-    def reused_bytes(self) -> int | None:
-        """How much of the image did not have to be given, because nodes had it; None where that is unknown, or will change."""
-        whole = self.verdict.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY)
-        return self.total_bytes - self.given_bytes if whole and self.given_bytes is not None else None
 
 
 class _UploadRun:

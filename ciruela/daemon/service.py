@@ -192,7 +192,7 @@ class Settings:
     again: Callable[[], DaemonPlan]
 
 
-class _StartingHandler:
+class _StillStarting:
     """The counterpart until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
 
     def __init__(self, node: Node) -> None:
@@ -323,7 +323,7 @@ class Daemon(Service):
         pages = Pages(NodeStatus(self.node, self._extra_metrics, self._told), api)
         self._page_hosts = self._names(plan)
         self._port = site(
-            _StartingHandler(self.node),
+            _StillStarting(self.node),
             pages,
             self._reactor,
             self._link_limits,

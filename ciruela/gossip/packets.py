@@ -171,7 +171,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The sender has told those who wait that the receiver has completed ``image`` at ``vpath``, or removed it (:attr:`RemovedFact.token`)."""
+    """The sender has told those who wait that the receiver has ``image`` at ``vpath``, or removed it (:attr:`RemovedFact.token`)."""
 
     vpath: VPath
     image: ImageId

@@ -7,7 +7,8 @@ Which sequence numbers of a sender were seen: replays and doubles are refused (t
 
 Memory of each configured address: who was met there last, and what that one takes. It lasts while the address is configured.
 
-What is merely not heard must not shrink a count of servers: so this memory has no time limit, and survives restarts (:meth:`MemberCache.rows`).
+What is merely not heard must not shrink a count of servers: so this memory has no time limit and survives restarts
+(:meth:`MemberCache.rows`).
 """
 
 from __future__ import annotations

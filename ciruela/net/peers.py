@@ -31,7 +31,7 @@ AFTER_FAILURE_S = 10.0
 Peers = Mapping[Address, str]
 
 Remembered = Mapping[str, Mapping[str, Sequence[str]]]
-"""``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met at an address (``MetPeers``)."""
+"""``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met there (``MetPeers``)."""
 
 KEEP_S = 300.0
 """How often it is written down when each peer was heard last; what else changes is written at once."""

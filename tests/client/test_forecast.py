@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
-from ciruela.client.check import Reply, Says, difference, forecast, fresh, refusal_of, reply
+from ciruela.client.check import CheckReply, Says, difference, forecast, fresh, refusal_of, reply
 from ciruela.client.require import parse_requirement
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
@@ -15,21 +15,21 @@ from tests.proof import shows
 
 IMAGE, OTHER = ImageId(b"\x11" * 32), ImageId(b"\x22" * 32)
 ME = MachineId(bytes(16))
-REFUSED = Reply("n", Says.REFUSES, "signature_mismatch")
-TAKEN = Reply("n", Says.TAKES)
-DOWN = Reply("n", Says.UNREACHABLE)
+REFUSED = CheckReply("n", Says.REFUSES, "signature_mismatch")
+TAKEN = CheckReply("n", Says.TAKES)
+DOWN = CheckReply("n", Says.UNREACHABLE)
 
 
-def code(*replies: Reply, require: str | None = None) -> int:
+def code(*replies: CheckReply, require: str | None = None) -> int:
     return forecast(replies, CompletionRule(require=None if require is None else parse_requirement(require))).exit_code
 
 
 class Forecasts(SynchronousTestCase):
     def test_codes(self) -> None:
         """A script that asks first would be told something else than the upload then ends with."""
-        conflict = Reply("n", Says.REFUSES, "already_exists")
-        lacks = Reply("n", Says.NO_CONFIG, "no_config")
-        old = Reply("n", Says.CANNOT_TELL)
+        conflict = CheckReply("n", Says.REFUSES, "already_exists")
+        lacks = CheckReply("n", Says.NO_CONFIG, "no_config")
+        old = CheckReply("n", Says.CANNOT_TELL)
         for replies, expected in (
             ([], EXIT_NETWORK),
             ([DOWN], EXIT_NETWORK),
@@ -43,32 +43,32 @@ class Forecasts(SynchronousTestCase):
             ([TAKEN] * 2 + [DOWN] * 2, EXIT_NETWORK),
             ([TAKEN] * 2 + [conflict] * 2, EXIT_CONFLICT),
             ([TAKEN] * 3 + [old] * 1, EXIT_DONE),
-            ([TAKEN, Reply("n", Says.HAS), Reply("n", Says.HOLDS)], EXIT_DONE),
+            ([TAKEN, CheckReply("n", Says.HAS), CheckReply("n", Says.HOLDS)], EXIT_DONE),
         ):
             self.assertEqual(code(*replies), expected, replies)
 
     @shows("K2.1", "I7")
     def test_one_refuses_for_what_it_has(self) -> None:
         """A dry run would promise an upload that is sent to nobody."""
-        conflict = Reply("n9", Says.REFUSES, "already_exists")
+        conflict = CheckReply("n9", Says.REFUSES, "already_exists")
         found = forecast([TAKEN] * 9 + [conflict], CompletionRule())
         self.assertEqual((found.exit_code, found.takers, found.expected), (EXIT_CONFLICT, 9, 10))
         self.assertEqual(found.why, "n9 refused: already_exists: other content is there; nothing would be sent")
         self.assertEqual(code(*[TAKEN] * 9, REFUSED), EXIT_DONE)
         self.assertEqual(refusal_of([TAKEN, REFUSED, DOWN]), "")
-        many = refusal_of([TAKEN, *(Reply(f"n{number}", Says.REFUSES, "stale_timestamp") for number in range(5))])
+        many = refusal_of([TAKEN, *(CheckReply(f"n{number}", Says.REFUSES, "stale_timestamp") for number in range(5))])
         self.assertTrue(many.startswith("n0, n1, n2 and 2 more refused: stale_timestamp"), many)
 
     @shows("K5.1")
     def test_room(self) -> None:
         """A node without room for an image would be said to take it."""
-        node = Reply("n", Says.TAKES, free_bytes=900)
+        node = CheckReply("n", Says.TAKES, free_bytes=900)
         self.assertIs(node.short_of(900), node)
         short = node.short_of(1001)
         self.assertEqual((short.says, short.code, short.message), (Says.FAILS, "no_space", "needs 1.0 KiB, 900 B are free"))
         self.assertEqual((code(short), code(TAKEN, TAKEN, short)), (EXIT_NETWORK, EXIT_NETWORK))
         self.assertEqual(forecast([short], CompletionRule()).why, "all nodes that could be asked would fail: no_space")
-        for other in (Reply("n", Says.HAS, free_bytes=1), Reply("n", Says.TAKES)):
+        for other in (CheckReply("n", Says.HAS, free_bytes=1), CheckReply("n", Says.TAKES)):
             self.assertIs(other.short_of(2), other)
 
     @shows("K6.1")
@@ -96,7 +96,7 @@ class Forecasts(SynchronousTestCase):
 
     def test_nothing(self) -> None:
         """That there is nothing to do must mean every node: one that is down may lack it."""
-        has = Reply("n", Says.HAS)
+        has = CheckReply("n", Says.HAS)
         for replies, expected in (
             ([has, has], True),
             ([has, TAKEN], False),

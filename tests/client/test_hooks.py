@@ -6,9 +6,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import book as b
 from ciruela.client.book import RUNNING, UploadOutcome, UploadProgress, Verdict
-from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, hooks_part
+from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, UploadRow, hooks_part
 from ciruela.client.progress import progress_line, result_line
-from ciruela.client.sync import UploadRow
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult
 

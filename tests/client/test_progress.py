@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import RUNNING, UploadOutcome, UploadProgress, Verdict
+from ciruela.client.listener import UploadRow
 from ciruela.client.live import Layout, TerminalBlock, fitting, shortened
 from ciruela.client.options.common import ProgressStyle
 from ciruela.client.progress import (
@@ -23,7 +24,6 @@ from ciruela.client.progress import (
     safe_line,
     wants_live,
 )
-from ciruela.client.sync import UploadRow
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, folded, interval, size, stamp
 from ciruela.model.ids import ImageId
 from tests.proof import shows

@@ -15,13 +15,13 @@ from twisted.python.failure import Failure
 
 from ciruela.client import commands
 from ciruela.client.book import EXIT_PARTIAL, RUNNING, UploadOutcome, UploadProgress, Verdict
-from ciruela.client.listener import HookStanding
+from ciruela.client.listener import HookStanding, UploadRow
 from ciruela.client.main import _Life
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.report import CODES, Report, code_of, upload_fields
-from ciruela.client.sync import RunContext, UploadRow
+from ciruela.client.sync import RunContext
 from ciruela.model.ids import ImageId
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address, machine

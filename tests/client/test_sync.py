@@ -13,10 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.client.clusters import SyncRun, exit_code
-from ciruela.client.listener import NodeNews
+from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.source import ImageSource, Offer
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload, UploadRow
+from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError

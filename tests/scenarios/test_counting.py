@@ -9,11 +9,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.book import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
-from ciruela.client.listener import NodeNews
+from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.require import ALL
 from ciruela.client.servers import address_of
 from ciruela.client.source import ImageSource, Offer
-from ciruela.client.sync import ClusterRun, RunContext, Upload, UploadRow
+from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost

@@ -12,9 +12,9 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from ciruela.client.book import CompletionRule
-from ciruela.client.listener import NodeNews
+from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.source import ImageSource, Offer
-from ciruela.client.sync import ClusterRun, RunContext, Upload, UploadRow
+from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.gossip.packets import (
     BaseHash,
     Complete,
