@@ -21,7 +21,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Beat:
+class PeriodicTask:
     """A LoopingCall that starts after a random part of its interval, logs an error of its duty and goes on.
 
     A bare LoopingCall stops for good at the first exception; nodes that start together would all beat together.
@@ -53,7 +53,7 @@ class Beat:
         return result
 
     def _failed(self, failure: Failure) -> None:
-        Beat.failures += 1
+        PeriodicTask.failures += 1
         self._log.failure("{duty} failed; it runs again in {interval_s} s", failure, duty=self._name, interval_s=self._interval_s)
 
     def start(self) -> None:
@@ -81,8 +81,8 @@ def later(clock: IReactorTime, delay_s: float, name: str, duty: Callable[[], obj
         try:
             duty()
         except Exception:  # noqa: BLE001  whatever it raises, the reactor goes on; the log says so
-            Beat.failures += 1
-            Beat._log.failure("{duty} failed", duty=name)
+            PeriodicTask.failures += 1
+            PeriodicTask._log.failure("{duty} failed", duty=name)
 
     return clock.callLater(delay_s, run)
 
@@ -127,7 +127,7 @@ def _nothing(_item: object) -> int:
     return 0
 
 
-class Batch(Generic[A, B]):
+class Batcher(Generic[A, B]):
     """Gathers items while a job runs and hands them over together: a thread hop per batch instead of one per item.
 
     ``run`` gets up to ``most`` items, of no more than ``most_weight`` together if there are several, and fires with one result for each, in
@@ -188,7 +188,7 @@ class Batch(Generic[A, B]):
                 done.errback(failure)
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket: ``rate`` a second on average, up to ``burst`` at once."""
 
     __slots__ = ("_burst", "_clock", "_left", "_rate", "_since_s")
@@ -211,7 +211,7 @@ class Bucket:
         return True
 
 
-class Repeats:
+class RepeatLimiter:
     """Counts how often the same thing was had on one link: some times at once, and once more after each ``again_s``.
 
     Whoever asks again all the same waits for ``held_s`` before he is refused: some programs ask as fast as they are answered.
@@ -223,7 +223,7 @@ class Repeats:
         self._again_s = again_s
         self._held_s = held_s
         self._limit = limit
-        self._buckets: dict[object, dict[object, Bucket]] = {}
+        self._buckets: dict[object, dict[object, TokenBucket]] = {}
 
     def refused(self, link: object, thing: object, most: int) -> Deferred[Any] | None:
         """None while ``thing`` may be had, ``most`` times at once, which counts as once more; else what fails with Busy, later."""
@@ -232,7 +232,7 @@ class Repeats:
         if bucket is None:
             while len(buckets) >= self._limit:
                 del buckets[next(iter(buckets))]
-            bucket = buckets[thing] = Bucket(self._clock, 1.0 / self._again_s, float(most))
+            bucket = buckets[thing] = TokenBucket(self._clock, 1.0 / self._again_s, float(most))
         return None if bucket.take() else deferLater(self._clock, self._held_s, _same_again)
 
     def left(self, link: object) -> None:
@@ -248,7 +248,7 @@ HUSH_S = 60.0
 """How long the same kind of line about the same source is held back."""
 
 
-class Hush:
+class RateLimitedLog:
     """Keeps the log short, whoever talks to us: one line a minute for each kind and source, and ``most`` lines a minute in all (A27).
 
     What is held back is counted. The next line for the same kind and source says how many there were; those that never got a line are

@@ -1,7 +1,7 @@
 """Seams: what the work rooms ask of the world, as protocols. ``daemon`` hands the world's objects to work; tests hand doubles.
 
 All methods that take time return Deferreds and fire on the reactor. Faults are ``model.errors``: ``DiskError`` from :class:`Disk` and
-:class:`Staging`, ``RemoteError`` and ``LinkLost`` from :class:`Link` and :class:`Wire`.
+:class:`Staging`, ``RemoteError`` and ``LinkLost`` from :class:`Connection` and :class:`Connector`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, RetainedVersion, SigEntry, State, Tombstone
+from ciruela.model.state import RetainedVersion, SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 
@@ -73,7 +73,7 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Link(Protocol):
+class Connection(Protocol):
     """One open connection to a client or a node."""
 
     @property
@@ -102,33 +102,33 @@ class Link(Protocol):
         """Send a notification; silently nothing when the connection is gone."""
 
 
-class Counterpart(Protocol):
+class RequestHandler(Protocol):
     """Who deals with what comes in on a link."""
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Answer a request.
 
         A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as "internal error".
         """
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Take note of a notification."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The link is gone; nothing more will come from it."""
 
 
-class Wire(Protocol):
+class Connector(Protocol):
     """Requests to other nodes. Connections are made on demand, shared, and closed when idle."""
 
     def ask(self, address: Address, request: Request) -> Deferred[Response]:
-        """As :meth:`Link.ask`, to the node at ``address``."""
+        """As :meth:`Connection.ask`, to the node at ``address``."""
 
     def connected(self, address: Address) -> bool:
         """Whether a connection to ``address`` is open now."""
 
     def incoming(self, address: Address) -> int:
-        """As :meth:`Link.incoming`, of the connection to ``address``; 0 where none is open."""
+        """As :meth:`Connection.incoming`, of the connection to ``address``; 0 where none is open."""
 
     def bulk(self, address: Address) -> bool:
         """Whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
@@ -180,7 +180,7 @@ class Loaded:
     """What the disk remembers of all paths, what was deleted, by base dir, and which hooks have not run well yet."""
 
     held: Sequence[Held]
-    burials: Mapping[VPath, Burials]
+    burials: Mapping[VPath, Tombstones]
     due: Sequence[Due] = ()
 
 
@@ -344,7 +344,7 @@ class Disk(Protocol):
     def where(self, vpath: VPath) -> str:
         """The path on this host of the image at ``vpath``. Raises DiskError when no config takes it."""
 
-    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Tombstones]:
         """Delete the committed image of ``tombstone.version`` at ``vpath`` and remember that, durably, in this order.
 
         With signatures any image that is not newer is deleted, and it is remembered also where none is committed. Where a directory stands
@@ -354,10 +354,10 @@ class Disk(Protocol):
         After a failure the image stays, and so does its record.
         """
 
-    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Tombstones]:
         """Remember a signed removal at ``vpath``, durably, which what is there outlived: nothing is deleted. Fires as :meth:`remove`."""
 
-    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Tombstones]:
         """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""
 
     def identity(self, key: str) -> Deferred[Identity]:

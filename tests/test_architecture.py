@@ -71,7 +71,7 @@ PURE = PLAIN | {
 }
 """What formats may use: bytes in, values out."""
 
-VAGUE = re.compile(r"manager|handler|helper|utils?\b", re.IGNORECASE)
+VAGUE = re.compile(r"manager|(?<!Request)handler|helper|utils?\b", re.IGNORECASE)
 
 
 def name_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import HUSH_S, Backoff, Beat, Bucket, Hush, later
+from ciruela.clockwork import HUSH_S, Backoff, PeriodicTask, RateLimitedLog, TokenBucket, later
 from tests.proof import shows
 
 
@@ -21,15 +21,15 @@ class BeatTests(SynchronousTestCase):
         self.clock = Clock()
         self.runs = 0
 
-    def beat(self, duty: Any) -> Beat:
-        beat = Beat(self.clock, random.Random(1), 10.0, duty, "counting")
+    def beat(self, duty: Any) -> PeriodicTask:
+        beat = PeriodicTask(self.clock, random.Random(1), 10.0, duty, "counting")
         beat.start()
         return beat
 
     @shows("I8")
     def test_raises(self) -> None:
         """Each failure is logged and counted, and the next beat comes."""
-        before = Beat.failures
+        before = PeriodicTask.failures
 
         def duty() -> None:
             self.runs += 1
@@ -38,7 +38,7 @@ class BeatTests(SynchronousTestCase):
         beat = self.beat(duty)
         self.clock.pump([10.0] * 5)
         self.assertEqual(self.runs, 5)
-        self.assertEqual(Beat.failures - before, 5)
+        self.assertEqual(PeriodicTask.failures - before, 5)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 5)
         beat.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -59,24 +59,24 @@ class BeatTests(SynchronousTestCase):
     @shows("I8")
     def test_later(self) -> None:
         """One call that fails is logged by its name, and the reactor hears nothing of it."""
-        before = Beat.failures
+        before = PeriodicTask.failures
         later(self.clock, 1.0, "dividing", lambda: 1 / 0)
         self.clock.advance(1.0)
-        self.assertEqual(Beat.failures - before, 1)
+        self.assertEqual(PeriodicTask.failures - before, 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
 class BucketTests(SynchronousTestCase):
     """So many at once, so many a second, and no credit for a long silence."""
 
-    def take(self, bucket: Bucket, tries: int) -> int:
+    def take(self, bucket: TokenBucket, tries: int) -> int:
         return sum(bucket.take() for _ in range(tries))
 
     @shows("A18")
     def test_rate(self) -> None:
         """The burst, then the rate; waiting a year gives the burst again and no more."""
         clock = Clock()
-        bucket = Bucket(clock, 20.0, 40.0)
+        bucket = TokenBucket(clock, 20.0, 40.0)
         self.assertEqual(self.take(bucket, 100), 40)
         clock.advance(1.0)
         self.assertEqual(self.take(bucket, 100), 20)
@@ -88,7 +88,7 @@ class BucketTests(SynchronousTestCase):
         """A clock that goes back takes nothing away."""
         clock = Clock()
         clock.advance(100.0)
-        bucket = Bucket(clock, 1.0, 2.0)
+        bucket = TokenBucket(clock, 1.0, 2.0)
         clock.rightNow = 0.0
         self.assertEqual(self.take(bucket, 5), 2)
 
@@ -131,7 +131,7 @@ class HushTests(SynchronousTestCase):
         self.lines: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self.lines.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.lines.append)
-        self.hush = Hush(self.clock, most=3)
+        self.hush = RateLimitedLog(self.clock, most=3)
         self.log = Logger()
 
     def say(self, kind: str, source: str, what: str = "x") -> None:
@@ -167,7 +167,7 @@ class HushTests(SynchronousTestCase):
     @shows("I6")
     def test_memory(self) -> None:
         """The table of sources does not grow without end."""
-        hush = Hush(self.clock, most=10_000, limit=50)
+        hush = RateLimitedLog(self.clock, most=10_000, limit=50)
         for number in range(1000):
             hush.warn(self.log, "noise", number, "noise")
         self.assertEqual(len(hush._said), 50)

@@ -10,18 +10,18 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import Beat, Hush
-from ciruela.daemon.node import MOST_S, Acquaintance
+from ciruela.clockwork import PeriodicTask, RateLimitedLog
+from ciruela.daemon.node import MOST_S, WarmUpBarrier
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
-from ciruela.download.passing import Passing
+from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Accepted, Command, Order, Origin, Progress
+from ciruela.model.order import Accepted, Command, Origin, Progress, UploadRequest
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.net.discovery.files import PeersFile
@@ -133,7 +133,7 @@ class DownloadTests(Supervised):
             lambda: None,
             Totals(),
             clock := Clock(),
-            Passing(clock),
+            BlockRelayCache(clock),
         )
         done = fetch.run()
         clock.advance(1.0)
@@ -186,7 +186,7 @@ class DaemonTests(Supervised):
         """Clients get their answers even if nobody can say who else is there."""
         clock = Clock()
         peers = [lambda: [_Silent()]]
-        acquaintance = Acquaintance(clock, lambda: peers[0]())
+        acquaintance = WarmUpBarrier(clock, lambda: peers[0]())
         acquaintance.begin()
         acquaintance.listed()
         waiting = acquaintance.wait()
@@ -204,7 +204,7 @@ class DaemonTests(Supervised):
     @shows("I8")
     def test_gossip(self) -> None:
         """A node whose gossip fails once goes on to speak."""
-        before = Beat.failures
+        before = PeriodicTask.failures
         cluster = Cluster(2)
         cluster.run(5.0)
         gossip = cluster.nodes[1].gossip
@@ -213,7 +213,7 @@ class DaemonTests(Supervised):
         gossip.news_base(VPath.parse("/app"))
         cluster.run(3.0)
         self.assertGreater(self.faults(), 2)
-        self.assertGreater(Beat.failures - before, 2)
+        self.assertGreater(PeriodicTask.failures - before, 2)
         gossip._composer.refresh = refresh
         sent = gossip.counts.sent
         gossip.news_base(VPath.parse("/app"))
@@ -226,8 +226,8 @@ class DaemonTests(Supervised):
         world = _World()
         ledger = Ledger(Clock())
         configs = {"app": DirConfig("app", "/srv/app", append_only=False, num_levels=1)}
-        uploads = Uploads(configs, ledger, world, world, world, lambda: NOW_MS, lambda *_: None, Hush(Clock()))
-        order = Order(Command.APPEND, V1, IMAGE, None, (SigEntry(NOW_MS, bytes(64)),), Origin.CLIENT)
+        uploads = Uploads(configs, ledger, world, world, world, lambda: NOW_MS, lambda *_: None, RateLimitedLog(Clock()))
+        order = UploadRequest(Command.APPEND, V1, IMAGE, None, (SigEntry(NOW_MS, bytes(64)),), Origin.CLIENT)
         self.failureResultOf(uploads.order(order), OnPurposeError)
         world.good = True
         self.assertEqual(self.successResultOf(uploads.order(order)).progress, Progress.NEW)

@@ -36,7 +36,7 @@ from ciruela.cleanup.health import (
     outlooks,
 )
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
-from ciruela.clockwork import Beat
+from ciruela.clockwork import PeriodicTask
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.ids import ImageId
@@ -220,7 +220,7 @@ class Cleanup:
         self._fold_s = self._began.steady_s + rng.uniform(*FIRST_S)
         self._collect_s = self._began.steady_s + rng.uniform(*COLLECT_FIRST_S)
         self._gone_before = 0
-        self._beat = Beat(clock, rng, LOOK_S, self._look, "cleanup")
+        self._beat = PeriodicTask(clock, rng, LOOK_S, self._look, "cleanup")
         self._round: Deferred[None] | None = None
         self.reports: dict[VPath, CleanupReport] = {}
         self.deleted = 0
@@ -292,7 +292,7 @@ class Cleanup:
 
         def failed(failure: Failure) -> None:
             if not failure.check(CancelledError):
-                Beat.failures += 1
+                PeriodicTask.failures += 1
                 self._log.failure("cleanup failed; it goes on in {look_s} s", failure, look_s=LOOK_S)
 
         def ended(_: None) -> None:

@@ -26,7 +26,7 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.seams import Address, Link
+from ciruela.seams import Address, Connection
 
 MOST_ANSWERS = 3
 """Nodes that are asked: as many as an upload connects to. They may differ while something is on its way."""
@@ -154,7 +154,7 @@ async def _ask_one(label: str, address: Address, sight: PathView, world: RunCont
     return hosts
 
 
-async def _others(link: Link, vpath: VPath, world: RunContext) -> list[str]:
+async def _others(link: Connection, vpath: VPath, world: RunContext) -> list[str]:
     """The names of other nodes that take the directory. That the index cannot be read is no reason to know less of them."""
     try:
         found = await _answer(link, GetIndexAt(str(vpath)), world)
@@ -163,7 +163,7 @@ async def _others(link: Link, vpath: VPath, world: RunContext) -> list[str]:
     return list(found.hosts.values()) if isinstance(found, IndexAtData) else []
 
 
-async def _taken(link: Link, vpath: VPath, world: RunContext) -> bool:
+async def _taken(link: Connection, vpath: VPath, world: RunContext) -> bool:
     """Whether a node has images at paths of this depth; True where it does not tell."""
     if not link.bulk:
         return True
@@ -174,7 +174,7 @@ async def _taken(link: Link, vpath: VPath, world: RunContext) -> bool:
     return found.taken if isinstance(found, PathStateData) else True
 
 
-def _answer(link: Link, request: Request, world: RunContext) -> Deferred[Response]:
+def _answer(link: Connection, request: Request, world: RunContext) -> Deferred[Response]:
     return within(link.ask(request), ANSWER_TIMEOUT_S, world.clock)
 
 

@@ -17,7 +17,7 @@ from ciruela.client.require import Requirement
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, View
 from ciruela.client.text import count, interval
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
-from ciruela.model.order import Abort, Reject
+from ciruela.model.order import AbortReason, RejectReason
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
 from ciruela.seams import Address
 
@@ -36,25 +36,27 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 _SEVERITY = (EXIT_LOCAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_NETWORK, EXIT_PARTIAL, EXIT_HOOK, EXIT_DONE, EXIT_NOTHING)
 """The exit code of several uploads: the first of these that one of them has. What a person must change comes before what time may heal."""
 
-_CONFLICTS = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.STALE_TIMESTAMP})
-WEAK = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING})
+_CONFLICTS = frozenset(
+    {RejectReason.ALREADY_EXISTS, RejectReason.ALREADY_UPLOADING, RejectReason.REPLACE_DOESNT_MATCH, RejectReason.STALE_TIMESTAMP}
+)
+WEAK = frozenset({RejectReason.ALREADY_EXISTS, RejectReason.ALREADY_UPLOADING})
 """What refuses an upload and is as good for a weak one."""
 
-_ABORT_CONFLICTS = frozenset({Abort.SUPERSEDED, Abort.ALREADY_EXISTS, Abort.CONFLICT})
+_ABORT_CONFLICTS = frozenset({AbortReason.SUPERSEDED, AbortReason.ALREADY_EXISTS, AbortReason.CONFLICT})
 
 _MEANING = {
-    Reject.NO_CONFIG: "no node has a directory of that name",
-    Reject.CONFIG_LEVEL_MISMATCH: "the path has too many or too few components for that directory",
-    Reject.DIR_IS_APPEND_ONLY: "nothing may be replaced there, use --append with a new path",
-    Reject.SIGNATURE_MISMATCH: "none of your keys may upload there",
-    Reject.ALREADY_EXISTS: "other content is there",
-    Reject.ALREADY_UPLOADING: "other content is being uploaded there",
-    Reject.REPLACE_DOESNT_MATCH: "what is there is not OLD_ID",
-    Reject.STALE_TIMESTAMP: "what is there was signed later; is the clock of this host right?",
-    Reject.TIMESTAMP_IN_FUTURE: "the clock of this host, or of the servers, is wrong",
-    Reject.BAD_PATH: "the servers do not take such a path",
-    Reject.PROTECTED: "a link that the servers protect leads to it (--force removes it all the same)",
-    Reject.QUOTA: "as many images are there as the servers allow",
+    RejectReason.NO_CONFIG: "no node has a directory of that name",
+    RejectReason.CONFIG_LEVEL_MISMATCH: "the path has too many or too few components for that directory",
+    RejectReason.DIR_IS_APPEND_ONLY: "nothing may be replaced there, use --append with a new path",
+    RejectReason.SIGNATURE_MISMATCH: "none of your keys may upload there",
+    RejectReason.ALREADY_EXISTS: "other content is there",
+    RejectReason.ALREADY_UPLOADING: "other content is being uploaded there",
+    RejectReason.REPLACE_DOESNT_MATCH: "what is there is not OLD_ID",
+    RejectReason.STALE_TIMESTAMP: "what is there was signed later; is the clock of this host right?",
+    RejectReason.TIMESTAMP_IN_FUTURE: "the clock of this host, or of the servers, is wrong",
+    RejectReason.BAD_PATH: "the servers do not take such a path",
+    RejectReason.PROTECTED: "a link that the servers protect leads to it (--force removes it all the same)",
+    RejectReason.QUOTA: "as many images are there as the servers allow",
 }
 """What the words of a refusal mean to a user."""
 
@@ -177,7 +179,7 @@ def refusal_code(reason: str | None) -> int:
 
 def meaning_of(reason: str) -> str:
     """A word of a refusal with what it means, where that is known."""
-    return f"{reason}: {_MEANING[Reject(reason)]}" if reason in _WORDS else reason
+    return f"{reason}: {_MEANING[RejectReason(reason)]}" if reason in _WORDS else reason
 
 
 def _word(reason: str) -> str:
@@ -187,7 +189,7 @@ def _word(reason: str) -> str:
 
 def _abort_code(word: str) -> int:
     """The exit code of an upload that a node gave up, by its word."""
-    if word == Abort.CHECK_FAILED:
+    if word == AbortReason.CHECK_FAILED:
         return EXIT_REJECTED
     return EXIT_CONFLICT if word in _ABORT_CONFLICTS else EXIT_NETWORK
 
@@ -203,7 +205,7 @@ def _possible(contacts: list[_Contact], machines: set[MachineId]) -> set[Machine
     return machines - frozenset.intersection(*(contact.listed for contact in contacts)) if contacts else set()
 
 
-class Book:
+class UploadTracker:
     """All that was said about (``path``, ``image``) on one cluster. ``revision`` grows with everything that may change a verdict."""
 
     def __init__(self, path: str, image: ImageId, weak: bool = False, removes: bool = False) -> None:
@@ -247,7 +249,7 @@ class Book:
         if ack.machine is not None and self._name(ack.machine, ack.hostname):
             contact.machine = ack.machine
             contact.label = ack.hostname or contact.label
-        self._servers.meet(MetServer(str(address), contact.machine, contact.label, ack.reject_reason != Reject.NO_CONFIG))
+        self._servers.meet(MetServer(str(address), contact.machine, contact.label, ack.reject_reason != RejectReason.NO_CONFIG))
         if ack.accepted:
             contact.answer = _Reply.ACCEPTED
         elif contact.machine is not None and contact.machine in self._done:
@@ -256,8 +258,8 @@ class Book:
             contact.answer = _Reply.HELD
             if contact.machine is not None:
                 self._held.add(contact.machine)
-        elif ack.reject_reason == Reject.NO_CONFIG:
-            contact.answer, contact.reason = _Reply.NO_CONFIG, Reject.NO_CONFIG.value
+        elif ack.reject_reason == RejectReason.NO_CONFIG:
+            contact.answer, contact.reason = _Reply.NO_CONFIG, RejectReason.NO_CONFIG.value
         else:
             contact.answer, contact.reason = _Reply.REFUSED, ack.reject_reason or "unknown"
             contact.exit_code = refusal_code(ack.reject_reason)
@@ -348,7 +350,7 @@ class Book:
             return False
         self._identify(address, note.machine_id, note.hostname, note.forwarded)
         reason = note.reason or "unknown"
-        if _word(reason) == Abort.CONFLICT and not note.forwarded and not self.weak:
+        if _word(reason) == AbortReason.CONFLICT and not note.forwarded and not self.weak:
             self._done.discard(note.machine_id)
             self._conflict = self._conflict or reason
             self.revision += 1
@@ -570,7 +572,7 @@ class Book:
         refusals = self._with(_Reply.REFUSED, _Reply.NO_CONFIG)
         late = elapsed_s >= rule.deadline_s
         if refusals and (late or (reach.exhausted and not busy)):
-            reasons = sorted({contact.reason for contact in refusals if contact.answer is _Reply.REFUSED} or {Reject.NO_CONFIG.value})
+            reasons = sorted({contact.reason for contact in refusals if contact.answer is _Reply.REFUSED} or {RejectReason.NO_CONFIG.value})
             said = ", ".join(map(meaning_of, reasons))
             return Verdict(UploadOutcome.REJECTED, self._failure_code(), f"all nodes that could be reached refused: {said}")
         if not reach.reached and elapsed_s >= min(rule.connect_timeout_s, rule.deadline_s):

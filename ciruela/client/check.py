@@ -37,7 +37,7 @@ from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Abort, Reject
+from ciruela.model.order import AbortReason, RejectReason
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,
@@ -105,7 +105,7 @@ class CheckReply:
         if self.says is not Says.TAKES or self.free_bytes is None or self.free_bytes >= needed_bytes:
             return self
         return replace(
-            self, says=Says.FAILS, code=Abort.NO_SPACE.value, message=f"needs {size(needed_bytes)}, {size(self.free_bytes)} are free"
+            self, says=Says.FAILS, code=AbortReason.NO_SPACE.value, message=f"needs {size(needed_bytes)}, {size(self.free_bytes)} are free"
         )
 
 
@@ -114,7 +114,7 @@ def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Addre
     reason = data.reject_reason or ""
     if data.accepted:
         says = Says.HAS if data.there == image and data.coming is None else Says.TAKES
-    elif reason == Reject.NO_CONFIG:
+    elif reason == RejectReason.NO_CONFIG:
         says = Says.NO_CONFIG
     elif weak and reason in WEAK:
         says = Says.HOLDS
@@ -211,7 +211,7 @@ def _nobody(asked: Sequence[CheckReply], refusers: Sequence[CheckReply]) -> tupl
     if any(one.says is Says.CANNOT_TELL for one in asked):
         return EXIT_NETWORK, "these servers cannot tell without uploading"
     if any(one.says is Says.NO_CONFIG for one in asked):
-        return EXIT_REJECTED, f"all nodes that could be asked would refuse: {meaning_of(Reject.NO_CONFIG.value)}"
+        return EXIT_REJECTED, f"all nodes that could be asked would refuse: {meaning_of(RejectReason.NO_CONFIG.value)}"
     return EXIT_NETWORK, "no node could be asked"
 
 

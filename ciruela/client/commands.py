@@ -24,7 +24,7 @@ from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import SHARED_BYTES_S, ImageSource, Offer, SendRate
+from ciruela.client.source import SHARED_BYTES_S, ImageSource, SendRate, SharedImage
 from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.sync import RunContext
 from ciruela.client.text import clean
@@ -57,7 +57,7 @@ async def open_source(
     for name, found in scans:
         tree: LocalTree = await in_thread(_open_tree, name, found)
         trees.append(tree)
-        offers.append(Offer(found.index, found.data, tree, name))
+        offers.append(SharedImage(found.index, found.data, tree, name))
     return ImageSource(offers, in_thread, changed, pace), trees
 
 

@@ -23,7 +23,7 @@ from ciruela.client.servers import address_of
 from ciruela.clockwork import Backoff
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.proto.messages import GetPathState, Notification, PathStateData, Request, Response
-from ciruela.seams import Address, Counterpart, Link
+from ciruela.seams import Address, Connection, RequestHandler
 
 PROBE_S = 5.0
 """A server that does not let itself be connected to for so long, or does not answer for so long, cannot be reached."""
@@ -41,14 +41,14 @@ MOST_PROBED = 2000
 class OnlyAsks:
     """The counterpart of a connection on which only questions are asked."""
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         """Refuse: nothing is served."""
         return fail(RemoteError("this client only asks"))
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """A question fails with it."""
 
 
@@ -60,7 +60,7 @@ class ServerProbes:
     def __init__(
         self,
         clock: IReactorTime,
-        connect: Callable[[Address, Counterpart], Deferred[Any]],
+        connect: Callable[[Address, RequestHandler], Deferred[Any]],
         paths: Callable[[], Sequence[str]],
         said: Callable[[Address, str, PathStateData], None],
         changed: Callable[[], None],

@@ -13,7 +13,7 @@ from ciruela.client.asking import claimed_signers
 from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
 from ciruela.client.editor import LocalFile
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.entrance import together
 from ciruela.client.fetch import NothingThere, PathContent, Reading, Relay
 from ciruela.client.identities import Identities
@@ -34,10 +34,12 @@ from ciruela.index.tree import File, Index
 from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Reject
+from ciruela.model.order import RejectReason
 from ciruela.proto.messages import CheckUpload
 
-_NEVER = frozenset({Reject.DIR_IS_APPEND_ONLY, Reject.SIGNATURE_MISMATCH, Reject.NO_CONFIG, Reject.CONFIG_LEVEL_MISMATCH})
+_NEVER = frozenset(
+    {RejectReason.DIR_IS_APPEND_ONLY, RejectReason.SIGNATURE_MISMATCH, RejectReason.NO_CONFIG, RejectReason.CONFIG_LEVEL_MISMATCH}
+)
 """Refusals that are the same for whatever is uploaded there."""
 
 MOST_EDITED_BYTES = 16 * 1024 * 1024
@@ -64,7 +66,7 @@ class _PlannedEdit:
     data: bytes
 
 
-class Session:
+class EditSession:
     """One change of one file, on some clusters. ``close`` ends its connections."""
 
     def __init__(
@@ -134,7 +136,7 @@ class Session:
         if refusals and len(refusals) == len(answers):
             reason, detail = refusals[0].reject_reason or "", refusals[0].detail
             said = f"{meaning_of(reason)}{f' ({detail})' if detail else ''}"
-            raise Ends(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
+            raise CommandError(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
 
     async def content(self, target: _EditTarget) -> bytes | None:
         """What the file holds on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
@@ -249,16 +251,16 @@ class Session:
                 preflight.close()
         code = exit_code(rows)
         reasons = {reason for row in rows for _, reason in row.standing.failed}
-        if code == EXIT_CONFLICT and reasons != {Reject.STALE_TIMESTAMP.value}:
+        if code == EXIT_CONFLICT and reasons != {RejectReason.STALE_TIMESTAMP.value}:
             self._display.problem("", f"{path} was changed by somebody else meanwhile; run the command again, to change what is there now")
         return code
 
 
-async def _session(what: What, around: AppContext, world: RunContext | None, display: Display) -> Session:
+async def _session(what: What, around: AppContext, world: RunContext | None, display: Display) -> EditSession:
     """With the user's keys, which are also the first that he trusts. Raises BadKey."""
     identities = await identities_of(what.keys, around, display)
     trust = await trust_of(what.trusting, [key.public for key in identities.keys], around, display.problem)
-    return Session(what, around, world, display, identities, trust)
+    return EditSession(what, around, world, display, identities, trust)
 
 
 async def put_file(options: PutFileOptions, around: AppContext, world: RunContext | None = None) -> int:
@@ -302,7 +304,7 @@ async def edit(options: EditOptions, around: AppContext, world: RunContext | Non
         session.close()
 
 
-async def _to_edit(session: Session, what: What) -> bytes | None:
+async def _to_edit(session: EditSession, what: What) -> bytes | None:
     """The text that all clusters have, None when it is a new file.
 
     Raises NothingThere for what cannot be edited, Conflict when the clusters have different texts: nobody could see what he overwrites.
@@ -325,7 +327,7 @@ async def _to_edit(session: Session, what: What) -> bytes | None:
 
 
 async def _edited(
-    words: Sequence[str], draft: editor.Draft, session: Session, around: AppContext, display: Display, run_editor: editor.RunEditor
+    words: Sequence[str], draft: editor.Draft, session: EditSession, around: AppContext, display: Display, run_editor: editor.RunEditor
 ) -> int:
     for stream in (around.stdout, around.stderr):
         stream.flush()

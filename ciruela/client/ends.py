@@ -13,7 +13,7 @@ MAX_LINE = 20_000
 """Longest line that is printed: the longest path of an image, most of it escaped."""
 
 
-class Ends(CiruelaError):
+class CommandError(CiruelaError):
     """The command cannot do what was asked; ``code`` is its exit code, the message says why and what to do."""
 
     def __init__(self, code: int, text: str) -> None:

@@ -18,7 +18,7 @@ from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Counterpart, Link
+from ciruela.seams import Address, Connection, RequestHandler
 
 PATIENCE_S = 2.0
 """How long the others are waited for once one has answered."""
@@ -94,18 +94,18 @@ class EntryConnection:
     """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
-        self.guest: Counterpart = OnlyAsks()
+        self.guest: RequestHandler = OnlyAsks()
         self.open = True
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Ask the guest."""
         return self.guest.requested(link, request)
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Tell the guest."""
         self.guest.notified(link, notification)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The connection ended."""
         self.open = False
         self.guest.lost(link)
@@ -209,7 +209,7 @@ class Entrance:
 
     # -- handing over -------------------------------------------------------------------------------------------------------------
 
-    def connect(self, address: Address, counterpart: Counterpart) -> Deferred[ClosableLink]:
+    def connect(self, address: Address, counterpart: RequestHandler) -> Deferred[ClosableLink]:
         """As ``RunContext.connect``: gives away the connection that is open, else makes one."""
         door, link = self._doors.pop(address, (None, None))
         if door is None or link is None or not door.open:

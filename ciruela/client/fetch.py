@@ -55,7 +55,7 @@ from ciruela.proto.messages import (
     Response,
 )
 from ciruela.proto.packing import index, part
-from ciruela.seams import Address, InThread, Link
+from ciruela.seams import Address, Connection, InThread
 
 T = TypeVar("T")
 
@@ -138,14 +138,14 @@ class Reading:
 
     # -- the counterpart ------------------------------------------------------------------------------------------------------------
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         """Nothing is given on these connections."""
         return fail(RemoteError("requests are not answered on this connection"))
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The connection is made again when it is needed."""
         self._links = {address: other for address, other in self._links.items() if other is not link}
 

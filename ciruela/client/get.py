@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.orders import LocalProblem, check_directory
@@ -20,9 +20,9 @@ from ciruela.client.scanning import hash_caches, scan_directory
 from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count, interval, size, stamp
 from ciruela.client.trust import Proof, my_trust, shown
-from ciruela.disk.landing import DestinationKind, Landing
+from ciruela.disk.landing import Checkout, DestinationKind
 from ciruela.download.fetch_blocks import BlockFetch
-from ciruela.download.passing import Passing
+from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
@@ -37,7 +37,7 @@ ASK_AGAIN_S = 10.0
 """When nothing has come for so long, it is asked whether the image is still the one at the path."""
 
 
-class _Nobody(Passing):
+class _Nobody(BlockRelayCache):
     """A client passes nothing on."""
 
     def put(self, image: ImageId, numbers: tuple[int, ...], part: BlockPart) -> None:
@@ -77,7 +77,7 @@ async def get(options: GetOptions, around: AppContext, reach: ReadContext | None
         index = await origin.index()
         display.hide()
         if options.image is not None and index.image != options.image:
-            raise Ends(EXIT_CONFLICT, f"{options.target} is the image {index.image.hex()}, not {options.image.hex()}")
+            raise CommandError(EXIT_CONFLICT, f"{options.target} is the image {index.image.hex()}, not {options.image.hex()}")
         trust = await my_trust(options.trusting, Keys(), around, display)
         proof = await origin.proof(index.image, trust)
         return await _Getting(options, where, index, proof, origin, using, around, display).run()
@@ -109,7 +109,7 @@ class _Getting:
         self._reach = reach
         self._around = around
         self._display = display
-        self._landing = Landing(where.parent, where.name, index, reach.in_thread, link=options.link)
+        self._landing = Checkout(where.parent, where.name, index, reach.in_thread, link=options.link)
         self._totals = Totals()
         self._began_s = reach.clock.seconds()
 
@@ -191,7 +191,7 @@ class _Getting:
 
         self._display.show(so_far)
         running = fetch.run()
-        why: list[Ends] = []
+        why: list[CommandError] = []
         guard = Deferred.fromCoroutine(self._guard(fetch, running, wanted_bytes, why))
         guard.addErrback(lambda failure: failure.trap(CancelledError))
         try:
@@ -203,7 +203,7 @@ class _Getting:
         finally:
             guard.cancel()
 
-    async def _guard(self, fetch: BlockFetch, running: Deferred[None], wanted_bytes: int, why: list[Ends]) -> None:
+    async def _guard(self, fetch: BlockFetch, running: Deferred[None], wanted_bytes: int, why: list[CommandError]) -> None:
         """End a fetch that gets nowhere, and note ``why``; tell in a log how it goes."""
         clock, options = self._reach.clock, self._options
         asked_s = told_s = clock.seconds()
@@ -217,12 +217,16 @@ class _Getting:
                 self._display.log_line(f"{when} progress path={options.target.vpath} received_bytes={got} want_bytes={wanted_bytes}")
             silent_s = now_s - fetch.last_good_s
             if silent_s >= options.patience_s:
-                why.append(Ends(EXIT_NETWORK, f"nothing came for {interval(silent_s)}: run the same command to go on where it ended"))
+                why.append(
+                    CommandError(EXIT_NETWORK, f"nothing came for {interval(silent_s)}: run the same command to go on where it ended")
+                )
             elif silent_s >= ASK_AGAIN_S and now_s - asked_s >= ASK_AGAIN_S:
                 current = await self._origin.current()
                 asked_s = clock.seconds()
                 if current and self._index.image not in current:
-                    why.append(Ends(EXIT_CONFLICT, f"another image took the place of {self._index.image.hex()}: run the command again"))
+                    why.append(
+                        CommandError(EXIT_CONFLICT, f"another image took the place of {self._index.image.hex()}: run the command again")
+                    )
             if why:
                 running.cancel()
                 return

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.ends import Ends, columns, write_json, write_line
+from ciruela.client.ends import CommandError, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.origin import MOST_WITNESSES, NodeRequests, real_reach
@@ -94,7 +94,7 @@ async def _dirs(options: LsOptions, asking: Survey, found: ClusterView, around: 
     said = [one for one in told if one is not None]
     display.hide()
     if not said:
-        raise Ends(EXIT_NETWORK, f"no node of {options.target.cluster.label} says which directories it has")
+        raise CommandError(EXIT_NETWORK, f"no node of {options.target.cluster.label} says which directories it has")
     keys = sorted({one.key for _, dirs in said for one in dirs})
     rows = [("DIRECTORY", "LEVELS", "KIND", "IMAGES", "NODES")]
     for key in keys:
@@ -132,12 +132,12 @@ async def _versions(
         listing = await _listed(asking, base, found, display)
         rows = [row for row in merged(listing.said) if row.path == str(path)]
         if listing.taking and not listing.failed and not rows:
-            raise Ends(EXIT_REJECTED, f"there is neither a directory nor an image {path} in {options.target.cluster.label}")
+            raise CommandError(EXIT_REJECTED, f"there is neither a directory nor an image {path} in {options.target.cluster.label}")
     bases, taking = listing.bases, listing.taking
     if listing.failed and not rows and not bases:
-        raise Ends(EXIT_NETWORK, f"what is in {path} is not known: {names(listing.failed, MOST_NAMES)} did not say")
+        raise CommandError(EXIT_NETWORK, f"what is in {path} is not known: {names(listing.failed, MOST_NAMES)} did not say")
     if not taking:
-        raise Ends(
+        raise CommandError(
             EXIT_REJECTED, f"no node of {options.target.cluster.label} has a directory {path}: {await _what_there_is(asking, found)}"
         )
     await _prove(rows, base, [node for node in found.answering if node.name in taking], nodes, options, around, display)

@@ -31,7 +31,7 @@ from zope.interface import implementer
 
 from ciruela.client import commands
 from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import CompletionOptions, DemoOptions, IndexOptions, KeygenOptions, Shell, VerifyOptions
 from ciruela.client.options.reading import DiffOptions, DoctorOptions, ExplainOptions, GetOptions, LsOptions, StatusOptions
@@ -95,7 +95,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 def exit_for(failure: Failure, verbose: bool) -> tuple[int, str]:
     """The exit code of a failure, and what to print: one line, unless the program itself is at fault and the user wants to know more."""
-    if isinstance(failure.value, Ends):
+    if isinstance(failure.value, CommandError):
         return failure.value.code, clean_lines(str(failure.value), 10_000)
     for kind, code in _CODES:
         if failure.check(kind):

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client.book import EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.contacts import Resolve, reachable_from
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
 from ciruela.client.surroundings import AppContext
@@ -53,7 +53,7 @@ class NodeRequests(Protocol):
         """As ``net.outgoing.Pool.ask``."""
 
     def bulk(self, address: Address) -> bool:
-        """As ``seams.Wire.bulk``."""
+        """As ``seams.Connector.bulk``."""
 
     def stop(self) -> Deferred[None]:
         """Close all connections."""
@@ -131,16 +131,16 @@ class ImageOrigin:
             waiting += [other for other in self._known if other not in tried and other not in waiting]
         if answered and problems:
             said = "; ".join(dict.fromkeys(problems))
-            raise Ends(
+            raise CommandError(
                 EXIT_NETWORK,
                 f"{answered} of {len(tried)} nodes that were asked have no image at {self._target}; others did not say: {said}",
             )
         if answered:
-            raise Ends(
+            raise CommandError(
                 EXIT_REJECTED,
                 f"there is no image at {self._target}: {answered} of {len(tried)} nodes that were asked answered, none has one",
             )
-        raise Ends(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
+        raise CommandError(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
 
     async def proof(self, image: ImageId, trust: TrustedKeys) -> Proof | None:
         """That a trusted key signed ``image`` for the path of the target; None where no node shows such a signature."""
@@ -206,7 +206,7 @@ class ImageOrigin:
                 problems.append(str(error))
                 self._note(name, str(error))
         if not self._first:
-            raise Ends(EXIT_NETWORK, "; ".join(problems))
+            raise CommandError(EXIT_NETWORK, "; ".join(problems))
         self._reach.rng.shuffle(self._first)
 
     async def _heard(self, names: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ from ciruela.client.orders import Check, Intent, Signer, kind_for
 from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
-from ciruela.client.source import Giver
+from ciruela.client.source import BlockProvider
 from ciruela.client.surroundings import AppContext
 from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.client.text import clean, count, interval, size
@@ -197,7 +197,7 @@ class Preflight:
 
     # -- what follows -------------------------------------------------------------------------------------------------------------
 
-    async def runs(self, source: Giver, listener: Listener) -> list[ClusterUploads]:
+    async def runs(self, source: BlockProvider, listener: Listener) -> list[ClusterUploads]:
         """Sign what may be sent, and make the runs that send it. Raises what signing raises."""
         world = replace(self._world, connect=self.entrance.connect, resolve=self.entrance.resolve)
         free: list[Upload] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ciruela.client.asking import NotTold, PathView, claimed_signers, levels_of, look, wrong_depth
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, CompletionRule
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.identities import terminal_line
 from ciruela.client.listener import Listener
 from ciruela.client.options.common import Common
@@ -69,7 +69,7 @@ async def seen(target: PathTarget, net: RunContext, survey: Survey | None, displ
         sight = await look(target.entry_point, target.vpath, net)
     except NotTold:
         if survey is not None and (levels := await levels_of(target.cluster, target.vpath, survey)) not in (None, target.vpath.level):
-            raise Ends(EXIT_REJECTED, wrong_depth(target.vpath, levels)) from None
+            raise CommandError(EXIT_REJECTED, wrong_depth(target.vpath, levels)) from None
         raise
     for problem in sight.problems:
         (display.problem if sight.silent else display.note)(target.entry_point, problem)
@@ -94,7 +94,7 @@ async def remove(options: RemoveOptions, around: AppContext, world: RunContext |
         claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proof is None else ()
         insist_on_proof(ShownImage(target.entry_point, target.vpath, state, claimed), proof, trust, options.trusting, display.problem)
     if not await agreed("Remove it from all nodes?", options.sure, around):
-        raise Ends(EXIT_LOCAL, "nothing was removed")
+        raise CommandError(EXIT_LOCAL, "nothing was removed")
     identities = await identities_of(options.keys, around, display)
     timestamp_ms = signing_time_ms(around.now_ms(), [sight.states[name].version.timestamp_ms for name in sight.with_image(image)])
     path = str(target.vpath)
@@ -106,7 +106,7 @@ async def remove(options: RemoveOptions, around: AppContext, world: RunContext |
 def _nothing(target: PathTarget, sight: PathView, around: AppContext, display: Display) -> int:
     """Nothing is there, on no node. Raises Ends where some node may have something and did not say."""
     if sight.silent:
-        raise Ends(
+        raise CommandError(
             EXIT_NETWORK,
             f"{target.entry_point} {target.vpath}: {', '.join(sight.answers)} have nothing there, but {', '.join(sight.silent)} did not "
             "say; name the image with --image to have its removal recorded",

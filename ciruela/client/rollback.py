@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ciruela.client.asking import PathView, claimed_signers
 from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.options.removing import PathTarget, RollbackOptions
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
@@ -83,13 +83,13 @@ def _agree(sight: PathView) -> bool:
     return len(first - {None}) == 1
 
 
-def _refused(image: ImageId | None, why: str, target: PathTarget, sight: PathView) -> Ends:
+def _refused(image: ImageId | None, why: str, target: PathTarget, sight: PathView) -> CommandError:
     """Why it cannot be gone back. What is not there may be on a node that did not say: then it is not known."""
     current, kept = sight.newest, sight.kept
     absent = current is None or (not kept if image is None else image != current.image and image not in kept)
     if absent and sight.silent:
-        return Ends(EXIT_NETWORK, f"{target.entry_point} {target.vpath}: {why}; but {', '.join(sight.silent)} did not say")
-    return Ends(EXIT_REJECTED, f"{target.entry_point} {target.vpath}: {why}")
+        return CommandError(EXIT_NETWORK, f"{target.entry_point} {target.vpath}: {why}; but {', '.join(sight.silent)} did not say")
+    return CommandError(EXIT_REJECTED, f"{target.entry_point} {target.vpath}: {why}")
 
 
 async def rollback(options: RollbackOptions, around: AppContext, world: RunContext | None = None, survey: Survey | None = None) -> int:
@@ -115,7 +115,7 @@ async def rollback(options: RollbackOptions, around: AppContext, world: RunConte
     found = ShownImage(target.entry_point, target.vpath, _signed(sight, image), claimed)
     insist_on_proof(found, proofs[image], trust, options.trusting, display.problem)
     if not await agreed("Go back?", options.sure, around):
-        raise Ends(EXIT_LOCAL, "nothing was changed")
+        raise CommandError(EXIT_LOCAL, "nothing was changed")
     identities = await identities_of(options.keys, around, display)
     timestamp_ms = signing_time_ms(around.now_ms(), [current.version.timestamp_ms])
     path = str(target.vpath)

@@ -19,7 +19,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from ciruela.clockwork import Batch
+from ciruela.clockwork import Batcher
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
@@ -151,7 +151,7 @@ class ScannedTree(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class SharedImage:
     """One image that this client can give. ``source`` is the directory as the user named it."""
 
     index: Index
@@ -160,7 +160,7 @@ class Offer:
     source: str
 
 
-class Giver(Protocol):
+class BlockProvider(Protocol):
     """What a run gives to the nodes: a :class:`ImageSource`, or ``relay.Relay``."""
 
     def shares(self) -> dict[ImageId, Shares]:
@@ -170,13 +170,13 @@ class Giver(Protocol):
         """Answer a node to which ``published`` were published; ``sent`` is told how many bytes of which image that takes."""
 
 
-class _Shelf:
+class _SharedImages:
     """One offer with its queue of reads."""
 
-    def __init__(self, offer: Offer, in_thread: InThread) -> None:
+    def __init__(self, offer: SharedImage, in_thread: InThread) -> None:
         self.offer = offer
         self.blocks = BlockMap(offer.index)
-        self.reads: Batch[BlockHash, bytes | None] = Batch(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
+        self.reads: Batcher[BlockHash, bytes | None] = Batcher(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
 
 
 class ImageSource:
@@ -186,16 +186,16 @@ class ImageSource:
     """
 
     def __init__(
-        self, offers: Iterable[Offer], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: SendRate | None = None
+        self, offers: Iterable[SharedImage], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: SendRate | None = None
     ) -> None:
         self._pace = pace
-        self._shelves: dict[ImageId, _Shelf] = {}
+        self._shelves: dict[ImageId, _SharedImages] = {}
         self._changed = changed
         self._in_thread = in_thread
         self._latest: ImageId | None = None
         for offer in offers:
             if offer.index.image not in self._shelves:
-                self._shelves[offer.index.image] = _Shelf(offer, in_thread)
+                self._shelves[offer.index.image] = _SharedImages(offer, in_thread)
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
@@ -245,7 +245,7 @@ class ImageSource:
         sent(image, len(answer.data))
         return answer
 
-    def _blocks(self, shelf: _Shelf, request: GetBlocks, sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+    def _blocks(self, shelf: _SharedImages, request: GetBlocks, sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """All blocks of one answer are read, and packed, by one job in a thread."""
         numbers = request.numbers
         if not numbers or numbers[-1] >= len(shelf.blocks) or shelf.blocks.bytes_of(numbers) > MOST_BULK_BYTES:
@@ -284,7 +284,7 @@ class ImageSource:
             self._tell_changed(shelf)
         raise RemoteError("this client does not have that block, or its file changed")
 
-    def _tell_changed(self, shelf: _Shelf) -> None:
+    def _tell_changed(self, shelf: _SharedImages) -> None:
         paths = sorted(shelf.offer.tree.changed)
         if paths:
             shown = shelf.offer.source.rstrip("/") + paths[0]  # only one: what follows must not be cut off

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.ends import Ends, columns, write_json, write_line
+from ciruela.client.ends import CommandError, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
 from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display, names
@@ -226,7 +226,7 @@ class _StatusWatch:
         """Who is there now. That nobody answers for a moment does not end the wait."""
         try:
             return await self._asking.find(self._options.target.cluster)
-        except Ends:
+        except CommandError:
             return found
 
     async def _look(self, found: ClusterView) -> None:
@@ -235,7 +235,7 @@ class _StatusWatch:
         if not taking and not any(one.at is None for one in said):
             if self._options.wait and self._rows:
                 return
-            raise Ends(
+            raise CommandError(
                 EXIT_REJECTED, f"no node of {self._options.target.cluster.label} takes {self._vpath} (ciruela ls tells what there is)"
             )
         image = self._image

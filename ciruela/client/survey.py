@@ -31,7 +31,7 @@ from twisted.web.iweb import IResponse
 from ciruela.client import shapes
 from ciruela.client.book import EXIT_NETWORK
 from ciruela.client.contacts import Resolve, reachable_from
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
@@ -259,7 +259,9 @@ class Survey:
             if all(asked[address].identity is None for address in addresses):
                 names[name] = asked[addresses[0]].problem
         if not any(node.identity is not None for node in nodes):
-            raise Ends(EXIT_NETWORK, f"no node of {cluster.label} answered: {'; '.join(dict.fromkeys(names.values())) or 'no address'}")
+            raise CommandError(
+                EXIT_NETWORK, f"no node of {cluster.label} answered: {'; '.join(dict.fromkeys(names.values())) or 'no address'}"
+            )
         return ClusterView(tuple(sorted(nodes, key=lambda node: (node.identity is None, node.name, str(node.address)))), names)
 
     async def _meet(self, who: Neighbour) -> SurveyedNode:

@@ -20,11 +20,11 @@ from ciruela.client.book import (
     EXIT_CONFLICT,
     MOST_NAMED,
     RUNNING,
-    Book,
     CompletionRule,
     ConnectionReach,
     UploadOutcome,
     UploadProgress,
+    UploadTracker,
     Verdict,
     meaning_of,
 )
@@ -33,12 +33,12 @@ from ciruela.client.listener import HookAccount, Listener, NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import ServerRow as ServerRow
 from ciruela.client.servers import shared_text
-from ciruela.client.source import Giver
+from ciruela.client.source import BlockProvider
 from ciruela.client.text import count
-from ciruela.clockwork import Backoff, Beat, Repeats
+from ciruela.clockwork import Backoff, PeriodicTask, RepeatLimiter
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Reject
+from ciruela.model.order import RejectReason
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,
@@ -61,7 +61,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Address, Counterpart, Link
+from ciruela.seams import Address, Connection, RequestHandler
 
 SERVERS_S = 3.0
 """How often each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -87,14 +87,14 @@ CONNECT_PATIENCE_S = 1.0
 """How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
 
-class ClosableLink(Link, Protocol):
+class ClosableLink(Connection, Protocol):
     """A link of ours, which we may end."""
 
     def close(self, reason: str = "closed by us") -> None:
         """Close the connection."""
 
 
-Connect = Callable[[Address, Counterpart], Deferred[Any]]
+Connect = Callable[[Address, RequestHandler], Deferred[Any]]
 """Connects to an address; fires with a :class:`ClosableLink`."""
 
 
@@ -122,7 +122,7 @@ class _UploadRun:
 
     def __init__(self, upload: Upload, clock: IReactorTime) -> None:
         self.upload = upload
-        self.book = Book(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
+        self.book = UploadTracker(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
         self.hooks = HookAccount(upload.request.path, upload.request.image, runs=not isinstance(upload.request, RemoveDir))
         self.asked: set[Address] = set()
         self.servers_asked_s: dict[Address, float] = {}
@@ -145,9 +145,9 @@ class _UploadRun:
         """
         match self.upload.request:
             case AppendDir():
-                return not self.upload.weak and reason in (Reject.ALREADY_EXISTS, Reject.STALE_TIMESTAMP)
+                return not self.upload.weak and reason in (RejectReason.ALREADY_EXISTS, RejectReason.STALE_TIMESTAMP)
             case ReplaceDir():
-                return reason == Reject.REPLACE_DOESNT_MATCH
+                return reason == RejectReason.REPLACE_DOESNT_MATCH
             case RemoveDir():
                 return False
 
@@ -178,7 +178,7 @@ class ClusterRun:
         uploads: Sequence[Upload],
         rule: CompletionRule,
         world: RunContext,
-        source: Giver,
+        source: BlockProvider,
         listener: Listener,
         connections: int = CONNECTIONS,
     ) -> None:
@@ -196,11 +196,11 @@ class ClusterRun:
         self.met: Callable[[ClusterRun, MachineId, str], None] = lambda _run, _machine, _name: None
         self._peers: dict[Address, _OpenConnection] = {}
         self._by_link: dict[int, _OpenConnection] = {}
-        self._repeats = Repeats(world.clock, SAME_INDEX_S)
+        self._repeats = RepeatLimiter(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
-        self._beat = Beat(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {label}")
+        self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {label}")
         self._told: set[str] = set()
         self._began_s = world.clock.seconds()
         self._stepping = self._again = self._over = False
@@ -387,7 +387,7 @@ class ClusterRun:
         label = self._contacts.label(address)
         return label if label in (str(address), address.host) else f"{label} ({address})"
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """A connection ended; it is replaced by the usual rules."""
         peer = self._by_link.pop(id(link), None)
         self._repeats.left(id(link))
@@ -624,7 +624,7 @@ class ClusterRun:
 
     # -- what the nodes ask and tell ----------------------------------------------------------------------------------------------
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Serve an index or blocks to a node that we published it to, or a share of them."""
         peer = self._by_link.get(id(link))
         published = peer.published if peer is not None else {}
@@ -653,7 +653,7 @@ class ClusterRun:
                 run.sent_bytes += size
                 return
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Book the arrival of an image, or that a node gave it up."""
         peer = self._by_link.get(id(link))
         if peer is None:

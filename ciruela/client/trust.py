@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ciruela.client.book import EXIT_REJECTED
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, HURRY_S, read_key_file
 from ciruela.client.options.signing import Keys, Trusting
 from ciruela.client.progress import Display
@@ -243,7 +243,7 @@ def insist_on_proof(seen: ShownImage, proof: Proof | None, trust: TrustedKeys, t
     if seen.untold:
         those += f" ({'; '.join(seen.untold)})"
     claimed = f" The servers say that {', '.join(seen.claimed)} signed it." if seen.claimed else ""
-    raise Ends(
+    raise CommandError(
         EXIT_REJECTED,
         f"{seen.where} {seen.vpath}: {image} is not verified, so nothing was signed: {seen.where} shows {those} "
         f"({count(len(trust.keys), 'key')} trusted).{claimed} If you know whose it is, trust that public key with --trusted-keys FILE, "
@@ -259,7 +259,7 @@ def signing_time_ms(now_ms: int, there_ms: Iterable[int]) -> int:
     wanted_ms = max([now_ms, *(one + 1 for one in there_ms)])
     if wanted_ms > now_ms + FUTURE_LIMIT_MS:
         ahead = interval((wanted_ms - now_ms) / 1000)
-        raise Ends(
+        raise CommandError(
             EXIT_REJECTED,
             f"what is there is said to be signed {ahead} from now, by the clock of this host ({stamp(now_ms)}), so nothing was signed: "
             "set this clock, or that of whoever signed it",

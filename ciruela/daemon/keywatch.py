@@ -13,11 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import Beat
+from ciruela.clockwork import PeriodicTask
 from ciruela.daemon.node import Node
 from ciruela.daemon.rules import key_files
 from ciruela.model.errors import DiskError
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.seams import InThread, Pending
 
 LOOK_S = 2.0
@@ -39,7 +39,7 @@ class KeyWatch:
         self._node = node
         self._config_dir = config_dir
         self._in_thread = in_thread
-        self._beat = Beat(clock, rng, LOOK_S, self._look, "watching the key files")
+        self._beat = PeriodicTask(clock, rng, LOOK_S, self._look, "watching the key files")
         self._seen: Stamps | None = None
         self._settled: Stamps | None = None
         self._left = FOLLOW_UPS
@@ -101,7 +101,7 @@ class KeyWatch:
             image=pending.state.image.hex(),
         )
         self.aborted += 1
-        self._node.downloads.abort(vpath, Abort.KEY_REMOVED)
+        self._node.downloads.abort(vpath, AbortReason.KEY_REMOVED)
 
 
 def stamps(config_dir: str) -> Stamps:

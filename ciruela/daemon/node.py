@@ -24,10 +24,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.cleanup.service import LOOK_S, Cleanup, Safeguards
-from ciruela.clockwork import Hush, in_place
+from ciruela.clockwork import RateLimitedLog, in_place
 from ciruela.daemon.pathstate import PathStates, Refusals
 from ciruela.daemon.requests import Requests
-from ciruela.download.awaited import ClientSubscriptions
+from ciruela.download.awaited import AvailabilityRequests
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
@@ -38,16 +38,16 @@ from ciruela.hooks.service import Hooks, Outside
 from ciruela.model.dirconfig import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Abort, Order, Origin, Reject, Removal
+from ciruela.model.order import AbortReason, Origin, RejectReason, Removal, UploadRequest
 from ciruela.model.state import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
 from ciruela.scrub.presence import Presence
 from ciruela.scrub.service import Scrub
-from ciruela.seams import Address, Authority, Datagrams, Disk, InThread, Link, Loaded, NowMs, Wire
+from ciruela.seams import Address, Authority, Connection, Connector, Datagrams, Disk, InThread, Loaded, NowMs
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import Watches
+from ciruela.tracking.watches import Subscriptions
 from ciruela.uploads.neighbours import Nearby, Neighbours
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
@@ -107,7 +107,7 @@ MOST_S = 3.0
 WARM_UP_LOOK_S = 0.1
 
 
-class Acquaintance:
+class WarmUpBarrier:
     """Fires when the peers are known."""
 
     _log = Logger()
@@ -176,7 +176,7 @@ class NodeContext:
     epoch: int
     configs: Mapping[str, DirConfig]
     disk: Disk
-    wire: Wire
+    wire: Connector
     datagrams: Datagrams
     authority: Authority
     clock: IReactorTime
@@ -305,7 +305,7 @@ class Node:
     def __init__(self, world: NodeContext) -> None:
         self.world = world
         self.ledger = Ledger(world.clock, world.configs)
-        self.watches = Watches()
+        self.watches = Subscriptions()
         self.catalog = Catalog(world.disk, world.in_thread)
         self.gossip = Gossip(
             world.clock,
@@ -338,7 +338,7 @@ class Node:
             world.tuning.max_index_bytes,
             self.hooks,
         )
-        self.acquaintance = Acquaintance(world.clock, self.gossip.cluster.peers)
+        self.acquaintance = WarmUpBarrier(world.clock, self.gossip.cluster.peers)
         neighbours = Neighbours(world.wire, self._nearby, self._stalled_on, self.acquaintance.wait, world.clock, world.rng)
         self.uploads = Uploads(
             world.configs,
@@ -348,7 +348,7 @@ class Node:
             self.downloads,
             world.now_ms,
             self._conflicted,
-            Hush(world.clock, 40),
+            RateLimitedLog(world.clock, 40),
             world.tuning.signature_max_age_ms,
             world.tuning.uploads_per_key,
             neighbours,
@@ -363,7 +363,7 @@ class Node:
             world.clock,
             world.now_ms,
             self._removed,
-            Hush(world.clock, 40),
+            RateLimitedLog(world.clock, 40),
             world.tuning.signature_max_age_ms,
             guard=self._protecting,
             kept_out=self._stays,
@@ -386,7 +386,7 @@ class Node:
         self.presence = Presence(self.ledger, world.disk, self.downloads, self.uploads.alone, world.clock, world.rng)
         passing = self.downloads.passing
         self.blocks = BlockService(self.ledger, world.disk, self.catalog, passing, world.in_thread, self.scrub.suspect)
-        self.awaited = ClientSubscriptions(self._pieces, world.clock)
+        self.awaited = AvailabilityRequests(self._pieces, world.clock)
         self.path_states = PathStates(
             world.configs,
             self.ledger,
@@ -505,11 +505,11 @@ class Node:
         self.gossip.news_complete(vpath)
         self.reconciler.ended(vpath, well=True)
 
-    def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
+    def gave_up(self, vpath: VPath, image: ImageId, reason: AbortReason, detail: str) -> None:
         """A download ended without an image: tell the clients."""
         self.hooks.gave_up(vpath, image)
         word = f"{reason.value}: {detail}" if detail else reason.value
-        self.refusals.note(vpath, image, word if reason is Abort.NO_SPACE else reason.value, rejected=False)  # others may name files
+        self.refusals.note(vpath, image, word if reason is AbortReason.NO_SPACE else reason.value, rejected=False)  # others may name files
         for link in self.watches.interested(vpath, image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
         self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
@@ -521,9 +521,9 @@ class Node:
         links = None if self.world.safeguards is None else self.world.safeguards.links
         return succeed(None) if links is None or not config.protect else links.leading(config, vpath)
 
-    def _stays(self, removal: Removal, reason: Reject) -> None:
+    def _stays(self, removal: Removal, reason: RejectReason) -> None:
         """What peers removed stays here: whoever asks for the path hears why."""
-        if removal.origin is Origin.PEER and reason in (Reject.PROTECTED, Reject.REPLACE_DOESNT_MATCH):
+        if removal.origin is Origin.PEER and reason in (RejectReason.PROTECTED, RejectReason.REPLACE_DOESNT_MATCH):
             self.refusals.note(removal.vpath, removal.image, reason.value, rejected=True)
 
     def _removed(self, vpath: VPath, image: ImageId) -> None:
@@ -552,7 +552,7 @@ class Node:
 
     def _conflicted(self, vpath: VPath, image: ImageId, detail: str) -> None:
         """An append-only path has two images in the cluster: tell the clients that brought this one, and not those that watch the path."""
-        word = f"{Abort.CONFLICT.value}: {detail}"
+        word = f"{AbortReason.CONFLICT.value}: {detail}"
         for link in self.watches.sources(image):
             link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
 
@@ -563,7 +563,7 @@ class Node:
                 self._tell_hook(link, vpath, report)
             self.gossip.news_hook(vpath)
 
-    def _tell_hook(self, link: Link, vpath: VPath, report: HookReport) -> None:
+    def _tell_hook(self, link: Connection, vpath: VPath, report: HookReport) -> None:
         me, hostname = self.world.me, self.world.hostname
         if link.bulk:
             link.tell(HookResult(report.image, str(vpath), me, hostname, False, report.kind.value, report.state.value, report.message))
@@ -578,7 +578,7 @@ class Node:
         """The other nodes on which this upload gets no further."""
         return {holder.machine for holder in self.gossip.cluster.holders(vpath, image) if holder.stalled}
 
-    def _rejected(self, order: Order, reason: Reject) -> None:
+    def _rejected(self, order: UploadRequest, reason: RejectReason) -> None:
         """What peers have is refused here. What clients bring is not noted: anybody may ask for anything."""
         if order.origin is Origin.PEER:
             self.refusals.note(order.vpath, order.image, reason.value, rejected=True)

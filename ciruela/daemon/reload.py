@@ -50,7 +50,7 @@ class LiveConfigs(Mapping[str, DirConfig]):
         return len(self._now)
 
 
-class Hangup:
+class Sighup:
     """Calls ``asked`` on the reactor after each SIGHUP. ``twistd`` itself uses SIGUSR1, for its log, and leaves this one alone."""
 
     _log = Logger()

@@ -18,14 +18,25 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Bucket, Hush, Repeats, in_place
+from ciruela.clockwork import RateLimitedLog, RepeatLimiter, TokenBucket, in_place
 from ciruela.daemon.pathstate import PathStates
-from ciruela.download.awaited import ClientSubscriptions
-from ciruela.download.serving import BlockService, Slots
+from ciruela.download.awaited import AvailabilityRequests
+from ciruela.download.serving import BlockService, UploadSlots
 from ciruela.model.dirconfig import STANDARD, DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, RemovalGranted, Verdict
+from ciruela.model.order import (
+    Accepted,
+    Command,
+    Decision,
+    Origin,
+    Progress,
+    Rejection,
+    RejectReason,
+    Removal,
+    RemovalGranted,
+    UploadRequest,
+)
 from ciruela.model.state import RetainedVersion, SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import Prepared, prepare
@@ -56,9 +67,9 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Disk, InThread, Link
+from ciruela.seams import Connection, Disk, InThread
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import MAX_PER_LINK, Watches, Wishes
+from ciruela.tracking.watches import MAX_PER_LINK, Subscriptions, Wishes
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
 
@@ -160,7 +171,7 @@ T = TypeVar("T")
 
 Watchers = Callable[[VPath], frozenset[MachineId]]
 
-_OTHER_IMAGE = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH})
+_OTHER_IMAGE = frozenset({RejectReason.ALREADY_EXISTS, RejectReason.ALREADY_UPLOADING, RejectReason.REPLACE_DOESNT_MATCH})
 """Signed wishes refused for what is there. The reference's client ends, well or not, once it heard what all nodes have at that path."""
 
 
@@ -206,12 +217,12 @@ class Requests:
         self,
         configs: Mapping[str, DirConfig],
         ledger: Ledger,
-        watches: Watches,
+        watches: Subscriptions,
         disk: Disk,
         uploads: Uploads,
         removals: Removals,
         blocks: BlockService,
-        awaited: ClientSubscriptions,
+        awaited: AvailabilityRequests,
         path_states: PathStates,
         there: Callable[[VPath], Deferred[bool]],
         hosts: Callable[[str], Hosts],
@@ -253,14 +264,14 @@ class Requests:
         self._clock = clock
         self._me = me
         self._hostname = hostname
-        self._hush = Hush(clock, 40)
+        self._hush = RateLimitedLog(clock, 40)
         self._rate = requests_per_second
-        self._buckets: dict[tuple[Link, _Rate], Bucket] = {}
-        self._slots = Slots(clock)
+        self._buckets: dict[tuple[Connection, _Rate], TokenBucket] = {}
+        self._slots = UploadSlots(clock)
         self._wishes = Wishes()
-        self._links: set[Link] = set()
+        self._links: set[Connection] = set()
         self._listings = Listings(ledger, clock, in_thread)
-        self._repeats = Repeats(clock, SAME_INDEX_S)
+        self._repeats = RepeatLimiter(clock, SAME_INDEX_S)
         self.slowed = 0
         self.published_refused = 0
 
@@ -270,15 +281,15 @@ class Requests:
             self._rate = requests_per_second
             self._buckets.clear()
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
-        """Answer a request; see ``seams.Counterpart``. Fails with Busy when this connection asks too fast."""
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
+        """Answer a request; see ``seams.RequestHandler``. Fails with Busy when this connection asks too fast."""
         self._links.add(link)
         if not isinstance(request, _UNLIMITED) and not self._bucket(link, _Rate.of(request)).take():
             self.slowed += 1
             return fail(Busy(SLOW_DOWN))
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
 
-    def _disk_failed(self, failure: Failure, link: Link, request: Request) -> Failure:
+    def _disk_failed(self, failure: Failure, link: Connection, request: Request) -> Failure:
         """A disk that fails is no fault of the program: the other side hears what is wrong, one line of the log says the same."""
         if not failure.check(DiskError):
             return failure
@@ -294,7 +305,7 @@ class Requests:
         )
         return Failure(RemoteError(text))
 
-    def _dispatch(self, link: Link, request: Request) -> Deferred[Response]:
+    def _dispatch(self, link: Connection, request: Request) -> Deferred[Response]:
         match request:
             case GetBlock():
                 return self._blocks.give(request).addCallback(_as_response)
@@ -327,14 +338,14 @@ class Requests:
             case PushPull():
                 return maybeDeferred(self._pushed, link.host, request).addCallback(_as_response)
 
-    def _blocks_for(self, link: Link, request: GetBlocks) -> Deferred[Response]:
+    def _blocks_for(self, link: Connection, request: GetBlocks) -> Deferred[Response]:
         try:
             self._slots.enter(link)
         except Busy as busy:
             return fail(busy)
         return self._blocks.give_many(request).addCallback(_as_response)
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""
         if not isinstance(notification, PublishImage):
             return
@@ -343,7 +354,7 @@ class Requests:
         elif link in self._watches.sources(notification.image):
             self._published(notification.image)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """Forget what the connection said."""
         self._links.discard(link)
         self._watches.lost(link)
@@ -353,25 +364,27 @@ class Requests:
             self._buckets.pop((link, what), None)
         self._repeats.left(link)
 
-    def _bucket(self, link: Link, what: _Rate) -> Bucket:
+    def _bucket(self, link: Connection, what: _Rate) -> TokenBucket:
         bucket = self._buckets.get((link, what))
         if bucket is None:
             rate = self._rate * (READS if what is _Rate.READ else 1)
-            bucket = self._buckets[link, what] = Bucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
+            bucket = self._buckets[link, what] = TokenBucket(self._clock, rate, max(MAX_PER_LINK, 2 * rate))
         return bucket
 
-    def _upload(self, link: Link, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None) -> Deferred[Response]:
+    def _upload(
+        self, link: Connection, request: AppendDir | ReplaceDir, command: Command, replace: ReplaceDir | None
+    ) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
             detail = str(error)[:MAX_DETAIL] if link.bulk else ""
-            return succeed(self._signed(UploadAck(False, Reject.BAD_PATH.value, detail=detail), link))
+            return succeed(self._signed(UploadAck(False, RejectReason.BAD_PATH.value, detail=detail), link))
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
-        order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
+        order = UploadRequest(command, vpath, request.image, old_image, entries, Origin.CLIENT)
         return self._uploads.order(order).addCallback(self._judged, link, order).addCallback(self._signed, link)
 
-    def _signed(self, ack: UploadAck, link: Link) -> Response:
+    def _signed(self, ack: UploadAck, link: Connection) -> Response:
         """The answer with the name of this node, for those who understand that."""
         return replace(ack, machine=self._me, hostname=self._hostname) if link.bulk else ack
 
@@ -380,24 +393,24 @@ class Requests:
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
-            refused = CheckData(False, Reject.BAD_PATH.value, str(error)[:MAX_DETAIL], None, None, None, self._me, self._hostname)
+            refused = CheckData(False, RejectReason.BAD_PATH.value, str(error)[:MAX_DETAIL], None, None, None, self._me, self._hostname)
             return succeed(refused)
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         command = Command.REPLACE if request.replace else Command.APPEND
         old_image = request.old_image if request.replace else None
-        order = Order(command, vpath, request.image, old_image, entries, Origin.CLIENT)
+        order = UploadRequest(command, vpath, request.image, old_image, entries, Origin.CLIENT)
         looked = self._there(vpath).addErrback(lambda failure: failure.trap(DiskError))  # then the records say what they can
         return looked.addCallback(lambda _: self._uploads.check(order)).addCallback(self._checked, vpath)
 
-    def _checked(self, verdict: Verdict, vpath: VPath) -> Deferred[Response]:
+    def _checked(self, verdict: Decision, vpath: VPath) -> Deferred[Response]:
         """The answer; the record of what does not stand on the disk is gone by now."""
         if vpath.key not in self._configs:
             return self._acquainted().addCallback(lambda _: self._check_data(verdict, vpath, None))
         free = self._acquainted().addCallback(lambda _: self._disk.free(vpath.key).addErrback(self._untold, None))
         return free.addCallback(lambda free_bytes: self._check_data(verdict, vpath, free_bytes))
 
-    def _check_data(self, verdict: Verdict, vpath: VPath, free_bytes: int | None) -> Response:
-        reason, detail = (verdict.reason.value, verdict.detail) if isinstance(verdict, Rejected) else (None, "")
+    def _check_data(self, verdict: Decision, vpath: VPath, free_bytes: int | None) -> Response:
+        reason, detail = (verdict.reason.value, verdict.detail) if isinstance(verdict, Rejection) else (None, "")
         committed = self._ledger.committed(vpath) if vpath.key in self._configs else None
         pending = self._ledger.pending(vpath)
         return CheckData(
@@ -419,10 +432,10 @@ class Requests:
         failure.trap(DiskError)
         return unknown
 
-    def _judged(self, verdict: Verdict, link: Link, order: Order) -> Deferred[UploadAck]:
+    def _judged(self, verdict: Decision, link: Connection, order: UploadRequest) -> Deferred[UploadAck]:
         vpath, reason, detail = order.vpath, None, ""
         match verdict:
-            case Rejected():
+            case Rejection():
                 reason = verdict.reason.value
                 detail = verdict.detail[:MAX_DETAIL] if link.bulk else ""
                 if verdict.reason in _OTHER_IMAGE:
@@ -438,12 +451,12 @@ class Requests:
                     self._done(vpath, committed)
         return self._acquainted().addCallback(lambda _: UploadAck(reason is None, reason, self._hosts(vpath.key), detail=detail))
 
-    def _withdraw(self, link: Link, request: WithdrawUpload) -> Deferred[Response]:
+    def _withdraw(self, link: Connection, request: WithdrawUpload) -> Deferred[Response]:
         """Only what this connection alone asked for, and what is not committed yet: it is no way to remove anything of others."""
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
-            return succeed(self._signed(UploadAck(False, Reject.BAD_PATH.value, detail=str(error)[:MAX_DETAIL]), link))
+            return succeed(self._signed(UploadAck(False, RejectReason.BAD_PATH.value, detail=str(error)[:MAX_DETAIL]), link))
         if not self._wishes.sole(link, vpath, request.image):
             return succeed(self._not_withdrawn(link, "this connection did not begin that upload, or others asked for it, too"))
 
@@ -455,37 +468,37 @@ class Requests:
 
         return self._uploads.withdraw(vpath, request.image).addCallback(withdrawn)
 
-    def _not_withdrawn(self, link: Link, detail: str) -> Response:
-        return self._signed(UploadAck(False, Reject.NOT_WITHDRAWN.value, detail=detail), link)
+    def _not_withdrawn(self, link: Connection, detail: str) -> Response:
+        return self._signed(UploadAck(False, RejectReason.NOT_WITHDRAWN.value, detail=detail), link)
 
-    def _remove(self, link: Link, request: RemoveDir) -> Deferred[Response]:
+    def _remove(self, link: Connection, request: RemoveDir) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
         except ValueError:
-            return succeed(UploadAck(False, Reject.BAD_PATH.value))
+            return succeed(UploadAck(False, RejectReason.BAD_PATH.value))
         removal = Removal(
             vpath, request.image, request.timestamp_ms, request.signatures, Origin.CLIENT, forced=request.force, asked_by=link.name
         )
 
-        def judged(verdict: RemovalGranted | Rejected) -> Deferred[UploadAck]:
-            reason = verdict.reason if isinstance(verdict, Rejected) else None
+        def judged(verdict: RemovalGranted | Rejection) -> Deferred[UploadAck]:
+            reason = verdict.reason if isinstance(verdict, Rejection) else None
             if reason is None or reason in _OTHER_IMAGE:
                 self._watch(link, vpath)
             if reason is None:
                 self._gone(vpath, request.image)
             word = None if reason is None else reason.value
-            detail = verdict.detail[:MAX_DETAIL] if isinstance(verdict, Rejected) and link.bulk else ""
+            detail = verdict.detail[:MAX_DETAIL] if isinstance(verdict, Rejection) and link.bulk else ""
             return self._acquainted().addCallback(lambda _: UploadAck(reason is None, word, self._hosts(vpath.key), detail=detail))
 
         return self._removals.remove(removal).addCallback(judged).addCallback(self._signed, link)
 
-    def _watch(self, link: Link, vpath: VPath) -> None:
+    def _watch(self, link: Connection, vpath: VPath) -> None:
         """Note that ``link`` waits for ``vpath``, unless it went while its order was judged: nobody would forget that again."""
         if link in self._links:
             self._watches.watch(link, vpath)
             self._watched(vpath)
 
-    def _index_at(self, link: Link, request: GetIndexAt) -> Deferred[Response]:
+    def _index_at(self, link: Connection, request: GetIndexAt) -> Deferred[Response]:
         try:
             vpath = VPath.parse(request.path)
         except ValueError:
@@ -502,7 +515,7 @@ class Requests:
 
         return self._disk.read_index_bytes(committed.image).addCallback(found)
 
-    def _base_dir(self, link: Link, request: GetBaseDir) -> Deferred[Response]:
+    def _base_dir(self, link: Connection, request: GetBaseDir) -> Deferred[Response]:
         try:
             base = VPath.parse(request.path)
         except ValueError as error:

@@ -31,7 +31,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ciruela.cleanup.service import Safeguards
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles, Signers
 from ciruela.daemon.config import load_config
@@ -39,7 +39,7 @@ from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.node import Node, NodeContext
 from ciruela.daemon.plan import PEERS_FILE, DaemonPlan
 from ciruela.daemon.processes import Processes, Webhooks
-from ciruela.daemon.reload import Hangup, LiveConfigs, Reloads
+from ciruela.daemon.reload import LiveConfigs, Reloads, Sighup
 from ciruela.daemon.requests import Requests
 from ciruela.daemon.status import NodeStatus, config_status, sources_status
 from ciruela.disk import openfile, version
@@ -64,7 +64,7 @@ from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
 from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Link, NowMs, numeric_host
+from ciruela.seams import Address, Connection, NowMs, numeric_host
 from ciruela.web.pages import Json, Pages
 
 BEAT_S = 0.25
@@ -89,7 +89,7 @@ class Watchdog:
     def __init__(self, clock: IReactorTime, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._hush = Hush(clock)
+        self._hush = RateLimitedLog(clock)
         self._beat_s = 0.0
         self._stuck: tuple[float | None, str] = (None, "")
         self._reactor_thread = 0
@@ -202,15 +202,15 @@ class _StillStarting:
     def _requests(self) -> Requests:
         return self._node.counterpart
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         if not self._node.ready:
             return fail(RemoteError(self._node.broken or "the node is starting, try again in a moment"))
         return self._requests.requested(link, request)
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         self._requests.notified(link, notification)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         self._requests.lost(link)
 
 
@@ -277,7 +277,7 @@ class Daemon(Service):
         )
         self._keys = KeyWatch(self.node, plan.config_dir, self._in_thread, reactor, rng)
         self._reloads = Reloads(plan, lambda: self._in_thread(settings.again), self.node, self._configs, self._keys, self._apply)
-        self._hangup = Hangup(reactor, self._reloads.ask)
+        self._hangup = Sighup(reactor, self._reloads.ask)
         self._ports: list[IListeningPort] = []
 
     def _in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:

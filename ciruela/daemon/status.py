@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from ciruela import __version__
 from ciruela.cleanup.service import words
-from ciruela.clockwork import Beat
+from ciruela.clockwork import PeriodicTask
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
 from ciruela.gossip.packets import Complete, Deleted, DownloadFact
@@ -204,7 +204,7 @@ class NodeStatus:
             *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
             ("requests", "slowed", "counter", node.counterpart.slowed + node.uploads.quotas.slowed),
             ("requests", "published_refused", "counter", node.counterpart.published_refused),
-            ("duties", "failed", "counter", Beat.failures),
+            ("duties", "failed", "counter", PeriodicTask.failures),
             *self._extra(),
         ]
 

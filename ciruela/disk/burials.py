@@ -17,7 +17,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import is_sealed, quarantine, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
-from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Burials, Tombstone, Version
+from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Tombstone, Tombstones, Version
 from ciruela.proto.bounded import loads
 
 NAME = ".tombstones"
@@ -46,7 +46,7 @@ def file_name(place: Place) -> str:
     return f".{place.vpath.key}{NAME}" if not place.vpath.entry else NAME
 
 
-def encode(burials: Burials) -> bytes:
+def encode(burials: Tombstones) -> bytes:
     """The bytes of a file."""
     rows = {
         entry: [tombstone.version.timestamp_ms, tombstone.version.image, tombstone.buried_ms]
@@ -58,12 +58,12 @@ def encode(burials: Burials) -> bytes:
     return sealed(fields | ({"signatures": signed} if signed else {}) | ({"forced": forced} if forced else {}))
 
 
-def decode(data: bytes) -> Burials:
+def decode(data: bytes) -> Tombstones:
     """The content of a file. Raises FormatError."""
     return _decoded(data)[0]
 
 
-def _decoded(data: bytes) -> tuple[Burials, bool]:
+def _decoded(data: bytes) -> tuple[Tombstones, bool]:
     """The content of a file, and whether it has a checksum. Without one (an earlier version) what cannot be is left out: a flipped bit."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes of tombstones")
@@ -73,7 +73,7 @@ def _decoded(data: bytes) -> tuple[Burials, bool]:
             signed, forced = others.get("signatures", {}), others.get("forced", [])
             if isinstance(signed, dict) and isinstance(forced, list):
                 found = dict(_tombstone(entry, row, signed.get(entry, []), entry in forced) for entry, row in rows.items())
-                return Burials(floor_ms, found if sure else {entry: one for entry, one in found.items() if _can_be(one)}), sure
+                return Tombstones(floor_ms, found if sure else {entry: one for entry, one in found.items() if _can_be(one)}), sure
     raise FormatError("not a map of floor, tombstones and signatures")
 
 
@@ -97,9 +97,9 @@ def _tombstone(entry: object, row: object, signed: object, forced: bool) -> tupl
     raise FormatError("a tombstone that is not name: [milliseconds, image, milliseconds]")
 
 
-def read(directory: SafeDir, place: Place) -> Burials:
+def read(directory: SafeDir, place: Place) -> Tombstones:
     """What is remembered of the base dir of ``place``, nothing when there is no file or it cannot be understood. Raises OSError."""
-    return read_record(directory, file_name(place), decode, MAX_BYTES) or Burials()
+    return read_record(directory, file_name(place), decode, MAX_BYTES) or Tombstones()
 
 
 def vet(directory: SafeDir, place: Place, latest_ms: int) -> None:
@@ -113,10 +113,10 @@ def vet(directory: SafeDir, place: Place, latest_ms: int) -> None:
         if found is None or found[1] or found[0].floor_ms <= latest_ms:
             return
         quarantine(directory, name, f"its floor is {found[0].floor_ms} ms, far ahead of the clock")
-        write_file(directory, name, encode(Burials(0, found[0].tombstones)))
+        write_file(directory, name, encode(Tombstones(0, found[0].tombstones)))
 
 
-def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Burials:
+def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Tombstones:
     """Remember one more deletion, durably; returns all of the base dir. Raises OSError."""
     with _turn:
         burials = read(directory, place).with_one(place.vpath.entry, tombstone).folded(0, MOST_TOMBSTONES)
@@ -134,7 +134,7 @@ def take_back(directory: SafeDir, place: Place, before: Tombstone | None) -> Non
             write_file(directory, file_name(place), encode(burials))
 
 
-def fold(directory: SafeDir, place: Place, before_ms: int) -> Burials:
+def fold(directory: SafeDir, place: Place, before_ms: int) -> Tombstones:
     """Fold the tombstones set before ``before_ms`` into the floor, durably; returns what is left. Raises OSError."""
     with _turn:
         burials = read(directory, place)

@@ -21,7 +21,7 @@ from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, FormatError
 from ciruela.model.ids import ImageId, parse_image_id
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 
 
 def load_bytes(records: Records, image: ImageId) -> bytes | None:
@@ -69,7 +69,7 @@ def load(records: Records, image: ImageId) -> Index | None:
 def store(records: Records, image: ImageId, data: bytes, most_bytes: int = MAX_INDEX_BYTES) -> Index:
     """Verify, parse and store an index. Raises BadIndex or DownloadFailed(IMAGE_TOO_LARGE) before anything is written, OSError."""
     if len(data) > most_bytes and image_id_of(data) == image:
-        raise DownloadFailed(Abort.IMAGE_TOO_LARGE, f"the index has {len(data)} bytes, at most {most_bytes} are taken here")
+        raise DownloadFailed(AbortReason.IMAGE_TOO_LARGE, f"the index has {len(data)} bytes, at most {most_bytes} are taken here")
     index = parse(data, image)
     with records.indexes(image, create=True) as directory:
         write_file(directory, index_name(image), data)

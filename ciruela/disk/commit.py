@@ -30,7 +30,7 @@ from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.state import RetainedVersion, State
 from ciruela.seams import SetAside
 
@@ -101,7 +101,7 @@ def prepare(tree: Tree, index: Index, modes: Modes) -> Steps[None]:
         yield from complete(tree, index)
         yield from check(tree, index, settling(modes.gid), modes, hashed=False)
     except Mismatch as found:
-        raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
+        raise DownloadFailed(AbortReason.COMMIT_ERROR, str(found)) from None
     tree.forget()
 
 
@@ -133,7 +133,7 @@ def commit(
         yield from complete(tree, index)
         yield from check(tree, index, settling(modes.gid), modes)
     except Mismatch as found:
-        raise DownloadFailed(Abort.COMMIT_ERROR, str(found)) from None
+        raise DownloadFailed(AbortReason.COMMIT_ERROR, str(found)) from None
     give(tree.root, tree.root.status(), modes.dir_bits, modes.gid)
     try:
         yield from barrier(tree, index, fsync)
@@ -143,7 +143,7 @@ def commit(
     tree.forget()
     with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
         if again and not _recorded(directory, place, state):
-            raise DownloadFailed(Abort.SUPERSEDED, f"{place.vpath}: is not this image any more")
+            raise DownloadFailed(AbortReason.SUPERSEDED, f"{place.vpath}: is not this image any more")
         notes.write_modes(directory, place.vpath, state.image, modes)
         before = states.read_state(directory, place.record)
         aside = False
@@ -182,7 +182,7 @@ def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
     if standing is None:
         return False
     if not stat.S_ISDIR(standing.st_mode):
-        raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: stands there and is not a directory; move it away")
+        raise DownloadFailed(AbortReason.ALREADY_EXISTS, f"{place}: stands there and is not a directory; move it away")
     if states.read_state(directory, place.record) is not None:
         return False
     with parent.open_dir(place.name) as found:
@@ -198,7 +198,8 @@ def _take_over(
     except Mismatch as found:
         if place.append_only and not was_ours(directory, place):
             raise DownloadFailed(
-                Abort.ALREADY_EXISTS, f"{place}: is not ours and not this image ({found}); move it away or delete it, then upload again"
+                AbortReason.ALREADY_EXISTS,
+                f"{place}: is not ours and not this image ({found}); move it away or delete it, then upload again",
             ) from None
     else:
         return False
@@ -324,7 +325,7 @@ def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State, *, as
         try:
             parent.rename_new(staging, name)
         except FileExistsError:
-            raise DownloadFailed(Abort.ALREADY_EXISTS, f"{place}: appeared during the commit; move it away") from None
+            raise DownloadFailed(AbortReason.ALREADY_EXISTS, f"{place}: appeared during the commit; move it away") from None
         return lambda: parent.rename_new(name, staging)
     if aside or states.read_state(directory, place.record) is not None:
         parent.exchange(staging, name, place.aside(state.image))

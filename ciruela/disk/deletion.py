@@ -21,12 +21,12 @@ from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, check
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, OtherContent
-from ciruela.model.state import Burials, State, Tombstone
+from ciruela.model.state import State, Tombstone, Tombstones
 
 _log = Logger()
 
 
-def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | None = None) -> Steps[tuple[Burials, str | None]]:
+def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | None = None) -> Steps[tuple[Tombstones, str | None]]:
     """Steps 1 to 3: tombstone, rename away, state.
 
     Gives what is remembered of the base dir now, and the name under which the tree waits to be deleted, None when there was none.
@@ -55,7 +55,7 @@ def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | 
                 raise
 
 
-def _delete_unrecorded(directory: SafeDir, place: Place, tombstone: Tombstone, index: Index | None) -> Steps[tuple[Burials, str | None]]:
+def _delete_unrecorded(directory: SafeDir, place: Place, tombstone: Tombstone, index: Index | None) -> Steps[tuple[Tombstones, str | None]]:
     """Rename away what stands there, then write the tombstone: a kill in between leaves nothing that is visible and called removed."""
     try:
         parent = place.open_parent()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from ciruela.disk.lane import ENTRY_COST, Lane, Steps
+from ciruela.disk.lane import ENTRY_COST, SerialExecutor, Steps
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import checked
 from ciruela.disk.tree import Tree, split
@@ -143,7 +143,7 @@ class TreeExamination:
         self,
         vpath: VPath,
         index: Index,
-        lane: Lane,
+        lane: SerialExecutor,
         open_tree: Callable[[], Tree | None],
         current: Callable[[Tree | None], bool],
         modes: Callable[[], Modes] = Modes,

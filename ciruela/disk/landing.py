@@ -18,7 +18,7 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.lane import Lane, Steps
+from ciruela.disk.lane import SerialExecutor, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
@@ -31,7 +31,7 @@ from ciruela.index.tree import Index
 from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, Fsync, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import InThread, Reused
 
@@ -62,7 +62,7 @@ class _Staged(StagingDir):
             return None
 
 
-class Landing:
+class Checkout:
     """The copy of the image of ``index`` at ``name`` in the directory ``parent``. All methods work in threads, one after the other.
 
     They fail with DiskError for what the system does not allow, with DownloadFailed when the disk is full.
@@ -73,7 +73,7 @@ class Landing:
     def __init__(self, parent: str, name: str, index: Index, in_thread: InThread, *, link: bool = False) -> None:
         """``link``: whole files of directories to reuse get another name instead of being copied."""
         self._index = index
-        self._lane = Lane(in_thread, name)
+        self._lane = SerialExecutor(in_thread, name)
         self._place = Place(VPath((name,)), parent, (), name)
         self._how = Reuse.HARDLINK if link else Reuse.COPY
         self._root: SafeDir | None = None
@@ -160,7 +160,9 @@ class Landing:
                 yield from complete(tree, self._index)
                 yield from check(tree, self._index, _with_mode)
             except Mismatch as found:
-                raise DownloadFailed(Abort.COMMIT_ERROR, f"{found} (changed by somebody else meanwhile? run the command again)") from None
+                raise DownloadFailed(
+                    AbortReason.COMMIT_ERROR, f"{found} (changed by somebody else meanwhile? run the command again)"
+                ) from None
             tree.root.chmod(STANDARD_MODES.dir_bits)
             yield from barrier(tree, self._index, Fsync.COMMIT)
             with self._place.open_parent() as parent:
@@ -182,7 +184,7 @@ class Landing:
         try:
             parent.rename_new(self.staging, name)
         except FileExistsError:
-            raise DownloadFailed(Abort.ALREADY_EXISTS, f"{self._place}: appeared meanwhile and is left as it is") from None
+            raise DownloadFailed(AbortReason.ALREADY_EXISTS, f"{self._place}: appeared meanwhile and is left as it is") from None
 
     def close(self) -> None:
         """Let go of what is open; the staging directory stays for the next run."""

@@ -47,7 +47,7 @@ class _Task(Generic[T]):
         return self._work()
 
 
-class Lane:
+class SerialExecutor:
     """A queue of thread jobs of which one runs at a time, in order.
 
     Cancelling a result takes a job out of the queue, or ends stepwise work after the slice that is under way; a job that runs in a thread

@@ -20,7 +20,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, State
+from ciruela.model.state import State, Tombstones
 from ciruela.model.vpath import VPath, check_component
 from ciruela.seams import Held, Loaded, Pending, SetAside
 
@@ -186,7 +186,7 @@ def load(
     are in use meanwhile: then half-written files, which may be theirs, are left to the next start.
     """
     held: list[Held] = []
-    buried: dict[VPath, Burials] = {}
+    buried: dict[VPath, Tombstones] = {}
     due: list[Due] = []
     emptied: list[Place] = []
     sweep = _Sweep(left)
@@ -212,7 +212,7 @@ def load(
                     _vet_burials(directory, sample, vetting)
                     yield from _load_single(sample, directory, held, sweep, vetting, alone=alone)
                 found = burials.read(directory, sample)
-                if found != Burials():
+                if found != Tombstones():
                     buried[sample.vpath.base] = found
                 due += yield from notes.all_due(directory, sample.vpath.base)
                 if {VPath((*parts, name)) for name in _image_names(directory)} <= {one.vpath for one in held[before:]}:

@@ -118,7 +118,7 @@ def _open_same_device(parent: SafeDir, name: str, device: int) -> SafeDir:
 _log = Logger()
 
 
-class Litter:
+class DelayedDeletions:
     """Names in directories of images, by where these are. Used from several threads."""
 
     def __init__(self, in_use: Callable[[Place, str], bool]) -> None:

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ciruela.disk.commit import CommitResult, commit, prepare
-from ciruela.disk.lane import ENTRY_COST, Lane, Steps
+from ciruela.disk.lane import ENTRY_COST, SerialExecutor, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
@@ -25,7 +25,7 @@ from ciruela.index.tree import File, Index, Symlink
 from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.state import RetainedVersion, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
@@ -41,7 +41,7 @@ def room(directory: SafeDir, tuning: Tuning) -> int:
 
 def no_space(needed: int, free: int) -> DownloadFailed:
     """The refusal of a download that would not fit."""
-    return DownloadFailed(Abort.NO_SPACE, f"needs {needed} bytes, {max(free, 0)} bytes free beyond the reserve")
+    return DownloadFailed(AbortReason.NO_SPACE, f"needs {needed} bytes, {max(free, 0)} bytes free beyond the reserve")
 
 
 def open_staging(parent: SafeDir, name: str) -> SafeDir:
@@ -74,7 +74,7 @@ class StagingDir:
         place: Place,
         index: Index,
         root: SafeDir,
-        lane: Lane,
+        lane: SerialExecutor,
         locate: Callable[[VPath], Place],
         shown: Callable[[bool], None],
         tuning: Tuning,

@@ -21,11 +21,11 @@ from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete, prune
 from ciruela.disk.examine import TreeExamination
-from ciruela.disk.lane import ENTRY_COST, Lane, Steps
+from ciruela.disk.lane import ENTRY_COST, SerialExecutor, Steps
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import finish_aside, settle_path
-from ciruela.disk.removal import Litter, remove_tree
+from ciruela.disk.removal import DelayedDeletions, remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.staging import StagingDir, no_space, open_staging, room
 from ciruela.disk.states import CommitPhase, Journal
@@ -37,8 +37,8 @@ from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, DirConfig, Fsync, 
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import Abort
-from ciruela.model.state import Burials, State, Tombstone
+from ciruela.model.order import AbortReason
+from ciruela.model.state import State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.seams import Examination, Identity, InThread, Loaded, NamesFound, Pending, SetAside, Staging
 
@@ -71,15 +71,15 @@ class Store:
         self._records = Records(db_dir, tuning.fsync is not Fsync.NONE)
         self._configs = configs
         self._in_thread = in_thread
-        self._lanes: WeakValueDictionary[VPath, Lane] = WeakValueDictionary()
-        self._index_lanes: WeakValueDictionary[ImageId, Lane] = WeakValueDictionary()
+        self._lanes: WeakValueDictionary[VPath, SerialExecutor] = WeakValueDictionary()
+        self._index_lanes: WeakValueDictionary[ImageId, SerialExecutor] = WeakValueDictionary()
         self._readers = Readers()
         self._marks = Marks()
         self._bases = Bases(self._records)
         self._vetting = None if trust is None else Vetting(self._records, trust)
         self._trees = DeferredSemaphore(trees)
         self._staged: Counter[tuple[str, tuple[str, ...], str]] = Counter()
-        self._litter = Litter(lambda place, name: self._staged[place.base, place.parents, name] > 0)
+        self._litter = DelayedDeletions(lambda place, name: self._staged[place.base, place.parents, name] > 0)
         self._aside: dict[tuple[str, tuple[str, ...]], tuple[Place, list[SetAside]]] = {}
 
     def close(self) -> None:
@@ -92,10 +92,10 @@ class Store:
     def _located(self, where: Place) -> Place:
         return replace(where, durable=self._tuning.fsync is not Fsync.NONE, guard=self._bases.check, inner=self._bases.check_inner)
 
-    def _lane(self, vpath: VPath) -> Lane:
+    def _lane(self, vpath: VPath) -> SerialExecutor:
         lane = self._lanes.get(vpath)
         if lane is None:
-            lane = self._lanes[vpath] = Lane(self._in_thread, str(vpath))
+            lane = self._lanes[vpath] = SerialExecutor(self._in_thread, str(vpath))
         return lane
 
     # -- states ----------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Store:
             self._aside.update({(place.base, place.parents): (place, asides) for place, asides in found.aside})
             return found.loaded
 
-        return Lane(self._in_thread, "loading").steps(checked_steps("loading", work)).addCallback(loaded)
+        return SerialExecutor(self._in_thread, "loading").steps(checked_steps("loading", work)).addCallback(loaded)
 
     def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
         """As ``seams.Disk.load_added``."""
@@ -131,7 +131,7 @@ class Store:
         lane = self._lane(pending.vpath)
         return lane.steps(checked_steps(pending.vpath, self._write_pending(pending, lane)))
 
-    def _write_pending(self, pending: Pending, lane: Lane) -> Steps[None]:
+    def _write_pending(self, pending: Pending, lane: SerialExecutor) -> Steps[None]:
         lane.records += 1
         place = self._place(pending.vpath)
         with self._records.states(pending.vpath, create=True) as directory:
@@ -155,7 +155,7 @@ class Store:
         lane = self._lane(vpath)
         return lane.steps(checked_steps(vpath, self._drop_pending(vpath, lane)))
 
-    def _drop_pending(self, vpath: VPath, lane: Lane) -> Steps[None]:
+    def _drop_pending(self, vpath: VPath, lane: SerialExecutor) -> Steps[None]:
         place = self._place(vpath)
         try:
             directory = self._records.states(vpath)
@@ -165,7 +165,7 @@ class Store:
             yield from self._forget(place, directory, lane)
         self._readers.forget(vpath)
 
-    def _forget(self, place: Place, directory: SafeDir, lane: Lane) -> Steps[None]:
+    def _forget(self, place: Place, directory: SafeDir, lane: SerialExecutor) -> Steps[None]:
         """Remove journal and staging directory; first the latter, so that a kill in between leaves no debris without a name.
 
         Another upload may be recorded between two slices: then the journal is its journal, and what is staged from then on is its own.
@@ -236,11 +236,11 @@ class Store:
 
     # -- deleting --------------------------------------------------------------------------------------------------------------
 
-    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Tombstones]:
         """As ``seams.Disk.remove``."""
         place = self._place(vpath)
 
-        def hidden(found: tuple[Burials, str | None]) -> Burials:
+        def hidden(found: tuple[Tombstones, str | None]) -> Tombstones:
             self._readers.forget(vpath)
             now, doomed = found
             if doomed is not None:
@@ -251,21 +251,21 @@ class Store:
 
         return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone, index))).addCallback(hidden)
 
-    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Tombstones]:
         """As ``seams.Disk.remember``."""
         place = self._place(vpath)
 
-        def add() -> Burials:
+        def add() -> Tombstones:
             with self._records.states(vpath, create=True) as directory:
                 return burials.add(directory, place, tombstone)
 
         return self._in_thread(checked, vpath.base, add)
 
-    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Tombstones]:
         """As ``seams.Disk.fold_burials``."""
         place = self._place(vpath)
 
-        def fold() -> Burials:
+        def fold() -> Tombstones:
             with self._records.states(vpath, create=True) as directory:
                 return burials.fold(directory, place, before_ms)
 
@@ -310,7 +310,7 @@ class Store:
             return result
 
         work = checked_steps("index collection", collect(self._records, frozenset(keep), self._marks))
-        return Lane(self._in_thread, "index collection").steps(work).addBoth(ended)
+        return SerialExecutor(self._in_thread, "index collection").steps(work).addBoth(ended)
 
     # -- indexes ---------------------------------------------------------------------------------------------------------------
 
@@ -326,7 +326,7 @@ class Store:
         """As ``seams.Disk.write_index``. The same index for several paths at once is written by one after the other."""
         lane = self._index_lanes.get(image)
         if lane is None:
-            lane = self._index_lanes[image] = Lane(self._in_thread, f"index {image.hex()}")
+            lane = self._index_lanes[image] = SerialExecutor(self._in_thread, f"index {image.hex()}")
         return lane.do(checked, f"index {image.hex()}", collection.store, self._records, image, data, self._tuning.max_index_bytes)
 
     # -- images ----------------------------------------------------------------------------------------------------------------
@@ -356,14 +356,14 @@ class Store:
         work = downloading_steps(vpath, self._stage_twice(place, index, lane, closed))
         return lane.steps(work).addErrback(not_staged)
 
-    def _stage_twice(self, place: Place, index: Index, lane: Lane, closed: Callable[[], None]) -> Steps[Staging]:
+    def _stage_twice(self, place: Place, index: Index, lane: SerialExecutor, closed: Callable[[], None]) -> Steps[Staging]:
         """A directory that was just made may be gone again: it was empty, and an image was deleted from it."""
         try:
             return (yield from self._stage(place, index, lane, closed))
         except FileNotFoundError:
             return (yield from self._stage(place, index, lane, closed))
 
-    def _stage(self, place: Place, index: Index, lane: Lane, closed: Callable[[], None]) -> Steps[Staging]:
+    def _stage(self, place: Place, index: Index, lane: SerialExecutor, closed: Callable[[], None]) -> Steps[Staging]:
         vpath = place.vpath
         config = self._configs[vpath.key]
         reuse = config.reuse
@@ -373,9 +373,9 @@ class Store:
         try:
             parent = place.open_parent(create=True)
         except BaseUnavailable as error:
-            raise DownloadFailed(Abort.CANT_CREATE_DIRECTORY, str(error)) from error
+            raise DownloadFailed(AbortReason.CANT_CREATE_DIRECTORY, str(error)) from error
         except NotADirectoryError as error:
-            raise DownloadFailed(Abort.CANT_CREATE_DIRECTORY, f"{place}: {error.filename} is not a directory") from error
+            raise DownloadFailed(AbortReason.CANT_CREATE_DIRECTORY, f"{place}: {error.filename} is not a directory") from error
         with parent:
             name = place.staging(index.image)
             free = room(parent, self._tuning)
@@ -452,7 +452,7 @@ class Store:
                         self._log.debug("what is set aside at {place} cannot be looked at: {error}", place=str(where), error=error)
             return len(self._litter)
 
-        return Lane(self._in_thread, "tidying").steps(checked_steps("tidying", again()))
+        return SerialExecutor(self._in_thread, "tidying").steps(checked_steps("tidying", again()))
 
     def _discard_kept(self, place: Place) -> None:
         """Delete replaced images that are not kept any more."""

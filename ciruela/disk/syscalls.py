@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from ciruela.disk.lane import Steps
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def downloading(what: object, f: Callable[P, T], *args: P.args, **kwargs: P.kwar
     try:
         return checked(what, f, *args, **kwargs)
     except Full as error:
-        raise DownloadFailed(Abort.NO_SPACE, str(error)) from error
+        raise DownloadFailed(AbortReason.NO_SPACE, str(error)) from error
 
 
 def downloading_steps(what: object, work: Steps[T]) -> Steps[T]:
@@ -64,7 +64,7 @@ def downloading_steps(what: object, work: Steps[T]) -> Steps[T]:
     try:
         return (yield from checked_steps(what, work))
     except Full as error:
-        raise DownloadFailed(Abort.NO_SPACE, str(error)) from error
+        raise DownloadFailed(AbortReason.NO_SPACE, str(error)) from error
 
 
 _warned: set[str] = set()

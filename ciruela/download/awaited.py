@@ -41,7 +41,7 @@ AGAIN_S = 3.0
 """After a failure the same node is asked again so much later."""
 
 
-class Lookout:
+class AvailabilitySubscription:
     """What one download asks the peers that it may get something from. ``news`` is called when one of them has told something new."""
 
     _log = Logger()
@@ -122,7 +122,7 @@ class _Waiting:
         return PiecesData((here & self.wanted).to_bytes(self.size, "little"))
 
 
-class ClientSubscriptions:
+class AvailabilityRequests:
     """The requests that wait. ``here`` gives the mask of an image's pieces at a path; None when nothing of it is or will be here."""
 
     def __init__(self, here: Callable[[VPath, ImageId], int | None], clock: IReactorTime) -> None:

@@ -28,10 +28,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batch, Hush, within
+from ciruela.clockwork import Batcher, RateLimitedLog, within
 from ciruela.download import passing
-from ciruela.download.awaited import Lookout
-from ciruela.download.passing import Answer, Passing
+from ciruela.download.awaited import AvailabilitySubscription
+from ciruela.download.passing import BlockAnswer, BlockRelayCache
 from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, PeerCandidate, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
@@ -39,7 +39,7 @@ from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 
 STEP = 0.6180339887498949
@@ -85,7 +85,7 @@ OUT_OF_TURN_S = 3.0
 """A piece that some peer has for so long is taken from it, whoever else waits for it."""
 
 
-class Turns:
+class PieceAssignment:
     """The turns of one download of the node ``me``, of an image of ``count`` pieces."""
 
     def __init__(self, me: bytes, count: int) -> None:
@@ -185,7 +185,7 @@ class BlockFetch:
         progressed: Callable[[], None],
         totals: Totals,
         clock: IReactorTime,
-        passing: Passing,
+        passing: BlockRelayCache,
         me: bytes = b"",
     ) -> None:
         """``passing`` gets what came, for others. ``me``: which node this is, for the order in which nodes take pieces from each other."""
@@ -198,11 +198,13 @@ class BlockFetch:
         self._totals = totals
         self._clock = clock
         self._passing = passing
-        self._turns = Turns(me, plan.pieces.count)
-        self._lookout = Lookout(vpath, index.image, plan.pieces, clock, self._soon)
+        self._turns = PieceAssignment(me, plan.pieces.count)
+        self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
         self._staging = staging
-        self._writes: Batch[list[tuple[int, Block]], list[tuple[int, bool]]] = Batch(self._write_all, WRITES_PER_JOB, len, BLOCKS_PER_JOB)
+        self._writes: Batcher[list[tuple[int, Block]], list[tuple[int, bool]]] = Batcher(
+            self._write_all, WRITES_PER_JOB, len, BLOCKS_PER_JOB
+        )
         self._asked: set[Deferred[Response]] = set()
         self._writing = 0
         self._looks_for_late = False
@@ -212,7 +214,7 @@ class BlockFetch:
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
-        self._hush = Hush(clock, 10)
+        self._hush = RateLimitedLog(clock, 10)
         self._done: Deferred[None] = Deferred(self._cancelled)
         self.last_good_s = clock.seconds()
 
@@ -258,7 +260,7 @@ class BlockFetch:
     def _step(self) -> None:
         self._tick = None
         if not self._plan.done and self._clock.seconds() - self.last_good_s >= GIVE_UP_S:
-            self._end(Failure(DownloadFailed(Abort.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
+            self._end(Failure(DownloadFailed(AbortReason.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
             return
         self._sources.update(self._candidates(), self._clock.seconds())
         self._looks_for_late = True
@@ -398,7 +400,7 @@ class BlockFetch:
 
     def _write(
         self, response: Response, source: PeerCandidate, numbers: list[int], began_s: float
-    ) -> Deferred[tuple[list[tuple[int, bool]], Answer]]:
+    ) -> Deferred[tuple[list[tuple[int, bool]], BlockAnswer]]:
         answer = passing.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
         size = sum(len(data) for _, data in answer.blocks)
         self._totals.received_bytes += size
@@ -424,7 +426,7 @@ class BlockFetch:
         self._writing -= size
         return result
 
-    def _written(self, done: tuple[list[tuple[int, bool]], Answer], source: PeerCandidate, began_s: float) -> None:
+    def _written(self, done: tuple[list[tuple[int, bool]], BlockAnswer], source: PeerCandidate, began_s: float) -> None:
         now_s = self._clock.seconds()
         written, answer = done
         bad = [number for number, good in written if not good]

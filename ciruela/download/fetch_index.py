@@ -11,12 +11,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff, Hush
+from ciruela.clockwork import Backoff, RateLimitedLog
 from ciruela.download.sources import Candidate
 from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, UnfitIndex
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.units import logged
 from ciruela.proto.messages import GetIndex, IndexData, Response
 
@@ -103,7 +103,7 @@ class IndexFetch:
         self._poll: IDelayedCall | None = None
         self._ended = False
         self._last = ""
-        self._hush = Hush(clock, 10)
+        self._hush = RateLimitedLog(clock, 10)
         self._done: Deferred[Index] = Deferred(self._cancelled)
 
     def run(self) -> Deferred[Index]:
@@ -169,7 +169,7 @@ class IndexFetch:
             self._try(min(ready, key=lambda one: (not one.seed, one.hearsay, self._rng.random())), now_s)
         elif not self._attempts and now_s - self._began_s >= GIVE_UP_S:
             why = f"nobody gave the index within {GIVE_UP_S:.0f} s{self._last}"
-            self._end(Failure(DownloadFailed(Abort.CANT_FETCH_INDEX, why)))
+            self._end(Failure(DownloadFailed(AbortReason.CANT_FETCH_INDEX, why)))
 
     def _try(self, candidate: Candidate, now_s: float) -> None:
         attempt = self._attempts[candidate.key] = _Attempt(candidate, now_s, now_s, candidate.incoming())
@@ -199,7 +199,7 @@ class IndexFetch:
             return
         reason = failure.getErrorMessage()
         if failure.check(UnfitIndex):
-            self._end(Failure(DownloadFailed(Abort.BAD_INDEX, reason)))
+            self._end(Failure(DownloadFailed(AbortReason.BAD_INDEX, reason)))
             return
         if attempt.overdue and failure.check(CancelledError):
             reason = attempt.overdue

@@ -21,26 +21,26 @@ from ciruela.proto.packing import unpack
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BlockAnswer:
     """``blocks``: number and data of each. ``parts``: the parts as they came, by their blocks."""
 
     blocks: list[tuple[int, Block]]
     parts: list[tuple[tuple[int, ...], BlockPart]]
 
 
-def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: Callable[[Sequence[int]], int]) -> Answer:
+def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: Callable[[Sequence[int]], int]) -> BlockAnswer:
     """What ``response`` gives of the blocks ``numbers``, which were asked for. ``bytes_of`` tells the size of blocks together.
 
     Raises RemoteError for an answer to something else.
     """
     match response:
         case BlockData(data):
-            return Answer([(numbers[0], data)], [])
+            return BlockAnswer([(numbers[0], data)], [])
         case BlocksData(parts, lacks):
             absent = set(lacks)
             groups = pieces.groups([number for number in numbers if number not in absent])
             if len(groups) != len(parts):
-                return Answer([(number, b"") for group in groups for number in group], [])
+                return BlockAnswer([(number, b"") for group in groups for number in group], [])
             blocks: list[tuple[int, Block]] = []
             for group, part in zip(groups, parts, strict=True):
                 plain = memoryview(_plain(part, bytes_of(group)))
@@ -49,7 +49,7 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
                     end = at + bytes_of((number,))
                     blocks.append((number, plain[at:end]))
                     at = end
-            return Answer(blocks, list(zip(groups, parts, strict=True)))
+            return BlockAnswer(blocks, list(zip(groups, parts, strict=True)))
     raise RemoteError("the answer to a request for blocks is something else")
 
 
@@ -68,7 +68,7 @@ KEPT_S = 10.0
 Key = tuple[ImageId, tuple[int, ...]]
 
 
-class Passing:
+class BlockRelayCache:
     """The last parts that this node got: MOST_BYTES of them, each for KEPT_S."""
 
     def __init__(self, clock: IReactorTime) -> None:

@@ -24,7 +24,7 @@ from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Staging
@@ -59,7 +59,7 @@ class Download:
     block_fetch: BlockFetch | None = None
     chain: Deferred[None] | None = None
     peers: list[Address] = field(default_factory=list)
-    stop_reason: Abort | None = None
+    stop_reason: AbortReason | None = None
     waiting: list[Deferred[None]] = field(default_factory=list)
     healed: Deferred[None] | None = None
 
@@ -103,7 +103,7 @@ class DownloadListener(Protocol):
     def arrived(self, vpath: VPath, state: State) -> None:
         """The image is visible, durable and recorded."""
 
-    def gave_up(self, vpath: VPath, image: ImageId, reason: Abort, detail: str) -> None:
+    def gave_up(self, vpath: VPath, image: ImageId, reason: AbortReason, detail: str) -> None:
         """The download ended without an image."""
 
 
@@ -129,7 +129,7 @@ class OpenGate:
         return succeed(None)
 
 
-def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
+def reason_of(failure: Failure, download: Download) -> tuple[AbortReason, str]:
     """Why ``download`` ended with ``failure``: the word for clients, and a detail."""
     if download.stop_reason is not None:
         return download.stop_reason, ""
@@ -137,13 +137,13 @@ def reason_of(failure: Failure, download: Download) -> tuple[Abort, str]:
         return failure.value.reason, failure.value.detail
     match download.phase:
         case DownloadPhase.INDEX:
-            reason = Abort.CANT_FETCH_INDEX
+            reason = AbortReason.CANT_FETCH_INDEX
         case DownloadPhase.STAGING if download.staging is None:
-            reason = Abort.CANT_CREATE_DIRECTORY
+            reason = AbortReason.CANT_CREATE_DIRECTORY
         case DownloadPhase.STAGING:
-            reason = Abort.HARDLINKING
+            reason = AbortReason.HARDLINKING
         case DownloadPhase.BLOCKS | DownloadPhase.CHECK | DownloadPhase.COMMIT:
-            reason = Abort.COMMIT_ERROR
+            reason = AbortReason.COMMIT_ERROR
     return reason, failure.getErrorMessage()
 
 

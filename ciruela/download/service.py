@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
-from ciruela.download.passing import Passing
+from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
 from ciruela.download.running import Download, DownloadListener, DownloadPhase, Gate, OpenGate, Siblings, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
@@ -32,13 +32,13 @@ from ciruela.model.dirconfig import STANDARD, DirConfig
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.packing import unpack_index
-from ciruela.seams import Address, Disk, InThread, Link, NowMs, Pending, Reused, Staging, Wire
+from ciruela.seams import Address, Connection, Connector, Disk, InThread, NowMs, Pending, Reused, Staging
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import Watches
+from ciruela.tracking.watches import Subscriptions
 
 MOST_PEERS = 16
 """Peers that blocks of one image are exchanged with at a time."""
@@ -87,10 +87,10 @@ class Wanting(Protocol):
     peers: list[Address]
 
 
-class Suppliers:
+class PeerSelection:
     """Chooses the candidates for every download of a node."""
 
-    def __init__(self, watches: Watches, wire: Wire, rumors: DownloadGossip, rng: random.Random) -> None:
+    def __init__(self, watches: Subscriptions, wire: Connector, rumors: DownloadGossip, rng: random.Random) -> None:
         self._watches = watches
         self._wire = wire
         self._rumors = rumors
@@ -110,7 +110,7 @@ class Suppliers:
             found.extend(self._peer(address, FULL, hearsay=True) for address in self._rng.sample(guesses, min(3, len(guesses))))
         return found
 
-    def _seed(self, link: Link, others: Sequence[Wanting]) -> Candidate:
+    def _seed(self, link: Connection, others: Sequence[Wanting]) -> Candidate:
         """A client; the downloads that it can give to share its connection."""
         sharing = sum(1 for one in others if link in self._watches.sources(one.image))
         most = max(1, MOST_WINDOW // max(1, sharing))
@@ -169,9 +169,9 @@ class Downloads:
         self,
         configs: Mapping[str, DirConfig],
         ledger: Ledger,
-        watches: Watches,
+        watches: Subscriptions,
         disk: Disk,
-        wire: Wire,
+        wire: Connector,
         rumors: DownloadGossip,
         outcome: DownloadListener,
         catalog: Catalog,
@@ -187,7 +187,7 @@ class Downloads:
         self._ledger = ledger
         self._disk = disk
         self._in_thread = in_thread
-        self._suppliers = Suppliers(watches, wire, rumors, rng)
+        self._suppliers = PeerSelection(watches, wire, rumors, rng)
         self._find_siblings = Siblings(configs, ledger, catalog)
         self._outcome = outcome
         self._gate: Gate = gate or OpenGate()
@@ -200,7 +200,7 @@ class Downloads:
         self._running: dict[VPath, Download] = {}
         self._mending: list[Deferred[Index]] = []
         self.totals = Totals()
-        self.passing = Passing(clock)
+        self.passing = BlockRelayCache(clock)
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
@@ -276,14 +276,14 @@ class Downloads:
             if download.image == image:
                 self.nudge(download.vpath)
 
-    def stop(self, vpath: VPath, reason: Abort) -> None:
+    def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End the download for ``vpath``, if one runs; its staging directory is removed."""
         download = self._running.pop(vpath, None)
         if download is not None and download.chain is not None:
             download.stop_reason = reason
             download.chain.cancel()
 
-    def abort(self, vpath: VPath, reason: Abort) -> None:
+    def abort(self, vpath: VPath, reason: AbortReason) -> None:
         """Give the download for ``vpath`` up, if one runs, as if it had failed: whoever waits is told, the path is free again."""
         download = self._running.get(vpath)
         if download is not None and download.chain is not None and download.healed is None:
@@ -296,9 +296,9 @@ class Downloads:
             download = self._running.pop(vpath)
             download.let_go()
             if download.healed is None:
-                self._outcome.gave_up(vpath, download.image, Abort.DIRECTORY_REMOVED, "")
+                self._outcome.gave_up(vpath, download.image, AbortReason.DIRECTORY_REMOVED, "")
             else:
-                download.healed.errback(DownloadFailed(Abort.DIRECTORY_REMOVED))
+                download.healed.errback(DownloadFailed(AbortReason.DIRECTORY_REMOVED))
 
     def settled(self, vpath: VPath) -> Deferred[None] | None:
         """None unless the download for ``vpath`` is being committed, which must not be interrupted: then fires when that has ended."""
@@ -473,11 +473,11 @@ class Downloads:
         if download.healed is not None:
             committed = self._ledger.committed(download.vpath)
             if committed is None or committed.image != download.image:
-                raise DownloadFailed(Abort.SUPERSEDED, "the image is not wanted any more")
+                raise DownloadFailed(AbortReason.SUPERSEDED, "the image is not wanted any more")
             return download.staging.restore(committed).addCallback(lambda _: committed)
         pending = self._ledger.pending(download.vpath)
         if pending is None:
-            raise DownloadFailed(Abort.SUPERSEDED, "the upload is not wanted any more")
+            raise DownloadFailed(AbortReason.SUPERSEDED, "the upload is not wanted any more")
         state = pending.state
         kept = download.staging.commit(state).addCallback(lambda versions: self._ledger.keep(download.vpath, versions))
         return kept.addCallback(lambda _: state)

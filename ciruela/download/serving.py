@@ -20,8 +20,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batch, in_place
-from ciruela.download.passing import Passing
+from ciruela.clockwork import Batcher, in_place
+from ciruela.download.passing import BlockRelayCache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -38,7 +38,7 @@ HELD_S = 3.0
 """Who has asked for nothing for so long gives its slot to the next."""
 
 
-class Slots:
+class UploadSlots:
     """At most ``most`` readers at a time."""
 
     def __init__(self, clock: IReactorTime, most: int = MOST_READERS) -> None:
@@ -148,7 +148,7 @@ class BlockService:
         ledger: Ledger,
         disk: Disk,
         catalog: Catalog,
-        passing: Passing,
+        passing: BlockRelayCache,
         in_thread: InThread = in_place,
         damaged: Callable[[VPath, ImageId], None] = _nobody,
     ) -> None:
@@ -162,7 +162,7 @@ class BlockService:
         self._ledger = ledger
         self._disk = disk
         self._catalog = catalog
-        self._readers: OrderedDict[tuple[VPath, ImageId], Batch[int, Block | None]] = OrderedDict()
+        self._readers: OrderedDict[tuple[VPath, ImageId], Batcher[int, Block | None]] = OrderedDict()
         self._indexes: dict[tuple[ImageId, bool], list[Deferred[IndexData]]] = {}
         self._served: set[VPath] = set()
         self.sent_blocks = 0
@@ -304,11 +304,11 @@ class BlockService:
                     return number
         return next(iter(blocks.numbers(request.hash)), None)
 
-    def _reader(self, vpath: VPath, index: Index) -> Batch[int, Block | None]:
+    def _reader(self, vpath: VPath, index: Index) -> Batcher[int, Block | None]:
         key = (vpath, index.image)
         reader = self._readers.get(key)
         if reader is None:
-            reader = self._readers[key] = Batch(lambda numbers: self._disk.read_blocks(vpath, index, numbers), READS_PER_JOB)
+            reader = self._readers[key] = Batcher(lambda numbers: self._disk.read_blocks(vpath, index, numbers), READS_PER_JOB)
             while len(self._readers) > KEPT_INDEXES:
                 self._readers.popitem(last=False)
         self._readers.move_to_end(key)

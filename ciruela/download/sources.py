@@ -31,7 +31,7 @@ KEPT_TRIALS = 8
 """The better way is kept for so many trials."""
 
 
-class Packing:
+class CompressionChoice:
     """What one source gave, each way."""
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class PeerCandidate:
     candidate: Candidate
     claimed: int
     window: int
-    packing: Packing
+    packing: CompressionChoice
     batch: int = BATCH_BYTES
     rate: float = 0.0
     quickest_s: float = math.inf
@@ -306,7 +306,7 @@ class Sources:
             source = self._known.get(candidate.key)
             if source is None:
                 window = FIRST_WINDOW if candidate.bulk else FIRST_BLOCKS * BLOCK_BYTES
-                source = self._known[candidate.key] = PeerCandidate(candidate, claimed, window, Packing(), since_s=now_s)
+                source = self._known[candidate.key] = PeerCandidate(candidate, claimed, window, CompressionChoice(), since_s=now_s)
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate

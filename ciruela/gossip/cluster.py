@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Hooked, Item, MemberFact, Packet, RemovedFact, WatchFact
-from ciruela.gossip.roster import PacketRefusal, PeerStatus, Roster
+from ciruela.gossip.roster import Members, PacketRefusal, PeerStatus
 from ciruela.gossip.servers import Stranger, Strangers, servers
-from ciruela.gossip.stances import HeardResults, HeardWatches, Stance, Stances
+from ciruela.gossip.stances import HeardResults, HeardWatches, SoftStates, Stance
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath
@@ -181,8 +181,8 @@ class Cluster:
         self._here = here
         self._strangers = Strangers()
         self._now_s = 0.0
-        self.roster = Roster(me, epoch)
-        self._stances = Stances()
+        self.roster = Members(me, epoch)
+        self._stances = SoftStates()
         self._watches = HeardWatches()
         self._results = HeardResults()
 

@@ -19,7 +19,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response, unknown_request
-from ciruela.seams import Address, Wire
+from ciruela.seams import Address, Connector
 
 Claim = Completed | RemovedHeard
 
@@ -52,7 +52,7 @@ class Confirmations:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, wire: Wire, waits: Callable[[VPath], bool], confirmed: Callable[[Claim], None]) -> None:
+    def __init__(self, clock: IReactorTime, wire: Connector, waits: Callable[[VPath], bool], confirmed: Callable[[Claim], None]) -> None:
         self._clock = clock
         self._wire = wire
         self._waits = waits

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import Backoff, within
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.proto.messages import PushPull, PushPullData, Response, unknown_request
-from ciruela.seams import Address, Wire
+from ciruela.seams import Address, Connector
 
 RANDOM_S = 30.0
 """How often a random peer is spoken to, as a memberlist does: whatever datagrams lost, everybody has it some time later."""
@@ -61,7 +61,7 @@ class Exchanges:
         self,
         clock: IReactorTime,
         rng: random.Random,
-        wire: Wire,
+        wire: Connector,
         speak: Callable[[Address], PushPull],
         heard: Callable[[Address, PushPullData], None],
     ) -> None:

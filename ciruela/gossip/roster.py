@@ -150,7 +150,7 @@ WINDOW = 1024
 """Numbers that a datagram may be late: a second of news at full speed."""
 
 
-class Window:
+class ReplayWindow:
     """The last :data:`WINDOW` sequence numbers of one sender in one epoch."""
 
     __slots__ = ("_bits", "_newest")
@@ -234,7 +234,7 @@ class _Bound:
     machine: MachineId
     epoch: int
     heard_s: float
-    window: Window
+    window: ReplayWindow
     udp_s: float | None = None
     connected: bool = False
     barred: int = 0
@@ -245,7 +245,7 @@ class _Bound:
 class _MemberRecord:
     """One machine. ``gathered``: the parts of the newest stamp. ``keys``: those, and until all are there also the keys of the stamp before.
 
-    There is at most one for each configured address (``Roster._at``), so nobody can fill the table with invented machines.
+    There is at most one for each configured address (``Members._at``), so nobody can fill the table with invented machines.
     """
 
     address: Address
@@ -277,7 +277,7 @@ class PeerStatus:
     known: KnownAddress | None = None
 
 
-class Roster:
+class Members:
     """The configured addresses and what is known of the machines there."""
 
     def __init__(self, me: MachineId, epoch: int) -> None:
@@ -348,7 +348,7 @@ class Roster:
         window = self._window(source, header)
         behind = connected and window.forged(header.seq)
         if behind:
-            window = Window()
+            window = ReplayWindow()
         if not window.fresh(header.seq) and not connected:
             return Admission(PacketRefusal.REPLAYED)
         double, older = self._double(source, header, now_s, connected=connected)
@@ -378,7 +378,7 @@ class Roster:
         return header.epoch < bound.epoch or header.epoch <= bound.barred
 
     @staticmethod
-    def _rebound(bound: _Bound | None, header: Header, window: Window, now_s: float, *, connected: bool) -> _Bound:
+    def _rebound(bound: _Bound | None, header: Header, window: ReplayWindow, now_s: float, *, connected: bool) -> _Bound:
         """The binding of an address after one more packet."""
         udp_s = now_s if not connected else None if bound is None else bound.udp_s
         if bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch):
@@ -391,13 +391,13 @@ class Roster:
         bound = self._bound.get(source)
         return now_ms + AHEAD_MS + (0 if bound is None else max(0, bound.skew_ms))
 
-    def _window(self, source: Address, header: Header) -> Window:
+    def _window(self, source: Address, header: Header) -> ReplayWindow:
         """The numbers seen of this sender in this epoch, from whichever address: a replay with another source is a replay."""
         for address in (source, self._places.get(header.sender)):
             bound = None if address is None else self._bound.get(address)
             if bound is not None and (bound.machine, bound.epoch) == (header.sender, header.epoch):
                 return bound.window
-        return Window()
+        return ReplayWindow()
 
     def _double(self, source: Address, header: Header, now_s: float, *, connected: bool) -> tuple[Address | None, Address | None]:
         """The other address that speaks for the sender in another epoch, if it lives; and that address if it is the newer one.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import Beat, Bucket, Hush, later
+from ciruela.clockwork import PeriodicTask, RateLimitedLog, TokenBucket, later
 from ciruela.gossip import cluster as heard
 from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
 from ciruela.gossip.confirm import Claim, Confirmations
@@ -35,12 +35,12 @@ from ciruela.gossip.packets import (
 )
 from ciruela.gossip.pushpull import RANDOM_S, Exchanges
 from ciruela.gossip.roster import PacketRefusal
-from ciruela.gossip.telling import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, Tellings, beat_targets, choose
+from ciruela.gossip.telling import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, ReliableNotifier, beat_targets, choose
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_PULLED, MOST_PUSHED, PushPull, PushPullData
-from ciruela.seams import DEFAULT_PORT, Address, Datagrams, NowMs, Wire
+from ciruela.seams import DEFAULT_PORT, Address, Connector, Datagrams, NowMs
 
 BEAT_S = 1.0
 LOOKED_THROUGH = 1000
@@ -132,7 +132,7 @@ class Gossip:
         facts: LocalState,
         ears: MembershipListener,
         now_ms: NowMs,
-        wire: Wire,
+        wire: Connector,
         here: Address = ANYWHERE,
         envelope: Envelope | None = None,
     ) -> None:
@@ -161,11 +161,11 @@ class Gossip:
         self._pushed: dict[Address, list[tuple[VPath, MachineId, ImageId]]] = {}
         self._pulled: dict[Address, MachineId | None] = {}
         self._trouble: dict[Address, str] = {}
-        self._unknown = Hush(clock, MOST_UNKNOWN, UNKNOWN_S)
-        self._strange = Bucket(clock, STRANGE_RATE, STRANGE_BURST)
+        self._unknown = RateLimitedLog(clock, MOST_UNKNOWN, UNKNOWN_S)
+        self._strange = TokenBucket(clock, STRANGE_RATE, STRANGE_BURST)
         self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
         self._probes = ProbeRotation(rng)
-        self._tellings = Tellings()
+        self._tellings = ReliableNotifier()
         self._repeats = HookRetransmitter()
         self._answers = AnswerCache()
         self._look_s = 0.0
@@ -177,9 +177,9 @@ class Gossip:
         self._flush: IDelayedCall | None = None
         self._progress_s: dict[VPath, tuple[float, float]] = {}
         self._late: dict[VPath, IDelayedCall] = {}
-        self._hush = Hush(clock, 20)
-        self._beat = Beat(clock, rng, BEAT_S, self._on_beat, "gossip")
-        self._exchange = Beat(clock, rng, RANDOM_S, self.exchanges.at_random, "push and pull of gossip")
+        self._hush = RateLimitedLog(clock, 20)
+        self._beat = PeriodicTask(clock, rng, BEAT_S, self._on_beat, "gossip")
+        self._exchange = PeriodicTask(clock, rng, RANDOM_S, self.exchanges.at_random, "push and pull of gossip")
         self._running = False
 
     # -- life -----------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ PER_OWNER = 4096
 """Entries that one peer may fill in one table."""
 
 
-class Quota(Generic[O, K]):
+class PeerQuota(Generic[O, K]):
     """Which keys belong to which owner, oldest first. It holds no values: it says what to forget.
 
     A key belongs to whoever spoke of it last.
@@ -96,12 +96,12 @@ class SoftState:
     order: tuple[int, int]
 
 
-class Stances:
+class SoftStates:
     """The stances of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, dict[ImageId, SoftState]]] = {}
-        self._quota: Quota[Address, tuple[MachineId, VPath]] = Quota()
+        self._quota: PeerQuota[Address, tuple[MachineId, VPath]] = PeerQuota()
 
     def __len__(self) -> int:
         return len(self._quota)
@@ -189,7 +189,7 @@ class HeardResults:
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, dict[int, Hooked]]] = {}
-        self._quota: Quota[Address, tuple[MachineId, VPath]] = Quota()
+        self._quota: PeerQuota[Address, tuple[MachineId, VPath]] = PeerQuota()
 
     def __len__(self) -> int:
         return len(self._quota)
@@ -254,7 +254,7 @@ class HeardWatches:
 
     def __init__(self) -> None:
         self._paths: dict[VPath, dict[MachineId, Heard]] = {}
-        self._quota: Quota[Address | None, tuple[VPath, MachineId]] = Quota()
+        self._quota: PeerQuota[Address | None, tuple[VPath, MachineId]] = PeerQuota()
 
     def __len__(self) -> int:
         return len(self._quota)

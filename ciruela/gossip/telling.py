@@ -81,7 +81,7 @@ class PendingNotice:
     tries: int = 0
 
 
-class Tellings:
+class ReliableNotifier:
     """Who is to be told of what."""
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:

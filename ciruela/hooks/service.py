@@ -24,7 +24,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, DownloadFailed, HookFailed
 from ciruela.model.hooks import AFTER, CommandHook, Due, HookKind, HookReport, HookState, Webhook
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.state import SigEntry, State
 from ciruela.model.units import format_duration, logged
 from ciruela.model.vpath import VPath
@@ -250,7 +250,7 @@ class Hooks:
             counts.failed, counts.ok = counts.failed + bool(why), counts.ok + (not why)
             self._report(due.vpath, HookReport(due.image, HookKind.CHECK, HookState.FAILED if why else HookState.OK, why, 1))
             if why:
-                raise DownloadFailed(Abort.CHECK_FAILED, why)
+                raise DownloadFailed(AbortReason.CHECK_FAILED, why)
 
         return self._command(hook, due, HookKind.CHECK, directory).addErrback(self._not_run).addCallback(judged)
 

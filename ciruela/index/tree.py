@@ -14,7 +14,7 @@ from ciruela.model.dirconfig import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
 from ciruela.model.mask import Pieces
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,12 @@ def check(index: Index, config: DirConfig) -> None:
     """Raise DownloadFailed, with the numbers or the link, unless ``config`` allows the image. Equal blocks count each time."""
     most_bytes, most_files = config.max_image_bytes, config.max_image_files
     if most_bytes is not None and index.total_bytes > most_bytes:
-        raise DownloadFailed(Abort.IMAGE_TOO_LARGE, f"it has {index.total_bytes} bytes, max-image-bytes is {most_bytes} here")
+        raise DownloadFailed(AbortReason.IMAGE_TOO_LARGE, f"it has {index.total_bytes} bytes, max-image-bytes is {most_bytes} here")
     count = len(index.files) + len(index.symlinks) + len(index.directories) - 1
     if most_files is not None and count > most_files:
-        raise DownloadFailed(Abort.IMAGE_TOO_LARGE, f"it has {count} files, links and directories, max-image-files is {most_files} here")
+        raise DownloadFailed(
+            AbortReason.IMAGE_TOO_LARGE, f"it has {count} files, links and directories, max-image-files is {most_files} here"
+        )
     if config.symlinks is Symlinks.NONE and index.symlinks:
         raise _refused(index.symlinks[0], "symlinks is none here")
     if config.symlinks is Symlinks.INSIDE:
@@ -117,7 +119,7 @@ def check(index: Index, config: DirConfig) -> None:
 
 
 def _refused(link: Symlink, why: str) -> DownloadFailed:
-    return DownloadFailed(Abort.BAD_SYMLINK, f"{link.path[:200]!r} -> {link.target[:200]!r}: {why}")
+    return DownloadFailed(AbortReason.BAD_SYMLINK, f"{link.path[:200]!r} -> {link.target[:200]!r}: {why}")
 
 
 def stays_inside(link: Symlink, directories: set[str]) -> bool:

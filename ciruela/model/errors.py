@@ -1,4 +1,4 @@
-"""Faults, as exceptions; a refusal is a value (``model.order.Reject``), not an exception.
+"""Faults, as exceptions; a refusal is a value (``model.order.RejectReason``), not an exception.
 
 ::
 
@@ -19,7 +19,7 @@
 
 from __future__ import annotations
 
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 
 
 class CiruelaError(Exception):
@@ -69,7 +69,7 @@ class NoAnswer(LinkLost):
 class DownloadFailed(CiruelaError):
     """A download cannot go on."""
 
-    def __init__(self, reason: Abort, detail: str = "") -> None:
+    def __init__(self, reason: AbortReason, detail: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
         self.detail = detail

@@ -25,7 +25,7 @@ class Origin(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class UploadRequest:
     """One wish, as checked for form; its signatures are not verified yet."""
 
     command: Command
@@ -68,7 +68,7 @@ class RemovalGranted:
     outlived: bool = False
 
 
-class Reject(str, Enum):
+class RejectReason(str, Enum):
     """Refusals, by their words on the wire (protocol section 5.3; the last six are ours)."""
 
     NO_CONFIG = "no_config"
@@ -87,7 +87,7 @@ class Reject(str, Enum):
     NOT_WITHDRAWN = "not_withdrawn"
 
 
-class Abort(str, Enum):
+class AbortReason(str, Enum):
     """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last ten are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
@@ -125,11 +125,11 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejection:
     """The wish is refused. ``detail`` is for logs, the wire carries the word alone."""
 
-    reason: Reject
+    reason: RejectReason
     detail: str = ""
 
 
-Verdict = Accepted | Rejected
+Decision = Accepted | Rejection

@@ -111,7 +111,7 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True)
-class Burials:
+class Tombstones:
     """What was deleted in one base dir: tombstones by entry name.
 
     Tombstones get old and are folded into the floor: nothing that was signed at or before ``floor_ms`` is taken from a peer at a path of
@@ -124,7 +124,7 @@ class Burials:
     tombstones: Mapping[str, Tombstone] = field(default_factory=dict)
     serial: int = field(default=0, compare=False)
 
-    def with_one(self, entry: str, tombstone: Tombstone) -> Burials:
+    def with_one(self, entry: str, tombstone: Tombstone) -> Tombstones:
         """With one more; the greater version stays where there is one already, and of the same version all signatures."""
         before = self.tombstones.get(entry)
         if before is not None and before.version > tombstone.version:
@@ -133,17 +133,17 @@ class Burials:
             both = tuple(sorted({*before.signatures, *tombstone.signatures}))
             forced = before.forced or tombstone.forced
             tombstone = Tombstone(tombstone.version, tombstone.buried_ms, both[:MOST_SIGNATURES], forced)
-        return Burials(self.floor_ms, {**self.tombstones, entry: tombstone})
+        return Tombstones(self.floor_ms, {**self.tombstones, entry: tombstone})
 
-    def without(self, entry: str) -> Burials:
+    def without(self, entry: str) -> Tombstones:
         """Without the one of ``entry``."""
-        return Burials(self.floor_ms, {name: one for name, one in self.tombstones.items() if name != entry})
+        return Tombstones(self.floor_ms, {name: one for name, one in self.tombstones.items() if name != entry})
 
-    def folded(self, before_ms: int, most: int) -> Burials:
+    def folded(self, before_ms: int, most: int) -> Tombstones:
         """With the tombstones set before ``before_ms``, and the oldest beyond ``most``, folded into the floor."""
         by_age = sorted(self.tombstones.items(), key=lambda item: item[1].buried_ms)
         old = [item for at, item in enumerate(by_age) if item[1].buried_ms < before_ms or at < len(by_age) - most]
         if not old:
             return self
         floor_ms = max(self.floor_ms, *(tombstone.version.timestamp_ms for _, tombstone in old))
-        return Burials(floor_ms, dict(by_age[len(old) :]))
+        return Tombstones(floor_ms, dict(by_age[len(old) :]))

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime, IReactorUD
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.seams import Address
 
 MAX_DATAGRAM_BYTES = 1400
@@ -26,7 +26,7 @@ class DatagramPort(DatagramProtocol):
 
     def __init__(self, deliver: Callable[[bytes, Address], object], clock: IReactorTime) -> None:
         self._deliver = deliver
-        self._hush = Hush(clock)
+        self._hush = RateLimitedLog(clock)
         self._mapped = False
         self.refused = 0
         self.unsent = 0

@@ -23,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Bucket, Hush, in_place
+from ciruela.clockwork import RateLimitedLog, TokenBucket, in_place
 from ciruela.model.errors import LinkLost
 from ciruela.net import frames
 from ciruela.net.limits import (
@@ -42,11 +42,11 @@ from ciruela.net.limits import (
     Limits,
     nobody,
 )
-from ciruela.net.outbox import Outbox
+from ciruela.net.outbox import SendQueue
 from ciruela.net.strict import Quiet, Strict
-from ciruela.net.talk import Talk
+from ciruela.net.talk import Session
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Counterpart, InThread
+from ciruela.seams import Address, InThread, RequestHandler
 
 txaio.use_twisted()
 
@@ -99,7 +99,7 @@ class _Websocket(Strict):
         else:
             self.name = str(peer)
         self._budgets: Budgets = self.factory.budgets
-        self._talk = Talk(
+        self._talk = Session(
             self,
             self.factory.counterpart,
             self._send_message,
@@ -111,7 +111,7 @@ class _Websocket(Strict):
             answers=self._budgets.answers,
             in_thread=self.factory.in_thread,
         )
-        self._quiet = Bucket(self._clock, NOISE_A_SECOND, NOISE_AT_ONCE)
+        self._quiet = TokenBucket(self._clock, NOISE_A_SECOND, NOISE_AT_ONCE)
         self._queued = (False, 0)
         self._granted = self._sent = 0
         self._waits = False
@@ -120,7 +120,7 @@ class _Websocket(Strict):
         self._socket = handle if isinstance(handle, socket.socket) else None
         self._opened = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
-        self._outbox = Outbox(self.transport, self._clock, self._limits.stall_s, self._outbox_changed, self._stalled)
+        self._outbox = SendQueue(self.transport, self._clock, self._limits.stall_s, self._outbox_changed, self._stalled)
         self._pulse_s = PING_S if self.pings else self._limits.silence_s / 5
         self._patience = IdleTimeout(self._limits, self._pulse_s)
         self._pulse = LoopingCall(self._beat)
@@ -158,7 +158,7 @@ class _Websocket(Strict):
 
     @property
     def incoming(self) -> int:
-        """As :meth:`ciruela.seams.Link.incoming`."""
+        """As :meth:`ciruela.seams.Connection.incoming`."""
         return self.part_bytes if self._inbound is None else self._inbound.got
 
     @property
@@ -169,13 +169,13 @@ class _Websocket(Strict):
     # -- the Link ------------------------------------------------------------------------------------------------------------
 
     def ask(self, request: Request) -> Deferred[Response]:
-        """As :meth:`ciruela.seams.Link.ask`."""
+        """As :meth:`ciruela.seams.Connection.ask`."""
         answer = self._talk.ask(request)
         self._set_limit()
         return answer
 
     def tell(self, notification: Notification) -> None:
-        """As :meth:`ciruela.seams.Link.tell`."""
+        """As :meth:`ciruela.seams.Connection.tell`."""
         self._talk.tell(notification)
 
     def close(self, reason: str = "closed by us") -> None:
@@ -537,11 +537,11 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
 
 
 def server_links(
-    counterpart: Counterpart,
+    counterpart: RequestHandler,
     clock: IReactorTime,
     limits: Limits = LIMITS,
     is_peer: IsPeer = nobody,
-    hush: Hush | None = None,
+    hush: RateLimitedLog | None = None,
     budgets: Budgets | None = None,
 ) -> WebSocketServerFactory:
     """A factory of accepted links. ``is_peer`` tells whether a configured peer has a numeric address."""
@@ -554,7 +554,7 @@ def server_links(
 
 
 def client_links(
-    counterpart: Counterpart,
+    counterpart: RequestHandler,
     clock: IReactorTime,
     host_header: str,
     limits: Limits = LIMITS,
@@ -573,14 +573,14 @@ def client_links(
 
 def _configure(
     factory: Any,
-    counterpart: Counterpart,
+    counterpart: RequestHandler,
     clock: IReactorTime,
     limits: Limits,
     budgets: Budgets | None,
     in_thread: InThread,
-    hush: Hush | None = None,
+    hush: RateLimitedLog | None = None,
 ) -> None:
-    factory.hush = hush or Hush(clock)
+    factory.hush = hush or RateLimitedLog(clock)
     factory.budgets = budgets or Budgets()
     factory.in_thread = in_thread
     factory.log = Quiet()

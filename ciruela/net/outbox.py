@@ -17,7 +17,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 @implementer(IPushProducer)
-class Outbox:
+class SendQueue:
     """Stands before ``transport``, which tells it when it is full and when it has room.
 
     ``changed`` is called when what waits has changed, ``stalled`` when the transport was full for ``stall_s``. ``sent_bytes`` are those

@@ -23,7 +23,7 @@ from ciruela.net.limits import LIMITS, Budgets, Limits
 from ciruela.net.link import ClientLink, client_links
 from ciruela.proto.dialogue import LARGE, MAX_PENDING
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
-from ciruela.seams import Address, Counterpart, InThread, Link
+from ciruela.seams import Address, Connection, InThread, RequestHandler
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
@@ -43,7 +43,7 @@ MOST_REMEMBERED = 4096
 def connect(
     reactor: Any,
     address: Address,
-    counterpart: Counterpart,
+    counterpart: RequestHandler,
     host_header: str,
     timeout_s: float = CONNECT_S,
     limits: Limits = LIMITS,
@@ -97,13 +97,13 @@ class _Refusing:
     def __init__(self, line: _AddressState) -> None:
         self._line = line
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:  # noqa: ARG002
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         return fail(RemoteError("requests are not answered on this connection"))
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         self._line.lost(link)
 
 
@@ -201,7 +201,7 @@ class _AddressState:
         self._fail_queue(reason)
         self._pool.rest(self)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The link is gone. What was under way and had its first try waits for a fresh connection: all requests only read."""
         if link is not self.link:
             return
@@ -298,7 +298,7 @@ class _AddressState:
 
 
 class Pool:
-    """Implements :class:`ciruela.seams.Wire`: at most one connection to an address, made on demand, closed when idle.
+    """Implements :class:`ciruela.seams.Connector`: at most one connection to an address, made on demand, closed when idle.
 
     The n-th failure in a row blocks an address for n seconds. A request that lost its connection is sent once more, on a fresh one.
     """
@@ -334,7 +334,7 @@ class Pool:
         self._bulk: dict[Address, None] = {}
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
-        """As :meth:`ciruela.seams.Wire.ask`. ``timeout_s`` runs from when the request is sent; by default 30 s, for a block 5.6 s."""
+        """As :meth:`ciruela.seams.Connector.ask`. ``timeout_s`` runs from when the request is sent; by default 30 s, for a block 5.6 s."""
         if self.stopped:
             return fail(LinkLost("this node is stopping"))
         line = self._lines.get(address)
@@ -347,21 +347,21 @@ class Pool:
         return answer
 
     def connected(self, address: Address) -> bool:
-        """As :meth:`ciruela.seams.Wire.connected`."""
+        """As :meth:`ciruela.seams.Connector.connected`."""
         line = self._lines.get(address)
         return line is not None and line.link is not None
 
     def incoming(self, address: Address) -> int:
-        """As :meth:`ciruela.seams.Wire.incoming`."""
+        """As :meth:`ciruela.seams.Connector.incoming`."""
         line = self._lines.get(address)
         return 0 if line is None or line.link is None else line.link.incoming
 
     def bulk(self, address: Address) -> bool:
-        """As :meth:`ciruela.seams.Wire.bulk`."""
+        """As :meth:`ciruela.seams.Connector.bulk`."""
         return address in self._bulk
 
     def alive(self, address: Address) -> None:
-        """As :meth:`ciruela.seams.Wire.alive`."""
+        """As :meth:`ciruela.seams.Connector.alive`."""
         self.backoff.succeeded(address)
 
     def spoke(self, address: Address, bulk: bool) -> None:

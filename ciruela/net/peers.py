@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Beat
+from ciruela.clockwork import PeriodicTask
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.source import PeerSource
 from ciruela.net.resolve import Resolve, split_name
@@ -106,7 +106,7 @@ class PeerList:
         self._running = False
         self._written: Remembered = {}
         self._writing = False
-        self._beat = Beat(clock, rng, LOOK_S, self._refresh, "looking up the names of peers")
+        self._beat = PeriodicTask(clock, rng, LOOK_S, self._refresh, "looking up the names of peers")
         self._peers: dict[Address, str] = {}
 
     @property

@@ -25,12 +25,12 @@ from twisted.web.http import HTTPChannel, Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.model.units import logged
 from ciruela.net import frames
 from ciruela.net.limits import LIMITS, Budgets, IsPeer, Limits, nobody
 from ciruela.net.link import MAX_HEAD_BYTES, server_links
-from ciruela.seams import Counterpart
+from ciruela.seams import RequestHandler
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) (HTTP/1\.[0-9])")
@@ -202,7 +202,7 @@ def _no_names() -> Collection[str]:
 
 
 def site(
-    counterpart: Counterpart,
+    counterpart: RequestHandler,
     pages: IResource,
     clock: IReactorTime,
     link_limits: Limits = LIMITS,
@@ -236,7 +236,7 @@ class Port(Site):
 
     def __init__(
         self,
-        counterpart: Counterpart,
+        counterpart: RequestHandler,
         pages: IResource,
         clock: IReactorTime,
         link_limits: Limits,
@@ -248,7 +248,7 @@ class Port(Site):
         super().__init__(pages, timeout=int(limits.page_s), reactor=clock)
         self.clock = clock
         self.limits = limits
-        self.hush = Hush(clock)
+        self.hush = RateLimitedLog(clock)
         self.links = server_links(counterpart, clock, link_limits, is_peer, self.hush, budgets)
         self.page_hosts = page_hosts
         self._is_peer = is_peer

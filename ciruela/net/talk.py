@@ -13,18 +13,18 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Hush, in_place
+from ciruela.clockwork import RateLimitedLog, in_place
 from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
-from ciruela.model.order import Reject
+from ciruela.model.order import RejectReason
 from ciruela.net.limits import AnswerBudget
 from ciruela.proto import codec
 from ciruela.proto.dialogue import (
     LARGE,
     Answered,
-    Dialogue,
     Failed,
     Nothing,
     NotificationReceived,
+    RequestMultiplexer,
     RequestReceived,
     TooMany,
     Violation,
@@ -42,7 +42,7 @@ from ciruela.proto.messages import (
     Response,
     UploadAck,
 )
-from ciruela.seams import Counterpart, InThread, Link
+from ciruela.seams import Connection, InThread, RequestHandler
 
 MOST_AT_WORK = 64
 """Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
@@ -62,7 +62,7 @@ STRANGER_AT_WORK = 4
 LONG_LIST_BYTES = 128 * 1024
 """A list that is longer, of some 1,000 images, is decoded in a thread."""
 
-_SIGNED_WELL = frozenset({Reject.ALREADY_EXISTS.value, Reject.ALREADY_UPLOADING.value, Reject.REPLACE_DOESNT_MATCH.value})
+_SIGNED_WELL = frozenset({RejectReason.ALREADY_EXISTS.value, RejectReason.ALREADY_UPLOADING.value, RejectReason.REPLACE_DOESNT_MATCH.value})
 """Refusals for what is there, of a wish with a valid signature; who sent it may wait for what becomes of the path."""
 
 
@@ -70,7 +70,7 @@ def _nothing(*_: object) -> None:
     """Take no note."""
 
 
-class Talk:
+class Session:
     """What is said on one link.
 
     ``send`` takes the bytes of one message, in one part or two. ``broken`` is told why the connection has to be closed. ``held`` is told
@@ -86,15 +86,15 @@ class Talk:
 
     def __init__(
         self,
-        link: Link,
-        counterpart: Counterpart,
+        link: Connection,
+        counterpart: RequestHandler,
         send: Callable[..., None],
         broken: Callable[[str], None],
         held: Callable[[bool], None],
         most_at_work: int = MOST_AT_WORK,
         *,
         trusted: bool = True,
-        hush: Hush | None = None,
+        hush: RateLimitedLog | None = None,
         noise: Callable[[bool], None] = _nothing,
         answers: AnswerBudget | None = None,
         in_thread: InThread = in_place,
@@ -114,7 +114,7 @@ class Talk:
         self._broken = broken
         self._held = held
         self._most_at_work = most_at_work
-        self._dialogue: Dialogue[Deferred[Response]] = Dialogue()
+        self._dialogue: RequestMultiplexer[Deferred[Response]] = RequestMultiplexer()
         self._waiting: deque[RequestReceived] = deque()
         self._at_work = 0
         self._taking = False
@@ -137,7 +137,7 @@ class Talk:
         return self._over is not None
 
     def ask(self, request: Request) -> Deferred[Response]:
-        """As :meth:`ciruela.seams.Link.ask`."""
+        """As :meth:`ciruela.seams.Connection.ask`."""
         if self._over is not None:
             failed: Deferred[Response] = Deferred()
             failed.errback(LinkLost(self._over))
@@ -154,7 +154,7 @@ class Talk:
         return done
 
     def tell(self, notification: Notification) -> None:
-        """As :meth:`ciruela.seams.Link.tell`."""
+        """As :meth:`ciruela.seams.Connection.tell`."""
         if self._over is None:
             self._send(self._dialogue.tell(notification))
 

@@ -42,7 +42,7 @@ _BULK = (GetBlocks, GetPathState, PushPull)
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """The other side asks; answer with :meth:`Dialogue.answer`."""
+    """The other side asks; answer with :meth:`RequestMultiplexer.answer`."""
 
     id: int
     request: Request
@@ -108,7 +108,7 @@ def read(data: bytes | bytearray) -> codec.Incoming | FormatError:
         return fault
 
 
-class Dialogue(Generic[T]):
+class RequestMultiplexer(Generic[T]):
     """Both directions of one connection."""
 
     def __init__(self, most_pending: int = MAX_PENDING, most_unanswered: int = MAX_UNANSWERED, most_strays: int = MAX_STRAYS) -> None:

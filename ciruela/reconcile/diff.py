@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ciruela.model.order import Command, Order, Origin, Removal
-from ciruela.model.state import Burials, State, Version
+from ciruela.model.order import Command, Origin, Removal, UploadRequest
+from ciruela.model.state import State, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 
 
-def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State], burials: Burials, append_only: bool = False) -> list[Order]:
+def wanted(
+    base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State], burials: Tombstones, append_only: bool = False
+) -> list[UploadRequest]:
     """Orders for the entries that are newer there by the one order of versions, the newest first.
 
     The same image with a later signature is wanted too: it costs no download and makes the hashes agree. Entries with a bad name or without
@@ -31,12 +33,12 @@ def wanted(base: VPath, ours: Mapping[str, State], theirs: Mapping[str, State], 
         except ValueError:
             continue
         command = Command.APPEND if mine is None else Command.REPLACE
-        orders.append((state.version, Order(command, vpath, state.image, None, state.signatures, Origin.PEER)))
+        orders.append((state.version, UploadRequest(command, vpath, state.image, None, state.signatures, Origin.PEER)))
     orders.sort(key=lambda one: one[0], reverse=True)
     return [order for _, order in orders]
 
 
-def removal_in(burials: Burials, entry: str) -> Version | None:
+def removal_in(burials: Tombstones, entry: str) -> Version | None:
     """The version that a signed wish removed last from ``entry``."""
     tombstone = burials.tombstones.get(entry)
     return tombstone.version if tombstone is not None and tombstone.signatures else None
@@ -51,7 +53,7 @@ def _newer(state: State, mine: State, removed: Version | None, append_only: bool
     return state.image != mine.image or state.version > mine.version or state.claim(removed) < mine.claim(removed)
 
 
-def better(one: Order, other: Order, removed: Version | None, append_only: bool) -> Order:
+def better(one: UploadRequest, other: UploadRequest, removed: Version | None, append_only: bool) -> UploadRequest:
     """Of two peers' orders for one path the one that wins; of one image with the signatures of both."""
     first, second = State(one.image, one.signatures), State(other.image, other.signatures)
     if one.image == other.image:
@@ -62,7 +64,7 @@ def better(one: Order, other: Order, removed: Version | None, append_only: bool)
 
 
 def removals_in(
-    base: VPath, ours: Mapping[str, State], theirs: Mapping[str, RemovedEntry], burials: Burials, append_only: bool = False
+    base: VPath, ours: Mapping[str, State], theirs: Mapping[str, RemovedEntry], burials: Tombstones, append_only: bool = False
 ) -> list[Removal]:
     """What was removed there by signed wishes and concerns what is here, or is not known here. The oldest first.
 
@@ -87,7 +89,7 @@ def removals_in(
     return sorted(found, key=lambda one: one.version)
 
 
-def _deleted(entry: str, state: State, burials: Burials) -> bool:
+def _deleted(entry: str, state: State, burials: Tombstones) -> bool:
     tombstone = burials.tombstones.get(entry)
     if tombstone is not None:
         return state.version <= tombstone.version

@@ -14,17 +14,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Order, Progress, Reject, Rejected, Removal, RemovalGranted, Verdict
-from ciruela.model.state import Burials, State, Version
+from ciruela.model.order import Accepted, Decision, Progress, Rejection, RejectReason, Removal, RemovalGranted, UploadRequest
+from ciruela.model.state import State, Tombstones, Version
 from ciruela.model.units import logged
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
-from ciruela.seams import Address, Wire
+from ciruela.seams import Address, Connector
 from ciruela.tracking.ledger import GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
 MOST_DOWNLOADS = 20
@@ -48,20 +48,20 @@ MOST_BASES = 64
 """Base dirs asked about at a time; more are heard of again with the next gossip."""
 
 
-_MAY_PASS = frozenset({Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA, Reject.PROTECTED})
+_MAY_PASS = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_FUTURE, RejectReason.QUOTA, RejectReason.PROTECTED})
 
 
 class Orders(Protocol):
     """Where orders go: the uploads."""
 
-    def order(self, order: Order, hints: tuple[Address, ...]) -> Deferred[Verdict]:
+    def order(self, order: UploadRequest, hints: tuple[Address, ...]) -> Deferred[Decision]:
         """Judge it, record it, start its download."""
 
 
 class RemovalSink(Protocol):
     """Where removals go."""
 
-    def remove(self, removal: Removal) -> Deferred[RemovalGranted | Rejected]:
+    def remove(self, removal: Removal) -> Deferred[RemovalGranted | Rejection]:
         """Verify its signatures, judge it, carry it out."""
 
 
@@ -74,7 +74,7 @@ class Reconciler:
         self,
         configs: Mapping[str, DirConfig],
         ledger: Ledger,
-        wire: Wire,
+        wire: Connector,
         uploads: Orders,
         hint: Callable[[VPath, ImageId, Address], None],
         watchers: Callable[[VPath, tuple[MachineId, ...]], None],
@@ -95,11 +95,11 @@ class Reconciler:
         self._asking: dict[VPath, Deferred[Response]] = {}
         self._again: dict[VPath, tuple[bytes, Address]] = {}
         self._known: OrderedDict[tuple[VPath, bytes], float] = OrderedDict()
-        self._backlog: dict[VPath, deque[tuple[Order, Address]]] = {}
+        self._backlog: dict[VPath, deque[tuple[UploadRequest, Address]]] = {}
         self._running: dict[VPath, ImageId] = {}
         self._removing: set[VPath] = set()
         self._judging: set[VPath] = set()
-        self._hush = Hush(clock, 20)
+        self._hush = RateLimitedLog(clock, 20)
 
     def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
         """A peer announced this hash of ``base``."""
@@ -158,7 +158,7 @@ class Reconciler:
         until_s = self._known.get((base, hash_))
         return until_s is not None and self._clock.seconds() < until_s
 
-    def _given_up(self, order: Order, unfinished: Collection[str]) -> bool:
+    def _given_up(self, order: UploadRequest, unfinished: Collection[str]) -> bool:
         """Whether this upload failed here lately, or long ago and the peer has not got it either."""
         within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else None
         return self._ledger.recently_aborted(order.vpath, _version(order), within_s)
@@ -217,7 +217,7 @@ class Reconciler:
                     self._hush.error(self._log, "not removed", base, text, vpath=what, why=why)
                     self._soon_again(base)
                     continue
-                if isinstance(verdict, Rejected) and verdict.reason in _MAY_PASS:
+                if isinstance(verdict, Rejection) and verdict.reason in _MAY_PASS:
                     self._soon_again(base)
 
         def ended(result: Failure | None) -> None:
@@ -276,7 +276,7 @@ class Reconciler:
         most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE
         return most and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE
 
-    def _give(self, order: Order, address: Address) -> None:
+    def _give(self, order: UploadRequest, address: Address) -> None:
         self._judging.add(order.vpath)
         self._uploads.order(order, (address,)).addCallback(self._judged, order, address).addErrback(self._not_judged, order).addBoth(
             lambda _: self._leave(order.vpath)
@@ -285,11 +285,11 @@ class Reconciler:
     def _broken(self, failure: Failure) -> None:
         self._log.failure("going on with what is wanted failed; it is tried again with the next news", failure)
 
-    def _judged(self, verdict: Verdict, order: Order, address: Address) -> None:
+    def _judged(self, verdict: Decision, order: UploadRequest, address: Address) -> None:
         match verdict:
-            case Rejected(reason=reason) if reason in _MAY_PASS:
+            case Rejection(reason=reason) if reason in _MAY_PASS:
                 self._soon_again(order.vpath.base)
-            case Rejected(reason=Reject.CONFLICT) if self._ledger.pending(order.vpath) is not None:  # which may come to nothing
+            case Rejection(reason=RejectReason.CONFLICT) if self._ledger.pending(order.vpath) is not None:  # which may come to nothing
                 self._soon_again(order.vpath.base)
             case Accepted(state=state) if state.version < _version(order):  # its latest signature is by a key that is not known here
                 self._soon_again(order.vpath.base)
@@ -299,7 +299,7 @@ class Reconciler:
                     self._running[order.vpath] = order.image
             case Accepted(progress=Progress.IN_PROGRESS):
                 self._hint(order.vpath, order.image, address)
-            case Rejected(reason=Reject.SIGNATURE_MISMATCH):
+            case Rejection(reason=RejectReason.SIGNATURE_MISMATCH):
                 self._hush.error(
                     self._log,
                     "unsigned",
@@ -310,7 +310,7 @@ class Reconciler:
                     vpath=str(order.vpath),
                 )
 
-    def _not_judged(self, failure: Failure, order: Order) -> None:
+    def _not_judged(self, failure: Failure, order: UploadRequest) -> None:
         self._log.error("{vpath} cannot be taken over: {reason}", vpath=str(order.vpath), reason=failure.getErrorMessage())
         self._forget(order.vpath.base)
 
@@ -319,10 +319,10 @@ class Reconciler:
         self._pump()
 
 
-Waiting = tuple[Order, Address]
+Waiting = tuple[UploadRequest, Address]
 
 
-def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Burials, append_only: bool) -> deque[Waiting]:
+def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Tombstones, append_only: bool) -> deque[Waiting]:
     """What two peers have, the newest first; at each path the one of the two that wins."""
     best: dict[VPath, Waiting] = {}
     for order, address in (*fresh, *before):
@@ -336,5 +336,5 @@ def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Burial
     return deque(sorted(best.values(), key=lambda one: _version(one[0]), reverse=True)[:MOST_BACKLOG])
 
 
-def _version(order: Order) -> Version:
+def _version(order: UploadRequest) -> Version:
     return State(order.image, order.signatures).version

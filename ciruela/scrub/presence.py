@@ -17,9 +17,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Beat
+from ciruela.clockwork import PeriodicTask
 from ciruela.model.errors import DiskError
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.state import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Disk, NamesFound, Pending
@@ -47,7 +47,7 @@ class PresenceDownloads(Protocol):
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending."""
 
-    def stop(self, vpath: VPath, reason: Abort) -> None:
+    def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End what is under way for ``vpath``."""
 
     def settled(self, vpath: VPath) -> Deferred[None] | None:
@@ -73,7 +73,7 @@ class Presence:
         self._disk = disk
         self._fetcher = fetcher
         self._alone = alone
-        self._beat = Beat(clock, rng, TICK_S, self._tick, "the look at what is there")
+        self._beat = PeriodicTask(clock, rng, TICK_S, self._tick, "the look at what is there")
         self._round: Iterator[VPath] = iter(())
         self._batch = 0
         self._ticks = 0
@@ -179,7 +179,7 @@ class Presence:
         self._log.error(
             "{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex()
         )
-        self._fetcher.stop(vpath, Abort.SUPERSEDED)  # it may have been about to be mended
+        self._fetcher.stop(vpath, AbortReason.SUPERSEDED)  # it may have been about to be mended
         pending = Pending(vpath, committed, Command.APPEND)
         self._ledger.vanish(vpath, pending)
         return self._disk.write_pending(pending).addCallbacks(self._fetch, self._not_written, callbackArgs=(pending,), errbackArgs=(vpath,))

@@ -14,12 +14,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff, Beat
+from ciruela.clockwork import Backoff, PeriodicTask
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import Tuning
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import Disk, Examination, Findings, NowMs
 from ciruela.tracking.ledger import Ledger
@@ -86,7 +86,7 @@ class Mender(Protocol):
     def stalled(self, vpath: VPath) -> bool:
         """Whether nobody has given anything for ``vpath`` for a while."""
 
-    def stop(self, vpath: VPath, reason: Abort) -> None:
+    def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End what is under way for ``vpath``."""
 
 
@@ -134,7 +134,7 @@ class Scrub:
         self._rng = rng
         self._now_ms = now_ms
         self._pace = ReadRate(tuning.scrub_bytes_per_second, clock.seconds())
-        self._beat = Beat(clock, rng, TICK_S, self._tick, "the scrub")
+        self._beat = PeriodicTask(clock, rng, TICK_S, self._tick, "the scrub")
         self._suspects: dict[VPath, None] = {}
         self._order: list[VPath] = []
         self._cycle_s = clock.seconds() + FIRST_S
@@ -336,7 +336,7 @@ class Scrub:
                 del self.ill[vpath]
                 self._retries.succeeded(vpath)
             elif ill.mending and not ill.index and self._mender.stalled(vpath):
-                self._mender.stop(vpath, Abort.NO_FILE_SOURCE)
+                self._mender.stop(vpath, AbortReason.NO_FILE_SOURCE)
         for vpath, ill in list(self.ill.items()):
             if sum(one.mending for one in self.ill.values()) >= MOST_MENDING:
                 return
@@ -371,7 +371,7 @@ class Scrub:
         ill.mending = False
         if failure.check(CancelledError):
             return
-        if isinstance(failure.value, DownloadFailed) and failure.value.reason in (Abort.SUPERSEDED, Abort.CONFLICT):
+        if isinstance(failure.value, DownloadFailed) and failure.value.reason in (AbortReason.SUPERSEDED, AbortReason.CONFLICT):
             ill.doubtful = True
             return
         self.failed += 1

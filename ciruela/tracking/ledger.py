@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Burials, RetainedVersion, State, Tombstone, Version
+from ciruela.model.state import RetainedVersion, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 
@@ -35,7 +35,7 @@ would tell each other for ever of an upload that nobody can give any more."""
 MAX_ABORTS = 4096
 
 
-NO_BURIALS = Burials()
+NO_BURIALS = Tombstones()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Ledger:
         self._stale: set[VPath] = set()
         self._aborts: dict[tuple[VPath, ImageId], tuple[float, int, Version]] = {}
         self._failures: dict[tuple[VPath, ImageId], tuple[float, float]] = {}
-        self._burials: dict[VPath, Burials] = {}
+        self._burials: dict[VPath, Tombstones] = {}
         self._revisions: Counter[VPath] = Counter()
 
     def fill(self, loaded: Loaded) -> None:
@@ -191,14 +191,14 @@ class Ledger:
             self._pending[vpath] = pending
         self._touch(vpath)
 
-    def bury(self, vpath: VPath, burials: Burials) -> None:
+    def bury(self, vpath: VPath, burials: Tombstones) -> None:
         """The image at ``vpath`` is deleted; ``burials`` is what is remembered of its base dir now. What is on its way there stays."""
         self._committed.pop(vpath, None)
         self._kept.pop(vpath, None)
         self._remember(vpath.base, burials)
         self._touch(vpath)
 
-    def _remember(self, base: VPath, burials: Burials) -> None:
+    def _remember(self, base: VPath, burials: Tombstones) -> None:
         """Unless it is known what was there later: news of two deletions may come in the other order."""
         if burials.serial >= self.burials(base).serial:
             self._burials[base] = burials
@@ -227,11 +227,11 @@ class Ledger:
         tombstone = self.burials(vpath.base).tombstones.get(vpath.entry)
         return tombstone.version if tombstone is not None and tombstone.signatures and not self.knows(vpath) else None
 
-    def burials(self, base: VPath) -> Burials:
+    def burials(self, base: VPath) -> Tombstones:
         """What was deleted in ``base``."""
         return self._burials.get(base, NO_BURIALS)
 
-    def fold(self, base: VPath, burials: Burials) -> None:
+    def fold(self, base: VPath, burials: Tombstones) -> None:
         """What is remembered of ``base`` changed, and nothing that is there: a removal that it outlived, or tombstones became a floor."""
         self._remember(base, burials)
         self._revisions[base] += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Link
+from ciruela.seams import Connection
 
 MOST_PER_LINK = 64
 """Uploads of one connection that can be taken back, the last ones (threats 6.3)."""
@@ -22,11 +22,11 @@ class Wishes:
     """The accepted orders of the open client connections. Forgotten when a connection ends."""
 
     def __init__(self) -> None:
-        self._began: dict[Wish, Link] = {}
-        self._askers: dict[Wish, set[Link]] = {}
-        self._of_link: dict[Link, dict[Wish, None]] = {}
+        self._began: dict[Wish, Connection] = {}
+        self._askers: dict[Wish, set[Connection]] = {}
+        self._of_link: dict[Connection, dict[Wish, None]] = {}
 
-    def accepted(self, link: Link, vpath: VPath, image: ImageId, *, began: bool) -> None:
+    def accepted(self, link: Connection, vpath: VPath, image: ImageId, *, began: bool) -> None:
         """An order of ``link`` was accepted; ``began``: the upload was not on its way before."""
         wish = vpath, image
         wishes = self._of_link.setdefault(link, {})
@@ -38,23 +38,23 @@ class Wishes:
         while len(wishes) > MOST_PER_LINK:
             self._drop(link, next(iter(wishes)))
 
-    def sole(self, link: Link, vpath: VPath, image: ImageId) -> bool:
+    def sole(self, link: Connection, vpath: VPath, image: ImageId) -> bool:
         """Whether ``link`` began this upload, and no other connection asked for it since."""
         wish = vpath, image
         return self._began.get(wish) is link and self._askers.get(wish) == {link}
 
-    def withdrawn(self, link: Link, vpath: VPath, image: ImageId) -> None:
+    def withdrawn(self, link: Connection, vpath: VPath, image: ImageId) -> None:
         """``link`` does not want this upload any more."""
         if (vpath, image) in self._of_link.get(link, {}):
             self._drop(link, (vpath, image))
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The connection is gone, its uploads go on."""
         for wish in list(self._of_link.get(link, ())):
             self._drop(link, wish)
         self._of_link.pop(link, None)
 
-    def _drop(self, link: Link, wish: Wish) -> None:
+    def _drop(self, link: Connection, wish: Wish) -> None:
         self._of_link[link].pop(wish, None)
         if self._began.get(wish) is link:
             del self._began[wish]
@@ -69,7 +69,7 @@ MAX_PER_LINK = 64
 
 
 @dataclass(slots=True)
-class _Subscriptions:
+class _OfConnection:
     """What one connection has said: the images it published, those of which an upload was accepted on it, the paths it waits for."""
 
     published: dict[ImageId, None] = field(default_factory=dict)
@@ -77,52 +77,52 @@ class _Subscriptions:
     paths: dict[VPath, None] = field(default_factory=dict)
 
 
-class Watches:
+class Subscriptions:
     """What the open client connections have said. Forgotten when a connection ends."""
 
     def __init__(self) -> None:
-        self._images: dict[ImageId, dict[Link, None]] = {}
-        self._paths: dict[VPath, dict[Link, None]] = {}
-        self._of_link: dict[Link, _Subscriptions] = {}
+        self._images: dict[ImageId, dict[Connection, None]] = {}
+        self._paths: dict[VPath, dict[Connection, None]] = {}
+        self._of_link: dict[Connection, _OfConnection] = {}
 
-    def publish(self, link: Link, image: ImageId) -> bool:
+    def publish(self, link: Connection, image: ImageId) -> bool:
         """``link`` says that it can give ``image``, which counts once an upload of it is accepted on that connection.
 
         Clients publish first. Anybody may know the id, and would else be asked in vain. False when the connection has named too many.
         """
-        said = self._of_link.setdefault(link, _Subscriptions())
+        said = self._of_link.setdefault(link, _OfConnection())
         if image not in said.published and len(said.published) >= MAX_PER_LINK:
             return False
         said.published[image] = None
         self._join(link, image, said)
         return True
 
-    def accept(self, link: Link, image: ImageId) -> bool:
+    def accept(self, link: Connection, image: ImageId) -> bool:
         """An upload of ``image`` was accepted on ``link``. Whether that makes it a source."""
-        said = self._of_link.setdefault(link, _Subscriptions())
+        said = self._of_link.setdefault(link, _OfConnection())
         if image not in said.accepted and len(said.accepted) >= MAX_PER_LINK:
             del said.accepted[next(iter(said.accepted))]
         said.accepted[image] = None
         return self._join(link, image, said)
 
-    def _join(self, link: Link, image: ImageId, said: _Subscriptions) -> bool:
+    def _join(self, link: Connection, image: ImageId, said: _OfConnection) -> bool:
         if image not in said.published or image not in said.accepted:
             return False
         self._images.setdefault(image, {})[link] = None
         return True
 
-    def watch(self, link: Link, vpath: VPath) -> bool:
+    def watch(self, link: Connection, vpath: VPath) -> bool:
         """``link`` waits for news of ``vpath``. False when the connection watches too many."""
-        paths = self._of_link.setdefault(link, _Subscriptions()).paths
+        paths = self._of_link.setdefault(link, _OfConnection()).paths
         if vpath not in paths and len(paths) >= MAX_PER_LINK:
             return False
         paths[vpath] = None
         self._paths.setdefault(vpath, {})[link] = None
         return True
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The connection is gone, and with it all that it said."""
-        said = self._of_link.pop(link, _Subscriptions())
+        said = self._of_link.pop(link, _OfConnection())
         for image in said.published:
             links = self._images.get(image, {})
             links.pop(link, None)
@@ -133,11 +133,11 @@ class Watches:
             if not self._paths[vpath]:
                 del self._paths[vpath]
 
-    def sources(self, image: ImageId) -> list[Link]:
+    def sources(self, image: ImageId) -> list[Connection]:
         """The connections that can give ``image``."""
         return list(self._images.get(image, ()))
 
-    def interested(self, vpath: VPath, image: ImageId) -> list[Link]:
+    def interested(self, vpath: VPath, image: ImageId) -> list[Connection]:
         """The connections that want to hear of ``image`` at ``vpath``: those that watch the path or give the image."""
         return list({**self._paths.get(vpath, {}), **self._images.get(image, {})})
 

@@ -18,7 +18,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Response
-from ciruela.seams import Address, Wire
+from ciruela.seams import Address, Connector
 from ciruela.uploads.verdict import NOWHERE, Elsewhere
 
 MOST_ASKED = 5
@@ -58,7 +58,7 @@ class Neighbours:
 
     def __init__(
         self,
-        wire: Wire,
+        wire: Connector,
         nearby: Callable[[str], Nearby],
         stalled: Callable[[VPath, ImageId], Collection[MachineId]],
         acquainted: Callable[[], Deferred[None]],

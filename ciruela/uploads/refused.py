@@ -13,12 +13,14 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
-from ciruela.model.order import Order, Reject
+from ciruela.model.order import RejectReason, UploadRequest
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_REFUSED, REFUSED_BYTES
 
-FOR_CONTENT = frozenset({Reject.ALREADY_EXISTS, Reject.ALREADY_UPLOADING, Reject.REPLACE_DOESNT_MATCH, Reject.CONFLICT})
+FOR_CONTENT = frozenset(
+    {RejectReason.ALREADY_EXISTS, RejectReason.ALREADY_UPLOADING, RejectReason.REPLACE_DOESNT_MATCH, RejectReason.CONFLICT}
+)
 """Refusals for what is there, after which another form of the order could be granted."""
 
 MOST = 10_000
@@ -32,7 +34,7 @@ def _digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=_HALF).digest()
 
 
-def digests(order: Order, entries: Iterable[SigEntry]) -> list[bytes]:
+def digests(order: UploadRequest, entries: Iterable[SigEntry]) -> list[bytes]:
     """One digest for each signature of ``order`` in ``entries``: first of the signature, then of the command and the old image with it."""
     form = order.command.value.encode() + (order.old_image or b"")
     return [_digest(one.signature) + _digest(one.signature, form) for one in entries]
@@ -45,7 +47,7 @@ class RefusedOrders:
         self._kept: OrderedDict[bytes, tuple[VPath, bytes, int]] = OrderedDict()
         self._at: dict[VPath, OrderedDict[bytes, None]] = {}
 
-    def note(self, order: Order, entries: Iterable[SigEntry], max_age_ms: int) -> None:
+    def note(self, order: UploadRequest, entries: Iterable[SigEntry], max_age_ms: int) -> None:
         """``order`` was refused; ``entries`` are its signatures, each made by a key that may upload."""
         for entry in entries:
             [digest] = digests(order, [entry])
@@ -72,7 +74,7 @@ class RefusedOrders:
         return tuple(self._kept[name][1] for name in names[-MOST_REFUSED:] if name in self._kept)
 
 
-def in_other_form(order: Order, entries: Iterable[SigEntry], refused: Collection[bytes]) -> bool:
+def in_other_form(order: UploadRequest, entries: Iterable[SigEntry], refused: Collection[bytes]) -> bool:
     """Whether a signature of ``order`` is one of those in ``refused`` (digests), there with another command or old image."""
     before = {digest[:_HALF]: digest for digest in refused}
     return any(before.get(digest[:_HALF], digest) != digest for digest in digests(order, entries))

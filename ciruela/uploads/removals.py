@@ -10,13 +10,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.index.tree import Index
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import CiruelaError, DiskError, OtherContent
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Origin, Reject, Rejected, Removal
+from ciruela.model.order import AbortReason, Origin, Rejection, RejectReason, Removal
 from ciruela.model.state import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
@@ -71,10 +71,10 @@ class Removals:
         clock: IReactorTime,
         now_ms: NowMs,
         removed: Callable[[VPath, ImageId], None],
-        hush: Hush,
+        hush: RateLimitedLog,
         max_age_ms: int = SIGNATURE_MAX_AGE_MS,
         guard: Guard = _unguarded,
-        kept_out: Callable[[Removal, Reject], None] = lambda _removal, _reason: None,
+        kept_out: Callable[[Removal, RejectReason], None] = lambda _removal, _reason: None,
         neighbours: Neighbours | None = None,
     ) -> None:
         """``removed`` is told of each removal that is recorded here, ``kept_out`` of each that is refused.
@@ -121,7 +121,7 @@ class Removals:
             standing = self._standing(removal.vpath, elsewhere)
             verdict = judge_removal(removal, standing, tuple(verified), self._now_ms(), self._max_age_ms, config.append_only, protecting)
             settled = self._downloads.settled(removal.vpath)
-            if isinstance(verdict, Rejected):
+            if isinstance(verdict, Rejection):
                 self._tell_refused(removal, verdict)
                 return verdict
             if not verdict.fresh and not unrecorded:
@@ -138,7 +138,7 @@ class Removals:
         try:
             await self._carry_out(removal, verified, index)
         except OtherContent as other:
-            verdict = Rejected(Reject.REPLACE_DOESNT_MATCH, str(other))
+            verdict = Rejection(RejectReason.REPLACE_DOESNT_MATCH, str(other))
             self._tell_refused(removal, verdict)
         return verdict
 
@@ -178,7 +178,7 @@ class Removals:
             return f"nobody can tell whether a protected link leads to it: no answer within {GUARD_S:.0f} s"
         return None if link is None else f"the protected link {link} leads to it; let it lead elsewhere first, or force the removal"
 
-    def _tell_refused(self, removal: Removal, verdict: Rejected) -> None:
+    def _tell_refused(self, removal: Removal, verdict: Rejection) -> None:
         self._kept_out(removal, verdict.reason)
         self._hush.info(
             self._log,
@@ -206,7 +206,7 @@ class Removals:
         ``index`` is that of the image, where nothing is recorded of what stands there and somebody has it.
         """
         vpath = removal.vpath
-        self._downloads.stop(vpath, Abort.SUPERSEDED)
+        self._downloads.stop(vpath, AbortReason.SUPERSEDED)
         signatures = tuple(entry.signature for entry in verified)
         tombstone = Tombstone(removal.version, self._now_ms(), signatures, removal.forced)
         if self._ledger.pending(vpath) is not None:

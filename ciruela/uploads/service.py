@@ -15,12 +15,12 @@ from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succee
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.dirconfig import STANDARD, DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject, Rejected, Verdict
+from ciruela.model.order import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
 from ciruela.model.state import MOST_SIGNATURES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Authority, Disk, NowMs, Pending
@@ -48,16 +48,16 @@ class Quotas:
         """A key may have so many from now on."""
         self._uploads_per_key = uploads_per_key
 
-    def room(self, order: Order, config: DirConfig) -> Rejected | None:
+    def room(self, order: UploadRequest, config: DirConfig) -> Rejection | None:
         """The refusal when ``order`` would make one more path than the directory may have."""
         if order.origin is Origin.PEER or config.max_images is None or self._ledger.knows(order.vpath):
             return None
         count = self._ledger.count(config.key)
         if count < config.max_images:
             return None
-        return Rejected(Reject.QUOTA, f"/{config.key} has {count} images, max-images is {config.max_images}")
+        return Rejection(RejectReason.QUOTA, f"/{config.key} has {count} images, max-images is {config.max_images}")
 
-    def charge(self, order: Order, makers: Iterable[str]) -> None:
+    def charge(self, order: UploadRequest, makers: Iterable[str]) -> None:
         """Note that ``order`` begins, for the first of the keys that signed it and has room. Raises Busy when none has."""
         if order.origin is Origin.PEER:
             self._makers.pop(order.vpath, None)
@@ -97,7 +97,7 @@ async def makers(
 
 T = TypeVar("T")
 
-_FINAL = frozenset({Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA})
+_FINAL = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_FUTURE, RejectReason.QUOTA})
 """Refusals that nothing which others have could turn into another answer."""
 
 
@@ -107,7 +107,7 @@ class Starter(Protocol):
     def start(self, pending: Pending, hints: tuple[Address, ...]) -> None:
         """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it."""
 
-    def stop(self, vpath: VPath, reason: Abort) -> None:
+    def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End the download for ``vpath``, if one runs."""
 
     def stalled(self, vpath: VPath) -> bool:
@@ -131,7 +131,7 @@ class Uploads:
         downloads: Starter,
         now_ms: NowMs,
         conflicted: Callable[[VPath, ImageId, str], None],
-        hush: Hush,
+        hush: RateLimitedLog,
         max_age_ms: int = SIGNATURE_MAX_AGE_MS,
         uploads_per_key: int = STANDARD.uploads_per_key,
         neighbours: Neighbours | None = None,
@@ -153,9 +153,9 @@ class Uploads:
         self._neighbours = neighbours
         self._turns: dict[VPath, DeferredLock] = {}
         self.forms = RefusedOrders()
-        self.refused: Callable[[Order, Reject], None] = lambda _order, _reason: None
+        self.refused: Callable[[UploadRequest, RejectReason], None] = lambda _order, _reason: None
 
-    def order(self, order: Order, hints: tuple[Address, ...] = ()) -> Deferred[Verdict]:
+    def order(self, order: UploadRequest, hints: tuple[Address, ...] = ()) -> Deferred[Decision]:
         """Fires with the verdict once it is recorded.
 
         Fails with DiskError when it cannot be, or when the keys cannot be read; with Busy when the key that signed it has as many uploads
@@ -169,12 +169,12 @@ class Uploads:
             return self._unfit(order, config, refused)
         return self.alone(order.vpath, lambda: Deferred.fromCoroutine(self._examine(order, config, hints)))
 
-    def _unfit(self, order: Order, config: DirConfig, refused: Rejected) -> Deferred[Verdict]:
+    def _unfit(self, order: UploadRequest, config: DirConfig, refused: Rejection) -> Deferred[Decision]:
         """Fires with ``refused``; a replace that an append-only directory refused must not be sent again as an append, either."""
-        if refused.reason is not Reject.DIR_IS_APPEND_ONLY:
+        if refused.reason is not RejectReason.DIR_IS_APPEND_ONLY:
             return succeed(refused)
 
-        def note(verified: Mapping[SigEntry, str]) -> Verdict:
+        def note(verified: Mapping[SigEntry, str]) -> Decision:
             self.forms.note(order, verified, self._max_age_ms)
             return refused
 
@@ -197,7 +197,7 @@ class Uploads:
 
         return turn.acquire().addCallback(lambda _: maybeDeferred(work).addBoth(leave))
 
-    async def _examine(self, order: Order, config: DirConfig, hints: tuple[Address, ...]) -> Verdict:
+    async def _examine(self, order: UploadRequest, config: DirConfig, hints: tuple[Address, ...]) -> Decision:
         verified = await self._verified(order, config)
         elsewhere = await self._elsewhere(order, config, verified)
         known = await self._makers(order, config, verified)
@@ -207,22 +207,22 @@ class Uploads:
             verdict = await verdict
         return verdict
 
-    async def _verified(self, order: Order, config: DirConfig) -> Mapping[SigEntry, str]:
+    async def _verified(self, order: UploadRequest, config: DirConfig) -> Mapping[SigEntry, str]:
         """The signatures of ``order`` that count; of a peer's in an append-only directory also older ones of each key: its claim."""
         if order.origin is Origin.PEER and config.append_only:
             return await makers(self._authority, config, order.vpath, order.image, order.signatures)
         return await self._authority.verified(config, order.vpath, order.image, order.signatures)
 
-    async def _elsewhere(self, order: Order, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
+    async def _elsewhere(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
         """What others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
         if self._neighbours is None or order.origin is Origin.PEER:
             return NOWHERE
         match self._judged(order, config, self._standing(order.vpath), verified):
-            case Rejected(reason=reason) if order.command is Command.APPEND or reason in _FINAL:
+            case Rejection(reason=reason) if order.command is Command.APPEND or reason in _FINAL:
                 return NOWHERE
         return await self._neighbours.ask(order.vpath)
 
-    async def _makers(self, order: Order, config: DirConfig, verified: Mapping[SigEntry, str]) -> Mapping[SigEntry, str]:
+    async def _makers(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Mapping[SigEntry, str]:
         """``verified``, with the keys of the signatures that this node has for the same image already, when new ones join them."""
         for state in (self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)):
             if state is not None and state.image == order.image and not verified.keys() <= set(state.signatures):
@@ -230,7 +230,7 @@ class Uploads:
                 return {**verified, **await makers(self._authority, config, order.vpath, order.image, others)}
         return verified
 
-    async def _present(self, order: Order, verified: Mapping[SigEntry, str]) -> bool:
+    async def _present(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
         """Whether the recorded image really stands there: an operator may have removed it by hand."""
         committed = self._ledger.committed(order.vpath)
         if not verified or committed is None or committed.image != order.image:
@@ -239,20 +239,20 @@ class Uploads:
 
     def _decide(
         self,
-        order: Order,
+        order: UploadRequest,
         config: DirConfig,
         hints: tuple[Address, ...],
         verified: Mapping[SigEntry, str],
         elsewhere: Elsewhere,
         known: Mapping[SigEntry, str],
         present: bool,
-    ) -> Verdict | Deferred[Verdict]:
+    ) -> Decision | Deferred[Decision]:
         pending = self._ledger.pending(order.vpath)
         committed = self._ledger.committed(order.vpath)
         standing = self._standing(order.vpath, elsewhere)
         verdict = self._judged(order, config, standing, verified)
         match verdict:
-            case Rejected():
+            case Rejection():
                 self._tell_refused(order, config, standing, verdict, verified)
                 return verdict
         verdict = replace(verdict, state=verdict.state.compact(known, claim=config.append_only))
@@ -268,12 +268,12 @@ class Uploads:
         return settled.addCallback(lambda _: self._decide(order, config, hints, verified, elsewhere, known, present))
 
     def _tell_refused(
-        self, order: Order, config: DirConfig, standing: PathState, verdict: Rejected, verified: Mapping[SigEntry, str]
+        self, order: UploadRequest, config: DirConfig, standing: PathState, verdict: Rejection, verified: Mapping[SigEntry, str]
     ) -> None:
         """Log a refusal, and tell whom it concerns."""
         if order.origin is Origin.CLIENT and verdict.reason in FOR_CONTENT:
             self.forms.note(order, verified, self._max_age_ms)
-        if verdict.reason is Reject.CONFLICT:
+        if verdict.reason is RejectReason.CONFLICT:
             if config.on_append_conflict is OnConflict.FREEZE:
                 self._frozen(order, standing)
                 return
@@ -307,22 +307,24 @@ class Uploads:
             elsewhere,
         )
 
-    def _judged(self, order: Order, config: DirConfig, standing: PathState, verified: Mapping[SigEntry, str]) -> Verdict:
+    def _judged(self, order: UploadRequest, config: DirConfig, standing: PathState, verified: Mapping[SigEntry, str]) -> Decision:
         verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
         if order.origin is Origin.CLIENT and isinstance(verdict, Accepted) and not self._holds(order, verified):
             refused = {*self.forms.at(order.vpath, self._now_ms()), *standing.elsewhere.refused}
             if in_other_form(order, verified, refused):
-                return Rejected(Reject.SIGNATURE_MISMATCH, "this signature was used for another order, which was refused: sign it anew")
+                return Rejection(
+                    RejectReason.SIGNATURE_MISMATCH, "this signature was used for another order, which was refused: sign it anew"
+                )
         if isinstance(verdict, Accepted) and verdict.progress is Progress.NEW:
             verdict = self.quotas.room(order, config) or verdict
         return verdict
 
-    def _holds(self, order: Order, verified: Mapping[SigEntry, str]) -> bool:
+    def _holds(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
         """Whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
         states = self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)
         return any(one is not None and one.image == order.image and verified.keys() <= set(one.signatures) for one in states)
 
-    def check(self, order: Order) -> Deferred[Verdict]:
+    def check(self, order: UploadRequest) -> Deferred[Decision]:
         """The verdict that an upload would get, for a question that is signed as one. Nothing is recorded, begun, or logged.
 
         Fails with DiskError when the keys cannot be read.
@@ -334,7 +336,7 @@ class Uploads:
         if unfit is not None:
             return succeed(unfit)
 
-        async def work() -> Verdict:
+        async def work() -> Decision:
             verified = await self._authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
             elsewhere = await self._elsewhere(order, config, verified)
             return self._judged(order, config, self._standing(order.vpath, elsewhere), verified)
@@ -353,7 +355,7 @@ class Uploads:
             pending = self._ledger.pending(vpath)
             if pending is None or pending.state.image != image:
                 return False
-            self._downloads.stop(vpath, Abort.SUPERSEDED)
+            self._downloads.stop(vpath, AbortReason.SUPERSEDED)
             self._ledger.abort(vpath, self._now_ms())
             await self._disk.drop_pending(vpath)
             self._log.info("{image} for {vpath} was withdrawn by its client", image=image.hex(), vpath=str(vpath))
@@ -375,7 +377,7 @@ class Uploads:
             self._ledger.begin(later)
             await self._disk.write_pending(later)
 
-    def _frozen(self, order: Order, standing: PathState) -> None:
+    def _frozen(self, order: UploadRequest, standing: PathState) -> None:
         """Two images were appended to one path, and this node keeps its own."""
         kept = standing.pending or standing.committed
         assert kept is not None
@@ -387,20 +389,20 @@ class Uploads:
         )
         self._conflicted(order.vpath, kept.image, f"another node has {order.image.hex()[:12]} there, and each keeps its own")
 
-    def _merge_committed(self, vpath: VPath, committed: State | None, verdict: Accepted) -> Verdict | Deferred[Verdict]:
+    def _merge_committed(self, vpath: VPath, committed: State | None, verdict: Accepted) -> Decision | Deferred[Decision]:
         if committed == verdict.state:
             return verdict
         self._ledger.commit(vpath, verdict.state)
         return self._disk.write_state(vpath, verdict.state).addCallback(lambda _: verdict)
 
-    def _merge_pending(self, pending: Pending | None, verdict: Accepted) -> Verdict | Deferred[Verdict]:
+    def _merge_pending(self, pending: Pending | None, verdict: Accepted) -> Decision | Deferred[Decision]:
         if pending is None or pending.state == verdict.state:
             return verdict
         merged = Pending(pending.vpath, verdict.state, pending.command)
         self._ledger.begin(merged)
         return self._disk.write_pending(merged).addCallback(lambda _: verdict)
 
-    def _converge(self, order: Order) -> None:
+    def _converge(self, order: UploadRequest) -> None:
         """Of two images that were appended to one path, the one that was first takes the place of ours."""
         self._log.error(
             "conflict at append-only {vpath}: image {image}, which was appended first, takes its place",
@@ -411,17 +413,17 @@ class Uploads:
         if ours is not None and ours.image != order.image:
             self._conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]} was appended first, and takes its place")
 
-    def _begin(self, order: Order, config: DirConfig, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Verdict]:
+    def _begin(self, order: UploadRequest, config: DirConfig, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Decision]:
         if verdict.conflict:
             self._converge(order)
-        self._downloads.stop(order.vpath, Abort.CONFLICT if verdict.conflict else Abort.SUPERSEDED)
+        self._downloads.stop(order.vpath, AbortReason.CONFLICT if verdict.conflict else AbortReason.SUPERSEDED)
         before = self._ledger.pending(order.vpath)
         if before is not None and config.append_only and before.state.version < verdict.state.version:
             self._ledger.abort(order.vpath, self._now_ms())  # a peer that still waits for it, with an older claim, does not bring it back
         pending = Pending(order.vpath, verdict.state, order.command)
         self._ledger.begin(pending)
 
-        def recorded(_: None) -> Verdict:
+        def recorded(_: None) -> Decision:
             if self._ledger.pending(order.vpath) is pending:
                 self._downloads.start(pending, hints)
             return verdict

@@ -30,7 +30,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from ciruela.model.dirconfig import DirConfig, OnConflict
-from ciruela.model.order import Accepted, Command, Order, Origin, Progress, Reject, Rejected, Removal, RemovalGranted, Verdict
+from ciruela.model.order import (
+    Accepted,
+    Command,
+    Decision,
+    Origin,
+    Progress,
+    Rejection,
+    RejectReason,
+    Removal,
+    RemovalGranted,
+    UploadRequest,
+)
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 
@@ -88,45 +99,45 @@ class PathState:
     elsewhere: Elsewhere = NOWHERE
 
 
-def no_config(vpath: VPath, keys: Iterable[str]) -> Rejected:
+def no_config(vpath: VPath, keys: Iterable[str]) -> Rejection:
     """The refusal of a path below no directory of ``keys``, which it names, so that a typing error shows."""
     known = sorted(keys)
     named = ", ".join(f"/{key}" for key in islice(known, MOST_NAMED))
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-    return Rejected(Reject.NO_CONFIG, f"/{vpath.key} is not configured here, but {named or 'nothing'}{more}")
+    return Rejection(RejectReason.NO_CONFIG, f"/{vpath.key} is not configured here, but {named or 'nothing'}{more}")
 
 
-def wrong_level(vpath: VPath, num_levels: int) -> Rejected:
+def wrong_level(vpath: VPath, num_levels: int) -> Rejection:
     """The refusal of a path that is too long or too short for its directory."""
     has = f"{vpath} has {vpath.level or 'no'} component{'' if vpath.level == 1 else 's'} below /{vpath.key}"
     are = "is" if num_levels == 1 else "are"
     way = "many" if vpath.level > num_levels else "few"
-    return Rejected(Reject.CONFIG_LEVEL_MISMATCH, f"{has}, {num_levels or 'none'} {are} needed: too {way}")
+    return Rejection(RejectReason.CONFIG_LEVEL_MISMATCH, f"{has}, {num_levels or 'none'} {are} needed: too {way}")
 
 
-def precheck(order: Order, config: DirConfig) -> Rejected | None:
+def precheck(order: UploadRequest, config: DirConfig) -> Rejection | None:
     """What can be refused before any signature is looked at (rows 2 and 3)."""
     if order.vpath.level != config.num_levels:
         return wrong_level(order.vpath, config.num_levels)
     if order.command is Command.REPLACE and config.append_only and order.origin is Origin.CLIENT:
-        return Rejected(Reject.DIR_IS_APPEND_ONLY, f"/{config.key} is append-only: nothing is replaced there, upload to a new path")
+        return Rejection(RejectReason.DIR_IS_APPEND_ONLY, f"/{config.key} is append-only: nothing is replaced there, upload to a new path")
     return None
 
 
 def judge(
-    order: Order,
+    order: UploadRequest,
     config: DirConfig,
     standing: PathState,
     verified: tuple[SigEntry, ...],
     now_ms: int,
     max_age_ms: int = SIGNATURE_MAX_AGE_MS,
-) -> Verdict:
+) -> Decision:
     """The verdict on an order that passed :func:`precheck`, ``verified`` being those of its signatures that a key here made."""
     if not verified:
-        return Rejected(Reject.SIGNATURE_MISMATCH)
+        return Rejection(RejectReason.SIGNATURE_MISMATCH)
     timely = tuple(entry for entry in verified if entry.timestamp_ms <= now_ms + FUTURE_LIMIT_MS)
     if not timely:
-        return Rejected(Reject.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
+        return Rejection(RejectReason.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
     signed = State(order.image, tuple(sorted(timely)))
     wish = signed.since(standing.removed)
     standing = replace(standing, elsewhere=standing.elsewhere.since(standing.removed))
@@ -134,17 +145,17 @@ def judge(
     if same is not None and (order.origin is Origin.PEER or not _behind(order, config, standing)):
         return same
     if standing.buried is not None and signed.version <= standing.buried:
-        return Rejected(Reject.STALE_TIMESTAMP, f"what was deleted here was signed {_later(standing.buried, signed.version)}")
+        return Rejection(RejectReason.STALE_TIMESTAMP, f"what was deleted here was signed {_later(standing.buried, signed.version)}")
     if order.origin is Origin.PEER:
         return _by_claim(wish, config, standing) if config.append_only else _by_version(wish, standing)
     if wish.version.timestamp_ms < now_ms - max_age_ms:
         seen = f"signed for {wish.version.timestamp_ms} ms, the clock here says {now_ms} ms"
-        return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
+        return Rejection(RejectReason.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
     refused = _against_pending(order, wish, standing) or _against_committed(order, wish, config, standing, now_ms)
     return refused or same or Accepted(Progress.NEW, wish)
 
 
-def _same(order: Order, wish: State, standing: PathState) -> Accepted | None:
+def _same(order: UploadRequest, wish: State, standing: PathState) -> Accepted | None:
     """The verdict where this node has the very image, or is getting it: its signatures are added."""
     if standing.pending is not None:
         return Accepted(Progress.IN_PROGRESS, standing.pending.merged(wish.signatures)) if standing.pending.image == order.image else None
@@ -158,7 +169,7 @@ def _first_stays(config: DirConfig) -> bool:
     return config.append_only and config.on_append_conflict is not OnConflict.FREEZE
 
 
-def _behind(order: Order, config: DirConfig, standing: PathState) -> bool:
+def _behind(order: UploadRequest, config: DirConfig, standing: PathState) -> bool:
     """Whether this node has the image of ``order`` and others have something else that may be about to take its place."""
     others = [one for one in standing.elsewhere.committed if one.image != order.image]
     if config.append_only:
@@ -167,37 +178,37 @@ def _behind(order: Order, config: DirConfig, standing: PathState) -> bool:
     return here is not None and max((*standing.elsewhere.committed, here.version)).image != order.image
 
 
-def _by_version(wish: State, standing: PathState) -> Verdict:
+def _by_version(wish: State, standing: PathState) -> Decision:
     """A peer's order where directories may be replaced: the greater version wins."""
     for state in (standing.pending, standing.committed):
         if state is not None and wish.version <= state.version:
-            return Rejected(Reject.STALE_TIMESTAMP, f"what is here was signed {_later(state.version, wish.version)}")
+            return Rejection(RejectReason.STALE_TIMESTAMP, f"what is here was signed {_later(state.version, wish.version)}")
     return _above_floor(wish, standing) or Accepted(Progress.NEW, wish)
 
 
-def _by_claim(wish: State, config: DirConfig, standing: PathState) -> Verdict:
+def _by_claim(wish: State, config: DirConfig, standing: PathState) -> Decision:
     """A peer's order in an append-only directory: the smaller claim wins, but not over what no source is left of."""
     known = [state for state in (standing.pending, standing.committed) if state is not None and state.image != wish.image]
     if known and config.on_append_conflict is OnConflict.FREEZE:
-        return Rejected(Reject.CONFLICT, "two images were appended to one path, each node keeps its own")
+        return Rejection(RejectReason.CONFLICT, "two images were appended to one path, each node keeps its own")
     claim = wish.claim(standing.removed)
     for state in known:
         if (standing.stalled and state is standing.pending) or claim < state.claim(standing.removed):
             continue
-        return Rejected(Reject.CONFLICT, f"{state.image.hex()[:12]} was appended first, and stays")
+        return Rejection(RejectReason.CONFLICT, f"{state.image.hex()[:12]} was appended first, and stays")
     if known and standing.buried is None and claim.timestamp_ms <= standing.floor_ms:  # it may be what was removed there
-        return Rejected(Reject.CONFLICT, "it was signed before what was deleted and forgotten here")
+        return Rejection(RejectReason.CONFLICT, "it was signed before what was deleted and forgotten here")
     return _above_floor(wish, standing) or Accepted(Progress.NEW, wish, conflict=bool(known))
 
 
-def _above_floor(wish: State, standing: PathState) -> Rejected | None:
+def _above_floor(wish: State, standing: PathState) -> Rejection | None:
     known = standing.pending or standing.committed or standing.buried
     if known is None and wish.version.timestamp_ms <= standing.floor_ms:
-        return Rejected(Reject.STALE_TIMESTAMP, "it was signed before what was deleted and forgotten here")
+        return Rejection(RejectReason.STALE_TIMESTAMP, "it was signed before what was deleted and forgotten here")
     return None
 
 
-def _against_pending(order: Order, wish: State, standing: PathState) -> Rejected | None:
+def _against_pending(order: UploadRequest, wish: State, standing: PathState) -> Rejection | None:
     """What is on its way, here or elsewhere, keeps its path.
 
     The same image keeps nobody off, nor does what others have committed meanwhile: this node only catches up with them.
@@ -215,19 +226,19 @@ def _against_pending(order: Order, wish: State, standing: PathState) -> Rejected
         if version.image == order.image:
             continue
         if order.old_image is not None and order.old_image != version.image:
-            return Rejected(
-                Reject.REPLACE_DOESNT_MATCH, f"{version.image.hex()[:12]} is on its way there {where}, not the image to be replaced"
+            return Rejection(
+                RejectReason.REPLACE_DOESNT_MATCH, f"{version.image.hex()[:12]} is on its way there {where}, not the image to be replaced"
             )
-        return Rejected(Reject.ALREADY_UPLOADING, f"{version.image.hex()[:12]} is on its way there {where}")
+        return Rejection(RejectReason.ALREADY_UPLOADING, f"{version.image.hex()[:12]} is on its way there {where}")
     return None
 
 
-def _catches_up(order: Order, mine: State, elsewhere: Elsewhere) -> bool:
+def _catches_up(order: UploadRequest, mine: State, elsewhere: Elsewhere) -> bool:
     replaces = order.command is Command.REPLACE
     return any(one.image == mine.image or (replaces and one > mine.version) for one in elsewhere.committed)
 
 
-def _against_committed(order: Order, wish: State, config: DirConfig, standing: PathState, now_ms: int) -> Rejected | None:
+def _against_committed(order: UploadRequest, wish: State, config: DirConfig, standing: PathState, now_ms: int) -> Rejection | None:
     """The newest of what is committed here and elsewhere is what an order meets."""
     here = _versions(standing.committed)
     newest = max((*standing.elsewhere.committed, *here), default=None)
@@ -236,27 +247,27 @@ def _against_committed(order: Order, wish: State, config: DirConfig, standing: P
         other = mine or max((one for one in standing.elsewhere.committed if one.image != order.image), default=None)
         if other is None or (mine is None and other != newest and not _first_stays(config)):
             return None
-        return Rejected(Reject.ALREADY_EXISTS, f"{other.image.hex()[:12]} is there{'' if mine else ' on another node'}")
+        return Rejection(RejectReason.ALREADY_EXISTS, f"{other.image.hex()[:12]} is there{'' if mine else ' on another node'}")
     if newest is None:
         if order.old_image is None:
             return None
-        return Rejected(Reject.REPLACE_DOESNT_MATCH, "nothing is there that could be replaced")
+        return Rejection(RejectReason.REPLACE_DOESNT_MATCH, "nothing is there that could be replaced")
     if newest.image == order.image:
         newest = max(here, default=newest)  # others have taken this very order already
         return _stale(wish, newest, now_ms) if newest.image != order.image else None
     if order.old_image is not None and order.old_image != newest.image:
         where = "" if newest in here else " on another node"
-        return Rejected(Reject.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there{where}, not the image to be replaced")
+        return Rejection(RejectReason.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there{where}, not the image to be replaced")
     return _stale(wish, newest, now_ms)
 
 
-def _stale(wish: State, there: Version, now_ms: int) -> Rejected | None:
+def _stale(wish: State, there: Version, now_ms: int) -> Rejection | None:
     """The refusal of what is not newer than what is there; it says whose clock is wrong, as far as the clock here can tell."""
     if wish.version > there:
         return None
     ahead_ms = there.timestamp_ms - now_ms
     clock = f"{_apart(ahead_ms)} ahead of the clock here: that signer's is fast" if ahead_ms > 0 else "is the clock of the new signer slow?"
-    return Rejected(Reject.STALE_TIMESTAMP, f"what is there was signed {_later(there, wish.version)}, {clock}")
+    return Rejection(RejectReason.STALE_TIMESTAMP, f"what is there was signed {_later(there, wish.version)}, {clock}")
 
 
 def _versions(state: State | None) -> tuple[Version, ...]:
@@ -277,7 +288,7 @@ def _apart(span_ms: int) -> str:
     return f"{span_ms // 60_000} min" if span_ms < 7_200_000 else f"{span_ms // 3_600_000} h"
 
 
-RemovalVerdict = RemovalGranted | Rejected
+RemovalVerdict = RemovalGranted | Rejection
 
 
 def judge_removal(
@@ -296,14 +307,14 @@ def judge_removal(
     What stands there stays while ``protecting`` says why, unless the removal is forced.
     """
     if not verified:
-        return Rejected(Reject.SIGNATURE_MISMATCH)
+        return Rejection(RejectReason.SIGNATURE_MISMATCH)
     if removal.timestamp_ms > now_ms + FUTURE_LIMIT_MS:
-        return Rejected(Reject.TIMESTAMP_IN_FUTURE, f"signed for {removal.timestamp_ms} ms, the clock here says {now_ms} ms")
+        return Rejection(RejectReason.TIMESTAMP_IN_FUTURE, f"signed for {removal.timestamp_ms} ms, the clock here says {now_ms} ms")
     known = tuple(state for state in (standing.pending, standing.committed) if state is not None)
     if removal.origin is Origin.CLIENT:
         if removal.timestamp_ms < now_ms - max_age_ms:
             seen = f"signed for {removal.timestamp_ms} ms, the clock here says {now_ms} ms"
-            return Rejected(Reject.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
+            return Rejection(RejectReason.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
         refused = _other_content(removal, standing)
         if refused is not None:
             return refused
@@ -311,9 +322,9 @@ def judge_removal(
     if any(state.version > removal.version for state in known):
         if removal.origin is Origin.PEER and append_only:
             return RemovalGranted(fresh=not buried, outlived=True)
-        return Rejected(Reject.STALE_TIMESTAMP, f"signed for {removal.timestamp_ms} ms, what is there was signed later")
+        return Rejection(RejectReason.STALE_TIMESTAMP, f"signed for {removal.timestamp_ms} ms, what is there was signed later")
     if protecting is not None and not removal.forced:  # also where it was removed before, and stands there again without a record
-        return Rejected(Reject.PROTECTED, protecting)
+        return Rejection(RejectReason.PROTECTED, protecting)
     if buried and not known:
         return RemovalGranted(fresh=False)
     if not known and removal.origin is Origin.PEER and removal.timestamp_ms <= standing.floor_ms:
@@ -321,21 +332,21 @@ def judge_removal(
     return RemovalGranted(fresh=True)
 
 
-def _other_content(removal: Removal, standing: PathState) -> Rejected | None:
+def _other_content(removal: Removal, standing: PathState) -> Rejection | None:
     """The refusal where another image is there. What other nodes have counts as well: the removal will hold for them, too."""
 
     def other(state: State | None) -> bool:
         return state is not None and state.image != removal.image
 
     if other(standing.pending):
-        return Rejected(Reject.ALREADY_UPLOADING, "another image is on its way there")
+        return Rejection(RejectReason.ALREADY_UPLOADING, "another image is on its way there")
     if other(standing.committed):
-        return Rejected(Reject.REPLACE_DOESNT_MATCH, "another image is there")
+        return Rejection(RejectReason.REPLACE_DOESNT_MATCH, "another image is there")
     here = () if standing.committed is None else (standing.committed.version,)
     newest = max((*standing.elsewhere.committed, *here), default=None)
     if newest is not None and newest.image != removal.image:
-        return Rejected(Reject.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there on another node")
+        return Rejection(RejectReason.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there on another node")
     coming = max(standing.elsewhere.pending, default=None)
     if coming is not None and coming.image != removal.image and (newest is None or coming > newest):
-        return Rejected(Reject.ALREADY_UPLOADING, f"{coming.image.hex()[:12]} is on its way there on another node")
+        return Rejection(RejectReason.ALREADY_UPLOADING, f"{coming.image.hex()[:12]} is on its way there on another node")
     return None

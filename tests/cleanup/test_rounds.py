@@ -30,7 +30,7 @@ from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, SigEntry, State, Tombstone
+from ciruela.model.state import SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
@@ -93,13 +93,13 @@ class RoundTests(SynchronousTestCase):
     def identity(self, key: str) -> Deferred[tuple[int, int]]:
         return fail(self.stands) if isinstance(self.stands, Exception) else succeed(self.stands)
 
-    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Tombstones]:
         if self.fault is not None:
             return fail(self.fault)
         self.removed.append(vpath.name)
         return succeed(self.ledger.burials(BASE).with_one(vpath.entry, tombstone))
 
-    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Tombstones]:
         if self.fault is not None:
             return fail(self.fault)
         self.folded.append(before_ms)
@@ -276,10 +276,10 @@ class RoundTests(SynchronousTestCase):
         self.pass_(1900)
         self.assertEqual((self.removed, self.blocked()), ([], {"clock"}))
         self.ledger.commit(BASE.child("v9"), state(9, 0.01))
-        self.ledger.bury(BASE.child("gone"), Burials(0, {"gone": Tombstone(state(50, 3).version, START_MS + DAY_S * 1000)}))
+        self.ledger.bury(BASE.child("gone"), Tombstones(0, {"gone": Tombstone(state(50, 3).version, START_MS + DAY_S * 1000)}))
         self.pass_(4100)
         self.assertEqual((self.removed, self.blocked()), ([], {"clock"}))
-        self.ledger.fold(BASE, Burials())
+        self.ledger.fold(BASE, Tombstones())
         self.pass_(4100)
         self.assertEqual(self.removed, ["v0", "v1"])
 
@@ -467,7 +467,7 @@ class RoundTests(SynchronousTestCase):
         self.configs["app"] = DirConfig("app", "/srv/app", False, 1)
         old = Tombstone(state(60, 100.0).version, START_MS - FORGET_MS - 1000)
         young = Tombstone(state(61, 1.0).version, START_MS - DAY_S * 1000)
-        self.ledger.bury(BASE.child("x"), Burials(0, {"x": old, "y": young}))
+        self.ledger.bury(BASE.child("x"), Tombstones(0, {"x": old, "y": young}))
         self.others_ms = [-365 * DAY_S * 1000]
         self.pass_(1900)
         self.assertEqual(self.folded, [])
@@ -478,6 +478,6 @@ class RoundTests(SynchronousTestCase):
         self.fault = None
         self.clock.pump([60.0] * (24 * 60 + 2))
         self.assertEqual(len(self.folded), 1)
-        self.assertEqual(self.ledger.burials(BASE), Burials(old.version.timestamp_ms, {"y": young}))
+        self.assertEqual(self.ledger.burials(BASE), Tombstones(old.version.timestamp_ms, {"y": young}))
         self.clock.pump([60.0] * (24 * 60 + 2))
         self.assertEqual(len(self.folded), 1)

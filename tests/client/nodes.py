@@ -28,7 +28,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Address, Link
+from ciruela.seams import Address, Connection
 from tests.doubles.memnet import Hub
 
 PORT = 24783
@@ -65,7 +65,7 @@ class FakeNode:
         self.epoch_ms = 1000 + number
         self.taken = True
         self.has: list[tuple[str, ImageId]] = []
-        self.links: list[Link] = []
+        self.links: list[Connection] = []
         self.requests: list[Request] = []
         self.checks: list[CheckUpload] = []
         self.asked: str | None = None
@@ -85,7 +85,7 @@ class FakeNode:
         rows = tuple(self.rows or ())
         return PathStateData(self.machine, f"n{self.number}", self.epoch_ms, self.taken, servers=rows, shared_ids=self.shared)
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         match request:
             case GetPathState():
                 if self.silent or self.hangs_up:
@@ -135,13 +135,13 @@ class FakeNode:
         host, me = f"n{self.number}", machine(self.number)
         return succeed(CheckData(reason is None, reason, "", self.there, None, 1 << 33, me, host, self.hosts, self.there_ms))
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         assert isinstance(notification, PublishImage)
         if link not in self.links:
             self.links.append(link)
         self.published.append(notification.image)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         if link in self.links:
             self.links.remove(link)
 

@@ -17,16 +17,16 @@ from ciruela.client.book import (
     EXIT_PARTIAL,
     EXIT_REJECTED,
     MAX_MACHINES,
-    Book,
     CompletionRule,
     ConnectionReach,
     UploadOutcome,
+    UploadTracker,
     refusal_code,
     worst,
 )
 from ciruela.client.require import Requirement, parse_requirement
 from ciruela.model.ids import ImageId, MachineId, Server
-from ciruela.model.order import Reject
+from ciruela.model.order import RejectReason
 from ciruela.model.state import Version
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, UploadAck
 from ciruela.seams import Address
@@ -53,7 +53,7 @@ class BookCase(SynchronousTestCase):
     weak = False
 
     def setUp(self) -> None:
-        self.book = Book(PATH, IMAGE, self.weak)
+        self.book = UploadTracker(PATH, IMAGE, self.weak)
 
     def ack(self, number: int, hosts: range | list[int], reason: str | None = None) -> None:
         """Node ``number`` is asked and answers; ``hosts`` are the nodes it knows, itself left out as nodes do."""
@@ -444,7 +444,7 @@ class Early(BookCase):
         self.complete(40, 30)
         self.expect(UploadOutcome.RUNNING, elapsed_s=29.9)
         self.expect(UploadOutcome.EARLY, elapsed_s=30, code=EXIT_DONE)
-        self.book = Book(PATH, IMAGE)
+        self.book = UploadTracker(PATH, IMAGE)
         self.complete(40, 29)
         self.expect(UploadOutcome.RUNNING, elapsed_s=30)
 
@@ -458,7 +458,7 @@ class Early(BookCase):
     def test_small_clusters(self) -> None:
         """A cluster of one or two can finish after the early timeout (C25)."""
         for nodes in (1, 2):
-            self.book = Book(PATH, IMAGE)
+            self.book = UploadTracker(PATH, IMAGE)
             self.complete(nodes, nodes)
             self.expect(UploadOutcome.DONE, elapsed_s=31)
 
@@ -537,9 +537,9 @@ class Refused(BookCase):
     def test_codes(self) -> None:
         """Scripts tell a conflict from a lack of permission by the exit code."""
         conflicts = {"already_exists", "already_uploading_different_version", "replace_doesnt_match_index", "stale_timestamp"}
-        for reason in Reject:
+        for reason in RejectReason:
             self.assertEqual(refusal_code(reason.value), EXIT_CONFLICT if reason.value in conflicts else EXIT_REJECTED)
-            self.book = Book(PATH, IMAGE)
+            self.book = UploadTracker(PATH, IMAGE)
             self.ack(1, [], reason.value)
             self.expect(UploadOutcome.REJECTED, reach=SETTLED, code=refusal_code(reason.value))
         self.assertEqual(refusal_code("word_of_a_newer_server"), EXIT_REJECTED)
@@ -670,7 +670,7 @@ class Weak(BookCase):
     def test_single_node(self) -> None:
         """Other content on the only node is success at once, not a wait for the deadline (C50)."""
         for reason in ("already_exists", "already_uploading_different_version"):
-            self.book = Book(PATH, IMAGE, weak=True)
+            self.book = UploadTracker(PATH, IMAGE, weak=True)
             self.ack(1, [], reason)
             self.expect(UploadOutcome.DONE, code=EXIT_DONE)
 

@@ -14,7 +14,7 @@ from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BaseDirData, CheckData, CheckUpload, GetBaseDir, GetPathState, Notification, Request, Response
-from ciruela.seams import Link
+from ciruela.seams import Connection
 from tests.client.nodes import FakeNode, machine
 from tests.client.test_commands import NOW_MS, OLD, CommandCase
 from tests.proof import shows
@@ -27,7 +27,7 @@ class CheckNode(FakeNode):
     detail = ""
     mute = False
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         self.requests.append(request)
         match request:
             case CheckUpload():
@@ -45,7 +45,7 @@ class CheckNode(FakeNode):
                 return succeed(BaseDirData(bytes(32), bytes(32), {}))
         raise AssertionError(request)
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         raise AssertionError(notification)
 
 

@@ -233,9 +233,9 @@ class PutFile(EditCase):
         """What somebody else uploaded a moment before would be undone through a server that has not heard of it yet."""
         cluster = self.cluster(2)
         other = Image(6, {"app.conf": 10})
-        look_again = stories.Session._look_again
+        look_again = stories.EditSession._look_again
 
-        async def moved_on(session: stories.Session, change: Any) -> None:
+        async def moved_on(session: stories.EditSession, change: Any) -> None:
             await look_again(session, change)
             cluster.hub.silence(cluster.address(1), cluster.address(2))
             cluster.hub.silence(cluster.address(2), cluster.address(1))
@@ -247,7 +247,7 @@ class PutFile(EditCase):
             await waiting
             client.leave()
 
-        self.patch(stories.Session, "_look_again", moved_on)
+        self.patch(stories.EditSession, "_look_again", moved_on)
         self.assertEqual(self.put("-f", "/app.conf", "n1", "n2"), 6)
         self.assertIn("n2 refused: replace_doesnt_match_index: what is there is not OLD_ID; nothing was sent", self.out.text)
         self.assertIn("changed by somebody else", self.err.text)

@@ -8,7 +8,7 @@ import json
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.ends import Ends, columns, write_json, write_line
+from ciruela.client.ends import CommandError, columns, write_json, write_line
 from ciruela.client.main import exit_for
 from ciruela.client.text import clean
 from tests.proof import shows
@@ -39,4 +39,4 @@ class EndsTests(SynchronousTestCase):
 
     def test_code(self) -> None:
         """A script would be told of another trouble than there was."""
-        self.assertEqual(exit_for(Failure(Ends(6, "another image")), False), (6, "another image"))
+        self.assertEqual(exit_for(Failure(CommandError(6, "another image")), False), (6, "another image"))

@@ -27,7 +27,7 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.seams import Address, Counterpart, Link
+from ciruela.seams import Address, Connection, RequestHandler
 from tests.client.nodes import address, machine
 from tests.client.test_commands import at_once
 from tests.doubles.memnet import Hub, MemoryLink
@@ -50,10 +50,10 @@ class Holder:
         self.busy = 0
         self.lacks: set[bytes] = set()
         self.requests: list[Request] = []
-        self.links: list[Link] = []
+        self.links: list[Connection] = []
         hub.node(address(number), self, lambda data, source: None)
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         self.requests.append(request)
         if link not in self.links:
             self.links.append(link)
@@ -81,10 +81,10 @@ class Holder:
         data = self.image.blocks[wanted]
         return bytes(len(data)) if self.wrong else data
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing is told here."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         if link in self.links:
             self.links.remove(link)
 
@@ -106,7 +106,7 @@ class ReadingCase(SynchronousTestCase):
                 return succeed([address(int(name[1:]))])
             return succeed([Address(name, 24783)])
 
-        def connect(where: Address, counterpart: Counterpart) -> Deferred[MemoryLink]:
+        def connect(where: Address, counterpart: RequestHandler) -> Deferred[MemoryLink]:
             self.connected.add(where)
             return self.hub.link(counterpart, where)
 

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.get import destination, get
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.table import parse
@@ -93,11 +93,11 @@ class GetCase(SynchronousTestCase):
         self.cluster.run(seconds, until=lambda: running.called)
         return self.successResultOf(running)
 
-    def ends(self, *words: str, target: str = "n1:/app/v1") -> Ends:
+    def ends(self, *words: str, target: str = "n1:/app/v1") -> CommandError:
         running = self.begin(*words, target=target)
         self.cluster.run(300.0, until=lambda: running.called)
-        error = self.failureResultOf(running, Ends).value
-        assert isinstance(error, Ends)
+        error = self.failureResultOf(running, CommandError).value
+        assert isinstance(error, CommandError)
         return error
 
     def check(self, image: Image = SITE) -> None:
@@ -211,7 +211,7 @@ class GetTests(GetCase):
         for number in (1, 2, 3):
             self.cluster.kill(number)
         self.cluster.run(100.0, until=lambda: running.called)
-        error = self.failureResultOf(running, Ends).value
+        error = self.failureResultOf(running, CommandError).value
         self.assertEqual(error.code, 3)
         self.assertIn("run the same command to go on", str(error))
 
@@ -226,7 +226,7 @@ class GetTests(GetCase):
         self.cluster.hub.latency_s = 0.001
         self.upload(OTHER, replace=True)
         self.cluster.run(200.0, until=lambda: running.called)
-        error = self.failureResultOf(running, Ends).value
+        error = self.failureResultOf(running, CommandError).value
         self.assertEqual(error.code, 6)
         self.assertIn("another image took the place", str(error))
 

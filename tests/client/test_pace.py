@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.source import PATIENCE_S, ImageSource, Offer, SendRate
+from ciruela.client.source import PATIENCE_S, ImageSource, SendRate, SharedImage
 from ciruela.model.errors import Busy
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import GetBlock, GetBlocks, GetIndex, Response
@@ -57,7 +57,7 @@ class Paced(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.sent = 0
-        offer = Offer(INDEX, b"the index", FakeTree(), "./dist")
+        offer = SharedImage(INDEX, b"the index", FakeTree(), "./dist")
         self.source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda *_: None, SendRate(self.clock, 5))
 
     def count(self, _: ImageId, size: int) -> None:

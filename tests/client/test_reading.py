@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.client import doctor as checks
 from ciruela.client.asking import claimed_signers, levels_of
 from ciruela.client.doctor import Finding, Level, doctor
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.ls import ls
 from ciruela.client.options.reading import DoctorOptions, LsOptions, StatusOptions
 from ciruela.client.options.removing import PathTarget
@@ -237,7 +237,7 @@ class ReadingCase(SynchronousTestCase):
         return said
 
     def ends(self, line: str, code: int, part: str) -> None:
-        error = self.failureResultOf(self.begin(line), Ends).value
+        error = self.failureResultOf(self.begin(line), CommandError).value
         self.assertEqual(error.code, code)
         self.assertIn(part, str(error))
 
@@ -276,8 +276,8 @@ class SurveyTests(ReadingCase):
         """It would wait, or say that all is well with nothing."""
         for node in (self.one, self.two, self.three):
             node.up = False
-        self.failureResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(("n1",)))), Ends)
-        self.failureResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(("none",)))), Ends)
+        self.failureResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(("n1",)))), CommandError)
+        self.failureResultOf(Deferred.fromCoroutine(self.survey().find(ClusterNames(("none",)))), CommandError)
 
     @shows("A29")
     def test_where_a_page_leads(self) -> None:
@@ -406,7 +406,7 @@ class LsTests(ReadingCase):
 
         world = RunContext(self.clock, random.Random(1), lambda _address, _other: succeed(NoBaseDir()), self.resolve)
         asked = Deferred.fromCoroutine(seen(target, world, asking, make_display(parse(["ls", "n1"]).common, self.around(), None)))
-        error = self.failureResultOf(asked, Ends).value
+        error = self.failureResultOf(asked, CommandError).value
         self.assertEqual((error.code, "images of /apps are at /apps/NAME" in str(error)), (5, True))
 
     def test_who_is_said_to_have_signed(self) -> None:

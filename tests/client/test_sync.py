@@ -15,7 +15,7 @@ from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PA
 from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.source import ImageSource, Offer
+from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
@@ -134,7 +134,7 @@ class SyncCase(SynchronousTestCase):
         world = RunContext(self.clock, random.Random(7), connect, self.resolve)
         runs: list[ClusterRun] = []
         self.run_ = SyncRun(runs)
-        tree_offer = Offer(INDEX, b"the index", self.tree, "./dist")
+        tree_offer = SharedImage(INDEX, b"the index", self.tree, "./dist")
         source = ImageSource([tree_offer], lambda f, *args, **kw: succeed(f(*args, **kw)), self.run_.source_changed)
         runs += [ClusterRun(names[0], names, self.uploads, self.rule, world, source, self.heard, self.connections) for names in clusters]
         self.rows: list[UploadRow] | None = None
@@ -732,7 +732,7 @@ class Sources(SynchronousTestCase):
             def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
                 return [other if one == other_hash else None for one in hashes]
 
-        offers = [Offer(INDEX, b"the index", FakeTree(), "./a"), Offer(second, b"index 2", OtherTree(), "./b")]
+        offers = [SharedImage(INDEX, b"the index", FakeTree(), "./a"), SharedImage(second, b"index 2", OtherTree(), "./b")]
         sent: list[tuple[ImageId, int]] = []
         source = ImageSource(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
 
@@ -854,7 +854,7 @@ class Serving(SyncCase):
         """An index would travel in its full length to a node that could read it compressed; or compressed to one that cannot."""
         data = b"index " * 1000
         source = ImageSource(
-            [Offer(INDEX, data, FakeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None
+            [SharedImage(INDEX, data, FakeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None
         )
         sent: list[int] = []
         for packed in (False, True):
@@ -900,7 +900,7 @@ class Serving(SyncCase):
                 return [whole for _ in numbers]
 
         source = ImageSource(
-            [Offer(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None
+            [SharedImage(large, b"", LargeTree(), "./a")], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None
         )
         ask = partial(source.answer, published=(IMAGE,), sent=lambda image, size: None)
         self.failureResultOf(ask(GetBlocks(PATH, IMAGE, tuple(range(33)))), RemoteError)
@@ -925,7 +925,7 @@ class Serving(SyncCase):
         told: list[str] = []
         sent: list[int] = []
         tree = LargeTree()
-        source = ImageSource([Offer(large, b"", tree, "./a")], in_thread, lambda image, text: told.append(text))
+        source = ImageSource([SharedImage(large, b"", tree, "./a")], in_thread, lambda image, text: told.append(text))
 
         def ask(numbers: Sequence[int], packed: bool) -> BlocksData:
             request = GetBlocks(PATH, IMAGE, tuple(numbers), packed)

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.client import edit as stories
 from ciruela.client.asking import wrong_depth
 from ciruela.client.diff import diff
-from ciruela.client.ends import Ends
+from ciruela.client.ends import CommandError
 from ciruela.client.fetch import Reading
 from ciruela.client.get import get
 from ciruela.client.options.edit import EditOptions, PutFileOptions
@@ -60,7 +60,7 @@ from ciruela.proto.messages import (
     Response,
     UploadAck,
 )
-from ciruela.seams import Address, Link
+from ciruela.seams import Address, Connection
 from ciruela.uploads.verdict import FUTURE_LIMIT_MS
 from tests.client.test_commands import Output, at_once
 from tests.client.test_edit import EditCase
@@ -108,9 +108,9 @@ class Impostor:
         self.ack = UploadAck(True, None)
         self.broken: dict[type[Request], str] = {}
         self.taken = True
-        self.links: list[Link] = []
+        self.links: list[Connection] = []
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         self.requests.append(request)
         if type(request) in self.broken:
             return fail(RemoteError(self.broken[type(request)]))
@@ -130,10 +130,10 @@ class Impostor:
                 return succeed(self.ack)
         return fail(RemoteError("not known"))
 
-    def notified(self, link: Link, notification: object) -> None:
+    def notified(self, link: Connection, notification: object) -> None:
         assert isinstance(notification, PublishImage)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """Nothing to do."""
 
     @property
@@ -212,7 +212,7 @@ class OracleCase(EditCase):
         return code
 
     def refused(self, line: str, code: int, *parts: str) -> str:
-        error = self.failureResultOf(self.ends(self.start(line)), Ends).value
+        error = self.failureResultOf(self.ends(self.start(line)), CommandError).value
         self.assertEqual(error.code, code, str(error))
         for part in parts:
             self.assertIn(part, str(error))
@@ -309,7 +309,7 @@ class OracleTests(OracleCase):
             self.assertEqual(impostor.orders, [])
         self.assertEqual(signing_time_ms(5, [9]), 10)
         self.assertEqual(signing_time_ms(5, [2, FUTURE_LIMIT_MS + 4]), FUTURE_LIMIT_MS + 5)
-        self.assertRaises(Ends, signing_time_ms, 5, [FUTURE_LIMIT_MS + 5])
+        self.assertRaises(CommandError, signing_time_ms, 5, [FUTURE_LIMIT_MS + 5])
 
     def test_replayed(self) -> None:
         """An image that was really signed once would be taken for the current one although another server has a later one."""

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.keywatch import FOLLOW_UPS, LOOK_S, KeyWatch, stamps
 from ciruela.daemon.plan import DaemonPlan
-from ciruela.daemon.reload import Hangup, LiveConfigs, ReloadReport, Reloads
+from ciruela.daemon.reload import LiveConfigs, ReloadReport, Reloads, Sighup
 from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import MachineId
@@ -269,7 +269,7 @@ class HangupTests(SynchronousTestCase):
 
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.addCleanup(signal.signal, signal.SIGHUP, before)
-        hangup = Hangup(Reactor(), self.fail)  # type: ignore[arg-type]
+        hangup = Sighup(Reactor(), self.fail)  # type: ignore[arg-type]
         hangup.start()
         os.kill(os.getpid(), signal.SIGHUP)
         self.assertEqual(notes, [self.fail])

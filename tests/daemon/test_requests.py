@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.requests import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
 from ciruela.download.awaited import HELD_S
-from ciruela.download.serving import Slots
+from ciruela.download.serving import UploadSlots
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError
@@ -152,7 +152,7 @@ class RequestsTests(SynchronousTestCase):
         self.uploaded()
         request = GetBlocks("/app/v1", SITE.id, (0,))
         self.assertEqual(self.ask(request).lacks, ())
-        self.node.counterpart._slots = Slots(self.cluster.clock, 1)
+        self.node.counterpart._slots = UploadSlots(self.cluster.clock, 1)
         self.node.counterpart._slots.enter("another")
         busy = self.ask(request)
         busy.trap(Busy)

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.disk import layout
 from ciruela.index.tree import Index
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending, Staging
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, plant, state_of
@@ -49,7 +49,7 @@ class Real(SynchronousTestCase):
         self.successResultOf(opened.commit(state_of(index)))
         return index
 
-    def refused(self, vpath: VPath, spec: Spec, reason: Abort) -> str:
+    def refused(self, vpath: VPath, spec: Spec, reason: AbortReason) -> str:
         opened, index = self.filled(vpath, spec)
         failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
         self.assertEqual(failed.reason, reason)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ciruela.disk.bases import NAME, decode, encode
 from ciruela.disk.layout import BaseUnavailable
 from ciruela.model.errors import DownloadFailed, FormatError
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, NamesFound
 from tests.disk.bench import OLD, Bench, done, succeed
@@ -55,7 +55,7 @@ class Bases(Real):
         self.assertEqual((on_disk(self.node.db), list(self.base.iterdir())), (before, []))
         other, _ = index_bytes(SMALL)
         failed = self.failureResultOf(self.store.stage(V2, other), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.CANT_CREATE_DIRECTORY)
+        self.assertEqual(failed.reason, AbortReason.CANT_CREATE_DIRECTORY)
         self.assertIn("is the disk mounted?", str(failed))
         self.assertIn(f"delete .app{NAME}", str(failed).replace("signatures/", ""))
         self.mount(away)

@@ -18,7 +18,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import MAX_STATE_BYTES, decode_state, encode_state
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, FormatError
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Findings, Pending
 from tests.disk.faulty import Faults
@@ -122,7 +122,7 @@ class Arriving(Real):
         other = self.node.root / "other"
         os.link(self.staging_path(V1, index) / "README", other)
         failed = self.failureResultOf(staging.commit(state_of(index)), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.COMMIT_ERROR)
+        self.assertEqual(failed.reason, AbortReason.COMMIT_ERROR)
         self.assertEqual(other.stat().st_mode & 0o777, FRESH_MODE)
 
     @shows("A57", "F40")
@@ -166,7 +166,7 @@ class Healing(Real):
             newer, _ = index_bytes(CHANGED)
             self.successResultOf(self.store.write_pending(Pending(V1, state_of(newer, 1_700_000_009_000), Command.REPLACE)))
             failed = self.failureResultOf(staging.restore(state_of(index)), DownloadFailed).value
-            self.assertEqual(failed.reason, Abort.SUPERSEDED)
+            self.assertEqual(failed.reason, AbortReason.SUPERSEDED)
         else:
             self.successResultOf(staging.restore(state_of(index)))
 

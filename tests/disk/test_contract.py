@@ -14,8 +14,8 @@ from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, OtherContent
-from ciruela.model.order import Abort, Command
-from ciruela.model.state import Burials, State, Tombstone, Version
+from ciruela.model.order import AbortReason, Command
+from ciruela.model.state import State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Disk, Held, NamesFound, Pending, Staging
 from tests.disk.trees import CHANGED, SMALL, Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of
@@ -125,7 +125,7 @@ class Contract:
         staging = self.staged(V1, index)
         self.successResultOf(staging.write(blocks_of(SMALL, index)[1:]))
         failed = self.failureResultOf(staging.commit(state_of(index)), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.COMMIT_ERROR)
+        self.assertEqual(failed.reason, AbortReason.COMMIT_ERROR)
         self.assertFalse(self.successResultOf(self.disk.present(V1)))
         self.assertEqual(self.load(), [])
 
@@ -260,7 +260,7 @@ class Contract:
         self.unmount()
         self.assertEqual(self.load(), [Held(V1, state_of(index), None), Held(V2, None, Pending(V2, state_of(index, 9), Command.APPEND))])
         failed = self.failureResultOf(self.disk.stage(V2, index), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.CANT_CREATE_DIRECTORY)
+        self.assertEqual(failed.reason, AbortReason.CANT_CREATE_DIRECTORY)
         self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, [0])), [None])
         self.failureResultOf(self.disk.present(V1), DiskError)
         self.assertEqual(len(self.load()), 2)
@@ -270,7 +270,7 @@ class Contract:
         self.fill_up()
         index, _ = index_bytes(SMALL)
         failed = self.failureResultOf(self.disk.stage(V1, index), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
         self.assertIn(f"needs {index.total_bytes}", failed.detail)
 
     def test_no_space_with_siblings(self) -> None:
@@ -285,7 +285,7 @@ class Contract:
         staging = self.staged(V1, index)
         self.successResultOf(staging.reuse([(V1, first)]))
         failed = self.failureResultOf(staging.write(blocks_of(CHANGED, index)), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
 
     def test_serving(self) -> None:
         """Peers and clients would get no blocks, wrong ones, or none of an image that is being replaced (C44)."""
@@ -347,8 +347,8 @@ class Contract:
         self.upload(V2, CHANGED)
         self.upload(SINGLE, SMALL)
         grave, single = Tombstone(state_of(index).version, 1_700_000_500_000), Tombstone(state_of(index).version, 1_700_000_600_000)
-        self.assertEqual(self.successResultOf(self.disk.remove(V1, grave)), Burials(0, {"v1": grave}))
-        self.assertEqual(self.successResultOf(self.disk.remove(SINGLE, single)), Burials(0, {"": single}))
+        self.assertEqual(self.successResultOf(self.disk.remove(V1, grave)), Tombstones(0, {"v1": grave}))
+        self.assertEqual(self.successResultOf(self.disk.remove(SINGLE, single)), Tombstones(0, {"": single}))
         self.assertFalse(self.successResultOf(self.disk.present(V1)))
         self.assertFalse(self.successResultOf(self.disk.present(SINGLE)))
         self.assertEqual(self.standing(V2), flat(CHANGED))
@@ -356,7 +356,7 @@ class Contract:
         self.restart()
         loaded = self.successResultOf(self.disk.load())
         self.assertEqual([one.vpath for one in loaded.held], [V2])
-        self.assertEqual(dict(loaded.burials), {V1.base: Burials(0, {"v1": grave}), SINGLE: Burials(0, {"": single})})
+        self.assertEqual(dict(loaded.burials), {V1.base: Tombstones(0, {"v1": grave}), SINGLE: Tombstones(0, {"": single})})
 
     @shows("I9", "A51")
     def test_remove_something_else(self) -> None:
@@ -385,7 +385,7 @@ class Contract:
         self.successResultOf(self.disk.remove(V1, old))
         both = self.successResultOf(self.disk.remove(V2, new))
         self.assertEqual(self.successResultOf(self.disk.fold_burials(V1, old.buried_ms)), both)
-        folded = Burials(old.version.timestamp_ms, {"v2": new})
+        folded = Tombstones(old.version.timestamp_ms, {"v2": new})
         self.assertEqual(self.successResultOf(self.disk.fold_burials(V1, old.buried_ms + 1)), folded)
         self.restart()
         self.assertEqual(dict(self.successResultOf(self.disk.load()).burials), {V1.base: folded})
@@ -466,7 +466,7 @@ class Contract:
         staging = self.staged(ONCE, index)
         self.successResultOf(staging.write(blocks_of(CHANGED, index)))
         failed = self.failureResultOf(staging.commit(state_of(index)), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.ALREADY_EXISTS)
+        self.assertEqual(failed.reason, AbortReason.ALREADY_EXISTS)
         self.assertIn("move it away", str(failed))
         self.damage_record(ONCE)
         staging = self.staged(ONCE, index)

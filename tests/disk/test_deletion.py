@@ -16,7 +16,7 @@ from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, Tombstone, Version
+from ciruela.model.state import Tombstone, Tombstones, Version
 from ciruela.seams import Held, Pending
 from ciruela.tracking.ledger import Ledger
 from tests.disk.faulty import Faults, Killed
@@ -42,7 +42,7 @@ class Removing(Real):
         index = self.upload(V1, SMALL)
         self.upload(V2, OTHER)
         found = self.successResultOf(self.store.remove(V1, tombstone(index)))
-        self.assertEqual(found, Burials(0, {"v1": tombstone(index)}))
+        self.assertEqual(found, Tombstones(0, {"v1": tombstone(index)}))
         self.assertFalse(self.node.image(V1).exists())
         self.assertEqual(sorted(path.name for path in (self.node.db / "signatures" / "app" / "web").iterdir()), [burials.NAME, "v2.state"])
         loaded = self.successResultOf(self.node.restarted().load())
@@ -58,11 +58,11 @@ class Removing(Real):
         signed = Tombstone(Version(STAMP + 1, other.image), LATER, (b"s" * 64,))
         self.failureResultOf(self.store.remove(V1, Tombstone(Version(STAMP - 1, index.image), LATER, (b"s" * 64,))), DiskError)
         self.assertTrue(self.node.image(V1).exists())
-        self.assertEqual(self.successResultOf(self.store.remove(V1, signed)), Burials(0, {"v1": signed}))
+        self.assertEqual(self.successResultOf(self.store.remove(V1, signed)), Tombstones(0, {"v1": signed}))
         self.assertFalse(self.node.image(V1).exists())
         self.successResultOf(self.store.remove(V2, signed))
         loaded = self.successResultOf(self.node.restarted().load())
-        self.assertEqual(dict(loaded.burials), {V1.base: Burials(0, {"v1": signed, "v2": signed})})
+        self.assertEqual(dict(loaded.burials), {V1.base: Tombstones(0, {"v1": signed, "v2": signed})})
 
     @shows("I9")
     def test_two_at_once(self) -> None:
@@ -220,8 +220,8 @@ class Removing(Real):
 class Remembering(Real):
     """The file of tombstones."""
 
-    def content(self, count: int) -> Burials:
-        return Burials(7, {f"n{number}": Tombstone(Version(number, ImageId(bytes(32))), 1000 + number) for number in range(count)})
+    def content(self, count: int) -> Tombstones:
+        return Tombstones(7, {f"n{number}": Tombstone(Version(number, ImageId(bytes(32))), 1000 + number) for number in range(count)})
 
     @shows("A45", "F39")
     def test_format(self) -> None:

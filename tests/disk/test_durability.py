@@ -8,7 +8,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.model.dirconfig import Fsync, Tuning
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from tests.disk.faulty import Faults
 from tests.disk.real import V1, Real
 from tests.disk.trees import SMALL, Spec, flat, in_place, index_bytes, on_disk, state_of
@@ -74,7 +74,7 @@ class SpaceTests(Real):
         size = 1 << 30
         self.patch(SafeDir, "free_bytes", lambda _: (size // 2 - 1, size))
         fault = self.failureResultOf(self.tuned(most).stage(V1, index), DownloadFailed).value
-        self.assertEqual(fault.reason, Abort.NO_SPACE)
+        self.assertEqual(fault.reason, AbortReason.NO_SPACE)
         self.assertEqual(fault.detail, f"needs {index.total_bytes} bytes, 0 bytes free beyond the reserve")
         self.assertEqual(self.node.debris(), [])
         self.successResultOf(self.tuned(Tuning(disk_reserve_percent=0)).stage(V1, index)).close()
@@ -85,7 +85,7 @@ class SpaceTests(Real):
         index, data = index_bytes(MANY)
         store = self.tuned(Tuning(max_index_bytes=len(data) - 1))
         fault = self.failureResultOf(store.write_index(index.image, data), DownloadFailed).value
-        self.assertEqual(fault.reason, Abort.IMAGE_TOO_LARGE)
+        self.assertEqual(fault.reason, AbortReason.IMAGE_TOO_LARGE)
         self.assertEqual(fault.detail, f"the index has {len(data)} bytes, at most {len(data) - 1} are taken here")
         self.assertIsNone(self.successResultOf(store.read_index(index.image)))
         other, _ = index_bytes(SMALL)

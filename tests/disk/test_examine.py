@@ -18,7 +18,7 @@ from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.state import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Findings, Pending
@@ -274,7 +274,7 @@ class Healing(Real):
         self.successResultOf(staging.write(blocks_of(SMALL, index)))
         self.successResultOf(self.store.remove(V1, Tombstone(state_of(index).version, 1_700_000_000_999)))
         failed = self.failureResultOf(staging.restore(state_of(index)), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.SUPERSEDED)
+        self.assertEqual(failed.reason, AbortReason.SUPERSEDED)
         self.successResultOf(staging.discard())
         self.assertFalse(self.node.image(V1).exists())
         self.assertEqual(self.successResultOf(self.store.load()).held, [])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk.landing import DestinationKind, Landing
+from ciruela.disk.landing import Checkout, DestinationKind
 from ciruela.index.merge import BlockMap
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block
@@ -34,12 +34,12 @@ class LandingTests(SynchronousTestCase):
         self.top = Path(self.mktemp()).absolute()
         self.top.mkdir()
 
-    def landing(self, spec: Spec = SMALL, name: str = "copy", link: bool = False) -> Landing:
-        found = Landing(str(self.top), name, index_bytes(spec)[0], in_place, link=link)
+    def landing(self, spec: Spec = SMALL, name: str = "copy", link: bool = False) -> Checkout:
+        found = Checkout(str(self.top), name, index_bytes(spec)[0], in_place, link=link)
         self.addCleanup(found.close)
         return found
 
-    def put(self, landing: Landing, spec: Spec = SMALL, replacing: bool = False) -> None:
+    def put(self, landing: Checkout, spec: Spec = SMALL, replacing: bool = False) -> None:
         have = self.successResultOf(landing.open())
         self.assertTrue(all(self.successResultOf(landing.write([one for one in blocks_of(spec) if one[0] not in have]))))
         self.successResultOf(landing.show(replacing=replacing))
@@ -147,6 +147,6 @@ class LandingTests(SynchronousTestCase):
 
     def test_no_parent(self) -> None:
         """A missing directory would end in a traceback."""
-        landing = Landing(str(self.top / "none"), "copy", index_bytes(SMALL)[0], in_place)
+        landing = Checkout(str(self.top / "none"), "copy", index_bytes(SMALL)[0], in_place)
         self.failureResultOf(landing.look(), DiskError)
         self.failureResultOf(landing.open(), DiskError)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 
-from ciruela.disk.lane import SLICE_COST, Lane
+from ciruela.disk.lane import SLICE_COST, SerialExecutor
 from ciruela.disk.store import Store
 from ciruela.model.order import Command
 from ciruela.model.vpath import VPath
@@ -51,7 +51,7 @@ class Pool:
 class Turns(UnmeasuredTestCase):
     def setUp(self) -> None:
         self.pool = Pool()
-        self.lane = Lane(self.pool, "something")
+        self.lane = SerialExecutor(self.pool, "something")
         self.seen: list[object] = []
 
     def work(self, name: str, slices: int, cost: int = SLICE_COST) -> Generator[int, None, str]:

@@ -21,7 +21,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Index
 from ciruela.model.dirconfig import Reuse
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused, Staging
 from tests.disk.real import V1, V2, Real
@@ -198,7 +198,7 @@ class Blocks(ReuseCase):
         opened, _, reused = self.begun(spec)
         self.assertEqual((reused.files, reused.bytes), (1, 5))
         failed = self.failureResultOf(opened.write(()), DownloadFailed).value
-        self.assertEqual((failed.reason, failed.detail.partition(" bytes")[0]), (Abort.NO_SPACE, f"needs {len(BIG)}"))
+        self.assertEqual((failed.reason, failed.detail.partition(" bytes")[0]), (AbortReason.NO_SPACE, f"needs {len(BIG)}"))
         self.patch(SafeDir, "free_bytes", lambda _: (len(BIG), len(BIG)))
         self.successResultOf(opened.discard())
         self.assertEqual(self.begun(spec)[2].bytes, 5 + len(BIG) - BLOCK_BYTES)
@@ -213,7 +213,7 @@ class Blocks(ReuseCase):
         self.patch(OpenFile, "write_at", refuse)
         index, _ = index_bytes({"/big": edited(BIG, 2)})
         failed = self.failureResultOf(self.staged(V2, index).reuse([(V1, self.before)]), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
 
     def test_in_small_steps(self) -> None:
         """Copying a large file would keep a thread, and a cancel, busy until its end."""
@@ -264,7 +264,7 @@ class Copying(ReuseCase):
         self.patch(SafeDir, "free_bytes", lambda _: (len(BIG), 1 << 40))
         index, _ = index_bytes({**OLD, "/new": b"new"})
         failed = self.failureResultOf(self.store.stage(V2, index), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
         self.configure(Reuse.REFLINK)
         self.staged(V2, index).close()
 
@@ -343,7 +343,7 @@ class Cloning(ReuseCase):
         self.use(errno.ENOSPC)
         index, _ = index_bytes(OLD)
         failed = self.failureResultOf(self.staged(V2, index).reuse([(V1, self.before)]), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
 
 
 class Nothing(ReuseCase):

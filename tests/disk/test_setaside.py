@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import commit
 from ciruela.disk.layout import place
-from ciruela.disk.removal import Litter
+from ciruela.disk.removal import DelayedDeletions
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.vpath import VPath
 from tests.disk.faulty import Killed
@@ -141,7 +141,7 @@ class AsideTests(Real):
         index, _ = index_bytes(SMALL)
         opened = self.staged(V1, index)
         where = place(self.node.configs, V1)
-        litter: Litter = self.store._litter
+        litter: DelayedDeletions = self.store._litter
         litter.left(where, where.staging(index.image))
         self.successResultOf(self.store.tidy(delete=True))
         self.assertTrue(self.staging_path(V1, index).exists())

@@ -11,7 +11,7 @@ from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from tests.disk.real import V1, V2, Real
@@ -146,7 +146,7 @@ class Links(Real):
         self.successResultOf(self.store.write_pending(Pending(V1, state_of(index), Command.APPEND)))
         self.patch(SafeDir, "free_bytes", lambda _: (index.total_bytes - 1, index.total_bytes - 1))
         failed = self.failureResultOf(self.store.stage(V1, index), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
         self.assertEqual([path.name for path in self.node.image(V1).parent.iterdir()], [])
 
     @shows("A38", "F28")
@@ -171,7 +171,7 @@ class Links(Real):
         self.patch(SafeDir, "link", refuse)
         index, _ = index_bytes(SMALL)
         failed = self.failureResultOf(self.staged(V2, index).reuse([(V1, index)]), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.NO_SPACE)
+        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
 
     @shows("A50", "F59")
     def test_changed_while_linking(self) -> None:
@@ -312,7 +312,7 @@ class Kept(Real):
             opened, index = self.filled(V1, SMALL)
             (self.staging_path(V1, index) / path).write_bytes(b"x")
             failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
-            self.assertEqual(failed.reason, Abort.COMMIT_ERROR)
+            self.assertEqual(failed.reason, AbortReason.COMMIT_ERROR)
             self.assertIn("'extra' is not in the index", failed.detail)
             self.successResultOf(opened.discard())
 
@@ -339,7 +339,7 @@ class Kept(Real):
             opened, index = self.filled(V1, SMALL)
             change(self.staging_path(V1, index) / path)
             failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
-            self.assertEqual(failed.reason, Abort.COMMIT_ERROR, path)
+            self.assertEqual(failed.reason, AbortReason.COMMIT_ERROR, path)
             self.assertFalse(self.node.image(V1).exists())
             self.successResultOf(opened.discard())
 
@@ -352,7 +352,7 @@ class Kept(Real):
             file.seek(2_000_000)
             file.write(b"changed")
         failed = self.failureResultOf(opened.commit(state_of(index)), DownloadFailed).value
-        self.assertEqual((failed.reason, failed.detail), (Abort.COMMIT_ERROR, "/large: block 61 is missing or wrong"))
+        self.assertEqual((failed.reason, failed.detail), (AbortReason.COMMIT_ERROR, "/large: block 61 is missing or wrong"))
         self.successResultOf(opened.discard())
         self.upload(V1, spec)
         self.assertEqual(on_disk(self.node.image(V1)), flat(spec))

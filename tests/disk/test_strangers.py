@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, Real
@@ -28,7 +28,7 @@ class Planted(Real):
         (self.node.srv / "web").symlink_to(self.outside)
         index, _ = index_bytes(SMALL)
         failed = self.failureResultOf(self.store.stage(V1, index), DownloadFailed).value
-        self.assertEqual(failed.reason, Abort.CANT_CREATE_DIRECTORY)
+        self.assertEqual(failed.reason, AbortReason.CANT_CREATE_DIRECTORY)
         self.assertIn("web is not a directory", failed.detail)
         self.assertEqual(self.successResultOf(self.store.read_blocks(V1, index, [0])), [None])
         self.failureResultOf(self.store.present(V1), DiskError)
@@ -38,14 +38,14 @@ class Planted(Real):
         (self.node.srv / "web").mkdir()
         self.node.image(V1).symlink_to(self.outside / "v1")
         self.assertFalse(self.successResultOf(self.store.present(V1)))
-        self.assertIn("is not a directory", self.refused(V1, SMALL, Abort.ALREADY_EXISTS))
+        self.assertIn("is not a directory", self.refused(V1, SMALL, AbortReason.ALREADY_EXISTS))
         self.assertTrue(self.node.image(V1).is_symlink())
 
     def test_at_the_single_name(self) -> None:
         """The same for a configured directory that is itself the image."""
         single = VPath(("one",))
         self.node.image(single).symlink_to(self.outside)
-        self.refused(single, SMALL, Abort.ALREADY_EXISTS)
+        self.refused(single, SMALL, AbortReason.ALREADY_EXISTS)
         self.assertTrue(self.node.image(single).is_symlink())
 
     def test_in_place_of_our_image(self) -> None:
@@ -53,7 +53,7 @@ class Planted(Real):
         self.upload(V1, SMALL)
         self.node.image(V1).rename(self.node.root / "kept")
         self.node.image(V1).symlink_to(self.outside)
-        self.refused(V1, CHANGED, Abort.ALREADY_EXISTS)
+        self.refused(V1, CHANGED, AbortReason.ALREADY_EXISTS)
 
     def test_at_the_staging_name(self) -> None:
         """A symlink planted where the staging directory will be would be filled with the image."""
@@ -141,14 +141,14 @@ class Unmanaged(Real):
             vpath = VPath(("app", "web", f"n{number}"))
             plant(self.node.image(vpath), {**SMALL, **extra})
             before = on_disk(self.node.image(vpath))
-            self.assertIn(str(self.node.image(vpath)), self.refused(vpath, SMALL, Abort.ALREADY_EXISTS))
+            self.assertIn(str(self.node.image(vpath)), self.refused(vpath, SMALL, AbortReason.ALREADY_EXISTS))
             self.assertEqual(on_disk(self.node.image(vpath)), before)
 
     def test_a_file(self) -> None:
         """Somebody's file would be replaced."""
         (self.node.srv / "web").mkdir()
         self.node.image(V1).write_bytes(b"mine")
-        self.refused(V1, SMALL, Abort.ALREADY_EXISTS)
+        self.refused(V1, SMALL, AbortReason.ALREADY_EXISTS)
         self.assertEqual(self.node.image(V1).read_bytes(), b"mine")
 
     def test_same_content(self) -> None:
@@ -171,7 +171,7 @@ class Unmanaged(Real):
         precious.chmod(0o600)
         self.node.image(V1).mkdir(parents=True)
         os.link(precious, self.node.image(V1) / "precious")
-        self.assertIn("other names", self.refused(V1, {"/precious": b"precious"}, Abort.ALREADY_EXISTS))
+        self.assertIn("other names", self.refused(V1, {"/precious": b"precious"}, AbortReason.ALREADY_EXISTS))
 
     def test_empty(self) -> None:
         """An empty directory that an admin made in advance would block the upload for ever."""
@@ -189,5 +189,5 @@ class Unmanaged(Real):
             real(here, old, new)
 
         self.patch(SafeDir, "rename_new", appear)
-        self.refused(V1, SMALL, Abort.ALREADY_EXISTS)
+        self.refused(V1, SMALL, AbortReason.ALREADY_EXISTS)
         self.assertEqual(on_disk(self.node.image(V1)), flat({"/mine": b"mine"}))

@@ -18,8 +18,8 @@ from ciruela.model.dirconfig import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherContent
 from ciruela.model.hooks import Due
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.order import Abort, Command
-from ciruela.model.state import Burials, RetainedVersion, State, Tombstone
+from ciruela.model.order import AbortReason, Command
+from ciruela.model.state import RetainedVersion, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
 
@@ -76,7 +76,9 @@ class MemStaging:
             return fail(dead)
         missing = self._missing()
         if missing > self._disk.free_bytes:
-            return fail(DownloadFailed(Abort.NO_SPACE, f"needs {missing} bytes, {self._disk.free_bytes} bytes free beyond the reserve"))
+            return fail(
+                DownloadFailed(AbortReason.NO_SPACE, f"needs {missing} bytes, {self._disk.free_bytes} bytes free beyond the reserve")
+            )
         results = []
         for number, data in blocks:
             wanted = self._map.hash_of(number)
@@ -111,7 +113,7 @@ class MemStaging:
             return fail(dead)
         standing = self._disk.states.get(self._vpath)
         if standing is None or standing.image != state.image or self._vpath in self._disk.pendings:
-            return fail(DownloadFailed(Abort.SUPERSEDED, f"{self._vpath}: is not this image any more"))
+            return fail(DownloadFailed(AbortReason.SUPERSEDED, f"{self._vpath}: is not this image any more"))
         return self._disk.commit(self._vpath, self._index, self._here, state.merged(standing.signatures)).addCallback(lambda _: None)
 
     def close(self) -> None:
@@ -171,7 +173,7 @@ class MemDisk:
         self.configs = configs
         self.blocks: Blocks = {} if blocks is None else blocks
         self.states: dict[VPath, State] = {}
-        self.buried: dict[VPath, Burials] = {}
+        self.buried: dict[VPath, Tombstones] = {}
         self.pendings: dict[VPath, Pending] = {}
         self.dues: dict[tuple[VPath, ImageId], Due] = {}
         self.indexes: dict[ImageId, tuple[bytes, Index]] = {}
@@ -309,7 +311,7 @@ class MemDisk:
             raise refusal
         return "/".join((self.configs[vpath.key].directory, *vpath.parts[1:]))
 
-    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Burials]:
+    def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Tombstones]:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.states.get(vpath)
@@ -321,7 +323,7 @@ class MemDisk:
                 if index is None or standing is None or standing.image != index.image:
                     return fail(OtherContent(f"{vpath}: other content is there, of which nothing is recorded"))
                 del self.foreign[vpath]
-            now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+            now = self.buried[vpath.base] = self.buried.get(vpath.base, Tombstones()).with_one(vpath.entry, tombstone)
             return succeed(now)
         newer = committed is None or committed.version > tombstone.version
         if newer if tombstone.signatures else committed is None or committed.image != tombstone.version.image:
@@ -330,20 +332,20 @@ class MemDisk:
             return fail(DiskError(f"{vpath}: an upload is on its way there, nothing is deleted"))
         if vpath.key in self.unmounted:
             return fail(DiskError(f"{vpath}: {self.configs[vpath.key].directory} is not mounted"))
-        now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+        now = self.buried[vpath.base] = self.buried.get(vpath.base, Tombstones()).with_one(vpath.entry, tombstone)
         del self.states[vpath]
         self.images.pop(vpath, None)
         self.kept.pop(vpath, None)
         return succeed(now)
 
-    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Burials]:
+    def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Tombstones]:
         if refusal := self._refusal(vpath):
             return fail(refusal)
-        now = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).with_one(vpath.entry, tombstone)
+        now = self.buried[vpath.base] = self.buried.get(vpath.base, Tombstones()).with_one(vpath.entry, tombstone)
         return succeed(now)
 
-    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Burials]:
-        folded = self.buried[vpath.base] = self.buried.get(vpath.base, Burials()).folded(before_ms, 10_000)
+    def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Tombstones]:
+        folded = self.buried[vpath.base] = self.buried.get(vpath.base, Tombstones()).folded(before_ms, 10_000)
         return succeed(folded)
 
     def identity(self, key: str) -> Deferred[Identity]:
@@ -385,24 +387,24 @@ class MemDisk:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         if vpath.key in self.unmounted:
-            return fail(DownloadFailed(Abort.CANT_CREATE_DIRECTORY, f"{self.configs[vpath.key].directory}: is not mounted"))
+            return fail(DownloadFailed(AbortReason.CANT_CREATE_DIRECTORY, f"{self.configs[vpath.key].directory}: is not mounted"))
         key = (vpath, index.image)
         siblings = any(other.base == vpath.base for other in self.states)
         if key not in self.staged and index.total_bytes > self.free_bytes and not siblings:
             needed = f"needs {index.total_bytes} bytes, {self.free_bytes} bytes free beyond the reserve"
-            return fail(DownloadFailed(Abort.NO_SPACE, needed))
+            return fail(DownloadFailed(AbortReason.NO_SPACE, needed))
         here = self.staged.setdefault(key, bytearray(index.block_count))
         return succeed(MemStaging(self, vpath, index, here))
 
     def commit(self, vpath: VPath, index: Index, here: bytearray, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """What ``MemStaging.commit`` does, in one step."""
         if not all(here):
-            return fail(DownloadFailed(Abort.COMMIT_ERROR, f"{vpath}: block {here.index(0)} is missing or wrong"))
+            return fail(DownloadFailed(AbortReason.COMMIT_ERROR, f"{vpath}: block {here.index(0)} is missing or wrong"))
         if vpath in self.foreign:
             found = self.foreign[vpath]
             if found is None or found.image != index.image:
                 if self.configs[vpath.key].append_only and vpath not in self.damaged:
-                    return fail(DownloadFailed(Abort.ALREADY_EXISTS, f"{vpath}: is not ours and not this image; move it away"))
+                    return fail(DownloadFailed(AbortReason.ALREADY_EXISTS, f"{vpath}: is not ours and not this image; move it away"))
                 above = self.where(vpath).rpartition("/")[0]
                 if found is not None:
                     self.aside_trees.append((str(vpath), found))

@@ -15,9 +15,9 @@ from twisted.python.failure import Failure
 
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.outgoing import ANSWER_S, BLOCK_S, CONNECT_S
-from ciruela.net.talk import Talk
+from ciruela.net.talk import Session
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
-from ciruela.seams import Address, Counterpart, Link
+from ciruela.seams import Address, Connection, RequestHandler
 
 OUTSIDE = Address("192.0.2.1", 1)
 """Where clients are unless they say something else."""
@@ -32,16 +32,16 @@ SILENCE_S = 15.0
 
 
 class MemoryLink:
-    """One end of a connection; implements ``ciruela.seams.Link``. ``clock`` is that of the process here."""
+    """One end of a connection; implements ``ciruela.seams.Connection``. ``clock`` is that of the process here."""
 
-    def __init__(self, hub: Hub, here: Address, there: Address, counterpart: Counterpart, clock: IReactorTime) -> None:
+    def __init__(self, hub: Hub, here: Address, there: Address, counterpart: RequestHandler, clock: IReactorTime) -> None:
         self._hub = hub
         self._clock = clock
         self.here = here
         self.there = there
         self.other: MemoryLink | None = None
         self._under_way = 0
-        self._talk = Talk(self, counterpart, self._send, self.close, self._hold)
+        self._talk = Session(self, counterpart, self._send, self.close, self._hold)
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class MemoryLink:
 
 
 class _Wire:
-    """Requests of one node; implements ``ciruela.seams.Wire``."""
+    """Requests of one node; implements ``ciruela.seams.Connector``."""
 
     def __init__(self, hub: Hub, here: Address, clock: IReactorTime) -> None:
         self._hub = hub
@@ -192,13 +192,13 @@ class _Wire:
 
 
 class _Refusing:
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         return fail(RemoteError("requests are not answered on this connection"))
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """The wire looks at each link before it uses it."""
 
 
@@ -239,7 +239,7 @@ class Hub:
         self._severed: set[frozenset[Address]] = set()
         self._paused: dict[Address, list[tuple[Callable[..., object], tuple[object, ...]]]] = {}
         self._rng = rng
-        self._nodes: dict[Address, tuple[Counterpart, Callable[[bytes, Address], object], IReactorTime]] = {}
+        self._nodes: dict[Address, tuple[RequestHandler, Callable[[bytes, Address], object], IReactorTime]] = {}
         self._group: dict[Address, int] = {}
         self._pairs: list[tuple[MemoryLink, MemoryLink]] = []
         self._many = 64
@@ -247,7 +247,7 @@ class Hub:
     def node(
         self,
         address: Address,
-        counterpart: Counterpart,
+        counterpart: RequestHandler,
         on_datagram: Callable[[bytes, Address], object],
         clock: IReactorTime | None = None,
     ) -> tuple[_Wire, _Datagrams]:
@@ -380,7 +380,7 @@ class Hub:
                 end.broke("the network is cut")
 
     def link(
-        self, client_counterpart: Counterpart, address: Address, origin: Address = OUTSIDE, clock: IReactorTime | None = None
+        self, client_counterpart: RequestHandler, address: Address, origin: Address = OUTSIDE, clock: IReactorTime | None = None
     ) -> Deferred[MemoryLink]:
         """Connect to a node, as a client does; fires with the near end after two latencies, or fails with LinkLost."""
         clock = clock or self.clock
@@ -389,7 +389,7 @@ class Hub:
         return done
 
     def _connect(
-        self, done: Deferred[MemoryLink], counterpart: Counterpart, address: Address, origin: Address, clock: IReactorTime
+        self, done: Deferred[MemoryLink], counterpart: RequestHandler, address: Address, origin: Address, clock: IReactorTime
     ) -> None:
         if done.called:
             return

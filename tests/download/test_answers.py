@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.passing import Answer, read
+from ciruela.download.passing import BlockAnswer, read
 from ciruela.model.errors import RemoteError
 from ciruela.model.mask import Pieces
 from ciruela.proto.messages import BlockData, BlockPart, BlocksData, Response, ShareData
@@ -28,7 +28,7 @@ def whole(group: Sequence[int], packed: bool = False) -> BlockPart:
     return part(b"".join(DATA[number] for number in group), packed)
 
 
-def answer(response: Response, numbers: Sequence[int] = ASKED) -> Answer:
+def answer(response: Response, numbers: Sequence[int] = ASKED) -> BlockAnswer:
     return read(response, numbers, PIECES, size_of)
 
 
@@ -40,19 +40,19 @@ class ReadTests(SynchronousTestCase):
         for packed in (False, True):
             parts = tuple(whole(group, packed) for group in GROUPS)
             self.assertEqual({one.packed for one in parts}, {packed})
-            self.assertEqual(answer(BlocksData(parts)), Answer(GOOD, list(zip(GROUPS, parts, strict=True))))
+            self.assertEqual(answer(BlocksData(parts)), BlockAnswer(GOOD, list(zip(GROUPS, parts, strict=True))))
 
     def test_one(self) -> None:
         """What speaks ciruela.v1 could give nothing."""
-        self.assertEqual(answer(BlockData(b"data"), [7]), Answer([(7, b"data")], []))
+        self.assertEqual(answer(BlockData(b"data"), [7]), BlockAnswer([(7, b"data")], []))
 
     @shows("A36", "F27")
     def test_lacks(self) -> None:
         """What is left out would shift all that follows; or a part would be passed on under the numbers of more than is in it."""
         parts = (whole((3,)), whole((100,)))
         found = answer(BlocksData(parts, (2, 4, 5, 6)))
-        self.assertEqual(found, Answer([(3, DATA[3]), (100, DATA[100])], [((3,), parts[0]), ((100,), parts[1])]))
-        self.assertEqual(answer(BlocksData((), ASKED)), Answer([], []))
+        self.assertEqual(found, BlockAnswer([(3, DATA[3]), (100, DATA[100])], [((3,), parts[0]), ((100,), parts[1])]))
+        self.assertEqual(answer(BlocksData((), ASKED)), BlockAnswer([], []))
         self.assertEqual(answer(BlocksData(tuple(map(whole, GROUPS)), (0, 7, 1 << 60))).blocks, GOOD, "it lacks what nobody asked for")
 
     @shows("A7", "A24")
@@ -60,7 +60,7 @@ class ReadTests(SynchronousTestCase):
         """With a part too many or too few, the others would be taken for other blocks."""
         parts = tuple(map(whole, GROUPS))
         for wrong in (parts[:2], parts[1:], (*parts, BlockPart(b"more")), (), (BlockPart(b""), *parts)):
-            self.assertEqual(answer(BlocksData(wrong)), Answer([(number, b"") for number in ASKED], []))
+            self.assertEqual(answer(BlocksData(wrong)), BlockAnswer([(number, b"") for number in ASKED], []))
         self.assertEqual(answer(BlocksData(parts, (100,))).blocks, [(number, b"") for number in ASKED[:-1]])
 
     @shows("A7", "A24", "A21")

@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.awaited import HELD_S, MOST_HELD, NEWS_S, ClientSubscriptions
+from ciruela.download.awaited import HELD_S, MOST_HELD, NEWS_S, AvailabilityRequests
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
@@ -27,7 +27,7 @@ class AwaitedTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.here: dict[tuple[VPath, ImageId], int] = {(V1, ONE): 0b1}
-        self.awaited = ClientSubscriptions(lambda vpath, image: self.here.get((vpath, image)), self.clock)
+        self.awaited = AvailabilityRequests(lambda vpath, image: self.here.get((vpath, image)), self.clock)
 
     def ask(self, wanted: int, path: str = "/app/v1", image: ImageId = ONE, size: int = 64, asker: str = "a") -> Deferred[PiecesData]:
         return self.awaited.give(GetPieces(path, image, wanted.to_bytes(size, "little")), asker)

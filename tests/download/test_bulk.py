@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.download import fetch_blocks
 from ciruela.download.awaited import HELD_S
 from ciruela.download.fetch_blocks import NUDGE_S, OUT_OF_TURN_S, STARVING_S, TURNS_S, BlockFetch
-from ciruela.download.passing import Passing
+from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import MOST_AT_ONCE, BlockPlan
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, MOST_WINDOW, Candidate, Totals
@@ -88,7 +88,7 @@ class ServingTests(SynchronousTestCase):
         self.disk, self.ledger = Disk(), Ledger(Clock())
         self.damaged: list[VPath] = []
         catalog = Catalog(self.disk)  # type: ignore[arg-type]
-        self.passing = Passing(Clock())
+        self.passing = BlockRelayCache(Clock())
         self.jobs = 0
 
         def in_thread(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
@@ -211,7 +211,7 @@ class FetchTests(SynchronousTestCase):
         self.shares: list[int] = []
         self.share: Callable[[int], Deferred[Response]] = lambda missing: succeed(share_of(missing))
         self.news: dict[str, list[tuple[int, Deferred[Response]]]] = {}
-        self.passing = Passing(Clock())
+        self.passing = BlockRelayCache(Clock())
         self.plan = BlockPlan(INDEX, (), random.Random(1))
         self.fetch = BlockFetch(
             "/app/v1",

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
 from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch
-from ciruela.download.passing import Passing
+from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
 from ciruela.index.digest import HashKind
@@ -18,7 +18,7 @@ from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import DiskError, DownloadFailed, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.proto.messages import BlockData
 from tests.proof import shows
 
@@ -74,7 +74,7 @@ class BlockFetchTests(SynchronousTestCase):
             self.count,
             self.totals,
             self.clock,
-            Passing(self.clock),
+            BlockRelayCache(self.clock),
         )
 
     def count(self):
@@ -323,7 +323,7 @@ class BlockFetchTests(SynchronousTestCase):
         self.source("liar", answer=lambda number: BlockData(b"wrong"))
         done = self.fetch.run()
         self.run_for(GIVE_UP_S, step=1.0)
-        self.assertEqual(self.failureResultOf(done, DownloadFailed).value.reason, Abort.NO_FILE_SOURCE)
+        self.assertEqual(self.failureResultOf(done, DownloadFailed).value.reason, AbortReason.NO_FILE_SOURCE)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     @shows("A38", "A39")
@@ -350,7 +350,9 @@ class BlockFetchTests(SynchronousTestCase):
     def test_nothing_to_fetch(self):
         """An image whose files are all here is done at once."""
         plan = BlockPlan(INDEX, range(COUNT), random.Random(1))
-        fetch = BlockFetch("/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, self.totals, self.clock, Passing(self.clock))
+        fetch = BlockFetch(
+            "/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, self.totals, self.clock, BlockRelayCache(self.clock)
+        )
         self.assertIsNone(self.successResultOf(fetch.run()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -14,7 +14,7 @@ from ciruela.index.parse import parse
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.mask import FULL
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from ciruela.proto.messages import BlockData, GetIndex, IndexData
 from ciruela.proto.packing import unpack_index
 from tests.proof import shows
@@ -186,7 +186,7 @@ class IndexFetchTests(SynchronousTestCase):
         done = self.fetch.run()
         self.clock.pump([0, 0])
         failure = self.failureResultOf(done, DownloadFailed).value
-        self.assertEqual(failure.reason, Abort.BAD_INDEX)
+        self.assertEqual(failure.reason, AbortReason.BAD_INDEX)
         self.assertIn("line 3", failure.detail)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -206,7 +206,7 @@ class IndexFetchTests(SynchronousTestCase):
         done = self.fetch.run()
         self.clock.pump([1.0] * int(GIVE_UP_S))
         failure = self.failureResultOf(done, DownloadFailed)
-        self.assertEqual(failure.value.reason, Abort.CANT_FETCH_INDEX)
+        self.assertEqual(failure.value.reason, AbortReason.CANT_FETCH_INDEX)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_failing_source_is_not_hammered(self):

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.awaited import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, Lookout
+from ciruela.download.awaited import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, AvailabilitySubscription
 from ciruela.download.sources import Candidate, PeerCandidate, Sources
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
@@ -29,7 +29,7 @@ class LookoutTests(SynchronousTestCase):
         self.asked: list[tuple[str, int]] = []
         self.answers: list[Deferred[Response]] = []
         self.answer: Deferred[Response] | None = None
-        self.lookout = Lookout("/app/v1", IMAGE, PIECES, self.clock, self.hear)
+        self.lookout = AvailabilitySubscription("/app/v1", IMAGE, PIECES, self.clock, self.hear)
         self.sources = Sources(PIECES)
         self.sources.update([self.candidate("a", 0b1), self.candidate("b", 0)], 100.0)
         self.one, self.other = self.sources.active()
@@ -122,7 +122,7 @@ class LookoutTests(SynchronousTestCase):
     def test_fault_of_ours(self) -> None:
         """A fault in what is done with the news would be taken for a failure of the peer, and nobody would ever hear of it."""
         self.hear = lambda: {}["nothing"]  # type: ignore[method-assign]
-        self.lookout = Lookout("/app/v1", IMAGE, PIECES, self.clock, self.hear)
+        self.lookout = AvailabilitySubscription("/app/v1", IMAGE, PIECES, self.clock, self.hear)
         self.answer = succeed(PiecesData(PIECES.to_bytes(0b110)))
         self.lookout.look([(self.one, 0b110)])
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.sources import FAST_BYTES_S, KEPT_TRIALS, TRIAL_BYTES, Packing
+from ciruela.download.sources import FAST_BYTES_S, KEPT_TRIALS, TRIAL_BYTES, CompressionChoice
 
 ANSWER = 256 * 1024
 FAST = 4 * FAST_BYTES_S
@@ -14,7 +14,7 @@ class PackingTests(SynchronousTestCase):
     """One source, whose speed differs by what it is asked for."""
 
     def setUp(self) -> None:
-        self.packing = Packing()
+        self.packing = CompressionChoice()
         self.now_s = 100.0
 
     def trial(self, packed: float, plain: float) -> bool:

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import passing
-from ciruela.download.passing import KEPT_S, MOST_BYTES, Passing
+from ciruela.download.passing import KEPT_S, MOST_BYTES, BlockRelayCache
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
 from tests.proof import shows
@@ -20,7 +20,7 @@ class PassingTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.passing = Passing(self.clock)
+        self.passing = BlockRelayCache(self.clock)
 
     def test_as_it_came(self) -> None:
         """Others would get blocks that they did not ask for, or of another image."""

@@ -4,7 +4,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.passing import Passing
+from ciruela.download.passing import BlockRelayCache
 from ciruela.download.serving import KEPT_INDEXES, BlockService, Catalog
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
@@ -55,7 +55,7 @@ class BlockServiceTests(SynchronousTestCase):
     def setUp(self):
         self.disk, self.ledger = Disk(), Ledger(Clock())
         self.catalog = Catalog(self.disk)
-        self.service = BlockService(self.ledger, self.disk, self.catalog, Passing(Clock()))
+        self.service = BlockService(self.ledger, self.disk, self.catalog, BlockRelayCache(Clock()))
         self.index, self.data = image(1)
         self.state = State(self.index.image, (SigEntry(5, bytes(64)),))
 
@@ -79,7 +79,7 @@ class BlockServiceTests(SynchronousTestCase):
         """What a committed image should have and cannot give is damage; what an upload has not got yet is none."""
         told = []
         service = BlockService(
-            self.ledger, self.disk, self.catalog, Passing(Clock()), damaged=lambda vpath, image: told.append((vpath, image))
+            self.ledger, self.disk, self.catalog, BlockRelayCache(Clock()), damaged=lambda vpath, image: told.append((vpath, image))
         )
         request = GetBlock(HashKind.BLAKE2B.block(self.data[1]), BlockHint("/app/v1", "/f", 32768))
         self.disk.indexes[self.index.image] = self.index
@@ -160,7 +160,7 @@ class BlockServiceTests(SynchronousTestCase):
     def test_damage_is_told(self):
         """A block that has rotted, or an index that is gone, would be found by nobody until the last good copy has rotted too."""
         told = []
-        service = BlockService(self.ledger, self.disk, self.catalog, Passing(Clock()), damaged=lambda *where: told.append(where))
+        service = BlockService(self.ledger, self.disk, self.catalog, BlockRelayCache(Clock()), damaged=lambda *where: told.append(where))
         ask = GetBlock(HashKind.BLAKE2B.block(self.data[1]), BlockHint("/app/v1", "/f", 32768))
         self.ledger.commit(V1, self.state)
         self.failureResultOf(service.give(ask), RemoteError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.serving import HELD_S, MOST_READERS, Slots
+from ciruela.download.serving import HELD_S, MOST_READERS, UploadSlots
 from ciruela.model.errors import SLOW_DOWN, Busy
 from tests.proof import shows
 
@@ -15,7 +15,7 @@ class SlotsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.slots = Slots(self.clock, 3)
+        self.slots = UploadSlots(self.clock, 3)
 
     def enter(self, readers: str) -> str:
         """Those of ``readers``, a letter each, that may ask."""

@@ -18,7 +18,7 @@ from ciruela.download.sources import (
     SLOW_S,
     SLOWER,
     Candidate,
-    Packing,
+    CompressionChoice,
     Sources,
 )
 from ciruela.index.digest import BLOCK_BYTES
@@ -309,5 +309,5 @@ class SourcesTests(SynchronousTestCase):
         sources = Sources(PIECES)
         sources.update([candidate("p"), candidate("q")], 0.0)
         one, other = sources.active()
-        self.assertIsInstance(one.packing, Packing)
+        self.assertIsInstance(one.packing, CompressionChoice)
         self.assertIsNot(one.packing, other.packing)

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
-from ciruela.download.fetch_blocks import OUT_OF_TURN_S, TURNS_S, Turns
+from ciruela.download.fetch_blocks import OUT_OF_TURN_S, TURNS_S, PieceAssignment
 from ciruela.download.sources import Candidate, Sources
 from ciruela.model.mask import FULL, Pieces
 from tests.proof import shows
@@ -19,7 +19,7 @@ class TurnsTests(SynchronousTestCase):
     """A download with up to three peers."""
 
     def setUp(self) -> None:
-        self.turns = Turns(ME, PIECES.count)
+        self.turns = PieceAssignment(ME, PIECES.count)
         self.sources = Sources(PIECES)
         self.candidates: dict[object, Candidate] = {}
         self.now_s = 10.0

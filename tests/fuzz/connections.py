@@ -17,10 +17,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
-from ciruela.clockwork import Bucket
+from ciruela.clockwork import TokenBucket
 from ciruela.net.limits import IdleTimeout, Limits
 from ciruela.net.link import ClientLink, ServerLink
-from ciruela.net.outbox import Outbox
+from ciruela.net.outbox import SendQueue
 from ciruela.net.server import MAX_HEAD_BYTES, origin_allowed, site
 from tests.fuzz.frames import outcome
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Counterpart, Pages, frame, frames
@@ -151,9 +151,9 @@ def link_after_handshake(server: bool, limit_bytes: int = MESSAGE_LIMIT) -> tupl
     link._limits = Limits(large_bytes=limit_bytes)
     link._patience = IdleTimeout(link._limits, 1.0)
     link._pulse = LoopingCall(link._beat)
-    link._quiet = Bucket(clock, 0, 1e9)
+    link._quiet = TokenBucket(clock, 0, 1e9)
     link._set_limit()
-    link._outbox, link.send_queue = Outbox(tape, clock, 60.0, link._outbox_changed, link._stalled), deque()
+    link._outbox, link.send_queue = SendQueue(tape, clock, 60.0, link._outbox_changed, link._stalled), deque()
     link.gone, link.is_closed = Deferred(), txaio.create_future()
     link.utf8validator, link.trafficStats = Utf8Validator(), TrafficStats()
     return link, tape, heard, log

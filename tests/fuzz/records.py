@@ -12,7 +12,7 @@ from ciruela.model.dirconfig import Modes
 from ciruela.model.errors import FormatError
 from ciruela.model.hooks import AFTER, Due
 from ciruela.model.ids import HASH_BYTES, ImageId
-from ciruela.model.state import SIGNATURE_BYTES, Burials, Tombstone, Version
+from ciruela.model.state import SIGNATURE_BYTES, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath, check_component
 from tests.fuzz.wire import refusal
 
@@ -40,7 +40,7 @@ def tombstone_samples() -> tuple[bytes, ...]:
     """None, some, and some that were folded."""
     stones = {f"v{number}": Tombstone(Version(number, ImageId(bytes([number]) * 32)), 9 * number) for number in range(4)}
     signed = {"v9": Tombstone(Version(9, ImageId(b"\x09" * 32)), 9, (b"\x01" * 64, b"\x02" * 64))}
-    several = (Burials(), Burials(0, stones), Burials(1_700_000_000_000, {"": stones["v1"]}), Burials(7, stones | signed))
+    several = (Tombstones(), Tombstones(0, stones), Tombstones(1_700_000_000_000, {"": stones["v1"]}), Tombstones(7, stones | signed))
     return tuple(burials.encode(one) for one in several)
 
 

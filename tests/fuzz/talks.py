@@ -14,10 +14,10 @@ import cbor2
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from ciruela.model.errors import FormatError, LinkLost, RemoteError
-from ciruela.net.talk import Talk
+from ciruela.net.talk import Session
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.dialogue import Dialogue
+from ciruela.proto.dialogue import RequestMultiplexer
 from tests.fuzz.connections import Log
 from tests.proto import samples
 from tests.proto.samples import VECTORS
@@ -82,10 +82,10 @@ class _Conversation:
         self.ends = 0
         self.told: list[m.Notification] = []
         self.log = Log()
-        self.talk = Talk(
+        self.talk = Session(
             self, self, lambda *parts: self.sent.append(b"".join(parts)), self.broken.append, lambda _held: None, most_at_work=2
         )
-        self.talk._dialogue = Dialogue(most_pending=MOST_PENDING, most_strays=MOST_STRAYS)
+        self.talk._dialogue = RequestMultiplexer(most_pending=MOST_PENDING, most_strays=MOST_STRAYS)
         self.talk._log = self.log  # type: ignore[assignment]
         self.asked: list[_Asked] = []
         self.open: dict[int, _Asked] = {}

@@ -80,7 +80,7 @@ class Socket:
 
 
 class Wire:
-    """``seams.Wire`` from one node to the others of its world; counts what is asked."""
+    """``seams.Connector`` from one node to the others of its world; counts what is asked."""
 
     def __init__(self, world: World, address: Address) -> None:
         self.world = world

@@ -41,7 +41,7 @@ from ciruela.gossip.packets import (
     decode,
     encode_item,
 )
-from ciruela.gossip.telling import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, Tellings, beat_targets, choose
+from ciruela.gossip.telling import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, ReliableNotifier, beat_targets, choose
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.state import Version
 from ciruela.model.vpath import VPath
@@ -152,7 +152,7 @@ class TellingTests(SynchronousTestCase):
     """Completions until they are acknowledged."""
 
     def setUp(self) -> None:
-        self.tellings = Tellings(limit=3)
+        self.tellings = ReliableNotifier(limit=3)
 
     def due(self, now_s: float) -> list[tuple[VPath, MachineId]]:
         """What is due while all watches last."""

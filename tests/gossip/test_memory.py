@@ -22,7 +22,7 @@ from ciruela.gossip.cluster import (
     WatchHeard,
 )
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Header, Hooked, Item, MemberFact, Packet, WatchFact
-from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, Window
+from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, ReplayWindow
 from ciruela.gossip.stances import (
     IMAGES_PER_PATH,
     MOST_KINDS,
@@ -33,7 +33,7 @@ from ciruela.gossip.stances import (
     WATCH_S,
     HeardResults,
     HeardWatches,
-    Quota,
+    PeerQuota,
 )
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.mask import FULL
@@ -64,7 +64,7 @@ class WindowTests(SynchronousTestCase):
     def test_against_a_set(self) -> None:
         """A recorded datagram must not count twice; a datagram that was overtaken must count once."""
         rng = random.Random(3)
-        window, seen, newest = Window(), set(), -1
+        window, seen, newest = ReplayWindow(), set(), -1
         for _ in range(6000):
             seq = max(0, newest + rng.choice((1, 1, 1, 2, 40, -3, -500, -WINDOW, -WINDOW + 1, 0, -WINDOW - 1)))
             if rng.random() < 0.01:
@@ -76,7 +76,7 @@ class WindowTests(SynchronousTestCase):
 
     def test_far_behind(self) -> None:
         """A forged number of the far future must not make each honest datagram after it an error, or fill the memory."""
-        window = Window()
+        window = ReplayWindow()
         self.assertTrue(window.fresh((1 << 63) - 11))
         self.assertFalse(window.fresh(0))
 
@@ -87,7 +87,7 @@ class QuotaTests(SynchronousTestCase):
 
     def test_an_owner_displaces_only_its_own(self) -> None:
         """A node that floods must not push out what honest nodes said (fault F25)."""
-        quota: Quota[str, int] = Quota(limit=3)
+        quota: PeerQuota[str, int] = PeerQuota(limit=3)
         quota.touch("honest", 100, 0)
         self.assertEqual([quota.touch("rogue", number, 0) for number in range(5)], [None, None, None, 0, 1])
         self.assertIsNone(quota.touch("rogue", 2, 0))
@@ -96,7 +96,7 @@ class QuotaTests(SynchronousTestCase):
 
     def test_expired(self) -> None:
         """What was repeated stays, what was not goes, and leaves nothing behind."""
-        quota: Quota[str, int] = Quota()
+        quota: PeerQuota[str, int] = PeerQuota()
         quota.touch("a", 1, 0)
         quota.touch("a", 2, 1)
         quota.touch("b", 3, 1)

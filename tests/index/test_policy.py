@@ -11,7 +11,7 @@ from ciruela.index.tree import Directory, File, Index, Symlink, check, stays_ins
 from ciruela.model.dirconfig import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort
+from ciruela.model.order import AbortReason
 from tests.proof import shows
 
 ANY = DirConfig("app", "/srv/app", append_only=False, num_levels=1)
@@ -36,7 +36,9 @@ class QuotaTests(SynchronousTestCase):
         check(image, ANY)
         check(image, replace(ANY, max_image_bytes=1000 * BLOCK_BYTES))
         fault = self.refused(image, replace(ANY, max_image_bytes=1000 * BLOCK_BYTES - 1))
-        self.assertEqual((fault.reason, fault.detail), (Abort.IMAGE_TOO_LARGE, "it has 32768000 bytes, max-image-bytes is 32767999 here"))
+        self.assertEqual(
+            (fault.reason, fault.detail), (AbortReason.IMAGE_TOO_LARGE, "it has 32768000 bytes, max-image-bytes is 32767999 here")
+        )
 
     @shows("A5", "F7")
     def test_files(self) -> None:
@@ -44,7 +46,7 @@ class QuotaTests(SynchronousTestCase):
         image = index(File("/a", False, 0, b""), Symlink("/b", "a"), below=("/c",))
         check(image, replace(ANY, max_image_files=3))
         fault = self.refused(image, replace(ANY, max_image_files=2))
-        self.assertEqual(fault.reason, Abort.IMAGE_TOO_LARGE)
+        self.assertEqual(fault.reason, AbortReason.IMAGE_TOO_LARGE)
         self.assertIn("3 files, links and directories, max-image-files is 2", fault.detail)
 
     @shows("A3")
@@ -55,9 +57,9 @@ class QuotaTests(SynchronousTestCase):
             check(inside, config)
         check(outside, ANY)
         fault = self.refused(outside, replace(ANY, symlinks=Symlinks.INSIDE))
-        self.assertEqual(fault.reason, Abort.BAD_SYMLINK)
+        self.assertEqual(fault.reason, AbortReason.BAD_SYMLINK)
         self.assertEqual(fault.detail, "'/c\\n' -> '/etc/passwd': it may lead out of the image, symlinks is inside here")
-        self.assertEqual(self.refused(inside, replace(ANY, symlinks=Symlinks.NONE)).reason, Abort.BAD_SYMLINK)
+        self.assertEqual(self.refused(inside, replace(ANY, symlinks=Symlinks.NONE)).reason, AbortReason.BAD_SYMLINK)
         check(index(File("/a", False, 0, b"")), replace(ANY, symlinks=Symlinks.NONE))
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Burials, Tombstone, Version
+from ciruela.model.state import Tombstone, Tombstones, Version
 from tests.proof import shows
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=150)
@@ -21,7 +21,7 @@ def tombstone(signed_ms: int, buried_ms: int = 1000, number: int = 0) -> Tombsto
     return Tombstone(Version(signed_ms, image(number)), buried_ms)
 
 
-def refuses(burials: Burials, entry: str, version: Version) -> bool:
+def refuses(burials: Tombstones, entry: str, version: Version) -> bool:
     """Whether ``version`` counts as deleted, at a path at which nothing stands."""
     found = burials.tombstones.get(entry)
     return version <= found.version if found is not None else version.timestamp_ms <= burials.floor_ms
@@ -33,24 +33,24 @@ class BurialsTests(SynchronousTestCase):
     @shows("I10", "A12")
     def test_the_greater_stays(self) -> None:
         """A path that was deleted twice would take the first of the two again."""
-        both = Burials().with_one("v1", tombstone(5)).with_one("v1", tombstone(9)).with_one("v1", tombstone(7))
-        self.assertEqual(both, Burials(0, {"v1": tombstone(9)}))
-        same_time = Burials().with_one("v1", tombstone(5, number=2)).with_one("v1", tombstone(5, number=1))
+        both = Tombstones().with_one("v1", tombstone(5)).with_one("v1", tombstone(9)).with_one("v1", tombstone(7))
+        self.assertEqual(both, Tombstones(0, {"v1": tombstone(9)}))
+        same_time = Tombstones().with_one("v1", tombstone(5, number=2)).with_one("v1", tombstone(5, number=1))
         self.assertEqual(same_time.tombstones["v1"].version.image, image(2))
-        again = Burials().with_one("v1", tombstone(5, 1000)).with_one("v1", tombstone(5, 2000))
+        again = Tombstones().with_one("v1", tombstone(5, 1000)).with_one("v1", tombstone(5, 2000))
         self.assertEqual(again.tombstones["v1"].buried_ms, 2000)
         self.assertEqual(both.without("v2"), both)
-        self.assertEqual(both.without("v1"), Burials())
+        self.assertEqual(both.without("v1"), Tombstones())
 
     @shows("I6", "I10")
     def test_fold(self) -> None:
         """Deletions would be remembered for ever, or be forgotten too early."""
-        burials = Burials(3, {"a": tombstone(10, 100), "b": tombstone(20, 200), "c": tombstone(5, 300)})
+        burials = Tombstones(3, {"a": tombstone(10, 100), "b": tombstone(20, 200), "c": tombstone(5, 300)})
         self.assertIs(burials.folded(100, 3), burials)
-        self.assertEqual(burials.folded(101, 3), Burials(10, {"b": tombstone(20, 200), "c": tombstone(5, 300)}))
-        self.assertEqual(burials.folded(0, 1), Burials(20, {"c": tombstone(5, 300)}))
-        self.assertEqual(burials.folded(0, 0), Burials(20, {}))
-        self.assertEqual(Burials(50, {"a": tombstone(10, 100)}).folded(101, 9), Burials(50, {}))
+        self.assertEqual(burials.folded(101, 3), Tombstones(10, {"b": tombstone(20, 200), "c": tombstone(5, 300)}))
+        self.assertEqual(burials.folded(0, 1), Tombstones(20, {"c": tombstone(5, 300)}))
+        self.assertEqual(burials.folded(0, 0), Tombstones(20, {}))
+        self.assertEqual(Tombstones(50, {"a": tombstone(10, 100)}).folded(101, 9), Tombstones(50, {}))
 
     @shows("I6", "I10", "A12", "F50")
     def test_nothing_comes_back_by_folding(self) -> None:
@@ -60,7 +60,7 @@ class BurialsTests(SynchronousTestCase):
         @SETTINGS
         @given(rows, st.integers(0, 60), st.integers(0, 5))
         def check(deleted: list[tuple[str, int, int, int]], before_ms: int, most: int) -> None:
-            burials = Burials()
+            burials = Tombstones()
             for entry, signed_ms, buried_ms, number in deleted:
                 burials = burials.with_one(entry, tombstone(signed_ms, buried_ms, number))
             folded = burials.folded(before_ms, most)

@@ -13,7 +13,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
 from ciruela.net.outgoing import connect
 from ciruela.net.server import origin_allowed
-from ciruela.net.talk import Talk
+from ciruela.net.talk import Session
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.net.bench import NODE, REFERENCE_ACCEPT, REFERENCE_HANDSHAKE, Bench, Counterpart, Raw, accept_key, frame, frames
@@ -607,7 +607,7 @@ class SlowReader(SynchronousTestCase):
             sent.append(data)
             talk.clog(False)
 
-        talk = Talk(mock.Mock(), Counterpart(), send, self.fail, lambda held: None)
+        talk = Session(mock.Mock(), Counterpart(), send, self.fail, lambda held: None)
         talk.clog(True)
         for number in range(2000):
             talk.received(codec.encode_request(number, BLOCK))

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.dialogue import Answered, Dialogue, Failed, Nothing, NotificationReceived, RequestReceived, TooMany, Violation
+from ciruela.proto.dialogue import Answered, Failed, Nothing, NotificationReceived, RequestMultiplexer, RequestReceived, TooMany, Violation
 from tests.proof import shows
 from tests.proto import samples as s
 
@@ -22,7 +22,7 @@ def answer(number: int) -> bytes:
 class Asking(SynchronousTestCase):
     def test_answers_find_their_requests(self) -> None:
         """Answers in another order must not be mixed up: blocks would be written for other blocks."""
-        talk: Dialogue[str] = Dialogue()
+        talk: RequestMultiplexer[str] = RequestMultiplexer()
         first, data = talk.ask(BLOCK, "one")
         second, _ = talk.ask(BLOCK, "two")
         self.assertEqual((first, second), (1, 2))
@@ -33,14 +33,14 @@ class Asking(SynchronousTestCase):
 
     def test_error_answers(self) -> None:
         """An Error answers any request."""
-        talk: Dialogue[str] = Dialogue()
+        talk: RequestMultiplexer[str] = RequestMultiplexer()
         talk.ask(ASK, "one")
         self.assertEqual(talk.take(codec.encode_response(1, "GetBaseDir", m.Error("no"))), Answered("one", m.Error("no")))
 
     @shows("A26")
     def test_too_many(self) -> None:
         """A caller that forgets to wait would fill the memory of both sides."""
-        talk: Dialogue[int] = Dialogue(most_pending=2)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_pending=2)
         talk.ask(ASK, 1)
         number, _ = talk.ask(ASK, 2)
         self.assertRaises(TooMany, talk.ask, ASK, 3)
@@ -50,7 +50,7 @@ class Asking(SynchronousTestCase):
     @shows("F18")
     def test_late_answers_are_no_strays(self) -> None:
         """A slow but honest peer would be thrown out after sixteen timeouts."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         for _ in range(40):
             number, _ = talk.ask(BLOCK, 1)
             talk.forget(number)
@@ -60,7 +60,7 @@ class Asking(SynchronousTestCase):
     @shows("A24", "I6")
     def test_forgotten_requests_are_bounded(self) -> None:
         """A peer that never answers would make the table grow for ever."""
-        talk: Dialogue[int] = Dialogue(most_pending=2)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_pending=2)
         for _ in range(100):
             number, _ = talk.ask(ASK, 1)
             talk.forget(number)
@@ -69,7 +69,7 @@ class Asking(SynchronousTestCase):
 
     def test_large_answers_are_expected_until_they_came(self) -> None:
         """The connection would be dropped in the middle of the index that we asked for."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         self.assertFalse(talk.large_due)
         number, _ = talk.ask(m.GetIndex(s.image(1), None), 1)
         talk.ask(BLOCK, 2)
@@ -80,7 +80,7 @@ class Asking(SynchronousTestCase):
 
     def test_bulk_answers_are_expected_until_they_came(self) -> None:
         """The same for many blocks; a connection on which none are due takes no such message."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         number, _ = talk.ask(m.GetBlocks("/a/b", s.image(1), (1,)), 1)
         self.assertEqual((talk.bulk_due, talk.large_due), (True, False))
         talk.take(codec.encode_response(number, "GetBlocks", m.BlocksData(())))
@@ -88,7 +88,7 @@ class Asking(SynchronousTestCase):
 
     def test_end(self) -> None:
         """Requests that nobody fails hang for ever."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         talk.ask(ASK, 1)
         number, _ = talk.ask(ASK, 2)
         talk.ask(ASK, 3)
@@ -101,27 +101,27 @@ class Asking(SynchronousTestCase):
 class Rules(SynchronousTestCase):
     def test_strays(self) -> None:
         """A peer that answers what was not asked is forgiven fifteen times."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         for _ in range(15):
             self.assertIsInstance(talk.take(answer(77)), Nothing)
         self.assertIsInstance(talk.take(answer(77)), Violation)
 
     def test_unreadable_messages_count(self) -> None:
         """Garbage costs time to look at."""
-        talk: Dialogue[int] = Dialogue(most_strays=2)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_strays=2)
         self.assertIsInstance(talk.take(b"garbage"), Nothing)
         self.assertIsInstance(talk.take(b"garbage"), Violation)
 
     def test_wrong_kind_of_answer(self) -> None:
         """An index in place of a block must reach nobody."""
-        talk: Dialogue[str] = Dialogue()
+        talk: RequestMultiplexer[str] = RequestMultiplexer()
         talk.ask(ASK, "one")
         self.assertEqual(talk.take(answer(1)), Violation("GetBaseDir was answered as GetBlock", "one"))
         self.assertEqual(talk.pending, 0)
 
     def test_unreadable_answer_fails_its_request(self) -> None:
         """The request would hang until its timeout."""
-        talk: Dialogue[str] = Dialogue()
+        talk: RequestMultiplexer[str] = RequestMultiplexer()
         talk.ask(BLOCK, "one")
         event = talk.take(cbor2.dumps([2, "GetBlock", 1, {}]))
         assert isinstance(event, Failed)
@@ -130,7 +130,7 @@ class Rules(SynchronousTestCase):
 
     def test_unreadable_answer_too_often(self) -> None:
         """The last straw still fails the request it belongs to."""
-        talk: Dialogue[str] = Dialogue(most_strays=1)
+        talk: RequestMultiplexer[str] = RequestMultiplexer(most_strays=1)
         talk.ask(BLOCK, "one")
         event = talk.take(cbor2.dumps([2, "GetBlock", 1, {}]))
         assert isinstance(event, Violation)
@@ -138,7 +138,7 @@ class Rules(SynchronousTestCase):
 
     def test_duplicate_id(self) -> None:
         """Two requests of one id: one answer would go to the wrong one."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         data = codec.encode_request(5, ASK)
         self.assertEqual(talk.take(data), RequestReceived(5, ASK))
         self.assertEqual(talk.take(data), Violation("id 5 is used twice"))
@@ -146,7 +146,7 @@ class Rules(SynchronousTestCase):
 
     def test_id_may_be_used_again(self) -> None:
         """Ids need to be unique among open requests only."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         data = codec.encode_request(5, BLOCK)
         talk.take(data)
         self.assertEqual(talk.answer(5, m.BlockData(b"x")), (answer(5), b""))
@@ -155,7 +155,7 @@ class Rules(SynchronousTestCase):
 
     def test_wrong_answer_of_ours_leaves_the_request_open(self) -> None:
         """The asker can still be told that something went wrong."""
-        talk: Dialogue[int] = Dialogue()
+        talk: RequestMultiplexer[int] = RequestMultiplexer()
         talk.take(codec.encode_request(5, BLOCK))
         self.assertRaises(TypeError, talk.answer, 5, m.IndexData(b""))
         talk.answer(5, m.Error("internal error"))
@@ -164,14 +164,14 @@ class Rules(SynchronousTestCase):
     @shows("A26")
     def test_too_many_requests_of_theirs(self) -> None:
         """A table without a bound is memory for the asking."""
-        talk: Dialogue[int] = Dialogue(most_unanswered=2)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_unanswered=2)
         talk.take(codec.encode_request(1, ASK))
         talk.take(codec.encode_request(2, ASK))
         self.assertIsInstance(talk.take(codec.encode_request(3, ASK)), Violation)
 
     def test_unknown_request_is_refused_in_words(self) -> None:
         """A newer program would wait for its timeout instead of falling back at once."""
-        talk: Dialogue[int] = Dialogue(most_strays=2)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_strays=2)
         for number in range(5):
             event = talk.take(cbor2.dumps([1, "GetNews", number, {}]))
             assert isinstance(event, Nothing) and event.reply is not None
@@ -179,7 +179,7 @@ class Rules(SynchronousTestCase):
 
     def test_bad_request_is_refused_and_counted(self) -> None:
         """The sender is told what is wrong, but not for ever."""
-        talk: Dialogue[int] = Dialogue(most_strays=2)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_strays=2)
         data = cbor2.dumps([1, "GetBaseDir", 4, {}])
         event = talk.take(data)
         assert isinstance(event, Nothing) and event.reply is not None
@@ -188,7 +188,7 @@ class Rules(SynchronousTestCase):
 
     def test_notifications(self) -> None:
         """Known ones are passed on, unknown ones are not held against anybody."""
-        talk: Dialogue[int] = Dialogue(most_strays=1)
+        talk: RequestMultiplexer[int] = RequestMultiplexer(most_strays=1)
         note = s.NOTIFICATIONS["ReceivedImage"]
         self.assertEqual(talk.take(talk.tell(note)), NotificationReceived(note))
         self.assertIsInstance(talk.take(cbor2.dumps([0, "News", {}])), Nothing)

@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Accepted, Command, Order, Origin, Rejected, Removal
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.order import Accepted, Command, Origin, Rejection, Removal, UploadRequest
+from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
@@ -29,7 +29,7 @@ class Member:
     def __init__(self, config: DirConfig) -> None:
         self.config = config
         self.state: State | None = None
-        self.burials = Burials()
+        self.burials = Tombstones()
 
     def entries(self) -> dict[str, State]:
         return {} if self.state is None else {"v1": self.state}
@@ -50,9 +50,9 @@ class Member:
         gone = removal_in(self.burials, "v1")
         return PathState(self.state, None, False, gone, 0, gone, elsewhere or Elsewhere())
 
-    def order(self, order: Order, now_ms: int, elsewhere: Elsewhere | None = None) -> bool:
+    def order(self, order: UploadRequest, now_ms: int, elsewhere: Elsewhere | None = None) -> bool:
         verdict = judge(order, self.config, self.standing(elsewhere), order.signatures, now_ms)
-        if isinstance(verdict, Rejected):
+        if isinstance(verdict, Rejection):
             return False
         assert isinstance(verdict, Accepted)
         makers = {entry: str(entry.signature[0]) for entry in verdict.state.signatures}
@@ -62,7 +62,7 @@ class Member:
     def remove(self, removal: Removal, now_ms: int) -> bool:
         signed = (SigEntry(removal.timestamp_ms, bytes(64)),)
         verdict = judge_removal(removal, self.standing(), signed, now_ms, append_only=self.config.append_only)
-        if isinstance(verdict, Rejected):
+        if isinstance(verdict, Rejection):
             return False
         if verdict.fresh:
             self.burials = self.burials.with_one("v1", Tombstone(removal.version, now_ms, (bytes(64),)))
@@ -71,7 +71,7 @@ class Member:
 
     def pull(self, others: list[Member], now_ms: int) -> None:
         """Compare with ``others``, merge what they want of us, and carry it out."""
-        best: Order | None = None
+        best: UploadRequest | None = None
         for other in others:
             append_only = self.config.append_only
             for removal in removals_in(BASE, self.entries(), other.removed(), self.burials, append_only):
@@ -131,7 +131,7 @@ class Story:
         for one in self.rng.sample(group, self.rng.randint(1, len(group))):
             others = [other.state.version for other in group if other is not one and other.state is not None]
             command = Command.APPEND if self.config.append_only else Command.REPLACE
-            order = Order(command, V1, image, None, (entry,), Origin.CLIENT)
+            order = UploadRequest(command, V1, image, None, (entry,), Origin.CLIENT)
             if one.order(order, self.now_ms, Elsewhere(frozenset(others))):
                 self.acked = image
 

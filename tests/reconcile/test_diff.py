@@ -4,7 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command, Origin
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 from ciruela.reconcile.diff import removals_in, wanted
@@ -22,12 +22,12 @@ class WantedTests(SynchronousTestCase):
     """A node that was away takes what is newer, and only that."""
 
     def names(self, ours, theirs):
-        return [order.vpath.entry for order in wanted(BASE, ours, theirs, Burials())]
+        return [order.vpath.entry for order in wanted(BASE, ours, theirs, Tombstones())]
 
     @shows("A54", "F48", "I10")
     def test_not_what_was_deleted(self):
         """A peer that was away for a week would bring back everything that was cleaned meanwhile."""
-        burials = Burials(15, {"v2": Tombstone(Version(20, B), 99), "v4": Tombstone(Version(40, A), 99)})
+        burials = Tombstones(15, {"v2": Tombstone(Version(20, B), 99), "v4": Tombstone(Version(40, A), 99)})
         theirs = {"v1": state(A, 15), "v2": state(B, 20), "v3": state(C, 16), "v4": state(B, 40)}
         self.assertEqual([order.vpath.entry for order in wanted(BASE, {}, theirs, burials)], ["v4", "v3"])
         self.assertEqual([order.vpath.entry for order in wanted(BASE, {"v1": state(B, 3)}, theirs, burials)], ["v4", "v3", "v1"])
@@ -51,9 +51,9 @@ class WantedTests(SynchronousTestCase):
 
     def test_orders(self):
         """All signatures go along: one of them may be of a key that this node knows."""
-        [new] = wanted(BASE, {}, {"v": state(A, 1, 2)}, Burials())
+        [new] = wanted(BASE, {}, {"v": state(A, 1, 2)}, Tombstones())
         self.assertEqual((new.command, new.origin, new.signatures), (Command.APPEND, Origin.PEER, state(A, 1, 2).signatures))
-        [other] = wanted(BASE, {"v": state(B, 1)}, {"v": state(A, 2)}, Burials())
+        [other] = wanted(BASE, {"v": state(B, 1)}, {"v": state(A, 2)}, Tombstones())
         self.assertEqual((other.command, other.old_image), (Command.REPLACE, None))
 
     def test_bad_entries(self):
@@ -71,7 +71,7 @@ class WantedTests(SynchronousTestCase):
     def test_level_zero(self):
         """A directory that is itself the image reconciles under the empty name."""
         whole = VPath.parse("/site")
-        [order] = wanted(whole, {}, {"": state(A, 1)}, Burials())
+        [order] = wanted(whole, {}, {"": state(A, 1)}, Tombstones())
         self.assertEqual(order.vpath, whole)
 
 
@@ -80,7 +80,7 @@ class AppendOnlyTests(SynchronousTestCase):
 
     def wanted(self, mine, theirs, removed=None):
         tombstones = {} if removed is None else {"v": Tombstone(removed, 99, (bytes(64),))}
-        return bool(wanted(BASE, {"v": mine}, {"v": theirs}, Burials(0, tombstones), append_only=True))
+        return bool(wanted(BASE, {"v": mine}, {"v": theirs}, Tombstones(0, tombstones), append_only=True))
 
     @shows("K2.1")
     def test_wanted(self):
@@ -105,9 +105,9 @@ class AppendOnlyTests(SynchronousTestCase):
         theirs = {"v": RemovedEntry(7, A, (bytes(64),))}
 
         def found(burials=None, append_only=True, mine=10):
-            return len(removals_in(BASE, {"v": state(B, mine)}, theirs, burials or Burials(), append_only))
+            return len(removals_in(BASE, {"v": state(B, mine)}, theirs, burials or Tombstones(), append_only))
 
-        known = Burials(0, {"v": Tombstone(Version(7, A), 99, (bytes(64),))})
+        known = Tombstones(0, {"v": Tombstone(Version(7, A), 99, (bytes(64),))})
         self.assertEqual((found(), found(append_only=False)), (1, 0))
-        self.assertEqual((found(known), found(Burials(7))), (0, 0))
+        self.assertEqual((found(known), found(Tombstones(7))), (0, 0))
         self.assertEqual((found(mine=5), found(known, mine=5), found(mine=5, append_only=False)), (1, 1, 1))

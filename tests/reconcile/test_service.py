@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import DiskError, LinkLost
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Command, Progress, Reject, Rejected, RemovalGranted
+from ciruela.model.order import Accepted, Command, Progress, Rejection, RejectReason, RemovalGranted
 from ciruela.model.state import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir, RemovedEntry
@@ -246,7 +246,7 @@ class ReconcilerTests(SynchronousTestCase):
 
     def test_refused_entry(self):
         """An entry that no key here signed is reported, and does not stop the others."""
-        self.verdict = lambda order: succeed(Rejected(Reject.SIGNATURE_MISMATCH))
+        self.verdict = lambda order: succeed(Rejection(RejectReason.SIGNATURE_MISMATCH))
         self.reconciler.differs(BASE, self.peer_has(v1=state(1, 1), v2=state(2, 2)), PEER)
         self.assertEqual(self.names(), ["v2", "v1"])
         self.assertEqual(self.reconciler.backlog(), 0)
@@ -286,7 +286,7 @@ class ReconcilerTests(SynchronousTestCase):
         """The client of an append that lost would not hear of it from a node that keeps the first one, which may still come to nothing."""
         log = VPath.parse("/log")
         self.ledger.begin(Pending(log.child("v1"), state(1, 10), Command.APPEND))
-        self.verdict = lambda _order: succeed(Rejected(Reject.CONFLICT))
+        self.verdict = lambda _order: succeed(Rejection(RejectReason.CONFLICT))
         heard = base_dir_hash({"v1": state(2, 20)}, append_only=True)
         self.peer_has(v1=state(2, 20))
         self.reconciler.differs(log, heard, PEER)
@@ -327,8 +327,8 @@ class ReconcilerTests(SynchronousTestCase):
     def test_refused_for_now(self):
         """After a clock or a key was put right a node would stay behind for five minutes."""
         heard = self.peer_has(v1=state(1, 10))
-        for reason in (Reject.SIGNATURE_MISMATCH, Reject.TIMESTAMP_IN_FUTURE, Reject.QUOTA):
-            self.verdict = lambda order, reason=reason: succeed(Rejected(reason))
+        for reason in (RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_FUTURE, RejectReason.QUOTA):
+            self.verdict = lambda order, reason=reason: succeed(Rejection(reason))
             self.reconciler.differs(BASE, heard, PEER)
             before = len(self.asked)
             self.clock.advance(REFUSED_S - 1)

@@ -12,7 +12,7 @@ from ciruela.client.book import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadO
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.require import ALL
 from ciruela.client.servers import address_of
-from ciruela.client.source import ImageSource, Offer
+from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes
@@ -73,7 +73,7 @@ class CountingCase(SynchronousTestCase):
         clock, heard = self.cluster.clock, Heard()
         self.heard = heard
         world = RunContext(clock, random.Random(3), lambda where, other: self.cluster.hub.link(other, where), self.resolve)
-        offer = Offer(parse(SITE.data, SITE.id), SITE.data, _Tree(), "./dist")
+        offer = SharedImage(parse(SITE.data, SITE.id), SITE.data, _Tree(), "./dist")
         source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         stamp = self.cluster.now_ms()
         order = AppendDir(PATH, SITE.id, stamp, (KEY.sign(signed_bytes(PATH, SITE.id, stamp)).signature,))

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import MIB, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Command
+from ciruela.model.order import AbortReason, Command
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.service import FIRST_S, LONGEST_AGAIN_S, MOST_MENDING, SUSPECT_BYTES, Scrub
@@ -297,7 +297,7 @@ class MendingTests(ScrubCase):
         self.damaged(1)
         self.mender.no_source.add(vpath(1))
         self.run_for(2)
-        self.assertEqual(self.mender.stopped, [(vpath(1), Abort.NO_FILE_SOURCE)])
+        self.assertEqual(self.mender.stopped, [(vpath(1), AbortReason.NO_FILE_SOURCE)])
         ill = self.scrub.ill[vpath(1)]
         self.assertEqual((ill.mending, self.scrub.failed), (False, 1))
         self.assertIn("no_file_source", ill.failure)
@@ -310,7 +310,7 @@ class MendingTests(ScrubCase):
             while not self.mender.heals and self.clock.seconds() - began < 2 * LONGEST_AGAIN_S:
                 self.run_for(1)
             waits.append(self.clock.seconds() - began)
-            self.mender.heals.pop(vpath(1)).errback(DownloadFailed(Abort.NO_FILE_SOURCE))
+            self.mender.heals.pop(vpath(1)).errback(DownloadFailed(AbortReason.NO_FILE_SOURCE))
         self.assertEqual(waits, sorted(waits))
         self.assertGreater(waits[-1], 200)
         while not self.mender.heals:

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.book import CompletionRule
 from ciruela.client.listener import NodeNews, UploadRow
-from ciruela.client.source import ImageSource, Offer
+from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.gossip.packets import (
     BaseHash,
@@ -62,7 +62,7 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from ciruela.proto.packing import part
-from ciruela.seams import Address, Link
+from ciruela.seams import Address, Connection
 from tests.disk.trees import Spec, flat, index_bytes
 from tests.doubles.memnet import MemoryLink
 
@@ -147,7 +147,7 @@ class Uploader:
         if isinstance(answer, UploadAck):
             self.answers.append(answer)
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         answer = self._answer(request)
         if not self.delay_s:
             return answer
@@ -169,12 +169,12 @@ class Uploader:
                     return succeed(BlocksData(tuple(part(one, request.packed) for one in data)))
         return fail(RemoteError("not here"))
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         if isinstance(notification, ReceivedImage):
             self.received.add(notification.machine_id)
             self.universe.told(notification)
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         if link in self.links:
             self.links.remove(link)
 
@@ -221,7 +221,7 @@ class Syncer:
             lambda address, counterpart: universe.hub.link(counterpart, address),
             universe.resolve,
         )
-        offers = [] if isinstance(wish, RemoveDir) else [Offer(picture.index, picture.data, _Tree(picture), "./dist")]
+        offers = [] if isinstance(wish, RemoveDir) else [SharedImage(picture.index, picture.data, _Tree(picture), "./dist")]
         source = ImageSource(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         upload = Upload(wish, False, picture.index.total_bytes)
         self.run = ClusterRun("sim", entry, [upload], CompletionRule(deadline_s=300.0), world, source, _Unheard())
@@ -307,7 +307,7 @@ class Liar:
         noise[rng.randrange(len(noise))] ^= 1 << rng.randrange(8)
         return [*sealed, bytes(noise), rng.randbytes(rng.randrange(1, 200))]
 
-    def requested(self, link: Link, request: Request) -> Deferred[Response]:
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         rng = self._rng
         roll = rng.random()
         if roll < 0.1:
@@ -353,10 +353,10 @@ class Liar:
             dirs[rng.choice((lie.vpath.entry, "..", "new", "x" * 300))] = State(lie.image, signatures)
         return BaseDirData(rng.randbytes(32), rng.randbytes(32), dirs, {}, ())
 
-    def notified(self, link: Link, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> None:
         """Not interested."""
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         """Not interested."""
 
 

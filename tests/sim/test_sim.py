@@ -13,7 +13,7 @@ import ciruela.uploads.service as uploads
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.gossip import cluster
-from ciruela.model.order import Accepted, Progress, Reject, Rejected
+from ciruela.model.order import Accepted, Progress, Rejection, RejectReason
 from ciruela.model.state import State
 from ciruela.reconcile.service import Reconciler
 from ciruela.uploads import verdict
@@ -111,7 +111,7 @@ class NoticeTests(UnmeasuredTestCase):
 
         def judge(order, config, standing, verified, now_ms, max_age_ms=0):  # type: ignore[no-untyped-def]
             verdict = real(order, config, standing, verified, now_ms, 1 << 60)
-            if isinstance(verdict, Rejected) and verdict.reason is Reject.STALE_TIMESTAMP:
+            if isinstance(verdict, Rejection) and verdict.reason is RejectReason.STALE_TIMESTAMP:
                 return Accepted(Progress.NEW, State(order.image, tuple(sorted(verified))))
             return verdict
 

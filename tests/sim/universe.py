@@ -21,10 +21,10 @@ from ciruela.keys.signed import Statement, removal_bytes, signed_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReceivedImage, RemoveDir, ReplaceDir
-from ciruela.seams import Address, Link
+from ciruela.seams import Address, Connection
 from tests.doubles.clock import HeapClock, Timers
 from tests.doubles.memnet import Hub
 from tests.doubles.simos import SimOS
@@ -271,7 +271,7 @@ class Host:
             self._committed(vpath, state)
             commit(vpath, state)
 
-        def buried(vpath: VPath, burials: Burials) -> None:
+        def buried(vpath: VPath, burials: Tombstones) -> None:
             gone, tombstone = self.high.pop(vpath, None), burials.tombstones.get(vpath.entry)
             graves = self.removed if tombstone is not None and tombstone.signatures else self.buried
             if tombstone is not None and (gone is not None or tombstone.signatures):
@@ -357,15 +357,15 @@ class _Late:
 
     node: Node
 
-    def requested(self, link: Link, request: object) -> Deferred[object]:
+    def requested(self, link: Connection, request: object) -> Deferred[object]:
         if not self.node.ready:
             return fail(RemoteError("the node is starting, try again in a moment"))
         return self.node.counterpart.requested(link, request)  # type: ignore[arg-type, return-value]
 
-    def notified(self, link: Link, notification: object) -> None:
+    def notified(self, link: Connection, notification: object) -> None:
         self.node.counterpart.notified(link, notification)  # type: ignore[arg-type]
 
-    def lost(self, link: Link) -> None:
+    def lost(self, link: Connection) -> None:
         self.node.counterpart.lost(link)
 
 

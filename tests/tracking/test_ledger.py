@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
 from ciruela.model.order import Command
-from ciruela.model.state import Burials, RetainedVersion, SigEntry, State, Tombstone, Version
+from ciruela.model.state import RetainedVersion, SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
@@ -173,17 +173,17 @@ class LedgerTests(SynchronousTestCase):
         stones = {name: Tombstone(Version(5, A), 9, (bytes(64),)) for name in ("v1", "v2")}
         for later in ("bury", "fold"):
             self.setUp()
-            self.ledger.bury(V2, Burials(0, stones, serial=8))
-            earlier = Burials(0, {"v1": stones["v1"]}, serial=7)
+            self.ledger.bury(V2, Tombstones(0, stones, serial=8))
+            earlier = Tombstones(0, {"v1": stones["v1"]}, serial=7)
             self.ledger.bury(V1, earlier) if later == "bury" else self.ledger.fold(BASE, earlier)
             self.assertEqual(set(self.ledger.removed(BASE)), {"v1", "v2"})
-            self.ledger.fold(BASE, Burials(5, {}, serial=9))
-            self.assertEqual(self.ledger.burials(BASE), Burials(5, {}))
+            self.ledger.fold(BASE, Tombstones(5, {}, serial=9))
+            self.assertEqual(self.ledger.burials(BASE), Tombstones(5, {}))
 
     @shows("F44", "I5")
     def test_directory_taken_away(self):
         """A directory that is configured no more, and in which only removals are known, would be told of for ever, and asked for."""
-        gone = Burials(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),))})
+        gone = Tombstones(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),))})
         self.ledger.commit(V1, state(A, 5))
         self.ledger.keep(V1, (RetainedVersion(Version(4, B)),))
         self.ledger.vanish(V1, None)
@@ -228,7 +228,7 @@ class ClaimTests(SynchronousTestCase):
         """A node that was away would not hear that what it has was removed before something else was uploaded."""
         for key, told in (("app", set()), ("log", {"v1"})):
             vpath = VPath.parse(f"/{key}/x/v1")
-            self.ledger.bury(vpath, Burials(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),)), "v2": Tombstone(Version(6, A), 9)}))
+            self.ledger.bury(vpath, Tombstones(0, {"v1": Tombstone(Version(5, A), 9, (bytes(64),)), "v2": Tombstone(Version(6, A), 9)}))
             self.assertEqual(set(self.ledger.removed(vpath.base)), {"v1"})
             before = self.ledger.base_hash(vpath.base)
             self.ledger.commit(vpath, state(B, 7))

@@ -4,7 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.tracking.watches import MAX_PER_LINK, Watches
+from ciruela.tracking.watches import MAX_PER_LINK, Subscriptions
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -15,7 +15,7 @@ class WatchesTests(SynchronousTestCase):
     """A client hears of what it uploaded, and of nothing else."""
 
     def setUp(self):
-        self.watches = Watches()
+        self.watches = Subscriptions()
         self.one, self.other = object(), object()
 
     def test_interested(self):

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.model.dirconfig import DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command, Order, Origin, Reject
+from ciruela.model.order import Command, Origin, RejectReason, UploadRequest
 from ciruela.model.state import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
@@ -23,8 +23,8 @@ STATE = State(IMAGE, (SigEntry(1, bytes(64)),))
 CONFIG = DirConfig("app", "/srv/app", append_only=False, num_levels=2)
 
 
-def order(path: str, origin: Origin = Origin.CLIENT) -> Order:
-    return Order(Command.APPEND, VPath.parse(path), IMAGE, None, STATE.signatures, origin)
+def order(path: str, origin: Origin = Origin.CLIENT) -> UploadRequest:
+    return UploadRequest(Command.APPEND, VPath.parse(path), IMAGE, None, STATE.signatures, origin)
 
 
 class QuotasTests(SynchronousTestCase):
@@ -48,7 +48,7 @@ class QuotasTests(SynchronousTestCase):
         self.begin("/app/b/v1", "ann")
         refused = self.quotas.room(order("/app/c/v1"), config)
         assert refused is not None
-        self.assertEqual((refused.reason, refused.detail), (Reject.QUOTA, "/app has 2 images, max-images is 2"))
+        self.assertEqual((refused.reason, refused.detail), (RejectReason.QUOTA, "/app has 2 images, max-images is 2"))
         self.assertIsNone(self.quotas.room(order("/app/a/v1"), config))
         self.assertIsNone(self.quotas.room(order("/app/c/v1"), CONFIG))
         self.assertIsNone(self.quotas.room(order("/app/c/v1", Origin.PEER), config))

@@ -3,7 +3,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command, Order, Origin
+from ciruela.model.order import Command, Origin, UploadRequest
 from ciruela.model.state import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_REFUSED, REFUSED_BYTES
@@ -17,7 +17,7 @@ ENTRY = SigEntry(1000, bytes(64))
 
 
 def order(command=Command.APPEND, old=None, vpath=V1):
-    return Order(command, vpath, A, old, (ENTRY,), Origin.CLIENT)
+    return UploadRequest(command, vpath, A, old, (ENTRY,), Origin.CLIENT)
 
 
 class RefusedTests(SynchronousTestCase):

@@ -7,8 +7,8 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Origin, Reject, Rejected, Removal, RemovalGranted
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.order import Origin, Rejection, RejectReason, Removal, RemovalGranted
+from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge_removal
 from tests.proof import shows
@@ -27,18 +27,18 @@ def state(image: ImageId, timestamp_ms: int) -> State:
 class VerdictTests(SynchronousTestCase):
     """``judge_removal``."""
 
-    def judge(self, removal: Removal, standing: PathState = NOTHING, *, verified: bool = True) -> Reject | bool:
+    def judge(self, removal: Removal, standing: PathState = NOTHING, *, verified: bool = True) -> RejectReason | bool:
         """The word of a refusal, else whether there is something to do."""
         entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) if verified else ()
         verdict = judge_removal(removal, standing, entries, NOW_MS)
-        return verdict.reason if isinstance(verdict, Rejected) else verdict.fresh
+        return verdict.reason if isinstance(verdict, Rejection) else verdict.fresh
 
     @shows("A11", "F8", "I4")
     def test_who(self) -> None:
         """Anybody could remove anything."""
         standing = replace(NOTHING, committed=state(A, NOW_MS - 1))
         for removal in (CLIENT, PEER):
-            self.assertIs(self.judge(removal, standing, verified=False), Reject.SIGNATURE_MISMATCH)
+            self.assertIs(self.judge(removal, standing, verified=False), RejectReason.SIGNATURE_MISMATCH)
             self.assertIs(self.judge(removal, standing), True)
 
     @shows("A12", "A13", "F9", "I10")
@@ -46,12 +46,12 @@ class VerdictTests(SynchronousTestCase):
         """A removal that somebody recorded would work for ever; one from the future would keep a path empty for as long."""
         for removal in (CLIENT, PEER):
             ahead = replace(removal, timestamp_ms=NOW_MS + FUTURE_LIMIT_MS + 1)
-            self.assertIs(self.judge(ahead), Reject.TIMESTAMP_IN_FUTURE)
+            self.assertIs(self.judge(ahead), RejectReason.TIMESTAMP_IN_FUTURE)
             newer = replace(NOTHING, committed=state(A, NOW_MS + 1))
-            self.assertIs(self.judge(removal, newer), Reject.STALE_TIMESTAMP)
-            self.assertIs(self.judge(removal, replace(NOTHING, pending=state(A, NOW_MS + 1))), Reject.STALE_TIMESTAMP)
+            self.assertIs(self.judge(removal, newer), RejectReason.STALE_TIMESTAMP)
+            self.assertIs(self.judge(removal, replace(NOTHING, pending=state(A, NOW_MS + 1))), RejectReason.STALE_TIMESTAMP)
         old = replace(CLIENT, timestamp_ms=NOW_MS - SIGNATURE_MAX_AGE_MS - 1)
-        self.assertIs(self.judge(old), Reject.STALE_TIMESTAMP)
+        self.assertIs(self.judge(old), RejectReason.STALE_TIMESTAMP)
         self.assertIs(self.judge(replace(old, origin=Origin.PEER)), True)
 
     @shows("K2.1")
@@ -63,13 +63,13 @@ class VerdictTests(SynchronousTestCase):
             self.assertEqual(found, RemovalGranted(fresh=True, outlived=True))
             found = judge_removal(PEER, replace(standing, buried=PEER.version), entries, NOW_MS, append_only=True)
             self.assertEqual(found, RemovalGranted(fresh=False, outlived=True))
-            self.assertIsInstance(judge_removal(CLIENT, standing, entries, NOW_MS, append_only=True), Rejected)
+            self.assertIsInstance(judge_removal(CLIENT, standing, entries, NOW_MS, append_only=True), Rejection)
 
     def test_what(self) -> None:
         """A client would remove another image than it was shown; or a peer's removal would leave an older one that it does not know."""
         other, coming = replace(NOTHING, committed=state(B, NOW_MS - 9)), replace(NOTHING, pending=state(B, NOW_MS - 9))
-        self.assertIs(self.judge(CLIENT, other), Reject.REPLACE_DOESNT_MATCH)
-        self.assertIs(self.judge(CLIENT, coming), Reject.ALREADY_UPLOADING)
+        self.assertIs(self.judge(CLIENT, other), RejectReason.REPLACE_DOESNT_MATCH)
+        self.assertIs(self.judge(CLIENT, coming), RejectReason.ALREADY_UPLOADING)
         self.assertIs(self.judge(PEER, other), True)
         self.assertIs(self.judge(PEER, coming), True)
 
@@ -83,10 +83,10 @@ class VerdictTests(SynchronousTestCase):
         older, newer, same = Version(NOW_MS - 9, B), Version(NOW_MS - 1, B), Version(NOW_MS - 5, A)
         for mine in (None, state(A, NOW_MS - 5)):
             standing = replace(NOTHING, committed=mine)
-            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(newer))), Reject.REPLACE_DOESNT_MATCH)
-            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, newer))), Reject.REPLACE_DOESNT_MATCH)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(newer))), RejectReason.REPLACE_DOESNT_MATCH)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, newer))), RejectReason.REPLACE_DOESNT_MATCH)
             self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, older))), True)
-            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(coming=(newer,)))), Reject.ALREADY_UPLOADING)
+            self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(coming=(newer,)))), RejectReason.ALREADY_UPLOADING)
             self.assertIs(self.judge(CLIENT, replace(standing, elsewhere=there(same, coming=(older,)))), True)
             self.assertIs(self.judge(PEER, replace(standing, elsewhere=there(newer))), True)
 
@@ -95,21 +95,21 @@ class VerdictTests(SynchronousTestCase):
         """What a link of the operator leads to would go all the same; or ``--force`` would not help; or the reason would be another one."""
         standing = replace(NOTHING, committed=state(A, NOW_MS - 1))
 
-        def judge(removal: Removal, verified: int = 1, standing: PathState = standing) -> Reject | bool:
+        def judge(removal: Removal, verified: int = 1, standing: PathState = standing) -> RejectReason | bool:
             entries = (SigEntry(removal.timestamp_ms, removal.signatures[0]),) * verified
             verdict = judge_removal(removal, standing, entries, NOW_MS, protecting="a link")
-            return verdict.reason if isinstance(verdict, Rejected) else verdict.fresh
+            return verdict.reason if isinstance(verdict, Rejection) else verdict.fresh
 
         before = replace(NOTHING, buried=CLIENT.version)
 
         for removal in (CLIENT, PEER):
-            self.assertIs(judge(removal), Reject.PROTECTED)
-            self.assertIs(judge(removal, 0), Reject.SIGNATURE_MISMATCH)
+            self.assertIs(judge(removal), RejectReason.PROTECTED)
+            self.assertIs(judge(removal, 0), RejectReason.SIGNATURE_MISMATCH)
             self.assertIs(judge(replace(removal, forced=True)), True)
-            self.assertIs(judge(removal, standing=before), Reject.PROTECTED)
+            self.assertIs(judge(removal, standing=before), RejectReason.PROTECTED)
             self.assertIs(judge(replace(removal, forced=True), standing=before), False)
-        self.assertIs(judge(PEER, standing=replace(NOTHING, floor_ms=NOW_MS)), Reject.PROTECTED)
-        self.assertIs(judge(replace(CLIENT, image=B)), Reject.REPLACE_DOESNT_MATCH)
+        self.assertIs(judge(PEER, standing=replace(NOTHING, floor_ms=NOW_MS)), RejectReason.PROTECTED)
+        self.assertIs(judge(replace(CLIENT, image=B)), RejectReason.REPLACE_DOESNT_MATCH)
 
     def test_again(self) -> None:
         """A removal that is done would be done again with each comparison of two nodes."""
@@ -130,7 +130,7 @@ class TombstoneTests(SynchronousTestCase):
         """A node that knows only one of two keys would never be shown a signature of that one."""
         version = Version(5, A)
         first, second = (Tombstone(version, 9, (text * 64,)) for text in (b"1", b"2"))
-        both = Burials().with_one("v1", first).with_one("v1", second)
+        both = Tombstones().with_one("v1", first).with_one("v1", second)
         self.assertEqual(both.tombstones["v1"].signatures, (b"1" * 64, b"2" * 64))
         cleaned = both.with_one("v1", Tombstone(Version(4, A), 11))
         self.assertEqual(cleaned.tombstones["v1"].signatures, (b"1" * 64, b"2" * 64))

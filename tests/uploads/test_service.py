@@ -5,13 +5,13 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.dirconfig import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Abort, Accepted, Command, Order, Origin, Progress, Reject
-from ciruela.model.state import Burials, SigEntry, State, Tombstone, Version
+from ciruela.model.order import AbortReason, Accepted, Command, Origin, Progress, RejectReason, UploadRequest
+from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
@@ -95,10 +95,12 @@ class UploadsTests(SynchronousTestCase):
             "log": DirConfig("log", "/srv/log", append_only=True, num_levels=1),
             "ice": DirConfig("ice", "/srv/ice", append_only=True, num_levels=1, on_append_conflict=OnConflict.FREEZE),
         }
-        self.uploads = Uploads(configs, self.ledger, self.world, self.world, self.world, lambda: NOW, self.world.conflicted, Hush(Clock()))
+        self.uploads = Uploads(
+            configs, self.ledger, self.world, self.world, self.world, lambda: NOW, self.world.conflicted, RateLimitedLog(Clock())
+        )
 
     def order(self, image=A, command=Command.APPEND, origin=Origin.CLIENT, path=V1, entries=None, hints=()):
-        return self.uploads.order(Order(command, path, image, None, entries or (entry(),), origin), hints)
+        return self.uploads.order(UploadRequest(command, path, image, None, entries or (entry(),), origin), hints)
 
     @shows("A11", "I4")
     def test_check(self):
@@ -116,7 +118,7 @@ class UploadsTests(SynchronousTestCase):
             (VPath.parse("/app/x/y"), A, Command.APPEND),
             (VPath.parse("/none/v1"), A, Command.APPEND),
         ):
-            order = Order(command, vpath, image, None, (entry(),), Origin.CLIENT)
+            order = UploadRequest(command, vpath, image, None, (entry(),), Origin.CLIENT)
             told = self.successResultOf(self.uploads.check(order))
             self.assertEqual(self.world.events, [])
             done = self.successResultOf(self.uploads.order(order))
@@ -124,15 +126,17 @@ class UploadsTests(SynchronousTestCase):
             self.world.events.clear()
         self.assertEqual(self.world.statements[:2], [signed_check_bytes, signed_bytes])
         self.world.verified_answer = succeed({})
-        refused = self.successResultOf(self.uploads.check(Order(Command.APPEND, V1, A, None, (entry(),), Origin.CLIENT)))
-        self.assertEqual(refused.reason, Reject.SIGNATURE_MISMATCH)
+        refused = self.successResultOf(self.uploads.check(UploadRequest(Command.APPEND, V1, A, None, (entry(),), Origin.CLIENT)))
+        self.assertEqual(refused.reason, RejectReason.SIGNATURE_MISMATCH)
 
     def test_new(self):
         """Recorded, then started, then answered."""
         verdict = self.successResultOf(self.order(hints=("address",)))
         pending = Pending(V1, state(A), Command.APPEND)
         self.assertEqual(verdict, Accepted(Progress.NEW, state(A)))
-        self.assertEqual(self.world.events, [("stop", V1, Abort.SUPERSEDED), ("write_pending", pending), ("start", pending, ("address",))])
+        self.assertEqual(
+            self.world.events, [("stop", V1, AbortReason.SUPERSEDED), ("write_pending", pending), ("start", pending, ("address",))]
+        )
         self.assertEqual(self.ledger.pending(V1), pending)
 
     @shows("A51")
@@ -142,7 +146,7 @@ class UploadsTests(SynchronousTestCase):
         self.ledger.commit(path, state(B, entry(NOW + 1)))
         verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
         self.assertTrue(verdict.conflict)
-        self.assertEqual(self.world.events[:2], [("conflicted", path, B), ("stop", path, Abort.CONFLICT)])
+        self.assertEqual(self.world.events[:2], [("conflicted", path, B), ("stop", path, AbortReason.CONFLICT)])
         self.assertEqual(self.ledger.pending(path).state.image, A)
         self.assertIn("conflict at append-only /log/v1", log_text(self))
 
@@ -154,9 +158,9 @@ class UploadsTests(SynchronousTestCase):
         refused = []
         self.uploads.refused = lambda order, reason: refused.append((order.image, reason))
         verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
-        self.assertEqual(verdict.reason, Reject.CONFLICT)
+        self.assertEqual(verdict.reason, RejectReason.CONFLICT)
         self.assertEqual(self.world.events, [("conflicted", path, A)])
-        self.assertEqual(refused, [(A, Reject.CONFLICT)])
+        self.assertEqual(refused, [(A, RejectReason.CONFLICT)])
         self.assertIsNone(self.ledger.pending(path))
 
     @shows("A51")
@@ -165,7 +169,7 @@ class UploadsTests(SynchronousTestCase):
         path = VPath.parse("/ice/v1")
         self.ledger.commit(path, state(B, entry(NOW - 1)))
         verdict = self.successResultOf(self.order(origin=Origin.PEER, path=path))
-        self.assertEqual(verdict.reason, Reject.CONFLICT)
+        self.assertEqual(verdict.reason, RejectReason.CONFLICT)
         self.assertEqual(self.world.events, [("conflicted", path, B)])
         self.assertIsNone(self.ledger.pending(path))
         self.assertIn(f"{A.hex()}, here {B.hex()} stays", log_text(self))
@@ -174,26 +178,26 @@ class UploadsTests(SynchronousTestCase):
     def test_deleted(self):
         """The ledger's tombstones and floors would be known and not asked."""
         version = state(A).version
-        self.ledger.bury(V1, Burials(0, {"v1": Tombstone(version, NOW)}))
-        self.assertEqual(self.successResultOf(self.order()).reason, Reject.STALE_TIMESTAMP)
-        self.ledger.bury(V1, Burials(NOW, {}))
+        self.ledger.bury(V1, Tombstones(0, {"v1": Tombstone(version, NOW)}))
+        self.assertEqual(self.successResultOf(self.order()).reason, RejectReason.STALE_TIMESTAMP)
+        self.ledger.bury(V1, Tombstones(NOW, {}))
         self.assertIsInstance(self.successResultOf(self.order()), Accepted)
         other = self.order(origin=Origin.PEER, path=VPath.parse("/app/v2"))
-        self.assertEqual(self.successResultOf(other).reason, Reject.STALE_TIMESTAMP)
+        self.assertEqual(self.successResultOf(other).reason, RejectReason.STALE_TIMESTAMP)
 
     def test_refused_without_reading_keys(self):
         """A request for another directory costs no disk access."""
         self.world.verified_answer = fail(AssertionError("not to be asked"))
         self.world.verified_answer.addErrback(lambda _: None)
         verdict = self.successResultOf(self.order(path=VPath.parse("/other/v1")))
-        self.assertEqual(verdict.reason, Reject.NO_CONFIG)
+        self.assertEqual(verdict.reason, RejectReason.NO_CONFIG)
         self.assertEqual(self.world.events, [])
 
     @shows("A18", "I4")
     def test_unsigned_leaves_no_trace(self):
         """Nothing is written, started or remembered for a request that no key signed (threats A18)."""
         self.world.verified_answer = succeed({})
-        self.assertEqual(self.successResultOf(self.order()).reason, Reject.SIGNATURE_MISMATCH)
+        self.assertEqual(self.successResultOf(self.order()).reason, RejectReason.SIGNATURE_MISMATCH)
         self.assertEqual(self.world.events, [])
         self.assertEqual(self.ledger.base_hashes(), {})
 
@@ -210,20 +214,20 @@ class UploadsTests(SynchronousTestCase):
         self.uploads._neighbours = Others()
         self.world.verified_answer = succeed({})
         for command in Command:
-            self.assertEqual(self.successResultOf(self.order(command=command)).reason, Reject.SIGNATURE_MISMATCH)
+            self.assertEqual(self.successResultOf(self.order(command=command)).reason, RejectReason.SIGNATURE_MISMATCH)
             self.world.verified_answer = succeed({})
         self.world.verified_answer = None
         self.assertIsInstance(self.successResultOf(self.order(origin=Origin.PEER, path=VPath.parse("/app/v2"))), Accepted)
         self.assertEqual(asked, [])
-        self.assertEqual(self.successResultOf(self.order()).reason, Reject.ALREADY_EXISTS)
+        self.assertEqual(self.successResultOf(self.order()).reason, RejectReason.ALREADY_EXISTS)
         self.assertEqual(asked, [V1])
 
     @shows("S2")
     def test_refused_for_its_command(self):
         """A replace that an append-only directory refused would be granted as an append; one that nobody signed would fill the memory."""
         path = VPath.parse("/log/v1")
-        self.assertEqual(self.successResultOf(self.order(command=Command.REPLACE, path=path)).reason, Reject.DIR_IS_APPEND_ONLY)
-        self.assertEqual(self.successResultOf(self.order(path=path)).reason, Reject.SIGNATURE_MISMATCH)
+        self.assertEqual(self.successResultOf(self.order(command=Command.REPLACE, path=path)).reason, RejectReason.DIR_IS_APPEND_ONLY)
+        self.assertEqual(self.successResultOf(self.order(path=path)).reason, RejectReason.SIGNATURE_MISMATCH)
         self.assertIsInstance(self.successResultOf(self.order(path=path, entries=(entry(NOW + 1, 8),))), Accepted)
         self.world.verified_answer = succeed({})
         other = VPath.parse("/log/v2")
@@ -255,7 +259,7 @@ class UploadsTests(SynchronousTestCase):
         self.world.write_answer = None
         held.callback(None)
         self.assertIsInstance(self.successResultOf(first), Accepted)
-        self.assertEqual(self.successResultOf(second).reason, Reject.ALREADY_UPLOADING)
+        self.assertEqual(self.successResultOf(second).reason, RejectReason.ALREADY_UPLOADING)
 
     def test_other_paths_do_not_wait(self):
         """A slow disk for one path does not hold up another."""

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Beat
+from ciruela.clockwork import PeriodicTask
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.source import Names
 from ciruela.net.resolve import split_name
@@ -84,7 +84,7 @@ class PeersFile:
         self._lines: dict[str, ListLine] | None = None
         self._running = False
         self._changed: Callable[[], object] = int
-        self._beat = Beat(clock, rng, LOOK_S, self._look, "reading the list of peers")
+        self._beat = PeriodicTask(clock, rng, LOOK_S, self._look, "reading the list of peers")
 
     @property
     def names(self) -> Names | None:

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Hush
+from ciruela.clockwork import RateLimitedLog
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.model.units import logged
 
@@ -87,7 +87,7 @@ class Repeated:
         self._answer_s = answer_s
         self._clock = clock
         self._rng = rng
-        self._hush = Hush(clock, interval_s=600.0)
+        self._hush = RateLimitedLog(clock, interval_s=600.0)
         self._names: Names | None = None
         self._failure = ""
         self._failures = 0
