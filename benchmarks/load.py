@@ -29,9 +29,9 @@ from ciruela.index.emit import emit
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File
 from ciruela.keys.signed import signed_bytes
-from ciruela.model.dirconfig import DirConfig, Fsync, Tuning
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.config import DirConfig, Fsync, Tuning
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 

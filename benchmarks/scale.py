@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from twisted.logger import globalLogBeginner
 
 from benchmarks.tables import keep, list_table, machine, percentile, spread, tell
-from ciruela.gossip.compose import MEMBER_RENEW_S, FactKind, heat_for, member_parts
-from ciruela.gossip.roster import _MemberRecord
+from ciruela.gossip.broadcast import MEMBER_RENEW_S, FactKind, heat_for, member_parts
+from ciruela.gossip.members import _MemberRecord
 from ciruela.gossip.service import BEAT_S
 from ciruela.model.vpath import VPath
 from tests.doubles.memnet import Hub

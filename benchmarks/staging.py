@@ -34,9 +34,9 @@ from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
-from ciruela.model.dirconfig import DirConfig, Tuning
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.config import DirConfig, Tuning
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from tests.real.mounts import Mounts

@@ -15,11 +15,11 @@ from twisted.internet.defer import Deferred
 
 from ciruela.index.tree import Index
 from ciruela.keys.signed import Statement, signed_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import Command
-from ciruela.model.state import RetainedVersion, SigEntry, State, Tombstone, Tombstones
+from ciruela.model.upload import Command
+from ciruela.model.versions import RetainedVersion, SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import Notification, Request, Response
 

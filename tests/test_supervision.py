@@ -14,18 +14,18 @@ from ciruela.clockwork import PeriodicTask, RateLimitedLog
 from ciruela.daemon.node import MOST_S, WarmUpBarrier
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
-from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Accepted, Command, Origin, Progress, UploadRequest
-from ciruela.model.state import SigEntry, State
+from ciruela.model.upload import Accepted, Command, Origin, Progress, UploadRequest
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
+from ciruela.net.connection import ClientLink
 from ciruela.net.discovery.files import PeersFile
-from ciruela.net.link import ClientLink
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
 from ciruela.proto.messages import BaseDirData

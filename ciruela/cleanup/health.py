@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.cleanup.rules import RetentionRule, Ruling, most_deletions
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.seams import Identity, KeepList
 
 QUIET_S = 600.0

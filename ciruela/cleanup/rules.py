@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from ciruela.model.dirconfig import DirConfig
-from ciruela.model.state import Version
+from ciruela.model.config import DirConfig
+from ciruela.model.versions import Version
 
 LEAST_CAP = 2
 """So many images one cycle may remove from any base dir (threats 6.10)."""

@@ -37,10 +37,10 @@ from ciruela.cleanup.health import (
 )
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
 from ciruela.clockwork import PeriodicTask
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Tombstone
+from ciruela.model.versions import Tombstone
 from ciruela.model.vpath import VPath, leads_to
 from ciruela.seams import Disk, Identity, KeepList, KeepLists, NowMs, ProtectedLinks
 from ciruela.tracking.ledger import Ledger

@@ -13,7 +13,14 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.task import deferLater
 
-from ciruela.client.book import (
+from ciruela.client.contacts import MAX_CANDIDATES, OnlyAsks, reachable_from
+from ciruela.client.entrance import RESOLVE_TIMEOUT_S, AnswerWindow, Entrance, together
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.orders import Check
+from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
+from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
+from ciruela.client.text import count, size
+from ciruela.client.tracker import (
     EXIT_CONFLICT,
     EXIT_DONE,
     EXIT_NETWORK,
@@ -25,19 +32,12 @@ from ciruela.client.book import (
     refusal_code,
     worst,
 )
-from ciruela.client.contacts import MAX_CANDIDATES, OnlyAsks, reachable_from
-from ciruela.client.entrance import RESOLVE_TIMEOUT_S, AnswerWindow, Entrance, together
-from ciruela.client.options.signing import ClusterNames
-from ciruela.client.orders import Check
-from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
-from ciruela.client.text import count, size
 from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import AbortReason, RejectReason
+from ciruela.model.upload import AbortReason, RejectReason
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,

@@ -8,10 +8,10 @@ from typing import Protocol
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
 from twisted.python.failure import Failure
 
-from ciruela.client.book import worst
 from ciruela.client.listener import UploadRow
 from ciruela.client.progress import Display
 from ciruela.client.sync import ClusterRun
+from ciruela.client.tracker import worst
 from ciruela.model.ids import ImageId, MachineId
 
 Met = Callable[[ClusterRun, MachineId, str], None]

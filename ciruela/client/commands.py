@@ -10,8 +10,8 @@ from functools import partial
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
+from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.entrance import together
 from ciruela.client.identities import Identities
 from ciruela.client.listener import Listener, UploadRow
@@ -25,9 +25,9 @@ from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
 from ciruela.client.source import SHARED_BYTES_S, ImageSource, SendRate, SharedImage
-from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.sync import RunContext
 from ciruela.client.text import clean
+from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind

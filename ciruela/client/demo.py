@@ -32,15 +32,15 @@ from twisted.web.client import Agent, HTTPConnectionPool
 import ciruela
 import twisted
 from ciruela.client import commands
-from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, CompletionRule
+from ciruela.client.context import AppContext, make_display
 from ciruela.client.listener import UploadRow
 from ciruela.client.options.local import DemoOptions
 from ciruela.client.options.signing import ClusterNames, Keys
 from ciruela.client.options.sync import Mode, SyncOptions, Wish
 from ciruela.client.orders import OURS, check_directory
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count, short_id
+from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, CompletionRule
 from ciruela.disk.scan import scan
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId

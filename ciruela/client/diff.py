@@ -10,14 +10,14 @@ from stat import S_ISDIR
 
 from twisted.internet.defer import CancelledError
 
-from ciruela.client.ends import write_json, write_line
+from ciruela.client.context import AppContext, make_display
+from ciruela.client.errors import write_json, write_line
 from ciruela.client.options.reading import DiffOptions, ReadTarget
 from ciruela.client.options.signing import Keys
 from ciruela.client.orders import OURS, LocalProblem, kind_of
 from ciruela.client.origin import ImageOrigin, ReadContext, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count, size
 from ciruela.client.trust import Proof, TrustedKeys, fingerprint_of, my_trust, shown
 from ciruela.client.verify import read_index_file

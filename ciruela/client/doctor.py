@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL
-from ciruela.client.ends import columns, write_json, write_line
+from ciruela.client.context import AppContext, make_display
+from ciruela.client.errors import columns, write_json, write_line
 from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
+from ciruela.client.schema import Dir
 from ciruela.client.servers import SHARED_REMEDY
-from ciruela.client.shapes import Dir
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
 from ciruela.client.text import count, size
+from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL
 from ciruela.client.trust import my_keys
 from ciruela.model.errors import CiruelaError
 

@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ciruela.client import editor
-from ciruela.client.asking import claimed_signers
-from ciruela.client.book import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
+from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.editor import LocalFile
-from ciruela.client.ends import CommandError
 from ciruela.client.entrance import together
+from ciruela.client.errors import CommandError
 from ciruela.client.fetch import NothingThere, PathContent, Reading, Relay
 from ciruela.client.identities import Identities
 from ciruela.client.options.edit import EditOptions, PutFileOptions, What
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import Mode
 from ciruela.client.orders import Conflict, Intent, LocalProblem, Signer
+from ciruela.client.pathview import claimed_signers
 from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.survey import real_survey
 from ciruela.client.sync import RunContext
 from ciruela.client.text import size, stamp
+from ciruela.client.tracker import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.trust import Proof, ShownImage, TrustedKeys, insist_on_proof, shown, trust_of
 from ciruela.index.emit import NoPlace, emit, find, put
 from ciruela.index.parse import parse
@@ -34,7 +34,7 @@ from ciruela.index.tree import File, Index
 from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import RejectReason
+from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import CheckUpload
 
 _NEVER = frozenset(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from ciruela.client.book import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
+from ciruela.client.context import AppContext, make_display
 from ciruela.client.ls import tell_missing
 from ciruela.client.options.reading import ExplainOptions
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.survey import NoPage, PageReader, SurveyedNode, each, real_survey
 from ciruela.client.text import clean
+from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.vpath import VPath
 

@@ -27,15 +27,16 @@ from ciruela.client.source import Shares
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.trust import signed_state
 from ciruela.clockwork import Backoff
-from ciruela.download import passing
+from ciruela.download import relaycache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index
 from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.state import State
+from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
+from ciruela.proto.compression import index, part
 from ciruela.proto.messages import (
     MOST_BULK_BYTES,
     BaseDirData,
@@ -54,7 +55,6 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.proto.packing import index, part
 from ciruela.seams import Address, Connection, InThread
 
 T = TypeVar("T")
@@ -410,7 +410,7 @@ class Reading:
         def checked() -> tuple[dict[int, bytes], bool]:
             good: dict[int, bytes] = {}
             wrong = False
-            for number, data in passing.read(answer, numbers, place.index.pieces, place.blocks.bytes_of).blocks:
+            for number, data in relaycache.read(answer, numbers, place.index.pieces, place.blocks.bytes_of).blocks:
                 if place.index.kind.hash(data) == place.blocks.hash_of(number):
                     good[number] = bytes(data)
                 else:

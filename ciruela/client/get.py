@@ -9,21 +9,21 @@ from functools import partial
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext, make_display
+from ciruela.client.errors import CommandError
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.signing import Keys
 from ciruela.client.orders import LocalProblem, check_directory
 from ciruela.client.origin import ImageOrigin, ReadContext, real_reach
 from ciruela.client.progress import Display
 from ciruela.client.scanning import hash_caches, scan_directory
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count, interval, size, stamp
+from ciruela.client.tracker import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK
 from ciruela.client.trust import Proof, my_trust, shown
-from ciruela.disk.landing import Checkout, DestinationKind
+from ciruela.disk.checkout import Checkout, DestinationKind
 from ciruela.download.fetch_blocks import BlockFetch
-from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index

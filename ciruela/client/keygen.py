@@ -11,12 +11,12 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ciruela.client.book import EXIT_DONE
-from ciruela.client.ends import write_line
+from ciruela.client.context import AppContext, make_display
+from ciruela.client.errors import write_line
 from ciruela.client.identities import DEFAULT_FILES, AskPassphrase, terminal
 from ciruela.client.options.local import KeygenOptions
 from ciruela.client.orders import LocalProblem
-from ciruela.client.surroundings import AppContext, make_display
+from ciruela.client.tracker import EXIT_DONE
 from ciruela.keys.public import PublicKey
 from ciruela.model.errors import BadKey
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, UploadProgress, Verdict
+from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.model.hooks import AFTER, HookKind, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult

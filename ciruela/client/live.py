@@ -13,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ciruela.client.book import UploadOutcome
 from ciruela.client.listener import UploadRow
 from ciruela.client.progress import Clusters, Throughput, bar_part, live_parts, safe_line
 from ciruela.client.text import clean, folded
+from ciruela.client.tracker import UploadOutcome
 
 _STYLES = {
     UploadOutcome.DONE: "green",

@@ -30,8 +30,8 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from ciruela.client import commands
-from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext
+from ciruela.client.errors import CommandError
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import CompletionOptions, DemoOptions, IndexOptions, KeygenOptions, Shell, VerifyOptions
 from ciruela.client.options.reading import DiffOptions, DoctorOptions, ExplainOptions, GetOptions, LsOptions, StatusOptions
@@ -40,8 +40,8 @@ from ciruela.client.options.sync import SyncOptions, UploadOptions
 from ciruela.client.options.table import Options, ciruela, ciruela_sync, parse, parse_sync
 from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.report import Report
-from ciruela.client.surroundings import AppContext
 from ciruela.client.text import clean, clean_lines
+from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_USAGE
 from ciruela.disk.streams import Standard
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import limits

@@ -11,20 +11,20 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from ciruela.client.book import EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.contacts import Resolve, reachable_from
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext
+from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
-from ciruela.client.surroundings import AppContext
 from ciruela.client.survey import each
+from ciruela.client.tracker import EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import Proof, TrustedKeys, signed_state
 from ciruela.download.sources import Candidate
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
+from ciruela.model.bitfield import FULL
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL
 from ciruela.net.outgoing import CLIENT_HOST, Pool
 from ciruela.net.resolve import resolver
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response

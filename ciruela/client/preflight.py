@@ -14,7 +14,21 @@ from dataclasses import dataclass, replace
 
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 
-from ciruela.client.book import (
+from ciruela.client.check import MOST_NAMED, CheckReply, Forecast, Fresh, PreflightSurvey, Says, difference, forecast, refusal_of
+from ciruela.client.clusters import ClusterUploads, Met, Settled
+from ciruela.client.context import AppContext
+from ciruela.client.entrance import Entrance, together
+from ciruela.client.listener import Listener, NodeNews, UploadRow
+from ciruela.client.options.signing import ClusterNames
+from ciruela.client.options.sync import CONNECTIONS, Mode, SyncOptions, Wish
+from ciruela.client.orders import Check, Intent, Signer, kind_for
+from ciruela.client.progress import FINAL_NAMES, Display
+from ciruela.client.report import Report, code_of
+from ciruela.client.scanning import Scans
+from ciruela.client.source import BlockProvider
+from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.text import clean, count, interval, size
+from ciruela.client.tracker import (
     EXIT_NETWORK,
     EXIT_NOTHING,
     EXIT_PARTIAL,
@@ -25,26 +39,12 @@ from ciruela.client.book import (
     Verdict,
     worst,
 )
-from ciruela.client.check import MOST_NAMED, CheckReply, Forecast, Fresh, PreflightSurvey, Says, difference, forecast, refusal_of
-from ciruela.client.clusters import ClusterUploads, Met, Settled
-from ciruela.client.entrance import Entrance, together
-from ciruela.client.listener import Listener, NodeNews, UploadRow
-from ciruela.client.options.signing import ClusterNames
-from ciruela.client.options.sync import CONNECTIONS, Mode, SyncOptions, Wish
-from ciruela.client.orders import Check, Intent, Signer, kind_for
-from ciruela.client.progress import FINAL_NAMES, Display
-from ciruela.client.report import Report, code_of
-from ciruela.client.scanning import Scans
-from ciruela.client.source import BlockProvider
-from ciruela.client.surroundings import AppContext
-from ciruela.client.sync import ClusterRun, RunContext, Upload
-from ciruela.client.text import clean, count, interval, size
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
 from ciruela.model.ids import ImageId
 from ciruela.seams import InThread, NowMs
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
 CLOCK_MARGIN_MS = 10_000
 """What the clocks of servers may differ by when an order is signed for the latest time that they take."""

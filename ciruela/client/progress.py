@@ -13,10 +13,10 @@ from typing import IO, Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from ciruela.client.book import UploadOutcome
 from ciruela.client.listener import NodeNews, UploadRow, hooks_part
 from ciruela.client.options.common import ProgressStyle
 from ciruela.client.text import clean, folded, interval, size, stamp
+from ciruela.client.tracker import UploadOutcome
 from ciruela.seams import NowMs
 
 REFRESH_S = 0.25

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from ciruela.client.asking import NotTold, PathView, claimed_signers, levels_of, look, wrong_depth
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, CompletionRule
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext, identities_of, make_display, real_world
+from ciruela.client.errors import CommandError
 from ciruela.client.identities import terminal_line
 from ciruela.client.listener import Listener
 from ciruela.client.options.common import Common
 from ciruela.client.options.removing import PathTarget, RemoveOptions
+from ciruela.client.pathview import NotTold, PathView, claimed_signers, levels_of, look, wrong_depth
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.source import ImageSource
-from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.survey import Survey, real_survey
 from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.client.text import stamp
+from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, CompletionRule
 from ciruela.client.trust import Proof, ShownImage, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.errors import ConfigError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import State
+from ciruela.model.versions import State
 from ciruela.proto.messages import RemoveDir
 
 YES = frozenset({"y", "yes"})

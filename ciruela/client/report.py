@@ -13,7 +13,10 @@ from typing import IO
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from ciruela.client.book import (
+from ciruela.client.listener import NodeNews, UploadRow
+from ciruela.client.options.sync import Wish
+from ciruela.client.progress import Clusters, Display
+from ciruela.client.tracker import (
     EXIT_CONFLICT,
     EXIT_DONE,
     EXIT_HOOK,
@@ -27,9 +30,6 @@ from ciruela.client.book import (
     EXIT_USAGE,
     UploadOutcome,
 )
-from ciruela.client.listener import NodeNews, UploadRow
-from ciruela.client.options.sync import Wish
-from ciruela.client.progress import Clusters, Display
 from ciruela.disk.scan import Scan
 from ciruela.model.units import escaped
 

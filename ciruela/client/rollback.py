@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ciruela.client.asking import PathView, claimed_signers
-from ciruela.client.book import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext, identities_of, make_display, real_world
+from ciruela.client.errors import CommandError
 from ciruela.client.options.removing import PathTarget, RollbackOptions
+from ciruela.client.pathview import PathView, claimed_signers
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
-from ciruela.client.surroundings import AppContext, identities_of, make_display, real_world
 from ciruela.client.survey import Survey, real_survey
 from ciruela.client.sync import RunContext, Upload
 from ciruela.client.text import stamp
+from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import (
     Proof,
     ShownImage,
@@ -27,7 +27,7 @@ from ciruela.client.trust import (
 )
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.ids import ImageId
-from ciruela.model.state import State
+from ciruela.model.versions import State
 from ciruela.proto.messages import ReplaceDir
 
 Proofs = Mapping[ImageId, Proof | None]

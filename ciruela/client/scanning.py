@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, DeferredLock
 
+from ciruela.client.context import AppContext
 from ciruela.client.options.common import NOTHING, Excluding
 from ciruela.client.orders import LocalProblem
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import AppContext
 from ciruela.client.text import count, short_id, size
 from ciruela.disk.excludes import Excludes
 from ciruela.disk.hashcache import HashCache, cache_home

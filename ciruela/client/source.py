@@ -22,11 +22,11 @@ from twisted.internet.interfaces import IReactorTime
 from ciruela.clockwork import Batcher
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, BlockHash, ImageId
-from ciruela.model.mask import Pieces
+from ciruela.proto.compression import index, part
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
-from ciruela.proto.packing import index, part
 from ciruela.seams import InThread
 
 BytesOf = Callable[[Sequence[int]], int]

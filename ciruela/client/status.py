@@ -9,16 +9,16 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from ciruela.client.book import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
-from ciruela.client.ends import CommandError, columns, write_json, write_line
+from ciruela.client.context import AppContext, make_display
+from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
 from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display, names
+from ciruela.client.schema import At, Hook, ImageVersion, NodeIdentity, machine_of
 from ciruela.client.servers import MetServer, Servers
-from ciruela.client.shapes import At, Hook, ImageVersion, NodeIdentity, machine_of
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
 from ciruela.client.text import interval, stamp
+from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, FormatError
 from ciruela.model.hooks import HookState
 from ciruela.model.vpath import VPath

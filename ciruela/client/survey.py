@@ -28,15 +28,15 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from ciruela.client import shapes
-from ciruela.client.book import EXIT_NETWORK
+from ciruela.client import schema
 from ciruela.client.contacts import Resolve, reachable_from
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext
+from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
+from ciruela.client.schema import At, Dir, ImageVersion, Neighbour, NodeIdentity
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
-from ciruela.client.shapes import At, Dir, ImageVersion, Neighbour, NodeIdentity
-from ciruela.client.surroundings import AppContext
+from ciruela.client.tracker import EXIT_NETWORK
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
@@ -272,13 +272,13 @@ class Survey:
             try:
                 page = await self._reader.get(address, "/api/v1/status")
             except NoPage:
-                identity = shapes.old_identity(await self._reader.get(address, "/status/"))
-                neighbours = shapes.old_neighbours(await self._reader.get(address, "/peers/"))
+                identity = schema.old_identity(await self._reader.get(address, "/status/"))
+                neighbours = schema.old_neighbours(await self._reader.get(address, "/peers/"))
                 return SurveyedNode(identity.hostname or who.name, address, identity.machine, identity, neighbours)
             took_ms = int((self._clock.seconds() - began_s) * 1000)
-            identity = shapes.identity(page)
+            identity = schema.identity(page)
             peers = await self._reader.get(address, "/api/v1/peers")
-            neighbours, shared = shapes.neighbours(peers), shapes.shared_ids(peers)
+            neighbours, shared = schema.neighbours(peers), schema.shared_ids(peers)
         except CiruelaError as error:
             return SurveyedNode(who.name, address, who.machine, None, problem=str(error))
         skew_ms = None if identity.clock_ms is None else identity.clock_ms - began_ms - took_ms // 2
@@ -290,20 +290,20 @@ class Survey:
     async def dirs(self, node: SurveyedNode) -> tuple[Dir, ...]:
         """The directories of a node. Raises CiruelaError when it does not say."""
         if node.identity is not None and node.identity.ours:
-            return shapes.dirs(await self._reader.get(node.address, "/api/v1/dirs"))
-        return shapes.old_dirs(await self._reader.get(node.address, "/configs/"))
+            return schema.dirs(await self._reader.get(node.address, "/api/v1/dirs"))
+        return schema.old_dirs(await self._reader.get(node.address, "/configs/"))
 
     async def keys(self, node: SurveyedNode) -> Mapping[str, tuple[str, ...]] | None:
         """The fingerprints that may upload, by directory; None for a node that does not tell. Raises CiruelaError."""
         if node.identity is None or not node.identity.ours:
             return None
-        return shapes.keys(await self._reader.get(node.address, "/api/v1/keys"))
+        return schema.keys(await self._reader.get(node.address, "/api/v1/keys"))
 
     async def versions(self, node: SurveyedNode, base: VPath) -> tuple[tuple[ImageVersion, ...], tuple[tuple[str, int], ...]] | None:
         """The images in ``base`` and the base dirs below it; None where there is no such directory. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
-                return shapes.versions(await self._reader.get(node.address, f"/api/v1/dirs{quote(str(base))}"))
+                return schema.versions(await self._reader.get(node.address, f"/api/v1/dirs{quote(str(base))}"))
             except NoPage:
                 return None
         level = {one.key: one.num_levels for one in await self.dirs(node)}.get(base.key)
@@ -311,15 +311,15 @@ class Survey:
             return None
         if not base.level and not level:
             raise RemoteError(f"it does not tell of an image right at {base}")
-        found = shapes.old_versions(await self._reader.get(node.address, f"/list-dir{quote(str(base))}"), str(base))
-        running = shapes.old_downloads(await self._reader.get(node.address, "/downloading/"))
+        found = schema.old_versions(await self._reader.get(node.address, f"/list-dir{quote(str(base))}"), str(base))
+        running = schema.old_downloads(await self._reader.get(node.address, "/downloading/"))
         return tuple(_running(one, running) for one in found), ()
 
     async def at(self, node: SurveyedNode, vpath: VPath) -> At:
         """How ``vpath`` stands on a node. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
-                return shapes.at(await self._reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))
+                return schema.at(await self._reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))
             except NoPage:
                 return At(False)
         level = {one.key: one.num_levels for one in await self.dirs(node)}.get(vpath.key)
@@ -352,7 +352,7 @@ def _servers(nodes: Sequence[SurveyedNode], key: str | None) -> Servers:
         found.open(where)
         taking = [one for one in node.neighbours if key is None or one.dirs is None or key in one.dirs]
         found.tell(ServersTold(where, [one.server(hears=node.identity.ours) for one in taking], node.shared_ids))
-        found.meet(MetServer(where, shapes.machine_of(node.machine), node.name, None, node.identity.epoch_ms))
+        found.meet(MetServer(where, schema.machine_of(node.machine), node.name, None, node.identity.epoch_ms))
     return found
 
 
@@ -368,7 +368,7 @@ def _distinct(
     nodes: dict[str, SurveyedNode] = {}
     for seen in asked.values():
         if seen.identity is not None:
-            double = shapes.machine_of(seen.machine) in shared
+            double = schema.machine_of(seen.machine) in shared
             nodes.setdefault(str(seen.address) if double else seen.identity.machine, seen)
     named: set[str] = set()
     for row in view.rows():

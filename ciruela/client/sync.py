@@ -16,7 +16,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.book import (
+from ciruela.client.contacts import Contacts, Resolve, ServerProbes
+from ciruela.client.listener import HookAccount, Listener, NodeNews, UploadRow
+from ciruela.client.options.sync import CONNECTIONS
+from ciruela.client.servers import ServerRow as ServerRow
+from ciruela.client.servers import shared_text
+from ciruela.client.source import BlockProvider
+from ciruela.client.text import count
+from ciruela.client.tracker import (
     EXIT_CONFLICT,
     MOST_NAMED,
     RUNNING,
@@ -28,17 +35,10 @@ from ciruela.client.book import (
     Verdict,
     meaning_of,
 )
-from ciruela.client.contacts import Contacts, Resolve, ServerProbes
-from ciruela.client.listener import HookAccount, Listener, NodeNews, UploadRow
-from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.servers import ServerRow as ServerRow
-from ciruela.client.servers import shared_text
-from ciruela.client.source import BlockProvider
-from ciruela.client.text import count
 from ciruela.clockwork import Backoff, PeriodicTask, RepeatLimiter
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import RejectReason
+from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import (
     AbortedImage,
     AppendDir,

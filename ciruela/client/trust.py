@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ciruela.client.book import EXIT_REJECTED
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext
+from ciruela.client.errors import CommandError
 from ciruela.client.identities import AGENT_VARIABLE, DEFAULT_FILES, DEFAULT_VARIABLE, HURRY_S, read_key_file
 from ciruela.client.options.signing import Keys, Trusting
 from ciruela.client.progress import Display
-from ciruela.client.surroundings import AppContext
 from ciruela.client.text import count, interval, stamp
+from ciruela.client.tracker import EXIT_REJECTED
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PassphraseNeeded, PublicKey, looks_public, parse_private, parse_public, verify
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import BadKey
 from ciruela.model.ids import ImageId
-from ciruela.model.state import State
+from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, agent_keys
 from ciruela.proto.messages import BaseDirData
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
 Note = Callable[[str, str], None]
 

@@ -7,14 +7,14 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ciruela.client.book import EXIT_LOCAL
-from ciruela.client.ends import write_line
+from ciruela.client.context import AppContext, make_display
+from ciruela.client.errors import write_line
 from ciruela.client.options.local import VerifyOptions
 from ciruela.client.orders import OURS, LocalProblem, check_directory
 from ciruela.client.progress import Display
 from ciruela.client.scanning import scan_directory
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.text import count
+from ciruela.client.tracker import EXIT_LOCAL
 from ciruela.index.digest import HashKind
 from ciruela.index.names import MAX_INDEX_BYTES
 from ciruela.index.parse import image_id_of, parse

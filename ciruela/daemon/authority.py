@@ -21,10 +21,10 @@ from ciruela.daemon.rules import loose, private_group
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PublicKey, verify
 from ciruela.keys.signed import Statement, signed_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry
+from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.seams import InThread, NowMs
 

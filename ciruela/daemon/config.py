@@ -40,7 +40,7 @@ from ciruela.daemon.rules import (
     word,
     wrong,
 )
-from ciruela.model.dirconfig import DAY_MS, HOUR_MS, SECOND_MS, DirConfig, Modes, OnConflict, Reuse, Symlinks
+from ciruela.model.config import DAY_MS, HOUR_MS, SECOND_MS, DirConfig, Modes, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from ciruela.model.hooks import CommandHook, Webhook
 from ciruela.model.vpath import MAX_LEVELS, check_component

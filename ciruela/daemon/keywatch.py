@@ -17,7 +17,7 @@ from ciruela.clockwork import PeriodicTask
 from ciruela.daemon.node import Node
 from ciruela.daemon.rules import key_files
 from ciruela.model.errors import DiskError
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.seams import InThread, Pending
 
 LOOK_S = 2.0

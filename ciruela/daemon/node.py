@@ -27,19 +27,19 @@ from ciruela.cleanup.service import LOOK_S, Cleanup, Safeguards
 from ciruela.clockwork import RateLimitedLog, in_place
 from ciruela.daemon.pathstate import PathStates, Refusals
 from ciruela.daemon.requests import Requests
-from ciruela.download.awaited import AvailabilityRequests
+from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
+from ciruela.gossip.members import SILENT_S, PeerStatus
 from ciruela.gossip.packets import DownloadFact, Hooked, RemovedFact
-from ciruela.gossip.roster import SILENT_S, PeerStatus
 from ciruela.gossip.service import ANYWHERE, Gossip
 from ciruela.hooks.service import Hooks, Outside
-from ciruela.model.dirconfig import STANDARD, DirConfig, Tuning
+from ciruela.model.config import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import AbortReason, Origin, RejectReason, Removal, UploadRequest
-from ciruela.model.state import State, Version
+from ciruela.model.upload import AbortReason, Origin, RejectReason, Removal, UploadRequest
+from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
@@ -47,7 +47,7 @@ from ciruela.scrub.presence import Presence
 from ciruela.scrub.service import Scrub
 from ciruela.seams import Address, Authority, Connection, Connector, Datagrams, Disk, InThread, Loaded, NowMs
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import Subscriptions
+from ciruela.tracking.subscriptions import Subscriptions
 from ciruela.uploads.neighbours import Nearby, Neighbours
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.node import Node
 from ciruela.daemon.plan import DaemonPlan, in_force, moved, restart_needed
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError
 from ciruela.model.units import count
 from ciruela.seams import Loaded

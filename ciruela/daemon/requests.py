@@ -20,12 +20,12 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import RateLimitedLog, RepeatLimiter, TokenBucket, in_place
 from ciruela.daemon.pathstate import PathStates
-from ciruela.download.awaited import AvailabilityRequests
+from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.serving import BlockService, UploadSlots
-from ciruela.model.dirconfig import STANDARD, DirConfig
+from ciruela.model.config import STANDARD, DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import (
+from ciruela.model.upload import (
     Accepted,
     Command,
     Decision,
@@ -37,7 +37,7 @@ from ciruela.model.order import (
     RemovalGranted,
     UploadRequest,
 )
-from ciruela.model.state import RetainedVersion, SigEntry, State
+from ciruela.model.versions import RetainedVersion, SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import Prepared, prepare
 from ciruela.proto.messages import (
@@ -69,7 +69,7 @@ from ciruela.proto.messages import (
 )
 from ciruela.seams import Connection, Disk, InThread
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import MAX_PER_LINK, Subscriptions, Wishes
+from ciruela.tracking.subscriptions import MAX_PER_LINK, Subscriptions, Wishes
 from ciruela.uploads.removals import Removals
 from ciruela.uploads.service import Uploads
 

@@ -49,10 +49,10 @@ from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.disk.trust import HostLinks, RecordTrust
 from ciruela.hooks.service import Outside
-from ciruela.model.dirconfig import DirConfig, Fsync, Tuning
+from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry
+from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.net import limits
 from ciruela.net.datagrams import DatagramPort

@@ -18,7 +18,7 @@ from ciruela.clockwork import PeriodicTask
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
 from ciruela.gossip.packets import Complete, Deleted, DownloadFact
-from ciruela.model.state import State
+from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.net.discovery.source import PeerSource
 from ciruela.web.pages import Json

@@ -10,8 +10,8 @@ import stat
 from collections.abc import Collection
 from threading import Lock
 
-from ciruela.disk import kept, states
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk import retained, states
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, Records, index_name
 from ciruela.disk.removal import MAX_DEPTH
 from ciruela.disk.safedir import SafeDir
@@ -21,7 +21,7 @@ from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, FormatError
 from ciruela.model.ids import ImageId, parse_image_id
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 
 
 def load_bytes(records: Records, image: ImageId) -> bytes | None:
@@ -182,15 +182,15 @@ def _named(directory: SafeDir, named: set[ImageId], depth: int) -> Steps[None]:
                 yield from _named(below, named, depth + 1)
         elif name.endswith(STATE) and not name.startswith(TEMPORARY):
             named.add(_image_in(directory, name))
-        elif kept.is_record(name):
+        elif retained.is_record(name):
             named.update(_kept_in(directory, name))
 
 
 def _kept_in(directory: SafeDir, name: str) -> set[ImageId]:
     with directory.open_read(name) as file:
-        data = file.read_at(kept.MAX_BYTES + 1, 0)
+        data = file.read_at(retained.MAX_BYTES + 1, 0)
     try:
-        return {row.version.image for row in kept.decode(data)}
+        return {row.version.image for row in retained.decode(data)}
     except FormatError as error:
         raise DiskError(f"{directory.within(name)} cannot be understood ({error}), no index is deleted") from None
 

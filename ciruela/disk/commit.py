@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from ciruela.disk import kept, notes, states
-from ciruela.disk.lane import Steps
+from ciruela.disk import retained, sidecar, states
+from ciruela.disk.executor import Steps
 from ciruela.disk.layout import NEW_STATE, STATE, Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
@@ -28,10 +28,10 @@ from ciruela.disk.states import CommitPhase, Journal
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete, give, settling, what_is_wrong
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD_MODES, Fsync, Modes
+from ciruela.model.config import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import AbortReason
-from ciruela.model.state import RetainedVersion, State
+from ciruela.model.upload import AbortReason
+from ciruela.model.versions import RetainedVersion, State
 from ciruela.seams import SetAside
 
 PREFIX = ".ciruela-aside~"
@@ -42,8 +42,8 @@ _MOST_NAME_BYTES = 255 - len(PREFIX) - 22
 
 def name_for(place: Place, inode: int) -> str:
     """The name under which a tree that stands at ``place`` is set aside. A very long name is cut off."""
-    kept = place.name.encode("utf-8", "surrogateescape")[:_MOST_NAME_BYTES].decode("utf-8", "ignore")
-    return f"{PREFIX}{kept}~{inode}"
+    retained = place.name.encode("utf-8", "surrogateescape")[:_MOST_NAME_BYTES].decode("utf-8", "ignore")
+    return f"{PREFIX}{retained}~{inode}"
 
 
 def was_ours(directory: SafeDir, place: Place) -> bool:
@@ -74,10 +74,10 @@ def found(parent: SafeDir, sample: Place, names: Iterable[str]) -> list[SetAside
         if not name.startswith(PREFIX):
             continue
         status = parent.stat(name)
-        kept, _, inode = name.removeprefix(PREFIX).rpartition("~")
-        if status is None or not kept or not inode.isdecimal() or (not sample.vpath.entry and kept != sample.name):
+        retained, _, inode = name.removeprefix(PREFIX).rpartition("~")
+        if status is None or not retained or not inode.isdecimal() or (not sample.vpath.entry and retained != sample.name):
             continue
-        path = str(sample.vpath if not sample.vpath.entry else f"{sample.vpath.base}/{kept}")
+        path = str(sample.vpath if not sample.vpath.entry else f"{sample.vpath.base}/{retained}")
         where = "/".join((sample.base.rstrip("/"), *sample.parents, name))
         seen.append(SetAside(path, where, status.st_ctime_ns // 1_000_000))
     return sorted(seen, key=lambda one: one.where)
@@ -88,9 +88,9 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit did besides: the replaced images that are ``kept`` now, and whether something without a record was set ``aside``."""
+    """What a commit did besides: the replaced images that are ``retained`` now, and whether something without a record was set ``aside``."""
 
-    kept: tuple[RetainedVersion, ...]
+    retained: tuple[RetainedVersion, ...]
     aside: bool
 
 
@@ -144,7 +144,7 @@ def commit(
     with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
         if again and not _recorded(directory, place, state):
             raise DownloadFailed(AbortReason.SUPERSEDED, f"{place.vpath}: is not this image any more")
-        notes.write_modes(directory, place.vpath, state.image, modes)
+        sidecar.write_modes(directory, place.vpath, state.image, modes)
         before = states.read_state(directory, place.record)
         aside = False
         if _foreign(parent, directory, place):
@@ -154,8 +154,8 @@ def commit(
         else:
             _show(parent, directory, place, tree.root, state)
         if before is not None and before.image != state.image:
-            notes.drop_modes(directory, place.vpath, before.image)
-        return CommitResult(kept.images(kept.read(directory, place)) if place.keep else (), aside)
+            sidecar.drop_modes(directory, place.vpath, before.image)
+        return CommitResult(retained.images(retained.read(directory, place)) if place.keep else (), aside)
 
 
 def _spoiled(place: Place, state: State) -> Steps[None]:
@@ -263,7 +263,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     command = journal.command if journal is not None else None
     root.fsync()
     status = root.status()
-    row = kept.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
+    row = retained.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
     states.write_journal(directory, place.record, Journal(state, command, CommitPhase.READY, (status.st_dev, status.st_ino), aside))
     waiting = Journal(state, command)
@@ -271,7 +271,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         undo = _swap(parent, directory, place, state, aside=aside)
     except (OSError, DownloadFailed):
         _not_ready(parent, directory, place, waiting)
-        kept.withdraw(directory, place, row)
+        retained.withdraw(directory, place, row)
         raise
     try:
         parent.fsync()
@@ -280,10 +280,10 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()
         _not_ready(parent, directory, place, waiting)
-        kept.withdraw(directory, place, row)
+        retained.withdraw(directory, place, row)
         raise
     directory.fsync()
-    kept.keep(parent, directory, place, row, state.image)
+    retained.keep(parent, directory, place, row, state.image)
     if aside:
         try:
             take(parent, place, (place.staging(state.image), place.aside(state.image)))

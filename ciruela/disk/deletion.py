@@ -11,8 +11,8 @@ import stat
 
 from twisted.logger import Logger
 
-from ciruela.disk import burials, kept, notes, states
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk import retained, sidecar, states, tombstones
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import rename_away
@@ -21,7 +21,7 @@ from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, check
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, OtherContent
-from ciruela.model.state import State, Tombstone, Tombstones
+from ciruela.model.versions import State, Tombstone, Tombstones
 
 _log = Logger()
 
@@ -45,13 +45,13 @@ def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | 
         if committed is None or not _is_for(tombstone, committed):
             raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
         with place.open_parent() as parent:
-            before = burials.read(directory, place).tombstones.get(place.vpath.entry)
-            now = burials.add(directory, place, tombstone)
+            before = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
+            now = tombstones.add(directory, place, tombstone)
             try:
                 return now, (yield from finish(directory, parent, place))
             except OSError:
                 if states.read_state(directory, place.record) is not None and parent.stat(place.name) is not None:
-                    burials.take_back(directory, place, before)
+                    tombstones.take_back(directory, place, before)
                 raise
 
 
@@ -60,19 +60,19 @@ def _delete_unrecorded(directory: SafeDir, place: Place, tombstone: Tombstone, i
     try:
         parent = place.open_parent()
     except FileNotFoundError:
-        return burials.add(directory, place, tombstone), None
+        return tombstones.add(directory, place, tombstone), None
     with parent:
         found = parent.stat(place.name)
         if found is None:
-            return burials.add(directory, place, tombstone), None
+            return tombstones.add(directory, place, tombstone), None
         yield from _compare(parent, place, tombstone, index)
-        before = burials.read(directory, place).tombstones.get(place.vpath.entry)
+        before = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
         doomed = yield from rename_away(parent, place.name, found.st_ino)
         try:
             parent.fsync()
-            return burials.add(directory, place, tombstone), doomed
+            return tombstones.add(directory, place, tombstone), doomed
         except OSError:
-            burials.take_back(directory, place, before)  # it may stand there although its sync failed
+            tombstones.take_back(directory, place, before)  # it may stand there although its sync failed
             parent.rename_new(doomed, place.name)
             raise
 
@@ -109,11 +109,11 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
     if found is not None and stat.S_ISDIR(found.st_mode):
         doomed = yield from rename_away(parent, place.name, found.st_ino)
     parent.fsync()  # also of what was renamed before a kill
-    kept.write(directory, place, ())
+    retained.write(directory, place, ())
     committed = states.read_state(directory, place.record)
     states.drop_state(directory, place.record)
     if committed is not None:
-        notes.drop_modes(directory, place.vpath, committed.image)
+        sidecar.drop_modes(directory, place.vpath, committed.image)
     return doomed
 
 
@@ -122,7 +122,7 @@ def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place)
 
     Whether there was one. The tree stays under its reserved name, as debris for the sweep. Raises OSError.
     """
-    tombstone = burials.read(directory, place).tombstones.get(place.vpath.entry)
+    tombstone = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
     committed = states.read_state(directory, place.record) if tombstone is not None else None
     if tombstone is None or committed is None or committed.version > tombstone.version:
         return False
@@ -130,7 +130,7 @@ def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place)
         return False
     _log.info("{vpath}: the interrupted deletion of {image} is finished", vpath=str(place.vpath), image=committed.image.hex())
     if parent is None:
-        kept.write(directory, place, ())
+        retained.write(directory, place, ())
         states.drop_state(directory, place.record)
     else:
         for _ in finish(directory, parent, place):

@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from ciruela.disk.lane import ENTRY_COST, SerialExecutor, Steps
+from ciruela.disk.executor import ENTRY_COST, SerialExecutor, Steps
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import checked
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory, what_is_wrong
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
-from ciruela.model.dirconfig import STANDARD_MODES, Modes
+from ciruela.model.config import STANDARD_MODES, Modes
 from ciruela.model.vpath import VPath
 from ciruela.seams import Damage, Findings
 

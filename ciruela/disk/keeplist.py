@@ -11,7 +11,7 @@ import errno
 from twisted.internet.defer import Deferred, succeed
 
 from ciruela.disk.safedir import SafeDir
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.vpath import check_component
 from ciruela.seams import InThread, KeepList

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from ciruela.disk.safedir import RESERVED, SafeDir
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from ciruela.disk import bases, burials, commit, kept, notes, states
+from ciruela.disk import bases, commit, retained, sidecar, states, tombstones
 from ciruela.disk.deletion import finish_interrupted, prune
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.layout import INDEX, INDEXES, NEW_STATE, SIGNATURES, STATE, BaseUnavailable, Place, Records
 from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal
 from ciruela.disk.trust import Vetting
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command
-from ciruela.model.state import State, Tombstones
+from ciruela.model.upload import Command
+from ciruela.model.versions import State, Tombstones
 from ciruela.model.vpath import VPath, check_component
 from ciruela.seams import Held, Loaded, Pending, SetAside
 
@@ -69,8 +69,8 @@ def settle_path(
         _log.warn("{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex())
         pending = pending or Pending(vpath, committed, Command.APPEND)
         committed = None
-    rows = kept.settle(parent, directory, where, committed, None if pending is None else pending.state.image) if base_there else ()
-    return None if committed is None and pending is None else Held(vpath, committed, pending, kept.images(rows))
+    rows = retained.settle(parent, directory, where, committed, None if pending is None else pending.state.image) if base_there else ()
+    return None if committed is None and pending is None else Held(vpath, committed, pending, retained.images(rows))
 
 
 def finish_aside(directory: SafeDir, where: Place, parent: SafeDir) -> bool:
@@ -197,7 +197,7 @@ def load(
         for parts, directory in _base_dirs(records, config):
             with directory:
                 if alone:
-                    for suffix in (STATE, burials.NAME, kept.SUFFIX, notes.DUE, notes.MODES):
+                    for suffix in (STATE, tombstones.NAME, retained.SUFFIX, sidecar.DUE, sidecar.MODES):
                         yield from _remove_temporary(directory, suffix)
                 before = len(held)
                 if config.num_levels:
@@ -205,18 +205,18 @@ def load(
                     sample = locate(VPath((*parts, "x")))
                     _vet_burials(directory, sample, vetting)
                     yield from _load_base_dir(sample, vpaths, directory, sweep, held, vetting)
-                    if len(held) == before and burials.read(directory, sample).tombstones:
+                    if len(held) == before and tombstones.read(directory, sample).tombstones:
                         emptied.append(sample)
                 else:
                     sample = locate(VPath((config.key,)))
                     _vet_burials(directory, sample, vetting)
                     yield from _load_single(sample, directory, held, sweep, vetting, alone=alone)
-                found = burials.read(directory, sample)
+                found = tombstones.read(directory, sample)
                 if found != Tombstones():
                     buried[sample.vpath.base] = found
-                due += yield from notes.all_due(directory, sample.vpath.base)
+                due += yield from sidecar.all_due(directory, sample.vpath.base)
                 if {VPath((*parts, name)) for name in _image_names(directory)} <= {one.vpath for one in held[before:]}:
-                    yield from notes.sweep_modes(directory, sample, _images(held[before:]))
+                    yield from sidecar.sweep_modes(directory, sample, _images(held[before:]))
     yield from sweep.run()
     for sample in emptied:
         yield from prune(sample)
@@ -227,7 +227,7 @@ def load(
 
 def _vet_burials(directory: SafeDir, sample: Place, vetting: Vetting | None) -> None:
     if vetting is not None:
-        burials.vet(directory, sample, vetting.latest_ms)
+        tombstones.vet(directory, sample, vetting.latest_ms)
 
 
 def _images(held: list[Held]) -> set[tuple[VPath, ImageId]]:

@@ -12,7 +12,7 @@ from threading import Lock
 
 from twisted.logger import Logger
 
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.layout import BaseUnavailable, Place
 from ciruela.disk.openfile import KEPT
 from ciruela.disk.safedir import RESERVED, SafeDir

@@ -17,7 +17,7 @@ from itertools import groupby
 
 from twisted.logger import Logger
 
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import CANNOT_CLONE, FULL, warn_once
@@ -26,7 +26,7 @@ from ciruela.disk.verify import READ_BLOCKS, as_it_should, good_blocks, good_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.tree import File, Index
-from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse
+from ciruela.model.config import STANDARD_MODES, Modes, Reuse
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ciruela.disk.commit import CommitResult, commit, prepare
-from ciruela.disk.lane import ENTRY_COST, SerialExecutor, Steps
+from ciruela.disk.executor import ENTRY_COST, SerialExecutor, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
@@ -22,11 +22,11 @@ from ciruela.disk.syscalls import downloading_steps
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
-from ciruela.model.dirconfig import STANDARD_MODES, Modes, Reuse, Tuning
+from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import AbortReason
-from ciruela.model.state import RetainedVersion, State
+from ciruela.model.upload import AbortReason
+from ciruela.model.versions import RetainedVersion, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused
 
@@ -241,7 +241,7 @@ class StagingDir:
     def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:
         self.close()
         self._shown(shown.aside)
-        return shown.kept
+        return shown.retained
 
     def close(self) -> None:
         """As ``seams.Staging.close``; descriptors in use by a thread are closed after it."""

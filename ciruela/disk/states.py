@@ -26,9 +26,9 @@ from ciruela.disk.layout import NEW_STATE, STATE
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
-from ciruela.model.order import Command
-from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State
 from ciruela.model.units import logged
+from ciruela.model.upload import Command
+from ciruela.model.versions import SIGNATURE_BYTES, SigEntry, State
 from ciruela.proto.bounded import loads
 
 FIELD = "ciruela"

@@ -16,12 +16,12 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults, s
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.disk import burials, collection, commit, kept, notes, recovery, states
+from ciruela.disk import collection, commit, recovery, retained, sidecar, states, tombstones
 from ciruela.disk.bases import Bases
 from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete, prune
 from ciruela.disk.examine import TreeExamination
-from ciruela.disk.lane import ENTRY_COST, SerialExecutor, Steps
+from ciruela.disk.executor import ENTRY_COST, SerialExecutor, Steps
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import finish_aside, settle_path
@@ -33,12 +33,12 @@ from ciruela.disk.syscalls import checked, checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.trust import RecordTrust, Vetting
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, DirConfig, Fsync, Modes, Reuse, Tuning
+from ciruela.model.config import STANDARD, STANDARD_MODES, DirConfig, Fsync, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import AbortReason
-from ciruela.model.state import State, Tombstone, Tombstones
+from ciruela.model.upload import AbortReason
+from ciruela.model.versions import State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.seams import Examination, Identity, InThread, Loaded, NamesFound, Pending, SetAside, Staging
 
@@ -213,7 +213,7 @@ class Store:
 
         def write() -> None:
             with self._records.states(due.vpath, create=True) as directory:
-                notes.write_due(directory, due)
+                sidecar.write_due(directory, due)
 
         return self._lane(due.vpath).do(checked, due.vpath, write)
 
@@ -226,7 +226,7 @@ class Store:
             except FileNotFoundError:
                 return
             with directory:
-                notes.drop_due(directory, vpath, image)
+                sidecar.drop_due(directory, vpath, image)
 
         return self._lane(vpath).do(checked, vpath, drop)
 
@@ -257,7 +257,7 @@ class Store:
 
         def add() -> Tombstones:
             with self._records.states(vpath, create=True) as directory:
-                return burials.add(directory, place, tombstone)
+                return tombstones.add(directory, place, tombstone)
 
         return self._in_thread(checked, vpath.base, add)
 
@@ -267,7 +267,7 @@ class Store:
 
         def fold() -> Tombstones:
             with self._records.states(vpath, create=True) as directory:
-                return burials.fold(directory, place, before_ms)
+                return tombstones.fold(directory, place, before_ms)
 
         return self._in_thread(checked, vpath.base, fold)
 
@@ -398,7 +398,7 @@ class Store:
         """The modes that a committed image was given."""
         try:
             with self._records.states(place.vpath) as directory:
-                return notes.read_modes(directory, place.vpath, image)
+                return sidecar.read_modes(directory, place.vpath, image)
         except FileNotFoundError:
             return STANDARD_MODES
 
@@ -465,7 +465,7 @@ class Store:
             except FileNotFoundError:
                 return
             with directory, place.open_parent() as parent:
-                yield from kept.discard(directory, parent, place)
+                yield from retained.discard(directory, parent, place)
 
         self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place)
 
@@ -552,7 +552,7 @@ class Store:
         due = [vetting.waiting.popleft() for _ in range(min(most, len(vetting.waiting)))]
         # On the lane of each: a commit between the reading and the writing of a record would be undone.
         proved = [self._lane(vpath).do(checked, vpath, judge, vpath).addErrback(put_off, vpath) for vpath in due]
-        return gatherResults(proved).addCallback(lambda good: [vpath for vpath, kept in zip(due, good, strict=True) if not kept])
+        return gatherResults(proved).addCallback(lambda good: [vpath for vpath, retained in zip(due, good, strict=True) if not retained])
 
     def recorded(self, vpath: VPath) -> Deferred[bool]:
         """As ``seams.Disk.recorded``."""

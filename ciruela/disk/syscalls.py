@@ -13,9 +13,9 @@ import struct
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from ciruela.disk.lane import Steps
+from ciruela.disk.executor import Steps
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 
 P = ParamSpec("P")
 T = TypeVar("T")

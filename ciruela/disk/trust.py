@@ -22,10 +22,10 @@ from ciruela.disk import states
 from ciruela.disk.layout import Place, Records, index_name
 from ciruela.disk.safedir import SafeDir, led_to
 from ciruela.disk.states import Judge
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, State
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath, leads_to
 from ciruela.seams import InThread, KeepList, NowMs
 

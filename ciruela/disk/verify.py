@@ -7,13 +7,13 @@ import os
 import stat
 from collections.abc import Callable
 
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.openfile import STAMP_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, name_start, split
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
-from ciruela.model.dirconfig import STANDARD_MODES, Fsync, Modes
+from ciruela.model.config import STANDARD_MODES, Fsync, Modes
 from ciruela.model.ids import HASH_BYTES, Block
 
 READ_BLOCKS = 32

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import itemgetter, or_
 
+from ciruela.disk.bulk import list_names, read_small, stats
 from ciruela.disk.excludes import Excludes
 from ciruela.disk.hashcache import (
     CachedDirectory,
@@ -30,7 +31,6 @@ from ciruela.disk.hashcache import (
     rested_key,
     split_names,
 )
-from ciruela.disk.many import list_names, read_small, stats
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.index.digest import BLOCK_BYTES, HashKind

@@ -29,17 +29,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Batcher, RateLimitedLog, within
-from ciruela.download import passing
-from ciruela.download.awaited import AvailabilitySubscription
-from ciruela.download.passing import BlockAnswer, BlockRelayCache
+from ciruela.download import relaycache
+from ciruela.download.availability import AvailabilitySubscription
 from ciruela.download.plan import BlockPlan
+from ciruela.download.relaycache import BlockAnswer, BlockRelayCache
 from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, PeerCandidate, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 
 STEP = 0.6180339887498949
@@ -185,7 +185,7 @@ class BlockFetch:
         progressed: Callable[[], None],
         totals: Totals,
         clock: IReactorTime,
-        passing: BlockRelayCache,
+        relaycache: BlockRelayCache,
         me: bytes = b"",
     ) -> None:
         """``passing`` gets what came, for others. ``me``: which node this is, for the order in which nodes take pieces from each other."""
@@ -197,7 +197,7 @@ class BlockFetch:
         self._progressed = progressed
         self._totals = totals
         self._clock = clock
-        self._passing = passing
+        self._passing = relaycache
         self._turns = PieceAssignment(me, plan.pieces.count)
         self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
@@ -401,7 +401,7 @@ class BlockFetch:
     def _write(
         self, response: Response, source: PeerCandidate, numbers: list[int], began_s: float
     ) -> Deferred[tuple[list[tuple[int, bool]], BlockAnswer]]:
-        answer = passing.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
+        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
         size = sum(len(data) for _, data in answer.blocks)
         self._totals.received_bytes += size
         source.packing.gave(size, self._clock.seconds())

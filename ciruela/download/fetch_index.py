@@ -16,8 +16,8 @@ from ciruela.download.sources import Candidate
 from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, UnfitIndex
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason
 from ciruela.model.units import logged
+from ciruela.model.upload import AbortReason
 from ciruela.proto.messages import GetIndex, IndexData, Response
 
 GIVE_UP_S = 90.0

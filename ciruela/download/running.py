@@ -20,12 +20,12 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.serving import Catalog
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import DirConfig, Reuse
+from ciruela.model.bitfield import FULL
+from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import State
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Staging
 from ciruela.tracking.ledger import Ledger

@@ -20,25 +20,25 @@ from twisted.python.failure import Failure
 from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
-from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.running import Download, DownloadListener, DownloadPhase, Gate, OpenGate, Siblings, reason_of
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.sources import MOST_WINDOW, Candidate, Totals
 from ciruela.index import tree
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD, DirConfig
+from ciruela.model.bitfield import FULL
+from ciruela.model.config import STANDARD, DirConfig
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.mask import FULL
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import State
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.proto.packing import unpack_index
+from ciruela.proto.compression import unpack_index
 from ciruela.seams import Address, Connection, Connector, Disk, InThread, NowMs, Pending, Reused, Staging
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.watches import Subscriptions
+from ciruela.tracking.subscriptions import Subscriptions
 
 MOST_PEERS = 16
 """Peers that blocks of one image are exchanged with at a time."""

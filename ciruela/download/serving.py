@@ -21,14 +21,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import Batcher, in_place
-from ciruela.download.passing import BlockRelayCache
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
-from ciruela.proto import packing
+from ciruela.proto import compression
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
 from ciruela.seams import Disk, InThread
 from ciruela.tracking.ledger import Ledger
@@ -179,7 +179,7 @@ class BlockService:
         def answer(data: bytes | None) -> IndexData | Deferred[IndexData]:
             if data is None:
                 raise RemoteError("index not found")
-            return self._in_thread(packing.index, data, True) if request.packed else IndexData(data)
+            return self._in_thread(compression.index, data, True) if request.packed else IndexData(data)
 
         key = request.image, request.packed
         waiting: Deferred[IndexData] = Deferred()
@@ -240,7 +240,7 @@ class BlockService:
                 if known is not None:
                     parts.append(known)
                 elif here:
-                    parts.append(packing.part(b"".join(here), request.packed))
+                    parts.append(compression.part(b"".join(here), request.packed))
             return BlocksData(tuple(parts), tuple(number for number in rest if data[number] is None))
 
         def count(answer: BlocksData) -> BlocksData:

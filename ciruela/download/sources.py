@@ -6,7 +6,7 @@ the others (threats A7, A58; protocol C20).
 Whether to ask a source for compressed answers: yes, unless it is so fast that compressing might be what holds it up. Values only.
 
 Nobody is asked how fast a link is. What counts is how fast blocks come: above FAST_BYTES_S both ways are tried in turn, and the better one
-is kept for a while. What does not become smaller is sent as it is anyway (:mod:`ciruela.proto.packing`).
+is kept for a while. What does not become smaller is sent as it is anyway (:mod:`ciruela.proto.compression`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred
 
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.model.mask import Pieces
+from ciruela.model.bitfield import Pieces
 from ciruela.proto.messages import MOST_BULK_BYTES, Request, Response
 
 FAST_BYTES_S = 96 * 1024 * 1024

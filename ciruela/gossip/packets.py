@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import cbor2
 
+from ciruela.model.bitfield import MASK_BYTES
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId, image_id, machine_id
-from ciruela.model.mask import MASK_BYTES
 from ciruela.model.vpath import VPath, check_component
 from ciruela.proto.bounded import loads
 

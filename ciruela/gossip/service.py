@@ -15,8 +15,10 @@ from twisted.logger import Logger
 
 from ciruela.clockwork import PeriodicTask, RateLimitedLog, TokenBucket, later
 from ciruela.gossip import cluster as heard
-from ciruela.gossip.compose import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
+from ciruela.gossip.broadcast import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
 from ciruela.gossip.confirm import Claim, Confirmations
+from ciruela.gossip.members import PacketRefusal
+from ciruela.gossip.notify import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, ReliableNotifier, beat_targets, choose
 from ciruela.gossip.packets import (
     MAX_TEXT_BYTES,
     Ack,
@@ -34,8 +36,6 @@ from ciruela.gossip.packets import (
     decode,
 )
 from ciruela.gossip.pushpull import RANDOM_S, Exchanges
-from ciruela.gossip.roster import PacketRefusal
-from ciruela.gossip.telling import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, ReliableNotifier, beat_targets, choose
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath

@@ -20,13 +20,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import later
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, DownloadFailed, HookFailed
 from ciruela.model.hooks import AFTER, CommandHook, Due, HookKind, HookReport, HookState, Webhook
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import AbortReason
-from ciruela.model.state import SigEntry, State
 from ciruela.model.units import format_duration, logged
+from ciruela.model.upload import AbortReason
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Caller, Disk, Ended, NowMs, Runner, Staging
 from ciruela.tracking.ledger import Ledger

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
-from ciruela.model.dirconfig import DirConfig, Symlinks
+from ciruela.model.bitfield import Pieces
+from ciruela.model.config import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
-from ciruela.model.mask import Pieces
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@
 
 from __future__ import annotations
 
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 
 
 class CiruelaError(Exception):

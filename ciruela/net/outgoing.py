@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Backoff, in_place
 from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.net.connection import ClientLink, client_links
 from ciruela.net.limits import LIMITS, Budgets, Limits
-from ciruela.net.link import ClientLink, client_links
-from ciruela.proto.dialogue import LARGE, MAX_PENDING
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
+from ciruela.proto.multiplexer import LARGE, MAX_PENDING
 from ciruela.seams import Address, Connection, InThread, RequestHandler
 
 CLIENT_HOST = "ciruela"

@@ -28,8 +28,8 @@ from twisted.web.server import Site
 from ciruela.clockwork import RateLimitedLog
 from ciruela.model.units import logged
 from ciruela.net import frames
+from ciruela.net.connection import MAX_HEAD_BYTES, server_links
 from ciruela.net.limits import LIMITS, Budgets, IsPeer, Limits, nobody
-from ciruela.net.link import MAX_HEAD_BYTES, server_links
 from ciruela.seams import RequestHandler
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

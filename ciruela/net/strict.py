@@ -24,7 +24,7 @@ MAX_REASON_BYTES = 123
 class Quiet:
     """Stands in for Autobahn's logger, which is asked on every call; only faults of the program come through."""
 
-    _log = Logger(namespace="ciruela.net.link")
+    _log = Logger(namespace="ciruela.net.connection")
 
     def error(self, message: str, **fields: object) -> None:
         """Pass on."""

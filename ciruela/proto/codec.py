@@ -15,7 +15,7 @@ import cbor2
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block, Server
-from ciruela.model.state import State, Version
+from ciruela.model.versions import State, Version
 from ciruela.proto import bounded, reading
 from ciruela.proto.messages import (
     NOT_KNOWN,

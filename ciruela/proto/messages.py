@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
-from ciruela.model.state import State, Version
+from ciruela.model.versions import State, Version
 
 Hosts = dict[MachineId, str]
 """Other nodes that take a directory: machine id -> name to resolve."""
@@ -264,7 +264,7 @@ class BlockData:
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
-    """Blocks of one piece, one after another. ``packed``: ``data`` is a frame of zstd with them (:mod:`ciruela.proto.packing`)."""
+    """Blocks of one piece, one after another. ``packed``: ``data`` is a frame of zstd with them (:mod:`ciruela.proto.compression`)."""
 
     data: Block
     packed: bool = False

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ciruela.model.bitfield import MASK_BYTES, MOST_CUTS
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, MACHINE_ID_BYTES, BlockHash, ImageId, MachineId, Server, SharedId
-from ciruela.model.mask import MASK_BYTES, MOST_CUTS
-from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State, Version, bounded
+from ciruela.model.versions import SIGNATURE_BYTES, SigEntry, State, Version, bounded
 from ciruela.model.vpath import MAX_COMPONENT_BYTES, MAX_PATH_BYTES
 from ciruela.proto.messages import (
     MOST_ADDRESSES,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ciruela.model.order import Command, Origin, Removal, UploadRequest
-from ciruela.model.state import State, Tombstones, Version
+from ciruela.model.upload import Command, Origin, Removal, UploadRequest
+from ciruela.model.versions import State, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 

@@ -15,12 +15,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.clockwork import RateLimitedLog
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Decision, Progress, Rejection, RejectReason, Removal, RemovalGranted, UploadRequest
-from ciruela.model.state import State, Tombstones, Version
 from ciruela.model.units import logged
+from ciruela.model.upload import Accepted, Decision, Progress, Rejection, RejectReason, Removal, RemovalGranted, UploadRequest
+from ciruela.model.versions import State, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted

@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import PeriodicTask
 from ciruela.model.errors import DiskError
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import State
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Disk, NamesFound, Pending
 from ciruela.tracking.ledger import Ledger

@@ -16,10 +16,10 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import Backoff, PeriodicTask
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import Tuning
+from ciruela.model.config import Tuning
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import Disk, Examination, Findings, NowMs
 from ciruela.tracking.ledger import Ledger

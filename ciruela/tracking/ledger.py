@@ -15,9 +15,9 @@ from types import MappingProxyType
 import cbor2
 from twisted.internet.interfaces import IReactorTime
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.state import RetainedVersion, State, Tombstone, Tombstones, Version
+from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 

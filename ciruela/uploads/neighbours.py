@@ -19,7 +19,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Response
 from ciruela.seams import Address, Connector
-from ciruela.uploads.verdict import NOWHERE, Elsewhere
+from ciruela.uploads.decision import NOWHERE, Elsewhere
 
 MOST_ASKED = 5
 """Nodes that are asked at a time: what one of them lacks another has."""

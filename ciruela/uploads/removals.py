@@ -13,17 +13,15 @@ from twisted.logger import Logger
 from ciruela.clockwork import RateLimitedLog
 from ciruela.index.tree import Index
 from ciruela.keys.signed import removal_bytes
-from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import CiruelaError, DiskError, OtherContent
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason, Origin, Rejection, RejectReason, Removal
-from ciruela.model.state import SigEntry, Tombstone
+from ciruela.model.upload import AbortReason, Origin, Rejection, RejectReason, Removal
+from ciruela.model.versions import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority, Disk, NowMs
 from ciruela.tracking.ledger import Ledger
-from ciruela.uploads.neighbours import Neighbours
-from ciruela.uploads.service import Starter, Uploads
-from ciruela.uploads.verdict import (
+from ciruela.uploads.decision import (
     NOWHERE,
     SIGNATURE_MAX_AGE_MS,
     Elsewhere,
@@ -33,6 +31,8 @@ from ciruela.uploads.verdict import (
     no_config,
     wrong_level,
 )
+from ciruela.uploads.neighbours import Neighbours
+from ciruela.uploads.service import Starter, Uploads
 
 INDEX_S = 10.0
 """So long other nodes are asked for the index of an image that is to go, where nothing is recorded of what stands there."""

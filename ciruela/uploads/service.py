@@ -17,17 +17,17 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import RateLimitedLog
 from ciruela.keys.signed import signed_check_bytes
-from ciruela.model.dirconfig import STANDARD, DirConfig, OnConflict
+from ciruela.model.config import STANDARD, DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
-from ciruela.model.state import MOST_SIGNATURES, SigEntry, State, Version
+from ciruela.model.upload import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
+from ciruela.model.versions import MOST_SIGNATURES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address, Authority, Disk, NowMs, Pending
 from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.decision import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
 from ciruela.uploads.neighbours import Neighbours
-from ciruela.uploads.refused import FOR_CONTENT, RefusedOrders, in_other_form
-from ciruela.uploads.verdict import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
+from ciruela.uploads.rejections import FOR_CONTENT, RefusedOrders, in_other_form
 
 
 class Quotas:
@@ -79,7 +79,7 @@ class Quotas:
 async def makers(
     authority: Authority, config: DirConfig, vpath: VPath, image: ImageId, entries: Iterable[SigEntry]
 ) -> Mapping[SigEntry, str]:
-    """Those of ``entries``, at most :data:`~ciruela.model.state.MOST_SIGNATURES`, that keys of ``config`` made, with their fingerprints.
+    """Those of ``entries``, at most :data:`~ciruela.model.versions.MOST_SIGNATURES`, that keys of ``config`` made, with their fingerprints.
 
     Fails with DiskError when the keys cannot be read.
     """

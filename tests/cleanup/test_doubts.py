@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.cleanup.health import QUIET_S, SKEW_MS, STEP_MS, Cause, DirSight, Moment, NodeSight, dir_faults, node_faults
 from ciruela.cleanup.rules import LEAST_CAP, RetentionRule, most_deletions, rulings
 from ciruela.disk import keeplist
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from tests.proof import shows
 
 NOW_MS = 1_800_000_000_000

@@ -26,11 +26,11 @@ from ciruela.cleanup.service import (
     Safeguards,
     words,
 )
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State, Tombstone, Tombstones
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciruela.cleanup.rules import LEAST_CAP, RetentionRule, Ruling, most_deletions, rulings
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 

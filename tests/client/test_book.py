@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import (
+from ciruela.client.require import Requirement, parse_requirement
+from ciruela.client.tracker import (
     ERROR_RETRIES,
     EXIT_CONFLICT,
     EXIT_DONE,
@@ -24,10 +25,9 @@ from ciruela.client.book import (
     refusal_code,
     worst,
 )
-from ciruela.client.require import Requirement, parse_requirement
 from ciruela.model.ids import ImageId, MachineId, Server
-from ciruela.model.order import RejectReason
-from ciruela.model.state import Version
+from ciruela.model.upload import RejectReason
+from ciruela.model.versions import Version
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, UploadAck
 from ciruela.seams import Address
 from tests.proof import shows

@@ -18,13 +18,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import commands
+from ciruela.client.context import AppContext
 from ciruela.client.demo import make_keys
 from ciruela.client.main import _Life, exit_for
 from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse, parse_sync
 from ciruela.client.orders import LocalProblem
-from ciruela.client.surroundings import AppContext
 from ciruela.client.sync import RunContext
 from ciruela.disk import walk
 from ciruela.disk.localtree import LocalTree

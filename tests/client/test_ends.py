@@ -8,7 +8,7 @@ import json
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.ends import CommandError, columns, write_json, write_line
+from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.main import exit_for
 from ciruela.client.text import clean
 from tests.proof import shows

@@ -10,13 +10,13 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.ends import CommandError
+from ciruela.client.context import AppContext
+from ciruela.client.errors import CommandError
 from ciruela.client.get import destination, get
 from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
 from ciruela.client.origin import ReadContext
-from ciruela.client.surroundings import AppContext
 from ciruela.model.errors import LinkLost
 from ciruela.proto.messages import BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, GetIndexAt, Request, Response
 from ciruela.seams import Address

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client import book as b
-from ciruela.client.book import RUNNING, UploadOutcome, UploadProgress, Verdict
+from ciruela.client import tracker as b
 from ciruela.client.listener import NO_HOOKS, HookAccount, HookStanding, UploadRow, hooks_part
 from ciruela.client.progress import progress_line, result_line
+from ciruela.client.tracker import RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import HookResult
 

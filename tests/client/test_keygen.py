@@ -9,11 +9,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.context import AppContext
 from ciruela.client.keygen import keygen, write
 from ciruela.client.options.local import KeygenOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
-from ciruela.client.surroundings import AppContext
 from ciruela.client.trust import my_keys
 from ciruela.keys.public import PassphraseNeeded, parse_private, parse_public
 from ciruela.model.errors import BadKey

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.client.listener import UploadRow
 from ciruela.client.live import Layout, TerminalBlock, fitting, shortened
 from ciruela.client.options.common import ProgressStyle
@@ -25,6 +24,7 @@ from ciruela.client.progress import (
     wants_live,
 )
 from ciruela.client.text import MAX_TEXT, clean, clean_lines, count, folded, interval, size, stamp
+from ciruela.client.tracker import RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.model.ids import ImageId
 from tests.proof import shows
 

@@ -10,24 +10,24 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
-from ciruela.client.asking import claimed_signers, levels_of
+from ciruela.client.context import AppContext, make_display
 from ciruela.client.doctor import Finding, Level, doctor
-from ciruela.client.ends import CommandError
+from ciruela.client.errors import CommandError
 from ciruela.client.ls import ls
 from ciruela.client.options.reading import DoctorOptions, LsOptions, StatusOptions
 from ciruela.client.options.removing import PathTarget
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.table import parse
+from ciruela.client.pathview import claimed_signers, levels_of
 from ciruela.client.removing import seen
 from ciruela.client.status import status
-from ciruela.client.surroundings import AppContext, make_display
 from ciruela.client.survey import AT_ONCE, MOST_NODES, ClusterView, NoPage, Survey, SurveyedNode
 from ciruela.client.sync import RunContext
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, State
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Request, Response
 from ciruela.seams import Address

@@ -12,15 +12,15 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
-from ciruela.client.asking import MOST_ANSWERS, PathView, look
 from ciruela.client.explain import at_fault, checked, legend, lines, table
 from ciruela.client.options.removing import PathTarget, split_target
+from ciruela.client.pathview import MOST_ANSWERS, PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
 from ciruela.client.sync import ANSWER_TIMEOUT_S, RunContext
 from ciruela.model.errors import ConfigError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetIndexAt, IndexAtData, Request
 from ciruela.seams import Address

@@ -9,8 +9,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client import shapes
-from ciruela.client.shapes import At, Dir, ImageVersion, Neighbour, NodeIdentity, RefusedImage
+from ciruela.client import schema
+from ciruela.client.schema import At, Dir, ImageVersion, Neighbour, NodeIdentity, RefusedImage
 from ciruela.model.errors import FormatError
 from ciruela.seams import Address
 from tests.proof import shows
@@ -20,11 +20,11 @@ VERSION = {"path": "/a/v1", "image": IMAGE, "signed_ms": 5, "state": "committed"
 PENDING = {**VERSION, "state": "downloading", "phase": "blocks", "done": 0.5, "stalled": False, "age_s": 3.0}
 OURS: list[tuple[Any, Any]] = [
     (
-        shapes.identity,
+        schema.identity,
         {"machine_id": "11", "hostname": "n1", "version": "1", "now_ms": 7, "uptime_s": 2.5, "ready": True, "images": 3, "downloads": 0},
     ),
     (
-        shapes.neighbours,
+        schema.neighbours,
         {
             "peers": [
                 {"machine_id": "22", "hostname": "n2", "name": "x", "address": "[::1]:5", "heard_s": 0.5, "dirs": ["a"]},
@@ -33,7 +33,7 @@ OURS: list[tuple[Any, Any]] = [
         },
     ),
     (
-        shapes.dirs,
+        schema.dirs,
         {
             "dirs": [
                 {
@@ -50,10 +50,10 @@ OURS: list[tuple[Any, Any]] = [
             ]
         },
     ),
-    (shapes.keys, {"dirs": {"a": ["SHA256:x"]}}),
-    (shapes.versions, {"path": "/a", "base_dirs": [{"path": "/a/b", "images": 2}], "versions": [VERSION, PENDING]}),
+    (schema.keys, {"dirs": {"a": ["SHA256:x"]}}),
+    (schema.versions, {"path": "/a", "base_dirs": [{"path": "/a/b", "images": 2}], "versions": [VERSION, PENDING]}),
     (
-        shapes.at,
+        schema.at,
         {
             "taken": True,
             "committed": VERSION,
@@ -63,14 +63,14 @@ OURS: list[tuple[Any, Any]] = [
     ),
 ]
 REFERENCE: list[tuple[Any, Any]] = [
-    (shapes.old_identity, {"machine_id": "11", "hostname": "n1", "version": "0.6", "process": {"timestamp": 9}}),
-    (shapes.old_neighbours, {"11": {"id": "11", "addr": "10.0.0.1:5", "hostname": "n1", "name": "x"}}),
-    (shapes.old_dirs, {"a": {"append_only": False, "num_levels": 1, "auto_clean": True}}),
+    (schema.old_identity, {"machine_id": "11", "hostname": "n1", "version": "0.6", "process": {"timestamp": 9}}),
+    (schema.old_neighbours, {"11": {"id": "11", "addr": "10.0.0.1:5", "hostname": "n1", "name": "x"}}),
+    (schema.old_dirs, {"a": {"append_only": False, "num_levels": 1, "auto_clean": True}}),
     (
-        lambda page: shapes.old_versions(page, "/a"),
+        lambda page: schema.old_versions(page, "/a"),
         {"v1": {"image": IMAGE, "signatures": [{"timestamp": "2023-11-14T22:13:20.123000000Z", "signature": "ssh-ed25519 AA"}]}},
     ),
-    (shapes.old_downloads, {"/a/v1": {"image_id": IMAGE, "mask": 3, "stalled": True, "source": False}}),
+    (schema.old_downloads, {"/a/v1": {"image_id": IMAGE, "mask": 3, "stalled": True, "source": False}}),
 ]
 
 
@@ -103,7 +103,7 @@ class ShapesTests(SynchronousTestCase):
         self.assertEqual(found[2], (Dir("a", False, 1),))
         self.assertEqual(found[3], (ImageVersion("/a/v1", IMAGE, 1_700_000_000_123, (), True),))
         self.assertEqual(found[4], {"/a/v1": (IMAGE, True)})
-        self.assertEqual(shapes.old_identity({"machine_id": "1", "hostname": "n", "version": "0", "process": None}).clock_ms, None)
+        self.assertEqual(schema.old_identity({"machine_id": "1", "hostname": "n", "version": "0", "process": None}).clock_ms, None)
 
     @shows("A29")
     def test_anything_else(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.source import BYTES_AT_ONCE, Shares
+from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import RemoteError
-from ciruela.model.mask import Pieces
 from tests.proof import shows
 
 MIB = 1024 * 1024

@@ -11,16 +11,17 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload
+from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId, Server, SharedId
+from ciruela.proto.compression import unpack, unpack_index
 from ciruela.proto.messages import (
     AppendDir,
     BlockData,
@@ -40,7 +41,6 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.proto.packing import unpack, unpack_index
 from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address, machine
 from tests.doubles.memnet import Hub

@@ -14,9 +14,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
-from ciruela.client.asking import wrong_depth
+from ciruela.client.context import AppContext
 from ciruela.client.diff import diff
-from ciruela.client.ends import CommandError
+from ciruela.client.errors import CommandError
 from ciruela.client.fetch import Reading
 from ciruela.client.get import get
 from ciruela.client.options.edit import EditOptions, PutFileOptions
@@ -26,10 +26,10 @@ from ciruela.client.options.signing import Trusting
 from ciruela.client.options.table import parse
 from ciruela.client.orders import Conflict
 from ciruela.client.origin import ReadContext
+from ciruela.client.pathview import wrong_depth
 from ciruela.client.removing import remove
 from ciruela.client.report import Report
 from ciruela.client.rollback import rollback
-from ciruela.client.surroundings import AppContext
 from ciruela.client.sync import RunContext
 from ciruela.client.trust import TrustedKeys, pinned_file, signing_time_ms, trust_of
 from ciruela.keys.public import PublicKey
@@ -37,7 +37,7 @@ from ciruela.keys.signed import removal_bytes, signed_bytes, signed_check_bytes
 from ciruela.model.errors import BadKey, CiruelaError, LinkLost, RemoteError
 from ciruela.model.hooks import AFTER, HookState
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,
@@ -61,7 +61,7 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from ciruela.seams import Address, Connection
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+from ciruela.uploads.decision import FUTURE_LIMIT_MS
 from tests.client.test_commands import Output, at_once
 from tests.client.test_edit import EditCase
 from tests.client.test_get import HERE, Wire

@@ -13,11 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.context import AppContext
 from ciruela.client.main import exit_for
 from ciruela.client.options.local import VerifyOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import EVERYBODYS, OURS, LocalProblem
-from ciruela.client.surroundings import AppContext
 from ciruela.client.verify import differences, verify
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index

@@ -15,7 +15,7 @@ from ciruela.gossip.packets import Header, MemberFact, Packet, encode_packets
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookKind, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import SigEntry
+from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import PushPull
 from ciruela.web.pages import Pages

@@ -14,10 +14,10 @@ from ciruela.daemon.authority import KEPT_MS, MOST_VERIFIED, KeyFiles
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PrivateKey
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry
+from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.seams import Authority
 from tests.proof import shows

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.rules import check_modes, loose, private_group
-from ciruela.model.dirconfig import DirConfig, OnConflict, Reuse, Symlinks
+from ciruela.model.config import DirConfig, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from tests.proof import shows
 

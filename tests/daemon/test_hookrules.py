@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ciruela.model.dirconfig import Modes
+from ciruela.model.config import Modes
 from ciruela.model.hooks import CommandHook, Webhook
 from tests.daemon.test_config import MINIMAL, ConfigCase
 from tests.proof import shows

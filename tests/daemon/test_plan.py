@@ -8,7 +8,7 @@ from twisted.python.usage import UsageError
 
 from ciruela.daemon.plan import NO_CANTAL, CommandLine, DaemonPlan, in_force, moved, read_plan, restart_needed, summary
 from ciruela.daemon.tap import Options
-from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
+from ciruela.model.config import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError
 from ciruela.net.discovery.spec import CONSUL, SourceKind, SourceSpecs, Spec
 from tests.daemon.test_config import MINIMAL, ConfigCase

@@ -10,11 +10,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.daemon.requests import READS, SAME_INDEX
 from ciruela.daemon.status import NodeStatus
 from ciruela.keys.signed import signed_bytes
-from ciruela.model.dirconfig import Symlinks
+from ciruela.model.config import Symlinks
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.proto.messages import AppendDir, GetBlock, GetBlocks, GetIndex, GetPieces, PublishImage, UploadAck
-from ciruela.tracking.watches import MAX_PER_LINK
+from ciruela.tracking.subscriptions import MAX_PER_LINK
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image
 

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.daemon.keywatch import FOLLOW_UPS, LOOK_S, KeyWatch, stamps
 from ciruela.daemon.plan import DaemonPlan
 from ciruela.daemon.reload import LiveConfigs, ReloadReport, Reloads, Sighup
-from ciruela.model.dirconfig import STANDARD, DirConfig, Fsync
+from ciruela.model.config import STANDARD, DirConfig, Fsync
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath

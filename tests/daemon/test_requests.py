@@ -7,13 +7,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.requests import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
-from ciruela.download.awaited import HELD_S
+from ciruela.download.availability import HELD_S
 from ciruela.download.serving import UploadSlots
 from ciruela.keys.signed import signed_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.state import RetainedVersion, SigEntry, State, Version
+from ciruela.model.versions import RetainedVersion, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import encode_answer, encode_response
 from ciruela.proto.messages import (

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.daemon.config import load_config
 from ciruela.daemon.plan import FILE, RULES, Own, load_own
 from ciruela.index.names import MAX_INDEX_BYTES
-from ciruela.model.dirconfig import STANDARD, Fsync, Tuning
+from ciruela.model.config import STANDARD, Fsync, Tuning
 from ciruela.model.errors import ConfigError
 from tests.proof import shows
 

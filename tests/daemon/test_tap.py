@@ -19,7 +19,7 @@ from ciruela.daemon.plan import DEFAULTS, CommandLine
 from ciruela.daemon.service import Daemon
 from ciruela.daemon.status import NodeStatus
 from ciruela.daemon.tap import EXIT_CONFIG, EXIT_DB, Options, makeService
-from ciruela.model.dirconfig import Fsync, Tuning
+from ciruela.model.config import Fsync, Tuning
 from ciruela.model.errors import ConfigError, DiskError
 from tests.proof import shows
 

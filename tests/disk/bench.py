@@ -9,17 +9,17 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ciruela.disk import bases, burials, commit, kept, states
+from ciruela.disk import bases, commit, retained, states, tombstones
 from ciruela.disk.layout import INDEX, NEW_STATE, STATE, place
 from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import BadIndex, FormatError
 from ciruela.model.ids import ImageId, parse_image_id
-from ciruela.model.order import Command
-from ciruela.model.state import Tombstone, Version
+from ciruela.model.upload import Command
+from ciruela.model.versions import Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded, Pending
 from tests.disk.faulty import Killed
@@ -113,10 +113,10 @@ class Bench:
                 found[at] = bytes(inode.data)
         return found
 
-    def kept(self) -> list[ImageId]:
+    def retained(self) -> list[ImageId]:
         """What is kept at ``K1``, by its record."""
         record = self.records().get("/signatures/kept/.main.kept")
-        return [] if record is None else [row.version.image for row in kept.decode(record)]
+        return [] if record is None else [row.version.image for row in retained.decode(record)]
 
     def kept_tree(self, spec: Spec) -> dict[str, bytes] | None:
         """The tree of a replaced image that is kept at ``K1``."""
@@ -250,10 +250,10 @@ def check_records(bench: Bench) -> None:
                 states.decode_journal(data)
             elif name.endswith(STATE):
                 states.decode_state(data)
-            elif name.endswith(burials.NAME):
-                burials.decode(data)
-            elif name.endswith(kept.SUFFIX):
-                kept.decode(data)
+            elif name.endswith(tombstones.NAME):
+                tombstones.decode(data)
+            elif name.endswith(retained.SUFFIX):
+                retained.decode(data)
             elif name.endswith(bases.NAME):
                 bases.decode(data)
             elif name.endswith(INDEX):

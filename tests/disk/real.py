@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.disk import layout
 from ciruela.index.tree import Index
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import AbortReason, Command
+from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending, Staging
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, plant, state_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ciruela.disk.bases import NAME, decode, encode
 from ciruela.disk.layout import BaseUnavailable
 from ciruela.model.errors import DownloadFailed, FormatError
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, NamesFound
 from tests.disk.bench import OLD, Bench, done, succeed

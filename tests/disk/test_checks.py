@@ -18,7 +18,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import MAX_STATE_BYTES, decode_state, encode_state
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed, FormatError
-from ciruela.model.order import AbortReason, Command
+from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Findings, Pending
 from tests.disk.faulty import Faults

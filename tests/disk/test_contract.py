@@ -12,10 +12,10 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, OtherContent
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import State, Tombstone, Tombstones, Version
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Disk, Held, NamesFound, Pending, Staging
 from tests.disk.trees import CHANGED, SMALL, Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of

@@ -12,7 +12,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import CommitPhase, decode_journal
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import Command
+from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending, Staging
 from tests.disk.faulty import Faults, Killed

@@ -10,13 +10,13 @@ import cbor2
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from ciruela.disk import burials, states
+from ciruela.disk import states, tombstones
 from ciruela.disk.safedir import SafeDir
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command
-from ciruela.model.state import Tombstone, Tombstones, Version
+from ciruela.model.upload import Command
+from ciruela.model.versions import Tombstone, Tombstones, Version
 from ciruela.seams import Held, Pending
 from ciruela.tracking.ledger import Ledger
 from tests.disk.faulty import Faults, Killed
@@ -44,7 +44,9 @@ class Removing(Real):
         found = self.successResultOf(self.store.remove(V1, tombstone(index)))
         self.assertEqual(found, Tombstones(0, {"v1": tombstone(index)}))
         self.assertFalse(self.node.image(V1).exists())
-        self.assertEqual(sorted(path.name for path in (self.node.db / "signatures" / "app" / "web").iterdir()), [burials.NAME, "v2.state"])
+        self.assertEqual(
+            sorted(path.name for path in (self.node.db / "signatures" / "app" / "web").iterdir()), [tombstones.NAME, "v2.state"]
+        )
         loaded = self.successResultOf(self.node.restarted().load())
         self.assertEqual([held.vpath for held in loaded.held], [V2])
         self.assertEqual(dict(loaded.burials), {V1.base: found})
@@ -227,10 +229,10 @@ class Remembering(Real):
     def test_format(self) -> None:
         """A restart would forget what was deleted, or believe a damaged file."""
         for count in (0, 1, 300):
-            self.assertEqual(burials.decode(burials.encode(self.content(count))), self.content(count))
+            self.assertEqual(tombstones.decode(tombstones.encode(self.content(count))), self.content(count))
         row = [1, bytes(32), 2]
         good = {"floor": 5, "tombstones": {"v1": row}}
-        burials.decode(cbor2.dumps(good))
+        tombstones.decode(cbor2.dumps(good))
         for wrong in (
             {},
             [],
@@ -244,18 +246,18 @@ class Remembering(Real):
                 for one in ([], row[:2], [-1, *row[1:]], [1, bytes(31), 2], [1, "x", 2], [*row[:2], True], 1)
             ),
             good | {"tombstones": {b"v1": row}},
-            good | {"more": bytes(burials.MAX_BYTES)},
+            good | {"more": bytes(tombstones.MAX_BYTES)},
         ):
-            self.assertRaises(FormatError, burials.decode, cbor2.dumps(wrong))
+            self.assertRaises(FormatError, tombstones.decode, cbor2.dumps(wrong))
 
     @shows("I6")
     def test_bounded(self) -> None:
         """The file, and with it each deletion, would grow for ever; what is forgotten must not come back."""
         index = self.upload(V1, SMALL)
         directory = self.node.db / "signatures" / "app" / "web"
-        self.patch(burials, "MOST_TOMBSTONES", 60)
+        self.patch(tombstones, "MOST_TOMBSTONES", 60)
         before = self.content(60)
-        (directory / burials.NAME).write_bytes(burials.encode(before))
+        (directory / tombstones.NAME).write_bytes(tombstones.encode(before))
         found = self.successResultOf(self.store.remove(V1, tombstone(index)))
         self.assertEqual((len(found.tombstones), "v1" in found.tombstones, "n0" in found.tombstones), (60, True, False))
         self.assertEqual(self.successResultOf(self.store.fold_burials(V1, 1000 + 50)).floor_ms, 49)
@@ -265,10 +267,10 @@ class Remembering(Real):
         """A damaged file would stop the start, or be overwritten before anybody could look at it."""
         self.upload(V1, SMALL)
         directory = self.node.db / "signatures" / "app" / "web"
-        (directory / burials.NAME).write_bytes(b"garbage")
+        (directory / tombstones.NAME).write_bytes(b"garbage")
         loaded = self.successResultOf(self.node.restarted().load())
         self.assertEqual([held.vpath for held in loaded.held], [V1])
-        self.assertEqual((directory / f".{burials.NAME}.backup").read_bytes(), b"garbage")
+        self.assertEqual((directory / f".{tombstones.NAME}.backup").read_bytes(), b"garbage")
 
 
 class Collecting(Real):

@@ -6,9 +6,9 @@ from collections import Counter
 
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
-from ciruela.model.dirconfig import Fsync, Tuning
+from ciruela.model.config import Fsync, Tuning
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from tests.disk.faulty import Faults
 from tests.disk.real import V1, Real
 from tests.disk.trees import SMALL, Spec, flat, in_place, index_bytes, on_disk, state_of

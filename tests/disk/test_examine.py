@@ -18,8 +18,8 @@ from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import SigEntry, Tombstone
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.seams import Findings, Pending
 from tests.disk.faulty import Faults, Killed

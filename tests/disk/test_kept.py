@@ -10,11 +10,11 @@ import cbor2
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import kept
+from ciruela.disk import retained
 from ciruela.disk.layout import place
 from ciruela.disk.store import Store
 from ciruela.model.errors import FormatError
-from ciruela.model.state import RetainedVersion, SigEntry, Version
+from ciruela.model.versions import RetainedVersion, SigEntry, Version
 from ciruela.proto.bounded import loads
 from tests.disk.bench import CONFIGS, K1, NEW, OLD, OTHER, Bench, done, indexed, outcome, succeed
 from tests.disk.faulty import Killed
@@ -47,7 +47,7 @@ class KeptTests(SynchronousTestCase):
         found = [held.kept for held in self.bench.loaded().held if held.vpath == K1]
         return found[0] if found else ()
 
-    def kept(self, name: str, time: int) -> RetainedVersion:
+    def retained(self, name: str, time: int) -> RetainedVersion:
         """The row of an image that was uploaded at ``time``."""
         return RetainedVersion(Version(time, IDS[name]), (SigEntry(time, bytes([time]) * 64),))
 
@@ -147,37 +147,39 @@ class KeptTests(SynchronousTestCase):
 
     def test_earlier_record(self) -> None:
         """What was kept before an update would be forgotten by it, or by going back to the earlier version."""
-        row = kept.RetainedRow(Version(5, IDS["old"]), 7, (SigEntry(5, b"s" * 64),))
-        self.assertEqual(kept.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]]})), (replace(row, signatures=()),))
+        row = retained.RetainedRow(Version(5, IDS["old"]), 7, (SigEntry(5, b"s" * 64),))
+        self.assertEqual(retained.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]]})), (replace(row, signatures=()),))
         most = [
-            kept.RetainedRow(Version(number, IDS["old"]), number, tuple(SigEntry(at, b"s" * 64) for at in range(16)))
+            retained.RetainedRow(Version(number, IDS["old"]), number, tuple(SigEntry(at, b"s" * 64) for at in range(16)))
             for number in range(900)
         ]
         for rows in ([row], [row] * 500, most):
-            data = kept.encode(rows)
-            fields = loads(data, max_items=8 + 4 * kept.MOST, max_depth=3)
+            data = retained.encode(rows)
+            fields = loads(data, max_items=8 + 4 * retained.MOST, max_depth=3)
             assert isinstance(fields, dict)
             self.assertLessEqual(len(data), 64 * 1024)
             self.assertEqual(fields["kept"], [[one.version.timestamp_ms, one.version.image, one.inode] for one in rows])
-            self.assertEqual([one.version for one in kept.decode(data)], [one.version for one in rows])
-            self.assertEqual(kept.decode(data)[0].signatures, rows[0].signatures)
+            self.assertEqual([one.version for one in retained.decode(data)], [one.version for one in rows])
+            self.assertEqual(retained.decode(data)[0].signatures, rows[0].signatures)
 
     @shows("K3.3")
     def test_flipped_bits(self) -> None:
         """Somebody would be shown another time, or another image, than was kept; or the other images would be lost with one bit."""
         rows = (
-            kept.RetainedRow(Version(6, IDS["old"]), 7, (SigEntry(5, b"r" * 64), SigEntry(6, b"s" * 64))),
-            kept.RetainedRow(Version(9, IDS["new"]), 8, (SigEntry(9, b"t" * 64),)),
+            retained.RetainedRow(Version(6, IDS["old"]), 7, (SigEntry(5, b"r" * 64), SigEntry(6, b"s" * 64))),
+            retained.RetainedRow(Version(9, IDS["new"]), 8, (SigEntry(9, b"t" * 64),)),
         )
-        good = kept.encode(rows)
+        good = retained.encode(rows)
         salvaged = 0
         for at in range(8 * len(good)):
             bent = bytearray(good)
             bent[at // 8] ^= 1 << at % 8
             with contextlib.suppress(FormatError):
-                self.assertEqual([(one.version, one.inode) for one in kept.decode(bytes(bent))], [(one.version, one.inode) for one in rows])
+                self.assertEqual(
+                    [(one.version, one.inode) for one in retained.decode(bytes(bent))], [(one.version, one.inode) for one in rows]
+                )
             with contextlib.suppress(FormatError):
-                found = kept.salvaged(bytes(bent))
+                found = retained.salvaged(bytes(bent))
                 salvaged += 1
                 self.assertEqual(len(found), len(rows))
                 changed = [
@@ -185,7 +187,7 @@ class KeptTests(SynchronousTestCase):
                 ]
                 self.assertLessEqual(len(changed), 1)
         self.assertGreater(salvaged, len(good) * 6)
-        (bent_row, _) = kept.salvaged(good.replace(b"\x83\x06", b"\x83\x07", 1))
+        (bent_row, _) = retained.salvaged(good.replace(b"\x83\x06", b"\x83\x07", 1))
         self.assertEqual(bent_row, rows[0])
 
     @shows("K3.3", "I9")
@@ -229,21 +231,21 @@ class KeptTests(SynchronousTestCase):
             {},
         ]
         for signatures, found in (([*bad, good], 1), (bad, 0), (7, 0), ({}, 0)):
-            (row,) = kept.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]], "signatures": signatures}))
+            (row,) = retained.decode(cbor2.dumps({"kept": [[5, IDS["old"], 7]], "signatures": signatures}))
             self.assertEqual((row.version, row.inode, len(row.signatures)), (Version(5, IDS["old"]), 7, found))
 
     def test_record_form(self) -> None:
         """Anything in the db directory might be read as rows."""
-        row = kept.RetainedRow(Version(5, IDS["old"]), 7)
-        self.assertEqual(kept.decode(kept.encode([row])), (row,))
+        row = retained.RetainedRow(Version(5, IDS["old"]), 7)
+        self.assertEqual(retained.decode(retained.encode([row])), (row,))
         signed = replace(row, signatures=(SigEntry(4, b"r" * 64), SigEntry(5, b"s" * 64)))
-        self.assertEqual(kept.decode(kept.encode([signed, row])), (signed, row))
+        self.assertEqual(retained.decode(retained.encode([signed, row])), (signed, row))
         for bad in (
             b"",
             b"\xa0",
-            kept.encode([replace(row, inode=-1)]),
-            kept.encode([replace(row, version=Version(5, b"x"))]),
+            retained.encode([replace(row, inode=-1)]),
+            retained.encode([replace(row, version=Version(5, b"x"))]),
             b"\x00" * 70_000,
         ):
             with self.assertRaises(FormatError):
-                kept.decode(bad)
+                retained.decode(bad)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk.landing import Checkout, DestinationKind
+from ciruela.disk.checkout import Checkout, DestinationKind
 from ciruela.index.merge import BlockMap
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block

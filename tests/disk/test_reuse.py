@@ -19,9 +19,9 @@ from ciruela.disk.store import Store
 from ciruela.disk.verify import READ_BLOCKS
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import Reuse
+from ciruela.model.config import Reuse
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import Reused, Staging
 from tests.disk.real import V1, V2, Real

@@ -14,8 +14,8 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import CommitPhase, Journal, decode_journal, decode_state, encode_journal, encode_state
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State
 from tests.proof import shows
 
 STATE = State(ImageId(b"\x11" * 32), (SigEntry(1_700_000_000_123, b"\x55" * 64),))

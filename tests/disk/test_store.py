@@ -11,7 +11,7 @@ from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.model.errors import DownloadFailed
-from ciruela.model.order import AbortReason, Command
+from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from tests.disk.real import V1, V2, Real

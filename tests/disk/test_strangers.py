@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ciruela.disk.safedir import SafeDir
 from ciruela.model.errors import DiskError, DownloadFailed
-from ciruela.model.order import AbortReason, Command
+from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, Real

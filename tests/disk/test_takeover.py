@@ -13,9 +13,9 @@ from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.disk.version import lock
-from ciruela.model.dirconfig import STANDARD, Fsync
+from ciruela.model.config import STANDARD, Fsync
 from ciruela.model.errors import DiskError
-from ciruela.model.order import Command
+from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held, Pending
 from tests.disk.real import V1, V2, Real

@@ -8,11 +8,11 @@ from pathlib import Path
 import cbor2
 from twisted.internet.defer import Deferred
 
-from ciruela.disk import burials, trust
+from ciruela.disk import tombstones, trust
 from ciruela.disk.store import Store
 from ciruela.disk.trust import RecordTrust
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, Tombstone, Version
+from ciruela.model.versions import SigEntry, Tombstone, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Held
 from tests.disk.real import V1, V2, Real
@@ -82,12 +82,12 @@ class Sealed(TrustCase):
         """A flipped bit in the floor would refuse everything for ever; in a tombstone it would delete what is newer."""
         index = self.upload(V1, SMALL)
         with self.subTest("floor"):
-            file = self.states / burials.NAME
+            file = self.states / tombstones.NAME
             row = {"v1": Tombstone(Version(5, index.image), 6)}
-            file.write_bytes(burials.encode(burials.Burials(SIGNED_MS, row)))
-            self.bend(burials.NAME, SIGNED_MS.to_bytes(8, "big"), AHEAD_MS.to_bytes(8, "big"))
+            file.write_bytes(tombstones.encode(tombstones.Burials(SIGNED_MS, row)))
+            self.bend(tombstones.NAME, SIGNED_MS.to_bytes(8, "big"), AHEAD_MS.to_bytes(8, "big"))
             self.assertEqual(self.loaded(), [Held(V1, state_of(index), None)])
-            self.assertTrue((self.states / f".{burials.NAME}.backup").exists())
+            self.assertTrue((self.states / f".{tombstones.NAME}.backup").exists())
             self.assertFalse(file.exists())
 
 
@@ -170,7 +170,7 @@ class Unsealed(TrustCase):
         """A floor of the year 3084 in a file without a checksum would refuse everything for ever."""
         index = self.upload(V1, SMALL)
         rows = {"v0": [SIGNED_MS, index.image, SIGNED_MS + 1], "v1": [AHEAD_MS, index.image, SIGNED_MS + 2]}
-        (self.states / burials.NAME).write_bytes(cbor2.dumps({"floor": AHEAD_MS, "tombstones": rows}))
+        (self.states / tombstones.NAME).write_bytes(cbor2.dumps({"floor": AHEAD_MS, "tombstones": rows}))
         self.assertEqual(self.loaded(), [Held(V1, state_of(index), None)])
         found = self.successResultOf(self.store.fold_burials(V1, 0))
         self.assertEqual((found.floor_ms, list(found.tombstones)), (0, ["v0"]))

@@ -15,8 +15,8 @@ from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index, Symlink
-from ciruela.model.dirconfig import DirConfig
-from ciruela.model.state import SigEntry, State
+from ciruela.model.config import DirConfig
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 
 P = ParamSpec("P")

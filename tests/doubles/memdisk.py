@@ -14,12 +14,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
-from ciruela.model.dirconfig import DirConfig, Reuse
+from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherContent
 from ciruela.model.hooks import Due
 from ciruela.model.ids import BlockHash, ImageId
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import RetainedVersion, State, Tombstone, Tombstones
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
 

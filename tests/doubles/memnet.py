@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.outgoing import ANSWER_S, BLOCK_S, CONNECT_S
-from ciruela.net.talk import Session
+from ciruela.net.session import Session
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
 from ciruela.seams import Address, Connection, RequestHandler
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.passing import BlockAnswer, read
+from ciruela.download.relaycache import BlockAnswer, read
+from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import RemoteError
-from ciruela.model.mask import Pieces
+from ciruela.proto.compression import part
 from ciruela.proto.messages import BlockData, BlockPart, BlocksData, Response, ShareData
-from ciruela.proto.packing import part
 from tests.proof import shows
 
 PIECES = Pieces(1024, 1)

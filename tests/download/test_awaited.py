@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.awaited import HELD_S, MOST_HELD, NEWS_S, AvailabilityRequests
+from ciruela.download.availability import HELD_S, MOST_HELD, NEWS_S, AvailabilityRequests
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath

@@ -11,10 +11,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
-from ciruela.download.awaited import HELD_S
+from ciruela.download.availability import HELD_S
 from ciruela.download.fetch_blocks import NUDGE_S, OUT_OF_TURN_S, STARVING_S, TURNS_S, BlockFetch
-from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import MOST_AT_ONCE, BlockPlan
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, MOST_WINDOW, Candidate, Totals
 from ciruela.index.digest import BLOCK_BYTES, HashKind
@@ -22,11 +22,12 @@ from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
+from ciruela.model.bitfield import FULL
 from ciruela.model.errors import Busy, RemoteError
-from ciruela.model.mask import FULL
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
+from ciruela.proto.compression import part, unpack
 from ciruela.proto.messages import (
     MOST_BULK_BYTES,
     BlockPart,
@@ -39,7 +40,6 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
 )
-from ciruela.proto.packing import part, unpack
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.fetch_blocks import near, weights
-from ciruela.model.mask import MOST_PIECES, SLICES
+from ciruela.model.bitfield import MOST_PIECES, SLICES
 
 MACHINES = [random.Random(number).randbytes(16) for number in range(40)]
 

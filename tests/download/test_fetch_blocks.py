@@ -9,16 +9,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
 from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch
-from ciruela.download.passing import BlockRelayCache
 from ciruela.download.plan import BlockPlan
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
 from ciruela.index.digest import HashKind
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Directory, File, Index
+from ciruela.model.bitfield import FULL
 from ciruela.model.errors import DiskError, DownloadFailed, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.proto.messages import BlockData
 from tests.proof import shows
 

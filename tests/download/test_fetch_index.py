@@ -11,12 +11,12 @@ from ciruela.download.fetch_index import ANSWER_S, GIVE_UP_S, SILENT_S, IndexFet
 from ciruela.download.sources import Candidate
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
+from ciruela.model.bitfield import FULL
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
+from ciruela.proto.compression import unpack_index
 from ciruela.proto.messages import BlockData, GetIndex, IndexData
-from ciruela.proto.packing import unpack_index
 from tests.proof import shows
 
 IMAGE = ImageId(b"i" * 32)

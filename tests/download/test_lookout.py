@@ -6,11 +6,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.awaited import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, AvailabilitySubscription
+from ciruela.download.availability import AGAIN_S, ANSWER_S, HELD_S, NOTHING_S, AvailabilitySubscription
 from ciruela.download.sources import Candidate, PeerCandidate, Sources
+from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import Pieces
 from ciruela.proto.messages import GetPieces, PiecesData, Request, Response, ShareData
 from tests.proof import shows
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download import passing
-from ciruela.download.passing import KEPT_S, MOST_BYTES, BlockRelayCache
+from ciruela.download import relaycache
+from ciruela.download.relaycache import KEPT_S, MOST_BYTES, BlockRelayCache
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
 from tests.proof import shows
@@ -41,7 +41,7 @@ class PassingTests(SynchronousTestCase):
     @shows("I6")
     def test_bounded(self) -> None:
         """A large download would fill the memory; or what has just come would go instead of what came first."""
-        self.patch(passing, "MOST_BYTES", 1000)
+        self.patch(relaycache, "MOST_BYTES", 1000)
         for number in range(50):
             self.passing.put(ONE, (number,), BlockPart(bytes(100)))
             self.assertLessEqual(self.passing.bytes, 1000)

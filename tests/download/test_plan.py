@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ciruela.download.plan import MOST_AT_ONCE, BlockPlan
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
+from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import FULL
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 

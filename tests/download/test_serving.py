@@ -4,15 +4,15 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.passing import BlockRelayCache
+from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.serving import KEPT_INDEXES, BlockService, Catalog
 from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File
 from ciruela.model.errors import DiskError, RemoteError
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlockData, BlockHint, GetBlock
 from ciruela.seams import Pending

@@ -22,7 +22,7 @@ from ciruela.download.sources import (
     Sources,
 )
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.model.mask import FULL, Pieces
+from ciruela.model.bitfield import FULL, Pieces
 from tests.proof import shows
 
 PIECES = Pieces(1000, 1)

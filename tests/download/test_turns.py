@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.download import fetch_blocks
 from ciruela.download.fetch_blocks import OUT_OF_TURN_S, TURNS_S, PieceAssignment
 from ciruela.download.sources import Candidate, Sources
-from ciruela.model.mask import FULL, Pieces
+from ciruela.model.bitfield import FULL, Pieces
 from tests.proof import shows
 
 ME, A, B, C = (bytes([number]) * 16 for number in (9, 1, 2, 3))

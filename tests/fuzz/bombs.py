@@ -132,7 +132,7 @@ def indexes() -> int:
 def frames() -> int:
     """Packed parts that hold, or say that they hold, a gigabyte, where blocks of a piece are due."""
     from ciruela.model.errors import FormatError
-    from ciruela.proto.packing import unpack
+    from ciruela.proto.compression import unpack
 
     due = 128 * 1024
     bombs = packed_bombs()

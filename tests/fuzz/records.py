@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import blake3
 
-from ciruela.disk import bases, burials, hashcache, keeplist, kept, notes
+from ciruela.disk import bases, hashcache, keeplist, retained, sidecar, tombstones
 from ciruela.index.digest import HashKind
-from ciruela.model.dirconfig import Modes
+from ciruela.model.config import Modes
 from ciruela.model.errors import FormatError
 from ciruela.model.hooks import AFTER, Due
 from ciruela.model.ids import HASH_BYTES, ImageId
-from ciruela.model.state import SIGNATURE_BYTES, Tombstone, Tombstones, Version
+from ciruela.model.versions import SIGNATURE_BYTES, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath, check_component
 from tests.fuzz.wire import refusal
 
@@ -22,7 +22,7 @@ _LATEST_MS = 1 << 64
 def check_tombstones(data: bytes) -> bool:
     """What is read has true versions in it, and is written the same again."""
     try:
-        found = burials.decode(data)
+        found = tombstones.decode(data)
     except FormatError as fault:
         return refusal(fault)
     for entry, tombstone in found.tombstones.items():
@@ -32,7 +32,7 @@ def check_tombstones(data: bytes) -> bool:
         for time_ms in (found.floor_ms, tombstone.version.timestamp_ms, tombstone.buried_ms):
             assert type(time_ms) is int, time_ms
             assert 0 <= time_ms < _LATEST_MS, time_ms
-    assert burials.decode(burials.encode(found)) == found
+    assert tombstones.decode(tombstones.encode(found)) == found
     return True
 
 
@@ -41,62 +41,62 @@ def tombstone_samples() -> tuple[bytes, ...]:
     stones = {f"v{number}": Tombstone(Version(number, ImageId(bytes([number]) * 32)), 9 * number) for number in range(4)}
     signed = {"v9": Tombstone(Version(9, ImageId(b"\x09" * 32)), 9, (b"\x01" * 64, b"\x02" * 64))}
     several = (Tombstones(), Tombstones(0, stones), Tombstones(1_700_000_000_000, {"": stones["v1"]}), Tombstones(7, stones | signed))
-    return tuple(burials.encode(one) for one in several)
+    return tuple(tombstones.encode(one) for one in several)
 
 
 def check_kept(data: bytes) -> bool:
     """Rows of a time, an image and an inode."""
     try:
-        found = kept.decode(data)
+        found = retained.decode(data)
     except FormatError as fault:
         return refusal(fault)
     for row in found:
         assert [type(number) for number in (row.version.timestamp_ms, row.inode)] == [int, int], row
         assert len(row.version.image) == HASH_BYTES
-    assert kept.decode(kept.encode(found)) == found
+    assert retained.decode(retained.encode(found)) == found
     return True
 
 
 def kept_samples() -> tuple[bytes, ...]:
     """None, and some."""
-    rows = [kept.RetainedRow(Version(number, ImageId(bytes([number]) * 32)), 1 << number) for number in range(3)]
-    return kept.encode(()), kept.encode(rows)
+    rows = [retained.RetainedRow(Version(number, ImageId(bytes([number]) * 32)), 1 << number) for number in range(3)]
+    return retained.encode(()), retained.encode(rows)
 
 
 def check_due(data: bytes) -> bool:
     """Hooks of one image at a good path, or nothing."""
     try:
-        found = notes.decode_due(data)
+        found = sidecar.decode_due(data)
     except FormatError as fault:
         return refusal(fault)
     assert 0 <= found.signed_ms < _LATEST_MS
     assert len(found.image) == HASH_BYTES
     assert VPath.parse(str(found.vpath)) == found.vpath
-    assert notes.decode_due(notes.encode_due(found)) == found
+    assert sidecar.decode_due(sidecar.encode_due(found)) == found
     return True
 
 
 def due_samples() -> tuple[bytes, ...]:
     """Both hooks, and one."""
     one = Due(VPath(("app", "v1")), ImageId(b"\1" * 32), None, 5, "SHA256:x", AFTER)
-    return notes.encode_due(one), notes.encode_due(replace(one, old_image=ImageId(b"\2" * 32), kinds=AFTER[1:]))
+    return sidecar.encode_due(one), sidecar.encode_due(replace(one, old_image=ImageId(b"\2" * 32), kinds=AFTER[1:]))
 
 
 def check_modes(data: bytes) -> bool:
     """Permission bits and a group that the system may have, or nothing."""
     try:
-        found = notes.decode_modes(data)
+        found = sidecar.decode_modes(data)
     except FormatError as fault:
         return refusal(fault)
     assert not (found.dir_bits | found.file_bits) & ~0o777
     assert found.gid is None or 0 <= found.gid < 1 << 32
-    assert notes.decode_modes(notes.encode_modes(found)) == found
+    assert sidecar.decode_modes(sidecar.encode_modes(found)) == found
     return True
 
 
 def modes_samples() -> tuple[bytes, ...]:
     """With a group, and without."""
-    return notes.encode_modes(Modes(0o750, 0o640, 1000)), notes.encode_modes(Modes())
+    return sidecar.encode_modes(Modes(0o750, 0o640, 1000)), sidecar.encode_modes(Modes())
 
 
 def check_base(data: bytes) -> bool:

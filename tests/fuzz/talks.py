@@ -14,10 +14,10 @@ import cbor2
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from ciruela.model.errors import FormatError, LinkLost, RemoteError
-from ciruela.net.talk import Session
+from ciruela.net.session import Session
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.dialogue import RequestMultiplexer
+from ciruela.proto.multiplexer import RequestMultiplexer
 from tests.fuzz.connections import Log
 from tests.proto import samples
 from tests.proto.samples import VECTORS

@@ -14,15 +14,15 @@ from ciruela.gossip import packets
 from ciruela.gossip.packets import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, Version
 from ciruela.model.units import escaped
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, Version
 from ciruela.model.vpath import MAX_PATH_BYTES, VPath
 from ciruela.proto import bounded, codec
 from ciruela.proto import messages as m
 from ciruela.proto import reading as limits
+from ciruela.proto.compression import pack, unpack
 from ciruela.proto.messages import BlockData, BlocksData, IndexAtData, IndexData
-from ciruela.proto.packing import pack, unpack
 from tests.gossip.test_packets import EXAMPLES, HEADER
 from tests.proto import samples
 from tests.proto.samples import VECTORS

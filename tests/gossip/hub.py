@@ -15,7 +15,7 @@ from ciruela.gossip.packets import DownloadFact, Hooked, RemovedFact
 from ciruela.gossip.service import Gossip
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, PushPull, Request, Response
 from ciruela.seams import Address

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.cluster import Cluster
-from ciruela.gossip.compose import (
+from ciruela.gossip.broadcast import (
     BEAT_DATAGRAMS,
     MEMBER_RENEW_S,
     MOST_DATAGRAMS,
@@ -23,6 +22,8 @@ from ciruela.gossip.compose import (
     heat_for,
     member_parts,
 )
+from ciruela.gossip.cluster import Cluster
+from ciruela.gossip.notify import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, ReliableNotifier, beat_targets, choose
 from ciruela.gossip.packets import (
     MAX_PARTS,
     ROOM_BYTES,
@@ -41,9 +42,8 @@ from ciruela.gossip.packets import (
     decode,
     encode_item,
 )
-from ciruela.gossip.telling import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, ReliableNotifier, beat_targets, choose
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.measure import UnmeasuredTestCase

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ciruela.gossip.packets import DATAGRAM_BYTES, DownloadFact
-from ciruela.model.mask import FULL
-from ciruela.model.state import Version
+from ciruela.model.bitfield import FULL
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.gossip.hub import START_MS, World, address_of, image_of

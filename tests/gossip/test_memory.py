@@ -21,9 +21,9 @@ from ciruela.gossip.cluster import (
     PacketRefused,
     WatchHeard,
 )
+from ciruela.gossip.members import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, ReplayWindow
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Header, Hooked, Item, MemberFact, Packet, WatchFact
-from ciruela.gossip.roster import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, ReplayWindow
-from ciruela.gossip.stances import (
+from ciruela.gossip.softstate import (
     IMAGES_PER_PATH,
     MOST_KINDS,
     MOST_WATCHERS,
@@ -35,8 +35,8 @@ from ciruela.gossip.stances import (
     HeardWatches,
     PeerQuota,
 )
+from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath
 from ciruela.seams import Address
 from tests.proof import shows

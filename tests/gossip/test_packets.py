@@ -35,9 +35,9 @@ from ciruela.gossip.packets import (
     encode_packets,
     split,
 )
+from ciruela.model.bitfield import FULL
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.mask import FULL
 from ciruela.model.vpath import VPath
 from tests.proof import shows
 

@@ -12,14 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.clockwork import HUSH_S
 from ciruela.gossip.cluster import Completed, RemovedHeard
 from ciruela.gossip.confirm import CONFIRMED_S, MOST_CLAIMS, MOST_UNDER_WAY, Claim, Confirmations
+from ciruela.gossip.notify import DATAGRAMS
 from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, MemberFact, Packet, RemovedFact, WatchFact, decode, encode_packets
 from ciruela.gossip.pushpull import AGAIN_S, MOST_FIRST, UNABLE_S, Exchanges
 from ciruela.gossip.pushpull import MOST_UNDER_WAY as MOST_EXCHANGES
 from ciruela.gossip.servers import Strangers
-from ciruela.gossip.telling import DATAGRAMS
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, PathStateData, PushPull, PushPullData, Request, Response
 from ciruela.seams import Address

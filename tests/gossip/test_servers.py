@@ -6,8 +6,8 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.gossip.members import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, KnownAddress, MemberCache
 from ciruela.gossip.packets import Header, MemberFact, Packet
-from ciruela.gossip.roster import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, KnownAddress, MemberCache
 from ciruela.gossip.servers import SHARED_S, ConfiguredPlace, SharedIds, servers
 from ciruela.model.ids import MachineId, SharedId
 from ciruela.seams import Address

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.clockwork import HUSH_S
+from ciruela.gossip.notify import FAN_OUT, PROBES, HookRetransmitter
 from ciruela.gossip.packets import (
     Ack,
     BaseHash,
@@ -31,11 +32,10 @@ from ciruela.gossip.packets import (
 )
 from ciruela.gossip.pushpull import MOST_FIRST
 from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
-from ciruela.gossip.stances import WATCH_S
-from ciruela.gossip.telling import FAN_OUT, PROBES, HookRetransmitter
+from ciruela.gossip.softstate import WATCH_S
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
 from ciruela.seams import Address

@@ -7,7 +7,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.hooks.service import LONGEST_PAUSE_MS, body, environment, kinds_after, pause_s, rfc3339, why_failed, why_refused
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.hooks import CommandHook, Due, HookKind, Webhook
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath

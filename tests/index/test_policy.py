@@ -8,10 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink, check, stays_inside
-from ciruela.model.dirconfig import DirConfig, Symlinks
+from ciruela.model.config import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from tests.proof import shows
 
 ANY = DirConfig("app", "/srv/app", append_only=False, num_levels=1)

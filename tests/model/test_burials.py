@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Tombstone, Tombstones, Version
+from ciruela.model.versions import Tombstone, Tombstones, Version
 from tests.proof import shows
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=150)

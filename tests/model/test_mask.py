@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.mask import FULL, MASK_BYTES, MOST_CUTS, MOST_PIECES, PIECE_BYTES, SLICES, Pieces
+from ciruela.model.bitfield import FULL, MASK_BYTES, MOST_CUTS, MOST_PIECES, PIECE_BYTES, SLICES, Pieces
 
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 IMAGES = st.builds(Pieces, st.integers(1, 20_000), st.integers(1, MOST_CUTS))

@@ -3,7 +3,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import MOST_SIGNATURES, SigEntry, State, Version
+from ciruela.model.versions import MOST_SIGNATURES, SigEntry, State, Version
 from tests.proof import shows
 
 A = ImageId(bytes(32))

@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from twisted.test import iosim
 from twisted.web.resource import Resource
 
+from ciruela.net.connection import ClientLink
 from ciruela.net.limits import LIMITS, IsPeer, Limits
-from ciruela.net.link import ClientLink
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.server import PORT_LIMITS, PortLimits, site
 from ciruela.proto import messages as m

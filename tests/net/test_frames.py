@@ -11,8 +11,8 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.net import frames, limits
+from ciruela.net.connection import WAKE_BYTES
 from ciruela.net.frames import FrameHead, Inbound, Masks, head_for, head_of, masked
-from ciruela.net.link import WAKE_BYTES
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.net.bench import Bench

@@ -13,7 +13,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
 from ciruela.net.outgoing import connect
 from ciruela.net.server import origin_allowed
-from ciruela.net.talk import Session
+from ciruela.net.session import Session
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.net.bench import NODE, REFERENCE_ACCEPT, REFERENCE_HANDSHAKE, Bench, Counterpart, Raw, accept_key, frame, frames

@@ -16,7 +16,7 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost
-from ciruela.net import link as link_module
+from ciruela.net import connection as link_module
 from ciruela.net.limits import AHEAD_BYTES, ORDINARY_BYTES
 from ciruela.net.outgoing import connect
 from ciruela.proto import codec

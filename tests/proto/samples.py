@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ciruela.model.ids import BlockHash, ImageId, MachineId, Server, SharedId
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.proto import messages as m
 
 VECTORS: dict[str, bytes] = {

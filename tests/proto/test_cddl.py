@@ -8,8 +8,8 @@ import cbor2
 from pycddl import Schema, ValidationError
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.model.bitfield import MASK_BYTES, MOST_CUTS
 from ciruela.model.errors import FormatError
-from ciruela.model.mask import MASK_BYTES, MOST_CUTS
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.proto import samples as s

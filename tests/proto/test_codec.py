@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.model.bitfield import MOST_CUTS
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId, Server
-from ciruela.model.mask import MOST_CUTS
-from ciruela.model.state import SigEntry, State
+from ciruela.model.versions import SigEntry, State
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from ciruela.proto.reading import MAX_BULK

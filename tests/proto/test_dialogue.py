@@ -7,7 +7,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.dialogue import Answered, Failed, Nothing, NotificationReceived, RequestMultiplexer, RequestReceived, TooMany, Violation
+from ciruela.proto.multiplexer import (
+    Answered,
+    Failed,
+    Nothing,
+    NotificationReceived,
+    RequestMultiplexer,
+    RequestReceived,
+    TooMany,
+    Violation,
+)
 from tests.proof import shows
 from tests.proto import samples as s
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
-from ciruela.proto import packing
+from ciruela.proto import compression
+from ciruela.proto.compression import LEAST_BYTES, SAMPLE_BYTES, WORTH, index, pack, part, unpack, unpack_index
 from ciruela.proto.messages import BlockPart, IndexData
-from ciruela.proto.packing import LEAST_BYTES, SAMPLE_BYTES, WORTH, index, pack, part, unpack, unpack_index
 from tests.proof import shows
 
 TEXT = b"".join(b"line %d of a text\n" % number for number in range(10_000))
@@ -58,7 +58,7 @@ class PackTests(SynchronousTestCase):
                 compressed.append(len(data))
                 return bytes(data)
 
-        self.patch(packing._own, "compressor", Watched())
+        self.patch(compression._own, "compressor", Watched())
         pack(NOISE)
         self.assertEqual(compressed, [SAMPLE_BYTES])
 

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.keys.signed import removal_bytes, signed_bytes
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.proto import codec
 from ciruela.proto import messages as m
 from tests.proto import samples as s

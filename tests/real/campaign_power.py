@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.store import Store
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.vpath import VPath
 from ciruela.seams import Loaded
 from tests.disk.trees import in_place

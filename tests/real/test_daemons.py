@@ -41,7 +41,7 @@ class WatchTests(SynchronousTestCase):
             with self.assertRaises(AssertionError) as caught:
                 self.log(line)
             self.assertIn(f"node1: {line}", str(caught.exception))
-        self.assertEqual(self.log("2026-01-01T00:00:00+0000 [ciruela.net.link#warn] slow"), "passed")
+        self.assertEqual(self.log("2026-01-01T00:00:00+0000 [ciruela.net.connection#warn] slow"), "passed")
         self.assertEqual(self.log("2026-01-01T00:00:00+0000 [x#error] recording failed", ["recording failed"]), "passed")
 
     def test_expected_too_early(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.mask import FULL
+from ciruela.model.bitfield import FULL
 from tests.proof import shows
 from tests.real.daemons import RealCluster, RealNode
 from tests.real.trees import noise_file, odd_tree, small_tree

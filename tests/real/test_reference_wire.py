@@ -15,8 +15,8 @@ from ciruela.index.parse import parse
 from ciruela.keys.public import parse_public, verify
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost
-from ciruela.net import link as link_module
-from ciruela.net.link import ClientLink
+from ciruela.net import connection as link_module
+from ciruela.net.connection import ClientLink
 from ciruela.net.outgoing import connect
 from ciruela.proto import codec
 from ciruela.proto import messages as m

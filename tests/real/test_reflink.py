@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import Reuse, Tuning
-from ciruela.model.order import Command
+from ciruela.model.config import Reuse, Tuning
+from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending, Reused
 from tests.disk.trees import Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of

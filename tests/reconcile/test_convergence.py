@@ -6,15 +6,15 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Accepted, Command, Origin, Rejection, Removal, UploadRequest
-from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
+from ciruela.model.upload import Accepted, Command, Origin, Rejection, Removal, UploadRequest
+from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
 from ciruela.tracking.ledger import base_dir_hash
-from ciruela.uploads.verdict import Elsewhere, PathState, judge, judge_removal
+from ciruela.uploads.decision import Elsewhere, PathState, judge, judge_removal
 from tests.proof import shows
 
 BASE = VPath.parse("/app")

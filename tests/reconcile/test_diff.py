@@ -3,8 +3,8 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command, Origin
-from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
+from ciruela.model.upload import Command, Origin
+from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import RemovedEntry
 from ciruela.reconcile.diff import removals_in, wanted

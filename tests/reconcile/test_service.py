@@ -4,11 +4,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, LinkLost
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.order import Accepted, Command, Progress, Rejection, RejectReason, RemovalGranted
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.upload import Accepted, Command, Progress, Rejection, RejectReason, RemovalGranted
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir, RemovedEntry
 from ciruela.reconcile import service

@@ -17,10 +17,10 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
 from ciruela.keys.signed import removal_bytes, signed_bytes
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.bitfield import Pieces
+from ciruela.model.config import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.mask import Pieces
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     AbortedImage,

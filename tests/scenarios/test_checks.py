@@ -7,12 +7,12 @@ import random
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
 from ciruela.client.check import Forecast, PreflightSurvey, Says, forecast
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
 from ciruela.client.preflight import fate_of
 from ciruela.client.sync import RunContext
+from ciruela.client.tracker import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
 from ciruela.clockwork import in_place
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes, signed_check_bytes

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ciruela.model.dirconfig import OnConflict
+from ciruela.model.config import OnConflict
 from ciruela.model.vpath import VPath
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows

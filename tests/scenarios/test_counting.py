@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.book import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.require import ALL
 from ciruela.client.servers import address_of
 from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.tracker import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
 from ciruela.index.parse import parse
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost

@@ -10,8 +10,8 @@ from ciruela.cleanup.service import Safeguards
 from ciruela.index.parse import parse
 from ciruela.keys.signed import removal_bytes, signed_check_bytes
 from ciruela.model.errors import DiskError
-from ciruela.model.order import Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.upload import Command
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import CheckData, CheckUpload, GetPathState, PathStateData, RemoveDir, UploadAck
 from ciruela.seams import Pending

@@ -6,8 +6,8 @@ from dataclasses import replace
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
-from ciruela.model.dirconfig import Reuse
-from ciruela.model.mask import Pieces
+from ciruela.model.bitfield import Pieces
+from ciruela.model.config import Reuse
 from tests.doubles.memdisk import MemStaging
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows

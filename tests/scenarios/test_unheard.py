@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ciruela.gossip.packets import Ack, Complete, Header, MemberFact, NullKeyring, WatchFact, encode_packets
-from ciruela.gossip.stances import MOST_WATCHERS
+from ciruela.gossip.softstate import MOST_WATCHERS
 from ciruela.model.ids import ImageId, MachineId, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, PushPull

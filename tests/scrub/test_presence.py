@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, State
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.presence import TICK_S, Presence
 from ciruela.seams import NamesFound

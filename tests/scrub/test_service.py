@@ -8,11 +8,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import MIB, Tuning
+from ciruela.model.config import MIB, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason, Command
-from ciruela.model.state import SigEntry, State
+from ciruela.model.upload import AbortReason, Command
+from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.service import FIRST_S, LONGEST_AGAIN_S, MOST_MENDING, SUSPECT_BYTES, Scrub
 from ciruela.seams import Damage, Findings, Pending

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 from ciruela.download.service import MOST_PEERS
 from ciruela.model.ids import ImageId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.tracking.ledger import MAX_ABORTS
-from ciruela.tracking.watches import MAX_PER_LINK
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS
+from ciruela.tracking.subscriptions import MAX_PER_LINK
+from ciruela.uploads.decision import FUTURE_LIMIT_MS
 from tests.sim.universe import START_MS, Host, Universe, rank
 
 PATIENCE_MS = 60_000

@@ -11,10 +11,10 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from ciruela.client.book import CompletionRule
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.tracker import CompletionRule
 from ciruela.gossip.packets import (
     BaseHash,
     Complete,
@@ -30,11 +30,12 @@ from ciruela.gossip.packets import (
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.keys.signed import signed_bytes
+from ciruela.model.bitfield import FULL
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId, MachineId
-from ciruela.model.mask import FULL
-from ciruela.model.state import SIGNATURE_BYTES, SigEntry, State, Version
+from ciruela.model.versions import SIGNATURE_BYTES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.compression import part
 from ciruela.proto.messages import (
     AppendDir,
     BaseDirData,
@@ -61,7 +62,6 @@ from ciruela.proto.messages import (
     Response,
     UploadAck,
 )
-from ciruela.proto.packing import part
 from ciruela.seams import Address, Connection
 from tests.disk.trees import Spec, flat, index_bytes
 from tests.doubles.memnet import MemoryLink

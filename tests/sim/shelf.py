@@ -9,7 +9,7 @@ from dataclasses import replace
 from ciruela.disk.layout import place
 from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.seams import InThread

@@ -13,10 +13,10 @@ import ciruela.uploads.service as uploads
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.gossip import cluster
-from ciruela.model.order import Accepted, Progress, Rejection, RejectReason
-from ciruela.model.state import State
+from ciruela.model.upload import Accepted, Progress, Rejection, RejectReason
+from ciruela.model.versions import State
 from ciruela.reconcile.service import Reconciler
-from ciruela.uploads import verdict
+from ciruela.uploads import decision
 from ciruela.uploads.neighbours import Neighbours
 from tests.doubles.memnet import MemoryLink
 from tests.measure import UnmeasuredTestCase
@@ -110,10 +110,10 @@ class NoticeTests(UnmeasuredTestCase):
         real = uploads.judge
 
         def judge(order, config, standing, verified, now_ms, max_age_ms=0):  # type: ignore[no-untyped-def]
-            verdict = real(order, config, standing, verified, now_ms, 1 << 60)
-            if isinstance(verdict, Rejection) and verdict.reason is RejectReason.STALE_TIMESTAMP:
+            decision = real(order, config, standing, verified, now_ms, 1 << 60)
+            if isinstance(decision, Rejection) and decision.reason is RejectReason.STALE_TIMESTAMP:
                 return Accepted(Progress.NEW, State(order.image, tuple(sorted(verified))))
-            return verdict
+            return decision
 
         self.patch(uploads, "judge", judge)
         self.noticed("I10", 0, 28, 30)
@@ -147,8 +147,8 @@ class NoticeTests(UnmeasuredTestCase):
     @shows("K2.1")
     def test_later_append(self) -> None:
         """A later append that takes the place of an acknowledged one, at nodes that ask nobody and go by the newest signature."""
-        self.patch(verdict, "_by_claim", lambda wish, _config, standing: verdict._by_version(wish, standing))
-        self.patch(Neighbours, "ask", lambda *_: succeed(verdict.NOWHERE))
+        self.patch(decision, "_by_claim", lambda wish, _config, standing: decision._by_version(wish, standing))
+        self.patch(Neighbours, "ask", lambda *_: succeed(decision.NOWHERE))
         self.noticed("I10", 266)
 
     def test_no_reconciliation(self) -> None:

@@ -15,13 +15,13 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
-from ciruela.client.book import UploadOutcome
+from ciruela.client.tracker import UploadOutcome
 from ciruela.daemon.node import Node, NodeContext
 from ciruela.keys.signed import Statement, removal_bytes, signed_bytes
-from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
+from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReceivedImage, RemoveDir, ReplaceDir
 from ciruela.seams import Address, Connection

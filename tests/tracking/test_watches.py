@@ -4,7 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.tracking.watches import MAX_PER_LINK, Subscriptions
+from ciruela.tracking.subscriptions import MAX_PER_LINK, Subscriptions
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))

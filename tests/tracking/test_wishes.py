@@ -4,7 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.tracking.watches import MOST_PER_LINK, Wishes
+from ciruela.tracking.subscriptions import MOST_PER_LINK, Wishes
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
 V1, V2 = VPath.parse("/app/v1"), VPath.parse("/app/v2")

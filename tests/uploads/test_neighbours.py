@@ -8,12 +8,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData
 from ciruela.seams import Address
+from ciruela.uploads.decision import NOWHERE, Elsewhere
 from ciruela.uploads.neighbours import ANSWER_S, KEPT_S, MOST_ASKED, MUTE_S, Nearby, Neighbours
-from ciruela.uploads.verdict import NOWHERE, Elsewhere
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))

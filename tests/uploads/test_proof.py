@@ -3,9 +3,9 @@
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import DirConfig
+from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
-from ciruela.model.state import MOST_SIGNATURES, SigEntry
+from ciruela.model.versions import MOST_SIGNATURES, SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.uploads.service import makers
 from tests.proof import shows

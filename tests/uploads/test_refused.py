@@ -3,12 +3,12 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Command, Origin, UploadRequest
-from ciruela.model.state import SigEntry
+from ciruela.model.upload import Command, Origin, UploadRequest
+from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_REFUSED, REFUSED_BYTES
-from ciruela.uploads import refused
-from ciruela.uploads.refused import RefusedOrders, in_other_form
+from ciruela.uploads import rejections
+from ciruela.uploads.rejections import RefusedOrders, in_other_form
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -53,7 +53,7 @@ class RefusedTests(SynchronousTestCase):
     @shows("S2", "I6")
     def test_bounded(self):
         """Orders that are refused again and again would fill the memory, and an answer with them."""
-        self.patch(refused, "MOST", 100)
+        self.patch(rejections, "MOST", 100)
         memory = RefusedOrders()
         for number in range(150):
             memory.note(order(), [SigEntry(number, number.to_bytes(64, "big"))], 10_000)

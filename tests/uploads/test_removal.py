@@ -7,10 +7,10 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Origin, Rejection, RejectReason, Removal, RemovalGranted
-from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
+from ciruela.model.upload import Origin, Rejection, RejectReason, Removal, RemovalGranted
+from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge_removal
+from ciruela.uploads.decision import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge_removal
 from tests.proof import shows
 
 NOW_MS = 1_800_000_000_000

@@ -7,16 +7,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.clockwork import RateLimitedLog
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
-from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
-from ciruela.model.order import AbortReason, Accepted, Command, Origin, Progress, RejectReason, UploadRequest
-from ciruela.model.state import SigEntry, State, Tombstone, Tombstones, Version
+from ciruela.model.upload import AbortReason, Accepted, Command, Origin, Progress, RejectReason, UploadRequest
+from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
+from ciruela.uploads.decision import Elsewhere
 from ciruela.uploads.service import Uploads
-from ciruela.uploads.verdict import Elsewhere
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))

@@ -4,12 +4,12 @@ from itertools import product
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.dirconfig import DirConfig, OnConflict
+from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
-from ciruela.model.order import Accepted, Command, Origin, Progress, Rejection, RejectReason, UploadRequest
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.upload import Accepted, Command, Origin, Progress, Rejection, RejectReason, UploadRequest
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
-from ciruela.uploads.verdict import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
+from ciruela.uploads.decision import FUTURE_LIMIT_MS, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
 from tests.proof import shows
 
 A, B, C = (ImageId(bytes([number]) * 32) for number in (1, 2, 3))

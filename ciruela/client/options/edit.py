@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.signing import (
     NOBODY_ELSE,
@@ -21,6 +20,7 @@ from ciruela.client.options.signing import (
     rule_of,
     trusting_of,
 )
+from ciruela.client.tracker import CompletionRule
 from ciruela.index.names import components
 from ciruela.model.vpath import VPath
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.reading import add_json
 from ciruela.client.options.signing import (
@@ -22,6 +21,7 @@ from ciruela.client.options.signing import (
     rule_of,
     trusting_of,
 )
+from ciruela.client.tracker import CompletionRule
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
 

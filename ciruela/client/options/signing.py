@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import checked, duration_s, fraction, positive_duration_s, whole
 from ciruela.client.require import parse_requirement
+from ciruela.client.tracker import CompletionRule
 from ciruela.model.errors import FormatError
 from ciruela.net.resolve import refuse_scheme, split_name
 from ciruela.seams import DEFAULT_PORT

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ciruela.client.book import CompletionRule
 from ciruela.client.options.common import (
     NOTHING,
     Common,
@@ -39,6 +38,7 @@ from ciruela.client.options.signing import (
     keys_of,
     rule_of,
 )
+from ciruela.client.tracker import CompletionRule
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.vpath import VPath
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from hashlib import blake2b
 
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import TEMPORARY, is_sealed, read_record, sealed, write_file
-from ciruela.model.dirconfig import STANDARD_MODES, Modes
+from ciruela.model.config import STANDARD_MODES, Modes
 from ciruela.model.errors import FormatError
 from ciruela.model.hooks import AFTER, Due
 from ciruela.model.ids import ImageId, image_id

@@ -15,21 +15,9 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import RateLimitedLog, in_place
 from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
-from ciruela.model.order import RejectReason
+from ciruela.model.upload import RejectReason
 from ciruela.net.limits import AnswerBudget
 from ciruela.proto import codec
-from ciruela.proto.dialogue import (
-    LARGE,
-    Answered,
-    Failed,
-    Nothing,
-    NotificationReceived,
-    RequestMultiplexer,
-    RequestReceived,
-    TooMany,
-    Violation,
-    read,
-)
 from ciruela.proto.messages import (
     NEWER,
     AppendDir,
@@ -41,6 +29,18 @@ from ciruela.proto.messages import (
     Request,
     Response,
     UploadAck,
+)
+from ciruela.proto.multiplexer import (
+    LARGE,
+    Answered,
+    Failed,
+    Nothing,
+    NotificationReceived,
+    RequestMultiplexer,
+    RequestReceived,
+    TooMany,
+    Violation,
+    read,
 )
 from ciruela.seams import Connection, InThread, RequestHandler
 

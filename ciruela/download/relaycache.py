@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.mask import Pieces
+from ciruela.proto.compression import unpack
 from ciruela.proto.messages import BlockData, BlockPart, BlocksData, Response
-from ciruela.proto.packing import unpack
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,10 @@ from ciruela.gossip.packets import (
     encode_item,
     split,
 )
-from ciruela.gossip.stances import age_in_ms
+from ciruela.gossip.softstate import age_in_ms
 from ciruela.model.hooks import AFTER
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.state import Version
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.seams import NowMs
 

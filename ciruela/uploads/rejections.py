@@ -13,8 +13,8 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
-from ciruela.model.order import RejectReason, UploadRequest
-from ciruela.model.state import SigEntry
+from ciruela.model.upload import RejectReason, UploadRequest
+from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_REFUSED, REFUSED_BYTES
 

@@ -18,7 +18,7 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ciruela.disk.lane import SerialExecutor, Steps
+from ciruela.disk.executor import SerialExecutor, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
@@ -28,10 +28,10 @@ from ciruela.disk.syscalls import checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, barrier, check, complete
 from ciruela.index.tree import Index
-from ciruela.model.dirconfig import STANDARD, STANDARD_MODES, Fsync, Reuse
+from ciruela.model.config import STANDARD, STANDARD_MODES, Fsync, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
-from ciruela.model.order import AbortReason
+from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
 from ciruela.seams import InThread, Reused
 

@@ -17,7 +17,7 @@ from ciruela.client.require import Requirement
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, View
 from ciruela.client.text import count, interval
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
-from ciruela.model.order import AbortReason, RejectReason
+from ciruela.model.upload import AbortReason, RejectReason
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
 from ciruela.seams import Address
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.ids import ImageId
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 
 

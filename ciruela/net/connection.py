@@ -42,9 +42,9 @@ from ciruela.net.limits import (
     Limits,
     nobody,
 )
-from ciruela.net.outbox import SendQueue
+from ciruela.net.sendqueue import SendQueue
+from ciruela.net.session import Session
 from ciruela.net.strict import Quiet, Strict
-from ciruela.net.talk import Session
 from ciruela.proto.messages import Notification, Request, Response
 from ciruela.seams import Address, InThread, RequestHandler
 
@@ -70,7 +70,7 @@ class _Websocket(Strict):
     """What both roles share; stands before an Autobahn protocol class in the order of bases."""
 
     log: Any = Quiet()
-    _log = Logger(namespace="ciruela.net.link")
+    _log = Logger(namespace="ciruela.net.connection")
     factory: Any
     transport: Any
     pings: bool

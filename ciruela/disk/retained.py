@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 import cbor2
 from twisted.logger import Logger
 
-from ciruela.disk.lane import ENTRY_COST, Steps
+from ciruela.disk.executor import ENTRY_COST, Steps
 from ciruela.disk.layout import Place
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import TEMPORARY, backup_name, is_identity, is_sealed, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
-from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, RetainedVersion, SigEntry, State, Version
+from ciruela.model.versions import MOST_SIGNATURES, SIGNATURE_BYTES, RetainedVersion, SigEntry, State, Version
 from ciruela.proto.bounded import loads
 
 _log = Logger()

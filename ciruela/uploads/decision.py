@@ -29,8 +29,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from ciruela.model.dirconfig import DirConfig, OnConflict
-from ciruela.model.order import (
+from ciruela.model.config import DirConfig, OnConflict
+from ciruela.model.upload import (
     Accepted,
     Command,
     Decision,
@@ -42,7 +42,7 @@ from ciruela.model.order import (
     RemovalGranted,
     UploadRequest,
 )
-from ciruela.model.state import SigEntry, State, Version
+from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 
 FUTURE_LIMIT_MS = 5 * 60 * 1000
@@ -60,7 +60,7 @@ MOST_NAMED = 10
 class Elsewhere:
     """What other nodes have at the path of an order: versions that are committed there, and versions on their way that get on.
 
-    ``refused``: the orders that they refused there (:mod:`ciruela.uploads.refused`).
+    ``refused``: the orders that they refused there (:mod:`ciruela.uploads.rejections`).
     """
 
     committed: frozenset[Version] = frozenset()

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from ciruela.gossip.packets import MAX_PARTS, Header, MemberFact
 from ciruela.gossip.servers import ConfiguredPlace, SharedIds
-from ciruela.gossip.stances import age_in_ms
+from ciruela.gossip.softstate import age_in_ms
 from ciruela.model.ids import MachineId, machine_id
 from ciruela.seams import Address
 

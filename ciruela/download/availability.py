@@ -1,6 +1,6 @@
 """Telling other nodes at once what has come: a GetPieces is answered when a piece that it wants is here.
 
-:mod:`ciruela.download.awaited` is the other side.
+:mod:`ciruela.download.availability` is the other side.
 
 Hearing at once what other nodes have by now: one GetPieces to each of them is always under way, and answered when there is news.
 
@@ -22,9 +22,9 @@ from twisted.python.failure import Failure
 
 from ciruela.clockwork import within
 from ciruela.download.sources import PeerCandidate
+from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.mask import Pieces
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPieces, PiecesData, Response
 

@@ -14,7 +14,7 @@ from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
 from ciruela.clockwork import within
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
-from ciruela.model.state import State, Version
+from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,

@@ -17,7 +17,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import is_sealed, quarantine, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
-from ciruela.model.state import MOST_SIGNATURES, SIGNATURE_BYTES, Tombstone, Tombstones, Version
+from ciruela.model.versions import MOST_SIGNATURES, SIGNATURE_BYTES, Tombstone, Tombstones, Version
 from ciruela.proto.bounded import loads
 
 NAME = ".tombstones"
@@ -26,7 +26,7 @@ MOST_TOMBSTONES = 10_000
 """In one base dir; older ones are folded into the floor. Our own limit: a file of some 3 MB at worst."""
 
 MAX_BYTES = 16 * 1024 * 1024
-"""Room for the longest names and :data:`~ciruela.model.state.MOST_SIGNATURES` for each tombstone."""
+"""Room for the longest names and :data:`~ciruela.model.versions.MOST_SIGNATURES` for each tombstone."""
 
 _MAX_ITEMS = 16 + (8 + MOST_SIGNATURES) * MOST_TOMBSTONES
 _MAX_MS = 1 << 64
