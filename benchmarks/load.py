@@ -28,12 +28,12 @@ from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File
+from ciruela.interfaces import Pending
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
 
 MIB = 1024 * 1024
 CONFIG = "append-only: true\nnum-levels: 2\n"

@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 from twisted.logger import globalLogBeginner
 
 from benchmarks.tables import keep, list_table, machine, percentile, spread, tell
-from ciruela.gossip.broadcast import MEMBER_RENEW_S, FactKind, heat_for, member_parts
-from ciruela.gossip.members import _MemberRecord
-from ciruela.gossip.service import BEAT_S
+from ciruela.membership.broadcast import MEMBER_RENEW_S, FactKind, heat_for, member_parts
+from ciruela.membership.members import _MemberRecord
+from ciruela.membership.service import BEAT_S
 from ciruela.model.vpath import VPath
 from tests.doubles.memnet import Hub
 from tests.scenarios.cluster import START_MS, Client, Cluster, Image

@@ -27,18 +27,18 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import in_place
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
+from ciruela.interfaces import Pending
 from ciruela.model.config import DirConfig, Tuning
 from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
+from ciruela.runtime import in_place
 from tests.real.mounts import Mounts
 
 T = TypeVar("T")

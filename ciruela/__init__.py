@@ -5,7 +5,7 @@ The folders are floors of a house; imports only go down (``docs/explanation/arch
 - ``daemon`` and ``client``: the doors, where everything is wired together;
 - ``gossip``, ``uploads``, ``download``, ``reconcile``, ``scrub``, ``cleanup`` and ``hooks``: the work, without files or sockets;
 - ``disk``, ``net`` and ``web``: the world, without decisions;
-- ``tracking``, ``clockwork`` and ``seams``: what a node remembers, its periodic duties, and what work asks of the world;
+- ``tracking``, ``runtime`` and ``interfaces``: what a node remembers, its periodic duties, and what work asks of the world;
 - ``index``, ``keys`` and ``proto``: formats, as pure functions;
 - ``model``: the words all of them share.
 """

@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_LINES = 700
 DOORS = {"daemon", "client"}
-WORK = {"gossip", "uploads", "download", "reconcile", "scrub", "cleanup", "hooks", "tracking", "clockwork", "seams"}
+WORK = {"membership", "uploads", "download", "reconcile", "scrub", "cleanup", "hooks", "tracking", "runtime", "interfaces"}
 FORMATS = {"index", "keys", "proto"}
 
 TWISTED_FOR_WORK = {

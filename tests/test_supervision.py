@@ -10,7 +10,6 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import PeriodicTask, RateLimitedLog
 from ciruela.daemon.node import MOST_S, WarmUpBarrier
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
@@ -18,6 +17,7 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
+from ciruela.interfaces import Address
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId
@@ -30,7 +30,7 @@ from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
 from ciruela.proto.messages import BaseDirData
 from ciruela.reconcile.service import Reconciler
-from ciruela.seams import Address
+from ciruela.runtime import PeriodicTask, RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Uploads
 from tests.download.test_fetch_blocks import INDEX, Disk

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.cleanup.rules import RetentionRule, Ruling, most_deletions
+from ciruela.interfaces import Identity, KeepList
 from ciruela.model.config import DirConfig
-from ciruela.seams import Identity, KeepList
 
 QUIET_S = 600.0
 """Nothing is deleted for so long after a start, or after a time in which this process did not run (threats A54)."""

@@ -36,13 +36,13 @@ from ciruela.cleanup.health import (
     outlooks,
 )
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
-from ciruela.clockwork import PeriodicTask
+from ciruela.interfaces import Disk, Identity, KeepList, KeepLists, NowMs, ProtectedLinks
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import Tombstone
 from ciruela.model.vpath import VPath, leads_to
-from ciruela.seams import Disk, Identity, KeepList, KeepLists, NowMs, ProtectedLinks
+from ciruela.runtime import PeriodicTask
 from ciruela.tracking.ledger import Ledger
 
 

@@ -35,6 +35,7 @@ from ciruela.client.tracker import (
 from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
+from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import Busy, CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, RejectReason
@@ -53,7 +54,6 @@ from ciruela.proto.messages import (
     Response,
     unknown_request,
 )
-from ciruela.seams import Address, InThread
 
 MOST_NAMED = 3
 """Nodes that are named in one sentence."""

@@ -31,9 +31,9 @@ from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USA
 from ciruela.disk.localtree import LocalTree
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
+from ciruela.interfaces import InThread
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
-from ciruela.seams import InThread
 
 
 async def index(options: IndexOptions, around: AppContext) -> int:

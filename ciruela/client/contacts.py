@@ -20,10 +20,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.servers import address_of
-from ciruela.clockwork import Backoff
+from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.proto.messages import GetPathState, Notification, PathStateData, Request, Response
-from ciruela.seams import Address, Connection, RequestHandler
+from ciruela.runtime import Backoff
 
 PROBE_S = 5.0
 """A server that does not let itself be connected to for so long, or does not answer for so long, cannot be reached."""

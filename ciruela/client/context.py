@@ -14,11 +14,11 @@ from ciruela.client.options.signing import Keys
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.report import Report
 from ciruela.client.sync import RunContext
+from ciruela.interfaces import InThread, NowMs
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import agent_keys
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver
-from ciruela.seams import InThread, NowMs
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,10 @@ from ciruela.client.progress import Display
 from ciruela.client.text import count, short_id
 from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, CompletionRule
 from ciruela.disk.scan import scan
+from ciruela.interfaces import DEFAULT_PORT
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import DEFAULT_PORT
 
 STARTUP_S = 60.0
 """How long a daemon may take to answer; importing alone takes seconds on a small machine."""

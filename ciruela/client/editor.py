@@ -25,7 +25,7 @@ from ciruela.client.orders import LocalProblem
 from ciruela.disk.openfile import OpenFile
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import File
-from ciruela.seams import InThread
+from ciruela.interfaces import InThread
 
 HASHED_AT_ONCE = 8 * 1024 * 1024
 """Bytes that one job in a thread reads and hashes: between two of them it can be interrupted, and tells how far it is."""

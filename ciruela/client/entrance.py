@@ -16,9 +16,9 @@ from twisted.internet.task import deferLater
 from ciruela.client.contacts import OnlyAsks
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.sync import ClosableLink, RunContext
+from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Connection, RequestHandler
 
 PATIENCE_S = 2.0
 """How long the others are waited for once one has answered."""

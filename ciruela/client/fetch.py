@@ -26,12 +26,12 @@ from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.trust import signed_state
-from ciruela.clockwork import Backoff
 from ciruela.download import relaycache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index
+from ciruela.interfaces import Address, Connection, InThread
 from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.versions import State
@@ -55,7 +55,7 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.seams import Address, Connection, InThread
+from ciruela.runtime import Backoff
 
 T = TypeVar("T")
 

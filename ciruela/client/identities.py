@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
+from ciruela.interfaces import InThread
 from ciruela.keys.public import (
     PassphraseNeeded,
     PrivateKey,
@@ -28,7 +29,6 @@ from ciruela.keys.public import (
 )
 from ciruela.model.errors import BadKey
 from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKey, AgentKeys
-from ciruela.seams import InThread
 
 DEFAULT_VARIABLE = "CIRUELA_KEY"
 DEFAULT_FILES = (".ssh/id_ed25519", ".ssh/id_ciruela", ".ciruela/id_ed25519")

@@ -22,13 +22,13 @@ from ciruela.client.trust import Proof, TrustedKeys, signed_state
 from ciruela.download.sources import Candidate
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import Index
+from ciruela.interfaces import Address, InThread
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.net.outgoing import CLIENT_HOST, Pool
 from ciruela.net.resolve import resolver
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
-from ciruela.seams import Address, InThread
 
 INDEX_S = 600.0
 """How long the answer with an index may take: 100 MiB over a slow line. A node that is gone is noticed by its silence long before."""
@@ -53,7 +53,7 @@ class NodeRequests(Protocol):
         """As ``net.outgoing.Pool.ask``."""
 
     def bulk(self, address: Address) -> bool:
-        """As ``seams.Connector.bulk``."""
+        """As ``interfaces.Connector.bulk``."""
 
     def stop(self) -> Deferred[None]:
         """Close all connections."""

@@ -11,7 +11,7 @@ from ciruela.client.contacts import OnlyAsks, reachable_from
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
-from ciruela.clockwork import within
+from ciruela.interfaces import Address, Connection
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import State, Version
@@ -26,7 +26,7 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.seams import Address, Connection
+from ciruela.runtime import within
 
 MOST_ANSWERS = 3
 """Nodes that are asked: as many as an upload connects to. They may differ while something is on its way."""

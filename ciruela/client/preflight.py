@@ -42,8 +42,8 @@ from ciruela.client.tracker import (
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
+from ciruela.interfaces import InThread, NowMs
 from ciruela.model.ids import ImageId
-from ciruela.seams import InThread, NowMs
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
 CLOCK_MARGIN_MS = 10_000

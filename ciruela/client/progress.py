@@ -17,7 +17,7 @@ from ciruela.client.listener import NodeNews, UploadRow, hooks_part
 from ciruela.client.options.common import ProgressStyle
 from ciruela.client.text import clean, folded, interval, size, stamp
 from ciruela.client.tracker import UploadOutcome
-from ciruela.seams import NowMs
+from ciruela.interfaces import NowMs
 
 REFRESH_S = 0.25
 """How often the live block is drawn: often enough to look alive, seldom enough to cost nothing."""

@@ -19,8 +19,8 @@ from ciruela.disk.hashcache import HashCache, cache_home
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index.digest import HashKind
+from ciruela.interfaces import InThread
 from ciruela.model.ids import ImageId
-from ciruela.seams import InThread
 
 IGNORE_FILE = ".ciruelaignore"
 

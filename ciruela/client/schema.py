@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from ciruela.client.servers import address_of
+from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import MachineId, Server, SharedId
-from ciruela.seams import Address
 
 MOST_ITEMS = 20_000
 """Entries of one list that are looked at."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ciruela.client.text import interval
+from ciruela.interfaces import Address
 from ciruela.model.ids import MachineId, Server, SharedId
-from ciruela.seams import Address
 
 SILENT_MS = 30_000
 PAIR_MS = 3_500

@@ -19,15 +19,15 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from ciruela.clockwork import Batcher
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.interfaces import InThread
 from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, BlockHash, ImageId
 from ciruela.proto.compression import index, part
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
-from ciruela.seams import InThread
+from ciruela.runtime import Batcher
 
 BytesOf = Callable[[Sequence[int]], int]
 

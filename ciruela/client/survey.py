@@ -37,11 +37,11 @@ from ciruela.client.options.signing import ClusterNames
 from ciruela.client.schema import At, Dir, ImageVersion, Neighbour, NodeIdentity
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
 from ciruela.client.tracker import EXIT_NETWORK
+from ciruela.interfaces import Address, InThread, NowMs
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
 from ciruela.net.resolve import resolver
-from ciruela.seams import Address, InThread, NowMs
 
 MOST_BYTES = 16 * 1024 * 1024
 """Longest page that is read: 5,000 versions with their signatures are some 3 MiB."""

@@ -35,7 +35,7 @@ from ciruela.client.tracker import (
     Verdict,
     meaning_of,
 )
-from ciruela.clockwork import Backoff, PeriodicTask, RepeatLimiter
+from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import RejectReason
@@ -61,7 +61,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Address, Connection, RequestHandler
+from ciruela.runtime import Backoff, PeriodicTask, RepeatLimiter
 
 SERVERS_S = 3.0
 """How often each connected node is asked for the servers that it knows: what it learns later counts, too."""

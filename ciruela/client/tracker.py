@@ -16,10 +16,10 @@ from enum import Enum
 from ciruela.client.require import Requirement
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, View
 from ciruela.client.text import count, interval
+from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.upload import AbortReason, RejectReason
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
-from ciruela.seams import Address
 
 MAX_MACHINES = 10_000
 """Machines one upload keeps track of; a server that makes up more is not believed (threats A29)."""

@@ -19,14 +19,14 @@ from ciruela.daemon.authority import Signature, Signers
 from ciruela.daemon.node import Node
 from ciruela.daemon.requests import config_hash
 from ciruela.daemon.status import disk_page, rfc3339
-from ciruela.gossip.members import PeerStatus
-from ciruela.gossip.servers import Stranger
+from ciruela.interfaces import Address
+from ciruela.membership.members import PeerStatus
+from ciruela.membership.servers import Stranger
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookReport, HookState
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 from ciruela.web.pages import Json
 
 FRESH_S = 5.0

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.daemon.rules import loose, private_group
+from ciruela.interfaces import InThread, NowMs
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PublicKey, verify
 from ciruela.keys.signed import Statement, signed_bytes
@@ -26,7 +27,6 @@ from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
-from ciruela.seams import InThread, NowMs
 
 MOST_VERIFIED = 16
 """Signatures of one request that are looked at (threats A15)."""
@@ -67,7 +67,7 @@ class _Read:
 
 
 class KeyFiles:
-    """``seams.Authority`` over ``master.key`` and ``keys/NAME.key``.
+    """``interfaces.Authority`` over ``master.key`` and ``keys/NAME.key``.
 
     ``config_dir`` may be a symlink; ``keys`` and the files may not be one. What is wrong with a file is logged when it is first seen, and
     never hides another line or file.

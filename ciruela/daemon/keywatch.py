@@ -13,12 +13,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import PeriodicTask
 from ciruela.daemon.node import Node
 from ciruela.daemon.rules import key_files
+from ciruela.interfaces import InThread, Pending
 from ciruela.model.errors import DiskError
 from ciruela.model.upload import AbortReason
-from ciruela.seams import InThread, Pending
+from ciruela.runtime import PeriodicTask
 
 LOOK_S = 2.0
 """How often the key files are looked at. A few calls of ``stat``; watching them by inotify would miss a directory that is replaced."""

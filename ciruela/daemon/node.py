@@ -1,4 +1,4 @@
-"""One node: the work rooms wired to each other, over whatever world is handed in.
+"""One node: the services wired to each other, over whatever world is handed in.
 
 The daemon hands in files, sockets and the reactor (``service``); tests hand in a memory network and a fake clock, and run the same code.
 
@@ -24,17 +24,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.cleanup.service import LOOK_S, Cleanup, Safeguards
-from ciruela.clockwork import RateLimitedLog, in_place
 from ciruela.daemon.pathstate import PathStates, Refusals
 from ciruela.daemon.requests import Requests
 from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
-from ciruela.gossip.members import SILENT_S, PeerStatus
-from ciruela.gossip.packets import DownloadFact, Hooked, RemovedFact
-from ciruela.gossip.service import ANYWHERE, Gossip
 from ciruela.hooks.service import Hooks, Outside
+from ciruela.interfaces import Address, Authority, Connection, Connector, Datagrams, Disk, InThread, Loaded, NowMs
+from ciruela.membership.members import SILENT_S, PeerStatus
+from ciruela.membership.packets import DownloadFact, Hooked, RemovedFact
+from ciruela.membership.service import ANYWHERE, Gossip
 from ciruela.model.config import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
@@ -43,9 +43,9 @@ from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
+from ciruela.runtime import RateLimitedLog, in_place
 from ciruela.scrub.presence import Presence
 from ciruela.scrub.service import Scrub
-from ciruela.seams import Address, Authority, Connection, Connector, Datagrams, Disk, InThread, Loaded, NowMs
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.subscriptions import Subscriptions
 from ciruela.uploads.neighbours import Nearby, Neighbours

@@ -24,12 +24,12 @@ from typing import Any, TypeVar
 from ciruela.daemon.authority import key_complaints
 from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.rules import MOST_BYTES, SettingRule, Value, duration, flag, items, number, path, read_file, text, word, wrong
+from ciruela.interfaces import DEFAULT_PORT, Address
 from ciruela.model.config import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, DirConfig, Fsync, Tuning
 from ciruela.model.errors import ConfigError, FormatError
 from ciruela.model.ids import MACHINE_ID_BYTES, MachineId, parse_machine_id
 from ciruela.net.discovery.files import complaints
 from ciruela.net.discovery.spec import SourceKind, SourceSpecs, Spec, check_url, parse_spec
-from ciruela.seams import DEFAULT_PORT, Address
 
 FILE = "ciruela.yaml"
 

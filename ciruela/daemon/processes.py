@@ -23,8 +23,8 @@ from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from twisted.web.http_headers import Headers
 
 from ciruela import __version__
+from ciruela.interfaces import Ended
 from ciruela.model.errors import HookFailed
-from ciruela.seams import Ended
 
 _HEADERS = Headers({"Content-Type": ["application/json"], "User-Agent": [f"ciruela/{__version__}"]})
 
@@ -39,14 +39,14 @@ class _Unread(Protocol):
 
 
 class Webhooks:
-    """Implements ``seams.Caller``. ``policy`` says whose certificates are good: those that this host trusts."""
+    """Implements ``interfaces.Caller``. ``policy`` says whose certificates are good: those that this host trusts."""
 
     def __init__(self, reactor: Any, policy: object | None = None) -> None:
         self._clock: IReactorTime = reactor
         self._client = HTTPClient(Agent(reactor, contextFactory=policy or BrowserLikePolicyForHTTPS()))
 
     def post(self, url: str, body: bytes, timeout_s: float) -> Deferred[int]:
-        """As ``seams.Caller.post``."""
+        """As ``interfaces.Caller.post``."""
         sent: Deferred[Any] = self._client.request("POST", url, data=body, headers=_HEADERS, allow_redirects=False, unbuffered=True)
         return sent.addTimeout(timeout_s, self._clock).addCallbacks(_code, _failed)
 
@@ -159,13 +159,13 @@ class _Output(ProcessProtocol):
 
 
 class Processes:
-    """Implements ``seams.Runner``."""
+    """Implements ``interfaces.Runner``."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Deferred[Ended]:
-        """As ``seams.Runner.run``."""
+        """As ``interfaces.Runner.run``."""
         output = _Output(self._reactor, timeout_s)
         python = sys.executable
         try:

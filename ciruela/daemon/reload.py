@@ -5,7 +5,7 @@ taken in: what is removed is let go of, new limits and peers count.
 
 SIGHUP: the operator wants the configuration to be read again.
 
-The directory configs that count now: one mapping that all rooms share, of which a reload changes the content in one step.
+The directory configs that count now: one mapping that all services share, of which a reload changes the content in one step.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from twisted.python.failure import Failure
 from ciruela.daemon.keywatch import KeyWatch
 from ciruela.daemon.node import Node
 from ciruela.daemon.plan import DaemonPlan, in_force, moved, restart_needed
+from ciruela.interfaces import Loaded
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError
 from ciruela.model.units import count
-from ciruela.seams import Loaded
 
 
 class LiveConfigs(Mapping[str, DirConfig]):

@@ -18,10 +18,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import RateLimitedLog, RepeatLimiter, TokenBucket, in_place
 from ciruela.daemon.pathstate import PathStates
 from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.serving import BlockService, UploadSlots
+from ciruela.interfaces import Connection, Disk, InThread
 from ciruela.model.config import STANDARD, DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
@@ -67,7 +67,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Connection, Disk, InThread
+from ciruela.runtime import RateLimitedLog, RepeatLimiter, TokenBucket, in_place
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.subscriptions import MAX_PER_LINK, Subscriptions, Wishes
 from ciruela.uploads.removals import Removals
@@ -282,7 +282,7 @@ class Requests:
             self._buckets.clear()
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:
-        """Answer a request; see ``seams.RequestHandler``. Fails with Busy when this connection asks too fast."""
+        """Answer a request; see ``interfaces.RequestHandler``. Fails with Busy when this connection asks too fast."""
         self._links.add(link)
         if not isinstance(request, _UNLIMITED) and not self._bucket(link, _Rate.of(request)).take():
             self.slowed += 1

@@ -31,7 +31,6 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ciruela.cleanup.service import Safeguards
-from ciruela.clockwork import RateLimitedLog
 from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles, Signers
 from ciruela.daemon.config import load_config
@@ -49,6 +48,7 @@ from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.disk.trust import HostLinks, RecordTrust
 from ciruela.hooks.service import Outside
+from ciruela.interfaces import Address, Connection, NowMs, numeric_host
 from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
@@ -64,7 +64,7 @@ from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
 from ciruela.net.server import Port, PortLimits, site
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, Connection, NowMs, numeric_host
+from ciruela.runtime import RateLimitedLog
 from ciruela.web.pages import Json, Pages
 
 BEAT_S = 0.25

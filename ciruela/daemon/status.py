@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 
 from ciruela import __version__
 from ciruela.cleanup.service import words
-from ciruela.clockwork import PeriodicTask
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
-from ciruela.gossip.packets import Complete, Deleted, DownloadFact
+from ciruela.membership.packets import Complete, Deleted, DownloadFact
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.net.discovery.source import PeerSource
+from ciruela.runtime import PeriodicTask
 from ciruela.web.pages import Json
 
 

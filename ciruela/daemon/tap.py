@@ -31,8 +31,8 @@ from ciruela.disk import version
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.streams import Standard, hold_streams
 from ciruela.disk.version import is_held, lock
+from ciruela.interfaces import Address
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
-from ciruela.seams import Address
 
 EXIT_CONFIG = 1
 EXIT_DB = 4

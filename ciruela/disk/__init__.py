@@ -9,7 +9,7 @@ record), ``states`` (state files and the commit journal), ``trust`` (records wit
 (tombstones), ``keeplist``, ``protect`` (links),
 ``deletion``, ``collection`` (of indexes), ``recovery``,
 ``content`` (what of an image is here), ``reuse`` (what other images have of it), ``staging``, ``reader`` (serving blocks), ``examine``
-(what is damaged), ``faults``, ``store`` (all of it, as ``seams.Disk``), ``lock``, ``version`` (of the
+(what is damaged), ``faults``, ``store`` (all of it, as ``interfaces.Disk``), ``lock``, ``version`` (of the
 db directory), ``peercache`` (who the other nodes were); then, for the client, ``known`` and ``hashcache``
 (unchanged files are not read again), ``many`` (the calls of ``safedir``, for very many small files), ``excludes`` (what is left out),
 ``unkept`` (what of a file no image has), ``walk``, ``scan``, ``localtree``, and ``landing`` (a user's copy of an image); for every process

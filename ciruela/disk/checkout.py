@@ -28,12 +28,12 @@ from ciruela.disk.syscalls import checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, barrier, check, complete
 from ciruela.index.tree import Index
+from ciruela.interfaces import InThread, Reused
 from ciruela.model.config import STANDARD, STANDARD_MODES, Fsync, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.seams import InThread, Reused
 
 _TUNING = replace(STANDARD, disk_reserve_bytes=0)
 """A user may fill his own disk; a node may not."""
@@ -136,7 +136,7 @@ class Checkout:
         return staged.reuse([(vpath, index) for vpath, (_, index) in zip(named, olds, strict=True)])
 
     def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
-        """As ``seams.Staging.write``."""
+        """As ``interfaces.Staging.write``."""
         return self._opened().write(blocks)
 
     def _opened(self) -> _Staged:

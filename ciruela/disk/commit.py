@@ -28,11 +28,11 @@ from ciruela.disk.states import CommitPhase, Journal
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete, give, settling, what_is_wrong
 from ciruela.index.tree import Index
+from ciruela.interfaces import SetAside
 from ciruela.model.config import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import AbortReason
 from ciruela.model.versions import RetainedVersion, State
-from ciruela.seams import SetAside
 
 PREFIX = ".ciruela-aside~"
 
@@ -88,7 +88,7 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit did besides: the replaced images that are ``retained`` now, and whether something without a record was set ``aside``."""
+    """What a commit did besides: the replaced images that are ``retained``, and whether something without a record was set ``aside``."""
 
     retained: tuple[RetainedVersion, ...]
     aside: bool

@@ -18,9 +18,9 @@ from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory, what_is_wrong
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
+from ciruela.interfaces import Damage, Findings
 from ciruela.model.config import STANDARD_MODES, Modes
 from ciruela.model.vpath import VPath
-from ciruela.seams import Damage, Findings
 
 MOST_DAMAGES = 100
 """Damages that are told one by one; a lost disk would fill the memory."""
@@ -133,7 +133,7 @@ def _link(here: SafeDir, name: str, wanted: Symlink, note: Note) -> None:
 
 
 class TreeExamination:
-    """Implements ``seams.Examination``. It works on the lane of its path, one slice for each call.
+    """Implements ``interfaces.Examination``. It works on the lane of its path, one slice for each call.
 
     ``open_tree`` opens the image, None where nothing stands; ``current`` says in the end whether what was opened is still the image;
     ``modes`` says which it was given. All are called in threads.
@@ -161,11 +161,11 @@ class TreeExamination:
         self.cost = 0
 
     def go_on(self, most_bytes: int) -> Deferred[Findings | None]:
-        """As ``seams.Examination.go_on``."""
+        """As ``interfaces.Examination.go_on``."""
         return self._lane.do(checked, self._vpath, self._slice, most_bytes)
 
     def close(self) -> None:
-        """As ``seams.Examination.close``; descriptors in use by a thread are closed after it."""
+        """As ``interfaces.Examination.close``; descriptors in use by a thread are closed after it."""
         self._lane.do(self._let_go)
 
     def _slice(self, most_bytes: int) -> Findings | None:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.seams import InThread
+from ciruela.interfaces import InThread
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,10 +11,10 @@ import errno
 from twisted.internet.defer import Deferred, succeed
 
 from ciruela.disk.safedir import SafeDir
+from ciruela.interfaces import InThread, KeepList
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.vpath import check_component
-from ciruela.seams import InThread, KeepList
 
 MAX_BYTES = 4 * 1024 * 1024
 """Largest list that is read: some 40,000 names of usual length. Our own limit."""
@@ -89,13 +89,13 @@ def read(path: str, num_levels: int) -> KeepList:
 
 
 class KeepListFiles:
-    """Implements ``seams.KeepLists``. A read may hang for ever (a network file system): ``in_thread`` should not be shared with others."""
+    """Implements ``interfaces.KeepLists``. A read may hang for ever (a network file system): ``in_thread`` should not be shared with others."""
 
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
 
     def read(self, config: DirConfig) -> Deferred[KeepList]:
-        """As ``seams.KeepLists.read``; a directory without ``keep-list-file`` needs no list."""
+        """As ``interfaces.KeepLists.read``; a directory without ``keep-list-file`` needs no list."""
         if config.keep_list_file is None:
             return succeed(frozenset())
         return self._in_thread(read, config.keep_list_file, config.num_levels)

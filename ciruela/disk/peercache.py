@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from ciruela.disk.layout import Records
 from ciruela.disk.states import write_file
-from ciruela.seams import InThread
+from ciruela.interfaces import InThread
 
 NAME = ".peers"
 MAX_BYTES = 4 * 1024 * 1024

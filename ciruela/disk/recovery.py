@@ -16,13 +16,13 @@ from ciruela.disk.removal import DOOMED, remove_tree
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.disk.states import TEMPORARY, Journal
 from ciruela.disk.trust import Vetting
+from ciruela.interfaces import Held, Loaded, Pending, SetAside
 from ciruela.model.config import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command
 from ciruela.model.versions import State, Tombstones
 from ciruela.model.vpath import VPath, check_component
-from ciruela.seams import Held, Loaded, Pending, SetAside
 
 _log = Logger()
 

@@ -26,10 +26,10 @@ from ciruela.disk.verify import READ_BLOCKS, as_it_should, good_blocks, good_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.tree import File, Index
+from ciruela.interfaces import Reused
 from ciruela.model.config import STANDARD_MODES, Modes, Reuse
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Reused
 
 FRESH_MODE = 0o600
 """Mode of a file that is still being written."""

@@ -24,8 +24,8 @@ from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece,
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
+from ciruela.interfaces import InThread
 from ciruela.model.ids import ImageId
-from ciruela.seams import InThread
 
 T = TypeVar("T")
 

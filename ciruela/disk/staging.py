@@ -22,13 +22,13 @@ from ciruela.disk.syscalls import downloading_steps
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
+from ciruela.interfaces import Reused
 from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.versions import RetainedVersion, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Reused
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def open_staging(parent: SafeDir, name: str) -> SafeDir:
 
 
 class StagingDir:
-    """Implements ``seams.Staging``. All its work runs on the lane of its path, one slice at a time."""
+    """Implements ``interfaces.Staging``. All its work runs on the lane of its path, one slice at a time."""
 
     _log = Logger()
 
@@ -103,7 +103,7 @@ class StagingDir:
     # -- what is here already --------------------------------------------------------------------------------------------------
 
     def keep(self) -> Deferred[frozenset[int]]:
-        """As ``seams.Staging.keep``."""
+        """As ``interfaces.Staging.keep``."""
         return self._run(self._keep())
 
     def _keep(self) -> Steps[frozenset[int]]:
@@ -154,7 +154,7 @@ class StagingDir:
         yield from remove_tree(here, name)
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
-        """As ``seams.Staging.reuse``."""
+        """As ``interfaces.Staging.reuse``."""
         return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
@@ -173,7 +173,7 @@ class StagingDir:
     # -- what arrives ----------------------------------------------------------------------------------------------------------
 
     def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
-        """As ``seams.Staging.write``. A block that the image has very often is written in several slices."""
+        """As ``interfaces.Staging.write``. A block that the image has very often is written in several slices."""
         return self._run(self._write(tuple(blocks)))
 
     def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
@@ -222,16 +222,16 @@ class StagingDir:
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> Deferred[str]:
-        """As ``seams.Staging.prepare``."""
+        """As ``interfaces.Staging.prepare``."""
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
         return self._run(prepare(self._tree, self._index, self._modes)).addCallback(lambda _: where)
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
-        """As ``seams.Staging.commit``."""
+        """As ``interfaces.Staging.commit``."""
         return self._commit(state, again=False)
 
     def restore(self, state: State) -> Deferred[None]:
-        """As ``seams.Staging.restore``."""
+        """As ``interfaces.Staging.restore``."""
         return self._commit(state, again=True).addCallback(lambda _: None)
 
     def _commit(self, state: State, *, again: bool) -> Deferred[tuple[RetainedVersion, ...]]:
@@ -244,7 +244,7 @@ class StagingDir:
         return shown.retained
 
     def close(self) -> None:
-        """As ``seams.Staging.close``; descriptors in use by a thread are closed after it."""
+        """As ``interfaces.Staging.close``; descriptors in use by a thread are closed after it."""
         closed, self._closed = self._closed, lambda: None
 
         def ended(result: T) -> T:
@@ -254,7 +254,7 @@ class StagingDir:
         self._lane.do(self._tree.close).addBoth(ended)
 
     def discard(self) -> Deferred[None]:
-        """As ``seams.Staging.discard``."""
+        """As ``interfaces.Staging.discard``."""
         self.close()
         return self._run(self._discard())
 

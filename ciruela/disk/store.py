@@ -1,4 +1,4 @@
-"""States, indexes and images of this node on real file systems: implements ``seams.Disk``."""
+"""States, indexes and images of this node on real file systems: implements ``interfaces.Disk``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from ciruela.disk.syscalls import checked, checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.trust import RecordTrust, Vetting
 from ciruela.index.tree import Index
+from ciruela.interfaces import Examination, Identity, InThread, Loaded, NamesFound, Pending, SetAside, Staging
 from ciruela.model.config import STANDARD, STANDARD_MODES, DirConfig, Fsync, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.hooks import Due
@@ -40,7 +41,6 @@ from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.versions import State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
-from ciruela.seams import Examination, Identity, InThread, Loaded, NamesFound, Pending, SetAside, Staging
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ class Store:
     # -- states ----------------------------------------------------------------------------------------------------------------
 
     def load(self) -> Deferred[Loaded]:
-        """As ``seams.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
+        """As ``interfaces.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
         return self._load(recovery.load(self._records, self._configs, self._place, self._litter.left, self._vetting))
 
     def _load(self, work: Steps[recovery.RecoveredState]) -> Deferred[Loaded]:
@@ -112,12 +112,12 @@ class Store:
         return SerialExecutor(self._in_thread, "loading").steps(checked_steps("loading", work)).addCallback(loaded)
 
     def load_added(self, configs: Mapping[str, DirConfig]) -> Deferred[Loaded]:
-        """As ``seams.Disk.load_added``."""
+        """As ``interfaces.Disk.load_added``."""
         located = lambda vpath: self._located(place(configs, vpath))  # noqa: E731
         return self._load(recovery.load(self._records, configs, located, self._litter.left, self._vetting, alone=False))
 
     def forget(self, vpaths: Collection[VPath]) -> None:
-        """As ``seams.Disk.forget``."""
+        """As ``interfaces.Disk.forget``."""
         for vpath in vpaths:
             self._readers.forget(vpath)
 
@@ -126,7 +126,7 @@ class Store:
         self._tuning = replace(tuning, fsync=self._tuning.fsync, max_index_bytes=self._tuning.max_index_bytes)
 
     def write_pending(self, pending: Pending) -> Deferred[None]:
-        """As ``seams.Disk.write_pending``. The staging directory of another image that was pending here is removed."""
+        """As ``interfaces.Disk.write_pending``. The staging directory of another image that was pending here is removed."""
         self._marks.want(pending.state.image)
         lane = self._lane(pending.vpath)
         return lane.steps(checked_steps(pending.vpath, self._write_pending(pending, lane)))
@@ -151,7 +151,7 @@ class Store:
         yield ENTRY_COST
 
     def drop_pending(self, vpath: VPath) -> Deferred[None]:
-        """As ``seams.Disk.drop_pending``. A commit that was interrupted after its image was shown is finished instead."""
+        """As ``interfaces.Disk.drop_pending``. A commit that was interrupted after its image was shown is finished instead."""
         lane = self._lane(vpath)
         return lane.steps(checked_steps(vpath, self._drop_pending(vpath, lane)))
 
@@ -197,7 +197,7 @@ class Store:
             self._litter.left(place, name)
 
     def write_state(self, vpath: VPath, state: State) -> Deferred[None]:
-        """As ``seams.Disk.write_state``."""
+        """As ``interfaces.Disk.write_state``."""
 
         def write() -> None:
             record = self._place(vpath).record
@@ -209,7 +209,7 @@ class Store:
     # -- hooks -----------------------------------------------------------------------------------------------------------------
 
     def write_due(self, due: Due) -> Deferred[None]:
-        """As ``seams.Disk.write_due``."""
+        """As ``interfaces.Disk.write_due``."""
 
         def write() -> None:
             with self._records.states(due.vpath, create=True) as directory:
@@ -218,7 +218,7 @@ class Store:
         return self._lane(due.vpath).do(checked, due.vpath, write)
 
     def drop_due(self, vpath: VPath, image: ImageId) -> Deferred[None]:
-        """As ``seams.Disk.drop_due``."""
+        """As ``interfaces.Disk.drop_due``."""
 
         def drop() -> None:
             try:
@@ -231,13 +231,13 @@ class Store:
         return self._lane(vpath).do(checked, vpath, drop)
 
     def where(self, vpath: VPath) -> str:
-        """As ``seams.Disk.where``."""
+        """As ``interfaces.Disk.where``."""
         return str(self._place(vpath))
 
     # -- deleting --------------------------------------------------------------------------------------------------------------
 
     def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Tombstones]:
-        """As ``seams.Disk.remove``."""
+        """As ``interfaces.Disk.remove``."""
         place = self._place(vpath)
 
         def hidden(found: tuple[Tombstones, str | None]) -> Tombstones:
@@ -252,7 +252,7 @@ class Store:
         return self._lane(vpath).steps(checked_steps(vpath, delete(self._records, place, tombstone, index))).addCallback(hidden)
 
     def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Tombstones]:
-        """As ``seams.Disk.remember``."""
+        """As ``interfaces.Disk.remember``."""
         place = self._place(vpath)
 
         def add() -> Tombstones:
@@ -262,7 +262,7 @@ class Store:
         return self._in_thread(checked, vpath.base, add)
 
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Tombstones]:
-        """As ``seams.Disk.fold_burials``."""
+        """As ``interfaces.Disk.fold_burials``."""
         place = self._place(vpath)
 
         def fold() -> Tombstones:
@@ -272,7 +272,7 @@ class Store:
         return self._in_thread(checked, vpath.base, fold)
 
     def identity(self, key: str) -> Deferred[Identity]:
-        """As ``seams.Disk.identity``; at level 0 of the directory above, in which the image is exchanged."""
+        """As ``interfaces.Disk.identity``; at level 0 of the directory above, in which the image is exchanged."""
 
         def look() -> Identity:
             with self._base(key) as base:
@@ -292,7 +292,7 @@ class Store:
         return self._in_thread(checked, key, look)
 
     def free(self, key: str) -> Deferred[int]:
-        """As ``seams.Disk.free``."""
+        """As ``interfaces.Disk.free``."""
         return self.room(key).addCallback(lambda found: max(0, found[0] - found[2]))
 
     def _base(self, key: str) -> SafeDir:
@@ -302,7 +302,7 @@ class Store:
         return self._place(VPath((key, *("x" for _ in range(config.num_levels))))).open_base()
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
-        """As ``seams.Disk.collect_indexes``. An upload that is accepted meanwhile keeps its index."""
+        """As ``interfaces.Disk.collect_indexes``. An upload that is accepted meanwhile keeps its index."""
         self._marks.begin()
 
         def ended(result: T) -> T:
@@ -315,15 +315,15 @@ class Store:
     # -- indexes ---------------------------------------------------------------------------------------------------------------
 
     def read_index(self, image: ImageId) -> Deferred[Index | None]:
-        """As ``seams.Disk.read_index``."""
+        """As ``interfaces.Disk.read_index``."""
         return self._in_thread(checked, f"index {image.hex()}", collection.load, self._records, image)
 
     def read_index_bytes(self, image: ImageId) -> Deferred[bytes | None]:
-        """As ``seams.Disk.read_index_bytes``; hashed, not parsed."""
+        """As ``interfaces.Disk.read_index_bytes``; hashed, not parsed."""
         return self._in_thread(checked, f"index {image.hex()}", collection.load_bytes, self._records, image)
 
     def write_index(self, image: ImageId, data: bytes) -> Deferred[Index]:
-        """As ``seams.Disk.write_index``. The same index for several paths at once is written by one after the other."""
+        """As ``interfaces.Disk.write_index``. The same index for several paths at once is written by one after the other."""
         lane = self._index_lanes.get(image)
         if lane is None:
             lane = self._index_lanes[image] = SerialExecutor(self._in_thread, f"index {image.hex()}")
@@ -332,7 +332,7 @@ class Store:
     # -- images ----------------------------------------------------------------------------------------------------------------
 
     def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
-        """As ``seams.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
+        """As ``interfaces.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
         return self._trees.acquire().addCallback(lambda _: self._stage_now(vpath, index))
 
     def _stage_now(self, vpath: VPath, index: Index) -> Deferred[Staging]:
@@ -431,11 +431,11 @@ class Store:
         self._aside[place.base, place.parents] = place, commit.found(parent, place, parent.names())
 
     def set_aside(self) -> Sequence[SetAside]:
-        """As ``seams.Disk.set_aside``."""
+        """As ``interfaces.Disk.set_aside``."""
         return [one for _, asides in list(self._aside.values()) for one in asides]
 
     def tidy(self, *, delete: bool) -> Deferred[int]:
-        """As ``seams.Disk.tidy``."""
+        """As ``interfaces.Disk.tidy``."""
 
         def again() -> Steps[int]:
             if delete:
@@ -494,7 +494,7 @@ class Store:
         )
 
     def present(self, vpath: VPath) -> Deferred[bool]:
-        """As ``seams.Disk.present``. Fails with DiskError when the base cannot be opened: then nobody can tell."""
+        """As ``interfaces.Disk.present``. Fails with DiskError when the base cannot be opened: then nobody can tell."""
 
         def look() -> bool:
             place = self._place(vpath)
@@ -509,7 +509,7 @@ class Store:
         return self._in_thread(checked, vpath, look)
 
     def look(self, vpaths: Sequence[VPath]) -> Deferred[NamesFound]:
-        """As ``seams.Disk.look``."""
+        """As ``interfaces.Disk.look``."""
 
         def all_of_them() -> NamesFound:
             gone: list[VPath] = []
@@ -535,7 +535,7 @@ class Store:
         return [vpath for vpath, status in found if status is None or not stat.S_ISDIR(status.st_mode)]
 
     def prove(self, most: int) -> Deferred[Sequence[VPath]]:
-        """As ``seams.Disk.prove``."""
+        """As ``interfaces.Disk.prove``."""
         vetting = self._vetting
         if vetting is None or not vetting.waiting:
             return succeed(())
@@ -555,11 +555,11 @@ class Store:
         return gatherResults(proved).addCallback(lambda good: [vpath for vpath, retained in zip(due, good, strict=True) if not retained])
 
     def recorded(self, vpath: VPath) -> Deferred[bool]:
-        """As ``seams.Disk.recorded``."""
+        """As ``interfaces.Disk.recorded``."""
         return self._lane(vpath).do(checked, vpath, lambda: self._committed_image(self._place(vpath)) is not None)
 
     def examine(self, vpath: VPath, index: Index) -> Examination:
-        """As ``seams.Disk.examine``."""
+        """As ``interfaces.Disk.examine``."""
 
         def open_tree() -> Tree | None:
             place = self._place(vpath)
@@ -586,7 +586,7 @@ class Store:
         return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, lambda: self._modes_of(self._place(vpath), index.image))
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
-        """As ``seams.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
+        """As ``interfaces.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
 
         def read() -> list[Block | None]:
             place = self._place(vpath)

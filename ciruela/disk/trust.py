@@ -22,12 +22,12 @@ from ciruela.disk import states
 from ciruela.disk.layout import Place, Records, index_name
 from ciruela.disk.safedir import SafeDir, led_to
 from ciruela.disk.states import Judge
+from ciruela.interfaces import InThread, KeepList, NowMs
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath, leads_to
-from ciruela.seams import InThread, KeepList, NowMs
 
 
 def targets(paths: Sequence[str], directory: str) -> Mapping[tuple[str, ...], str]:
@@ -57,19 +57,19 @@ def protected(paths: Sequence[str], directory: str) -> KeepList:
 
 
 class HostLinks:
-    """Implements ``seams.ProtectedLinks``. Following one may take for ever (a network file system), as reading a keep list may."""
+    """Implements ``interfaces.ProtectedLinks``. Following one may take for ever (a network file system), as reading a keep list may."""
 
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
 
     def follow(self, config: DirConfig) -> Deferred[KeepList]:
-        """As ``seams.ProtectedLinks.follow``."""
+        """As ``interfaces.ProtectedLinks.follow``."""
         if not config.protect:
             return succeed(frozenset())
         return self._in_thread(protected, config.protect, config.directory)
 
     def leading(self, config: DirConfig, vpath: VPath) -> Deferred[str | None]:
-        """As ``seams.ProtectedLinks.leading``."""
+        """As ``interfaces.ProtectedLinks.leading``."""
 
         def which(found: Mapping[tuple[str, ...], str]) -> str | None:
             return next((path for parts, path in found.items() if leads_to(parts, vpath.parts[1:])), None)

@@ -20,13 +20,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import within
 from ciruela.download.sources import PeerCandidate
 from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPieces, PiecesData, Response
+from ciruela.runtime import within
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Fetching the blocks of one image from clients and peers at once (protocol section 5.9, house section 3 (c)).
+"""Fetching the blocks of one image from clients and peers at once (protocol section 5.9).
 
 Each source pulls: whenever it has room for another request it gets the next block that the plan has for it. So a fast source gives much, a
 slow one little, and nothing waits for the slowest.
@@ -28,7 +28,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batcher, RateLimitedLog, within
 from ciruela.download import relaycache
 from ciruela.download.availability import AvailabilitySubscription
 from ciruela.download.plan import BlockPlan
@@ -41,6 +40,7 @@ from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block
 from ciruela.model.upload import AbortReason
 from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
+from ciruela.runtime import Batcher, RateLimitedLog, within
 
 STEP = 0.6180339887498949
 """The golden section: its multiples, without what stands before the point, fall evenly into every interval."""
@@ -163,10 +163,10 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 
 
 class Sink(Protocol):
-    """Where blocks go: the part of ``seams.Staging`` that is needed here."""
+    """Where blocks go: the part of ``interfaces.Staging`` that is needed here."""
 
     def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
-        """As ``seams.Staging.write``."""
+        """As ``interfaces.Staging.write``."""
 
 
 class BlockFetch:

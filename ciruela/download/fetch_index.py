@@ -11,7 +11,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff, RateLimitedLog
 from ciruela.download.sources import Candidate
 from ciruela.index.tree import Index
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, UnfitIndex
@@ -19,6 +18,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.units import logged
 from ciruela.model.upload import AbortReason
 from ciruela.proto.messages import GetIndex, IndexData, Response
+from ciruela.runtime import Backoff, RateLimitedLog
 
 GIVE_UP_S = 90.0
 POLL_S = 1.0

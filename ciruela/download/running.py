@@ -20,6 +20,7 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.serving import Catalog
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.interfaces import Address, Staging
 from ciruela.model.bitfield import FULL
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import DownloadFailed
@@ -27,7 +28,6 @@ from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Staging
 from ciruela.tracking.ledger import Ledger
 
 

@@ -17,7 +17,6 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import in_place
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
@@ -28,6 +27,7 @@ from ciruela.download.sources import MOST_WINDOW, Candidate, Totals
 from ciruela.index import tree
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.interfaces import Address, Connection, Connector, Disk, InThread, NowMs, Pending, Reused, Staging
 from ciruela.model.bitfield import FULL
 from ciruela.model.config import STANDARD, DirConfig
 from ciruela.model.errors import DiskError, DownloadFailed
@@ -36,7 +36,7 @@ from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import unpack_index
-from ciruela.seams import Address, Connection, Connector, Disk, InThread, NowMs, Pending, Reused, Staging
+from ciruela.runtime import in_place
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.subscriptions import Subscriptions
 

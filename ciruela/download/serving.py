@@ -20,17 +20,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Batcher, in_place
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.interfaces import Disk, InThread
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import compression
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
-from ciruela.seams import Disk, InThread
+from ciruela.runtime import Batcher, in_place
 from ciruela.tracking.ledger import Ledger
 
 MOST_READERS = 16

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import later
+from ciruela.interfaces import Authority, Caller, Disk, Ended, NowMs, Runner, Staging
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, DownloadFailed, HookFailed
 from ciruela.model.hooks import AFTER, CommandHook, Due, HookKind, HookReport, HookState, Webhook
@@ -28,7 +28,7 @@ from ciruela.model.units import format_duration, logged
 from ciruela.model.upload import AbortReason
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Authority, Caller, Disk, Ended, NowMs, Runner, Staging
+from ciruela.runtime import later
 from ciruela.tracking.ledger import Ledger
 
 LONGEST_PAUSE_MS = 3_600_000

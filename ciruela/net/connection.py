@@ -23,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import RateLimitedLog, TokenBucket, in_place
+from ciruela.interfaces import Address, InThread, RequestHandler
 from ciruela.model.errors import LinkLost
 from ciruela.net import frames
 from ciruela.net.limits import (
@@ -46,7 +46,7 @@ from ciruela.net.sendqueue import SendQueue
 from ciruela.net.session import Session
 from ciruela.net.strict import Quiet, Strict
 from ciruela.proto.messages import Notification, Request, Response
-from ciruela.seams import Address, InThread, RequestHandler
+from ciruela.runtime import RateLimitedLog, TokenBucket, in_place
 
 txaio.use_twisted()
 
@@ -158,7 +158,7 @@ class _Websocket(Strict):
 
     @property
     def incoming(self) -> int:
-        """As :meth:`ciruela.seams.Connection.incoming`."""
+        """As :meth:`ciruela.interfaces.Connection.incoming`."""
         return self.part_bytes if self._inbound is None else self._inbound.got
 
     @property
@@ -169,13 +169,13 @@ class _Websocket(Strict):
     # -- the Link ------------------------------------------------------------------------------------------------------------
 
     def ask(self, request: Request) -> Deferred[Response]:
-        """As :meth:`ciruela.seams.Connection.ask`."""
+        """As :meth:`ciruela.interfaces.Connection.ask`."""
         answer = self._talk.ask(request)
         self._set_limit()
         return answer
 
     def tell(self, notification: Notification) -> None:
-        """As :meth:`ciruela.seams.Connection.tell`."""
+        """As :meth:`ciruela.interfaces.Connection.tell`."""
         self._talk.tell(notification)
 
     def close(self, reason: str = "closed by us") -> None:

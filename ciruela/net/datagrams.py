@@ -8,15 +8,15 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime, IReactorUD
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
-from ciruela.clockwork import RateLimitedLog
-from ciruela.seams import Address
+from ciruela.interfaces import Address
+from ciruela.runtime import RateLimitedLog
 
 MAX_DATAGRAM_BYTES = 1400
 """Fits into one Ethernet frame with room for tunnels; the longest datagram of our gossip."""
 
 
 class DatagramPort(DatagramProtocol):
-    """Implements :class:`ciruela.seams.Datagrams`. ``deliver`` gets each datagram and where it came from.
+    """Implements :class:`ciruela.interfaces.Datagrams`. ``deliver`` gets each datagram and where it came from.
 
     ``refused`` counts datagrams that were too long, ``unsent`` those that the system did not take, ``faults`` exceptions of ``deliver``.
     A socket that is bound to an IPv6 wildcard carries IPv4, too: addresses of IPv4 peers are mapped on their way to the system, and back.

@@ -17,13 +17,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff, in_place
+from ciruela.interfaces import Address, Connection, InThread, RequestHandler
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.connection import ClientLink, client_links
 from ciruela.net.limits import LIMITS, Budgets, Limits
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
 from ciruela.proto.multiplexer import LARGE, MAX_PENDING
-from ciruela.seams import Address, Connection, InThread, RequestHandler
+from ciruela.runtime import Backoff, in_place
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
@@ -298,7 +298,7 @@ class _AddressState:
 
 
 class Pool:
-    """Implements :class:`ciruela.seams.Connector`: at most one connection to an address, made on demand, closed when idle.
+    """Implements :class:`ciruela.interfaces.Connector`: at most one connection to an address, made on demand, closed when idle.
 
     The n-th failure in a row blocks an address for n seconds. A request that lost its connection is sent once more, on a fresh one.
     """
@@ -334,7 +334,7 @@ class Pool:
         self._bulk: dict[Address, None] = {}
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
-        """As :meth:`ciruela.seams.Connector.ask`. ``timeout_s`` runs from when the request is sent; by default 30 s, for a block 5.6 s."""
+        """As :meth:`ciruela.interfaces.Connector.ask`. ``timeout_s`` runs from the sending; by default 30 s, for a block 5.6 s."""
         if self.stopped:
             return fail(LinkLost("this node is stopping"))
         line = self._lines.get(address)
@@ -347,21 +347,21 @@ class Pool:
         return answer
 
     def connected(self, address: Address) -> bool:
-        """As :meth:`ciruela.seams.Connector.connected`."""
+        """As :meth:`ciruela.interfaces.Connector.connected`."""
         line = self._lines.get(address)
         return line is not None and line.link is not None
 
     def incoming(self, address: Address) -> int:
-        """As :meth:`ciruela.seams.Connector.incoming`."""
+        """As :meth:`ciruela.interfaces.Connector.incoming`."""
         line = self._lines.get(address)
         return 0 if line is None or line.link is None else line.link.incoming
 
     def bulk(self, address: Address) -> bool:
-        """As :meth:`ciruela.seams.Connector.bulk`."""
+        """As :meth:`ciruela.interfaces.Connector.bulk`."""
         return address in self._bulk
 
     def alive(self, address: Address) -> None:
-        """As :meth:`ciruela.seams.Connector.alive`."""
+        """As :meth:`ciruela.interfaces.Connector.alive`."""
         self.backoff.succeeded(address)
 
     def spoke(self, address: Address, bulk: bool) -> None:

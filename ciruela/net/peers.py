@@ -14,11 +14,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import PeriodicTask
+from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.source import PeerSource
 from ciruela.net.resolve import Resolve, split_name
-from ciruela.seams import Address
+from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
 """How often it is looked for names that are due."""

@@ -11,8 +11,8 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import FormatError, LinkLost
-from ciruela.seams import Address, InThread
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")

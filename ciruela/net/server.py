@@ -25,12 +25,12 @@ from twisted.web.http import HTTPChannel, Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from ciruela.clockwork import RateLimitedLog
+from ciruela.interfaces import RequestHandler
 from ciruela.model.units import logged
 from ciruela.net import frames
 from ciruela.net.connection import MAX_HEAD_BYTES, server_links
 from ciruela.net.limits import LIMITS, Budgets, IsPeer, Limits, nobody
-from ciruela.seams import RequestHandler
+from ciruela.runtime import RateLimitedLog
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) (HTTP/1\.[0-9])")

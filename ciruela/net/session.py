@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import RateLimitedLog, in_place
+from ciruela.interfaces import Connection, InThread, RequestHandler
 from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
 from ciruela.model.upload import RejectReason
 from ciruela.net.limits import AnswerBudget
@@ -42,7 +42,7 @@ from ciruela.proto.multiplexer import (
     Violation,
     read,
 )
-from ciruela.seams import Connection, InThread, RequestHandler
+from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64
 """Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
@@ -137,7 +137,7 @@ class Session:
         return self._over is not None
 
     def ask(self, request: Request) -> Deferred[Response]:
-        """As :meth:`ciruela.seams.Connection.ask`."""
+        """As :meth:`ciruela.interfaces.Connection.ask`."""
         if self._over is not None:
             failed: Deferred[Response] = Deferred()
             failed.errback(LinkLost(self._over))
@@ -154,7 +154,7 @@ class Session:
         return done
 
     def tell(self, notification: Notification) -> None:
-        """As :meth:`ciruela.seams.Connection.tell`."""
+        """As :meth:`ciruela.interfaces.Connection.tell`."""
         if self._over is None:
             self._send(self._dialogue.tell(notification))
 

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import RateLimitedLog
+from ciruela.interfaces import Address, Connector
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
@@ -24,7 +24,7 @@ from ciruela.model.versions import State, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
-from ciruela.seams import Address, Connector
+from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
 MOST_DOWNLOADS = 20

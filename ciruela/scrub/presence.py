@@ -17,12 +17,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import PeriodicTask
+from ciruela.interfaces import Address, Disk, NamesFound, Pending
 from ciruela.model.errors import DiskError
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Disk, NamesFound, Pending
+from ciruela.runtime import PeriodicTask
 from ciruela.tracking.ledger import Ledger
 
 T = TypeVar("T")

@@ -14,14 +14,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff, PeriodicTask
 from ciruela.index.tree import Index
+from ciruela.interfaces import Disk, Examination, Findings, NowMs
 from ciruela.model.config import Tuning
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.seams import Disk, Examination, Findings, NowMs
+from ciruela.runtime import Backoff, PeriodicTask
 from ciruela.tracking.ledger import Ledger
 
 BURST_S = 4.0

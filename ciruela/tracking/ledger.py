@@ -15,11 +15,11 @@ from types import MappingProxyType
 import cbor2
 from twisted.internet.interfaces import IReactorTime
 
+from ciruela.interfaces import Loaded, Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Loaded, Pending
 
 ABORT_MEMORY_S = 120.0
 """An upload that was given up is told of for so long (protocol section 10, recently deleted)."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from ciruela.interfaces import Connection
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Connection
 
 MOST_PER_LINK = 64
 """Uploads of one connection that can be taken back, the last ones (threats 6.3)."""

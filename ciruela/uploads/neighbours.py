@@ -14,11 +14,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.interfaces import Address, Connector
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Response
-from ciruela.seams import Address, Connector
 from ciruela.uploads.decision import NOWHERE, Elsewhere
 
 MOST_ASKED = 5

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import RateLimitedLog
 from ciruela.index.tree import Index
+from ciruela.interfaces import Authority, Disk, NowMs
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import CiruelaError, DiskError, OtherContent
@@ -19,7 +19,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Origin, Rejection, RejectReason, Removal
 from ciruela.model.versions import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Authority, Disk, NowMs
+from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.decision import (
     NOWHERE,

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succee
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import RateLimitedLog
+from ciruela.interfaces import Address, Authority, Disk, NowMs, Pending
 from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.config import STANDARD, DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
@@ -23,7 +23,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
 from ciruela.model.versions import MOST_SIGNATURES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, Authority, Disk, NowMs, Pending
+from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.decision import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
 from ciruela.uploads.neighbours import Neighbours

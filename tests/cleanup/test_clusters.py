@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred, succeed
 from ciruela.cleanup.health import QUIET_S
 from ciruela.cleanup.service import FIRST_S, LOOK_S, Safeguards
 from ciruela.daemon.status import NodeStatus
+from ciruela.interfaces import KeepList
 from ciruela.model.config import DirConfig
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetBaseDir
-from ciruela.seams import KeepList
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, START_MS, Client, Cluster, Image

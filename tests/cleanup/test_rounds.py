@@ -26,13 +26,13 @@ from ciruela.cleanup.service import (
     Safeguards,
     words,
 )
+from ciruela.interfaces import Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 

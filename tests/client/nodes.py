@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from ciruela.interfaces import Address, Connection
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.proto.messages import (
@@ -28,7 +29,6 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Address, Connection
 from tests.doubles.memnet import Hub
 
 PORT = 24783

@@ -25,11 +25,11 @@ from ciruela.client.tracker import (
     refusal_code,
     worst,
 )
+from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId, Server
 from ciruela.model.upload import RejectReason
 from ciruela.model.versions import Version
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, UploadAck
-from ciruela.seams import Address
 from tests.proof import shows
 
 IMAGE = ImageId(b"\x11" * 32)

@@ -9,12 +9,12 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from ciruela.client.report import Report
+from ciruela.interfaces import Connection
 from ciruela.keys.public import verify
 from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BaseDirData, CheckData, CheckUpload, GetBaseDir, GetPathState, Notification, Request, Response
-from ciruela.seams import Connection
 from tests.client.nodes import FakeNode, machine
 from tests.client.test_commands import NOW_MS, OLD, CommandCase
 from tests.proof import shows

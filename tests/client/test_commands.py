@@ -29,12 +29,12 @@ from ciruela.client.sync import RunContext
 from ciruela.disk import walk
 from ciruela.disk.localtree import LocalTree
 from ciruela.index.parse import parse as parse_index
+from ciruela.interfaces import Address
 from ciruela.keys.public import parse_public, verify
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import AppendDir, BlockData, GetBlock, GetIndex, IndexData, ReplaceDir
-from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.doubles.memnet import Hub
 from tests.proof import shows

@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.contacts import MAX_CANDIDATES, Contacts, reachable_from
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
-from ciruela.seams import Address
 from tests.proof import shows
 
 

@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.demo import TERM_S, DemoNode, default_directory, folded, make_keys, next_line, script
 from ciruela.client.options.table import parse_sync
+from ciruela.interfaces import DEFAULT_PORT
 from ciruela.keys.public import parse_private, parse_public
-from ciruela.seams import DEFAULT_PORT
 from tests.proof import shows
 
 

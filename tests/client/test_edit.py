@@ -27,11 +27,11 @@ from ciruela.client.sync import RunContext
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.parse import parse as parse_index
 from ciruela.index.tree import File
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import BlockHash
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlocksData, GetBlock, GetBlocks, GetIndex, GetPathState
-from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.doubles.memnet import OUTSIDE
 from tests.proof import shows

@@ -12,9 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.entrance import PATIENCE_S, Entrance
 from ciruela.client.sync import RunContext
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.proto.messages import GetIndex, PublishImage
-from ciruela.seams import Address
 from tests.client.test_sync import IMAGE
 from tests.proof import shows
 

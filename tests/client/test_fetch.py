@@ -14,6 +14,7 @@ from ciruela.client.orders import Conflict
 from ciruela.client.sync import RunContext
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
+from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.proto.messages import (
     BlockData,
@@ -27,7 +28,6 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
-from ciruela.seams import Address, Connection, RequestHandler
 from tests.client.nodes import address, machine
 from tests.client.test_commands import at_once
 from tests.doubles.memnet import Hub, MemoryLink

@@ -17,9 +17,9 @@ from ciruela.client.options.reading import GetOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import LocalProblem
 from ciruela.client.origin import ReadContext
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
 from ciruela.proto.messages import BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, GetIndexAt, Request, Response
-from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.proof import shows
 from tests.scenarios.cluster import APP, Client, Cluster, Image

@@ -15,8 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
 
 from ciruela.client.survey import MOST_BYTES, PAGE_S, NoPage, PageReader
+from ciruela.interfaces import Address
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
-from ciruela.seams import Address
 from tests.client.test_commands import at_once
 from tests.proof import shows
 

@@ -23,6 +23,7 @@ from ciruela.client.removing import seen
 from ciruela.client.status import status
 from ciruela.client.survey import AT_ONCE, MOST_NODES, ClusterView, NoPage, Survey, SurveyedNode
 from ciruela.client.sync import RunContext
+from ciruela.interfaces import Address
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost, RemoteError
@@ -30,7 +31,6 @@ from ciruela.model.ids import ImageId
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Request, Response
-from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.doubles.clock import HeapClock
 from tests.proof import shows

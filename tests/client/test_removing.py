@@ -18,12 +18,12 @@ from ciruela.client.pathview import MOST_ANSWERS, PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
 from ciruela.client.sync import ANSWER_TIMEOUT_S, RunContext
+from ciruela.interfaces import Address
 from ciruela.model.errors import ConfigError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetIndexAt, IndexAtData, Request
-from ciruela.seams import Address
 from tests.disk.trees import in_place
 from tests.proof import shows
 

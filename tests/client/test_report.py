@@ -22,8 +22,8 @@ from ciruela.client.orders import LocalProblem
 from ciruela.client.report import CODES, Report, code_of, upload_fields
 from ciruela.client.sync import RunContext
 from ciruela.client.tracker import EXIT_PARTIAL, RUNNING, UploadOutcome, UploadProgress, Verdict
+from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId
-from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address, machine
 from tests.client.test_commands import CommandCase, FakeReactor
 from tests.proof import shows

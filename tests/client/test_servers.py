@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.servers import MOST_LOOSE, MetServer, Servers, ServersTold, address_of
+from ciruela.interfaces import Address
 from ciruela.model.ids import MachineId, Server, SharedId
-from ciruela.seams import Address
 from tests.proof import shows
 
 

@@ -11,8 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import schema
 from ciruela.client.schema import At, Dir, ImageVersion, Neighbour, NodeIdentity, RefusedImage
+from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError
-from ciruela.seams import Address
 from tests.proof import shows
 
 IMAGE = "ab" * 32

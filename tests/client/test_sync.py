@@ -19,6 +19,7 @@ from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
+from ciruela.interfaces import Address
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId, Server, SharedId
 from ciruela.proto.compression import unpack, unpack_index
@@ -41,7 +42,6 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address, machine
 from tests.doubles.memnet import Hub
 from tests.proof import shows

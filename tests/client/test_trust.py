@@ -32,6 +32,7 @@ from ciruela.client.report import Report
 from ciruela.client.rollback import rollback
 from ciruela.client.sync import RunContext
 from ciruela.client.trust import TrustedKeys, pinned_file, signing_time_ms, trust_of
+from ciruela.interfaces import Address, Connection
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import removal_bytes, signed_bytes, signed_check_bytes
 from ciruela.model.errors import BadKey, CiruelaError, LinkLost, RemoteError
@@ -60,7 +61,6 @@ from ciruela.proto.messages import (
     Response,
     UploadAck,
 )
-from ciruela.seams import Address, Connection
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 from tests.client.test_commands import Output, at_once
 from tests.client.test_edit import EditCase

@@ -9,9 +9,9 @@ from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import Mode, UploadOptions, UploadTarget
 from ciruela.client.options.table import parse
 from ciruela.client.sync import RunContext
+from ciruela.interfaces import Address
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReplaceDir
-from ciruela.seams import Address
 from tests.client.nodes import FakeNode, address
 from tests.client.test_commands import CommandCase
 from tests.client.test_options import Parsing

@@ -11,7 +11,7 @@ from ciruela.daemon.api import MOST_WAITING, NodeApi
 from ciruela.daemon.authority import FRESH_S, MOST_TRIED, Signers
 from ciruela.daemon.pathstate import MOST, Refusals
 from ciruela.daemon.status import NodeStatus
-from ciruela.gossip.packets import Header, MemberFact, Packet, encode_packets
+from ciruela.membership.packets import Header, MemberFact, Packet, encode_packets
 from ciruela.model.errors import DiskError
 from ciruela.model.hooks import HookKind, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId

@@ -7,8 +7,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.service import LOOK_S
 from ciruela.daemon.node import Around
+from ciruela.interfaces import Address
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 from tests.proof import shows
 from tests.scenarios.cluster import PORT, Client, Cluster, Image
 

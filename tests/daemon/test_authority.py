@@ -11,6 +11,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.authority import KEPT_MS, MOST_VERIFIED, KeyFiles
+from ciruela.interfaces import Authority
 from ciruela.keys.authorized import parse_authorized
 from ciruela.keys.public import PrivateKey
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
@@ -19,7 +20,6 @@ from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
-from ciruela.seams import Authority
 from tests.proof import shows
 
 IMAGE = ImageId(b"\x11" * 32)

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.processes import Processes
-from ciruela.seams import Ended
+from ciruela.interfaces import Ended
 
 PID = 2**22 + 7
 """More than Linux gives to any process."""

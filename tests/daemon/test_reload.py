@@ -35,7 +35,7 @@ def plan(**configs: DirConfig) -> DaemonPlan:
 
 
 class Keys:
-    """Implements ``seams.Authority``: the keys are there, gone, or nobody can tell."""
+    """Implements ``interfaces.Authority``: the keys are there, gone, or nobody can tell."""
 
     def __init__(self) -> None:
         self.state = "there"

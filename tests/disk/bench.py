@@ -15,13 +15,13 @@ from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
+from ciruela.interfaces import Loaded, Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import BadIndex, FormatError
 from ciruela.model.ids import ImageId, parse_image_id
 from ciruela.model.upload import Command
 from ciruela.model.versions import Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Loaded, Pending
 from tests.disk.faulty import Killed
 from tests.disk.trees import Spec, blocks_of, flat, in_place, index_bytes, state_of
 from tests.doubles.simos import SimOS

@@ -8,10 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import layout
 from ciruela.index.tree import Index
+from ciruela.interfaces import Pending, Staging
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending, Staging
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, plant, state_of
 
 V1 = VPath(("app", "web", "v1"))

@@ -16,9 +16,9 @@ from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
 from ciruela.disk.layout import place
+from ciruela.interfaces import Loaded
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.vpath import VPath
-from ciruela.seams import Loaded
 from tests.disk.bench import (
     CONFIGS,
     K1,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ciruela.disk.bases import NAME, decode, encode
 from ciruela.disk.layout import BaseUnavailable
+from ciruela.interfaces import Held, NamesFound
 from ciruela.model.errors import DownloadFailed, FormatError
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, NamesFound
 from tests.disk.bench import OLD, Bench, done, succeed
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import SMALL, flat, index_bytes, on_disk, state_of

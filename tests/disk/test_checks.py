@@ -17,10 +17,10 @@ from ciruela.disk.reuse import FRESH_MODE
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import MAX_STATE_BYTES, decode_state, encode_state
 from ciruela.index.tree import Index
+from ciruela.interfaces import Findings, Pending
 from ciruela.model.errors import DiskError, DownloadFailed, FormatError
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Findings, Pending
 from tests.disk.faulty import Faults
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, flat, index_bytes, on_disk, state_of

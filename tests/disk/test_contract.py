@@ -1,4 +1,4 @@
-"""What every ``seams.Disk`` does: run against real files and against the double that cluster tests use."""
+"""What every ``interfaces.Disk`` does: run against real files and against the double that cluster tests use."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
+from ciruela.interfaces import Disk, Held, NamesFound, Pending, Staging
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import BadIndex, DiskError, DownloadFailed, OtherContent
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Disk, Held, NamesFound, Pending, Staging
 from tests.disk.trees import CHANGED, SMALL, Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of
 from tests.doubles.memdisk import MemDisk
 from tests.proof import shows

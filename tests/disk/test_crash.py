@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import CommitPhase, decode_journal
 from ciruela.index.tree import Index
+from ciruela.interfaces import Held, Pending, Staging
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending, Staging
 from tests.disk.faulty import Faults, Killed
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of
 from tests.measure import UnmeasuredTestCase

@@ -13,11 +13,11 @@ from twisted.internet.task import Clock
 from ciruela.disk import states, tombstones
 from ciruela.disk.safedir import SafeDir
 from ciruela.index.tree import Index
+from ciruela.interfaces import Held, Pending
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command
 from ciruela.model.versions import Tombstone, Tombstones, Version
-from ciruela.seams import Held, Pending
 from ciruela.tracking.ledger import Ledger
 from tests.disk.faulty import Faults, Killed
 from tests.disk.real import V1, V2, Real

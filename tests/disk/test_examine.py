@@ -17,11 +17,11 @@ from ciruela.disk import openfile, safedir
 from ciruela.disk.examine import MOST_DAMAGES
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
+from ciruela.interfaces import Findings, Pending
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
-from ciruela.seams import Findings, Pending
 from tests.disk.faulty import Faults, Killed
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import SMALL, Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of

@@ -11,9 +11,9 @@ from ciruela.disk import states
 from ciruela.disk.layout import place
 from ciruela.disk.removal import DOOMED
 from ciruela.disk.states import CommitPhase, Journal
+from ciruela.interfaces import Held, Pending
 from ciruela.model.upload import Command
 from ciruela.model.versions import State
-from ciruela.seams import Held, Pending
 from tests.disk.bench import CONFIGS, NEW, OLD, OTHER, V1, V2, Bench, indexed, kill_after, succeed
 from tests.disk.faulty import Killed
 from tests.disk.trees import flat, state_of

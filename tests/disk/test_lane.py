@@ -10,9 +10,9 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 
 from ciruela.disk.executor import SLICE_COST, SerialExecutor
 from ciruela.disk.store import Store
+from ciruela.interfaces import Pending
 from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
 from tests.disk.trees import Node, Spec, blocks_of, flat, index_bytes, on_disk, state_of
 from tests.measure import UnmeasuredTestCase
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ciruela.disk.sidecar import decode_due, decode_modes, encode_due, encode_modes, file_name
+from ciruela.interfaces import Findings
 from ciruela.model.config import Modes, Reuse
 from ciruela.model.errors import FormatError
 from ciruela.model.hooks import Due, HookKind
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import Tombstone
-from ciruela.seams import Findings
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, state_of
 

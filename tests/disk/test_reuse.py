@@ -19,11 +19,11 @@ from ciruela.disk.store import Store
 from ciruela.disk.verify import READ_BLOCKS
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Index
+from ciruela.interfaces import Reused, Staging
 from ciruela.model.config import Reuse
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.seams import Reused, Staging
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import Spec, blocks_of, in_place, index_bytes, on_disk, state_of
 from tests.proof import shows

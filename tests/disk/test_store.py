@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
+from ciruela.interfaces import Pending
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, flat, in_place, index_bytes, on_disk, plant, state_of
 from tests.proof import shows

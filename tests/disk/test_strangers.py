@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciruela.disk.safedir import SafeDir
+from ciruela.interfaces import Held, Pending
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending
 from tests.disk.real import V1, Real
 from tests.disk.trees import CHANGED, SMALL, Spec, blocks_of, flat, index_bytes, on_disk, plant, state_of
 from tests.proof import shows

@@ -13,11 +13,11 @@ from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.disk.version import lock
+from ciruela.interfaces import Held, Pending
 from ciruela.model.config import STANDARD, Fsync
 from ciruela.model.errors import DiskError
 from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Pending
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, flat, in_place, index_bytes, on_disk, plant, state_of
 from tests.proof import shows

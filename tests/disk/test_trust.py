@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 from ciruela.disk import tombstones, trust
 from ciruela.disk.store import Store
 from ciruela.disk.trust import RecordTrust
+from ciruela.interfaces import Held
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import SigEntry, Tombstone, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held
 from tests.disk.real import V1, V2, Real
 from tests.disk.trees import CHANGED, SMALL, in_place, state_of
 from tests.proof import shows

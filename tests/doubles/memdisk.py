@@ -1,4 +1,4 @@
-"""``seams.Disk`` in memory: synchronous, cheap, and able to crash. For clusters of many nodes under a fake clock.
+"""``interfaces.Disk`` in memory: synchronous, cheap, and able to crash. For clusters of many nodes under a fake clock.
 
 Nodes may share one dictionary of blocks: an image is its index, and what a node has of it is one byte for each block.
 """
@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from ciruela.index.merge import BlockMap, same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
+from ciruela.interfaces import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherContent
 from ciruela.model.hooks import Due
@@ -21,13 +22,12 @@ from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
-from ciruela.seams import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
 
 Blocks = dict[BlockHash, bytes]
 
 
 class MemStaging:
-    """Implements ``seams.Staging``. After a crash of its disk every call fails with DiskError; the content is still on the disk."""
+    """Implements ``interfaces.Staging``. After a crash of its disk every call fails with DiskError; the content is still on the disk."""
 
     def __init__(self, disk: MemDisk, vpath: VPath, index: Index, here: bytearray) -> None:
         self._disk = disk
@@ -127,7 +127,7 @@ class MemStaging:
 
 
 class MemExamination:
-    """Implements ``seams.Examination``, block by block."""
+    """Implements ``interfaces.Examination``, block by block."""
 
     def __init__(self, disk: MemDisk, vpath: VPath, index: Index) -> None:
         self._disk = disk
@@ -162,7 +162,7 @@ class MemExamination:
 
 
 class MemDisk:
-    """Implements ``seams.Disk``.
+    """Implements ``interfaces.Disk``.
 
     Tests may set ``free_bytes`` (a full disk), ``unmounted`` (keys whose base is missing), ``foreign`` (paths where something stands that
     is not ours: an index if it has exactly that content, else None), ``damaged`` (paths of which a damaged record is kept), ``rotten``
@@ -233,7 +233,7 @@ class MemDisk:
             found = self._maps[index.image] = BlockMap(index)
         return found
 
-    # -- seams.Disk ------------------------------------------------------------------------------------------------------------
+    # -- interfaces.Disk ------------------------------------------------------------------------------------------------------------
 
     def _refusal(self, vpath: VPath) -> DiskError | None:
         config = self.configs.get(vpath.key)

@@ -13,11 +13,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.outgoing import ANSWER_S, BLOCK_S, CONNECT_S
 from ciruela.net.session import Session
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
-from ciruela.seams import Address, Connection, RequestHandler
 
 OUTSIDE = Address("192.0.2.1", 1)
 """Where clients are unless they say something else."""
@@ -32,7 +32,7 @@ SILENCE_S = 15.0
 
 
 class MemoryLink:
-    """One end of a connection; implements ``ciruela.seams.Connection``. ``clock`` is that of the process here."""
+    """One end of a connection; implements ``ciruela.interfaces.Connection``. ``clock`` is that of the process here."""
 
     def __init__(self, hub: Hub, here: Address, there: Address, counterpart: RequestHandler, clock: IReactorTime) -> None:
         self._hub = hub
@@ -113,7 +113,7 @@ class MemoryLink:
 
 
 class _Wire:
-    """Requests of one node; implements ``ciruela.seams.Connector``."""
+    """Requests of one node; implements ``ciruela.interfaces.Connector``."""
 
     def __init__(self, hub: Hub, here: Address, clock: IReactorTime) -> None:
         self._hub = hub
@@ -203,7 +203,7 @@ class _Refusing:
 
 
 class _Datagrams:
-    """The gossip socket of one node; implements ``ciruela.seams.Datagrams``."""
+    """The gossip socket of one node; implements ``ciruela.interfaces.Datagrams``."""
 
     def __init__(self, hub: Hub, here: Address) -> None:
         self._hub = hub

@@ -8,9 +8,9 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
 from ciruela.proto import messages as m
-from ciruela.seams import Address
 from tests.doubles.clock import HeapClock, Timers
 from tests.doubles.memnet import SILENCE_S, Hub
 from tests.net.bench import Counterpart

@@ -22,6 +22,7 @@ from ciruela.index.emit import emit
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
+from ciruela.interfaces import Pending
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import Busy, RemoteError
 from ciruela.model.upload import Command
@@ -40,7 +41,6 @@ from ciruela.proto.messages import (
     Response,
     ShareData,
 )
-from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 

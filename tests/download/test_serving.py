@@ -10,12 +10,12 @@ from ciruela.index.digest import HashKind
 from ciruela.index.emit import emit
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File
+from ciruela.interfaces import Pending
 from ciruela.model.errors import DiskError, RemoteError
 from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlockData, BlockHint, GetBlock
-from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 

@@ -17,11 +17,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
-from ciruela.clockwork import TokenBucket
 from ciruela.net.connection import ClientLink, ServerLink
 from ciruela.net.limits import IdleTimeout, Limits
 from ciruela.net.sendqueue import SendQueue
 from ciruela.net.server import MAX_HEAD_BYTES, origin_allowed, site
+from ciruela.runtime import TokenBucket
 from tests.fuzz.frames import outcome
 from tests.net.bench import REFERENCE_HANDSHAKE, Bench, Counterpart, Pages, frame, frames
 

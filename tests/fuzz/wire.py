@@ -10,8 +10,8 @@ import cbor2
 import zstandard
 
 from ciruela.disk import states
-from ciruela.gossip import packets
-from ciruela.gossip.packets import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
+from ciruela.membership import packets
+from ciruela.membership.packets import BODY_BYTES, DATAGRAM_BYTES, NullKeyring, Unopened
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.units import escaped
@@ -23,7 +23,7 @@ from ciruela.proto import messages as m
 from ciruela.proto import reading as limits
 from ciruela.proto.compression import pack, unpack
 from ciruela.proto.messages import BlockData, BlocksData, IndexAtData, IndexData
-from tests.gossip.test_packets import EXAMPLES, HEADER
+from tests.membership.test_packets import EXAMPLES, HEADER
 from tests.proto import samples
 from tests.proto.samples import VECTORS
 

@@ -9,10 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download.service import SUPERSEDABLE_S
 from ciruela.hooks.service import Outside
+from ciruela.interfaces import Ended
 from ciruela.model.errors import HookFailed
 from ciruela.model.hooks import CommandHook, HookKind, HookState, Webhook
 from ciruela.model.vpath import VPath
-from ciruela.seams import Ended
 from tests.scenarios.cluster import APP, Client, Cluster, Image
 
 V1 = "/app/v1"

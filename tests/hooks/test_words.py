@@ -7,11 +7,11 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.hooks.service import LONGEST_PAUSE_MS, body, environment, kinds_after, pause_s, rfc3339, why_failed, why_refused
+from ciruela.interfaces import Ended
 from ciruela.model.config import DirConfig
 from ciruela.model.hooks import CommandHook, Due, HookKind, Webhook
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Ended
 
 NEW, OLD = ImageId(b"\1" * 32), ImageId(b"\2" * 32)
 DUE = Due(VPath(("apps", "v2")), NEW, OLD, 1_700_000_000_123, "SHA256:abc", (HookKind.COMMAND,))

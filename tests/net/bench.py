@@ -16,12 +16,12 @@ from twisted.python.failure import Failure
 from twisted.test import iosim
 from twisted.web.resource import Resource
 
+from ciruela.interfaces import Address
 from ciruela.net.connection import ClientLink
 from ciruela.net.limits import LIMITS, IsPeer, Limits
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.server import PORT_LIMITS, PortLimits, site
 from ciruela.proto import messages as m
-from ciruela.seams import Address
 
 NODE = Address("10.0.0.1", 24783)
 REFERENCE_HANDSHAKE = (

@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address
 from ciruela.net.datagrams import DatagramPort, listen
-from ciruela.seams import Address
 from tests.proof import shows
 
 PEER = Address("10.0.0.2", 24783)

@@ -15,12 +15,12 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.net import resolve as resolve_module
 from ciruela.net.discovery.files import PeersFile, parse
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver, split_name
-from ciruela.seams import Address
 from tests.proof import shows
 
 ONE, TWO, THREE = (Address(f"10.0.0.{number}", 24783) for number in (1, 2, 3))

@@ -7,10 +7,10 @@ from twisted.internet.error import ConnectError
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.outgoing import CLIENT_HOST, Pool, connect
 from ciruela.proto import messages as m
-from ciruela.seams import Address
 from tests.net.bench import NODE, Bench, Counterpart, Raw, accept_key
 from tests.proof import shows
 from tests.proto import samples as s

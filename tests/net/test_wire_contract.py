@@ -10,10 +10,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.outgoing import Pool
 from ciruela.proto import messages as m
-from ciruela.seams import Address
 from tests.doubles.memnet import Hub
 from tests.net.bench import NODE, Bench, Counterpart
 from tests.proto import samples as s

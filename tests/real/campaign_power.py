@@ -20,9 +20,9 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.store import Store
+from ciruela.interfaces import Loaded
 from ciruela.model.config import DirConfig
 from ciruela.model.vpath import VPath
-from ciruela.seams import Loaded
 from tests.disk.trees import in_place
 from tests.real.alone import run_alone
 from tests.real.daemons import APPS, CFG, RealCluster

@@ -12,10 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
+from ciruela.interfaces import Pending, Reused
 from ciruela.model.config import Reuse, Tuning
 from ciruela.model.upload import Command
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending, Reused
 from tests.disk.trees import Node, Spec, blocks_of, flat, in_place, index_bytes, on_disk, state_of
 from tests.real.mounts import Mounts, may_make, needs
 

@@ -4,6 +4,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address, Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, LinkLost
 from ciruela.model.ids import ImageId, MachineId
@@ -13,7 +14,6 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir, RemovedEntry
 from ciruela.reconcile import service
 from ciruela.reconcile.service import KNOWN_S, MOST_BASES, MOST_DOWNLOADS, MOST_PER_BASE, REFUSED_S, Reconciler
-from ciruela.seams import Address, Pending
 from ciruela.tracking.ledger import FIRST_PAUSE_S, Ledger, base_dir_hash
 from tests.proof import shows
 

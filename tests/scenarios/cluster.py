@@ -16,6 +16,7 @@ from ciruela.hooks.service import Outside
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
+from ciruela.interfaces import Address
 from ciruela.keys.signed import removal_bytes, signed_bytes
 from ciruela.model.bitfield import Pieces
 from ciruela.model.config import DirConfig
@@ -42,7 +43,6 @@ from ciruela.proto.messages import (
     ShareData,
     UploadAck,
 )
-from ciruela.seams import Address
 from tests.doubles.clock import HeapClock
 from tests.doubles.memdisk import MemDisk
 from tests.doubles.memnet import OUTSIDE, Hub

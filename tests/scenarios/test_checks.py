@@ -13,14 +13,14 @@ from ciruela.client.orders import Check
 from ciruela.client.preflight import fate_of
 from ciruela.client.sync import RunContext
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
-from ciruela.clockwork import in_place
 from ciruela.index.parse import parse
+from ciruela.interfaces import Address
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, CheckData, CheckUpload
-from ciruela.seams import Address
+from ciruela.runtime import in_place
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, LOGS, Client, Cluster, Image
 

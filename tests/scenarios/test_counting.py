@@ -15,10 +15,10 @@ from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.client.tracker import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
 from ciruela.index.parse import parse
+from ciruela.interfaces import Address
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import LinkLost
 from ciruela.proto.messages import AppendDir
-from ciruela.seams import Address
 from tests.proof import shows
 from tests.scenarios.cluster import KEY, Cluster, Image
 

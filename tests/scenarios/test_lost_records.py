@@ -8,13 +8,13 @@ from twisted.internet.defer import fail, succeed
 
 from ciruela.cleanup.service import Safeguards
 from ciruela.index.parse import parse
+from ciruela.interfaces import Pending
 from ciruela.keys.signed import removal_bytes, signed_check_bytes
 from ciruela.model.errors import DiskError
 from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import CheckData, CheckUpload, GetPathState, PathStateData, RemoveDir, UploadAck
-from ciruela.seams import Pending
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, LOGS, Client, Cluster, Image

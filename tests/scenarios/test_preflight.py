@@ -24,10 +24,10 @@ from ciruela.client.sync import RunContext
 from ciruela.client.tracker import CompletionRule
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 from tests.client.test_commands import Output, at_once
 from tests.doubles.memnet import OUTSIDE
 from tests.proof import shows

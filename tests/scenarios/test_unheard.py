@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ciruela.gossip.packets import Ack, Complete, Header, MemberFact, NullKeyring, WatchFact, encode_packets
-from ciruela.gossip.softstate import MOST_WATCHERS
+from ciruela.interfaces import Address
+from ciruela.membership.packets import Ack, Complete, Header, MemberFact, NullKeyring, WatchFact, encode_packets
+from ciruela.membership.softstate import MOST_WATCHERS
 from ciruela.model.ids import ImageId, MachineId, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, PushPull
-from ciruela.seams import Address
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import PORT, Client, Cluster, Image

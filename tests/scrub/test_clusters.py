@@ -6,10 +6,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.status import NodeStatus
 from ciruela.index.digest import HashKind
+from ciruela.interfaces import Address
 from ciruela.model.errors import RemoteError
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlockData, BlockHint, GetBlock
-from ciruela.seams import Address
 from tests.proof import shows
 from tests.scenarios.cluster import Client, Cluster, Image, accepted
 

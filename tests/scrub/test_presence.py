@@ -9,12 +9,12 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import NamesFound
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.presence import TICK_S, Presence
-from ciruela.seams import NamesFound
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 

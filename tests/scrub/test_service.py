@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Damage, Findings, Pending
 from ciruela.model.config import MIB, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
@@ -15,7 +16,6 @@ from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.service import FIRST_S, LONGEST_AGAIN_S, MOST_MENDING, SUSPECT_BYTES, Scrub
-from ciruela.seams import Damage, Findings, Pending
 from ciruela.tracking.ledger import Ledger
 from tests.proof import shows
 

@@ -15,7 +15,11 @@ from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.source import ImageSource, SharedImage
 from ciruela.client.sync import ClusterRun, RunContext, Upload
 from ciruela.client.tracker import CompletionRule
-from ciruela.gossip.packets import (
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.index.merge import BlockMap
+from ciruela.interfaces import Address, Connection
+from ciruela.keys.signed import signed_bytes
+from ciruela.membership.packets import (
     BaseHash,
     Complete,
     Deleted,
@@ -27,9 +31,6 @@ from ciruela.gossip.packets import (
     WatchFact,
     encode_packets,
 )
-from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
-from ciruela.keys.signed import signed_bytes
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import BlockHash, ImageId, MachineId
@@ -62,7 +63,6 @@ from ciruela.proto.messages import (
     Response,
     UploadAck,
 )
-from ciruela.seams import Address, Connection
 from tests.disk.trees import Spec, flat, index_bytes
 from tests.doubles.memnet import MemoryLink
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from ciruela.disk.layout import place
 from ciruela.disk.safedir import RESERVED
 from ciruela.disk.store import Store
+from ciruela.interfaces import InThread
 from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
-from ciruela.seams import InThread
 from tests.doubles.simos import SimOS
 from tests.doubles.simos_inode import PAGE, Inode
 from tests.doubles.simos_volume import Volume

@@ -12,7 +12,7 @@ from twisted.internet.defer import succeed
 import ciruela.uploads.service as uploads
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
-from ciruela.gossip import cluster
+from ciruela.membership import cluster
 from ciruela.model.upload import Accepted, Progress, Rejection, RejectReason
 from ciruela.model.versions import State
 from ciruela.reconcile.service import Reconciler

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.client.tracker import UploadOutcome
 from ciruela.daemon.node import Node, NodeContext
+from ciruela.interfaces import Address, Connection
 from ciruela.keys.signed import Statement, removal_bytes, signed_bytes
 from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import RemoteError
@@ -24,7 +25,6 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReceivedImage, RemoveDir, ReplaceDir
-from ciruela.seams import Address, Connection
 from tests.doubles.clock import HeapClock, Timers
 from tests.doubles.memnet import Hub
 from tests.doubles.simos import SimOS
@@ -245,7 +245,7 @@ class Host:
         process.callLater(self.rng.random() * self.universe.hop_s, lambda: maybeDeferred(f, *args, **kwargs).chainDeferred(done))
         return done
 
-    # -- seams.Authority ------------------------------------------------------------------------------------------------------
+    # -- interfaces.Authority ------------------------------------------------------------------------------------------------------
 
     def verified(
         self, config: DirConfig, vpath: VPath, image: ImageId, entries: Sequence[SigEntry], statement: Statement = signed_bytes

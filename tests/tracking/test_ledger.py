@@ -3,12 +3,12 @@
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Held, Loaded, Pending
 from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command
 from ciruela.model.versions import RetainedVersion, SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Held, Loaded, Pending
 from ciruela.tracking.ledger import ABORT_MEMORY_S, MAX_ABORTS, Ledger, base_dir_hash
 from tests.proof import shows
 

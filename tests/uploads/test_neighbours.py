@@ -6,12 +6,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData
-from ciruela.seams import Address
 from ciruela.uploads.decision import NOWHERE, Elsewhere
 from ciruela.uploads.neighbours import ANSWER_S, KEPT_S, MOST_ASKED, MUTE_S, Nearby, Neighbours
 from tests.proof import shows

@@ -7,13 +7,13 @@ from dataclasses import replace
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.interfaces import Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command, Origin, RejectReason, UploadRequest
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Quotas
 from tests.proof import shows

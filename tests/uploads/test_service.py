@@ -5,7 +5,7 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import RateLimitedLog
+from ciruela.interfaces import Pending
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import DiskError
@@ -13,7 +13,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Accepted, Command, Origin, Progress, RejectReason, UploadRequest
 from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Pending
+from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.decision import Elsewhere
 from ciruela.uploads.service import Uploads

@@ -14,9 +14,9 @@ from typing import Any
 
 from ciruela._version import __version__
 from ciruela.index.digest import HashKind
+from ciruela.interfaces import DEFAULT_PORT
 from ciruela.model.units import parse_duration_ms
 from ciruela.model.vpath import VPath
-from ciruela.seams import DEFAULT_PORT
 
 
 @dataclass(frozen=True, slots=True)

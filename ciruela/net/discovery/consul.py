@@ -13,9 +13,9 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from ciruela.interfaces import InThread
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.fetch import Fetch, Page, consul_nodes
-from ciruela.seams import InThread
 
 WAIT_S = 300
 """How long the agent may hold a question back; its default."""

@@ -13,11 +13,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import PeriodicTask
+from ciruela.interfaces import InThread
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.source import Names
 from ciruela.net.resolve import split_name
-from ciruela.seams import InThread
+from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
 """How often the file is looked at."""

@@ -13,9 +13,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import RateLimitedLog
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.model.units import logged
+from ciruela.runtime import RateLimitedLog
 
 AFTER_FAILURE_S = 10.0
 LONGEST_AFTER_FAILURE_S = 300.0

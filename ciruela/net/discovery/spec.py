@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from twisted.internet.interfaces import IReactorTime
 
+from ciruela.interfaces import InThread
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.source import ANSWER_S, PeerSource, Repeated
 from ciruela.net.discovery.srv import host_addresses
 from ciruela.net.resolve import Resolve, split_name
-from ciruela.seams import InThread
 
 CONSUL = "http://127.0.0.1:8500"
 """Where a Consul agent listens by default (its documentation, "Required Ports")."""

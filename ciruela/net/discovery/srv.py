@@ -15,10 +15,10 @@ from twisted.names import client, dns
 from twisted.names.error import DNSNameError, DNSQueryTimeoutError, DomainError, ResolverError
 from twisted.python.failure import Failure
 
+from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.net.discovery.fetch import MOST_NAMES
 from ciruela.net.resolve import Resolve, join_name, split_name
-from ciruela.seams import Address
 
 
 def host_addresses(name: str, resolve: Resolve, default_port: int) -> Callable[[], Deferred[Sequence[str]]]:

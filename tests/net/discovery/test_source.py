@@ -17,6 +17,7 @@ from twisted.names.error import DNSNameError, DNSQueryTimeoutError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.peercache import NAME, PeerCache, decode, encode
+from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
 from ciruela.net.discovery.consul import Consul
 from ciruela.net.discovery.fetch import Page
@@ -26,7 +27,6 @@ from ciruela.net.discovery.spec import Means, SourceSpecs, parse_spec, sources
 from ciruela.net.discovery.srv import host_addresses, srv
 from ciruela.net.peers import MetPeers, PeerList, Remembered
 from ciruela.net.resolve import resolver
-from ciruela.seams import Address
 from tests.net.discovery.test_lists import instance
 from tests.proof import shows
 

@@ -9,21 +9,33 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import HUSH_S
-from ciruela.gossip.cluster import Completed, RemovedHeard
-from ciruela.gossip.confirm import CONFIRMED_S, MOST_CLAIMS, MOST_UNDER_WAY, Claim, Confirmations
-from ciruela.gossip.notify import DATAGRAMS
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Header, Item, MemberFact, Packet, RemovedFact, WatchFact, decode, encode_packets
-from ciruela.gossip.pushpull import AGAIN_S, MOST_FIRST, UNABLE_S, Exchanges
-from ciruela.gossip.pushpull import MOST_UNDER_WAY as MOST_EXCHANGES
-from ciruela.gossip.servers import Strangers
+from ciruela.interfaces import Address
+from ciruela.membership.cluster import Completed, RemovedHeard
+from ciruela.membership.confirm import CONFIRMED_S, MOST_CLAIMS, MOST_UNDER_WAY, Claim, Confirmations
+from ciruela.membership.notify import DATAGRAMS
+from ciruela.membership.packets import (
+    Ack,
+    BaseHash,
+    Complete,
+    Header,
+    Item,
+    MemberFact,
+    Packet,
+    RemovedFact,
+    WatchFact,
+    decode,
+    encode_packets,
+)
+from ciruela.membership.pushpull import AGAIN_S, MOST_FIRST, UNABLE_S, Exchanges
+from ciruela.membership.pushpull import MOST_UNDER_WAY as MOST_EXCHANGES
+from ciruela.membership.servers import Strangers
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, PathStateData, PushPull, PushPullData, Request, Response
-from ciruela.seams import Address
-from tests.gossip.test_service import AT_A, AT_B, AT_ME, EPOCH, ME, ONE, PATH, STRANGER, TWO, A, B, GossipCase
+from ciruela.runtime import HUSH_S
+from tests.membership.test_service import AT_A, AT_B, AT_ME, EPOCH, ME, ONE, PATH, STRANGER, TWO, A, B, GossipCase
 from tests.proof import shows
 
 

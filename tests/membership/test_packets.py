@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.packets import (
+from ciruela.membership.packets import (
     BODY_BYTES,
     DATAGRAM_BYTES,
     MAX_PARTS,

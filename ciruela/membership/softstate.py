@@ -14,10 +14,10 @@ from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ciruela.gossip.packets import Complete, Deleted, DownloadFact, Hooked, RemovedFact, WatchFact
+from ciruela.interfaces import Address
+from ciruela.membership.packets import Complete, Deleted, DownloadFact, Hooked, RemovedFact, WatchFact
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 
 O = TypeVar("O", bound=Hashable)  # noqa: E741  owner
 K = TypeVar("K", bound=Hashable)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.broadcast import (
+from ciruela.interfaces import Address
+from ciruela.membership.broadcast import (
     BEAT_DATAGRAMS,
     MEMBER_RENEW_S,
     MOST_DATAGRAMS,
@@ -22,9 +23,9 @@ from ciruela.gossip.broadcast import (
     heat_for,
     member_parts,
 )
-from ciruela.gossip.cluster import Cluster
-from ciruela.gossip.notify import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, ReliableNotifier, beat_targets, choose
-from ciruela.gossip.packets import (
+from ciruela.membership.cluster import Cluster
+from ciruela.membership.notify import ANSWER_S, FAN_OUT, PROBES, AnswerCache, ProbeRotation, ReliableNotifier, beat_targets, choose
+from ciruela.membership.packets import (
     MAX_PARTS,
     ROOM_BYTES,
     Ack,
@@ -45,7 +46,6 @@ from ciruela.gossip.packets import (
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ciruela.gossip.packets import DATAGRAM_BYTES, DownloadFact
+from ciruela.interfaces import Address
+from ciruela.membership.packets import DATAGRAM_BYTES, DownloadFact
 from ciruela.model.bitfield import FULL
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
-from tests.gossip.hub import START_MS, World, address_of, image_of
+from tests.membership.hub import START_MS, World, address_of, image_of
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import HUSH_S, Backoff, PeriodicTask, RateLimitedLog, TokenBucket, later
+from ciruela.runtime import HUSH_S, Backoff, PeriodicTask, RateLimitedLog, TokenBucket, later
 from tests.proof import shows
 
 

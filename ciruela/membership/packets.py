@@ -147,7 +147,7 @@ class WatchFact:
 class MemberFact:
     """Part ``part`` of ``parts`` of the directories (keys) that ``machine`` takes. Passed on; the greatest ``stamp`` counts.
 
-    ``address`` is the text of a ``seams.Address``; None when the sender speaks of itself.
+    ``address`` is the text of a ``interfaces.Address``; None when the sender speaks of itself.
     """
 
     machine: MachineId

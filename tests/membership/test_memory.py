@@ -6,7 +6,8 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.cluster import (
+from ciruela.interfaces import Address
+from ciruela.membership.cluster import (
     Acked,
     BaseHeard,
     Cluster,
@@ -21,9 +22,9 @@ from ciruela.gossip.cluster import (
     PacketRefused,
     WatchHeard,
 )
-from ciruela.gossip.members import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, ReplayWindow
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Header, Hooked, Item, MemberFact, Packet, WatchFact
-from ciruela.gossip.softstate import (
+from ciruela.membership.members import MEMBER_S, MOST_KEYS, SILENT_S, WINDOW, PacketRefusal, ReplayWindow
+from ciruela.membership.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Header, Hooked, Item, MemberFact, Packet, WatchFact
+from ciruela.membership.softstate import (
     IMAGES_PER_PATH,
     MOST_KINDS,
     MOST_WATCHERS,
@@ -38,7 +39,6 @@ from ciruela.gossip.softstate import (
 from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 from tests.proof import shows
 
 ME, A, B, C = (MachineId(bytes((letter,)) * 16) for letter in b"mabc")

@@ -1,6 +1,6 @@
 """What the nodes of a cluster tell each other, in datagrams and over connections: hints that make work start, never an authority.
 
-No file, no socket: datagrams leave through ``seams.Datagrams``, requests through ``seams.Connector``; clock and chance are handed in. What
+No file, no socket: datagrams leave through ``interfaces.Datagrams``, requests through ``interfaces.Connector``; clock and chance are handed in. What
 heard never makes this node contact an address that is not configured, and by itself never deletes, aborts or accepts anything (threats
 6.7).
 

@@ -10,9 +10,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.clockwork import HUSH_S
-from ciruela.gossip.notify import FAN_OUT, PROBES, HookRetransmitter
-from ciruela.gossip.packets import (
+from ciruela.interfaces import Address
+from ciruela.membership.notify import FAN_OUT, PROBES, HookRetransmitter
+from ciruela.membership.packets import (
     Ack,
     BaseHash,
     Complete,
@@ -30,16 +30,16 @@ from ciruela.gossip.packets import (
     encode_item,
     encode_packets,
 )
-from ciruela.gossip.pushpull import MOST_FIRST
-from ciruela.gossip.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
-from ciruela.gossip.softstate import WATCH_S
+from ciruela.membership.pushpull import MOST_FIRST
+from ciruela.membership.service import LATELY_S, LOOKED_THROUGH, MOST_PROGRESS_S, PROGRESS_S, Gossip
+from ciruela.membership.softstate import WATCH_S
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
-from ciruela.seams import Address
-from tests.gossip.test_choice import OwnFacts
+from ciruela.runtime import HUSH_S
+from tests.membership.test_choice import OwnFacts
 from tests.proof import shows
 
 ME, A, B = (MachineId(bytes((letter,)) * 16) for letter in b"mab")

@@ -329,5 +329,5 @@ def within(answer: Deferred[A], timeout_s: float, clock: IReactorTime) -> Deferr
 
 
 def in_place(f: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[A]:
-    """Implements ``seams.InThread`` without threads: for what is small, and for tests."""
+    """Implements ``interfaces.InThread`` without threads: for what is small, and for tests."""
     return maybeDeferred(f, *args, **kwargs)

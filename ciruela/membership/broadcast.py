@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from enum import Enum, IntEnum, auto
 from typing import Any, Generic, Protocol, TypeVar
 
-from ciruela.gossip.cluster import Cluster
-from ciruela.gossip.packets import (
+from ciruela.interfaces import NowMs
+from ciruela.membership.cluster import Cluster
+from ciruela.membership.packets import (
     MAX_PARTS,
     ROOM_BYTES,
     BaseHash,
@@ -28,12 +29,11 @@ from ciruela.gossip.packets import (
     encode_item,
     split,
 )
-from ciruela.gossip.softstate import age_in_ms
+from ciruela.membership.softstate import age_in_ms
 from ciruela.model.hooks import AFTER
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
-from ciruela.seams import NowMs
 
 K = TypeVar("K", bound=Hashable)
 

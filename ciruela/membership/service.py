@@ -1,4 +1,4 @@
-"""Gossip as a service: the beat of each second, news at once, and what is done about what is heard (house section 3 (d)).
+"""Gossip as a service: the beat of each second, news at once, and what is done about what is heard.
 
 What a datagram can cause is listed in ``docs/reference/gossip.rst``, "What hearing may cause".
 """
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ciruela.clockwork import PeriodicTask, RateLimitedLog, TokenBucket, later
-from ciruela.gossip import cluster as heard
-from ciruela.gossip.broadcast import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
-from ciruela.gossip.confirm import Claim, Confirmations
-from ciruela.gossip.members import PacketRefusal
-from ciruela.gossip.notify import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, ReliableNotifier, beat_targets, choose
-from ciruela.gossip.packets import (
+from ciruela.interfaces import DEFAULT_PORT, Address, Connector, Datagrams, NowMs
+from ciruela.membership import cluster as heard
+from ciruela.membership.broadcast import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
+from ciruela.membership.confirm import Claim, Confirmations
+from ciruela.membership.members import PacketRefusal
+from ciruela.membership.notify import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, ReliableNotifier, beat_targets, choose
+from ciruela.membership.packets import (
     MAX_TEXT_BYTES,
     Ack,
     Complete,
@@ -35,12 +35,12 @@ from ciruela.gossip.packets import (
     body,
     decode,
 )
-from ciruela.gossip.pushpull import RANDOM_S, Exchanges
+from ciruela.membership.pushpull import RANDOM_S, Exchanges
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_PULLED, MOST_PUSHED, PushPull, PushPullData
-from ciruela.seams import DEFAULT_PORT, Address, Connector, Datagrams, NowMs
+from ciruela.runtime import PeriodicTask, RateLimitedLog, TokenBucket, later
 
 BEAT_S = 1.0
 LOOKED_THROUGH = 1000

@@ -15,10 +15,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import Backoff, within
+from ciruela.interfaces import Address, Connector
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.proto.messages import PushPull, PushPullData, Response, unknown_request
-from ciruela.seams import Address, Connector
+from ciruela.runtime import Backoff, within
 
 RANDOM_S = 30.0
 """How often a random peer is spoken to, as a memberlist does: whatever datagrams lost, everybody has it some time later."""

@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address
 
 FAN_OUT = 4
 """Nodes that hear from this one in each beat, and of each news: with 20 % loss still three."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
-from ciruela.gossip.packets import MAX_PARTS, Header, MemberFact
-from ciruela.gossip.servers import ConfiguredPlace, SharedIds
-from ciruela.gossip.softstate import age_in_ms
+from ciruela.interfaces import Address
+from ciruela.membership.packets import MAX_PARTS, Header, MemberFact
+from ciruela.membership.servers import ConfiguredPlace, SharedIds
+from ciruela.membership.softstate import age_in_ms
 from ciruela.model.ids import MachineId, machine_id
-from ciruela.seams import Address
 
 MOST_ROWS = 20_000
 """Addresses of the last run that are taken in."""

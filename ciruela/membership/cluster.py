@@ -8,14 +8,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ciruela.gossip.members import Members, PacketRefusal, PeerStatus
-from ciruela.gossip.packets import Ack, BaseHash, Complete, Deleted, DownloadFact, Hooked, Item, MemberFact, Packet, RemovedFact, WatchFact
-from ciruela.gossip.servers import Stranger, Strangers, servers
-from ciruela.gossip.softstate import HeardResults, HeardWatches, SoftStates, Stance
+from ciruela.interfaces import Address, NowMs
+from ciruela.membership.members import Members, PacketRefusal, PeerStatus
+from ciruela.membership.packets import (
+    Ack,
+    BaseHash,
+    Complete,
+    Deleted,
+    DownloadFact,
+    Hooked,
+    Item,
+    MemberFact,
+    Packet,
+    RemovedFact,
+    WatchFact,
+)
+from ciruela.membership.servers import Stranger, Strangers, servers
+from ciruela.membership.softstate import HeardResults, HeardWatches, SoftStates, Stance
 from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.vpath import VPath
-from ciruela.seams import Address, NowMs
 
 # -- effects: what hearing a packet asks of this node -------------------------------------------------------------------------
 

@@ -13,13 +13,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.clockwork import within
-from ciruela.gossip.cluster import Completed, RemovedHeard
+from ciruela.interfaces import Address, Connector
+from ciruela.membership.cluster import Completed, RemovedHeard
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response, unknown_request
-from ciruela.seams import Address, Connector
+from ciruela.runtime import within
 
 Claim = Completed | RemovedHeard
 

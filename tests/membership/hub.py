@@ -11,14 +11,14 @@ from hashlib import blake2b
 
 from twisted.internet.defer import Deferred
 
-from ciruela.gossip.packets import DownloadFact, Hooked, RemovedFact
-from ciruela.gossip.service import Gossip
+from ciruela.interfaces import Address
+from ciruela.membership.packets import DownloadFact, Hooked, RemovedFact
+from ciruela.membership.service import Gossip
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, PushPull, Request, Response
-from ciruela.seams import Address
 from tests.doubles.clock import HeapClock
 
 START_MS = 1_700_000_000_000
@@ -68,7 +68,7 @@ class Hub:
 
 
 class Socket:
-    """``seams.Datagrams`` over a hub."""
+    """``interfaces.Datagrams`` over a hub."""
 
     def __init__(self, hub: Hub, address: Address) -> None:
         self.hub = hub
@@ -80,7 +80,7 @@ class Socket:
 
 
 class Wire:
-    """``seams.Connector`` from one node to the others of its world; counts what is asked."""
+    """``interfaces.Connector`` from one node to the others of its world; counts what is asked."""
 
     def __init__(self, world: World, address: Address) -> None:
         self.world = world

@@ -1,4 +1,4 @@
-"""Seams: what the work rooms ask of the world, as protocols. ``daemon`` hands the world's objects to work; tests hand doubles.
+"""Ports: what the services ask of the world, as protocols. ``daemon`` hands the world's objects to work; tests hand doubles.
 
 All methods that take time return Deferreds and fire on the reactor. Faults are ``model.errors``: ``DiskError`` from :class:`Disk` and
 :class:`Staging`, ``RemoteError`` and ``LinkLost`` from :class:`Connection` and :class:`Connector`.

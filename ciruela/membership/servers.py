@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from ciruela.gossip.packets import MAX_PARTS, MemberFact, Packet
+from ciruela.interfaces import Address
+from ciruela.membership.packets import MAX_PARTS, MemberFact, Packet
 from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.proto.messages import MOST_ADDRESSES
-from ciruela.seams import Address
 
 MOST_STRANGERS = 64
 STRANGER_S = 300.0

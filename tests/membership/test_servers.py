@@ -6,12 +6,12 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.gossip.members import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, KnownAddress, MemberCache
-from ciruela.gossip.packets import Header, MemberFact, Packet
-from ciruela.gossip.servers import SHARED_S, ConfiguredPlace, SharedIds, servers
+from ciruela.interfaces import Address
+from ciruela.membership.members import MOST_KEYS_KEPT, SILENT_S, UNUSED_MS, KnownAddress, MemberCache
+from ciruela.membership.packets import Header, MemberFact, Packet
+from ciruela.membership.servers import SHARED_S, ConfiguredPlace, SharedIds, servers
 from ciruela.model.ids import MachineId, SharedId
-from ciruela.seams import Address
-from tests.gossip.test_memory import AT_A, AT_B, AT_C, EPOCH, ME, A, B, ClusterCase, member
+from tests.membership.test_memory import AT_A, AT_B, AT_C, EPOCH, ME, A, B, ClusterCase, member
 from tests.proof import shows
 
 V4, OTHER_V4 = Address("10.0.0.1", 1), Address("10.0.0.2", 1)
