@@ -1,6 +1,6 @@
-"""The rules of the house that no linter knows: who may import the reactor or chance, how long a module is, what a package says of itself.
+"""Rules that no linter knows: who may import the reactor or chance, how long a module is, what a package says of itself.
 
-The floors themselves are contracts of import-linter (``.importlinter``).
+The layers themselves are contracts of import-linter (``.importlinter``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ PACKAGE = TOP / "ciruela"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_LINES = 700
-DOORS = {"daemon", "client"}
-WORK = {"membership", "uploads", "download", "reconcile", "scrub", "cleanup", "hooks", "tracking", "runtime", "interfaces"}
+APPLICATIONS = {"daemon", "client"}
+SERVICES = {"membership", "uploads", "download", "reconcile", "scrub", "cleanup", "hooks", "tracking", "runtime", "interfaces"}
 FORMATS = {"index", "keys", "proto"}
 
-TWISTED_FOR_WORK = {
+TWISTED_FOR_SERVICES = {
     "twisted.application.service",
     "twisted.internet.defer",
     "twisted.internet.interfaces",
@@ -79,7 +79,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The folder or module directly below the package that ``path`` belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -111,7 +111,7 @@ class ImportTests(SynchronousTestCase):
         found = [
             (name_of(path), name)
             for path in MODULES
-            if room_of(path) == "model"
+            if package_of(path) == "model"
             for name in imports_of(path)
             if not within(name, PLAIN | {"ciruela.model"})
         ]
@@ -122,9 +122,9 @@ class ImportTests(SynchronousTestCase):
         found = [
             (name_of(path), name)
             for path in MODULES
-            if room_of(path) in FORMATS
+            if package_of(path) in FORMATS
             for name in imports_of(path)
-            if not within(name, PURE | {"ciruela.model", f"ciruela.{room_of(path)}"})
+            if not within(name, PURE | {"ciruela.model", f"ciruela.{package_of(path)}"})
         ]
         self.assertEqual(found, [])
 
@@ -133,9 +133,9 @@ class ImportTests(SynchronousTestCase):
         found = [
             (name_of(path), name)
             for path in MODULES
-            if room_of(path) in WORK
+            if package_of(path) in SERVICES
             for name in imports_of(path)
-            if name.startswith("twisted.") and not within(name, TWISTED_FOR_WORK)
+            if name.startswith("twisted.") and not within(name, TWISTED_FOR_SERVICES)
         ]
         self.assertEqual(found, [])
 
@@ -143,7 +143,7 @@ class ImportTests(SynchronousTestCase):
         """A call of the global generator makes a failing simulation impossible to repeat; only ``random.Random`` itself may be named."""
         found = []
         for path in MODULES:
-            if room_of(path) in DOORS:
+            if package_of(path) in APPLICATIONS:
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random"
@@ -157,7 +157,7 @@ class ImportTests(SynchronousTestCase):
         found = [
             f"{name_of(path)}:{node.lineno}"
             for path in MODULES
-            if room_of(path) in WORK | FORMATS | {"model"}
+            if package_of(path) in SERVICES | FORMATS | {"model"}
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("open", "print", "input", "__import__")
         ]
@@ -175,25 +175,25 @@ class ShapeTests(SynchronousTestCase):
     def test_packages_list_their_modules(self) -> None:
         """The docstring of a package is its table of contents: a module that it does not name is found by nobody."""
         missing = []
-        for init in PACKAGE.glob("*/__init__.py"):
+        for init in PACKAGE.glob("*/**/__init__.py"):
             text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
             missing += [name_of(path) for path in init.parent.glob("*.py") if path != init and f"``{path.stem}``" not in text]
         self.assertEqual(sorted(missing), [])
 
-    def test_the_house_lists_its_rooms(self) -> None:
-        """The docstring of ``ciruela`` is the map of the house, and so is the page on architecture."""
-        rooms = {room_of(path) for path in MODULES} - {"__init__", "_version"}
+    def test_the_map_lists_its_packages(self) -> None:
+        """The docstring of ``ciruela`` is the map of the packages, and so is the page on architecture."""
+        packages = {package_of(path) for path in MODULES} - {"__init__", "_version"}
         doc = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) or ""
         page = (TOP / "docs" / "explanation" / "architecture.rst").read_text(encoding="utf-8")
-        self.assertEqual(sorted(room for room in rooms if f"``{room}``" not in doc), [])
-        self.assertEqual(sorted(room for room in rooms if f"``{room}``" not in page), [])
+        self.assertEqual(sorted(package for package in packages if f"``{package}``" not in doc), [])
+        self.assertEqual(sorted(package for package in packages if f"``{package}``" not in page), [])
 
-    def test_the_linter_knows_every_room(self) -> None:
-        """The contract on floors names each room in a list; a room that is in none of the lists may import anything."""
+    def test_the_linter_knows_every_package(self) -> None:
+        """The contract on layers names each package; one that is in none of the lists may import anything."""
         contracts = (TOP / ".importlinter").read_text(encoding="utf-8")
         layers = set(re.findall(r"\w+", contracts.split("layers =")[1].split("[importlinter", 1)[0]))
-        rooms = {room_of(path) for path in MODULES} - {"__init__", "_version"}
-        self.assertEqual(rooms - layers, set())
+        packages = {package_of(path) for path in MODULES} - {"__init__", "_version"}
+        self.assertEqual(packages - layers, set())
 
     def test_names_say_something(self) -> None:
         """A module or class called a manager could be anything."""

@@ -1,6 +1,6 @@
 """Cleanup: removing old images, and what nobody needs after them (protocol sections 5.13 and 5.14, threats 6.10).
 
 Nothing is deleted unless everything that the decision rests on is known to be right; who is in doubt keeps. Reading order: ``rules`` (which
-images a directory keeps, pure), ``health`` (whether deleting is safe now, pure), ``explain`` (when an image goes, for people), ``around``
-(what it asks of the node), ``questions`` (that may never be answered), ``service`` (when, one directory at a time).
+images a directory keeps, pure), ``health`` (whether deleting is safe now, and when an image goes, pure), ``service`` (when, one directory
+at a time).
 """

@@ -89,7 +89,7 @@ def read(path: str, num_levels: int) -> KeepList:
 
 
 class KeepListFiles:
-    """Implements ``interfaces.KeepLists``. A read may hang for ever (a network file system): ``in_thread`` should not be shared with others."""
+    """Implements ``interfaces.KeepLists``. A read may hang for ever (a network file system): ``in_thread`` must be its own."""
 
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread

@@ -70,7 +70,7 @@ class Server:
     """One server that may take a directory, as the node that tells of it knows it.
 
     ``name`` is its host name, else the one that the operator configured. ``machine`` is None while nobody has met it. ``addresses`` are
-    texts of ``interfaces.Address``. ``heard_ms``: milliseconds since the last sign of life, by datagram or by connection, in this run of the
+    texts of ``interfaces.Address``. ``heard_ms``: milliseconds since the last sign of life, by datagram or connection, in this run of the
     node or an earlier one; None when there was none. ``configured`` is False for one that speaks to the node although no list of peers
     there names it.
     """

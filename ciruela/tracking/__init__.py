@@ -1,5 +1,5 @@
 """What a node remembers: no I/O, no decisions.
 
-Reading order: ``ledger`` (what is here and what is coming), ``watches`` (who waits and who can give), ``wishes`` (who
-asked for what is on its way).
+Reading order: ``ledger`` (what is here and what is coming), ``subscriptions`` (who waits, who can give, and who asked for what is on its
+way).
 """

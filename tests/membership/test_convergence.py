@@ -7,8 +7,8 @@ from ciruela.membership.packets import DATAGRAM_BYTES, DownloadFact
 from ciruela.model.bitfield import FULL
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
-from tests.membership.hub import START_MS, World, address_of, image_of
 from tests.measure import UnmeasuredTestCase
+from tests.membership.hub import START_MS, World, address_of, image_of
 from tests.proof import shows
 
 PATH = VPath.parse("/app/web/v1")

@@ -1,8 +1,7 @@
 """The command line, and nothing but: everything is checked for form, no file is read and nobody is asked.
 
-Reading order: ``common`` (what all commands take, and how values are read), ``signing`` (what commands take that sign and wait for
-nodes), ``trusting`` (whose signatures are believed), ``excluding`` (what is left out of an index), ``sync``, ``edit``, ``removing``,
-``explaining``, ``reading`` (``get``, ``ls``, ``status``, ``diff`` and ``doctor``), ``local`` (``index`` and ``verify``), ``keygen``,
-``upload``, ``demo``, ``completion``, ``environ`` (options as variables), ``table`` (every command; dispatch), ``tree`` (all of them as
-one parser, for completion and man pages).
+Reading order: ``common`` (what all commands take, how values are read, patterns of ``--exclude``), ``signing`` (commands that sign and wait
+for nodes; whose signatures are believed), ``sync`` (also ``upload``), ``edit``, ``removing``, ``reading`` (``get``, ``ls``, ``status``,
+``diff``, ``doctor``, ``explain-cleanup``), ``local`` (``index``, ``verify``, ``keygen``, ``demo``, ``completion``), ``environ`` (options as
+variables), ``table`` (every command; dispatch; all as one parser).
 """

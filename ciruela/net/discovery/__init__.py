@@ -2,7 +2,7 @@
 
 Nothing here knows gossip or images; what a source says becomes names, and ``net.peers`` makes addresses of them.
 
-Reading order: ``spec`` (how a source is written in ``ciruela.yaml``), ``source`` (what all sources are, and how those behave that are
-asked again and again), ``lists`` (texts and JSON from others, read with care), ``files``, ``dns`` and ``srv``, ``fetch`` (one page by
-HTTP), ``http``, ``consul``, ``build`` (from what is written to sources).
+Reading order: ``source`` (what all sources are, and how those behave that are asked again and again), ``files``, ``srv`` (SRV records and
+addresses of names), ``fetch`` (one page by HTTP, read with care), ``consul``, ``spec`` (how a source is written in ``ciruela.yaml``, and
+what is made of it).
 """
