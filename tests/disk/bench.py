@@ -113,7 +113,7 @@ class Bench:
                 found[at] = bytes(inode.data)
         return found
 
-    def retained(self) -> list[ImageId]:
+    def kept(self) -> list[ImageId]:
         """What is kept at ``K1``, by its record."""
         record = self.records().get("/signatures/kept/.main.kept")
         return [] if record is None else [row.version.image for row in retained.decode(record)]

@@ -47,7 +47,7 @@ class KeptTests(SynchronousTestCase):
         found = [held.kept for held in self.bench.loaded().held if held.vpath == K1]
         return found[0] if found else ()
 
-    def retained(self, name: str, time: int) -> RetainedVersion:
+    def kept(self, name: str, time: int) -> RetainedVersion:
         """The row of an image that was uploaded at ``time``."""
         return RetainedVersion(Version(time, IDS[name]), (SigEntry(time, bytes([time]) * 64),))
 

@@ -84,7 +84,7 @@ class Sealed(TrustCase):
         with self.subTest("floor"):
             file = self.states / tombstones.NAME
             row = {"v1": Tombstone(Version(5, index.image), 6)}
-            file.write_bytes(tombstones.encode(tombstones.Burials(SIGNED_MS, row)))
+            file.write_bytes(tombstones.encode(tombstones.Tombstones(SIGNED_MS, row)))
             self.bend(tombstones.NAME, SIGNED_MS.to_bytes(8, "big"), AHEAD_MS.to_bytes(8, "big"))
             self.assertEqual(self.loaded(), [Held(V1, state_of(index), None)])
             self.assertTrue((self.states / f".{tombstones.NAME}.backup").exists())
