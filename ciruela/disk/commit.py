@@ -47,7 +47,7 @@ def name_for(place: Place, inode: int) -> str:
 
 
 def was_ours(directory: SafeDir, place: Place) -> bool:
-    """Whether a damaged record says that something of ours stood at ``place``. Raises OSError."""
+    """Tells whether a damaged record says that something of ours stood at ``place``. Raises OSError."""
     return any(directory.stat(states.backup_name(place.record + suffix)) is not None for suffix in (STATE, NEW_STATE))
 
 
@@ -68,7 +68,7 @@ def take(parent: SafeDir, place: Place, names: tuple[str, ...]) -> None:
 
 
 def found(parent: SafeDir, sample: Place, names: Iterable[str]) -> list[SetAside]:
-    """What of ``names`` in ``parent``, the directory of the images of ``sample``, was set aside. Raises OSError."""
+    """Finds those of ``names`` in ``parent``, the directory of the images of ``sample``, that were set aside. Raises OSError."""
     seen = []
     for name in names:
         if not name.startswith(PREFIX):
@@ -88,7 +88,7 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit did besides: the replaced images that are ``retained``, and whether something without a record was set ``aside``."""
+    """By-products of a commit: the replaced images that are ``retained``, and whether something without a record was set ``aside``."""
 
     retained: tuple[RetainedVersion, ...]
     aside: bool
@@ -171,13 +171,13 @@ def _spoiled(place: Place, state: State) -> Steps[None]:
 
 
 def _recorded(directory: SafeDir, place: Place, state: State) -> bool:
-    """Whether the image is the committed one, and nothing else is on its way."""
+    """Tells whether the image is the committed one and no other is pending. Raises OSError."""
     committed, journal = states.read_state(directory, place.record), states.read_journal(directory, place.record)
     return committed is not None and committed.image == state.image and (journal is None or journal.state.image == state.image)
 
 
 def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
-    """Whether something with content stands at ``place`` of which we have no record. Raises DownloadFailed if it is no directory."""
+    """Tells whether something with content stands at ``place`` of which we have no record. Raises DownloadFailed if it is no directory."""
     standing = parent.stat(place.name)
     if standing is None:
         return False

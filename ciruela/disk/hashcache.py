@@ -63,7 +63,7 @@ DirKey = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class CachedDirectory:
-    """What was in one directory.
+    """Cached content of one directory.
 
     ``names`` of all that was in it, in the order in which the system lists them, and of its sub-directories ``below``: UTF-8, joined by
     NUL. ``keys`` of its files and links in the order of ``names``, and their ``lines`` of an index, in the order of the index. ``bytes`` of
@@ -154,7 +154,7 @@ def encode(kind: HashKind, scanned_ns: int, known: Mapping[DirKey, CachedDirecto
 
 
 def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, CachedDirectory]]:
-    """When the scan was, in wall time, and what it found. Raises FormatError for what :func:`encode` would not write for this kind."""
+    """Gives the wall time of the scan in ns and what it found. Raises FormatError for what :func:`encode` would not write for this kind."""
     magic = _magic(kind)
     if not data.startswith(magic):
         raise FormatError("not a hash cache of this version, hash and machine")
@@ -246,7 +246,7 @@ class HashCache:
         self._now_ns = now_ns
 
     def begin(self, root: SafeDir, kind: HashKind) -> OneCache:
-        """What is known of the directory ``root``. Never raises for what is wrong with the cache. Raises OSError for ``root``."""
+        """Loads what is known of the directory ``root``. Never raises for what is wrong with the cache. Raises OSError for ``root``."""
         found = root.status()
         name = f"{found.st_dev:x}-{found.st_ino:x}.{kind.value.replace('/', '-')}"
         now_ns = self._now_ns()
@@ -328,7 +328,7 @@ class HashCache:
 
 
 class OneCache:
-    """What is known of one directory, for one scan. ``rested_ns``: what changed before that wall time may be kept."""
+    """Cached knowledge of one directory tree, for one scan. ``rested_ns``: what changed before that wall time may be kept."""
 
     def __init__(self, caches: HashCache, kind: HashKind, name: str, now_ns: int, known: dict[DirKey, CachedDirectory]) -> None:
         self._caches = caches
@@ -340,7 +340,7 @@ class OneCache:
         self.rested_ns = now_ns - REST_NS
 
     def covers(self, directory: SafeDir, device: int) -> bool:
-        """Whether the file system of ``directory``, which has the number ``device``, is one of :data:`LOCAL`."""
+        """Tells whether the file system of ``directory``, which has the number ``device``, is one of :data:`LOCAL`."""
         local = self._types.get(device)
         if local is None:
             local = self._types[device] = syscalls.file_system_type(directory.fd) in LOCAL

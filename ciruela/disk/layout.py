@@ -1,4 +1,4 @@
-"""Where everything is on disk (protocol section 5.1), and the only place that says so.
+"""Layout of the disk (protocol section 5.1); no other module knows it.
 
 ::
 
@@ -46,7 +46,7 @@ class BaseUnavailable(DiskError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
+    """Address of one image on disk: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
 
     ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, ``inner`` about the
     directory of the images where that is another one, see ``bases``.
@@ -68,7 +68,7 @@ class Place:
 
     @property
     def record(self) -> str:
-        """What the names of its state files begin with; at level 0 the key, whatever the directory is called."""
+        """Prefix of the names of its state files; at level 0 the key, whatever the directory is called."""
         return self.vpath.name
 
     def sibling(self, vpath: VPath) -> Place:
@@ -117,7 +117,7 @@ class Place:
 
     @property
     def kept_prefix(self) -> str:
-        """How the names of the trees begin that are kept of what was replaced here."""
+        """Prefix of the names of the retained versions of this path."""
         return f"{RESERVED}k{blake2b(str(self.vpath).encode(), digest_size=16).hexdigest()}-"
 
     def kept(self, image: ImageId) -> str:
@@ -125,12 +125,12 @@ class Place:
         return self.kept_prefix + blake2b(image, digest_size=16).hexdigest()
 
     def aside(self, image: ImageId) -> str:
-        """Where the old image waits for a moment on file systems that cannot exchange."""
+        """Name at which the old image waits for a moment on file systems that cannot exchange."""
         return f"{self.staging(image)}.old"
 
 
 def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
-    """Where the image at ``vpath`` stands. Raises DiskError when no config takes it."""
+    """Gives the place of the image at ``vpath``. Raises DiskError when no config takes it."""
     config = configs.get(vpath.key)
     if config is None:
         raise DiskError(f"{vpath}: no directory is configured for {vpath.key!r}")

@@ -18,7 +18,7 @@ from ciruela.disk.openfile import KEPT
 from ciruela.disk.safedir import RESERVED, SafeDir
 
 DOOMED = f"{RESERVED}x"
-"""How the names of trees begin that are being deleted: whoever finds one may go on with it."""
+"""Prefix of the names of trees that are being deleted: whoever finds one may go on with it."""
 
 MAX_DEPTH = 32
 """Directories held open at once; what lies deeper is first moved up. Our own limit, far below the usual 1,024 descriptors."""

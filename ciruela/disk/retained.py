@@ -62,7 +62,7 @@ def file_name(place: Place) -> str:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file in the db directory is such a record."""
+    """Tells whether ``name``, a file in the db directory, is such a record."""
     return name.startswith(".") and name.endswith(SUFFIX) and not name.startswith(TEMPORARY)
 
 
@@ -90,7 +90,7 @@ def decode(data: bytes) -> tuple[RetainedRow, ...]:
 
 
 def salvaged(data: bytes) -> tuple[RetainedRow, ...]:
-    """What can be understood of a record with a wrong checksum: the time of a row is that of one of its signatures. Raises FormatError."""
+    """Decodes what it can of a record with a wrong checksum: the time of a row is that of one of its signatures. Raises FormatError."""
     _, rows = _decoded(data)
     return tuple(_as_signed(row) for row in rows)
 
@@ -135,7 +135,7 @@ def _row(value: object, signatures: tuple[SigEntry, ...]) -> RetainedRow:
 
 
 def read(directory: SafeDir, place: Place) -> tuple[RetainedRow, ...]:
-    """What the record says, nothing when there is none or it cannot be understood. Raises OSError."""
+    """Reads the record; gives no rows when there is none or it cannot be understood. Raises OSError."""
     damaged: list[tuple[bytes, FormatError]] = []
 
     def understood(data: bytes) -> tuple[RetainedRow, ...]:
@@ -252,7 +252,7 @@ def _rewrite(directory: SafeDir, place: Place, rows: Sequence[RetainedRow]) -> N
 def settle(
     parent: SafeDir | None, directory: SafeDir, place: Place, committed: State | None, pending: ImageId | None
 ) -> tuple[RetainedRow, ...]:
-    """What a start does: let the record say what is really there, after a tree that a kill left under another name got its own.
+    """Brings the record to what is really there, at a start, after a tree that a kill left under another name got its own.
 
     Raises OSError.
     """
