@@ -28,7 +28,7 @@ def list_names(directory: SafeDir) -> list[str]:
 
 
 def stats(directory: SafeDir, listed: Iterable[str]) -> Iterator[os.stat_result]:
-    """Yields the status of each name ``listed`` in ``directory``, one by one, which is faster; symlinks are not followed. Raises OSError."""
+    """Yields the status of each name ``listed`` in ``directory``, one by one, which is faster. Follows no symlink. Raises OSError."""
     return map(partial(os.stat, dir_fd=directory.fd, follow_symlinks=False), listed)
 
 

@@ -54,7 +54,7 @@ _mode, _links = itemgetter(stat.ST_MODE), itemgetter(stat.ST_NLINK)
 
 
 class Unkept:
-    """Properties that no image keeps (setuid bits, hard links, attributes), as met so far in one directory tree. Used by one thread at a time."""
+    """Properties that no image keeps (setuid bits, hard links, attributes), as met so far in one tree. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
