@@ -51,7 +51,7 @@ class RemoteError(CiruelaError):
 
 
 SLOW_DOWN = "too many requests, slow down"
-"""How the text of an ``Error`` begins that means :class:`Busy`. Other programs take it for any error, and ask again later as well."""
+"""Prefix of the text of an ``Error`` that means :class:`Busy`. Other programs take it for any error, and ask again later as well."""
 
 
 class Busy(RemoteError):
