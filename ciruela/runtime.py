@@ -30,7 +30,7 @@ class PeriodicTask:
     _log = Logger()
 
     failures = 0
-    """How often a duty failed, in the whole process; each time it is in the log, too."""
+    """Count of failures of duties in the whole process; each is in the log, too."""
 
     def __init__(self, clock: IReactorTime, rng: random.Random, interval_s: float, duty: Callable[[], object], name: str) -> None:
         self._clock = clock
@@ -112,7 +112,7 @@ class Backoff(Generic[A]):
         self._failures.pop(key, None)
 
     def blocked(self, key: A) -> bool:
-        """Whether ``key`` should be left alone now."""
+        """Tells whether ``key`` should be left alone now."""
         entry = self._failures.get(key)
         if entry is None:
             return False
@@ -270,7 +270,7 @@ def _same_again() -> Never:
 
 
 HUSH_S = 60.0
-"""How long the same kind of line about the same source is held back."""
+"""Time for which the same kind of line about the same source is held back."""
 
 
 class RateLimitedLog:
