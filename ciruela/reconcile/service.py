@@ -52,14 +52,14 @@ _MAY_PASS = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_I
 
 
 class Orders(Protocol):
-    """Where orders go: the uploads."""
+    """Sink of upload requests: the uploads."""
 
     def order(self, order: UploadRequest, hints: tuple[Address, ...]) -> Deferred[Decision]:
         """Judge it, record it, start its download."""
 
 
 class RemovalSink(Protocol):
-    """Where removals go."""
+    """Sink of removals: the uploads."""
 
     def remove(self, removal: Removal) -> Deferred[RemovalGranted | Rejection]:
         """Verify its signatures, judge it, carry it out."""
@@ -159,7 +159,7 @@ class Reconciler:
         return until_s is not None and self._clock.seconds() < until_s
 
     def _given_up(self, order: UploadRequest, unfinished: Collection[str]) -> bool:
-        """Whether this upload failed here lately, or long ago and the peer has not got it either."""
+        """Tells whether this upload failed here lately, or long ago and the peer has not got it either."""
         within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else None
         return self._ledger.recently_aborted(order.vpath, _version(order), within_s)
 
@@ -249,7 +249,7 @@ class Reconciler:
         self._known.update({known: min(self._known[known], until_s) for known in self._known if known[0] == base})
 
     def _forget(self, base: VPath) -> None:
-        """What was learned about ``base`` did not lead to an image: ask again when it is next heard of."""
+        """Forgets what was learned about ``base``, for it led to no image: it is compared again when it is next heard of."""
         for known in [known for known in self._known if known[0] == base]:
             del self._known[known]
 
@@ -270,7 +270,7 @@ class Reconciler:
                 self._backlog.pop(base, None)
 
     def _room(self, base: VPath) -> bool:
-        """Whether one more may begin. Uploads that nobody can give any more must not keep others waiting for the hour that they last."""
+        """Tells whether one more may begin. Uploads that nobody can give any more must not make others wait for the hour that they last."""
         idle = [vpath for vpath in self._running if self._idle(vpath)]
         busy = {*self._running, *self._judging}.difference(idle)
         most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE
@@ -323,7 +323,7 @@ Waiting = tuple[UploadRequest, Address]
 
 
 def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Tombstones, append_only: bool) -> deque[Waiting]:
-    """What two peers have, the newest first; at each path the one of the two that wins."""
+    """Merges the wanted states of two peers, the newest first; at each path the one that wins."""
     best: dict[VPath, Waiting] = {}
     for order, address in (*fresh, *before):
         other = best.get(order.vpath)
