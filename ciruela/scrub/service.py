@@ -25,7 +25,7 @@ from ciruela.runtime import Backoff, PeriodicTask, TokenBucket
 from ciruela.tracking.ledger import Ledger
 
 BURST_S = 4.0
-"""What was not read for a while may be made up for, so many seconds' worth at most."""
+"""Most seconds' worth of reading that may be made up for after a pause."""
 
 TICK_S = 1.0
 
@@ -33,7 +33,7 @@ FIRST_S = 600.0
 """The first cycle begins so long after the start: a node that comes up has better things to do."""
 
 SUSPECT_BYTES = 64 * 1024 * 1024
-"""What is suspect is read in slices of so much, one a tick, whatever the rate."""
+"""Bytes of a suspect image that one tick reads, whatever the rate."""
 
 MOST_SUSPECTS = 1000
 
@@ -50,7 +50,7 @@ LONGEST_AGAIN_S = 3600.0
 
 CLEARED_S = 600.0
 LONGEST_CLEARED_S = 6 * 3600.0
-"""What was suspect and turned out to be whole is not suspect again for so long, and longer each time: a read that fails for want of
+"""Time for which an image that was suspect and turned out whole is not suspect again; it grows each time: a read that fails for want of
 descriptors must not keep the disk busy and the log full."""
 
 
@@ -60,7 +60,7 @@ def reading(bytes_s: int, clock: IReactorTime) -> TokenBucket:
 
 
 class Mender(Protocol):
-    """What scrub asks of the downloads."""
+    """Port to the downloads, for scrub."""
 
     def heal(self, vpath: VPath) -> Deferred[None] | None:
         """Put the committed image at ``vpath`` together again; None when that cannot begin now."""
@@ -69,7 +69,7 @@ class Mender(Protocol):
         """Get the index of a committed image again, and store it."""
 
     def stalled(self, vpath: VPath) -> bool:
-        """Whether nobody has given anything for ``vpath`` for a while."""
+        """Tells whether nobody has given anything for ``vpath`` for a while."""
 
     def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End what is under way for ``vpath``."""
@@ -203,7 +203,7 @@ class Scrub:
         self._work = None
 
     def _next(self) -> None:
-        """Which image is next: a suspect one, else one of the cycle that is due."""
+        """Chooses the next image: a suspect one, else one of the cycle that is due."""
         if self._cycling and not self._order:
             self._cycling = False
             self.last_full_ms = self._now_ms()
@@ -333,7 +333,7 @@ class Scrub:
                 self._begin_mending(vpath, ill)
 
     def _begin_mending(self, vpath: VPath, ill: Ill) -> None:
-        """Where an upload is on its way nothing begins: it may take the place of what is damaged."""
+        """Begins to repair an image, unless an upload is on its way there: it may take the place of what is damaged."""
         mending: Deferred[object] | None
         mending = self._mender.mend_index(vpath, ill.image) if ill.index else self._mender.heal(vpath)  # type: ignore[assignment]
         if mending is None:
