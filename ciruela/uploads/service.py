@@ -102,7 +102,7 @@ _FINAL = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_F
 
 
 class Starter(Protocol):
-    """What uploads asks of the downloads."""
+    """Port to the downloads, for uploads."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...]) -> None:
         """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it."""
@@ -111,7 +111,7 @@ class Starter(Protocol):
         """End the download for ``vpath``, if one runs."""
 
     def stalled(self, vpath: VPath) -> bool:
-        """Whether the download for ``vpath`` has found no source for a while."""
+        """Tells whether the download for ``vpath`` has found no source for a while."""
 
     def settled(self, vpath: VPath) -> Deferred[None] | None:
         """None, or what to wait for while a commit at ``vpath`` must not be interrupted."""
@@ -214,7 +214,7 @@ class Uploads:
         return await self._authority.verified(config, order.vpath, order.image, order.signatures)
 
     async def _elsewhere(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
-        """What others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
+        """Asks what others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
         if self._neighbours is None or order.origin is Origin.PEER:
             return NOWHERE
         match self._judged(order, config, self._standing(order.vpath), verified):
@@ -231,7 +231,7 @@ class Uploads:
         return verified
 
     async def _present(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
-        """Whether the recorded image really stands there: an operator may have removed it by hand."""
+        """Tells whether the recorded image really stands there: an operator may have removed it by hand."""
         committed = self._ledger.committed(order.vpath)
         if not verified or committed is None or committed.image != order.image:
             return True
@@ -293,7 +293,7 @@ class Uploads:
         )
 
     def _standing(self, vpath: VPath, elsewhere: Elsewhere = NOWHERE) -> PathState:
-        """What is known of ``vpath``."""
+        """Collects what is known of ``vpath``, for a decision."""
         pending = self._ledger.pending(vpath)
         burials = self._ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
@@ -320,7 +320,7 @@ class Uploads:
         return verdict
 
     def _holds(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
-        """Whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
+        """Tells whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
         states = self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)
         return any(one is not None and one.image == order.image and verified.keys() <= set(one.signatures) for one in states)
 
