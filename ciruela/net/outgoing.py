@@ -27,7 +27,7 @@ from ciruela.runtime import Backoff, in_place
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
-"""What clients and nodes send as Host (protocol section 2.1)."""
+"""Host header that clients and nodes send (protocol section 2.1)."""
 
 CONNECT_S = 3.0
 IDLE_S = 10.0
@@ -67,7 +67,7 @@ def connect(
 
 
 def can_leave_from(from_host: str, host: str) -> bool:
-    """Whether a connection to ``host`` may leave from ``from_host``: no wildcard, of one family, both loopback addresses or neither."""
+    """Tells whether a connection to ``host`` may leave from ``from_host``: no wildcard, one family, both loopback addresses or neither."""
     here, there = ipaddress.ip_address(from_host.partition("%")[0]), ipaddress.ip_address(host.partition("%")[0])
     return not here.is_unspecified and here.version == there.version and here.is_loopback == there.is_loopback
 

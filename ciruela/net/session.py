@@ -71,7 +71,7 @@ def _nothing(*_: object) -> None:
 
 
 class Session:
-    """What is said on one link.
+    """Session on one connection: decodes, limits and answers what the other side sends.
 
     ``send`` takes the bytes of one message, in one part or two. ``broken`` is told why the connection has to be closed. ``held`` is told
     True when requests begin to wait (stop reading), False when none wait any more. ``hush`` is for what is said about the messages of the
@@ -123,17 +123,17 @@ class Session:
 
     @property
     def large_due(self) -> bool:
-        """Whether an answer as large as an index is due."""
+        """Tells whether an answer as large as an index is due."""
         return self._dialogue.large_due
 
     @property
     def bulk_due(self) -> bool:
-        """Whether an answer with many blocks is due."""
+        """Tells whether an answer with many blocks is due."""
         return self._dialogue.bulk_due
 
     @property
     def over(self) -> bool:
-        """Whether the link is gone."""
+        """Tells whether the link is gone."""
         return self._over is not None
 
     def ask(self, request: Request) -> Deferred[Response]:
@@ -238,7 +238,7 @@ class Session:
         return self._most_at_work if self.trusted else min(STRANGER_AT_WORK, self._most_at_work)
 
     def _has_room(self, request: Request) -> bool:
-        """Whether what answers ``request`` may be made now: one index or list at a time here, and of all links not too much."""
+        """Tells whether the answer to ``request`` may be made now: one index or list at a time here, and of all links not too much."""
         if not isinstance(request, LARGE if self.trusted else _HEAVY):
             return True
         large = isinstance(request, LARGE)

@@ -20,7 +20,7 @@ from ciruela.net.resolve import split_name
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
-"""How often the file is looked at."""
+"""Interval at which the file is looked at."""
 
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -49,7 +49,7 @@ def parse(text: str, source: str) -> tuple[list[ListLine], list[str]]:
 
 
 def complaints(path: str) -> list[str]:
-    """What is wrong with the file at ``path``; a file that is not there is fine. The other lines count all the same."""
+    """Lists the mistakes in the file at ``path``; a file that is not there is fine. The other lines count all the same."""
     try:
         _, content = _read(Path(path), None)
     except FileNotFoundError:
