@@ -32,10 +32,8 @@ from ciruela.web.pages import Json
 FRESH_S = 5.0
 """So long a page is given again as it is."""
 
-"""Who waits for a page; with more of them, a keep list or a link hangs."""
-
 NOT_CLEANED = "auto-clean is off"
-"""Why everything stays where nothing is cleaned up."""
+"""Reason why everything stays where nothing is cleaned up."""
 
 
 class Retention:
@@ -81,7 +79,7 @@ def _page(node: Node, base: VPath, config: DirConfig, explained: Explained | Non
 
 
 def _settings(config: DirConfig) -> dict[str, Json]:
-    """What the rules go by, without paths of this host."""
+    """Gives the settings of the keep rules, without paths of this host."""
     return {
         "keep_min_directories": config.keep_min_directories,
         "keep_max_directories": config.keep_max_directories,
@@ -284,7 +282,7 @@ class NodeApi:
         }
 
     async def _image(self, names: Sequence[str]) -> Json | None:
-        """How one path stands here. ``taken``: this node has the directory, with paths of this depth."""
+        """Describes one path at this node. ``taken``: this node has the directory, with paths of this depth."""
         path, config = self._taken(names)
         if path is None:
             return None

@@ -233,7 +233,7 @@ MOST_KEPT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the configuration directory says. ``directories`` is by KEY; ``warnings`` are for the log."""
+    """Content of the configuration directory. ``directories`` is by KEY; ``warnings`` are for the log."""
 
     config_dir: str
     directories: dict[str, DirConfig]
@@ -423,7 +423,7 @@ def _mixed(one: _ParsedConfig, how: str, other: str) -> str:
 
 
 def _doubts(one: _ParsedConfig, top: str) -> Iterator[str]:
-    """What works but is probably not meant."""
+    """Yields a warning for each setting that works but is probably not meant."""
     config = one.config
     place = os.path.dirname(config.directory) if config.num_levels == 0 else config.directory
     if not os.path.isdir(place):

@@ -72,7 +72,7 @@ class Around:
         return {name: heard for name, heard in found.items() if name not in own}
 
     def clocks_ms(self) -> Sequence[int]:
-        """What the clocks of other nodes show now, by their own word."""
+        """Gives the times of the clocks of other nodes now, by their own word, in wall ms."""
         return self._node.gossip.cluster.clocks_ms()
 
     def served(self) -> Collection[VPath]:
@@ -85,11 +85,11 @@ class Around:
         return {vpath for vpath in fetched.union(self._node.downloads.healing()) if vpath.base == base}
 
     def downloads(self) -> int:
-        """How many downloads are running."""
+        """Counts the downloads that are running."""
         return len(self._node.downloads.running())
 
     def given_up(self) -> int:
-        """How many downloads were given up since the start."""
+        """Counts the downloads that were given up since the start."""
         return self._node.downloads.totals.failed
 
     def indexes(self) -> Collection[ImageId]:
@@ -165,7 +165,7 @@ HOOKS_TOLD_MS = 300_000
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:
-    """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds.
+    """Context of a node: its identity and its ports. ``epoch`` is the wall time of its start in milliseconds.
 
     ``here`` is where it listens, maybe a wildcard.
     Without ``safeguards`` nothing is ever cleaned up, without ``outside`` no hook is ever run.
@@ -190,7 +190,7 @@ class NodeContext:
 
 
 class NodeState:
-    """What a node tells of itself by gossip (``gossip.compose.LocalState``)."""
+    """State that a node tells of itself by gossip (``gossip.compose.LocalState``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -200,11 +200,11 @@ class NodeState:
         return sorted(self._node.world.configs)
 
     def base_hashes(self) -> Mapping[VPath, bytes]:
-        """What this node says of its base dirs."""
+        """Gives the hashes that this node tells of its base dirs."""
         return self._node.ledger.base_hashes()
 
     def downloads(self) -> Sequence[DownloadFact]:
-        """What is on its way here, and how far."""
+        """Gives the downloads that are running here, and how far they are."""
         node = self._node
         return [
             DownloadFact(one.vpath, one.image, one.mask, source=bool(node.watches.sources(one.image)), stalled=one.stalled)
@@ -225,7 +225,7 @@ class NodeState:
         return self._node.ledger.removal(vpath)
 
     def hooks(self) -> Sequence[Hooked]:
-        """What became of hooks here lately."""
+        """Gives the ends of hooks here lately."""
         found = []
         for vpath, one in self._node.hooks.ended(self._node.world.now_ms() - HOOKS_TOLD_MS):
             version = self.committed(vpath)
@@ -242,12 +242,12 @@ class NodeState:
         return sum(1 << AFTER.index(one.kind) for one in reports if one.state is HookState.PENDING or one.at_ms > since_ms)
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
-        """What was given up here lately."""
+        """Gives the uploads that were given up here lately: path, image, time of the signature."""
         return [(one.vpath, one.image, one.timestamp_ms) for one in self._node.ledger.abandoned()]
 
 
 class NodeListener:
-    """What a node does with what it hears by gossip (``gossip.service.MembershipListener``)."""
+    """Listener that acts on what a node hears by gossip (``gossip.service.MembershipListener``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -522,7 +522,7 @@ class Node:
         return succeed(None) if links is None or not config.protect else links.leading(config, vpath)
 
     def _stays(self, removal: Removal, reason: RejectReason) -> None:
-        """What peers removed stays here: whoever asks for the path hears why."""
+        """Notes why an image that peers removed stays here: whoever asks for the path hears it."""
         if removal.origin is Origin.PEER and reason in (RejectReason.PROTECTED, RejectReason.REPLACE_DOESNT_MATCH):
             self.refusals.note(removal.vpath, removal.image, reason.value, rejected=True)
 
@@ -579,12 +579,12 @@ class Node:
         return {holder.machine for holder in self.gossip.cluster.holders(vpath, image) if holder.stalled}
 
     def _rejected(self, order: UploadRequest, reason: RejectReason) -> None:
-        """What peers have is refused here. What clients bring is not noted: anybody may ask for anything."""
+        """Notes the refusal of an upload that peers have. A client's is not noted: anybody may ask for anything."""
         if order.origin is Origin.PEER:
             self.refusals.note(order.vpath, order.image, reason.value, rejected=True)
 
     def _tell_received(self, vpath: VPath, state: State) -> None:
-        """Which hooks are due comes first: who waits for them must not leave when the image is there."""
+        """Tells clients that an image has arrived, the due hooks first: who waits for those must not leave when the image is there."""
         for link in self.watches.interested(vpath, state.image):
             for report in self.hooks.of(vpath, state.image):
                 self._tell_hook(link, vpath, report)

@@ -1,4 +1,4 @@
-"""What a node answers on a connection, and what it notes (protocol sections 3.5, 5.3, 5.10 and 6.1).
+"""Request handler of a node: answers on a connection, and what is noted (protocol sections 3.5, 5.3, 5.10 and 6.1).
 
 Lists of base dirs for those who ask: a long one is encoded once for all of them, in a thread.
 """
@@ -142,11 +142,11 @@ MOST_KEPT_SIGNATURES = 20_000
 """Signatures of kept images in one answer: a fifth of the items that a base dir may have."""
 
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
-"""What is asked for many times while an image is on its way."""
+"""Requests that come many times while an image is on its way."""
 
 
 class _Rate(Enum):
-    """What is counted apart on each connection.
+    """Kind of request that is counted apart on each connection.
 
     Wishes with signatures cost more than reading: up to 16 are checked. A client asks what becomes of each order before it sends that, so
     that questions must not use up what there is for orders.
@@ -389,7 +389,7 @@ class Requests:
         return replace(ack, machine=self._me, hostname=self._hostname) if link.bulk else ack
 
     def _check(self, request: CheckUpload) -> Deferred[Response]:
-        """What the upload would be answered. The connection is not remembered as one that waits for anything."""
+        """Tells what the upload would be answered. The connection is not remembered as one that waits for anything."""
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
@@ -428,7 +428,7 @@ class Requests:
         )
 
     def _untold(self, failure: Failure, unknown: T) -> T:
-        """How much room there is cannot be told: the base is not mounted, say. The verdict can."""
+        """Gives ``unknown`` when the free room cannot be told: the base is not mounted, say. The decision can."""
         failure.trap(DiskError)
         return unknown
 
@@ -528,7 +528,7 @@ class Requests:
         return self._listings.answer(base, link.bulk, lambda: self._listing(config, base, link.bulk))
 
     def _listing(self, config: DirConfig, base: VPath, bulk: bool) -> BaseDirData:
-        """What is in ``base``; of ours, what ``ciruela.v2`` added, only for those who know it."""
+        """Lists what is in ``base``; the fields that ``ciruela.v2`` added only for those who know them."""
         entries, paths = self._ledger.entries(base), self._ledger.paths(base)
         watches = {}
         for entry, vpath in paths.items():
