@@ -83,7 +83,7 @@ class AnswerBudget:
         return sum(side.queued_bytes for side in self._sides.values())
 
     def begin(self, known: bool, again: Callable[[], None]) -> bool:
-        """Counts a large answer, for a ``known`` link or another, and tells whether it may be begun now; else ``again`` is called when it may."""
+        """Tells whether a large answer to a ``known`` link, or another, may begin, and counts it; else ``again`` is called when it may."""
         side = self._sides[known]
         if side.room:
             side.waiting.pop(again, None)
