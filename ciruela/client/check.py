@@ -60,7 +60,7 @@ MOST_NAMED = 3
 
 
 class Says(Enum):
-    """What a node says to the question."""
+    """Answer of a node to the question of a dry run."""
 
     TAKES = "takes"
     HAS = "has"
@@ -74,7 +74,7 @@ class Says(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckReply:
-    """What one node said about one upload, or that it did not. ``host`` and ``message`` are raw.
+    """Reply of one node about one upload, or the lack of it. ``host`` and ``message`` are raw.
 
     ``signed_ms``: the latest time that what is there, or on its way there, is signed for.
     """
@@ -92,7 +92,7 @@ class CheckReply:
 
     @property
     def conflicts(self) -> bool:
-        """Whether the node refuses for what is at the path already."""
+        """Tells whether the node refuses for what is at the path already."""
         return self.says is Says.REFUSES and refusal_code(self.code) == EXIT_CONFLICT
 
     @property
@@ -125,7 +125,7 @@ def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Addre
 
 
 def refusal_of(replies: Sequence[CheckReply]) -> str:
-    """Why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
+    """Says why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
     refusers = [one for one in replies if one.conflicts]
     if not refusers:
         return ""
@@ -138,7 +138,7 @@ def refusal_of(replies: Sequence[CheckReply]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What of an image no node has yet, as far as that was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
+    """Share of an image that no node has yet, as far as was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
 
     files: int
     bytes: int
@@ -146,7 +146,7 @@ class Fresh:
 
 
 def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
-    """What of ``wanted`` is not in any of ``there``, block by block. Those of another hash cannot be compared."""
+    """Counts what of ``wanted`` is in none of ``there``, block by block. Those of another hash cannot be compared."""
     alike = [index for index in there if index.kind is wanted.kind]
     here = {file.block_hash(number) for index in alike for file in index.files for number in range(file.block_count)}
     found = [same_files(wanted, index) for index in alike]
@@ -160,7 +160,7 @@ def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
 
 
 def difference(wanted: Index, there: Index) -> str:
-    """How far two indexes of one hash kind differ, at a glance: ``3 of 120 files differ``."""
+    """Summarizes how far two indexes of one hash kind differ: ``3 of 120 files differ``."""
     ours, theirs = ({entry.path: entry for entry in index.entries()} for index in (wanted, there))
     paths = ours.keys() | theirs.keys()
     changed = sum(ours.get(path) != theirs.get(path) for path in paths)
@@ -171,7 +171,7 @@ def difference(wanted: Index, there: Index) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What would become of the upload. ``nothing``: every node has exactly this image already."""
+    """Forecast of one upload. ``nothing``: every node has exactly this image already."""
 
     exit_code: int
     why: str
@@ -228,7 +228,7 @@ COMPARED = 3
 
 @dataclass
 class _Replies:
-    """What is known of one cluster: replies for each check, in their order.
+    """Knowledge of one cluster: replies for each check, in their order.
 
     ``missed`` are servers that others name and that could not be asked by that name, with why; ``lost`` addresses likewise; ``booked`` are
     addresses of entry points that count as servers that cannot be asked. ``untold``: addresses of nodes that answered, and then did not
@@ -271,7 +271,7 @@ class PreflightSurvey:
 
     @property
     def answered(self) -> int:
-        """How many nodes have answered."""
+        """Number of nodes that have answered."""
         return len(self._found.machines)
 
     async def ask_reached(self) -> None:
@@ -407,7 +407,7 @@ class PreflightSurvey:
             self._found.untold[str(address)] = str(error)
 
     async def _told(self, link: ClosableLink, address: Address) -> None:
-        """Which other servers a node of ours knows for each path; an older one does not tell, and then names have to do."""
+        """Asks a node for the other servers that it knows for each path; an older one does not tell, and then names have to do."""
         if not link.bulk:
             return
         where = str(address)
@@ -429,7 +429,7 @@ class PreflightSurvey:
         return f"{where} did not say which other servers there are: {why}" if where else ""
 
     def complaint(self, number: int) -> str:
-        """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
+        """Names a fault of the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
         return self._servers[number].view().complaint()
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:
@@ -478,7 +478,7 @@ class PreflightSurvey:
     # -- what is there already ----------------------------------------------------------------------------------------------------
 
     async def compare(self, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
-        """What of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
+        """Counts what of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
 
         Nodes that could not hold the whole image are compared each on its own. Those that have no room for what is new to them, after what
         the checks before this one bring to the same directory, would fail.

@@ -68,7 +68,7 @@ def _open_tree(name: str, found: Scan) -> LocalTree:
 
 
 class Sending:
-    """What ``sync`` and ``upload`` do alike: find out who is there, index for them, ask what they would answer, and send.
+    """Run that ``sync`` and ``upload`` share: find the nodes, index for them, ask what they would answer, and send.
 
     Cancel what is awaited to stop. ``close`` ends the connections that were not needed.
     """
@@ -180,7 +180,7 @@ class Sending:
                     await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
     async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> ImageSource:
-        """What is given to these clusters."""
+        """Opens the source of what is given to these clusters."""
         used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
         opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
         in_thread = self._around.in_thread
@@ -283,7 +283,7 @@ async def upload(options: UploadOptions, around: AppContext, world: RunContext |
 
 
 def _targets(options: UploadOptions) -> list[tuple[ClusterNames, list[Wish]]]:
-    """What each host gets; several paths on one host are one set of connections."""
+    """Groups the uploads by host; several paths on one host are one set of connections."""
     hosts = dict.fromkeys(target.name for target in options.targets)
     return [
         (ClusterNames((host,)), [Wish(options.mode, options.source, target.vpath) for target in options.targets if target.name == host])

@@ -1,9 +1,9 @@
-"""Which addresses of one cluster are known, and which of them to try next (protocol section 6.2).
+"""Contacts of one cluster: the addresses that are known, and which to try next (protocol section 6.2).
 
 Entry points are the names of the command line; candidates are names that nodes gave as ``hosts``, and addresses that they gave as those of
 servers. A name or address that failed n times in a row is left alone for n seconds.
 
-Short connections to servers that a run has no connection to: whether they can be reached, and what they say of the paths.
+Short connections to the other servers find out whether they can be reached, and what they say of the paths.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ServerProbes:
             going.addBoth(self._over, address)
 
     def untried(self, address: Address) -> bool:
-        """Whether the first probe of ``address`` has not ended yet."""
+        """Tells whether the first probe of ``address`` has not ended yet."""
         return address in self._under_way if address in self._asked_s else len(self._asked_s) < MOST_PROBED
 
     def failed(self, address: Address) -> None:
@@ -148,7 +148,7 @@ MAX_CANDIDATES = 1000
 
 
 def reachable_from(entries: Iterable[Address], address: Address) -> bool:
-    """Whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
+    """Tells whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
 
     Link-local, multicast and unspecified addresses never; loopback only when an entry point is loopback too.
     """
@@ -283,7 +283,7 @@ class Contacts:
         self._blocked.succeeded(address)
 
     def label(self, address: Address) -> str:
-        """What to call ``address`` on the screen: the name that led to it alone, or its number."""
+        """Gives the label of ``address`` on the screen: the name that led to it alone, or its number."""
         for name, candidate in self._candidates.items():
             if candidate == address and name != str(address):
                 return name
@@ -294,11 +294,11 @@ class Contacts:
 
     @property
     def resolving(self) -> bool:
-        """Whether an entry point was not resolved yet, neither with nor without success."""
+        """Tells whether the resolution of an entry point has not ended yet, with or without success."""
         return not self._tried.issuperset(self._names)
 
     def exhausted(self, refused: Callable[[Address], bool]) -> bool:
-        """Whether every name was tried, and every address refused or could not be reached."""
+        """Tells whether every name was tried, and every address refused or could not be reached."""
         if not self._tried.issuperset((*self._names, *self._candidates)):
             return False
         known = {address for addresses in self._entries.values() for address in addresses}

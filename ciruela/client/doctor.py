@@ -45,7 +45,7 @@ MOST_NAMES = 10
 
 
 class Level(Enum):
-    """How a check went."""
+    """Level of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """What one node said of its directories and keys; ``keys`` None where it does not tell."""
+    """Directories and keys of one node, by its own word; ``keys`` None where it does not tell."""
 
     node: SurveyedNode
     dirs: tuple[Dir, ...]
@@ -96,7 +96,7 @@ def check_connections(found: ClusterView) -> list[Finding]:
 
 
 def check_disks(found: ClusterView) -> list[Finding]:
-    """What is not as it should be in the directories of the nodes."""
+    """Lists what is not as it should be in the directories of the nodes."""
     checks = []
     for node in (one for one in found.answering if one.identity is not None):
         assert node.identity is not None
@@ -255,7 +255,7 @@ def check_versions(found: ClusterView) -> list[Finding]:
 
 
 def check_dirs(told: Sequence[NodeConfig]) -> list[Finding]:
-    """Whether the nodes that take a directory agree how."""
+    """Checks whether the nodes that take a directory agree how."""
     checks = []
     for key in sorted({one.key for said in told for one in said.dirs}):
         having = [(said.node.name, one) for said in told for one in said.dirs if one.key == key]
@@ -273,7 +273,7 @@ def check_dirs(told: Sequence[NodeConfig]) -> list[Finding]:
 
 
 def check_keys(told: Sequence[NodeConfig], mine: Sequence[str]) -> list[Finding]:
-    """Whether the nodes agree who may upload, and where the user's own keys may."""
+    """Checks whether the nodes agree who may upload, and where the user's own keys may."""
     checks = []
     telling = [said for said in told if said.keys is not None]
     keys = sorted({key for said in telling for key in said.keys or {}})

@@ -72,7 +72,7 @@ NAMES_AT_ONCE = 10
 """Names of other nodes that are resolved together, while nobody was found who has something at the path."""
 
 RESOLVE_S = 5.0
-"""How long the name of a node that another node named may take to resolve: others are known."""
+"""Time that the name of a node that another node named may take to resolve: others are known."""
 
 BUSY_S = 0.5
 BUSY_TRIES = 20
@@ -97,14 +97,14 @@ class ImagePlace:
 
 @dataclass(frozen=True)
 class PathContent:
-    """What the nodes of a cluster have at a path; ``data`` are the bytes of the index."""
+    """Content of a path on the nodes of a cluster; ``data`` are the bytes of the index."""
 
     place: ImagePlace
     data: bytes
 
     @property
     def image(self) -> ImageId:
-        """Which image it is."""
+        """Id of the image."""
         return self.place.index.image
 
 
@@ -187,7 +187,7 @@ class Reading:
     # -- what is there --------------------------------------------------------------------------------------------------------------
 
     async def look(self, path: str) -> PathContent:
-        """What is at ``path`` on the nodes of this cluster.
+        """Finds out what is at ``path`` on the nodes of this cluster.
 
         Raises NothingThere; Conflict when two nodes have different images there; LinkLost or RemoteError when no node answers.
         """
@@ -234,7 +234,7 @@ class Reading:
         raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
 
     async def _all(self, asked: Sequence[Deferred[T]]) -> list[T | Failure]:
-        """What all of ``asked`` gave, or why not. Only CiruelaErrors are taken for an answer."""
+        """Waits for the results of all of ``asked``, or why there are none. Only CiruelaErrors are taken for an answer."""
         results: list[tuple[bool, Any]] = await DeferredList(list(asked), consumeErrors=True)
         for good, result in results:
             if not good and not result.check(CiruelaError):
@@ -303,7 +303,7 @@ class Reading:
         return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image), problems
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
-        """What the nodes that have the image would answer to an upload; those that do not understand the question are left out."""
+        """Asks nodes that have the image what they would answer to an upload; those that do not understand the question are left out."""
         able = [address for address in self._holders if address in self._links and self._links[address].bulk]
         given = await self._all([self._one(address, request, CheckData) for address in able])
         return [one for one in given if isinstance(one, CheckData)]
@@ -468,7 +468,7 @@ class Relay:
         self._own = _numbers_of(self._new.blocks, file.path)
         self._before = _numbers_of(self._old.blocks, file.path)
         self.passed_bytes = 0
-        """What came from the cluster, to be given to another node."""
+        """Bytes that came from the cluster, to be given to another node."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """The pieces with blocks of the new file are shared out; for the others the nodes should ask each other first."""

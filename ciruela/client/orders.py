@@ -37,7 +37,7 @@ class LocalProblem(CiruelaError):
 
 
 class Conflict(CiruelaError):
-    """What is there is not what the user saw, or not one thing: nothing was sent."""
+    """Conflict: what is there is not what the user saw, or not one thing; nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class Intent:
 
     @classmethod
     def of(cls, wish: Wish, found: Scan, timestamp_ms: int) -> Intent:
-        """What becomes of a wish whose source was indexed."""
+        """Makes the intent of a wish whose source was indexed."""
         return cls(wish.mode, str(wish.vpath), found.image, wish.old_image, found.bytes, timestamp_ms)
 
     @property
     def weak(self) -> bool:
-        """Whether other content is as good."""
+        """Tells whether other content is as good."""
         return self.mode is Mode.APPEND_WEAK
 
 
