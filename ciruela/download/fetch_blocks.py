@@ -163,7 +163,7 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 
 
 class Sink(Protocol):
-    """Where blocks go: the part of ``interfaces.Staging`` that is needed here."""
+    """Sink of blocks: the part of ``interfaces.Staging`` that is needed here."""
 
     def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
         """As ``interfaces.Staging.write``."""
@@ -225,7 +225,7 @@ class BlockFetch:
 
     @property
     def stalled(self) -> bool:
-        """Whether nothing good has come for STALLED_S."""
+        """Tells whether nothing good has come for STALLED_S."""
         return not self._plan.done and self._clock.seconds() - self.last_good_s >= STALLED_S
 
     def nudge(self) -> None:

@@ -29,7 +29,7 @@ class BlockAnswer:
 
 
 def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: Callable[[Sequence[int]], int]) -> BlockAnswer:
-    """What ``response`` gives of the blocks ``numbers``, which were asked for. ``bytes_of`` tells the size of blocks together.
+    """Reads what ``response`` gives of the blocks ``numbers``, which were asked for. ``bytes_of`` tells the size of blocks together.
 
     Raises RemoteError for an answer to something else.
     """

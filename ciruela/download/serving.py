@@ -35,7 +35,7 @@ from ciruela.tracking.ledger import Ledger
 
 MOST_READERS = 16
 HELD_S = 3.0
-"""Who has asked for nothing for so long gives its slot to the next."""
+"""Time without a request after which a node gives its slot to the next."""
 
 
 class UploadSlots:
@@ -288,7 +288,7 @@ class BlockService:
         return self._catalog.get(images[0]).addCallback(look).addCallback(answer)
 
     def _missed(self, data: Block | None, vpath: VPath, image: ImageId) -> Block | None:
-        """What is committed, and not on its way as well, is there."""
+        """Reports damage when a block of a committed image that is not on its way as well is missing. Passes ``data`` on."""
         committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
         if data is None and committed is not None and committed.image == image and (pending is None or pending.state.image != image):
             self._damaged(vpath, image)
