@@ -26,7 +26,7 @@ from ciruela.model.errors import CiruelaError
 SILENT_S = 90.0
 PAIR_S = 5.0
 """A peer that was not heard for so long, or for so long times the number of nodes: each node speaks to four others in a second, at random
-(``gossip.targets``), so by chance that happens less than once in a million times."""
+(``membership.notify``), so by chance that happens less than once in a million times."""
 
 MOST_PAIRED = 50
 """In larger clusters two nodes may not speak to each other for longer than is remembered: then only many silent peers are a fault."""
@@ -36,7 +36,7 @@ YOUNG_S = 30.0
 
 SKEW_FAIL_MS = 60_000
 SKEW_NOTE_MS = 2_000
-"""Clocks that are this far from ours: what is signed by a clock that is ahead wins over what is newer (``uploads.verdict``)."""
+"""Clocks that are this far from ours: what is signed by a clock that is ahead wins over what is newer (``uploads.decision``)."""
 
 LITTLE = 0.1
 """Less than this part of a file system free beyond the reserve deserves a note."""

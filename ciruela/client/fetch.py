@@ -477,7 +477,7 @@ class Relay:
         return {new.image: Shares(new.pieces, new.total_bytes, own)}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
-        """As ``Source.answer``."""
+        """As ``BlockProvider.answer``."""
         return Deferred.fromCoroutine(self._answer(request, published, sent))
 
     async def _answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:

@@ -135,7 +135,7 @@ class SharedImage:
 
 
 class BlockProvider(Protocol):
-    """Source of what a run gives to the nodes: a :class:`ImageSource`, or ``relay.Relay``."""
+    """Source of what a run gives to the nodes: a :class:`ImageSource`, or ``fetch.Relay``."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""

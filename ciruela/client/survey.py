@@ -160,10 +160,10 @@ N = TypeVar("N")
 
 
 class Reader(Protocol):
-    """Reader of pages: :class:`Pages`, or a double."""
+    """Reader of pages: :class:`PageReader`, or a double."""
 
     def get(self, address: Address, page: str) -> Deferred[Any]:
-        """As ``pages.Pages.get``."""
+        """As ``PageReader.get``."""
 
 
 @dataclass(frozen=True, slots=True)

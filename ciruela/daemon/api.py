@@ -141,7 +141,7 @@ Room = Callable[[str], Deferred[tuple[int, int, int]]]
 
 
 class NodeApi:
-    """Implements ``web.status.Api``."""
+    """Implements ``web.pages.Api``."""
 
     def __init__(self, node: Node, signers: Signers, room: Room, config: Callable[[], Json] = lambda: None) -> None:
         """``config`` tells how the last reload went (``status.config_status``)."""
@@ -155,7 +155,7 @@ class NodeApi:
         self._began_s = node.world.clock.seconds()
 
     def find(self, parts: tuple[str, ...]) -> Deferred[Json | None]:
-        """As ``web.status.Api.find``."""
+        """As ``web.pages.Api.find``."""
         match parts:
             case ("status",):
                 return succeed(self._status())

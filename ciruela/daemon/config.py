@@ -53,7 +53,7 @@ LONGEST_URL = 2048
 """Longest web address: beyond it servers begin to refuse."""
 
 FRESH_BITS = 0o600
-"""The mode of files that are still being written (``disk.content``): a file of an image must not look like one."""
+"""The mode of files that are still being written (``disk.reuse``): a file of an image must not look like one."""
 
 _BITS = re.compile(r"0?o?([0-7]{3,4})")
 _MOST_ID = (1 << 32) - 2

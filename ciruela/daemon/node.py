@@ -2,14 +2,12 @@
 
 The daemon hands in files, sockets and the reactor (``service``); tests hand in a memory network and a fake clock, and run the same code.
 
-Knowing who else is there, before anybody is told.
-
 A node that has just started does not know who else takes a directory, and a client that asks it would believe that nobody does.
 
 So the answers to uploads, which name the other nodes, wait until the configured peers have been heard of, for a few seconds at most.
 The order of a client waits as well: the peers are asked before it is judged.
 
-What cleanup sees of the node it belongs to (``cleanup.around.Surroundings``).
+It has the view that cleanup gets of its node (``cleanup.service.CleanupContext``).
 """
 
 from __future__ import annotations
@@ -190,7 +188,7 @@ class NodeContext:
 
 
 class NodeState:
-    """State that a node tells of itself by gossip (``gossip.compose.LocalState``)."""
+    """State that a node tells of itself by gossip (``membership.broadcast.LocalState``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -247,7 +245,7 @@ class NodeState:
 
 
 class NodeListener:
-    """Listener that acts on what a node hears by gossip (``gossip.service.MembershipListener``)."""
+    """Listener that acts on what a node hears by gossip (``membership.service.MembershipListener``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -57,7 +57,7 @@ def memory() -> dict[str, Json]:
 
 
 class NodeStatus:
-    """Implements ``web.status.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
+    """Implements ``web.pages.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
 
     def __init__(
         self, node: Node, extra: Callable[[], list[tuple[str, str, str, int]]], told: Callable[[], dict[str, Json]] = dict
@@ -209,7 +209,7 @@ class NodeStatus:
         ]
 
     def downloading(self) -> Json:
-        """Downloads by path. ``mask`` is ours: 256 slices (``model.mask``), bit 0 the first."""
+        """Downloads by path. ``mask`` is ours: 256 slices (``model.bitfield``), bit 0 the first."""
         return {
             str(one.vpath): {
                 "image_id": one.image.hex(),

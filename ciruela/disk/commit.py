@@ -122,7 +122,7 @@ def commit(
     meanwhile, and must not come back.
 
     Something may stand at ``place`` of which nothing is recorded. It is adopted if it is exactly this image; else it is set aside
-    (``setaside``) where images may be replaced or a damaged record says that it was ours; else it is left as it is.
+    (``SetAside``) where images may be replaced or a damaged record says that it was ours; else it is left as it is.
 
     Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed
     (COMMIT_ERROR: the content is not what the index says; ALREADY_EXISTS: what stands at the path is left as it is; SUPERSEDED: ``again``,

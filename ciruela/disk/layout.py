@@ -5,14 +5,14 @@
     DB/.lock                                  held while a daemon runs
     DB/signatures/KEY/c1/../NAME.state        committed
     DB/signatures/KEY/c1/../NAME.new.state    accepted, in progress: the commit journal
-    DB/signatures/KEY/c1/../.tombstones       what was deleted there (``burials``)
-    DB/signatures/KEY/c1/../.NAME.kept        replaced images that are kept (``kept``)
+    DB/signatures/KEY/c1/../.tombstones       what was deleted there (``tombstones``)
+    DB/signatures/KEY/c1/../.NAME.kept        replaced images that are kept (``retained``)
     DB/signatures/.KEY.base                   which directory the base was (``bases``)
     DB/indexes/XX/HEX.ds1                     an index by its image id
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
     DIRECTORY/c1/../.ciruela~kHEX-HEX         an image that it replaced, and that is kept
-    DIRECTORY/c1/../.ciruela-aside~NAME~INODE what stood at NAME without a record (``setaside``)
+    DIRECTORY/c1/../.ciruela-aside~NAME~INODE what stood at NAME without a record (``commit``)
 
 With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, and its staging directory stands
 beside it.

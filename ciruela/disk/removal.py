@@ -24,7 +24,7 @@ MAX_DEPTH = 32
 """Directories held open at once; what lies deeper is first moved up. Our own limit, far below the usual 1,024 descriptors."""
 
 LEAST_DEPTH = 4
-"""So many of them in any case, more as far as the budget of the process goes (``handles``)."""
+"""So many of them in any case, more as far as the budget of the process goes (``openfile.Handles``)."""
 
 
 def remove_tree(parent: SafeDir, name: str) -> Steps[None]:

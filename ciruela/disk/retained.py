@@ -5,7 +5,7 @@ that was replaced last first; ``number`` says to which row of the first list a s
 the trees change places, and the old tree gets its own name afterwards; the inode tells a start which tree was meant. What a kill leaves
 stands in ``docs/reference/files.rst``. A tree that no record names is debris, and a row without a tree is dropped.
 
-The record has a checksum (``seal``). One with a wrong checksum is kept as a bad file is, but the trees that it names are not given up for a
+The record has a checksum (``states``). One where it is wrong is kept as a bad file is, but the trees that it names are not given up for a
 bit: a row of it counts as far as a tree bears it out, and its time as far as a signature has it, which proves itself to whoever wants it.
 """
 

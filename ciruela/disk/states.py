@@ -1,7 +1,7 @@
 """State files: what is committed at a path, and the journal of what is about to be (protocol section 5.1, threats 6.4).
 
 A file is one CBOR map, as the reference writes and reads it, with one field more, ``ciruela``, which the reference ignores: the checksum of
-the file (``seal``), and in ``NAME.new.state`` the command, the phase of the commit, device and inode of the staging directory that is about
+the file, and in ``NAME.new.state`` the command, the phase of the commit, device and inode of the staging directory that is about
 to be shown, and whether what stood at the name is to be set aside (``aside``).
 
 The checksum of a record: a bit that flipped on the disk must not become a fact (threats A45, finding K3).

@@ -51,7 +51,7 @@ MOST_TREES = 8192
 class Store:
     """The files of one daemon.
 
-    ``db_dir`` must exist and be locked (``disk.lock``). ``configs`` may change while the store is in use. All file work goes through
+    ``db_dir`` must exist and be locked (``disk.version``). ``configs`` may change while the store is in use. All file work goes through
     ``in_thread``; what concerns one virtual path happens in the order in which it was asked for. ``trust`` judges records without a
     checksum, all are believed without it. At most ``trees`` images are put together at a time, the next one waits.
     """

@@ -2,7 +2,7 @@
 
 The file is one CBOR map, ``{"floor": milliseconds, "tombstones": {name: [signed_ms, image, buried_ms]}}``, where something was removed by a
 signed wish also ``"signatures": {name: [64 bytes, ..]}`` and ``"forced": [name, ..]``, which an earlier version does not look at, and a
-checksum (``seal``). Its name begins with a dot: the reference does not look at the file. A tombstone is also the journal of its deletion: a
+checksum (``states``). Its name begins with a dot, so the reference does not read it. A tombstone is also the journal of its deletion: a
 start that finds one for what is still committed goes on.
 """
 

@@ -1,7 +1,7 @@
 """An open tree: directories by their path inside an image, with a bounded number of descriptors.
 
 A tree keeps what it opened in the hope that it is needed again: :data:`LEAST_DIRS` directories and :data:`LEAST_FILES` files in any case,
-more as far as the budget of the process goes (``handles``).
+more as far as the budget of the process goes (``openfile.Handles``).
 """
 
 from __future__ import annotations

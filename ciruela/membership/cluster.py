@@ -168,7 +168,7 @@ Effect = (
 
 @dataclass(frozen=True, slots=True)
 class ImageHolder:
-    """Node that can give parts of an image, by its own word. ``mask`` is ``model.mask.FULL`` for a node that has completed it.
+    """Node that can give parts of an image, by its own word. ``mask`` is ``model.bitfield.FULL`` for a node that has completed it.
 
     ``source``: the machine has a client connected that has everything. ``stalled``: the machine itself gets no further.
     """

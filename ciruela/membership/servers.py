@@ -1,4 +1,4 @@
-"""The servers that may take a directory, as this node knows them: a pure function from addresses to rows (``model.servers``).
+"""The servers that may take a directory, as this node knows them: a pure function from addresses to rows (``model.ids.Server``).
 
 Machine ids with which several servers speak, as after the disk of one was cloned (threats A33).
 

@@ -1,4 +1,4 @@
-"""Faults, as exceptions; a refusal is a value (``model.order.RejectReason``), not an exception.
+"""Faults, as exceptions; a refusal is a value (``model.upload.RejectReason``), not an exception.
 
 ::
 
