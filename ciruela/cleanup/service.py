@@ -4,7 +4,7 @@ Also what follows from deletions in the long run: tombstones are folded, and ind
 
 Questions that may never be answered: a keep list, a directory or a link on a network file system that hangs.
 
-What cleanup has to know of the rest of the node and of the world, as protocols and values.
+Ports and values through which it sees the rest of the node and the world stand here as well.
 """
 
 from __future__ import annotations

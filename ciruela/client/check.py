@@ -1,6 +1,6 @@
 """Asks servers what they would answer to an upload, before one is sent or in place of one. What is sent here cannot upload anything.
 
-What would become of an upload, by what all nodes of a cluster said to the question: a pure verdict with the exit code of the upload.
+The forecast of an upload, of the answers of all nodes of a cluster, is a pure decision with the exit code of the upload.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ MOST_PROBED = 2000
 
 
 class OnlyAsks:
-    """The counterpart of a connection on which only questions are asked."""
+    """Request handler of a connection on which only questions are asked."""
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         """Refuse: nothing is served."""

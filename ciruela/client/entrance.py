@@ -91,7 +91,7 @@ class AnswerWindow:
 
 
 class EntryConnection:
-    """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
+    """Request handler of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
         self.guest: RequestHandler = OnlyAsks()

@@ -109,7 +109,7 @@ class PathContent:
 
 
 class Reading:
-    """Connections to some nodes of one cluster, for asking. Also the counterpart of these connections."""
+    """Connections to some nodes of one cluster, for asking. Also the request handler of these connections."""
 
     def __init__(
         self, label: str, names: Sequence[str], world: RunContext, in_thread: InThread, problem: Callable[[str, str], None]

@@ -1,6 +1,6 @@
 """From wishes to signed orders: check the sources, sign with every key, one time for all (protocol sections 3.4 and 6.2).
 
-Which hash to index with: BLAKE3, unless a server of the cluster is the reference's, which knows BLAKE2b only.
+The hash to index with is BLAKE3, unless a server of the cluster is the reference's, which knows BLAKE2b only.
 
 A server that confirms ``ciruela.v2`` is one of ours and takes every kind. Who says nothing decides nothing.
 """

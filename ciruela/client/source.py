@@ -5,7 +5,7 @@ more; it never ends the client (threats U18).
 
 ``--limit-rate``: when bytes may go out, so that all connections together stay below a rate.
 
-Which node takes which part of an image from the client: every part once, before any of them twice. Values only, no I/O.
+:class:`Shares` assigns the parts of an image to nodes: every part once, before any of them twice. Values only, no I/O.
 
 The nodes give each other the rest, so the client sends little more than one copy, whatever the size of the cluster.
 """

@@ -167,7 +167,7 @@ class _OpenConnection:
 
 
 class ClusterRun:
-    """All uploads to one cluster over one set of connections. Also the counterpart of these connections."""
+    """All uploads to one cluster over one set of connections. Also the request handler of these connections."""
 
     _log = Logger()
 

@@ -1,6 +1,6 @@
 """The keys that may upload, looked up in the configuration directory for each question (protocol section 5.2).
 
-Which key made which signature, for pages: tried once, remembered while the key files say the same (threats A15).
+Pages are told which key made which signature: tried once, remembered while the key files say the same (threats A15).
 """
 
 from __future__ import annotations

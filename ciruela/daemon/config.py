@@ -2,9 +2,9 @@
 
 Everything is read once, at start; any mistake in any file ends the start, and all mistakes are told at once.
 
-How hooks, modes and groups of a directory are read from its config, and whether they can be used on this host.
+Hooks, modes and groups of a directory are read from its config, and checked for use on this host.
 
-What a hook runs comes from the operator's own files alone, so nobody else may be able to change the program either.
+A hook runs what stands in the operator's own files alone, so nobody else may be able to change the program either.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def kept_signed(rows: Mapping[str, Sequence[RetainedVersion]]) -> dict[str, tupl
 
 
 class Requests:
-    """The counterpart of every connection that was made to this node."""
+    """Request handler of every connection that was made to this node."""
 
     _log = Logger()
 

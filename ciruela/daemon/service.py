@@ -1,6 +1,6 @@
 """The daemon: a node over real files, sockets and the reactor, as a Twisted service.
 
-How many files and sockets this process may have open (threats A41).
+It also raises the number of files and sockets that this process may have open (threats A41).
 
 Watches the reactor: how long it was away from its duties, and what kept it (threats I8, 6.13).
 
@@ -193,7 +193,7 @@ class Settings:
 
 
 class _StillStarting:
-    """The counterpart until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
+    """Request handler until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

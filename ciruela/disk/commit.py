@@ -3,7 +3,7 @@
 The journal is ``NAME.new.state``. What a kill after each step leaves, and how a start goes on, stands in ``docs/reference/files.rst``
 and is done in ``recovery``.
 
-What stood at the name of an image without a record of ours: it is moved to a hidden name beside it, and never deleted.
+Content that stood at the name of an image without a record of ours is moved to a hidden name beside it, and never deleted.
 
 ``.ciruela-aside~NAME~INODE`` says what it was. Nothing is recorded of it elsewhere, so it is found whatever else is lost, and earlier
 versions, whose reserved names begin with ``.ciruela~``, leave it alone as well.

@@ -4,7 +4,7 @@ A cache is only ever an advantage. One that is damaged, of another version or to
 error. It is trusted like the user's own keys, though: lines from it get into an index that the user signs. So it must be the user's, and
 writable by nobody else. Blocking: used in threads. Runs at the same time replace each other's files as a whole.
 
-What is known of a directory tree from an earlier scan, and the bytes of a hash cache (docs/reference/files.rst).
+It holds what is known of a directory tree from an earlier scan; docs/reference/files.rst has its bytes.
 
 A file or link is known by its inode, device, size, mtime and ctime, its :data:`key <KEY_BYTES>`. While all of them are the same its
 content is too, because the system sets the ctime of whatever is written to, and nobody can set it otherwise. That holds only

@@ -2,7 +2,7 @@
 
 Every OSError says which operation failed (``strerror``) and where, relative to the directory that was opened first (``filename``).
 
-How many directories and files the whole process keeps open between uses, and how many trees are put together at a time (finding K8.3).
+Budgets of the whole process: directories and files kept open between uses, and trees put together at a time (finding K8.3).
 
 Each open tree may keep a few handles whatever else is open (``tree``); what it keeps beyond that comes from one budget. With an empty
 budget it opens again what it closed, which is slower and always works.

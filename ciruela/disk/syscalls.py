@@ -1,6 +1,6 @@
 """Linux calls that Python has no words for: renameat2, syncfs, fstatfs and cloning a part of a file.
 
-What a failed system call means to the rest of the program.
+A failed system call is translated to what it means to the rest of the program.
 """
 
 from __future__ import annotations

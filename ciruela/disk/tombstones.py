@@ -42,7 +42,7 @@ _serials = count(1)
 
 
 def file_name(place: Place) -> str:
-    """The name of the file with the burials of the base dir of ``place``; at level 0 one for each key."""
+    """The name of the file with the tombstones of the base dir of ``place``; at level 0 one for each key."""
     return f".{place.vpath.key}{NAME}" if not place.vpath.entry else NAME
 
 

@@ -1,6 +1,7 @@
 """Parts of answers that have just come in, as they came: other nodes ask for the same blocks a moment later.
 
-What was verified when it was written is passed on without reading, hashing and compressing it again; who gets it verifies it anyway.
+Blocks that were verified when they were written are passed on without reading, hashing and compressing them again; the receiver verifies
+them anyway.
 
 The blocks in an answer, by number. Nothing in it is believed: what has not the size that it should have becomes blocks without bytes.
 """

@@ -1,6 +1,6 @@
 """One image on its way: what is known of it while its chain runs.
 
-Which committed images of the same base dir a new one may have something in common with (protocol section 5.8).
+Siblings are the committed images of the same base dir that a new one may have something in common with (protocol section 5.8).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 index -> staging -> what an earlier run left -> files and blocks of siblings -> blocks from sources -> verify, make durable, show
 
-Who may be asked for one image: clients that published it, peers that said they hold some of it, and where there is doubt likely ones.
+Candidates for one image are clients that published it, peers that said they hold some of it, and where there is doubt likely ones.
 """
 
 from __future__ import annotations

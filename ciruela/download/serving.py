@@ -4,10 +4,10 @@ Only what a verified index names is read, by image and block number; a path from
 What is read is hashed before it is sent; a block that does not match is answered as absent, and if its image is committed here it should be
 there: somebody is told.
 
-Who may fetch blocks here at the same time: some are served well, instead of all of them slowly.
+Upload slots limit who may fetch blocks here at the same time: some are served well, instead of all of them slowly.
 
-Who is told to come later asks somebody else meanwhile, and finds there what those who are served have passed on. In a large cluster that is
-what turns the few that have an image into many.
+A node that is told to come later asks somebody else meanwhile, and finds there what those who are served have passed on. In a large cluster
+that is what turns the few that have an image into many.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A parsed index as values: directories, files with their block hashes, symlinks.
 
-Whether a directory of this node may take an image: size, number of files, symbolic links (threats A3, A5, A8 and 6.12). Pure.
+A check tells whether a directory of this node may take an image: size, number of files, symbolic links (threats A3, A5, A8 and 6.12). Pure.
 """
 
 from __future__ import annotations

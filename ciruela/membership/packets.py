@@ -3,7 +3,7 @@
 A body is the CBOR array ``[sender, epoch, seq, items]``. Each item stands for itself: an array that begins with the number of its type.
 Numbers are only ever added. A reader skips types that it does not know and ignores what follows the fields that it knows.
 
-What stands around the body of a datagram: magic, version, key id (``docs/reference/gossip.rst``, "Envelope").
+The envelope stands around the body of a datagram: magic, version, key id (``docs/reference/gossip.rst``, "Envelope").
 
 Only the null keyring exists: key id zero, body in the clear. A keyring that encrypts will be another :class:`Envelope`; the room for its
 nonce and tag is already kept free.

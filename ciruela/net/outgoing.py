@@ -92,7 +92,7 @@ def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLin
 
 
 class _Refusing:
-    """The counterpart of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
+    """Request handler of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
 
     def __init__(self, line: _AddressState) -> None:
         self._line = line

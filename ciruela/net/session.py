@@ -1,4 +1,4 @@
-"""A dialogue with its two ends joined up: requests of ours are Deferreds, requests of theirs go to a counterpart.
+"""Session on one connection: requests of ours are Deferreds, requests of theirs go to a request handler.
 
 Carries no bytes itself, so that a websocket and a memory network behave alike.
 """
@@ -45,7 +45,7 @@ from ciruela.proto.multiplexer import (
 from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64
-"""Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
+"""Requests of the other side that the request handler has at a time; more wait here, and reading stops until they are taken."""
 
 _SIGNED = (AppendDir, ReplaceDir, RemoveDir)
 """Wishes that are accepted with a valid signature only."""
@@ -295,7 +295,7 @@ class Session:
             self._work()
 
     def end(self, reason: str) -> None:
-        """The link is gone: everything that waits fails with ``reason``, and the counterpart is told."""
+        """The link is gone: everything that waits fails with ``reason``, and the request handler is told."""
         if self._over is not None:
             return
         self._over = reason

@@ -1,6 +1,6 @@
 """The blocks of one piece, compressed together with zstd where that pays.
 
-What comes is unpacked only up to the size that the index says, so that a small frame cannot fill the memory (threats A21).
+Answers are unpacked only up to the size that the index says, so that a small frame cannot fill the memory (threats A21).
 """
 
 from __future__ import annotations

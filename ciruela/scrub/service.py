@@ -1,6 +1,6 @@
 """The scrub service: one image at a time, slowly; what is suspect comes first, and what is damaged is fetched again.
 
-How much may be read now. Pure.
+A token bucket bounds how much may be read now.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The uploads service: from an order to a recorded, running download (protocol section 5.3, house section 3 (b)).
+"""The uploads service: from an order to a recorded, running download (protocol section 5.3).
 
-Which keys made signatures: all that are valid, where ``Authority.verified`` gives the newest of each key.
+The makers of the signatures are looked up: all that are valid, where ``Authority.verified`` gives the newest of each key.
 
-How much one key, and one directory, may have here at a time (threats 6.12). Counts only; what is pending is asked of the ledger.
+Limits bound what one key, and one directory, may have here at a time (threats 6.12). Counts only; what is pending is asked of the ledger.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The routes of the status pages, under the reference's paths, and ``/healthz``.
 
-What the status pages ask of a node. Every method returns fresh values that ``json`` can write.
+Ports to the node follow. Every method returns fresh values that ``json`` can write.
 """
 
 from __future__ import annotations

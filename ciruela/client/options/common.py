@@ -1,6 +1,6 @@
 """The options of every command, and how their values are read.
 
-What is left out of a directory that is indexed: patterns, files of patterns.
+Also the options of what is left out of a directory that is indexed: patterns, files of patterns.
 """
 
 from __future__ import annotations

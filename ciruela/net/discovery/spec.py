@@ -106,7 +106,7 @@ def check_url(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """Ports that sources need. ``reactor`` is for connections and name servers; everything else has a seam of its own."""
+    """Ports that sources need. ``reactor`` is for connections and name servers; everything else is a port of its own."""
 
     reactor: Any
     clock: IReactorTime
