@@ -91,7 +91,7 @@ class Sending:
     ) -> None:
         """``kind``: the hash that the user chose, None for the best that each cluster understands.
 
-        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``pace.SHARED_BYTES_S``.
+        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``source.SHARED_BYTES_S``.
         """
         self._around = around
         self._display = display

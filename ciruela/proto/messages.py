@@ -167,7 +167,7 @@ class PushPull:
     """Node to node: facts of gossip over a connection, in both directions (after memberlist's push/pull). Only ``ciruela.v2``.
 
     ``port`` is where the sender listens. ``heard_ms``: milliseconds since it heard a datagram of the receiver, None if it never did.
-    ``facts`` are bodies of datagrams (``gossip.packets.body``), at most :data:`MOST_PUSHED`.
+    ``facts`` are bodies of datagrams (``membership.packets.body``), at most :data:`MOST_PUSHED`.
     """
 
     port: int
