@@ -97,7 +97,7 @@ class GetBlocks:
 class GetShare:
     """Node to client: some of the pieces of ``missing`` that the client has not promised to another node. Only ``ciruela.v2``.
 
-    Masks of pieces are sent as bytes (``model.mask.Pieces.to_bytes``).
+    Masks of pieces are sent as bytes (``model.bitfield.Pieces.to_bytes``).
     """
 
     image: ImageId
@@ -272,7 +272,7 @@ class BlockPart:
 
 @dataclass(frozen=True, slots=True)
 class BlocksData:
-    """Answer to GetBlocks: for each piece (``model.mask``) those of its blocks that are here, and the numbers of those that are not.
+    """Answer to GetBlocks: for each piece (``model.bitfield``) those of its blocks that are here, and the numbers of those that are not.
 
     A piece of which nothing is here has no part.
     """
