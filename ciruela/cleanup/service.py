@@ -272,6 +272,7 @@ class Cleanup:
 
     def _look(self) -> None:
         now_s = self._guards.steady_s()
+        # While suspended, nothing was heard and the clock may have jumped: what was observed before proves nothing.
         if now_s - self._seen.looked_s > PAUSE_S:
             self._log.info("this process did not run for {pause_s} s; cleanup begins anew", pause_s=round(now_s - self._seen.looked_s))
             self._seen = _Observed(now_s, now_s)
@@ -465,6 +466,7 @@ class Cleanup:
         while True:
             sight = await self._dir_sight(config)
             blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
+            # Each image is judged anew, so a reload in the middle of a cycle must end it, not half apply.
             if self._configs.get(base.key) != config:
                 blocked.append(Blocked(Cause.CONFIG, f"the settings of /{base.key} were changed by a reload just now"))
             if blocked or isinstance(sight.keep_list, str) or isinstance(sight.protected, str):
@@ -490,6 +492,7 @@ class Cleanup:
         """Delete one image; nobody judges an order for its path meanwhile."""
         vpath = base.image_at(ruling.entry)
         state = self._ledger.committed(vpath)
+        # The rules were applied before the wait for this turn: only the very version that they judged may go.
         if state is None or state.version != ruling.version or self._ledger.pending(vpath) is not None:
             raise DiskError(f"{vpath}: was changed meanwhile")
         tombstone = Tombstone(state.version, self._now_ms())

@@ -264,6 +264,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     root.fsync()
     status = root.status()
     row = retained.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
+    # All that may fail for want of room is written before the trees change places.
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
     states.write_journal(directory, place.record, Journal(state, command, CommitPhase.READY, (status.st_dev, status.st_ino), aside))
     waiting = Journal(state, command)
@@ -274,6 +275,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         retained.withdraw(directory, place, row)
         raise
     try:
+        # The order matters in a power cut: a state must never be on the disk before the exchange that it speaks of.
         parent.fsync()
         directory.rename(prepared, place.record + STATE)
     except OSError:
@@ -330,6 +332,7 @@ def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State, *, as
     if aside or states.read_state(directory, place.record) is not None:
         parent.exchange(staging, name, place.aside(state.image))
         return lambda: parent.exchange(staging, name, place.aside(state.image))
+    # An empty directory without a record stands there. rename(2) takes its place, and fails if somebody has filled it since.
     parent.rename(staging, name)
 
     def undo() -> None:

@@ -251,6 +251,7 @@ class HashCache:
         name = f"{found.st_dev:x}-{found.st_ino:x}.{kind.value.replace('/', '-')}"
         now_ns = self._now_ns()
         scanned_ns, known = self._load(name, kind, now_ns)
+        # With a clock that was set back, a file changed since may have times from before the scan.
         if scanned_ns > now_ns:
             _log.debug("the clock was set back: the hash cache {name} is not used", name=name)
             known = {}

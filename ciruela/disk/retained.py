@@ -265,6 +265,7 @@ def settle(
             for image in {current, pending} - {None}:
                 assert image is not None
                 for name in (place.staging(image), place.aside(image)):
+                    # The inode tells whose tree it is: a kill may have left it at any name that the exchange uses.
                     if not _is_there(parent, place.kept(row.version.image), row) and _is_there(parent, name, row):
                         _take(parent, place, row, name)
     good = [] if parent is None else _standing(parent, place, rows, current)

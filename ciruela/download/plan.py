@@ -71,6 +71,7 @@ class BlockPlan:
                     self._left[part] += 1
                     self.missing += 1
                     leader = first.setdefault(file.hashes[at : at + HASH_BYTES], number)
+                    # Equal blocks are fetched once, and written wherever they stand.
                     if leader == number:
                         self._queues[part].append(number)
                         self._queued_bytes[part] += self._sizes[number]

@@ -248,6 +248,7 @@ class PeerCandidate:
         self.failures = 0
         self.blocks += blocks
         if took_s > SLOW_S:
+            # Slow answers mean that more is in flight than the source can give; the floor keeps two blocks going.
             self.window = max(2 * BLOCK_BYTES, self.window - size)
         else:
             self.window = max(self.window, min(MOST_WINDOW, self.window + size))

@@ -205,6 +205,7 @@ def member_parts(machine: MachineId, stamp: int, hostname: str, keys: Sequence[s
     groups: list[list[str]] = [[]]
     left = PART_BYTES
     for key in keys:
+        # The head of a CBOR text of this length has at most three bytes (RFC 8949, 3).
         size = len(key.encode()) + 3
         if size > left:
             groups.append([])

@@ -328,9 +328,11 @@ class Members:
         """
         if source not in self._names:
             return Admission(PacketRefusal.UNKNOWN_SOURCE)
+        # One forged datagram with an epoch of the future would make every true one after it look old.
         if not connected and header.epoch > self.latest_ms(source, now_ms):
             return Admission(PacketRefusal.AHEAD, doubtful=(source,))
         if header.sender == self._me:
+            # Our machine id with another start: the disk of this server was cloned. With the same one we hear ourselves.
             if header.epoch != self._epoch:
                 self.shared.note(self._me, {source: now_s})
                 return Admission(PacketRefusal.SAME_MACHINE, double=source, doubtful=() if connected else (source,))
@@ -347,6 +349,7 @@ class Members:
             return Admission(PacketRefusal.REPLAYED, doubtful=(source,))
         window = self._window(source, header)
         behind = connected and window.forged(header.seq)
+        # A connection cannot be forged, so what put the window that far ahead was: it begins anew, or all true datagrams were replays.
         if behind:
             window = ReplayWindow()
         if not window.fresh(header.seq) and not connected:

@@ -58,6 +58,7 @@ def connect(
     """
     endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
     bound = (from_host, 0) if from_host and can_leave_from(from_host, address.host) else None
+    # The endpoint's own timeout comes later than ours, which is for the handshake as well: there is one message for both.
     endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1, bindAddress=bound)
     factory = client_links(counterpart, reactor, host_header, limits, budgets, in_thread)
     connected = cast("Deferred[ClientLink]", endpoint.connect(factory))

@@ -223,6 +223,7 @@ class Session:
         self._work()
 
     def _work(self) -> None:
+        # An answer that is ready at once comes back here while it is begun: one loop takes all, or each would deepen the stack.
         if self._taking:
             return
         self._taking = True
@@ -255,6 +256,7 @@ class Session:
 
     def _begin(self, asked: RequestReceived) -> None:
         self._at_work += 1
+        # Remembered, because the answer may change it: the budget gets back what was taken for this side.
         trusted = self.trusted
         try:
             answer = self._counterpart.requested(self._link, asked.request)

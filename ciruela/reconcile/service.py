@@ -110,6 +110,7 @@ class Reconciler:
             self._pump()
         if hash_ == self._ledger.base_hash(base) or self._is_known(base, hash_):
             return
+        # The list that is on its way may be older than this news: the last news is compared after it.
         if base in self._asking:
             self._again[base] = (hash_, address)
             return
@@ -182,6 +183,7 @@ class Reconciler:
         burials, append_only = self._ledger.burials(base), config.append_only
         found = wanted(base, ours, response.dirs, burials, append_only)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
+        # An upload that failed here lately is left out for now, so that this list must be looked at again soon.
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
         if announced:  # an earlier version hashes otherwise, or its list has changed since: the same news is not asked about each second

@@ -256,6 +256,7 @@ class Scrub:
 
         def looked(findings: Findings | None) -> None:
             self.bytes += examination.cost - before
+            # What is suspect is read at once, so it does not use up what the cycle may read.
             if not self._suspect:
                 self._pace.spend(examination.cost - before)
             if findings is not None:
@@ -287,6 +288,7 @@ class Scrub:
             return
         self.looked += 1
         if not findings.count:
+            # A false alarm: the next one about this image has to wait, longer each time.
             if suspect:
                 self._cleared.failed(vpath)
             ill = self.ill.get(vpath)

@@ -139,9 +139,11 @@ def judge(
     if not timely:
         return Rejection(RejectReason.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
     signed = State(order.image, tuple(sorted(timely)))
+    # Signatures from before a removal are no claim to the path any more.
     wish = signed.since(standing.removed)
     standing = replace(standing, elsewhere=standing.elsewhere.since(standing.removed))
     same = _same(order, wish, standing)
+    # A peer only adds signatures. A client would be told "done" of an image that is about to lose its path.
     if same is not None and (order.origin is Origin.PEER or not _behind(order, config, standing)):
         return same
     if standing.buried is not None and signed.version <= standing.buried:

@@ -158,6 +158,7 @@ class Repeated:
         if not self._running:
             return
         new = tuple(sorted(dict.fromkeys(names)))
+        # The end of a doubt is news as well, though the names are the same: only what is not in doubt is written down.
         news = new != self._names or self.doubtful
         if self._failure:
             self._log.info("{source}: it answers again", source=self.text)
