@@ -250,11 +250,13 @@ class Reusing:
                 here = content.tree.directory(above, create=True)
                 try:
                     after = here.link(opened, name)
+                # A part of it is here already; the linked inode takes its place.
                 except FileExistsError:
                     content.tree.close_file(mine.path)
                     here.unlink(name)
                     content.drop_file(number)
                     after = here.link(opened, name)
+                # Somebody wrote to it while it was hashed. The inode is shared, so the hash proves nothing any more.
                 if _signs(after) != _signs(before):
                     here.unlink(name)
                     return False
@@ -331,6 +333,7 @@ class Reusing:
             return
         with opened:
             if self._cloned(opened, begin, mine, offset, size):
+                # The clone is hashed where it is now: the sibling may have changed since it was chosen.
                 data = content.target(mine).read_at(size, offset)
                 good = good_in(data, mine, content.index.kind, first)
                 content.add(number, good)

@@ -51,6 +51,7 @@ def same_files(wanted: Index, theirs: Index) -> list[File | None]:
     if elsewhere:
         for other in theirs.files:
             content = other.executable, other.size, other.hashes
+            # ``other`` as the default: only content that is looked for and has no file yet gives None.
             if elsewhere.get(content, other) is None:
                 elsewhere[content] = other
         for number, file in enumerate(wanted.files):

@@ -177,6 +177,7 @@ class Ledger:
         if now_s - failed_s >= pause_s:  # else a client would not wait
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         self._failures[key] = now_s, pause_s
+        # Popped and put back, so that the oldest is first and the first to be forgotten.
         self._aborts.pop(key, None)
         self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)
         for table in (self._aborts, self._failures):
