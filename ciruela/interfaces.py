@@ -361,7 +361,7 @@ class Disk(Protocol):
         """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""
 
     def identity(self, key: str) -> Deferred[Identity]:
-        """Identifies the directory that is configured for ``key``, as it is now. Fails with DiskError when it cannot be opened."""
+        """Gives the identity of the directory configured for ``key``, as it is now. Fails with DiskError when it cannot be opened."""
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         """Delete the stored indexes of all images that are not in ``keep`` and that no state or journal on the disk names.

@@ -165,7 +165,7 @@ MOST_FAULTS = 3
 
 @dataclass(slots=True)
 class CleanupReport:
-    """Outcome in one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
+    """Report on one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
 
     ended_ms: int = 0
     blocked: tuple[Blocked, ...] = ()

@@ -146,7 +146,7 @@ class Fresh:
 
 
 def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
-    """Counts what of ``wanted`` is in none of ``there``, block by block. Those of another hash cannot be compared."""
+    """Counts the files and bytes of ``wanted`` that are in none of ``there``, block by block. Those of another hash cannot be compared."""
     alike = [index for index in there if index.kind is wanted.kind]
     here = {file.block_hash(number) for index in alike for file in index.files for number in range(file.block_count)}
     found = [same_files(wanted, index) for index in alike]

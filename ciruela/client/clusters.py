@@ -59,7 +59,7 @@ class Settled:
         """Nothing is served."""
 
     def rows(self) -> list[UploadRow]:
-        """Gives how the uploads ended."""
+        """Gives the final state of every upload."""
         return list(self._rows)
 
     def whole_nodes(self) -> int | None:

@@ -180,7 +180,7 @@ class Sending:
                     await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
     async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> ImageSource:
-        """Opens the source of what is given to these clusters."""
+        """Opens the scanned directories that are given to these clusters, as one source."""
         used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
         opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
         in_thread = self._around.in_thread

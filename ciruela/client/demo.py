@@ -330,7 +330,7 @@ def default_directory(nodes: int) -> str:
 
 
 def script(name: str = "ciruela-sync") -> str:
-    """Gives the word that calls the script from a shell: by its bare name if that finds the one which was installed with this program."""
+    """Gives the word that starts the script from a shell: by its bare name if that finds the one which was installed with this program."""
     ours = os.path.join(os.path.dirname(sys.executable), name)
     return ours if os.path.exists(ours) and shutil.which(name) != ours else name
 

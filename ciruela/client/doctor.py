@@ -45,7 +45,7 @@ MOST_NAMES = 10
 
 
 class Level(Enum):
-    """Level of a finding."""
+    """Severity of a finding."""
 
     OK = "ok"
     NOTE = "note"

@@ -32,7 +32,7 @@ _CAUSES = {
     "keep_list": "the keep list cannot be read, or is in doubt",
     "protect": "a protected link leads nowhere, or cannot be followed in time",
 }
-"""Meanings of the words of a node that removes nothing."""
+"""Meanings, for people, of the words by which a node says why it removes nothing."""
 
 _OF_THE_START = frozenset({"peers"})
 """Causes that every node has while it is starting, because there was no time yet: they are at fault only afterwards."""
@@ -170,7 +170,7 @@ async def explain(options: ExplainOptions, around: AppContext) -> int:
 
 
 def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
-    """Lists the lines before the table: what concerns whole nodes."""
+    """Builds the lines before the table: what concerns whole nodes."""
     found = [f"{base} on {', '.join(clean(node, 80) for node in pages)}"]
     for node, page in pages.items():
         if not page.get("auto_clean"):

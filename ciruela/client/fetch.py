@@ -72,7 +72,7 @@ NAMES_AT_ONCE = 10
 """Names of other nodes that are resolved together, while nobody was found who has something at the path."""
 
 RESOLVE_S = 5.0
-"""Time that the name of a node that another node named may take to resolve: others are known."""
+"""Time to resolve the name of a node that another node gave: there are others."""
 
 BUSY_S = 0.5
 BUSY_TRIES = 20

@@ -31,10 +31,10 @@ from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
 
 LOOK_S = 1.0
-"""Interval at which it is looked whether something came."""
+"""Interval of looks whether anything came."""
 
 ASK_AGAIN_S = 10.0
-"""Time without any news after which it is asked whether the image is still the one at the path."""
+"""Time without any block after which the nodes are asked whether the image is still the one at the path."""
 
 
 class _Nobody(BlockRelayCache):

@@ -87,7 +87,7 @@ class HookAccount:
 
 
 def hooks_part(standing: HookStanding) -> str:
-    """Gives the part of a line that stays about hooks, raw; empty when there are none."""
+    """Gives the hooks part of a line that stays on the screen, raw; empty when there are none."""
     parts = []
     if standing.ok:
         parts.append(f"{standing.ok} ok")

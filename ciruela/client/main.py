@@ -204,7 +204,7 @@ def _pool(reactor: Any, threads: int, name: str) -> Callable[..., Deferred[Any]]
 
 
 def _command(options: Options, around: AppContext) -> Callable[[], Coroutine[Any, Any, int]]:
-    """Gives what to run. Commands other than ``sync`` and ``index`` load what they alone need: every small upload would pay for it."""
+    """Chooses what to run. Commands other than ``sync`` and ``index`` load what they alone need: every small upload would pay for it."""
     match options:
         case SyncOptions():
             return lambda: commands.sync(options, around)

@@ -37,7 +37,7 @@ class LocalProblem(CiruelaError):
 
 
 class Conflict(CiruelaError):
-    """Conflict: what is there is not what the user saw, or not one thing; nothing was sent."""
+    """Conflict at the path: not the content that the user saw, or not the same everywhere; nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)

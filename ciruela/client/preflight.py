@@ -47,7 +47,7 @@ from ciruela.model.ids import ImageId
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
 CLOCK_MARGIN_MS = 10_000
-"""Difference of the clocks of servers that is allowed for when an order is signed for the latest time that they take."""
+"""Margin for the clocks of servers, when an order is signed for the latest time that they take."""
 
 Reindex = Callable[[int, HashKind], Awaitable[Index]]
 """Gives the index of what an intent, by its number, would bring with another kind of hash."""

@@ -101,7 +101,7 @@ def result_lines(rows: Sequence[UploadRow]) -> list[str]:
 
 
 def promise_lines(rows: Sequence[UploadRow]) -> list[str]:
-    """Tells what an interrupted run leaves behind: what nodes have, and whether they can go on without this client."""
+    """Builds the lines on what an interrupted run leaves behind: what nodes have, and whether they can go on without this client."""
     lines = []
     for row in rows:
         standing = row.standing

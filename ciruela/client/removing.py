@@ -34,7 +34,7 @@ def described(state: State, proof: Proof | None) -> str:
 
 
 async def agreed(question: str, sure: bool, around: AppContext) -> bool:
-    """Asks whether the user wants it. Raises ConfigError when nobody can be asked."""
+    """Asks the user to confirm, unless ``sure``. Raises ConfigError when nobody can be asked."""
     if sure:
         return True
     ask = terminal_line()
@@ -118,7 +118,7 @@ def _nothing(target: PathTarget, sight: PathView, around: AppContext, display: D
 
 
 def _what(target: PathTarget, image: ImageId, sight: PathView, proof: Proof | None) -> str:
-    """Says what is about to go."""
+    """Describes the removal that is about to be signed, in a line."""
     here = sight.with_image(image)
     if not here:
         return f"Removing {target.vpath}: {image.hex()}, which none of the nodes that were asked has"

@@ -84,7 +84,7 @@ def _agree(sight: PathView) -> bool:
 
 
 def _refused(image: ImageId | None, why: str, target: PathTarget, sight: PathView) -> CommandError:
-    """Builds the error that says why it cannot be gone back. What is not there may be on a node that did not say: then it is not known."""
+    """Builds the error that says why there is no way back. What is not there may be on a node that did not say: then it is not known."""
     current, kept = sight.newest, sight.kept
     absent = current is None or (not kept if image is None else image != current.image and image not in kept)
     if absent and sight.silent:

@@ -74,7 +74,7 @@ def _lines(data: bytes, name: str) -> list[tuple[str, str]]:
 
 
 def scanned_line(name: str, found: Scan, *, whole_id: bool) -> str:
-    """Describes what indexing a directory found."""
+    """Describes what indexing a directory found, in a line."""
     links = f"{count(found.symlinks, 'link')}, " if found.symlinks else ""
     image = found.image.hex() if whole_id else short_id(found.image)
     left_out = f", {found.excluded:,} left out" if found.excluded else ""

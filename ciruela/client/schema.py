@@ -46,7 +46,7 @@ class DiskHealth:
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Answering node. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
+    """Node identity. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
 
     ``config_mistakes``: places of mistakes for which it refused its last reload. ``failed_hooks``: paths, with what failed and why.
     ``disk``: what is not as it should be in its directories.
@@ -141,7 +141,7 @@ class Hook:
 
     @property
     def failure(self) -> str:
-        """Text of what failed, and why."""
+        """Name of the hook that failed, and why."""
         return f"{self.kind} {self.message or 'failed'}"
 
 

@@ -153,7 +153,7 @@ class View:
 
 
 def shared_text(one: SharedId) -> str:
-    """Says what is wrong, and what to do."""
+    """Says which addresses share a machine id, and what to do."""
     return f"{' and '.join(one.addresses)} have one machine id ({one.machine.hex()[:12]}...): {SHARED_REMEDY}"
 
 

@@ -76,7 +76,7 @@ class Shares:
 
     @property
     def given(self) -> float | None:
-        """Share of what nodes lack that was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
+        """Part of what nodes lack that was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
         return (self._given & self._lacked).bit_count() / self._lacked.bit_count() if self._lacked else None
 
     def gave(self, numbers: Sequence[int]) -> None:

@@ -349,7 +349,7 @@ def _state(row: NodeRow) -> str:
 
 
 def _hooks(row: NodeRow) -> str:
-    """Describes the hooks: what failed, else what is awaited, else that all went well."""
+    """Describes the hooks of a node: what failed, else what is awaited, else that all went well."""
     if row.failed_hooks:
         return "; ".join(hook.failure for hook in row.failed_hooks)
     if row.pending_hooks:
@@ -358,7 +358,7 @@ def _hooks(row: NodeRow) -> str:
 
 
 def _since(row: NodeRow) -> str:
-    """Says how long it has been so; of an image that is there, when it was signed."""
+    """Says how long a node has been in its state; of an image that is there, when it was signed."""
     if row.age_s is not None:
         return interval(row.age_s)
     if row.signed_ms is not None and row.stand in (Stand.COMMITTED, Stand.OTHER):

@@ -28,7 +28,7 @@ MOST_NAMED = 5
 """Servers that one sentence names."""
 
 ERROR_RETRIES = 3
-"""Count of times that a request answered by ``Error`` is sent again before that counts as a refusal."""
+"""Repetitions of a request that was answered by ``Error`` before that counts as a refusal."""
 
 EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_HOOK, EXIT_NOTHING = range(9)
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -320,7 +320,7 @@ class UploadTracker:
             contact.outstanding = contact.asked_for_servers = contact.connected = False
 
     def done_by(self, has: str) -> str:
-        """Gives the words for what a node that is done has done; ``has`` may be "have"."""
+        """Describes the success of one node, in words; ``has`` may be "have"."""
         return f"{has} removed it" if self._removes else f"{has} it"
 
     def received(self, address: Address, note: ReceivedImage | RemovedImage) -> bool:

@@ -123,7 +123,7 @@ async def _against_id(name: str, image: ImageId, first: HashKind, display: Displ
 
 
 def _judged(name: str, image: ImageId, number: int, display: Display) -> int:
-    """Tells the result of ``number`` differences. Entries that no image can have were left out with a warning, and count among them."""
+    """Tells the user the result, and gives the exit code. Entries that no image can have count among the ``number`` differences."""
     if not number:
         display.say(f"{name} is the image {image.hex()}")
         return 0

@@ -105,7 +105,7 @@ class KeyWatch:
 
 
 def stamps(config_dir: str) -> Stamps:
-    """Takes the fingerprints of all key files, as they are now. One that is not there is not in it."""
+    """Takes the fingerprints of all key files that are there now."""
     found = {}
     for path in key_files(config_dir):
         try:

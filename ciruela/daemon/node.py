@@ -223,7 +223,7 @@ class NodeState:
         return self._node.ledger.removal(vpath)
 
     def hooks(self) -> Sequence[Hooked]:
-        """Gives the ends of hooks here lately."""
+        """Gives the hooks that ended here lately."""
         found = []
         for vpath, one in self._node.hooks.ended(self._node.world.now_ms() - HOOKS_TOLD_MS):
             version = self.committed(vpath)

@@ -45,7 +45,7 @@ _PAGE_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,6
 NO_CANTAL = (
     "there is no cantal here (leave it out, and name the nodes in peers.txt, or a place that knows them under peers: in ciruela.yaml)"
 )
-"""Answer to the one setting of the reference that cannot be passed over: without its peers a node would stand alone."""
+"""Advice on the one setting of the reference that cannot be passed over: without its peers a node would stand alone."""
 
 IGNORED = {
     "metadata-threads": "all file work is done by --disk-threads",
@@ -129,7 +129,7 @@ PEERS = {
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Content of the file. ``options`` has those that stand there, by their names on the command line."""
+    """Content of ``ciruela.yaml``. ``options`` has those that stand there, by their names on the command line."""
 
     tuning: Tuning = STANDARD
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -140,7 +140,7 @@ class _Output(ProcessProtocol):
             os.killpg(self._pid, signal.SIGKILL)
 
     def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802  the name is Twisted's
-        """Kills what the command started; that ends with it; whoever left the group must not keep us waiting either."""
+        """Kills what the command started and left; whoever left the group must not keep us waiting either."""
         assert self.transport is not None
         self._kill_group()
         self._calls.append(self._reactor.callLater(GRACE_S, self.transport.loseConnection))

@@ -61,7 +61,7 @@ def examine(tree: Tree, index: Index, note: Note, modes: Modes = STANDARD_MODES)
 
 
 def _reason(error: OSError) -> str:
-    """Names the damage that ``error`` shows, in words. Raises it again when it says nothing of the image."""
+    """Describes the damage that ``error`` shows. Raises it again when it says nothing of the image."""
     if error.errno in _NOBODY_KNOWS:
         raise error
     if error.errno == errno.ENOENT:

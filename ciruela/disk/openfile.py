@@ -87,7 +87,7 @@ STAMP_NS = 1_000_000_000
 
 
 PAUSES_S = (0.05, 0.2, 0.5, 1.0)
-"""Waits of a thread between its tries to get a descriptor when none is left: others are closed all the time."""
+"""Pauses of a thread between its tries to get a descriptor when none is left: others are closed all the time."""
 
 _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 

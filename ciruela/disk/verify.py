@@ -41,7 +41,7 @@ def as_it_should(status: os.stat_result, mode: int, gid: int | None) -> bool:
 
 
 def what_is_wrong(status: os.stat_result, mode: int, gid: int | None) -> str:
-    """Says in words why :func:`as_it_should` refused."""
+    """Describes the mode or group that :func:`as_it_should` refused."""
     if stat.S_IMODE(status.st_mode) != mode:
         return f"has mode {stat.S_IMODE(status.st_mode):04o}, not {mode:04o}"
     return f"belongs to group {status.st_gid}, not {gid}"

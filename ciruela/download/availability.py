@@ -100,7 +100,7 @@ class AvailabilitySubscription:
 
 
 NEWS_S = 0.04
-"""Time for which news after the last news wait, to be told together: fewer messages, and larger answers to what they lead to."""
+"""Time in which further news are gathered, to be told together: fewer messages, and larger answers to what they lead to."""
 
 MOST_HELD = 16
 """Requests of one connection that wait here; others are answered at once, so that enough room is left for requests for blocks."""

@@ -49,7 +49,7 @@ class BlockHolder(Protocol):
 
     @property
     def address(self) -> Address:
-        """Address at which it listens."""
+        """Address at which the node listens."""
 
     @property
     def machine(self) -> MachineId:

@@ -390,7 +390,7 @@ class Cluster:
         return self._stances.all()
 
     def watches(self) -> Iterator[tuple[VPath, MachineId]]:
-        """Iterates over paths and the machines whose clients wait for them, for the status page."""
+        """Iterates over the paths for which clients of other machines wait, with these machines, for the status page."""
         return self._watches.all()
 
     def clocks_ms(self) -> list[int]:

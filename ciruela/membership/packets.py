@@ -208,7 +208,7 @@ Item = BaseHash | DownloadFact | Complete | WatchFact | MemberFact | Deleted | A
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Sender of a packet. ``epoch``: wall time in milliseconds when the sender started; ``seq`` grows with each datagram of an epoch."""
+    """Header of a packet. ``epoch``: wall time in milliseconds when the sender started; ``seq`` grows with each datagram of an epoch."""
 
     sender: MachineId
     epoch: int

@@ -21,7 +21,7 @@ from ciruela.net.resolve import Resolve, split_name
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
-"""Interval at which names that are due are looked for."""
+"""Interval of looks for names that are due."""
 
 AGAIN_S = 60.0
 """Interval at which a name is resolved again; up to a quarter more or less, so that nodes do not all ask at once (threats A60)."""
@@ -34,7 +34,7 @@ Remembered = Mapping[str, Mapping[str, Sequence[str]]]
 """``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met there (``MetPeers``)."""
 
 KEEP_S = 300.0
-"""Interval at which it is written down when each peer was heard last; other changes are written at once."""
+"""Interval of writing down when each peer was heard last; other changes are written at once."""
 
 
 class PeerListCache(Protocol):

@@ -201,7 +201,7 @@ class RequestMultiplexer(Generic[T]):
     def deal(
         self, message: codec.Incoming | FormatError
     ) -> RequestReceived | Answered[T] | Failed[T] | NotificationReceived | Nothing | Violation[T]:
-        """Does the work of :meth:`take` for a message that was read elsewhere."""
+        """As :meth:`take`, for a message that was read elsewhere."""
         match message:
             case codec.BadMessage():
                 return self._bad(message)

@@ -42,7 +42,7 @@ TIDY_TICKS = 60 * ROUND_TICKS
 
 
 class PresenceDownloads(Protocol):
-    """Port to the downloads, for this duty."""
+    """Port to the downloads, for the presence check."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending."""

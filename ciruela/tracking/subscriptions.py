@@ -70,7 +70,7 @@ MAX_PER_LINK = 64
 
 @dataclass(slots=True)
 class _OfConnection:
-    """Facts that one connection has said: the images it published, those of which an upload was accepted on it, the paths it waits for."""
+    """State of one connection: the images it published, those of which an upload was accepted on it, the paths it waits for."""
 
     published: dict[ImageId, None] = field(default_factory=dict)
     accepted: dict[ImageId, None] = field(default_factory=dict)

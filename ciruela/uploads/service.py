@@ -1,4 +1,4 @@
-"""The uploads service: from an order to a recorded, running download (protocol section 5.3).
+"""The uploads service: from an upload request to a recorded, running download (protocol section 5.3).
 
 The makers of the signatures are looked up: all that are valid, where ``Authority.verified`` gives the newest of each key.
 

@@ -57,7 +57,7 @@ class Status(Protocol):
         """The images of a base dir with their signatures; empty when there is no such base dir."""
 
     def cluster(self, topic: str) -> Json | None:
-        """Gives what peers say: ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs`` ``configs``; None for others."""
+        """Gives peers' words on ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs``, ``configs``; None for others."""
 
 
 class Api(Protocol):

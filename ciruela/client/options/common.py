@@ -46,7 +46,7 @@ def add_excluding(parser: argparse.ArgumentParser) -> None:
 
 
 def excluding_of(found: argparse.Namespace) -> Excluding:
-    """Builds it from what was found."""
+    """Builds :class:`Excluding` from the parsed command line."""
     return Excluding(tuple(found.exclude_from), tuple(found.exclude), found.ignore_file)
 
 
@@ -188,7 +188,7 @@ def add_cache(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 
 
 def common_of(found: argparse.Namespace) -> Common:
-    """Builds them from what was found."""
+    """Builds :class:`Common` from the parsed command line."""
     return Common(
         port=found.port,
         disk_threads=found.disk_threads,

@@ -32,7 +32,7 @@ class _FromVariable:
 
     @property
     def problem(self) -> str:
-        """Beginning of a message about it."""
+        """Beginning of a message about this variable."""
         return f"the environment variable {self.variable}"
 
 

@@ -46,7 +46,7 @@ def add_trust(parser: argparse.ArgumentParser, *, signs: bool) -> None:
 
 
 def trusting_of(found: argparse.Namespace) -> Trusting:
-    """Builds them from what was found."""
+    """Builds :class:`Trusting` from the parsed command line."""
     return Trusting(tuple(found.trusted_keys), getattr(found, "unverified", False))
 
 
@@ -143,7 +143,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def keys_of(found: argparse.Namespace) -> Keys:
-    """Builds them from what was found."""
+    """Builds :class:`Keys` from the parsed command line."""
     return Keys(tuple(found.identity), tuple(found.key_from_env))
 
 
@@ -196,7 +196,7 @@ def add_when(parser: argparse.ArgumentParser) -> None:
 
 
 def rule_of(found: argparse.Namespace) -> CompletionRule:
-    """Builds it from what was found."""
+    """Builds :class:`CompletionRule` from the parsed command line."""
     return CompletionRule(
         early_hosts=found.early_hosts,
         early_fraction=found.early_fraction,

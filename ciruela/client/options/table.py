@@ -143,7 +143,7 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that gives a mistake in the command line as JSON, too, to who wants that: on stdout, besides the text on stderr."""
+    """Parser whose mistakes are told as JSON, too, where ``wants_json``: on stdout, besides the text on stderr."""
 
     wants_json = False
 

@@ -220,7 +220,7 @@ def _lost(failure: Failure) -> Page:
 
 
 def http(url: str, fetch: Fetch) -> Callable[[], Deferred[Sequence[str]]]:
-    """Gives the question to a page of HTTP; :func:`read_list` reads the answer."""
+    """Makes the question to a page that lists nodes; :func:`read_list` reads it."""
 
     def ask() -> Deferred[Sequence[str]]:
         page = fetch(url, {"Accept": "application/json, text/plain;q=0.9"}, redirects=MOST_REDIRECTS)

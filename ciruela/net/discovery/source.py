@@ -1,4 +1,4 @@
-"""Common ground of all places that know peers, and the base of those that are asked again and again (threats A60)."""
+"""Port to places that know peers, and the base of those that are asked again and again (threats A60)."""
 
 from __future__ import annotations
 
