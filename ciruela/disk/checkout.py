@@ -112,6 +112,7 @@ class Checkout:
         try:
             with self._place.open_parent() as parent:
                 root = open_staging(parent, self.staging)
+            # The lock lasts as long as the descriptor: the kernel lets go of it even when this run is killed.
             try:
                 fcntl.flock(root.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

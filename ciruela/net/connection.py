@@ -285,6 +285,7 @@ class _Websocket(Strict):
                     message, self.data = self.data[head.start : end], self.data[end:]
                     self._message(frames.masked(message, head.mask))
                     return len(self.data) > 0
+                # Memory is made before the bytes are here: for a long message only when it was asked for (threats A21).
                 if head.length <= (BULK_BYTES if self._talk.bulk_due else AHEAD_BYTES):
                     self._inbound = frames.Inbound(head)
                     self._inbound.take(self.data, head.start)

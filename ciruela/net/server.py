@@ -318,6 +318,7 @@ class Port(Site):
         """End the oldest connection of which nobody knows whose it is. Whether there was one."""
         for door in list(self._unknown):
             del self._unknown[door]
+            # One that has become known since stays, and is not looked at again.
             if not door.known:
                 self.evicted += 1
                 told = "{source} had to make room for others: nobody knows it, and all places are taken"
