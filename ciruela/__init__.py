@@ -9,8 +9,25 @@ The packages are layers; imports only go down (``docs/explanation/architecture.r
 - ``tracking``, ``runtime`` and ``interfaces``: what a node remembers, its periodic tasks, and the ports between services and adapters;
 - ``index``, ``keys`` and ``proto``: formats, as pure functions;
 - ``model``: the values that all of them share.
+
+Public is :class:`ClusterClient` (``docs/reference/library.rst``). It is loaded when it is first asked for: commands, and daemons, have no
+use for all of it.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ciruela._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from ciruela.client.cluster import ClusterClient
+
+__all__ = ["ClusterClient", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first asked for."""
+    if name == "ClusterClient":
+        from ciruela.client.cluster import ClusterClient
+
+        return ClusterClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
