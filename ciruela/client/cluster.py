@@ -154,7 +154,9 @@ class ClusterClient:
 
         self.complaint = found.servers().view().complaint()
         told = {node.problem for node in found.nodes}
-        lost = [ServerAnswer[Any](name, "", None, None, problem) for name, problem in found.names.items() if problem not in told]
+        lost: list[ServerAnswer[Any]] = [
+            ServerAnswer(name, "", None, None, problem) for name, problem in found.names.items() if problem not in told
+        ]
         return sorted([*await each(found.nodes, read), *lost], key=lambda row: (row.name, row.address))
 
     async def _path_states(self, path: str) -> list[ServerAnswer[PathStateData]]:
@@ -177,9 +179,11 @@ class ClusterClient:
             if told is not None and told.machine in crawl.machines:
                 return  # at another of its addresses
             machine, name = (None, label) if told is None else (told.machine, told.hostname or label)
-            if machine is not None:
+            if machine is None:
+                crawl.book(address)
+            else:
                 crawl.machines.add(machine)
-            untold = crawl.untold.get(str(address), "it is an older server, which does not tell")
+            untold = crawl.untold.get(str(address), "it does not tell, as older servers do not")
             try:
                 rows.append(ServerAnswer(name, str(address), machine, await question(link, told, untold)))
             except CiruelaError as error:

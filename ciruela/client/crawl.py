@@ -109,7 +109,11 @@ class ServerCrawl:
         label = self._entrance.label(address)
         if why := await self._at(address, label, lambda: Deferred.fromCoroutine(self._entrance.open(address))):
             self._missing(MissingServer(label, why, None, (str(address),)))
-            self._booked.add(str(address))
+            self.book(address)
+
+    def book(self, address: Address) -> None:
+        """Counts the server at an address as asked, although it did not say which machine it is."""
+        self._booked.add(str(address))
 
     async def _named(self, name: str) -> None:
         self._names.add(name)
