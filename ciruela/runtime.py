@@ -189,26 +189,51 @@ class Batcher(Generic[A, B]):
 
 
 class TokenBucket:
-    """A token bucket: ``rate`` a second on average, up to ``burst`` at once."""
+    """A token bucket: ``rate`` tokens a second on average, at most ``burst`` at once; with ``empty`` the burst has to be saved up first.
+
+    A token is whatever its user counts: requests, complaints, bytes. What is spent beyond what is there is a debt that time pays.
+    """
 
     __slots__ = ("_burst", "_clock", "_left", "_rate", "_since_s")
 
-    def __init__(self, clock: IReactorTime, rate: float, burst: float) -> None:
+    def __init__(self, clock: IReactorTime, rate: float, burst: float, *, empty: bool = False) -> None:
         self._clock = clock
         self._rate = rate
         self._burst = burst
-        self._left = burst
+        self._left = 0.0 if empty else burst
         self._since_s = clock.seconds()
 
-    def take(self) -> bool:
-        """Take one token. False, and nothing is taken, when there is none."""
+    @property
+    def left(self) -> float:
+        """Tokens that are there now; below zero it is a debt."""
         now_s = self._clock.seconds()
         self._left = min(self._burst, self._left + max(0.0, now_s - self._since_s) * self._rate)
         self._since_s = now_s
-        if self._left < 1.0:
+        return self._left
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until nothing is owed any more."""
+        return max(0.0, -self.left / self._rate)
+
+    def take(self) -> bool:
+        """Take one token. False, and nothing is taken, when there is none."""
+        if self.left < 1.0:
             return False
         self._left -= 1.0
         return True
+
+    def spend(self, count: float) -> None:
+        """Take ``count`` tokens, also those that are not there."""
+        self._left = self.left - count
+
+    def turn(self, count: float) -> Deferred[None]:
+        """Spend ``count`` tokens. Fires when what was owed before is paid: who asks first has the first turn."""
+        wait_s = self.wait_s
+        self.spend(count)
+        done: Deferred[None] = Deferred()
+        self._clock.callLater(wait_s, done.callback, None)
+        return done
 
 
 class RepeatLimiter:

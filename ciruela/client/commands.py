@@ -24,7 +24,7 @@ from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import SHARED_BYTES_S, ImageSource, SendRate, SharedImage
+from ciruela.client.source import SHARED_BYTES_S, ImageSource, SharedImage
 from ciruela.client.sync import RunContext
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
@@ -34,6 +34,7 @@ from ciruela.index.digest import HashKind
 from ciruela.interfaces import InThread
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
+from ciruela.runtime import TokenBucket
 
 
 async def index(options: IndexOptions, around: AppContext) -> int:
@@ -49,7 +50,7 @@ async def index(options: IndexOptions, around: AppContext) -> int:
 
 
 async def open_source(
-    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: SendRate | None = None
+    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: TokenBucket | None = None
 ) -> tuple[ImageSource, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
@@ -90,14 +91,14 @@ class Sending:
     ) -> None:
         """``kind``: the hash that the user chose, None for the best that each cluster understands.
 
-        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``pace.SHARED_BYTES_S``.
+        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``source.SHARED_BYTES_S``.
         """
         self._around = around
         self._display = display
         self._kind = kind
         self._allow_empty = allow_empty
         self._caches = hash_caches(cache, around)
-        self._pace = None if limit_bytes_s is None else SendRate(around.reactor, limit_bytes_s)
+        self._pace = None if limit_bytes_s is None else TokenBucket(around.reactor, limit_bytes_s, 0.0)
         self.scans = Scans(
             lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
         )

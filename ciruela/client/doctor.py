@@ -27,7 +27,7 @@ from ciruela.model.errors import CiruelaError
 SILENT_S = 90.0
 PAIR_S = 5.0
 """A peer that was not heard for so long, or for so long times the number of nodes: each node speaks to four others in a second, at random
-(``gossip.targets``), so by chance that happens less than once in a million times."""
+(``membership.notify``), so by chance that happens less than once in a million times."""
 
 MOST_PAIRED = 50
 """In larger clusters two nodes may not speak to each other for longer than is remembered: then only many silent peers are a fault."""

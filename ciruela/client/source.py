@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorTime
 
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -27,7 +26,7 @@ from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, BlockHash, ImageId
 from ciruela.proto.compression import index, part
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
-from ciruela.runtime import Batcher
+from ciruela.runtime import Batcher, TokenBucket
 
 BytesOf = Callable[[Sequence[int]], int]
 
@@ -107,31 +106,6 @@ SHARED_BYTES_S = 20_000_000
 ask for what the others were promised, and it would be sent twice."""
 
 
-class SendRate:
-    """A line that takes ``bytes_s`` bytes a second: what is sent is on it for a while, and the next answer waits until it is free.
-
-    An answer goes out as a whole, so the rate is kept on average, and never more than one answer goes out ahead of it.
-    """
-
-    def __init__(self, clock: IReactorTime, bytes_s: int) -> None:
-        self._clock = clock
-        self._bytes_s = bytes_s
-        self._free_s = 0.0
-
-    @property
-    def wait_s(self) -> float:
-        """How long the next answer has to wait."""
-        return max(0.0, self._free_s - self._clock.seconds())
-
-    def turn(self, size: int) -> Deferred[None]:
-        """Fires when ``size`` bytes may go out; those who ask first go first."""
-        wait_s = self.wait_s
-        self._free_s = self._clock.seconds() + wait_s + size / self._bytes_s
-        done: Deferred[None] = Deferred()
-        self._clock.callLater(wait_s, done.callback, None)
-        return done
-
-
 BLOCKS_PER_HOP = 32
 """Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""
 
@@ -186,7 +160,7 @@ class ImageSource:
     """
 
     def __init__(
-        self, offers: Iterable[SharedImage], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: SendRate | None = None
+        self, offers: Iterable[SharedImage], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: TokenBucket | None = None
     ) -> None:
         self._pace = pace
         self._shelves: dict[ImageId, _SharedImages] = {}

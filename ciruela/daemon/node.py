@@ -190,7 +190,7 @@ class NodeContext:
 
 
 class NodeState:
-    """What a node tells of itself by gossip (``gossip.compose.LocalState``)."""
+    """What a node tells of itself by gossip (``membership.broadcast.LocalState``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -247,7 +247,7 @@ class NodeState:
 
 
 class NodeListener:
-    """What a node does with what it hears by gossip (``gossip.service.MembershipListener``)."""
+    """What a node does with what it hears by gossip (``membership.service.MembershipListener``)."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -209,7 +209,7 @@ class NodeStatus:
         ]
 
     def downloading(self) -> Json:
-        """Downloads by path. ``mask`` is ours: 256 slices (``model.mask``), bit 0 the first."""
+        """Downloads by path. ``mask`` is ours: 256 slices (``model.bitfield``), bit 0 the first."""
         return {
             str(one.vpath): {
                 "image_id": one.image.hex(),

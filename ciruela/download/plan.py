@@ -1,7 +1,7 @@
 """Which block to ask for next: bookkeeping over values, no I/O and no clock of its own.
 
 Blocks are numbered in index order. A hash that stands in an image more than once is fetched once, under the number of its first place.
-Blocks are handed out piece by piece (``model.mask``), in their order: neighboring pieces have different relays (``download.exchange``).
+Blocks are handed out piece by piece (``model.bitfield``), in their order: neighboring pieces have different relays (``download.exchange``).
 Where nobody shares out who fetches what, the order is random and differs between nodes, so that they soon have something to exchange.
 """
 

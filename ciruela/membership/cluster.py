@@ -168,7 +168,7 @@ Effect = (
 
 @dataclass(frozen=True, slots=True)
 class ImageHolder:
-    """Who can give parts of an image, as it said itself. ``mask`` is ``model.mask.FULL`` for a node that has completed it.
+    """Who can give parts of an image, as it said itself. ``mask`` is ``model.bitfield.FULL`` for a node that has completed it.
 
     ``source``: the machine has a client connected that has everything. ``stalled``: the machine itself gets no further.
     """

@@ -105,7 +105,7 @@ class BaseHash:
 
 @dataclass(frozen=True, slots=True)
 class DownloadFact:
-    """The sender is fetching ``image`` for ``vpath``. ``mask`` (``model.mask``) is None until it has the index.
+    """The sender is fetching ``image`` for ``vpath``. ``mask`` (``model.bitfield``) is None until it has the index.
 
     ``source``: a client that can give the image is connected to the sender. ``stalled``: nothing came in lately.
     """

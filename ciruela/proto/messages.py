@@ -97,7 +97,7 @@ class GetBlocks:
 class GetShare:
     """Node to client: some of the pieces of ``missing`` that the client has not promised to another node. Only ``ciruela.v2``.
 
-    Masks of pieces are sent as bytes (``model.mask.Pieces.to_bytes``).
+    Masks of pieces are sent as bytes (``model.bitfield.Pieces.to_bytes``).
     """
 
     image: ImageId
@@ -167,7 +167,7 @@ class PushPull:
     """Node to node: facts of gossip over a connection, in both directions (after memberlist's push/pull). Only ``ciruela.v2``.
 
     ``port`` is where the sender listens. ``heard_ms``: milliseconds since it heard a datagram of the receiver, None if it never did.
-    ``facts`` are bodies of datagrams (``gossip.packets.body``), at most :data:`MOST_PUSHED`.
+    ``facts`` are bodies of datagrams (``membership.packets.body``), at most :data:`MOST_PUSHED`.
     """
 
     port: int
@@ -272,7 +272,7 @@ class BlockPart:
 
 @dataclass(frozen=True, slots=True)
 class BlocksData:
-    """Answer to GetBlocks: for each piece (``model.mask``) those of its blocks that are here, and the numbers of those that are not.
+    """Answer to GetBlocks: for each piece (``model.bitfield``) those of its blocks that are here, and the numbers of those that are not.
 
     A piece of which nothing is here has no part.
     """

@@ -21,31 +21,11 @@ from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.runtime import Backoff, PeriodicTask
+from ciruela.runtime import Backoff, PeriodicTask, TokenBucket
 from ciruela.tracking.ledger import Ledger
 
 BURST_S = 4.0
 """What was not read for a while may be made up for, so many seconds' worth at most."""
-
-
-class ReadRate:
-    """Lets ``rate`` bytes pass in a second, on average; with a rate of 0 none at all."""
-
-    def __init__(self, rate: int, now_s: float) -> None:
-        self._rate = rate
-        self._allowance = 0.0
-        self._at_s = now_s
-
-    def allowance(self, now_s: float) -> int:
-        """Bytes that may be read at ``now_s``."""
-        self._allowance = min(self._allowance + (now_s - self._at_s) * self._rate, BURST_S * self._rate)
-        self._at_s = now_s
-        return max(0, int(self._allowance))
-
-    def spent(self, count: int) -> None:
-        """``count`` bytes were read, perhaps more than were allowed: then the next ones have to wait."""
-        self._allowance -= count
-
 
 TICK_S = 1.0
 
@@ -72,6 +52,11 @@ CLEARED_S = 600.0
 LONGEST_CLEARED_S = 6 * 3600.0
 """What was suspect and turned out to be whole is not suspect again for so long, and longer each time: a read that fails for want of
 descriptors must not keep the disk busy and the log full."""
+
+
+def reading(bytes_s: int, clock: IReactorTime) -> TokenBucket:
+    """The bytes that may be read: ``bytes_s`` a second on average, with 0 none at all."""
+    return TokenBucket(clock, bytes_s, BURST_S * bytes_s, empty=True)
 
 
 class Mender(Protocol):
@@ -133,7 +118,7 @@ class Scrub:
         self._clock = clock
         self._rng = rng
         self._now_ms = now_ms
-        self._pace = ReadRate(tuning.scrub_bytes_per_second, clock.seconds())
+        self._pace = reading(tuning.scrub_bytes_per_second, clock)
         self._beat = PeriodicTask(clock, rng, TICK_S, self._tick, "the scrub")
         self._suspects: dict[VPath, None] = {}
         self._order: list[VPath] = []
@@ -162,7 +147,7 @@ class Scrub:
     def tune(self, tuning: Tuning) -> None:
         """Read at this pace from now on; a longer or shorter cycle counts from the next one on."""
         if tuning.scrub_bytes_per_second != self._tuning.scrub_bytes_per_second:
-            self._pace = ReadRate(tuning.scrub_bytes_per_second, self._clock.seconds())
+            self._pace = reading(tuning.scrub_bytes_per_second, self._clock)
         self._tuning = tuning
 
     def stop(self) -> None:
@@ -206,7 +191,7 @@ class Scrub:
             self._next()
         if self._at is None:
             return
-        budget = SUSPECT_BYTES if self._suspect else self._pace.allowance(self._clock.seconds())
+        budget = SUSPECT_BYTES if self._suspect else int(self._pace.left)
         if budget <= 0:
             return
         work = self._look(self._at, budget).addErrback(self._unknown, self._at)
@@ -272,7 +257,7 @@ class Scrub:
         def looked(findings: Findings | None) -> None:
             self.bytes += examination.cost - before
             if not self._suspect:
-                self._pace.spent(examination.cost - before)
+                self._pace.spend(examination.cost - before)
             if findings is not None:
                 suspect = self._suspect
                 self._let_go()

@@ -220,7 +220,7 @@ def _lost(failure: Failure) -> Page:
 
 
 def http(url: str, fetch: Fetch) -> Callable[[], Deferred[Sequence[str]]]:
-    """What to ask: see ``lists.read_list`` for what the page may look like."""
+    """What to ask: see ``read_list`` for what the page may look like."""
 
     def ask() -> Deferred[Sequence[str]]:
         page = fetch(url, {"Accept": "application/json, text/plain;q=0.9"}, redirects=MOST_REDIRECTS)
