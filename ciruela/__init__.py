@@ -14,9 +14,10 @@ Public is :class:`ClusterClient` (``docs/reference/library.rst``). It is loaded 
 use for all of it.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from ciruela._version import __version__
+
+TYPE_CHECKING = False
+"""True for type checkers, which know the name; ``typing`` itself is not loaded for it."""
 
 if TYPE_CHECKING:
     from ciruela.client.cluster import ClusterClient
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ClusterClient", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Loads a public name when it is first asked for."""
     if name == "ClusterClient":
         from ciruela.client.cluster import ClusterClient

@@ -6,13 +6,14 @@ Servers are found, and asked, over their connections (``crawl``) or by their pag
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import deferToThreadPool
 
 from ciruela.client.contacts import each
@@ -28,12 +29,15 @@ from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver
-from ciruela.proto.messages import PathStateData, Request, Response
+from ciruela.proto.messages import GetIndexAt, PathStateData, Request, Response
 
 QUERY_S = 60.0
 """Servers that have no turn by then are not asked any more."""
 
 T = TypeVar("T")
+
+Question = Callable[[ClosableLink, PathStateData | None, str], Awaitable[T]]
+"""Asks one server, which told what is at the path, or did not, and why not. Raises CiruelaError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class ClusterClient:
 
     ``names`` are entry points: ``host``, ``host:port`` or ``[IPv6]:port``. Each query finds all servers to which they lead, and
     asks them: 16 at a time, each over one connection; those to the entry points stay open. A query never fails because of a server: it
-    gives one :class:`ServerAnswer` for each, in the order of their names, and one for each name that leads nowhere.
+    gives one :class:`ServerAnswer` for each, in the order of their names, and one for each name that leads nowhere. Queries of one client
+    have their turns one after the other.
 
     ``complaint``, after a query, is a sentence about servers that share a machine id, so that they cannot be told apart; else empty.
     """
@@ -96,6 +101,7 @@ class ClusterClient:
         self._timeout_s = timeout_s
         self._entrance = Entrance(names, self._world, timeout_s)
         self._pages = pages or PageReader(reactor, _in_thread(reactor))
+        self._turn = DeferredLock()
         self.complaint = ""
 
     async def __aenter__(self) -> ClusterClient:
@@ -128,18 +134,32 @@ class ClusterClient:
         return [row for row in await self._path_states(path) if row.answer is None or row.answer.taken]
 
     async def ask(self, request: Request, path: str | None = None) -> list[ServerAnswer[Response]]:
-        """Asks anything. ``path`` leads to the servers; without it the path in ``request`` does. Raises ValueError where there is none."""
+        """Asks anything. ``path`` leads to the servers; without it the path in ``request`` does.
+
+        Raises ValueError where there is none. A server of the first implementation dies of the index of a path with one component
+        (protocol section 11): it is not asked.
+        """
         where = getattr(request, "path", None) if path is None else path
         if where is None:
             raise ValueError(f"{type(request).__name__} has no path: say which path leads to the servers")
 
         async def question(link: ClosableLink, _told: PathStateData | None, _untold: str) -> Response:
+            if not link.bulk and isinstance(request, GetIndexAt) and not VPath.parse(request.path).level:
+                raise RemoteError(f"it is a server of the first implementation, which has no images at {request.path}")
             return await answer_of(link, request, self._world)
 
         return await self._everywhere(where, question)
 
     async def pages(self, page: str) -> list[ServerAnswer[Any]]:
-        """Reads a page of JSON, ``/api/v1/status`` for one, of each server. They are found by their pages, not over connections."""
+        """Reads a page of JSON, ``/api/v1/status`` for one, of each server. They are found by their pages, not over connections.
+
+        Raises ValueError for what is no path of a page, percent-encoded.
+        """
+        if not re.fullmatch(r"/[!-~]*", page):
+            raise ValueError(f"{page[:80]!r} is not the path of a page: it begins with a slash, and is percent-encoded")
+        return await self._turn.run(lambda: Deferred.fromCoroutine(self._pages_of_all(page)))
+
+    async def _pages_of_all(self, page: str) -> list[ServerAnswer[Any]]:
         survey = Survey(self._pages, self._world.resolve, self._world.clock, lambda: int(self._world.clock.seconds() * 1000))
         found = await survey.look_around(self._cluster)
 
@@ -167,11 +187,12 @@ class ClusterClient:
 
         return await self._everywhere(path, question)
 
-    async def _everywhere(
-        self, path: str, question: Callable[[ClosableLink, PathStateData | None, str], Awaitable[T]]
-    ) -> list[ServerAnswer[T]]:
-        """Ask each server, which has told of the path before, or not, and why not."""
+    async def _everywhere(self, path: str, question: Question[T]) -> list[ServerAnswer[T]]:
+        """Ask each server a ``question``."""
         VPath.parse(path)
+        return await self._turn.run(lambda: Deferred.fromCoroutine(self._visit_all(path, question)))
+
+    async def _visit_all(self, path: str, question: Question[T]) -> list[ServerAnswer[T]]:
         rows: list[ServerAnswer[T]] = []
 
         async def visit(link: ClosableLink, address: Address, label: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -13,11 +14,12 @@ from ciruela import ClusterClient
 from ciruela.client.sync import RunContext
 from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
-from ciruela.model.ids import SharedId
-from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetPathState, Request
+from ciruela.model.ids import Server, SharedId
+from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, GetPathState, IndexAtData, Request
 from tests.client.test_reading import Node, Reader
 from tests.client.test_reading import address as page_address
 from tests.doubles.clock import HeapClock
+from tests.proof import shows
 from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image
 
 SITE = Image(5, {"a": 100_000, "b": 70_000})
@@ -165,6 +167,43 @@ class ClusterClients(SynchronousTestCase):
             self.failureResultOf(Deferred.fromCoroutine(query), ValueError)
         self.assertEqual(self.links, [])
 
+    @shows("I8")
+    def test_old_servers_live(self) -> None:
+        """A server of the reference would die of the question."""
+        self.cluster.hub.old.update(self.cluster.addresses(1, 2, 3))
+        (row,) = self.wait(self.client("n1").ask(GetIndexAt("/app")))
+        self.assertEqual(row.problem, "it is a server of the first implementation, which has no images at /app")
+        self.assertEqual(self.asked, [])
+        (row,) = self.wait(self.client("n1").ask(GetIndexAt("/app/v1")))
+        self.assertEqual(row.answer, IndexAtData(SITE.data, {self.cluster.machine(number): f"n{number}" for number in (2, 3)}))
+
+    @shows("A29")
+    def test_where_a_server_leads(self) -> None:
+        """A server could have a program call the networks of its own host."""
+        local = Server("n9", self.cluster.machine(9), ("127.0.0.1:24783",), 0, True)
+        before = self.cluster.nodes[1].counterpart.requested
+
+        def requested(link: Any, request: Request) -> Deferred[Any]:
+            def added(answer: Any) -> Any:
+                return replace(answer, servers=(*answer.servers, local))
+
+            return before(link, request).addCallback(added)
+
+        self.cluster.nodes[1].counterpart.requested = requested  # type: ignore[method-assign]
+        rows = self.wait(self.client("n1").path_states("/app/v1"))
+        self.assertEqual([row.name for row in rows], ["n1", "n2", "n3", "n9"])
+        self.assertIsNone(rows[3].answer)
+        self.assertEqual({link.there for link in self.links}, set(self.cluster.addresses(1, 2, 3)))
+
+    def test_two_queries_at_once(self) -> None:
+        """A second connection to an entry point would take the place of the first, which nobody would close."""
+        client = self.client("n1")
+        both = [Deferred.fromCoroutine(client.path_states(path)) for path in ("/app/v1", "/app/v2")]
+        self.cluster.run(100.0, lambda: all(one.called for one in both))
+        found = [[row.answer.committed is not None for row in self.successResultOf(one) if row.answer] for one in both]
+        self.assertEqual(found, [[True] * 3, [False] * 3])
+        self.assertEqual(len([link for link in self.links if link.there == self.cluster.address(1)]), 1)
+
     def test_cancelled(self) -> None:
         """A program that has enough could not stop a query, or would leave connections behind."""
         client = self.client("n1")
@@ -206,6 +245,12 @@ class Pages(SynchronousTestCase):
         self.assertEqual(found[2][:2], ("n3", None))
         self.assertIn("connection refused", found[2][2])
         self.assertEqual(found[3], ("nobody", None, "nobody knows nobody"))
+
+    def test_no_page(self) -> None:
+        """A page with a space or a letter of another script would end in an error of the library's inside."""
+        client = ClusterClient(HeapClock(), "n1", network=RunContext(HeapClock(), random.Random(1), Deferred, Deferred), pages=self.reader)
+        for page in ("api", "/a b", "/\u00e4", "/a\r\nHost: x"):
+            self.failureResultOf(Deferred.fromCoroutine(client.pages(page)), ValueError)
 
     def test_nobody(self) -> None:
         """A cluster that is down would end a program with an error of the command line."""
