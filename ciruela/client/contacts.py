@@ -210,15 +210,26 @@ class ClusterAddresses:
                 self.problems[name] = f"{name} has no address"
                 return []
             self.problems.pop(name, None)
-            addresses = tuple(dict.fromkeys(found))
-            self._resolved[name] = addresses
-            for address in addresses:
-                self.known.setdefault(address, name if len(addresses) == 1 else str(address))
+            self._resolved[name] = tuple(dict.fromkeys(found))
+            self._call_them()
         return list(self._resolved[name])
 
+    def _call_them(self) -> None:
+        """Name all addresses anew, so that what they are called, and their order, is that of the names, whichever was resolved first."""
+        self.known.clear()
+        for name in self.names:
+            addresses = self._resolved.get(name, ())
+            for address in addresses:
+                self.known.setdefault(address, name if len(addresses) == 1 else str(address))
+
     async def entries(self) -> Mapping[str, list[Address]]:
-        """Resolves all entry points, one after the other. Gives those that have addresses."""
-        return {name: found for name in self.names if (found := await self.of(name))}
+        """Resolves all entry points, some at a time. Gives those that have addresses."""
+        given = await each(self.names, self.of)
+        return {name: found for name, found in zip(self.names, given, strict=True) if found}
+
+    def unresolved(self) -> dict[str, str]:
+        """Gives the entry points that have no address, each with why, in their order."""
+        return {name: self.problems[name] for name in self.names if name in self.problems and name not in self._resolved}
 
     async def led_to(self, name: str) -> list[Address]:
         """Resolves a name that a server gave. Gives the addresses that may be contacted; raises CiruelaError."""

@@ -27,13 +27,20 @@ BUSY_TRIES = 60
 """A server that is asked too fast is asked again so often, so many seconds later."""
 
 
-async def answer_of(link: ClosableLink, request: Request, world: RunContext) -> Response:
-    """Asks one server, again while it is asked too fast. Raises CiruelaError."""
-    for _ in range(BUSY_TRIES):
+async def answer_of(
+    link: ClosableLink,
+    request: Request,
+    world: RunContext,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    busy_s: float = BUSY_S,
+    busy_tries: int = BUSY_TRIES,
+) -> Response:
+    """Asks one server, again while it is asked too fast. Raises CiruelaError: NoAnswer where ``timeout_s`` pass without an answer."""
+    for _ in range(busy_tries):
         try:
-            return await within(link.ask(request), ANSWER_TIMEOUT_S, world.clock)
+            return await within(link.ask(request), timeout_s, world.clock)
         except Busy:
-            await deferLater(world.clock, BUSY_S)
+            await deferLater(world.clock, busy_s)
     raise Busy("it serves too many others")
 
 

@@ -197,12 +197,13 @@ class ImageOrigin:
 
     async def _entries(self) -> list[Address]:
         """The entry points, in random order. Raises Ends where none has an address."""
-        for name in self._places.names:
-            if not await self._places.of(name):
-                self._note(name, self._places.problems[name])
+        await self._places.entries()
+        problems = self._places.unresolved()
+        for name, problem in problems.items():
+            self._note(name, problem)
         first = list(self._places.known)
         if not first:
-            raise CommandError(EXIT_NETWORK, "; ".join(self._places.problems.values()))
+            raise CommandError(EXIT_NETWORK, "; ".join(problems.values()))
         self._reach.rng.shuffle(first)
         return first
 

@@ -219,7 +219,7 @@ class Survey:
         """Finds every node that the entry points and the nodes themselves lead to, be it that none of them answers."""
         places = ClusterAddresses(cluster.names, self._resolve, self._clock)
         entries = await places.entries()
-        names = dict(places.problems)
+        names = places.unresolved()
         asked: dict[Address, SurveyedNode] = {}
         told: dict[Address, list[Neighbour]] = {}
         told_at: dict[str | None, set[Address]] = {}
