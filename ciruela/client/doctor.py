@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.errors import columns, write_json, write_line
 from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import Dir
 from ciruela.client.servers import SHARED_REMEDY
-from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
 from ciruela.client.text import count, size
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL
 from ciruela.client.trust import my_keys

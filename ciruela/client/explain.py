@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.ls import tell_missing
 from ciruela.client.options.reading import ExplainOptions
 from ciruela.client.progress import Display
-from ciruela.client.survey import NoPage, PageReader, SurveyedNode, each, real_survey
+from ciruela.client.survey import NoPage, Survey, SurveyedNode, real_survey
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, RemoteError
@@ -153,9 +154,10 @@ async def explain(options: ExplainOptions, around: AppContext) -> int:
     """``ciruela explain-cleanup``. Gives the exit code; raises Ends when no node answers."""
     display = make_display(options.common, around, None)
     base = options.base
-    found = await real_survey(options.common, around).find(options.cluster)
+    survey = real_survey(options.common, around)
+    found = await survey.find(options.cluster)
     tell_missing(found, display)
-    pages, failed = await _pages(found.answering, base, around, display)
+    pages, failed = await _pages(survey, found.answering, base, display)
     if options.json:
         around.stdout.write(json.dumps({"nodes": pages}, ensure_ascii=True, indent=1) + "\n")
     elif pages:
@@ -183,15 +185,14 @@ def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
     return found
 
 
-async def _pages(nodes: Sequence[SurveyedNode], base: VPath, around: AppContext, display: Display) -> tuple[dict[str, Page], bool]:
+async def _pages(survey: Survey, nodes: Sequence[SurveyedNode], base: VPath, display: Display) -> tuple[dict[str, Page], bool]:
     """The pages of all nodes that have such a directory, by node; and whether one did not answer."""
-    reader = PageReader(around.reactor, around.in_thread)
     path = f"/api/v1/retention{quote(str(base), safe='/')}"
     failed: list[str] = []
 
     async def ask(node: SurveyedNode) -> Page | None:
         try:
-            return checked(await reader.get(node.address, path, PAGE_S))
+            return checked(await survey.page(node, path, PAGE_S))
         except NoPage:
             return None
         except CiruelaError as error:

@@ -20,7 +20,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import reachable_from
+from ciruela.client.contacts import ClusterAddresses, each
+from ciruela.client.crawl import answer_of
 from ciruela.client.editor import LocalFile
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
@@ -32,7 +33,7 @@ from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index
 from ciruela.interfaces import Address, Connection, InThread
-from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
+from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
@@ -170,16 +171,10 @@ class Reading:
             lock.release()
         name = self._called[address]
         try:
-            for _ in range(BUSY_TRIES):
-                try:
-                    return await link.ask(request(link)).addTimeout(ANSWER_S, self._world.clock)
-                except Busy:
-                    await deferLater(self._world.clock, BUSY_S)
-            raise RemoteError("it serves too many others")
-        except DeferredTimeout:
-            link.close()
-            raise LinkLost(f"{name}: no answer within {ANSWER_S:.0f} s") from None
+            return await answer_of(link, request(link), self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
         except LinkLost as error:
+            if isinstance(error, NoAnswer):
+                link.close()
             raise LinkLost(f"{name}: {error}") from None
         except RemoteError as error:
             raise RemoteError(f"{name}: {error}") from None
@@ -198,15 +193,16 @@ class Reading:
         tried: set[str] = set()
         empty: list[str] = []
         problems: list[str] = []
-        waiting = await self._entries(problems)
-        entries = tuple(waiting)
+        places = ClusterAddresses(self._names, self._resolved, self._world.clock)
+        waiting = await self._entries(places)
+        problems += places.unresolved().values()
         while len(found) < NODES and len(asked) < MOST_ASKED:
             if not waiting:
                 names = self._some(told - tried, NODES - len(found) if found else NAMES_AT_ONCE)
                 if not names or len(tried) >= MOST_ASKED:
                     break
                 tried.update(names)
-                waiting = [one for one in await self._named(names, entries) if one not in asked]
+                waiting = [one for one in await self._named(names, places) if one not in asked]
                 if not waiting and found:
                     break  # these were only to be asked whether they agree
             now, waiting = waiting[: NODES - len(found)], waiting[NODES - len(found) :]
@@ -241,17 +237,11 @@ class Reading:
                 result.raiseException()
         return [result for _, result in results]
 
-    async def _entries(self, problems: list[str]) -> list[Address]:
-        entries: list[Address] = []
-        resolved = await self._all([self._resolved(name) for name in self._names])
-        for name, found in zip(self._names, resolved, strict=True):
-            if isinstance(found, Failure):
-                problems.append(found.getErrorMessage())
-                continue
-            for address in found:
-                self._called.setdefault(address, name if len(found) == 1 else str(address))
-                entries.append(address)
-        entries = list(dict.fromkeys(entries))
+    async def _entries(self, places: ClusterAddresses) -> list[Address]:
+        await places.entries()
+        for address, label in places.known.items():
+            self._called.setdefault(address, label)
+        entries = list(places.known)
         self._world.rng.shuffle(entries)
         return entries
 
@@ -259,12 +249,17 @@ class Reading:
         usable = sorted(name for name in names if name and name.isprintable())
         return self._world.rng.sample(usable, min(len(usable), most))
 
-    async def _named(self, names: Sequence[str], entries: Iterable[Address]) -> list[Address]:
+    async def _named(self, names: Sequence[str], places: ClusterAddresses) -> list[Address]:
         """An address for each of the ``names`` that nodes gave in their answers, where that is known and may be contacted."""
+
+        async def look_up(name: str) -> list[Address]:
+            try:
+                return await places.led_to(name)
+            except CiruelaError:
+                return []
+
         addresses: list[Address] = []
-        resolved = await self._all([self._resolved(name) for name in names])
-        for name, found in zip(names, resolved, strict=True):
-            good = [] if isinstance(found, Failure) else [address for address in found if reachable_from(entries, address)]
+        for name, good in zip(names, await each(names, look_up), strict=True):
             for address in good[:1]:
                 self._called.setdefault(address, name)
                 addresses.append(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
@@ -12,7 +13,7 @@ from ciruela.client.options.signing import Keys
 from ciruela.client.origin import MOST_WITNESSES, NodeRequests, real_reach
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import Dir, ImageVersion
-from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
 from ciruela.client.text import count, stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import Proof, fingerprint_of, my_trust, shown, signed_state

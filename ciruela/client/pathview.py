@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.contacts import OnlyAsks, reachable_from
+from ciruela.client.contacts import ClusterAddresses, OnlyAsks
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
@@ -102,8 +102,10 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
     Raises what resolving it raises, LinkLost when no node can be reached, and NotTold when none that is reached says what is there.
     """
     sight = PathView(vpath)
-    entries = await world.resolve(name)
-    waiting: list[tuple[str, Address]] = [(str(address) if len(entries) > 1 else name, address) for address in entries]
+    places = ClusterAddresses((name,), world.resolve, world.clock)
+    if not await places.entries():
+        raise LinkLost(places.problems[name])
+    waiting = [(label, address) for address, label in places.known.items()]
     world.rng.shuffle(waiting)
     seen = {address for _, address in waiting}
     tries = 0
@@ -112,7 +114,7 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
         label, address = waiting.pop(0)
         for host in await _ask_one(label, address, sight, world):
             try:
-                found = [one for one in await world.resolve(host) if reachable_from(entries, one) and one not in seen]
+                found = [one for one in await places.led_to(host) if one not in seen]
             except CiruelaError as error:
                 sight.unheard(host, f"{host}: {error}")
                 continue
@@ -120,7 +122,7 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
             waiting += [(host, one) for one in found[:1]]
     if not sight.answers:
         kind = NotTold if sight.met else LinkLost
-        raise kind("; ".join(sight.problems) or f"{name} has no address")
+        raise kind("; ".join(sight.problems))
     return sight
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
@@ -16,7 +17,7 @@ from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import At, Hook, ImageVersion, NodeIdentity, machine_of
 from ciruela.client.servers import MetServer, Servers
-from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
 from ciruela.client.text import interval, stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, FormatError

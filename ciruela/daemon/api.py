@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.cleanup.health import Explained
 from ciruela.daemon.authority import Signature, Signers
 from ciruela.daemon.node import Node

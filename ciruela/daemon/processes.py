@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from twisted.web.http_headers import Headers
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.interfaces import Ended
 from ciruela.model.errors import HookFailed
 

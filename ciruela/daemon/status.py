@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.cleanup.service import words
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads

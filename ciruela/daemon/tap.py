@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from twisted.application.service import IService
 from twisted.python import usage
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.daemon.plan import (
     DEFAULT_CONFIG,
     DEFAULTS,

@@ -17,7 +17,7 @@ from twisted.web.http import NOT_ALLOWED, NOT_FOUND, OK, SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.model.errors import CiruelaError
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
