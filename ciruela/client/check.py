@@ -235,7 +235,7 @@ class PreflightSurvey:
 
     @property
     def answered(self) -> int:
-        """How many nodes have answered."""
+        """Number of nodes that have answered."""
         return len(self._crawl.machines)
 
     async def ask_reached(self) -> None:
@@ -268,7 +268,7 @@ class PreflightSurvey:
         return f"{where} did not say which other servers there are: {why}" if where else ""
 
     def complaint(self, number: int) -> str:
-        """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
+        """Names a fault of the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
         return self._crawl.servers[number].view().complaint()
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:

@@ -236,7 +236,7 @@ class ClusterAddresses:
         return [address for address in await self._look_up(name) if self.allowed(address)]
 
     def allowed(self, address: Address) -> bool:
-        """Whether an address to which a server leads may be contacted (threats A29)."""
+        """Tells whether an address to which a server leads may be contacted (threats A29)."""
         return reachable_from(self.known, address)
 
     def label(self, address: Address) -> str:

@@ -174,7 +174,7 @@ class Entrance:
         return made
 
     def label(self, address: Address) -> str:
-        """How an entry point is called: by its name if that has one address, else by its number."""
+        """Gives the label of an entry point: by its name if that has one address, else by its number."""
         return self.places.label(address)
 
     def why(self) -> str:
