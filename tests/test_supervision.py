@@ -30,9 +30,10 @@ from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
 from ciruela.proto.messages import BaseDirData
 from ciruela.reconcile.service import Reconciler
-from ciruela.runtime import PeriodicTask, RateLimitedLog
+from ciruela.runtime import PeriodicTask
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Uploads
+from tests.doubles.context import node_context
 from tests.download.test_fetch_blocks import INDEX, Disk
 from tests.net.bench import NODE, Bench
 from tests.net.test_outgoing import BLOCK
@@ -226,7 +227,8 @@ class DaemonTests(Supervised):
         world = _World()
         ledger = Ledger(Clock())
         configs = {"app": DirConfig("app", "/srv/app", append_only=False, num_levels=1)}
-        uploads = Uploads(configs, ledger, world, world, world, lambda: NOW_MS, lambda *_: None, RateLimitedLog(Clock()))
+        context = node_context(configs=configs, disk=world, authority=world, now_ms=lambda: NOW_MS)
+        uploads = Uploads(context, ledger, world, lambda *_: None)
         order = UploadRequest(Command.APPEND, V1, IMAGE, None, (SigEntry(NOW_MS, bytes(64)),), Origin.CLIENT)
         self.failureResultOf(uploads.order(order), OnPurposeError)
         world.good = True

@@ -1,4 +1,4 @@
-"""One node: the services wired to each other, over whatever world is handed in.
+"""One node: the services wired to each other, over whatever context is handed in.
 
 The daemon hands in files, sockets and the reactor (``service``); tests hand in a memory network and a fake clock, and run the same code.
 
@@ -14,9 +14,7 @@ What cleanup sees of the node it belongs to (``cleanup.around.Surroundings``).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -31,11 +29,11 @@ from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.hooks.service import Hooks, Outside
-from ciruela.interfaces import Address, Authority, Connection, Connector, Datagrams, Disk, InThread, Loaded, NowMs
+from ciruela.interfaces import Address, Connection, Loaded, NodeContext
 from ciruela.membership.members import SILENT_S, PeerStatus
 from ciruela.membership.packets import DownloadFact, Hooked, RemovedFact
-from ciruela.membership.service import ANYWHERE, Gossip
-from ciruela.model.config import STANDARD, DirConfig, Tuning
+from ciruela.membership.service import Gossip
+from ciruela.model.config import DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, Origin, RejectReason, Removal, UploadRequest
@@ -43,7 +41,6 @@ from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
-from ciruela.runtime import RateLimitedLog, in_place
 from ciruela.scrub.presence import Presence
 from ciruela.scrub.service import Scrub
 from ciruela.tracking.ledger import Ledger
@@ -163,32 +160,6 @@ HOOKS_TOLD_MS = 300_000
 """So long it is told by gossip what became of a hook; as long as others remember it."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeContext:
-    """What a node needs from outside. ``epoch`` is the wall time of its start in milliseconds.
-
-    ``here`` is where it listens, maybe a wildcard.
-    Without ``safeguards`` nothing is ever cleaned up, without ``outside`` no hook is ever run.
-    """
-
-    me: MachineId
-    hostname: str
-    epoch: int
-    configs: Mapping[str, DirConfig]
-    disk: Disk
-    wire: Connector
-    datagrams: Datagrams
-    authority: Authority
-    clock: IReactorTime
-    rng: random.Random
-    now_ms: NowMs
-    tuning: Tuning = STANDARD
-    safeguards: Safeguards | None = None
-    in_thread: InThread = in_place
-    outside: Outside | None = None
-    here: Address = ANYWHERE
-
-
 class NodeState:
     """What a node tells of itself by gossip (``gossip.compose.LocalState``)."""
 
@@ -197,7 +168,7 @@ class NodeState:
 
     def keys(self) -> Sequence[str]:
         """The directory configs of this node."""
-        return sorted(self._node.world.configs)
+        return sorted(self._node.context.configs)
 
     def base_hashes(self) -> Mapping[VPath, bytes]:
         """What this node says of its base dirs."""
@@ -227,7 +198,7 @@ class NodeState:
     def hooks(self) -> Sequence[Hooked]:
         """What became of hooks here lately."""
         found = []
-        for vpath, one in self._node.hooks.ended(self._node.world.now_ms() - HOOKS_TOLD_MS):
+        for vpath, one in self._node.hooks.ended(self._node.context.now_ms() - HOOKS_TOLD_MS):
             version = self.committed(vpath)
             if version is not None and version.image == one.image:
                 number, ok = AFTER.index(one.kind) + 1, one.state is HookState.OK
@@ -237,7 +208,7 @@ class NodeState:
     def due_bits(self, vpath: VPath) -> int:
         """The hooks of what is committed at ``vpath`` that are due, or have just ended."""
         version = self.committed(vpath)
-        since_ms = self._node.world.now_ms() - HOOKS_TOLD_MS
+        since_ms = self._node.context.now_ms() - HOOKS_TOLD_MS
         reports = () if version is None else self._node.hooks.of(vpath, version.image)
         return sum(1 << AFTER.index(one.kind) for one in reports if one.state is HookState.PENDING or one.at_ms > since_ms)
 
@@ -302,111 +273,86 @@ class Node:
 
     _log = Logger()
 
-    def __init__(self, world: NodeContext) -> None:
-        self.world = world
-        self.ledger = Ledger(world.clock, world.configs)
+    def __init__(self, context: NodeContext, safeguards: Safeguards | None = None, outside: Outside | None = None) -> None:
+        self.context = context
+        self._safeguards = safeguards
+        self.ledger = Ledger(context.clock, context.configs)
         self.watches = Subscriptions()
-        self.catalog = Catalog(world.disk, world.in_thread)
+        self.catalog = Catalog(context.disk, context.in_thread)
         self.gossip = Gossip(
-            world.clock,
-            world.rng,
-            world.me,
-            world.hostname,
-            world.epoch,
-            world.datagrams,
+            context.clock,
+            context.rng,
+            context.me,
+            context.hostname,
+            context.epoch,
+            context.datagrams,
             facts=NodeState(self),
             ears=NodeListener(self),
-            now_ms=world.now_ms,
-            wire=world.wire,
-            here=world.here,
+            now_ms=context.now_ms,
+            wire=context.wire,
+            here=context.here,
         )
-        self.hooks = Hooks(world.configs, self.ledger, world.disk, world.authority, world.outside, self._hooked, world.clock, world.now_ms)
+        self.hooks = Hooks(context, self.ledger, outside, self._hooked)
         self.downloads = Downloads(
-            world.configs,
+            context.configs,
             self.ledger,
             self.watches,
-            world.disk,
-            world.wire,
+            context.disk,
+            context.wire,
             self.gossip.cluster,
             self,
             self.catalog,
-            world.clock,
-            world.rng,
-            world.now_ms,
-            world.in_thread,
-            world.me,
-            world.tuning.max_index_bytes,
+            context.clock,
+            context.rng,
+            context.now_ms,
+            context.in_thread,
+            context.me,
+            context.tuning.max_index_bytes,
             self.hooks,
         )
-        self.acquaintance = WarmUpBarrier(world.clock, self.gossip.cluster.peers)
-        neighbours = Neighbours(world.wire, self._nearby, self._stalled_on, self.acquaintance.wait, world.clock, world.rng)
-        self.uploads = Uploads(
-            world.configs,
-            self.ledger,
-            world.disk,
-            world.authority,
-            self.downloads,
-            world.now_ms,
-            self._conflicted,
-            RateLimitedLog(world.clock, 40),
-            world.tuning.signature_max_age_ms,
-            world.tuning.uploads_per_key,
-            neighbours,
-        )
+        self.acquaintance = WarmUpBarrier(context.clock, self.gossip.cluster.peers)
+        neighbours = Neighbours(context.wire, self._nearby, self._stalled_on, self.acquaintance.wait, context.clock, context.rng)
+        self.uploads = Uploads(context, self.ledger, self.downloads, self._conflicted, self._rejected, neighbours)
         self.removals = Removals(
-            world.configs,
-            self.ledger,
-            world.disk,
-            world.authority,
-            self.uploads,
-            self.downloads,
-            world.clock,
-            world.now_ms,
-            self._removed,
-            RateLimitedLog(world.clock, 40),
-            world.tuning.signature_max_age_ms,
-            guard=self._protecting,
-            kept_out=self._stays,
-            neighbours=neighbours,
+            context, self.ledger, self.uploads, self.downloads, self._removed, guard=self._protecting, kept_out=self._stays
         )
-        self.refusals = Refusals(world.clock)
-        self.uploads.refused = self._rejected
+        self.refusals = Refusals(context.clock)
         self.reconciler = Reconciler(
-            world.configs,
+            context.configs,
             self.ledger,
-            world.wire,
+            context.wire,
             self.uploads,
             self.downloads.hint,
             self.gossip.cluster.add_watchers,
-            world.clock,
+            context.clock,
             lambda vpath: self.downloads.stalled(vpath, STALLED_S),
             self.removals,
         )
-        self.scrub = Scrub(self.ledger, world.disk, self.downloads, world.tuning, world.clock, world.rng, world.now_ms)
-        self.presence = Presence(self.ledger, world.disk, self.downloads, self.uploads.alone, world.clock, world.rng)
+        self.scrub = Scrub(self.ledger, context.disk, self.downloads, context.tuning, context.clock, context.rng, context.now_ms)
+        self.presence = Presence(self.ledger, context.disk, self.downloads, self.uploads.alone, context.clock, context.rng)
         passing = self.downloads.passing
-        self.blocks = BlockService(self.ledger, world.disk, self.catalog, passing, world.in_thread, self.scrub.suspect)
-        self.awaited = AvailabilityRequests(self._pieces, world.clock)
+        self.blocks = BlockService(self.ledger, context.disk, self.catalog, passing, context.in_thread, self.scrub.suspect)
+        self.awaited = AvailabilityRequests(self._pieces, context.clock)
         self.path_states = PathStates(
-            world.configs,
+            context.configs,
             self.ledger,
             self.presence.there,
             self.refusals,
             self.gossip.cluster.servers,
             self.gossip.cluster.shared_ids,
-            PathStateData(world.me, world.hostname, world.epoch, taken=False),
-            lambda vpath: self.uploads.forms.at(vpath, world.now_ms()),
+            PathStateData(context.me, context.hostname, context.epoch, taken=False),
+            lambda vpath: self.uploads.forms.at(vpath, context.now_ms()),
         )
         self.cleanup: Cleanup | None = None
-        if world.safeguards is not None:
+        if safeguards is not None:
             self.cleanup = Cleanup(
-                world.configs, self.ledger, world.disk, world.safeguards, Around(self), world.clock, world.rng, world.now_ms
+                context.configs, self.ledger, context.disk, safeguards, Around(self), context.clock, context.rng, context.now_ms
             )
         self.counterpart = Requests(
-            world.configs,
+            context.configs,
             self.ledger,
             self.watches,
-            world.disk,
+            context.disk,
             self.uploads,
             self.removals,
             self.blocks,
@@ -421,11 +367,11 @@ class Node:
             watched=self.gossip.news_watch,
             pushed=self.gossip.pushed,
             published=self.downloads.nudge_image,
-            clock=world.clock,
-            me=world.me,
-            hostname=world.hostname,
-            requests_per_second=world.tuning.requests_per_second,
-            in_thread=world.in_thread,
+            clock=context.clock,
+            me=context.me,
+            hostname=context.hostname,
+            requests_per_second=context.tuning.requests_per_second,
+            in_thread=context.in_thread,
         )
         self.ready = False
         self.broken = ""
@@ -450,7 +396,7 @@ class Node:
                 self.cleanup.start()
             self.ready = True
 
-        return self.world.disk.load().addCallback(loaded)
+        return self.context.disk.load().addCallback(loaded)
 
     # -- what a reload changes (daemon.reload) --------------------------------------------------------------------------------------
 
@@ -474,7 +420,7 @@ class Node:
         """A directory is configured no more: nothing below it counts here, and nothing of it is deleted."""
         self.downloads.leave(key)
         self.hooks.leave(key)
-        self.world.disk.forget(self.ledger.forget(key))
+        self.context.disk.forget(self.ledger.forget(key))
 
     def stop(self) -> None:
         """End everything; what is on disk stays for the next start."""
@@ -511,14 +457,14 @@ class Node:
         word = f"{reason.value}: {detail}" if detail else reason.value
         self.refusals.note(vpath, image, word if reason is AbortReason.NO_SPACE else reason.value, rejected=False)  # others may name files
         for link in self.watches.interested(vpath, image):
-            link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
-        self.world.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
+            link.tell(AbortedImage(image, str(vpath), self.context.me, self.context.hostname, False, word))
+        self.context.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
 
     def _protecting(self, config: DirConfig, vpath: VPath) -> Deferred[str | None]:
         """The link of the operator that leads to what is at ``vpath``, None for none. Fails with DiskError when nobody can tell."""
-        links = None if self.world.safeguards is None else self.world.safeguards.links
+        links = None if self._safeguards is None else self._safeguards.links
         return succeed(None) if links is None or not config.protect else links.leading(config, vpath)
 
     def _stays(self, removal: Removal, reason: RejectReason) -> None:
@@ -532,7 +478,7 @@ class Node:
         self.gossip.news_complete(vpath)
 
     def _tell_gone(self, vpath: VPath, image: ImageId) -> None:
-        self.tell_removed(RemovedImage(image, str(vpath), self.world.me, self.world.hostname, False), vpath)
+        self.tell_removed(RemovedImage(image, str(vpath), self.context.me, self.context.hostname, False), vpath)
 
     def tell_removed(self, note: RemovedImage, vpath: VPath) -> None:
         """Tell the clients that wait for ``vpath`` and know what such a notification means."""
@@ -554,7 +500,7 @@ class Node:
         """An append-only path has two images in the cluster: tell the clients that brought this one, and not those that watch the path."""
         word = f"{AbortReason.CONFLICT.value}: {detail}"
         for link in self.watches.sources(image):
-            link.tell(AbortedImage(image, str(vpath), self.world.me, self.world.hostname, False, word))
+            link.tell(AbortedImage(image, str(vpath), self.context.me, self.context.hostname, False, word))
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:
         """A hook has ended: tell the clients. That one is due is told with the image."""
@@ -564,7 +510,7 @@ class Node:
             self.gossip.news_hook(vpath)
 
     def _tell_hook(self, link: Connection, vpath: VPath, report: HookReport) -> None:
-        me, hostname = self.world.me, self.world.hostname
+        me, hostname = self.context.me, self.context.hostname
         if link.bulk:
             link.tell(HookResult(report.image, str(vpath), me, hostname, False, report.kind.value, report.state.value, report.message))
 
@@ -589,8 +535,8 @@ class Node:
             for report in self.hooks.of(vpath, state.image):
                 self._tell_hook(link, vpath, report)
         for link in self.watches.interested(vpath, state.image):
-            link.tell(ReceivedImage(state.image, str(vpath), self.world.me, self.world.hostname, False))
+            link.tell(ReceivedImage(state.image, str(vpath), self.context.me, self.context.hostname, False))
 
     def _watchers(self, vpath: VPath) -> frozenset[MachineId]:
         others = self.gossip.cluster.stamped_watchers(vpath)
-        return others | {self.world.me} if self.watches.watched(vpath) else others
+        return others | {self.context.me} if self.watches.watched(vpath) else others

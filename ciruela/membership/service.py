@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ciruela.interfaces import DEFAULT_PORT, Address, Connector, Datagrams, NowMs
+from ciruela.interfaces import ANYWHERE, Address, Connector, Datagrams, NowMs
 from ciruela.membership import cluster as heard
 from ciruela.membership.broadcast import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
 from ciruela.membership.confirm import Claim, Confirmations
@@ -68,8 +68,6 @@ MOST_STRANGE = 4
 
 MOST_OWED = 256
 """Answers that wait for an exchange with one peer."""
-
-ANYWHERE = Address("0.0.0.0", DEFAULT_PORT)  # noqa: S104  nothing is bound to it
 
 LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""

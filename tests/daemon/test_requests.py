@@ -98,7 +98,7 @@ class RequestsTests(SynchronousTestCase):
     @shows("F28", "F29", "I7")
     def test_disk_fails(self):
         """A user would read "internal error" instead of being told that the disk of that node is full."""
-        self.patch(self.node.world.disk, "write_pending", lambda _: fail(DiskError("/app/v1: fsync: No space left on device")))
+        self.patch(self.node.context.disk, "write_pending", lambda _: fail(DiskError("/app/v1: fsync: No space left on device")))
         stamp = self.cluster.now_ms()
         signature = KEY.sign(signed_bytes("/app/v1", SITE.id, stamp)).signature
         said = self.refused(AppendDir("/app/v1", SITE.id, stamp, (signature,)))
@@ -109,7 +109,7 @@ class RequestsTests(SynchronousTestCase):
     def test_gone_while_its_order_was_judged(self):
         """Each connection that ends before its upload is answered would be remembered for ever."""
         writing = Deferred()
-        self.patch(self.node.world.disk, "write_pending", lambda _: writing)
+        self.patch(self.node.context.disk, "write_pending", lambda _: writing)
         stamp = self.cluster.now_ms()
         self.link.tell(PublishImage(SITE.id))
         self.link.ask(AppendDir("/app/v1", SITE.id, stamp, (KEY.sign(signed_bytes("/app/v1", SITE.id, stamp)).signature,))).addErrback(
