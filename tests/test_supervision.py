@@ -241,15 +241,13 @@ class DaemonTests(Supervised):
         clock = Clock()
         world = _World()
         reconciler = Reconciler(
-            {"app": DirConfig("app", "/a", False, 1)},
+            node_context(configs={"app": DirConfig("app", "/a", False, 1)}, wire=world, clock=clock),
             Ledger(clock),
             world,
             world,
             lambda *_: None,
             lambda *_: None,
-            clock,
             lambda _: False,
-            world,
         )
         address = Address("10.0.0.2", 1)
         reconciler.differs(VPath.parse("/app"), bytes(32), address)

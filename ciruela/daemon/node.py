@@ -30,6 +30,7 @@ from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.hooks.service import Hooks, Outside
 from ciruela.interfaces import Address, Connection, Loaded, NodeContext
+from ciruela.membership.cluster import Cluster
 from ciruela.membership.members import SILENT_S, PeerStatus
 from ciruela.membership.packets import DownloadFact, Hooked, RemovedFact
 from ciruela.membership.service import Gossip
@@ -39,7 +40,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, Origin, RejectReason, Removal, UploadRequest
 from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import AbortedImage, HookResult, PathStateData, ReceivedImage, RemovedImage
+from ciruela.proto.messages import AbortedImage, HookResult, ReceivedImage, RemovedImage
 from ciruela.reconcile.service import Reconciler
 from ciruela.scrub.presence import Presence
 from ciruela.scrub.service import Scrub
@@ -279,19 +280,8 @@ class Node:
         self.ledger = Ledger(context.clock, context.configs)
         self.watches = Subscriptions()
         self.catalog = Catalog(context.disk, context.in_thread)
-        self.gossip = Gossip(
-            context.clock,
-            context.rng,
-            context.me,
-            context.hostname,
-            context.epoch,
-            context.datagrams,
-            facts=NodeState(self),
-            ears=NodeListener(self),
-            now_ms=context.now_ms,
-            wire=context.wire,
-            here=context.here,
-        )
+        cluster = Cluster(context.me, context.epoch, context.now_ms, str(context.here))
+        self.gossip = Gossip(context, cluster, NodeState(self), NodeListener(self))
         self.hooks = Hooks(context, self.ledger, outside, self._hooked)
         self.downloads = Downloads(
             context.configs,
@@ -318,15 +308,13 @@ class Node:
         )
         self.refusals = Refusals(context.clock)
         self.reconciler = Reconciler(
-            context.configs,
+            context,
             self.ledger,
-            context.wire,
             self.uploads,
-            self.downloads.hint,
-            self.gossip.cluster.add_watchers,
-            context.clock,
-            lambda vpath: self.downloads.stalled(vpath, STALLED_S),
             self.removals,
+            self.downloads.hint,
+            cluster.add_watchers,
+            lambda vpath: self.downloads.stalled(vpath, STALLED_S),
         )
         self.scrub = Scrub(self.ledger, context.disk, self.downloads, context.tuning, context.clock, context.rng, context.now_ms)
         self.presence = Presence(self.ledger, context.disk, self.downloads, self.uploads.alone, context.clock, context.rng)
@@ -334,20 +322,17 @@ class Node:
         self.blocks = BlockService(self.ledger, context.disk, self.catalog, passing, context.in_thread, self.scrub.suspect)
         self.awaited = AvailabilityRequests(self._pieces, context.clock)
         self.path_states = PathStates(
-            context.configs,
+            context,
             self.ledger,
-            self.presence.there,
             self.refusals,
-            self.gossip.cluster.servers,
-            self.gossip.cluster.shared_ids,
-            PathStateData(context.me, context.hostname, context.epoch, taken=False),
+            cluster,
+            self.presence.there,
             lambda vpath: self.uploads.forms.at(vpath, context.now_ms()),
+            self.acquaintance.wait,
         )
         self.cleanup: Cleanup | None = None
         if safeguards is not None:
-            self.cleanup = Cleanup(
-                context.configs, self.ledger, context.disk, safeguards, Around(self), context.clock, context.rng, context.now_ms
-            )
+            self.cleanup = Cleanup(context, self.ledger, safeguards, Around(self))
         self.counterpart = Requests(
             context.configs,
             self.ledger,

@@ -331,8 +331,7 @@ class Requests:
             case GetBaseDir():
                 return self._base_dir(link, request)
             case GetPathState():
-                waiting = self._acquainted() if request.servers else succeed(None)
-                return waiting.addCallback(lambda _: self._path_states.answer(request)).addCallback(_as_response)
+                return self._path_states.answer(request).addCallback(_as_response)
             case WithdrawUpload():
                 return self._withdraw(link, request)
             case PushPull():

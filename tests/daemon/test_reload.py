@@ -111,7 +111,7 @@ class ReloadTests(NodeCase):
         self.assertIsNone(self.node.ledger.committed(V1))
         self.assertEqual((dict(disk.states), dict(disk.images)), before)
         self.cluster.run(60.0)
-        self.assertEqual(list(self.node.gossip._facts.keys()), ["logs"])
+        self.assertEqual(list(self.node.gossip.local.keys()), ["logs"])
         self.reload(plan(app=APP, logs=LOGS))
         self.assertEqual(self.cluster.holders("/app/v1", IMAGE), {1, 2})
         self.cluster.run(30.0)

@@ -152,7 +152,7 @@ class Checks(SynchronousTestCase):
         """A dry run would promise success, or that there is nothing to do, where two servers cannot be told apart."""
         self.upload()
         shared = SharedId(self.cluster.machine(2), ("10.0.0.2:1", "10.0.0.9:1"))
-        self.patch(self.cluster.nodes[1].path_states, "_shared_ids", lambda: (shared,))
+        self.patch(self.cluster.nodes[1].path_states.cluster, "shared_ids", lambda: (shared,))
         found = fate_of(self.survey(self.check()), 0, RULE)
         self.assertEqual((found.exit_code, found.nothing), (EXIT_PARTIAL, False))
         self.assertIn("10.0.0.2:1 and 10.0.0.9:1 have one machine id", found.why)
