@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.node import MOST_S, WarmUpBarrier
+from ciruela.daemon.acquaintance import MOST_S, WarmUpBarrier
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
@@ -18,9 +18,10 @@ from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
 from ciruela.interfaces import Address
+from ciruela.membership.cluster import Cluster as Heard
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import LinkLost
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import Accepted, Command, Origin, Progress, UploadRequest
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
@@ -187,7 +188,9 @@ class DaemonTests(Supervised):
         """Clients get their answers even if nobody can say who else is there."""
         clock = Clock()
         peers = [lambda: [_Silent()]]
-        acquaintance = WarmUpBarrier(clock, lambda: peers[0]())
+        heard = Heard(MachineId(bytes(16)), 1, lambda: 0)
+        self.patch(heard, "peers", lambda: peers[0]())
+        acquaintance = WarmUpBarrier(clock, heard)
         acquaintance.begin()
         acquaintance.listed()
         waiting = acquaintance.wait()

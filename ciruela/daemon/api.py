@@ -16,8 +16,8 @@ from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from ciruela import __version__
 from ciruela.cleanup.health import Explained
 from ciruela.daemon.authority import Signature, Signers
+from ciruela.daemon.listings import config_hash
 from ciruela.daemon.node import Node
-from ciruela.daemon.requests import config_hash
 from ciruela.daemon.status import disk_page, rfc3339
 from ciruela.interfaces import Address
 from ciruela.membership.members import PeerStatus

@@ -203,7 +203,7 @@ class NodeStatus:
             ("gossip", "claims_refuted", "counter", node.gossip.confirmations.refuted),
             *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
             ("requests", "slowed", "counter", node.counterpart.slowed + node.uploads.quotas.slowed),
-            ("requests", "published_refused", "counter", node.counterpart.published_refused),
+            ("requests", "published_refused", "counter", node.clients.published_refused),
             ("duties", "failed", "counter", PeriodicTask.failures),
             *self._extra(),
         ]

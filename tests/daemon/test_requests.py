@@ -6,10 +6,11 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.requests import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
+from ciruela.daemon.listings import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
 from ciruela.download.availability import HELD_S
 from ciruela.download.serving import UploadSlots
 from ciruela.keys.signed import signed_bytes
+from ciruela.membership.cluster import Cluster as HeardCluster
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
@@ -32,6 +33,8 @@ from ciruela.proto.messages import (
     PublishImage,
 )
 from ciruela.tracking.ledger import Ledger
+from ciruela.tracking.subscriptions import Subscriptions
+from tests.doubles.context import node_context
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image
 
@@ -325,7 +328,8 @@ class ListingTests(SynchronousTestCase):
             self.jobs.append(done := Deferred())
             return done.addCallback(lambda _: job(*args, **kwargs))
 
-        self.listings = Listings(self.ledger, self.clock, in_thread)
+        context = node_context(clock=self.clock, in_thread=in_thread)
+        self.listings = Listings(context, self.ledger, Subscriptions(), HeardCluster(context.me, 1, context.now_ms))
         self.made = 0
 
     def fill(self, count):
