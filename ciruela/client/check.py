@@ -236,14 +236,14 @@ class _Replies:
     """
 
     replies: list[list[CheckReply]]
-    addresses: set[Address] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
-    machines: set[MachineId] = field(default_factory=set)
-    hosts: dict[MachineId, str] = field(default_factory=dict)
-    missed: dict[MachineId, tuple[str, str]] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-    booked: set[str] = field(default_factory=set)
-    untold: dict[str, str] = field(default_factory=dict)
+    addresses: set[Address] = field(init=False, default_factory=set)
+    names: set[str] = field(init=False, default_factory=set)
+    machines: set[MachineId] = field(init=False, default_factory=set)
+    hosts: dict[MachineId, str] = field(init=False, default_factory=dict)
+    missed: dict[MachineId, tuple[str, str]] = field(init=False, default_factory=dict)
+    lost: dict[str, str] = field(init=False, default_factory=dict)
+    booked: set[str] = field(init=False, default_factory=set)
+    untold: dict[str, str] = field(init=False, default_factory=dict)
 
 
 class PreflightSurvey:

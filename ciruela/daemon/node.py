@@ -228,13 +228,12 @@ class Node:
         # what changes it
         self.hooks = Hooks(context, self.ledger, outside, self._hooked)
         self.downloads = self._downloads()
-        asked = self._nearby, self._stalled_on, self.acquaintance.wait
-        neighbours = Neighbours(context.wire, *asked, context.clock, context.rng)
+        neighbours = Neighbours(context, self._nearby, self._stalled_on, self.acquaintance.wait)
         self.uploads = Uploads(context, self.ledger, self.downloads, self._conflicted, self._rejected, neighbours)
         self.removals = Removals(context, self.ledger, self.uploads, self.downloads, self._removed, self._protecting, self._stays)
         self.reconciler = self._reconciler()
-        self.scrub = Scrub(self.ledger, context.disk, self.downloads, context.tuning, context.clock, context.rng, context.now_ms)
-        self.presence = Presence(self.ledger, context.disk, self.downloads, self.uploads.alone, context.clock, context.rng)
+        self.scrub = Scrub(context, self.ledger, self.downloads)
+        self.presence = Presence(context, self.ledger, self.downloads, self.uploads.alone)
         # who hears of it
         self.clients = Clients(context, self.watches, self.hooks, self._watched, self.downloads.nudge_image)
         state = NodeState(context, self.ledger, self.watches, self.downloads, self.hooks)
