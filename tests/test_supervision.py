@@ -27,6 +27,7 @@ from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.net.connection import ClientLink
 from ciruela.net.discovery.files import PeersFile
+from ciruela.net.discovery.spec import Means
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
 from ciruela.proto.messages import BaseDirData
@@ -104,7 +105,8 @@ class NetTests(Supervised):
                 raise OnPurposeError("which is told as the reason why the name has no address")
             return succeed([Address("10.0.0.1", port)])
 
-        peers = PeerList([PeersFile(path, clock, random.Random(1), maybeDeferred)], 1, resolve, clock, random.Random(1), changed)
+        means = Means(clock, clock, random.Random(1), maybeDeferred, resolve, 1)
+        peers = PeerList([PeersFile(path, clock, means.rng, maybeDeferred)], means, changed)
         self.successResultOf(peers.start())
         self.addCleanup(peers.stop)
         self.assertEqual(self.faults(), 1)

@@ -267,10 +267,7 @@ class Daemon(Service):
         self._means = Means(reactor, reactor, rng, self._in_thread, resolver(self._in_thread), plan.port)
         self._peers = PeerList(
             self._sources(plan),
-            plan.port,
-            self._means.resolve,
-            reactor,
-            rng,
+            self._means,
             self.node.gossip.configured,
             PeerCache(plan.db_dir, self._in_thread),
             self.node.gossip.cluster,
