@@ -7,17 +7,19 @@ All methods that take time return Deferreds and fire on the reactor. Faults are 
 from __future__ import annotations
 
 import ipaddress
+import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
 from ciruela.index.tree import Index
 from ciruela.keys.signed import Statement, signed_bytes
-from ciruela.model.config import DirConfig
+from ciruela.model.config import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import Due
-from ciruela.model.ids import Block, ImageId
+from ciruela.model.ids import Block, ImageId, MachineId
 from ciruela.model.upload import Command
 from ciruela.model.versions import RetainedVersion, SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
@@ -71,6 +73,9 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+ANYWHERE = Address("0.0.0.0", DEFAULT_PORT)  # noqa: S104  nothing is bound to it
 
 
 class Connection(Protocol):
@@ -452,3 +457,27 @@ class Caller(Protocol):
 
         Fails with HookFailed, in words without the address, when there is no answer or the certificate is not good. Cancel to give up.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContext:
+    """The world of one node: its identity, its configuration, and everything that would make a run impossible to repeat.
+
+    ``epoch`` is the wall time of its start in milliseconds. ``here`` is where it listens, maybe a wildcard.
+    ``configs`` and ``authority`` answer by what is configured now; ``tuning`` is what the node started with.
+    """
+
+    me: MachineId
+    hostname: str
+    epoch: int
+    configs: Mapping[str, DirConfig]
+    disk: Disk
+    wire: Connector
+    datagrams: Datagrams
+    authority: Authority
+    clock: IReactorTime
+    rng: random.Random
+    now_ms: NowMs
+    in_thread: InThread
+    tuning: Tuning = STANDARD
+    here: Address = ANYWHERE

@@ -221,9 +221,7 @@ class EditSession:
         path = str(what.path)
         signer = Signer(self._identities)
         signed_ms = around.now_ms()
-        preflights = [
-            Preflight(change.target.names, (), what.rule, self._world, signer, around.now_ms, around.in_thread) for change in changes
-        ]
+        preflights = [Preflight(change.target.names, (), what.rule, self._world, signer, around) for change in changes]
         clusters: list[ClusterUploads] = []
         run = SyncRun(clusters)
         try:
@@ -239,8 +237,6 @@ class EditSession:
                     change.file,
                     local,
                     target.reading,
-                    around.in_thread,
-                    around.reactor,
                     run.source_changed,
                 )
                 clusters += await preflight.runs(relay, self._display)

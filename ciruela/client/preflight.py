@@ -42,7 +42,6 @@ from ciruela.client.tracker import (
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
-from ciruela.interfaces import InThread, NowMs
 from ciruela.model.ids import ImageId
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
@@ -82,8 +81,7 @@ class Preflight:
         rule: CompletionRule,
         world: RunContext,
         signer: Signer,
-        now_ms: NowMs,
-        in_thread: InThread,
+        around: AppContext,
         connections: int = CONNECTIONS,
     ) -> None:
         """``connections``: how many of the addresses of one name are asked, and how many servers an upload is given to."""
@@ -97,8 +95,8 @@ class Preflight:
         self.rule = rule
         self._world = world
         self._signer = signer
-        self._now_ms = now_ms
-        self._in_thread = in_thread
+        self._now_ms = around.now_ms
+        self._in_thread = around.in_thread
 
     @property
     def kind(self) -> HashKind:

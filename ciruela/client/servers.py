@@ -70,15 +70,15 @@ class ServerRow:
 
     name: str
     machine: MachineId | None
-    addresses: dict[str, None] = field(default_factory=dict)
-    tellers: set[str] = field(default_factory=set)
-    vouchers: set[str] = field(default_factory=set)
-    denied: set[str] = field(default_factory=set)
-    listened: bool = False
+    addresses: dict[str, None] = field(init=False, default_factory=dict)
+    tellers: set[str] = field(init=False, default_factory=set)
+    vouchers: set[str] = field(init=False, default_factory=set)
+    denied: set[str] = field(init=False, default_factory=set)
+    listened: bool = field(init=False, default=False)
     heard_ms: int | None = None
-    configured: bool = False
-    spoke: bool = False
-    patience_ms: float = SILENT_MS
+    configured: bool = field(init=False, default=False)
+    spoke: bool = field(init=False, default=False)
+    patience_ms: float = field(init=False, default=SILENT_MS)
 
     @property
     def hearsay(self) -> bool:

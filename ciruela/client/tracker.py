@@ -160,16 +160,16 @@ class _Contact:
     """One address that was asked."""
 
     label: str
-    answer: _Reply = _Reply.NONE
-    outstanding: bool = False
-    connected: bool = False
-    reason: str = ""
-    exit_code: int = EXIT_REJECTED
-    errors: int = 0
-    machine: MachineId | None = None
-    listed: frozenset[MachineId] = field(default_factory=frozenset)
-    asked_for_servers: bool = False
-    told_rows: bool = False
+    answer: _Reply = field(init=False, default=_Reply.NONE)
+    outstanding: bool = field(init=False, default=False)
+    connected: bool = field(init=False, default=False)
+    reason: str = field(init=False, default="")
+    exit_code: int = field(init=False, default=EXIT_REJECTED)
+    errors: int = field(init=False, default=0)
+    machine: MachineId | None = field(init=False, default=None)
+    listed: frozenset[MachineId] = field(init=False, default_factory=frozenset)
+    asked_for_servers: bool = field(init=False, default=False)
+    told_rows: bool = field(init=False, default=False)
 
 
 def refusal_code(reason: str | None) -> int:

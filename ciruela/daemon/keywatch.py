@@ -78,12 +78,12 @@ class KeyWatch:
                 self._give_up(pending)
 
     async def _allowed(self, pending: Pending) -> bool:
-        config = self._node.world.configs.get(pending.vpath.key)
+        config = self._node.context.configs.get(pending.vpath.key)
         if config is None:
             return True
         state = pending.state
         try:
-            valid = await self._node.world.authority.verified(config, pending.vpath, state.image, state.signatures)
+            valid = await self._node.context.authority.verified(config, pending.vpath, state.image, state.signatures)
         except DiskError as error:
             self._log.warn("{vpath}: nobody can tell whether its keys still count: {error}", vpath=str(pending.vpath), error=error)
             return True

@@ -158,7 +158,7 @@ class Reloads:
             self._note(("an error of the program, see the log",), ())
 
     def _note(self, mistakes: tuple[str, ...], waiting: tuple[str, ...]) -> None:
-        self.last = ReloadReport(self._node.world.now_ms(), mistakes, waiting)
+        self.last = ReloadReport(self._node.context.now_ms(), mistakes, waiting)
         if mistakes:
             self.refused += 1
         else:
@@ -182,7 +182,7 @@ class Reloads:
                 self._refuse(mistakes)
                 return
             added = {key: config for key, config in new.configs.items() if key not in self.plan.configs}
-            loaded = await self._node.world.disk.load_added(added) if added else Loaded((), {})
+            loaded = await self._node.context.disk.load_added(added) if added else Loaded((), {})
         except CiruelaError as error:
             self._refuse(str(error).split("\n"))
             return

@@ -35,7 +35,7 @@ from ciruela.daemon.api import NodeApi
 from ciruela.daemon.authority import KeyFiles, Signers
 from ciruela.daemon.config import load_config
 from ciruela.daemon.keywatch import KeyWatch
-from ciruela.daemon.node import Node, NodeContext
+from ciruela.daemon.node import Node
 from ciruela.daemon.plan import PEERS_FILE, DaemonPlan
 from ciruela.daemon.processes import Processes, Webhooks
 from ciruela.daemon.reload import LiveConfigs, Reloads, Sighup
@@ -48,7 +48,7 @@ from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.disk.trust import HostLinks, RecordTrust
 from ciruela.hooks.service import Outside
-from ciruela.interfaces import Address, Connection, NowMs, numeric_host
+from ciruela.interfaces import Address, Connection, NodeContext, NowMs, numeric_host
 from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
@@ -254,23 +254,20 @@ class Daemon(Service):
                 tuning=plan.tuning,
                 in_thread=self._in_thread,
                 here=Address.of(plan.host, plan.port),
-                outside=Outside(Processes(reactor), Webhooks(reactor), plan.me, plan.hostname),
-                safeguards=Safeguards(
-                    time.monotonic,
-                    KeepListFiles(self._in_list_thread),
-                    self._configured,
-                    lambda: self._peers.unresolved,
-                    HostLinks(self._in_list_thread),
-                ),
-            )
+            ),
+            Safeguards(
+                time.monotonic,
+                KeepListFiles(self._in_list_thread),
+                self._configured,
+                lambda: self._peers.unresolved,
+                HostLinks(self._in_list_thread),
+            ),
+            Outside(Processes(reactor), Webhooks(reactor)),
         )
         self._means = Means(reactor, reactor, rng, self._in_thread, resolver(self._in_thread), plan.port)
         self._peers = PeerList(
             self._sources(plan),
-            plan.port,
-            self._means.resolve,
-            reactor,
-            rng,
+            self._means,
             self.node.gossip.configured,
             PeerCache(plan.db_dir, self._in_thread),
             self.node.gossip.cluster,

@@ -65,7 +65,7 @@ class NodeStatus:
         self._node = node
         self._extra = extra
         self._told = told
-        self._began_ms = node.world.now_ms()
+        self._began_ms = node.context.now_ms()
 
     def health(self) -> tuple[bool, Json]:
         """Tells whether this node serves."""
@@ -82,15 +82,15 @@ class NodeStatus:
 
     def status(self) -> Json:
         """Identity, process, metrics."""
-        world = self._node.world
+        context = self._node.context
         times = os.times()
         return {
-            "machine_id": world.me.hex(),
-            "hostname": world.hostname,
+            "machine_id": context.me.hex(),
+            "hostname": context.hostname,
             "version": __version__,
-            "durability": world.tuning.fsync.value,
+            "durability": context.tuning.fsync.value,
             "process": {
-                "timestamp": world.now_ms(),
+                "timestamp": context.now_ms(),
                 "start_time": self._began_ms,
                 "cpu_user_s": times.user,
                 "cpu_system_s": times.system,
@@ -184,7 +184,7 @@ class NodeStatus:
             ("scrub", "damaged", "counter", scrub.damaged),
             ("scrub", "healed", "counter", scrub.healed),
             ("scrub", "failed", "counter", scrub.failed),
-            ("disk", "set_aside", "level", len(node.world.disk.set_aside())),
+            ("disk", "set_aside", "level", len(node.context.disk.set_aside())),
             ("disk", "missing", "counter", node.presence.lost),
             ("disk", "unseen", "level", len(node.presence.unseen)),
             ("disk", "debris", "level", node.presence.litter),
@@ -203,7 +203,7 @@ class NodeStatus:
             ("gossip", "claims_refuted", "counter", node.gossip.confirmations.refuted),
             *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
             ("requests", "slowed", "counter", node.counterpart.slowed + node.uploads.quotas.slowed),
-            ("requests", "published_refused", "counter", node.counterpart.published_refused),
+            ("requests", "published_refused", "counter", node.clients.published_refused),
             ("duties", "failed", "counter", PeriodicTask.failures),
             *self._extra(),
         ]
@@ -219,7 +219,7 @@ class NodeStatus:
                 "blocks": None if one.index is None else one.index.block_count,
                 "stalled": one.stalled,
                 "source": bool(self._node.watches.sources(one.image)),
-                "age_s": round(self._node.world.clock.seconds() - one.began_s, 1),
+                "age_s": round(self._node.context.clock.seconds() - one.began_s, 1),
             }
             for one in self._node.downloads.running()
         }
@@ -240,7 +240,7 @@ class NodeStatus:
         """Directory configs, without keys and paths of the host."""
         return {
             key: {"append_only": config.append_only, "num_levels": config.num_levels, "auto_clean": config.auto_clean}
-            for key, config in self._node.world.configs.items()
+            for key, config in self._node.context.configs.items()
         }
 
     def deleted(self) -> Json:
@@ -344,7 +344,8 @@ def disk_page(node: Node) -> dict[str, Json]:
     """
     return {
         "set_aside": [
-            {"path": one.path, "name": one.where.rpartition("/")[2], "since": rfc3339(one.since_ms)} for one in node.world.disk.set_aside()
+            {"path": one.path, "name": one.where.rpartition("/")[2], "since": rfc3339(one.since_ms)}
+            for one in node.context.disk.set_aside()
         ],
         "unseen": [*sorted(node.presence.unseen)],
         "protect": [] if node.cleanup is None else [*sorted(node.cleanup.doubtful)],

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 
@@ -238,7 +238,7 @@ class _Bound:
     udp_s: float | None = None
     connected: bool = False
     barred: int = 0
-    skew_ms: int = 0
+    skew_ms: int = field(init=False, default=0)
 
 
 @dataclass(slots=True)
@@ -254,8 +254,8 @@ class _MemberRecord:
     direct: bool
     parts: int
     hostname: str
-    gathered: dict[int, tuple[str, ...]]
     keys: frozenset[str]
+    gathered: dict[int, tuple[str, ...]] = field(init=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +448,7 @@ class Members:
             self._drop_member(item.machine)
             self._drop_member(self._at.get(address))
             keys = known.keys if known is not None else frozenset()
-            known = _MemberRecord(address, item.stamp, born_s, direct, item.parts, item.hostname, {}, keys)
+            known = _MemberRecord(address, item.stamp, born_s, direct, item.parts, item.hostname, keys)
             self._members[item.machine] = known
             self._at[address] = item.machine
         elif item.part in known.gathered or item.parts != known.parts:

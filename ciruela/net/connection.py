@@ -102,12 +102,8 @@ class _Websocket(Strict):
         self._talk = Session(
             self,
             self.factory.counterpart,
-            self._send_message,
-            self._break,
-            self._hold,
             trusted=self.trusted(),
             hush=self.factory.hush,
-            noise=self._noise,
             answers=self._budgets.answers,
             in_thread=self.factory.in_thread,
         )
@@ -204,14 +200,15 @@ class _Websocket(Strict):
 
     def overfull(self) -> None:
         """As :meth:`ciruela.net.limits.PartialHolder.overfull`."""
-        self._break("it takes too long with a large message, and those of all connections together are too large")
+        self.break_off("it takes too long with a large message, and those of all connections together are too large")
 
-    def _noise(self, told: bool) -> None:
+    def noise(self, told: bool) -> None:
         """Something came that changes nothing. A node tells its clients much, a client a node next to nothing."""
         if not (told and not self.factory.isServer) and not self._quiet.take():
-            self._break("it sends more that means nothing than anybody has to read")
+            self.break_off("it sends more that means nothing than anybody has to read")
 
-    def _break(self, reason: str) -> None:
+    def break_off(self, reason: str) -> None:
+        """Close the connection for what the other side did, and say so in the log."""
         self.factory.hush.warn(
             self._log, "closing", self.name.rpartition(":")[0], "closing {link}: {reason}", link=self.name, reason=reason
         )
@@ -316,18 +313,18 @@ class _Websocket(Strict):
             self.part_bytes = 0
             if not (self.failedByMe or self._talk.over):
                 self.ignored_texts += 1
-                self._noise(False)
+                self.noise(False)
             return
         self._message(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def onPing(self, payload: bytes) -> None:
         """Autobahn: a ping came."""
-        self._noise(False)
+        self.noise(False)
         super().onPing(payload)  # type: ignore[misc]
 
     def onPong(self, payload: bytes) -> None:  # noqa: ARG002  the name is Autobahn's
         """Autobahn: a pong came, which is never waited for."""
-        self._noise(False)
+        self.noise(False)
 
     def _message(self, message: bytes | bytearray) -> None:
         self.part_bytes = 0
@@ -397,7 +394,7 @@ class _Websocket(Strict):
 
     # -- what goes out -------------------------------------------------------------------------------------------------------
 
-    def _send_message(self, data: bytes, shared: bytes = b"") -> None:
+    def send_message(self, data: bytes, shared: bytes = b"") -> None:
         """Send ``data``, and behind it what others may be sent as well, as one message. What is masked is this link's alone."""
         if self._held:
             self._patience.heard(0)
@@ -431,7 +428,7 @@ class _Websocket(Strict):
     def _stalled(self) -> None:
         self._drop(f"it read nothing for {self._limits.stall_s:g} s")
 
-    def _hold(self, waits: bool) -> None:
+    def hold(self, waits: bool) -> None:
         """Requests wait, or none does any more."""
         self._waits = waits
         self._set_held()

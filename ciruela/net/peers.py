@@ -5,19 +5,18 @@ What was known last is remembered on the disk, so that a node that starts while 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.source import PeerSource
-from ciruela.net.resolve import Resolve, split_name
+from ciruela.net.discovery.spec import Means
+from ciruela.net.resolve import split_name
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
@@ -77,19 +76,14 @@ class PeerList:
     def __init__(
         self,
         sources: Sequence[PeerSource],
-        default_port: int,
-        resolve: Resolve,
-        clock: IReactorTime,
-        rng: random.Random,
+        means: Means,
         on_change: Callable[[Peers], object],
         memory: PeerListCache | None = None,
         met: MetPeers | None = None,
     ) -> None:
         self._sources = list(sources)
-        self._default_port = default_port
-        self._resolve = resolve
-        self._clock = clock
-        self._rng = rng
+        clock = means.clock
+        self._means = means
         self._on_change = on_change
         self._memory = memory or NoMemory()
         self._met = met
@@ -106,7 +100,7 @@ class PeerList:
         self._running = False
         self._written: Remembered = {}
         self._writing = False
-        self._beat = PeriodicTask(clock, rng, LOOK_S, self._refresh, "looking up the names of peers")
+        self._beat = PeriodicTask(clock, means.rng, LOOK_S, self._refresh, "looking up the names of peers")
         self._peers: dict[Address, str] = {}
 
     @property
@@ -179,7 +173,7 @@ class PeerList:
         for source in self._sources:
             source.remember([name for name in said.get(source.text, ()) if _usable(name)])
         for name, texts in addresses.items():
-            found = [address for text in texts if (address := _address(text, self._default_port)) is not None]
+            found = [address for text in texts if (address := _address(text, self._means.default_port)) is not None]
             if found and _usable(name):
                 self._cached[name] = found
         self._changed()
@@ -206,7 +200,7 @@ class PeerList:
         self._refresh()
 
     def _refresh(self) -> None:
-        now = self._clock.seconds()
+        now = self._means.clock.seconds()
         for text, due in list(self._due.items()):
             if due <= now and text not in self._asking and self._running:
                 self._ask(text)
@@ -223,7 +217,7 @@ class PeerList:
     def _ask(self, text: str) -> None:
         self._asking.add(text)
         (
-            maybeDeferred(self._resolve, text, self._default_port)
+            maybeDeferred(self._means.resolve, text, self._means.default_port)
             .addCallbacks(self._resolved, self._unresolved, callbackArgs=(text,), errbackArgs=(text,))
             .addErrback(self._not_taken, text)
             .addCallback(self._answered)
@@ -257,7 +251,7 @@ class PeerList:
     def _asked(self, text: str, again_s: float) -> None:
         self._asking.discard(text)
         if text in self._due:
-            self._due[text] = self._clock.seconds() + again_s * self._rng.uniform(0.75, 1.25)
+            self._due[text] = self._means.clock.seconds() + again_s * self._means.rng.uniform(0.75, 1.25)
 
     def _publish(self) -> None:
         peers: dict[Address, str] = {}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
+from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IReactorTime, ITransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -217,7 +218,9 @@ def site(
     there is none, the newest is refused with 503. ``is_peer`` tells whether a configured peer has a numeric address, ``page_hosts`` the
     names, in lower case, under which pages may be asked for. ``budgets`` are shared with the connections that this node makes.
     """
-    return Port(counterpart, pages, clock, link_limits, port_limits, is_peer, page_hosts, budgets)
+    hush = RateLimitedLog(clock)
+    links = server_links(counterpart, clock, link_limits, is_peer, hush, budgets)
+    return Port(links, pages, clock, port_limits, is_peer, page_hosts, hush)
 
 
 class _OneRequest(HTTPChannel):
@@ -236,20 +239,20 @@ class Port(Site):
 
     def __init__(
         self,
-        counterpart: RequestHandler,
+        links: WebSocketServerFactory,
         pages: IResource,
         clock: IReactorTime,
-        link_limits: Limits,
         limits: PortLimits,
         is_peer: IsPeer,
         page_hosts: PageHosts,
-        budgets: Budgets | None,
+        hush: RateLimitedLog,
     ) -> None:
+        """``links`` makes what accepted websockets become."""
         super().__init__(pages, timeout=int(limits.page_s), reactor=clock)
         self.clock = clock
         self.limits = limits
-        self.hush = RateLimitedLog(clock)
-        self.links = server_links(counterpart, clock, link_limits, is_peer, self.hush, budgets)
+        self.hush = hush
+        self.links = links
         self.page_hosts = page_hosts
         self._is_peer = is_peer
         self.open = self.strangers = self.refused = self.evicted = 0
