@@ -24,6 +24,9 @@ LONG_BYTES = 4096
 BUILT_FIRST_BYTES = 64 * 1024
 """Up to this length a value is built before its items are counted: the worst one, lists of an empty list, has 5 MB for that moment."""
 
+BYTES_PER_ITEM = 24
+"""Nor is what is built first longer than so many bytes for each item allowed: the work for a message stays in proportion to its budget."""
+
 _EMPTY = b"\x40"
 _SIMPLE = frozenset((0xF4, 0xF5, 0xF6))
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
@@ -53,7 +56,8 @@ def loads(data: bytes | memoryview, *, max_items: int, max_depth: int = MAX_DEPT
     offset, and nothing else, for: too many items, too deep, lengths that do not fit into what is left, tags, floats, undefined and other
     simple values, indefinite lengths, map keys that are neither text nor bytes, duplicate keys, bad UTF-8, trailing bytes.
     """
-    if len(data) <= max(max_items, BUILT_FIRST_BYTES):
+    # Each item takes a byte at least: of no more bytes than items are allowed, none has to be counted first.
+    if len(data) <= max(max_items, min(BYTES_PER_ITEM * max_items, BUILT_FIRST_BYTES)):
         value = _strict(data, max_items, max_depth)
         if value is not _REFUSED:
             return value

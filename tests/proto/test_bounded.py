@@ -59,6 +59,10 @@ BOMBS = {
 }
 
 
+UNITS = (b"\x80", b"\xa0", b"\x81\x80", b"\xa1\x40\x00", b"\x19\xff\xff")
+"""Items that take much memory for their length."""
+
+
 def mutations(count: int) -> Iterator[bytes]:
     """Sample messages with a few bytes that are not theirs."""
     rng = random.Random(7)
@@ -173,30 +177,27 @@ class TwoReadings(SynchronousTestCase):
         self.assertGreater(accepted, 1_000)
 
     def test_long_messages_are_counted_first(self) -> None:
-        """A hostile peer could fill the memory of a node with a message that is refused only when it is built."""
-        for unit in (b"\x80", b"\xa0", b"\x81\x80", b"\xa1\x40\x00"):
-            count = 1024 * 1024
-            data = b"\x9a" + count.to_bytes(4, "big") + unit * count
-            tracemalloc.start()
-            try:
-                with self.assertRaises(FormatError):
-                    loads(memoryview(data), max_items=256)
-                self.assertLess(tracemalloc.get_traced_memory()[1], 64 * 1024)
-            finally:
-                tracemalloc.stop()
+        """A hostile peer could fill the memory of a node, and its time, with a message that is refused only when it is built."""
+        for size, max_items in ((4 * 1024 * 1024, 256), (100_000, 5_000), (10_000, 256)):
+            for unit in UNITS:
+                self.assertLess(self.peak(unit, size, max_items), 64 * 1024)
 
     def test_short_messages_cost_little_before_they_are_counted(self) -> None:
         """Short messages are built first: the worst of them must not cost more than is documented."""
-        for unit in (b"\x80", b"\xa0", b"\x81\x80", b"\xa1\x40\x00", b"\x19\xff\xff"):
-            count = (bounded.BUILT_FIRST_BYTES - 5) // len(unit)
-            data = b"\x9a" + count.to_bytes(4, "big") + unit * count
-            tracemalloc.start()
-            try:
-                with self.assertRaises(FormatError):
-                    loads(data, max_items=256)
-                self.assertLess(tracemalloc.get_traced_memory()[1], 6_000_000)
-            finally:
-                tracemalloc.stop()
+        for unit in UNITS:
+            self.assertLess(self.peak(unit, bounded.BUILT_FIRST_BYTES, 3_000), 6_000_000)
+
+    def peak(self, unit: bytes, size: int, max_items: int) -> int:
+        """The bytes of memory that it takes to refuse an array of ``unit`` again and again, with ``size`` bytes at most."""
+        count = (size - 5) // len(unit)
+        data = memoryview(b"\x9a" + count.to_bytes(4, "big") + unit * count)
+        tracemalloc.start()
+        try:
+            with self.assertRaises(FormatError):
+                loads(data, max_items=max_items)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
 
 
 class Accepted(SynchronousTestCase):
