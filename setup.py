@@ -45,7 +45,7 @@ setup(
         "autobahn[twisted]>=25.11.1",  # wheels with native code for every supported Python; without it websockets are 40 times slower
         "bcrypt>=4.0",
         "blake3>=1.0",
-        "cbor2>=5.9",
+        "cbor2>=6.2",  # the first release that refuses map keys whose hashes can be chosen
         "cryptography>=44",
         "pathspec>=0.12",
         "pynacl>=1.5",
@@ -72,6 +72,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: System :: Software Distribution",
         "Typing :: Typed",
     ],

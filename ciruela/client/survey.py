@@ -61,6 +61,8 @@ class PageReader:
     def __init__(self, reactor: Any, in_thread: InThread) -> None:
         self._reactor = reactor
         self._in_thread = in_thread
+        # Not treq: it refuses URLs with IPv6 addresses (hyperlink issue 68), and a node has no other name here; and it always unpacks gzip,
+        # so that 64 KiB from the network could become 64 MiB before MOST_BYTES is looked at.
         self._agent = Agent(reactor, connectTimeout=CONNECT_S, pool=HTTPConnectionPool(reactor, persistent=False))
 
     def get(self, address: Address, page: str, patience_s: float = PAGE_S) -> Deferred[Any]:

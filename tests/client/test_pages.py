@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from typing import Any
 
@@ -13,6 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
+from twisted.web.http_headers import Headers
 
 from ciruela.client.survey import MOST_BYTES, PAGE_S, NoPage, PageReader
 from ciruela.interfaces import Address
@@ -28,6 +30,7 @@ class Response:
 
     def __init__(self, code: int) -> None:
         self.code = code
+        self.headers = Headers()
         self.body: Any = None
 
     def deliverBody(self, body: Any) -> None:
@@ -47,12 +50,14 @@ class PagesTests(SynchronousTestCase):
         self.clock = Clock()
         self.pages = PageReader(self.clock, at_once)
         self.requested: list[bytes] = []
+        self.headers: Headers | None = None
         self.answer: Deferred[Any] = Deferred()
         self.pages._agent = self  # type: ignore[assignment]
         self.random = random.Random(1)
 
-    def request(self, method: bytes, url: bytes, headers: object) -> Deferred[Any]:
+    def request(self, method: bytes, url: bytes, headers: Headers) -> Deferred[Any]:
         self.requested.append(url)
+        self.headers = headers
         return self.answer
 
     def get(self, code: int = 200) -> tuple[Deferred[Any], Response]:
@@ -92,6 +97,16 @@ class PagesTests(SynchronousTestCase):
         self.assertTrue(response.body.transport.disconnecting)
         response.end(part)
         self.assertEqual(response.body._parts, [])
+
+    @shows("A29")
+    def test_nothing_is_unpacked(self) -> None:
+        """A megabyte of a hostile server would become a gigabyte before anybody counts."""
+        waiting, response = self.get()
+        assert self.headers is not None
+        self.assertFalse(self.headers.hasHeader(b"Accept-Encoding"))
+        response.headers.setRawHeaders(b"Content-Encoding", [b"gzip"])
+        response.end(gzip.compress(b'{"a": 1}'))
+        self.assertIn("not JSON", self.fails(waiting, RemoteError))
 
     @shows("A29")
     def test_not_json(self) -> None:

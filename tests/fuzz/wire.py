@@ -99,11 +99,18 @@ def extent(value: object) -> tuple[int, int]:
 
 
 def check_cbor(data: bytes) -> bool:
-    """The bounded reader alone: nothing but FormatError, no more than was allowed, and the same again after another's encoder."""
+    """The bounded reader alone: nothing but FormatError, no more than was allowed, and the same again after another's encoder.
+
+    What the strict decoder takes the scan of the headers takes too, and the other way round.
+    """
+    strict = bounded._strict(data, MOST_ITEMS, bounded.MAX_DEPTH)
     try:
         value = bounded.loads(data, max_items=MOST_ITEMS)
     except FormatError as fault:
+        assert strict is bounded._REFUSED
         return refusal(fault)
+    bounded._scan(data, MOST_ITEMS, bounded.MAX_DEPTH, None)
+    assert strict == value
     items, depth = extent(value)
     assert items <= MOST_ITEMS, items
     assert depth <= bounded.MAX_DEPTH, depth

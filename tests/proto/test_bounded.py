@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from collections.abc import Iterator
 
 import cbor2
 from hypothesis import given, settings
@@ -57,6 +59,32 @@ BOMBS = {
 }
 
 
+UNITS = (b"\x80", b"\xa0", b"\x81\x80", b"\xa1\x40\x00", b"\x19\xff\xff")
+"""Items that take much memory for their length."""
+
+
+def mutations(count: int) -> Iterator[bytes]:
+    """Sample messages with a few bytes that are not theirs."""
+    rng = random.Random(7)
+    seeds = list(VECTORS.values())
+    for _ in range(count):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(data))
+            what = rng.randrange(4)
+            if what == 0:
+                data[at] ^= 1 << rng.randrange(8)
+            elif what == 1:
+                data[at] = rng.choice((0x00, 0x1B, 0x5F, 0x7F, 0x80, 0x9B, 0xA0, 0xBF, 0xC0, 0xF6, 0xF7, 0xFB, 0xFF))
+            elif what == 2:
+                del data[at:]
+            else:
+                data[at:at] = rng.randbytes(rng.randint(1, 4))
+            if not data:
+                break
+        yield bytes(data)
+
+
 @shows("A23", "F13")
 class Refused(SynchronousTestCase):
     def test_bombs(self) -> None:
@@ -98,29 +126,78 @@ class Refused(SynchronousTestCase):
 
     def test_mutations_raise_nothing_else(self) -> None:
         """An exception of any other kind would end a connection, or worse, by accident."""
-        rng = random.Random(7)
-        seeds = list(VECTORS.values())
         refused = 0
-        for _ in range(20_000):
-            data = bytearray(rng.choice(seeds))
-            for _ in range(rng.randint(1, 4)):
-                at = rng.randrange(len(data))
-                what = rng.randrange(4)
-                if what == 0:
-                    data[at] ^= 1 << rng.randrange(8)
-                elif what == 1:
-                    data[at] = rng.choice((0x00, 0x1B, 0x5F, 0x7F, 0x80, 0x9B, 0xA0, 0xBF, 0xC0, 0xF6, 0xF7, 0xFB, 0xFF))
-                elif what == 2:
-                    del data[at:]
-                else:
-                    data[at:at] = rng.randbytes(rng.randint(1, 4))
-                if not data:
-                    break
+        for data in mutations(20_000):
             try:
-                loads(bytes(data), max_items=256)
+                loads(data, max_items=256)
             except FormatError:
                 refused += 1
         self.assertGreater(refused, 10_000)
+
+
+@shows("A23", "F13")
+class TwoReadings(SynchronousTestCase):
+    """The decoder refuses by rules of its own, and the scan by ours: they must be the same rules."""
+
+    def same(self, data: bytes, max_items: int, max_depth: int = bounded.MAX_DEPTH) -> bool:
+        strict = bounded._strict(data, max_items, max_depth)
+        try:
+            bounded._scan(data, max_items, max_depth, None)
+            built = bounded._built(data)
+        except FormatError:
+            self.assertIs(strict, bounded._REFUSED, data.hex())
+            return False
+        self.assertEqual(repr(strict), repr(built), data.hex())
+        return True
+
+    def test_bombs(self) -> None:
+        """What only one of them refuses is refused in short messages and taken in long ones, or the other way round."""
+        for text in BOMBS.values():
+            for around in ("", "81", "a16161"):
+                self.assertFalse(self.same(bytes.fromhex(around + text), 256), around + text)
+
+    def test_tags(self) -> None:
+        """A tag of which the decoder makes a plain value would not be noticed in the value: bignums, references, self-described CBOR."""
+        for text in ("c24101", "c34101", "d9d9f700", "d81c80", "82d81c80d81d00", "d901008243616161d81900", "d8236161", "a1c241610000"):
+            self.assertFalse(self.same(bytes.fromhex(text), 256), text)
+
+    def test_limits(self) -> None:
+        """A limit that is off by one in one of them would make a message depend on its length."""
+        for text in ("80", "a0", "8180", "81a0", "a1616180", "a16161a0", "818100", "82018100", "00", "f6", "a1416101"):
+            for max_items in range(1, 6):
+                for max_depth in range(1, 4):
+                    self.same(bytes.fromhex(text), max_items, max_depth)
+        self.assertTrue(self.same(bytes.fromhex("8180"), 2, 2))
+        self.assertFalse(self.same(bytes.fromhex("8180"), 1, 2))
+        self.assertFalse(self.same(bytes.fromhex("81a0"), 2, 1))
+
+    def test_mutations(self) -> None:
+        """Nobody can list all that a decoder of strangers may take."""
+        accepted = sum(self.same(data, 256) for data in mutations(20_000))
+        self.assertGreater(accepted, 1_000)
+
+    def test_long_messages_are_counted_first(self) -> None:
+        """A hostile peer could fill the memory of a node, and its time, with a message that is refused only when it is built."""
+        for size, max_items in ((4 * 1024 * 1024, 256), (100_000, 5_000), (10_000, 256)):
+            for unit in UNITS:
+                self.assertLess(self.peak(unit, size, max_items), 64 * 1024)
+
+    def test_short_messages_cost_little_before_they_are_counted(self) -> None:
+        """Short messages are built first: the worst of them must not cost more than is documented."""
+        for unit in UNITS:
+            self.assertLess(self.peak(unit, bounded.BUILT_FIRST_BYTES, 3_000), 6_000_000)
+
+    def peak(self, unit: bytes, size: int, max_items: int) -> int:
+        """The bytes of memory that it takes to refuse an array of ``unit`` again and again, with ``size`` bytes at most."""
+        count = (size - 5) // len(unit)
+        data = memoryview(b"\x9a" + count.to_bytes(4, "big") + unit * count)
+        tracemalloc.start()
+        try:
+            with self.assertRaises(FormatError):
+                loads(data, max_items=max_items)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
 
 
 class Accepted(SynchronousTestCase):
