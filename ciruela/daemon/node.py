@@ -80,9 +80,9 @@ class Around:
         return self._node.blocks.served()
 
     def wanted(self, base: VPath) -> Collection[VPath]:
-        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+        """The paths in ``base`` whose images other nodes are fetching, or this one is repairing."""
         fetched = {item.vpath for _, item in self._node.gossip.cluster.stances() if isinstance(item, DownloadFact)}
-        return {vpath for vpath in fetched.union(self._node.downloads.healing()) if vpath.base == base}
+        return {vpath for vpath in fetched.union(self._node.downloads.repairing()) if vpath.base == base}
 
     def downloads(self) -> int:
         """How many downloads are running."""
@@ -489,7 +489,7 @@ class Node:
         self.hooks.stop()
         self.awaited.stop()
 
-    # -- what downloads tell (download.service.Outcome) -------------------------------------------------------------------------------
+    # -- what downloads tell (download.steps.DownloadListener) -----------------------------------------------------------------------
 
     def progressed(self, vpath: VPath) -> None:
         """Pass on how far a download is."""

@@ -166,7 +166,7 @@ class Outside:
 
 
 class Hooks:
-    """The hooks of this node. Also the gate of the downloads (``download.running.Gate``)."""
+    """The hooks of this node. Also the gate of the downloads (``download.steps.Gate``)."""
 
     _log = Logger()
 

@@ -51,7 +51,7 @@ def _unguarded(_config: DirConfig, _vpath: VPath) -> Deferred[str | None]:
 class RemovalDownloads(Starter, Protocol):
     """What removals ask of the downloads."""
 
-    def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
+    def repair_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Get the index of an image from other nodes, and store it."""
 
 
@@ -231,7 +231,7 @@ class Removals:
         if known is not None:
             return known
         try:
-            return await self._downloads.mend_index(removal.vpath, removal.image).addTimeout(INDEX_S, self._clock)
+            return await self._downloads.repair_index(removal.vpath, removal.image).addTimeout(INDEX_S, self._clock)
         except (CiruelaError, defer.TimeoutError) as error:
             self._log.info("no node gives the index of {image}: {error}", image=removal.image.hex(), error=error)
             return None
