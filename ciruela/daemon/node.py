@@ -207,7 +207,7 @@ class NodeState:
         """What is on its way here, and how far."""
         node = self._node
         return [
-            DownloadFact(one.vpath, one.image, one.mask, source=bool(node.watches.sources(one.image)), stalled=one.stalled)
+            DownloadFact(one.vpath, one.image, one.step.mask, source=bool(node.watches.sources(one.image)), stalled=one.step.stalled)
             for one in node.downloads.running()
         ]
 
@@ -548,7 +548,7 @@ class Node:
         if pending is None or pending.state.image != image:
             return None
         download = self.downloads.get(vpath)
-        return download.pieces or 0 if download is not None and download.image == image else 0
+        return download.step.pieces or 0 if download is not None and download.image == image else 0
 
     def _conflicted(self, vpath: VPath, image: ImageId, detail: str) -> None:
         """An append-only path has two images in the cluster: tell the clients that brought this one, and not those that watch the path."""
