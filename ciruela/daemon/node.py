@@ -76,9 +76,9 @@ class NodeActivity:
         return self.blocks.served()
 
     def wanted(self, base: VPath) -> Collection[VPath]:
-        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+        """The paths in ``base`` whose images other nodes are fetching, or this one is repairing."""
         fetched = {item.vpath for _, item in self.cluster.stances() if isinstance(item, DownloadFact)}
-        return {vpath for vpath in fetched.union(self.transfers.healing()) if vpath.base == base}
+        return {vpath for vpath in fetched.union(self.transfers.repairing()) if vpath.base == base}
 
     def downloads(self) -> int:
         """Counts the downloads that are running."""
@@ -122,7 +122,7 @@ class NodeState:
     def downloads(self) -> Sequence[DownloadFact]:
         """Gives the downloads that are running here, and how far they are."""
         return [
-            DownloadFact(one.vpath, one.image, one.mask, source=bool(self.watches.sources(one.image)), stalled=one.stalled)
+            DownloadFact(one.vpath, one.image, one.step.mask, source=bool(self.watches.sources(one.image)), stalled=one.step.stalled)
             for one in self.transfers.running()
         ]
 
@@ -356,7 +356,7 @@ class Node:
         self.hooks.stop()
         self.awaited.stop()
 
-    # -- what downloads tell (download.service.Outcome) -------------------------------------------------------------------------------
+    # -- what downloads tell (download.steps.DownloadListener) -----------------------------------------------------------------------
 
     def progressed(self, vpath: VPath) -> None:
         """Pass on how far a download is."""
@@ -404,7 +404,7 @@ class Node:
         if pending is None or pending.state.image != image:
             return None
         download = self.downloads.get(vpath)
-        return download.pieces or 0 if download is not None and download.image == image else 0
+        return download.step.pieces or 0 if download is not None and download.image == image else 0
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:
         """A hook has ended: tell the clients. That one is due is told with the image."""

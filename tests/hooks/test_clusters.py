@@ -117,7 +117,7 @@ class CheckTests(HookCase):
         cluster.hands[1].answers = [None]
         self.upload(cluster, SITE, 1)
         cluster.run(5.0)
-        self.assertEqual(cluster.nodes[1].downloads.running()[0].phase.value, "check")
+        self.assertEqual(cluster.nodes[1].downloads.running()[0].step.phase.value, "check")
         cluster.run(SUPERSEDABLE_S)
         self.upload(cluster, OTHER, 1)
         cluster.run(5.0)
@@ -278,7 +278,7 @@ class CommitTests(HookCase):
         cluster = self.cluster(2, on_commit=ANNOUNCE)
         self.upload(cluster, SITE, 1)
         cluster.run(20.0)
-        healed = cluster.nodes[2].downloads.heal(VPath.parse(V1))
+        healed = cluster.nodes[2].downloads.repair(VPath.parse(V1))
         assert healed is not None
         cluster.run(10.0)
         self.successResultOf(healed)
