@@ -30,7 +30,7 @@ class PeriodicTask:
     _log = Logger()
 
     failures = 0
-    """How often a duty failed, in the whole process; each time it is in the log, too."""
+    """Count of failures of duties in the whole process; each is in the log, too."""
 
     def __init__(self, clock: IReactorTime, rng: random.Random, interval_s: float, duty: Callable[[], object], name: str) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class PeriodicTask:
 
 
 def later(clock: IReactorTime, delay_s: float, name: str, duty: Callable[[], object]) -> IDelayedCall:
-    """``clock.callLater`` for a duty whose error is logged and counted like that of a Beat; ``name`` says what failed."""
+    """``clock.callLater`` for a duty whose error is logged and counted like that of a PeriodicTask; ``name`` says what failed."""
 
     def run() -> None:
         try:
@@ -102,6 +102,7 @@ class Backoff(Generic[A]):
 
     def failed(self, key: A) -> None:
         """Count a failure of ``key``."""
+        # Popped and put back: what failed last is dropped last.
         count = self._failures.pop(key, (0, 0.0))[0] + 1
         while len(self._failures) >= self._limit:
             del self._failures[next(iter(self._failures))]
@@ -112,7 +113,7 @@ class Backoff(Generic[A]):
         self._failures.pop(key, None)
 
     def blocked(self, key: A) -> bool:
-        """Whether ``key`` should be left alone now."""
+        """Tells whether ``key`` should be left alone now."""
         entry = self._failures.get(key)
         if entry is None:
             return False
@@ -176,6 +177,7 @@ class Batcher(Generic[A, B]):
         results.addCallbacks(self._deliver, self._fail, callbackArgs=(jobs,), errbackArgs=(jobs,))
 
     def _deliver(self, results: list[B], jobs: list[tuple[A, Deferred[B]]]) -> None:
+        # First, so that the thread works while the callbacks of this batch run.
         self._next()
         for (_, done), result in zip(jobs, results, strict=True):
             if not done.called:
@@ -270,7 +272,7 @@ def _same_again() -> Never:
 
 
 HUSH_S = 60.0
-"""How long the same kind of line about the same source is held back."""
+"""Time for which the same kind of line about the same source is held back."""
 
 
 class RateLimitedLog:

@@ -117,15 +117,25 @@ def _machines(tree: ast.Module) -> Iterator[str]:
 
 
 def _wide(tree: ast.Module) -> Iterator[str]:
-    """Classes whose ``__init__`` takes more than seven parameters besides ``self``."""
+    """Classes whose constructor takes more than seven parameters besides ``self``: written by hand, or made for a dataclass that acts.
+
+    Frozen dataclasses are values, and may have as many fields as there is to say.
+    """
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for inner in node.body:
-            if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
-                number = len(inner.args.posonlyargs) + len(inner.args.args) + len(inner.args.kwonlyargs) - 1
-                if number > 7:
-                    yield f"{node.name} ({number})"
+        if isinstance(node, ast.ClassDef) and (number := _parameters(node)) > 7:
+            yield f"{node.name} ({number})"
+
+
+def _parameters(node: ast.ClassDef) -> int:
+    """Parameters of the constructor that stands in the class or is made by ``@dataclass``; 0 for others and for values."""
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
+            return len(inner.args.posonlyargs) + len(inner.args.args) + len(inner.args.kwonlyargs) - 1
+    made = [one for one in map(ast.unparse, node.decorator_list) if one.partition("(")[0] == "dataclass"]
+    if not made or "frozen=True" in made[0]:
+        return 0
+    fields = [inner for inner in node.body if isinstance(inner, ast.AnnAssign) and "ClassVar" not in ast.unparse(inner.annotation)]
+    return sum(1 for one in fields if one.value is None or "init=False" not in ast.unparse(one.value))
 
 
 def _cycles(edges: dict[str, set[str]]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.node import MOST_S, WarmUpBarrier
+from ciruela.daemon.acquaintance import MOST_S, WarmUpBarrier
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
@@ -18,21 +18,24 @@ from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
 from ciruela.index.merge import BlockMap
 from ciruela.interfaces import Address
+from ciruela.membership.cluster import Cluster as Heard
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import LinkLost
-from ciruela.model.ids import ImageId
+from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import Accepted, Command, Origin, Progress, UploadRequest
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.net.connection import ClientLink
 from ciruela.net.discovery.files import PeersFile
+from ciruela.net.discovery.spec import Means
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
 from ciruela.proto.messages import BaseDirData
 from ciruela.reconcile.service import Reconciler
-from ciruela.runtime import PeriodicTask, RateLimitedLog
+from ciruela.runtime import PeriodicTask
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.service import Uploads
+from tests.doubles.context import node_context
 from tests.download.test_fetch_blocks import INDEX, Disk
 from tests.net.bench import NODE, Bench
 from tests.net.test_outgoing import BLOCK
@@ -102,7 +105,8 @@ class NetTests(Supervised):
                 raise OnPurposeError("which is told as the reason why the name has no address")
             return succeed([Address("10.0.0.1", port)])
 
-        peers = PeerList([PeersFile(path, clock, random.Random(1), maybeDeferred)], 1, resolve, clock, random.Random(1), changed)
+        means = Means(clock, clock, random.Random(1), maybeDeferred, resolve, 1)
+        peers = PeerList([PeersFile(path, clock, means.rng, maybeDeferred)], means, changed)
         self.successResultOf(peers.start())
         self.addCleanup(peers.stop)
         self.assertEqual(self.faults(), 1)
@@ -186,7 +190,9 @@ class DaemonTests(Supervised):
         """Clients get their answers even if nobody can say who else is there."""
         clock = Clock()
         peers = [lambda: [_Silent()]]
-        acquaintance = WarmUpBarrier(clock, lambda: peers[0]())
+        heard = Heard(MachineId(bytes(16)), 1, lambda: 0)
+        self.patch(heard, "peers", lambda: peers[0]())
+        acquaintance = WarmUpBarrier(clock, heard)
         acquaintance.begin()
         acquaintance.listed()
         waiting = acquaintance.wait()
@@ -226,7 +232,8 @@ class DaemonTests(Supervised):
         world = _World()
         ledger = Ledger(Clock())
         configs = {"app": DirConfig("app", "/srv/app", append_only=False, num_levels=1)}
-        uploads = Uploads(configs, ledger, world, world, world, lambda: NOW_MS, lambda *_: None, RateLimitedLog(Clock()))
+        context = node_context(configs=configs, disk=world, authority=world, now_ms=lambda: NOW_MS)
+        uploads = Uploads(context, ledger, world, lambda *_: None)
         order = UploadRequest(Command.APPEND, V1, IMAGE, None, (SigEntry(NOW_MS, bytes(64)),), Origin.CLIENT)
         self.failureResultOf(uploads.order(order), OnPurposeError)
         world.good = True
@@ -239,15 +246,13 @@ class DaemonTests(Supervised):
         clock = Clock()
         world = _World()
         reconciler = Reconciler(
-            {"app": DirConfig("app", "/a", False, 1)},
+            node_context(configs={"app": DirConfig("app", "/a", False, 1)}, wire=world, clock=clock),
             Ledger(clock),
             world,
             world,
             lambda *_: None,
             lambda *_: None,
-            clock,
             lambda _: False,
-            world,
         )
         address = Address("10.0.0.2", 1)
         reconciler.differs(VPath.parse("/app"), bytes(32), address)

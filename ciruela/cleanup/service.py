@@ -4,12 +4,11 @@ Also what follows from deletions in the long run: tombstones are folded, and ind
 
 Questions that may never be answered: a keep list, a directory or a link on a network file system that hangs.
 
-What cleanup has to know of the rest of the node and of the world, as protocols and values.
+Ports and values through which it sees the rest of the node and the world stand here as well.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +35,7 @@ from ciruela.cleanup.health import (
     outlooks,
 )
 from ciruela.cleanup.rules import Ruling, most_deletions, rulings
-from ciruela.interfaces import Disk, Identity, KeepList, KeepLists, NowMs, ProtectedLinks
+from ciruela.interfaces import Identity, KeepList, KeepLists, NodeContext, ProtectedLinks
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.ids import ImageId
@@ -47,13 +46,13 @@ from ciruela.tracking.ledger import Ledger
 
 
 class CleanupContext(Protocol):
-    """What cleanup asks of the rest of the node."""
+    """Port to the rest of the node, for cleanup."""
 
     def peers(self) -> Mapping[str, bool]:
         """The other configured nodes by name, each with whether it was heard lately."""
 
     def clocks_ms(self) -> Sequence[int]:
-        """What the clocks of other nodes show now, by their own word."""
+        """Gives the times of the clocks of other nodes now, by their own word, in wall ms."""
 
     def served(self) -> Collection[VPath]:
         """The paths of which blocks were given since the last call."""
@@ -62,10 +61,10 @@ class CleanupContext(Protocol):
         """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
 
     def downloads(self) -> int:
-        """How many downloads are running."""
+        """Counts the downloads that are running."""
 
     def given_up(self) -> int:
-        """How many downloads were given up since the start."""
+        """Counts the downloads that were given up since the start."""
 
     def indexes(self) -> Collection[ImageId]:
         """The images whose indexes are in use, besides those in the ledger."""
@@ -76,7 +75,7 @@ class CleanupContext(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Safeguards:
-    """What has to be looked at before anything is deleted.
+    """Sources of what is checked before anything is deleted.
 
     ``steady_s`` is a clock that nobody can set, in seconds; the reactor's may follow the wall clock. ``configured`` reads the directory
     configs again and fails with ConfigError when they are bad. ``unresolved``: nodes that are configured without a known address.
@@ -102,7 +101,7 @@ class Questions:
         self._asking: set[tuple[str, str]] = set()
 
     def ask(self, what: str, key: str, ask: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """What ``ask`` finds out; fails with DiskError when that takes too long, and at once while the last such question is unanswered."""
+        """Gives the answer of ``ask``; fails with DiskError after too long, and at once while the last such question is unanswered."""
         question = (what, key)
         if question in self._asking:
             raise DiskError(f"{what} of /{key} cannot be read: an earlier attempt has still not ended")
@@ -126,13 +125,13 @@ class Questions:
 T = TypeVar("T")
 
 LOOK_S = 60.0
-"""How often the node looks around: who is heard, what is served, what is due."""
+"""Interval at which the node looks around: who is heard, what is served, what is due."""
 
 PAUSE_S = 300.0
 """Two looks that are so far apart mean that the process did not run in between (SIGSTOP, a stopped virtual machine)."""
 
 FIRST_S = (600.0, 1200.0)
-"""When a base dir is first cleaned, after the start or after it came up; at random in between, so that not all nodes delete at once."""
+"""Bounds of the delay until a base dir is first cleaned, after the start or its arrival; random, so that not all nodes delete at once."""
 
 CYCLE_S = (3240.0, 3960.0)
 """And then every hour, 10 % more or less."""
@@ -165,7 +164,7 @@ MOST_FAULTS = 3
 
 @dataclass(slots=True)
 class CleanupReport:
-    """How it goes in one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
+    """Report on one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
 
     ended_ms: int = 0
     blocked: tuple[Blocked, ...] = ()
@@ -175,7 +174,7 @@ class CleanupReport:
 
 @dataclass(slots=True)
 class _Observed:
-    """What the looks have gathered since the start or the last pause; times by the steady clock."""
+    """Observations gathered since the start or the last pause; times by the steady clock."""
 
     awake_s: float
     looked_s: float
@@ -183,6 +182,7 @@ class _Observed:
     served: dict[VPath, float] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Cleanup:
     """Deletes what the keep rules drop, while everything is well. ``deleted`` counts images, ``collected`` indexes, since the start.
 
@@ -191,46 +191,37 @@ class Cleanup:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        disk: Disk,
-        guards: Safeguards,
-        around: CleanupContext,
-        clock: IReactorTime,
-        rng: random.Random,
-        now_ms: NowMs,
-    ) -> None:
-        self._all = configs
-        self._ledger = ledger
-        self._disk = disk
-        self._guards = guards
-        self._around = around
-        self._clock = clock
-        self._rng = rng
-        self._now_ms = now_ms
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    guards: Safeguards
+    around: CleanupContext
+
+    # internal state
+    reports: dict[VPath, CleanupReport] = field(init=False, default_factory=dict)
+    deleted: int = field(init=False, default=0)
+    collected: int = field(init=False, default=0)
+    doubtful: dict[str, str] = field(init=False, default_factory=dict)
+    _identities: dict[str, Identity | str] = field(init=False, default_factory=dict)
+    _lists: dict[str, tuple[KeepList, float]] = field(init=False, default_factory=dict)
+    _turns: dict[str, DeferredLock] = field(init=False, default_factory=dict)
+    _due: dict[VPath, float] = field(init=False, default_factory=dict)
+    _gone_before: int = field(init=False, default=0)
+    _round: Deferred[None] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        clock, rng = self.context.clock, self.context.rng
         self._began = self._moment()
         self._seen = _Observed(self._began.steady_s, self._began.steady_s)
-        self._identities: dict[str, Identity | str] = {}
-        self._lists: dict[str, tuple[KeepList, float]] = {}
         self._questions = Questions(clock)
-        self._turns: dict[str, DeferredLock] = {}
-        self._due: dict[VPath, float] = {}
         self._fold_s = self._began.steady_s + rng.uniform(*FIRST_S)
         self._collect_s = self._began.steady_s + rng.uniform(*COLLECT_FIRST_S)
-        self._gone_before = 0
         self._beat = PeriodicTask(clock, rng, LOOK_S, self._look, "cleanup")
-        self._round: Deferred[None] | None = None
-        self.reports: dict[VPath, CleanupReport] = {}
-        self.deleted = 0
-        self.collected = 0
-        self.doubtful: dict[str, str] = {}
 
     @property
     def _configs(self) -> dict[str, DirConfig]:
         """Those that are cleaned, as they are now: a reload may change them at any time."""
-        return {key: config for key, config in self._all.items() if config.auto_clean and config.num_levels}
+        return {key: config for key, config in self.context.configs.items() if config.auto_clean and config.num_levels}
 
     def start(self) -> None:
         """Begin to look around; the ledger is filled."""
@@ -244,15 +235,15 @@ class Cleanup:
             self._round.cancel()
 
     def rulings(self, base: VPath, listed: KeepList, protected: KeepList = frozenset()) -> list[Ruling]:
-        """What the keep rules say now of the images in ``base``, the newest first."""
+        """Applies the keep rules to the images in ``base``, as they are now; the newest first."""
         config = self._configs[base.key]
-        entries = {vpath.entry: state.version for vpath, state in self._ledger.committed_in(base)}
+        entries = {vpath.entry: state.version for vpath, state in self.ledger.committed_in(base)}
         names = {parts[-1] for parts in listed if parts[:-1] == base.parts[1:]}
         led_to = {entry for entry in entries if any(leads_to(parts, (*base.parts[1:], entry)) for parts in protected)}
-        return rulings(entries, config, names, self._in_use(base), self._now_ms(), led_to)
+        return rulings(entries, config, names, self._in_use(base), self.context.now_ms(), led_to)
 
     async def explain(self, base: VPath) -> Explained | None:
-        """What becomes of each image in ``base``, as it is now; None for a directory that is not cleaned."""
+        """Explains what becomes of each image in ``base``, as it is now; None for a directory that is not cleaned."""
         config = self._configs.get(base.key)
         if config is None or base.level != config.num_levels - 1:
             return None
@@ -260,32 +251,33 @@ class Cleanup:
         blocked = (*node_faults(self._sight(self._recorded_ms())), *dir_faults(sight))
         listed = frozenset() if isinstance(sight.keep_list, str) else sight.keep_list
         protected = frozenset() if isinstance(sight.protected, str) else sight.protected
-        wait_s = max(0.0, self._due.get(base, self._guards.steady_s() + FIRST_S[0]) - self._guards.steady_s())
-        next_ms = self._now_ms() + round(wait_s * 1000)
+        wait_s = max(0.0, self._due.get(base, self.guards.steady_s() + FIRST_S[0]) - self.guards.steady_s())
+        next_ms = self.context.now_ms() + round(wait_s * 1000)
         found = outlooks(self.rulings(base, listed, protected), config, next_ms, round(CYCLE_S[0] * 1000))
         return Explained(config, blocked, next_ms, found)
 
     # -- looking around -------------------------------------------------------------------------------------------------------------
 
     def _moment(self) -> Moment:
-        return Moment(self._now_ms(), self._guards.steady_s())
+        return Moment(self.context.now_ms(), self.guards.steady_s())
 
     def _look(self) -> None:
-        now_s = self._guards.steady_s()
+        now_s = self.guards.steady_s()
+        # While suspended, nothing was heard and the clock may have jumped: what was observed before proves nothing.
         if now_s - self._seen.looked_s > PAUSE_S:
             self._log.info("this process did not run for {pause_s} s; cleanup begins anew", pause_s=round(now_s - self._seen.looked_s))
             self._seen = _Observed(now_s, now_s)
         seen = self._seen
         seen.looked_s = now_s
-        seen.heard.update(name for name, heard in self._around.peers().items() if heard)
+        seen.heard.update(name for name, heard in self.around.peers().items() if heard)
         self._note_served()
         if self._round is None:
             self._round = self._follow(self._work())
 
     def _note_served(self) -> None:
-        now_s = self._guards.steady_s()
+        now_s = self.guards.steady_s()
         served = {vpath: at_s for vpath, at_s in self._seen.served.items() if now_s - at_s < SERVED_S}
-        self._seen.served = served | dict.fromkeys(self._around.served(), now_s)
+        self._seen.served = served | dict.fromkeys(self.around.served(), now_s)
 
     def _follow(self, work: Deferred[None]) -> Deferred[None] | None:
         """Remember ``work`` until it ends; an error of our own is logged, and the next look goes on."""
@@ -306,46 +298,46 @@ class Cleanup:
     def _recorded_ms(self) -> int:
         """The latest time that the records of this node know of; signatures may have been made a little ahead of it."""
         latest_ms = 0
-        for base in self._ledger.base_hashes():
-            for _, state in self._ledger.committed_in(base):
+        for base in self.ledger.base_hashes():
+            for _, state in self.ledger.committed_in(base):
                 latest_ms = max(latest_ms, state.version.timestamp_ms - SKEW_MS)
-        for base in self._ledger.buried_bases():
-            for tombstone in self._ledger.burials(base).tombstones.values():
+        for base in self.ledger.buried_bases():
+            for tombstone in self.ledger.burials(base).tombstones.values():
                 latest_ms = max(latest_ms, tombstone.buried_ms)
         return latest_ms
 
     def _sight(self, recorded_ms: int) -> NodeSight:
         """The node as it is now."""
         seen = self._seen
-        peers = self._around.peers()
+        peers = self.around.peers()
         return NodeSight(
             self._began,
             seen.awake_s,
             self._moment(),
             recorded_ms,
-            self._around.clocks_ms(),
-            len(peers) + self._guards.unresolved(),
+            self.around.clocks_ms(),
+            len(peers) + self.guards.unresolved(),
             sum(name in seen.heard for name in peers),
         )
 
     def _in_use(self, base: VPath) -> set[str]:
         """The images in ``base`` that somebody needs at this moment."""
         self._note_served()
-        busy = {vpath for vpath in self._seen.served if vpath.base == base} | set(self._around.wanted(base))
-        busy |= {pending.vpath for pending in self._ledger.pendings() if pending.vpath.base == base}
+        busy = {vpath for vpath in self._seen.served if vpath.base == base} | set(self.around.wanted(base))
+        busy |= {pending.vpath for pending in self.ledger.pendings() if pending.vpath.base == base}
         return {vpath.entry for vpath in busy}
 
     # -- asking what may hang ---------------------------------------------------------------------------------------------------------
 
     async def _identity(self, key: str) -> Identity | str:
         try:
-            return await self._questions.ask("the directory", key, lambda: self._disk.identity(key))
+            return await self._questions.ask("the directory", key, lambda: self.context.disk.identity(key))
         except DiskError as error:
             return str(error)
 
     async def _config(self, key: str) -> DirConfig | str:
         try:
-            found = await self._questions.ask("the configuration", key, self._guards.configured)
+            found = await self._questions.ask("the configuration", key, self.guards.configured)
         except ConfigError as error:
             return f"the configuration has mistakes now: {str(error).splitlines()[0]}"
         except DiskError as error:
@@ -353,7 +345,7 @@ class Cleanup:
         return found.get(key, f"configs/{key}.yaml is gone; reload or restart to let that count")
 
     async def _protected(self, config: DirConfig) -> KeepList | str:
-        links = self._guards.links
+        links = self.guards.links
         if links is None:
             return frozenset() if not config.protect else "nobody can follow the protected links"
         try:
@@ -365,18 +357,18 @@ class Cleanup:
         """The list; to ``settle``, only if it has been the same for :data:`SETTLED_S`."""
         for _ in range(2):
             try:
-                found = await self._questions.ask("the keep list", config.key, lambda: self._guards.keep_lists.read(config))
+                found = await self._questions.ask("the keep list", config.key, lambda: self.guards.keep_lists.read(config))
             except DiskError as error:
                 self._lists.pop(config.key, None)
                 return str(error)
-            now_s = self._guards.steady_s()
+            now_s = self.guards.steady_s()
             before, since_s = self._lists.get(config.key, (None, now_s))
             if before != found:
                 since_s = now_s
                 self._lists[config.key] = (found, since_s)
             if config.keep_list_file is None or not settle or now_s - since_s >= SETTLED_S:
                 return found
-            await deferLater(self._clock, SETTLED_S + 1)
+            await deferLater(self.context.clock, SETTLED_S + 1)
         return f"the keep list {config.keep_list_file} is being written"
 
     async def _dir_sight(self, config: DirConfig, *, settle: bool = True) -> DirSight:
@@ -413,7 +405,7 @@ class Cleanup:
             await self._know_new()
             await self._follow_links()
             for base in self._due_bases():
-                self._due[base] = self._guards.steady_s() + self._rng.uniform(*CYCLE_S)
+                self._due[base] = self.guards.steady_s() + self.context.rng.uniform(*CYCLE_S)
                 await self._clean_and_tell(base)
             await self._fold()
             await self._collect()
@@ -423,7 +415,7 @@ class Cleanup:
     async def _follow_links(self) -> None:
         """Tell of a protected link that cannot be followed as soon as it is seen: until it can be, nothing is deleted."""
         found = {}
-        for key, config in sorted(self._all.items()):
+        for key, config in sorted(self.context.configs.items()):
             if config.protect:
                 led_to = await self._protected(config)
                 if isinstance(led_to, str):
@@ -435,9 +427,9 @@ class Cleanup:
         self.doubtful = found
 
     def _due_bases(self) -> list[VPath]:
-        now_s = self._guards.steady_s()
-        bases = [base for base in sorted(self._ledger.base_hashes()) if base.key in self._configs]
-        self._due = {base: self._due.get(base) or now_s + self._rng.uniform(*FIRST_S) for base in bases}
+        now_s = self.guards.steady_s()
+        bases = [base for base in sorted(self.ledger.base_hashes()) if base.key in self._configs]
+        self._due = {base: self._due.get(base) or now_s + self.context.rng.uniform(*FIRST_S) for base in bases}
         self.reports = {base: self.reports.get(base) or CleanupReport() for base in bases}
         return [base for base in bases if self._due[base] <= now_s]
 
@@ -448,7 +440,7 @@ class Cleanup:
             return
         before = {one.cause for one in report.blocked}
         report.blocked = tuple(await self._clean(base, config, report))
-        report.ended_ms = self._now_ms()
+        report.ended_ms = self.context.now_ms()
         for one in report.blocked:
             if one.cause not in before:
                 emit = self._log.info if one.cause.passes else self._log.error
@@ -465,6 +457,7 @@ class Cleanup:
         while True:
             sight = await self._dir_sight(config)
             blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
+            # Each image is judged anew, so a reload in the middle of a cycle must end it, not half apply.
             if self._configs.get(base.key) != config:
                 blocked.append(Blocked(Cause.CONFIG, f"the settings of /{base.key} were changed by a reload just now"))
             if blocked or isinstance(sight.keep_list, str) or isinstance(sight.protected, str):
@@ -476,7 +469,7 @@ class Cleanup:
                 return []
             oldest = dropped[-1]
             try:
-                await self._around.alone(base.image_at(oldest.entry), partial(self._bury, base, oldest))
+                await self.around.alone(base.image_at(oldest.entry), partial(self._bury, base, oldest))
             except CiruelaError as error:
                 failed.add(oldest.entry)
                 report.faults += 1
@@ -489,10 +482,11 @@ class Cleanup:
     def _bury(self, base: VPath, ruling: Ruling) -> Deferred[None]:
         """Delete one image; nobody judges an order for its path meanwhile."""
         vpath = base.image_at(ruling.entry)
-        state = self._ledger.committed(vpath)
-        if state is None or state.version != ruling.version or self._ledger.pending(vpath) is not None:
+        state = self.ledger.committed(vpath)
+        # The rules were applied before the wait for this turn: only the very version that they judged may go.
+        if state is None or state.version != ruling.version or self.ledger.pending(vpath) is not None:
             raise DiskError(f"{vpath}: was changed meanwhile")
-        tombstone = Tombstone(state.version, self._now_ms())
+        tombstone = Tombstone(state.version, self.context.now_ms())
 
         def buried(_: None) -> None:
             self.deleted += 1
@@ -500,13 +494,13 @@ class Cleanup:
                 "{vpath}: {image} was deleted: {rule}", vpath=str(vpath), image=ruling.version.image.hex(), rule=ruling.rule.value
             )
 
-        return self._disk.remove(vpath, tombstone).addCallback(lambda burials: self._ledger.bury(vpath, burials)).addCallback(buried)
+        return self.context.disk.remove(vpath, tombstone).addCallback(lambda burials: self.ledger.bury(vpath, burials)).addCallback(buried)
 
     # -- in the long run --------------------------------------------------------------------------------------------------------------
 
     async def _fold(self) -> None:
         """Fold old tombstones, while the clock is right: by a wrong one they would all be old."""
-        now_s = self._guards.steady_s()
+        now_s = self.guards.steady_s()
         if now_s < self._fold_s:
             return
         sight = self._sight(self._recorded_ms())
@@ -514,28 +508,28 @@ class Cleanup:
             return
         self._fold_s = now_s + FOLD_S
         before_ms = sight.now.wall_ms - FORGET_MS
-        for base in self._ledger.buried_bases():
-            old = [entry for entry, one in self._ledger.burials(base).tombstones.items() if one.buried_ms < before_ms]
-            if not old or base.key not in self._all:
+        for base in self.ledger.buried_bases():
+            old = [entry for entry, one in self.ledger.burials(base).tombstones.items() if one.buried_ms < before_ms]
+            if not old or base.key not in self.context.configs:
                 continue
             try:
-                self._ledger.fold(base, await self._disk.fold_burials(base.image_at(old[0]), before_ms))
+                self.ledger.fold(base, await self.context.disk.fold_burials(base.image_at(old[0]), before_ms))
             except DiskError as error:
                 self._log.warn("{base}: its tombstones could not be folded: {error}", base=str(base), error=error)
 
     async def _collect(self) -> None:
         """Delete the indexes of images that are nowhere any more."""
-        now_s = self._guards.steady_s()
-        gone = self.deleted + self._around.given_up()
+        now_s = self.guards.steady_s()
+        gone = self.deleted + self.around.given_up()
         due = now_s >= self._collect_s or gone - self._gone_before > COLLECT_ABOVE
-        if not due or self._around.downloads() >= COLLECT_BELOW or now_s - self._seen.awake_s < FIRST_S[0]:
+        if not due or self.around.downloads() >= COLLECT_BELOW or now_s - self._seen.awake_s < FIRST_S[0]:
             return
-        keep = set(self._around.indexes()) | {pending.state.image for pending in self._ledger.pendings()} | self._ledger.kept_images()
-        for base in self._ledger.base_hashes():
-            keep |= {state.image for _, state in self._ledger.committed_in(base)}
+        keep = set(self.around.indexes()) | {pending.state.image for pending in self.ledger.pendings()} | self.ledger.kept_images()
+        for base in self.ledger.base_hashes():
+            keep |= {state.image for _, state in self.ledger.committed_in(base)}
         self._gone_before = gone
         try:
-            count = await self._disk.collect_indexes(keep)
+            count = await self.context.disk.collect_indexes(keep)
         except DiskError as error:
             self._collect_s = now_s + COLLECT_AGAIN_S
             self._log.warn("indexes were not collected: {error}", error=error)
@@ -546,5 +540,5 @@ class Cleanup:
 
 
 def words(report: CleanupReport) -> list[str]:
-    """Why the last cycle deleted nothing (more), for the status page."""
+    """Gives the reasons why the last cycle deleted nothing (more), for the status page."""
     return sorted({one.cause.value for one in report.blocked})

@@ -1,6 +1,6 @@
 """Asks servers what they would answer to an upload, before one is sent or in place of one. What is sent here cannot upload anything.
 
-What would become of an upload, by what all nodes of a cluster said to the question: a pure verdict with the exit code of the upload.
+The forecast of an upload, of the answers of all nodes of a cluster, is a pure decision with the exit code of the upload.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MOST_NAMED = 3
 
 
 class Says(Enum):
-    """What a node says to the question."""
+    """Answer of a node to the question of a dry run."""
 
     TAKES = "takes"
     HAS = "has"
@@ -66,7 +66,7 @@ class Says(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckReply:
-    """What one node said about one upload, or that it did not. ``host`` and ``message`` are raw.
+    """Reply of one node about one upload, or the lack of it. ``host`` and ``message`` are raw.
 
     ``signed_ms``: the latest time that what is there, or on its way there, is signed for.
     """
@@ -84,7 +84,7 @@ class CheckReply:
 
     @property
     def conflicts(self) -> bool:
-        """Whether the node refuses for what is at the path already."""
+        """Tells whether the node refuses for what is at the path already."""
         return self.says is Says.REFUSES and refusal_code(self.code) == EXIT_CONFLICT
 
     @property
@@ -117,7 +117,7 @@ def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Addre
 
 
 def refusal_of(replies: Sequence[CheckReply]) -> str:
-    """Why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
+    """Says why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
     refusers = [one for one in replies if one.conflicts]
     if not refusers:
         return ""
@@ -130,7 +130,7 @@ def refusal_of(replies: Sequence[CheckReply]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What of an image no node has yet, as far as that was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
+    """Share of an image that no node has yet, as far as was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
 
     files: int
     bytes: int
@@ -138,7 +138,7 @@ class Fresh:
 
 
 def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
-    """What of ``wanted`` is not in any of ``there``, block by block. Those of another hash cannot be compared."""
+    """Counts the files and bytes of ``wanted`` that are in none of ``there``, block by block. Those of another hash cannot be compared."""
     alike = [index for index in there if index.kind is wanted.kind]
     here = {file.block_hash(number) for index in alike for file in index.files for number in range(file.block_count)}
     found = [same_files(wanted, index) for index in alike]
@@ -152,7 +152,7 @@ def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
 
 
 def difference(wanted: Index, there: Index) -> str:
-    """How far two indexes of one hash kind differ, at a glance: ``3 of 120 files differ``."""
+    """Summarizes how far two indexes of one hash kind differ: ``3 of 120 files differ``."""
     ours, theirs = ({entry.path: entry for entry in index.entries()} for index in (wanted, there))
     paths = ours.keys() | theirs.keys()
     changed = sum(ours.get(path) != theirs.get(path) for path in paths)
@@ -163,7 +163,7 @@ def difference(wanted: Index, there: Index) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What would become of the upload. ``nothing``: every node has exactly this image already."""
+    """Forecast of one upload. ``nothing``: every node has exactly this image already."""
 
     exit_code: int
     why: str
@@ -235,7 +235,7 @@ class PreflightSurvey:
 
     @property
     def answered(self) -> int:
-        """How many nodes have answered."""
+        """Number of nodes that have answered."""
         return len(self._crawl.machines)
 
     async def ask_reached(self) -> None:
@@ -268,7 +268,7 @@ class PreflightSurvey:
         return f"{where} did not say which other servers there are: {why}" if where else ""
 
     def complaint(self, number: int) -> str:
-        """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
+        """Names a fault of the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
         return self._crawl.servers[number].view().complaint()
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:
@@ -304,7 +304,7 @@ class PreflightSurvey:
     # -- what is there already ----------------------------------------------------------------------------------------------------
 
     async def compare(self, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
-        """What of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
+        """Counts what of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
 
         Nodes that could not hold the whole image are compared each on its own. Those that have no room for what is new to them, after what
         the checks before this one bring to the same directory, would fail.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from twisted.internet.defer import Deferred
@@ -67,8 +68,23 @@ def _open_tree(name: str, found: Scan) -> LocalTree:
     return LocalTree(name, found.index)
 
 
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """The options of sending. ``kind``: the hash that the user chose, None for the best that each cluster understands.
+
+    ``connections``: hosts of each cluster that the data is given to, one where no faster than ``pace.SHARED_BYTES_S``.
+    """
+
+    kind: HashKind | None = None
+    cache: bool = True
+    excluding: Excluding = NOTHING
+    allow_empty: bool = False
+    limit_bytes_s: int | None = None
+    connections: int = CONNECTIONS
+
+
 class Sending:
-    """What ``sync`` and ``upload`` do alike: find out who is there, index for them, ask what they would answer, and send.
+    """Run that ``sync`` and ``upload`` share: find the nodes, index for them, ask what they would answer, and send.
 
     Cancel what is awaited to stop. ``close`` ends the connections that were not needed.
     """
@@ -77,30 +93,23 @@ class Sending:
         self,
         targets: Sequence[tuple[ClusterNames, Sequence[Wish]]],
         rule: CompletionRule,
-        kind: HashKind | None,
+        options: SendOptions,
         identities: Identities,
         net: RunContext,
         around: AppContext,
         display: Display,
-        *,
-        cache: bool = True,
-        excluding: Excluding = NOTHING,
-        allow_empty: bool = False,
-        limit_bytes_s: int | None = None,
-        connections: int = CONNECTIONS,
     ) -> None:
-        """``kind``: the hash that the user chose, None for the best that each cluster understands.
-
-        ``connections``: hosts of each cluster that the data is given to, one where no faster than ``source.SHARED_BYTES_S``.
-        """
         self._around = around
         self._display = display
-        self._kind = kind
-        self._allow_empty = allow_empty
-        self._caches = hash_caches(cache, around)
+        self._kind = options.kind
+        self._allow_empty = options.allow_empty
+        self._caches = hash_caches(options.cache, around)
+        limit_bytes_s, connections = options.limit_bytes_s, options.connections
         self._pace = None if limit_bytes_s is None else TokenBucket(around.reactor, limit_bytes_s, 0.0)
         self.scans = Scans(
-            lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
+            lambda name, kind: Deferred.fromCoroutine(
+                scan_directory(name, kind, display, around.in_thread, self._caches, options.excluding)
+            )
         )
         self._timestamp_ms = 0
         self._reported: set[tuple[Wish, ImageId]] = set()
@@ -108,9 +117,7 @@ class Sending:
         signer = Signer(identities)
         if limit_bytes_s is not None and limit_bytes_s < SHARED_BYTES_S:
             connections = 1
-        self.preflights = [
-            Preflight(names, wishes, rule, net, signer, around.now_ms, around.in_thread, connections) for names, wishes in targets
-        ]
+        self.preflights = [Preflight(names, wishes, rule, net, signer, around, connections) for names, wishes in targets]
 
     def close(self) -> None:
         """End the connections that no run took."""
@@ -180,7 +187,7 @@ class Sending:
                     await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
     async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> ImageSource:
-        """What is given to these clusters."""
+        """Opens the scanned directories that are given to these clusters, as one source."""
         used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
         opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
         in_thread = self._around.in_thread
@@ -209,16 +216,18 @@ async def sync(
     sending = Sending(
         [(names, options.wishes) for names in options.clusters],
         options.rule,
-        options.common.hash,
+        SendOptions(
+            options.common.hash,
+            options.cache,
+            options.excluding,
+            options.allow_empty,
+            options.limit_bytes_s,
+            options.initial_connections,
+        ),
         identities,
         world or real_world(options.common, around),
         around,
         display,
-        cache=options.cache,
-        excluding=options.excluding,
-        allow_empty=options.allow_empty,
-        limit_bytes_s=options.limit_bytes_s,
-        connections=options.initial_connections,
     )
     report = around.report
     try:
@@ -266,7 +275,8 @@ async def upload(options: UploadOptions, around: AppContext, world: RunContext |
     try:
         check_directory(options.source)
         identities = await identities_of(options.keys, around, display)
-        sending = Sending(_targets(options), CompletionRule(), options.common.hash, identities, net, around, display, cache=options.cache)
+        chosen = SendOptions(options.common.hash, options.cache)
+        sending = Sending(_targets(options), CompletionRule(), chosen, identities, net, around, display)
         try:
             await sending.prepare()
         except BaseException:
@@ -283,7 +293,7 @@ async def upload(options: UploadOptions, around: AppContext, world: RunContext |
 
 
 def _targets(options: UploadOptions) -> list[tuple[ClusterNames, list[Wish]]]:
-    """What each host gets; several paths on one host are one set of connections."""
+    """Groups the uploads by host; several paths on one host are one set of connections."""
     hosts = dict.fromkeys(target.name for target in options.targets)
     return [
         (ClusterNames((host,)), [Wish(options.mode, options.source, target.vpath) for target in options.targets if target.name == host])

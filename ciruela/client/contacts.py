@@ -1,4 +1,4 @@
-"""Which addresses of one cluster are known, and which of them to try next (protocol section 6.2).
+"""Contacts of one cluster: the addresses that are known, and which to try next (protocol section 6.2).
 
 Entry points are the names of the command line; candidates are names that nodes gave as ``hosts``, and addresses that they gave as those of
 servers. A name or address that failed n times in a row is left alone for n seconds.
@@ -47,7 +47,7 @@ MOST_PROBED = 2000
 
 
 class OnlyAsks:
-    """The counterpart of a connection on which only questions are asked."""
+    """Request handler of a connection on which only questions are asked."""
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         """Refuse: nothing is served."""
@@ -99,7 +99,7 @@ class ServerProbes:
             going.addBoth(self._over, address)
 
     def untried(self, address: Address) -> bool:
-        """Whether the first probe of ``address`` has not ended yet."""
+        """Tells whether the first probe of ``address`` has not ended yet."""
         return address in self._under_way if address in self._asked_s else len(self._asked_s) < MOST_PROBED
 
     def failed(self, address: Address) -> None:
@@ -156,7 +156,7 @@ MAX_CANDIDATES = 1000
 
 
 def reachable_from(entries: Iterable[Address], address: Address) -> bool:
-    """Whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
+    """Tells whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
 
     Link-local, multicast and unspecified addresses never; loopback only when an entry point is loopback too.
     """
@@ -236,7 +236,7 @@ class ClusterAddresses:
         return [address for address in await self._look_up(name) if self.allowed(address)]
 
     def allowed(self, address: Address) -> bool:
-        """Whether an address to which a server leads may be contacted (threats A29)."""
+        """Tells whether an address to which a server leads may be contacted (threats A29)."""
         return reachable_from(self.known, address)
 
     def label(self, address: Address) -> str:
@@ -376,7 +376,7 @@ class Contacts:
         self._blocked.succeeded(address)
 
     def label(self, address: Address) -> str:
-        """What to call ``address`` on the screen: the name that led to it alone, or its number."""
+        """Gives the label of ``address`` on the screen: the name that led to it alone, or its number."""
         for name, candidate in self._candidates.items():
             if candidate == address and name != str(address):
                 return name
@@ -387,11 +387,11 @@ class Contacts:
 
     @property
     def resolving(self) -> bool:
-        """Whether an entry point was not resolved yet, neither with nor without success."""
+        """Tells whether the resolution of an entry point has not ended yet, with or without success."""
         return not self._tried.issuperset(self._names)
 
     def exhausted(self, refused: Callable[[Address], bool]) -> bool:
-        """Whether every name was tried, and every address refused or could not be reached."""
+        """Tells whether every name was tried, and every address refused or could not be reached."""
         if not self._tried.issuperset((*self._names, *self._candidates)):
             return False
         known = {address for addresses in self._entries.values() for address in addresses}

@@ -20,7 +20,7 @@ from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response
 
 PATIENCE_S = 2.0
-"""How long the others are waited for once one has answered."""
+"""Time for which the others are waited for once one has answered."""
 
 RETRY_S = 1.0
 """Pause before entry points that could not be reached are tried again."""
@@ -87,7 +87,7 @@ class AnswerWindow:
 
 
 class EntryConnection:
-    """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
+    """Request handler of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
         self.guest: RequestHandler = OnlyAsks()
@@ -174,7 +174,7 @@ class Entrance:
         return made
 
     def label(self, address: Address) -> str:
-        """How an entry point is called: by its name if that has one address, else by its number."""
+        """Gives the label of an entry point: by its name if that has one address, else by its number."""
         return self.places.label(address)
 
     def why(self) -> str:

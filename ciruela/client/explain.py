@@ -33,7 +33,7 @@ _CAUSES = {
     "keep_list": "the keep list cannot be read, or is in doubt",
     "protect": "a protected link leads nowhere, or cannot be followed in time",
 }
-"""What the words of a node mean that removes nothing."""
+"""Meanings, for people, of the words by which a node says why it removes nothing."""
 
 _OF_THE_START = frozenset({"peers"})
 """Causes that every node has while it is starting, because there was no time yet: they are at fault only afterwards."""
@@ -50,7 +50,7 @@ _RULES = {
     "surplus": "as many newer ones are recent already: keep-max-directories is {keep_max_directories}",
     "not_cleaned": "nothing is ever removed here",
 }
-"""What the rules mean, with the settings that they go by."""
+"""Meanings of the rules, with the settings that they go by."""
 
 Page = Mapping[str, Any]
 
@@ -95,7 +95,7 @@ def table(pages: Mapping[str, Page]) -> list[str]:
 
 
 def legend(pages: Mapping[str, Page]) -> list[str]:
-    """What each rule that stands in the table means, a line each."""
+    """Explains each rule that stands in the table, a line each."""
     found: dict[str, tuple[str, str]] = {}
     for page in pages.values():
         for one in page["images"]:
@@ -172,7 +172,7 @@ async def explain(options: ExplainOptions, around: AppContext) -> int:
 
 
 def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
-    """What concerns whole nodes, before the table."""
+    """Builds the lines before the table: what concerns whole nodes."""
     found = [f"{base} on {', '.join(clean(node, 80) for node in pages)}"]
     for node, page in pages.items():
         if not page.get("auto_clean"):

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -73,7 +72,7 @@ NAMES_AT_ONCE = 10
 """Names of other nodes that are resolved together, while nobody was found who has something at the path."""
 
 RESOLVE_S = 5.0
-"""How long the name of a node that another node named may take to resolve: others are known."""
+"""Time to resolve the name of a node that another node gave: there are others."""
 
 BUSY_S = 0.5
 BUSY_TRIES = 20
@@ -98,19 +97,19 @@ class ImagePlace:
 
 @dataclass(frozen=True)
 class PathContent:
-    """What the nodes of a cluster have at a path; ``data`` are the bytes of the index."""
+    """Content of a path on the nodes of a cluster; ``data`` are the bytes of the index."""
 
     place: ImagePlace
     data: bytes
 
     @property
     def image(self) -> ImageId:
-        """Which image it is."""
+        """Id of the image."""
         return self.place.index.image
 
 
 class Reading:
-    """Connections to some nodes of one cluster, for asking. Also the counterpart of these connections."""
+    """Connections to some nodes of one cluster, for asking. Also the request handler of these connections."""
 
     def __init__(
         self, label: str, names: Sequence[str], world: RunContext, in_thread: InThread, problem: Callable[[str, str], None]
@@ -119,7 +118,8 @@ class Reading:
         self.label = label
         self._names = tuple(names)
         self._world = world
-        self._in_thread = in_thread
+        self.in_thread = in_thread
+        self.clock = world.clock
         self._problem = problem
         self._called: dict[Address, str] = {}
         self._links: dict[Address, ClosableLink] = {}
@@ -182,7 +182,7 @@ class Reading:
     # -- what is there --------------------------------------------------------------------------------------------------------------
 
     async def look(self, path: str) -> PathContent:
-        """What is at ``path`` on the nodes of this cluster.
+        """Finds out what is at ``path`` on the nodes of this cluster.
 
         Raises NothingThere; Conflict when two nodes have different images there; LinkLost or RemoteError when no node answers.
         """
@@ -230,7 +230,7 @@ class Reading:
         raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
 
     async def _all(self, asked: Sequence[Deferred[T]]) -> list[T | Failure]:
-        """What all of ``asked`` gave, or why not. Only CiruelaErrors are taken for an answer."""
+        """Waits for the results of all of ``asked``, or why there are none. Only CiruelaErrors are taken for an answer."""
         results: list[tuple[bool, Any]] = await DeferredList(list(asked), consumeErrors=True)
         for good, result in results:
             if not good and not result.check(CiruelaError):
@@ -298,7 +298,7 @@ class Reading:
         return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image), problems
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
-        """What the nodes that have the image would answer to an upload; those that do not understand the question are left out."""
+        """Asks nodes that have the image what they would answer to an upload; those that do not understand the question are left out."""
         able = [address for address in self._holders if address in self._links and self._links[address].bulk]
         given = await self._all([self._one(address, request, CheckData) for address in able])
         return [one for one in given if isinstance(one, CheckData)]
@@ -309,7 +309,7 @@ class Reading:
         problem = ""
         for address, data in found.items():
             try:
-                images.setdefault(await self._in_thread(image_id_of, data), []).append(address)
+                images.setdefault(await self.in_thread(image_id_of, data), []).append(address)
             except FormatError as error:
                 problem = f"{self._called[address]} has no good index of {path}: {error}"
                 self._problem(self.label, problem)
@@ -320,7 +320,7 @@ class Reading:
             raise Conflict(f"{self.label} {path}: not all nodes have the same image ({each}); wait until an upload is done, and try again")
         [(image, self._holders)] = images.items()
         data = found[self._holders[0]]
-        index = await self._in_thread(parse, data, image)
+        index = await self.in_thread(parse, data, image)
         return PathContent(ImagePlace(path, index, BlockMap(index)), data)
 
     # -- blocks ---------------------------------------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ class Reading:
                     wrong = True
             return good, wrong
 
-        good, wrong = await self._in_thread(checked)
+        good, wrong = await self.in_thread(checked)
         found.update(good)
         if wrong:
             self._liars.add(address)
@@ -446,8 +446,6 @@ class Relay:
         file: File,
         local: LocalFile,
         reading: Reading,
-        in_thread: InThread,
-        clock: IReactorTime,
         changed: Callable[[ImageId, str], None],
     ) -> None:
         """``data`` are the bytes of the index. ``changed`` is told when ``local`` is not any more what it was."""
@@ -457,13 +455,11 @@ class Relay:
         self._file = file
         self._local = local
         self._reading = reading
-        self._in_thread = in_thread
-        self._clock = clock
         self._changed = changed
         self._own = _numbers_of(self._new.blocks, file.path)
         self._before = _numbers_of(self._old.blocks, file.path)
         self.passed_bytes = 0
-        """What came from the cluster, to be given to another node."""
+        """Bytes that came from the cluster, to be given to another node."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """The pieces with blocks of the new file are shared out; for the others the nodes should ask each other first."""
@@ -472,14 +468,14 @@ class Relay:
         return {new.image: Shares(new.pieces, new.total_bytes, own)}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
-        """As ``Source.answer``."""
+        """As ``BlockProvider.answer``."""
         return Deferred.fromCoroutine(self._answer(request, published, sent))
 
     async def _answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
         image = self._new.index.image
         match request:
             case GetIndex(image=asked) if asked == image and image in published:
-                found = await self._in_thread(index, self._data, request.packed)
+                found = await self._reading.in_thread(index, self._data, request.packed)
                 sent(image, len(found.data))
                 return found
             case GetBlock(hash=wanted) if image in published:
@@ -509,17 +505,17 @@ class Relay:
                     parts.append(part(b"".join(here), packed))
             return BlocksData(tuple(parts), tuple(number for number in numbers if number not in found))
 
-        return await self._in_thread(join)
+        return await self._reading.in_thread(join)
 
     async def _block(self, wanted: BlockHash) -> bytes:
-        places = await self._in_thread(lambda: list(self._new.blocks.numbers(wanted)[:PLACES_TRIED]))
+        places = await self._reading.in_thread(lambda: list(self._new.blocks.numbers(wanted)[:PLACES_TRIED]))
         own = [number for number in places if number in self._own]
         if not places:
             raise RemoteError("this client does not have that block")
         number = (own or places)[0]
         for again in range(TRIES):
             if again:
-                await deferLater(self._clock, TRY_AGAIN_S)
+                await deferLater(self._reading.clock, TRY_AGAIN_S)
             found = await self._read([number])
             if number in found:
                 return found[number]
@@ -532,7 +528,7 @@ class Relay:
         own = [number - self._own.start for number in numbers if number in self._own]
         found: dict[int, bytes] = {}
         if own:
-            here = await self._in_thread(self._local.blocks, self._new.index.kind, self._file, own)
+            here = await self._reading.in_thread(self._local.blocks, self._new.index.kind, self._file, own)
             found = {self._own.start + number: data for number, data in here.items()}
             if len(here) < len(own):
                 self._changed(self._new.index.image, f"{self._local.name} changed since it was read; run the command again")

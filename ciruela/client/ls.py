@@ -43,7 +43,7 @@ class ListedImage:
 
 
 def merged(said: Iterable[tuple[str, Sequence[ImageVersion]]]) -> list[ListedImage]:
-    """What the nodes (name, images) say, by path; of two images at one path the one signed later comes first."""
+    """Merges what the nodes (name, images) say, by path; of two images at one path the one signed later comes first."""
     found: dict[tuple[str, str], ListedImage] = {}
     for node, versions in said:
         for version in versions:
@@ -72,7 +72,7 @@ async def ls(options: LsOptions, around: AppContext, survey: Survey | None = Non
 
 
 def tell_missing(found: ClusterView, display: Display) -> None:
-    """What did not answer: the list may be shorter than the truth."""
+    """Reports what did not answer: the list may be shorter than the truth."""
     for name, problem in found.names.items():
         display.problem(name, problem)
     for node in found.nodes:
@@ -166,7 +166,7 @@ async def _versions(
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What nodes say of one base dir: which have it, the base dirs below it, and what is in it; ``failed`` are nodes that do not say."""
+    """Listing of one base dir: the nodes that have it, the base dirs below it, and what is in it; ``failed`` are nodes that do not say."""
 
     taking: tuple[str, ...]
     bases: Mapping[str, int]

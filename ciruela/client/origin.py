@@ -30,7 +30,7 @@ from ciruela.net.resolve import resolver
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
 
 INDEX_S = 600.0
-"""How long the answer with an index may take: 100 MiB over a slow line. A node that is gone is noticed by its silence long before."""
+"""Time that the answer with an index may take: 100 MiB over a slow line. A node that is gone is noticed by its silence long before."""
 
 MOST_SOURCES = 16
 """Nodes of which blocks are taken at the same time: more would not be faster, and each gives less to others meanwhile."""
@@ -60,7 +60,7 @@ class NodeRequests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadContext:
-    """What reading needs from outside."""
+    """Context of reading: its ports."""
 
     nodes: NodeRequests
     resolve: Resolve
@@ -94,7 +94,7 @@ class ImageOrigin:
 
     @property
     def nodes(self) -> int:
-        """How many nodes may be asked for blocks."""
+        """Number of nodes that may be asked for blocks."""
         return min(len(self._known), MOST_SOURCES)
 
     async def index(self) -> Index:
@@ -161,7 +161,7 @@ class ImageOrigin:
         return None
 
     async def current(self) -> set[ImageId]:
-        """Which images some of the nodes have at the path now; empty when nobody answers."""
+        """Asks some of the nodes for the images that they have at the path now; empty when nobody answers."""
         vpath = self._target.vpath
 
         async def ask(address: Address) -> ImageId | None:

@@ -44,7 +44,7 @@ class NotTold(LinkLost):
 
 @dataclass(slots=True)
 class PathView:
-    """What nodes of a cluster say of one path.
+    """View of one path, as nodes of a cluster tell it.
 
     ``problems`` are those of nodes that did not say anything, as they came. ``silent`` are the nodes among them that may have something
     there all the same: what they have is not known, which is not the same as nothing. ``met`` nodes could be connected to.
@@ -58,7 +58,7 @@ class PathView:
 
     @property
     def states(self) -> Mapping[str, State]:
-        """What is there, or on its way, by the name of the node."""
+        """States of what is there, or on its way, by the name of the node."""
         entry = self.vpath.entry
         return {name: answer.dirs[entry] for name, answer in self.answers.items() if entry in answer.dirs}
 
@@ -166,7 +166,7 @@ async def _others(link: Connection, vpath: VPath, world: RunContext) -> list[str
 
 
 async def _taken(link: Connection, vpath: VPath, world: RunContext) -> bool:
-    """Whether a node has images at paths of this depth; True where it does not tell."""
+    """Tells whether a node has images at paths of this depth; True where it does not tell."""
     if not link.bulk:
         return True
     try:
@@ -196,7 +196,7 @@ async def levels_of(cluster: ClusterNames, vpath: VPath, survey: Survey) -> int 
 
 
 def wrong_depth(vpath: VPath, levels: int | None) -> str:
-    """What is wrong with a path that has too few or too many components, in words."""
+    """Says in words what is wrong with a path that has too few or too many components."""
     wanted = f"/{vpath.key}" + "/NAME" * (levels or 0)
     much = "many" if vpath.level > (levels or 0) else "few"
     return f"{vpath} cannot have an image, it has too {much} components: images of /{vpath.key} are at {wanted} (num-levels: {levels})"

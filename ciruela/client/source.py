@@ -5,7 +5,7 @@ more; it never ends the client (threats U18).
 
 ``--limit-rate``: when bytes may go out, so that all connections together stay below a rate.
 
-Which node takes which part of an image from the client: every part once, before any of them twice. Values only, no I/O.
+:class:`Shares` assigns the parts of an image to nodes: every part once, before any of them twice. Values only, no I/O.
 
 The nodes give each other the rest, so the client sends little more than one copy, whatever the size of the cluster.
 """
@@ -76,7 +76,7 @@ class Shares:
 
     @property
     def given(self) -> float | None:
-        """How much of what nodes lack was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
+        """Part of what nodes lack that was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
         return (self._given & self._lacked).bit_count() / self._lacked.bit_count() if self._lacked else None
 
     def gave(self, numbers: Sequence[int]) -> None:
@@ -135,7 +135,7 @@ class SharedImage:
 
 
 class BlockProvider(Protocol):
-    """What a run gives to the nodes: a :class:`ImageSource`, or ``relay.Relay``."""
+    """Source of what a run gives to the nodes: a :class:`ImageSource`, or ``fetch.Relay``."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""

@@ -1,9 +1,9 @@
-"""Who is in a cluster, and what each node says: asked of every node itself, over its pages.
+"""Survey of a cluster: its nodes, and what each says, asked of every node itself over its pages.
 
 Entry points lead to nodes, and these name their peers. Which of them are one server, and which count, is decided in ``servers``. What a
 page names is contacted only where ``contacts.reachable_from`` allows it (threats A29).
 
-Reading the pages of a node: one GET, a bounded body, a deadline, nothing followed, nothing unpacked (threats A29).
+A page is read with one GET, a bounded body, a deadline, nothing followed, nothing unpacked (threats A29).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MOST_BYTES = 16 * 1024 * 1024
 
 CONNECT_S = 3.0
 PAGE_S = 15.0
-"""How long a page may take, all in all."""
+"""Time that a page may take, all in all."""
 
 
 class NoPage(RemoteError):
@@ -300,7 +300,7 @@ class Survey:
         return tuple(_running(one, running) for one in found), ()
 
     async def at(self, node: SurveyedNode, vpath: VPath) -> At:
-        """How ``vpath`` stands on a node. Raises CiruelaError."""
+        """Asks how ``vpath`` stands on a node. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
                 return schema.at(await self._reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))

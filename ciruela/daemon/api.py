@@ -16,8 +16,8 @@ from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from ciruela._version import __version__
 from ciruela.cleanup.health import Explained
 from ciruela.daemon.authority import Signature, Signers
+from ciruela.daemon.listings import config_hash
 from ciruela.daemon.node import Node
-from ciruela.daemon.requests import config_hash
 from ciruela.daemon.status import disk_page, rfc3339
 from ciruela.interfaces import Address
 from ciruela.membership.members import PeerStatus
@@ -32,10 +32,8 @@ from ciruela.web.pages import Json
 FRESH_S = 5.0
 """So long a page is given again as it is."""
 
-"""Who waits for a page; with more of them, a keep list or a link hangs."""
-
 NOT_CLEANED = "auto-clean is off"
-"""Why everything stays where nothing is cleaned up."""
+"""Reason why everything stays where nothing is cleaned up."""
 
 
 class Retention:
@@ -49,14 +47,14 @@ class Retention:
     async def page(self, base: VPath) -> Json | None:
         """The page of ``base``; None when it is no base dir that holds something here. Raises DiskError when too many wait already."""
         node = self._node
-        config = node.world.configs.get(base.key)
+        config = node.context.configs.get(base.key)
         if config is None or base not in node.ledger.base_hashes():
             return None
         if len(self._turn.waiting) >= MOST_WAITING:
             raise DiskError("what was asked for before is not found out yet")
         await self._turn.acquire()
         try:
-            now_s = node.world.clock.seconds()
+            now_s = node.context.clock.seconds()
             self._made = {known: made for known, made in self._made.items() if made[0] > now_s}
             if base not in self._made:
                 explained = None if node.cleanup is None else await node.cleanup.explain(base)
@@ -69,8 +67,8 @@ class Retention:
 def _page(node: Node, base: VPath, config: DirConfig, explained: Explained | None) -> Json:
     blocked: list[Json] = [] if explained is None else [*sorted({one.cause.value for one in explained.blocked})]
     return {
-        "machine_id": node.world.me.hex(),
-        "hostname": node.world.hostname,
+        "machine_id": node.context.me.hex(),
+        "hostname": node.context.hostname,
         "base_dir": str(base),
         "auto_clean": explained is not None,
         "settings": _settings(config),
@@ -81,7 +79,7 @@ def _page(node: Node, base: VPath, config: DirConfig, explained: Explained | Non
 
 
 def _settings(config: DirConfig) -> dict[str, Json]:
-    """What the rules go by, without paths of this host."""
+    """Gives the settings of the keep rules, without paths of this host."""
     return {
         "keep_min_directories": config.keep_min_directories,
         "keep_max_directories": config.keep_max_directories,
@@ -143,7 +141,7 @@ Room = Callable[[str], Deferred[tuple[int, int, int]]]
 
 
 class NodeApi:
-    """Implements ``web.status.Api``."""
+    """Implements ``web.pages.Api``."""
 
     def __init__(self, node: Node, signers: Signers, room: Room, config: Callable[[], Json] = lambda: None) -> None:
         """``config`` tells how the last reload went (``status.config_status``)."""
@@ -154,10 +152,10 @@ class NodeApi:
         self._retention = Retention(node)
         self._rooms: dict[str, tuple[float, dict[str, Json]]] = {}
         self._turn = DeferredLock()
-        self._began_s = node.world.clock.seconds()
+        self._began_s = node.context.clock.seconds()
 
     def find(self, parts: tuple[str, ...]) -> Deferred[Json | None]:
-        """As ``web.status.Api.find``."""
+        """As ``web.pages.Api.find``."""
         match parts:
             case ("status",):
                 return succeed(self._status())
@@ -182,12 +180,12 @@ class NodeApi:
         node = self._node
         return {
             "api": API,
-            "machine_id": node.world.me.hex(),
-            "hostname": node.world.hostname,
+            "machine_id": node.context.me.hex(),
+            "hostname": node.context.hostname,
             "version": __version__,
-            "now_ms": node.world.now_ms(),
-            "uptime_s": round(node.world.clock.seconds() - self._began_s, 1),
-            "epoch_ms": node.world.epoch,
+            "now_ms": node.context.now_ms(),
+            "uptime_s": round(node.context.clock.seconds() - self._began_s, 1),
+            "epoch_ms": node.context.epoch,
             "ready": node.ready,
             "images": len(node.ledger),
             "downloads": len(node.downloads.running()),
@@ -210,7 +208,7 @@ class NodeApi:
     def _peers(self) -> Json:
         """The other nodes: those that are configured, then those that speak here although they are not. Seconds are None for never."""
         cluster = self._node.gossip.cluster
-        now_s = self._node.world.clock.seconds()
+        now_s = self._node.context.clock.seconds()
         rows: list[Json] = [_peer_row(peer) for peer in cluster.peers() if not peer.own]
         rows += [_stranger_row(source, one, now_s) for source, one in cluster.strangers()]
         shared: list[Json] = [{"machine_id": one.machine.hex(), "addresses": list(one.addresses)} for one in cluster.shared_ids()]
@@ -219,7 +217,7 @@ class NodeApi:
     async def _keys(self) -> Json:
         """The fingerprints of the keys that may upload, by directory."""
         found: dict[str, Json] = {}
-        for key, config in sorted(self._node.world.configs.items()):
+        for key, config in sorted(self._node.context.configs.items()):
             fingerprints, _ = await self._signers.of(config, ())
             found[key] = list(fingerprints)
         return {"api": API, "dirs": found}
@@ -227,7 +225,7 @@ class NodeApi:
     async def _dirs(self) -> Json:
         return {
             "api": API,
-            "dirs": [self._config(config) | await self._space(key) for key, config in sorted(self._node.world.configs.items())],
+            "dirs": [self._config(config) | await self._space(key) for key, config in sorted(self._node.context.configs.items())],
         }
 
     def _config(self, config: DirConfig) -> dict[str, Json]:
@@ -241,7 +239,7 @@ class NodeApi:
         }
 
     async def _space(self, key: str) -> dict[str, Json]:
-        now_s = self._node.world.clock.seconds()
+        now_s = self._node.context.clock.seconds()
         kept = self._rooms.get(key)
         if kept is None or now_s - kept[0] >= ROOM_FRESH_S:
             try:
@@ -284,7 +282,7 @@ class NodeApi:
         }
 
     async def _image(self, names: Sequence[str]) -> Json | None:
-        """How one path stands here. ``taken``: this node has the directory, with paths of this depth."""
+        """Describes one path at this node. ``taken``: this node has the directory, with paths of this depth."""
         path, config = self._taken(names)
         if path is None:
             return None
@@ -316,7 +314,7 @@ class NodeApi:
             "phase": download.phase.value,
             "done": None if missing is None or blocks is None else round(1 - missing / blocks, 4) if blocks else 1.0,
             "stalled": download.stalled,
-            "age_s": round(self._node.world.clock.seconds() - download.began_s, 1),
+            "age_s": round(self._node.context.clock.seconds() - download.began_s, 1),
         }
 
     def _refused(self, path: VPath) -> Json:
@@ -327,7 +325,7 @@ class NodeApi:
             "image": refusal.image.hex(),
             "reason": refusal.word,
             "rejected": refusal.rejected,
-            "age_s": round(self._node.world.clock.seconds() - refusal.at_s, 1),
+            "age_s": round(self._node.context.clock.seconds() - refusal.at_s, 1),
         }
 
     def _taken(self, names: Sequence[str]) -> tuple[VPath | None, DirConfig | None]:
@@ -335,7 +333,7 @@ class NodeApi:
             path = VPath.parse("/" + "/".join(names))
         except ValueError:
             return None, None
-        return path, self._node.world.configs.get(path.key)
+        return path, self._node.context.configs.get(path.key)
 
 
 def _hook(report: HookReport) -> dict[str, Json]:

@@ -1,21 +1,22 @@
 """The answer to GetPathState: what really stands at one path here, and which other servers may take it.
 
-Why an image that was wanted here did not come: the last refusals and failures, in memory, for pages.
+Also the reasons why an image that was wanted here did not come: the last refusals and failures, in memory, for pages.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from ciruela.model.config import DirConfig
+from ciruela.interfaces import NodeContext
+from ciruela.membership.cluster import Cluster
 from ciruela.model.errors import DiskError, RemoteError
-from ciruela.model.ids import ImageId, MachineId, Server, SharedId
+from ciruela.model.ids import ImageId, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_ADDRESSES, MOST_SERVERS, MOST_SHARED_IDS, GetPathState, PathStateData
 from ciruela.tracking.ledger import Ledger
@@ -57,71 +58,59 @@ class Refusals:
         return self._kept.get(vpath)
 
 
+@dataclass(eq=False)
 class PathStates:
-    """Answers GetPathState for one node. ``servers`` gives the other servers that may take a directory (key).
+    """Answers GetPathState for one node. ``cluster`` knows the other servers that may take a directory (key).
 
     ``there`` looks at the disk for a committed image; one that is missing is no longer committed then.
+    ``refused_orders`` gives the digests of clients' orders that were refused at a path.
     """
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        there: Callable[[VPath], Deferred[bool]],
-        refusals: Refusals,
-        servers: Callable[[str], Sequence[Server]],
-        shared_ids: Callable[[], Sequence[SharedId]],
-        blank: PathStateData,
-        refused_orders: Callable[[VPath], tuple[bytes, ...]] = lambda _vpath: (),
-    ) -> None:
-        """``blank`` is the answer of this node for a path that it does not take: it says who the node is.
-
-        ``refused_orders`` gives the digests of clients' orders that were refused at a path.
-        """
-        self._configs = configs
-        self._ledger = ledger
-        self._there = there
-        self._refusals = refusals
-        self._servers = servers
-        self._shared_ids = shared_ids
-        self._blank = blank
-        self._refused_orders = refused_orders
-
-    @property
-    def machine(self) -> MachineId:
-        """This node."""
-        return self._blank.machine
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    refusals: Refusals
+    cluster: Cluster
+    there: Callable[[VPath], Deferred[bool]]
+    refused_orders: Callable[[VPath], tuple[bytes, ...]]
+    acquainted: Callable[[], Deferred[None]]
 
     def answer(self, request: GetPathState) -> Deferred[PathStateData]:
-        """Look at the ledger and at the disk. Fails with RemoteError for what is no path, or when the disk cannot be looked at."""
+        """Look at the ledger and at the disk, once the servers are known that are asked for.
+
+        Fails with RemoteError for what is no path, or when the disk cannot be looked at.
+        """
+        waiting = self.acquainted() if request.servers else succeed(None)
+        return waiting.addCallback(lambda _: self._look(request))
+
+    def _look(self, request: GetPathState) -> Deferred[PathStateData]:
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
             raise RemoteError(f"bad path: {error}") from None
-        committed = self._ledger.committed(vpath) if self._taken(vpath) else None
+        committed = self.ledger.committed(vpath) if self._taken(vpath) else None
         if committed is None:
             return succeed(self._told(vpath, False, request.servers))
-        looked = self._there(vpath).addErrback(_unseen)
+        looked = self.there(vpath).addErrback(_unseen)
         return looked.addCallback(lambda there: self._told(vpath, there, request.servers))
 
     def _taken(self, vpath: VPath) -> bool:
-        config = self._configs.get(vpath.key)
+        config = self.context.configs.get(vpath.key)
         return config is not None and config.num_levels == vpath.level
 
     def _told(self, vpath: VPath, there: bool, servers: bool) -> PathStateData:
-        committed, pending, refusal = self._ledger.committed(vpath), self._ledger.pending(vpath), self._refusals.at(vpath)
-        blank = self._blank
+        committed, pending, refusal = self.ledger.committed(vpath), self.ledger.pending(vpath), self.refusals.at(vpath)
         return PathStateData(
-            blank.machine,
-            blank.hostname,
-            blank.epoch_ms,
+            self.context.me,
+            self.context.hostname,
+            self.context.epoch,
             self._taken(vpath),
             committed.version if committed is not None and there else None,
             pending.state.version if pending is not None else None,
             (refusal.image, refusal.word) if refusal is not None else None,
-            tuple(self._servers(vpath.key))[:MOST_SERVERS] if servers else (),
-            tuple(self._shown(self._shared_ids())) if servers else (),
-            self._refused_orders(vpath),
+            tuple(self.cluster.servers(vpath.key))[:MOST_SERVERS] if servers else (),
+            tuple(self._shown(self.cluster.shared_ids())) if servers else (),
+            self.refused_orders(vpath),
         )
 
     @staticmethod

@@ -35,7 +35,7 @@ def rfc3339(stamp_ms: int) -> str:
 
 
 HOOK_COUNTS = ("tries", "ok", "failed")
-"""What is counted of each kind of hook."""
+"""Counters of each kind of hook."""
 
 
 def memory() -> dict[str, Json]:
@@ -57,7 +57,7 @@ def memory() -> dict[str, Json]:
 
 
 class NodeStatus:
-    """Implements ``web.status.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
+    """Implements ``web.pages.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
 
     def __init__(
         self, node: Node, extra: Callable[[], list[tuple[str, str, str, int]]], told: Callable[[], dict[str, Json]] = dict
@@ -65,10 +65,10 @@ class NodeStatus:
         self._node = node
         self._extra = extra
         self._told = told
-        self._began_ms = node.world.now_ms()
+        self._began_ms = node.context.now_ms()
 
     def health(self) -> tuple[bool, Json]:
-        """Whether this node serves."""
+        """Tells whether this node serves."""
         node = self._node
         if node.broken:
             return False, {"status": "broken", "reason": node.broken, "version": __version__}
@@ -82,15 +82,15 @@ class NodeStatus:
 
     def status(self) -> Json:
         """Identity, process, metrics."""
-        world = self._node.world
+        context = self._node.context
         times = os.times()
         return {
-            "machine_id": world.me.hex(),
-            "hostname": world.hostname,
+            "machine_id": context.me.hex(),
+            "hostname": context.hostname,
             "version": __version__,
-            "durability": world.tuning.fsync.value,
+            "durability": context.tuning.fsync.value,
             "process": {
-                "timestamp": world.now_ms(),
+                "timestamp": context.now_ms(),
                 "start_time": self._began_ms,
                 "cpu_user_s": times.user,
                 "cpu_system_s": times.system,
@@ -107,7 +107,7 @@ class NodeStatus:
         }
 
     def _cleanup(self) -> Json:
-        """How cleaning goes, by base dir. Why it does not, in words without files of this host: those are in the log."""
+        """Describes cleanup, by base dir; the reasons why it deletes nothing are without files of this host: those are in the log."""
         cleanup = self._node.cleanup
         if cleanup is None:
             return {}
@@ -122,7 +122,7 @@ class NodeStatus:
         }
 
     def _scrub(self) -> Json:
-        """How far the scrub is, and what is damaged. No names inside images: they are in the log."""
+        """Describes how far the scrub is, and what is damaged. No names inside images: they are in the log."""
         scrub = self._node.scrub
         return {
             "images": scrub.cycle_total,
@@ -184,7 +184,7 @@ class NodeStatus:
             ("scrub", "damaged", "counter", scrub.damaged),
             ("scrub", "healed", "counter", scrub.healed),
             ("scrub", "failed", "counter", scrub.failed),
-            ("disk", "set_aside", "level", len(node.world.disk.set_aside())),
+            ("disk", "set_aside", "level", len(node.context.disk.set_aside())),
             ("disk", "missing", "counter", node.presence.lost),
             ("disk", "unseen", "level", len(node.presence.unseen)),
             ("disk", "debris", "level", node.presence.litter),
@@ -203,7 +203,7 @@ class NodeStatus:
             ("gossip", "claims_refuted", "counter", node.gossip.confirmations.refuted),
             *(("gossip", f"refused_{reason}", "counter", count) for reason, count in counts.refused.items()),
             ("requests", "slowed", "counter", node.counterpart.slowed + node.uploads.quotas.slowed),
-            ("requests", "published_refused", "counter", node.counterpart.published_refused),
+            ("requests", "published_refused", "counter", node.clients.published_refused),
             ("duties", "failed", "counter", PeriodicTask.failures),
             *self._extra(),
         ]
@@ -219,7 +219,7 @@ class NodeStatus:
                 "blocks": None if one.index is None else one.index.block_count,
                 "stalled": one.stalled,
                 "source": bool(self._node.watches.sources(one.image)),
-                "age_s": round(self._node.world.clock.seconds() - one.began_s, 1),
+                "age_s": round(self._node.context.clock.seconds() - one.began_s, 1),
             }
             for one in self._node.downloads.running()
         }
@@ -240,7 +240,7 @@ class NodeStatus:
         """Directory configs, without keys and paths of the host."""
         return {
             key: {"append_only": config.append_only, "num_levels": config.num_levels, "auto_clean": config.auto_clean}
-            for key, config in self._node.world.configs.items()
+            for key, config in self._node.context.configs.items()
         }
 
     def deleted(self) -> Json:
@@ -290,7 +290,7 @@ class NodeStatus:
         }
 
     def cluster(self, topic: str) -> Json | None:
-        """What peers said."""
+        """Gives what peers said on ``topic``; None for one that does not exist."""
         cluster = self._node.gossip.cluster
         match topic:
             case "dirs":
@@ -337,14 +337,15 @@ class NodeStatus:
 
 
 def disk_page(node: Node) -> dict[str, Json]:
-    """What is not as it should be in the directories of images; without paths of this host, which are in the log.
+    """Lists what is not as it should be in the directories of images; without paths of this host, which are in the log.
 
     ``set_aside``: what stood at the name of an image without a record, by its hidden name beside it. ``unseen``: directories that cannot be
     looked at. ``protect``: directories of which a protected link cannot be followed. ``missing`` images were found gone since the start.
     """
     return {
         "set_aside": [
-            {"path": one.path, "name": one.where.rpartition("/")[2], "since": rfc3339(one.since_ms)} for one in node.world.disk.set_aside()
+            {"path": one.path, "name": one.where.rpartition("/")[2], "since": rfc3339(one.since_ms)}
+            for one in node.context.disk.set_aside()
         ],
         "unseen": [*sorted(node.presence.unseen)],
         "protect": [] if node.cleanup is None else [*sorted(node.cleanup.doubtful)],
@@ -354,7 +355,7 @@ def disk_page(node: Node) -> dict[str, Json]:
 
 
 def config_status(reloads: Reloads) -> Json:
-    """How the last reload went: where the mistakes were is told, what they were stands in the log."""
+    """Describes the last reload: it tells where the mistakes were; what they were stands in the log."""
     last = reloads.last
     return {
         "last_reload": None if last is None else rfc3339(last.at_ms),

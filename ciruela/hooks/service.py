@@ -1,9 +1,9 @@
-"""Which hook runs when, and what became of it.
+"""Hook scheduler: runs the hooks of the operator, records those that are due, and reports their ends.
 
 Before a commit the check runs, and what is to run afterwards is recorded on the disk; so it runs whatever happens in between, at least
 once. In one directory one hook runs at a time. A hook of an image that is not at its path any more is dropped.
 
-What a hook is told, what its end means, and when it is tried again: pure functions.
+The environment of a hook, the meaning of its end, and the time of the next try are pure functions.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, maybeDeferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.interfaces import Authority, Caller, Disk, Ended, NowMs, Runner, Staging
+from ciruela.interfaces import Caller, Ended, NodeContext, Runner, Staging
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, DownloadFailed, HookFailed
 from ciruela.model.hooks import AFTER, CommandHook, Due, HookKind, HookReport, HookState, Webhook
@@ -38,7 +38,7 @@ _MOST_DOUBLINGS = 32
 """Beyond it any pause is the longest one."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where a hook finds programs, whatever the daemon was started with."""
+"""Search path for programs of a hook, whatever the daemon was started with."""
 
 OK_CODES = range(200, 300)
 """Status codes of HTTP that mean that a call was heard."""
@@ -87,7 +87,7 @@ def environment(due: Due, kind: HookKind, directory: str) -> dict[str, str]:
 
 
 def body(due: Due, directory: str, machine: MachineId, hostname: str) -> bytes:
-    """What a web address is sent."""
+    """Builds the JSON body of a call of a web address."""
     fields = {
         "event": "committed",
         "path": str(due.vpath),
@@ -104,7 +104,7 @@ def body(due: Due, directory: str, machine: MachineId, hostname: str) -> bytes:
 
 
 def why_failed(ended: Ended, timeout_ms: int) -> str:
-    """Why a command that has ended did not go well; empty when it did. What it wrote is made harmless."""
+    """Says why a command that has ended failed; empty when it did not. Control characters in its output are escaped."""
     if ended.late:
         what = f"took longer than {format_duration(timeout_ms)}"
     elif ended.signal is not None:
@@ -117,7 +117,7 @@ def why_failed(ended: Ended, timeout_ms: int) -> str:
 
 
 def why_refused(code: int) -> str:
-    """Why a call with this status code did not go well; empty when it did."""
+    """Says why a call with this status code failed; empty when it did not."""
     return "" if code in OK_CODES else f"was answered with {code}"
 
 
@@ -157,64 +157,53 @@ class _HookRun:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What runs the hooks, and who this node is."""
+    """Executors of the hooks."""
 
     runner: Runner
     caller: Caller
-    me: MachineId
-    hostname: str
 
 
+@dataclass(eq=False)
 class Hooks:
-    """The hooks of this node. Also the gate of the downloads (``download.running.Gate``)."""
+    """The hooks of this node. Also the gate of the downloads (``download.service.Gate``).
+
+    Without ``outside`` nothing is ever run: for simulations.
+    """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        disk: Disk,
-        authority: Authority,
-        outside: Outside | None,
-        told: Told,
-        clock: IReactorTime,
-        now_ms: NowMs,
-    ) -> None:
-        """Without ``outside`` nothing is ever run: for simulations."""
-        self._configs = configs
-        self._ledger = ledger
-        self._disk = disk
-        self._authority = authority
-        self._outside = outside
-        self._told = told
-        self._clock = clock
-        self._now_ms = now_ms
-        self._checks: dict[str, DeferredLock] = {}
-        self._noted: dict[VPath, Due] = {}
-        self._left: dict[tuple[VPath, ImageId], Due] = {}
-        self._queues: dict[str, deque[_HookRun]] = {}
-        self._busy: set[str] = set()
-        self._running: dict[str, Deferred[None]] = {}
-        self._waiting: dict[tuple[VPath, HookKind], IDelayedCall] = {}
-        self._stopped = False
-        self.reports: dict[VPath, dict[HookKind, HookReport]] = {}
-        self.counts = {kind: HookCounts() for kind in HookKind}
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    outside: Outside | None
+    told: Told
+
+    # internal state
+    _checks: dict[str, DeferredLock] = field(init=False, default_factory=dict)
+    _noted: dict[VPath, Due] = field(init=False, default_factory=dict)
+    _left: dict[tuple[VPath, ImageId], Due] = field(init=False, default_factory=dict)
+    _queues: dict[str, deque[_HookRun]] = field(init=False, default_factory=dict)
+    _busy: set[str] = field(init=False, default_factory=set)
+    _running: dict[str, Deferred[None]] = field(init=False, default_factory=dict)
+    _waiting: dict[tuple[VPath, HookKind], IDelayedCall] = field(init=False, default_factory=dict)
+    _stopped: bool = field(init=False, default=False)
+    reports: dict[VPath, dict[HookKind, HookReport]] = field(init=False, default_factory=dict)
+    counts: dict[HookKind, HookCounts] = field(init=False, default_factory=lambda: {kind: HookCounts() for kind in HookKind})
 
     # -- before a commit ----------------------------------------------------------------------------------------------------------
 
     def gated(self, vpath: VPath) -> bool:
-        """Whether anything is to be done before an image is committed at ``vpath``."""
-        config = self._configs[vpath.key]
-        return self._outside is not None and (config.check_before_commit is not None or bool(kinds_after(config)))
+        """Tells whether anything is to be done before an image is committed at ``vpath``."""
+        config = self.context.configs[vpath.key]
+        return self.outside is not None and (config.check_before_commit is not None or bool(kinds_after(config)))
 
     def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:
         """Check an image that is whole, and record what is to run when it is committed.
 
         Fails with DownloadFailed(CHECK_FAILED) when the operator's check says no. Cancel to kill the check.
         """
-        config = self._configs[vpath.key]
-        before = self._ledger.committed(vpath)
+        config = self.context.configs[vpath.key]
+        before = self.ledger.committed(vpath)
         due = Due(vpath, state.image, before.image if before else None, state.version.timestamp_ms, "", kinds_after(config))
         return (
             self._signer(config, vpath, state)
@@ -233,7 +222,7 @@ class Hooks:
             self._log.warn("{vpath}: who signed it cannot be told: {why}", vpath=str(vpath), why=logged(failure.getErrorMessage()))
             return ""
 
-        verified = self._authority.verified(config, vpath, state.image, state.signatures[::-1])
+        verified = self.context.authority.verified(config, vpath, state.image, state.signatures[::-1])
         return verified.addCallbacks(newest, unknown)
 
     def _check(self, hook: CommandHook | None, due: Due, staging: Staging) -> Deferred[Due]:
@@ -258,12 +247,12 @@ class Hooks:
         if not due.kinds:
             return succeed(None)
         self._noted[due.vpath] = due
-        return self._disk.write_due(due)
+        return self.context.disk.write_due(due)
 
     def gave_up(self, vpath: VPath, image: ImageId) -> None:
         """The image will not be committed."""
         due = self._noted.get(vpath)
-        committed = self._ledger.committed(vpath)
+        committed = self.ledger.committed(vpath)
         if due is None or due.image != image:
             return
         del self._noted[vpath]
@@ -282,8 +271,8 @@ class Hooks:
     def resume(self, found: Sequence[Due]) -> None:
         """Run what an earlier process has left; to be called once the ledger is filled."""
         for due in found:
-            config = self._configs.get(due.vpath.key)
-            committed, pending = self._ledger.committed(due.vpath), self._ledger.pending(due.vpath)
+            config = self.context.configs.get(due.vpath.key)
+            committed, pending = self.ledger.committed(due.vpath), self.ledger.pending(due.vpath)
             kinds = tuple(kind for kind in due.kinds if config is not None and kind in kinds_after(config))
             if kinds and committed is not None and committed.image == due.image:
                 self._begin(replace(due, kinds=kinds))
@@ -300,7 +289,7 @@ class Hooks:
         self.reports = {vpath: kinds for vpath, kinds in self.reports.items() if vpath.key != key}
 
     def _begin(self, due: Due) -> None:
-        if self._outside is None:
+        if self.outside is None:
             return
         for other in [other for other in self._left.values() if other.vpath == due.vpath and other.image != due.image]:
             self._supersede(other)
@@ -313,7 +302,7 @@ class Hooks:
         self._soon(due.vpath.key)  # not in the turn in which others hear that the image is here
 
     def _soon(self, key: str, delay_s: float = 0.0) -> IDelayedCall:
-        return later(self._clock, delay_s, "running hooks", lambda: self._pump(key))
+        return later(self.context.clock, delay_s, "running hooks", lambda: self._pump(key))
 
     def _pump(self, key: str) -> None:
         queue = self._queues.get(key)
@@ -334,34 +323,34 @@ class Hooks:
             self._soon(key)
 
     def _current(self, due: Due) -> bool:
-        """Whether the image is still the one at its path, and this hook still due."""
-        committed = self._ledger.committed(due.vpath)
-        known = due.vpath.key in self._configs and (due.vpath, due.image) in self._left
+        """Tells whether the image is still the one at its path, and this hook still due."""
+        committed = self.ledger.committed(due.vpath)
+        known = due.vpath.key in self.context.configs and (due.vpath, due.image) in self._left
         return known and committed is not None and committed.image == due.image
 
     def _try(self, job: _HookRun) -> Deferred[None]:
-        hook = hook_of(self._configs[job.due.vpath.key], job.kind)
+        hook = hook_of(self.context.configs[job.due.vpath.key], job.kind)
         job.tries += 1
         self.counts[job.kind].tries += 1
         return maybeDeferred(self._work, hook, job).addErrback(self._not_run).addCallback(self._ended, job, hook)
 
     def _work(self, hook: CommandHook | Webhook | None, job: _HookRun) -> Deferred[str]:
         due = job.due
-        directory = self._disk.where(due.vpath)
+        directory = self.context.disk.where(due.vpath)
         match hook:
             case CommandHook():
                 return self._command(hook, due, job.kind, directory)
             case Webhook():
-                assert self._outside is not None
-                data = body(due, directory, self._outside.me, self._outside.hostname)
-                return self._outside.caller.post(hook.url, data, hook.timeout_ms / 1000).addCallback(why_refused)
+                assert self.outside is not None
+                data = body(due, directory, self.context.me, self.context.hostname)
+                return self.outside.caller.post(hook.url, data, hook.timeout_ms / 1000).addCallback(why_refused)
             case None:
                 return succeed("")
 
     def _command(self, hook: CommandHook, due: Due, kind: HookKind, directory: str) -> Deferred[str]:
         """Run a command. Fires with why it failed, empty when it did not."""
-        assert self._outside is not None
-        run = self._outside.runner.run(hook.command, environment(due, kind, directory), hook.timeout_ms / 1000)
+        assert self.outside is not None
+        run = self.outside.runner.run(hook.command, environment(due, kind, directory), hook.timeout_ms / 1000)
         return run.addCallback(why_failed, hook.timeout_ms)
 
     @staticmethod
@@ -388,7 +377,7 @@ class Hooks:
         else:
             self._say("{hook} of {image} at {vpath} failed, it is tried again in {pause_s} s: {why}", job, why, pause)
             self._report(due.vpath, HookReport(due.image, job.kind, HookState.PENDING, why, job.tries))
-            self._waiting[due.vpath, job.kind] = later(self._clock, pause, "trying a hook again", lambda: self._again(job))
+            self._waiting[due.vpath, job.kind] = later(self.context.clock, pause, "trying a hook again", lambda: self._again(job))
         return None
 
     def _say(self, text: str, job: _HookRun, why: str, pause: float = 0.0) -> None:
@@ -409,10 +398,10 @@ class Hooks:
         left = replace(left, kinds=tuple(kind for kind in left.kinds if kind is not job.kind))
         if left.kinds:
             self._left[vpath, image] = left
-            written = self._disk.write_due(left)
+            written = self.context.disk.write_due(left)
         else:
             del self._left[vpath, image]
-            written = self._disk.drop_due(vpath, image)
+            written = self.context.disk.drop_due(vpath, image)
         return written.addErrback(self._not_written, vpath)
 
     def _supersede(self, due: Due) -> None:
@@ -431,7 +420,7 @@ class Hooks:
             call.cancel()
 
     def _drop(self, due: Due) -> None:
-        self._disk.drop_due(due.vpath, due.image).addErrback(self._not_written, due.vpath)
+        self.context.disk.drop_due(due.vpath, due.image).addErrback(self._not_written, due.vpath)
 
     def _not_written(self, failure: Failure, vpath: VPath) -> None:
         failure.trap(CiruelaError)
@@ -446,11 +435,11 @@ class Hooks:
             self._tell(job.due.vpath, HookReport(job.due.image, job.kind, HookState.FAILED, "internal error", job.tries))
 
     def _tell(self, vpath: VPath, report: HookReport) -> None:
-        self._told(vpath, self._report(vpath, report))
+        self.told(vpath, self._report(vpath, report))
 
     def _report(self, vpath: VPath, report: HookReport) -> HookReport:
         """Remember how a hook stands. What is said of an image that was superseded does not hide what is said of its successor."""
-        stamped = replace(report, at_ms=self._now_ms())
+        stamped = replace(report, at_ms=self.context.now_ms())
         known = self.reports.pop(vpath, {})
         before = known.get(report.kind)
         if report.message != SUPERSEDED or before is None or before.image == report.image:
@@ -464,7 +453,7 @@ class Hooks:
     # -- questions ----------------------------------------------------------------------------------------------------------------
 
     def of(self, vpath: VPath, image: ImageId) -> list[HookReport]:
-        """How the hooks stand that run when ``image`` is visible at ``vpath``."""
+        """Gives the states of the hooks that run when ``image`` is visible at ``vpath``."""
         return [one for one in self.reports.get(vpath, {}).values() if one.image == image and one.kind is not HookKind.CHECK]
 
     def ended(self, since_ms: int) -> list[tuple[VPath, HookReport]]:

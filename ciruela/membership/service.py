@@ -5,15 +5,14 @@ What a datagram can cause is listed in ``docs/reference/gossip.rst``, "What hear
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from ciruela.interfaces import DEFAULT_PORT, Address, Connector, Datagrams, NowMs
+from ciruela.interfaces import Address, NodeContext
 from ciruela.membership import cluster as heard
 from ciruela.membership.broadcast import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
 from ciruela.membership.confirm import Claim, Confirmations
@@ -69,14 +68,12 @@ MOST_STRANGE = 4
 MOST_OWED = 256
 """Answers that wait for an exchange with one peer."""
 
-ANYWHERE = Address("0.0.0.0", DEFAULT_PORT)  # noqa: S104  nothing is bound to it
-
 LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
 
 
 class MembershipListener(Protocol):
-    """Who acts on what was heard. Called on the reactor; must not block."""
+    """Listener that acts on what was heard. Called on the reactor; must not block."""
 
     def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
         """The node at ``address`` has another hash for ``base``, whose key is configured here. Said again and again while it is so."""
@@ -113,74 +110,62 @@ class DatagramCounts:
     )
 
 
+@dataclass(eq=False)
 class Gossip:
     """Tells other nodes what is here, and listens. ``cluster`` answers what is known of them.
 
     ``exchanges`` and ``confirmations`` are the second way to hear, and the proof of what was heard.
+
+    Raises ValueError for a host name that cannot be told.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        rng: random.Random,
-        me: MachineId,
-        hostname: str,
-        epoch: int,
-        datagrams: Datagrams,
-        facts: LocalState,
-        ears: MembershipListener,
-        now_ms: NowMs,
-        wire: Connector,
-        here: Address = ANYWHERE,
-        envelope: Envelope | None = None,
-    ) -> None:
-        """``epoch``: wall time of this start in milliseconds. ``here``: where this node listens, maybe a wildcard.
+    # required parameters
+    context: NodeContext
+    cluster: heard.Cluster
+    local: LocalState
+    listener: MembershipListener
+    envelope: Envelope = field(default_factory=NullKeyring)
 
-        Raises ValueError for a host name that cannot be told.
-        """
+    # internal state
+    counts: DatagramCounts = field(init=False, default_factory=DatagramCounts)
+    exchanges: Exchanges = field(init=False)
+    confirmations: Confirmations = field(init=False)
+    _seq: int = field(init=False, default=0)
+    _needing: dict[Address, None] = field(init=False, default_factory=dict)
+    _owed: dict[Address, dict[Item, None]] = field(init=False, default_factory=dict)
+    _pushed: dict[Address, list[tuple[VPath, MachineId, ImageId]]] = field(init=False, default_factory=dict)
+    _pulled: dict[Address, MachineId | None] = field(init=False, default_factory=dict)
+    _trouble: dict[Address, str] = field(init=False, default_factory=dict)
+    _tellings: ReliableNotifier = field(init=False, default_factory=ReliableNotifier)
+    _repeats: HookRetransmitter = field(init=False, default_factory=HookRetransmitter)
+    _answers: AnswerCache = field(init=False, default_factory=AnswerCache)
+    _look_s: float = field(init=False, default=0.0)
+    _known: dict[Address, None] = field(init=False, default_factory=dict)
+    _silent: dict[Address, None] = field(init=False, default_factory=dict)
+    _lately: dict[VPath, float] = field(init=False, default_factory=dict)
+    _news: dict[Fact, None] = field(init=False, default_factory=dict)
+    _direct: dict[Address, dict[Item, None]] = field(init=False, default_factory=dict)
+    _flush: IDelayedCall | None = field(init=False, default=None)
+    _progress_s: dict[VPath, tuple[float, float]] = field(init=False, default_factory=dict)
+    _late: dict[VPath, IDelayedCall] = field(init=False, default_factory=dict)
+    _running: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        context, clock = self.context, self.context.clock
+        hostname = context.hostname
         if len(hostname.encode("utf-8", "replace")) > MAX_TEXT_BYTES or not hostname.isprintable():
             raise ValueError(f"host name {hostname[:80]!r} is longer than {MAX_TEXT_BYTES} bytes or cannot be printed")
-        self._clock = clock
-        self._rng = rng
-        self._me = me
-        self._epoch = epoch
-        self._seq = 0
-        self._datagrams = datagrams
-        self._facts = facts
-        self._ears = ears
-        self._envelope: Envelope = envelope if envelope is not None else NullKeyring()
-        self.counts = DatagramCounts()
-        self._here = here
-        self.cluster = heard.Cluster(me, epoch, now_ms, str(here))
-        self.exchanges = Exchanges(clock, rng, wire, self._speak, self._answered)
-        self.confirmations = Confirmations(clock, wire, self._waited_for, self._confirmed)
-        self._needing: dict[Address, None] = {}
-        self._owed: dict[Address, dict[Item, None]] = {}
-        self._pushed: dict[Address, list[tuple[VPath, MachineId, ImageId]]] = {}
-        self._pulled: dict[Address, MachineId | None] = {}
-        self._trouble: dict[Address, str] = {}
+        self.exchanges = Exchanges(clock, context.rng, context.wire, self._speak, self._answered)
+        self.confirmations = Confirmations(clock, context.wire, self._waited_for, self._confirmed)
+        self._composer = Composer(context.me, hostname, self.local, self.cluster, context.now_ms, self._oversized)
+        self._probes = ProbeRotation(context.rng)
         self._unknown = RateLimitedLog(clock, MOST_UNKNOWN, UNKNOWN_S)
         self._strange = TokenBucket(clock, STRANGE_RATE, STRANGE_BURST)
-        self._composer = Composer(me, hostname, facts, self.cluster, now_ms, self._oversized)
-        self._probes = ProbeRotation(rng)
-        self._tellings = ReliableNotifier()
-        self._repeats = HookRetransmitter()
-        self._answers = AnswerCache()
-        self._look_s = 0.0
-        self._known: dict[Address, None] = {}
-        self._silent: dict[Address, None] = {}
-        self._lately: dict[VPath, float] = {}
-        self._news: dict[Fact, None] = {}
-        self._direct: dict[Address, dict[Item, None]] = {}
-        self._flush: IDelayedCall | None = None
-        self._progress_s: dict[VPath, tuple[float, float]] = {}
-        self._late: dict[VPath, IDelayedCall] = {}
         self._hush = RateLimitedLog(clock, 20)
-        self._beat = PeriodicTask(clock, rng, BEAT_S, self._on_beat, "gossip")
-        self._exchange = PeriodicTask(clock, rng, RANDOM_S, self.exchanges.at_random, "push and pull of gossip")
-        self._running = False
+        self._beat = PeriodicTask(clock, context.rng, BEAT_S, self._on_beat, "gossip")
+        self._exchange = PeriodicTask(clock, context.rng, RANDOM_S, self.exchanges.at_random, "push and pull of gossip")
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -206,7 +191,7 @@ class Gossip:
 
     def configured(self, names: Mapping[Address, str]) -> None:
         """The addresses of the cluster, each with its name as written; may be called again when they change. Own ones do no harm."""
-        self.cluster.configured(names, self._clock.seconds())
+        self.cluster.configured(names, self.context.clock.seconds())
         tables: tuple[dict[Address, Any], ...] = (self._owed, self._pushed, self._pulled, self._trouble)
         for table in tables:
             for address in [address for address in table if address not in names]:
@@ -226,10 +211,10 @@ class Gossip:
         """A download has begun, got further, stalled, or found a source."""
         if not self._running or vpath in self._late:
             return
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         began_s, next_s = self._progress_s.get(vpath, (now_s, now_s))
         if next_s > now_s:
-            self._late[vpath] = later(self._clock, next_s - now_s, "gossip of a download", lambda: self._say_late(vpath))
+            self._late[vpath] = later(self.context.clock, next_s - now_s, "gossip of a download", lambda: self._say_late(vpath))
         else:
             self._progress_s[vpath] = began_s, now_s + min(max(PROGRESS_S, (now_s - began_s) / 10), MOST_PROGRESS_S)
             self._say((FactKind.DOWNLOAD, vpath))
@@ -246,7 +231,7 @@ class Gossip:
         item = self._composer.completion(vpath)
         if item is not None:
             for machine in self.cluster.watchers(vpath):
-                self._tellings.begin(vpath, machine, _told(item), self._clock.seconds())
+                self._tellings.begin(vpath, machine, _told(item), self.context.clock.seconds())
         self._say((FactKind.COMPLETE, vpath))
 
     def news_hook(self, vpath: VPath) -> None:
@@ -256,12 +241,12 @@ class Gossip:
         for number in HOOK_KINDS:
             self._say((FactKind.HOOK, (vpath, number)))
         for machine in self.cluster.watchers(vpath):
-            self._repeats.begin(vpath, machine, self._clock.seconds(), news=True)
+            self._repeats.begin(vpath, machine, self.context.clock.seconds(), news=True)
 
     def news_watch(self, vpath: VPath) -> None:
         """A client began to wait for ``vpath``. What others have completed there is told to the ears in the next reactor turn."""
-        self._lately[vpath] = self._clock.seconds() + LATELY_S
-        self._say((FactKind.WATCH, (vpath, self._me)))
+        self._lately[vpath] = self.context.clock.seconds() + LATELY_S
+        self._say((FactKind.WATCH, (vpath, self.context.me)))
 
     def _say(self, fact: Fact) -> None:
         if self._running:
@@ -270,12 +255,12 @@ class Gossip:
 
     def _soon(self) -> None:
         if self._flush is None:
-            self._flush = later(self._clock, 0, "gossip of news", self._send_news)
+            self._flush = later(self.context.clock, 0, "gossip of news", self._send_news)
 
     def _send_news(self) -> None:
         """All news of one reactor turn: one datagram for each target where that is enough."""
         self._flush = None
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         news, self._news = self._news, {}
         self._composer.refresh(now_s, len(self._known))
         facts: dict[Address, list[Fact]] = {}
@@ -287,17 +272,17 @@ class Gossip:
                 continue
             vpath = _path_of(fact)
             if vpath.key not in targets:
-                targets[vpath.key] = choose(self._rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
+                targets[vpath.key] = choose(self.context.rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
             needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []
             if isinstance(item, RemovedFact):
                 needing = self.cluster.fetching(item.vpath, item.image)
-            for address in dict.fromkeys((*targets[vpath.key], *choose(self._rng, needing, ()))):
+            for address in dict.fromkeys((*targets[vpath.key], *choose(self.context.rng, needing, ()))):
                 facts.setdefault(address, []).append(fact)
             if isinstance(item, WatchFact):
                 self._recall(item.vpath)
         self._collect_tellings(now_s)
         if news:
-            for address in choose(self._rng, self._needing, (), 2 * FAN_OUT):
+            for address in choose(self.context.rng, self._needing, (), 2 * FAN_OUT):
                 self.exchanges.want(address)
         direct, self._direct = self._direct, {}
         for address in dict.fromkeys((*facts, *direct)):
@@ -309,7 +294,7 @@ class Gossip:
         for known in self.cluster.completed(vpath):
             self._tell_or_ask(known)
         for heard_of in self.cluster.hooks(vpath):
-            self._ears.hooked(heard_of.hooked, heard_of.machine, heard_of.hostname)
+            self.listener.hooked(heard_of.hooked, heard_of.machine, heard_of.hostname)
         for one in self.cluster.removed(vpath):
             self._tell_or_ask(one)
 
@@ -322,11 +307,11 @@ class Gossip:
 
     def _tell(self, claim: Claim) -> None:
         if isinstance(claim, heard.RemovedHeard):
-            self._ears.gone(claim.item, claim.machine, claim.hostname)
+            self.listener.gone(claim.item, claim.machine, claim.hostname)
             return
         if claim.due:
-            self._ears.hooks_due(claim.vpath, claim.image, claim.machine, claim.hostname, claim.due)
-        self._ears.completed(claim.vpath, claim.image, claim.machine, claim.hostname)
+            self.listener.hooks_due(claim.vpath, claim.image, claim.machine, claim.hostname, claim.due)
+        self.listener.completed(claim.vpath, claim.image, claim.machine, claim.hostname)
 
     def _collect_tellings(self, now_s: float) -> None:
         waits = self.cluster.waits
@@ -349,7 +334,7 @@ class Gossip:
     # -- beat -----------------------------------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         known, silent = self.cluster.roster.reachable(now_s)
         self._known, self._silent = dict.fromkeys(known), dict.fromkeys(silent)
         self.exchanges.configured(self.cluster.roster.others())
@@ -360,12 +345,12 @@ class Gossip:
         self._look_s = now_s + BEAT_S * ((len(known) + len(silent)) // LOOKED_THROUGH)
 
     def _on_beat(self) -> None:
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         self._answers.expire(now_s)
         if now_s >= self._look_s:
             self.cluster.expire(now_s)
             self._look_around()
-        for vpath in self._facts.watching():
+        for vpath in self.local.watching():
             self._lately[vpath] = now_s + LATELY_S
         self._lately = {vpath: until_s for vpath, until_s in self._lately.items() if until_s > now_s}
         self._progress_s = {vpath: known for vpath, known in self._progress_s.items() if known[1] + MOST_PROGRESS_S > now_s}
@@ -377,7 +362,7 @@ class Gossip:
         self.confirmations.beat()
         self._collect_tellings(now_s)
         direct, self._direct = self._direct, {}
-        targets = beat_targets(self._rng, self._probes, self._known, self._silent)
+        targets = beat_targets(self.context.rng, self._probes, self._known, self._silent)
         for address in targets:
             self._send(address, self._composer.beat(tuple(direct.pop(address, ()))))
         for address, items in direct.items():
@@ -387,9 +372,9 @@ class Gossip:
         if not self.cluster.roster.is_configured(address):
             return
         for made in self._bodies(groups):
-            data = self._envelope.seal(made)
+            data = self.envelope.seal(made)
             try:
-                self._datagrams.send(data, address)
+                self.context.datagrams.send(data, address)
             except OSError as error:
                 self.counts.send_errors += 1
                 self._complain("send", address, "gossip to {address} could not be sent: {detail}", detail=str(error))
@@ -400,7 +385,7 @@ class Gossip:
     def _bodies(self, groups: Iterable[list[bytes]]) -> Iterable[bytes]:
         """A body for each group of encoded items, each with the next number."""
         for group in groups:
-            made = body(Header(self._me, self._epoch, self._seq), group)
+            made = body(Header(self.context.me, self.context.epoch, self._seq), group)
             self._seq += 1
             yield made
 
@@ -434,7 +419,7 @@ class Gossip:
                 address=str(source),
             )
             return
-        opened = self._envelope.open(data)
+        opened = self.envelope.open(data)
         if isinstance(opened, Unopened):
             self.counts.refused[opened.value] += 1
             self._complain(opened.value, source, "gossip from {address} was not opened: {reason}", reason=opened.value)
@@ -448,8 +433,8 @@ class Gossip:
         self._take_in(source, packet, connected=False)
 
     def _take_in(self, source: Address, packet: Packet, *, connected: bool) -> bool:
-        """Whether a packet was listened to; with everything that follows from it."""
-        effects = self.cluster.heard(source, packet, self._clock.seconds(), connected=connected)
+        """Takes in a packet with everything that follows from it; tells whether it was listened to."""
+        effects = self.cluster.heard(source, packet, self.context.clock.seconds(), connected=connected)
         listened = not any(isinstance(effect, heard.PacketRefused) for effect in effects)
         if heard.PacketRefused(PacketRefusal.OWN) in effects:
             self._silent.pop(source, None)
@@ -493,28 +478,28 @@ class Gossip:
                 self._on_download(effect)
             case heard.WatchHeard():
                 self._on_watch(effect)
-            case heard.HookHeard() if effect.hooked.vpath in self._facts.watching():
-                self._ears.hooked(effect.hooked, effect.machine, effect.hostname)
+            case heard.HookHeard() if effect.hooked.vpath in self.local.watching():
+                self.listener.hooked(effect.hooked, effect.machine, effect.hostname)
             case heard.MemberHeard():
                 self._composer.put((FactKind.MEMBER, (effect.machine, effect.part)))
 
     def _compare(self, effect: heard.BaseHeard) -> None:
-        if effect.base.key in self._facts.keys() and self._facts.base_hashes().get(effect.base) != effect.hash:  # noqa: SIM118  not a dict
-            self._ears.differs(effect.base, effect.hash, effect.address)
+        if effect.base.key in self.local.keys() and self.local.base_hashes().get(effect.base) != effect.hash:  # noqa: SIM118  not a dict
+            self.listener.differs(effect.base, effect.hash, effect.address)
 
     def _on_completed(self, effect: heard.Completed) -> None:
         if effect.news:
-            self._ears.progressed(effect.vpath)
+            self.listener.progressed(effect.vpath)
         self._on_claim(effect, effect.vpath)
 
     def _on_removed(self, effect: heard.RemovedHeard) -> None:
         if effect.news:
-            self._ears.removal_heard(effect.item, effect.address)
+            self.listener.removal_heard(effect.item, effect.address)
         self._on_claim(effect, effect.item.vpath)
 
     def _on_claim(self, claim: Claim, vpath: VPath) -> None:
         """Acknowledge what is proved; a client hears of it once, and of nothing else."""
-        watched = vpath in self._facts.watching()
+        watched = vpath in self.local.watching()
         if watched and claim.proved and not self.confirmations.proved(claim):
             self.confirmations.prove(claim)
             self._tell(claim)
@@ -530,7 +515,7 @@ class Gossip:
             self._answer(claim.address, Ack(claim.vpath, claim.image))
 
     def _waited_for(self, vpath: VPath) -> bool:
-        return vpath in self._facts.watching()
+        return vpath in self.local.watching()
 
     def _confirmed(self, claim: Claim) -> None:
         """A node was asked and has what was said of it."""
@@ -540,20 +525,21 @@ class Gossip:
 
     def _on_download(self, effect: heard.DownloadHeard) -> None:
         if effect.news:
-            self._ears.progressed(effect.vpath)
+            self.listener.progressed(effect.vpath)
         item = self._composer.completion(effect.vpath)
         address = self.cluster.address_of(effect.machine)
         if item is None or item.image != effect.image or address is None:
             return
-        if self._answers.due(effect.machine, effect.vpath, effect.image, self._clock.seconds()):
+        if self._answers.due(effect.machine, effect.vpath, effect.image, self.context.clock.seconds()):
             self._answer(address, item)
 
     def _on_watch(self, effect: heard.WatchHeard) -> None:
         self._composer.put((FactKind.WATCH, (effect.vpath, effect.machine)))
         item = self._composer.completion(effect.vpath)
-        if item is not None and self._tellings.begin(effect.vpath, effect.machine, _told(item), self._clock.seconds()):
+        now_s = self.context.clock.seconds()
+        if item is not None and self._tellings.begin(effect.vpath, effect.machine, _told(item), now_s):
             self._soon()
-        if self._composer.results(effect.vpath) and self._repeats.begin(effect.vpath, effect.machine, self._clock.seconds(), news=False):
+        if self._composer.results(effect.vpath) and self._repeats.begin(effect.vpath, effect.machine, now_s, news=False):
             self._soon()
 
     def _answer(self, address: Address, item: Item) -> None:
@@ -568,17 +554,17 @@ class Gossip:
     # -- over connections -----------------------------------------------------------------------------------------------------
 
     def _speak(self, address: Address) -> PushPull:
-        """What is said to the node at ``address`` in one exchange."""
+        """Builds the request of one exchange with the node at ``address``."""
         facts, self._pushed[address] = self._facts_for(address, MOST_PUSHED)
-        return PushPull(self._here.port, self._heard_ms(address), facts)
+        return PushPull(self.context.here.port, self._heard_ms(address), facts)
 
     def _heard_ms(self, address: Address) -> int | None:
-        udp_s = self.cluster.roster.udp_s(address, self._clock.seconds())
+        udp_s = self.cluster.roster.udp_s(address, self.context.clock.seconds())
         return None if udp_s is None else round(udp_s * 1000)
 
     def _facts_for(self, address: Address, most: int) -> tuple[tuple[bytes, ...], list[tuple[VPath, MachineId, ImageId]]]:
         """Bodies for one peer: what it has not acknowledged, what is owed to it, everything else. And what is to be acknowledged."""
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         self._composer.refresh(now_s, len(self._known))
         machine = self.cluster.roster.machine_at(address)
         waiting = [] if machine is None else [(vpath, machine, image) for vpath, image in self._tellings.open(machine)]
@@ -649,7 +635,7 @@ class Gossip:
     def _warn_of_udp(self, address: Address) -> None:
         """Say once in the log that only connections work between this node and ``address``."""
         roster = self.cluster.roster
-        silent_s = roster.unheard_for_s(address, self._clock.seconds())
+        silent_s = roster.unheard_for_s(address, self.context.clock.seconds())
         if silent_s >= max(TROUBLE_S, roster.unheard_s):
             kind = "unheard"
             text = "{name} ({address}) is configured, not heard by UDP for {silent} s, reached by TCP: open UDP port {own} here for it"
@@ -660,21 +646,21 @@ class Gossip:
             return
         if self._trouble.get(address) != kind:
             self._trouble[address] = kind
-            fields = {"name": roster.name(address), "port": address.port, "own": self._here.port, "silent": round(silent_s)}
+            fields = {"name": roster.name(address), "port": address.port, "own": self.context.here.port, "silent": round(silent_s)}
             self._complain(kind, address, text, **fields)
 
     def _answer_stranger(self, source: Address, request: PushPull) -> PushPullData:
         """Nothing is taken from somebody who is not configured; he may name us, so he hears what is here, as long as few ask."""
         if not self._strange.take():
             return PushPullData(False, None, ())
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         self._note_stranger(source, self._read(source, request.facts[:MOST_STRANGE]))
         self._composer.refresh(now_s, len(self._known))
         return PushPullData(False, None, tuple(self._bodies(self._composer.exchange((), MOST_PUSHED))))
 
     def _note_stranger(self, source: Address, packets: Sequence[Packet]) -> None:
-        stranger = self.cluster.stranger(source, packets, self._clock.seconds())
-        if stranger is not None and stranger.machine != self._me:
+        stranger = self.cluster.stranger(source, packets, self.context.clock.seconds())
+        if stranger is not None and stranger.machine != self.context.me:
             self._unknown.warn(
                 self._log,
                 "stranger",
@@ -687,7 +673,7 @@ class Gossip:
 
 
 def _told(item: Complete | RemovedFact) -> ImageId:
-    """What is acknowledged of ``item``."""
+    """Gives the token by which ``item`` is acknowledged."""
     return item.image if isinstance(item, Complete) else item.token
 
 

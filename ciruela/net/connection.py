@@ -51,7 +51,7 @@ from ciruela.runtime import RateLimitedLog, TokenBucket, in_place
 txaio.use_twisted()
 
 SUBPROTOCOLS = ("ciruela.v2", "ciruela.v1")
-"""What is spoken, best first. A reference peer neither sends nor answers one; that is version 1."""
+"""Subprotocols that are spoken, best first. A reference peer neither sends nor answers one; that is version 1."""
 
 PING_S = 1.0
 """A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
@@ -67,7 +67,7 @@ _masks = frames.Masks()
 
 
 class _Websocket(Strict):
-    """What both roles share; stands before an Autobahn protocol class in the order of bases."""
+    """Base of both roles of a websocket; stands before an Autobahn protocol class in the order of bases."""
 
     log: Any = Quiet()
     _log = Logger(namespace="ciruela.net.connection")
@@ -102,12 +102,8 @@ class _Websocket(Strict):
         self._talk = Session(
             self,
             self.factory.counterpart,
-            self._send_message,
-            self._break,
-            self._hold,
             trusted=self.trusted(),
             hush=self.factory.hush,
-            noise=self._noise,
             answers=self._budgets.answers,
             in_thread=self.factory.in_thread,
         )
@@ -153,7 +149,7 @@ class _Websocket(Strict):
 
     @property
     def known(self) -> bool:
-        """Whether a configured peer is there, or somebody who has shown a valid signature."""
+        """Tells whether a configured peer is there, or somebody who has shown a valid signature."""
         return self._talk.known
 
     @property
@@ -163,7 +159,7 @@ class _Websocket(Strict):
 
     @property
     def alive(self) -> bool:
-        """Whether requests can be sent. ``gone`` fires later, when TCP is gone too."""
+        """Tells whether requests can be sent. ``gone`` fires later, when TCP is gone too."""
         return self._opened and not self._talk.over
 
     # -- the Link ------------------------------------------------------------------------------------------------------------
@@ -204,14 +200,15 @@ class _Websocket(Strict):
 
     def overfull(self) -> None:
         """As :meth:`ciruela.net.limits.PartialHolder.overfull`."""
-        self._break("it takes too long with a large message, and those of all connections together are too large")
+        self.break_off("it takes too long with a large message, and those of all connections together are too large")
 
-    def _noise(self, told: bool) -> None:
+    def noise(self, told: bool) -> None:
         """Something came that changes nothing. A node tells its clients much, a client a node next to nothing."""
         if not (told and not self.factory.isServer) and not self._quiet.take():
-            self._break("it sends more that means nothing than anybody has to read")
+            self.break_off("it sends more that means nothing than anybody has to read")
 
-    def _break(self, reason: str) -> None:
+    def break_off(self, reason: str) -> None:
+        """Close the connection for what the other side did, and say so in the log."""
         self.factory.hush.warn(
             self._log, "closing", self.name.rpartition(":")[0], "closing {link}: {reason}", link=self.name, reason=reason
         )
@@ -285,6 +282,7 @@ class _Websocket(Strict):
                     message, self.data = self.data[head.start : end], self.data[end:]
                     self._message(frames.masked(message, head.mask))
                     return len(self.data) > 0
+                # Memory is made before the bytes are here: for a long message only when it was asked for (threats A21).
                 if head.length <= (BULK_BYTES if self._talk.bulk_due else AHEAD_BYTES):
                     self._inbound = frames.Inbound(head)
                     self._inbound.take(self.data, head.start)
@@ -315,18 +313,18 @@ class _Websocket(Strict):
             self.part_bytes = 0
             if not (self.failedByMe or self._talk.over):
                 self.ignored_texts += 1
-                self._noise(False)
+                self.noise(False)
             return
         self._message(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def onPing(self, payload: bytes) -> None:
         """Autobahn: a ping came."""
-        self._noise(False)
+        self.noise(False)
         super().onPing(payload)  # type: ignore[misc]
 
     def onPong(self, payload: bytes) -> None:  # noqa: ARG002  the name is Autobahn's
         """Autobahn: a pong came, which is never waited for."""
-        self._noise(False)
+        self.noise(False)
 
     def _message(self, message: bytes | bytearray) -> None:
         self.part_bytes = 0
@@ -396,7 +394,7 @@ class _Websocket(Strict):
 
     # -- what goes out -------------------------------------------------------------------------------------------------------
 
-    def _send_message(self, data: bytes, shared: bytes = b"") -> None:
+    def send_message(self, data: bytes, shared: bytes = b"") -> None:
         """Send ``data``, and behind it what others may be sent as well, as one message. What is masked is this link's alone."""
         if self._held:
             self._patience.heard(0)
@@ -430,7 +428,7 @@ class _Websocket(Strict):
     def _stalled(self) -> None:
         self._drop(f"it read nothing for {self._limits.stall_s:g} s")
 
-    def _hold(self, waits: bool) -> None:
+    def hold(self, waits: bool) -> None:
         """Requests wait, or none does any more."""
         self._waits = waits
         self._set_held()
@@ -479,7 +477,7 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
     pings = False
 
     def trusted(self) -> bool:
-        """Whether a configured peer connects: it signs nothing, and has many requests under way."""
+        """Tells whether a configured peer connects: it signs nothing, and has many requests under way."""
         return bool(self.factory.is_peer(getattr(self.transport.getPeer(), "host", "")))
 
     def onConnect(self, request: ConnectionRequest) -> str | None:

@@ -5,26 +5,25 @@ What was known last is remembered on the disk, so that a node that starts while 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError
 from ciruela.net.discovery.source import PeerSource
-from ciruela.net.resolve import Resolve, split_name
+from ciruela.net.discovery.spec import Means
+from ciruela.net.resolve import split_name
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
-"""How often it is looked for names that are due."""
+"""Interval of looks for names that are due."""
 
 AGAIN_S = 60.0
-"""How often a name is resolved again; up to a quarter more or less, so that nodes do not all ask at once (threats A60)."""
+"""Interval at which a name is resolved again; up to a quarter more or less, so that nodes do not all ask at once (threats A60)."""
 
 AFTER_FAILURE_S = 10.0
 
@@ -34,14 +33,14 @@ Remembered = Mapping[str, Mapping[str, Sequence[str]]]
 """``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met there (``MetPeers``)."""
 
 KEEP_S = 300.0
-"""How often it is written down when each peer was heard last; what else changes is written at once."""
+"""Interval of writing down when each peer was heard last; other changes are written at once."""
 
 
 class PeerListCache(Protocol):
-    """Where the last good lists are kept."""
+    """Store of the last good lists."""
 
     def read(self) -> Deferred[Remembered]:
-        """What was written last; nothing when there is nothing, or it cannot be read."""
+        """Reads what was written last; empty when there is nothing, or it cannot be read."""
 
     def write(self, remembered: Remembered) -> Deferred[None]:
         """Keep this for the next start. A failure is logged there."""
@@ -77,19 +76,14 @@ class PeerList:
     def __init__(
         self,
         sources: Sequence[PeerSource],
-        default_port: int,
-        resolve: Resolve,
-        clock: IReactorTime,
-        rng: random.Random,
+        means: Means,
         on_change: Callable[[Peers], object],
         memory: PeerListCache | None = None,
         met: MetPeers | None = None,
     ) -> None:
         self._sources = list(sources)
-        self._default_port = default_port
-        self._resolve = resolve
-        self._clock = clock
-        self._rng = rng
+        clock = means.clock
+        self._means = means
         self._on_change = on_change
         self._memory = memory or NoMemory()
         self._met = met
@@ -106,12 +100,12 @@ class PeerList:
         self._running = False
         self._written: Remembered = {}
         self._writing = False
-        self._beat = PeriodicTask(clock, rng, LOOK_S, self._refresh, "looking up the names of peers")
+        self._beat = PeriodicTask(clock, means.rng, LOOK_S, self._refresh, "looking up the names of peers")
         self._peers: dict[Address, str] = {}
 
     @property
     def unresolved(self) -> int:
-        """How many nodes there may be besides those with a known address: cleanup takes them for silent ones.
+        """Counts the nodes that there may be besides those with a known address: cleanup takes them for silent ones.
 
         One for each name without an address, and one for each place that may know more than it says now. A place that never said anything
         may know as many nodes as all others together, and one more.
@@ -179,7 +173,7 @@ class PeerList:
         for source in self._sources:
             source.remember([name for name in said.get(source.text, ()) if _usable(name)])
         for name, texts in addresses.items():
-            found = [address for text in texts if (address := _address(text, self._default_port)) is not None]
+            found = [address for text in texts if (address := _address(text, self._means.default_port)) is not None]
             if found and _usable(name):
                 self._cached[name] = found
         self._changed()
@@ -206,7 +200,7 @@ class PeerList:
         self._refresh()
 
     def _refresh(self) -> None:
-        now = self._clock.seconds()
+        now = self._means.clock.seconds()
         for text, due in list(self._due.items()):
             if due <= now and text not in self._asking and self._running:
                 self._ask(text)
@@ -223,7 +217,7 @@ class PeerList:
     def _ask(self, text: str) -> None:
         self._asking.add(text)
         (
-            maybeDeferred(self._resolve, text, self._default_port)
+            maybeDeferred(self._means.resolve, text, self._means.default_port)
             .addCallbacks(self._resolved, self._unresolved, callbackArgs=(text,), errbackArgs=(text,))
             .addErrback(self._not_taken, text)
             .addCallback(self._answered)
@@ -257,7 +251,7 @@ class PeerList:
     def _asked(self, text: str, again_s: float) -> None:
         self._asking.discard(text)
         if text in self._due:
-            self._due[text] = self._clock.seconds() + again_s * self._rng.uniform(0.75, 1.25)
+            self._due[text] = self._means.clock.seconds() + again_s * self._means.rng.uniform(0.75, 1.25)
 
     def _publish(self) -> None:
         peers: dict[Address, str] = {}

@@ -1,4 +1,4 @@
-"""A dialogue with its two ends joined up: requests of ours are Deferreds, requests of theirs go to a counterpart.
+"""Session on one connection: requests of ours are Deferreds, requests of theirs go to a request handler.
 
 Carries no bytes itself, so that a websocket and a memory network behave alike.
 """
@@ -6,8 +6,7 @@ Carries no bytes itself, so that a websocket and a memory network behave alike.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -45,7 +44,7 @@ from ciruela.proto.multiplexer import (
 from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64
-"""Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
+"""Requests of the other side that the request handler has at a time; more wait here, and reading stops until they are taken."""
 
 _SIGNED = (AppendDir, ReplaceDir, RemoveDir)
 """Wishes that are accepted with a valid signature only."""
@@ -66,16 +65,26 @@ _SIGNED_WELL = frozenset({RejectReason.ALREADY_EXISTS.value, RejectReason.ALREAD
 """Refusals for what is there, of a wish with a valid signature; who sent it may wait for what becomes of the path."""
 
 
-def _nothing(*_: object) -> None:
-    """Take no note."""
+class MessageLink(Connection, Protocol):
+    """A link as its session sees it: carries single messages, and acts on how the session goes."""
+
+    def send_message(self, head: bytes, shared: bytes = b"", /) -> None:
+        """Send one message, in one part or two."""
+
+    def break_off(self, reason: str, /) -> None:
+        """Close the connection for what the other side did."""
+
+    def hold(self, waits: bool, /) -> None:
+        """Requests begin to wait (stop reading), or none wait any more."""
+
+    def noise(self, told: bool, /) -> None:
+        """A message changed nothing. ``told``: it was a notification that is known, which means something to a client, little to a node."""
 
 
 class Session:
-    """What is said on one link.
+    """Session on one connection: decodes, limits and answers what the other side sends.
 
-    ``send`` takes the bytes of one message, in one part or two. ``broken`` is told why the connection has to be closed. ``held`` is told
-    True when requests begin to wait (stop reading), False when none wait any more. ``hush`` is for what is said about the messages of the
-    other side, ``noise`` is told of each that changes nothing. ``answers``: the budget for large answers that links share.
+    ``hush`` is for what is said about the messages of the other side. ``answers``: the budget for large answers that links share.
 
     ``trusted`` becomes true with the first accepted upload, which had a valid signature; ``known`` also with one that was refused for
     what is there. ``granted`` counts the requests that were. ``spoken`` tells that a request or a notification has come that could be
@@ -86,33 +95,24 @@ class Session:
 
     def __init__(
         self,
-        link: Connection,
+        link: MessageLink,
         counterpart: RequestHandler,
-        send: Callable[..., None],
-        broken: Callable[[str], None],
-        held: Callable[[bool], None],
         most_at_work: int = MOST_AT_WORK,
         *,
         trusted: bool = True,
         hush: RateLimitedLog | None = None,
-        noise: Callable[[bool], None] = _nothing,
         answers: AnswerBudget | None = None,
         in_thread: InThread = in_place,
     ) -> None:
-        """``noise`` gets whether it was a notification that is known, which means something to a client and little to a node."""
         self.trusted = self.known = trusted
         self.spoken = False
         self.granted = 0
-        self._noise = noise
         self._answers = answers or AnswerBudget()
         self._in_thread = in_thread
         self._large_at_work = False
         self._hush = hush
         self._link = link
         self._counterpart = counterpart
-        self._send = send
-        self._broken = broken
-        self._held = held
         self._most_at_work = most_at_work
         self._dialogue: RequestMultiplexer[Deferred[Response]] = RequestMultiplexer()
         self._waiting: deque[RequestReceived] = deque()
@@ -123,17 +123,17 @@ class Session:
 
     @property
     def large_due(self) -> bool:
-        """Whether an answer as large as an index is due."""
+        """Tells whether an answer as large as an index is due."""
         return self._dialogue.large_due
 
     @property
     def bulk_due(self) -> bool:
-        """Whether an answer with many blocks is due."""
+        """Tells whether an answer with many blocks is due."""
         return self._dialogue.bulk_due
 
     @property
     def over(self) -> bool:
-        """Whether the link is gone."""
+        """Tells whether the link is gone."""
         return self._over is not None
 
     def ask(self, request: Request) -> Deferred[Response]:
@@ -150,13 +150,13 @@ class Session:
         except TooMany as fault:
             done.errback(RemoteError(str(fault)))
             return done
-        self._send(data)
+        self._link.send_message(data)
         return done
 
     def tell(self, notification: Notification) -> None:
         """As :meth:`ciruela.interfaces.Connection.tell`."""
         if self._over is None:
-            self._send(self._dialogue.tell(notification))
+            self._link.send_message(self._dialogue.tell(notification))
 
     def received(self, data: bytes | bytearray) -> None:
         """Deal with one message of the other side."""
@@ -170,7 +170,7 @@ class Session:
     def _not_read(self, failure: Failure) -> None:
         """A fault of ours: whoever waits for the list must not wait for ever."""
         self._log.failure("{link}: a list was not read", failure, link=self._link.name)
-        self._broken("a list that it sent was not read")
+        self._link.break_off("a list that it sent was not read")
 
     def _deal(self, message: codec.Incoming | FormatError) -> None:
         if self._over is not None:
@@ -187,23 +187,23 @@ class Session:
                     done.callback(response)
             case NotificationReceived(notification):
                 self.spoken = True
-                self._noise(True)
+                self._link.noise(True)
                 if self._over is None:
                     self._told(notification)
             case Failed(done, reason):
                 self._fail(done, reason)
             case Nothing(reason, reply, late):
                 if not late:
-                    self._noise(False)
+                    self._link.noise(False)
                 if self._hush is not None:
                     source = self._link.name.rpartition(":")[0]
                     self._hush.info(self._log, "message", source, "{link}: {reason}", link=self._link.name, reason=reason)
                 if reply is not None and self._over is None:
-                    self._send(reply)
+                    self._link.send_message(reply)
             case Violation(reason, failed):
                 if failed is not None:
                     self._fail(failed, reason)
-                self._broken(reason)
+                self._link.break_off(reason)
 
     def _fail(self, done: Deferred[Response], reason: str) -> None:
         if not done.called:
@@ -223,6 +223,7 @@ class Session:
         self._work()
 
     def _work(self) -> None:
+        # An answer that is ready at once comes back here while it is begun: one loop takes all, or each would deepen the stack.
         if self._taking:
             return
         self._taking = True
@@ -232,13 +233,13 @@ class Session:
         finally:
             self._taking = False
         if self._over is None:
-            self._held(bool(self._waiting))
+            self._link.hold(bool(self._waiting))
 
     def _most(self) -> int:
         return self._most_at_work if self.trusted else min(STRANGER_AT_WORK, self._most_at_work)
 
     def _has_room(self, request: Request) -> bool:
-        """Whether what answers ``request`` may be made now: one index or list at a time here, and of all links not too much."""
+        """Tells whether the answer to ``request`` may be made now: one index or list at a time here, and of all links not too much."""
         if not isinstance(request, LARGE if self.trusted else _HEAVY):
             return True
         large = isinstance(request, LARGE)
@@ -255,6 +256,7 @@ class Session:
 
     def _begin(self, asked: RequestReceived) -> None:
         self._at_work += 1
+        # Remembered, because the answer may change it: the budget gets back what was taken for this side.
         trusted = self.trusted
         try:
             answer = self._counterpart.requested(self._link, asked.request)
@@ -273,7 +275,7 @@ class Session:
             self.known = True
         if self._over is None:
             head, shared = self._dialogue.answer(asked.id, response)
-            self._send(head, shared) if shared else self._send(head)
+            self._link.send_message(head, shared) if shared else self._link.send_message(head)
 
     def _refused(self, failure: Failure, asked: RequestReceived) -> None:
         if failure.check(RemoteError):
@@ -287,7 +289,7 @@ class Session:
                 self._hush.failure(self._log, "request", source, told, failure=failure, link=link, request=request)
             text = "internal error"
         if self._over is None:
-            self._send(self._dialogue.answer(asked.id, Error(text))[0])
+            self._link.send_message(self._dialogue.answer(asked.id, Error(text))[0])
 
     def _finished(self, _result: object) -> None:
         self._at_work -= 1
@@ -295,7 +297,7 @@ class Session:
             self._work()
 
     def end(self, reason: str) -> None:
-        """The link is gone: everything that waits fails with ``reason``, and the counterpart is told."""
+        """The link is gone: everything that waits fails with ``reason``, and the request handler is told."""
         if self._over is not None:
             return
         self._over = reason

@@ -58,7 +58,7 @@ class GetIndexAt:
 
 @dataclass(frozen=True, slots=True)
 class BlockHint:
-    """Where a block is: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
+    """Location of a block: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
 
     vpath: str
     path: str
@@ -186,7 +186,7 @@ MOST_REFUSED = 64
 """Length of the digest of a refused order, and how many of them one answer to GetPathState has."""
 
 NOT_KNOWN = "is not known here"
-"""How the refusal of a request ends that the other side lacks."""
+"""Suffix of the refusal of a request for something that is not here."""
 
 
 def unknown_request(reason: str) -> bool:
@@ -219,7 +219,7 @@ Request = (
 )
 
 NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload, GetPathState, WithdrawUpload, PushPull)
-"""What only ``ciruela.v2`` has."""
+"""Requests that only ``ciruela.v2`` has."""
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
 
@@ -353,7 +353,7 @@ class PathStateData:
     ``epoch_ms``: wall time when the node started; one machine id with two epochs is two servers. ``taken``: the node has the directory,
     with paths of this depth. ``committed`` is what really stands there, ``pending`` what is on its way. ``refused``: the image that was
     refused or given up there last, and the word for it. ``refused_orders``: digests of orders of clients that were refused for what is
-    there (``uploads.refused``): their signatures count in no other form.
+    there (``uploads.rejections``): their signatures count in no other form.
     """
 
     machine: MachineId

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.interfaces import Address, Connector
-from ciruela.model.config import DirConfig
+from ciruela.interfaces import Address, NodeContext
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.units import logged
@@ -52,64 +50,60 @@ _MAY_PASS = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_I
 
 
 class Orders(Protocol):
-    """Where orders go: the uploads."""
+    """Sink of upload requests: the uploads."""
 
     def order(self, order: UploadRequest, hints: tuple[Address, ...]) -> Deferred[Decision]:
         """Judge it, record it, start its download."""
 
 
 class RemovalSink(Protocol):
-    """Where removals go."""
+    """Sink of removals: the uploads."""
 
     def remove(self, removal: Removal) -> Deferred[RemovalGranted | Rejection]:
         """Verify its signatures, judge it, carry it out."""
 
 
+@dataclass(eq=False)
 class Reconciler:
-    """Takes over what peers have newer, the newest first, a few at a time."""
+    """Takes over what peers have newer, the newest first, a few at a time.
+
+    ``hint`` and ``watchers`` are told which nodes spoke of an image, and which wait for a path.
+    ``idle`` tells whether the download for a path gets nothing at present.
+    """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        wire: Connector,
-        uploads: Orders,
-        hint: Callable[[VPath, ImageId, Address], None],
-        watchers: Callable[[VPath, tuple[MachineId, ...]], None],
-        clock: IReactorTime,
-        idle: Callable[[VPath], bool],
-        removals: RemovalSink,
-    ) -> None:
-        """``idle`` tells whether the download for a path gets nothing at present."""
-        self._removals = removals
-        self._configs = configs
-        self._ledger = ledger
-        self._idle = idle
-        self._wire = wire
-        self._uploads = uploads
-        self._hint = hint
-        self._watchers = watchers
-        self._clock = clock
-        self._asking: dict[VPath, Deferred[Response]] = {}
-        self._again: dict[VPath, tuple[bytes, Address]] = {}
-        self._known: OrderedDict[tuple[VPath, bytes], float] = OrderedDict()
-        self._backlog: dict[VPath, deque[tuple[UploadRequest, Address]]] = {}
-        self._running: dict[VPath, ImageId] = {}
-        self._removing: set[VPath] = set()
-        self._judging: set[VPath] = set()
-        self._hush = RateLimitedLog(clock, 20)
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    uploads: Orders
+    removals: RemovalSink
+    hint: Callable[[VPath, ImageId, Address], None]
+    watchers: Callable[[VPath, tuple[MachineId, ...]], None]
+    idle: Callable[[VPath], bool]
+
+    # internal state
+    _asking: dict[VPath, Deferred[Response]] = field(init=False, default_factory=dict)
+    _again: dict[VPath, tuple[bytes, Address]] = field(init=False, default_factory=dict)
+    _known: OrderedDict[tuple[VPath, bytes], float] = field(init=False, default_factory=OrderedDict)
+    _backlog: dict[VPath, deque[tuple[UploadRequest, Address]]] = field(init=False, default_factory=dict)
+    _running: dict[VPath, ImageId] = field(init=False, default_factory=dict)
+    _removing: set[VPath] = field(init=False, default_factory=set)
+    _judging: set[VPath] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._hush = RateLimitedLog(self.context.clock, 20)
 
     def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
         """A peer announced this hash of ``base``."""
-        config = self._configs.get(base.key)
+        config = self.context.configs.get(base.key)
         if config is None or base.level != max(config.num_levels - 1, 0):
             return
         if base in self._backlog:
             self._pump()
-        if hash_ == self._ledger.base_hash(base) or self._is_known(base, hash_):
+        if hash_ == self.ledger.base_hash(base) or self._is_known(base, hash_):
             return
+        # The list that is on its way may be older than this news: the last news is compared after it.
         if base in self._asking:
             self._again[base] = (hash_, address)
             return
@@ -117,11 +111,11 @@ class Reconciler:
 
     def removed(self, vpath: VPath, version: Version, address: Address) -> None:
         """A peer says that ``version`` was removed from ``vpath``: it may show the signatures."""
-        base, config = vpath.base, self._configs.get(vpath.key)
+        base, config = vpath.base, self.context.configs.get(vpath.key)
         told = hashlib.blake2b(str(vpath).encode() + version.image + version.timestamp_ms.to_bytes(8, "big"), digest_size=32).digest()
         if config is None or vpath.level != config.num_levels or base in self._asking or self._is_known(base, told):
             return
-        tombstone, latest = self._ledger.burials(base).tombstones.get(vpath.entry), self._ledger.latest(vpath)
+        tombstone, latest = self.ledger.burials(base).tombstones.get(vpath.entry), self.ledger.latest(vpath)
         if (tombstone is not None and tombstone.version >= version) or (latest is not None and latest.version > version):
             return
         self._know(base, told, REFUSED_S)
@@ -130,7 +124,7 @@ class Reconciler:
     def _ask(self, base: VPath, address: Address, announced: bytes = b"") -> None:
         if len(self._asking) >= MOST_BASES:
             return
-        asked = self._wire.ask(address, GetBaseDir(str(base)))
+        asked = self.context.wire.ask(address, GetBaseDir(str(base)))
         self._asking[base] = asked
         asked.addCallback(self._compare, base, address, announced).addErrback(self._unanswered, base, address).addBoth(
             self._answered, base
@@ -156,32 +150,33 @@ class Reconciler:
 
     def _is_known(self, base: VPath, hash_: bytes) -> bool:
         until_s = self._known.get((base, hash_))
-        return until_s is not None and self._clock.seconds() < until_s
+        return until_s is not None and self.context.clock.seconds() < until_s
 
     def _given_up(self, order: UploadRequest, unfinished: Collection[str]) -> bool:
-        """Whether this upload failed here lately, or long ago and the peer has not got it either."""
+        """Tells whether this upload failed here lately, or long ago and the peer has not got it either."""
         within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else None
-        return self._ledger.recently_aborted(order.vpath, _version(order), within_s)
+        return self.ledger.recently_aborted(order.vpath, _version(order), within_s)
 
     def _compare(self, response: Response, base: VPath, address: Address, announced: bytes = b"") -> None:
         if not isinstance(response, BaseDirData):
             raise RemoteError("the answer to GetBaseDir is something else")
         for entry, machines in response.watches.items():
             try:
-                self._watchers(base.image_at(entry), machines)
+                self.watchers(base.image_at(entry), machines)
             except ValueError:
                 continue
-        ours = self._ledger.entries(base)
+        ours = self.ledger.entries(base)
         for entry in ours.keys() & response.dirs.keys():
             if ours[entry].image == response.dirs[entry].image:
-                self._hint(base.image_at(entry), ours[entry].image, address)
+                self.hint(base.image_at(entry), ours[entry].image, address)
         unfinished = frozenset(response.pending)
-        config = self._configs.get(base.key)
+        config = self.context.configs.get(base.key)
         if config is None:  # a reload took it away while the peer thought about its answer
             return
-        burials, append_only = self._ledger.burials(base), config.append_only
+        burials, append_only = self.ledger.burials(base), config.append_only
         found = wanted(base, ours, response.dirs, burials, append_only)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
+        # An upload that failed here lately is left out for now, so that this list must be looked at again soon.
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
         if announced:  # an earlier version hashes otherwise, or its list has changed since: the same news is not asked about each second
@@ -194,7 +189,7 @@ class Reconciler:
         self._pump()
 
     def _know(self, base: VPath, hash_: bytes, known_s: float) -> None:
-        self._known[(base, hash_)] = self._clock.seconds() + known_s
+        self._known[(base, hash_)] = self.context.clock.seconds() + known_s
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
 
@@ -210,7 +205,7 @@ class Reconciler:
         async def work() -> None:
             for removal in islice(removals, MOST_BACKLOG):
                 try:
-                    verdict = await self._removals.remove(removal)
+                    verdict = await self.removals.remove(removal)
                 except CiruelaError as error:  # of one image; the others go all the same
                     what, why = str(removal.vpath), str(error)
                     text = "what was removed from {vpath} elsewhere stays here, it is tried again: {why}"
@@ -245,11 +240,11 @@ class Reconciler:
 
     def _soon_again(self, base: VPath) -> None:
         """Something about ``base`` was refused that may be right in a moment."""
-        until_s = self._clock.seconds() + REFUSED_S
+        until_s = self.context.clock.seconds() + REFUSED_S
         self._known.update({known: min(self._known[known], until_s) for known in self._known if known[0] == base})
 
     def _forget(self, base: VPath) -> None:
-        """What was learned about ``base`` did not lead to an image: ask again when it is next heard of."""
+        """Forgets what was learned about ``base``, for it led to no image: it is compared again when it is next heard of."""
         for known in [known for known in self._known if known[0] == base]:
             del self._known[known]
 
@@ -270,15 +265,15 @@ class Reconciler:
                 self._backlog.pop(base, None)
 
     def _room(self, base: VPath) -> bool:
-        """Whether one more may begin. Uploads that nobody can give any more must not keep others waiting for the hour that they last."""
-        idle = [vpath for vpath in self._running if self._idle(vpath)]
+        """Tells whether one more may begin. Uploads that nobody can give any more must not make others wait for the hour that they last."""
+        idle = [vpath for vpath in self._running if self.idle(vpath)]
         busy = {*self._running, *self._judging}.difference(idle)
         most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE
         return most and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE
 
     def _give(self, order: UploadRequest, address: Address) -> None:
         self._judging.add(order.vpath)
-        self._uploads.order(order, (address,)).addCallback(self._judged, order, address).addErrback(self._not_judged, order).addBoth(
+        self.uploads.order(order, (address,)).addCallback(self._judged, order, address).addErrback(self._not_judged, order).addBoth(
             lambda _: self._leave(order.vpath)
         ).addErrback(self._broken)
 
@@ -289,16 +284,16 @@ class Reconciler:
         match verdict:
             case Rejection(reason=reason) if reason in _MAY_PASS:
                 self._soon_again(order.vpath.base)
-            case Rejection(reason=RejectReason.CONFLICT) if self._ledger.pending(order.vpath) is not None:  # which may come to nothing
+            case Rejection(reason=RejectReason.CONFLICT) if self.ledger.pending(order.vpath) is not None:  # which may come to nothing
                 self._soon_again(order.vpath.base)
             case Accepted(state=state) if state.version < _version(order):  # its latest signature is by a key that is not known here
                 self._soon_again(order.vpath.base)
         match verdict:
             case Accepted(progress=Progress.NEW):
-                if self._ledger.pending(order.vpath) is not None:  # else it has ended already
+                if self.ledger.pending(order.vpath) is not None:  # else it has ended already
                     self._running[order.vpath] = order.image
             case Accepted(progress=Progress.IN_PROGRESS):
-                self._hint(order.vpath, order.image, address)
+                self.hint(order.vpath, order.image, address)
             case Rejection(reason=RejectReason.SIGNATURE_MISMATCH):
                 self._hush.error(
                     self._log,
@@ -323,7 +318,7 @@ Waiting = tuple[UploadRequest, Address]
 
 
 def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Tombstones, append_only: bool) -> deque[Waiting]:
-    """What two peers have, the newest first; at each path the one of the two that wins."""
+    """Merges the wanted states of two peers, the newest first; at each path the one that wins."""
     best: dict[VPath, Waiting] = {}
     for order, address in (*fresh, *before):
         other = best.get(order.vpath)

@@ -1,4 +1,4 @@
-"""Whether what is recorded is there: the names of all committed images are looked at once a minute (finding K3.5).
+"""Presence of the recorded images: the names of all committed ones are looked at once a minute (finding K3.5).
 
 An image that somebody removed by hand stops counting as committed and is fetched again, as a start does it. Where a directory cannot be
 opened, or is another one than before, nobody can tell, and nothing is concluded.
@@ -6,18 +6,17 @@ opened, or is another one than before, nobody can tell, and nothing is concluded
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.interfaces import Address, Disk, NamesFound, Pending
+from ciruela.interfaces import Address, NamesFound, NodeContext, Pending
 from ciruela.model.errors import DiskError
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import State
@@ -42,7 +41,7 @@ TIDY_TICKS = 60 * ROUND_TICKS
 
 
 class PresenceDownloads(Protocol):
-    """What this duty asks of the downloads."""
+    """Port to the downloads, for the presence check."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending."""
@@ -61,27 +60,30 @@ class Alone(Protocol):
         """Run ``work`` while no order for ``vpath`` is being judged."""
 
 
+@dataclass(eq=False)
 class Presence:
     """Looks at the names of images. ``unseen`` tells why nobody can tell of a directory (key); ``lost`` counts images since the start."""
 
     _log = Logger()
 
-    def __init__(
-        self, ledger: Ledger, disk: Disk, fetcher: PresenceDownloads, alone: Alone, clock: IReactorTime, rng: random.Random
-    ) -> None:
-        self._ledger = ledger
-        self._disk = disk
-        self._fetcher = fetcher
-        self._alone = alone
-        self._beat = PeriodicTask(clock, rng, TICK_S, self._tick, "the look at what is there")
-        self._round: Iterator[VPath] = iter(())
-        self._batch = 0
-        self._ticks = 0
-        self._unproved: dict[VPath, None] = {}
-        self._unseen_now: dict[str, str] = {}
-        self.unseen: Mapping[str, str] = {}
-        self.lost = 0
-        self.litter = 0
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    fetcher: PresenceDownloads
+    alone: Alone
+
+    # internal state
+    unseen: Mapping[str, str] = field(init=False, default_factory=dict)
+    lost: int = field(init=False, default=0)
+    litter: int = field(init=False, default=0)
+    _round: Iterator[VPath] = field(init=False, default_factory=lambda: iter(()))
+    _batch: int = field(init=False, default=0)
+    _ticks: int = field(init=False, default=0)
+    _unproved: dict[VPath, None] = field(init=False, default_factory=dict)
+    _unseen_now: dict[str, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._beat = PeriodicTask(self.context.clock, self.context.rng, TICK_S, self._tick, "the look at what is there")
 
     def start(self) -> None:
         """Begin; the ledger is filled."""
@@ -104,11 +106,11 @@ class Presence:
         left = self._batch
         while left > 0 and (vpaths := list(islice(self._round, min(left, MOST_AT_ONCE)))):
             left -= len(vpaths)
-            await self._compare(await self._disk.look(vpaths))
-        self._unproved.update(dict.fromkeys(await self._disk.prove(PROVED_A_TICK)))
+            await self._compare(await self.context.disk.look(vpaths))
+        self._unproved.update(dict.fromkeys(await self.context.disk.prove(PROVED_A_TICK)))
         for vpath in list(self._unproved):
             try:
-                await self._alone(vpath, partial(self._unrecorded, vpath))
+                await self.alone(vpath, partial(self._unrecorded, vpath))
             except DiskError as error:
                 self._log.warn("{vpath}: nobody can tell whether it is recorded: {reason}", vpath=str(vpath), reason=error)
             else:
@@ -116,7 +118,7 @@ class Presence:
 
     async def _tidy(self, *, delete: bool) -> None:
         try:
-            self.litter = await self._disk.tidy(delete=delete)
+            self.litter = await self.context.disk.tidy(delete=delete)
         except DiskError as error:
             self._log.warn("what is set aside, or could not be deleted, cannot be looked at: {reason}", reason=error)
 
@@ -129,12 +131,12 @@ class Presence:
             self._log.info("/{key}: the directory can be looked at again", key=key)
         self.unseen, self._unseen_now = self._unseen_now, {}
         self._round = self._images()
-        self._batch = -(-len(self._ledger) // ROUND_TICKS)
+        self._batch = -(-len(self.ledger) // ROUND_TICKS)
 
     def _images(self) -> Iterator[VPath]:
         """All committed images, those of one base dir one after the other."""
-        for base in list(self._ledger.base_hashes()):
-            yield from [vpath for vpath, _ in self._ledger.committed_in(base)]
+        for base in list(self.ledger.base_hashes()):
+            yield from [vpath for vpath, _ in self.ledger.committed_in(base)]
 
     async def _compare(self, sight: NamesFound) -> None:
         self._unseen_now.update(sight.unseen)
@@ -147,53 +149,54 @@ class Presence:
     # -- one image -----------------------------------------------------------------------------------------------------------------
 
     def there(self, vpath: VPath) -> Deferred[bool]:
-        """Whether an image is committed at ``vpath`` and its directory stands there, by a look at the disk now.
+        """Tells whether an image is committed at ``vpath`` and its directory stands there, by a look at the disk now.
 
         One that is missing is fetched again from now on. Fails with DiskError when nobody can tell.
         """
-        if self._ledger.committed(vpath) is None:
+        if self.ledger.committed(vpath) is None:
             return succeed(False)
-        return self._disk.present(vpath).addCallback(self._seen, vpath)
+        return self.context.disk.present(vpath).addCallback(self._seen, vpath)
 
     def _seen(self, there: bool, vpath: VPath) -> bool | Deferred[bool]:
-        return True if there else self._alone(vpath, lambda: self._look_again(vpath))
+        return True if there else self.alone(vpath, lambda: self._look_again(vpath))
 
     def _look_again(self, vpath: VPath) -> Deferred[bool]:
         """While nobody else decides anything for the path; on some file systems a commit shows nothing for a moment."""
-        settled = self._fetcher.settled(vpath)
+        settled = self.fetcher.settled(vpath)
         if settled is not None:
             return settled.addCallback(lambda _: self._look_again(vpath))
-        committed = self._ledger.committed(vpath)
+        committed = self.ledger.committed(vpath)
         if committed is None:
             return succeed(False)
-        return self._disk.present(vpath).addCallback(self._conclude, vpath, committed)
+        return self.context.disk.present(vpath).addCallback(self._conclude, vpath, committed)
 
     def _conclude(self, there: bool, vpath: VPath, committed: State) -> bool | Deferred[bool]:
-        if there or self._ledger.committed(vpath) is not committed or self._fetcher.settled(vpath) is not None:
+        if there or self.ledger.committed(vpath) is not committed or self.fetcher.settled(vpath) is not None:
             return there
         self.lost += 1
-        if self._ledger.pending(vpath) is not None:
+        if self.ledger.pending(vpath) is not None:
             self._log.error("{vpath}: the image {image} is gone from the disk", vpath=str(vpath), image=committed.image.hex())
-            self._ledger.vanish(vpath, None)
+            self.ledger.vanish(vpath, None)
             return False
         self._log.error(
             "{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex()
         )
-        self._fetcher.stop(vpath, AbortReason.SUPERSEDED)  # it may have been about to be mended
+        self.fetcher.stop(vpath, AbortReason.SUPERSEDED)  # it may have been about to be mended
         pending = Pending(vpath, committed, Command.APPEND)
-        self._ledger.vanish(vpath, pending)
-        return self._disk.write_pending(pending).addCallbacks(self._fetch, self._not_written, callbackArgs=(pending,), errbackArgs=(vpath,))
+        self.ledger.vanish(vpath, pending)
+        written = self.context.disk.write_pending(pending)
+        return written.addCallbacks(self._fetch, self._not_written, callbackArgs=(pending,), errbackArgs=(vpath,))
 
     def _fetch(self, _: None, pending: Pending) -> bool:
-        if self._ledger.pending(pending.vpath) is pending:
-            self._fetcher.start(pending)
+        if self.ledger.pending(pending.vpath) is pending:
+            self.fetcher.start(pending)
         return False
 
     def _not_written(self, failure: Failure, vpath: VPath) -> bool:
         """It is not on its way then; other nodes tell of it, or the next start finds it missing."""
         failure.trap(DiskError)
         self._log.error("{vpath} cannot be fetched again: {reason}", vpath=str(vpath), reason=failure.getErrorMessage())
-        self._ledger.abort(vpath, 0)
+        self.ledger.abort(vpath, 0)
         return False
 
     def _unrecorded(self, vpath: VPath) -> Deferred[None]:
@@ -201,18 +204,18 @@ class Presence:
 
         Unless an image was committed meanwhile: it has a record again.
         """
-        settled = self._fetcher.settled(vpath)
+        settled = self.fetcher.settled(vpath)
         if settled is not None:
             return settled.addCallback(lambda _: self._unrecorded(vpath))
-        committed = self._ledger.committed(vpath)
+        committed = self.ledger.committed(vpath)
         if committed is None:
             return succeed(None)
-        return self._disk.recorded(vpath).addCallback(self._forget, vpath, committed)
+        return self.context.disk.recorded(vpath).addCallback(self._forget, vpath, committed)
 
     def _forget(self, recorded: bool, vpath: VPath, committed: State) -> Deferred[None] | None:
         if recorded:
             return None
-        if self._ledger.committed(vpath) is not committed or self._fetcher.settled(vpath) is not None:
+        if self.ledger.committed(vpath) is not committed or self.fetcher.settled(vpath) is not None:
             return self._unrecorded(vpath)
-        self._ledger.vanish(vpath, None)
+        self.ledger.vanish(vpath, None)
         return None

@@ -1,12 +1,11 @@
 """The scrub service: one image at a time, slowly; what is suspect comes first, and what is damaged is fetched again.
 
-How much may be read now. Pure.
+A token bucket bounds how much may be read now.
 """
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -15,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.index.tree import Index
-from ciruela.interfaces import Disk, Examination, Findings, NowMs
+from ciruela.interfaces import Examination, Findings, NodeContext
 from ciruela.model.config import Tuning
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
@@ -25,7 +24,7 @@ from ciruela.runtime import Backoff, PeriodicTask, TokenBucket
 from ciruela.tracking.ledger import Ledger
 
 BURST_S = 4.0
-"""What was not read for a while may be made up for, so many seconds' worth at most."""
+"""Most seconds' worth of reading that may be made up for after a pause."""
 
 TICK_S = 1.0
 
@@ -33,7 +32,7 @@ FIRST_S = 600.0
 """The first cycle begins so long after the start: a node that comes up has better things to do."""
 
 SUSPECT_BYTES = 64 * 1024 * 1024
-"""What is suspect is read in slices of so much, one a tick, whatever the rate."""
+"""Bytes of a suspect image that one tick reads, whatever the rate."""
 
 MOST_SUSPECTS = 1000
 
@@ -50,7 +49,7 @@ LONGEST_AGAIN_S = 3600.0
 
 CLEARED_S = 600.0
 LONGEST_CLEARED_S = 6 * 3600.0
-"""What was suspect and turned out to be whole is not suspect again for so long, and longer each time: a read that fails for want of
+"""Time for which an image that was suspect and turned out whole is not suspect again; it grows each time: a read that fails for want of
 descriptors must not keep the disk busy and the log full."""
 
 
@@ -60,7 +59,7 @@ def reading(bytes_s: int, clock: IReactorTime) -> TokenBucket:
 
 
 class Mender(Protocol):
-    """What scrub asks of the downloads."""
+    """Port to the downloads, for scrub."""
 
     def heal(self, vpath: VPath) -> Deferred[None] | None:
         """Put the committed image at ``vpath`` together again; None when that cannot begin now."""
@@ -69,7 +68,7 @@ class Mender(Protocol):
         """Get the index of a committed image again, and store it."""
 
     def stalled(self, vpath: VPath) -> bool:
-        """Whether nobody has given anything for ``vpath`` for a while."""
+        """Tells whether nobody has given anything for ``vpath`` for a while."""
 
     def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End what is under way for ``vpath``."""
@@ -88,11 +87,12 @@ class Ill:
     count: int
     sample: tuple[str, ...]
     index: bool = False
-    mending: bool = False
-    failure: str = ""
-    doubtful: bool = False
+    mending: bool = field(init=False, default=False)
+    failure: str = field(init=False, default="")
+    doubtful: bool = field(init=False, default=False)
 
 
+@dataclass(eq=False)
 class Scrub:
     """Looks through all images once in a cycle.
 
@@ -101,53 +101,46 @@ class Scrub:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        disk: Disk,
-        mender: Mender,
-        tuning: Tuning,
-        clock: IReactorTime,
-        rng: random.Random,
-        now_ms: NowMs,
-    ) -> None:
-        self._ledger = ledger
-        self._disk = disk
-        self._mender = mender
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    mender: Mender
+
+    # internal state
+    ill: dict[VPath, Ill] = field(init=False, default_factory=dict)
+    bytes: int = field(init=False, default=0)
+    looked: int = field(init=False, default=0)
+    damaged: int = field(init=False, default=0)
+    healed: int = field(init=False, default=0)
+    failed: int = field(init=False, default=0)
+    cycle_total: int = field(init=False, default=0)
+    last_full_ms: int | None = field(init=False, default=None)
+    _suspects: dict[VPath, None] = field(init=False, default_factory=dict)
+    _order: list[VPath] = field(init=False, default_factory=list)
+    _cycling: bool = field(init=False, default=False)
+    _at: VPath | None = field(init=False, default=None)
+    _suspect: bool = field(init=False, default=False)
+    _examination: Examination | None = field(init=False, default=None)
+    _work: Deferred[None] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        clock, tuning = self.context.clock, self.context.tuning
         self._tuning = tuning
-        self._clock = clock
-        self._rng = rng
-        self._now_ms = now_ms
         self._pace = reading(tuning.scrub_bytes_per_second, clock)
-        self._beat = PeriodicTask(clock, rng, TICK_S, self._tick, "the scrub")
-        self._suspects: dict[VPath, None] = {}
-        self._order: list[VPath] = []
+        self._beat = PeriodicTask(clock, self.context.rng, TICK_S, self._tick, "the scrub")
         self._cycle_s = clock.seconds() + FIRST_S
-        self._cycling = False
-        self._at: VPath | None = None
-        self._suspect = False
-        self._examination: Examination | None = None
-        self._work: Deferred[None] | None = None
         self._retries: Backoff[VPath] = Backoff(clock, AGAIN_S, LONGEST_AGAIN_S)
         self._cleared: Backoff[VPath] = Backoff(clock, CLEARED_S, LONGEST_CLEARED_S)
-        self.ill: dict[VPath, Ill] = {}
-        self.bytes = 0
-        self.looked = 0
-        self.damaged = 0
-        self.healed = 0
-        self.failed = 0
-        self.cycle_total = 0
-        self.last_full_ms: int | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._cycle_s = self._clock.seconds() + FIRST_S
+        self._cycle_s = self.context.clock.seconds() + FIRST_S
         self._beat.start()
 
     def tune(self, tuning: Tuning) -> None:
         """Read at this pace from now on; a longer or shorter cycle counts from the next one on."""
         if tuning.scrub_bytes_per_second != self._tuning.scrub_bytes_per_second:
-            self._pace = reading(tuning.scrub_bytes_per_second, self._clock)
+            self._pace = reading(tuning.scrub_bytes_per_second, self.context.clock)
         self._tuning = tuning
 
     def stop(self) -> None:
@@ -203,16 +196,16 @@ class Scrub:
         self._work = None
 
     def _next(self) -> None:
-        """Which image is next: a suspect one, else one of the cycle that is due."""
+        """Chooses the next image: a suspect one, else one of the cycle that is due."""
         if self._cycling and not self._order:
             self._cycling = False
-            self.last_full_ms = self._now_ms()
+            self.last_full_ms = self.context.now_ms()
         if self._suspects:
             self._at = next(iter(self._suspects))
             del self._suspects[self._at]
             self._suspect = True
             return
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         if not self._order and self._tuning.scrub_bytes_per_second and now_s >= self._cycle_s:
             self._begin_cycle(now_s)
         if self._order:
@@ -223,8 +216,8 @@ class Scrub:
         """All images that are here, in random order: a node that is often restarted gets to all of them in time."""
         self._cycling = True
         self._cycle_s = now_s + self._tuning.scrub_cycle_ms / 1000
-        self._order = sorted(vpath for base in self._ledger.base_hashes() for vpath, _ in self._ledger.committed_in(base))
-        self._rng.shuffle(self._order)
+        self._order = sorted(vpath for base in self.ledger.base_hashes() for vpath, _ in self.ledger.committed_in(base))
+        self.context.rng.shuffle(self._order)
         self.cycle_total = len(self._order)
 
     # -- looking --------------------------------------------------------------------------------------------------------------------
@@ -232,11 +225,11 @@ class Scrub:
     def _look(self, vpath: VPath, budget: int) -> Deferred[None]:
         if self._examination is not None:
             return self._go_on(vpath, self._examination, budget)
-        committed = self._ledger.committed(vpath)
-        if committed is None or self._ledger.pending(vpath) is not None:
+        committed = self.ledger.committed(vpath)
+        if committed is None or self.ledger.pending(vpath) is not None:
             self._at = None
             return succeed(None)
-        index = self._disk.read_index(committed.image).addErrback(self._no_index)
+        index = self.context.disk.read_index(committed.image).addErrback(self._no_index)
         return index.addCallback(self._with_index, vpath, committed.image, budget)
 
     def _no_index(self, failure: Failure) -> None:
@@ -246,9 +239,9 @@ class Scrub:
     def _with_index(self, index: Index | None, vpath: VPath, image: ImageId, budget: int) -> Deferred[None] | None:
         if index is None:
             self._at = None
-            self._found(vpath, Ill(image, self._now_ms(), 1, ("its index is missing or bad",), index=True))
+            self._found(vpath, Ill(image, self.context.now_ms(), 1, ("its index is missing or bad",), index=True))
             return None
-        self._examination = self._disk.examine(vpath, index)
+        self._examination = self.context.disk.examine(vpath, index)
         return self._go_on(vpath, self._examination, budget)
 
     def _go_on(self, vpath: VPath, examination: Examination, budget: int) -> Deferred[None]:
@@ -256,6 +249,7 @@ class Scrub:
 
         def looked(findings: Findings | None) -> None:
             self.bytes += examination.cost - before
+            # What is suspect is read at once, so it does not use up what the cycle may read.
             if not self._suspect:
                 self._pace.spend(examination.cost - before)
             if findings is not None:
@@ -282,11 +276,12 @@ class Scrub:
             self._log.failure("looking through {vpath} failed", failure, vpath=str(vpath))
 
     def _conclude(self, vpath: VPath, findings: Findings, *, suspect: bool) -> None:
-        committed = self._ledger.committed(vpath)
+        committed = self.ledger.committed(vpath)
         if not findings.current or committed is None:
             return
         self.looked += 1
         if not findings.count:
+            # A false alarm: the next one about this image has to wait, longer each time.
             if suspect:
                 self._cleared.failed(vpath)
             ill = self.ill.get(vpath)
@@ -295,7 +290,7 @@ class Scrub:
                 self._retries.succeeded(vpath)
             return
         sample = tuple(f"{one.path} {one.what}" for one in findings.damages[:MOST_TOLD])
-        self._found(vpath, Ill(committed.image, self._now_ms(), findings.count, sample))
+        self._found(vpath, Ill(committed.image, self.context.now_ms(), findings.count, sample))
 
     def _found(self, vpath: VPath, ill: Ill) -> None:
         """Tell the log, unless it is known: what is being mended, or waits for its next attempt, is told once."""
@@ -316,16 +311,16 @@ class Scrub:
     def _mend(self) -> None:
         """Begin to mend what is not being mended; what is not here any more is forgotten."""
         for vpath, ill in list(self.ill.items()):
-            committed = self._ledger.committed(vpath)
+            committed = self.ledger.committed(vpath)
             if committed is None or committed.image != ill.image:
                 del self.ill[vpath]
                 self._retries.succeeded(vpath)
-            elif ill.mending and not ill.index and self._mender.stalled(vpath):
-                self._mender.stop(vpath, AbortReason.NO_FILE_SOURCE)
+            elif ill.mending and not ill.index and self.mender.stalled(vpath):
+                self.mender.stop(vpath, AbortReason.NO_FILE_SOURCE)
         for vpath, ill in list(self.ill.items()):
             if sum(one.mending for one in self.ill.values()) >= MOST_MENDING:
                 return
-            if ill.doubtful and self._ledger.pending(vpath) is None:
+            if ill.doubtful and self.ledger.pending(vpath) is None:
                 ill.doubtful = False
                 self._suspects[vpath] = None
             looking = vpath in self._suspects or vpath == self._at
@@ -333,9 +328,9 @@ class Scrub:
                 self._begin_mending(vpath, ill)
 
     def _begin_mending(self, vpath: VPath, ill: Ill) -> None:
-        """Where an upload is on its way nothing begins: it may take the place of what is damaged."""
+        """Begins to repair an image, unless an upload is on its way there: it may take the place of what is damaged."""
         mending: Deferred[object] | None
-        mending = self._mender.mend_index(vpath, ill.image) if ill.index else self._mender.heal(vpath)  # type: ignore[assignment]
+        mending = self.mender.mend_index(vpath, ill.image) if ill.index else self.mender.heal(vpath)  # type: ignore[assignment]
         if mending is None:
             return
         ill.mending = True

@@ -1,20 +1,19 @@
-"""What other nodes have at a path, asked before a client's order is judged.
+"""Query of other nodes, for what they have at a path, before a client's request is judged.
 
 A node that is empty, lags behind or has lost a record must not take what the others refuse.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.interfaces import Address, Connector
+from ciruela.interfaces import Address, NodeContext
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
@@ -51,36 +50,29 @@ class _Question:
     until_s: float = 0.0
 
 
+@dataclass(eq=False)
 class Neighbours:
-    """Asks up to :data:`MOST_ASKED` random nodes at once. Who cannot be reached, or does not understand the question, says nothing."""
+    """Asks up to :data:`MOST_ASKED` random nodes at once. Who cannot be reached, or does not understand the question, says nothing.
+
+    ``nearby`` gives the addresses for a key, ``stalled`` the machines on which an upload gets no further.
+    ``acquainted`` fires when the peers are known.
+    """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        wire: Connector,
-        nearby: Callable[[str], Nearby],
-        stalled: Callable[[VPath, ImageId], Collection[MachineId]],
-        acquainted: Callable[[], Deferred[None]],
-        clock: IReactorTime,
-        rng: random.Random,
-    ) -> None:
-        """``nearby`` gives the addresses for a key, ``stalled`` the machines on which an upload gets no further.
+    # required parameters
+    context: NodeContext
+    nearby: Callable[[str], Nearby]
+    stalled: Callable[[VPath, ImageId], Collection[MachineId]]
+    acquainted: Callable[[], Deferred[None]]
 
-        ``acquainted`` fires when the peers are known.
-        """
-        self._wire = wire
-        self._nearby = nearby
-        self._stalled = stalled
-        self._acquainted = acquainted
-        self._clock = clock
-        self._rng = rng
-        self._questions: dict[VPath, _Question] = {}
-        self._mute: dict[Address, float] = {}
+    # internal state
+    _questions: dict[VPath, _Question] = field(init=False, default_factory=dict)
+    _mute: dict[Address, float] = field(init=False, default_factory=dict)
 
     def ask(self, vpath: VPath) -> Deferred[Elsewhere]:
         """Fires with what they have, within a second of the acquaintance. Never fails."""
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         for old in [one for one, question in self._questions.items() if question.answer is not None and question.until_s <= now_s]:
             del self._questions[old]
         question = self._questions.get(vpath)
@@ -91,11 +83,11 @@ class Neighbours:
             question.waiting.append(waiting)
             return waiting
         question = self._questions[vpath] = _Question([waiting])
-        self._acquainted().addCallback(lambda _: self._gather(vpath)).addErrback(self._broken).addCallback(self._answered, question)
+        self.acquainted().addCallback(lambda _: self._gather(vpath)).addErrback(self._broken).addCallback(self._answered, question)
         return waiting
 
     def _answered(self, answer: Elsewhere, question: _Question) -> None:
-        question.answer, question.until_s = answer, self._clock.seconds() + KEPT_S
+        question.answer, question.until_s = answer, self.context.clock.seconds() + KEPT_S
         waiting, question.waiting = question.waiting, []
         for one in waiting:
             one.callback(answer)
@@ -105,24 +97,24 @@ class Neighbours:
         return NOWHERE
 
     def _chosen(self, key: str) -> list[Address]:
-        now_s = self._clock.seconds()
+        now_s = self.context.clock.seconds()
         self._mute = {address: until_s for address, until_s in self._mute.items() if until_s > now_s}
-        nearby = self._nearby(key)
+        nearby = self.nearby(key)
         heard, silent = list(nearby.heard), [address for address in nearby.silent if address not in self._mute]
-        self._rng.shuffle(heard)
-        self._rng.shuffle(silent)
+        self.context.rng.shuffle(heard)
+        self.context.rng.shuffle(silent)
         return [*sorted(heard, key=lambda address: address in self._mute), *silent][:MOST_ASKED]
 
     def _gather(self, vpath: VPath) -> Deferred[Elsewhere]:
-        asked = {address: self._wire.ask(address, GetPathState(str(vpath))) for address in self._chosen(vpath.key)}
+        asked = {address: self.context.wire.ask(address, GetPathState(str(vpath))) for address in self._chosen(vpath.key)}
         if not asked:
             return succeed(NOWHERE)
-        timer = self._clock.callLater(ANSWER_S, self._give_up, asked)
+        timer = self.context.clock.callLater(ANSWER_S, self._give_up, asked)
         answers = [answer.addErrback(self._unanswered, address) for address, answer in asked.items()]
         return DeferredList(answers).addCallback(self._together, vpath, timer)
 
     def _give_up(self, asked: dict[Address, Deferred[Response | None]]) -> None:
-        until_s = self._clock.seconds() + MUTE_S
+        until_s = self.context.clock.seconds() + MUTE_S
         for address, answer in asked.items():
             if not answer.called:
                 self._mute[address] = until_s
@@ -136,7 +128,7 @@ class Neighbours:
         if timer.active():
             timer.cancel()
         told = [answer for _, answer in answers if isinstance(answer, PathStateData) and answer.taken]
-        pending = {one.pending for one in told if one.pending is not None and one.machine not in self._stalled(vpath, one.pending.image)}
+        pending = {one.pending for one in told if one.pending is not None and one.machine not in self.stalled(vpath, one.pending.image)}
         return Elsewhere(
             frozenset(one.committed for one in told if one.committed is not None),
             frozenset(pending),

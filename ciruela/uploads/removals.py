@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.index.tree import Index
-from ciruela.interfaces import Authority, Disk, NowMs
+from ciruela.interfaces import NodeContext
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import CiruelaError, DiskError, OtherContent
@@ -23,7 +23,6 @@ from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.decision import (
     NOWHERE,
-    SIGNATURE_MAX_AGE_MS,
     Elsewhere,
     PathState,
     RemovalVerdict,
@@ -31,7 +30,6 @@ from ciruela.uploads.decision import (
     no_config,
     wrong_level,
 )
-from ciruela.uploads.neighbours import Neighbours
 from ciruela.uploads.service import Starter, Uploads
 
 INDEX_S = 10.0
@@ -49,69 +47,55 @@ def _unguarded(_config: DirConfig, _vpath: VPath) -> Deferred[str | None]:
 
 
 class RemovalDownloads(Starter, Protocol):
-    """What removals ask of the downloads."""
+    """Port to the downloads, for removals."""
 
     def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Get the index of an image from other nodes, and store it."""
 
 
+@dataclass(eq=False)
 class Removals:
-    """Judges removals, one at a time with the uploads of each path, and carries them out."""
+    """Judges removals, one at a time with the uploads of each path, and carries them out.
+
+    ``told`` hears of each removal that is recorded here, ``kept_out`` of each that is refused.
+    The neighbours of ``uploads`` are asked before a removal of a client is judged; without them this node is alone.
+    """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        disk: Disk,
-        authority: Authority,
-        uploads: Uploads,
-        downloads: RemovalDownloads,
-        clock: IReactorTime,
-        now_ms: NowMs,
-        removed: Callable[[VPath, ImageId], None],
-        hush: RateLimitedLog,
-        max_age_ms: int = SIGNATURE_MAX_AGE_MS,
-        guard: Guard = _unguarded,
-        kept_out: Callable[[Removal, RejectReason], None] = lambda _removal, _reason: None,
-        neighbours: Neighbours | None = None,
-    ) -> None:
-        """``removed`` is told of each removal that is recorded here, ``kept_out`` of each that is refused.
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    uploads: Uploads
+    downloads: RemovalDownloads
+    told: Callable[[VPath, ImageId], None]
+    guard: Guard = _unguarded
+    kept_out: Callable[[Removal, RejectReason], None] = lambda _removal, _reason: None
 
-        ``neighbours`` are asked before a removal of a client is judged; without them this node is alone.
-        """
-        self._neighbours = neighbours
-        self._guard = guard
-        self._kept_out = kept_out
-        self._configs = configs
-        self._ledger = ledger
-        self._disk = disk
-        self._authority = authority
-        self._uploads = uploads
-        self._downloads = downloads
-        self._clock = clock
-        self._now_ms = now_ms
-        self._removed = removed
-        self._hush = hush
-        self._max_age_ms = max_age_ms
-        self.removed = 0
+    # internal state
+    removed: int = field(init=False, default=0)
+    _max_age_ms: int = field(init=False)
+    _hush: RateLimitedLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._max_age_ms = self.context.tuning.signature_max_age_ms
+        self._hush = RateLimitedLog(self.context.clock, 40)
 
     def remove(self, removal: Removal) -> Deferred[RemovalVerdict]:
         """Fires with the verdict, once the image is not visible any more. Fails with DiskError when it cannot be removed."""
-        config = self._configs.get(removal.vpath.key)
+        config = self.context.configs.get(removal.vpath.key)
         if config is None:
-            return succeed(no_config(removal.vpath, self._configs))
+            return succeed(no_config(removal.vpath, self.context.configs))
         if removal.vpath.level != config.num_levels:
             return succeed(wrong_level(removal.vpath, config.num_levels))
-        return self._uploads.alone(removal.vpath, lambda: self._examine(removal, config))
+        return self.uploads.alone(removal.vpath, lambda: self._examine(removal, config))
 
     def _examine(self, removal: Removal, config: DirConfig) -> Deferred[RemovalVerdict]:
         return Deferred.fromCoroutine(self._judged(removal, config))
 
     async def _judged(self, removal: Removal, config: DirConfig) -> RemovalVerdict:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
-        verified = await self._authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
+        verified = await self.context.authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
         elsewhere = await self._elsewhere(removal, config) if verified else NOWHERE
         index: Index | None = None
         looked = False
@@ -119,8 +103,9 @@ class Removals:
             unrecorded = bool(verified) and await self._stands_unrecorded(removal.vpath)
             protecting = await self._protecting(removal, config, unrecorded) if verified else None
             standing = self._standing(removal.vpath, elsewhere)
-            verdict = judge_removal(removal, standing, tuple(verified), self._now_ms(), self._max_age_ms, config.append_only, protecting)
-            settled = self._downloads.settled(removal.vpath)
+            now_ms = self.context.now_ms()
+            verdict = judge_removal(removal, standing, tuple(verified), now_ms, self._max_age_ms, config.append_only, protecting)
+            settled = self.downloads.settled(removal.vpath)
             if isinstance(verdict, Rejection):
                 self._tell_refused(removal, verdict)
                 return verdict
@@ -143,18 +128,18 @@ class Removals:
         return verdict
 
     async def _elsewhere(self, removal: Removal, config: DirConfig) -> Elsewhere:
-        """What others have at the path: a client's removal will hold for them as well. Where each keeps its own, it counts nothing."""
-        if self._neighbours is None or removal.origin is Origin.PEER:
+        """Asks what others have at the path: a client's removal will hold for them as well. Asks nobody where each keeps its own."""
+        if self.uploads.neighbours is None or removal.origin is Origin.PEER:
             return NOWHERE
         if config.append_only and config.on_append_conflict is OnConflict.FREEZE:
             return NOWHERE
-        return await self._neighbours.ask(removal.vpath)
+        return await self.uploads.neighbours.ask(removal.vpath)
 
     def _standing(self, vpath: VPath, elsewhere: Elsewhere) -> PathState:
-        pending, burials = self._ledger.pending(vpath), self._ledger.burials(vpath.base)
+        pending, burials = self.ledger.pending(vpath), self.ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
         return PathState(
-            self._ledger.committed(vpath),
+            self.ledger.committed(vpath),
             pending.state if pending else None,
             stalled=False,
             buried=tombstone.version if tombstone else None,
@@ -163,15 +148,15 @@ class Removals:
         )
 
     async def _stands_unrecorded(self, vpath: VPath) -> bool:
-        """Whether something stands there of which this node has no record: it may have lost it."""
-        return self._ledger.committed(vpath) is None and await self._disk.present(vpath)
+        """Tells whether something stands there of which this node has no record: it may have lost it."""
+        return self.ledger.committed(vpath) is None and await self.context.disk.present(vpath)
 
     async def _protecting(self, removal: Removal, config: DirConfig, unrecorded: bool) -> str | None:
-        """Why what stands there has to stay: a link leads to it, or may."""
-        if removal.forced or (self._ledger.committed(removal.vpath) is None and not unrecorded):
+        """Says why what stands there has to stay: a link leads to it, or may; None when it need not."""
+        if removal.forced or (self.ledger.committed(removal.vpath) is None and not unrecorded):
             return None
         try:
-            link = await self._guard(config, removal.vpath).addTimeout(GUARD_S, self._clock)
+            link = await self.guard(config, removal.vpath).addTimeout(GUARD_S, self.context.clock)
         except DiskError as error:
             return f"nobody can tell whether a protected link leads to it: {error}"
         except defer.TimeoutError:
@@ -179,7 +164,7 @@ class Removals:
         return None if link is None else f"the protected link {link} leads to it; let it lead elsewhere first, or force the removal"
 
     def _tell_refused(self, removal: Removal, verdict: Rejection) -> None:
-        self._kept_out(removal, verdict.reason)
+        self.kept_out(removal, verdict.reason)
         self._hush.info(
             self._log,
             verdict.reason.value,
@@ -194,11 +179,11 @@ class Removals:
         )
 
     async def _remember(self, removal: Removal, verified: tuple[SigEntry, ...]) -> None:
-        """What is there was signed later. Signatures from before the removal are no claim to the path any more."""
+        """Records a removal that a later upload outlived. Signatures from before it are no claim to the path any more."""
         vpath = removal.vpath
-        tombstone = Tombstone(removal.version, self._now_ms(), tuple(entry.signature for entry in verified), removal.forced)
-        self._ledger.fold(vpath.base, await self._disk.remember(vpath, tombstone))
-        await self._uploads.outlived(vpath, removal.version)
+        tombstone = Tombstone(removal.version, self.context.now_ms(), tuple(entry.signature for entry in verified), removal.forced)
+        self.ledger.fold(vpath.base, await self.context.disk.remember(vpath, tombstone))
+        await self.uploads.outlived(vpath, removal.version)
 
     async def _carry_out(self, removal: Removal, verified: Mapping[SigEntry, str], index: Index | None) -> None:
         """Give up what is on its way, then bury what is there. Nobody judges anything for the path meanwhile.
@@ -206,13 +191,13 @@ class Removals:
         ``index`` is that of the image, where nothing is recorded of what stands there and somebody has it.
         """
         vpath = removal.vpath
-        self._downloads.stop(vpath, AbortReason.SUPERSEDED)
+        self.downloads.stop(vpath, AbortReason.SUPERSEDED)
         signatures = tuple(entry.signature for entry in verified)
-        tombstone = Tombstone(removal.version, self._now_ms(), signatures, removal.forced)
-        if self._ledger.pending(vpath) is not None:
-            self._ledger.abort(vpath, self._now_ms())
-        await self._disk.drop_pending(vpath)  # also a journal that could not be deleted when its upload was given up
-        self._ledger.bury(vpath, await self._disk.remove(vpath, tombstone, index))
+        tombstone = Tombstone(removal.version, self.context.now_ms(), signatures, removal.forced)
+        if self.ledger.pending(vpath) is not None:
+            self.ledger.abort(vpath, self.context.now_ms())
+        await self.context.disk.drop_pending(vpath)  # also a journal that could not be deleted when its upload was given up
+        self.ledger.bury(vpath, await self.context.disk.remove(vpath, tombstone, index))
         self.removed += 1
         self._log.info(
             "{image} was removed from {vpath}, as signed by {keys}, asked by the {origin} {asker}{forced}",
@@ -223,15 +208,15 @@ class Removals:
             asker=removal.asked_by,
             forced=", forced" if removal.forced else "",
         )
-        self._removed(vpath, removal.image)
+        self.told(vpath, removal.image)
 
     async def _index(self, removal: Removal) -> Index | None:
         """The index of the image that is to go, from here or from other nodes; None when nobody has it."""
-        known = await self._disk.read_index(removal.image)
+        known = await self.context.disk.read_index(removal.image)
         if known is not None:
             return known
         try:
-            return await self._downloads.mend_index(removal.vpath, removal.image).addTimeout(INDEX_S, self._clock)
+            return await self.downloads.mend_index(removal.vpath, removal.image).addTimeout(INDEX_S, self.context.clock)
         except (CiruelaError, defer.TimeoutError) as error:
             self._log.info("no node gives the index of {image}: {error}", image=removal.image.hex(), error=error)
             return None

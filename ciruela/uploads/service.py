@@ -1,23 +1,23 @@
-"""The uploads service: from an order to a recorded, running download (protocol section 5.3, house section 3 (b)).
+"""The uploads service: from an upload request to a recorded, running download (protocol section 5.3).
 
-Which keys made signatures: all that are valid, where ``Authority.verified`` gives the newest of each key.
+The makers of the signatures are looked up: all that are valid, where ``Authority.verified`` gives the newest of each key.
 
-How much one key, and one directory, may have here at a time (threats 6.12). Counts only; what is pending is asked of the ledger.
+Limits bound what one key, and one directory, may have here at a time (threats 6.12). Counts only; what is pending is asked of the ledger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.interfaces import Address, Authority, Disk, NowMs, Pending
+from ciruela.interfaces import Address, Authority, NodeContext, Pending
 from ciruela.keys.signed import signed_check_bytes
-from ciruela.model.config import STANDARD, DirConfig, OnConflict
+from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
@@ -25,7 +25,7 @@ from ciruela.model.versions import MOST_SIGNATURES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
-from ciruela.uploads.decision import NOWHERE, SIGNATURE_MAX_AGE_MS, Elsewhere, PathState, judge, no_config, precheck
+from ciruela.uploads.decision import NOWHERE, Elsewhere, PathState, judge, no_config, precheck
 from ciruela.uploads.neighbours import Neighbours
 from ciruela.uploads.rejections import FOR_CONTENT, RefusedOrders, in_other_form
 
@@ -102,7 +102,7 @@ _FINAL = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_F
 
 
 class Starter(Protocol):
-    """What uploads asks of the downloads."""
+    """Port to the downloads, for uploads."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...]) -> None:
         """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it."""
@@ -111,49 +111,43 @@ class Starter(Protocol):
         """End the download for ``vpath``, if one runs."""
 
     def stalled(self, vpath: VPath) -> bool:
-        """Whether the download for ``vpath`` has found no source for a while."""
+        """Tells whether the download for ``vpath`` has found no source for a while."""
 
     def settled(self, vpath: VPath) -> Deferred[None] | None:
         """None, or what to wait for while a commit at ``vpath`` must not be interrupted."""
 
 
+@dataclass(eq=False)
 class Uploads:
-    """Judges orders one at a time for each path, records what is accepted, and starts its download."""
+    """Judges orders one at a time for each path, records what is accepted, and starts its download.
+
+    ``conflicted`` is told which image at an append-only path is not the only one, or not the one that stays, and a sentence why;
+    ``refused`` of every other order that is refused.
+    ``neighbours`` are asked before an order of a client is judged; without them this node is alone.
+    """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        disk: Disk,
-        authority: Authority,
-        downloads: Starter,
-        now_ms: NowMs,
-        conflicted: Callable[[VPath, ImageId, str], None],
-        hush: RateLimitedLog,
-        max_age_ms: int = SIGNATURE_MAX_AGE_MS,
-        uploads_per_key: int = STANDARD.uploads_per_key,
-        neighbours: Neighbours | None = None,
-    ) -> None:
-        """``conflicted`` is told which image at an append-only path is not the only one, or not the one that stays, and a sentence why.
+    # required parameters
+    context: NodeContext
+    ledger: Ledger
+    downloads: Starter
+    conflicted: Callable[[VPath, ImageId, str], None]
+    refused: Callable[[UploadRequest, RejectReason], None] = lambda _order, _reason: None
+    neighbours: Neighbours | None = None
 
-        ``neighbours`` are asked before an order of a client is judged; without them this node is alone.
-        """
-        self._configs = configs
-        self._ledger = ledger
-        self._disk = disk
-        self._authority = authority
-        self._downloads = downloads
-        self._now_ms = now_ms
-        self._conflicted = conflicted
-        self._max_age_ms = max_age_ms
-        self._hush = hush
-        self.quotas = Quotas(ledger, uploads_per_key, downloads.stalled)
-        self._neighbours = neighbours
-        self._turns: dict[VPath, DeferredLock] = {}
-        self.forms = RefusedOrders()
-        self.refused: Callable[[UploadRequest, RejectReason], None] = lambda _order, _reason: None
+    # internal state
+    quotas: Quotas = field(init=False)
+    forms: RefusedOrders = field(init=False, default_factory=RefusedOrders)
+    _max_age_ms: int = field(init=False)
+    _hush: RateLimitedLog = field(init=False)
+    _turns: dict[VPath, DeferredLock] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tuning = self.context.tuning
+        self.quotas = Quotas(self.ledger, tuning.uploads_per_key, self.downloads.stalled)
+        self._max_age_ms = tuning.signature_max_age_ms
+        self._hush = RateLimitedLog(self.context.clock, 40)
 
     def order(self, order: UploadRequest, hints: tuple[Address, ...] = ()) -> Deferred[Decision]:
         """Fires with the verdict once it is recorded.
@@ -161,9 +155,9 @@ class Uploads:
         Fails with DiskError when it cannot be, or when the keys cannot be read; with Busy when the key that signed it has as many uploads
         in progress as it may have.
         """
-        config = self._configs.get(order.vpath.key)
+        config = self.context.configs.get(order.vpath.key)
         if config is None:
-            return succeed(no_config(order.vpath, self._configs))
+            return succeed(no_config(order.vpath, self.context.configs))
         refused = precheck(order, config)
         if refused is not None:
             return self._unfit(order, config, refused)
@@ -178,7 +172,7 @@ class Uploads:
             self.forms.note(order, verified, self._max_age_ms)
             return refused
 
-        return self._authority.verified(config, order.vpath, order.image, order.signatures).addCallback(note)
+        return self.context.authority.verified(config, order.vpath, order.image, order.signatures).addCallback(note)
 
     def tune(self, max_age_ms: int, uploads_per_key: int) -> None:
         """These count from now on."""
@@ -210,32 +204,32 @@ class Uploads:
     async def _verified(self, order: UploadRequest, config: DirConfig) -> Mapping[SigEntry, str]:
         """The signatures of ``order`` that count; of a peer's in an append-only directory also older ones of each key: its claim."""
         if order.origin is Origin.PEER and config.append_only:
-            return await makers(self._authority, config, order.vpath, order.image, order.signatures)
-        return await self._authority.verified(config, order.vpath, order.image, order.signatures)
+            return await makers(self.context.authority, config, order.vpath, order.image, order.signatures)
+        return await self.context.authority.verified(config, order.vpath, order.image, order.signatures)
 
     async def _elsewhere(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
-        """What others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
-        if self._neighbours is None or order.origin is Origin.PEER:
+        """Asks what others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
+        if self.neighbours is None or order.origin is Origin.PEER:
             return NOWHERE
         match self._judged(order, config, self._standing(order.vpath), verified):
             case Rejection(reason=reason) if order.command is Command.APPEND or reason in _FINAL:
                 return NOWHERE
-        return await self._neighbours.ask(order.vpath)
+        return await self.neighbours.ask(order.vpath)
 
     async def _makers(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Mapping[SigEntry, str]:
         """``verified``, with the keys of the signatures that this node has for the same image already, when new ones join them."""
-        for state in (self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)):
+        for state in (self.ledger.latest(order.vpath), self.ledger.committed(order.vpath)):
             if state is not None and state.image == order.image and not verified.keys() <= set(state.signatures):
                 others = set(state.signatures).difference(verified)
-                return {**verified, **await makers(self._authority, config, order.vpath, order.image, others)}
+                return {**verified, **await makers(self.context.authority, config, order.vpath, order.image, others)}
         return verified
 
     async def _present(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
-        """Whether the recorded image really stands there: an operator may have removed it by hand."""
-        committed = self._ledger.committed(order.vpath)
+        """Tells whether the recorded image really stands there: an operator may have removed it by hand."""
+        committed = self.ledger.committed(order.vpath)
         if not verified or committed is None or committed.image != order.image:
             return True
-        return await self._disk.present(order.vpath)
+        return await self.context.disk.present(order.vpath)
 
     def _decide(
         self,
@@ -247,8 +241,8 @@ class Uploads:
         known: Mapping[SigEntry, str],
         present: bool,
     ) -> Decision | Deferred[Decision]:
-        pending = self._ledger.pending(order.vpath)
-        committed = self._ledger.committed(order.vpath)
+        pending = self.ledger.pending(order.vpath)
+        committed = self.ledger.committed(order.vpath)
         standing = self._standing(order.vpath, elsewhere)
         verdict = self._judged(order, config, standing, verified)
         match verdict:
@@ -261,7 +255,7 @@ class Uploads:
                 return self._merge_committed(order.vpath, committed, verdict)
             case Progress.IN_PROGRESS:
                 return self._merge_pending(pending, verdict)
-        settled = self._downloads.settled(order.vpath)
+        settled = self.downloads.settled(order.vpath)
         if settled is None:
             self.quotas.charge(order, verified.values())
             return self._begin(order, config, verdict, hints)
@@ -277,7 +271,7 @@ class Uploads:
             if config.on_append_conflict is OnConflict.FREEZE:
                 self._frozen(order, standing)
                 return
-            self._conflicted(order.vpath, order.image, verdict.detail)
+            self.conflicted(order.vpath, order.image, verdict.detail)
         self.refused(order, verdict.reason)
         self._hush.info(
             self._log,
@@ -293,14 +287,14 @@ class Uploads:
         )
 
     def _standing(self, vpath: VPath, elsewhere: Elsewhere = NOWHERE) -> PathState:
-        """What is known of ``vpath``."""
-        pending = self._ledger.pending(vpath)
-        burials = self._ledger.burials(vpath.base)
+        """Collects what is known of ``vpath``, for a decision."""
+        pending = self.ledger.pending(vpath)
+        burials = self.ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
         return PathState(
-            self._ledger.committed(vpath),
+            self.ledger.committed(vpath),
             pending.state if pending else None,
-            self._downloads.stalled(vpath),
+            self.downloads.stalled(vpath),
             tombstone.version if tombstone else None,
             burials.floor_ms,
             tombstone.version if tombstone and tombstone.signatures else None,
@@ -308,9 +302,9 @@ class Uploads:
         )
 
     def _judged(self, order: UploadRequest, config: DirConfig, standing: PathState, verified: Mapping[SigEntry, str]) -> Decision:
-        verdict = judge(order, config, standing, tuple(verified), self._now_ms(), self._max_age_ms)
+        verdict = judge(order, config, standing, tuple(verified), self.context.now_ms(), self._max_age_ms)
         if order.origin is Origin.CLIENT and isinstance(verdict, Accepted) and not self._holds(order, verified):
-            refused = {*self.forms.at(order.vpath, self._now_ms()), *standing.elsewhere.refused}
+            refused = {*self.forms.at(order.vpath, self.context.now_ms()), *standing.elsewhere.refused}
             if in_other_form(order, verified, refused):
                 return Rejection(
                     RejectReason.SIGNATURE_MISMATCH, "this signature was used for another order, which was refused: sign it anew"
@@ -320,8 +314,8 @@ class Uploads:
         return verdict
 
     def _holds(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
-        """Whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
-        states = self._ledger.latest(order.vpath), self._ledger.committed(order.vpath)
+        """Tells whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
+        states = self.ledger.latest(order.vpath), self.ledger.committed(order.vpath)
         return any(one is not None and one.image == order.image and verified.keys() <= set(one.signatures) for one in states)
 
     def check(self, order: UploadRequest) -> Deferred[Decision]:
@@ -329,15 +323,15 @@ class Uploads:
 
         Fails with DiskError when the keys cannot be read.
         """
-        config = self._configs.get(order.vpath.key)
+        config = self.context.configs.get(order.vpath.key)
         if config is None:
-            return succeed(no_config(order.vpath, self._configs))
+            return succeed(no_config(order.vpath, self.context.configs))
         unfit = precheck(order, config)
         if unfit is not None:
             return succeed(unfit)
 
         async def work() -> Decision:
-            verified = await self._authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
+            verified = await self.context.authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
             elsewhere = await self._elsewhere(order, config, verified)
             return self._judged(order, config, self._standing(order.vpath, elsewhere), verified)
 
@@ -350,14 +344,14 @@ class Uploads:
         """
 
         async def work() -> bool:
-            while (settled := self._downloads.settled(vpath)) is not None:
+            while (settled := self.downloads.settled(vpath)) is not None:
                 await settled
-            pending = self._ledger.pending(vpath)
+            pending = self.ledger.pending(vpath)
             if pending is None or pending.state.image != image:
                 return False
-            self._downloads.stop(vpath, AbortReason.SUPERSEDED)
-            self._ledger.abort(vpath, self._now_ms())
-            await self._disk.drop_pending(vpath)
+            self.downloads.stop(vpath, AbortReason.SUPERSEDED)
+            self.ledger.abort(vpath, self.context.now_ms())
+            await self.context.disk.drop_pending(vpath)
             self._log.info("{image} for {vpath} was withdrawn by its client", image=image.hex(), vpath=str(vpath))
             return True
 
@@ -368,14 +362,14 @@ class Uploads:
 
         To be called in :meth:`alone`. Raises DiskError.
         """
-        committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
+        committed, pending = self.ledger.committed(vpath), self.ledger.pending(vpath)
         if committed is not None and removed < committed.version and committed.since(removed) != committed:
-            self._ledger.commit(vpath, committed.since(removed))
-            await self._disk.write_state(vpath, committed.since(removed))
+            self.ledger.commit(vpath, committed.since(removed))
+            await self.context.disk.write_state(vpath, committed.since(removed))
         if pending is not None and removed < pending.state.version and pending.state.since(removed) != pending.state:
             later = replace(pending, state=pending.state.since(removed))
-            self._ledger.begin(later)
-            await self._disk.write_pending(later)
+            self.ledger.begin(later)
+            await self.context.disk.write_pending(later)
 
     def _frozen(self, order: UploadRequest, standing: PathState) -> None:
         """Two images were appended to one path, and this node keeps its own."""
@@ -387,20 +381,20 @@ class Uploads:
             image=order.image.hex(),
             kept=kept.image.hex(),
         )
-        self._conflicted(order.vpath, kept.image, f"another node has {order.image.hex()[:12]} there, and each keeps its own")
+        self.conflicted(order.vpath, kept.image, f"another node has {order.image.hex()[:12]} there, and each keeps its own")
 
     def _merge_committed(self, vpath: VPath, committed: State | None, verdict: Accepted) -> Decision | Deferred[Decision]:
         if committed == verdict.state:
             return verdict
-        self._ledger.commit(vpath, verdict.state)
-        return self._disk.write_state(vpath, verdict.state).addCallback(lambda _: verdict)
+        self.ledger.commit(vpath, verdict.state)
+        return self.context.disk.write_state(vpath, verdict.state).addCallback(lambda _: verdict)
 
     def _merge_pending(self, pending: Pending | None, verdict: Accepted) -> Decision | Deferred[Decision]:
         if pending is None or pending.state == verdict.state:
             return verdict
         merged = Pending(pending.vpath, verdict.state, pending.command)
-        self._ledger.begin(merged)
-        return self._disk.write_pending(merged).addCallback(lambda _: verdict)
+        self.ledger.begin(merged)
+        return self.context.disk.write_pending(merged).addCallback(lambda _: verdict)
 
     def _converge(self, order: UploadRequest) -> None:
         """Of two images that were appended to one path, the one that was first takes the place of ours."""
@@ -409,28 +403,29 @@ class Uploads:
             vpath=str(order.vpath),
             image=order.image.hex(),
         )
-        ours = self._ledger.committed(order.vpath)
+        ours = self.ledger.committed(order.vpath)
         if ours is not None and ours.image != order.image:
-            self._conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]} was appended first, and takes its place")
+            self.conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]} was appended first, and takes its place")
 
     def _begin(self, order: UploadRequest, config: DirConfig, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Decision]:
         if verdict.conflict:
             self._converge(order)
-        self._downloads.stop(order.vpath, AbortReason.CONFLICT if verdict.conflict else AbortReason.SUPERSEDED)
-        before = self._ledger.pending(order.vpath)
+        self.downloads.stop(order.vpath, AbortReason.CONFLICT if verdict.conflict else AbortReason.SUPERSEDED)
+        before = self.ledger.pending(order.vpath)
         if before is not None and config.append_only and before.state.version < verdict.state.version:
-            self._ledger.abort(order.vpath, self._now_ms())  # a peer that still waits for it, with an older claim, does not bring it back
+            # a peer that still waits for it, with an older claim, does not bring it back
+            self.ledger.abort(order.vpath, self.context.now_ms())
         pending = Pending(order.vpath, verdict.state, order.command)
-        self._ledger.begin(pending)
+        self.ledger.begin(pending)
 
         def recorded(_: None) -> Decision:
-            if self._ledger.pending(order.vpath) is pending:
-                self._downloads.start(pending, hints)
+            if self.ledger.pending(order.vpath) is pending:
+                self.downloads.start(pending, hints)
             return verdict
 
         def lost(failure: Failure) -> Failure:
-            if self._ledger.pending(order.vpath) is pending:
-                self._ledger.abort(order.vpath, self._now_ms())
+            if self.ledger.pending(order.vpath) is pending:
+                self.ledger.abort(order.vpath, self.context.now_ms())
             return failure
 
-        return self._disk.write_pending(pending).addCallbacks(recorded, lost)
+        return self.context.disk.write_pending(pending).addCallbacks(recorded, lost)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from ciruela.cleanup.service import (
     Safeguards,
     words,
 )
-from ciruela.interfaces import Pending
+from ciruela.interfaces import NodeContext, Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import ConfigError, DiskError
 from ciruela.model.ids import ImageId
@@ -34,6 +33,7 @@ from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.tracking.ledger import Ledger
+from tests.doubles.context import node_context
 from tests.proof import shows
 
 BASE = VPath.parse("/app")
@@ -73,9 +73,12 @@ class RoundTests(SynchronousTestCase):
         self.before_remove: Callable[[VPath], None] = lambda _: None
         guards = Safeguards(lambda: self.clock.seconds() + self.stopped_s, self, lambda: self.reread(), lambda: self.unknown)
         self.live = dict(self.configs)
-        self.cleanup = Cleanup(self.live, self.ledger, self, guards, self, self.clock, random.Random(1), self.now_ms)  # type: ignore[arg-type]
+        self.cleanup = Cleanup(self.context(self.live), self.ledger, guards, self)  # type: ignore[arg-type]
         self.cleanup.start()
         self.addCleanup(self.cleanup.stop)
+
+    def context(self, configs: Mapping[str, DirConfig]) -> NodeContext:
+        return node_context(configs=configs, disk=self, clock=self.clock, now_ms=self.now_ms)
 
     def reread(self) -> Deferred[Mapping[str, DirConfig]]:
         return succeed(self.configs)
@@ -351,7 +354,7 @@ class RoundTests(SynchronousTestCase):
         self.cleanup.stop()
         self.configs = rules
         guards = Safeguards(self.clock.seconds, self, lambda: succeed(rules), lambda: 0)
-        self.cleanup = Cleanup(rules, self.ledger, self, guards, self, self.clock, random.Random(1), self.now_ms)  # type: ignore[arg-type]
+        self.cleanup = Cleanup(self.context(rules), self.ledger, guards, self)  # type: ignore[arg-type]
         self.cleanup.start()
         for number in range(90):
             self.ledger.commit(BASE.child(f"flood{number}"), state(100 + number, -0.0001))
@@ -395,7 +398,7 @@ class RoundTests(SynchronousTestCase):
         rules = {"app": replace(CONFIG, auto_clean=False), "one": replace(CONFIG, key="one", num_levels=0)}
         self.ledger.commit(VPath.parse("/one"), state(1, 99.0))
         guards = Safeguards(self.clock.seconds, self, lambda: succeed(rules), lambda: 0)
-        self.cleanup = Cleanup(rules, self.ledger, self, guards, self, self.clock, random.Random(1), self.now_ms)  # type: ignore[arg-type]
+        self.cleanup = Cleanup(self.context(rules), self.ledger, guards, self)  # type: ignore[arg-type]
         self.cleanup.start()
         self.pass_(2 * 4100)
         self.assertEqual((self.removed, self.cleanup.reports), ([], {}))

@@ -115,9 +115,9 @@ class ApiTests(SynchronousTestCase):
         )
         self.assertNotIn("problems", self.get("/healthz"))
         node = self.cluster.nodes[1]
-        node.gossip.cluster.heard(self.cluster.address(3), Packet(Header(node.world.me, 5, 0), ()), self.cluster.clock.seconds())
+        node.gossip.cluster.heard(self.cluster.address(3), Packet(Header(node.context.me, 5, 0), ()), self.cluster.clock.seconds())
         [shared] = self.get("/api/v1/peers")["shared_ids"]
-        self.assertEqual(shared, {"machine_id": node.world.me.hex(), "addresses": ["10.0.0.1:24783", "10.0.0.3:24783"]})
+        self.assertEqual(shared, {"machine_id": node.context.me.hex(), "addresses": ["10.0.0.1:24783", "10.0.0.3:24783"]})
         health = self.get("/healthz")
         self.assertEqual(health["status"], "ok")
         self.assertIn("10.0.0.1:24783 and 10.0.0.3:24783", health["problems"][0])
@@ -190,7 +190,8 @@ class ApiTests(SynchronousTestCase):
             def verified(self, config, vpath, image, entries):
                 return succeed({})
 
-        self.cluster.nodes[1].uploads._authority = NoKeys()
+        uploads = self.cluster.nodes[1].uploads
+        uploads.context = replace(uploads.context, authority=NoKeys())
         other = Image(7, {"a": 50_000})
         Client(self.cluster, other).upload("/app/v2", self.cluster.addresses(2))
         self.cluster.run(30.0, until=lambda: self.cluster.nodes[1].refusals.at(VPath.parse("/app/v2")) is not None)

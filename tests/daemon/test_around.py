@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.cleanup.service import LOOK_S
-from ciruela.daemon.node import Around
+from ciruela.daemon.node import NodeActivity
 from ciruela.interfaces import Address
 from ciruela.model.vpath import VPath
 from tests.proof import shows
@@ -23,7 +23,8 @@ class AroundTests(SynchronousTestCase):
         self.cluster = Cluster(3)
         self.cluster.run(10.0)
         self.node = self.cluster.nodes[1]
-        self.around = Around(self.node)
+        node = self.node
+        self.around = NodeActivity(node.cluster, node.downloads, node.blocks, node.catalog, node.uploads)
 
     @shows("A54", "I9")
     def test_peers(self) -> None:

@@ -106,7 +106,7 @@ class RatesTests(SynchronousTestCase):
         for number in range(MAX_PER_LINK + 36):
             self.links[0].tell(PublishImage(ImageId(number.to_bytes(32, "big"))))
         self.cluster.run(1.0)
-        self.assertEqual(self.node.counterpart.published_refused, 36)
+        self.assertEqual(self.node.clients.published_refused, 36)
 
     def test_forgotten(self) -> None:
         """What is remembered of a connection goes with it."""

@@ -54,8 +54,7 @@ class NodeCase(SynchronousTestCase):
         self.cluster = Cluster(2, configs=lambda number: self.live if number == 1 else {"app": APP, "logs": LOGS, "new": NEW})
         self.node = self.cluster.nodes[1]
         self.keys = Keys()
-        object.__setattr__(self.node.world, "authority", self.keys)
-        self.node.uploads._authority = self.keys
+        object.__setattr__(self.node.context, "authority", self.keys)
         self.config_dir = Path(self.mktemp()).absolute()
         (self.config_dir / "keys").mkdir(parents=True)
         (self.config_dir / "master.key").write_text("one")
@@ -112,7 +111,7 @@ class ReloadTests(NodeCase):
         self.assertIsNone(self.node.ledger.committed(V1))
         self.assertEqual((dict(disk.states), dict(disk.images)), before)
         self.cluster.run(60.0)
-        self.assertEqual(list(self.node.gossip._facts.keys()), ["logs"])
+        self.assertEqual(list(self.node.gossip.local.keys()), ["logs"])
         self.reload(plan(app=APP, logs=LOGS))
         self.assertEqual(self.cluster.holders("/app/v1", IMAGE), {1, 2})
         self.cluster.run(30.0)

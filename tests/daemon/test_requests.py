@@ -6,10 +6,11 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.daemon.requests import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
+from ciruela.daemon.listings import FRESH_S, LONG_ENTRIES, MOST_KEPT_SIGNATURES, Listings, config_hash, kept_signed
 from ciruela.download.availability import HELD_S
 from ciruela.download.serving import UploadSlots
 from ciruela.keys.signed import signed_bytes
+from ciruela.membership.cluster import Cluster as HeardCluster
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import Busy, DiskError, LinkLost, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
@@ -32,6 +33,8 @@ from ciruela.proto.messages import (
     PublishImage,
 )
 from ciruela.tracking.ledger import Ledger
+from ciruela.tracking.subscriptions import Subscriptions
+from tests.doubles.context import node_context
 from tests.proof import shows
 from tests.scenarios.cluster import APP, KEY, Client, Cluster, Image
 
@@ -98,7 +101,7 @@ class RequestsTests(SynchronousTestCase):
     @shows("F28", "F29", "I7")
     def test_disk_fails(self):
         """A user would read "internal error" instead of being told that the disk of that node is full."""
-        self.patch(self.node.world.disk, "write_pending", lambda _: fail(DiskError("/app/v1: fsync: No space left on device")))
+        self.patch(self.node.context.disk, "write_pending", lambda _: fail(DiskError("/app/v1: fsync: No space left on device")))
         stamp = self.cluster.now_ms()
         signature = KEY.sign(signed_bytes("/app/v1", SITE.id, stamp)).signature
         said = self.refused(AppendDir("/app/v1", SITE.id, stamp, (signature,)))
@@ -109,7 +112,7 @@ class RequestsTests(SynchronousTestCase):
     def test_gone_while_its_order_was_judged(self):
         """Each connection that ends before its upload is answered would be remembered for ever."""
         writing = Deferred()
-        self.patch(self.node.world.disk, "write_pending", lambda _: writing)
+        self.patch(self.node.context.disk, "write_pending", lambda _: writing)
         stamp = self.cluster.now_ms()
         self.link.tell(PublishImage(SITE.id))
         self.link.ask(AppendDir("/app/v1", SITE.id, stamp, (KEY.sign(signed_bytes("/app/v1", SITE.id, stamp)).signature,))).addErrback(
@@ -325,7 +328,8 @@ class ListingTests(SynchronousTestCase):
             self.jobs.append(done := Deferred())
             return done.addCallback(lambda _: job(*args, **kwargs))
 
-        self.listings = Listings(self.ledger, self.clock, in_thread)
+        context = node_context(clock=self.clock, in_thread=in_thread)
+        self.listings = Listings(context, self.ledger, Subscriptions(), HeardCluster(context.me, 1, context.now_ms))
         self.made = 0
 
     def fill(self, count):

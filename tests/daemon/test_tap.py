@@ -121,7 +121,7 @@ class TapTests(SynchronousTestCase):
         """With a good configuration there is a service, and nothing listens yet."""
         service = self.make("--override-hostname", "node7", "--port", "5000")
         self.assertIsInstance(service, Daemon)
-        self.assertEqual((service.node.world.hostname, service.node.world.me), ("node7", bytes.fromhex("ab" * 16)))
+        self.assertEqual((service.node.context.hostname, service.node.context.me), ("node7", bytes.fromhex("ab" * 16)))
 
     @shows("A42", "F44")
     def test_steady_clock(self):
@@ -165,7 +165,7 @@ class TapTests(SynchronousTestCase):
         for words, expected in (((), 7), (("--max-connections", "5"), 5)):
             service = self.make(*words)
             self.assertEqual(service._settings.plan.tuning, Tuning(fsync=Fsync.NONE, max_connections=expected))
-            self.assertEqual(service.node.world.tuning, service._settings.plan.tuning)
+            self.assertEqual(service.node.context.tuning, service._settings.plan.tuning)
             self.assertEqual(NodeStatus(service.node, list).status()["durability"], "none")
             service._settings.lock.close()
         with open(path, "a", encoding="ascii") as file:

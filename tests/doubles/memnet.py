@@ -41,7 +41,7 @@ class MemoryLink:
         self.there = there
         self.other: MemoryLink | None = None
         self._under_way = 0
-        self._talk = Session(self, counterpart, self._send, self.close, self._hold)
+        self._talk = Session(self, counterpart)
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ class MemoryLink:
 
     def send_raw(self, data: bytes) -> None:
         """Send one message that no dialogue made."""
-        self._send(data)
+        self.send_message(data)
 
     def broke(self, reason: str) -> None:
         """The network took the connection away."""
@@ -89,10 +89,16 @@ class MemoryLink:
         """The network takes the connection away; the process here finds out later, unless it is gone by then."""
         self._clock.callLater(delay_s, self._hub.reach, self.here, self.broke, reason)
 
-    def _hold(self, held: bool) -> None:
+    def break_off(self, reason: str) -> None:
+        self.close(reason)
+
+    def noise(self, told: bool) -> None:
+        """Nobody is counted here."""
+
+    def hold(self, waits: bool) -> None:
         """Nothing is read in pieces here, so there is nothing to stop."""
 
-    def _send(self, head: bytes, shared: bytes = b"") -> None:
+    def send_message(self, head: bytes, shared: bytes = b"") -> None:
         data = head + shared
         self._hub.counters["messages"] += 1
         self._hub.counters["message bytes"] += len(data)

@@ -82,9 +82,7 @@ class _Conversation:
         self.ends = 0
         self.told: list[m.Notification] = []
         self.log = Log()
-        self.talk = Session(
-            self, self, lambda *parts: self.sent.append(b"".join(parts)), self.broken.append, lambda _held: None, most_at_work=2
-        )
+        self.talk = Session(self, self, most_at_work=2)
         self.talk._dialogue = RequestMultiplexer(most_pending=MOST_PENDING, most_strays=MOST_STRAYS)
         self.talk._log = self.log  # type: ignore[assignment]
         self.asked: list[_Asked] = []
@@ -98,6 +96,18 @@ class _Conversation:
         self.expect_broken = False
 
     # what the talk knows of us: a Link and a Counterpart
+
+    def send_message(self, *parts: bytes) -> None:
+        self.sent.append(b"".join(parts))
+
+    def break_off(self, reason: str) -> None:
+        self.broken.append(reason)
+
+    def hold(self, waits: bool) -> None:
+        pass
+
+    def noise(self, told: bool) -> None:
+        pass
 
     def ask(self, request: m.Request) -> Deferred[m.Response]:
         raise AssertionError("nobody asks through the link here")

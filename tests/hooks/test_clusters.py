@@ -66,7 +66,7 @@ class Hooked(Cluster):
 
     def outside(self, number: int) -> Outside:
         hand = self.hands.setdefault(number, Hand(self, number))
-        return Outside(hand, hand, self.machine(number), f"n{number}")
+        return Outside(hand, hand)
 
 
 class HookCase(SynchronousTestCase):

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from twisted.internet.defer import Deferred
 
 from ciruela.interfaces import Address
+from ciruela.membership.cluster import Cluster
 from ciruela.membership.packets import DownloadFact, Hooked, RemovedFact
 from ciruela.membership.service import Gossip
 from ciruela.model.errors import LinkLost
@@ -20,6 +21,7 @@ from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, PushPull, Request, Response
 from tests.doubles.clock import HeapClock
+from tests.doubles.context import node_context
 
 START_MS = 1_700_000_000_000
 PORT = 24783
@@ -151,8 +153,18 @@ class Node:
         rng = random.Random(world.rng.getrandbits(64))
         socket = world.hub.socket(self.address)
         wire, here = Wire(world, self.address), Address("0.0.0.0", PORT)
-        now_ms = world.now_ms
-        self.gossip = Gossip(world.clock, rng, self.machine, f"node{self.number}", now_ms(), socket, self, self, now_ms, wire, here)
+        context = node_context(
+            me=self.machine,
+            hostname=f"node{self.number}",
+            epoch=world.now_ms(),
+            datagrams=socket,
+            wire=wire,
+            clock=world.clock,
+            rng=rng,
+            now_ms=world.now_ms,
+            here=here,
+        )
+        self.gossip = Gossip(context, Cluster(context.me, context.epoch, context.now_ms, str(here)), self, self)
         world.hub.inboxes[self.address] = self.gossip.received
 
     def shut(self) -> None:

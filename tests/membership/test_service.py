@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 import cbor2
@@ -11,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.interfaces import Address
+from ciruela.membership.cluster import Cluster
 from ciruela.membership.notify import FAN_OUT, PROBES, HookRetransmitter
 from ciruela.membership.packets import (
     Ack,
@@ -39,6 +39,7 @@ from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
 from ciruela.runtime import HUSH_S
+from tests.doubles.context import node_context
 from tests.membership.test_choice import OwnFacts
 from tests.proof import shows
 
@@ -122,19 +123,17 @@ class GossipCase(SynchronousTestCase):
         self.facts = OwnFacts()
         self.out = Recorder()
         self.seqs: dict[MachineId, int] = {}
-        self.gossip = Gossip(
-            self.clock,
-            random.Random(1),
-            ME,
-            "me",
-            EPOCH,
-            self.out,
-            self.facts,
-            self.out,
-            lambda: EPOCH + int(self.clock.seconds() * 1000),
-            self.out,
-            AT_ME,
+        context = node_context(
+            me=ME,
+            hostname="me",
+            epoch=EPOCH,
+            datagrams=self.out,
+            wire=self.out,
+            clock=self.clock,
+            now_ms=lambda: EPOCH + int(self.clock.seconds() * 1000),
+            here=AT_ME,
         )
+        self.gossip = Gossip(context, Cluster(ME, EPOCH, context.now_ms, str(AT_ME)), self.facts, self.out)
         self.gossip.configured(NAMES)
         self.gossip.start()
 
@@ -242,7 +241,7 @@ class BeatTests(GossipCase):
         """A name that no datagram can carry is refused at the start, not in each second."""
         for name in ("h" * 256, "a\nb"):
             with self.assertRaises(ValueError):
-                Gossip(self.clock, random.Random(1), ME, name, EPOCH, self.out, self.facts, self.out, lambda: 0, self.out)
+                Gossip(node_context(hostname=name), self.gossip.cluster, self.facts, self.out)
 
     def test_too_many_directories(self) -> None:
         """The operator must learn that the others do not know all directories."""
@@ -581,7 +580,7 @@ class RefusingTests(GossipCase):
             def open(self, data: bytes) -> bytes:
                 raise AssertionError("opened")
 
-        self.gossip._envelope = Untouchable()
+        self.gossip.envelope = Untouchable()
         self.refused("unknown_source", b"CG", STRANGER)
 
     @shows("I8")

@@ -374,7 +374,7 @@ class ViolationTests(SynchronousTestCase):
         bench.flush()
         served: Any = bench.served()
         raw.seen = b""
-        served._hold(True)
+        served.hold(True)
         served.dataReceived(frame(b"x", masked=False))
         self.assertFalse(served._held, "nobody would notice the end")
         bench.flush()

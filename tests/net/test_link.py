@@ -607,7 +607,7 @@ class SlowReader(SynchronousTestCase):
             sent.append(data)
             talk.clog(False)
 
-        talk = Session(mock.Mock(), Counterpart(), send, self.fail, lambda held: None)
+        talk = Session(mock.Mock(send_message=send, break_off=self.fail), Counterpart())
         talk.clog(True)
         for number in range(2000):
             talk.received(codec.encode_request(number, BLOCK))

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError, LinkLost
 from ciruela.net import resolve as resolve_module
 from ciruela.net.discovery.files import PeersFile, parse
+from ciruela.net.discovery.spec import Means
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver, split_name
 from tests.proof import shows
@@ -121,7 +123,8 @@ class Peers(SynchronousTestCase):
         self.logged: list[str] = []
         rng = random.Random(1)
         file = PeersFile(self.path, self.clock, rng, maybeDeferred)
-        self.peers = PeerList([file], 24783, self.resolve, self.clock, rng, lambda peers: self.changes.append(dict(peers)))
+        means = Means(self.clock, self.clock, rng, maybeDeferred, self.resolve, 24783)
+        self.peers = PeerList([file], means, lambda peers: self.changes.append(dict(peers)))
         self.addCleanup(self.peers.stop)
         observer: Callable[[Any], None] = lambda event: self.logged.append(event["log_format"].format(**event))  # noqa: E731
         globalLogPublisher.addObserver(observer)
@@ -224,7 +227,8 @@ class Peers(SynchronousTestCase):
         """A line that was taken out must not come back by a slow lookup, nor anything after the end."""
         self.write("n1\n")
         late: Deferred[list[Address]] = Deferred()
-        with mock.patch.dict(self.names, clear=True), mock.patch.object(self.peers, "_resolve", lambda name, port: late):
+        slow = replace(self.peers._means, resolve=lambda name, port: late)
+        with mock.patch.dict(self.names, clear=True), mock.patch.object(self.peers, "_means", slow):
             self.peers.start()
             self.write("# nobody\n")
             self.advance(6)

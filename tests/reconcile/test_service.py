@@ -15,6 +15,7 @@ from ciruela.proto.messages import BaseDirData, BlockData, GetBaseDir, RemovedEn
 from ciruela.reconcile import service
 from ciruela.reconcile.service import KNOWN_S, MOST_BASES, MOST_DOWNLOADS, MOST_PER_BASE, REFUSED_S, Reconciler
 from ciruela.tracking.ledger import FIRST_PAUSE_S, Ledger, base_dir_hash
+from tests.doubles.context import node_context
 from tests.proof import shows
 
 BASE = VPath.parse("/app")
@@ -49,15 +50,13 @@ class ReconcilerTests(SynchronousTestCase):
         }
         self.idle = set()
         self.reconciler = Reconciler(
-            configs,
+            node_context(configs=configs, wire=self, clock=self.clock),
             self.ledger,
             self,
             self,
             lambda *args: self.hints.append(args),
             lambda *args: self.watchers.append(args),
-            self.clock,
             self.idle.__contains__,
-            self,
         )
 
     def ask(self, address, request):

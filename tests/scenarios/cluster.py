@@ -11,12 +11,12 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.cleanup.service import Safeguards
 from ciruela.client.source import Shares
-from ciruela.daemon.node import Node, NodeContext
+from ciruela.daemon.node import Node
 from ciruela.hooks.service import Outside
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
 from ciruela.index.tree import Directory, File
-from ciruela.interfaces import Address
+from ciruela.interfaces import Address, NodeContext
 from ciruela.keys.signed import removal_bytes, signed_bytes
 from ciruela.model.bitfield import Pieces
 from ciruela.model.config import DirConfig
@@ -43,6 +43,7 @@ from ciruela.proto.messages import (
     ShareData,
     UploadAck,
 )
+from ciruela.runtime import in_place
 from tests.doubles.clock import HeapClock
 from tests.doubles.memdisk import MemDisk
 from tests.doubles.memnet import OUTSIDE, Hub
@@ -242,7 +243,7 @@ class Cluster:
                 node.gossip.configured(dict(self._known))
         late = _Late()
         wire, datagrams = self.hub.node(address, late, lambda data, source: late.node.gossip.received(data, source))
-        world = NodeContext(
+        context = NodeContext(
             me=self.machine(number),
             hostname=f"n{number}",
             epoch=self.now_ms(),
@@ -254,10 +255,9 @@ class Cluster:
             clock=self.clock,
             rng=random.Random(self.rng.getrandbits(64)),
             now_ms=self.now_ms,
-            safeguards=self.safeguards(number),
-            outside=self.outside(number),
+            in_thread=in_place,
         )
-        late.node = self.nodes[number] = Node(world)
+        late.node = self.nodes[number] = Node(context, self.safeguards(number), self.outside(number))
         late.node.start()
         late.node.gossip.configured(dict(self._known))
         late.node.acquaintance.listed()

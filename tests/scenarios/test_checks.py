@@ -152,7 +152,7 @@ class Checks(SynchronousTestCase):
         """A dry run would promise success, or that there is nothing to do, where two servers cannot be told apart."""
         self.upload()
         shared = SharedId(self.cluster.machine(2), ("10.0.0.2:1", "10.0.0.9:1"))
-        self.patch(self.cluster.nodes[1].path_states, "_shared_ids", lambda: (shared,))
+        self.patch(self.cluster.nodes[1].cluster, "shared_ids", lambda: (shared,))
         found = fate_of(self.survey(self.check()), 0, RULE)
         self.assertEqual((found.exit_code, found.nothing), (EXIT_PARTIAL, False))
         self.assertIn("10.0.0.2:1 and 10.0.0.9:1 have one machine id", found.why)
@@ -160,8 +160,9 @@ class Checks(SynchronousTestCase):
     @shows("A29")
     def test_made_up_hosts(self) -> None:
         """A server could have the client call the networks of its own host."""
-        real = self.cluster.nodes[1].counterpart._hosts
-        self.cluster.nodes[1].counterpart._hosts = lambda key: {**real(key), self.cluster.machine(9): "n9"}
+        heard = self.cluster.nodes[1].cluster
+        real = heard.hosts
+        self.patch(heard, "hosts", lambda key: {**real(key), self.cluster.machine(9): "n9"})
         local = Address("127.0.0.1", 24783)
         self.patch(self.cluster, "address", lambda number, known=self.cluster.address: local if number == 9 else known(number))
         survey = self.survey(self.check(), known=(1, 2, 3, 9))

@@ -263,7 +263,7 @@ class DecisionTests(UnmeasuredTestCase):
         cluster.run(5.0)
         self.assertIsNotNone(cluster.nodes[1].ledger.pending(VPath.parse(X)))
         self.assertEqual(list(cluster.nodes[1].watches.paths()), [])
-        self.assertEqual(cluster.nodes[1].counterpart._wishes._askers, {})
+        self.assertEqual(cluster.nodes[1].clients.wishes._askers, {})
 
     def test_earlier_version(self):
         """Nodes that do not understand the question would keep a path from being taken."""

@@ -1,5 +1,7 @@
 """Images that somebody signed away: everywhere, for good, and never by an old word said again."""
 
+from dataclasses import replace
+
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, UploadAck
 from tests.measure import UnmeasuredTestCase
@@ -208,12 +210,12 @@ class RemovalTests(UnmeasuredTestCase):
         """A node would remove what none of its own keys signed away, on the word of another."""
         cluster, _ = self.uploaded(3)
         node = cluster.nodes[3]
-        allowed, node.removals._authority = node.removals._authority, _Nobody()
+        allowed, node.removals.context = node.removals.context, replace(node.removals.context, authority=_Nobody())
         self.remove(cluster, 1)
         self.wait(cluster, lambda: cluster.holders(V1, SITE) == {3})
         cluster.run(60.0)
         self.assertEqual(cluster.holders(V1, SITE), {3})
-        node.removals._authority = allowed
+        node.removals.context = allowed
         self.wait(cluster, lambda: not cluster.holders(V1, SITE), 400.0)
 
 

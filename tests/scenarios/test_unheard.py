@@ -244,7 +244,7 @@ class ForgedTests(UnmeasuredTestCase):
         cluster = Cluster(3)
         cluster.run(10.0)
         ahead = cluster.now_ms() + 6 * 60 * 1000
-        epoch = cluster.nodes[2].world.epoch
+        epoch = cluster.nodes[2].context.epoch
         self.forge(cluster, 1, 2, Header(cluster.machine(2), FAR, 0), Ack(PATH, SITE.id))
         self.forge(cluster, 1, 3, Header(MachineId(b"x" * 16), ahead, 0), Ack(PATH, SITE.id))
         self.forge(cluster, 1, 2, Header(cluster.machine(2), epoch, 90_000), MemberFact(cluster.machine(2), None, FAR, "", 0, 1, ()))
@@ -309,7 +309,7 @@ class ForgedTests(UnmeasuredTestCase):
         client.upload(V1, cluster.addresses(1))
         cluster.run(1.0)
         for seq in range(50):
-            forged = Header(cluster.machine(2), cluster.nodes[2].world.epoch, 90_000 + seq)
+            forged = Header(cluster.machine(2), cluster.nodes[2].context.epoch, 90_000 + seq)
             self.forge(cluster, 1, 2, forged, Complete(PATH, SITE.id, cluster.now_ms()))
             cluster.run(0.1)
         self.assertEqual(client.received, set())
@@ -323,7 +323,7 @@ class ForgedTests(UnmeasuredTestCase):
         """A few datagrams with invented machines, and each turn of the node would take seconds."""
         cluster = Cluster(2)
         cluster.run(10.0)
-        epoch = cluster.nodes[2].world.epoch
+        epoch = cluster.nodes[2].context.epoch
         for number in range(100):
             machines = (MachineId((1000 * number + one + 1000).to_bytes(16, "big")) for one in range(20))
             header = Header(cluster.machine(2), epoch, 90_000 + number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, succeed
@@ -16,6 +15,7 @@ from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.presence import TICK_S, Presence
 from ciruela.tracking.ledger import Ledger
+from tests.doubles.context import node_context
 from tests.proof import shows
 
 V1 = VPath.parse("/app/v1")
@@ -36,7 +36,7 @@ class UnrecordedTests(SynchronousTestCase):
         self.answers: list[Deferred[bool]] = []
         self.settling: Deferred[None] | None = None
         self.before: Callable[[], None] = lambda: None
-        presence = Presence(self.ledger, self, self, self.alone, self.clock, random.Random(1))  # type: ignore[arg-type]
+        presence = Presence(node_context(disk=self, clock=self.clock), self.ledger, self, self.alone)  # type: ignore[arg-type]
         presence.start()
         self.addCleanup(presence.stop)
 

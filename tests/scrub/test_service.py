@@ -17,6 +17,7 @@ from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.scrub.service import FIRST_S, LONGEST_AGAIN_S, MOST_MENDING, SUSPECT_BYTES, Scrub
 from ciruela.tracking.ledger import Ledger
+from tests.doubles.context import node_context
 from tests.proof import shows
 
 RATE = 10 * MIB
@@ -104,9 +105,14 @@ class ScrubCase(SynchronousTestCase):
 
     def make(self, seed, cycle_ms=7 * 86_400_000):
         tuning = Tuning(scrub_bytes_per_second=self.rate, scrub_cycle_ms=cycle_ms)
-        return Scrub(
-            self.ledger, self.disk, self.mender, tuning, self.clock, random.Random(seed), lambda: round(self.clock.seconds() * 1000)
+        context = node_context(
+            disk=self.disk,
+            clock=self.clock,
+            rng=random.Random(seed),
+            now_ms=lambda: round(self.clock.seconds() * 1000),
+            tuning=tuning,
         )
+        return Scrub(context, self.ledger, self.mender)
 
     def hold(self, *numbers):
         for number in numbers:

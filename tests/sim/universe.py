@@ -16,8 +16,8 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.client.tracker import UploadOutcome
-from ciruela.daemon.node import Node, NodeContext
-from ciruela.interfaces import Address, Connection
+from ciruela.daemon.node import Node
+from ciruela.interfaces import Address, Connection, NodeContext
 from ciruela.keys.signed import Statement, removal_bytes, signed_bytes
 from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import RemoteError
@@ -25,6 +25,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReceivedImage, RemoveDir, ReplaceDir
+from ciruela.runtime import in_place
 from tests.doubles.clock import HeapClock, Timers
 from tests.doubles.memnet import Hub
 from tests.doubles.simos import SimOS
@@ -136,6 +137,7 @@ class Host:
                 clock=self.timers,
                 rng=random.Random(self.rng.getrandbits(64)),
                 now_ms=self.now_ms,
+                in_thread=in_place,
             )
         )
         self._watch(node)
@@ -302,7 +304,7 @@ class Host:
             return False
         self.universe.deletions += 1
         self.doomed[vpath] = state.version
-        done = node.world.disk.remove(vpath, Tombstone(state.version, self.now_ms()))
+        done = node.context.disk.remove(vpath, Tombstone(state.version, self.now_ms()))
         done.addCallback(lambda burials: node.ledger.bury(vpath, burials))
         done.addErrback(lambda failure: None)
         return True

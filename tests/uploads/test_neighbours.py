@@ -1,7 +1,5 @@
 """Asking other nodes what they have."""
 
-import random
-
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,6 +12,7 @@ from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData
 from ciruela.uploads.decision import NOWHERE, Elsewhere
 from ciruela.uploads.neighbours import ANSWER_S, KEPT_S, MOST_ASKED, MUTE_S, Nearby, Neighbours
+from tests.doubles.context import node_context
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -39,7 +38,10 @@ class NeighboursTests(SynchronousTestCase):
         self.stalled = set()
         self.acquainted = succeed(None)
         self.neighbours = Neighbours(
-            self, lambda key: self.nearby, lambda vpath, image: self.stalled, lambda: self.acquainted, self.clock, random.Random(1)
+            node_context(wire=self, clock=self.clock),
+            lambda key: self.nearby,
+            lambda vpath, image: self.stalled,
+            lambda: self.acquainted,
         )
 
     def ask(self, where, request):

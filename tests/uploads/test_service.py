@@ -13,10 +13,10 @@ from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Accepted, Command, Origin, Progress, RejectReason, UploadRequest
 from ciruela.model.versions import SigEntry, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
-from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.decision import Elsewhere
 from ciruela.uploads.service import Uploads
+from tests.doubles.context import node_context
 from tests.proof import shows
 
 A, B = (ImageId(bytes([number]) * 32) for number in (1, 2))
@@ -96,7 +96,10 @@ class UploadsTests(SynchronousTestCase):
             "ice": DirConfig("ice", "/srv/ice", append_only=True, num_levels=1, on_append_conflict=OnConflict.FREEZE),
         }
         self.uploads = Uploads(
-            configs, self.ledger, self.world, self.world, self.world, lambda: NOW, self.world.conflicted, RateLimitedLog(Clock())
+            node_context(configs=configs, disk=self.world, authority=self.world, now_ms=lambda: NOW),
+            self.ledger,
+            self.world,
+            self.world.conflicted,
         )
 
     def order(self, image=A, command=Command.APPEND, origin=Origin.CLIENT, path=V1, entries=None, hints=()):
@@ -211,7 +214,7 @@ class UploadsTests(SynchronousTestCase):
                 asked.append(vpath)
                 return succeed(Elsewhere(frozenset({Version(NOW - 9, B)})))
 
-        self.uploads._neighbours = Others()
+        self.uploads.neighbours = Others()
         self.world.verified_answer = succeed({})
         for command in Command:
             self.assertEqual(self.successResultOf(self.order(command=command)).reason, RejectReason.SIGNATURE_MISMATCH)

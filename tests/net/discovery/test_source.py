@@ -91,10 +91,7 @@ class DiscoveryCase(SynchronousTestCase):
     def peers(self, *places: PeerSource, met: MetPeers | None = None) -> PeerList:
         found = PeerList(
             places or [self.source()],
-            24783,
-            self.resolve,
-            self.clock,
-            random.Random(1),
+            Means(self.clock, self.clock, random.Random(1), maybeDeferred, self.resolve, 24783),
             lambda one: self.changes.append(dict(one)),
             self.memory,
             met,
