@@ -6,6 +6,7 @@ import argparse
 import ast
 import configparser
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from twisted.application.service import IServiceMaker
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
+import ciruela
 from ciruela import __version__
 from ciruela.client.options import table
 from ciruela.daemon.tap import Options
@@ -57,6 +59,26 @@ class PluginTests(SynchronousTestCase):
         text = (TOP / "twisted" / "plugins" / "ciruela_plugin.py").read_text(encoding="utf-8")
         imports = [line for line in text.splitlines() if re.match(r"(from|import) ", line)]
         self.assertEqual(imports, ["from twisted.application.service import ServiceMaker"])
+
+
+class LibraryTests(SynchronousTestCase):
+    """``import ciruela``."""
+
+    def test_cheap(self) -> None:
+        """A program that wants to know the version would load Twisted, and all of the client."""
+        program = "import sys, ciruela; before = set(sys.modules); ciruela.ClusterClient; print('twisted' in before, len(before))"
+        environ = {"PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run([sys.executable, "-S", "-c", program], cwd=TOP, capture_output=True, text=True, env=environ)
+        twisted, loaded = done.stdout.split()
+        self.assertEqual(twisted, "False", done.stderr)
+        self.assertLess(int(loaded), 100)
+
+    def test_public_names(self) -> None:
+        """A name that is promised would not be there, or one that is misspelt would be."""
+        for name in ciruela.__all__:
+            self.assertIsNotNone(getattr(ciruela, name))
+        with self.assertRaises(AttributeError):
+            ciruela.ClusterClients  # type: ignore[attr-defined]  # noqa: B018
 
 
 class ContentTests(SynchronousTestCase):

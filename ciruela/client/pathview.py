@@ -99,7 +99,7 @@ class PathView:
 async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
     """Ask up to three nodes, found by the entry point ``name``.
 
-    Raises what resolving it raises, LinkLost when no node can be reached, and NotTold when none that is reached says what is there.
+    Raises LinkLost when the name has no address, or no node can be reached, and NotTold when none that is reached says what is there.
     """
     sight = PathView(vpath)
     places = ClusterAddresses((name,), world.resolve, world.clock)

@@ -147,7 +147,7 @@ class ClusterClients(SynchronousTestCase):
     def test_shared_machine_id(self) -> None:
         """Two servers that cannot be told apart would count as one, and nobody would know."""
         shared = SharedId(self.cluster.machine(2), ("10.0.0.2:1", "10.0.0.9:1"))
-        self.patch(self.cluster.nodes[1].path_states, "_shared_ids", lambda: (shared,))
+        self.patch(self.cluster.nodes[1].cluster, "shared_ids", lambda: (shared,))
         client = self.client("n1")
         self.assertEqual(client.complaint, "")
         self.wait(client.path_states("/app/v1"))
