@@ -41,6 +41,7 @@ setup(
     data_files=[("share/man/man1", sorted(str(path.relative_to(HERE)) for path in (HERE / "docs" / "man").glob("*.1")))],
     package_data={"ciruela": ["py.typed"], "twisted": ["plugins/ciruela_plugin.py"]},
     install_requires=[
+        "Automat>=24.8.1",
         "Twisted[tls,conch]>=24.11",
         "autobahn[twisted]>=25.11.1",  # wheels with native code for every supported Python; without it websockets are 40 times slower
         "bcrypt>=4.0",

@@ -58,7 +58,7 @@ class CleanupContext(Protocol):
         """The paths of which blocks were given since the last call."""
 
     def wanted(self, base: VPath) -> Collection[VPath]:
-        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+        """The paths in ``base`` whose images other nodes are fetching, or this one is repairing."""
 
     def downloads(self) -> int:
         """Counts the downloads that are running."""

@@ -308,8 +308,7 @@ class NodeApi:
         download = self._node.downloads.get(path)
         if download is None:
             return {"phase": None, "done": None, "stalled": False, "age_s": None}
-        blocks = None if download.index is None else download.index.block_count
-        missing = None if download.plan is None else download.plan.missing
+        blocks, missing = download.block_count, download.missing
         return {
             "phase": download.phase.value,
             "done": None if missing is None or blocks is None else round(1 - missing / blocks, 4) if blocks else 1.0,

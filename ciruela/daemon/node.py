@@ -76,9 +76,9 @@ class NodeActivity:
         return self.blocks.served()
 
     def wanted(self, base: VPath) -> Collection[VPath]:
-        """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
+        """The paths in ``base`` whose images other nodes are fetching, or this one is repairing."""
         fetched = {item.vpath for _, item in self.cluster.stances() if isinstance(item, DownloadFact)}
-        return {vpath for vpath in fetched.union(self.transfers.healing()) if vpath.base == base}
+        return {vpath for vpath in fetched.union(self.transfers.repairing()) if vpath.base == base}
 
     def downloads(self) -> int:
         """Counts the downloads that are running."""
@@ -356,7 +356,7 @@ class Node:
         self.hooks.stop()
         self.awaited.stop()
 
-    # -- what downloads tell (download.service.Outcome) -------------------------------------------------------------------------------
+    # -- what downloads tell (download.steps.DownloadListener) -----------------------------------------------------------------------
 
     def progressed(self, vpath: VPath) -> None:
         """Pass on how far a download is."""

@@ -195,7 +195,7 @@ class Reloads:
     def _busy(self, removed: list[str]) -> Deferred[None] | None:
         """Gives what to wait for before directories can be let go of; None for nothing."""
         downloads = self._node.downloads
-        paths = [one.vpath for one in downloads.running()] + downloads.healing()
+        paths = [one.vpath for one in downloads.running()] + downloads.repairing()
         waiting = (downloads.settled(vpath) for vpath in paths if vpath.key in removed)
         return next((one for one in waiting if one is not None), None)
 

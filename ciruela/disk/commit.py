@@ -231,7 +231,7 @@ def _adopt(parent: SafeDir, directory: SafeDir, place: Place, index: Index, stat
 
 
 def _merged(directory: SafeDir, place: Place, state: State) -> State:
-    """``state`` with the signatures that came in since the commit began, with an upload or for an image that is being healed."""
+    """``state`` with the signatures that came in since the commit began, with an upload or for an image that is being repaired."""
     journal = states.read_journal(directory, place.record)
     for known in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
         if known is not None and known.image == state.image:

@@ -367,8 +367,8 @@ class Store:
         vpath = place.vpath
         config = self._configs[vpath.key]
         reuse = config.reuse
-        healed = self._committed_image(place) == index.image
-        modes = self._modes_of(place, index.image) if healed else config.modes  # other settings are for new images only
+        repaired = self._committed_image(place) == index.image
+        modes = self._modes_of(place, index.image) if repaired else config.modes  # other settings are for new images only
         yield ENTRY_COST
         try:
             parent = place.open_parent(create=True)

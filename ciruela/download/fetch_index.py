@@ -98,7 +98,7 @@ class IndexFetch:
         self._clock = clock
         self._rng = rng
         self._failures: Backoff[object] = Backoff(clock)
-        self._began_s = clock.seconds()
+        self._began_s = 0.0
         self._attempts: dict[object, _Attempt] = {}
         self._poll: IDelayedCall | None = None
         self._ended = False
@@ -111,6 +111,7 @@ class IndexFetch:
 
         Fails with DownloadFailed (CANT_FETCH_INDEX after GIVE_UP_S, BAD_INDEX or IMAGE_TOO_LARGE at once) or DiskError.
         """
+        self._began_s = self._clock.seconds()
         self._next()
         return self._done
 

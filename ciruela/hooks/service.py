@@ -165,7 +165,7 @@ class Outside:
 
 @dataclass(eq=False)
 class Hooks:
-    """The hooks of this node. Also the gate of the downloads (``download.service.Gate``).
+    """The hooks of this node. Also the gate of the downloads (``download.steps.Gate``).
 
     Without ``outside`` nothing is ever run: for simulations.
     """

@@ -61,10 +61,10 @@ def reading(bytes_s: int, clock: IReactorTime) -> TokenBucket:
 class Mender(Protocol):
     """Port to the downloads, for scrub."""
 
-    def heal(self, vpath: VPath) -> Deferred[None] | None:
+    def repair(self, vpath: VPath) -> Deferred[None] | None:
         """Put the committed image at ``vpath`` together again; None when that cannot begin now."""
 
-    def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
+    def repair_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Get the index of a committed image again, and store it."""
 
     def stalled(self, vpath: VPath) -> bool:
@@ -330,7 +330,7 @@ class Scrub:
     def _begin_mending(self, vpath: VPath, ill: Ill) -> None:
         """Begins to repair an image, unless an upload is on its way there: it may take the place of what is damaged."""
         mending: Deferred[object] | None
-        mending = self.mender.mend_index(vpath, ill.image) if ill.index else self.mender.heal(vpath)  # type: ignore[assignment]
+        mending = self.mender.repair_index(vpath, ill.image) if ill.index else self.mender.repair(vpath)  # type: ignore[assignment]
         if mending is None:
             return
         ill.mending = True

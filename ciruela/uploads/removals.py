@@ -49,7 +49,7 @@ def _unguarded(_config: DirConfig, _vpath: VPath) -> Deferred[str | None]:
 class RemovalDownloads(Starter, Protocol):
     """Port to the downloads, for removals."""
 
-    def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
+    def repair_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Get the index of an image from other nodes, and store it."""
 
 
@@ -216,7 +216,7 @@ class Removals:
         if known is not None:
             return known
         try:
-            return await self.downloads.mend_index(removal.vpath, removal.image).addTimeout(INDEX_S, self.context.clock)
+            return await self.downloads.repair_index(removal.vpath, removal.image).addTimeout(INDEX_S, self.context.clock)
         except (CiruelaError, defer.TimeoutError) as error:
             self._log.info("no node gives the index of {image}: {error}", image=removal.image.hex(), error=error)
             return None

@@ -208,7 +208,7 @@ class Looking(Real):
 
 
 async def heal(node: Node, vpath: VPath, spec: Spec, time: int = 1_700_000_000_123) -> int:
-    """What ``Downloads.heal`` asks of a disk. Gives the number of blocks that had to be fetched."""
+    """What ``Downloads.repair`` asks of a disk. Gives the number of blocks that had to be fetched."""
     index = index_bytes(spec)[0]
     staging = await node.store.stage(vpath, index)
     try:

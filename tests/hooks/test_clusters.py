@@ -278,7 +278,7 @@ class CommitTests(HookCase):
         cluster = self.cluster(2, on_commit=ANNOUNCE)
         self.upload(cluster, SITE, 1)
         cluster.run(20.0)
-        healed = cluster.nodes[2].downloads.heal(VPath.parse(V1))
+        healed = cluster.nodes[2].downloads.repair(VPath.parse(V1))
         assert healed is not None
         cluster.run(10.0)
         self.successResultOf(healed)

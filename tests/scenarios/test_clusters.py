@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ciruela.download.machine import PlannedStep
 from ciruela.model.config import OnConflict
 from ciruela.model.vpath import VPath
 from tests.measure import UnmeasuredTestCase
@@ -355,7 +356,7 @@ class FaultTests(UnmeasuredTestCase):
         """How many blocks of LARGE no node has."""
         if cluster.holders(V1, LARGE):
             return 0
-        plans = [one.plan for one in self.downloads(cluster) if one.plan is not None]
+        plans = [one.step.plan for one in self.downloads(cluster) if isinstance(one.step, PlannedStep)]
         return sum(not any(plan.has(number) for plan in plans) for number in range(len(LARGE.blocks)))
 
     @shows("A57", "F41", "G11")
@@ -366,8 +367,8 @@ class FaultTests(UnmeasuredTestCase):
         client = Client(cluster, LARGE)
         client.upload(V1, cluster.addresses(1, 2, 3))
         half = len(LARGE.blocks) // 2
-        cluster.run(30.0, until=lambda: sum(one.plan is not None and one.plan.missing <= half for one in self.downloads(cluster)) == 3)
-        missing = [one.plan.missing for one in self.downloads(cluster)]
+        cluster.run(30.0, until=lambda: sum(one.missing is not None and one.missing <= half for one in self.downloads(cluster)) == 3)
+        missing = [one.missing for one in self.downloads(cluster)]
         client.leave()
         for number in (1, 2, 3):
             cluster.kill(number)

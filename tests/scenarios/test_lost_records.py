@@ -231,11 +231,11 @@ class LossTests(UnmeasuredTestCase):
         node.ledger.vanish(PATH, None)
         self.disk.indexes.clear()
 
-        def mend_index(_vpath, _image):
+        def repair_index(_vpath, _image):
             self.cluster.links[3].leads = "/srv/current"
             return succeed(parse(SITE.data, SITE.id))
 
-        self.patch(node.downloads, "mend_index", mend_index)
+        self.patch(node.downloads, "repair_index", repair_index)
         answer = self.ask(self.removal(), 3)
         self.assertEqual((answer.accepted, answer.reject_reason), (False, "protected"))
         self.assertIn(PATH, self.disk.foreign)

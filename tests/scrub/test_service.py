@@ -76,13 +76,13 @@ class Mender:
     def __init__(self):
         self.heals, self.indexes, self.stopped, self.no_source, self.refuse = {}, {}, [], set(), False
 
-    def heal(self, where):
+    def repair(self, where):
         if self.refuse:
             return None
         assert where not in self.heals, "healed twice at a time"
         return self.heals.setdefault(where, Deferred())
 
-    def mend_index(self, where, image_id):
+    def repair_index(self, where, image_id):
         return self.indexes.setdefault((where, image_id), Deferred())
 
     def stalled(self, where):

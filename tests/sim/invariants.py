@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ciruela.download.service import MOST_PEERS
+from ciruela.download.peers import MOST_PEERS
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath

@@ -1,0 +1,464 @@
+"""The work of a download, step by step: the Deferred chains that :mod:`ciruela.download.machine` starts and cancels.
+
+Which committed images of the same base dir a new one may have something in common with (protocol section 5.8).
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ParamSpec, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_index import IndexFetch
+from ciruela.download.machine import (
+    ActiveStep,
+    Committing,
+    DownloadMachine,
+    DownloadPhase,
+    StagedImage,
+    Step,
+    TransferEvents,
+)
+from ciruela.download.peers import PeerSelection, Wanting
+from ciruela.download.plan import BlockPlan
+from ciruela.download.relaycache import BlockRelayCache
+from ciruela.download.serving import LARGE_BLOCKS, Catalog
+from ciruela.download.sources import Candidate, Totals
+from ciruela.index import tree
+from ciruela.index.merge import BlockMap
+from ciruela.index.tree import Index
+from ciruela.interfaces import Address, Disk, InThread, NowMs, Reused, Staging
+from ciruela.model.config import DirConfig, Reuse
+from ciruela.model.errors import DiskError, DownloadFailed
+from ciruela.model.ids import ImageId
+from ciruela.model.upload import AbortReason
+from ciruela.model.versions import State
+from ciruela.model.vpath import VPath
+from ciruela.proto.compression import unpack_index
+from ciruela.runtime import in_place
+from ciruela.tracking.ledger import Ledger
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DownloadListener(Protocol):
+    """Who hears how downloads go."""
+
+    def progressed(self, vpath: VPath) -> None:
+        """There is more to tell about the download at ``vpath``."""
+
+    def arrived(self, vpath: VPath, state: State) -> None:
+        """The image is visible, durable and recorded."""
+
+    def gave_up(self, vpath: VPath, image: ImageId, reason: AbortReason, detail: str) -> None:
+        """The download ended without an image."""
+
+
+class Gate(Protocol):
+    """Who looks at an image that is whole, before it is committed."""
+
+    def gated(self, vpath: VPath) -> bool:
+        """Whether anybody wants to."""
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:
+        """Fires when the image may be committed, fails with DownloadFailed when it must not. May be cancelled."""
+
+
+class OpenGate:
+    """Nobody looks."""
+
+    def gated(self, vpath: VPath) -> bool:  # noqa: ARG002  the protocol's
+        """Nobody does."""
+        return False
+
+    def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:  # noqa: ARG002  the protocol's
+        """At once."""
+        return succeed(None)
+
+
+MOST_SIBLINGS = 37
+"""Sibling images that are looked through (protocol section 5.8)."""
+
+
+class Siblings:
+    """Finds images with their indexes: not those whose index cannot be had, and none where the directory is configured to reuse nothing."""
+
+    _log = Logger()
+
+    def __init__(self, configs: Mapping[str, DirConfig], ledger: Ledger, catalog: Catalog) -> None:
+        self._configs = configs
+        self._ledger = ledger
+        self._catalog = catalog
+
+    def beside(self, vpath: VPath, image: ImageId) -> Deferred[list[tuple[VPath, Index]]]:
+        """Finds ``image`` itself, if it was replaced here and kept; what stands at the path, the newest, what else is kept. Each once."""
+        kept = [(vpath, version.image) for version in self._ledger.kept(vpath)]
+        chosen: dict[ImageId, VPath] = {}
+        for path, one in (*(one for one in kept if one[1] == image), *self._committed(vpath), *kept):
+            chosen.setdefault(one, path)
+        return self._loaded(vpath, ((path, one) for one, path in chosen.items()))
+
+    def copies(self, vpath: VPath) -> Deferred[list[tuple[VPath, Index]]]:
+        """Finds what stands at the path, then the newest, also the same image twice: a damaged copy may be whole elsewhere."""
+        return self._loaded(vpath, self._committed(vpath))
+
+    def _committed(self, vpath: VPath) -> list[tuple[VPath, ImageId]]:
+        states = sorted(self._ledger.committed_in(vpath.base), key=lambda one: one[1].version, reverse=True)
+        return [(path, state.image) for path, state in sorted(states, key=lambda one: one[0] != vpath)]
+
+    def _loaded(self, vpath: VPath, images: Iterable[tuple[VPath, ImageId]]) -> Deferred[list[tuple[VPath, Index]]]:
+        if self._configs[vpath.key].reuse is Reuse.NONE:
+            return succeed([])
+        chosen = list(images)[:MOST_SIBLINGS]
+
+        def with_indexes(entries: list[tuple[Index, BlockMap] | None]) -> list[tuple[VPath, Index]]:
+            return [(path, entry[0]) for (path, _), entry in zip(chosen, entries, strict=True) if entry is not None]
+
+        loading = [self._catalog.get(image).addErrback(self._no_sibling, image) for _, image in chosen]
+        return gatherResults(loading).addCallback(with_indexes)
+
+    def _no_sibling(self, failure: Failure, image: ImageId) -> None:
+        self._log.warn("the index of {image} cannot be read: {reason}", image=image.hex(), reason=failure.getErrorMessage())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DownloadContext:
+    """What all transfers of a node work with; ``running`` are those under way, one for each path."""
+
+    configs: Mapping[str, DirConfig]
+    ledger: Ledger
+    disk: Disk
+    in_thread: InThread
+    peers: PeerSelection
+    siblings: Siblings
+    outcome: DownloadListener
+    gate: Gate
+    catalog: Catalog
+    clock: IReactorTime
+    rng: random.Random
+    now_ms: NowMs
+    me: bytes
+    most_unpacked: int
+    totals: Totals
+    passing: BlockRelayCache
+    running: dict[VPath, Transfer]
+
+    def candidates(self, wanting: Wanting, *, index: bool) -> list[Candidate]:
+        """Selects who may give blocks of ``wanting``, or its ``index``."""
+        return self.peers.candidates(wanting, list(self.running.values()), index=index)
+
+    def index_fetch(self, wanting: Wanting, *, on_disk: bool) -> IndexFetch:
+        """Makes the fetch of an index. ``on_disk``: one in memory will do, its file is not known to be lost."""
+
+        def kept() -> Index | None:
+            entry = self.catalog.kept(wanting.image) if on_disk else None
+            return entry[0] if entry else None
+
+        return IndexFetch(
+            wanting.image,
+            str(wanting.vpath),
+            lambda: self.candidates(wanting, index=True),
+            self.disk.write_index,
+            self.clock,
+            self.rng,
+            lambda packed: self.in_thread(unpack_index, packed, self.most_unpacked),
+            kept,
+        )
+
+    def large(self, index: Index, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Calls ``f``, which goes over all of ``index``: in a thread when that would hold up the reactor."""
+        if index.block_count < LARGE_BLOCKS:
+            return in_place(f, *args, **kwargs)
+        return self.in_thread(f, *args, **kwargs)
+
+
+@dataclass(eq=False)
+class Transfer(ABC):
+    """One image on its way into its staging directory. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
+
+    _log = Logger()
+
+    # Required parameters
+    context: DownloadContext
+    vpath: VPath
+    image: ImageId
+    hints: set[Address] = field(default_factory=set)
+
+    # Internal state
+    peers: list[Address] = field(default_factory=list, init=False)
+    began_s: float = field(init=False)
+    step: Step = field(default_factory=Step, init=False)
+    events: TransferEvents = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began_s = self.context.clock.seconds()
+
+    # -- for readers --
+
+    @property
+    def phase(self) -> DownloadPhase:
+        """The word for the step it is at."""
+        return self.step.phase
+
+    @property
+    def mask(self) -> int | None:
+        """The bitfield of the slices that are here; None as long as they are not known."""
+        return self.step.mask
+
+    @property
+    def pieces(self) -> int | None:
+        """The bitfield of the pieces that are here; None as long as they are not known."""
+        return self.step.pieces
+
+    @property
+    def missing(self) -> int | None:
+        """The number of blocks to fetch; None as long as it is not known."""
+        return self.step.missing
+
+    @property
+    def block_count(self) -> int | None:
+        """The number of blocks in all; None without the index."""
+        return None if self.step.index is None else self.step.index.block_count
+
+    @property
+    def stalled(self) -> bool:
+        """True when nothing good came lately."""
+        return self.step.stalled
+
+    # -- in which a download and a repair differ --
+
+    @abstractmethod
+    def progressed(self) -> None:
+        """Tells others how far it is."""
+
+    @abstractmethod
+    def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
+        """Checks the index, and makes the map of its blocks."""
+
+    @abstractmethod
+    def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:
+        """Finds what is here and may have something in common with the image."""
+
+    @abstractmethod
+    def left_out(self) -> None:
+        """Tells that its directory is configured no more, once it was let go."""
+
+    # -- the steps --
+
+    def index_fetch(self) -> IndexFetch:
+        """Makes the fetch of the index, which begins later, if at all."""
+        return self.context.index_fetch(self, on_disk=True)
+
+    def find_index(self, fetch: IndexFetch) -> Deferred[tuple[Index, BlockMap]]:
+        """Gets the index from memory, the disk, or others, and its map."""
+        self.progressed()
+
+        def found(entry: tuple[Index, BlockMap] | None) -> Deferred[Index]:
+            return fetch.run() if entry is None else succeed(entry[0])
+
+        return self.context.catalog.get(self.image).addCallback(found).addCallback(self.mapped)
+
+    def open_staging(self, index: Index) -> Deferred[Staging]:
+        """Opens the staging directory."""
+        return self.context.disk.stage(self.vpath, index)
+
+    def fill(self, image: StagedImage) -> Deferred[BlockPlan]:
+        """Takes what is here already, and plans what is not."""
+        return (
+            image.directory.keep()
+            .addCallback(self._with_siblings)
+            .addCallback(self._reuse, image)
+            .addCallback(self._fits, image)
+            .addCallback(self._plan, image)
+        )
+
+    def _with_siblings(self, kept: frozenset[int]) -> Deferred[tuple[frozenset[int], list[tuple[VPath, Index]]]]:
+        return self.siblings().addCallback(lambda siblings: (kept, siblings))
+
+    def _reuse(
+        self, found: tuple[frozenset[int], list[tuple[VPath, Index]]], image: StagedImage
+    ) -> Deferred[tuple[frozenset[int], Reused]]:
+        kept, siblings = found
+        if not siblings:
+            return succeed((kept, Reused(frozenset(), 0, 0)))
+        return image.directory.reuse(siblings).addCallback(lambda reused: (kept, reused))
+
+    def _fits(self, here: tuple[frozenset[int], Reused], image: StagedImage) -> Deferred[tuple[frozenset[int], Reused]]:
+        """Writing nothing fails when there is no room for what is missing: so that is told before the first block is asked for."""
+        return image.directory.write(()).addCallback(lambda _: here)
+
+    def _plan(self, here: tuple[frozenset[int], Reused], image: StagedImage) -> Deferred[BlockPlan]:
+        kept, reused = here
+        index = image.index
+        self.context.totals.reused_files += reused.files
+        self.context.totals.reused_bytes += reused.bytes
+
+        def planned(plan: BlockPlan) -> BlockPlan:
+            self._log.info(
+                "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
+                vpath=str(self.vpath),
+                total=index.block_count,
+                kept=len(kept),
+                reused=len(reused.blocks),
+                files=reused.files,
+                missing=plan.missing,
+            )
+            return plan
+
+        rng = random.Random(self.context.rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
+        return self.context.large(index, lambda: BlockPlan(index, kept | reused.blocks, rng)).addCallback(planned)
+
+    def block_fetch(self, image: StagedImage, plan: BlockPlan) -> BlockFetch:
+        """Makes the fetch of the blocks."""
+        context = self.context
+        return BlockFetch(
+            str(self.vpath),
+            image.index,
+            image.blocks,
+            plan,
+            image.directory,
+            lambda: context.candidates(self, index=False),
+            self.progressed,
+            context.totals,
+            context.clock,
+            context.passing,
+            context.me,
+        )
+
+    def fetch_blocks(self, fetch: BlockFetch) -> Deferred[None]:
+        """Gets the blocks."""
+        self.progressed()
+        return fetch.run()
+
+    # -- the end --
+
+    def off(self) -> bool:
+        """Takes it off the list of what is under way. False when something else has its path."""
+        if self.context.running.get(self.vpath) is not self:
+            return False
+        del self.context.running[self.vpath]
+        return True
+
+    def not_left(self, failure: Failure) -> None:
+        """Logs why something stays: what cannot be removed now is removed by the next start, or the next download of the same image."""
+        if failure.check(DiskError):
+            self._log.error("{vpath}: cannot be removed: {why}", vpath=str(self.vpath), why=failure.getErrorMessage())
+        else:
+            self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(self.vpath))
+
+
+@dataclass(eq=False)
+class Download(Transfer):
+    """The image of an accepted upload on its way, recorded on the disk and told to others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.events = DownloadMachine(self)
+
+    def now_s(self) -> float:
+        """Tells the time on the clock of the transfers."""
+        return self.context.clock.seconds()
+
+    def progressed(self) -> None:
+        """Tells clients and peers how far it is."""
+        try:
+            self.context.outcome.progressed(self.vpath)
+        except Exception:  # noqa: BLE001  who listens must not keep an image from arriving
+            self._log.failure("nobody was told how far the download for {vpath} is", vpath=str(self.vpath))
+
+    def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
+        """Checks the index against the limits of its directory, and makes the map of its blocks."""
+        context = self.context
+        checked = context.large(index, tree.check, index, context.configs[self.vpath.key])
+        return checked.addCallback(lambda _: context.catalog.add(index))
+
+    def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:
+        """Finds images that may have something in common with this one."""
+        return self.context.siblings.beside(self.vpath, self.image)
+
+    def admit(self, image: StagedImage) -> Deferred[None]:
+        """Asks the operator's check, if there is one: what is whole may be looked at before it is shown."""
+        pending = self.context.ledger.pending(self.vpath)
+        if pending is None or not self.context.gate.gated(self.vpath):
+            return succeed(None)
+        self.progressed()
+        return self.context.gate.admit(self.vpath, pending.state, image.directory)
+
+    def commit(self, image: StagedImage) -> Deferred[State]:
+        """Shows the image."""
+        self.progressed()
+        pending = self.context.ledger.pending(self.vpath)
+        if pending is None:
+            raise DownloadFailed(AbortReason.SUPERSEDED, "the upload is not wanted any more")
+        state = pending.state
+        kept = image.directory.commit(state).addCallback(lambda versions: self.context.ledger.keep(self.vpath, versions))
+        return kept.addCallback(lambda _: state)
+
+    def arrived(self, step: Committing, state: State) -> Deferred[None]:
+        """Records that the image is here, and tells everybody."""
+        return succeed(state).addCallback(self._record, step).addErrback(self.not_left)
+
+    def _record(self, state: State, step: Committing) -> Deferred[None]:
+        context = self.context
+        del context.running[self.vpath]
+        step.close()
+        pending = context.ledger.pending(self.vpath)
+        late = pending.state if pending is not None and pending.state.image == state.image else state
+        context.ledger.commit(self.vpath, late)
+        self._log.info(
+            "{image} is at {vpath} after {seconds:.1f} s",
+            image=self.image.hex(),
+            vpath=str(self.vpath),
+            seconds=context.clock.seconds() - self.began_s,
+        )
+        context.totals.committed += 1
+        context.totals.committed_bytes += step.index.total_bytes
+        context.outcome.arrived(self.vpath, late)
+        # signatures that came while the commit was under way are not in the state file yet
+        return succeed(None) if late == state else context.disk.write_state(self.vpath, late)
+
+    def failed(self, step: ActiveStep, failure: Failure) -> Deferred[None]:
+        """Gives the upload up, with the word for clients that ``failure`` or ``step`` has."""
+        if isinstance(failure.value, DownloadFailed):
+            return self._gave_up(step, failure.value.reason, failure.value.detail)
+        return self._gave_up(step, step.fault, failure.getErrorMessage())
+
+    def stopped(self, step: ActiveStep, reason: AbortReason) -> Deferred[None]:
+        """Gives the upload up."""
+        return self._gave_up(step, reason, "")
+
+    def _gave_up(self, step: ActiveStep, reason: AbortReason, detail: str) -> Deferred[None]:
+        self._log.error(
+            "{image} for {vpath} given up: {reason} {detail}",
+            image=self.image.hex(),
+            vpath=str(self.vpath),
+            reason=reason.value,
+            detail=detail,
+        )
+        self.context.totals.failed += 1
+        try:
+            self.context.outcome.gave_up(self.vpath, self.image, reason, detail)
+        except Exception:  # noqa: BLE001  who listens must not keep the path from being free again
+            self._log.failure("nobody was told that the download for {vpath} ended", vpath=str(self.vpath))
+        return succeed(step).addCallback(self._clear).addErrback(self.not_left)
+
+    def _clear(self, step: ActiveStep) -> Deferred[None]:
+        """Removes the record of the upload, unless it is that of another one by now, and what was put together."""
+        if not self.off():
+            return step.discard()
+        self.context.ledger.abort(self.vpath, self.context.now_ms())
+        step.close()  # what is removed while it is open takes space, and descriptors, until the daemon ends
+        return self.context.disk.drop_pending(self.vpath)
+
+    def left_out(self) -> None:
+        """Tells that the upload is given up."""
+        self.context.outcome.gave_up(self.vpath, self.image, AbortReason.DIRECTORY_REMOVED, "")
