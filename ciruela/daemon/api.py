@@ -308,11 +308,11 @@ class NodeApi:
         download = self._node.downloads.get(path)
         if download is None:
             return {"phase": None, "done": None, "stalled": False, "age_s": None}
-        blocks, missing = download.block_count, download.missing
+        blocks, missing = download.step.block_count, download.step.missing
         return {
-            "phase": download.phase.value,
+            "phase": download.step.phase.value,
             "done": None if missing is None or blocks is None else round(1 - missing / blocks, 4) if blocks else 1.0,
-            "stalled": download.stalled,
+            "stalled": download.step.stalled,
             "age_s": round(self._node.context.clock.seconds() - download.began_s, 1),
         }
 

@@ -122,7 +122,7 @@ class NodeState:
     def downloads(self) -> Sequence[DownloadFact]:
         """Gives the downloads that are running here, and how far they are."""
         return [
-            DownloadFact(one.vpath, one.image, one.mask, source=bool(self.watches.sources(one.image)), stalled=one.stalled)
+            DownloadFact(one.vpath, one.image, one.step.mask, source=bool(self.watches.sources(one.image)), stalled=one.step.stalled)
             for one in self.transfers.running()
         ]
 
@@ -404,7 +404,7 @@ class Node:
         if pending is None or pending.state.image != image:
             return None
         download = self.downloads.get(vpath)
-        return download.pieces or 0 if download is not None and download.image == image else 0
+        return download.step.pieces or 0 if download is not None and download.image == image else 0
 
     def _hooked(self, vpath: VPath, report: HookReport) -> None:
         """A hook has ended: tell the clients. That one is due is told with the image."""

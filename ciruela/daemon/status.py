@@ -213,11 +213,11 @@ class NodeStatus:
         return {
             str(one.vpath): {
                 "image_id": one.image.hex(),
-                "phase": one.phase.value,
-                "mask": f"{one.mask or 0:064x}",
-                "missing_blocks": one.missing,
-                "blocks": one.block_count,
-                "stalled": one.stalled,
+                "phase": one.step.phase.value,
+                "mask": f"{one.step.mask or 0:064x}",
+                "missing_blocks": one.step.missing,
+                "blocks": one.step.block_count,
+                "stalled": one.step.stalled,
                 "source": bool(self._node.watches.sources(one.image)),
                 "age_s": round(self._node.context.clock.seconds() - one.began_s, 1),
             }

@@ -63,8 +63,8 @@ class Step:
     phase: ClassVar[DownloadPhase] = DownloadPhase.INDEX
 
     @property
-    def index(self) -> Index | None:
-        """The index of the image, once it is here."""
+    def block_count(self) -> int | None:
+        """The number of blocks in all; None without the index."""
         return None
 
     @property
@@ -140,12 +140,12 @@ class OpeningStaging(ActiveStep):
     phase: ClassVar = DownloadPhase.STAGING
     fault: ClassVar = AbortReason.CANT_CREATE_DIRECTORY
 
-    staged_index: Index
+    index: Index
 
     @property
-    def index(self) -> Index:
-        """The index."""
-        return self.staged_index
+    def block_count(self) -> int:
+        """The number of blocks in all."""
+        return self.index.block_count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,9 +155,9 @@ class StagedStep(ActiveStep):
     image: StagedImage
 
     @property
-    def index(self) -> Index:
-        """The index."""
-        return self.image.index
+    def block_count(self) -> int:
+        """The number of blocks in all."""
+        return self.image.index.block_count
 
     def close(self) -> None:
         """Closes the directory."""

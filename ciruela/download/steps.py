@@ -22,7 +22,6 @@ from ciruela.download.machine import (
     ActiveStep,
     Committing,
     DownloadMachine,
-    DownloadPhase,
     StagedImage,
     Step,
     TransferEvents,
@@ -183,7 +182,10 @@ class DownloadContext:
 
 @dataclass(eq=False)
 class Transfer(ABC):
-    """One image on its way into its staging directory. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
+    """One image on its way into its staging directory. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last.
+
+    ``events`` go to its machine; ``step``, which is for readers, says how far it is.
+    """
 
     _log = Logger()
 
@@ -201,38 +203,6 @@ class Transfer(ABC):
 
     def __post_init__(self) -> None:
         self.began_s = self.context.clock.seconds()
-
-    # -- for readers --
-
-    @property
-    def phase(self) -> DownloadPhase:
-        """The word for the step it is at."""
-        return self.step.phase
-
-    @property
-    def mask(self) -> int | None:
-        """The bitfield of the slices that are here; None as long as they are not known."""
-        return self.step.mask
-
-    @property
-    def pieces(self) -> int | None:
-        """The bitfield of the pieces that are here; None as long as they are not known."""
-        return self.step.pieces
-
-    @property
-    def missing(self) -> int | None:
-        """The number of blocks to fetch; None as long as it is not known."""
-        return self.step.missing
-
-    @property
-    def block_count(self) -> int | None:
-        """The number of blocks in all; None without the index."""
-        return None if self.step.index is None else self.step.index.block_count
-
-    @property
-    def stalled(self) -> bool:
-        """True when nothing good came lately."""
-        return self.step.stalled
 
     # -- in which a download and a repair differ --
 
@@ -421,7 +391,7 @@ class Download(Transfer):
             seconds=context.clock.seconds() - self.began_s,
         )
         context.totals.committed += 1
-        context.totals.committed_bytes += step.index.total_bytes
+        context.totals.committed_bytes += step.image.index.total_bytes
         context.outcome.arrived(self.vpath, late)
         # signatures that came while the commit was under way are not in the state file yet
         return succeed(None) if late == state else context.disk.write_state(self.vpath, late)

@@ -70,6 +70,7 @@ class Work:
         }
         self.at_once = at_once
         self.begun: list[str] = []
+        self.seen: list[type[machine.Step]] = []
         self.cancelled: list[str] = []
         self.deferreds: dict[str, Deferred[Any]] = {}
         self.told: list[tuple[Any, ...]] = []
@@ -79,6 +80,7 @@ class Work:
 
     def work(self, name: str) -> Deferred[Any]:
         self.begun.append(name)
+        self.seen.append(type(self.step))
         if name == self.stopping:
             self.events.stop(AbortReason.SUPERSEDED)
         if name == self.raising:
@@ -157,10 +159,12 @@ class WayTests(SynchronousTestCase):
         self.assertEqual((work.begun, work.told), ([name for name in WORK if name != "admit"], [("arrived", STATE)]))
 
     def test_all_at_once(self) -> None:
-        """Everything in memory: a step that has ended before it was entered must not be lost."""
+        """Everything in memory: a step that ends while it is entered must not be lost, and be seen by then."""
         work = Work(machine.DownloadMachine, at_once=True)
         work.events.begin()
         self.assertEqual((work.begun, work.told), (list(WORK), [("arrived", STATE)]))
+        steps = "FetchingIndex OpeningStaging FillingStaging FetchingBlocks CheckingImage Committing"
+        self.assertEqual([step.__name__ for step in work.seen], steps.split())
 
     def test_readers(self) -> None:
         """Peers would be told of blocks that are not here, or that a download waits which does not."""
@@ -171,17 +175,17 @@ class WayTests(SynchronousTestCase):
             step = work.step
             step.nudge()
             waits = step.waits_since(4.9), step.waits_since(5.0), step.waits_since(7.0), step.waits_since(9.0)
-            seen.append((step.phase.value, step.index, step.mask, step.pieces, step.missing, step.stalled, sum(waits)))
+            seen.append((step.phase.value, step.block_count, step.mask, step.pieces, step.missing, step.stalled, sum(waits)))
             work.end(name)
         plan = work.plan
-        whole = INDEX, FULL, plan.mask, plan.missing, False
+        whole = INDEX.block_count, FULL, plan.mask, plan.missing, False
         self.assertEqual(
             seen,
             [
                 ("index", None, None, None, None, False, 3),
-                ("staging", INDEX, None, None, None, False, 0),
-                ("staging", INDEX, None, None, None, False, 0),
-                ("blocks", INDEX, plan.pieces.slices(plan.mask), plan.mask, plan.missing, True, 2),
+                ("staging", INDEX.block_count, None, None, None, False, 0),
+                ("staging", INDEX.block_count, None, None, None, False, 0),
+                ("blocks", INDEX.block_count, plan.pieces.slices(plan.mask), plan.mask, plan.missing, True, 2),
                 ("check", *whole, 1),
                 ("commit", *whole, 0),
             ],
@@ -243,7 +247,8 @@ class EndTests(SynchronousTestCase):
             work = Work(machine.DownloadMachine)
             work.go_to(name)
             work.deferreds[name].errback(CancelledError())
-            self.assertEqual(work.told, [])
+            opened = name not in ("find_index", "open_staging")
+            self.assertEqual((work.told, work.directory.closed, work.directory.discarded), ([], int(opened), 0))
 
     def test_stopped_by_a_listener(self) -> None:
         """Whoever hears of a step may end the download then: that must not be forgotten, nor a directory stay open."""

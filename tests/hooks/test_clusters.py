@@ -117,7 +117,7 @@ class CheckTests(HookCase):
         cluster.hands[1].answers = [None]
         self.upload(cluster, SITE, 1)
         cluster.run(5.0)
-        self.assertEqual(cluster.nodes[1].downloads.running()[0].phase.value, "check")
+        self.assertEqual(cluster.nodes[1].downloads.running()[0].step.phase.value, "check")
         cluster.run(SUPERSEDABLE_S)
         self.upload(cluster, OTHER, 1)
         cluster.run(5.0)

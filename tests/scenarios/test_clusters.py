@@ -267,7 +267,7 @@ class FaultTests(UnmeasuredTestCase):
         client.leave()
         cluster.run(60.0)
         self.assertEqual(cluster.holders(V1, LARGE), set())
-        self.assertTrue(all(node.downloads.running()[0].stalled for node in cluster.nodes.values()))
+        self.assertTrue(all(node.downloads.running()[0].step.stalled for node in cluster.nodes.values()))
         again = Client(cluster, LARGE)
         again.upload(V1, cluster.addresses(2))
         cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 3)
@@ -367,8 +367,10 @@ class FaultTests(UnmeasuredTestCase):
         client = Client(cluster, LARGE)
         client.upload(V1, cluster.addresses(1, 2, 3))
         half = len(LARGE.blocks) // 2
-        cluster.run(30.0, until=lambda: sum(one.missing is not None and one.missing <= half for one in self.downloads(cluster)) == 3)
-        missing = [one.missing for one in self.downloads(cluster)]
+        cluster.run(
+            30.0, until=lambda: sum(isinstance(one.step, PlannedStep) and one.step.missing <= half for one in self.downloads(cluster)) == 3
+        )
+        missing = [one.step.missing for one in self.downloads(cluster)]
         client.leave()
         for number in (1, 2, 3):
             cluster.kill(number)
