@@ -25,15 +25,15 @@ class BlockHolder(Protocol):
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """Address at which the node listens."""
 
     @property
     def machine(self) -> MachineId:
-        """Which node it is."""
+        """Id of the node."""
 
     @property
     def source(self) -> bool:
-        """Whether a client gives to it."""
+        """Tells whether a client gives to it."""
 
     @property
     def mask(self) -> int:
@@ -41,11 +41,11 @@ class BlockHolder(Protocol):
 
     @property
     def has_index(self) -> bool:
-        """Whether it has the index."""
+        """Tells whether it has the index."""
 
 
 class DownloadGossip(Protocol):
-    """What downloads ask of gossip."""
+    """Port to gossip, for downloads."""
 
     def holders(self, vpath: VPath, image: ImageId) -> Sequence[BlockHolder]:
         """The peers that said so themselves."""
@@ -55,7 +55,7 @@ class DownloadGossip(Protocol):
 
 
 class Wanting(Protocol):
-    """What is known of one image on its way. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
+    """Image on its way, and what is known of it. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
 
     vpath: VPath
     image: ImageId
@@ -73,7 +73,7 @@ class PeerSelection:
         self._rng = rng
 
     def candidates(self, wanting: Wanting, others: Sequence[Wanting], *, index: bool) -> list[Candidate]:
-        """Who may give blocks of ``wanting``, or its ``index``. ``others`` are all downloads: they share the connections of clients."""
+        """Lists sources of blocks of ``wanting``, or its ``index``. ``others`` are all downloads: they share the connections of clients."""
         found = [self._seed(link, others) for link in self._watches.sources(wanting.image)]
         holders = {holder.address: holder for holder in self._rumors.holders(wanting.vpath, wanting.image) if holder.has_index or not index}
         useful = list(holders)
