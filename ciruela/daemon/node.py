@@ -227,7 +227,7 @@ class Node:
         self.acquaintance = WarmUpBarrier(context.clock, self.cluster)
         # what changes it
         self.hooks = Hooks(context, self.ledger, outside, self._hooked)
-        self.downloads = self._downloads()
+        self.downloads = Downloads(context, self.ledger, self.watches, self.cluster, self, self.catalog, self.hooks)
         neighbours = Neighbours(context, self._nearby, self._stalled_on, self.acquaintance.wait)
         self.uploads = Uploads(context, self.ledger, self.downloads, self._conflicted, self._rejected, neighbours)
         self.removals = Removals(context, self.ledger, self.uploads, self.downloads, self._removed, self._protecting, self._stays)
@@ -248,26 +248,6 @@ class Node:
         if safeguards is not None:
             activity = NodeActivity(self.cluster, self.downloads, self.blocks, self.catalog, self.uploads)
             self.cleanup = Cleanup(context, self.ledger, safeguards, activity)
-
-    def _downloads(self) -> Downloads:
-        context = self.context
-        return Downloads(
-            context.configs,
-            self.ledger,
-            self.watches,
-            context.disk,
-            context.wire,
-            self.cluster,
-            self,
-            self.catalog,
-            context.clock,
-            context.rng,
-            context.now_ms,
-            context.in_thread,
-            context.me,
-            context.tuning.max_index_bytes,
-            self.hooks,
-        )
 
     def _reconciler(self) -> Reconciler:
         return Reconciler(

@@ -317,7 +317,7 @@ class TransferEvents(Protocol):
         """The staging directory is open."""
 
     def planned(self, image: StagedImage, plan: BlockPlan) -> None:
-        """Notes that all that is here already is in staging."""
+        """Staging has what is here already."""
 
     def fetched(self, image: StagedImage, plan: BlockPlan) -> None:
         """No block is missing."""

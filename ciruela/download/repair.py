@@ -61,7 +61,7 @@ class Repair(Transfer):
     def failed(self, step: ActiveStep, failure: Failure) -> Deferred[None]:
         """Leaves the damaged copy as it is."""
         self.off()
-        left = deferLater(self.context.clock, 0, self._leave, step).addErrback(self.not_left)
+        left = deferLater(self.context.node.clock, 0, self._leave, step).addErrback(self.not_left)
         return left.addCallback(lambda _: self.ended.errback(failure))
 
     def stopped(self, step: ActiveStep, reason: AbortReason) -> Deferred[None]:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -21,67 +19,50 @@ from ciruela.download.serving import Catalog
 from ciruela.download.sources import Totals
 from ciruela.download.steps import Download, DownloadContext, DownloadListener, Gate, OpenGate, Siblings, Transfer
 from ciruela.index.tree import Index
-from ciruela.interfaces import Address, Connector, Disk, InThread, NowMs, Pending
-from ciruela.model.config import STANDARD, DirConfig
+from ciruela.interfaces import Address, NodeContext, Pending
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.runtime import in_place
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.subscriptions import Subscriptions
-
-LEAST_UNPACKED = 16 * 1024 * 1024
-"""An index of so many bytes is looked at, though only smaller ones may be taken: whoever sends it hears that it is too large."""
 
 SUPERSEDABLE_S = 120.0
 """A download that got nothing for so long gives way to a newer upload; the reference gives up after as much (protocol section 5.9)."""
 
 
+@dataclass(eq=False)
 class Downloads:
     """All downloads of this node, one for each path."""
 
     _log = Logger()
 
-    def __init__(
-        self,
-        configs: Mapping[str, DirConfig],
-        ledger: Ledger,
-        watches: Subscriptions,
-        disk: Disk,
-        wire: Connector,
-        rumors: DownloadGossip,
-        outcome: DownloadListener,
-        catalog: Catalog,
-        clock: IReactorTime,
-        rng: random.Random,
-        now_ms: NowMs,
-        in_thread: InThread = in_place,
-        me: bytes = b"",
-        max_index_bytes: int = STANDARD.max_index_bytes,
-        gate: Gate | None = None,
-    ) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._outcome = outcome
-        self._running: dict[VPath, Transfer] = {}
-        self._lost_indexes: list[Deferred[Index]] = []
-        self.totals = Totals()
-        self.passing = BlockRelayCache(clock)
-        self._context = DownloadContext(
-            configs,
-            ledger,
-            disk,
-            in_thread,
-            PeerSelection(watches, wire, rumors, rng),
-            Siblings(configs, ledger, catalog),
-            outcome,
-            gate or OpenGate(),
-            catalog,
-            clock,
-            rng,
-            now_ms,
-            me,
-            max(max_index_bytes, LEAST_UNPACKED),
+    # Required parameters
+    context: NodeContext
+    ledger: Ledger
+    watches: Subscriptions
+    gossip: DownloadGossip
+    outcome: DownloadListener
+    catalog: Catalog
+    gate: Gate = field(default_factory=OpenGate)
+
+    # Internal state
+    totals: Totals = field(init=False, default_factory=Totals)
+    passing: BlockRelayCache = field(init=False)
+    _running: dict[VPath, Transfer] = field(init=False, default_factory=dict)
+    _lost_indexes: list[Deferred[Index]] = field(init=False, default_factory=list)
+    _shared: DownloadContext = field(init=False)
+
+    def __post_init__(self) -> None:
+        context = self.context
+        self.passing = BlockRelayCache(context.clock)
+        self._shared = DownloadContext(
+            context,
+            self.ledger,
+            PeerSelection(self.watches, context.wire, self.gossip, context.rng),
+            Siblings(context.configs, self.ledger, self.catalog),
+            self.outcome,
+            self.gate,
+            self.catalog,
             self.totals,
             self.passing,
             self._running,
@@ -89,7 +70,7 @@ class Downloads:
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
-        download = Download(self._context, pending.vpath, pending.state.image, set(hints))
+        download = Download(self._shared, pending.vpath, pending.state.image, set(hints))
         self._log.info("fetching {image} for {vpath}", image=download.image.hex(), vpath=str(download.vpath))
         self._running[download.vpath] = download
         download.events.begin()
@@ -101,17 +82,17 @@ class Downloads:
         the image is here, and a restart forgets the attempt. Any upload that is accepted takes its place. Fires when the image is whole,
         fails with what kept it from that. None when nothing is committed there, or something is on its way.
         """
-        committed = self._ledger.committed(vpath)
-        if committed is None or vpath in self._running or self._ledger.pending(vpath) is not None:
+        committed = self.ledger.committed(vpath)
+        if committed is None or vpath in self._running or self.ledger.pending(vpath) is not None:
             return None
-        repair = Repair(self._context, vpath, committed.image)
+        repair = Repair(self._shared, vpath, committed.image)
         self._running[vpath] = repair
         repair.events.begin()
         return repair.ended
 
     def repair_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Put the index of an image that is committed here on the disk again, from others. As ``IndexFetch.run``."""
-        fetch = self._context.index_fetch(LostIndex(vpath, image), on_disk=False).run()
+        fetch = self._shared.index_fetch(LostIndex(vpath, image), on_disk=False).run()
         self._lost_indexes.append(fetch)
 
         def ended(result: Index | Failure) -> Index | Failure:
@@ -179,7 +160,7 @@ class Downloads:
     def stalled(self, vpath: VPath, since_s: float = SUPERSEDABLE_S) -> bool:
         """Tells whether the download for ``vpath`` got nothing for ``since_s``."""
         download = self._running.get(vpath)
-        return download is not None and download.step.waits_since(self._clock.seconds() - since_s)
+        return download is not None and download.step.waits_since(self.context.clock.seconds() - since_s)
 
     def running(self) -> list[Download]:
         """The downloads of uploads under way."""

@@ -1,6 +1,6 @@
 """The work of a download, step by step: the Deferred chains that :mod:`ciruela.download.machine` starts and cancels.
 
-Which committed images of the same base dir a new one may have something in common with (protocol section 5.8).
+Siblings are the committed images of the same base dir that a new one may have something in common with (protocol section 5.8).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,7 +33,7 @@ from ciruela.download.sources import Candidate, Totals
 from ciruela.index import tree
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
-from ciruela.interfaces import Address, Disk, InThread, NowMs, Reused, Staging
+from ciruela.interfaces import Address, NodeContext, Reused, Staging
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
@@ -129,24 +128,21 @@ class Siblings:
         self._log.warn("the index of {image} cannot be read: {reason}", image=image.hex(), reason=failure.getErrorMessage())
 
 
+LEAST_UNPACKED = 16 * 1024 * 1024
+"""An index of so many bytes is looked at, though only smaller ones may be taken: whoever sends it hears that it is too large."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DownloadContext:
-    """Parts that all transfers of a node work with; ``running`` are those under way, one for each path."""
+    """Everything that all transfers of a node work with; ``running`` are those under way, one for each path."""
 
-    configs: Mapping[str, DirConfig]
+    node: NodeContext
     ledger: Ledger
-    disk: Disk
-    in_thread: InThread
     peers: PeerSelection
     siblings: Siblings
     outcome: DownloadListener
     gate: Gate
     catalog: Catalog
-    clock: IReactorTime
-    rng: random.Random
-    now_ms: NowMs
-    me: bytes
-    most_unpacked: int
     totals: Totals
     passing: BlockRelayCache
     running: dict[VPath, Transfer]
@@ -162,14 +158,15 @@ class DownloadContext:
             entry = self.catalog.kept(wanting.image) if on_disk else None
             return entry[0] if entry else None
 
+        most_unpacked = max(self.node.tuning.max_index_bytes, LEAST_UNPACKED)
         return IndexFetch(
             wanting.image,
             str(wanting.vpath),
             lambda: self.candidates(wanting, index=True),
-            self.disk.write_index,
-            self.clock,
-            self.rng,
-            lambda packed: self.in_thread(unpack_index, packed, self.most_unpacked),
+            self.node.disk.write_index,
+            self.node.clock,
+            self.node.rng,
+            lambda packed: self.node.in_thread(unpack_index, packed, most_unpacked),
             kept,
         )
 
@@ -177,7 +174,7 @@ class DownloadContext:
         """Calls ``f``, which goes over all of ``index``: in a thread when that would hold up the reactor."""
         if index.block_count < LARGE_BLOCKS:
             return in_place(f, *args, **kwargs)
-        return self.in_thread(f, *args, **kwargs)
+        return self.node.in_thread(f, *args, **kwargs)
 
 
 @dataclass(eq=False)
@@ -202,7 +199,7 @@ class Transfer(ABC):
     events: TransferEvents = field(init=False)
 
     def __post_init__(self) -> None:
-        self.began_s = self.context.clock.seconds()
+        self.began_s = self.context.node.clock.seconds()
 
     # -- in which a download and a repair differ --
 
@@ -239,7 +236,7 @@ class Transfer(ABC):
 
     def open_staging(self, index: Index) -> Deferred[Staging]:
         """Opens the staging directory."""
-        return self.context.disk.stage(self.vpath, index)
+        return self.context.node.disk.stage(self.vpath, index)
 
     def fill(self, image: StagedImage) -> Deferred[BlockPlan]:
         """Takes what is here already, and plans what is not."""
@@ -284,7 +281,7 @@ class Transfer(ABC):
             )
             return plan
 
-        rng = random.Random(self.context.rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
+        rng = random.Random(self.context.node.rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
         return self.context.large(index, lambda: BlockPlan(index, kept | reused.blocks, rng)).addCallback(planned)
 
     def block_fetch(self, image: StagedImage, plan: BlockPlan) -> BlockFetch:
@@ -299,9 +296,9 @@ class Transfer(ABC):
             lambda: context.candidates(self, index=False),
             self.progressed,
             context.totals,
-            context.clock,
+            context.node.clock,
             context.passing,
-            context.me,
+            context.node.me,
         )
 
     def fetch_blocks(self, fetch: BlockFetch) -> Deferred[None]:
@@ -336,7 +333,7 @@ class Download(Transfer):
 
     def now_s(self) -> float:
         """Tells the time on the clock of the transfers."""
-        return self.context.clock.seconds()
+        return self.context.node.clock.seconds()
 
     def progressed(self) -> None:
         """Tells clients and peers how far it is."""
@@ -348,7 +345,7 @@ class Download(Transfer):
     def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
         """Checks the index against the limits of its directory, and makes the map of its blocks."""
         context = self.context
-        checked = context.large(index, tree.check, index, context.configs[self.vpath.key])
+        checked = context.large(index, tree.check, index, context.node.configs[self.vpath.key])
         return checked.addCallback(lambda _: context.catalog.add(index))
 
     def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:
@@ -388,13 +385,13 @@ class Download(Transfer):
             "{image} is at {vpath} after {seconds:.1f} s",
             image=self.image.hex(),
             vpath=str(self.vpath),
-            seconds=context.clock.seconds() - self.began_s,
+            seconds=context.node.clock.seconds() - self.began_s,
         )
         context.totals.committed += 1
         context.totals.committed_bytes += step.image.index.total_bytes
         context.outcome.arrived(self.vpath, late)
         # signatures that came while the commit was under way are not in the state file yet
-        return succeed(None) if late == state else context.disk.write_state(self.vpath, late)
+        return succeed(None) if late == state else context.node.disk.write_state(self.vpath, late)
 
     def failed(self, step: ActiveStep, failure: Failure) -> Deferred[None]:
         """Gives the upload up, with the word for clients that ``failure`` or ``step`` has."""
@@ -425,9 +422,9 @@ class Download(Transfer):
         """Removes the record of the upload, unless it is that of another one by now, and what was put together."""
         if not self.off():
             return step.discard()
-        self.context.ledger.abort(self.vpath, self.context.now_ms())
+        self.context.ledger.abort(self.vpath, self.context.node.now_ms())
         step.close()  # what is removed while it is open takes space, and descriptors, until the daemon ends
-        return self.context.disk.drop_pending(self.vpath)
+        return self.context.node.disk.drop_pending(self.vpath)
 
     def left_out(self) -> None:
         """Tells that the upload is given up."""
