@@ -91,7 +91,7 @@ def figures() -> Figures:
     importers: dict[str, set[str]] = defaultdict(set)
     for name, targets in edges.items():
         for target in targets:
-            importers[target].add(name)
+            importers[target] |= {name} - {"ciruela.__main__"}
     classes: dict[str, set[str]] = defaultdict(set)
     for module in every:
         for node in ast.walk(module.tree):

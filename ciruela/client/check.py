@@ -13,7 +13,7 @@ from ciruela.client.contacts import OnlyAsks
 from ciruela.client.crawl import MissingServer, ServerCrawl, answer_of
 from ciruela.client.entrance import AnswerWindow, Entrance, together
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.orders import Check
+from ciruela.client.orders import UploadCheck
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.text import count, size
 from ciruela.client.tracker import (
@@ -215,7 +215,12 @@ class PreflightSurvey:
     """Asks the nodes of one cluster: those that are named, and, for a dry run, then those that they name."""
 
     def __init__(
-        self, cluster: ClusterNames, checks: Sequence[Check], rule: CompletionRule, world: RunContext, entrance: Entrance | None = None
+        self,
+        cluster: ClusterNames,
+        checks: Sequence[UploadCheck],
+        rule: CompletionRule,
+        world: RunContext,
+        entrance: Entrance | None = None,
     ) -> None:
         """``entrance`` has the connections to those that are named; whoever gives it closes it."""
         self.cluster = cluster

@@ -104,12 +104,10 @@ class Sending:
         self._kind = options.kind
         self._allow_empty = options.allow_empty
         self._caches = hash_caches(options.cache, around)
-        limit_bytes_s, connections = options.limit_bytes_s, options.connections
+        excluding, limit_bytes_s, connections = options.excluding, options.limit_bytes_s, options.connections
         self._pace = None if limit_bytes_s is None else TokenBucket(around.reactor, limit_bytes_s, 0.0)
         self.scans = Scans(
-            lambda name, kind: Deferred.fromCoroutine(
-                scan_directory(name, kind, display, around.in_thread, self._caches, options.excluding)
-            )
+            lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
         )
         self._timestamp_ms = 0
         self._reported: set[tuple[Wish, ImageId]] = set()

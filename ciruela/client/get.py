@@ -80,7 +80,7 @@ async def get(options: GetOptions, around: AppContext, reach: ReadContext | None
             raise CommandError(EXIT_CONFLICT, f"{options.target} is the image {index.image.hex()}, not {options.image.hex()}")
         trust = await my_trust(options.trusting, Keys(), around, display)
         proof = await origin.proof(index.image, trust)
-        return await _Getting(options, where, index, proof, origin, using, around, display).run()
+        return await _Getting(options, index, proof, origin, using, around, display).run()
     finally:
         display.hide()
         await using.nodes.stop()
@@ -92,7 +92,6 @@ class _Getting:
     def __init__(
         self,
         options: GetOptions,
-        where: _Destination,
         index: Index,
         proof: Proof | None,
         origin: ImageOrigin,
@@ -103,7 +102,7 @@ class _Getting:
         """``proof``: whom the image is from, as far as that can be told."""
         self._signed = shown(proof)
         self._options = options
-        self._where = where
+        self._where = where = destination(options.destination)
         self._index = index
         self._origin = origin
         self._reach = reach

@@ -41,7 +41,7 @@ class Conflict(CiruelaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class UploadCheck:
     """One signed question: what would become of an upload."""
 
     request: CheckUpload
@@ -78,11 +78,11 @@ class Signer:
         self._made: dict[bytes, tuple[bytes, ...]] = {}
         self._turn = DeferredLock()
 
-    async def check(self, intent: Intent) -> Check:
+    async def check(self, intent: Intent) -> UploadCheck:
         """The question of a dry run, signed as such. Raises what signing raises."""
         signatures = await self._sign(signed_check_bytes(intent.path, intent.image, intent.timestamp_ms))
         replace = intent.mode is Mode.REPLACE
-        return Check(CheckUpload(intent.path, replace, intent.image, intent.old_image, intent.timestamp_ms, signatures), intent.weak)
+        return UploadCheck(CheckUpload(intent.path, replace, intent.image, intent.old_image, intent.timestamp_ms, signatures), intent.weak)
 
     async def upload(self, intent: Intent) -> Upload:
         """The order. Raises what signing raises."""

@@ -21,7 +21,7 @@ from ciruela.client.entrance import Entrance, together
 from ciruela.client.listener import Listener, NodeNews, UploadRow
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.options.sync import CONNECTIONS, Mode, SyncOptions, Wish
-from ciruela.client.orders import Check, Intent, Signer, kind_for
+from ciruela.client.orders import Intent, Signer, UploadCheck, kind_for
 from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
@@ -323,7 +323,7 @@ _SHOWN = {
 }
 
 
-def _headline(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> str:
+def _headline(survey: PreflightSurvey, check: UploadCheck, found: Forecast, new: Fresh | None, scan: Scan) -> str:
     word = "WOULD FAIL" if found.exit_code else "WOULD BE DONE" if found.takers == found.expected else "WOULD BE EARLY"
     parts = [
         f"{clean(survey.cluster.label, 80)} {clean(check.request.path)}",
@@ -356,7 +356,7 @@ def _node_line(one: CheckReply, image: ImageId) -> str:
     return "  ".join(parts)
 
 
-def _fields(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh | None, scan: Scan) -> dict[str, object]:
+def _fields(survey: PreflightSurvey, check: UploadCheck, found: Forecast, new: Fresh | None, scan: Scan) -> dict[str, object]:
     return {
         "cluster": survey.cluster.label,
         "path": check.request.path,
@@ -373,7 +373,7 @@ def _fields(survey: PreflightSurvey, check: Check, found: Forecast, new: Fresh |
     }
 
 
-def _report_node(report: Report, survey: PreflightSurvey, check: Check, one: CheckReply) -> None:
+def _report_node(report: Report, survey: PreflightSurvey, check: UploadCheck, one: CheckReply) -> None:
     report.write(
         "node",
         cluster=survey.cluster.label,

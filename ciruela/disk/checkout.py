@@ -22,8 +22,9 @@ from ciruela.disk.executor import SerialExecutor, Steps
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.removal import remove_tree
+from ciruela.disk.reuse import Content
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.staging import StagingDir, open_staging
+from ciruela.disk.staging import StagingDir, StagingRules, open_staging
 from ciruela.disk.syscalls import checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, barrier, check, complete
@@ -46,6 +47,20 @@ class DestinationKind(Enum):
     SAME = "the image"
     OTHER = "another directory"
     NO_DIRECTORY = "something that is no directory"
+
+
+class _NoStore:
+    """Stands for the store, where there is none (``staging.StagingHost``): nothing is committed here, so nobody has to hear of it."""
+
+    def place(self, vpath: VPath) -> Place:
+        """No other image has a place here."""
+        raise DiskError(f"{vpath}: has no place here")
+
+    def staging_shown(self, place: Place, image: ImageId, aside: bool) -> None:
+        """Nothing is committed through the staging directory."""
+
+    def staging_closed(self, place: Place, image: ImageId) -> None:
+        """As many may be open as there are runs."""
 
 
 class _Staged(StagingDir):
@@ -121,13 +136,9 @@ class Checkout:
         except OSError as error:
             raise DiskError(f"{self._place}: {error.strerror} ({error.filename})") from None
         self._root = root
-        self._staged = _Staged(
-            Records(self._place.base), self._place, self._index, root, self._lane, self._nowhere, lambda _: None, _TUNING, self._how
-        )
+        content, rules = Content(self._index, Tree(root)), StagingRules(_TUNING, self._how)
+        self._staged = _Staged(_NoStore(), Records(self._place.base), self._place, content, self._lane, rules)
         return self._staged
-
-    def _nowhere(self, vpath: VPath) -> Place:
-        raise DiskError(f"{vpath}: has no place here")
 
     def reuse(self, olds: Sequence[tuple[str, Index]]) -> Deferred[Reused]:
         """Take what stands in other directories, each with its index. Every block is hashed."""

@@ -6,7 +6,8 @@ import errno
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -63,6 +64,28 @@ def open_staging(parent: SafeDir, name: str) -> SafeDir:
     return opened
 
 
+class StagingHost(Protocol):
+    """The store, as its staging directories see it."""
+
+    def place(self, vpath: VPath) -> Place:
+        """Place where the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
+
+    def staging_shown(self, place: Place, image: ImageId, aside: bool) -> None:
+        """The image was committed; ``aside``: what stood there without a record was set aside."""
+
+    def staging_closed(self, place: Place, image: ImageId) -> None:
+        """Nothing of the staging directory is open any more; called once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagingRules:
+    """The settings by which an image is put together: limits of the disk, how siblings are reused, the modes of what is created."""
+
+    tuning: Tuning
+    reuse: Reuse = Reuse.HARDLINK
+    modes: Modes = STANDARD_MODES
+
+
 class StagingDir:
     """Implements ``interfaces.Staging``. All its work runs on the lane of its path, one slice at a time."""
 
@@ -70,31 +93,22 @@ class StagingDir:
 
     def __init__(
         self,
+        host: StagingHost,
         records: Records,
         place: Place,
-        index: Index,
-        root: SafeDir,
+        content: Content,
         lane: SerialExecutor,
-        locate: Callable[[VPath], Place],
-        shown: Callable[[bool], None],
-        tuning: Tuning,
-        reuse: Reuse = Reuse.HARDLINK,
-        modes: Modes = STANDARD_MODES,
-        closed: Callable[[], None] = lambda: None,
+        rules: StagingRules,
     ) -> None:
-        """``shown`` is called after a commit, and told whether something was set aside; ``closed`` once when nothing is open any more."""
-        self._closed = closed
+        self._host = host
         self._records = records
         self._place = place
-        self._index = index
-        self._tree = Tree(root)
+        self._content = content
+        self._index = content.index
+        self._tree = content.tree
         self._lane = lane
-        self._locate = locate
-        self._shown = shown
-        self._tuning = tuning
-        self._how = reuse
-        self._modes = modes
-        self._content = Content(index, self._tree)
+        self._rules = rules
+        self._closed = False
         self._room_checked = False
 
     def _run(self, steps: Steps[T]) -> Deferred[T]:
@@ -146,8 +160,8 @@ class StagingDir:
                 status = opened.first
                 good = (yield from good_blocks(opened, wanted, self._index.kind)) if status.st_size <= wanted.size else []
                 whole = status.st_size == wanted.size and len(good) == wanted.block_count
-            mode = self._modes.of_file(wanted.executable)
-            shared_mode_wrong = status.st_nlink > 1 and not as_it_should(status, mode, self._modes.gid)
+            mode = self._rules.modes.of_file(wanted.executable)
+            shared_mode_wrong = status.st_nlink > 1 and not as_it_should(status, mode, self._rules.modes.gid)
             if not shared_mode_wrong if whole else good and writable(opened):
                 self._content.add(number, good)
                 return
@@ -158,11 +172,11 @@ class StagingDir:
         return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
-        return (yield from Reusing(self._content, self._how, self._open_sibling, self._fits, self._modes).run(siblings))
+        return (yield from Reusing(self._content, self._rules.reuse, self._open_sibling, self._fits, self._rules.modes).run(siblings))
 
     def _open_sibling(self, vpath: VPath, image: ImageId) -> Tree | None:
         try:
-            place = self._locate(vpath)
+            place = self._host.place(vpath)
             with place.open_parent() as parent:
                 kept = place.kept(image)
                 return Tree(parent.open_dir(kept if _is(parent, kept, stat.S_ISDIR) else place.name))
@@ -209,12 +223,12 @@ class StagingDir:
                 yield len(data)
 
     def _fits(self) -> bool:
-        return self._content.missing_bytes() <= room(self._tree.root, self._tuning)
+        return self._content.missing_bytes() <= room(self._tree.root, self._rules.tuning)
 
     def _check_room(self) -> None:
         """Checks that the missing bytes fit on disk. With nothing to write the reserve may be used up already. Raises DownloadFailed."""
         needed = self._content.missing_bytes()
-        free = room(self._tree.root, self._tuning)
+        free = room(self._tree.root, self._rules.tuning)
         if needed and needed > free:
             raise no_space(needed, free)
         self._room_checked = True
@@ -224,7 +238,7 @@ class StagingDir:
     def prepare(self) -> Deferred[str]:
         """As ``interfaces.Staging.prepare``."""
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
-        return self._run(prepare(self._tree, self._index, self._modes)).addCallback(lambda _: where)
+        return self._run(prepare(self._tree, self._index, self._rules.modes)).addCallback(lambda _: where)
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """As ``interfaces.Staging.commit``."""
@@ -235,20 +249,22 @@ class StagingDir:
         return self._commit(state, again=True).addCallback(lambda _: None)
 
     def _commit(self, state: State, *, again: bool) -> Deferred[tuple[RetainedVersion, ...]]:
-        work = commit(self._records, self._place, self._tree, self._index, state, self._tuning.fsync, again=again, modes=self._modes)
+        fsync, modes = self._rules.tuning.fsync, self._rules.modes
+        work = commit(self._records, self._place, self._tree, self._index, state, fsync, again=again, modes=modes)
         return self._run(work).addCallback(self._done)
 
     def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:
         self.close()
-        self._shown(shown.aside)
+        self._host.staging_shown(self._place, self._index.image, shown.aside)
         return shown.retained
 
     def close(self) -> None:
         """As ``interfaces.Staging.close``; descriptors in use by a thread are closed after it."""
-        closed, self._closed = self._closed, lambda: None
+        first, self._closed = not self._closed, True
 
         def ended(result: T) -> T:
-            closed()
+            if first:
+                self._host.staging_closed(self._place, self._index.image)
             return result
 
         self._lane.do(self._tree.close).addBoth(ended)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
@@ -26,8 +26,9 @@ from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Record
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import finish_aside, settle_path
 from ciruela.disk.removal import DelayedDeletions, remove_tree
+from ciruela.disk.reuse import Content
 from ciruela.disk.safedir import SafeDir
-from ciruela.disk.staging import StagingDir, no_space, open_staging, room
+from ciruela.disk.staging import StagingDir, StagingRules, no_space, open_staging, room
 from ciruela.disk.states import CommitPhase, Journal
 from ciruela.disk.syscalls import checked, checked_steps, downloading_steps
 from ciruela.disk.tree import Tree
@@ -86,7 +87,8 @@ class Store:
         """Close descriptors that are kept for serving blocks."""
         self._readers.close()
 
-    def _place(self, vpath: VPath) -> Place:
+    def place(self, vpath: VPath) -> Place:
+        """Place where the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
         return self._located(place(self._configs, vpath))
 
     def _located(self, where: Place) -> Place:
@@ -102,7 +104,7 @@ class Store:
 
     def load(self) -> Deferred[Loaded]:
         """As ``interfaces.Disk.load``; only before anything else is asked. A fault of one path is logged and that path left out."""
-        return self._load(recovery.load(self._records, self._configs, self._place, self._litter.left, self._vetting))
+        return self._load(recovery.load(self._records, self._configs, self.place, self._litter.left, self._vetting))
 
     def _load(self, work: Steps[recovery.RecoveredState]) -> Deferred[Loaded]:
         def loaded(found: recovery.RecoveredState) -> Loaded:
@@ -133,7 +135,7 @@ class Store:
 
     def _write_pending(self, pending: Pending, lane: SerialExecutor) -> Steps[None]:
         lane.records += 1
-        place = self._place(pending.vpath)
+        place = self.place(pending.vpath)
         with self._records.states(pending.vpath, create=True) as directory:
             before = states.read_journal(directory, place.record)
             if before is not None and before.aside:
@@ -156,7 +158,7 @@ class Store:
         return lane.steps(checked_steps(vpath, self._drop_pending(vpath, lane)))
 
     def _drop_pending(self, vpath: VPath, lane: SerialExecutor) -> Steps[None]:
-        place = self._place(vpath)
+        place = self.place(vpath)
         try:
             directory = self._records.states(vpath)
         except FileNotFoundError:
@@ -200,7 +202,7 @@ class Store:
         """As ``interfaces.Disk.write_state``."""
 
         def write() -> None:
-            record = self._place(vpath).record
+            record = self.place(vpath).record
             with self._records.states(vpath, create=True) as directory:
                 states.write_state(directory, record, state)
 
@@ -232,13 +234,13 @@ class Store:
 
     def where(self, vpath: VPath) -> str:
         """As ``interfaces.Disk.where``."""
-        return str(self._place(vpath))
+        return str(self.place(vpath))
 
     # -- deleting --------------------------------------------------------------------------------------------------------------
 
     def remove(self, vpath: VPath, tombstone: Tombstone, index: Index | None = None) -> Deferred[Tombstones]:
         """As ``interfaces.Disk.remove``."""
-        place = self._place(vpath)
+        place = self.place(vpath)
 
         def hidden(found: tuple[Tombstones, str | None]) -> Tombstones:
             self._readers.forget(vpath)
@@ -253,7 +255,7 @@ class Store:
 
     def remember(self, vpath: VPath, tombstone: Tombstone) -> Deferred[Tombstones]:
         """As ``interfaces.Disk.remember``."""
-        place = self._place(vpath)
+        place = self.place(vpath)
 
         def add() -> Tombstones:
             with self._records.states(vpath, create=True) as directory:
@@ -263,7 +265,7 @@ class Store:
 
     def fold_burials(self, vpath: VPath, before_ms: int) -> Deferred[Tombstones]:
         """As ``interfaces.Disk.fold_burials``."""
-        place = self._place(vpath)
+        place = self.place(vpath)
 
         def fold() -> Tombstones:
             with self._records.states(vpath, create=True) as directory:
@@ -299,7 +301,7 @@ class Store:
         config = self._configs.get(key)
         if config is None:
             raise DiskError(f"no directory is configured for {key!r}")
-        return self._place(VPath((key, *("x" for _ in range(config.num_levels))))).open_base()
+        return self.place(VPath((key, *("x" for _ in range(config.num_levels))))).open_base()
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         """As ``interfaces.Disk.collect_indexes``. An upload that is accepted meanwhile keeps its index."""
@@ -338,32 +340,27 @@ class Store:
     def _stage_now(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         lane = self._lane(vpath)
         try:
-            place = self._place(vpath)
+            place = self.place(vpath)
         except DiskError:
             self._trees.release()
             raise
-        at = place.base, place.parents, place.staging(index.image)
-        self._staged[at] += 1
-
-        def closed() -> None:
-            self._staged[at] -= 1
-            self._trees.release()
+        self._staged[place.base, place.parents, place.staging(index.image)] += 1
 
         def not_staged(failure: Failure) -> Failure:
-            closed()
+            self.staging_closed(place, index.image)
             return failure
 
-        work = downloading_steps(vpath, self._stage_twice(place, index, lane, closed))
+        work = downloading_steps(vpath, self._stage_twice(place, index, lane))
         return lane.steps(work).addErrback(not_staged)
 
-    def _stage_twice(self, place: Place, index: Index, lane: SerialExecutor, closed: Callable[[], None]) -> Steps[Staging]:
+    def _stage_twice(self, place: Place, index: Index, lane: SerialExecutor) -> Steps[Staging]:
         """A directory that was just made may be gone again: it was empty, and an image was deleted from it."""
         try:
-            return (yield from self._stage(place, index, lane, closed))
+            return (yield from self._stage(place, index, lane))
         except FileNotFoundError:
-            return (yield from self._stage(place, index, lane, closed))
+            return (yield from self._stage(place, index, lane))
 
-    def _stage(self, place: Place, index: Index, lane: SerialExecutor, closed: Callable[[], None]) -> Steps[Staging]:
+    def _stage(self, place: Place, index: Index, lane: SerialExecutor) -> Steps[Staging]:
         vpath = place.vpath
         config = self._configs[vpath.key]
         reuse = config.reuse
@@ -388,11 +385,13 @@ class Store:
                 if finish_aside(directory, place, parent):
                     self._note_aside(parent, place)
             root = open_staging(parent, name)
+        rules = StagingRules(self._tuning, reuse, modes)
+        return StagingDir(self, self._records, place, Content(index, Tree(root)), lane, rules)
 
-        def shown(aside: bool) -> None:
-            self._shown(place, index.image, aside)
-
-        return StagingDir(self._records, place, index, root, lane, self._place, shown, self._tuning, reuse, modes, closed)
+    def staging_closed(self, place: Place, image: ImageId) -> None:
+        """As ``staging.StagingHost.staging_closed``: another image may be put together."""
+        self._staged[place.base, place.parents, place.staging(image)] -= 1
+        self._trees.release()
 
     def _modes_of(self, place: Place, image: ImageId) -> Modes:
         """The modes that a committed image was given."""
@@ -411,8 +410,8 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def _shown(self, place: Place, image: ImageId, aside: bool) -> None:
-        """After a commit: forget what is open there, delete the old tree, see what was set aside."""
+    def staging_shown(self, place: Place, image: ImageId, aside: bool) -> None:
+        """As ``staging.StagingHost.staging_shown``: forget what is open there, delete the old tree, see what was set aside."""
         self._readers.forget(place.vpath)
         if aside:
             self._lane(place.vpath).do(checked, place.vpath, self._finish_aside, place).addErrback(self._not_named, place)
@@ -497,7 +496,7 @@ class Store:
         """As ``interfaces.Disk.present``. Fails with DiskError when the base cannot be opened: then nobody can tell."""
 
         def look() -> bool:
-            place = self._place(vpath)
+            place = self.place(vpath)
             try:
                 parent = place.open_parent()
             except FileNotFoundError:
@@ -525,7 +524,7 @@ class Store:
 
     def _gone(self, images: Sequence[VPath]) -> list[VPath]:
         """Those of the images of one base dir at whose names no directory stands. Raises DiskError, OSError."""
-        sample = self._place(images[0])
+        sample = self.place(images[0])
         try:
             parent = sample.open_parent()
         except FileNotFoundError:
@@ -542,7 +541,7 @@ class Store:
 
         def judge(vpath: VPath) -> bool:
             with self._records.states(vpath) as directory:
-                return vetting.prove(directory, self._place(vpath))
+                return vetting.prove(directory, self.place(vpath))
 
         def put_off(failure: Failure, vpath: VPath) -> bool:
             failure.trap(DiskError)
@@ -556,13 +555,13 @@ class Store:
 
     def recorded(self, vpath: VPath) -> Deferred[bool]:
         """As ``interfaces.Disk.recorded``."""
-        return self._lane(vpath).do(checked, vpath, lambda: self._committed_image(self._place(vpath)) is not None)
+        return self._lane(vpath).do(checked, vpath, lambda: self._committed_image(self.place(vpath)) is not None)
 
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """As ``interfaces.Disk.examine``."""
 
         def open_tree() -> Tree | None:
-            place = self._place(vpath)
+            place = self.place(vpath)
             try:
                 with place.open_parent() as parent:
                     return Tree(parent.open_dir(place.name))
@@ -570,7 +569,7 @@ class Store:
                 return None
 
         def current(tree: Tree | None) -> bool:
-            place = self._place(vpath)
+            place = self.place(vpath)
             if self._committed_image(place) != index.image:
                 return False
             try:
@@ -583,13 +582,13 @@ class Store:
             opened = tree.root.status()
             return (opened.st_dev, opened.st_ino) == (standing.st_dev, standing.st_ino)
 
-        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, lambda: self._modes_of(self._place(vpath), index.image))
+        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, lambda: self._modes_of(self.place(vpath), index.image))
 
     def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
         """As ``interfaces.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
 
         def read() -> list[Block | None]:
-            place = self._place(vpath)
+            place = self.place(vpath)
             try:
                 return self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))
             except (BaseUnavailable, FileNotFoundError, NotADirectoryError):

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.check import Forecast, PreflightSurvey, Says, forecast
 from ciruela.client.options.signing import ClusterNames
-from ciruela.client.orders import Check
+from ciruela.client.orders import UploadCheck
 from ciruela.client.preflight import fate_of
 from ciruela.client.sync import RunContext
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
@@ -34,12 +34,12 @@ class Checks(SynchronousTestCase):
         self.cluster = Cluster(3)
         self.cluster.run(3.0)
 
-    def check(self, image: Image = SITE, path: str = "/app/v1", *, replace: bool = False, old=None, weak: bool = False) -> Check:
+    def check(self, image: Image = SITE, path: str = "/app/v1", *, replace: bool = False, old=None, weak: bool = False) -> UploadCheck:
         stamp = self.cluster.now_ms()
         signature = KEY.sign(signed_check_bytes(path, image.id, stamp)).signature
-        return Check(CheckUpload(path, replace, image.id, old, stamp, (signature,)), weak)
+        return UploadCheck(CheckUpload(path, replace, image.id, old, stamp, (signature,)), weak)
 
-    def survey(self, *checks: Check, names: tuple[str, ...] = ("n1",), known: tuple[int, ...] = (1, 2, 3)) -> PreflightSurvey:
+    def survey(self, *checks: UploadCheck, names: tuple[str, ...] = ("n1",), known: tuple[int, ...] = (1, 2, 3)) -> PreflightSurvey:
         """Ask as the client does; of ``names`` only ``known`` nodes have an address."""
 
         def resolve(name: str) -> Deferred[list[Address]]:
