@@ -45,11 +45,12 @@ class PeriodicTask:
     def _run(self) -> object:
         try:
             result = self._duty()
+        # guard: I8 F42
         except Exception:  # noqa: BLE001  whatever a duty raises is logged and the beat goes on
             self._failed(Failure())
             return None
         if isinstance(result, Deferred):
-            result.addErrback(self._failed)
+            result.addErrback(self._failed)  # guard: I8 F42
         return result
 
     def _failed(self, failure: Failure) -> None:
@@ -104,7 +105,7 @@ class Backoff(Generic[A]):
         """Count a failure of ``key``."""
         # Popped and put back: what failed last is dropped last.
         count = self._failures.pop(key, (0, 0.0))[0] + 1
-        while len(self._failures) >= self._limit:
+        while len(self._failures) >= self._limit:  # guard: I6
             del self._failures[next(iter(self._failures))]
         self._failures[key] = (count, self._clock.seconds() + min(count * self._step_s, self._longest_s))
 
@@ -209,6 +210,7 @@ class TokenBucket:
     def left(self) -> float:
         """Tokens that are there now; below zero it is a debt."""
         now_s = self._clock.seconds()
+        # guard: A42, -> min(self._burst, self._left + (now_s - self._since_s) * self._rate)
         self._left = min(self._burst, self._left + max(0.0, now_s - self._since_s) * self._rate)
         self._since_s = now_s
         return self._left
@@ -220,7 +222,7 @@ class TokenBucket:
 
     def take(self) -> bool:
         """Take one token. False, and nothing is taken, when there is none."""
-        if self.left < 1.0:
+        if self.left < 1.0:  # guard: A18
             return False
         self._left -= 1.0
         return True
@@ -231,7 +233,7 @@ class TokenBucket:
 
     def turn(self, count: float) -> Deferred[None]:
         """Spend ``count`` tokens. Fires when what was owed before is paid: who asks first has the first turn."""
-        wait_s = self.wait_s
+        wait_s = self.wait_s  # guard: F54, -> 0.0
         self.spend(count)
         done: Deferred[None] = Deferred()
         self._clock.callLater(wait_s, done.callback, None)
@@ -316,17 +318,18 @@ class RateLimitedLog:
         if now_s >= self._until_s:
             self._begin(now_s)
         before_s, count = self._said.pop((kind, source), (-self._interval_s, 0))
-        if now_s - before_s < self._interval_s:
+        if now_s - before_s < self._interval_s:  # guard: A27 F20 I6
             self._said[kind, source] = (before_s, count + 1)
             self.held_back += 1
-        elif self._lines >= self._most:
+        elif self._lines >= self._most:  # guard: A27 F20 I6
             self._unsaid += 1
             self.held_back += 1
         else:
             self._lines += 1
-            while len(self._said) >= self._limit:
+            while len(self._said) >= self._limit:  # guard: I6 A27
                 self._unsaid += self._said.pop(next(iter(self._said)))[1]
             self._said[kind, source] = (now_s, 0)
+            # guard: A27 F20, -> {name: value for name, value in fields.items()}
             harmless = {name: logged(value) if isinstance(value, str) else value for name, value in fields.items()}
             emit(f"{text} ({{more}} more of these were not logged)" if count else text, more=count, **harmless)
 

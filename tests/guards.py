@@ -1,163 +1,281 @@
-"""Each guard is taken away once, and a test must fail: ``python -m tests.campaigns guards``.
+"""Takes each guard out of the program once; a test must fail then: ``python -m tests.campaigns guards [--all]``.
 
-``tests/guards.toml`` says where a guard stands, what stands there without it, and which tests must notice. A guard that is not found, or
-whose tests stay green without it, is a failure. That they are green with all guards in place is shown by running them. Works on a copy; the
-checkout is not touched.
+Guards are markers in the source (:mod:`tests.markers`). The mutant is made of the syntax tree and takes the place of the loaded function in
+a forked child; the checkout is not touched. The tests to try are those that ran the line, by coverage's contexts: of the tests that mirror
+the package, and only for what they do not miss, of all others; sooner those that show one of the guard's rows. Without ``--all`` only
+guards of packages that changed, or whose tests did.
 """
 
 from __future__ import annotations
 
-import compileall
-import importlib
+import ast
+import contextlib
+import functools
+import gc
+import importlib.util
+import json
 import os
-import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import traceback
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from py_compile import PycInvalidationMode
 
-from twisted.scripts import trial
+import coverage
+from twisted.trial import reporter, runner, unittest
 
-TOP = Path(__file__).parent.parent
-LIST = Path(__file__).parent / "guards.toml"
-PATIENCE_S = 30
+from tests.evidence import marks
+from tests.markers import TOP, Guard, extent, guards, subject, without
+from tests.measure import UnmeasuredTestCase
 
-LOADED = (
-    "autobahn.twisted.websocket",
-    "blake3",
-    "cbor2",
-    "cryptography.hazmat.primitives.serialization",
-    "hypothesis",
-    "hypothesis.strategies",
-    "nacl.signing",
-    "treq",
-    "twisted.conch.ssh.agent",
-    "twisted.internet.endpoints",
-    "twisted.internet.testing",
-    "twisted.python.rebuild",
-    "twisted.test.iosim",
-    "twisted.trial.reporter",
-    "twisted.trial.runner",
-    "twisted.web.server",
-    "yaml",
-)
-"""What tests import and nobody here wrote."""
+TESTS = Path(__file__).parent
+PATIENCE_S = 60
+"""For one test: a mutant may turn for ever. Which is noticed."""
+BUDGET_S = 120
+"""Processor time for all tests of one guard."""
+AT_ONCE = os.cpu_count() or 1
+NOTICED, GREEN, BROKEN = 10, 11, 12
+"""How a child exits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """``with_`` stands in ``file`` exactly once; ``without`` takes its place; at least one of ``tests`` must fail then."""
-
-    rows: tuple[str, ...]
-    file: str
-    with_: str
-    without: str
-    tests: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{'/'.join(self.rows)} in {self.file}: {self.with_.strip().splitlines()[0]}"
-
-
-def guards() -> list[Guard]:
-    """All of the list."""
-    entries = tomllib.loads(LIST.read_text(encoding="utf-8"))["guard"]
-    return [Guard(tuple(one["rows"]), one["file"], one["with"], one["without"], tuple(one["tests"])) for one in entries]
-
-
-def fault(guard: Guard, copy: Path) -> str | None:
-    """What is wrong with a guard, tried in ``copy``; None when its tests notice that it is gone."""
-    path = copy / guard.file
-    source = path.read_text(encoding="utf-8")
-    if source.count(guard.with_) != 1:
-        return f"{guard.name}: stands there {source.count(guard.with_)} times, not once"
-    without = source.replace(guard.with_, guard.without)
-    try:
-        compile(without, guard.file, "exec")
-    except SyntaxError as error:
-        return f"{guard.name}: what takes its place is not Python: {error}"
-    path.write_text(without, encoding="utf-8")
-    try:
-        return _noticed(guard, copy)
-    finally:
-        path.write_text(source, encoding="utf-8")
-
-
-def _noticed(guard: Guard, copy: Path) -> str | None:
-    ended, printed = _tried(guard.tests, copy)
-    if not ended:
-        return None
-    summary = re.findall(r"^(PASSED|FAILED) \((.*)\)$", printed, re.MULTILINE)
-    if not summary or re.search(r"builtins\.(ImportError|ModuleNotFoundError)|does not exist\.$", printed, re.MULTILINE):
-        return f"{guard.name}: its tests did not run:\n{printed[-3000:]}"
-    if summary[-1][0] == "PASSED":
-        return f"{guard.name}: without it {', '.join(guard.tests)} stay green"
+def _function(body: Sequence[ast.stmt], line: int, outer: str = "") -> str | None:
+    """The qualified name of the outermost function around the line. None: it runs when the module is imported."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body[0].lineno <= line <= (
+            node.end_lineno or 0
+        ):
+            name = f"{outer}{node.name}"
+            return _function(node.body, line, f"{name}.") if isinstance(node, ast.ClassDef) else name
     return None
 
 
-def _tried(tests: Sequence[str], copy: Path, patience_s: float = PATIENCE_S) -> tuple[bool, str]:
-    """Run tests of the copy in a child. Whether they ended in time, and what they printed."""
-    output = copy / "_output"
-    child = os.fork()
-    if child == 0:
-        _run_and_exit(tests, copy, output)
-    until_s = time.monotonic() + patience_s
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.monotonic() > until_s:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return False, ""
-        time.sleep(0.01)
-    return True, output.read_text(encoding="utf-8", errors="replace")
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
 
 
-def _run_and_exit(tests: Sequence[str], copy: Path, output: Path) -> None:
-    """What a child does: forget the checkout, look at the copy. What others wrote is loaded already, which is half of the time."""
+def _in_place(name: str, path: str, module: types.CodeType) -> bool:
+    """Give a loaded function, and those made in it, the code of ``module``. False when there is none, or it closes over something else."""
+    new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(module)}
+    found = [one for one in gc.get_objects() if isinstance(one, types.FunctionType) and one.__code__.co_filename == path]
+    found = [one for one in found if one.__code__.co_qualname == name or one.__code__.co_qualname.startswith(f"{name}.<locals>.")]
     try:
-        printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for one in found:
+            one.__code__ = new[one.__code__.co_qualname, one.__code__.co_firstlineno]
+    except (KeyError, ValueError):
+        return False
+    return bool(found)
+
+
+class _Instead(SourceFileLoader):
+    """Imports one module from a code object, and leaves the others to whoever comes next."""
+
+    def __init__(self, name: str, path: str, code: types.CodeType) -> None:
+        super().__init__(name, path)
+        self._code = code
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self._code
+
+
+def _anew(file: str, code: types.CodeType, names: Iterable[str]) -> Iterator[unittest.SynchronousTestCase]:
+    """Import the program once more, with ``code`` for one module, and these tests one by one."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("ciruela", "tests")]:
+        del sys.modules[name]
+    module = ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
+    sys.meta_path.insert(0, _Instead(module, str(TOP / file), code))
+    return (test for name in names for test in loaded([name]))
+
+
+def _cases(suite: Iterable[object]) -> Iterator[unittest.SynchronousTestCase]:
+    for one in suite:
+        if isinstance(one, unittest.SynchronousTestCase):
+            yield one
+        elif isinstance(one, Iterable):
+            yield from _cases(one)
+        else:
+            raise AssertionError(f"cannot be loaded: {one}")
+
+
+def loaded(names: Iterable[str]) -> list[unittest.SynchronousTestCase]:
+    """The tests of packages, modules, classes, or single ones."""
+    return list(_cases([runner.TestLoader().loadByName(name, recurse=True) for name in names]))
+
+
+def _forked(work: Callable[[], int], folder: Path) -> int:
+    """Start a child that does the work in a folder of its own and exits with what that returns. Its process id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = BROKEN
+    try:
+        folder.mkdir()
+        os.chdir(folder)
+        printed = os.open("printed", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(printed, 1)
         os.dup2(printed, 2)
-        os.chdir(copy)
-        for name in [name for name in sys.modules if name.split(".")[0] in ("ciruela", "tests")]:
-            del sys.modules[name]
-        importlib.invalidate_caches()
-        sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(TOP)))]
-        sys.dont_write_bytecode = True
-        os.environ["PYTHONPATH"] = str(copy)
-        sys.argv = ["trial", "--temp-directory=_trial", "--reporter=bwverbose", "--exitfirst", *tests]
-        trial.run()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = work()
+    except BaseException:  # noqa: BLE001 - a child that goes on as its parent would be worse
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
 
 
-def copied(folder: Path) -> None:
-    """Make a copy of what tests need in ``folder``, compiled so that a changed source is noticed."""
-    for name in ("ciruela", "tests", "twisted", "benchmarks", "docs"):
-        shutil.copytree(TOP / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_trial*", "_build"))
-    for name in ("setup.py", "README.rst", "pyproject.toml", ".importlinter"):
-        shutil.copy(TOP / name, folder / name)
-    for name in ("ciruela", "tests"):
-        compileall.compile_dir(folder / name, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+def _try(guard: Guard, tree: ast.Module, tests: Iterable[unittest.SynchronousTestCase]) -> int:
+    """What a child does: NOTICED or GREEN."""
+    path = str(TOP / guard.file)
+    code = compile(tree, path, "exec")
+    name = _function(ast.parse(Path(path).read_text(encoding="utf-8")).body, guard.line)
+    if name is None or not _in_place(name, path, code):
+        tests = _anew(guard.file, code, [test.id() for test in tests])
+    result = reporter.TestResult()
+    for test in tests:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+        test.run(result)
+        if not result.wasSuccessful():
+            return NOTICED
+        if time.process_time() > BUDGET_S:
+            break
+    return GREEN
 
 
-def run(part: int, parts: int) -> str:
-    """Every ``parts``-th guard. Raises AssertionError that lists what is wrong."""
-    mine = guards()[part::parts]
-    for name in LOADED:
-        importlib.import_module(name)
+class Runs:
+    """Which tests ran which lines, and how long each took."""
+
+    def __init__(self, tests: Sequence[unittest.SynchronousTestCase], folder: Path) -> None:
+        """Run them all, measured. One that fails with all guards in place does not count."""
+        self.tests = {test.id(): test for test in tests}
+        self.took_s: dict[str, float] = {}
+        self._lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        shares = [folder / f"map{share}" for share in range(AT_ONCE)]
+        children = [_forked(functools.partial(self._measure, tests[at::AT_ONCE]), share) for at, share in enumerate(shares)]
+        ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        for share, code in zip(shares, ended, strict=True):
+            if code != GREEN:
+                raise AssertionError(f"the tests could not be measured:\n{(share / 'printed').read_text(errors='replace')[-3000:]}")
+            self.took_s |= json.loads((share / "took").read_text())
+            data = coverage.CoverageData(str(share / "coverage"))
+            data.read()
+            for file in data.measured_files():
+                for line, names in data.contexts_by_lineno(file).items():
+                    self._lines[str(Path(file).relative_to(TOP))][line].update(self.took_s.keys() & names)
+
+    @staticmethod
+    def _measure(tests: Sequence[unittest.SynchronousTestCase]) -> int:
+        os.environ["COVERAGE_CORE"] = "ctrace"
+        measured = coverage.Coverage(data_file="coverage", config_file=False, source=[str(TOP / "ciruela")], messages=False)
+        measured.start()
+        took_s = {}
+        for test in tests:
+            began_s = time.process_time()
+            measured.switch_context(test.id())
+            test.run(result := reporter.TestResult())
+            if result.wasSuccessful() and result.successes:
+                took_s[test.id()] = time.process_time() - began_s
+        measured.stop()
+        measured.save()
+        Path("took").write_text(json.dumps(took_s))
+        return GREEN
+
+    def of(self, guard: Guard, tree: ast.Module, shown: Mapping[str, Sequence[str]]) -> list[unittest.SynchronousTestCase]:
+        """The tests that ran the guard, quick ones first, and sooner those that show one of its rows or stand beside its module.
+
+        Coverage does not see what a test's child runs, or an unmeasured test: so all beside the module, and unmeasured ones of its rows.
+        """
+        lines = self._lines[guard.file]
+        node = subject(tree, guard.line)
+        if node is None or _function(tree.body, guard.line) is None:
+            names = set().union(*lines.values())
+        else:
+            (first, _), (last, _) = extent(node)
+            names = set().union(*(lines[line] for line in range(first, last + 1)))
+        rows = tuple(test for row in guard.rows for test in shown.get(row, ()))
+        beside = f".test_{Path(guard.file).stem}."
+        unmeasured = {one for one in self.took_s if isinstance(self.tests[one], UnmeasuredTestCase) and one.startswith(rows)}
+        names |= unmeasured | {one for one in self.took_s if beside in one}
+        cost = {one: self.took_s[one] * (1 if one.startswith(rows) else 4) * (1 if beside in one else 4) for one in names}
+        return [self.tests[name] for name in sorted(names, key=cost.__getitem__)]
+
+
+def tried(chosen: Sequence[Guard], runs: Runs, folder: Path) -> dict[Guard, str]:
+    """Try guards. What is wrong with those that no test misses."""
+    wrong: dict[Guard, str] = {}
+    running: dict[int, tuple[Guard, Path]] = {}
+    shown = marks()
+    ready = list(reversed(chosen))
+    while ready or running:
+        if ready and len(running) < AT_ONCE:
+            guard = ready.pop()
+            source = (TOP / guard.file).read_text(encoding="utf-8")
+            if not (tests := runs.of(guard, ast.parse(source), shown)):
+                wrong[guard] = "no test runs it"
+                continue
+            place = folder / f"try{len(chosen) - len(ready)}"
+            running[_forked(functools.partial(_try, guard, without(guard, source), tests), place)] = guard, place
+            continue
+        child, status = os.wait()
+        guard, place = running.pop(child)
+        match os.waitstatus_to_exitcode(status):
+            case code if code == GREEN:
+                wrong[guard] = "without it all tests that run it stay green"
+            case code if code not in (NOTICED, -signal.SIGALRM):  # its alarm has noticed that it goes on for ever
+                wrong[guard] = f"its tests did not run:\n{(place / 'printed').read_text(errors='replace')[-3000:]}"
+        shutil.rmtree(place, ignore_errors=True)
+    return wrong
+
+
+def mirrors(file: str) -> str:
+    """The tests of a file of the program, or beside a file of the tests: a package or a module."""
+    name = Path(file).parts[1].removesuffix(".py")
+    return next((f"tests.{one}" for one in (name, f"test_{name}") if (TESTS / one).is_dir() or (TESTS / f"{one}.py").exists()), "")
+
+
+def changed() -> list[str] | None:
+    """Which files differ from where the branch left ``main``, or else from the commit before. None where there is no git."""
+    git = ("git", "--no-optional-locks")
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        for before in ("merge-base", "HEAD", "main"), ("rev-parse", "HEAD~1"):
+            base = subprocess.check_output([*git, *before], cwd=TOP, text=True).strip()
+            if differs := subprocess.check_output([*git, "diff", "--name-only", base, "--", "ciruela", "tests"], cwd=TOP, text=True):
+                return differs.split()
+        return []
+    return None
+
+
+def faults(chosen: Sequence[Guard]) -> list[str]:
+    """Try guards with the tests that mirror their packages, then those that nobody misses with all others. What is wrong."""
+    wrong: dict[Guard, str] = dict.fromkeys(chosen, "")
+    near = {name for guard in chosen if (name := mirrors(guard.file))}
+    every = {f"tests.{path.parent.name}" for path in TESTS.glob("*/test_*.py")} - {"tests.real", "tests.sim", "tests.fuzz"}
     with tempfile.TemporaryDirectory(prefix="ciruela-guards-") as folder:
-        copy = Path(folder)
-        copied(copy)
-        faults = [found for guard in mine if (found := fault(guard, copy)) is not None]
-    if faults:
-        raise AssertionError("\n".join(faults))
+        for names in near, every - near:
+            if wrong and names:
+                place = Path(tempfile.mkdtemp(dir=folder))
+                wrong = tried(list(wrong), Runs(loaded(sorted(names)), place), place)
+    return [f"{guard.name}: {fault}" for guard, fault in wrong.items()]
+
+
+def run(part: int, parts: int, *, everything: bool = False) -> str:
+    """Every ``parts``-th guard of what changed, or of the program. Raises AssertionError that lists what is wrong."""
+    differs = None if everything else changed()
+    near = None if differs is None else {mirrors(file) for file in differs}
+    mine = [guard for guard in guards() if near is None or mirrors(guard.file) in near][part::parts]
+    if found := faults(mine):
+        raise AssertionError("\n".join(found))
     return f"{len(mine)} guards, each missed by a test when it is gone"

@@ -93,11 +93,11 @@ def node_faults(sight: NodeSight) -> list[Blocked]:
     """Reasons to delete nothing anywhere."""
     found = []
     awake_s = sight.now.steady_s - sight.awake_s
-    if awake_s < QUIET_S:
+    if awake_s < QUIET_S:  # guard: A54 F50 I9
         found.append(Blocked(Cause.STARTING, f"the first {QUIET_S:.0f} s after a start or a pause are not over"))
-    if 2 * sight.heard <= sight.peers and sight.peers:
+    if 2 * sight.heard <= sight.peers and sight.peers:  # guard: A54 F50 I9
         found.append(Blocked(Cause.PEERS, f"{sight.heard} of {sight.peers} other nodes were heard, more than half are needed"))
-    return found + clock_faults(sight)
+    return found + clock_faults(sight)  # guard: A42 I9, -> found
 
 
 def clock_faults(sight: NodeSight) -> list[Blocked]:
@@ -105,13 +105,13 @@ def clock_faults(sight: NodeSight) -> list[Blocked]:
     found = []
     now_ms = sight.now.wall_ms
     moved_ms = now_ms - sight.began.wall_ms - round((sight.now.steady_s - sight.began.steady_s) * 1000)
-    if abs(moved_ms) > STEP_MS:
+    if abs(moved_ms) > STEP_MS:  # guard: A42 F44 I9; A42 F44 I9, -> moved_ms > STEP_MS
         found.append(Blocked(Cause.CLOCK, f"the clock was set by {moved_ms / 1000:.0f} s since the start; restart when it is right"))
-    if now_ms < sight.recorded_ms - SKEW_MS:
+    if now_ms < sight.recorded_ms - SKEW_MS:  # guard: A42 F44 I9
         behind_s = (sight.recorded_ms - now_ms) / 1000
         found.append(Blocked(Cause.CLOCK, f"the clock is {behind_s:.0f} s behind what is recorded here; set it"))
     near = sum(abs(clock_ms - now_ms) <= SKEW_MS for clock_ms in sight.clocks_ms)
-    if sight.clocks_ms and 2 * near <= len(sight.clocks_ms):
+    if sight.clocks_ms and 2 * near <= len(sight.clocks_ms):  # guard: A42 F44 I9
         off_s = _median(sight.clocks_ms) / 1000 - now_ms / 1000
         told = f"the clocks of the other nodes are {off_s:+.0f} s from this one; compare them"
         found.append(Blocked(Cause.CLOCK, told))
@@ -123,17 +123,17 @@ def dir_faults(sight: DirSight) -> list[Blocked]:
     found = []
     if isinstance(sight.config_now, str):
         found.append(Blocked(Cause.CONFIG, sight.config_now))
-    elif sight.config_now != sight.config:
+    elif sight.config_now != sight.config:  # guard: A47 I9
         found.append(Blocked(Cause.CONFIG, f"configs/{sight.config.key}.yaml has changed; reload or restart to let it count"))
     if isinstance(sight.identity, str):
         found.append(Blocked(Cause.DIRECTORY, f"at the start: {sight.identity}; restart when it is back"))
     elif isinstance(sight.identity_now, str):
-        found.append(Blocked(Cause.DIRECTORY, sight.identity_now))
-    elif sight.identity_now != sight.identity:
+        found.append(Blocked(Cause.DIRECTORY, sight.identity_now))  # guard: A40 F30 I9
+    elif sight.identity_now != sight.identity:  # guard: A40 F30 I9
         found.append(Blocked(Cause.DIRECTORY, f"{sight.config.directory} is another directory than at the start; restart if that is right"))
-    if isinstance(sight.keep_list, str):
+    if isinstance(sight.keep_list, str):  # guard: A46 F57 I9
         found.append(Blocked(Cause.KEEP_LIST, sight.keep_list))
-    if isinstance(sight.protected, str):
+    if isinstance(sight.protected, str):  # guard: A46 F57
         found.append(Blocked(Cause.PROTECT, sight.protected))
     return found
 

@@ -75,27 +75,27 @@ def rulings(
     found: dict[str, RetentionRule] = {}
     recent = 0
     for entry in newest_first:
-        if entries[entry].timestamp_ms < now_ms - config.keep_recent_ms:
+        if entries[entry].timestamp_ms < now_ms - config.keep_recent_ms:  # guard: I9, -> True
             found[entry] = RetentionRule.OLD
         else:
             recent += 1
             found[entry] = RetentionRule.RECENT if recent <= config.keep_max_directories else RetentionRule.SURPLUS
         if not found[entry].keeps and entry in protected:
             found[entry] = RetentionRule.PROTECTED
-        if not found[entry].keeps and entry in listed:
+        if not found[entry].keeps and entry in listed:  # guard: A46 I9
             found[entry] = RetentionRule.LISTED
     lacking = config.keep_min_directories - sum(rule.keeps for rule in found.values())
     dropped = [entry for entry in newest_first if not found[entry].keeps]
-    for entry in dropped[: max(0, lacking)]:
+    for entry in dropped[: max(0, lacking)]:  # guard: I9
         found[entry] = RetentionRule.MINIMUM
-    if not found[newest_first[0]].keeps:
+    if not found[newest_first[0]].keeps:  # guard: I9
         found[newest_first[0]] = RetentionRule.NEWEST
     for entry in dropped:
-        if not found[entry].keeps and entry in in_use:
+        if not found[entry].keeps and entry in in_use:  # guard: F58 I9
             found[entry] = RetentionRule.IN_USE
     return [Ruling(entry, entries[entry], found[entry]) for entry in newest_first]
 
 
 def most_deletions(count: int) -> int:
     """Gives how many of ``count`` images of a base dir one cycle may remove: a fifth, but two in any case (threats 6.10)."""
-    return max(LEAST_CAP, count // CAP_DIVISOR)
+    return max(LEAST_CAP, count // CAP_DIVISOR)  # guard: I9, -> count

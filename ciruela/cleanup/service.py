@@ -119,7 +119,7 @@ class Questions:
             return failure
 
         ask().addBoth(ended)
-        return found.addTimeout(ANSWER_S, self._clock).addErrback(late)
+        return found.addTimeout(ANSWER_S, self._clock).addErrback(late)  # guard: A46 F57 I8, -> found
 
 
 T = TypeVar("T")
@@ -264,7 +264,7 @@ class Cleanup:
     def _look(self) -> None:
         now_s = self.guards.steady_s()
         # While suspended, nothing was heard and the clock may have jumped: what was observed before proves nothing.
-        if now_s - self._seen.looked_s > PAUSE_S:
+        if now_s - self._seen.looked_s > PAUSE_S:  # guard: F45 A42 I9
             self._log.info("this process did not run for {pause_s} s; cleanup begins anew", pause_s=round(now_s - self._seen.looked_s))
             self._seen = _Observed(now_s, now_s)
         seen = self._seen
@@ -366,7 +366,7 @@ class Cleanup:
             if before != found:
                 since_s = now_s
                 self._lists[config.key] = (found, since_s)
-            if config.keep_list_file is None or not settle or now_s - since_s >= SETTLED_S:
+            if config.keep_list_file is None or not settle or now_s - since_s >= SETTLED_S:  # guard: A46 F57, -> True
                 return found
             await deferLater(self.context.clock, SETTLED_S + 1)
         return f"the keep list {config.keep_list_file} is being written"
@@ -456,21 +456,22 @@ class Cleanup:
         recorded_ms = self._recorded_ms()
         while True:
             sight = await self._dir_sight(config)
+            # guard: I9, + dir_faults(sight) ->; I9, -> dir_faults(sight)
             blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
             # Each image is judged anew, so a reload in the middle of a cycle must end it, not half apply.
-            if self._configs.get(base.key) != config:
+            if self._configs.get(base.key) != config:  # guard: A47 I9
                 blocked.append(Blocked(Cause.CONFIG, f"the settings of /{base.key} were changed by a reload just now"))
-            if blocked or isinstance(sight.keep_list, str) or isinstance(sight.protected, str):
+            if blocked or isinstance(sight.keep_list, str) or isinstance(sight.protected, str):  # guard: I9, without 1
                 return blocked
             found = self.rulings(base, sight.keep_list, sight.protected)
             most = most_deletions(len(found)) if most is None else most
             dropped = [ruling for ruling in found if not ruling.keeps and ruling.entry not in failed]
-            if done >= most or not dropped or len(failed) >= MOST_FAULTS:
+            if done >= most or not dropped or len(failed) >= MOST_FAULTS:  # guard: I9, without 1; A39, without 3
                 return []
             oldest = dropped[-1]
             try:
                 await self.around.alone(base.image_at(oldest.entry), partial(self._bury, base, oldest))
-            except CiruelaError as error:
+            except CiruelaError as error:  # guard: I8 A39
                 failed.add(oldest.entry)
                 report.faults += 1
                 vpath = str(base.image_at(oldest.entry))
@@ -484,6 +485,7 @@ class Cleanup:
         vpath = base.image_at(ruling.entry)
         state = self.ledger.committed(vpath)
         # The rules were applied before the wait for this turn: only the very version that they judged may go.
+        # guard: A51 F58 I9, without 2; F58 I9, without 3
         if state is None or state.version != ruling.version or self.ledger.pending(vpath) is not None:
             raise DiskError(f"{vpath}: was changed meanwhile")
         tombstone = Tombstone(state.version, self.context.now_ms())

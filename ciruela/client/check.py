@@ -94,7 +94,7 @@ class CheckReply:
 
     def short_of(self, needed_bytes: int) -> CheckReply:
         """The same node, if it has less room than ``needed_bytes``: it would begin, and give up."""
-        if self.says is not Says.TAKES or self.free_bytes is None or self.free_bytes >= needed_bytes:
+        if self.says is not Says.TAKES or self.free_bytes is None or self.free_bytes >= needed_bytes:  # guard: K5.1, -> True
             return self
         return replace(
             self, says=Says.FAILS, code=AbortReason.NO_SPACE.value, message=f"needs {size(needed_bytes)}, {size(self.free_bytes)} are free"

@@ -144,7 +144,7 @@ class ClusterClient:
             raise ValueError(f"{type(request).__name__} has no path: say which path leads to the servers")
 
         async def question(link: ClosableLink, _told: PathStateData | None, _untold: str) -> Response:
-            if not link.bulk and isinstance(request, GetIndexAt) and not VPath.parse(request.path).level:
+            if not link.bulk and isinstance(request, GetIndexAt) and not VPath.parse(request.path).level:  # guard: I8
                 raise RemoteError(f"it is a server of the first implementation, which has no images at {request.path}")
             return await answer_of(link, request, self._world)
 

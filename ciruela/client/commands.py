@@ -181,7 +181,7 @@ class Sending:
         finally:
             for name, kind, tree in self._opened:
                 tree.close()
-                if self._caches is not None and tree.changed:
+                if self._caches is not None and tree.changed:  # guard: I7
                     await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
     async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> ImageSource:
@@ -234,7 +234,7 @@ async def sync(
             from ciruela.client import preflight
 
             await preflight.survey_all(sending.preflights, display)
-            if options.dry_run:
+            if options.dry_run:  # guard: I7
                 return await preflight.show_forecast(sending.preflights, sending.scans, options, around, display)
             if preflight.nothing_to_do(sending.preflights, options.rule):
                 display.say("Nothing to do: every node has exactly this already")

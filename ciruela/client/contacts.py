@@ -161,8 +161,9 @@ def reachable_from(entries: Iterable[Address], address: Address) -> bool:
     Link-local, multicast and unspecified addresses never; loopback only when an entry point is loopback too.
     """
     ip = ipaddress.ip_address(address.host.partition("%")[0])
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:  # guard: A29 A37 F24 F54
         return False
+    # guard: A29 F24 F54, -> True
     return not ip.is_loopback or any(ipaddress.ip_address(entry.host.partition("%")[0]).is_loopback for entry in entries)
 
 
@@ -233,6 +234,7 @@ class ClusterAddresses:
 
     async def led_to(self, name: str) -> list[Address]:
         """Resolves a name that a server gave. Gives the addresses that may be contacted; raises CiruelaError."""
+        # guard: A29, -> await self._look_up(name); A29, if self.allowed(address) ->
         return [address for address in await self._look_up(name) if self.allowed(address)]
 
     def allowed(self, address: Address) -> bool:
@@ -291,16 +293,16 @@ class Contacts:
     def heard(self, hosts: Iterable[str]) -> None:
         """Names from the ``hosts`` of an answer."""
         for name in hosts:
-            if len(self._candidates) >= MAX_CANDIDATES:
+            if len(self._candidates) >= MAX_CANDIDATES:  # guard: A29 F24 F54
                 return
-            if name and name.isprintable() and name not in self._names:
+            if name and name.isprintable() and name not in self._names:  # guard: A27 A29, without 2
                 self._candidates.setdefault(name, None)
 
     def allowed(self, text: str) -> Address | None:
         """The address that a node gave as ``text``; None where it is none, or none that may be contacted."""
         address = address_of(text)
         entries = [known for addresses in self._entries.values() for known in addresses]
-        return address if address is not None and reachable_from(entries, address) else None
+        return address if address is not None and reachable_from(entries, address) else None  # guard: A29, -> address
 
     def served(self, texts: Iterable[str]) -> None:
         """Addresses of servers that take the directory, as nodes gave them."""
@@ -334,7 +336,7 @@ class Contacts:
 
     def _take_candidate(self, name: str, addresses: list[Address]) -> None:
         entries = [address for known in self._entries.values() for address in known]
-        usable = [address for address in addresses if reachable_from(entries, address)]
+        usable = [address for address in addresses if reachable_from(entries, address)]  # guard: A29 F24, -> addresses
         if usable:
             self._blocked_names.succeeded(name)
             self._candidates[name] = self._rng.choice(usable)

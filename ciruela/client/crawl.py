@@ -208,7 +208,7 @@ class ServerCrawl:
 
     def _usable(self, row: ServerRow) -> list[Address]:
         known = [address for text in row.addresses if (address := address_of(text)) is not None]
-        return [address for address in known if self._entrance.places.allowed(address)]
+        return [address for address in known if self._entrance.places.allowed(address)]  # guard: A29, -> known
 
     def _tried(self, row: ServerRow) -> bool:
         return all(address in self._addresses for address in self._usable(row))

@@ -121,7 +121,7 @@ class EditSession:
         self._display.say(f"{reading.label} {path} is {image.hex()}, {shown(proof)}")
         claimed = await claimed_signers(target.names, path, image, self._survey)
         found = ShownImage(reading.label, path, state, claimed, untold)
-        insist_on_proof(found, proof, self._trust, self._what.trusting, self._display.problem)
+        insist_on_proof(found, proof, self._trust, self._what.trusting, self._display.problem)  # guard: S1, insist_on_proof -> print
 
     async def _ask_leave(self, reading: Reading, seen: PathContent) -> None:
         """Ask whether a replacement would be taken at all: nobody should type a text, or wait for a hash, that cannot be uploaded.
@@ -133,7 +133,7 @@ class EditSession:
         request = CheckUpload(path, True, seen.image, seen.image, stamp_ms, tuple(signature for _, signature in signed))
         answers = await reading.judged(request)
         refusals = [answer for answer in answers if answer.reject_reason in _NEVER]
-        if refusals and len(refusals) == len(answers):
+        if refusals and len(refusals) == len(answers):  # guard: W1
             reason, detail = refusals[0].reject_reason or "", refusals[0].detail
             said = f"{meaning_of(reason)}{f' ({detail})' if detail else ''}"
             raise CommandError(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
@@ -211,7 +211,7 @@ class EditSession:
     async def _still(self, reading: Reading, *images: ImageId) -> None:
         """Raises Conflict unless one of ``images``, of which the first was seen, is there."""
         now = await reading.look(str(self._what.path))
-        if now.image not in images:
+        if now.image not in images:  # guard: F54
             was, new = images[0].hex()[:16], now.image.hex()[:16]
             where = f"{reading.label} {self._what.path}"
             raise Conflict(f"{where} was changed by somebody else meanwhile: it was {was}, now it is {new}; nothing was uploaded")
@@ -228,7 +228,7 @@ class EditSession:
             await together([one.entrance.reach() for one in preflights])
             for preflight, change in zip(preflights, changes, strict=True):
                 target = change.target
-                image, old_image = change.index.image, target.seen.image
+                image, old_image = change.index.image, target.seen.image  # guard: F54, -> (change.index.image, None)
                 await preflight.decide([Intent(Mode.REPLACE, path, image, old_image, change.index.total_bytes, signed_ms)])
                 relay = Relay(
                     target.seen,

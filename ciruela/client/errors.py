@@ -28,11 +28,11 @@ def write_line(out: IO[str], line: str) -> None:
 
 def write_json(out: IO[str], value: Mapping[str, object]) -> None:
     """One result for programs: ASCII alone, so that nothing in it can act on a terminal."""
-    out.write(f"{json.dumps(value, ensure_ascii=True)}\n")
+    out.write(f"{json.dumps(value, ensure_ascii=True)}\n")  # guard: A27, True -> False
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with the cells of ``rows`` one below the other; what came from elsewhere is made harmless first."""
-    cells = [[clean(cell, MAX_LINE) for cell in row] for row in rows]
+    cells = [[clean(cell, MAX_LINE) for cell in row] for row in rows]  # guard: A27, -> [list(row) for row in rows]
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))] if cells else []
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

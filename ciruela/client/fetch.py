@@ -222,7 +222,7 @@ class Reading:
                 self._told.add(problem)
                 self._problem(self.label, problem)
             return await self._agreed(path, found)
-        if empty and problems:
+        if empty and problems:  # guard: K3.6
             asked_of = ", ".join(empty[:NODES])
             raise RemoteError(f"{self.label} {path}: no image is on {asked_of}, but others did not say: {'; '.join(problems[:NODES])}")
         if empty:
@@ -315,7 +315,7 @@ class Reading:
                 self._problem(self.label, problem)
         if not images:
             raise RemoteError(problem)
-        if len(images) > 1:
+        if len(images) > 1:  # guard: F54
             each = ", ".join(f"{self._called[addresses[0]]} has {image.hex()[:16]}" for image, addresses in images.items())
             raise Conflict(f"{self.label} {path}: not all nodes have the same image ({each}); wait until an upload is done, and try again")
         [(image, self._holders)] = images.items()
@@ -406,7 +406,7 @@ class Reading:
             good: dict[int, bytes] = {}
             wrong = False
             for number, data in relaycache.read(answer, numbers, place.index.pieces, place.blocks.bytes_of).blocks:
-                if place.index.kind.hash(data) == place.blocks.hash_of(number):
+                if place.index.kind.hash(data) == place.blocks.hash_of(number):  # guard: A7, -> True
                     good[number] = bytes(data)
                 else:
                     wrong = True
@@ -478,7 +478,7 @@ class Relay:
                 found = await self._reading.in_thread(index, self._data, request.packed)
                 sent(image, len(found.data))
                 return found
-            case GetBlock(hash=wanted) if image in published:
+            case GetBlock(hash=wanted) if image in published:  # guard: I13, if image in published ->
                 data = await self._block(wanted)
                 sent(image, len(data))
                 return BlockData(data)

@@ -139,7 +139,7 @@ def exposed(path: str) -> str | None:
         found = os.stat(path)
     except OSError:
         return None
-    if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):  # guard: W1, -> True
         return None
     others = "everybody" if found.st_mode & stat.S_IRWXO else f"group {found.st_gid}"
     return f"the private key is open to {others}, mode {stat.S_IMODE(found.st_mode):04o} (run: chmod 600 {path})"
@@ -234,7 +234,7 @@ class _Loader:
     def _done(self) -> Identities:
         """The first keys that servers look at, those that the user named before all others."""
         found = sorted(self._found.values(), key=lambda key: not key.required)
-        keys, rest = found[:MOST_SIGNATURES], found[MOST_SIGNATURES:]
+        keys, rest = found[:MOST_SIGNATURES], found[MOST_SIGNATURES:]  # guard: K7.4, -> (found, found[MOST_SIGNATURES:])
         if rest:
             left_out = ", ".join(f"{key.public.fingerprint()} ({' '.join(filter(None, (key.public.comment, key.origin)))})" for key in rest)
             self._notes.append(
@@ -289,7 +289,7 @@ class _Loader:
         return SigningKey(public, source.name, source.required, lambda data: succeed(key.sign(data)))
 
     async def _unlock(self, source: _KeySource, text: str, needed: PassphraseNeeded) -> PrivateKey:
-        if self._ask_passphrase is None or isinstance(needed, UnknownCipher):
+        if self._ask_passphrase is None or isinstance(needed, UnknownCipher):  # guard: W1, without 2
             raise needed
         for _ in range(PASSPHRASE_TRIES):
             answer: str = await self._in_thread(self._ask_passphrase, f"Passphrase of {source.name}: ")

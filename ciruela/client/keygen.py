@@ -105,6 +105,7 @@ def write(path: str, private: bytes, public: bytes) -> None:
 
 def _create(path: str, data: bytes, mode: int) -> None:
     """A new file that nobody can open before it has its mode. Nothing is left of it after an error."""
+    # guard: F3, os.O_EXCL | os.O_NOFOLLOW -> os.O_NOFOLLOW
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with open(descriptor, "wb") as file:

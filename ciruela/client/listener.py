@@ -48,9 +48,10 @@ class HookAccount:
     def heard(self, note: HookResult) -> bool:
         """Take in what a node said. True when that is news about this upload; what has ended is not pending again."""
         kind, state = _KINDS.get(note.kind), _STATES.get(note.state)
+        # guard: K5.5, without 1
         if not self._runs or note.path != self._path or note.image != self._image or kind is None or state is None:
             return False
-        if note.machine_id not in self._names and len(self._names) >= MAX_MACHINES:
+        if note.machine_id not in self._names and len(self._names) >= MAX_MACHINES:  # guard: A29
             return False
         self._names.setdefault(note.machine_id, note.hostname)
         before = self._states.get((note.machine_id, kind))

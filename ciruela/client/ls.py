@@ -135,7 +135,7 @@ async def _versions(
         if listing.taking and not listing.failed and not rows:
             raise CommandError(EXIT_REJECTED, f"there is neither a directory nor an image {path} in {options.target.cluster.label}")
     bases, taking = listing.bases, listing.taking
-    if listing.failed and not rows and not bases:
+    if listing.failed and not rows and not bases:  # guard: K3.6
         raise CommandError(EXIT_NETWORK, f"what is in {path} is not known: {names(listing.failed, MOST_NAMES)} did not say")
     if not taking:
         raise CommandError(

@@ -163,7 +163,7 @@ class _Life:
             self.code = 128 + self._signal
             self._tell(f"ended by {signal.Signals(self._signal).name}")
             return
-        if self._abandoned and failure.check(CancelledError):
+        if self._abandoned and failure.check(CancelledError):  # guard: K8.2
             return
         self.code, text = exit_for(failure, self._verbose)
         sys.stderr.write(f"ciruela: {text}\n")

@@ -29,7 +29,7 @@ EVERYBODYS = HashKind.BLAKE2B
 
 def kind_for(ours: Iterable[bool]) -> HashKind:
     """The best kind that all servers of one cluster understand that answered; ``ours`` tells of each whether it is of ``ciruela.v2``."""
-    return OURS if all(ours) else EVERYBODYS
+    return OURS if all(ours) else EVERYBODYS  # guard: K6.1 K6.2, -> OURS
 
 
 class LocalProblem(CiruelaError):
@@ -131,7 +131,7 @@ def check_sources(wishes: Sequence[Wish]) -> None:
 
 def check_content(wish: Wish, found: Scan, allow_empty: bool) -> None:
     """Raise LocalProblem where a directory without files would take the place of what is there: a build that failed leaves such a one."""
-    if wish.mode is Mode.REPLACE and not allow_empty and not found.files and not found.symlinks:
+    if wish.mode is Mode.REPLACE and not allow_empty and not found.files and not found.symlinks:  # guard: W1
         left_out = f" ({found.excluded:,} left out by patterns)" if found.excluded else ""
         raise LocalProblem(
             f"{wish.source} has no files{left_out} and would empty {wish.vpath}; nothing was sent "

@@ -127,7 +127,7 @@ class ImageOrigin:
                 self._note(str(address), str(error))
                 self._known.pop(address, None)
             waiting += [other for other in self._known if other not in tried and other not in waiting]
-        if answered and problems:
+        if answered and problems:  # guard: K3.6
             said = "; ".join(dict.fromkeys(problems))
             raise CommandError(
                 EXIT_NETWORK,
@@ -191,7 +191,7 @@ class ImageOrigin:
         return greeted.addCallback(lambda _: self._greeted(address, request, timeout_s))
 
     def _greeted(self, address: Address, request: Request, timeout_s: float | None) -> Deferred[Response]:
-        if not self._reach.nodes.bulk(address):
+        if not self._reach.nodes.bulk(address):  # guard: I8
             raise RemoteError(f"{address} is a server of the first implementation, which has no images at {self._target.vpath}")
         return self._reach.nodes.ask(address, request, timeout_s)
 

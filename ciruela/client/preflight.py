@@ -153,7 +153,7 @@ class Preflight:
         if intent.mode is not Mode.REPLACE or latest is None or latest.signed_ms is None:
             return intent
         fits = intent.timestamp_ms <= latest.signed_ms < self._now_ms() + FUTURE_LIMIT_MS - CLOCK_MARGIN_MS
-        return replace(intent, timestamp_ms=latest.signed_ms + 1) if fits else intent
+        return replace(intent, timestamp_ms=latest.signed_ms + 1) if fits else intent  # guard: K7.7, -> intent
 
     async def _compared(self, number: int, intent: Intent, survey: PreflightSurvey, reindex: Reindex) -> tuple[Intent, str]:
         """The intent with the hash of what is there, if that has the same content, or how far it differs, for people."""
@@ -170,14 +170,14 @@ class Preflight:
                     continue
                 compared.add(image)
                 ours = await reindex(number, index.kind)
-                if ours.image == image:
+                if ours.image == image:  # guard: K6.1
                     return replace(intent, image=image), ""
                 how = how or await self._in_thread(difference, ours, index)
         return intent, how
 
     def _ruling(self, intent: Intent, replies: Sequence[CheckReply], how: str) -> IntentRuling:
         holders = [one.address for one in replies if one.says in (Says.HAS, Says.HOLDS) and one.address is not None]
-        if any(one.says is Says.HOLDS for one in replies):
+        if any(one.says is Says.HOLDS for one in replies):  # guard: K2.1
             return IntentRuling(intent, tuple(replies), only=tuple(self.entrance.label(address) for address in holders))
         refusal = refusal_of(replies)
         if refusal and how:
@@ -202,7 +202,7 @@ class Preflight:
         runs: list[ClusterUploads] = []
         label, rule = self.cluster.label, self.rule
         for ruling in self.rulings:
-            if ruling.refusal:
+            if ruling.refusal:  # guard: K2.1 K2.2 K2.3
                 runs.append(Settled([self._refused(ruling, listener)]))
             elif ruling.only:
                 upload = await self._signer.upload(ruling.intent)

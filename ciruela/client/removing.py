@@ -90,6 +90,7 @@ async def remove(options: RemoveOptions, around: AppContext, world: RunContext |
     state = signed_state(sight.answers.values(), target.vpath.entry, image)
     proof: Proof | None = await around.in_thread(trust.proof, target.vpath, state)
     display.say(_what(target, image, sight, proof))
+    # guard: S1
     if options.image is None:  # else it is the user who says which one
         claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proof is None else ()
         insist_on_proof(ShownImage(target.entry_point, target.vpath, state, claimed), proof, trust, options.trusting, display.problem)
@@ -105,7 +106,7 @@ async def remove(options: RemoveOptions, around: AppContext, world: RunContext |
 
 def _nothing(target: PathTarget, sight: PathView, around: AppContext, display: Display) -> int:
     """Nothing is there, on no node. Raises Ends where some node may have something and did not say."""
-    if sight.silent:
+    if sight.silent:  # guard: K3.6
         raise CommandError(
             EXIT_NETWORK,
             f"{target.entry_point} {target.vpath}: {', '.join(sight.answers)} have nothing there, but {', '.join(sight.silent)} did not "

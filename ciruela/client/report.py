@@ -59,7 +59,7 @@ def code_of(exit_code: int) -> str:
 
 
 def _text(text: str) -> str:
-    return escaped(text, MAX_TEXT)
+    return escaped(text, MAX_TEXT)  # guard: A22, -> text
 
 
 def _failed(found: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -113,7 +113,7 @@ async def rollback(options: RollbackOptions, around: AppContext, world: RunConte
     display.say(f"Going back to: {next(line for line in candidates(sight, proofs) if line.startswith(image.hex()))}")
     claimed = await claimed_signers(target.cluster, target.vpath, image, asking) if proofs[image] is None else ()
     found = ShownImage(target.entry_point, target.vpath, _signed(sight, image), claimed)
-    insist_on_proof(found, proofs[image], trust, options.trusting, display.problem)
+    insist_on_proof(found, proofs[image], trust, options.trusting, display.problem)  # guard: S1, insist_on_proof -> print
     if not await agreed("Go back?", options.sure, around):
         raise CommandError(EXIT_LOCAL, "nothing was changed")
     identities = await identities_of(options.keys, around, display)

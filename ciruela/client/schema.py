@@ -199,6 +199,7 @@ class _Shape:
         if not self.has(name):
             return None
         found = self._get(name, (int, float))
+        # guard: A29
         if not abs(found) <= MOST_NUMBER:  # nor what is not a number
             raise FormatError(f"the {name!r} of a page is no sensible number")
         return float(found)

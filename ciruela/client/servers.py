@@ -220,6 +220,7 @@ class Servers:
         others = [
             one.address
             for one in self._met.values()
+            # guard: K1.5 I7, -> False
             if one.machine == met.machine and one.epoch_ms not in (None, met.epoch_ms) and one.address in self._open - {met.address}
         ]
         if others:
@@ -272,7 +273,7 @@ class Servers:
                         continue
                     found = next((loose_at[address] for address in server.addresses if address in loose_at), None)
                     if found is None:
-                        if len(loose) >= MOST_LOOSE:
+                        if len(loose) >= MOST_LOOSE:  # guard: A29
                             continue
                         found = ServerRow(server.name, None)
                         loose.append(found)
@@ -311,6 +312,7 @@ class Servers:
             machine = server.machine
             if machine is None or machine in shared or not server.addresses:
                 return False
+            # guard: K1.1 K1.5, -> False
             return met_at.get(teller) == machine or (machine in places and places[machine].isdisjoint(server.addresses))
 
         return [
@@ -328,7 +330,7 @@ class Servers:
             if met.machine is None:
                 continue
             row = machines.get(met.machine) or machines.setdefault(met.machine, ServerRow(met.name, met.machine))
-            if met.machine not in takes and met.machine not in self._spoken and row.denied >= row.tellers:
+            if met.machine not in takes and met.machine not in self._spoken and row.denied >= row.tellers:  # guard: A29 I7, without 3
                 continue
             row.addresses[met.address] = None
             row.spoke = row.configured = True

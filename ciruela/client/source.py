@@ -58,7 +58,7 @@ class Shares:
         """
         try:
             free = self._pieces.from_bytes(missing) & self._own
-        except ValueError as error:
+        except ValueError as error:  # guard: A24
             raise RemoteError(str(error)) from None
         if taker not in self._promised:
             self._lacked |= free  # the first time a node names everything that it has not found on its own disk
@@ -184,7 +184,7 @@ class ImageSource:
         pace = self._pace
         if pace is None:
             return self._give(request, published, sent)
-        if isinstance(request, GetBlocks) and pace.wait_s > PATIENCE_S:
+        if isinstance(request, GetBlocks) and pace.wait_s > PATIENCE_S:  # guard: F54
             return fail(Busy(f"{SLOW_DOWN}: this client sends no faster"))
         sizes: list[tuple[ImageId, int]] = []
 
@@ -201,14 +201,14 @@ class ImageSource:
     def _give(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         match request:
             case GetIndex(image=image):
-                shelf = self._shelves.get(image) if image in published else None
+                shelf = self._shelves.get(image) if image in published else None  # guard: A29 F54 I13, -> self._shelves.get(image)
                 if shelf is None:
                     return fail(RemoteError("this client has not published that image"))
                 return self._in_thread(index, shelf.offer.data, request.packed).addCallback(self._index_read, image, sent)
             case GetBlock(hash=block):
                 return Deferred.fromCoroutine(self._block(block, published, sent))
             case GetBlocks(image=image):
-                shelf = self._shelves.get(image) if image in published else None
+                shelf = self._shelves.get(image) if image in published else None  # guard: A29 I13, -> self._shelves.get(image)
                 if shelf is None:
                     return fail(RemoteError("this client has not published that image"))
                 return self._blocks(shelf, request, sent)
@@ -222,6 +222,7 @@ class ImageSource:
     def _blocks(self, shelf: _SharedImages, request: GetBlocks, sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """All blocks of one answer are read, and packed, by one job in a thread."""
         numbers = request.numbers
+        # guard: A29 I13, without 3; A29 I13, without 2
         if not numbers or numbers[-1] >= len(shelf.blocks) or shelf.blocks.bytes_of(numbers) > MOST_BULK_BYTES:
             return fail(RemoteError("that image does not have these blocks, or they are too much for one answer"))
 

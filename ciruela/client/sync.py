@@ -470,7 +470,7 @@ class ClusterRun:
             run.refusals.setdefault(f"{reason}: {response.detail}" if response.detail else reason, []).append(where)
         else:
             self._listener.note(self.label, f"{where} {run.book.path} {reason}")
-        if peer.link.bulk and not run.taken_back and run.takes_back(response.reject_reason):
+        if peer.link.bulk and not run.taken_back and run.takes_back(response.reject_reason):  # guard: K2.1 K2.2
             run.taken_back = f"{where} refused: {meaning_of(response.reject_reason or '')}"
         if run.taken_back:
             self._take_back(run)
@@ -564,7 +564,7 @@ class ClusterRun:
         """It is lost, or an older node of ours that knows no such question."""
         if failure.check(CancelledError, LinkLost):
             return
-        if not failure.check(Busy):
+        if not failure.check(Busy):  # guard: K1.1, -> True
             run.book.said_nothing(peer.address)
         if peer.address in run.servers_asked_s and (failure.check(Busy) or not failure.check(RemoteError)):
             run.servers_asked_s[peer.address] = self._world.clock.seconds()
@@ -583,7 +583,7 @@ class ClusterRun:
             if server.machine is not None and server.configured:
                 self.met(self, server.machine, server.name)
         view = run.book.view
-        self._contacts.served(text for row in view.rows() if not row.silent for text in row.addresses)
+        self._contacts.served(text for row in view.rows() if not row.silent for text in row.addresses)  # guard: K1.1 I7
         for one in view.shared:
             self.problem(shared_text(one))
 
@@ -630,7 +630,7 @@ class ClusterRun:
         published = peer.published if peer is not None else {}
         if isinstance(request, GetIndex):
             paths = sum(run.book.image == request.image for run in self._runs)
-            again = self._repeats.refused(id(link), request.image, SAME_INDEX + paths)
+            again = self._repeats.refused(id(link), request.image, SAME_INDEX + paths)  # guard: K6.2, -> None
             if again is not None:
                 return again
         if isinstance(request, GetShare) and request.image in published:

@@ -19,7 +19,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
     """``text`` without anything that could move the cursor, hide or reorder what is printed: such characters are shown as escapes."""
-    return escaped(text, limit)
+    return escaped(text, limit)  # guard: A27, -> text[:limit]
 
 
 def clean_lines(text: str, limit: int) -> str:

@@ -327,8 +327,8 @@ class UploadTracker:
         """A node has an image, or has it no more. True when that is news about this upload."""
         if (
             isinstance(note, RemovedImage) is not self._removes
-            or note.path != self.path
-            or (note.image != self.image and not self.weak)
+            or note.path != self.path  # guard: A29 F54 I7
+            or (note.image != self.image and not self.weak)  # guard: A29 F54 I7
             or not self._know(address, note.machine_id, note.hostname)
         ):
             return False
@@ -346,10 +346,12 @@ class UploadTracker:
 
     def aborted(self, address: Address, note: AbortedImage) -> bool:
         """A node gave the image up, or found that it is not the only one at the path. True when that is news about this upload."""
+        # guard: A29 F54 I7, -> self._removes or not self._know(address, note.machine_id, note.hostname)
         if self._removes or note.path != self.path or note.image != self.image or not self._know(address, note.machine_id, note.hostname):
             return False
         self._identify(address, note.machine_id, note.hostname, note.forwarded)
         reason = note.reason or "unknown"
+        # guard: A51, -> _word(reason) == AbortReason.CONFLICT
         if _word(reason) == AbortReason.CONFLICT and not note.forwarded and not self.weak:
             self._done.discard(note.machine_id)
             self._conflict = self._conflict or reason
@@ -366,7 +368,7 @@ class UploadTracker:
 
     def _name(self, machine: MachineId, name: str) -> bool:
         """Keep the name of a machine; False when there are too many."""
-        if machine not in self._names and len(self._names) >= MAX_MACHINES:
+        if machine not in self._names and len(self._names) >= MAX_MACHINES:  # guard: A29 F54 I6
             return False
         self._names.setdefault(machine, name)
         return True
@@ -414,7 +416,7 @@ class UploadTracker:
 
         Not those at the address of a known server that one node alone calls by that name: it may have made the machine up (threats A29).
         """
-        return (self._done | self._held) - {row.machine for row in self._unproved()}
+        return (self._done | self._held) - {row.machine for row in self._unproved()}  # guard: A29 I7, -> self._done | self._held
 
     def _unproved(self) -> list[ServerRow]:
         return [row for row in self.view.bound if row.unproved] if self._servers.tellers > 1 else []
@@ -431,6 +433,7 @@ class UploadTracker:
 
         A node that was restarted is often not connected again, because three others are; it then counts as any server does.
         """
+        # guard: K7.2, -> contact.machine in self._own | self._held
         return contact.machine in self._own | self._held or (not contact.connected and contact.machine in self._satisfied())
 
     def _with(self, *answers: _Reply) -> list[_Contact]:
@@ -450,6 +453,7 @@ class UploadTracker:
         holders = [contact for contact in takers if contact.answer is _Reply.HELD]
         named_refusers = min(len(refusers), len(_possible(refusers, free - satisfied)))
         named_takers = min(len(takers), max(0, len(_possible(takers, free)) - named_refusers))
+        # guard: K1.1 I7, len(self.view.loose) + ->
         expected = len(named) + len(self.view.loose) + len(refusers) - named_refusers + len(takers) - named_takers
         done = len(satisfied) + max(0, len(holders) - len(_possible(holders, free & self._held)))
         return min(done, expected), len(self._failed_machines()) + len(refusers), expected
@@ -475,13 +479,14 @@ class UploadTracker:
         """Judges the upload ``elapsed_s`` seconds after its start. Never well while servers share a machine id."""
         found = self._judged(rule, elapsed_s, reach)
         complaint = self.view.complaint() if found.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY) else ""
-        return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, complaint) if complaint else found
+        return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, complaint) if complaint else found  # guard: K1.5 I7, -> found
 
     def _judged(self, rule: CompletionRule, elapsed_s: float, reach: ConnectionReach) -> Verdict:
-        if self._local_problem and not self._done:
+        if self._local_problem and not self._done:  # guard: I7
             return Verdict(UploadOutcome.FAILED, EXIT_LOCAL, self._local_problem)
-        if self._conflict:
+        if self._conflict:  # guard: I7 A51 F46
             return Verdict(UploadOutcome.FAILED, EXIT_CONFLICT, f"other content was uploaded to the same path elsewhere ({self._conflict})")
+        # guard: K1.1 I7, without 4
         busy = reach.busy or any(contact.outstanding or contact.asked_for_servers for contact in self._contacts.values())
         accepted, held = self._with(_Reply.ACCEPTED), self._with(_Reply.HELD)
         if not accepted and not held and not self._done:
@@ -493,10 +498,11 @@ class UploadTracker:
         done, failed, expected = self._count()
         everywhere = done >= expected
         require = rule.require
-        enough = require is None or done >= require.need(expected)
+        enough = require is None or done >= require.need(expected)  # guard: I7, -> True
+        # guard: I7 F54, without 4; I7 F54, without 1
         if not busy and everywhere and enough and all(self._kept(contact) for contact in accepted):
             return Verdict(UploadOutcome.DONE)
-        if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):
+        if elapsed_s < min(rule.early_timeout_s, rule.deadline_s):  # guard: I7 F54
             return RUNNING
         sure, real = self._sure(done, expected)
         need = rule.need(real)
@@ -512,7 +518,7 @@ class UploadTracker:
             have += f" ({expected - real} that only one server speaks of are not counted)"
         gone = self._gone(reach) if sure else []
         ended = not busy and done + failed + len(gone) >= expected
-        if not ended and elapsed_s < rule.deadline_s:
+        if not ended and elapsed_s < rule.deadline_s:  # guard: I7 F54
             return RUNNING
         if gone:
             have += f"; {count(len(gone), 'other')} cannot be reached"
@@ -546,6 +552,7 @@ class UploadTracker:
         """The missing servers that no node hears, and that the client cannot connect to either."""
         if not reach.unreached:
             return []
+        # guard: K7.2 I7, without 1
         return [row for row in self.missing() if row.silent and row.addresses and reach.unreached.issuperset(row.addresses)]
 
     def _nothing_to_come(self, rule: CompletionRule) -> Verdict:
@@ -564,6 +571,7 @@ class UploadTracker:
             return done, expected
         nameless = sum(contact.machine is None for contact in self._with(_Reply.ACCEPTED, _Reply.HELD, _Reply.REFUSED))
         doubtful = len(self._unvouched(self._satisfied()))
+        # guard: A29 F54 I7, -> done
         sure = done - max(0, doubtful - nameless)  # each nameless one may be one of them
         return sure, expected - max(0, sum(row.hearsay for row in self.view.rows()) - nameless)
 

@@ -132,7 +132,7 @@ class TrustedKeys:
         for entry in sorted(state.signatures, reverse=True):
             signed = signed_bytes(path, state.image, entry.timestamp_ms)
             for key in self.keys:
-                if verify(key, signed, entry.signature):
+                if verify(key, signed, entry.signature):  # guard: S1, -> True
                     return Proof(key, entry.timestamp_ms)
         return None
 
@@ -233,7 +233,7 @@ def insist_on_proof(seen: ShownImage, proof: Proof | None, trust: TrustedKeys, t
     if proof is not None:
         return
     image = seen.state.image.hex()
-    if trusting.unverified:
+    if trusting.unverified:  # guard: S1, -> True
         problem(
             seen.where, f"{seen.vpath}: NOT VERIFIED: no key that you trust signed {image} for this path; going on, as --unverified says"
         )
@@ -257,7 +257,7 @@ def signing_time_ms(now_ms: int, there_ms: Iterable[int]) -> int:
     What is signed for a later time could be kept by somebody, and sent to the servers when the time has come.
     """
     wanted_ms = max([now_ms, *(one + 1 for one in there_ms)])
-    if wanted_ms > now_ms + FUTURE_LIMIT_MS:
+    if wanted_ms > now_ms + FUTURE_LIMIT_MS:  # guard: S1
         ahead = interval((wanted_ms - now_ms) / 1000)
         raise CommandError(
             EXIT_REJECTED,

@@ -89,7 +89,7 @@ class KeyFiles:
 
         Fails with DiskError when the directory of keys cannot be opened although it is there.
         """
-        first = tuple(dict.fromkeys(entries))[:MOST_VERIFIED]
+        first = tuple(dict.fromkeys(entries))[:MOST_VERIFIED]  # guard: A15 F11, [:MOST_VERIFIED] ->
         answer = self._in_thread(self._judge, config.upload_keys, str(vpath), image, first, statement)
         return answer.addCallback(self._tell, config.key)
 
@@ -111,11 +111,11 @@ class KeyFiles:
         for entry in sorted(entries, reverse=True):
             try:
                 signed = statement(path, image, entry.timestamp_ms)
-            except ValueError:
+            except ValueError:  # guard: A13 F10
                 continue
             maker = next((key for key in waiting if verify(key, signed, entry.signature)), None)
             if maker is not None:
-                waiting.remove(maker)
+                waiting.remove(maker)  # guard: A15 F11
                 valid[entry] = maker.fingerprint()
         return dict(sorted(valid.items())), read.problems
 
@@ -197,7 +197,7 @@ def _read(config_dir: str, names: Sequence[str], now_ms: int, kept: Kept) -> _Re
             if not os.path.lexists(where):
                 problems.append(f"{where}: there is no such directory")
                 return _Read(tuple(keys), tuple(problems))
-            with _opened("keys", where, _DIRECTORY | os.O_NOFOLLOW, top) as folder:
+            with _opened("keys", where, _DIRECTORY | os.O_NOFOLLOW, top) as folder:  # guard: A48, _DIRECTORY | os.O_NOFOLLOW -> _DIRECTORY
                 for name in names:
                     take(folder, f"{name}.key", os.path.join(where, f"{name}.key"))
     return _Read(tuple(keys), tuple(problems))
@@ -218,20 +218,21 @@ def _opened(name: str, shown: str, flags: int, folder: int | None) -> Iterator[i
 
 def _parsed(folder: int, name: str, shown: str, trusted: frozenset[int], now_ms: int, now_utc: str, before: _Parsed | None) -> _Parsed:
     """A key file that nobody but ``trusted`` users could have written; ``before`` if it is still that. Raises OSError."""
-    if "/" in name:
+    if "/" in name:  # guard: A48
         raise OSError(errno.EINVAL, "the name of a key file has no slash")
+    # guard: A48, flags | os.O_NOFOLLOW -> flags
     with open(name, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):  # guard: A48
             raise OSError(errno.EINVAL, "it is not a regular file")
         reason = loose(status, trusted, private_group)
-        if reason is not None:
+        if reason is not None:  # guard: A48 F60
             raise OSError(errno.EPERM, reason)
         stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-        if before is not None and before.stamp == stamp and 0 <= now_ms - before.read_ms < KEPT_MS:
+        if before is not None and before.stamp == stamp and 0 <= now_ms - before.read_ms < KEPT_MS:  # guard: S14, without 2; S14, without 3
             return before
         data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
+    if len(data) > MAX_FILE_BYTES:  # guard: A48
         raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES // 1024} KiB")
     found, wrong = parse_authorized(data.decode("utf-8", "replace"), shown, now_utc)
     return _Parsed(stamp, now_ms, tuple(found), tuple(wrong))
@@ -290,9 +291,9 @@ class Signers:
         self, known: _Signers, config: DirConfig, asked: Sequence[Signature]
     ) -> tuple[tuple[str, ...], Mapping[Signature, str | None]]:
         for _ in range(2):  # once more when the keys are others than before
-            missing = [one for one in asked if one not in known.made][:MOST_TRIED]
+            missing = [one for one in asked if one not in known.made][:MOST_TRIED]  # guard: A15, [:MOST_TRIED] ->
             now_s = self._clock.seconds()
-            if not missing and known.read_s is not None and now_s - known.read_s < FRESH_S:
+            if not missing and known.read_s is not None and now_s - known.read_s < FRESH_S:  # guard: A15
                 break
             keys, made = await self._makers(config.upload_keys, missing)
             known.read_s = now_s

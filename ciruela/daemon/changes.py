@@ -60,7 +60,7 @@ class ChangeRequests:
         """Judge an upload, and note that ``link`` waits for it."""
         try:
             vpath = VPath.parse(request.path)
-        except ValueError as error:
+        except ValueError as error:  # guard: A17 F3
             detail = str(error)[:MAX_DETAIL] if link.bulk else ""
             return succeed(self._signed(UploadAck(False, RejectReason.BAD_PATH.value, detail=detail), link))
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
@@ -89,6 +89,7 @@ class ChangeRequests:
         command = Command.REPLACE if request.replace else Command.APPEND
         old_image = request.old_image if request.replace else None
         order = UploadRequest(command, vpath, request.image, old_image, entries, Origin.CLIENT)
+        # guard: K3.5, -> succeed(True)
         looked = self.there(vpath).addErrback(lambda failure: failure.trap(DiskError))  # then the records say what they can
         return looked.addCallback(lambda _: self.uploads.check(order)).addCallback(self._checked, vpath)
 
@@ -128,7 +129,7 @@ class ChangeRequests:
             case Rejection():
                 reason = verdict.reason.value
                 detail = verdict.detail[:MAX_DETAIL] if link.bulk else ""
-                if verdict.reason in _OTHER_IMAGE:
+                if verdict.reason in _OTHER_IMAGE:  # guard: A18, -> True
                     self.clients.watch(link, vpath)
             case Accepted():
                 self.clients.watch(link, vpath)
@@ -144,7 +145,7 @@ class ChangeRequests:
             vpath = VPath.parse(request.path)
         except ValueError as error:
             return succeed(self._signed(UploadAck(False, RejectReason.BAD_PATH.value, detail=str(error)[:MAX_DETAIL]), link))
-        if not self.clients.wishes.sole(link, vpath, request.image):
+        if not self.clients.wishes.sole(link, vpath, request.image):  # guard: S2
             return succeed(self._not_withdrawn(link, "this connection did not begin that upload, or others asked for it, too"))
 
         def withdrawn(there_was: bool) -> Response:

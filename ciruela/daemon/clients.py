@@ -59,7 +59,7 @@ class Clients:
         """An upload that ``link`` asked for was accepted; ``began``: it was not on its way before."""
         if link in self._open:  # else nobody would forget it again
             self.wishes.accepted(link, vpath, image, began=began)
-            if self.watches.accept(link, image):
+            if self.watches.accept(link, image):  # guard: I6
                 self.giving(image)
 
     def watch(self, link: Connection, vpath: VPath) -> None:

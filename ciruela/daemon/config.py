@@ -147,9 +147,9 @@ def _bits(value: Value, what: str, example: str) -> int:
     if parts is None:
         raise wrong(given, f"{what} in octal digits", f'"{example}"')
     bits = int(parts[1], 8)
-    if bits & ~0o777:
+    if bits & ~0o777:  # guard: A9
         raise ValueError(f'"{given}" has setuid, setgid or sticky bits, which images never have (try "{bits & 0o775:04o}")')
-    if bits & 0o002:
+    if bits & 0o002:  # guard: A9
         raise ValueError(f'"{given}" lets everybody write (try "{bits & 0o775:04o}")')
     return bits
 
@@ -217,9 +217,10 @@ def _unusable(program: str) -> str | None:
         return f'"{program}" cannot be executed by this process (run: chmod +x)'
     real = os.path.realpath(program)
     trusted = frozenset({0, os.geteuid()})
+    # guard: A48, -> dict.fromkeys((program, real))
     for place in dict.fromkeys((program, os.path.dirname(program), real, os.path.dirname(real))):
         reason = loose(os.lstat(place), trusted, private_group)
-        if reason is not None:
+        if reason is not None:  # guard: A48
             return f'"{program}" could be changed by others: {place}: {reason}'
     return None
 
@@ -255,6 +256,7 @@ def load_config(config_dir: str, db_dir: str | None = None) -> Config:
             parsed = _read(path, key, problems)
             if parsed is not None:
                 found.append(parsed)
+    # guard: I3, problems += _overlaps( -> _overlaps(
     problems += _overlaps(found, {"the configuration": top} | ({"the database directory": os.path.abspath(db_dir)} if db_dir else {}))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -321,11 +323,12 @@ def _read(path: str, key: str, problems: list[str]) -> _ParsedConfig | None:
     config = DirConfig(key=key, modes=Modes(**modes), **values)
     for setting, reason in unusable_programs(config):
         problems.append(f"{path}:{found.lines[setting.replace('-', '_')]}: {setting}: {reason}")
-    if config.num_levels == 0 and os.path.ismount(config.directory):
+    if config.num_levels == 0 and os.path.ismount(config.directory):  # guard: W2
         problems.append(
             f"{path}:{found.lines['num_levels']}: num-levels: 0 cannot work here: {config.directory} is a mount point, and an image takes "
             "the place of the whole directory in one step (name a directory below it, or use num-levels: 1)"
         )
+    # guard: I3 A40, -> _ParsedConfig(path, found.lines, config.directory, config)
     return _ParsedConfig(path, found.lines, os.path.realpath(config.directory), config)
 
 

@@ -59,7 +59,7 @@ class KeyWatch:
     def _compare(self, found: Stamps) -> Deferred[None] | None:
         """Two looks must have seen the same: a file that is being written has no keys for a moment."""
         before, self._seen = self._seen, found
-        if found != before:
+        if found != before:  # guard: A48 I9
             return None
         if found != self._settled:
             self._settled, self._left = found, FOLLOW_UPS
@@ -74,7 +74,7 @@ class KeyWatch:
 
     async def _recheck(self) -> None:
         for pending in self._node.ledger.pendings():
-            if not await self._allowed(pending):
+            if not await self._allowed(pending):  # guard: A12 I2
                 self._give_up(pending)
 
     async def _allowed(self, pending: Pending) -> bool:

@@ -76,7 +76,7 @@ def kept_signed(rows: Mapping[str, Sequence[RetainedVersion]]) -> dict[str, tupl
     for depth in range(max(map(len, rows.values()), default=0)):
         for entry, kept in rows.items():
             one = kept[depth] if depth < len(kept) else None
-            if one is not None and 0 < len(one.signatures) <= left:
+            if one is not None and 0 < len(one.signatures) <= left:  # guard: S1, -> one is not None and one.signatures
                 left -= len(one.signatures)
                 found.setdefault(entry, []).append(State(one.image, one.signatures))
     return {entry: tuple(states) for entry, states in found.items()}
@@ -107,6 +107,7 @@ class Listings:
             return succeed(IndexAtData(None, hosts))
 
         def found(data: bytes | None) -> Response:
+            # guard: K3.6
             if data is None and link.bulk:  # the reference's clients read an empty answer, which says the same as that nothing is there
                 raise RemoteError(f"the index of {committed.image.hex()} at {vpath} cannot be read here")
             return IndexAtData(data, hosts)
@@ -117,12 +118,12 @@ class Listings:
         """Fires with the list of a base dir; fails with RemoteError for what is none here."""
         try:
             base = VPath.parse(request.path)
-        except ValueError as error:
+        except ValueError as error:  # guard: F3
             return fail(RemoteError(f"bad path: {error}"))
         config = self.context.configs.get(base.key)
         if config is None:
             return fail(RemoteError("No such config"))
-        if base.level != max(config.num_levels - 1, 0):
+        if base.level != max(config.num_levels - 1, 0):  # guard: F3 I13
             return fail(RemoteError(f"{base} is no base dir: num-levels of /{base.key} is {config.num_levels}"))
         return self.answer(base, link.bulk, lambda: self._listing(config, base, link.bulk))
 

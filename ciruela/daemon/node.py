@@ -64,6 +64,7 @@ class NodeActivity:
         for peer in self.cluster.peers():
             if peer.own:
                 own.add(peer.name)
+            # guard: A54 I9, LOOK_S -> 1e9
             found[peer.name] = found.get(peer.name, False) or (peer.silent_s is not None and peer.silent_s < LOOK_S)
         return {name: heard for name, heard in found.items() if name not in own}
 
@@ -334,7 +335,7 @@ class Node:
         self.reconciler.stop()
         self.downloads.stop_all()
         self.hooks.stop()
-        self.awaited.stop()
+        self.awaited.stop()  # guard: I8
 
     # -- what downloads tell (download.steps.DownloadListener) -----------------------------------------------------------------------
 
@@ -358,6 +359,7 @@ class Node:
         word = f"{reason.value}: {detail}" if detail else reason.value
         self.refusals.note(vpath, image, word if reason is AbortReason.NO_SPACE else reason.value, rejected=False)  # others may name files
         self.clients.gave_up(vpath, image, word)
+        # guard: A58, -> self.awaited.progressed(vpath)
         self.context.clock.callLater(0, self.awaited.progressed, vpath)  # it is pending until this returns
         self.gossip.news_download(vpath)
         self.reconciler.ended(vpath, well=False)
@@ -381,7 +383,7 @@ class Node:
         committed, pending = self.ledger.committed(vpath), self.ledger.pending(vpath)
         if committed is not None and committed.image == image:
             return -1
-        if pending is None or pending.state.image != image:
+        if pending is None or pending.state.image != image:  # guard: A2 F3, without 2
             return None
         download = self.downloads.get(vpath)
         return download.step.pieces or 0 if download is not None and download.image == image else 0
@@ -412,5 +414,5 @@ class Node:
 
     def _rejected(self, order: UploadRequest, reason: RejectReason) -> None:
         """Notes the refusal of an upload that peers have. A client's is not noted: anybody may ask for anything."""
-        if order.origin is Origin.PEER:
+        if order.origin is Origin.PEER:  # guard: I6, -> True
             self.refusals.note(order.vpath, order.image, reason.value, rejected=True)

@@ -46,7 +46,7 @@ class Refusals:
         """``image`` does not come to ``vpath``: it was ``rejected``, or a download was given up."""
         self._kept.pop(vpath, None)
         self._kept[vpath] = RecentRejection(image, word, rejected, self._clock.seconds())
-        while len(self._kept) > MOST:
+        while len(self._kept) > MOST:  # guard: I6
             self._kept.popitem(last=False)
 
     def forget(self, vpath: VPath) -> None:

@@ -188,7 +188,7 @@ def machine_id(override: str | None, file: Path = MACHINE_ID_FILE) -> MachineId:
         found = parse_machine_id(text.removesuffix("\n"))
     except ValueError as error:
         raise ConfigError(f"{source}: {error} ({_REMEDY})") from None
-    if found == bytes(MACHINE_ID_BYTES):
+    if found == bytes(MACHINE_ID_BYTES):  # guard: A33
         raise ConfigError(f"{source}: a machine id of zeros only is not valid ({_REMEDY})")
     return found
 

@@ -112,7 +112,7 @@ class _Output(ProcessProtocol):
     def connectionMade(self) -> None:  # noqa: N802  the name is Twisted's
         """It runs: there is nothing to read for it. It may have ended before ``spawnProcess`` returns."""
         assert self.transport is not None
-        self._pid = self.transport.pid
+        self._pid = self.transport.pid  # guard: A48, -> 0
         self.transport.closeStdin()
         self._calls.append(self._reactor.callLater(self._timeout_s, self._too_late))
 

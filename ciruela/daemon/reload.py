@@ -178,11 +178,11 @@ class Reloads:
         try:
             new = await self._read()
             mistakes = moved(self.plan.configs, new.configs)
-            if mistakes:
+            if mistakes:  # guard: F60
                 self._refuse(mistakes)
                 return
             added = {key: config for key, config in new.configs.items() if key not in self.plan.configs}
-            loaded = await self._node.context.disk.load_added(added) if added else Loaded((), {})
+            loaded = await self._node.context.disk.load_added(added) if added else Loaded((), {})  # guard: I1, -> Loaded((), {})
         except CiruelaError as error:
             self._refuse(str(error).split("\n"))
             return

@@ -70,7 +70,7 @@ class _Rate(Enum):
             case AppendDir() | ReplaceDir() | RemoveDir():
                 return cls.ORDER
             case CheckUpload():
-                return cls.QUESTION
+                return cls.QUESTION  # guard: A5, -> cls.READ
             case _:
                 return cls.READ
 
@@ -115,12 +115,12 @@ class Requests:
         self.changes.clients.connected(link)
         if not isinstance(request, _UNLIMITED) and not self._bucket(link, _Rate.of(request)).take():
             self.slowed += 1
-            return fail(Busy(SLOW_DOWN))
+            return fail(Busy(SLOW_DOWN))  # guard: A18 F13
         return self._dispatch(link, request).addErrback(self._disk_failed, link, request)
 
     def _disk_failed(self, failure: Failure, link: Connection, request: Request) -> Failure:
         """A disk that fails is no fault of the program: the other side hears what is wrong, one line of the log says the same."""
-        if not failure.check(DiskError):
+        if not failure.check(DiskError):  # guard: F28 F29 I7, -> True
             return failure
         text = failure.getErrorMessage()
         self._hush.error(
@@ -154,7 +154,7 @@ class Requests:
                 return self.changes.check(request)
             case GetIndex():
                 again = self._repeats.refused(link, request.image, SAME_INDEX)
-                return again or self.blocks.give_index(request).addCallback(_as_response)
+                return again or self.blocks.give_index(request).addCallback(_as_response)  # guard: K6.2, without 1
             case GetIndexAt():
                 return self.listings.index_at(link, request)
             case GetBaseDir():
@@ -182,7 +182,7 @@ class Requests:
         """Forget what the connection said."""
         self.changes.clients.lost(link)
         self._slots.left(link)
-        for what in _Rate:
+        for what in _Rate:  # guard: I6
             self._buckets.pop((link, what), None)
         self._repeats.left(link)
 

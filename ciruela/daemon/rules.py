@@ -48,7 +48,7 @@ def check_modes(config_dir: str) -> list[str]:
             problems.append(f"{folder}: it cannot be read: {error.strerror}")
     for path in paths:
         try:
-            found = [path.lstat(), path.stat()]
+            found = [path.lstat(), path.stat()]  # guard: A48, -> [path.lstat()]
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -71,13 +71,13 @@ def key_files(config_dir: str) -> list[Path]:
 
 def loose(status: os.stat_result, trusted: frozenset[int], is_private: Callable[[int], bool]) -> str | None:
     """Says why the file of ``status`` cannot be trusted, or None. ``is_private`` tells whether a group has one member only."""
-    if status.st_uid not in trusted:
+    if status.st_uid not in trusted:  # guard: A48 F60
         return f"it belongs to user {status.st_uid}, who could change it (run: chown root)"
     if stat.S_ISLNK(status.st_mode):
         return None
-    if status.st_mode & stat.S_IWOTH:
+    if status.st_mode & stat.S_IWOTH:  # guard: A48 F60
         return "everybody may write to it (run: chmod o-w)"
-    if status.st_mode & stat.S_IWGRP and not is_private(status.st_gid):
+    if status.st_mode & stat.S_IWGRP and not is_private(status.st_gid):  # guard: A48 F60
         return f"all of group {status.st_gid} may write to it (run: chmod g-w)"
     return None
 
@@ -91,7 +91,7 @@ def private_group(gid: int) -> bool:
         owner = pwd.getpwnam(group.gr_name)
     except KeyError:
         return False
-    return owner.pw_gid == gid and set(group.gr_mem) <= {group.gr_name}
+    return owner.pw_gid == gid and set(group.gr_mem) <= {group.gr_name}  # guard: A48, without 2
 
 
 MAX_BYTES = 256 * 1024
@@ -142,7 +142,7 @@ Value = Scalar | Items | Table
 
 def read_yaml(data: bytes) -> Value:
     """The one document in ``data``; an empty one is a null scalar. Raises Mistake for the first thing that is wrong."""
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES:  # guard: A47 F60
         raise Mistake(1, f"the file is larger than {MAX_BYTES // 1024} KiB")
     try:
         text = data.decode("utf-8-sig")
@@ -164,20 +164,20 @@ def _build(text: str) -> Value:
     waiting: list[Scalar | None] = [None]  # for each open part, the key whose value comes next
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = 1 if event.start_mark is None else event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent):  # guard: A47 F60
             raise Mistake(
                 line, f'"*{event.anchor}" is an alias, which is not allowed here (write the value out; quote a text that begins with *)'
             )
-        if isinstance(event, yaml.DocumentStartEvent) and root.values:
+        if isinstance(event, yaml.DocumentStartEvent) and root.values:  # guard: A47
             raise Mistake(line, "a second document begins here (a file holds one)")
         if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             open_parts.pop()
             waiting.pop()
         if not isinstance(event, yaml.ScalarEvent | yaml.MappingStartEvent | yaml.SequenceStartEvent):
             continue
-        if event.anchor is not None:
+        if event.anchor is not None:  # guard: A47 F60
             raise Mistake(line, f'"&{event.anchor}" is an anchor, which is not allowed (quote a text that begins with &)')
-        if event.tag is not None:
+        if event.tag is not None:  # guard: A47 F60
             raise Mistake(line, "a tag is not allowed here (quote a text that begins with !)")
         value: Value
         if isinstance(event, yaml.ScalarEvent):
@@ -196,7 +196,7 @@ def _build(text: str) -> Value:
         if not isinstance(value, Scalar):
             open_parts.append(value)
             waiting.append(None)
-            if len(open_parts) > MAX_DEPTH + 1:
+            if len(open_parts) > MAX_DEPTH + 1:  # guard: A47 F60
                 raise Mistake(line, f"this is nested more than {MAX_DEPTH} deep")
     return root.values[0] if root.values else Scalar("", 1, plain=True)
 
@@ -204,7 +204,7 @@ def _build(text: str) -> Value:
 def _key(table: Table, value: Value) -> Scalar:
     if not isinstance(value, Scalar):
         raise Mistake(value.line, "a list or a mapping cannot be a key")
-    if value.text in table.entries:
+    if value.text in table.entries:  # guard: A47 F60
         raise Mistake(value.line, f"{value.text[:80]}: this key stands in line {table.entries[value.text][0]} already (remove one)")
     return value
 
@@ -254,7 +254,7 @@ def read_file(path: str, rules: Mapping[str, SettingRule], example: str, problem
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # guard: A47 F60
                 raise OSError(0, "it is not a regular file")
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -293,9 +293,9 @@ def settings_of(table: Table, rules: Mapping[str, SettingRule]) -> tuple[ParsedS
         name = written.replace("_", "-")
         rule = rules.get(name)
         if rule is None:
-            mistakes.append(Mistake(line, f'"{written[:80]}" is not a setting ({_nearest(name, rules)})'))
+            mistakes.append(Mistake(line, f'"{written[:80]}" is not a setting ({_nearest(name, rules)})'))  # guard: A47 F60
             continue
-        if rule.attribute in found.lines:
+        if rule.attribute in found.lines:  # guard: A47 F60
             mistakes.append(Mistake(line, f"{written}: this key stands in line {found.lines[rule.attribute]} already (remove one)"))
             continue
         found.lines[rule.attribute] = line
@@ -369,7 +369,7 @@ def number(least: int, most: int) -> Callable[[Value], int]:
             raise wrong(given, "a whole number", str(meant))
         base = str(parts.lastgroup if parts.lastgroup != "unit" else next(name for name in _BASES if parts[name]))
         found = int(parts[base].replace("_", ""), _BASES[base]) * _SIZES[parts["unit"]]
-        if not least <= found <= most:
+        if not least <= found <= most:  # guard: A47
             raise ValueError(f'"{given}" is not in the range from {least} to {most}')
         return found
 

@@ -124,9 +124,9 @@ def check_start(given: CommandLine, *, beside: bool) -> Checked:
             held.close()
             raise
         return Checked(plan, held)
-    if not os.access(plan.db_dir, os.R_OK | os.W_OK | os.X_OK):
+    if not os.access(plan.db_dir, os.R_OK | os.W_OK | os.X_OK):  # guard: K5.2
         raise DiskError(f"the db directory {plan.db_dir} cannot be used: this user cannot write to it (it must exist and be writable)")
-    running = is_held(plan.db_dir)
+    running = is_held(plan.db_dir)  # guard: K5.2, -> True
     taken = [f"the db directory {plan.db_dir}"] if running else []
     if not listen_on(plan, beside=running):
         taken.append(f"{Address(plan.host, plan.port)}")
@@ -155,7 +155,7 @@ def listen_on(plan: DaemonPlan, *, beside: bool) -> bool:
                 one.bind((host, port))
     except (OSError, ValueError) as error:  # ValueError: text that is no host name at all
         number = getattr(error, "errno", None)
-        if beside and number == errno.EADDRINUSE:
+        if beside and number == errno.EADDRINUSE:  # guard: K5.2
             return False
         reason = getattr(error, "strerror", None) or error
         advice = _CANNOT_LISTEN.get(number or 0, "give --host a numeric address of this machine, or choose another --port")
@@ -202,6 +202,7 @@ def makeService(options: Options) -> IService:  # noqa: N802  the name that twis
             print(f"ciruela: {line}", file=sys.stderr)  # noqa: T201  this is the one place where the operator looks
         sys.exit(EXIT_DB if isinstance(error, DiskError) else EXIT_CONFIG)
     # Twisted's own clock is the wall clock: set back by an hour, it would stop gossip, timeouts and retries for an hour (threats A42).
+    # guard: A42 F44, reactor.seconds = time.monotonic -> time.monotonic
     reactor.seconds = time.monotonic  # type: ignore[attr-defined, method-assign, unused-ignore]
     seed = random.SystemRandom().getrandbits(64)
     return Daemon(reactor, checked, lambda: time.time_ns() // 1_000_000, seed)

@@ -69,7 +69,7 @@ class Bases:
             name = f".{key}{NAME}"
             with self._records.root() as root, root.descend((SIGNATURES,), create=True, mode=RECORDS_MODE) as directory:
                 known = states.read_record(directory, name, decode)
-                if known is not None and known[0] == place.base and known[1] != found:
+                if known is not None and known[0] == place.base and known[1] != found:  # guard: A40 F30
                     self._compare(place, base, directory, name)
                 if known == (place.base, found) or self._remember(directory, name, encode(place.base, found)):
                     self._accepted[key] = found
@@ -122,7 +122,7 @@ class Bases:
             looked += 1
             if looked >= MOST_LOOKED_FOR:
                 break
-        if looked:
+        if looked:  # guard: A40 F30
             raise BaseUnavailable(
                 f"{place.base}: is another directory than before, and none of the recorded images is there (is the disk mounted? if it is "
                 f"new and empty on purpose, stop the daemon, delete {directory.within(name)} in the db directory, and start it again)"

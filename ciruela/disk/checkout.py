@@ -129,7 +129,7 @@ class Checkout:
                 root = open_staging(parent, self.staging)
             # The lock lasts as long as the descriptor: the kernel lets go of it even when this run is killed.
             try:
-                fcntl.flock(root.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(root.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # guard: I1
             except OSError:
                 root.close()
                 raise DiskError(f"{self._place}: another run is putting the same image together there; wait for it, or stop it") from None
@@ -170,7 +170,7 @@ class Checkout:
         try:
             try:
                 yield from complete(tree, self._index)
-                yield from check(tree, self._index, _with_mode)
+                yield from check(tree, self._index, _with_mode)  # guard: I1, -> (yield 0)
             except Mismatch as found:
                 raise DownloadFailed(
                     AbortReason.COMMIT_ERROR, f"{found} (changed by somebody else meanwhile? run the command again)"
@@ -185,7 +185,7 @@ class Checkout:
 
     def _swap(self, parent: SafeDir, replacing: bool) -> Steps[None]:
         name = self._place.name
-        found = parent.stat(name) if replacing else None
+        found = parent.stat(name) if replacing else None  # guard: I1, -> parent.stat(name)
         if found is not None and stat.S_ISDIR(found.st_mode):
             parent.exchange(self.staging, name, self._place.aside(self._index.image))
             try:

@@ -44,10 +44,10 @@ def load_bytes(records: Records, image: ImageId) -> bytes | None:
             return None
         try:
             found = image_id_of(data)
-        except BadIndex as error:
+        except BadIndex as error:  # guard: A45 F39
             quarantine(directory, name, error)
             return None
-        if found != image:
+        if found != image:  # guard: A4 I1
             quarantine(directory, name, f"it is the index {found.hex()}")
             return None
     return data
@@ -68,7 +68,7 @@ def load(records: Records, image: ImageId) -> Index | None:
 
 def store(records: Records, image: ImageId, data: bytes, most_bytes: int = MAX_INDEX_BYTES) -> Index:
     """Verify, parse and store an index. Raises BadIndex or DownloadFailed(IMAGE_TOO_LARGE) before anything is written, OSError."""
-    if len(data) > most_bytes and image_id_of(data) == image:
+    if len(data) > most_bytes and image_id_of(data) == image:  # guard: A6 F6
         raise DownloadFailed(AbortReason.IMAGE_TOO_LARGE, f"the index has {len(data)} bytes, at most {most_bytes} are taken here")
     index = parse(data, image)
     with records.indexes(image, create=True) as directory:
@@ -102,7 +102,7 @@ class Marks:
     def delete(self, directory: SafeDir, image: ImageId) -> bool:
         """Delete an index unless it was wanted meanwhile. Whether it is gone by this. Raises OSError."""
         with self._lock:
-            if self._wanted is None or image in self._wanted:
+            if self._wanted is None or image in self._wanted:  # guard: I9, without 2
                 return False
             try:
                 directory.unlink(index_name(image))
@@ -114,16 +114,16 @@ class Marks:
 def collect(records: Records, keep: Collection[ImageId], marks: Marks) -> Steps[int]:
     """Delete all indexes of images that are neither in ``keep`` nor named by a state. Raises DiskError, OSError before any is deleted."""
     stored = yield from _stored(records)
-    named = set(keep)
+    named = set(keep)  # guard: I9, named = set(keep -> named: set[ImageId] = set(
     try:
         with records.root() as root:
             top = root.descend((SIGNATURES,))
     except FileNotFoundError:
-        if stored:
+        if stored:  # guard: I9
             raise DiskError("there are indexes but no states at all, nothing is deleted (is the db directory the right one?)") from None
         return 0
     with top:
-        yield from _named(top, named, 0)
+        yield from _named(top, named, 0)  # guard: I9, -> (yield ENTRY_COST)
     deleted = 0
     for shard, images in stored.items():
         unnamed = [image for image in images if image not in named]
@@ -201,4 +201,4 @@ def _image_in(directory: SafeDir, name: str) -> ImageId:
     try:
         return states.decode_journal(data).state.image if name.endswith(NEW_STATE) else states.decode_state(data).image
     except FormatError as error:
-        raise DiskError(f"{directory.within(name)} cannot be understood ({error}), no index is deleted") from None
+        raise DiskError(f"{directory.within(name)} cannot be understood ({error}), no index is deleted") from None  # guard: I9 A45

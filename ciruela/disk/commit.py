@@ -131,23 +131,23 @@ def commit(
     tree.forget()
     try:
         yield from complete(tree, index)
-        yield from check(tree, index, settling(modes.gid), modes)
+        yield from check(tree, index, settling(modes.gid), modes)  # guard: I1
     except Mismatch as found:
         raise DownloadFailed(AbortReason.COMMIT_ERROR, str(found)) from None
     give(tree.root, tree.root.status(), modes.dir_bits, modes.gid)
     try:
-        yield from barrier(tree, index, fsync)
+        yield from barrier(tree, index, fsync)  # guard: A44 F38 I2, -> (yield from ())
     except OSError:
-        yield from _spoiled(place, state)
+        yield from _spoiled(place, state)  # guard: A39 A44 F29
         raise
     tree.forget()
     with place.open_parent() as parent, records.states(place.vpath, create=True) as directory:
-        if again and not _recorded(directory, place, state):
+        if again and not _recorded(directory, place, state):  # guard: A51
             raise DownloadFailed(AbortReason.SUPERSEDED, f"{place.vpath}: is not this image any more")
         sidecar.write_modes(directory, place.vpath, state.image, modes)
         before = states.read_state(directory, place.record)
         aside = False
-        if _foreign(parent, directory, place):
+        if _foreign(parent, directory, place):  # guard: I9
             aside = yield from _take_over(parent, directory, place, tree.root, index, state, fsync, modes)
         elif again and states.read_journal(directory, place.record) is None:
             _show_again(parent, directory, place, tree.root, state)
@@ -181,7 +181,7 @@ def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
     standing = parent.stat(place.name)
     if standing is None:
         return False
-    if not stat.S_ISDIR(standing.st_mode):
+    if not stat.S_ISDIR(standing.st_mode):  # guard: I9
         raise DownloadFailed(AbortReason.ALREADY_EXISTS, f"{place}: stands there and is not a directory; move it away")
     if states.read_state(directory, place.record) is not None:
         return False
@@ -196,7 +196,7 @@ def _take_over(
     try:
         yield from _adopt(parent, directory, place, index, state, fsync, modes)
     except Mismatch as found:
-        if place.append_only and not was_ours(directory, place):
+        if place.append_only and not was_ours(directory, place):  # guard: K3.1 I9
             raise DownloadFailed(
                 AbortReason.ALREADY_EXISTS,
                 f"{place}: is not ours and not this image ({found}); move it away or delete it, then upload again",
@@ -261,11 +261,12 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     journal = states.read_journal(directory, place.record)
     state = _merged(directory, place, state)
     command = journal.command if journal is not None else None
-    root.fsync()
+    root.fsync()  # guard: A44 F38
     status = root.status()
     row = retained.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
     # All that may fail for want of room is written before the trees change places.
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
+    # guard: A43 F36 I1
     states.write_journal(directory, place.record, Journal(state, command, CommitPhase.READY, (status.st_dev, status.st_ino), aside))
     waiting = Journal(state, command)
     try:
@@ -276,15 +277,15 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         raise
     try:
         # The order matters in a power cut: a state must never be on the disk before the exchange that it speaks of.
-        parent.fsync()
+        parent.fsync()  # guard: A44 F38
         directory.rename(prepared, place.record + STATE)
     except OSError:
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
-        undo()
+        undo()  # guard: A39 A43 F29
         _not_ready(parent, directory, place, waiting)
         retained.withdraw(directory, place, row)
         raise
-    directory.fsync()
+    directory.fsync()  # guard: A44 F38 I2
     retained.keep(parent, directory, place, row, state.image)
     if aside:
         try:
@@ -314,7 +315,7 @@ def _not_ready(parent: SafeDir, directory: SafeDir, place: Place, journal: Journ
     Should this fail as well, the journal still tells the truth: what it says is ready stands at its name or does not.
     """
     try:
-        parent.fsync()
+        parent.fsync()  # guard: A39 A44 F29
         states.write_journal(directory, place.record, journal)
     except OSError as error:
         _log.warn("the journal of {vpath} cannot be rewritten: {error}", vpath=str(place.vpath), error=error)
@@ -325,11 +326,12 @@ def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State, *, as
     staging, name = place.staging(state.image), place.name
     if parent.stat(name) is None:
         try:
-            parent.rename_new(staging, name)
+            parent.rename_new(staging, name)  # guard: I9, -> parent.rename(staging, name)
         except FileExistsError:
             raise DownloadFailed(AbortReason.ALREADY_EXISTS, f"{place}: appeared during the commit; move it away") from None
         return lambda: parent.rename_new(name, staging)
     if aside or states.read_state(directory, place.record) is not None:
+        # guard: A43 F36 I1, -> (parent.rename(name, place.aside(state.image)), parent.rename(staging, name))
         parent.exchange(staging, name, place.aside(state.image))
         return lambda: parent.exchange(staging, name, place.aside(state.image))
     # An empty directory without a record stands there. rename(2) takes its place, and fails if somebody has filled it since.

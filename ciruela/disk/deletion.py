@@ -39,20 +39,20 @@ def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | 
     with records.states(place.vpath, create=bool(tombstone.signatures)) as directory:
         committed = states.read_state(directory, place.record)
         if states.read_journal(directory, place.record) is not None:
-            raise DiskError(f"{place.vpath}: an upload is on its way there, nothing is deleted")
+            raise DiskError(f"{place.vpath}: an upload is on its way there, nothing is deleted")  # guard: I9
         if committed is None and tombstone.signatures:
             return (yield from _delete_unrecorded(directory, place, tombstone, index))
-        if committed is None or not _is_for(tombstone, committed):
+        if committed is None or not _is_for(tombstone, committed):  # guard: I9 A51, without 2
             raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
         with place.open_parent() as parent:
             before = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
-            now = tombstones.add(directory, place, tombstone)
+            now = tombstones.add(directory, place, tombstone)  # guard: A12 A43 F37
             try:
                 return now, (yield from finish(directory, parent, place))
             except OSError:
                 # Only while nothing has changed: from the rename on, a start needs the tombstone to finish the deletion.
                 if states.read_state(directory, place.record) is not None and parent.stat(place.name) is not None:
-                    tombstones.take_back(directory, place, before)
+                    tombstones.take_back(directory, place, before)  # guard: I9 A39 F37
                 raise
 
 
@@ -66,7 +66,7 @@ def _delete_unrecorded(directory: SafeDir, place: Place, tombstone: Tombstone, i
         found = parent.stat(place.name)
         if found is None:
             return tombstones.add(directory, place, tombstone), None
-        yield from _compare(parent, place, tombstone, index)
+        yield from _compare(parent, place, tombstone, index)  # guard: K3.2 I7 I9
         before = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
         doomed = yield from rename_away(parent, place.name, found.st_ino)
         try:
@@ -113,7 +113,7 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
     retained.write(directory, place, ())
     # The state goes last: as long as it is there, a start goes on with the deletion.
     committed = states.read_state(directory, place.record)
-    states.drop_state(directory, place.record)
+    states.drop_state(directory, place.record)  # guard: A43 F37 I11
     if committed is not None:
         sidecar.drop_modes(directory, place.vpath, committed.image)
     return doomed
@@ -126,7 +126,7 @@ def finish_interrupted(directory: SafeDir, parent: SafeDir | None, place: Place)
     """
     tombstone = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
     committed = states.read_state(directory, place.record) if tombstone is not None else None
-    if tombstone is None or committed is None or committed.version > tombstone.version:
+    if tombstone is None or committed is None or committed.version > tombstone.version:  # guard: I9 I10, without 3
         return False
     if states.read_journal(directory, place.record) is not None:
         return False

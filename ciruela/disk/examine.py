@@ -56,7 +56,7 @@ def examine(tree: Tree, index: Index, note: Note, modes: Modes = STANDARD_MODES)
         expected = {split(entry.path)[1] for entry in directory.entries}.union(below[directory.path])
         for name in sorted(names - expected):
             yield ENTRY_COST
-            note(f"{directory.path.rstrip('/')}/{name}", "is not in the index")
+            note(f"{directory.path.rstrip('/')}/{name}", "is not in the index")  # guard: A10 F51
         yield from _entries(here, directory, names, index.kind, device, note, modes)
 
 
@@ -79,7 +79,7 @@ def _open(tree: Tree, path: str, device: int, note: Note, modes: Modes) -> SafeD
     if status.st_dev != device:
         note(path, "another file system is mounted here")
         return None
-    if path != "/" and not as_it_should(status, modes.dir_bits, modes.gid):
+    if path != "/" and not as_it_should(status, modes.dir_bits, modes.gid):  # guard: A10
         note(path, what_is_wrong(status, modes.dir_bits, modes.gid))
     return here
 
@@ -97,7 +97,7 @@ def _entries(here: SafeDir, directory: Directory, names: set[str], kind: HashKin
         yield ENTRY_COST
         name = split(entry.path)[1]
         if name not in names:
-            note(entry.path, "is missing")
+            note(entry.path, "is missing")  # guard: A10 F51
             continue
         try:
             match entry:
@@ -117,18 +117,18 @@ def _file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, n
             note(wanted.path, "another file system is mounted here")
             return
         mode = modes.of_file(wanted.executable)
-        if not as_it_should(status, mode, modes.gid):
+        if not as_it_should(status, mode, modes.gid):  # guard: A10 A9
             note(wanted.path, what_is_wrong(status, mode, modes.gid))
-        if status.st_size != wanted.size:
+        if status.st_size != wanted.size:  # guard: A10 F51
             note(wanted.path, f"has {status.st_size} bytes, not {wanted.size}")
             return
         good = yield from good_blocks(opened, wanted, kind)
-        if len(good) != wanted.block_count:
+        if len(good) != wanted.block_count:  # guard: A10 F51
             note(wanted.path, f"{wanted.block_count - len(good)} of {wanted.block_count} blocks are wrong")
 
 
 def _link(here: SafeDir, name: str, wanted: Symlink, note: Note) -> None:
-    if here.readlink(name) != wanted.target:
+    if here.readlink(name) != wanted.target:  # guard: A10
         note(wanted.path, "leads elsewhere")
 
 
@@ -201,7 +201,7 @@ class TreeExamination:
 
     def _note(self, path: str, what: str) -> None:
         self._count += 1
-        if len(self._damages) < MOST_DAMAGES:
+        if len(self._damages) < MOST_DAMAGES:  # guard: I6, -> True
             self._damages.append(Damage(path, what))
 
     def _let_go(self) -> None:

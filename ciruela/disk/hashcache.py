@@ -101,7 +101,7 @@ def key_of(found: stat_result) -> bytes:
 
 def rested_key(found: stat_result, before_ns: int) -> bytes:
     """The key to keep: :data:`NEVER` unless the file was last changed before ``before_ns``, by both its times."""
-    if found.st_mtime_ns >= before_ns or found.st_ctime_ns >= before_ns:
+    if found.st_mtime_ns >= before_ns or found.st_ctime_ns >= before_ns:  # guard: I7; I7, without 1; I7, without 2
         return NEVER
     return key_of(found) or NEVER
 
@@ -159,7 +159,7 @@ def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, CachedDirecto
     if not data.startswith(magic):
         raise FormatError("not a hash cache of this version, hash and machine")
     at = len(magic) + _DIGEST_BYTES
-    if blake3.blake3(memoryview(data)[at:]).digest() != data[len(magic) : at]:
+    if blake3.blake3(memoryview(data)[at:]).digest() != data[len(magic) : at]:  # guard: I8
         raise FormatError("the checksum of the hash cache is wrong")
     if len(data) < at + _HEAD.size:
         raise FormatError("the hash cache is too short")
@@ -252,7 +252,7 @@ class HashCache:
         now_ns = self._now_ns()
         scanned_ns, known = self._load(name, kind, now_ns)
         # With a clock that was set back, a file changed since may have times from before the scan.
-        if scanned_ns > now_ns:
+        if scanned_ns > now_ns:  # guard: I7
             _log.debug("the clock was set back: the hash cache {name} is not used", name=name)
             known = {}
         return OneCache(self, kind, name, now_ns, known)
@@ -277,7 +277,7 @@ class HashCache:
         with SafeDir.at(self._home, durable=False) as home:
             directory = home.open_dir("ciruela")
         try:
-            _check_ours(directory.status(), "ciruela")
+            _check_ours(directory.status(), "ciruela")  # guard: I4
         except OSError:
             directory.close()
             raise
@@ -287,8 +287,8 @@ class HashCache:
         try:
             with self._directory(create=False) as directory, directory.open_read(name) as file:
                 found = file.stat()
-                _check_ours(found, name)
-                if found.st_size > MOST_CACHE_BYTES:
+                _check_ours(found, name)  # guard: I4
+                if found.st_size > MOST_CACHE_BYTES:  # guard: I6
                     raise FormatError("the hash cache is too large")
                 scanned_ns, known = decode(file.read_at(found.st_size, 0), kind)
                 if now_ns - found.st_mtime_ns > TOUCH_S * 1_000_000_000:
@@ -324,7 +324,7 @@ class HashCache:
         total = 0
         for number, (used_s, name, size) in enumerate(sorted(caches, reverse=True)):
             total += size
-            if number >= MOST_CACHES or total > MOST_BYTES or used_s < now_s - MOST_AGE_S:
+            if number >= MOST_CACHES or total > MOST_BYTES or used_s < now_s - MOST_AGE_S:  # guard: I6
                 _remove(directory, name)
 
 
@@ -377,7 +377,7 @@ def _make(path: str, name: str) -> None:
 
 
 def _check_ours(found: os.stat_result, name: str) -> None:
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # guard: I4, without 1
         raise OSError(errno.EPERM, "it must belong to the user, and nobody else may write to it", name)
 
 

@@ -30,14 +30,14 @@ def parse(data: bytes, num_levels: int) -> frozenset[tuple[str, ...]]:
     must end, or it may be half of one. A list that names nothing has to say so, by the line :data:`EMPTY_MARK`: it may be one that
     somebody is about to fill.
     """
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES:  # guard: A46 F57
         raise FormatError(f"it has more than {MAX_BYTES} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = 1 + data.count(b"\n", 0, error.start)
         raise FormatError(f"line {number}: there are bytes that are not UTF-8") from None
-    if text and not text.endswith("\n"):
+    if text and not text.endswith("\n"):  # guard: A46 F57
         raise FormatError("its last line does not end, it may be half-written")
     found = set()
     marked = False
@@ -48,7 +48,7 @@ def parse(data: bytes, num_levels: int) -> frozenset[tuple[str, ...]]:
         marked = marked or path == EMPTY_MARK
         if path and not path.startswith("#"):
             found.add(_parts(path, num_levels, number))
-    if not found and not marked:
+    if not found and not marked:  # guard: A46 F57
         raise FormatError(f'it names nothing (if that is right, write the line "{EMPTY_MARK}" into it)')
     return frozenset(found)
 
@@ -57,10 +57,10 @@ def _parts(path: str, num_levels: int, number: int) -> tuple[str, ...]:
     parts = tuple(path.strip("/").split("/"))
     for part in parts:
         try:
-            check_component(part)
+            check_component(part)  # guard: A46 F57, -> part.strip()
         except ValueError as error:
             raise FormatError(f"line {number}: {str(error)[:80]}") from None
-    if len(parts) != num_levels:
+    if len(parts) != num_levels:  # guard: A46 F57
         raise FormatError(f"line {number}: {path[:80]!r} has {len(parts)} components, num-levels is {num_levels}")
     return parts
 
@@ -78,7 +78,7 @@ def read(path: str, num_levels: int) -> KeepList:
         hint = " (a symlink is not followed: name the file itself)" if error.errno == errno.ELOOP else ""
         raise DiskError(f"the keep list {path}: {error.strerror or error}{hint}") from error
     stamps = {(one.st_ino, one.st_size, one.st_mtime_ns) for one in (before, after, standing or before)}
-    if standing is None or len(stamps) > 1:
+    if standing is None or len(stamps) > 1:  # guard: A46 F57
         raise DiskError(f"the keep list {path}: it was changed while it was read")
     if len(data) <= MAX_BYTES and len(data) != before.st_size:
         raise DiskError(f"the keep list {path}: {before.st_size} bytes were expected, {len(data)} could be read")

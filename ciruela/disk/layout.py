@@ -36,7 +36,7 @@ STATE = ".state"
 NEW_STATE = ".new.state"
 INDEX = ".ds1"
 
-RECORDS_MODE = 0o750
+RECORDS_MODE = 0o750  # guard: S14, -> 493
 """Permission bits of the directories in the db directory."""
 
 
@@ -82,7 +82,7 @@ class Place:
         except OSError as error:
             raise BaseUnavailable(f"{self.base}: {error.strerror} (is the disk mounted? it is not created)") from error
         try:
-            if self.guard is not None:
+            if self.guard is not None:  # guard: A40 F30
                 self.guard(self, base)
         except OSError as error:
             base.close()
@@ -97,7 +97,7 @@ class Place:
         with self.open_base() as base:
             parent = base.descend(self.parents, create=create)
         try:
-            if self.inner is not None and self.parents:
+            if self.inner is not None and self.parents:  # guard: K3.5 A40
                 self.inner(self, parent)
         except BaseException:
             parent.close()
@@ -132,9 +132,9 @@ class Place:
 def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
     """Gives the place of the image at ``vpath``. Raises DiskError when no config takes it."""
     config = configs.get(vpath.key)
-    if config is None:
+    if config is None:  # guard: A17
         raise DiskError(f"{vpath}: no directory is configured for {vpath.key!r}")
-    if vpath.level != config.num_levels:
+    if vpath.level != config.num_levels:  # guard: A17 I3
         raise DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
     if vpath.level:
         found = Place(vpath, config.directory, vpath.parts[1:-1], vpath.name)

@@ -60,6 +60,7 @@ class LocalTree:
             for run in self._blocks.runs(numbers):
                 file = self._blocks.files[run.file_number]
                 data = self._small(directories, file) if file.block_count == 1 else self._read(file, run.first, run.blocks)
+                # guard: F54, -> [(data or b'')[at * BLOCK_BYTES:(at + 1) * BLOCK_BYTES] for at in range(run.blocks)]
                 here = blocks_in(data or b"", file, self._kind, run.first, run.blocks)
                 found += [self._block(file.block_hash(run.first + at)) if one is None else one for at, one in enumerate(here)]
         return found

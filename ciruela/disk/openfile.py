@@ -101,7 +101,7 @@ def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(*args, **kwargs)
         except OSError as error:
-            if error.errno not in _NONE_LEFT:
+            if error.errno not in _NONE_LEFT:  # guard: K8.3 A41, -> True
                 raise
         time.sleep(pause_s)
     return call(*args, **kwargs)
@@ -182,7 +182,7 @@ class OpenFile(Opened):
         """Write all of ``data``."""
         try:
             done = os.pwrite(self.fd, data, offset)
-            while done < len(data):
+            while done < len(data):  # guard: I1
                 done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise fault(error, "write", self.where) from None

@@ -42,7 +42,7 @@ def decode(data: bytes) -> dict[str, dict[str, list[str]]]:
     lists = {what: _lists(found, what) for what in ("sources", "addresses")}
     if SUM in found:
         size = len(data) - 2 * SUM_BYTES - len(_END)
-        if size < 0 or data[size:] != _sum(data[:size]) + _END:
+        if size < 0 or data[size:] != _sum(data[:size]) + _END:  # guard: K3.3, without 2
             raise ValueError("its checksum is wrong: it was changed, or the disk lost a bit")
     try:
         return lists | {"known": _lists(found, "known")}

@@ -74,6 +74,7 @@ class Readers:
                 if self._age == age and key not in self._idle and KEPT.take():
                     self._idle[key] = found
                     kept = True
+                # guard: A41 I6, len(self._idle) > TREES -> False
                 oldest = self._idle.popitem(last=False)[1][0] if len(self._idle) > TREES else None
         finally:
             if not kept:
@@ -100,9 +101,10 @@ def _read(tree: Tree, blocks: BlockMap, numbers: Sequence[int]) -> list[Block | 
                     data = opened.read_at(file.size, 0)
             else:
                 data = tree.file(path, SafeDir.open_read).read_at(file.bytes_of(run.first, run.blocks), run.first * BLOCK_BYTES)
-        except OSError:
+        except OSError:  # guard: A39 F29
             tree.close_file(path)
             result += [None] * run.blocks
             continue
+        # guard: A10 F51 I1, -> [data[at * BLOCK_BYTES:(at + 1) * BLOCK_BYTES] for at in range(run.blocks)]
         result += blocks_in(data, file, kind, run.first, run.blocks)
     return result

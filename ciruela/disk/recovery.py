@@ -49,15 +49,15 @@ def settle_path(
     vpath, name, record = where.vpath, where.name, where.record
     journal = states.read_journal(directory, record, None if vetting is None else vetting.pending(where))
     committed = states.read_state(directory, record, None if vetting is None else vetting.at_start(where))
-    if base_there and finish_interrupted(directory, parent, where):
+    if base_there and finish_interrupted(directory, parent, where):  # guard: A12 A43 F37 I10
         return None
-    if journal is not None and parent is not None:
+    if journal is not None and parent is not None:  # guard: A43 F36
         _put_back(parent, where, journal)
-    if journal is not None and _shown(parent, name, journal):
+    if journal is not None and _shown(parent, name, journal):  # guard: A43 F35 F36 I10
         _log.info("{vpath}: the interrupted commit of {image} is finished", vpath=str(vpath), image=journal.state.image.hex())
         assert parent is not None
-        parent.fsync()
-        if journal.aside:
+        parent.fsync()  # guard: A43 A44 I1
+        if journal.aside:  # guard: K3.1 A43 I9
             commit.take(parent, where, (where.staging(journal.state.image), where.aside(journal.state.image)))
         committed = _commit(directory, record, journal.state if committed is None else _joined(committed, journal.state))
         journal = None
@@ -65,7 +65,7 @@ def settle_path(
         committed = _commit(directory, record, _joined(committed, journal.state))
         journal = None
     pending = None if journal is None else Pending(vpath, journal.state, journal.resolved(committed))
-    if committed is not None and base_there and not _is_dir(parent, name):
+    if committed is not None and base_there and not _is_dir(parent, name):  # guard: I1 A45; A40 I9 F30, without 2
         _log.warn("{vpath}: the image {image} is gone from the disk, it is fetched again", vpath=str(vpath), image=committed.image.hex())
         pending = pending or Pending(vpath, committed, Command.APPEND)
         committed = None
@@ -115,7 +115,7 @@ def _shown(parent: SafeDir | None, name: str, journal: Journal) -> bool:
     if journal.staging is None or parent is None:
         return False
     found = parent.stat(name)
-    return found is not None and found.st_ino == journal.staging[1]
+    return found is not None and found.st_ino == journal.staging[1]  # guard: A43 F35, without 2
 
 
 def _is_dir(parent: SafeDir | None, name: str) -> bool:
@@ -155,6 +155,7 @@ class _Sweep:
                     names = parent.names()
                     self.aside.append((where, commit.found(parent, where, names)))
                     for name in () if identity in self._spared else names:
+                        # guard: A57 F40, without 2; I9, without 1
                         if name.startswith(RESERVED) and name not in self._keep.get(identity, ()):
                             yield from _remove_debris(parent, name, where, self.left)
             except OSError as error:
@@ -190,13 +191,14 @@ def load(
     due: list[Due] = []
     emptied: list[Place] = []
     sweep = _Sweep(left)
-    _sync_top(records)
+    _sync_top(records)  # guard: A44 F35 I2
     if alone:
         yield from _remove_temporary_bases(records)
     for config in sorted(configs.values(), key=lambda config: config.key):
         for parts, directory in _base_dirs(records, config):
             with directory:
                 if alone:
+                    # guard: A43 I11, STATE, tombstones.NAME -> tombstones.NAME
                     for suffix in (STATE, tombstones.NAME, retained.SUFFIX, sidecar.DUE, sidecar.MODES):
                         yield from _remove_temporary(directory, suffix)
                 before = len(held)
@@ -217,11 +219,11 @@ def load(
                 due += yield from sidecar.all_due(directory, sample.vpath.base)
                 if {VPath((*parts, name)) for name in _image_names(directory)} <= {one.vpath for one in held[before:]}:
                     yield from sidecar.sweep_modes(directory, sample, _images(held[before:]))
-    yield from sweep.run()
+    yield from sweep.run()  # guard: A43 I11
     for sample in emptied:
         yield from prune(sample)
     if alone:
-        yield from _remove_temporary_indexes(records)
+        yield from _remove_temporary_indexes(records)  # guard: I11
     return RecoveredState(Loaded(held, buried, due), sweep.aside)
 
 
@@ -323,7 +325,7 @@ def _load_base_dir(
 ) -> Steps[None]:
     parent, base_there = _open_parent(sample)
     if base_there:
-        _sync_above(sample)
+        _sync_above(sample)  # guard: A44 F35 I2
     if parent is None:
         for vpath in vpaths:
             yield ENTRY_COST
@@ -336,7 +338,7 @@ def _load_base_dir(
             where = sample.sibling(vpath)
             before = len(held)
             if not _settle(directory, where, parent, base_there, held, vetting):
-                sweep.spare(identity)
+                sweep.spare(identity)  # guard: I9 A43
             for found in held[before:]:
                 if found.pending is not None:
                     sweep.keep(identity, where.staging(found.pending.state.image))
@@ -371,7 +373,7 @@ def _settle(directory: SafeDir, where: Place, parent: SafeDir | None, base_there
     """Add what is held at one path. A fault is local to that path: logged, False."""
     try:
         found = settle_path(directory, where, parent, base_there=base_there, vetting=vetting)
-    except OSError as error:
+    except OSError as error:  # guard: A43 I8
         _log.error("{vpath}: {error}; it is left as it is until the next start", vpath=str(where.vpath), error=error)
         return False
     if found is not None:

@@ -39,7 +39,7 @@ def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
     if not stat.S_ISDIR(found.st_mode):
         parent.unlink(name)
         return
-    if not name.startswith(DOOMED):
+    if not name.startswith(DOOMED):  # guard: I1 A43
         name = yield from rename_away(parent, name, found.st_ino)
     device = parent.status().st_dev
     open_dirs = [_open_same_device(parent, name, device)]
@@ -82,7 +82,7 @@ def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], e
     try:
         if not stat.S_ISDIR(inner.st_mode):
             here.unlink(entry)
-        elif len(open_dirs) < LEAST_DEPTH or (len(open_dirs) < MAX_DEPTH and KEPT.take()):
+        elif len(open_dirs) < LEAST_DEPTH or (len(open_dirs) < MAX_DEPTH and KEPT.take()):  # guard: A41 I6, -> True
             _enter(open_dirs, left, entry, device)
         else:
             raised = f"{DOOMED}{inner.st_ino}"
@@ -107,7 +107,7 @@ def _enter(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: s
 def _open_same_device(parent: SafeDir, name: str, device: int) -> SafeDir:
     opened = parent.open_dir(name)
     try:
-        if opened.status().st_dev != device:
+        if opened.status().st_dev != device:  # guard: I9 I3
             raise OSError(errno.EXDEV, "another file system is mounted here, it is not deleted", parent.within(name))
     except BaseException:
         opened.close()
@@ -162,7 +162,7 @@ class DelayedDeletions:
             if name not in names and not name.startswith(DOOMED):
                 continue
             yield ENTRY_COST
-            if self._in_use(place, name):
+            if self._in_use(place, name):  # guard: I11
                 continue
             try:
                 yield from remove_tree(parent, name)

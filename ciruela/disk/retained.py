@@ -85,7 +85,7 @@ def encode(rows: Sequence[RetainedRow]) -> bytes:
 def decode(data: bytes) -> tuple[RetainedRow, ...]:
     """The content of a record. One of an earlier version has no checksum. Raises FormatError, also for a wrong checksum."""
     fields, rows = _decoded(data)
-    is_sealed(fields, data)
+    is_sealed(fields, data)  # guard: K3.3
     return rows
 
 
@@ -266,7 +266,7 @@ def settle(
                 assert image is not None
                 for name in (place.staging(image), place.aside(image)):
                     # The inode tells whose tree it is: a kill may have left it at any name that the exchange uses.
-                    if not _is_there(parent, place.kept(row.version.image), row) and _is_there(parent, name, row):
+                    if not _is_there(parent, place.kept(row.version.image), row) and _is_there(parent, name, row):  # guard: A43
                         _take(parent, place, row, name)
     good = [] if parent is None else _standing(parent, place, rows, current)
     if tuple(good) != rows:

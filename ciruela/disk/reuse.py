@@ -40,7 +40,7 @@ _ZEROS = bytes(BLOCK_BYTES)
 def writable(opened: OpenFile) -> bool:
     """Tells whether a file was created here and nobody else can have it: a file of an image has another mode."""
     status = opened.first
-    return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE
+    return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE  # guard: A50, without 1
 
 
 def open_target(directory: SafeDir, name: str) -> tuple[OpenFile, bool]:
@@ -135,7 +135,7 @@ class Content:
 
     def _write(self, opened: OpenFile, file: File, block: int, data: Sequence[bytes | memoryview]) -> None:
         """Write a run of blocks, and leave holes for those that are zero, where nothing else can have been written before."""
-        if file.path not in self._fresh or not any(map(is_zero, data)):
+        if file.path not in self._fresh or not any(map(is_zero, data)):  # guard: I1 W4
             opened.write_run(data, block * BLOCK_BYTES)
             return
         if not self._fresh[file.path]:
@@ -202,11 +202,11 @@ class Reusing:
 
     def run(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
         """Take what can be had. A full disk raises OSError, as does a fault where the image is put together."""
-        if self._how is Reuse.HARDLINK:
+        if self._how is Reuse.HARDLINK:  # guard: A50, -> True
             for vpath, theirs in siblings:
                 yield ENTRY_COST
                 yield from self._whole_files(vpath, theirs)
-        if self._how is not Reuse.NONE:
+        if self._how is not Reuse.NONE:  # guard: A50, -> True
             for vpath, theirs in siblings:
                 yield ENTRY_COST
                 yield from self._single_blocks(vpath, theirs)
@@ -241,10 +241,11 @@ class Reusing:
         try:
             with source.directory(above).open_read(name) as opened:
                 before = opened.first
+                # guard: A50 F59, without 2; A50 F59, without 1
                 if before.st_size != mine.size or not as_it_should(before, self._modes.of_file(mine.executable), self._modes.gid):
                     return False
                 good = yield from good_blocks(opened, mine, content.index.kind)
-                if len(good) != mine.block_count:
+                if len(good) != mine.block_count:  # guard: A50 F59 I1
                     return False
                 above, name = split(mine.path)
                 here = content.tree.directory(above, create=True)
@@ -253,15 +254,15 @@ class Reusing:
                 # A part of it is here already; the linked inode takes its place.
                 except FileExistsError:
                     content.tree.close_file(mine.path)
-                    here.unlink(name)
+                    here.unlink(name)  # guard: A50
                     content.drop_file(number)
                     after = here.link(opened, name)
                 # Somebody wrote to it while it was hashed. The inode is shared, so the hash proves nothing any more.
-                if _signs(after) != _signs(before):
+                if _signs(after) != _signs(before):  # guard: A50 F59
                     here.unlink(name)
                     return False
-        except OSError as error:
-            if error.errno in FULL:
+        except OSError as error:  # guard: F33
+            if error.errno in FULL:  # guard: A38 F28
                 raise
             _log.debug("{path} is not linked: {error}", path=other.path, error=error)
             return False
@@ -335,9 +336,9 @@ class Reusing:
             if self._cloned(opened, begin, mine, offset, size):
                 # The clone is hashed where it is now: the sibling may have changed since it was chosen.
                 data = content.target(mine).read_at(size, offset)
-                good = good_in(data, mine, content.index.kind, first)
+                good = good_in(data, mine, content.index.kind, first)  # guard: A50 F59 I1, -> list(range(first, first + count))
                 content.add(number, good)
-            elif not self._room():
+            elif not self._room():  # guard: A38 F28
                 return
             else:
                 try:
@@ -345,7 +346,7 @@ class Reusing:
                 except OSError as error:
                     _log.debug("{path} is not reused: {error}", path=other.path, error=error)
                     return
-                good = good_in(data, mine, content.index.kind, first)
+                good = good_in(data, mine, content.index.kind, first)  # guard: A50 F59 I1, -> list(range(first, first + count))
                 view = memoryview(data)
                 for block in good:
                     content.put(number, block, view[(block - first) * BLOCK_BYTES : (block - first + 1) * BLOCK_BYTES])
@@ -359,7 +360,7 @@ class Reusing:
         try:
             self._content.target(mine).clone_from(opened, begin, offset, size)
         except OSError as error:
-            if error.errno in FULL:
+            if error.errno in FULL:  # guard: A38 F28
                 raise
             if error.errno in CANNOT_CLONE:
                 self._clones = False

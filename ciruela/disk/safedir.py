@@ -21,7 +21,7 @@ from ciruela.disk.syscalls import warn_once
 _log = Logger()
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # guard: I3 A3 F2, -> os.O_CLOEXEC | os.O_NONBLOCK
 """O_NONBLOCK: opening a fifo that somebody planted must not wait for its other end."""
 
 RESERVED = ".ciruela~"
@@ -31,14 +31,14 @@ RESERVED = ".ciruela~"
 def led_to(path: str) -> str:
     """Resolves a path of the operator, through all symlinks, to an existing directory. Raises OSError."""
     found = os.path.realpath(path, strict=True)
-    if not stat.S_ISDIR(os.stat(found).st_mode):
+    if not stat.S_ISDIR(os.stat(found).st_mode):  # guard: A46 F57
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     return found
 
 
 def raw(name: str) -> bytes:
     """The bytes of one path component. Raises OSError (EINVAL) for what is not a single component."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:  # guard: I3 A1 F2
         raise OSError(errno.EINVAL, "not a single path component", name)
     return name.encode("utf-8", "surrogateescape")
 
@@ -121,6 +121,7 @@ class SafeDir(Opened):
     def open_dir(self, name: str) -> SafeDir:
         """Open a directory. A symlink gives NotADirectoryError."""
         try:
+            # guard: I3 A3 F2, _DIRECTORY | os.O_NOFOLLOW -> _DIRECTORY
             fd = patiently(os.open, raw(name), _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
         except OSError as error:
             raise fault(error, "open directory", self.within(name)) from None
@@ -174,7 +175,7 @@ class SafeDir(Opened):
             self.fsync()
         except OSError:
             made.close()
-            self._unmake(name)
+            self._unmake(name)  # guard: A39 A44 F29
             raise
         return made
 
@@ -194,7 +195,7 @@ class SafeDir(Opened):
         if flags & os.O_EXCL:
             return opened
         try:
-            if not stat.S_ISREG(opened.first.st_mode):
+            if not stat.S_ISREG(opened.first.st_mode):  # guard: F2 I3
                 raise OSError(errno.EINVAL, f"{operation}: not a regular file", self.within(name))
         except BaseException:
             opened.close()
@@ -211,7 +212,7 @@ class SafeDir(Opened):
 
     def create(self, name: str, mode: int = 0o600) -> OpenFile:
         """Create a file that must not stand yet (FileExistsError) and open it for reading and writing."""
-        return self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, "create")
+        return self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, "create")  # guard: I1, os.O_CREAT | os.O_EXCL -> os.O_CREAT
 
     # -- changing --------------------------------------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class SafeDir(Opened):
         try:
             os.link(f"/proc/self/fd/{source.fd}".encode(), target, dst_dir_fd=self.fd, follow_symlinks=True)
             made = os.stat(target, dir_fd=self.fd, follow_symlinks=False)
-            if not os.path.samestat(made, source.first):
+            if not os.path.samestat(made, source.first):  # guard: A50 F59
                 os.unlink(target, dir_fd=self.fd)
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError as error:
@@ -265,6 +266,7 @@ class SafeDir(Opened):
         Where renameat2 is not to be had: looks first, then renames, which leaves a gap for somebody else between the two.
         """
         try:
+            # guard: I9 A43, -> os.rename(raw(old), raw(new), src_dir_fd=self.fd, dst_dir_fd=self.fd)
             syscalls.renameat2(self.fd, raw(old), self.fd, raw(new), syscalls.NOREPLACE)
         except OSError as error:
             if error.errno not in syscalls.UNSUPPORTED:
@@ -297,10 +299,10 @@ class SafeDir(Opened):
             try:
                 self.fsync()
                 self.rename(aside, new)
-            except OSError:
+            except OSError:  # guard: A43 F36
                 self.rename(live, new)
                 raise
-        except OSError:
+        except OSError:  # guard: A43 F36
             self.rename(aside, live)
             raise
 

@@ -98,7 +98,7 @@ def all_due(directory: SafeDir, base: VPath) -> Steps[list[Due]]:
             continue
         yield ENTRY_COST
         due = read_record(directory, name, decode_due, MAX_BYTES)
-        if due is not None and due.vpath.base == base and name == file_name(due.vpath, due.image, DUE):
+        if due is not None and due.vpath.base == base and name == file_name(due.vpath, due.image, DUE):  # guard: A45, without 3
             found.append(due)
     return found
 

@@ -55,7 +55,7 @@ def open_staging(parent: SafeDir, name: str) -> SafeDir:
         return parent.make_dir(name, 0o700)
     opened = parent.open_dir(name)
     try:
-        if opened.status().st_dev != parent.status().st_dev:
+        if opened.status().st_dev != parent.status().st_dev:  # guard: I3
             raise OSError(errno.EXDEV, "another file system is mounted here", parent.within(name))
         opened.chmod(0o700)
     except BaseException:
@@ -145,7 +145,7 @@ class StagingDir:
                 elif name in links:
                     if not _is(here, name, stat.S_ISLNK) or here.readlink(name) != links[name].target:
                         yield from remove_tree(here, name)
-                elif name not in inner or not _is(here, name, stat.S_ISDIR):
+                elif name not in inner or not _is(here, name, stat.S_ISDIR):  # guard: I1
                     yield from remove_tree(here, name)
         return self._content.numbers()
 
@@ -159,7 +159,7 @@ class StagingDir:
             with here.open_read(name) as opened:
                 status = opened.first
                 good = (yield from good_blocks(opened, wanted, self._index.kind)) if status.st_size <= wanted.size else []
-                whole = status.st_size == wanted.size and len(good) == wanted.block_count
+                whole = status.st_size == wanted.size and len(good) == wanted.block_count  # guard: A57 I1, without 2
             mode = self._rules.modes.of_file(wanted.executable)
             shared_mode_wrong = status.st_nlink > 1 and not as_it_should(status, mode, self._rules.modes.gid)
             if not shared_mode_wrong if whole else good and writable(opened):
@@ -199,7 +199,7 @@ class StagingDir:
             file, start = blocks_of.files[file_number], len(results)
             fresh: list[Block] = []
             for block, (number, data) in enumerate(blocks[start : start + count], first):
-                good = len(data) == file.block_size(block) and hashed(data) == file.block_hash(block)
+                good = len(data) == file.block_size(block) and hashed(data) == file.block_hash(block)  # guard: A7 F5 I1, without 2
                 results.append(good)
                 if good and not content.has(number):
                     fresh.append(data)
@@ -229,7 +229,7 @@ class StagingDir:
         """Checks that the missing bytes fit on disk. With nothing to write the reserve may be used up already. Raises DownloadFailed."""
         needed = self._content.missing_bytes()
         free = room(self._tree.root, self._rules.tuning)
-        if needed and needed > free:
+        if needed and needed > free:  # guard: A38 F7 F28
             raise no_space(needed, free)
         self._room_checked = True
 

@@ -51,7 +51,7 @@ def is_sealed(fields: object, data: bytes) -> bool:
         raise FormatError(f"the field {FIELD} is not a map")
     if SUM not in own:
         return False
-    if own[SUM] != _sum(data) or not data.endswith(own[SUM]):
+    if own[SUM] != _sum(data) or not data.endswith(own[SUM]):  # guard: K3.3 K3.4 A45
         raise FormatError("its checksum is wrong: it was changed, or the disk lost a bit")
     return True
 
@@ -70,7 +70,7 @@ MAX_ITEMS = 64 * 1024
 
 SIGNATURE_TYPE = "ssh-ed25519"
 
-RECORD_MODE = 0o640
+RECORD_MODE = 0o640  # guard: S14, -> 420
 """Permission bits of what is in the db directory: signatures and names are for the daemon's user and group alone."""
 
 TEMPORARY = ".tmp."
@@ -142,7 +142,7 @@ def encode_journal(journal: Journal) -> bytes:
 
 def _load(data: bytes) -> tuple[Mapping[object, object], bool]:
     """The fields of a record, and whether it has a checksum, which is right then. Raises FormatError."""
-    if len(data) > MAX_STATE_BYTES:
+    if len(data) > MAX_STATE_BYTES:  # guard: A45 F39
         raise FormatError(f"a state of more than {MAX_STATE_BYTES} bytes")
     fields = loads(data, max_items=MAX_ITEMS, max_depth=8)
     if not isinstance(fields, dict):
@@ -153,6 +153,7 @@ def _load(data: bytes) -> tuple[Mapping[object, object], bool]:
 def _signature(entry: object) -> SigEntry:
     match entry:
         case [int(time), [str(kind), bytes(signature)]] if (
+            # guard: A45 F39, -> kind == SIGNATURE_TYPE and len(signature) == SIGNATURE_BYTES
             not isinstance(time, bool) and 0 <= time < 1 << 64 and kind == SIGNATURE_TYPE and len(signature) == SIGNATURE_BYTES
         ):
             return SigEntry(time, signature)
@@ -165,7 +166,7 @@ def _state(fields: Mapping[object, object]) -> State:
     except ValueError as error:
         raise FormatError(str(error)) from None
     entries = fields.get("signatures")
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list) or not entries:  # guard: A45 F39, without 2
         raise FormatError("no signatures")
     return State(image, ()).merged(tuple(_signature(entry) for entry in entries))
 
@@ -187,7 +188,7 @@ def decode_journal(data: bytes, judge: Judge | None = None) -> Journal:
     if not sure and judge is not None:
         state = judge(state)
     own = fields.get(FIELD)
-    if own is None:
+    if own is None:  # guard: A59
         return Journal(state, None)
     assert isinstance(own, dict)  # _load looked
     try:
@@ -218,13 +219,13 @@ def temporary_name(name: str) -> str:
 def prepare_file(directory: SafeDir, name: str, data: bytes) -> str:
     """Write ``data`` durably under a temporary name of ``name`` and return that. Raises OSError, then nothing is left."""
     temporary = temporary_name(name)
-    if directory.stat(temporary) is not None:
+    if directory.stat(temporary) is not None:  # guard: A43
         directory.unlink(temporary)
     try:
         with directory.create(temporary, RECORD_MODE) as file:
             file.chmod(RECORD_MODE)
             file.write_at(data, 0)
-            file.fsync()
+            file.fsync()  # guard: A44 F38
     except OSError:
         if directory.stat(temporary) is not None:
             directory.unlink(temporary)
@@ -235,7 +236,7 @@ def prepare_file(directory: SafeDir, name: str, data: bytes) -> str:
 def write_file(directory: SafeDir, name: str, data: bytes) -> None:
     """Put ``data`` at ``name``, durably and in one step. Raises OSError."""
     directory.rename(prepare_file(directory, name, data), name)
-    directory.fsync()
+    directory.fsync()  # guard: A44 F38
 
 
 def backup_name(name: str) -> str:
@@ -264,9 +265,9 @@ def read_record(directory: SafeDir, name: str, decode: Callable[[bytes], T], mos
             data = file.read_at(most_bytes + 1, 0)
         return decode(data)
     except FormatError as error:
-        quarantine(directory, name, error)
+        quarantine(directory, name, error)  # guard: A45 F39, -> directory.unlink(name)
     except OSError as error:
-        if error.errno not in NOT_A_FILE:
+        if error.errno not in NOT_A_FILE:  # guard: A45 F39, -> True
             raise
         quarantine(directory, name, "not a regular file")
     return None

@@ -141,13 +141,13 @@ class Store:
             if before is not None and before.aside:
                 with place.open_parent() as parent:
                     finish_aside(directory, place, parent)
-                    self._note_aside(parent, place)
+                    self._note_aside(parent, place)  # guard: K3.1 I9
                 before = states.read_journal(directory, place.record)
             if before is not None and before.state.image != pending.state.image:
                 yield from self._forget(place, directory, lane)
                 before = None
             journal = Journal(pending.state, pending.command)
-            if before is not None:
+            if before is not None:  # guard: A43 A52
                 journal = Journal(pending.state, pending.command, before.phase, before.staging)
             states.write_journal(directory, place.record, journal)
         yield ENTRY_COST
@@ -177,12 +177,12 @@ class Store:
         try:
             journal = states.read_journal(directory, place.record)
             if journal is not None and journal.phase is CommitPhase.READY and parent is not None:
-                settle_path(directory, place, parent, base_there=False)
+                settle_path(directory, place, parent, base_there=False)  # guard: A43
                 journal = states.read_journal(directory, place.record)
             for state in (journal.state if journal is not None else None, states.read_state(directory, place.record)):
                 if parent is not None and state is not None and lane.records == records:
                     yield from self._remove_staging(parent, place, place.staging(state.image))
-            if lane.records == records:
+            if lane.records == records:  # guard: A43, -> True
                 if parent is not None and not place.vpath.entry:  # a start knows the debris of level 0 by the journal alone
                     parent.fsync()
                 states.drop_journal(directory, place.record)
@@ -243,7 +243,7 @@ class Store:
         place = self.place(vpath)
 
         def hidden(found: tuple[Tombstones, str | None]) -> Tombstones:
-            self._readers.forget(vpath)
+            self._readers.forget(vpath)  # guard: F58 I1
             now, doomed = found
             if doomed is not None:
                 self._discard_later(place, doomed)
@@ -335,7 +335,7 @@ class Store:
 
     def stage(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         """As ``interfaces.Disk.stage``. Whether it fits is judged here only if nothing could be linked, else with the first write."""
-        return self._trees.acquire().addCallback(lambda _: self._stage_now(vpath, index))
+        return self._trees.acquire().addCallback(lambda _: self._stage_now(vpath, index))  # guard: K8.3, -> self._stage_now(vpath, index)
 
     def _stage_now(self, vpath: VPath, index: Index) -> Deferred[Staging]:
         lane = self._lane(vpath)
@@ -369,7 +369,7 @@ class Store:
         yield ENTRY_COST
         try:
             parent = place.open_parent(create=True)
-        except BaseUnavailable as error:
+        except BaseUnavailable as error:  # guard: A40 F30
             raise DownloadFailed(AbortReason.CANT_CREATE_DIRECTORY, str(error)) from error
         except NotADirectoryError as error:
             raise DownloadFailed(AbortReason.CANT_CREATE_DIRECTORY, f"{place}: {error.filename} is not a directory") from error
@@ -377,12 +377,12 @@ class Store:
             name = place.staging(index.image)
             free = room(parent, self._tuning)
             shares = reuse in (Reuse.HARDLINK, Reuse.REFLINK)
-            if parent.stat(name) is None and index.total_bytes > free and not (shares and self._has_images(vpath)):
+            if parent.stat(name) is None and index.total_bytes > free and not (shares and self._has_images(vpath)):  # guard: A38 F7
                 raise no_space(index.total_bytes, free)
             self._readers.forget(vpath)
             with suppress(FileNotFoundError), self._records.states(vpath) as directory:
                 # or what is set aside, and has no name of its own yet, would be staged and deleted
-                if finish_aside(directory, place, parent):
+                if finish_aside(directory, place, parent):  # guard: K3.1 A43 I9
                     self._note_aside(parent, place)
             root = open_staging(parent, name)
         rules = StagingRules(self._tuning, reuse, modes)
@@ -550,6 +550,7 @@ class Store:
 
         due = [vetting.waiting.popleft() for _ in range(min(most, len(vetting.waiting)))]
         # On the lane of each: a commit between the reading and the writing of a record would be undone.
+        # guard: K3.3, self._lane(vpath).do -> self._in_thread
         proved = [self._lane(vpath).do(checked, vpath, judge, vpath).addErrback(put_off, vpath) for vpath in due]
         return gatherResults(proved).addCallback(lambda good: [vpath for vpath, retained in zip(due, good, strict=True) if not retained])
 
@@ -571,7 +572,7 @@ class Store:
         def current(tree: Tree | None) -> bool:
             place = self.place(vpath)
             if self._committed_image(place) != index.image:
-                return False
+                return False  # guard: A10, -> True
             try:
                 with place.open_parent() as parent:
                     standing = parent.stat(place.name)
@@ -598,7 +599,7 @@ class Store:
 
     def _open_image(self, place: Place, image: ImageId) -> SafeDir:
         with place.open_parent() as parent:
-            if self._committed_image(place) == image and parent.stat(place.name) is not None:
+            if self._committed_image(place) == image and parent.stat(place.name) is not None:  # guard: I1 A10, without 1
                 return parent.open_dir(place.name)
             if parent.stat(place.kept(image)) is not None:
                 return parent.open_dir(place.kept(image))

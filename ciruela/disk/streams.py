@@ -32,6 +32,7 @@ def hold_descriptors() -> None:
             os.fstat(number)
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)
+            # guard: K8.1, -> os.close(opened)
             os.dup2(opened, number)  # also makes it inheritable when it is the same
             if opened != number:
                 os.close(opened)
@@ -61,7 +62,7 @@ class _Descriptor(io.FileIO):
         while not self.silent:
             try:
                 written = cast("int | None", super().write(data))
-            except OSError as error:
+            except OSError as error:  # guard: K8.2
                 self.silent = True
                 self._failed(error)
                 break
@@ -113,7 +114,7 @@ class Standard:
         if self.failure is None:
             return code
         if self.failure.errno == errno.EPIPE:
-            return EXIT_PIPE
+            return EXIT_PIPE  # guard: K8.2, -> code
         reason = os.strerror(self.failure.errno or errno.EIO)
         sys.stderr.write(f"ciruela: standard output: {reason[0].lower()}{reason[1:]}\n")
         return EXIT_OUTPUT

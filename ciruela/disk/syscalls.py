@@ -31,7 +31,7 @@ class Full(DiskError):
 def disk_error(what: object, error: OSError) -> DiskError:
     """``error`` as a DiskError (Full for lack of space) that names ``what`` it concerned, the operation and the relative path."""
     place = f" ({error.filename})" if error.filename else ""
-    kind = Full if error.errno in FULL else DiskError
+    kind = Full if error.errno in FULL else DiskError  # guard: A38 F28, -> DiskError
     return kind(f"{what}: {error.strerror or error}{place}")
 
 

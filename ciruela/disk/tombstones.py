@@ -65,7 +65,7 @@ def decode(data: bytes) -> Tombstones:
 
 def _decoded(data: bytes) -> tuple[Tombstones, bool]:
     """The content of a file, and whether it has a checksum. Without one (an earlier version) what cannot be is left out: a flipped bit."""
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES:  # guard: A45
         raise FormatError(f"more than {MAX_BYTES} bytes of tombstones")
     match fields := loads(data, max_items=_MAX_ITEMS, max_depth=3):
         case {"floor": int(floor_ms), "tombstones": dict(rows), **others} if _is_time(floor_ms):
@@ -73,6 +73,7 @@ def _decoded(data: bytes) -> tuple[Tombstones, bool]:
             signed, forced = others.get("signatures", {}), others.get("forced", [])
             if isinstance(signed, dict) and isinstance(forced, list):
                 found = dict(_tombstone(entry, row, signed.get(entry, []), entry in forced) for entry, row in rows.items())
+                # guard: K3.3 A45, -> (Tombstones(floor_ms, found), sure)
                 return Tombstones(floor_ms, found if sure else {entry: one for entry, one in found.items() if _can_be(one)}), sure
     raise FormatError("not a map of floor, tombstones and signatures")
 
@@ -82,7 +83,7 @@ def _can_be(tombstone: Tombstone) -> bool:
 
 
 def _is_time(value: int) -> bool:
-    return not isinstance(value, bool) and 0 <= value < _MAX_MS
+    return not isinstance(value, bool) and 0 <= value < _MAX_MS  # guard: A45 F39, -> True
 
 
 def _tombstone(entry: object, row: object, signed: object, forced: bool) -> tuple[str, Tombstone]:
@@ -110,7 +111,7 @@ def vet(directory: SafeDir, place: Place, latest_ms: int) -> None:
     with _turn:
         name = file_name(place)
         found = read_record(directory, name, _decoded, MAX_BYTES)
-        if found is None or found[1] or found[0].floor_ms <= latest_ms:
+        if found is None or found[1] or found[0].floor_ms <= latest_ms:  # guard: K3.3 A45, -> True
             return
         quarantine(directory, name, f"its floor is {found[0].floor_ms} ms, far ahead of the clock")
         write_file(directory, name, encode(Tombstones(0, found[0].tombstones)))
@@ -119,6 +120,7 @@ def vet(directory: SafeDir, place: Place, latest_ms: int) -> None:
 def add(directory: SafeDir, place: Place, tombstone: Tombstone) -> Tombstones:
     """Remember one more deletion, durably; returns all of the base dir. Raises OSError."""
     with _turn:
+        # guard: I6, .folded(0, MOST_TOMBSTONES) ->
         burials = read(directory, place).with_one(place.vpath.entry, tombstone).folded(0, MOST_TOMBSTONES)
         write_file(directory, file_name(place), encode(burials))
         return replace(burials, serial=next(_serials))

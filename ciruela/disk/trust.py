@@ -101,7 +101,7 @@ class RecordTrust:
     def latest_ms(self) -> int:
         """The latest time that a record may say; none is too late for a clock that was never set."""
         now_ms = self.now_ms()
-        return now_ms + AHEAD_MS if now_ms >= SANE_MS else 1 << 64
+        return now_ms + AHEAD_MS if now_ms >= SANE_MS else 1 << 64  # guard: K3.3, -> now_ms + AHEAD_MS
 
 
 class Vetting:
@@ -153,9 +153,9 @@ class Vetting:
     def _judged(self, place: Place, state: State, *, committed: bool) -> State:
         made = self._trust.signed(place.vpath, state.image, state.signatures)
         good = tuple(entry for entry in state.signatures if entry in made or entry.timestamp_ms <= self.latest_ms)
-        if not good:
+        if not good:  # guard: K3.3
             raise FormatError(f"it says a time ahead of the clock, {state.version.timestamp_ms} ms, and no key made its signatures")
-        if committed and not made and not self._has_index(state.image):
+        if committed and not made and not self._has_index(state.image):  # guard: K3.4
             raise FormatError("no key that is configured made its signatures, and no index of its image is stored")
         return State(state.image, good)
 

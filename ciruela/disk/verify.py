@@ -63,12 +63,12 @@ def good_in(data: bytes, wanted: File, kind: HashKind, first: int) -> list[int]:
     """
     hashes, hashed = wanted.hashes, kind.hash
     if len(data) <= BLOCK_BYTES:
-        return [first] if data and hashed(data) == hashes[first * HASH_BYTES : (first + 1) * HASH_BYTES] else []
+        return [first] if data and hashed(data) == hashes[first * HASH_BYTES : (first + 1) * HASH_BYTES] else []  # guard: I1 A7, without 2
     view = memoryview(data)
     return [
         number
         for number, begin in enumerate(range(0, len(data), BLOCK_BYTES), first)
-        if hashed(view[begin : begin + BLOCK_BYTES]) == hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+        if hashed(view[begin : begin + BLOCK_BYTES]) == hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]  # guard: A50 I1
     ]
 
 
@@ -113,11 +113,11 @@ def check(tree: Tree, index: Index, visit: Visit, modes: Modes = STANDARD_MODES,
         yield ENTRY_COST
         here = _directory(tree, directory)
         status = here.status()
-        if status.st_dev != device:
+        if status.st_dev != device:  # guard: I1 I3
             raise Mismatch(f"{directory.path}: another file system is mounted here")
         start = name_start(directory.path)
         expected = {entry.path[start:] for entry in directory.entries}.union(below[directory.path])
-        extra = set(here.names()) - expected
+        extra = set(here.names()) - expected  # guard: I1, extra = set(here.names()) - expected -> extra: set[str] = set()
         if extra:
             raise Mismatch(f"{directory.path}: {min(extra)!r} is not in the index")
         if directory.path != "/":
@@ -169,7 +169,7 @@ def _opened(here: SafeDir, name: str, wanted: File, device: int) -> OpenFile:
             raise Mismatch(f"{wanted.path}: is not a regular file") from None
         raise
     status = opened.first
-    if status.st_dev == device and status.st_size == wanted.size:
+    if status.st_dev == device and status.st_size == wanted.size:  # guard: I1, without 2
         return opened
     opened.close()
     if status.st_dev != device:
@@ -178,14 +178,14 @@ def _opened(here: SafeDir, name: str, wanted: File, device: int) -> OpenFile:
 
 
 def _check_good(good: list[int], wanted: File) -> None:
-    if len(good) != wanted.block_count:
+    if len(good) != wanted.block_count:  # guard: I1
         bad = next(number for number in range(wanted.block_count) if number >= len(good) or good[number] != number)
         raise Mismatch(f"{wanted.path}: block {bad} is missing or wrong")
 
 
 def _check_link(here: SafeDir, name: str, wanted: Symlink) -> None:
     found = here.stat(name)
-    if found is None or not stat.S_ISLNK(found.st_mode) or here.readlink(name) != wanted.target:
+    if found is None or not stat.S_ISLNK(found.st_mode) or here.readlink(name) != wanted.target:  # guard: I1, without 3
         raise Mismatch(f"{wanted.path}: is not a symlink to {wanted.target[:80]!r}")
 
 
@@ -222,7 +222,7 @@ def settling(gid: int | None) -> Visit:
 
     def settle(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
         if not as_it_should(status, mode, gid):
-            if isinstance(found, OpenFile) and status.st_nlink > 1:
+            if isinstance(found, OpenFile) and status.st_nlink > 1:  # guard: A9 A50
                 raise Mismatch(f"{found.where}: {what_is_wrong(status, mode, gid)}, and has other names that share it")
             give(found, status, mode, gid)
         if isinstance(found, OpenFile) and (status.st_mtime_ns != STAMP_NS or (status.st_atime_ns != STAMP_NS and status.st_nlink == 1)):
@@ -237,13 +237,13 @@ def barrier(tree: Tree, index: Index, fsync: Fsync) -> Steps[None]:
         return
     if fsync is Fsync.COMMIT and len(index.files) + len(index.directories) > SYNC_ALL_ABOVE:
         yield ENTRY_COST
-        tree.root.syncfs()
+        tree.root.syncfs()  # guard: A44 F38 I2
         return
     for directory in reversed(index.directories):
         for entry in directory.entries:
             if isinstance(entry, File):
                 yield ENTRY_COST
-                with tree.directory(directory.path).open_read(split(entry.path)[1]) as opened:
+                with tree.directory(directory.path).open_read(split(entry.path)[1]) as opened:  # guard: A44 F38 I2
                     opened.fsync()
         yield ENTRY_COST
-        tree.directory(directory.path).fsync()
+        tree.directory(directory.path).fsync()  # guard: A44 F38 I2

@@ -32,7 +32,7 @@ def lock(db_dir: str) -> OpenFile:
     except OSError as error:
         raise DiskError(_unusable(db_dir, error.strerror)) from error
     try:
-        fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # guard: A49 F43, fcntl.LOCK_EX -> fcntl.LOCK_SH
     except OSError as error:
         held.close()
         raise DiskError(f"another daemon uses the db directory {db_dir}: stop it, or give this one its own --db-dir") from error
@@ -75,7 +75,7 @@ def check(db_dir: str) -> None:
             known = read(root)
     except OSError as error:
         raise DiskError(f"the db directory {db_dir} cannot be used: {error.strerror} (it must exist and be writable)") from error
-    if known is not None and known[0] > FORMAT:
+    if known is not None and known[0] > FORMAT:  # guard: A59
         raise DiskError(
             f"the db directory {db_dir} has format {known[0]}, written by ciruela {known[1]}; this is ciruela {__version__}, which knows "
             f"formats up to {FORMAT}: start the newer program, or give this one its own --db-dir (nothing was changed)"
@@ -91,7 +91,7 @@ def read(root: SafeDir) -> tuple[int, str] | None:
     with file:
         data = file.read_at(MAX_BYTES, 0)
     found = _LINE.fullmatch(data.decode("ascii", "replace"))
-    if found is None:
+    if found is None:  # guard: A59
         raise DiskError(
             f"{root.within(NAME)} is not understood, so nobody knows which program wrote this db directory "
             "(if it was this one or an older one, remove the file; nothing was changed)"

@@ -314,14 +314,14 @@ class Walk:
         if self._cache is None:
             return None, None
         status = directory.status()
-        if not self._cache.covers(directory, status.st_dev):
+        if not self._cache.covers(directory, status.st_dev):  # guard: I7
             return None, None
         key = status.st_dev, status.st_ino
         return key, self._cache.known.get(key)
 
     def _unchanged(self, frame: _Frame, depth: int, known: CachedDirectory) -> bool:
         """Tells whether all that is in the directory is as it was. False also when it moved so deep that a name may no longer fit."""
-        if depth > MAX_DEPTH or len(frame.prefix.encode()) + MAX_COMPONENT_BYTES > MAX_PATH_BYTES:
+        if depth > MAX_DEPTH or len(frame.prefix.encode()) + MAX_COMPONENT_BYTES > MAX_PATH_BYTES:  # guard: A1
             return False
         directory = frame.directory
         leave_out: list[str] = []
@@ -329,18 +329,18 @@ class Walk:
             names = list_names(directory)
         else:
             entries, leave_out = self._kept(frame, directory.entries())
-            names = [entry.name for entry in entries]
+            names = [entry.name for entry in entries]  # guard: F52, -> list_names(directory)
         if os.fsencode("\0".join(names)) != known.names:
             return False
         if known.below:
             below = set(os.fsdecode(known.below).split("\0"))
-            if not all(stat.S_ISDIR(found.st_mode) for found in stats(directory, below)):
+            if not all(stat.S_ISDIR(found.st_mode) for found in stats(directory, below)):  # guard: I7
                 return False
             names = [name for name in names if name not in below]
         found = list(stats(directory, names))
         if keys_of(found) != known.keys:
             return False
-        self.unkept.files(frame.prefix, names, found)
+        self.unkept.files(frame.prefix, names, found)  # guard: W4, self.unkept.files(frame.prefix, names, found) -> del found
         self._excluded(leave_out)
         return True
 
@@ -374,13 +374,13 @@ class Walk:
             where = self.where(prefix + bad.decode("utf-8", "backslashreplace"))
             raise DiskError(f"the name {where} is not UTF-8 and does not fit into an index; rename it") from None
         room = min(MAX_COMPONENT_BYTES, MAX_PATH_BYTES - len(prefix.encode())) if depth <= MAX_DEPTH else 0
-        if max(map(len, pieces)) > room:
+        if max(map(len, pieces)) > room:  # guard: A1
             name = max(names, key=lambda name: len(name.encode()))
             limits = (
                 f"at most {MAX_DEPTH} levels, {MAX_COMPONENT_BYTES} bytes in a name and {MAX_PATH_BYTES} bytes in all fit into an index"
             )
             raise DiskError(f"{self.where(prefix + name)[:200]}... is too deep or too long: {limits}; move it up or out, or rename it")
-        if len(set(names)) < len(names):
+        if len(set(names)) < len(names):  # guard: A2
             raise self.changed(self._at)
         return names
 

@@ -59,7 +59,7 @@ class AvailabilitySubscription:
         now_s = self._clock.seconds()
         for source, pieces in wanted:
             unknown = pieces & ~source.claimed
-            if unknown and not source.awaited and now_s >= source.await_from_s:
+            if unknown and not source.awaited and now_s >= source.await_from_s:  # guard: A58, without 2
                 self._ask(source, unknown)
 
     def stop(self) -> None:
@@ -68,6 +68,7 @@ class AvailabilitySubscription:
 
     def _ask(self, source: PeerCandidate, pieces: int) -> None:
         source.awaited = True
+        # guard: A58 F52, -> source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces)))
         asked = within(source.candidate.ask(GetPieces(self._vpath, self._image, self._pieces.to_bytes(pieces))), ANSWER_S, self._clock)
         asked.addBoth(self._ended, source)
         asked.addCallback(self._told, source).addErrback(self._failed, source)
@@ -77,7 +78,7 @@ class AvailabilitySubscription:
         return result
 
     def _told(self, response: Response, source: PeerCandidate) -> None:
-        if not isinstance(response, PiecesData):
+        if not isinstance(response, PiecesData):  # guard: A24
             raise RemoteError("the answer to GetPieces is something else")
         try:
             pieces = self._pieces.from_bytes(response.pieces)
@@ -87,12 +88,12 @@ class AvailabilitySubscription:
             source.await_from_s = self._clock.seconds() + NOTHING_S
             return
         source.told(pieces)
-        if not self._stopped:
+        if not self._stopped:  # guard: I8, -> True
             self._news()  # also when gossip was faster: this is where it is asked again
 
     def _failed(self, failure: Failure, source: PeerCandidate) -> None:
         """It may be gone, too old, or have given the image up; gossip and the requests for blocks tell."""
-        source.await_from_s = self._clock.seconds() + AGAIN_S
+        source.await_from_s = self._clock.seconds() + AGAIN_S  # guard: A58
         if not failure.check(RemoteError, LinkLost):
             self._log.failure(
                 "news of {image} from {source} were not taken in", failure, image=self._image.hex(), source=source.candidate.name
@@ -140,13 +141,13 @@ class AvailabilityRequests:
         """
         try:
             vpath = VPath.parse(request.path)
-        except ValueError as error:
+        except ValueError as error:  # guard: F3
             return fail(RemoteError(f"not a virtual path: {error}"))
         here = self._here(vpath, request.image)
-        if here is None:
+        if here is None:  # guard: A26 F3
             return fail(RemoteError("image not found"))
         waiting = _Waiting(asker, request.image, int.from_bytes(request.wanted, "little"), len(request.wanted))
-        if self._held[asker] >= MOST_HELD:
+        if self._held[asker] >= MOST_HELD:  # guard: A24 I6
             return succeed(waiting.told(here))
         self._held[asker] += 1
         self._waiting.setdefault(vpath, []).append(waiting)
@@ -173,7 +174,7 @@ class AvailabilityRequests:
         for requests in self._waiting.values():
             for waiting in requests:
                 assert waiting.expiry is not None
-                waiting.expiry.cancel()
+                waiting.expiry.cancel()  # guard: I8
         self._waiting.clear()
         self._told_s.clear()
         self._held.clear()
@@ -184,7 +185,7 @@ class AvailabilityRequests:
 
     def _tells(self, vpath: VPath, waiting: _Waiting) -> bool:
         here = self._here(vpath, waiting.image)
-        return here is None or bool(here & waiting.wanted)
+        return here is None or bool(here & waiting.wanted)  # guard: A26 I6, None or -> not None and
 
     def _look(self, vpath: VPath, now_s: float) -> None:
         for waiting in list(self._waiting.get(vpath, ())):
@@ -209,7 +210,7 @@ class AvailabilityRequests:
             del self._held[waiting.asker]
         if not requests:
             del self._waiting[vpath]
-            self._forget()
+            self._forget()  # guard: I6
         if waiting.expiry is not None:
             waiting.expiry.cancel()
         if here is None:

@@ -117,7 +117,7 @@ class PieceAssignment:
             self._seen |= fresh
             self._times.append((now_s, fresh))
         while self._times and now_s - self._times[0][0] >= OUT_OF_TURN_S:
-            self._late |= self._times.popleft()[1]
+            self._late |= self._times.popleft()[1]  # guard: A58 F52, self._late |= self._times.popleft()[1] -> self._times.popleft()
 
     def near(self, machine: bytes) -> int:
         """The pieces that come from this peer when it is the first of those around this node to have them."""
@@ -249,6 +249,7 @@ class BlockFetch:
     def _beat(self) -> None:
         try:
             self._step()
+        # guard: I8
         except Exception:  # noqa: BLE001  a download that nobody drives would hang for ever
             self._broken(Failure())
 
@@ -259,7 +260,7 @@ class BlockFetch:
 
     def _step(self) -> None:
         self._tick = None
-        if not self._plan.done and self._clock.seconds() - self.last_good_s >= GIVE_UP_S:
+        if not self._plan.done and self._clock.seconds() - self.last_good_s >= GIVE_UP_S:  # guard: A56 F53
             self._end(Failure(DownloadFailed(AbortReason.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
             return
         self._sources.update(self._candidates(), self._clock.seconds())
@@ -291,7 +292,7 @@ class BlockFetch:
         self._turns.look(self._sources.active(), self._plan.wanted, now_s)
         more = False
         for source in self._sources.active():
-            if self._ended or self._writing >= MOST_UNWRITTEN:
+            if self._ended or self._writing >= MOST_UNWRITTEN:  # guard: I6
                 return False
             room = source.room(now_s)
             numbers = self._choose(source, room, everything & ~claimed if source.candidate.seed else everything, now_s) if room else []
@@ -325,8 +326,9 @@ class BlockFetch:
             return source.mask & self._turns.of(source.candidate.machine)
         if not (source.candidate.seed and source.candidate.bulk):
             return source.mask
+        # guard: K7.8, self._busy_s, source.since_s -> self._busy_s
         if not self._asked and now_s - max(self.last_good_s, self._busy_s, source.since_s) >= STARVING_S:
-            self._starving_until_s = now_s + FED_S
+            self._starving_until_s = now_s + FED_S  # guard: A56 A58 F52
         if now_s < self._starving_until_s:
             return source.mask
         if not source.sharing and not source.shared_out and self._plan.unasked(source.share) < MOST_WINDOW:
@@ -346,6 +348,7 @@ class BlockFetch:
         began_s = self._clock.seconds()
         asked = source.candidate.ask(GetShare(self._index.image, pieces.to_bytes(missing)))
         self._asked.add(asked)
+        # guard: A58 F52, within(asked, GRACE_S, self._clock) -> asked
         (
             within(asked, GRACE_S, self._clock)
             .addCallback(self._shared, source)
@@ -355,7 +358,7 @@ class BlockFetch:
         )
 
     def _shared(self, response: Response, source: PeerCandidate) -> None:
-        if not isinstance(response, ShareData):
+        if not isinstance(response, ShareData):  # guard: A24
             raise RemoteError("the answer to GetShare is something else")
         try:
             share = self._plan.pieces.from_bytes(response.pieces)
@@ -376,12 +379,14 @@ class BlockFetch:
 
     def _ask(self, source: PeerCandidate, numbers: list[int]) -> None:
         numbers.sort()
+        # guard: K8.4, -> self._plan.bytes_of(numbers) if source.candidate.bulk else BLOCK_BYTES
         size = max(self._plan.bytes_of(numbers), len(numbers) * LEAST_BYTES) if source.candidate.bulk else BLOCK_BYTES
         deadline_s = source.deadline_s(size, self._sources.usual_rate(source))
         source.in_flight += size
         began_s = self._clock.seconds()
         asked = source.candidate.ask(self._request(source, numbers))
         self._asked.add(asked)
+        # guard: A58 F52, within(asked, deadline_s, self._clock) -> asked
         (
             within(asked, deadline_s, self._clock)
             .addCallback(self._write, source, numbers, began_s)
@@ -430,7 +435,7 @@ class BlockFetch:
         now_s = self._clock.seconds()
         written, answer = done
         bad = [number for number, good in written if not good]
-        if not bad:
+        if not bad:  # guard: A7, -> True
             for group, part in answer.parts:
                 self._passing.put(self._index.image, group, part)
         if len(bad) < len(written):
@@ -448,7 +453,7 @@ class BlockFetch:
                 image=self._index.image.hex(),
             )
             self._totals.bad_blocks += len(bad)
-            source.lied(now_s)
+            source.lied(now_s)  # guard: A7 F5
             for number in bad:
                 self._plan.failed(number, source.candidate.key)
         if completed:
@@ -459,7 +464,7 @@ class BlockFetch:
             self._plan.failed(number, source.candidate.key)
         if self._ended:
             return
-        if failure.check(DiskError, DownloadFailed):
+        if failure.check(DiskError, DownloadFailed):  # guard: A38 A39 F28 F29
             self._end(failure)
             return
         if failure.check(Busy):
@@ -468,8 +473,8 @@ class BlockFetch:
         elif failure.check(RemoteError):
             self._lacking(source, numbers, failure.getErrorMessage(), began_s)
         else:
-            source.failed(self._clock.seconds(), began_s)
-            self._tell_nothing(source, failure.getErrorMessage())
+            source.failed(self._clock.seconds(), began_s)  # guard: A58
+            self._tell_nothing(source, failure.getErrorMessage())  # guard: A58
 
     def _lacking(self, source: PeerCandidate, numbers: list[int], reason: str, began_s: float) -> None:
         for number in numbers:

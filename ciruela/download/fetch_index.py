@@ -54,13 +54,13 @@ class _Attempt:
 
     def quiet(self, now_s: float) -> bool:
         """Tells whether another candidate should be asked as well."""
-        return not self.here and now_s - self.heard_s >= QUIET_S
+        return not self.here and now_s - self.heard_s >= QUIET_S  # guard: S3, -> False
 
     def late(self, now_s: float) -> str:
         """Says why nobody should wait for it any more, for people; empty while it may go on."""
         if self.here:
             return ""
-        if now_s - self.heard_s >= SILENT_S:
+        if now_s - self.heard_s >= SILENT_S:  # guard: A58 F52
             return f"nothing of an answer within {SILENT_S:g} s"
         return f"no whole answer within {ANSWER_S:g} s" if now_s - self.began_s >= ANSWER_S else ""
 
@@ -168,7 +168,7 @@ class IndexFetch:
         ready = [one for one in self._candidates() if one.key not in self._attempts and not self._failures.blocked(one.key)]
         if ready:
             self._try(min(ready, key=lambda one: (not one.seed, one.hearsay, self._rng.random())), now_s)
-        elif not self._attempts and now_s - self._began_s >= GIVE_UP_S:
+        elif not self._attempts and now_s - self._began_s >= GIVE_UP_S:  # guard: A56
             why = f"nobody gave the index within {GIVE_UP_S:.0f} s{self._last}"
             self._end(Failure(DownloadFailed(AbortReason.CANT_FETCH_INDEX, why)))
 
@@ -195,17 +195,17 @@ class IndexFetch:
         self._attempts.pop(candidate.key, None)
         if self._ended:
             return
-        if failure.check(DiskError, DownloadFailed):
+        if failure.check(DiskError, DownloadFailed):  # guard: A38 A39
             self._end(failure)
             return
         reason = failure.getErrorMessage()
-        if failure.check(UnfitIndex):
+        if failure.check(UnfitIndex):  # guard: K7.3
             self._end(Failure(DownloadFailed(AbortReason.BAD_INDEX, reason)))
             return
         if attempt.overdue and failure.check(CancelledError):
             reason = attempt.overdue
-            candidate.close(f"closed because it gave {reason}")
-        self._failures.failed(candidate.key)
+            candidate.close(f"closed because it gave {reason}")  # guard: S3 S10
+        self._failures.failed(candidate.key)  # guard: A4 A7 F4
         self._last = f"; the last attempt: {logged(reason)}"
         self._hush.info(
             self._log,

@@ -72,7 +72,7 @@ class BlockPlan:
                     self.missing += 1
                     leader = first.setdefault(file.hashes[at : at + HASH_BYTES], number)
                     # Equal blocks are fetched once, and written wherever they stand.
-                    if leader == number:
+                    if leader == number:  # guard: A8, -> True
                         self._queues[part].append(number)
                         self._queued_bytes[part] += self._sizes[number]
                     else:
@@ -131,7 +131,7 @@ class BlockPlan:
             size = self._queued_bytes[part]
             if not numbers:
                 numbers = self._take(part, most_bytes)
-            elif size <= most_bytes and len(numbers) + len(self._queues[part]) <= MOST_AT_ONCE:
+            elif size <= most_bytes and len(numbers) + len(self._queues[part]) <= MOST_AT_ONCE:  # guard: I6, without 2
                 numbers += self._take(part, size)
             else:
                 break
@@ -144,7 +144,7 @@ class BlockPlan:
         queue = self._queues[part]
         numbers = [queue.pop()]
         size = self._sizes[numbers[0]]
-        while queue and len(numbers) < MOST_AT_ONCE and size + self._sizes[queue[-1]] <= most_bytes:
+        while queue and len(numbers) < MOST_AT_ONCE and size + self._sizes[queue[-1]] <= most_bytes:  # guard: I6, without 2
             numbers.append(queue.pop())
             size += self._sizes[numbers[-1]]
         self._queued_bytes[part] -= size
@@ -154,6 +154,7 @@ class BlockPlan:
 
     def _late(self, asker: object, mask: int, before_s: float) -> int | None:
         for number, flight in self._flights.items():
+            # guard: A58 F52
             if (
                 len(flight.askers) < MOST_ASKERS
                 and asker not in flight.askers
@@ -197,7 +198,7 @@ class BlockPlan:
 
     def arrived(self, number: int) -> bool:
         """The block is on disk. True when that completed a piece. A second copy of the same block changes nothing."""
-        if self._here[number]:
+        if self._here[number]:  # guard: I1
             return False
         self._flights.pop(number, None)
         completed = False

@@ -40,7 +40,7 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
         case BlocksData(parts, lacks):
             absent = set(lacks)
             groups = pieces.groups([number for number in numbers if number not in absent])
-            if len(groups) != len(parts):
+            if len(groups) != len(parts):  # guard: A7 A24
                 return BlockAnswer([(number, b"") for group in groups for number in group], [])
             blocks: list[tuple[int, Block]] = []
             for group, part in zip(groups, parts, strict=True):
@@ -51,6 +51,7 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
                     blocks.append((number, plain[at:end]))
                     at = end
             return BlockAnswer(blocks, list(zip(groups, parts, strict=True)))
+    # guard: A24, raise RemoteError("the answer to a request for blocks is something else" -> return BlockAnswer([], []
     raise RemoteError("the answer to a request for blocks is something else")
 
 
@@ -58,9 +59,9 @@ def _plain(part: BlockPart, size: int) -> Block:
     if part.packed:
         try:
             return unpack(part.data, size)
-        except FormatError:
+        except FormatError:  # guard: A7 A21
             return b""
-    return part.data if len(part.data) == size else b""
+    return part.data if len(part.data) == size else b""  # guard: A7 A24, -> part.data
 
 
 MOST_BYTES = 32 * 1024 * 1024
@@ -85,15 +86,15 @@ class BlockRelayCache:
             return
         self._kept[key] = self._clock.seconds(), part
         self.bytes += len(part.data)
-        while self.bytes > MOST_BYTES:
+        while self.bytes > MOST_BYTES:  # guard: I6
             self._drop()
         if self._expiry is None and self._kept:
-            self._expiry = self._clock.callLater(KEPT_S, self._expire)
+            self._expiry = self._clock.callLater(KEPT_S, self._expire)  # guard: I6
 
     def get(self, image: ImageId, numbers: tuple[int, ...], packed: bool) -> BlockPart | None:
         """The part with exactly these blocks, if it is here; ``packed`` tells whether it may be a packed one."""
         kept = self._kept.get((image, numbers))
-        return None if kept is None or (kept[1].packed and not packed) else kept[1]
+        return None if kept is None or (kept[1].packed and not packed) else kept[1]  # guard: A24, -> None if kept is None else kept[1]
 
     def stop(self) -> None:
         """Let go of everything."""

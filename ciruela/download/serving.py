@@ -196,11 +196,11 @@ class BlockService:
 
     def give(self, request: GetBlock) -> Deferred[BlockData]:
         """Fires with the block, or fails with RemoteError when it is not here."""
-        if request.hint is None:
+        if request.hint is None:  # guard: F3 I13
             return fail(RemoteError("Hint is required for fetching blocks from server"))
         try:
             vpath = VPath.parse(request.hint.vpath)
-        except ValueError as error:
+        except ValueError as error:  # guard: F3
             return fail(RemoteError(f"the hint is not a virtual path: {error}"))
         return self._first(request, vpath, self._images(vpath))
 
@@ -210,7 +210,7 @@ class BlockService:
             vpath = VPath.parse(request.path)
         except ValueError as error:
             return fail(RemoteError(f"not a virtual path: {error}"))
-        if request.image not in self._images(vpath):
+        if request.image not in self._images(vpath):  # guard: A2 F3 I13
             return fail(RemoteError("image not found"))
 
         def look(entry: tuple[Index, BlockMap] | None) -> Deferred[BlocksData]:
@@ -218,9 +218,9 @@ class BlockService:
                 self._missed(None, vpath, request.image)
                 raise RemoteError("its index is not here")
             index, blocks = entry
-            if request.numbers and request.numbers[-1] >= len(blocks):
+            if request.numbers and request.numbers[-1] >= len(blocks):  # guard: A2 F3
                 raise RemoteError(f"there is no block {request.numbers[-1]}")
-            if blocks.bytes_of(request.numbers) > MOST_BULK_BYTES:
+            if blocks.bytes_of(request.numbers) > MOST_BULK_BYTES:  # guard: A34 I6 F3
                 raise RemoteError(f"at most {MOST_BULK_BYTES} bytes are given at once")
             return self._parts(request, vpath, index)
 
@@ -244,7 +244,7 @@ class BlockService:
             return BlocksData(tuple(parts), tuple(number for number in rest if data[number] is None))
 
         def count(answer: BlocksData) -> BlocksData:
-            if answer.lacks:
+            if answer.lacks:  # guard: A10 F51
                 self._missed(None, vpath, request.image)
             self._count(vpath, len(request.numbers) - len(answer.lacks), sum(len(one.data) for one in answer.parts))
             return answer
@@ -291,7 +291,7 @@ class BlockService:
         """Reports damage when a block of a committed image that is not on its way as well is missing. Passes ``data`` on."""
         committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
         if data is None and committed is not None and committed.image == image and (pending is None or pending.state.image != image):
-            self._damaged(vpath, image)
+            self._damaged(vpath, image)  # guard: A10 F51
         return data
 
     def _number(self, request: GetBlock, blocks: BlockMap) -> int | None:
@@ -309,7 +309,7 @@ class BlockService:
         reader = self._readers.get(key)
         if reader is None:
             reader = self._readers[key] = Batcher(lambda numbers: self._disk.read_blocks(vpath, index, numbers), READS_PER_JOB)
-            while len(self._readers) > KEPT_INDEXES:
+            while len(self._readers) > KEPT_INDEXES:  # guard: I6
                 self._readers.popitem(last=False)
         self._readers.move_to_end(key)
         return reader

@@ -212,7 +212,7 @@ class PeerCandidate:
 
     def room(self, now_s: float) -> int:
         """Computes how many bytes may be asked for now: one block, or as many as make an answer where that is understood."""
-        if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:
+        if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:  # guard: A7 F5, without 2
             return 0
         free = min(self.window, self.candidate.most, self._most()) - self.in_flight
         if not self.candidate.bulk:
@@ -235,7 +235,7 @@ class PeerCandidate:
 
     def told(self, pieces: int) -> None:
         """It has these."""
-        self.denied &= ~(pieces & ~self.claimed)
+        self.denied &= ~(pieces & ~self.claimed)  # guard: A36 F27, -> ~pieces
         self.claimed |= pieces
 
     def gave(self, took_s: float, blocks: int, size: int) -> None:
@@ -249,12 +249,13 @@ class PeerCandidate:
         self.blocks += blocks
         if took_s > SLOW_S:
             # Slow answers mean that more is in flight than the source can give; the floor keeps two blocks going.
-            self.window = max(2 * BLOCK_BYTES, self.window - size)
+            self.window = max(2 * BLOCK_BYTES, self.window - size)  # guard: A58 F52
         else:
             self.window = max(self.window, min(MOST_WINDOW, self.window + size))
         if took_s > 0:
             self.quickest_s = min(self.quickest_s, took_s)
             self.rate += ((self.in_flight / took_s) - self.rate) * (RATE_WEIGHT if self.rate else 1.0)
+            # guard: I6, -> max(BATCH_BYTES, int(self.in_flight / took_s * BATCH_S))
             self.batch = max(BATCH_BYTES, min(MOST_BATCH_BYTES, int(self.in_flight / took_s * BATCH_S)))
 
     def lacked(self, pieces: int, now_s: float, asked_s: float = math.inf) -> None:
@@ -266,7 +267,7 @@ class PeerCandidate:
         if self.candidate.seed or self.candidate.hearsay:
             self.failed(now_s, asked_s)
             return
-        self.denied |= pieces
+        self.denied |= pieces  # guard: A36 F27
         self.denied_until_s = now_s + DENIED_S
 
     def failed(self, now_s: float, asked_s: float = math.inf) -> None:
@@ -274,12 +275,12 @@ class PeerCandidate:
 
         What was asked, at ``asked_s``, before it failed last was lost in the same silence, which is one failure.
         """
-        if asked_s <= self.failed_s:
+        if asked_s <= self.failed_s:  # guard: K7.5
             return
         self.failures += 1
         self.failed_s = now_s
         self.window = max(BLOCK_BYTES, self.window // 2)
-        self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))
+        self.rest_until_s = max(self.rest_until_s, now_s + min(self.failures, 30))  # guard: A58
 
     def busy(self, now_s: float) -> None:
         """It serves enough others. That is no failure: it is asked again soon."""
@@ -288,7 +289,7 @@ class PeerCandidate:
     def lied(self, now_s: float) -> None:
         """It gave bytes that are not the block."""
         self.bad_blocks += 1
-        self.rest_until_s = now_s + min(BAD_BLOCK_S * 2 ** (self.bad_blocks - 1), LONGEST_BAD_S)
+        self.rest_until_s = now_s + min(BAD_BLOCK_S * 2 ** (self.bad_blocks - 1), LONGEST_BAD_S)  # guard: A7 F5
 
 
 class Sources:
@@ -315,6 +316,7 @@ class Sources:
             active.append(source)
         self._active = active
         current = {candidate.key for candidate in candidates}
+        # guard: A7 F5, without 3
         for key in [key for key, source in self._known.items() if key not in current and not source.in_flight and not source.bad_blocks]:
             del self._known[key]
 
@@ -331,6 +333,6 @@ class Sources:
         """The union of the pieces that peers claim and did not deny."""
         union = 0
         for source in self._active:
-            if not source.candidate.seed and not source.candidate.hearsay:
+            if not source.candidate.seed and not source.candidate.hearsay:  # guard: A36 F27, without 2
                 union |= source.mask
         return union

@@ -114,7 +114,7 @@ class Siblings:
         return [(path, state.image) for path, state in sorted(states, key=lambda one: one[0] != vpath)]
 
     def _loaded(self, vpath: VPath, images: Iterable[tuple[VPath, ImageId]]) -> Deferred[list[tuple[VPath, Index]]]:
-        if self._configs[vpath.key].reuse is Reuse.NONE:
+        if self._configs[vpath.key].reuse is Reuse.NONE:  # guard: A50
             return succeed([])
         chosen = list(images)[:MOST_SIBLINGS]
 
@@ -155,7 +155,7 @@ class DownloadContext:
         """Makes the fetch of an index. ``on_disk``: one in memory will do, its file is not known to be lost."""
 
         def kept() -> Index | None:
-            entry = self.catalog.kept(wanting.image) if on_disk else None
+            entry = self.catalog.kept(wanting.image) if on_disk else None  # guard: K3.2, -> self.catalog.kept(wanting.image)
             return entry[0] if entry else None
 
         most_unpacked = max(self.node.tuning.max_index_bytes, LEAST_UNPACKED)
@@ -345,7 +345,7 @@ class Download(Transfer):
     def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
         """Checks the index against the limits of its directory, and makes the map of its blocks."""
         context = self.context
-        checked = context.large(index, tree.check, index, context.node.configs[self.vpath.key])
+        checked = context.large(index, tree.check, index, context.node.configs[self.vpath.key])  # guard: A5 A8 F7 A3, -> succeed(None)
         return checked.addCallback(lambda _: context.catalog.add(index))
 
     def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:

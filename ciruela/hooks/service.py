@@ -113,7 +113,7 @@ def why_failed(ended: Ended, timeout_ms: int) -> str:
         what = f"exited with {ended.code}"
     else:
         return ""
-    return logged(f"{what}: {ended.line}" if ended.line else what)
+    return logged(f"{what}: {ended.line}" if ended.line else what)  # guard: A27, -> f'{what}: {ended.line}' if ended.line else what
 
 
 def why_refused(code: int) -> str:
@@ -239,7 +239,7 @@ class Hooks:
             counts.failed, counts.ok = counts.failed + bool(why), counts.ok + (not why)
             self._report(due.vpath, HookReport(due.image, HookKind.CHECK, HookState.FAILED if why else HookState.OK, why, 1))
             if why:
-                raise DownloadFailed(AbortReason.CHECK_FAILED, why)
+                raise DownloadFailed(AbortReason.CHECK_FAILED, why)  # guard: I1
 
         return self._command(hook, due, HookKind.CHECK, directory).addErrback(self._not_run).addCallback(judged)
 
@@ -247,7 +247,7 @@ class Hooks:
         if not due.kinds:
             return succeed(None)
         self._noted[due.vpath] = due
-        return self.context.disk.write_due(due)
+        return self.context.disk.write_due(due)  # guard: A43, -> succeed(None)
 
     def gave_up(self, vpath: VPath, image: ImageId) -> None:
         """The image will not be committed."""

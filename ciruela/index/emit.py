@@ -43,7 +43,7 @@ def find(index: Index, path: str) -> File | None:
             return file
         case Symlink(target=target):
             raise NoPlace(f"{path} is a symbolic link to {target}; name the file itself")
-    if any(directory.path == path for directory in index.directories):
+    if any(directory.path == path for directory in index.directories):  # guard: A1
         raise NoPlace(f"{path} is a directory; name a file")
     return None
 
@@ -100,7 +100,7 @@ class Writer:
         """
         try:
             self._order.enter(path, ())
-            self._order.listed(count)
+            self._order.listed(count)  # guard: A5
         except ValueError as error:
             raise BadIndex(f"directory {path[:80]!r}: {error}") from None
         self._put(f"{escape(path)}\n".encode("ascii"))
@@ -145,12 +145,12 @@ def _chunk(directory: Directory, order: Preorder) -> bytes:
     last = ""
     for entry in directory.entries:
         name = entry.path[len(order.prefix) :]
-        check_component(name)
+        check_component(name)  # guard: A1
         if not entry.path.startswith(order.prefix):
             raise ValueError(f"{entry.path[:80]!r} is not in it")
-        if name <= last:
+        if name <= last:  # guard: A2
             raise ValueError(f"the entry {name[:80]!r} is listed twice or out of order")
-        if size_in_utf8(name) > order.room:
+        if size_in_utf8(name) > order.room:  # guard: A1
             raise ValueError(f"the path of {name[:80]!r} is too long or too deep")
         last = name
         match entry:
@@ -158,12 +158,12 @@ def _chunk(directory: Directory, order: Preorder) -> bytes:
                 _check_content(entry)
                 lines.append(file_line(escape(name), entry.executable, entry.size, entry.hashes))
             case Symlink():
-                check_target(entry.target)
+                check_target(entry.target)  # guard: A3
                 lines.append(link_line(escape(name), entry.target))
     lines.append("")
     return "\n".join(lines).encode("ascii")
 
 
 def _check_content(file: File) -> None:
-    if file.size < 0 or len(file.hashes) != HASH_BYTES * -(-file.size // BLOCK_BYTES):
+    if file.size < 0 or len(file.hashes) != HASH_BYTES * -(-file.size // BLOCK_BYTES):  # guard: A5
         raise ValueError(f"{file.path[:80]!r} has {file.size} bytes and {len(file.hashes)} bytes of hashes")

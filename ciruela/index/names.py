@@ -48,11 +48,11 @@ def unescape(spelled: str) -> str:
     """
     if "\\" not in spelled and _PLAIN.fullmatch(spelled):
         return spelled
-    if not _CANONICAL.fullmatch(spelled):
+    if not _CANONICAL.fullmatch(spelled):  # guard: A4
         raise ValueError(f"{spelled[:80]!r} is not escaped in the one allowed way")
     raw = _ESCAPE.sub(lambda match: bytes((int(match[1], 16),)), spelled.encode("ascii"))
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8")  # guard: A1, -> raw.decode('utf-8', 'replace')
     except UnicodeDecodeError:
         raise ValueError(f"{spelled[:80]!r} is not UTF-8") from None
 
@@ -64,21 +64,21 @@ def size_in_utf8(text: str) -> int:
 
 def check_component(name: str) -> None:
     """Raise ValueError unless ``name`` can be one entry of a directory. Control characters other than NUL are allowed."""
-    if name in ("", ".", ".."):
+    if name in ("", ".", ".."):  # guard: A1 F1
         raise ValueError(f"{name!r} cannot be a name")
-    if "/" in name or "\0" in name:
+    if "/" in name or "\0" in name:  # guard: A1 F1, without 2; A1 F1, without 1
         raise ValueError(f"{name[:80]!r} contains a slash or NUL")
     size = size_in_utf8(name)
-    if size > MAX_COMPONENT_BYTES:
+    if size > MAX_COMPONENT_BYTES:  # guard: A1 F1
         raise ValueError(f"{name[:80]!r}: the name has {size} bytes, at most {MAX_COMPONENT_BYTES} are allowed")
 
 
 def check_target(target: str) -> None:
     """Raise ValueError unless ``target`` can be the target of a symbolic link. Where it points does not matter: it is never followed."""
-    if "\0" in target:
+    if "\0" in target:  # guard: A3
         raise ValueError(f"the link target {target[:80]!r} contains NUL")
     size = size_in_utf8(target)
-    if not 1 <= size <= MAX_TARGET_BYTES:
+    if not 1 <= size <= MAX_TARGET_BYTES:  # guard: A3
         raise ValueError(f"the link target has {size} bytes, 1 to {MAX_TARGET_BYTES} are allowed")
 
 
@@ -89,14 +89,14 @@ def components(path: str) -> list[str]:
     """
     if path == "/":
         return []
-    if not path.startswith("/"):
+    if not path.startswith("/"):  # guard: A1 F1
         raise ValueError(f"the path {path[:80]!r} does not begin with a slash")
-    if size_in_utf8(path) > MAX_PATH_BYTES:
+    if size_in_utf8(path) > MAX_PATH_BYTES:  # guard: A1 F1
         raise ValueError(f"the path {path[:80]!r}... has more than {MAX_PATH_BYTES} bytes")
     parts = path[1:].split("/")
-    if len(parts) > MAX_DEPTH:
+    if len(parts) > MAX_DEPTH:  # guard: A1 F1
         raise ValueError(f"the path {path[:80]!r}... has more than {MAX_DEPTH} components")
-    for part in parts:
+    for part in parts:  # guard: A1 F1
         check_component(part)
     return parts
 
@@ -142,18 +142,18 @@ class Preorder:
         depth = len(parts)
         if self._above:
             self._leave()
-            if not parts:
+            if not parts:  # guard: A4
                 raise ValueError("the directory / is listed twice")
-            if parts[:-1] != self._parts[: depth - 1]:
+            if parts[:-1] != self._parts[: depth - 1]:  # guard: A2
                 raise ValueError(f"the directory {path[:80]!r} does not follow its parent")
-            if depth <= len(self._parts) and parts[-1] <= self._parts[depth - 1]:
+            if depth <= len(self._parts) and parts[-1] <= self._parts[depth - 1]:  # guard: A2 A4
                 raise ValueError(f"the directory {path[:80]!r} is listed twice or out of order")
             del self._above[depth:]
             beside = self._above[-1]
             at = bisect_left(beside, path, key=_path)
-            if at < len(beside) and beside[at].path == path:
+            if at < len(beside) and beside[at].path == path:  # guard: A2
                 raise ValueError(f"{path[:80]!r} is both a directory and an entry of its parent")
-        elif parts:
+        elif parts:  # guard: A4
             raise ValueError("the first directory is not /")
         self._parts = parts
         self._above.append(entries)
@@ -172,5 +172,5 @@ class Preorder:
 
     def _spend(self, amount: int) -> None:
         self._left -= amount
-        if self._left < 0:
+        if self._left < 0:  # guard: A5 F6
             raise ValueError("too many files, links and directories in one image; split it")

@@ -21,6 +21,7 @@ HEADERS = {kind: f"DIRSIGNATURE.v1 {kind.value} block_size={BLOCK_BYTES}\n".enco
 FOOTER_BYTES = 2 * HASH_BYTES + 1
 
 _FOOTER = re.compile(rb"[0-9a-f]{64}\n")
+# guard: A4, 0|[1-9][0-9]{0,18 -> [0-9]{1,19; A9, fx -> a-rt-z
 _FILE = re.compile(r"  ([!-.0-~]{1,1020}) ([fx]) (0|[1-9][0-9]{0,18})(?= |\Z)")
 _SMALL_FILE = re.compile(rb"  ([!-.0-\[\]-~]{1,255}) ([fx]) ([1-9][0-9]{0,4}) ([0-9a-f]{64})\n")
 _LINK = re.compile(r"  ([!-.0-~]{1,1020}) s ([!-~]+)")
@@ -42,15 +43,15 @@ def peek_kind(data: bytes) -> HashKind:
 
 def image_id_of(data: bytes, max_bytes: int = MAX_INDEX_BYTES) -> ImageId:
     """The image id in the footer of ``data``, after the body was hashed and agrees with it. The body is not parsed. Raises BadIndex."""
-    if len(data) > max_bytes:
+    if len(data) > max_bytes:  # guard: A6
         raise BadIndex(f"the index has {len(data)} bytes, at most {max_bytes} are allowed")
     kind = peek_kind(data)
     begin, end = len(HEADERS[kind]), len(data) - FOOTER_BYTES
     # A footer cannot overlap the header, which is not hexadecimal.
-    if not _FOOTER.fullmatch(data, end) or data[end - 1] != 0x0A:
+    if not _FOOTER.fullmatch(data, end) or data[end - 1] != 0x0A:  # guard: A4 F4; A4, without 2
         raise BadIndex("last line: not a footer of 64 lower-case hexadecimal digits and a newline")
     digest = kind.hash(memoryview(data)[begin:end])
-    if digest.hex().encode() != data[end:-1]:
+    if digest.hex().encode() != data[end:-1]:  # guard: A4 F4
         raise BadIndex(f"last line: the {kind.value} hash of the body is {digest.hex()}, the footer says otherwise")
     return image_id(digest)
 
@@ -62,7 +63,7 @@ def parse(data: bytes, expected: ImageId, max_bytes: int = MAX_INDEX_BYTES) -> I
     line, when it has this id and can never be taken.
     """
     image = image_id_of(data, max_bytes)
-    if image != expected:
+    if image != expected:  # guard: A4 F4 I1
         raise BadIndex(f"this is the index {image.hex()}, not {expected.hex()}")
     kind = peek_kind(data)
     body = _EntryParser(data, len(HEADERS[kind]), len(data) - FOOTER_BYTES)
@@ -96,7 +97,7 @@ class _EntryParser:
         while self._position < end:
             if data[self._position] == _SLASH:
                 stop = data.index(b"\n", self._position, end)
-                if stop - self._position > _LONG_LINE:
+                if stop - self._position > _LONG_LINE:  # guard: A5 F6
                     raise ValueError("the path of the directory is too long")
                 path = unescape(data[self._position : stop].decode("ascii"))
                 entries: list[File | Symlink] = []
@@ -120,7 +121,8 @@ class _EntryParser:
         last = ""
         entry: File | Symlink
         while position < end:
-            match = small_file(data, position) if roomy else None
+            match = small_file(data, position) if roomy else None  # guard: A1, roomy -> True
+            # guard: A1, without 3; A5 F6, <= BLOCK_BYTES -> >= 0
             if match is not None and (size := int(match[3])) <= BLOCK_BYTES and match[1] not in _DOTS:
                 name = match[1].decode("ascii")
                 entry = File(prefix + name, match[2] == b"x", size, unhexlify(match[4]))
@@ -131,9 +133,9 @@ class _EntryParser:
                 position = stop + 1
             else:
                 return
-            if name <= last:
+            if name <= last:  # guard: A2 A4
                 raise ValueError(f"the entry {name[:80]!r} is listed twice or out of order")
-            if len(entries) >= most:
+            if len(entries) >= most:  # guard: A5 F6
                 raise ValueError("too many files, links and directories in one image")
             last = name
             entries.append(entry)
@@ -150,7 +152,7 @@ class _EntryParser:
         size = int(digits)
         count = -(-size // BLOCK_BYTES)
         at = match.end()
-        if length != at + _HASH_TEXT * count:
+        if length != at + _HASH_TEXT * count:  # guard: A5 F6
             raise ValueError(f"a file of {size} bytes has {count} hashes of 64 digits, each after one space, and nothing else on its line")
         hashes = _hashes(line[at + 1 :]) if length < _LONG_LINE else self._many_hashes(position + at, stop)
         return name, File(order.prefix + name, letter == "x", size, hashes)
@@ -159,7 +161,7 @@ class _EntryParser:
         parts = []
         for at in range(position, stop, _HASH_TEXT * _HASHES_AT_ONCE):
             text = self._data[at : min(at + _HASH_TEXT * _HASHES_AT_ONCE, stop)].decode("ascii")
-            if text[0] != " ":
+            if text[0] != " ":  # guard: A4
                 raise ValueError("hashes are not separated by exactly one space")
             parts.append(_hashes(text[1:]))
         return b"".join(parts)
@@ -170,7 +172,7 @@ class _EntryParser:
             raise ValueError(f"{line[:80]!r} is not a file (NAME f|x SIZE HASHES) nor a link (NAME s TARGET)")
         name = _name(match[1], order)
         target = unescape(match[2])
-        check_target(target)
+        check_target(target)  # guard: A3
         return name, Symlink(order.prefix + name, target)
 
 
@@ -179,8 +181,8 @@ def _name(spelled: str, order: Preorder) -> str:
     name = spelled
     if "\\" in spelled or len(spelled) > MAX_COMPONENT_BYTES or spelled in (".", ".."):
         name = unescape(spelled)
-        check_component(name)
-    if order.room < MAX_COMPONENT_BYTES and size_in_utf8(name) > order.room:
+        check_component(name)  # guard: A1
+    if order.room < MAX_COMPONENT_BYTES and size_in_utf8(name) > order.room:  # guard: A1
         raise ValueError(f"the path of {name[:80]!r} is too long or too deep")
     return name
 
@@ -188,6 +190,6 @@ def _name(spelled: str, order: Preorder) -> str:
 def _hashes(text: str) -> bytes:
     """The bytes of hashes in their one spelling: lower case, one space between."""
     hashes = bytes.fromhex(text)
-    if hashes.hex(" ", HASH_BYTES) != text:
+    if hashes.hex(" ", HASH_BYTES) != text:  # guard: A4
         raise ValueError("hashes are lower-case hexadecimal digits with exactly one space between two hashes")
     return hashes

@@ -102,16 +102,16 @@ class Index:
 def check(index: Index, config: DirConfig) -> None:
     """Raise DownloadFailed, with the numbers or the link, unless ``config`` allows the image. Equal blocks count each time."""
     most_bytes, most_files = config.max_image_bytes, config.max_image_files
-    if most_bytes is not None and index.total_bytes > most_bytes:
+    if most_bytes is not None and index.total_bytes > most_bytes:  # guard: A5 A8 F7
         raise DownloadFailed(AbortReason.IMAGE_TOO_LARGE, f"it has {index.total_bytes} bytes, max-image-bytes is {most_bytes} here")
     count = len(index.files) + len(index.symlinks) + len(index.directories) - 1
-    if most_files is not None and count > most_files:
+    if most_files is not None and count > most_files:  # guard: A5 F7
         raise DownloadFailed(
             AbortReason.IMAGE_TOO_LARGE, f"it has {count} files, links and directories, max-image-files is {most_files} here"
         )
-    if config.symlinks is Symlinks.NONE and index.symlinks:
+    if config.symlinks is Symlinks.NONE and index.symlinks:  # guard: A3
         raise _refused(index.symlinks[0], "symlinks is none here")
-    if config.symlinks is Symlinks.INSIDE:
+    if config.symlinks is Symlinks.INSIDE:  # guard: A3
         directories = {directory.path for directory in index.directories}
         for link in index.symlinks:
             if not stays_inside(link, directories):
@@ -127,7 +127,7 @@ def stays_inside(link: Symlink, directories: set[str]) -> bool:
 
     ``..`` leads up from a directory of the image only: behind a name that may be a link nobody knows where "up" is.
     """
-    if link.target.startswith("/"):
+    if link.target.startswith("/"):  # guard: A3
         return False
     here = link.path.rpartition("/")[0]
     for part in link.target.split("/"):
@@ -135,7 +135,7 @@ def stays_inside(link: Symlink, directories: set[str]) -> bool:
             continue
         if part != "..":
             here = f"{here}/{part}"
-        elif here == "" or here not in directories:
+        elif here == "" or here not in directories:  # guard: A3, without 2; A3, -> here not in directories | {''}
             return False
         else:
             here = here.rpartition("/")[0]

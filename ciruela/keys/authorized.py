@@ -60,7 +60,7 @@ def _key(line: str, now_utc: str) -> PublicKey:
     for name, value in options:
         if name == _EXPIRY:
             _check_expiry(value, now_utc)
-        elif name not in _HARMLESS:
+        elif name not in _HARMLESS:  # guard: A16 F8
             raise BadKey(f"the option {name[:40]} is not supported for uploads (remove it, or the line)")
         elif value is not None:
             raise BadKey(f"the option {name[:40]} takes no value")
@@ -90,5 +90,5 @@ def _check_expiry(value: str | None, now_utc: str) -> None:
     parts = _TIME.fullmatch(value or "")
     if parts is None or (parts[3] and not parts[2]):
         raise BadKey(f'{_EXPIRY}="{visible(value or "")[:40]}" is not a time in UTC (write YYYYMMDDZ, YYYYMMDDHHMMZ or YYYYMMDDHHMMSSZ)')
-    if now_utc >= parts[1] + (parts[2] or "0000") + (parts[3] or "00"):
+    if now_utc >= parts[1] + (parts[2] or "0000") + (parts[3] or "00"):  # guard: A16 F8
         raise BadKey(f"the key expired at {parts[0]}")

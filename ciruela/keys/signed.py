@@ -25,12 +25,13 @@ def signed_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
 
     Raises ValueError for a time that is not an unsigned 64 bit number and for text that is not Unicode.
     """
+    # guard: A11 I4 F8, path -> ""; A11 I4 F8, _time(timestamp_ms) -> 0; A11 I4 F8, bytes(image) -> b""
     return cbor2.dumps([path, bytes(image), _time(timestamp_ms)])
 
 
 def removal_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
     """The shortest CBOR of ``["ciruela/remove", path, image, timestamp]``: that ``image`` is to go from ``path``. Raises ValueError."""
-    return cbor2.dumps([REMOVE, path, bytes(image), _time(timestamp_ms)])
+    return cbor2.dumps([REMOVE, path, bytes(image), _time(timestamp_ms)])  # guard: A12 F9, REMOVE, path -> path
 
 
 def signed_check_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
@@ -38,7 +39,7 @@ def signed_check_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:
 
     Raises ValueError as :func:`signed_bytes`.
     """
-    return cbor2.dumps([CHECK_DOMAIN, path, bytes(image), _time(timestamp_ms)])
+    return cbor2.dumps([CHECK_DOMAIN, path, bytes(image), _time(timestamp_ms)])  # guard: A11 I4, CHECK_DOMAIN, path -> path
 
 
 def _time(timestamp_ms: int) -> int:

@@ -212,9 +212,9 @@ class Cluster:
         header = packet.header
         admission = self.roster.admit(source, header, now_s, now_ms, connected=connected)
         effects: list[Effect] = [Doubtful(address) for address in admission.doubtful]
-        if admission.double is not None:
+        if admission.double is not None:  # guard: A33 F24
             effects.append(Double(header.sender, source, admission.double))
-        if admission.refusal is not None:
+        if admission.refusal is not None:  # guard: A30
             return [*effects, PacketRefused(admission.refusal)]
         if admission.new:
             effects.append(NewPeer(source, header.sender))
@@ -222,6 +222,7 @@ class Cluster:
             self._stances.restarted(header.sender)
         order = (header.epoch, header.seq)
         latest_ms = self.roster.latest_ms(source, now_ms)
+        # guard: S4, item.stamp <= latest_ms -> True
         items = [item for item in packet.items if connected or not isinstance(item, MemberFact | WatchFact) or item.stamp <= latest_ms]
         effects += [Dropped(PacketRefusal.AHEAD)] * (len(packet.items) - len(items))
         effects += [
@@ -260,7 +261,7 @@ class Cluster:
 
     def _may_wait(self, machine: MachineId) -> bool:
         """Tells whether others may say that ``machine`` waits: invented machines would fill the memory, and each one be looked after."""
-        return machine != self._me and self.roster.known_machine(machine)
+        return machine != self._me and self.roster.known_machine(machine)  # guard: S6, without 2
 
     def expire(self, now_s: float) -> None:
         """Forget what is too old. To be called every few seconds; the time also counts for the questions below."""

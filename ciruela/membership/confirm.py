@@ -140,11 +140,11 @@ class Confirmations:
 
     def _there(self, response: Response, claim: Claim) -> bool:
         """Tells whether the answer confirms ``claim``."""
-        if not isinstance(response, PathStateData) or response.machine != claim.machine:
+        if not isinstance(response, PathStateData) or response.machine != claim.machine:  # guard: S5, without 2
             return False
         there = response.committed
         if isinstance(claim, Completed):
-            return there is not None and there.image == claim.image
+            return there is not None and there.image == claim.image  # guard: S5, without 2
         return response.taken and (there is None or there.image != claim.item.image)
 
     def _older_version(self, failure: Failure, claim: Claim) -> Deferred[bool]:

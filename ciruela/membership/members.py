@@ -101,7 +101,7 @@ class MemberCache:
         if keys is None:
             self._known[address] = replace(known, hostname=hostname)
             return
-        if known.sure and not connected:
+        if known.sure and not connected:  # guard: K1.1
             keys = {*(known.keys or ()), *keys}
         self._known[address] = replace(known, hostname=hostname, keys=tuple(sorted(keys)), sure=known.sure or connected)
 
@@ -170,6 +170,7 @@ class ReplayWindow:
             self._bits = 1 if ahead >= WINDOW else ((self._bits << ahead) | 1) & ((1 << WINDOW) - 1)
             self._newest = seq
             return True
+        # guard: A31, without 1; A31 F22, without 2
         if -ahead >= WINDOW or self._bits >> -ahead & 1:  # in this order: as a bit, a forged number far behind fills the memory
             return False
         self._bits |= 1 << -ahead
@@ -307,7 +308,7 @@ class Members:
         for address in [address for address in self._bound if address not in names]:
             del self._bound[address]
         for machine, member in list(self._members.items()):
-            if member.address not in names:
+            if member.address not in names:  # guard: A32 A37
                 self._drop_member(machine)
         self._places = {machine: address for machine, address in self._places.items() if address in names}
 
@@ -326,14 +327,14 @@ class Members:
 
         ``connected``: it came over a connection with the node that listens at ``source``.
         """
-        if source not in self._names:
+        if source not in self._names:  # guard: A30 A32 I12 F23
             return Admission(PacketRefusal.UNKNOWN_SOURCE)
         # One forged datagram with an epoch of the future would make every true one after it look old.
-        if not connected and header.epoch > self.latest_ms(source, now_ms):
+        if not connected and header.epoch > self.latest_ms(source, now_ms):  # guard: S4
             return Admission(PacketRefusal.AHEAD, doubtful=(source,))
         if header.sender == self._me:
             # Our machine id with another start: the disk of this server was cloned. With the same one we hear ourselves.
-            if header.epoch != self._epoch:
+            if header.epoch != self._epoch:  # guard: A33 F24
                 self.shared.note(self._me, {source: now_s})
                 return Admission(PacketRefusal.SAME_MACHINE, double=source, doubtful=() if connected else (source,))
             self.shared.spoke(source, self._me, now_s)
@@ -345,26 +346,26 @@ class Members:
             self._own.discard(source)
             self._takers.clear()
         bound = self._bound.get(source)
-        if bound is not None and not connected and self._stale(bound, header):
+        if bound is not None and not connected and self._stale(bound, header):  # guard: A31 F22
             return Admission(PacketRefusal.REPLAYED, doubtful=(source,))
         window = self._window(source, header)
-        behind = connected and window.forged(header.seq)
+        behind = connected and window.forged(header.seq)  # guard: S4, -> False
         # A connection cannot be forged, so what put the window that far ahead was: it begins anew, or all true datagrams were replays.
         if behind:
             window = ReplayWindow()
-        if not window.fresh(header.seq) and not connected:
+        if not window.fresh(header.seq) and not connected:  # guard: A31 F22
             return Admission(PacketRefusal.REPLAYED)
         double, older = self._double(source, header, now_s, connected=connected)
         doubtful = () if double is None else tuple(address for address in (source, double) if not connected or address != source)
-        if older is not None:
+        if older is not None:  # guard: A33 F24
             if double is not None:
-                self.shared.note(header.sender, {source: now_s, double: self._bound[double].heard_s})
+                self.shared.note(header.sender, {source: now_s, double: self._bound[double].heard_s})  # guard: K1.5
                 self.memory.met(source, header.sender, header.epoch, now_ms, connected=connected)
             return Admission(PacketRefusal.SAME_MACHINE, double=double, doubtful=doubtful)
         self.shared.spoke(source, header.sender, now_s)
         new = bound is None or (bound.machine, bound.epoch) != (header.sender, header.epoch)
         earlier = behind or (bound is not None and bound.machine == header.sender and header.epoch < bound.epoch)
-        if self.address_of(header.sender) != source:
+        if self.address_of(header.sender) != source:  # guard: F24
             self._takers.clear()
         if bound is not None:
             self._unbind(source, bound.machine)
@@ -392,11 +393,11 @@ class Members:
     def latest_ms(self, source: Address, now_ms: int) -> int:
         """The latest time of a clock that datagrams from ``source`` may tell."""
         bound = self._bound.get(source)
-        return now_ms + AHEAD_MS + (0 if bound is None else max(0, bound.skew_ms))
+        return now_ms + AHEAD_MS + (0 if bound is None else max(0, bound.skew_ms))  # guard: S4, -> now_ms + AHEAD_MS
 
     def _window(self, source: Address, header: Header) -> ReplayWindow:
         """The numbers seen of this sender in this epoch, from whichever address: a replay with another source is a replay."""
-        for address in (source, self._places.get(header.sender)):
+        for address in (source, self._places.get(header.sender)):  # guard: A31 F22, -> (source,)
             bound = None if address is None else self._bound.get(address)
             if bound is not None and (bound.machine, bound.epoch) == (header.sender, header.epoch):
                 return bound.window
@@ -413,7 +414,7 @@ class Members:
             return None, None
         bound = self._bound.get(source)
         proved = connected or (bound is not None and bound.connected and (bound.machine, bound.epoch) == (header.sender, header.epoch))
-        alive = now_s - other.heard_s < SILENT_S
+        alive = now_s - other.heard_s < SILENT_S  # guard: A33, -> False
         if header.epoch < other.epoch and proved and not other.connected:
             if alive:
                 self.shared.note(header.sender, {source: now_s, place: other.heard_s})
@@ -434,7 +435,7 @@ class Members:
         born_s = now_s - item.age_ms / 1000
         if proved:
             self._bound[source].skew_ms = item.stamp + item.age_ms - now_ms
-        if item.machine == self._me or now_s - born_s >= MEMBER_S:
+        if item.machine == self._me or now_s - born_s >= MEMBER_S:  # guard: A31 A34, without 2; A37 F24, without 1
             return False
         known = self._members.get(item.machine)
         if known is not None and item.stamp < known.stamp and not proved and not (direct and not known.direct):
@@ -443,7 +444,7 @@ class Members:
         if address is None:
             return False
         if known is None or item.stamp != known.stamp:
-            if self._at.get(address) != item.machine:
+            if self._at.get(address) != item.machine:  # guard: F24
                 self._takers.clear()
             self._drop_member(item.machine)
             self._drop_member(self._at.get(address))
@@ -458,7 +459,7 @@ class Members:
         known.gathered[item.part] = item.keys
         gathered = _key_set(tuple(key for keys in known.gathered.values() for key in keys))
         keys = gathered if len(known.gathered) == known.parts else known.keys | gathered
-        if keys != known.keys:
+        if keys != known.keys:  # guard: F24
             self._takers.clear()
         known.keys = keys
         if not direct:
@@ -471,8 +472,9 @@ class Members:
         """Gives the address at which hearsay puts a machine: only at a configured address for which nobody spoke more recently."""
         if item.machine in self._places:
             return self._places[item.machine]
+        # guard: A32 A37 I12, (item.address) -> (item.address) or Address(item.address.rpartition(":")[0], 1)
         address = None if item.address is None else self._by_text.get(item.address)
-        if address is None or address in self._own or address in self._bound:
+        if address is None or address in self._own or address in self._bound:  # guard: A37 F24, -> address is None
             return None
         other = self._at.get(address)
         if other is not None and other != item.machine and self._members[other].born_s >= born_s:
@@ -486,6 +488,7 @@ class Members:
 
     def expire(self, now_s: float) -> None:
         """Forget who gave no sign of life for :data:`MEMBER_S`."""
+        # guard: A34 F25, now_s - bound.heard_s >= MEMBER_S -> False
         silent = [(address, bound.machine) for address, bound in self._bound.items() if now_s - bound.heard_s >= MEMBER_S]
         for address, machine in silent:
             del self._bound[address]
@@ -493,7 +496,7 @@ class Members:
         old = [machine for machine, one in self._members.items() if machine not in self._places and now_s - one.born_s >= MEMBER_S]
         for machine in old:
             self._drop_member(machine)
-        if silent or old:
+        if silent or old:  # guard: F24
             self._takers.clear()
         for address in self.shared.expire(now_s):
             if address not in self._bound:
@@ -523,7 +526,7 @@ class Members:
         if found is None:
             addresses = {machine: self.address_of(machine) for machine, member in self._members.items() if key in member.keys}
             found = {machine: address for machine, address in addresses.items() if address is not None}
-            if len(self._takers) >= MOST_KEYS:
+            if len(self._takers) >= MOST_KEYS:  # guard: A34
                 self._takers.clear()
             self._takers[key] = found
         return found
@@ -606,7 +609,7 @@ class Members:
         found = []
         for address, name in self._names.items():
             known = self.memory.get(address)
-            if address in self._own or known is None or known.machine == self._me:
+            if address in self._own or known is None or known.machine == self._me:  # guard: K1.1, without 3
                 found.append(ConfiguredPlace(address, name, address in self._own))
                 continue
             bound = self._bound.get(address)

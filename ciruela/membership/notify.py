@@ -98,7 +98,7 @@ class ReliableNotifier:
         if known is not None and known.image == image:
             return False
         self._tellings.pop(key, None)
-        if len(self._tellings) >= self._limit:
+        if len(self._tellings) >= self._limit:  # guard: A34 F25 A26
             del self._tellings[next(iter(self._tellings))]
         self._tellings[key] = PendingNotice(image, now_s, FIRST_DELAY_S)
         return True
@@ -171,7 +171,7 @@ class AnswerCache:
     def due(self, machine: MachineId, vpath: VPath, image: ImageId, now_s: float) -> bool:
         """Tells whether to answer ``machine`` now, and notes it as done. False also when too much was answered lately."""
         key = (machine, vpath, image)
-        if key in self._said or len(self._said) >= self._limit:
+        if key in self._said or len(self._said) >= self._limit:  # guard: A34 F25, without 2
             return False
         self._said[key] = now_s
         return True

@@ -68,11 +68,11 @@ class NullKeyring:
 
     def open(self, data: bytes) -> bytes | Unopened:
         """As :meth:`Envelope.open`."""
-        if not HEADER_BYTES < len(data) <= DATAGRAM_BYTES or not data.startswith(MAGIC):
+        if not HEADER_BYTES < len(data) <= DATAGRAM_BYTES or not data.startswith(MAGIC):  # guard: A30, without 1
             return Unopened.MALFORMED
-        if data[len(MAGIC)] != VERSION:
+        if data[len(MAGIC)] != VERSION:  # guard: A30
             return Unopened.OTHER_VERSION
-        if data[len(MAGIC) + 1 : HEADER_BYTES] != NO_KEY:
+        if data[len(MAGIC) + 1 : HEADER_BYTES] != NO_KEY:  # guard: A30
             return Unopened.UNKNOWN_KEY
         return data[HEADER_BYTES:]
 
@@ -286,7 +286,7 @@ def split(encoded: Iterable[bytes], room_bytes: int = ROOM_BYTES) -> list[list[b
     for item in encoded:
         if len(item) > room_bytes:
             continue
-        if not groups or len(item) > left:
+        if not groups or len(item) > left:  # guard: A35 F26, without 2
             groups.append([])
             left = room_bytes
         groups[-1].append(item)
@@ -301,7 +301,7 @@ def encode_packets(header: Header, items: Iterable[Item]) -> list[bytes]:
     """
     encoded = [encode_item(item) for item in items]
     longest = max(map(len, encoded), default=0)
-    if longest > ROOM_BYTES:
+    if longest > ROOM_BYTES:  # guard: A35
         raise ValueError(f"a gossip item has {longest} bytes, at most {ROOM_BYTES} fit into a datagram")
     return [body(Header(header.sender, header.epoch, header.seq + number), group) for number, group in enumerate(split(encoded))]
 
@@ -310,7 +310,7 @@ def encode_packets(header: Header, items: Iterable[Item]) -> list[bytes]:
 
 
 def _uint(value: object, what: str) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_UINT:
+    if type(value) is not int or not 0 <= value <= MAX_UINT:  # guard: A13, without 2
         raise FormatError(f"gossip: {what} must be an integer between 0 and {MAX_UINT}")
     return value
 
@@ -318,7 +318,7 @@ def _uint(value: object, what: str) -> int:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT_BYTES or len(value.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
         raise FormatError(f"gossip: {what} must be text of at most {MAX_TEXT_BYTES} bytes")
-    if not value.isprintable():
+    if not value.isprintable():  # guard: A27
         raise FormatError(f"gossip: {what} contains characters that cannot be printed")
     return value
 
@@ -385,7 +385,7 @@ def _member(fields: Sequence[object]) -> MemberFact:
         except ValueError as error:
             raise FormatError(f"gossip: bad directory: {str(error)[:80]}") from None
     number, count = _uint(part, "a part"), _uint(parts, "parts")
-    if not number < count <= MAX_PARTS:
+    if not number < count <= MAX_PARTS:  # guard: A34
         raise FormatError(f"gossip: part {number} of {count}; a member has 1 to {MAX_PARTS} parts, counted from 0")
     return MemberFact(
         _machine(machine),
@@ -446,7 +446,7 @@ def _item(value: object) -> Item | None:
     if known is None:
         return None
     fields, read = known
-    if len(value) - 1 < fields:
+    if len(value) - 1 < fields:  # guard: A23
         raise FormatError(f"gossip: an item of type {value[0]} has {len(value) - 1} fields, at least {fields} are needed")
     return read(value[1:])
 

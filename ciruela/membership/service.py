@@ -273,7 +273,7 @@ class Gossip:
             vpath = _path_of(fact)
             if vpath.key not in targets:
                 targets[vpath.key] = choose(self.context.rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
-            needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []
+            needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []  # guard: G5, -> []
             if isinstance(item, RemovedFact):
                 needing = self.cluster.fetching(item.vpath, item.image)
             for address in dict.fromkeys((*targets[vpath.key], *choose(self.context.rng, needing, ()))):
@@ -282,7 +282,7 @@ class Gossip:
                 self._recall(item.vpath)
         self._collect_tellings(now_s)
         if news:
-            for address in choose(self.context.rng, self._needing, (), 2 * FAN_OUT):
+            for address in choose(self.context.rng, self._needing, (), 2 * FAN_OUT):  # guard: K4
                 self.exchanges.want(address)
         direct, self._direct = self._direct, {}
         for address in dict.fromkeys((*facts, *direct)):
@@ -347,7 +347,7 @@ class Gossip:
     def _on_beat(self) -> None:
         now_s = self.context.clock.seconds()
         self._answers.expire(now_s)
-        if now_s >= self._look_s:
+        if now_s >= self._look_s:  # guard: G2, -> True
             self.cluster.expire(now_s)
             self._look_around()
         for vpath in self.local.watching():
@@ -369,13 +369,13 @@ class Gossip:
             self._send(address, self._composer.datagrams((), tuple(items), Filling.NOTHING))
 
     def _send(self, address: Address, groups: Iterable[list[bytes]]) -> None:
-        if not self.cluster.roster.is_configured(address):
+        if not self.cluster.roster.is_configured(address):  # guard: A32 I12
             return
         for made in self._bodies(groups):
             data = self.envelope.seal(made)
             try:
                 self.context.datagrams.send(data, address)
-            except OSError as error:
+            except OSError as error:  # guard: I8
                 self.counts.send_errors += 1
                 self._complain("send", address, "gossip to {address} could not be sent: {detail}", detail=str(error))
             else:
@@ -404,12 +404,13 @@ class Gossip:
             return
         try:
             self._receive(data, source)
+        # guard: I8
         except Exception:  # noqa: BLE001  a datagram must never end the socket's protocol
             self.counts.refused["failed"] += 1
             self._hush.failure(self._log, "failed", source, "a gossip datagram from {address} could not be dealt with", address=str(source))
 
     def _receive(self, data: bytes, source: Address) -> None:
-        if not self.cluster.roster.is_configured(source):
+        if not self.cluster.roster.is_configured(source):  # guard: A30 A32 I12 F23
             self.counts.refused[PacketRefusal.UNKNOWN_SOURCE.value] += 1
             self._unknown.warn(
                 self._log,
@@ -500,7 +501,7 @@ class Gossip:
     def _on_claim(self, claim: Claim, vpath: VPath) -> None:
         """Acknowledge what is proved; a client hears of it once, and of nothing else."""
         watched = vpath in self.local.watching()
-        if watched and claim.proved and not self.confirmations.proved(claim):
+        if watched and claim.proved and not self.confirmations.proved(claim):  # guard: S5, without 2
             self.confirmations.prove(claim)
             self._tell(claim)
         if watched and not self.confirmations.proved(claim):
@@ -579,7 +580,7 @@ class Gossip:
         """The node at ``address`` has answered an exchange."""
         waiting = self._pushed.pop(address, [])
         self._learn(address, self._read(address, answer.facts), answer.heard_ms)
-        if answer.taken:
+        if answer.taken:  # guard: K4, -> True
             for vpath, machine, image in waiting:
                 self._tellings.acked(vpath, machine, image)
         elif not self.cluster.roster.is_own(address):

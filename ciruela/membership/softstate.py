@@ -43,7 +43,7 @@ class PeerQuota(Generic[O, K]):
             self.drop(key)
         keys = self._owned.setdefault(owner, {})
         gone = None
-        if keys.pop(key, None) is None and len(keys) >= self._limit:
+        if keys.pop(key, None) is None and len(keys) >= self._limit:  # guard: A34 F25
             gone = next(iter(keys))
             del keys[gone]
             del self._owners[gone]
@@ -112,17 +112,17 @@ class SoftStates:
         True when it is not what was known already; a packet that was overtaken by a newer one changes nothing.
         """
         known = self._paths.get(stance.vpath, {}).get(machine, {}).get(stance.image)
-        if known is not None and order < known.order:
+        if known is not None and order < known.order:  # guard: A31
             return False
-        gone = self._quota.touch(source, (machine, stance.vpath), now_s)
-        if gone is not None:
+        gone = self._quota.touch(source, (machine, stance.vpath), now_s)  # guard: S8, source -> Address(machine.hex(), 1)
+        if gone is not None:  # guard: A34 F25
             self._forget(*gone)
         images = self._paths.setdefault(stance.vpath, {}).setdefault(machine, {})
         if isinstance(stance, Complete | RemovedFact):
             for image in [i for i, said in images.items() if isinstance(said.stance, Complete) and said.order <= order]:
                 del images[image]
         images.pop(stance.image, None)
-        if len(images) >= IMAGES_PER_PATH:
+        if len(images) >= IMAGES_PER_PATH:  # guard: A34 F25
             del images[next(iter(images))]
         images[stance.image] = SoftState(stance, order)
         return known is None or known.stance != stance
@@ -201,6 +201,7 @@ class HeardResults:
         """
         kinds = self._paths.get(hooked.vpath, {}).get(machine, {})
         known = kinds.get(hooked.kind)
+        # guard: A34, (known is None and len(kinds) >= MOST_KINDS) or ->
         if (known is None and len(kinds) >= MOST_KINDS) or (known is not None and hooked.timestamp_ms < known.timestamp_ms):
             return False
         gone = self._quota.touch(source, (machine, hooked.vpath), now_s)
@@ -261,13 +262,13 @@ class HeardWatches:
 
     def heard(self, item: WatchFact, teller: Address, now_s: float) -> bool:
         """Note what ``teller`` said. True when it is newer than what was known, and not over yet."""
-        if item.age_ms >= WATCH_S * 1000:
+        if item.age_ms >= WATCH_S * 1000:  # guard: A34
             return False
         machines = self._paths.get(item.vpath, {})
         known = machines.get(item.machine)
-        if known is None and len(machines) >= MOST_WATCHERS:
+        if known is None and len(machines) >= MOST_WATCHERS:  # guard: S6
             return False
-        if known is not None and item.stamp <= known.stamp:
+        if known is not None and item.stamp <= known.stamp:  # guard: A31
             return False
         self._note(item.vpath, item.machine, Heard(item.stamp, now_s - item.age_ms / 1000, teller), now_s)
         return True
@@ -276,7 +277,7 @@ class HeardWatches:
         """Machines that a base dir named. They count for :data:`WATCH_S` and are never passed on; a known watch is not prolonged."""
         for machine in machines:
             known = self._paths.get(vpath, {})
-            if machine not in known and len(known) < MOST_WATCHERS:
+            if machine not in known and len(known) < MOST_WATCHERS:  # guard: S6, without 2
                 self._note(vpath, machine, Heard(UNSTAMPED, now_s, None), now_s)
 
     def _note(self, vpath: VPath, machine: MachineId, heard: Heard, now_s: float) -> None:

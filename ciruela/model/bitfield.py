@@ -80,7 +80,7 @@ class Pieces:
 
     def from_bytes(self, data: bytes) -> int:
         """A mask as it came. Raises ValueError when it is not one of this image."""
-        if len(data) != self.count // 8:
+        if len(data) != self.count // 8:  # guard: A24
             raise ValueError(f"a mask of {len(data)} bytes; {self.count // 8} are right for this image")
         return int.from_bytes(data, "little")
 

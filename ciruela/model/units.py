@@ -20,7 +20,7 @@ _MORE = "…"
 
 
 def _escape(char: str) -> str:
-    if unicodedata.category(char) not in _UNSEEN:
+    if unicodedata.category(char) not in _UNSEEN:  # guard: A27 F20, -> True
         return char
     code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
@@ -35,7 +35,7 @@ def logged(text: object) -> str:
     """The text of ``text`` for a field of a log line: escaped, at most :data:`MOST_LOGGED_BYTES` bytes of UTF-8."""
     parts = [_escape(char) for char in str(text)[: MOST_LOGGED_BYTES + 1]]
     size = sum(len(part.encode("utf-8")) for part in parts)
-    if size <= MOST_LOGGED_BYTES:
+    if size <= MOST_LOGGED_BYTES:  # guard: A27 F20, -> True
         return "".join(parts)
     while size > MOST_LOGGED_BYTES - len(_MORE.encode("utf-8")):
         size -= len(parts.pop().encode("utf-8"))

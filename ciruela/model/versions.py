@@ -73,7 +73,7 @@ class State:
 def bounded(entries: Iterable[SigEntry]) -> tuple[SigEntry, ...]:
     """``entries`` in order and without doubles, at most :data:`MOST_SIGNATURES`: the newest ones, and the oldest, which is the claim."""
     ordered = sorted(set(entries))
-    if len(ordered) > MOST_SIGNATURES:
+    if len(ordered) > MOST_SIGNATURES:  # guard: K3.6 I6
         ordered = [ordered[0], *ordered[1 - MOST_SIGNATURES :]]
     return tuple(ordered)
 
@@ -145,5 +145,5 @@ class Tombstones:
         old = [item for at, item in enumerate(by_age) if item[1].buried_ms < before_ms or at < len(by_age) - most]
         if not old:
             return self
-        floor_ms = max(self.floor_ms, *(tombstone.version.timestamp_ms for _, tombstone in old))
+        floor_ms = max(self.floor_ms, *(tombstone.version.timestamp_ms for _, tombstone in old))  # guard: I10, -> self.floor_ms
         return Tombstones(floor_ms, dict(by_age[len(old) :]))

@@ -18,7 +18,7 @@ MAX_COMPONENT_BYTES = 255
 MAX_LEVELS = 16
 """Most components after KEY: the reference's limit of ``num-levels`` (protocol section 9.1)."""
 
-_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})  # guard: S14, "Cf", "Zl" -> "Zl"
 """Unicode categories that steer how the text around them is shown: control characters, bidi and other format characters, line ends."""
 
 
@@ -28,19 +28,19 @@ def check_component(name: str) -> None:
     Names that begin with a dot are hidden from the reference's scans, ``.new`` is how it marks pending states
     (protocol section 12, C11): neither can name an image.
     """
-    if name in ("", ".", ".."):
+    if name in ("", ".", ".."):  # guard: A17 F1
         raise ValueError(f"{name[:80]!r} cannot be a component of a path")
-    if "/" in name or any(unicodedata.category(char) in _INVISIBLE for char in name):
+    if "/" in name or any(unicodedata.category(char) in _INVISIBLE for char in name):  # guard: A17 F1, without 1; A17 A27, without 2
         raise ValueError(f"{name[:80]!r} contains a slash, a control character or one that nobody can see")
-    if name.startswith("."):
+    if name.startswith("."):  # guard: A17
         raise ValueError(f"{name[:80]!r} begins with a dot, such names are reserved")
-    if name.endswith(".new"):
+    if name.endswith(".new"):  # guard: A17
         raise ValueError(f"{name[:80]!r} ends with .new, such names are reserved")
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError:
         raise ValueError(f"{name[:80]!r} is not valid Unicode") from None
-    if size > MAX_COMPONENT_BYTES:
+    if size > MAX_COMPONENT_BYTES:  # guard: A17
         raise ValueError(f"a component has {size} bytes, at most {MAX_COMPONENT_BYTES} are allowed")
 
 
@@ -53,12 +53,12 @@ class VPath:
     @classmethod
     def parse(cls, text: str) -> VPath:
         """The path that ``text`` spells. Raises ValueError with the reason unless it is canonical."""
-        if not text.startswith("/"):
+        if not text.startswith("/"):  # guard: A17
             raise ValueError(f"{text[:80]!r} does not begin with a slash")
-        if len(text) > MAX_PATH_BYTES or len(text.encode("utf-8", "replace")) > MAX_PATH_BYTES:
+        if len(text) > MAX_PATH_BYTES or len(text.encode("utf-8", "replace")) > MAX_PATH_BYTES:  # guard: A17 A35
             raise ValueError(f"the path is longer than {MAX_PATH_BYTES} bytes")
         parts = tuple(text[1:].split("/"))
-        if len(parts) > MAX_LEVELS + 1:
+        if len(parts) > MAX_LEVELS + 1:  # guard: A17
             raise ValueError(f"the path has more than {MAX_LEVELS + 1} components")
         if "" in parts:
             raise ValueError(f"{text[:80]!r} has two slashes in a row, or one at its end")
@@ -109,4 +109,4 @@ class VPath:
 
 def leads_to(link: tuple[str, ...], image: tuple[str, ...]) -> bool:
     """Tells whether a link to ``link`` leads to, into or above ``image``, both by their components below one directory."""
-    return all(one == other for one, other in zip(link, image, strict=False))
+    return all(one == other for one, other in zip(link, image, strict=False))  # guard: K5.5 I9, -> link == image[:len(link)]

@@ -188,7 +188,7 @@ class _Websocket(Strict):
 
     def _abort_soon(self) -> None:
         if self._deadline is None and not self._gone:
-            self._deadline = self._clock.callLater(self._limits.close_s, self._overdue)
+            self._deadline = self._clock.callLater(self._limits.close_s, self._overdue)  # guard: A19
 
     def _overdue(self) -> None:
         self._deadline = None
@@ -204,7 +204,7 @@ class _Websocket(Strict):
 
     def noise(self, told: bool) -> None:
         """Something came that changes nothing. A node tells its clients much, a client a node next to nothing."""
-        if not (told and not self.factory.isServer) and not self._quiet.take():
+        if not (told and not self.factory.isServer) and not self._quiet.take():  # guard: S11
             self.break_off("it sends more that means nothing than anybody has to read")
 
     def break_off(self, reason: str) -> None:
@@ -244,15 +244,16 @@ class _Websocket(Strict):
     def _read(self, data: bytes) -> None:
         try:
             self._dataReceived(data)  # type: ignore[attr-defined]
+        # guard: A22
         except Exception:  # noqa: BLE001  Autobahn raises on some broken handshakes; whatever it is, it ends this connection alone
             source = self.name.rpartition(":")[0]
             self.factory.hush.failure(self._log, "frame", source, "{link}: a frame or a handshake was not understood", link=self.name)
             self._drop("it does not speak websocket")
             return
-        if not self._opened and len(self.data) > MAX_HEAD_BYTES:
+        if not self._opened and len(self.data) > MAX_HEAD_BYTES:  # guard: A19
             self._drop("it does not speak websocket")
         elif self.incoming > ORDINARY_BYTES and not self._gone:
-            self._budgets.partials.hold(self, self.incoming)
+            self._budgets.partials.hold(self, self.incoming)  # guard: S10
 
     def _go_on(self) -> None:
         """The other connections had their turn."""
@@ -268,7 +269,7 @@ class _Websocket(Strict):
 
         After so many steps the rest waits, and nothing more is read, until all other connections had their turn.
         """
-        if not self._left_in_turn:
+        if not self._left_in_turn:  # guard: S11
             if self._next_turn is None:
                 self._next_turn = self._clock.callLater(0, self._go_on)
                 self._set_held()
@@ -283,6 +284,7 @@ class _Websocket(Strict):
                     self._message(frames.masked(message, head.mask))
                     return len(self.data) > 0
                 # Memory is made before the bytes are here: for a long message only when it was asked for (threats A21).
+                # guard: A21 F15, -> True; S10, -> self._talk.bulk_due or head.length <= AHEAD_BYTES
                 if head.length <= (BULK_BYTES if self._talk.bulk_due else AHEAD_BYTES):
                     self._inbound = frames.Inbound(head)
                     self._inbound.take(self.data, head.start)
@@ -309,7 +311,7 @@ class _Websocket(Strict):
     def onMessageEnd(self) -> None:
         """Autobahn: a message is whole."""
         parts, self.message_data = self.message_data, None
-        if not self.message_is_binary:
+        if not self.message_is_binary:  # guard: I8
             self.part_bytes = 0
             if not (self.failedByMe or self._talk.over):
                 self.ignored_texts += 1
@@ -336,10 +338,10 @@ class _Websocket(Strict):
         self._set_limit()
 
     def _set_limit(self) -> None:
-        most = ORDINARY_BYTES if self._talk.trusted else STRANGER_BYTES
-        if self._talk.large_due:
+        most = ORDINARY_BYTES if self._talk.trusted else STRANGER_BYTES  # guard: A21 F15, -> ORDINARY_BYTES
+        if self._talk.large_due:  # guard: A21 F15
             most = self._limits.large_bytes
-        elif self._talk.bulk_due:
+        elif self._talk.bulk_due:  # guard: A21, -> True
             most = BULK_BYTES
         self.maxFramePayloadSize = self.maxMessagePayloadSize = most
 
@@ -413,7 +415,7 @@ class _Websocket(Strict):
 
     def _outbox_changed(self) -> None:
         self._count_queued(self._outbox.bytes)
-        self._talk.clog(self._outbox.bytes > self._most_queued())
+        self._talk.clog(self._outbox.bytes > self._most_queued())  # guard: A25 F19, -> self._talk.clog(False)
 
     def _count_queued(self, now_bytes: int) -> None:
         """Tell all links together what waits for this one, as one that is known by now or not."""
@@ -441,7 +443,7 @@ class _Websocket(Strict):
             return
         self._held = held
         if held:
-            self.transport.pauseProducing()
+            self.transport.pauseProducing()  # guard: A25
         else:
             self.transport.resumeProducing()
 

@@ -39,11 +39,12 @@ class DatagramPort(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:  # noqa: N802
         """Twisted: a datagram came."""
-        if len(datagram) > MAX_DATAGRAM_BYTES:
+        if len(datagram) > MAX_DATAGRAM_BYTES:  # guard: A35 A34
             self.refused += 1
             return
         try:
-            self._deliver(datagram, Address.of(addr[0], addr[1]))
+            self._deliver(datagram, Address.of(addr[0], addr[1]))  # guard: K1.3, Address.of -> Address
+        # guard: I8
         except Exception:  # noqa: BLE001  Twisted would go on, but without knowing who sent it
             self.faults += 1
             self._log.failure("a datagram of {size} bytes from {peer} was not understood", size=len(datagram), peer=addr[0])
@@ -53,12 +54,13 @@ class DatagramPort(DatagramProtocol):
 
         Longer ones than 1,400 bytes and those that the system refuses are counted as unsent; why the system refuses is logged.
         """
-        if len(data) > MAX_DATAGRAM_BYTES or self.transport is None:
+        if len(data) > MAX_DATAGRAM_BYTES or self.transport is None:  # guard: A35, without 1
             self.unsent += 1
             return
-        host = f"::ffff:{address.host}" if self._mapped and ":" not in address.host else address.host
+        host = f"::ffff:{address.host}" if self._mapped and ":" not in address.host else address.host  # guard: K1.3, -> address.host
         try:
             self.transport.write(data, (host, address.port))
+        # guard: I8
         except (OSError, ValueError) as error:  # no route, a full buffer, or an address of the other family: as good as lost
             self.unsent += 1
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

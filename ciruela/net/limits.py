@@ -68,7 +68,7 @@ class _Side:
     @property
     def room(self) -> bool:
         """Tells whether a large answer may be begun."""
-        return self.at_work < MOST_AT_WORK and self.queued_bytes < self.most_bytes
+        return self.at_work < MOST_AT_WORK and self.queued_bytes < self.most_bytes  # guard: S7, without 2; S7, without 1
 
 
 class AnswerBudget:
@@ -259,16 +259,16 @@ class IdleTimeout:
         self._silent_s = 0.0 if self._heard else self._silent_s + self._pulse_s
         self._heard = False
         patience_s = limits.stall_s if held else limits.silence_s
-        if self._silent_s >= patience_s:
+        if self._silent_s >= patience_s:  # guard: A19
             return f"nothing was heard for {patience_s:g} s"
         self._open_s += self._pulse_s
-        if silent_so_far and self._open_s >= limits.speak_s:
+        if silent_so_far and self._open_s >= limits.speak_s:  # guard: A19 F16
             return f"it said nothing for {limits.speak_s:g} s"
         self._useless_s += self._pulse_s
-        if self._useless_s >= limits.stranger_s:
+        if self._useless_s >= limits.stranger_s:  # guard: S9
             return f"nobody knows it, and it asked for nothing that is granted for {limits.stranger_s:g} s"
         self._due_s = self._due_s + self._pulse_s if large_due and not (coming_bytes or held) else 0.0
-        if self._due_s >= limits.large_s:
+        if self._due_s >= limits.large_s:  # guard: S10
             return f"an index or a list that it was asked for did not come for {limits.large_s:g} s"
         return None if held else self._slow(coming_bytes)
 
@@ -276,9 +276,10 @@ class IdleTimeout:
         if not coming_bytes:
             self.whole()
             return None
+        # guard: S10, -> self._limits.part_bytes_s
         least = self._limits.large_bytes_s if coming_bytes > BULK_BYTES else self._limits.part_bytes_s
         surely_s = self._part_s  # a part of the first pulse may have passed before the message began
         self._part_s += self._pulse_s
-        if surely_s >= self._limits.part_s and self._part_bytes < surely_s * least:
+        if surely_s >= self._limits.part_s and self._part_bytes < surely_s * least:  # guard: A19 F16
             return f"its message came with less than {least} bytes a second"
         return None

@@ -99,7 +99,7 @@ class _Refusing:
         self._line = line
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
-        return fail(RemoteError("requests are not answered on this connection"))
+        return fail(RemoteError("requests are not answered on this connection"))  # guard: A24, -> Deferred()
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
@@ -145,9 +145,9 @@ class _AddressState:
         return self._standing == 0 and self._attempt is None and not self._queue and not self._flying
 
     def submit(self, request: Request, timeout_s: float) -> Deferred[Response]:
-        if self.link is None and self._attempt is None and self._pool.backoff.blocked(self.address):
+        if self.link is None and self._attempt is None and self._pool.backoff.blocked(self.address):  # guard: A58 F52
             return fail(LinkLost(f"{self.address} failed a moment ago and is left alone for now"))
-        if len(self._queue) >= MOST_QUEUED:
+        if len(self._queue) >= MOST_QUEUED:  # guard: A26 I6
             return fail(LinkLost(f"{MOST_QUEUED} requests wait for {self.address} already"))
         job = _PendingCall(request, timeout_s)
         job.done = Deferred(lambda _: self._forget(job))
@@ -244,7 +244,7 @@ class _AddressState:
 
     def _send(self, job: _PendingCall, link: ClientLink) -> None:
         self._flying.add(job)
-        job.timer = self._pool.reactor.callLater(job.timeout_s, self._too_late, job)
+        job.timer = self._pool.reactor.callLater(job.timeout_s, self._too_late, job)  # guard: A58 F52
         job.answer = link.ask(job.request)
         job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,)).addErrback(self._broken)
 
@@ -290,7 +290,7 @@ class _AddressState:
         self._landed(job)
         if answer is not None:
             answer.cancel()
-        if self.link is not None and isinstance(job.request, LARGE):
+        if self.link is not None and isinstance(job.request, LARGE):  # guard: S10
             self.link.close("closed because an index or a list that it was asked for is not wanted any more")
 
     def _fail_queue(self, reason: str) -> None:

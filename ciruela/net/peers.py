@@ -112,6 +112,7 @@ class PeerList:
         """
         nameless = sum(not self._known.get(text) for text in self._lines)
         blind = any(source.doubtful and source.names is None for source in self._sources)
+        # guard: A54 I9, + (len(self._lines) if blind else 0) ->; A54 I9, -> nameless + (len(self._lines) if blind else 0)
         return nameless + sum(source.doubtful for source in self._sources) + (len(self._lines) if blind else 0)
 
     @property
@@ -233,14 +234,14 @@ class PeerList:
         self._log.failure("the addresses of {peer} were not taken in", failure, peer=text)
 
     def _resolved(self, addresses: list[Address], text: str) -> None:
-        self._asked(text, AGAIN_S)
+        self._asked(text, AGAIN_S)  # guard: A60 F56, AGAIN_S -> 9e9
         self._told.pop(text, None)
-        if text in self._lines and self._running:
+        if text in self._lines and self._running:  # guard: A60, -> True
             self._known[text] = addresses
             self._publish()
 
     def _unresolved(self, failure: Failure, text: str) -> None:
-        self._asked(text, AFTER_FAILURE_S)
+        self._asked(text, AFTER_FAILURE_S)  # guard: A60 F56, -> self._asked(text, 9000000000.0)
         reason = failure.getErrorMessage()
         source = self._lines.get(text)
         if source is not None and self._told.get(text) != reason:

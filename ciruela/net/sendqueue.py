@@ -63,7 +63,7 @@ class SendQueue:
         """Twisted: the transport is full."""
         self._full = True
         if self._stall is None and not self._ended:
-            self._stall = self._clock.callLater(self._stall_s, self._too_late)
+            self._stall = self._clock.callLater(self._stall_s, self._too_late)  # guard: A25 F19
 
     def resumeProducing(self) -> None:
         """Twisted: the transport has room."""

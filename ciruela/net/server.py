@@ -83,10 +83,11 @@ def parse(data: bytes) -> RequestHead | HttpRefusal:
     fields: dict[str, list[str]] = {}
     for text in lines:
         name, colon, value = text.partition(":")
-        if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+        if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):  # guard: W6 A22, without 3
             return HttpRefusal(400, "bad header")
         fields.setdefault(name.lower(), []).append(value.strip(" \t"))
     hosts = fields.get("host", [])
+    # guard: W6, not hosts and version != "HTTP/1.0" -> False
     if len(hosts) > 1 or (not hosts and version != "HTTP/1.0") or not all(_HOST.fullmatch(host) for host in hosts):
         return HttpRefusal(400, "Host is missing, wrong or there twice")
     host = hosts[0] if hosts else None
@@ -124,18 +125,18 @@ def handshake_fault(head: RequestHead) -> HttpRefusal | None:
     """None if ``head`` is the handshake of RFC 6455 4.2.1, without a body, from an origin that is allowed."""
     fields = head.fields
     listed = [word.strip().lower() for value in fields.get("connection", []) for word in value.split(",")]
-    if head.method != "GET" or head.version != "HTTP/1.1" or "upgrade" not in listed:
+    if head.method != "GET" or head.version != "HTTP/1.1" or "upgrade" not in listed:  # guard: A22 F14
         return HttpRefusal(400, "not a websocket handshake")
     if "websocket" not in [word.strip().lower() for value in fields["upgrade"] for word in value.split(",")]:
         return HttpRefusal(400, "only an upgrade to websocket is possible")
-    if fields.get("sec-websocket-version") != ["13"]:
+    if fields.get("sec-websocket-version") != ["13"]:  # guard: A22 F14
         return HttpRefusal(400, "only version 13 of websocket is spoken")
     if head.body:
         return HttpRefusal(400, "a handshake has no body")
-    if not _is_key(fields.get("sec-websocket-key", [])):
+    if not _is_key(fields.get("sec-websocket-key", [])):  # guard: A28 A22 F14
         return HttpRefusal(400, "Sec-WebSocket-Key is missing or wrong")
     origins = fields.get("origin", [])
-    if len(origins) > 1 or not origin_allowed(origins[0] if origins else None, head.host or ""):
+    if len(origins) > 1 or not origin_allowed(origins[0] if origins else None, head.host or ""):  # guard: A28 F14
         return HttpRefusal(403, "origin not allowed")
     return None
 
@@ -146,6 +147,7 @@ def origin_allowed(origin: str | None, host: str) -> bool:
     The reference sends ``http://HOST/`` (protocol section 2.1). No browser ends an Origin with a slash, so none passes, whichever page
     or name it came from.
     """
+    # guard: A28 F14, -> True
     return origin is None or origin in ("http://ciruela/", "http://ciruela_internal/") or (host != "" and origin == f"http://{host}/")
 
 
@@ -299,8 +301,9 @@ class Port(Site):
             self.by_address[block] += 1
         self.strangers += not origin.peer
         half = max(1, limits.connections // 2)
-        most = half if origin.loopback else limits.per_address
+        most = half if origin.loopback else limits.per_address  # guard: S9, half -> 10**9
         why = None
+        # guard: A20 F17, without 1
         if self.by_address[origin.block] > most or (origin.site and self.by_address[origin.site] > max(half, limits.per_address)):
             why = "too many connections from your address"
         elif self._full(origin) and not self._make_room():
@@ -315,6 +318,7 @@ class Port(Site):
     def _full(self, origin: ConnectionOrigin) -> bool:
         limits = self.limits
         reserved = min(limits.for_peers, limits.connections // 4)
+        # guard: A20 F17, -> False; A20 F17, -> self.open > limits.connections
         return self.open > limits.connections or (not origin.peer and self.strangers > limits.connections - reserved)
 
     def _make_room(self) -> bool:
@@ -322,7 +326,7 @@ class Port(Site):
         for door in list(self._unknown):
             del self._unknown[door]
             # One that has become known since stays, and is not looked at again.
-            if not door.known:
+            if not door.known:  # guard: S9, -> True
                 self.evicted += 1
                 told = "{source} had to make room for others: nobody knows it, and all places are taken"
                 self.hush.warn(self._log, "evicted", door.origin.block, told, source=door.origin.block)
@@ -337,7 +341,7 @@ class Port(Site):
         self.strangers -= not door.origin.peer
         for block in door.origin.blocks:
             self.by_address[block] -= 1
-            if not self.by_address[block]:
+            if not self.by_address[block]:  # guard: A20
                 del self.by_address[block]
 
     def origin(self, host: str | None) -> ConnectionOrigin:
@@ -371,7 +375,7 @@ def origin(host: str | None, is_peer: IsPeer) -> ConnectionOrigin:
         return ConnectionOrigin(host or "", False, False)
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            block, site = (str(ipaddress.ip_network((address, bits), strict=False)) for bits in (64, 48))
+            block, site = (str(ipaddress.ip_network((address, bits), strict=False)) for bits in (64, 48))  # guard: A20, 64 -> 128
             return ConnectionOrigin(block, address.is_loopback, is_peer(str(address)), site)
         address = address.ipv4_mapped
     return ConnectionOrigin(str(address), address.is_loopback, is_peer(str(address)))
@@ -395,7 +399,7 @@ class _ProtocolSniffer(Protocol):
         if why is not None:
             self._refuse(503, why)
             return
-        self._deadline = self._port.clock.callLater(limits.first_byte_s, self._abort)
+        self._deadline = self._port.clock.callLater(limits.first_byte_s, self._abort)  # guard: A19 F16
 
     @property
     def known(self) -> bool:
@@ -425,11 +429,11 @@ class _ProtocolSniffer(Protocol):
             return
         if self._refused:
             return
-        if not self._head and data:
-            self._wait(self._port.limits.head_s)
+        if not self._head and data:  # guard: A19 F16, without 1
+            self._wait(self._port.limits.head_s)  # guard: A19 F16, -> self._wait(None)
         self._head += data
         end = self._head.find(b"\r\n\r\n")
-        if end > MAX_HEAD_BYTES or (end < 0 and len(self._head) > MAX_HEAD_BYTES):
+        if end > MAX_HEAD_BYTES or (end < 0 and len(self._head) > MAX_HEAD_BYTES):  # guard: A19, -> end > MAX_HEAD_BYTES; A19, without 1
             self._refuse(413, "the head of the request is too long")
         elif end >= 0:
             self._judge(self._head[:end])
@@ -447,11 +451,11 @@ class _ProtocolSniffer(Protocol):
                 self._pass_on(cast(IProtocol, self._port.links.buildProtocol(None)), None)
             else:
                 self._refuse(fault.code, fault.why)
-        elif head.method not in ("GET", "HEAD"):
+        elif head.method not in ("GET", "HEAD"):  # guard: A22
             self._refuse(405, "only GET and HEAD are answered")
-        elif head.body:
+        elif head.body:  # guard: A22
             self._refuse(413, "requests have no body here")
-        elif not names_this_host(head.host, self._port.page_hosts()):
+        elif not names_this_host(head.host, self._port.page_hosts()):  # guard: S13
             self._refuse(421, _NO_PAGE_HOST)
         else:
             self._pass_on(self._port.page_channel(), self._port.limits.page_s)
@@ -478,7 +482,7 @@ class _ProtocolSniffer(Protocol):
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode("ascii")
             + body
         )
-        self._wait(1.0)
+        self._wait(1.0)  # guard: A20
         transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802

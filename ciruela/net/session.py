@@ -142,7 +142,7 @@ class Session:
             failed: Deferred[Response] = Deferred()
             failed.errback(LinkLost(self._over))
             return failed
-        if isinstance(request, NEWER) and not self._link.bulk:
+        if isinstance(request, NEWER) and not self._link.bulk:  # guard: A24
             return fail(RemoteError(f"{type(request).__name__} is understood where ciruela.v2 was agreed upon"))
         done: Deferred[Response] = Deferred(lambda _: self._dialogue.forget(number))
         try:
@@ -203,7 +203,7 @@ class Session:
             case Violation(reason, failed):
                 if failed is not None:
                     self._fail(failed, reason)
-                self._link.break_off(reason)
+                self._link.break_off(reason)  # guard: A24 F18
 
     def _fail(self, done: Deferred[Response], reason: str) -> None:
         if not done.called:
@@ -212,6 +212,7 @@ class Session:
     def _told(self, notification: Notification) -> None:
         try:
             self._counterpart.notified(self._link, notification)
+        # guard: A24 F18 I8
         except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
             self._log.failure("{link}: a notification was not understood", link=self._link.name)
 
@@ -228,6 +229,7 @@ class Session:
             return
         self._taking = True
         try:
+            # guard: A25 A26 F19, without 2; A26, without 3
             while self._waiting and not self._clogged and self._at_work < self._most() and self._has_room(self._waiting[0].request):
                 self._begin(self._waiting.popleft())
         finally:
@@ -243,6 +245,7 @@ class Session:
         if not isinstance(request, LARGE if self.trusted else _HEAVY):
             return True
         large = isinstance(request, LARGE)
+        # guard: S7, (large and self._large_at_work) or ->
         if (large and self._large_at_work) or not self._answers.begin(self.trusted, self._work):
             return False
         self._large_at_work = self._large_at_work or large
@@ -260,6 +263,7 @@ class Session:
         trusted = self.trusted
         try:
             answer = self._counterpart.requested(self._link, asked.request)
+        # guard: I8
         except Exception:  # noqa: BLE001  a fault of ours becomes an answer
             answer = Deferred()
             answer.errback(Failure())
@@ -287,7 +291,7 @@ class Session:
             else:
                 source = (link.rpartition(":")[0], type(failure.value).__name__)
                 self._hush.failure(self._log, "request", source, told, failure=failure, link=link, request=request)
-            text = "internal error"
+            text = "internal error"  # guard: A24, -> failure.getErrorMessage()
         if self._over is None:
             self._link.send_message(self._dialogue.answer(asked.id, Error(text))[0])
 

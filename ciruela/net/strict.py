@@ -54,17 +54,18 @@ class Strict:
 
     def onMessageFrameBegin(self, length: int) -> None:
         """Autobahn: a part of a message begins. An empty one counts as a byte, or they could go on for ever."""
+        # guard: A21 F15 I6, max(length, 1) -> length
         super().onMessageFrameBegin(max(length, 1))  # type: ignore[misc]
 
     def onMessageFrameData(self, payload: bytes) -> None:
         """Autobahn: bytes of a message. Texts are not kept."""
-        if self.failedByMe or not self.message_is_binary:
+        if self.failedByMe or not self.message_is_binary:  # guard: A21
             return
-        self.part_bytes += len(payload)
+        self.part_bytes += len(payload)  # guard: A21
         parts = self.message_data
         if not parts or len(payload) >= SMALL_BYTES:
             parts.append(payload)
-        elif isinstance(parts[-1], bytearray):
+        elif isinstance(parts[-1], bytearray):  # guard: A21
             parts[-1] += payload
         else:
             parts.append(bytearray(payload))
@@ -82,7 +83,7 @@ class Strict:
         return True
 
     def _fail(self, code: int, reason: str, why: str) -> None:
-        self.failedByMe = True
+        self.failedByMe = True  # guard: A22 F14
         self.data = b""
         said = self.state == self.STATE_OPEN  # type: ignore[attr-defined]
         if said:

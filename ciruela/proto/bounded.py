@@ -21,7 +21,7 @@ MAX_DEPTH = 8
 LONG_BYTES = 4096
 """Byte strings from this size on are not copied by :func:`loads_cut`."""
 
-BUILT_FIRST_BYTES = 64 * 1024
+BUILT_FIRST_BYTES = 64 * 1024  # guard: A23 F13, -> 128 * 1024
 """Up to this length a value is built before its items are counted: the worst one, lists of an empty list, has 5 MB for that moment."""
 
 BYTES_PER_ITEM = 24
@@ -57,6 +57,7 @@ def loads(data: bytes | memoryview, *, max_items: int, max_depth: int = MAX_DEPT
     simple values, indefinite lengths, map keys that are neither text nor bytes, duplicate keys, bad UTF-8, trailing bytes.
     """
     # Each item takes a byte at least: of no more bytes than items are allowed, none has to be counted first.
+    # guard: A23 F13, -> True; A23 F13, -> len(data) <= max(max_items, BUILT_FIRST_BYTES)
     if len(data) <= max(max_items, min(BYTES_PER_ITEM * max_items, BUILT_FIRST_BYTES)):
         value = _strict(data, max_items, max_depth)
         if value is not _REFUSED:
@@ -84,19 +85,19 @@ def _strict(data: bytes | memoryview, max_items: int, max_depth: int) -> object:
     source = BytesIO(data)
     decoder = cbor2.CBORDecoder(
         source,
-        semantic_decoders=_NO_TAGS,
+        semantic_decoders=_NO_TAGS,  # guard: A23 F13, -> None
         read_size=len(data) or 1,
         max_depth=max_depth,
-        allow_indefinite=False,
-        allow_duplicate_keys=False,
-        strict_hashable_types=True,
+        allow_indefinite=False,  # guard: A23 F13, -> True
+        allow_duplicate_keys=False,  # guard: A23 F13, -> True
+        strict_hashable_types=True,  # guard: A23 F13, -> False
     )
     try:
         value = decoder.decode()
-    except _FAULTS:
+    except _FAULTS:  # guard: A23 F13
         return _REFUSED
     # The decoder goes back to the end of the item: there is no other sign of trailing bytes.
-    if source.tell() != len(data):
+    if source.tell() != len(data):  # guard: A23 F13
         return _REFUSED
     return value if _is_plain(value, max_items, max_depth) else _REFUSED
 
@@ -118,9 +119,9 @@ def _is_plain(value: object, max_items: int, max_depth: int) -> bool:
                 left -= 2 * len(item)
                 inner += item.values()
             else:
-                return False
+                return False  # guard: A23 F13
             # cbor2 takes an empty container for a plain item: its depth is looked at here alone.
-            if left < 0 or not max_depth:
+            if left < 0 or not max_depth:  # guard: A23 F13, without 1; A23 F13, without 2
                 return False
         max_depth -= 1
         level = inner
@@ -130,7 +131,7 @@ def _is_plain(value: object, max_items: int, max_depth: int) -> bool:
 def _built(data: bytes | memoryview) -> object:
     try:
         return cbor2.loads(data)
-    except _FAULTS as fault:
+    except _FAULTS as fault:  # guard: A23 F13
         raise FormatError(f"CBOR with a text that is not UTF-8 ({type(fault).__name__})") from None
 
 
@@ -145,7 +146,7 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
         if not due:
             due, keys = open_containers.pop()
             continue
-        if at >= end:
+        if at >= end:  # guard: A23 F13
             raise FormatError(f"CBOR ends in the middle, at offset {at}")
         due -= 1
         head = data[at]
@@ -161,10 +162,10 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
         size = head & 31
         major = head >> 5
         if size >= _LONGER and major < _TAG:
-            if size > 27:
+            if size > 27:  # guard: A23 F13
                 raise FormatError(f"CBOR item of indefinite length at offset {start}")
             width = 1 << (size - _LONGER)
-            if width > end - at:
+            if width > end - at:  # guard: A23 F13
                 raise FormatError(f"CBOR ends in the middle, at offset {start}")
             size = int.from_bytes(data[at : at + width], "big")
             at += width
@@ -174,28 +175,28 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
             if is_key:
                 assert keys is not None
                 key = (major, bytes(data[at : at + size]))
-                if key in keys:
+                if key in keys:  # guard: A23 F13
                     raise FormatError(f"CBOR map with a duplicate key at offset {start}")
                 keys.add(key)
             elif cuts is not None and major == _BYTES and size >= LONG_BYTES:
                 cuts.append((start, at, at + size))
             at += size
-        elif is_key:
+        elif is_key:  # guard: A23 F13
             raise FormatError(f"CBOR map key that is neither text nor bytes, at offset {start}")
         elif _ARRAY <= major <= _MAP:
             # Each item takes at least one byte, so a count beyond the rest is a lie, found before anything is made for it.
             count = size if major == _ARRAY else 2 * size
-            if count > end - at:
+            if count > end - at:  # guard: A23 F13
                 raise FormatError(f"CBOR container longer than what is left, at offset {start}")
             items += count
-            if items > max_items:
+            if items > max_items:  # guard: A23 F13
                 raise FormatError(f"CBOR with more than {max_items} items, at offset {start}")
             open_containers.append((due, keys))
-            if len(open_containers) > max_depth:
+            if len(open_containers) > max_depth:  # guard: A23 F13
                 raise FormatError(f"CBOR nested deeper than {max_depth}, at offset {start}")
             due = count
             keys = None if major == _ARRAY else set()
-        elif major >= _TAG and head not in _SIMPLE:
+        elif major >= _TAG and head not in _SIMPLE:  # guard: A23 F13
             raise FormatError(f"CBOR tag, float or special value at offset {start}")
-    if at != end:
+    if at != end:  # guard: A23 F13
         raise FormatError(f"{end - at} bytes after the CBOR item, at offset {at}")

@@ -63,7 +63,7 @@ def index(data: bytes, may_pack: bool) -> IndexData:
 
 def unpack(packed: Block, size: int) -> bytes:
     """The ``size`` bytes in a frame of zstd. Raises FormatError for one that is damaged, or holds more, less, or something behind it."""
-    if _says(packed) != size:
+    if _says(packed) != size:  # guard: A21 I6
         raise FormatError(f"a packed answer does not hold {size} bytes")
     return _unpacked(packed, size)
 
@@ -71,7 +71,7 @@ def unpack(packed: Block, size: int) -> bytes:
 def unpack_index(packed: bytes, most: int) -> bytes:
     """The index in a frame of zstd. Raises FormatError for one that is damaged, or holds more than ``most`` bytes."""
     size = _says(packed)
-    if not 0 <= size <= most:
+    if not 0 <= size <= most:  # guard: A21 I6
         raise FormatError(f"a packed index does not say its size, or has more than {most} bytes")
     return _unpacked(packed, size)
 
@@ -80,12 +80,12 @@ def _says(packed: Block) -> int:
     """Reads the size that a frame says it holds, in bytes; -1 when it does not say so. Raises FormatError."""
     try:
         return zstandard.frame_content_size(packed)
-    except zstandard.ZstdError as error:
+    except zstandard.ZstdError as error:  # guard: A7 A21
         raise FormatError(f"a packed answer cannot be unpacked: {error}") from None
 
 
 def _unpacked(packed: Block, size: int) -> bytes:
     try:
-        return _own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
+        return _own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)  # guard: A21 I6, False -> True
+    except zstandard.ZstdError as error:  # guard: A7 A21
         raise FormatError(f"a packed answer cannot be unpacked: {error}") from None

@@ -125,7 +125,7 @@ class RequestMultiplexer(Generic[T]):
     @property
     def large_due(self) -> bool:
         """Tells whether an answer is due that may be as large as an index. A forgotten request counts until its answer came."""
-        return self._large > 0
+        return self._large > 0  # guard: A21 F15, -> True
 
     @property
     def bulk_due(self) -> bool:
@@ -144,7 +144,7 @@ class RequestMultiplexer(Generic[T]):
 
     def ask(self, request: Request, token: T) -> tuple[int, bytes]:
         """The id of a new request, and its bytes. Raises TooMany."""
-        if self.pending >= self._most_pending:
+        if self.pending >= self._most_pending:  # guard: A26
             raise TooMany(f"{self._most_pending} requests are waiting on this connection")
         number = self._next
         self._next += 1
@@ -162,7 +162,7 @@ class RequestMultiplexer(Generic[T]):
             return
         self._pending[number] = _PendingRequest(entry.name, entry.large, entry.bulk, None)
         self._forgotten += 1
-        if self._forgotten > 4 * self._most_pending:
+        if self._forgotten > 4 * self._most_pending:  # guard: A24 I6
             self._take(next(known for known, old in self._pending.items() if old.token is None))
 
     def _take(self, number: int) -> _PendingRequest[T] | None:
@@ -217,9 +217,9 @@ class RequestMultiplexer(Generic[T]):
                 return Nothing(reason) if unknown is None else self._refuse(unknown, reason, counted=False)
 
     def _request(self, number: int, request: Request) -> RequestReceived | Violation[T]:
-        if number in self._unanswered:
+        if number in self._unanswered:  # guard: A24 F18
             return Violation(f"id {number} is used twice")
-        if len(self._unanswered) >= self._most_unanswered:
+        if len(self._unanswered) >= self._most_unanswered:  # guard: A26 F13
             return Violation(f"more than {self._most_unanswered} requests at once")
         self._unanswered[number] = codec.request_name(request)
         return RequestReceived(number, request)
@@ -227,8 +227,9 @@ class RequestMultiplexer(Generic[T]):
     def _response(self, number: int, name: str, response: Response) -> Answered[T] | Nothing | Violation[T]:
         entry = self._take(number)
         if entry is None:
+            # guard: A24 F18, -> Nothing('') if True else self._stray(f'an answer to {number}, which was not asked')
             return self._stray(f"an answer to {number}, which was not asked")
-        if not isinstance(response, Error) and name != entry.name:
+        if not isinstance(response, Error) and name != entry.name:  # guard: A24 F18
             return Violation(f"{entry.name} was answered as {name}", entry.token)
         return Nothing("an answer came late", late=True) if entry.token is None else Answered(entry.token, response)
 
@@ -253,6 +254,6 @@ class RequestMultiplexer(Generic[T]):
 
     def _stray(self, reason: str) -> Nothing | Violation[T]:
         self.strays += 1
-        if self.strays >= self._most_strays:
+        if self.strays >= self._most_strays:  # guard: A24 F18
             return Violation(f"{self.strays} messages that make no sense, the last: {reason}")
         return Nothing(reason)

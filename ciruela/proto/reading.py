@@ -93,7 +93,7 @@ def fields_of(value: object) -> Fields:
     fields: Fields = {}
     for key, content in value.items():
         name = key if isinstance(key, str) else key.decode("latin-1")
-        if name in fields:
+        if name in fields:  # guard: A23
             raise FormatError("a field appears twice")
         fields[name] = content
     return fields
@@ -111,7 +111,7 @@ def text(value: object, name: str, limit: int) -> str:
     """``value`` as a text of at most ``limit`` bytes."""
     if not isinstance(value, str):
         raise FormatError(f"{name} is not a text")
-    if len(value) > limit or len(value.encode("utf-8")) > limit:
+    if len(value) > limit or len(value.encode("utf-8")) > limit:  # guard: A24 F13
         raise FormatError(f"{name} is longer than {limit} bytes")
     return value
 
@@ -130,7 +130,7 @@ def path(value: object, name: str = "path") -> str:
 
 def fixed(value: object, name: str, length: int) -> bytes:
     """``value`` as exactly ``length`` bytes."""
-    if not isinstance(value, bytes) or len(value) != length:
+    if not isinstance(value, bytes) or len(value) != length:  # guard: A24 F13
         raise FormatError(f"{name} is not {length} bytes")
     return value
 
@@ -159,7 +159,7 @@ def data(fields: Fields) -> bytes:
 
 def uint(value: object, name: str) -> int:
     """``value`` as an unsigned integer of 64 bits."""
-    if type(value) is not int or not 0 <= value <= _MAX_UINT:
+    if type(value) is not int or not 0 <= value <= _MAX_UINT:  # guard: A13 A24 F13
         raise FormatError(f"{name} is not an unsigned integer of 64 bits")
     return value
 
@@ -178,14 +178,14 @@ def packed(fields: Fields) -> bool:
 
 def signature(value: object) -> bytes:
     """The 64 bytes of a signature."""
-    if not isinstance(value, list) or len(value) != 2 or value[0] != ALGORITHM:
+    if not isinstance(value, list) or len(value) != 2 or value[0] != ALGORITHM:  # guard: A11
         raise FormatError(f"a signature is not of the form [{ALGORITHM}, bytes]")
     return fixed(value[1], "a signature", SIGNATURE_BYTES)
 
 
 def listed(value: object, name: str, limit: int) -> list[object]:
     """``value`` as a list of at most ``limit``."""
-    if not isinstance(value, list) or len(value) > limit:
+    if not isinstance(value, list) or len(value) > limit:  # guard: A15 F11, without 2
         raise FormatError(f"{name} is not a list of at most {limit}")
     return value
 
@@ -209,7 +209,7 @@ def numbers(value: object, name: str) -> tuple[int, ...]:
     found: list[int] = []
     for first, count in zip(runs[::2], runs[1::2], strict=True):
         begin, length = uint(first, name), uint(count, name)
-        if length == 0 or len(found) + length > MAX_BULK or (found and begin <= found[-1]):
+        if length == 0 or len(found) + length > MAX_BULK or (found and begin <= found[-1]):  # guard: A23 A34 I6, without 2
             raise FormatError(f"{name} is not ascending, or has an empty run, or more than {MAX_BULK} numbers")
         found.extend(range(begin, begin + length))
     return tuple(found)
@@ -218,7 +218,7 @@ def numbers(value: object, name: str) -> tuple[int, ...]:
 def pieces(fields: Fields, name: str) -> bytes:
     """A mask of pieces."""
     mask = plain_data(required(fields, name))
-    if not mask or len(mask) % MASK_BYTES or len(mask) > MASK_BYTES * MOST_CUTS:
+    if not mask or len(mask) % MASK_BYTES or len(mask) > MASK_BYTES * MOST_CUTS:  # guard: A24; A24, without 3
         raise FormatError(f"{name} is not a mask of pieces")
     return mask
 
@@ -226,13 +226,13 @@ def pieces(fields: Fields, name: str) -> bytes:
 def signatures(fields: Fields) -> tuple[bytes, ...]:
     """The field ``signatures`` of an upload: the first :data:`MAX_SIGNATURES`. A client with more keys than that is not refused for it."""
     offered = listed(required(fields, "signatures"), "signatures", MAX_OFFERED)
-    return tuple(signature(value) for value in offered[:MAX_SIGNATURES])
+    return tuple(signature(value) for value in offered[:MAX_SIGNATURES])  # guard: K7.4 A15, offered[:MAX_SIGNATURES] -> offered
 
 
 def hosts(fields: Fields) -> Hosts:
     """The field ``hosts``, which may be missing."""
     known = fields.get("hosts", {})
-    if not isinstance(known, dict) or len(known) > MAX_HOSTS:
+    if not isinstance(known, dict) or len(known) > MAX_HOSTS:  # guard: A29 A37 F24
         raise FormatError(f"hosts is not a map of at most {MAX_HOSTS}")
     return {machine_id(machine): text(name, "a host name", MAX_NAME_BYTES) for machine, name in known.items()}
 
@@ -441,7 +441,7 @@ def _entries(value: object, name: str, read: Callable[[object], T]) -> dict[str,
     for key, one in value.items():
         try:
             entry, content = text(key, "a directory name", MAX_COMPONENT_BYTES), read(one)
-        except FormatError:
+        except FormatError:  # guard: K3.6
             continue
         found[entry] = content
     return found
@@ -475,6 +475,7 @@ def _base_dir_data(f: Fields) -> BaseDirData:
 def blocks_data(f: Fields, cut: list[memoryview]) -> BlocksData:
     """``cut``: the long ones of the parts, which are empty in ``f``."""
     packed = set(numbers(f.get("packed", []), "packed"))
+    # guard: A15 A24, -> fields.listed(fields.required(f, 'parts'), 'parts', 1 << 30)
     parts = listed(required(f, "parts"), "parts", MAX_BULK)
     longer = iter(cut)
     found: list[BlockPart] = []

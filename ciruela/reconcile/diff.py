@@ -24,17 +24,18 @@ def wanted(
     orders = []
     for entry, state in theirs.items():
         mine, removed = ours.get(entry), removal_in(burials, entry)
+        # guard: A53 A14 I10, -> not state.signatures or False
         if not state.signatures or (mine is not None and not _newer(state, mine, removed, append_only)):
             continue
-        if mine is None and _deleted(entry, state, burials):
+        if mine is None and _deleted(entry, state, burials):  # guard: A54 F48 F50 I10
             continue
         try:
             vpath = base.image_at(entry)
-        except ValueError:
+        except ValueError:  # guard: A1 A17
             continue
         command = Command.APPEND if mine is None else Command.REPLACE
         orders.append((state.version, UploadRequest(command, vpath, state.image, None, state.signatures, Origin.PEER)))
-    orders.sort(key=lambda one: one[0], reverse=True)
+    orders.sort(key=lambda one: one[0], reverse=True)  # guard: A54 F49
     return [order for _, order in orders]
 
 

@@ -97,11 +97,11 @@ class Reconciler:
     def differs(self, base: VPath, hash_: bytes, address: Address) -> None:
         """A peer announced this hash of ``base``."""
         config = self.context.configs.get(base.key)
-        if config is None or base.level != max(config.num_levels - 1, 0):
+        if config is None or base.level != max(config.num_levels - 1, 0):  # guard: A34 A36
             return
         if base in self._backlog:
             self._pump()
-        if hash_ == self.ledger.base_hash(base) or self._is_known(base, hash_):
+        if hash_ == self.ledger.base_hash(base) or self._is_known(base, hash_):  # guard: A58, without 2
             return
         # The list that is on its way may be older than this news: the last news is compared after it.
         if base in self._asking:
@@ -122,7 +122,7 @@ class Reconciler:
         self._ask(base, address)
 
     def _ask(self, base: VPath, address: Address, announced: bytes = b"") -> None:
-        if len(self._asking) >= MOST_BASES:
+        if len(self._asking) >= MOST_BASES:  # guard: A34 I6
             return
         asked = self.context.wire.ask(address, GetBaseDir(str(base)))
         self._asking[base] = asked
@@ -175,6 +175,7 @@ class Reconciler:
             return
         burials, append_only = self.ledger.burials(base), config.append_only
         found = wanted(base, ours, response.dirs, burials, append_only)
+        # guard: A56 F53, -> deque(((order, address) for order in found))
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
         # An upload that failed here lately is left out for now, so that this list must be looked at again soon.
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
@@ -185,12 +186,12 @@ class Reconciler:
         removals = removals_in(base, ours, response.removed, burials, append_only)
         self._remove(base, [replace(removal, asked_by=str(address)) for removal in removals])
         if queue:
-            self._backlog[base] = _merged(queue, self._backlog.get(base, ()), burials, append_only)
+            self._backlog[base] = _merged(queue, self._backlog.get(base, ()), burials, append_only)  # guard: F48 I5, -> queue
         self._pump()
 
     def _know(self, base: VPath, hash_: bytes, known_s: float) -> None:
         self._known[(base, hash_)] = self.context.clock.seconds() + known_s
-        while len(self._known) > MOST_KNOWN:
+        while len(self._known) > MOST_KNOWN:  # guard: A34 I6
             self._known.popitem(last=False)
 
     def _remove(self, base: VPath, removals: Sequence[Removal]) -> None:
@@ -198,7 +199,7 @@ class Reconciler:
         if not removals:
             return
         if base in self._removing:
-            self._soon_again(base)
+            self._soon_again(base)  # guard: I5 I9
             return
         self._removing.add(base)
 
@@ -206,6 +207,7 @@ class Reconciler:
             for removal in islice(removals, MOST_BACKLOG):
                 try:
                     verdict = await self.removals.remove(removal)
+                # guard: I5 I9
                 except CiruelaError as error:  # of one image; the others go all the same
                     what, why = str(removal.vpath), str(error)
                     text = "what was removed from {vpath} elsewhere stays here, it is tried again: {why}"
@@ -267,9 +269,9 @@ class Reconciler:
     def _room(self, base: VPath) -> bool:
         """Tells whether one more may begin. Uploads that nobody can give any more must not make others wait for the hour that they last."""
         idle = [vpath for vpath in self._running if self.idle(vpath)]
-        busy = {*self._running, *self._judging}.difference(idle)
-        most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE
-        return most and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE
+        busy = {*self._running, *self._judging}.difference(idle)  # guard: A56 F53 I5, .difference(idle) ->
+        most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE  # guard: A54 F49, without 1; A56 I6, without 2
+        return most and sum(1 for vpath in busy if vpath.base == base) < MOST_PER_BASE  # guard: A54 F49, without 2
 
     def _give(self, order: UploadRequest, address: Address) -> None:
         self._judging.add(order.vpath)
@@ -282,10 +284,11 @@ class Reconciler:
 
     def _judged(self, verdict: Decision, order: UploadRequest, address: Address) -> None:
         match verdict:
-            case Rejection(reason=reason) if reason in _MAY_PASS:
+            case Rejection(reason=reason) if reason in _MAY_PASS:  # guard: F10 F44 I5, -> reason is None
                 self._soon_again(order.vpath.base)
             case Rejection(reason=RejectReason.CONFLICT) if self.ledger.pending(order.vpath) is not None:  # which may come to nothing
                 self._soon_again(order.vpath.base)
+            # guard: F10 I5
             case Accepted(state=state) if state.version < _version(order):  # its latest signature is by a key that is not known here
                 self._soon_again(order.vpath.base)
         match verdict:
@@ -328,7 +331,7 @@ def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Tombst
         winner = better(order, other[0], removal_in(burials, order.vpath.entry), append_only)
         ours = _version(order) > _version(other[0]) if order.image == other[0].image else winner is order
         best[order.vpath] = (winner, address if ours else other[1])
-    return deque(sorted(best.values(), key=lambda one: _version(one[0]), reverse=True)[:MOST_BACKLOG])
+    return deque(sorted(best.values(), key=lambda one: _version(one[0]), reverse=True)[:MOST_BACKLOG])  # guard: A34 I6, [:MOST_BACKLOG] ->
 
 
 def _version(order: UploadRequest) -> Version:

@@ -183,7 +183,7 @@ class Presence:
         )
         self.fetcher.stop(vpath, AbortReason.SUPERSEDED)  # it may have been about to be mended
         pending = Pending(vpath, committed, Command.APPEND)
-        self.ledger.vanish(vpath, pending)
+        self.ledger.vanish(vpath, pending)  # guard: K3.5 I7
         written = self.context.disk.write_pending(pending)
         return written.addCallbacks(self._fetch, self._not_written, callbackArgs=(pending,), errbackArgs=(vpath,))
 
@@ -213,9 +213,9 @@ class Presence:
         return self.context.disk.recorded(vpath).addCallback(self._forget, vpath, committed)
 
     def _forget(self, recorded: bool, vpath: VPath, committed: State) -> Deferred[None] | None:
-        if recorded:
+        if recorded:  # guard: K3.3 I7
             return None
-        if self.ledger.committed(vpath) is not committed or self.fetcher.settled(vpath) is not None:
+        if self.ledger.committed(vpath) is not committed or self.fetcher.settled(vpath) is not None:  # guard: K3.3 I7
             return self._unrecorded(vpath)
         self.ledger.vanish(vpath, None)
         return None

@@ -62,7 +62,7 @@ def base_dir_hash(entries: Mapping[str, State], removed: Mapping[str, Version] =
     for name in _in_order(entries):
         state = entries[name]
         claim_ms = state.claim(removed.get(name)).timestamp_ms
-        claimed = [claim_ms] if append_only and claim_ms != state.version.timestamp_ms else []
+        claimed = [claim_ms] if append_only and claim_ms != state.version.timestamp_ms else []  # guard: K2.1 I5, -> []
         rows.append([name, state.version.timestamp_ms, bytes(state.image), *claimed])
     rows += [[name, removed[name].timestamp_ms, bytes(removed[name].image), True] for name in _in_order(removed)]
     return hashlib.blake2b(cbor2.dumps(rows), digest_size=32).digest()
@@ -109,8 +109,8 @@ class Ledger:
         gone = [vpath for base, names in self._bases.items() if base.key == key for vpath in names.values()]
         for base in [base for base in self._burials if base.key == key]:
             del self._burials[base]
-            self._revisions[base] += 1
-            self._stale.add(base)
+            self._revisions[base] += 1  # guard: F44 I5
+            self._stale.add(base)  # guard: F44 I5
         for vpath in [vpath for vpath in self._kept if vpath.key == key]:
             del self._kept[vpath]
         for vpath in gone:
@@ -162,7 +162,7 @@ class Ledger:
         self._committed[vpath] = state
         self._failures.pop((vpath, state.image), None)
         pending = self._pending.get(vpath)
-        if pending is not None and pending.state.image == state.image:
+        if pending is not None and pending.state.image == state.image:  # guard: A51 A52, without 2
             del self._pending[vpath]
         self._touch(vpath)
 
@@ -174,14 +174,15 @@ class Ledger:
         key = vpath, pending.state.image
         now_s = self._clock.seconds()
         failed_s, pause_s = self._failures.pop(key, (now_s, FIRST_PAUSE_S))
+        # guard: A54 F30, -> True
         if now_s - failed_s >= pause_s:  # else a client would not wait
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)  # guard: A39 A54 F30
         self._failures[key] = now_s, pause_s
         # Popped and put back, so that the oldest is first and the first to be forgotten.
         self._aborts.pop(key, None)
-        self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)
+        self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)  # guard: A56 F53
         for table in (self._aborts, self._failures):
-            while len(table) > MAX_ABORTS:
+            while len(table) > MAX_ABORTS:  # guard: I6 A34
                 del table[next(iter(table))]
         self._touch(vpath)
 
@@ -201,7 +202,7 @@ class Ledger:
 
     def _remember(self, base: VPath, burials: Tombstones) -> None:
         """Unless it is known what was there later: news of two deletions may come in the other order."""
-        if burials.serial >= self.burials(base).serial:
+        if burials.serial >= self.burials(base).serial:  # guard: I9, -> True
             self._burials[base] = burials
 
     def removed(self, base: VPath) -> dict[str, Tombstone]:
@@ -211,7 +212,7 @@ class Ledger:
         """
         burials = self._burials.get(base)
         signed = {} if burials is None else {entry: one for entry, one in burials.tombstones.items() if one.signatures}
-        if self._append_only(base):
+        if self._append_only(base):  # guard: K2.1
             return signed
         for entry in [entry for entry in signed if entry in self._bases.get(base, {})]:
             state = self.latest(self._bases[base][entry])
@@ -255,7 +256,7 @@ class Ledger:
             del self._aborts[(vpath, version.image)]
         if within_s is None:
             within_s = self._failures.get((vpath, version.image), (0.0, FIRST_PAUSE_S))[1]
-        return age_s < within_s and version <= entry[2]
+        return age_s < within_s and version <= entry[2]  # guard: A38 F7, without 2
 
     def abandoned(self) -> list[Abandoned]:
         """The uploads given up lately."""

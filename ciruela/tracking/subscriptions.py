@@ -91,7 +91,7 @@ class Subscriptions:
         Clients publish first. Anybody may know the id, and would else be asked in vain. False when the connection has named too many.
         """
         said = self._of_link.setdefault(link, _OfConnection())
-        if image not in said.published and len(said.published) >= MAX_PER_LINK:
+        if image not in said.published and len(said.published) >= MAX_PER_LINK:  # guard: A26 I6
             return False
         said.published[image] = None
         self._join(link, image, said)
@@ -106,7 +106,7 @@ class Subscriptions:
         return self._join(link, image, said)
 
     def _join(self, link: Connection, image: ImageId, said: _OfConnection) -> bool:
-        if image not in said.published or image not in said.accepted:
+        if image not in said.published or image not in said.accepted:  # guard: S3, without 2
             return False
         self._images.setdefault(image, {})[link] = None
         return True
@@ -114,7 +114,7 @@ class Subscriptions:
     def watch(self, link: Connection, vpath: VPath) -> bool:
         """``link`` waits for news of ``vpath``. False when the connection watches too many."""
         paths = self._of_link.setdefault(link, _OfConnection()).paths
-        if vpath not in paths and len(paths) >= MAX_PER_LINK:
+        if vpath not in paths and len(paths) >= MAX_PER_LINK:  # guard: A26 I6
             return False
         paths[vpath] = None
         self._paths.setdefault(vpath, {})[link] = None
@@ -126,7 +126,7 @@ class Subscriptions:
         for image in said.published:
             links = self._images.get(image, {})
             links.pop(link, None)
-            if not links:
+            if not links:  # guard: I6
                 self._images.pop(image, None)
         for vpath in said.paths:
             self._paths[vpath].pop(link, None)

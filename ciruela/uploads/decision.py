@@ -117,9 +117,9 @@ def wrong_level(vpath: VPath, num_levels: int) -> Rejection:
 
 def precheck(order: UploadRequest, config: DirConfig) -> Rejection | None:
     """Refuses what can be refused before any signature is looked at (rows 2 and 3)."""
-    if order.vpath.level != config.num_levels:
+    if order.vpath.level != config.num_levels:  # guard: A17
         return wrong_level(order.vpath, config.num_levels)
-    if order.command is Command.REPLACE and config.append_only and order.origin is Origin.CLIENT:
+    if order.command is Command.REPLACE and config.append_only and order.origin is Origin.CLIENT:  # guard: I9
         return Rejection(RejectReason.DIR_IS_APPEND_ONLY, f"/{config.key} is append-only: nothing is replaced there, upload to a new path")
     return None
 
@@ -133,24 +133,25 @@ def judge(
     max_age_ms: int = SIGNATURE_MAX_AGE_MS,
 ) -> Decision:
     """The verdict on an order that passed :func:`precheck`, ``verified`` being those of its signatures that a key here made."""
-    if not verified:
+    if not verified:  # guard: A11 I4 F8
         return Rejection(RejectReason.SIGNATURE_MISMATCH)
+    # guard: A13 F10, -> tuple((entry for entry in verified if True))
     timely = tuple(entry for entry in verified if entry.timestamp_ms <= now_ms + FUTURE_LIMIT_MS)
-    if not timely:
+    if not timely:  # guard: A13 F10
         return Rejection(RejectReason.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
     signed = State(order.image, tuple(sorted(timely)))
     # Signatures from before a removal are no claim to the path any more.
-    wish = signed.since(standing.removed)
+    wish = signed.since(standing.removed)  # guard: K2.1, -> signed
     standing = replace(standing, elsewhere=standing.elsewhere.since(standing.removed))
     same = _same(order, wish, standing)
     # A peer only adds signatures. A client would be told "done" of an image that is about to lose its path.
     if same is not None and (order.origin is Origin.PEER or not _behind(order, config, standing)):
         return same
-    if standing.buried is not None and signed.version <= standing.buried:
+    if standing.buried is not None and signed.version <= standing.buried:  # guard: A12 F9 I10
         return Rejection(RejectReason.STALE_TIMESTAMP, f"what was deleted here was signed {_later(standing.buried, signed.version)}")
     if order.origin is Origin.PEER:
         return _by_claim(wish, config, standing) if config.append_only else _by_version(wish, standing)
-    if wish.version.timestamp_ms < now_ms - max_age_ms:
+    if wish.version.timestamp_ms < now_ms - max_age_ms:  # guard: A12 F9 I10
         seen = f"signed for {wish.version.timestamp_ms} ms, the clock here says {now_ms} ms"
         return Rejection(RejectReason.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
     refused = _against_pending(order, wish, standing) or _against_committed(order, wish, config, standing, now_ms)
@@ -175,7 +176,7 @@ def _behind(order: UploadRequest, config: DirConfig, standing: PathState) -> boo
     """Tells whether this node has the image of ``order`` and others have something else that may be about to take its place."""
     others = [one for one in standing.elsewhere.committed if one.image != order.image]
     if config.append_only:
-        return bool(others) and _first_stays(config)
+        return bool(others) and _first_stays(config)  # guard: K2.1 K2.3, -> False
     here = standing.pending or standing.committed
     return here is not None and max((*standing.elsewhere.committed, here.version)).image != order.image
 
@@ -183,6 +184,7 @@ def _behind(order: UploadRequest, config: DirConfig, standing: PathState) -> boo
 def _by_version(wish: State, standing: PathState) -> Decision:
     """A peer's order where directories may be replaced: the greater version wins."""
     for state in (standing.pending, standing.committed):
+        # guard: A14 A51 A53 I10; A14, -> state is not None and wish.version.timestamp_ms <= state.version.timestamp_ms
         if state is not None and wish.version <= state.version:
             return Rejection(RejectReason.STALE_TIMESTAMP, f"what is here was signed {_later(state.version, wish.version)}")
     return _above_floor(wish, standing) or Accepted(Progress.NEW, wish)
@@ -191,21 +193,24 @@ def _by_version(wish: State, standing: PathState) -> Decision:
 def _by_claim(wish: State, config: DirConfig, standing: PathState) -> Decision:
     """A peer's order in an append-only directory: the smaller claim wins, but not over what no source is left of."""
     known = [state for state in (standing.pending, standing.committed) if state is not None and state.image != wish.image]
-    if known and config.on_append_conflict is OnConflict.FREEZE:
+    if known and config.on_append_conflict is OnConflict.FREEZE:  # guard: A51 F46
         return Rejection(RejectReason.CONFLICT, "two images were appended to one path, each node keeps its own")
     claim = wish.claim(standing.removed)
     for state in known:
+        # guard: A51, -> claim < state.claim(standing.removed)
+        # guard: K2.1 I2, -> standing.stalled and state is standing.pending or wish.version > state.version
         if (standing.stalled and state is standing.pending) or claim < state.claim(standing.removed):
             continue
         return Rejection(RejectReason.CONFLICT, f"{state.image.hex()[:12]} was appended first, and stays")
+    # guard: K2.1 I10
     if known and standing.buried is None and claim.timestamp_ms <= standing.floor_ms:  # it may be what was removed there
         return Rejection(RejectReason.CONFLICT, "it was signed before what was deleted and forgotten here")
-    return _above_floor(wish, standing) or Accepted(Progress.NEW, wish, conflict=bool(known))
+    return _above_floor(wish, standing) or Accepted(Progress.NEW, wish, conflict=bool(known))  # guard: A51 F46, bool(known) -> False
 
 
 def _above_floor(wish: State, standing: PathState) -> Rejection | None:
     known = standing.pending or standing.committed or standing.buried
-    if known is None and wish.version.timestamp_ms <= standing.floor_ms:
+    if known is None and wish.version.timestamp_ms <= standing.floor_ms:  # guard: A54 F50 I10
         return Rejection(RejectReason.STALE_TIMESTAMP, "it was signed before what was deleted and forgotten here")
     return None
 
@@ -216,6 +221,7 @@ def _against_pending(order: UploadRequest, wish: State, standing: PathState) -> 
     The same image keeps nobody off, nor does what others have committed meanwhile: this node only catches up with them.
     """
     elsewhere, mine = standing.elsewhere, standing.pending
+    # guard: A52 F47, -> False; A52 F47 I10, without 2; K2.1, without 4
     gives_way = mine is not None and wish.version > mine.version and (standing.stalled or _catches_up(order, mine, elsewhere))
     here = [] if mine is None or gives_way else [(mine.version, "here")]
     newest = max((*elsewhere.committed, *_versions(standing.committed)), default=None)
@@ -227,7 +233,7 @@ def _against_pending(order: UploadRequest, wish: State, standing: PathState) -> 
     for version, where in (*here, *there):
         if version.image == order.image:
             continue
-        if order.old_image is not None and order.old_image != version.image:
+        if order.old_image is not None and order.old_image != version.image:  # guard: A52 F47
             return Rejection(
                 RejectReason.REPLACE_DOESNT_MATCH, f"{version.image.hex()[:12]} is on its way there {where}, not the image to be replaced"
             )
@@ -243,21 +249,21 @@ def _catches_up(order: UploadRequest, mine: State, elsewhere: Elsewhere) -> bool
 def _against_committed(order: UploadRequest, wish: State, config: DirConfig, standing: PathState, now_ms: int) -> Rejection | None:
     """The newest of what is committed here and elsewhere is what an order meets."""
     here = _versions(standing.committed)
-    newest = max((*standing.elsewhere.committed, *here), default=None)
-    if order.command is Command.APPEND:
+    newest = max((*standing.elsewhere.committed, *here), default=None)  # guard: K2.2, -> max(here, default=None)
+    if order.command is Command.APPEND:  # guard: A52
         mine = next((one for one in here if one.image != order.image), None)
         other = mine or max((one for one in standing.elsewhere.committed if one.image != order.image), default=None)
         if other is None or (mine is None and other != newest and not _first_stays(config)):
             return None
         return Rejection(RejectReason.ALREADY_EXISTS, f"{other.image.hex()[:12]} is there{'' if mine else ' on another node'}")
     if newest is None:
-        if order.old_image is None:
+        if order.old_image is None:  # guard: K2.2, -> True
             return None
         return Rejection(RejectReason.REPLACE_DOESNT_MATCH, "nothing is there that could be replaced")
     if newest.image == order.image:
         newest = max(here, default=newest)  # others have taken this very order already
         return _stale(wish, newest, now_ms) if newest.image != order.image else None
-    if order.old_image is not None and order.old_image != newest.image:
+    if order.old_image is not None and order.old_image != newest.image:  # guard: A52 F47
         where = "" if newest in here else " on another node"
         return Rejection(RejectReason.REPLACE_DOESNT_MATCH, f"{newest.image.hex()[:12]} is there{where}, not the image to be replaced")
     return _stale(wish, newest, now_ms)
@@ -265,7 +271,7 @@ def _against_committed(order: UploadRequest, wish: State, config: DirConfig, sta
 
 def _stale(wish: State, there: Version, now_ms: int) -> Rejection | None:
     """The refusal of what is not newer than what is there; it says whose clock is wrong, as far as the clock here can tell."""
-    if wish.version > there:
+    if wish.version > there:  # guard: A52 F47 I10, -> True
         return None
     ahead_ms = there.timestamp_ms - now_ms
     clock = f"{_apart(ahead_ms)} ahead of the clock here: that signer's is fast" if ahead_ms > 0 else "is the clock of the new signer slow?"
@@ -308,23 +314,24 @@ def judge_removal(
     ``append_only`` directory it is remembered also where something newer is: else what a node missed would be taken for the first claim.
     What stands there stays while ``protecting`` says why, unless the removal is forced.
     """
-    if not verified:
+    if not verified:  # guard: A11 F8
         return Rejection(RejectReason.SIGNATURE_MISMATCH)
-    if removal.timestamp_ms > now_ms + FUTURE_LIMIT_MS:
+    if removal.timestamp_ms > now_ms + FUTURE_LIMIT_MS:  # guard: A13 F9
         return Rejection(RejectReason.TIMESTAMP_IN_FUTURE, f"signed for {removal.timestamp_ms} ms, the clock here says {now_ms} ms")
     known = tuple(state for state in (standing.pending, standing.committed) if state is not None)
     if removal.origin is Origin.CLIENT:
-        if removal.timestamp_ms < now_ms - max_age_ms:
+        if removal.timestamp_ms < now_ms - max_age_ms:  # guard: A12 F9
             seen = f"signed for {removal.timestamp_ms} ms, the clock here says {now_ms} ms"
             return Rejection(RejectReason.STALE_TIMESTAMP, f"{seen}, at most {max_age_ms // 1000} s may lie between")
         refused = _other_content(removal, standing)
         if refused is not None:
             return refused
     buried = standing.buried is not None and standing.buried >= removal.version
-    if any(state.version > removal.version for state in known):
-        if removal.origin is Origin.PEER and append_only:
+    if any(state.version > removal.version for state in known):  # guard: A12 F9
+        if removal.origin is Origin.PEER and append_only:  # guard: K2.1
             return RemovalGranted(fresh=not buried, outlived=True)
         return Rejection(RejectReason.STALE_TIMESTAMP, f"signed for {removal.timestamp_ms} ms, what is there was signed later")
+    # guard: K5.5 I9; K5.5 I9, d not -> d known and not
     if protecting is not None and not removal.forced:  # also where it was removed before, and stands there again without a record
         return Rejection(RejectReason.PROTECTED, protecting)
     if buried and not known:

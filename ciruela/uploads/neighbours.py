@@ -103,13 +103,13 @@ class Neighbours:
         heard, silent = list(nearby.heard), [address for address in nearby.silent if address not in self._mute]
         self.context.rng.shuffle(heard)
         self.context.rng.shuffle(silent)
-        return [*sorted(heard, key=lambda address: address in self._mute), *silent][:MOST_ASKED]
+        return [*sorted(heard, key=lambda address: address in self._mute), *silent][:MOST_ASKED]  # guard: K2.1, [:MOST_ASKED] ->
 
     def _gather(self, vpath: VPath) -> Deferred[Elsewhere]:
         asked = {address: self.context.wire.ask(address, GetPathState(str(vpath))) for address in self._chosen(vpath.key)}
         if not asked:
             return succeed(NOWHERE)
-        timer = self.context.clock.callLater(ANSWER_S, self._give_up, asked)
+        timer = self.context.clock.callLater(ANSWER_S, self._give_up, asked)  # guard: K2.1, ANSWER_S -> 1e9
         answers = [answer.addErrback(self._unanswered, address) for address, answer in asked.items()]
         return DeferredList(answers).addCallback(self._together, vpath, timer)
 

@@ -55,7 +55,7 @@ class RefusedOrders:
             if name not in self._kept:
                 self._kept[name] = (order.vpath, digest, entry.timestamp_ms + max_age_ms)
                 self._at.setdefault(order.vpath, OrderedDict())[name] = None
-        while len(self._kept) > MOST:
+        while len(self._kept) > MOST:  # guard: S2 I6
             self._drop(next(iter(self._kept)))
 
     def _drop(self, name: bytes) -> None:

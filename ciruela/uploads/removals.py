@@ -96,7 +96,7 @@ class Removals:
     async def _judged(self, removal: Removal, config: DirConfig) -> RemovalVerdict:
         entries = [SigEntry(removal.timestamp_ms, signature) for signature in removal.signatures]
         verified = await self.context.authority.verified(config, removal.vpath, removal.image, entries, removal_bytes)
-        elsewhere = await self._elsewhere(removal, config) if verified else NOWHERE
+        elsewhere = await self._elsewhere(removal, config) if verified else NOWHERE  # guard: K2.2, -> NOWHERE
         index: Index | None = None
         looked = False
         while True:
@@ -109,7 +109,7 @@ class Removals:
             if isinstance(verdict, Rejection):
                 self._tell_refused(removal, verdict)
                 return verdict
-            if not verdict.fresh and not unrecorded:
+            if not verdict.fresh and not unrecorded:  # guard: K3.2 I7, without 2
                 return verdict
             if verdict.outlived:
                 await self._remember(removal, tuple(verified))
@@ -117,7 +117,7 @@ class Removals:
             if settled is not None:
                 await settled
             elif unrecorded and not looked:  # which may take a while: all is looked at again
-                index, looked = await self._index(removal), True
+                index, looked = await self._index(removal), True  # guard: K5.5 I9, True -> True; break
             else:
                 break
         try:
@@ -196,6 +196,7 @@ class Removals:
         tombstone = Tombstone(removal.version, self.context.now_ms(), signatures, removal.forced)
         if self.ledger.pending(vpath) is not None:
             self.ledger.abort(vpath, self.context.now_ms())
+        # guard: I5 I9
         await self.context.disk.drop_pending(vpath)  # also a journal that could not be deleted when its upload was given up
         self.ledger.bury(vpath, await self.context.disk.remove(vpath, tombstone, index))
         self.removed += 1

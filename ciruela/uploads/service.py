@@ -53,7 +53,7 @@ class Quotas:
         if order.origin is Origin.PEER or config.max_images is None or self._ledger.knows(order.vpath):
             return None
         count = self._ledger.count(config.key)
-        if count < config.max_images:
+        if count < config.max_images:  # guard: A5 F7, -> True
             return None
         return Rejection(RejectReason.QUOTA, f"/{config.key} has {count} images, max-images is {config.max_images}")
 
@@ -66,10 +66,10 @@ class Quotas:
         for vpath, maker in list(self._makers.items()):
             if self._ledger.pending(vpath) is None:
                 del self._makers[vpath]
-            elif vpath != order.vpath and not self._stalled(vpath):
+            elif vpath != order.vpath and not self._stalled(vpath):  # guard: A56, without 2
                 counts[maker] = counts.get(maker, 0) + 1
         for maker in makers:
-            if counts.get(maker, 0) < self._uploads_per_key:
+            if counts.get(maker, 0) < self._uploads_per_key:  # guard: A26 I6, -> True
                 self._makers[order.vpath] = maker
                 return
         self.slowed += 1
@@ -91,7 +91,7 @@ async def makers(
         left = [entry for entry in rest if entry not in more]
         if len(left) == len(rest):
             break
-        rest = left
+        rest = left  # guard: K2.1 K3.6, -> []
     return dict(sorted(found.items()))
 
 
@@ -156,10 +156,10 @@ class Uploads:
         in progress as it may have.
         """
         config = self.context.configs.get(order.vpath.key)
-        if config is None:
+        if config is None:  # guard: A17
             return succeed(no_config(order.vpath, self.context.configs))
         refused = precheck(order, config)
-        if refused is not None:
+        if refused is not None:  # guard: A18 F13
             return self._unfit(order, config, refused)
         return self.alone(order.vpath, lambda: Deferred.fromCoroutine(self._examine(order, config, hints)))
 
@@ -169,7 +169,7 @@ class Uploads:
             return succeed(refused)
 
         def note(verified: Mapping[SigEntry, str]) -> Decision:
-            self.forms.note(order, verified, self._max_age_ms)
+            self.forms.note(order, verified, self._max_age_ms)  # guard: S2
             return refused
 
         return self.context.authority.verified(config, order.vpath, order.image, order.signatures).addCallback(note)
@@ -185,10 +185,11 @@ class Uploads:
 
         def leave(result: T | Failure) -> T | Failure:
             turn.release()  # who waits may come and go meanwhile, and somebody else begin another turn
-            if not turn.locked and not turn.waiting and self._turns.get(vpath) is turn:
+            if not turn.locked and not turn.waiting and self._turns.get(vpath) is turn:  # guard: I4 I5, without 3
                 del self._turns[vpath]
             return result
 
+        # guard: A52, turn.acquire() -> succeed(turn.acquire() and None); I4, .addBoth(leave) -> ).addBoth(leave
         return turn.acquire().addCallback(lambda _: maybeDeferred(work).addBoth(leave))
 
     async def _examine(self, order: UploadRequest, config: DirConfig, hints: tuple[Address, ...]) -> Decision:
@@ -212,9 +213,9 @@ class Uploads:
         if self.neighbours is None or order.origin is Origin.PEER:
             return NOWHERE
         match self._judged(order, config, self._standing(order.vpath), verified):
-            case Rejection(reason=reason) if order.command is Command.APPEND or reason in _FINAL:
+            case Rejection(reason=reason) if order.command is Command.APPEND or reason in _FINAL:  # guard: A18 K2.1, without 2
                 return NOWHERE
-        return await self.neighbours.ask(order.vpath)
+        return await self.neighbours.ask(order.vpath)  # guard: K2.1 K2.3, -> NOWHERE
 
     async def _makers(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Mapping[SigEntry, str]:
         """``verified``, with the keys of the signatures that this node has for the same image already, when new ones join them."""
@@ -249,15 +250,15 @@ class Uploads:
             case Rejection():
                 self._tell_refused(order, config, standing, verdict, verified)
                 return verdict
-        verdict = replace(verdict, state=verdict.state.compact(known, claim=config.append_only))
+        verdict = replace(verdict, state=verdict.state.compact(known, claim=config.append_only))  # guard: K3.6 I6
         match verdict.progress:
             case Progress.ALREADY_DONE if present:
                 return self._merge_committed(order.vpath, committed, verdict)
             case Progress.IN_PROGRESS:
                 return self._merge_pending(pending, verdict)
-        settled = self.downloads.settled(order.vpath)
+        settled = self.downloads.settled(order.vpath)  # guard: A43 A52, -> None
         if settled is None:
-            self.quotas.charge(order, verified.values())
+            self.quotas.charge(order, verified.values())  # guard: A26
             return self._begin(order, config, verdict, hints)
         return settled.addCallback(lambda _: self._decide(order, config, hints, verified, elsewhere, known, present))
 
@@ -269,7 +270,7 @@ class Uploads:
             self.forms.note(order, verified, self._max_age_ms)
         if verdict.reason is RejectReason.CONFLICT:
             if config.on_append_conflict is OnConflict.FREEZE:
-                self._frozen(order, standing)
+                self._frozen(order, standing)  # guard: A51
                 return
             self.conflicted(order.vpath, order.image, verdict.detail)
         self.refused(order, verdict.reason)
@@ -295,7 +296,7 @@ class Uploads:
             self.ledger.committed(vpath),
             pending.state if pending else None,
             self.downloads.stalled(vpath),
-            tombstone.version if tombstone else None,
+            tombstone.version if tombstone else None,  # guard: A12 F9, -> None
             burials.floor_ms,
             tombstone.version if tombstone and tombstone.signatures else None,
             elsewhere,
@@ -304,13 +305,14 @@ class Uploads:
     def _judged(self, order: UploadRequest, config: DirConfig, standing: PathState, verified: Mapping[SigEntry, str]) -> Decision:
         verdict = judge(order, config, standing, tuple(verified), self.context.now_ms(), self._max_age_ms)
         if order.origin is Origin.CLIENT and isinstance(verdict, Accepted) and not self._holds(order, verified):
+            # guard: S2, , *standing.elsewhere.refused ->
             refused = {*self.forms.at(order.vpath, self.context.now_ms()), *standing.elsewhere.refused}
-            if in_other_form(order, verified, refused):
+            if in_other_form(order, verified, refused):  # guard: S2
                 return Rejection(
                     RejectReason.SIGNATURE_MISMATCH, "this signature was used for another order, which was refused: sign it anew"
                 )
         if isinstance(verdict, Accepted) and verdict.progress is Progress.NEW:
-            verdict = self.quotas.room(order, config) or verdict
+            verdict = self.quotas.room(order, config) or verdict  # guard: A5 F7
         return verdict
 
     def _holds(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
@@ -331,6 +333,7 @@ class Uploads:
             return succeed(unfit)
 
         async def work() -> Decision:
+            # guard: A11 I4, order.signatures, signed_check_bytes -> order.signatures
             verified = await self.context.authority.verified(config, order.vpath, order.image, order.signatures, signed_check_bytes)
             elsewhere = await self._elsewhere(order, config, verified)
             return self._judged(order, config, self._standing(order.vpath, elsewhere), verified)
@@ -384,13 +387,13 @@ class Uploads:
         self.conflicted(order.vpath, kept.image, f"another node has {order.image.hex()[:12]} there, and each keeps its own")
 
     def _merge_committed(self, vpath: VPath, committed: State | None, verdict: Accepted) -> Decision | Deferred[Decision]:
-        if committed == verdict.state:
+        if committed == verdict.state:  # guard: A15 F11
             return verdict
         self.ledger.commit(vpath, verdict.state)
         return self.context.disk.write_state(vpath, verdict.state).addCallback(lambda _: verdict)
 
     def _merge_pending(self, pending: Pending | None, verdict: Accepted) -> Decision | Deferred[Decision]:
-        if pending is None or pending.state == verdict.state:
+        if pending is None or pending.state == verdict.state:  # guard: A15 F11, without 2
             return verdict
         merged = Pending(pending.vpath, verdict.state, pending.command)
         self.ledger.begin(merged)
@@ -408,7 +411,7 @@ class Uploads:
             self.conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]} was appended first, and takes its place")
 
     def _begin(self, order: UploadRequest, config: DirConfig, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Decision]:
-        if verdict.conflict:
+        if verdict.conflict:  # guard: A51
             self._converge(order)
         self.downloads.stop(order.vpath, AbortReason.CONFLICT if verdict.conflict else AbortReason.SUPERSEDED)
         before = self.ledger.pending(order.vpath)
@@ -424,7 +427,7 @@ class Uploads:
             return verdict
 
         def lost(failure: Failure) -> Failure:
-            if self.ledger.pending(order.vpath) is pending:
+            if self.ledger.pending(order.vpath) is pending:  # guard: A39 F29
                 self.ledger.abort(order.vpath, self.context.now_ms())
             return failure
 

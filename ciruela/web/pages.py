@@ -118,7 +118,7 @@ class Pages(Resource):
             if isinstance(answer, Failure):
                 self._log.failure("the page {page} could not be made", answer, page=path)
                 answer = SERVICE_UNAVAILABLE, {"error": "the page could not be made, the log of this node tells why"}
-            if not left:
+            if not left:  # guard: F3, -> True
                 request.write(self._answer(request, *answer, compact=True))
                 request.finish()
 

@@ -64,7 +64,7 @@ class Consul:
 def next_index(before: int, header: str) -> int:
     """The index for the next question; 0, for an answer at once, when it went back or is none, as after a restore of the servers."""
     found = int(header) if header.isascii() and header.isdigit() and len(header) <= 20 else 0
-    return found if found >= max(before, 1) else 0
+    return found if found >= max(before, 1) else 0  # guard: A60, -> found
 
 
 def _token(path: str) -> str:

@@ -169,7 +169,7 @@ class _ListBody(Receiver):
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
         """More of it."""
         self._left -= len(data)
-        if self._left >= 0:
+        if self._left >= 0:  # guard: A60, -> True
             self._parts.append(data)
         elif not self.done.called:
             self.done.errback(FormatError(f"the answer has more than {MAX_LIST_BYTES // 1024} KiB"))

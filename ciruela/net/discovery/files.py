@@ -43,7 +43,7 @@ def parse(text: str, source: str) -> tuple[list[ListLine], list[str]]:
             continue
         try:
             lines.setdefault(split_name(name, 0), ListLine(number, name))
-        except FormatError as fault:
+        except FormatError as fault:  # guard: A60
             complaints.append(f"{source}:{number}: {fault}")
     return list(lines.values()), complaints
 
@@ -146,7 +146,7 @@ class PeersFile:
         if missing and self._lines is None:
             self._lines = {}
         if not self._missing_told:
-            self._missing_told = True
+            self._missing_told = True  # guard: A60 F56, self._missing_told = True -> self._lines = {}; self._changed()
             kept = "the peers of before are kept" if self._lines else self._without
             self._log.warn("{path}: {reason}; {kept}", path=str(self._path), reason=reason, kept=kept)
 

@@ -153,7 +153,7 @@ class Repeated:
         return question
 
     def _told(self, names: Sequence[str]) -> None:
-        if not names:
+        if not names:  # guard: A60 F56
             raise LinkLost("it knows nobody, not even this node")
         if not self._running:
             return
@@ -198,5 +198,5 @@ class Repeated:
             return
         pause_s = self._pause_s
         if self._failures:
-            pause_s = min(AFTER_FAILURE_S * 2 ** min(self._failures - 1, 10), LONGEST_AFTER_FAILURE_S)
+            pause_s = min(AFTER_FAILURE_S * 2 ** min(self._failures - 1, 10), LONGEST_AFTER_FAILURE_S)  # guard: A60, -> 1.0
         self._next = self._clock.callLater(pause_s * self._rng.uniform(1 - SPREAD, 1 + SPREAD), self._go)
