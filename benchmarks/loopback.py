@@ -29,8 +29,8 @@ OLD_CLIENT = (
     "-c",
     """import sys
 sys.argv[0] = "ciruela-sync"
-from ciruela.net import link
-link.SUBPROTOCOLS = ("none", "ciruela.v1")
+from ciruela.net import connection
+connection.SUBPROTOCOLS = ("none", "ciruela.v1")
 from ciruela.client.main import main_sync
 sys.exit(main_sync())""",
 )

@@ -58,7 +58,7 @@ def numeric_host(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a node listens, TCP and UDP alike. ``host`` is a numeric IPv4 or IPv6 address, spelled as :func:`numeric_host` does.
+    """Address at which a node listens, TCP and UDP alike. ``host`` is a numeric IPv4 or IPv6 address, spelled as :func:`numeric_host` does.
 
     Whatever comes from a socket, a name or a file becomes one by :meth:`of`, so that one place has one address.
     """
@@ -91,7 +91,7 @@ class Connection(Protocol):
 
     @property
     def bulk(self) -> bool:
-        """Whether ``ciruela.v2`` was agreed upon, so that the other side understands GetBlocks."""
+        """Tells whether ``ciruela.v2`` was agreed upon, so that the other side understands GetBlocks."""
 
     @property
     def incoming(self) -> int:
@@ -108,7 +108,7 @@ class Connection(Protocol):
 
 
 class RequestHandler(Protocol):
-    """Who deals with what comes in on a link."""
+    """Server side of a connection: answers the requests that come in."""
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Answer a request.
@@ -130,13 +130,13 @@ class Connector(Protocol):
         """As :meth:`Connection.ask`, to the node at ``address``."""
 
     def connected(self, address: Address) -> bool:
-        """Whether a connection to ``address`` is open now."""
+        """Tells whether a connection to ``address`` is open now."""
 
     def incoming(self, address: Address) -> int:
         """As :meth:`Connection.incoming`, of the connection to ``address``; 0 where none is open."""
 
     def bulk(self, address: Address) -> bool:
-        """Whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
+        """Tells whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
 
     def alive(self, address: Address) -> None:
         """Take note of a sign of life from ``address``: failures of the past are no reason to leave it alone any more."""
@@ -160,7 +160,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the disk remembers of one path: committed, pending, or both; and which replaced images are kept, the last one first."""
+    """Record on disk of one path: committed, pending, or both; and which replaced images are kept, the last one first."""
 
     vpath: VPath
     committed: State | None
@@ -182,7 +182,7 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the disk remembers of all paths, what was deleted, by base dir, and which hooks have not run well yet."""
+    """Records on disk of all paths, the tombstones by base dir, and the hooks that have not run well yet."""
 
     held: Sequence[Held]
     burials: Mapping[VPath, Tombstones]
@@ -207,7 +207,7 @@ class ProtectedLinks(Protocol):
     """The symlinks of this host whose targets must stay (``protect``)."""
 
     def follow(self, config: DirConfig) -> Deferred[KeepList]:
-        """What they lead to inside the directory of ``config``; a short path stands for all that is below it.
+        """Gives what they lead to inside the directory of ``config``; a short path stands for all that is below it.
 
         Fails with DiskError when there is any doubt about one of them. Looks anew each time, and may never fire.
         """
@@ -222,7 +222,7 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """What other images gave: which blocks (numbers in index order) need not be fetched, files that are whole by that, and bytes."""
+    """Result of reuse: blocks (numbers in index order) that need not be fetched, files that are whole by that, and bytes."""
 
     blocks: frozenset[int]
     files: int
@@ -231,7 +231,7 @@ class Reused:
 
 @dataclass(frozen=True, slots=True)
 class NamesFound:
-    """What a look at the names of images found: those at which no directory stands, and keys of which nobody can tell, with the reason."""
+    """Result of a look at the names of images: those without a directory, and keys of which nobody can tell, with the reason."""
 
     gone: tuple[VPath, ...]
     unseen: Mapping[str, str]
@@ -247,7 +247,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What looking through an image found: some of the damages, and how many there are in all.
+    """Result of looking through an image: some of the damages, and how many there are in all.
 
     ``current`` is False when something else took the place of the image meanwhile: then the rest says nothing.
     """
@@ -262,7 +262,7 @@ class Examination(Protocol):
 
     @property
     def cost(self) -> int:
-        """How far it is: bytes read, and for each name what it costs to look at."""
+        """Measure of progress: bytes read, and for each name what it costs to look at."""
 
     def go_on(self, most_bytes: int) -> Deferred[Findings | None]:
         """Look at about ``most_bytes`` more. Fires with None while there is more, with what was found in the end.
@@ -366,7 +366,7 @@ class Disk(Protocol):
         """Fold the tombstones set before ``before_ms`` in the base dir of ``vpath`` into its floor, durably; fires with what is left."""
 
     def identity(self, key: str) -> Deferred[Identity]:
-        """Which directory the one that is configured for ``key`` is now. Fails with DiskError when it cannot be opened."""
+        """Gives the identity of the directory configured for ``key``, as it is now. Fails with DiskError when it cannot be opened."""
 
     def collect_indexes(self, keep: Collection[ImageId]) -> Deferred[int]:
         """Delete the stored indexes of all images that are not in ``keep`` and that no state or journal on the disk names.
@@ -387,7 +387,7 @@ class Disk(Protocol):
         """Open or create the staging directory of ``index`` for ``vpath``. Fails with DownloadFailed(CANT_CREATE_DIRECTORY or NO_SPACE)."""
 
     def present(self, vpath: VPath) -> Deferred[bool]:
-        """Whether a directory stands at ``vpath``."""
+        """Tells whether a directory stands at ``vpath``."""
 
     def look(self, vpaths: Sequence[VPath]) -> Deferred[NamesFound]:
         """Look at the names of images, those of one base dir one after the other. One that is being committed may seem to be gone."""
@@ -396,10 +396,10 @@ class Disk(Protocol):
         """Verify up to ``most`` records that have no checksum yet, and give them one; fires with the paths whose record is not believed."""
 
     def recorded(self, vpath: VPath) -> Deferred[bool]:
-        """Whether an image is recorded as committed at ``vpath``, after all that was asked for before. Fails with DiskError."""
+        """Tells whether an image is recorded as committed at ``vpath``, after all that was asked for before. Fails with DiskError."""
 
     def set_aside(self) -> Sequence[SetAside]:
-        """What stood at names of images without a record and was moved aside, as it was known last."""
+        """Lists what stood at names of images without a record and was moved aside, as it was known last."""
 
     def tidy(self, *, delete: bool) -> Deferred[int]:
         """Look what is still set aside; with ``delete`` try again to delete what could not be deleted. Fires with how much that is."""
@@ -428,7 +428,7 @@ class Authority(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: its exit code or the number of the signal that killed it, and the last line of what it wrote, raw.
+    """End of a command: its exit code or the number of the signal that killed it, and the last line of what it wrote, raw.
 
     ``late``: it took too long and was killed for that.
     """

@@ -30,7 +30,7 @@ class PeriodicTask:
     _log = Logger()
 
     failures = 0
-    """How often a duty failed, in the whole process; each time it is in the log, too."""
+    """Count of failures of duties in the whole process; each is in the log, too."""
 
     def __init__(self, clock: IReactorTime, rng: random.Random, interval_s: float, duty: Callable[[], object], name: str) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class PeriodicTask:
 
 
 def later(clock: IReactorTime, delay_s: float, name: str, duty: Callable[[], object]) -> IDelayedCall:
-    """``clock.callLater`` for a duty whose error is logged and counted like that of a Beat; ``name`` says what failed."""
+    """``clock.callLater`` for a duty whose error is logged and counted like that of a PeriodicTask; ``name`` says what failed."""
 
     def run() -> None:
         try:
@@ -102,6 +102,7 @@ class Backoff(Generic[A]):
 
     def failed(self, key: A) -> None:
         """Count a failure of ``key``."""
+        # Popped and put back: what failed last is dropped last.
         count = self._failures.pop(key, (0, 0.0))[0] + 1
         while len(self._failures) >= self._limit:
             del self._failures[next(iter(self._failures))]
@@ -112,7 +113,7 @@ class Backoff(Generic[A]):
         self._failures.pop(key, None)
 
     def blocked(self, key: A) -> bool:
-        """Whether ``key`` should be left alone now."""
+        """Tells whether ``key`` should be left alone now."""
         entry = self._failures.get(key)
         if entry is None:
             return False
@@ -176,6 +177,7 @@ class Batcher(Generic[A, B]):
         results.addCallbacks(self._deliver, self._fail, callbackArgs=(jobs,), errbackArgs=(jobs,))
 
     def _deliver(self, results: list[B], jobs: list[tuple[A, Deferred[B]]]) -> None:
+        # First, so that the thread works while the callbacks of this batch run.
         self._next()
         for (_, done), result in zip(jobs, results, strict=True):
             if not done.called:
@@ -189,26 +191,51 @@ class Batcher(Generic[A, B]):
 
 
 class TokenBucket:
-    """A token bucket: ``rate`` a second on average, up to ``burst`` at once."""
+    """A token bucket: ``rate`` tokens a second on average, at most ``burst`` at once; with ``empty`` the burst has to be saved up first.
+
+    A token is whatever its user counts: requests, complaints, bytes. What is spent beyond what is there is a debt that time pays.
+    """
 
     __slots__ = ("_burst", "_clock", "_left", "_rate", "_since_s")
 
-    def __init__(self, clock: IReactorTime, rate: float, burst: float) -> None:
+    def __init__(self, clock: IReactorTime, rate: float, burst: float, *, empty: bool = False) -> None:
         self._clock = clock
         self._rate = rate
         self._burst = burst
-        self._left = burst
+        self._left = 0.0 if empty else burst
         self._since_s = clock.seconds()
 
-    def take(self) -> bool:
-        """Take one token. False, and nothing is taken, when there is none."""
+    @property
+    def left(self) -> float:
+        """Tokens that are there now; below zero it is a debt."""
         now_s = self._clock.seconds()
         self._left = min(self._burst, self._left + max(0.0, now_s - self._since_s) * self._rate)
         self._since_s = now_s
-        if self._left < 1.0:
+        return self._left
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until nothing is owed any more."""
+        return max(0.0, -self.left / self._rate)
+
+    def take(self) -> bool:
+        """Take one token. False, and nothing is taken, when there is none."""
+        if self.left < 1.0:
             return False
         self._left -= 1.0
         return True
+
+    def spend(self, count: float) -> None:
+        """Take ``count`` tokens, also those that are not there."""
+        self._left = self.left - count
+
+    def turn(self, count: float) -> Deferred[None]:
+        """Spend ``count`` tokens. Fires when what was owed before is paid: who asks first has the first turn."""
+        wait_s = self.wait_s
+        self.spend(count)
+        done: Deferred[None] = Deferred()
+        self._clock.callLater(wait_s, done.callback, None)
+        return done
 
 
 class RepeatLimiter:
@@ -245,7 +272,7 @@ def _same_again() -> Never:
 
 
 HUSH_S = 60.0
-"""How long the same kind of line about the same source is held back."""
+"""Time for which the same kind of line about the same source is held back."""
 
 
 class RateLimitedLog:

@@ -73,6 +73,9 @@ PURE = PLAIN | {
 
 VAGUE = re.compile(r"manager|(?<!Request)handler|helper|utils?\b", re.IGNORECASE)
 
+QUESTION = re.compile(r"\s*(what|who|whom|whose|whether|how|where|which|why|when)\b", re.IGNORECASE)
+"""Openings of a docstring that leave out its verb: "What a node has" tells nobody what the function does."""
+
 
 def name_of(path: Path) -> str:
     """``index/tree.py`` below the package, for messages."""
@@ -91,6 +94,13 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def docstrings_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of every docstring of ``path``: of the module, of classes and functions, and the strings below constants."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
 
 
 def within(name: str, allowed: set[str]) -> bool:
@@ -182,7 +192,7 @@ class ShapeTests(SynchronousTestCase):
 
     def test_the_map_lists_its_packages(self) -> None:
         """The docstring of ``ciruela`` is the map of the packages, and so is the page on architecture."""
-        packages = {package_of(path) for path in MODULES} - {"__init__", "_version"}
+        packages = {package_of(path) for path in MODULES} - {"__init__", "__main__", "_version"}
         doc = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) or ""
         page = (TOP / "docs" / "explanation" / "architecture.rst").read_text(encoding="utf-8")
         self.assertEqual(sorted(package for package in packages if f"``{package}``" not in doc), [])
@@ -192,7 +202,7 @@ class ShapeTests(SynchronousTestCase):
         """The contract on layers names each package; one that is in none of the lists may import anything."""
         contracts = (TOP / ".importlinter").read_text(encoding="utf-8")
         layers = set(re.findall(r"\w+", contracts.split("layers =")[1].split("[importlinter", 1)[0]))
-        packages = {package_of(path) for path in MODULES} - {"__init__", "_version"}
+        packages = {package_of(path) for path in MODULES} - {"__init__", "__main__", "_version"}
         self.assertEqual(packages - layers, set())
 
     def test_names_say_something(self) -> None:
@@ -205,6 +215,12 @@ class ShapeTests(SynchronousTestCase):
                 if isinstance(node, ast.ClassDef | ast.FunctionDef) and VAGUE.search(node.name)
             ]
         self.assertEqual(found, [])
+
+    def test_docstrings_begin_with_a_verb_or_a_noun(self) -> None:
+        """A docstring that begins as a question is understood only by who has read the body."""
+        read = [(f"{name_of(path)}:{line}", text) for path in MODULES for line, text in docstrings_of(path)]
+        self.assertGreater(len(read), 1000)
+        self.assertEqual([f"{place}: {text[:60]!r}" for place, text in read if QUESTION.match(text)], [])
 
     def test_nothing_is_left_open(self) -> None:
         """A note to finish something later is a promise that nobody keeps track of."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import configparser
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from twisted.application.service import IServiceMaker
@@ -21,6 +24,10 @@ from tests.proof import shows
 TOP = Path(__file__).parent.parent
 SETUP = (TOP / "setup.py").read_text(encoding="utf-8")
 README = (TOP / "README.rst").read_text(encoding="utf-8")
+
+
+COMES_WITH_OTHERS = {"_nvx_xormasker", "incremental", "txaio", "zope"}
+"""Parts, and own requirements, of Autobahn and Twisted."""
 
 
 def declared(name: str) -> dict[str, str]:
@@ -54,6 +61,21 @@ class PluginTests(SynchronousTestCase):
 
 class ContentTests(SynchronousTestCase):
     """Nothing is left behind when the program is packed."""
+
+    def test_imports_are_declared(self) -> None:
+        """A library that only the tests install would be missing on a user's machine."""
+        known = packages_distributions()
+        wanted = set()
+        for path in (TOP / "ciruela").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    wanted |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    wanted.add((node.module or "").partition(".")[0])
+        wanted -= sys.stdlib_module_names | {"ciruela"}
+        found = {name: {one.lower().replace("_", "-") for one in known.get(name, [])} for name in wanted}
+        missing = {name for name, packages in found.items() if not packages & declared("install_requires").keys()}
+        self.assertEqual(missing - COMES_WITH_OTHERS, set())
 
     def test_every_folder_is_a_package(self) -> None:
         """A folder of modules without ``__init__.py`` works in a checkout and is missing after ``pip install .``."""

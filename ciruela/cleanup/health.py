@@ -1,6 +1,6 @@
-"""Whether deleting is safe now: everything that a decision rests on must be known to be right (threats 6.10). Pure.
+"""Safety of deleting now: everything that a decision rests on must be known to be right (threats 6.10). Pure.
 
-Why each image of a base dir stays or goes, and when at the earliest: for people. Pure.
+``Outlook`` tells people why each image of a base dir stays or goes, and when at the earliest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SKEW_MS = 5 * 60_000
 
 
 class Cause(Enum):
-    """Why nothing is deleted; the values are the words of the status page."""
+    """Reason why nothing is deleted; the values are the words of the status page."""
 
     STARTING = "starting"
     PEERS = "peers"
@@ -36,7 +36,7 @@ class Cause(Enum):
 
     @property
     def passes(self) -> bool:
-        """Whether it usually ends by itself, so that nobody need be alarmed."""
+        """Tells whether it usually ends by itself, so that nobody need be alarmed."""
         return self in (Cause.STARTING, Cause.PEERS)
 
 
@@ -58,7 +58,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class NodeSight:
-    """What concerns all directories.
+    """Observations that concern all directories.
 
     ``began``: the start of this process; ``awake_s``: since when, by the steady clock, it has run without a pause. ``recorded_ms``: the
     latest time that is recorded here. ``clocks_ms``: what the clocks of other nodes show now, as far as they are known. ``peers`` other
@@ -76,7 +76,7 @@ class NodeSight:
 
 @dataclass(frozen=True, slots=True)
 class DirSight:
-    """What concerns one directory; a text in place of a value says why that could not be had.
+    """Observations that concern one directory; a text in place of a value says why that could not be had.
 
     ``config`` and ``identity`` are those of the start, ``config_now`` and ``identity_now`` those of this moment.
     """
@@ -161,7 +161,7 @@ class Explained:
 
 
 def outlooks(rulings: Sequence[Ruling], config: DirConfig, next_ms: int, cycle_ms: int) -> tuple[Outlook, ...]:
-    """What can be said of each image at its earliest, when the next cycle is at ``next_ms`` and they are ``cycle_ms`` apart.
+    """Predicts for each image when it goes at the earliest, if the next cycle is at ``next_ms`` and they are ``cycle_ms`` apart.
 
     What is dropped goes the oldest first, a few in each cycle. What is recent stays until it is not.
     """

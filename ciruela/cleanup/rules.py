@@ -24,7 +24,7 @@ CAP_DIVISOR = 5
 
 
 class RetentionRule(Enum):
-    """What keeps an image, or drops it; the values are for people."""
+    """Retention rule that keeps an image, or drops it; the values are for people."""
 
     FEW = "no more than keep-min-directories are here"
     RECENT = "signed within keep-recent"
@@ -38,13 +38,13 @@ class RetentionRule(Enum):
 
     @property
     def keeps(self) -> bool:
-        """Whether what falls under it stays."""
+        """Tells whether an image under this rule stays."""
         return self not in (RetentionRule.OLD, RetentionRule.SURPLUS)
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What is to become of one image, and why."""
+    """Fate of one image, and the rule that decides it."""
 
     entry: str
     version: Version
@@ -52,7 +52,7 @@ class Ruling:
 
     @property
     def keeps(self) -> bool:
-        """Whether it stays."""
+        """Tells whether the image stays."""
         return self.rule.keeps
 
 
@@ -97,5 +97,5 @@ def rulings(
 
 
 def most_deletions(count: int) -> int:
-    """How many of ``count`` images of a base dir one cycle may remove: a fifth, but two in any case (threats 6.10)."""
+    """Gives how many of ``count`` images of a base dir one cycle may remove: a fifth, but two in any case (threats 6.10)."""
     return max(LEAST_CAP, count // CAP_DIVISOR)

@@ -4,7 +4,7 @@ Also what follows from deletions in the long run: tombstones are folded, and ind
 
 Questions that may never be answered: a keep list, a directory or a link on a network file system that hangs.
 
-What cleanup has to know of the rest of the node and of the world, as protocols and values.
+Ports and values through which it sees the rest of the node and the world stand here as well.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from ciruela.tracking.ledger import Ledger
 
 
 class CleanupContext(Protocol):
-    """What cleanup asks of the rest of the node."""
+    """Port to the rest of the node, for cleanup."""
 
     def peers(self) -> Mapping[str, bool]:
         """The other configured nodes by name, each with whether it was heard lately."""
 
     def clocks_ms(self) -> Sequence[int]:
-        """What the clocks of other nodes show now, by their own word."""
+        """Gives the times of the clocks of other nodes now, by their own word, in wall ms."""
 
     def served(self) -> Collection[VPath]:
         """The paths of which blocks were given since the last call."""
@@ -61,10 +61,10 @@ class CleanupContext(Protocol):
         """The paths in ``base`` whose images other nodes are fetching, or this one is mending."""
 
     def downloads(self) -> int:
-        """How many downloads are running."""
+        """Counts the downloads that are running."""
 
     def given_up(self) -> int:
-        """How many downloads were given up since the start."""
+        """Counts the downloads that were given up since the start."""
 
     def indexes(self) -> Collection[ImageId]:
         """The images whose indexes are in use, besides those in the ledger."""
@@ -75,7 +75,7 @@ class CleanupContext(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Safeguards:
-    """What has to be looked at before anything is deleted.
+    """Sources of what is checked before anything is deleted.
 
     ``steady_s`` is a clock that nobody can set, in seconds; the reactor's may follow the wall clock. ``configured`` reads the directory
     configs again and fails with ConfigError when they are bad. ``unresolved``: nodes that are configured without a known address.
@@ -101,7 +101,7 @@ class Questions:
         self._asking: set[tuple[str, str]] = set()
 
     def ask(self, what: str, key: str, ask: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """What ``ask`` finds out; fails with DiskError when that takes too long, and at once while the last such question is unanswered."""
+        """Gives the answer of ``ask``; fails with DiskError after too long, and at once while the last such question is unanswered."""
         question = (what, key)
         if question in self._asking:
             raise DiskError(f"{what} of /{key} cannot be read: an earlier attempt has still not ended")
@@ -125,13 +125,13 @@ class Questions:
 T = TypeVar("T")
 
 LOOK_S = 60.0
-"""How often the node looks around: who is heard, what is served, what is due."""
+"""Interval at which the node looks around: who is heard, what is served, what is due."""
 
 PAUSE_S = 300.0
 """Two looks that are so far apart mean that the process did not run in between (SIGSTOP, a stopped virtual machine)."""
 
 FIRST_S = (600.0, 1200.0)
-"""When a base dir is first cleaned, after the start or after it came up; at random in between, so that not all nodes delete at once."""
+"""Bounds of the delay until a base dir is first cleaned, after the start or its arrival; random, so that not all nodes delete at once."""
 
 CYCLE_S = (3240.0, 3960.0)
 """And then every hour, 10 % more or less."""
@@ -164,7 +164,7 @@ MOST_FAULTS = 3
 
 @dataclass(slots=True)
 class CleanupReport:
-    """How it goes in one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
+    """Report on one base dir. ``ended_ms``: wall time of the end of the last cycle; ``blocked``: why that deleted nothing (more)."""
 
     ended_ms: int = 0
     blocked: tuple[Blocked, ...] = ()
@@ -174,7 +174,7 @@ class CleanupReport:
 
 @dataclass(slots=True)
 class _Observed:
-    """What the looks have gathered since the start or the last pause; times by the steady clock."""
+    """Observations gathered since the start or the last pause; times by the steady clock."""
 
     awake_s: float
     looked_s: float
@@ -235,7 +235,7 @@ class Cleanup:
             self._round.cancel()
 
     def rulings(self, base: VPath, listed: KeepList, protected: KeepList = frozenset()) -> list[Ruling]:
-        """What the keep rules say now of the images in ``base``, the newest first."""
+        """Applies the keep rules to the images in ``base``, as they are now; the newest first."""
         config = self._configs[base.key]
         entries = {vpath.entry: state.version for vpath, state in self.ledger.committed_in(base)}
         names = {parts[-1] for parts in listed if parts[:-1] == base.parts[1:]}
@@ -243,7 +243,7 @@ class Cleanup:
         return rulings(entries, config, names, self._in_use(base), self.context.now_ms(), led_to)
 
     async def explain(self, base: VPath) -> Explained | None:
-        """What becomes of each image in ``base``, as it is now; None for a directory that is not cleaned."""
+        """Explains what becomes of each image in ``base``, as it is now; None for a directory that is not cleaned."""
         config = self._configs.get(base.key)
         if config is None or base.level != config.num_levels - 1:
             return None
@@ -263,6 +263,7 @@ class Cleanup:
 
     def _look(self) -> None:
         now_s = self.guards.steady_s()
+        # While suspended, nothing was heard and the clock may have jumped: what was observed before proves nothing.
         if now_s - self._seen.looked_s > PAUSE_S:
             self._log.info("this process did not run for {pause_s} s; cleanup begins anew", pause_s=round(now_s - self._seen.looked_s))
             self._seen = _Observed(now_s, now_s)
@@ -456,6 +457,7 @@ class Cleanup:
         while True:
             sight = await self._dir_sight(config)
             blocked = node_faults(self._sight(recorded_ms)) + dir_faults(sight)
+            # Each image is judged anew, so a reload in the middle of a cycle must end it, not half apply.
             if self._configs.get(base.key) != config:
                 blocked.append(Blocked(Cause.CONFIG, f"the settings of /{base.key} were changed by a reload just now"))
             if blocked or isinstance(sight.keep_list, str) or isinstance(sight.protected, str):
@@ -481,6 +483,7 @@ class Cleanup:
         """Delete one image; nobody judges an order for its path meanwhile."""
         vpath = base.image_at(ruling.entry)
         state = self.ledger.committed(vpath)
+        # The rules were applied before the wait for this turn: only the very version that they judged may go.
         if state is None or state.version != ruling.version or self.ledger.pending(vpath) is not None:
             raise DiskError(f"{vpath}: was changed meanwhile")
         tombstone = Tombstone(state.version, self.context.now_ms())
@@ -537,5 +540,5 @@ class Cleanup:
 
 
 def words(report: CleanupReport) -> list[str]:
-    """Why the last cycle deleted nothing (more), for the status page."""
+    """Gives the reasons why the last cycle deleted nothing (more), for the status page."""
     return sorted({one.cause.value for one in report.blocked})

@@ -1,24 +1,20 @@
 """Asks servers what they would answer to an upload, before one is sent or in place of one. What is sent here cannot upload anything.
 
-What would become of an upload, by what all nodes of a cluster said to the question: a pure verdict with the exit code of the upload.
+The forecast of an upload, of the answers of all nodes of a cluster, is a pure decision with the exit code of the upload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
-from twisted.internet.defer import TimeoutError as AnswerTimeout
-from twisted.internet.task import deferLater
-
-from ciruela.client.contacts import MAX_CANDIDATES, OnlyAsks, reachable_from
-from ciruela.client.entrance import RESOLVE_TIMEOUT_S, AnswerWindow, Entrance, together
+from ciruela.client.contacts import OnlyAsks
+from ciruela.client.crawl import MissingServer, ServerCrawl, answer_of
+from ciruela.client.entrance import AnswerWindow, Entrance, together
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import Check
-from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
+from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.text import count, size
 from ciruela.client.tracker import (
     EXIT_CONFLICT,
@@ -36,7 +32,7 @@ from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.interfaces import Address, InThread
-from ciruela.model.errors import Busy, CiruelaError, FormatError, RemoteError
+from ciruela.model.errors import CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, RejectReason
 from ciruela.model.vpath import VPath
@@ -46,12 +42,8 @@ from ciruela.proto.messages import (
     GetBaseDir,
     GetIndex,
     GetIndexAt,
-    GetPathState,
     IndexAtData,
     IndexData,
-    PathStateData,
-    Request,
-    Response,
     unknown_request,
 )
 
@@ -60,7 +52,7 @@ MOST_NAMED = 3
 
 
 class Says(Enum):
-    """What a node says to the question."""
+    """Answer of a node to the question of a dry run."""
 
     TAKES = "takes"
     HAS = "has"
@@ -74,7 +66,7 @@ class Says(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckReply:
-    """What one node said about one upload, or that it did not. ``host`` and ``message`` are raw.
+    """Reply of one node about one upload, or the lack of it. ``host`` and ``message`` are raw.
 
     ``signed_ms``: the latest time that what is there, or on its way there, is signed for.
     """
@@ -92,7 +84,7 @@ class CheckReply:
 
     @property
     def conflicts(self) -> bool:
-        """Whether the node refuses for what is at the path already."""
+        """Tells whether the node refuses for what is at the path already."""
         return self.says is Says.REFUSES and refusal_code(self.code) == EXIT_CONFLICT
 
     @property
@@ -125,7 +117,7 @@ def reply(host: str, image: ImageId, weak: bool, data: CheckData, address: Addre
 
 
 def refusal_of(replies: Sequence[CheckReply]) -> str:
-    """Why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
+    """Says why an upload must not be sent to any server: some refuse it for what they have. Empty when none does."""
     refusers = [one for one in replies if one.conflicts]
     if not refusers:
         return ""
@@ -138,7 +130,7 @@ def refusal_of(replies: Sequence[CheckReply]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What of an image no node has yet, as far as that was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
+    """Share of an image that no node has yet, as far as was looked up: ``files`` and ``bytes``; ``compared`` with so many images there."""
 
     files: int
     bytes: int
@@ -146,7 +138,7 @@ class Fresh:
 
 
 def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
-    """What of ``wanted`` is not in any of ``there``, block by block. Those of another hash cannot be compared."""
+    """Counts the files and bytes of ``wanted`` that are in none of ``there``, block by block. Those of another hash cannot be compared."""
     alike = [index for index in there if index.kind is wanted.kind]
     here = {file.block_hash(number) for index in alike for file in index.files for number in range(file.block_count)}
     found = [same_files(wanted, index) for index in alike]
@@ -160,7 +152,7 @@ def fresh(wanted: Index, there: Sequence[Index]) -> Fresh:
 
 
 def difference(wanted: Index, there: Index) -> str:
-    """How far two indexes of one hash kind differ, at a glance: ``3 of 120 files differ``."""
+    """Summarizes how far two indexes of one hash kind differ: ``3 of 120 files differ``."""
     ours, theirs = ({entry.path: entry for entry in index.entries()} for index in (wanted, there))
     paths = ours.keys() | theirs.keys()
     changed = sum(ours.get(path) != theirs.get(path) for path in paths)
@@ -171,7 +163,7 @@ def difference(wanted: Index, there: Index) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What would become of the upload. ``nothing``: every node has exactly this image already."""
+    """Forecast of one upload. ``nothing``: every node has exactly this image already."""
 
     exit_code: int
     why: str
@@ -215,35 +207,8 @@ def _nobody(asked: Sequence[CheckReply], refusers: Sequence[CheckReply]) -> tupl
     return EXIT_NETWORK, "no node could be asked"
 
 
-AT_ONCE = 16
-"""Nodes that are asked at the same time."""
-
-BUSY_S = 0.25
-BUSY_TRIES = 60
-"""A node that is asked too fast is asked again so often, so many seconds later."""
-
 COMPARED = 3
 """Images beside the path that a new one is compared with, the newest ones: nodes take files from their siblings, and versions are alike."""
-
-
-@dataclass
-class _Replies:
-    """What is known of one cluster: replies for each check, in their order.
-
-    ``missed`` are servers that others name and that could not be asked by that name, with why; ``lost`` addresses likewise; ``booked`` are
-    addresses of entry points that count as servers that cannot be asked. ``untold``: addresses of nodes that answered, and then did not
-    tell which other servers they know, with why.
-    """
-
-    replies: list[list[CheckReply]]
-    addresses: set[Address] = field(init=False, default_factory=set)
-    names: set[str] = field(init=False, default_factory=set)
-    machines: set[MachineId] = field(init=False, default_factory=set)
-    hosts: dict[MachineId, str] = field(init=False, default_factory=dict)
-    missed: dict[MachineId, tuple[str, str]] = field(init=False, default_factory=dict)
-    lost: dict[str, str] = field(init=False, default_factory=dict)
-    booked: set[str] = field(init=False, default_factory=set)
-    untold: dict[str, str] = field(init=False, default_factory=dict)
 
 
 class PreflightSurvey:
@@ -257,22 +222,21 @@ class PreflightSurvey:
         self.checks = checks
         self.entrance = entrance or Entrance(cluster.names, world, rule.deadline_s)
         self._world = world
-        self._slots = DeferredSemaphore(AT_ONCE)
-        self._until_s = world.clock.seconds() + rule.deadline_s
-        self._found = _Replies([[] for _ in checks])
-        self._servers = [Servers() for _ in checks]
+        self._replies: list[list[CheckReply]] = [[] for _ in checks]
+        paths = [check.request.path for check in checks]
+        self._crawl = ServerCrawl(self.entrance, world, paths, rule.deadline_s, self._visit, self._unreachable)
         self._whole = False
         self._promised: dict[tuple[MachineId | None, str], int] = {}
 
     @property
     def replies(self) -> list[list[CheckReply]]:
         """For each check what the nodes said, those that could be asked first."""
-        return [sorted(found, key=lambda one: (one.says is Says.UNREACHABLE, one.host)) for found in self._found.replies]
+        return [sorted(found, key=lambda one: (one.says is Says.UNREACHABLE, one.host)) for found in self._replies]
 
     @property
     def answered(self) -> int:
-        """How many nodes have answered."""
-        return len(self._found.machines)
+        """Number of nodes that have answered."""
+        return len(self._crawl.machines)
 
     async def ask_reached(self) -> None:
         """Ask the entry points that were reached. Who has not answered some time after the first one is left out."""
@@ -282,162 +246,37 @@ class PreflightSurvey:
 
     async def _patiently(self, address: Address, patience: AnswerWindow) -> None:
         before = self.answered
-        await self._at_entry(address)
+        await self._crawl.at_entry(address)
         if self.answered > before:
             patience.answered()
 
     async def ask_all(self) -> None:
         """Ask them all, but those that have answered already: who is named, and who the answers name. Cancel to stop."""
-        found = self._found
-        answered = {one.address for replies in found.replies for one in replies if one.address is not None}
-        await together([self._listen(address) for address in self.entrance.reached if address in answered])
+        answered = {one.address for replies in self._replies for one in replies if one.address is not None}
+        await together([self._crawl.told_at_entry(address) for address in self.entrance.reached if address in answered])
         self._whole = True
-        await together([self._named(name) for name in self.cluster.names])
-        while True:
-            names = {
-                name: machine
-                for machine, name in found.hosts.items()
-                if machine not in found.machines and name not in found.names and name and name.isprintable()
-            }
-            rows = [row for row in self._rows(strangers=True) if row.machine not in found.machines and not self._tried(row)]
-            room = MAX_CANDIDATES - len(found.names) - len(found.addresses)
-            if not (names or rows) or room <= 0:
-                break
-            await together([self._heard(name, machine) for name, machine in list(names.items())[:room]])
-            await together([self._at_row(row) for row in rows[:room]])
-        self._book_missing()
+        await self._crawl.run()
 
-    async def _named(self, name: str) -> None:
-        self._found.names.add(name)
-        addresses = await self.entrance.resolved(name)
-        if not addresses:
-            self._unreachable(name, self.entrance.problems[name])
-        await together([self._at_entry(address) for address in addresses])
-
-    async def _heard(self, name: str, machine: MachineId) -> None:
-        """Ask another server by the name that an answer gave it."""
-        self._found.names.add(name)
-        try:
-            addresses: list[Address] = await self._world.resolve(name).addTimeout(RESOLVE_TIMEOUT_S, self._world.clock)
-        except AnswerTimeout:
-            self._found.missed[machine] = name, "the name cannot be resolved in time"
-            return
-        except CiruelaError as error:
-            self._found.missed[machine] = name, str(error)
-            return
-        usable = [one for one in addresses if reachable_from(self.entrance.addresses, one)]
-        if usable and (text := await self._elsewhere(usable[0], name)):
-            self._found.missed[machine] = name, text
-
-    def _rows(self, *, strangers: bool = False) -> list[ServerRow]:
-        """The servers that were told of, each once, with ``strangers`` also those that are only expected once they answer."""
-        rows: dict[object, ServerRow] = {}
-        for servers in self._servers:
-            view = servers.view()
-            for row in (*view.rows(), *(view.strangers if strangers else ())):
-                rows.setdefault(row.machine or tuple(row.addresses), row)
-        return list(rows.values())
-
-    def _addresses(self, row: ServerRow) -> list[Address]:
-        known = [address for text in row.addresses if (address := address_of(text)) is not None]
-        return [address for address in known if reachable_from(self.entrance.addresses, address)]
-
-    def _tried(self, row: ServerRow) -> bool:
-        return all(address in self._found.addresses for address in self._addresses(row))
-
-    async def _at_row(self, row: ServerRow) -> None:
-        """Ask a server at the addresses by which others know it, until it answers."""
-        for address in self._addresses(row):
-            if row.machine in self._found.machines:
-                return
-            if address not in self._found.addresses and (text := await self._elsewhere(address, row.name)):
-                self._found.lost[str(address)] = text
-
-    def _book_missing(self) -> None:
-        """Those that did not answer anywhere are expected all the same."""
-        found = self._found
-        for machine, (name, text) in found.missed.items():
-            if machine not in found.machines:
-                self._unreachable(name, text)
-        for row in self._rows():
-            if row.machine not in (*found.machines, *found.missed) and found.booked.isdisjoint(row.addresses):
-                texts = [found.lost[text] for text in row.addresses if text in found.lost]
-                self._unreachable(row.name, (texts or [row.told()])[0])
-
-    async def _elsewhere(self, address: Address, label: str) -> str:
-        return await self._at(address, label, lambda: self._world.connect(address, OnlyAsks()), close=True)
-
-    async def _at_entry(self, address: Address) -> None:
-        label = self.entrance.label(address)
-        if text := await self._at(address, label, lambda: Deferred.fromCoroutine(self.entrance.open(address))):
-            self._unreachable(label, text)
-            self._found.booked.add(str(address))
-
-    async def _at(self, address: Address, label: str, connect: Callable[[], Deferred[ClosableLink]], *, close: bool = False) -> str:
-        """Ask the node at an address, once. Gives why it cannot be asked, if so."""
-        if address in self._found.addresses:
-            return ""
-        self._found.addresses.add(address)
-        await self._slots.acquire()
-        try:
-            if self._world.clock.seconds() >= self._until_s:
-                return "out of time"
-            try:
-                link = await connect()
-            except CiruelaError as error:
-                return str(error)
-            try:
-                await self._ask(link, address, label)
-                if self._whole:
-                    await self._told(link, address)
-            finally:
-                if close:
-                    link.close()
-        except CancelledError:
-            self._found.addresses.discard(address)
-            raise
-        finally:
-            self._slots.release()
-        return ""
-
-    async def _listen(self, address: Address) -> None:
-        try:
-            await self._told(await self.entrance.open(address), address)
-        except CiruelaError as error:
-            self._found.untold[str(address)] = str(error)
-
-    async def _told(self, link: ClosableLink, address: Address) -> None:
-        """Which other servers a node of ours knows for each path; an older one does not tell, and then names have to do."""
-        if not link.bulk:
-            return
-        where = str(address)
-        for check, servers in zip(self.checks, self._servers, strict=True):
-            try:
-                answer = await self._answer(link, GetPathState(check.request.path, servers=True))
-            except CiruelaError as error:
-                if isinstance(error, Busy) or not isinstance(error, RemoteError):
-                    self._found.untold[where] = str(error)
-                return
-            if isinstance(answer, PathStateData):
-                servers.open(where)
-                servers.tell(ServersTold(where, answer.servers, answer.shared_ids))
-                servers.meet(MetServer(where, answer.machine, answer.hostname, answer.taken, answer.epoch_ms))
+    async def _visit(self, link: ClosableLink, address: Address, label: str) -> None:
+        await self._ask(link, address, label)
+        if self._whole:
+            await self._crawl.told(link, address)
 
     def untold(self) -> str:
         """A sentence about a node that answered, and did not tell which other servers it knows; empty when all of them did."""
-        where, why = next(iter(self._found.untold.items()), ("", ""))
+        where, why = next(iter(self._crawl.untold.items()), ("", ""))
         return f"{where} did not say which other servers there are: {why}" if where else ""
 
     def complaint(self, number: int) -> str:
-        """What is wrong with the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
-        return self._servers[number].view().complaint()
+        """Names a fault of the servers themselves: several of them share a machine id, so that nobody can tell who has what."""
+        return self._crawl.servers[number].view().complaint()
 
     async def _ask(self, link: ClosableLink, address: Address, label: str) -> None:
         """Ask one node everything. What it said counts when all is said, and once, however many addresses it has."""
         said: list[CheckReply] = []
         for check in self.checks:
             try:
-                answer = await self._answer(link, check.request)
+                answer = await answer_of(link, check.request, self._world)
             except RemoteError as error:
                 says = Says.UNREACHABLE if link.bulk and not unknown_request(str(error)) else Says.CANNOT_TELL
                 said.append(CheckReply(label, says, "error" if link.bulk else "old-server", str(error)))
@@ -448,42 +287,29 @@ class PreflightSurvey:
             if not isinstance(answer, CheckData):
                 said.append(CheckReply(label, Says.CANNOT_TELL, "error", f"unexpected {type(answer).__name__}"))
                 continue
-            self._found.hosts.update(answer.hosts)
+            self._crawl.hosts.update(answer.hosts)
             host = label if label in (answer.hostname, address.host) else f"{answer.hostname} ({label})"
             said.append(reply(host, check.request.image, check.weak, answer, address))
         machines = {one.machine for one in said if one.machine is not None}
-        if machines & self._found.machines:
+        if machines & self._crawl.machines:
             return
-        self._found.machines |= machines
-        for found, one in zip(self._found.replies, said, strict=True):
+        self._crawl.machines |= machines
+        for found, one in zip(self._replies, said, strict=True):
             found.append(one)
 
-    async def _answer(self, link: ClosableLink, request: Request) -> Response:
-        """The answer of a node; one that is asked too fast is asked again. Raises CiruelaError."""
-        for _ in range(BUSY_TRIES):
-            try:
-                answer: Response = await link.ask(request).addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
-            except AnswerTimeout:
-                raise CiruelaError(f"no answer within {ANSWER_TIMEOUT_S:.0f} s") from None
-            except Busy:
-                await deferLater(self._world.clock, BUSY_S)
-            else:
-                return answer
-        raise Busy("it serves too many others")
-
-    def _unreachable(self, host: str, text: str) -> None:
-        for found in self._found.replies:
-            found.append(CheckReply(host, Says.UNREACHABLE, "unreachable", text))
+    def _unreachable(self, one: MissingServer) -> None:
+        for found in self._replies:
+            found.append(CheckReply(one.name, Says.UNREACHABLE, "unreachable", one.why))
 
     # -- what is there already ----------------------------------------------------------------------------------------------------
 
     async def compare(self, number: int, wanted: Index, in_thread: InThread) -> Fresh | None:
-        """What of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
+        """Counts what of the image of a check is new to a node that would take it; None when no node would, or it does not tell.
 
         Nodes that could not hold the whole image are compared each on its own. Those that have no room for what is new to them, after what
         the checks before this one bring to the same directory, would fail.
         """
-        replies = self._found.replies[number]
+        replies = self._replies[number]
         takers = [one for one in replies if one.says is Says.TAKES and one.address is not None]
         first = await self._fresh_at(takers[0], number, wanted, in_thread) if takers else None
         for one in takers:
@@ -519,7 +345,7 @@ class PreflightSurvey:
         except CiruelaError:
             return None
         try:
-            answer = await self._answer(link, GetIndexAt(path) if image == one.there else GetIndex(image, path))
+            answer = await answer_of(link, GetIndexAt(path) if image == one.there else GetIndex(image, path), self._world)
         except CiruelaError:
             return None
         finally:
@@ -537,13 +363,13 @@ class PreflightSurvey:
 
     async def _indexes(self, link: ClosableLink, vpath: VPath, in_thread: InThread) -> list[Index]:
         """The indexes of what is at the path, and of its newest siblings."""
-        listed = await self._answer(link, GetBaseDir(str(vpath.base)))
+        listed = await answer_of(link, GetBaseDir(str(vpath.base)), self._world)
         if not isinstance(listed, BaseDirData):
             return []
         newest = sorted(listed.dirs, key=lambda name: (name != vpath.entry, -listed.dirs[name].version.timestamp_ms))
         indexes = []
         for name in newest[: COMPARED + (vpath.entry in listed.dirs)]:
-            answer = await self._answer(link, GetIndexAt(str(vpath.base.image_at(name))))
+            answer = await answer_of(link, GetIndexAt(str(vpath.base.image_at(name))), self._world)
             if isinstance(answer, IndexAtData) and answer.data is not None:
                 found = await in_thread(_parsed, answer.data, listed.dirs[name].image)
                 if found is not None:

@@ -35,7 +35,7 @@ class ClusterUploads(Protocol):
         """A directory can no longer be served as it was indexed."""
 
     def rows(self) -> list[UploadRow]:
-        """How every upload stands now."""
+        """Gives the state of every upload now."""
 
     def whole_nodes(self) -> int | None:
         """The smallest number of nodes that have one of the running uploads as a whole; None when nothing runs."""
@@ -59,7 +59,7 @@ class Settled:
         """Nothing is served."""
 
     def rows(self) -> list[UploadRow]:
-        """How the uploads ended."""
+        """Gives the final state of every upload."""
         return list(self._rows)
 
     def whole_nodes(self) -> int | None:
@@ -109,7 +109,7 @@ class SyncRun:
             cluster.source_changed(image, text)
 
     def rows(self) -> list[UploadRow]:
-        """How every upload to every cluster stands."""
+        """Gives the state of every upload to every cluster."""
         return [row for cluster in self._clusters for row in cluster.rows()]
 
     def whole_nodes(self) -> int:

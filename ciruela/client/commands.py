@@ -25,7 +25,7 @@ from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import SHARED_BYTES_S, ImageSource, SendRate, SharedImage
+from ciruela.client.source import SHARED_BYTES_S, ImageSource, SharedImage
 from ciruela.client.sync import RunContext
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
@@ -35,6 +35,7 @@ from ciruela.index.digest import HashKind
 from ciruela.interfaces import InThread
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
+from ciruela.runtime import TokenBucket
 
 
 async def index(options: IndexOptions, around: AppContext) -> int:
@@ -50,7 +51,7 @@ async def index(options: IndexOptions, around: AppContext) -> int:
 
 
 async def open_source(
-    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: SendRate | None = None
+    scans: Iterable[tuple[str, Scan]], in_thread: InThread, changed: Callable[..., None], pace: TokenBucket | None = None
 ) -> tuple[ImageSource, list[LocalTree]]:
     """Open the scanned directories to the nodes. The trees must be closed in the end."""
     offers = []
@@ -83,7 +84,7 @@ class SendOptions:
 
 
 class Sending:
-    """What ``sync`` and ``upload`` do alike: find out who is there, index for them, ask what they would answer, and send.
+    """Run that ``sync`` and ``upload`` share: find the nodes, index for them, ask what they would answer, and send.
 
     Cancel what is awaited to stop. ``close`` ends the connections that were not needed.
     """
@@ -104,7 +105,7 @@ class Sending:
         self._allow_empty = options.allow_empty
         self._caches = hash_caches(options.cache, around)
         excluding, limit_bytes_s, connections = options.excluding, options.limit_bytes_s, options.connections
-        self._pace = None if limit_bytes_s is None else SendRate(around.reactor, limit_bytes_s)
+        self._pace = None if limit_bytes_s is None else TokenBucket(around.reactor, limit_bytes_s, 0.0)
         self.scans = Scans(
             lambda name, kind: Deferred.fromCoroutine(scan_directory(name, kind, display, around.in_thread, self._caches, excluding))
         )
@@ -184,7 +185,7 @@ class Sending:
                     await self._around.in_thread(self._caches.drop, name, kind, tree.changed)
 
     async def _open(self, preflights: Sequence[Preflight], run: SyncRun) -> ImageSource:
-        """What is given to these clusters."""
+        """Opens the scanned directories that are given to these clusters, as one source."""
         used = {ruling.intent.image for one in preflights for ruling in one.rulings if not ruling.refusal}
         opened = [(name, kind, found) for (name, kind), found in self.scans.made.items() if found.image in used]
         in_thread = self._around.in_thread
@@ -290,7 +291,7 @@ async def upload(options: UploadOptions, around: AppContext, world: RunContext |
 
 
 def _targets(options: UploadOptions) -> list[tuple[ClusterNames, list[Wish]]]:
-    """What each host gets; several paths on one host are one set of connections."""
+    """Groups the uploads by host; several paths on one host are one set of connections."""
     hosts = dict.fromkeys(target.name for target in options.targets)
     return [
         (ClusterNames((host,)), [Wish(options.mode, options.source, target.vpath) for target in options.targets if target.name == host])

@@ -1,19 +1,21 @@
-"""Which addresses of one cluster are known, and which of them to try next (protocol section 6.2).
+"""Contacts of one cluster: the addresses that are known, and which to try next (protocol section 6.2).
 
 Entry points are the names of the command line; candidates are names that nodes gave as ``hosts``, and addresses that they gave as those of
 servers. A name or address that failed n times in a row is left alone for n seconds.
 
 Short connections to servers that a run has no connection to: whether they can be reached, and what they say of the paths.
+
+Queries that are asked once use :class:`ClusterAddresses`: the addresses of the entry points, and those to which servers lead.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -21,7 +23,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.servers import address_of
 from ciruela.interfaces import Address, Connection, RequestHandler
-from ciruela.model.errors import CiruelaError, RemoteError
+from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.proto.messages import GetPathState, Notification, PathStateData, Request, Response
 from ciruela.runtime import Backoff
 
@@ -31,15 +33,21 @@ PROBE_S = 5.0
 AGAIN_S = 10.0
 """One address is probed at most so often."""
 
-AT_ONCE = 8
+PROBES_AT_ONCE = 8
 """Probes at the same time."""
+
+AT_ONCE = 16
+"""Servers that a query asks, and names that it resolves, at the same time: enough to hide the slow ones, too few to trouble anybody."""
+
+RESOLVE_TIMEOUT_S = 30.0
+"""A name server that takes longer is as good as none."""
 
 MOST_PROBED = 2000
 """Addresses that one run probes (threats A29)."""
 
 
 class OnlyAsks:
-    """The counterpart of a connection on which only questions are asked."""
+    """Request handler of a connection on which only questions are asked."""
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         """Refuse: nothing is served."""
@@ -72,7 +80,7 @@ class ServerProbes:
         self._changed = changed
         self._asked_s: dict[Address, float] = {}
         self._under_way: dict[Address, Deferred[None]] = {}
-        self._turns = DeferredSemaphore(AT_ONCE)
+        self._turns = DeferredSemaphore(PROBES_AT_ONCE)
         self._stopped = False
         self.unreached: frozenset[str] = frozenset()
         self.reached: set[Address] = set()
@@ -91,7 +99,7 @@ class ServerProbes:
             going.addBoth(self._over, address)
 
     def untried(self, address: Address) -> bool:
-        """Whether the first probe of ``address`` has not ended yet."""
+        """Tells whether the first probe of ``address`` has not ended yet."""
         return address in self._under_way if address in self._asked_s else len(self._asked_s) < MOST_PROBED
 
     def failed(self, address: Address) -> None:
@@ -148,7 +156,7 @@ MAX_CANDIDATES = 1000
 
 
 def reachable_from(entries: Iterable[Address], address: Address) -> bool:
-    """Whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
+    """Tells whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
 
     Link-local, multicast and unspecified addresses never; loopback only when an entry point is loopback too.
     """
@@ -156,6 +164,91 @@ def reachable_from(entries: Iterable[Address], address: Address) -> bool:
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
         return False
     return not ip.is_loopback or any(ipaddress.ip_address(entry.host.partition("%")[0]).is_loopback for entry in entries)
+
+
+T = TypeVar("T")
+N = TypeVar("N")
+
+
+async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
+    """Asks for each of ``items``, some at a time. Gives the answers, in their order."""
+    turns = DeferredSemaphore(AT_ONCE)
+
+    async def one(item: N) -> T:
+        return await ask(item)
+
+    def begin(item: N) -> Deferred[T]:
+        return Deferred.fromCoroutine(one(item))
+
+    return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
+
+
+class ClusterAddresses:
+    """Resolves the entry points of one cluster, and the names and addresses that its servers give of each other.
+
+    ``known`` are the addresses of the entry points, with what each is called: the name if that has one address, else the address.
+    ``problems`` says of entry points why they have none. A name that was resolved stays so.
+    """
+
+    def __init__(self, names: Sequence[str], resolve: Resolve, clock: IReactorTime) -> None:
+        self.names = tuple(names)
+        self.known: dict[Address, str] = {}
+        self.problems: dict[str, str] = {}
+        self._resolve = resolve
+        self._clock = clock
+        self._resolved: dict[str, tuple[Address, ...]] = {}
+
+    async def of(self, name: str) -> list[Address]:
+        """Resolves an entry point. Gives no address, and notes a problem, where it has none that can be known."""
+        if name not in self._resolved:
+            try:
+                found = await self._look_up(name)
+            except CiruelaError as error:
+                self.problems[name] = str(error)
+                return []
+            if not found:
+                self.problems[name] = f"{name} has no address"
+                return []
+            self.problems.pop(name, None)
+            self._resolved[name] = tuple(dict.fromkeys(found))
+            self._call_them()
+        return list(self._resolved[name])
+
+    def _call_them(self) -> None:
+        """Name all addresses anew, so that what they are called, and their order, is that of the names, whichever was resolved first."""
+        self.known.clear()
+        for name in self.names:
+            addresses = self._resolved.get(name, ())
+            for address in addresses:
+                self.known.setdefault(address, name if len(addresses) == 1 else str(address))
+
+    async def entries(self) -> Mapping[str, list[Address]]:
+        """Resolves all entry points, some at a time. Gives those that have addresses."""
+        given = await each(self.names, self.of)
+        return {name: found for name, found in zip(self.names, given, strict=True) if found}
+
+    def unresolved(self) -> dict[str, str]:
+        """Gives the entry points that have no address, each with why, in their order."""
+        return {name: self.problems[name] for name in self.names if name in self.problems and name not in self._resolved}
+
+    async def led_to(self, name: str) -> list[Address]:
+        """Resolves a name that a server gave. Gives the addresses that may be contacted; raises CiruelaError."""
+        return [address for address in await self._look_up(name) if self.allowed(address)]
+
+    def allowed(self, address: Address) -> bool:
+        """Tells whether an address to which a server leads may be contacted (threats A29)."""
+        return reachable_from(self.known, address)
+
+    def label(self, address: Address) -> str:
+        """The name of an entry point if that has one address, else the address."""
+        return self.known.get(address, str(address))
+
+    async def _look_up(self, name: str) -> list[Address]:
+        try:
+            found: list[Address] = await maybeDeferred(self._resolve, name).addTimeout(RESOLVE_TIMEOUT_S, self._clock)
+        except AnswerTimeout:
+            raise LinkLost("the name cannot be resolved in time") from None
+        return found
 
 
 class Contacts:
@@ -283,7 +376,7 @@ class Contacts:
         self._blocked.succeeded(address)
 
     def label(self, address: Address) -> str:
-        """What to call ``address`` on the screen: the name that led to it alone, or its number."""
+        """Gives the label of ``address`` on the screen: the name that led to it alone, or its number."""
         for name, candidate in self._candidates.items():
             if candidate == address and name != str(address):
                 return name
@@ -294,11 +387,11 @@ class Contacts:
 
     @property
     def resolving(self) -> bool:
-        """Whether an entry point was not resolved yet, neither with nor without success."""
+        """Tells whether the resolution of an entry point has not ended yet, with or without success."""
         return not self._tried.issuperset(self._names)
 
     def exhausted(self, refused: Callable[[Address], bool]) -> bool:
-        """Whether every name was tried, and every address refused or could not be reached."""
+        """Tells whether every name was tried, and every address refused or could not be reached."""
         if not self._tried.issuperset((*self._names, *self._candidates)):
             return False
         known = {address for addresses in self._entries.values() for address in addresses}

@@ -1,4 +1,4 @@
-"""What every command gets from the process around it, and what it makes of that: a display, keys, connections."""
+"""Context of every command: what the process gives it, and what it makes of that: a display, keys, connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ciruela.net.resolve import resolver
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
-    """What a command gets from the process: everything that is not in its options.
+    """Context of a command: everything from the process that is not in its options.
 
     ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
     ``report`` writes what programs read, where they asked for it.

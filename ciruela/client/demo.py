@@ -48,10 +48,10 @@ from ciruela.model.ids import ImageId
 from ciruela.model.vpath import VPath
 
 STARTUP_S = 60.0
-"""How long a daemon may take to answer; importing alone takes seconds on a small machine."""
+"""Time that a daemon may take to answer; importing alone takes seconds on a small machine."""
 
 TERM_S = 5.0
-"""How long a daemon may take to stop before it is killed."""
+"""Time that a daemon may take to stop before it is killed."""
 
 ASK_EVERY_S = 0.2
 TAIL_LINES = 15
@@ -143,7 +143,7 @@ class DemoNode:
 
     @property
     def url(self) -> str:
-        """Where its pages are."""
+        """URL of its pages."""
         return f"http://{self.host}:{self.port}"
 
     def write(self, public_key: str, others: Sequence[DemoNode]) -> None:
@@ -330,13 +330,13 @@ def default_directory(nodes: int) -> str:
 
 
 def script(name: str = "ciruela-sync") -> str:
-    """How to call the script from a shell: by its bare name if that finds the one which was installed with this program."""
+    """Gives the word that starts the script from a shell: by its bare name if that finds the one which was installed with this program."""
     ours = os.path.join(os.path.dirname(sys.executable), name)
     return ours if os.path.exists(ours) and shutil.which(name) != ours else name
 
 
 def next_line(directory: str, key: Path, port: int) -> str:
-    """What to type next, in another terminal."""
+    """Gives the line to type next, in another terminal."""
     words = [script(), "-i", str(key), "--append", f"{os.path.abspath(directory)}:{SECOND}"]
     if port != DEFAULT_PORT:
         words += ["--port", str(port)]

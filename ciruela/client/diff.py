@@ -33,7 +33,7 @@ Entry = Directory | File | Symlink
 
 
 class Change(Enum):
-    """What happened to a path, with the sign that stands before it."""
+    """Kind of change of a path, with the sign that stands before it."""
 
     ADDED = "+"
     REMOVED = "-"
@@ -79,7 +79,7 @@ def _word(entry: Entry | None) -> str:
 
 
 def lines(left: Index, right: Index) -> Iterator[Difference]:
-    """What differs, in order of the paths. Both have one hash kind."""
+    """Yields the differences, in order of the paths. Both have one hash kind."""
     before, after = _by_path(left), _by_path(right)
     for path in sorted(before.keys() | after.keys(), key=lambda path: path.split("/")):
         one, other = before.get(path), after.get(path)

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.errors import columns, write_json, write_line
 from ciruela.client.options.reading import DoctorOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import Dir
 from ciruela.client.servers import SHARED_REMEDY
-from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
 from ciruela.client.text import count, size
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL
 from ciruela.client.trust import my_keys
@@ -26,7 +27,7 @@ from ciruela.model.errors import CiruelaError
 SILENT_S = 90.0
 PAIR_S = 5.0
 """A peer that was not heard for so long, or for so long times the number of nodes: each node speaks to four others in a second, at random
-(``gossip.targets``), so by chance that happens less than once in a million times."""
+(``membership.notify``), so by chance that happens less than once in a million times."""
 
 MOST_PAIRED = 50
 """In larger clusters two nodes may not speak to each other for longer than is remembered: then only many silent peers are a fault."""
@@ -36,7 +37,7 @@ YOUNG_S = 30.0
 
 SKEW_FAIL_MS = 60_000
 SKEW_NOTE_MS = 2_000
-"""Clocks that are this far from ours: what is signed by a clock that is ahead wins over what is newer (``uploads.verdict``)."""
+"""Clocks that are this far from ours: what is signed by a clock that is ahead wins over what is newer (``uploads.decision``)."""
 
 LITTLE = 0.1
 """Less than this part of a file system free beyond the reserve deserves a note."""
@@ -45,7 +46,7 @@ MOST_NAMES = 10
 
 
 class Level(Enum):
-    """How a check went."""
+    """Severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -65,7 +66,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """What one node said of its directories and keys; ``keys`` None where it does not tell."""
+    """Directories and keys of one node, by its own word; ``keys`` None where it does not tell."""
 
     node: SurveyedNode
     dirs: tuple[Dir, ...]
@@ -96,7 +97,7 @@ def check_connections(found: ClusterView) -> list[Finding]:
 
 
 def check_disks(found: ClusterView) -> list[Finding]:
-    """What is not as it should be in the directories of the nodes."""
+    """Lists what is not as it should be in the directories of the nodes."""
     checks = []
     for node in (one for one in found.answering if one.identity is not None):
         assert node.identity is not None
@@ -255,7 +256,7 @@ def check_versions(found: ClusterView) -> list[Finding]:
 
 
 def check_dirs(told: Sequence[NodeConfig]) -> list[Finding]:
-    """Whether the nodes that take a directory agree how."""
+    """Checks whether the nodes that take a directory agree how."""
     checks = []
     for key in sorted({one.key for said in told for one in said.dirs}):
         having = [(said.node.name, one) for said in told for one in said.dirs if one.key == key]
@@ -273,7 +274,7 @@ def check_dirs(told: Sequence[NodeConfig]) -> list[Finding]:
 
 
 def check_keys(told: Sequence[NodeConfig], mine: Sequence[str]) -> list[Finding]:
-    """Whether the nodes agree who may upload, and where the user's own keys may."""
+    """Checks whether the nodes agree who may upload, and where the user's own keys may."""
     checks = []
     telling = [said for said in told if said.keys is not None]
     keys = sorted({key for said in telling for key in said.keys or {}})

@@ -58,7 +58,7 @@ class _EditTarget:
 
 @dataclass(frozen=True, slots=True)
 class _PlannedEdit:
-    """What a cluster is about to get."""
+    """Plan of the edit of one cluster: the new file and the new index."""
 
     target: _EditTarget
     file: File
@@ -139,7 +139,7 @@ class EditSession:
             raise CommandError(refusal_code(reason), f"{reading.label} {path}: no node would take a change: {said}; nothing was sent")
 
     async def content(self, target: _EditTarget) -> bytes | None:
-        """What the file holds on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
+        """Reads the file on a cluster, every block verified; None when there is no such file. Raises RemoteError."""
         file, place = target.file, target.seen.place
         if file is None:
             return None

@@ -103,7 +103,7 @@ VARIABLES = ("CIRUELA_EDITOR", "VISUAL", "EDITOR")
 """Variables that name an editor, the first one that is not empty."""
 
 USUAL = ("vim", "vi", "nano", "editor")
-"""What is tried when nothing names an editor."""
+"""Editors that are tried when nothing names one."""
 
 _OURS = (signal.SIGINT, signal.SIGQUIT)
 
@@ -197,11 +197,11 @@ class Draft:
         self._before = text
 
     def exists(self) -> bool:
-        """Whether there is a file."""
+        """Tells whether there is a file."""
         return os.path.lexists(self.path)
 
     def changed(self) -> bool:
-        """Whether it is not what it was at first."""
+        """Tells whether it is not what it was at first. Raises LocalProblem."""
         try:
             with open(self.path, "rb") as file:
                 return self._before is None or file.read(len(self._before) + 1) != self._before

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, maybeDeferred, succeed
-from twisted.internet.defer import TimeoutError as AnswerTimeout
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
-from ciruela.client.contacts import OnlyAsks
+from ciruela.client.contacts import ClusterAddresses, OnlyAsks
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address, Connection, RequestHandler
@@ -21,13 +20,10 @@ from ciruela.model.errors import CiruelaError
 from ciruela.proto.messages import Notification, Request, Response
 
 PATIENCE_S = 2.0
-"""How long the others are waited for once one has answered."""
+"""Time for which the others are waited for once one has answered."""
 
 RETRY_S = 1.0
 """Pause before entry points that could not be reached are tried again."""
-
-RESOLVE_TIMEOUT_S = 30.0
-"""A name server that takes longer is as good as none."""
 
 
 async def together(stories: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -91,7 +87,7 @@ class AnswerWindow:
 
 
 class EntryConnection:
-    """The counterpart of a connection on which nothing is served until it is handed over to a ``guest``."""
+    """Request handler of a connection on which nothing is served until it is handed over to a ``guest``."""
 
     def __init__(self) -> None:
         self.guest: RequestHandler = OnlyAsks()
@@ -120,14 +116,14 @@ class Entrance:
 
     def __init__(self, names: Sequence[str], world: RunContext, timeout_s: float, most: int = CONNECTIONS) -> None:
         """``timeout_s``: how long the first answer is waited for; ``most``: addresses of one name that are tried at a time."""
-        self.names = tuple(names)
-        self.addresses: dict[Address, str] = {}
+        self.places = ClusterAddresses(names, world.resolve, world.clock)
+        self.names = self.places.names
+        self.addresses = self.places.known
         self.reached: dict[Address, bool] = {}
-        self.problems: dict[str, str] = {}
+        self.problems = self.places.problems
         self._world = world
         self.timeout_s = timeout_s
         self._most = most
-        self._resolved: dict[str, tuple[Address, ...]] = {}
         self._failed: set[Address] = set()
         self._doors: dict[Address, tuple[EntryConnection, ClosableLink]] = {}
 
@@ -145,7 +141,7 @@ class Entrance:
             await deferLater(clock, RETRY_S)
 
     async def _named(self, name: str, patience: AnswerWindow) -> None:
-        addresses = await self.resolved(name)
+        addresses = await self.places.of(name)
         fresh = [address for address in addresses if address not in self._failed]
         pool = fresh or addresses
         chosen = self._world.rng.sample(pool, min(self._most, len(pool)))
@@ -157,27 +153,6 @@ class Entrance:
         except CiruelaError:
             return
         patience.answered()
-
-    async def resolved(self, name: str) -> list[Address]:
-        """The addresses of an entry point; none, with a problem noted, where they cannot be known."""
-        if name not in self._resolved:
-            try:
-                found: list[Address] = await maybeDeferred(self._world.resolve, name).addTimeout(RESOLVE_TIMEOUT_S, self._world.clock)
-            except AnswerTimeout:
-                self.problems[name] = "the name cannot be resolved in time"
-                return []
-            except CiruelaError as error:
-                self.problems[name] = str(error)
-                return []
-            if not found:
-                self.problems[name] = f"{name} has no address"
-                return []
-            self.problems.pop(name, None)
-            addresses = tuple(dict.fromkeys(found))
-            self._resolved[name] = addresses
-            for address in addresses:
-                self.addresses.setdefault(address, name if len(addresses) == 1 else str(address))
-        return list(self._resolved[name])
 
     async def open(self, address: Address) -> ClosableLink:
         """The connection to an entry point, made anew if need be. Raises CiruelaError when it cannot be made."""
@@ -199,8 +174,8 @@ class Entrance:
         return made
 
     def label(self, address: Address) -> str:
-        """How an entry point is called: by its name if that has one address, else by its number."""
-        return self.addresses.get(address, str(address))
+        """Gives the label of an entry point: by its name if that has one address, else by its number."""
+        return self.places.label(address)
 
     def why(self) -> str:
         """The reasons why nobody was reached, for people."""

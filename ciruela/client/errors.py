@@ -1,4 +1,4 @@
-"""How the reading commands end: an exit code of their own with a sentence, and results as lines or as JSON."""
+"""Ends of the reading commands: an exit code of their own with a sentence, and results as lines or as JSON."""
 
 from __future__ import annotations
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.ls import tell_missing
 from ciruela.client.options.reading import ExplainOptions
 from ciruela.client.progress import Display
-from ciruela.client.survey import NoPage, PageReader, SurveyedNode, each, real_survey
+from ciruela.client.survey import NoPage, Survey, SurveyedNode, real_survey
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, RemoteError
@@ -32,7 +33,7 @@ _CAUSES = {
     "keep_list": "the keep list cannot be read, or is in doubt",
     "protect": "a protected link leads nowhere, or cannot be followed in time",
 }
-"""What the words of a node mean that removes nothing."""
+"""Meanings, for people, of the words by which a node says why it removes nothing."""
 
 _OF_THE_START = frozenset({"peers"})
 """Causes that every node has while it is starting, because there was no time yet: they are at fault only afterwards."""
@@ -49,7 +50,7 @@ _RULES = {
     "surplus": "as many newer ones are recent already: keep-max-directories is {keep_max_directories}",
     "not_cleaned": "nothing is ever removed here",
 }
-"""What the rules mean, with the settings that they go by."""
+"""Meanings of the rules, with the settings that they go by."""
 
 Page = Mapping[str, Any]
 
@@ -94,7 +95,7 @@ def table(pages: Mapping[str, Page]) -> list[str]:
 
 
 def legend(pages: Mapping[str, Page]) -> list[str]:
-    """What each rule that stands in the table means, a line each."""
+    """Explains each rule that stands in the table, a line each."""
     found: dict[str, tuple[str, str]] = {}
     for page in pages.values():
         for one in page["images"]:
@@ -153,9 +154,10 @@ async def explain(options: ExplainOptions, around: AppContext) -> int:
     """``ciruela explain-cleanup``. Gives the exit code; raises Ends when no node answers."""
     display = make_display(options.common, around, None)
     base = options.base
-    found = await real_survey(options.common, around).find(options.cluster)
+    survey = real_survey(options.common, around)
+    found = await survey.find(options.cluster)
     tell_missing(found, display)
-    pages, failed = await _pages(found.answering, base, around, display)
+    pages, failed = await _pages(survey, found.answering, base, display)
     if options.json:
         around.stdout.write(json.dumps({"nodes": pages}, ensure_ascii=True, indent=1) + "\n")
     elif pages:
@@ -170,7 +172,7 @@ async def explain(options: ExplainOptions, around: AppContext) -> int:
 
 
 def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
-    """What concerns whole nodes, before the table."""
+    """Builds the lines before the table: what concerns whole nodes."""
     found = [f"{base} on {', '.join(clean(node, 80) for node in pages)}"]
     for node, page in pages.items():
         if not page.get("auto_clean"):
@@ -183,15 +185,14 @@ def _heads(base: VPath, pages: Mapping[str, Page]) -> list[str]:
     return found
 
 
-async def _pages(nodes: Sequence[SurveyedNode], base: VPath, around: AppContext, display: Display) -> tuple[dict[str, Page], bool]:
+async def _pages(survey: Survey, nodes: Sequence[SurveyedNode], base: VPath, display: Display) -> tuple[dict[str, Page], bool]:
     """The pages of all nodes that have such a directory, by node; and whether one did not answer."""
-    reader = PageReader(around.reactor, around.in_thread)
     path = f"/api/v1/retention{quote(str(base), safe='/')}"
     failed: list[str] = []
 
     async def ask(node: SurveyedNode) -> Page | None:
         try:
-            return checked(await reader.get(node.address, path, PAGE_S))
+            return checked(await survey.page(node, path, PAGE_S))
         except NoPage:
             return None
         except CiruelaError as error:

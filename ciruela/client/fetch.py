@@ -19,7 +19,8 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import reachable_from
+from ciruela.client.contacts import ClusterAddresses, each
+from ciruela.client.crawl import answer_of
 from ciruela.client.editor import LocalFile
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
@@ -31,7 +32,7 @@ from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index
 from ciruela.interfaces import Address, Connection, InThread
-from ciruela.model.errors import Busy, CiruelaError, FormatError, LinkLost, RemoteError
+from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
@@ -71,7 +72,7 @@ NAMES_AT_ONCE = 10
 """Names of other nodes that are resolved together, while nobody was found who has something at the path."""
 
 RESOLVE_S = 5.0
-"""How long the name of a node that another node named may take to resolve: others are known."""
+"""Time to resolve the name of a node that another node gave: there are others."""
 
 BUSY_S = 0.5
 BUSY_TRIES = 20
@@ -96,19 +97,19 @@ class ImagePlace:
 
 @dataclass(frozen=True)
 class PathContent:
-    """What the nodes of a cluster have at a path; ``data`` are the bytes of the index."""
+    """Content of a path on the nodes of a cluster; ``data`` are the bytes of the index."""
 
     place: ImagePlace
     data: bytes
 
     @property
     def image(self) -> ImageId:
-        """Which image it is."""
+        """Id of the image."""
         return self.place.index.image
 
 
 class Reading:
-    """Connections to some nodes of one cluster, for asking. Also the counterpart of these connections."""
+    """Connections to some nodes of one cluster, for asking. Also the request handler of these connections."""
 
     def __init__(
         self, label: str, names: Sequence[str], world: RunContext, in_thread: InThread, problem: Callable[[str, str], None]
@@ -170,16 +171,10 @@ class Reading:
             lock.release()
         name = self._called[address]
         try:
-            for _ in range(BUSY_TRIES):
-                try:
-                    return await link.ask(request(link)).addTimeout(ANSWER_S, self._world.clock)
-                except Busy:
-                    await deferLater(self._world.clock, BUSY_S)
-            raise RemoteError("it serves too many others")
-        except DeferredTimeout:
-            link.close()
-            raise LinkLost(f"{name}: no answer within {ANSWER_S:.0f} s") from None
+            return await answer_of(link, request(link), self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
         except LinkLost as error:
+            if isinstance(error, NoAnswer):
+                link.close()
             raise LinkLost(f"{name}: {error}") from None
         except RemoteError as error:
             raise RemoteError(f"{name}: {error}") from None
@@ -187,7 +182,7 @@ class Reading:
     # -- what is there --------------------------------------------------------------------------------------------------------------
 
     async def look(self, path: str) -> PathContent:
-        """What is at ``path`` on the nodes of this cluster.
+        """Finds out what is at ``path`` on the nodes of this cluster.
 
         Raises NothingThere; Conflict when two nodes have different images there; LinkLost or RemoteError when no node answers.
         """
@@ -198,15 +193,16 @@ class Reading:
         tried: set[str] = set()
         empty: list[str] = []
         problems: list[str] = []
-        waiting = await self._entries(problems)
-        entries = tuple(waiting)
+        places = ClusterAddresses(self._names, self._resolved, self._world.clock)
+        waiting = await self._entries(places)
+        problems += places.unresolved().values()
         while len(found) < NODES and len(asked) < MOST_ASKED:
             if not waiting:
                 names = self._some(told - tried, NODES - len(found) if found else NAMES_AT_ONCE)
                 if not names or len(tried) >= MOST_ASKED:
                     break
                 tried.update(names)
-                waiting = [one for one in await self._named(names, entries) if one not in asked]
+                waiting = [one for one in await self._named(names, places) if one not in asked]
                 if not waiting and found:
                     break  # these were only to be asked whether they agree
             now, waiting = waiting[: NODES - len(found)], waiting[NODES - len(found) :]
@@ -234,24 +230,18 @@ class Reading:
         raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
 
     async def _all(self, asked: Sequence[Deferred[T]]) -> list[T | Failure]:
-        """What all of ``asked`` gave, or why not. Only CiruelaErrors are taken for an answer."""
+        """Waits for the results of all of ``asked``, or why there are none. Only CiruelaErrors are taken for an answer."""
         results: list[tuple[bool, Any]] = await DeferredList(list(asked), consumeErrors=True)
         for good, result in results:
             if not good and not result.check(CiruelaError):
                 result.raiseException()
         return [result for _, result in results]
 
-    async def _entries(self, problems: list[str]) -> list[Address]:
-        entries: list[Address] = []
-        resolved = await self._all([self._resolved(name) for name in self._names])
-        for name, found in zip(self._names, resolved, strict=True):
-            if isinstance(found, Failure):
-                problems.append(found.getErrorMessage())
-                continue
-            for address in found:
-                self._called.setdefault(address, name if len(found) == 1 else str(address))
-                entries.append(address)
-        entries = list(dict.fromkeys(entries))
+    async def _entries(self, places: ClusterAddresses) -> list[Address]:
+        await places.entries()
+        for address, label in places.known.items():
+            self._called.setdefault(address, label)
+        entries = list(places.known)
         self._world.rng.shuffle(entries)
         return entries
 
@@ -259,12 +249,17 @@ class Reading:
         usable = sorted(name for name in names if name and name.isprintable())
         return self._world.rng.sample(usable, min(len(usable), most))
 
-    async def _named(self, names: Sequence[str], entries: Iterable[Address]) -> list[Address]:
+    async def _named(self, names: Sequence[str], places: ClusterAddresses) -> list[Address]:
         """An address for each of the ``names`` that nodes gave in their answers, where that is known and may be contacted."""
+
+        async def look_up(name: str) -> list[Address]:
+            try:
+                return await places.led_to(name)
+            except CiruelaError:
+                return []
+
         addresses: list[Address] = []
-        resolved = await self._all([self._resolved(name) for name in names])
-        for name, found in zip(names, resolved, strict=True):
-            good = [] if isinstance(found, Failure) else [address for address in found if reachable_from(entries, address)]
+        for name, good in zip(names, await each(names, look_up), strict=True):
             for address in good[:1]:
                 self._called.setdefault(address, name)
                 addresses.append(address)
@@ -303,7 +298,7 @@ class Reading:
         return signed_state([one for one in given if isinstance(one, BaseDirData)], vpath.entry, seen.image), problems
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
-        """What the nodes that have the image would answer to an upload; those that do not understand the question are left out."""
+        """Asks nodes that have the image what they would answer to an upload; those that do not understand the question are left out."""
         able = [address for address in self._holders if address in self._links and self._links[address].bulk]
         given = await self._all([self._one(address, request, CheckData) for address in able])
         return [one for one in given if isinstance(one, CheckData)]
@@ -464,7 +459,7 @@ class Relay:
         self._own = _numbers_of(self._new.blocks, file.path)
         self._before = _numbers_of(self._old.blocks, file.path)
         self.passed_bytes = 0
-        """What came from the cluster, to be given to another node."""
+        """Bytes that came from the cluster, to be given to another node."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """The pieces with blocks of the new file are shared out; for the others the nodes should ask each other first."""
@@ -473,7 +468,7 @@ class Relay:
         return {new.image: Shares(new.pieces, new.total_bytes, own)}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
-        """As ``Source.answer``."""
+        """As ``BlockProvider.answer``."""
         return Deferred.fromCoroutine(self._answer(request, published, sent))
 
     async def _answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:

@@ -31,10 +31,10 @@ from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
 
 LOOK_S = 1.0
-"""How often it is looked whether something came."""
+"""Interval of looks whether anything came."""
 
 ASK_AGAIN_S = 10.0
-"""When nothing has come for so long, it is asked whether the image is still the one at the path."""
+"""Time without any block after which the nodes are asked whether the image is still the one at the path."""
 
 
 class _Nobody(BlockRelayCache):
@@ -53,7 +53,7 @@ class _Destination:
 
 
 def destination(text: str) -> _Destination:
-    """Where DEST is. Raises LocalProblem for what cannot be the name of a new directory."""
+    """Parses DEST. Raises LocalProblem for what cannot be the name of a new directory."""
     above, slash, name = text.rstrip("/").rpartition("/")
     if name in ("", ".", "..") or "\0" in text:
         raise LocalProblem(f"{text[:200]!r} cannot be the name of a new directory; name one that does not exist yet")

@@ -1,4 +1,4 @@
-"""Which keys sign an upload, and signing with all of them (protocol section 7.2).
+"""Keys that sign an upload, and signing with all of them (protocol section 7.2).
 
 Keys that the user named with ``-i`` or ``-k`` must all be usable. Otherwise whatever is found in the usual places signs, and what cannot
 be used is left out with a note; one key of another kind must not stop everything (protocol section 12, C34).
@@ -41,7 +41,7 @@ MAX_KEY_FILE_BYTES = 64 * 1024
 """No key file comes near this; a wrong path might."""
 
 HURRY_S = 2.0
-"""How long an agent may take to list its keys when there is a key already that signs without it."""
+"""Time that an agent may take to list its keys when there is a key already that signs without it."""
 
 PASSPHRASE_TRIES = 3
 """As OpenSSH does it."""
@@ -134,7 +134,7 @@ def read_key_file(path: str) -> bytes:
 
 
 def exposed(path: str) -> str | None:
-    """Why a private key file of this user is not his alone, and what to do; None when it is, or when nobody can tell."""
+    """Says why a private key file of this user is not his alone, and what to do; None when it is, or when nobody can tell."""
     try:
         found = os.stat(path)
     except OSError:
@@ -146,7 +146,7 @@ def exposed(path: str) -> str | None:
 
 
 def terminal() -> AskPassphrase | None:
-    """How to ask for a passphrase, or None when this process has no terminal."""
+    """Gives the function that asks for a passphrase, or None when this process has no terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -155,7 +155,7 @@ def terminal() -> AskPassphrase | None:
 
 
 def terminal_line() -> Callable[[str], str] | None:
-    """How to ask for a line that may be seen, or None when stdin is no terminal. Blocks; an end of input is an empty line."""
+    """Gives the function that asks for a visible line, or None when stdin is no terminal. It blocks; an end of input is an empty line."""
     if not os.isatty(0):
         return None
 

@@ -1,6 +1,6 @@
-"""What a run tells, for those who show it: people (``progress``) and programs (``report``).
+"""Listener of a run, for those who show it: to people (``progress``) and programs (``report``).
 
-The hooks that servers run when an image has come to them: what was told of them, and what follows for an upload. Pure.
+``HookAccount`` is what was told of the hooks that servers run when an image has come, and what follows for an upload. Pure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_HOOKS = HookStanding()
 
 
 class HookAccount:
-    """What was said of the hooks for ``image`` at ``path``."""
+    """Record of what was said of the hooks for ``image`` at ``path``."""
 
     def __init__(self, path: str, image: ImageId, *, runs: bool = True) -> None:
         """``runs``: hooks run for what is waited for. None does for a removal: what is told then is of the upload before it."""
@@ -87,7 +87,7 @@ class HookAccount:
 
 
 def hooks_part(standing: HookStanding) -> str:
-    """What a line that stays says of hooks, raw; empty when there are none."""
+    """Gives the hooks part of a line that stays on the screen, raw; empty when there are none."""
     parts = []
     if standing.ok:
         parts.append(f"{standing.ok} ok")
@@ -125,7 +125,7 @@ class NodeNews:
 
 
 class Listener(Protocol):
-    """Who shows what happens. All texts may hold what a server said: they are raw."""
+    """Listener that shows what happens. All texts may hold what a server said: they are raw."""
 
     def node(self, news: NodeNews) -> None:
         """A node said something."""
@@ -158,6 +158,6 @@ class UploadRow:
 
     @property
     def reused_bytes(self) -> int | None:
-        """How much of the image did not have to be given, because nodes had it; None where that is unknown, or will change."""
+        """Bytes of the image that did not have to be given, because nodes had them; None where that is unknown, or will change."""
         whole = self.verdict.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY)
         return self.total_bytes - self.given_bytes if whole and self.given_bytes is not None else None

@@ -71,7 +71,7 @@ class Layout:
 
     @property
     def columns(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
         return 2 + bool(self.path) + bool(self.bar)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
@@ -12,7 +13,7 @@ from ciruela.client.options.signing import Keys
 from ciruela.client.origin import MOST_WITNESSES, NodeRequests, real_reach
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import Dir, ImageVersion
-from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
 from ciruela.client.text import count, stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import Proof, fingerprint_of, my_trust, shown, signed_state
@@ -42,7 +43,7 @@ class ListedImage:
 
 
 def merged(said: Iterable[tuple[str, Sequence[ImageVersion]]]) -> list[ListedImage]:
-    """What the nodes (name, images) say, by path; of two images at one path the one signed later comes first."""
+    """Merges what the nodes (name, images) say, by path; of two images at one path the one signed later comes first."""
     found: dict[tuple[str, str], ListedImage] = {}
     for node, versions in said:
         for version in versions:
@@ -71,7 +72,7 @@ async def ls(options: LsOptions, around: AppContext, survey: Survey | None = Non
 
 
 def tell_missing(found: ClusterView, display: Display) -> None:
-    """What did not answer: the list may be shorter than the truth."""
+    """Reports what did not answer: the list may be shorter than the truth."""
     for name, problem in found.names.items():
         display.problem(name, problem)
     for node in found.nodes:
@@ -165,7 +166,7 @@ async def _versions(
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What nodes say of one base dir: which have it, the base dirs below it, and what is in it; ``failed`` are nodes that do not say."""
+    """Listing of one base dir: the nodes that have it, the base dirs below it, and what is in it; ``failed`` are nodes that do not say."""
 
     taking: tuple[str, ...]
     bases: Mapping[str, int]

@@ -47,7 +47,7 @@ from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, F
 from ciruela.net import limits
 
 _FILES, _DIRECTORIES = ("FILE", "INDEX|IMAGE_ID"), ("DIR",)
-"""What the place of a value is called where a file or a directory is completed."""
+"""Metavars of values for which a file or a directory is completed."""
 
 
 def script(shell: Shell) -> str:
@@ -204,7 +204,7 @@ def _pool(reactor: Any, threads: int, name: str) -> Callable[..., Deferred[Any]]
 
 
 def _command(options: Options, around: AppContext) -> Callable[[], Coroutine[Any, Any, int]]:
-    """What to run. Commands other than ``sync`` and ``index`` load what they alone need: every small upload would pay for it."""
+    """Chooses what to run. Commands other than ``sync`` and ``index`` load what they alone need: every small upload would pay for it."""
     match options:
         case SyncOptions():
             return lambda: commands.sync(options, around)

@@ -1,6 +1,6 @@
 """From wishes to signed orders: check the sources, sign with every key, one time for all (protocol sections 3.4 and 6.2).
 
-Which hash to index with: BLAKE3, unless a server of the cluster is the reference's, which knows BLAKE2b only.
+The hash to index with is BLAKE3, unless a server of the cluster is the reference's, which knows BLAKE2b only.
 
 A server that confirms ``ciruela.v2`` is one of ours and takes every kind. Who says nothing decides nothing.
 """
@@ -37,7 +37,7 @@ class LocalProblem(CiruelaError):
 
 
 class Conflict(CiruelaError):
-    """What is there is not what the user saw, or not one thing: nothing was sent."""
+    """Conflict at the path: not the content that the user saw, or not the same everywhere; nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class Intent:
 
     @classmethod
     def of(cls, wish: Wish, found: Scan, timestamp_ms: int) -> Intent:
-        """What becomes of a wish whose source was indexed."""
+        """Makes the intent of a wish whose source was indexed."""
         return cls(wish.mode, str(wish.vpath), found.image, wish.old_image, found.bytes, timestamp_ms)
 
     @property
     def weak(self) -> bool:
-        """Whether other content is as good."""
+        """Tells whether other content is as good."""
         return self.mode is Mode.APPEND_WEAK
 
 

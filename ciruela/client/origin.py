@@ -11,12 +11,11 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from ciruela.client.contacts import Resolve, reachable_from
+from ciruela.client.contacts import ClusterAddresses, Resolve, each
 from ciruela.client.context import AppContext
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
-from ciruela.client.survey import each
 from ciruela.client.tracker import EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import Proof, TrustedKeys, signed_state
 from ciruela.download.sources import Candidate
@@ -31,7 +30,7 @@ from ciruela.net.resolve import resolver
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
 
 INDEX_S = 600.0
-"""How long the answer with an index may take: 100 MiB over a slow line. A node that is gone is noticed by its silence long before."""
+"""Time that the answer with an index may take: 100 MiB over a slow line. A node that is gone is noticed by its silence long before."""
 
 MOST_SOURCES = 16
 """Nodes of which blocks are taken at the same time: more would not be faster, and each gives less to others meanwhile."""
@@ -61,7 +60,7 @@ class NodeRequests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadContext:
-    """What reading needs from outside."""
+    """Context of reading: its ports."""
 
     nodes: NodeRequests
     resolve: Resolve
@@ -89,13 +88,13 @@ class ImageOrigin:
         self._target = target
         self._reach = reach
         self._note = note
-        self._first: list[Address] = []
+        self._places = ClusterAddresses(target.cluster.names, reach.resolve, reach.clock)
         self._known: dict[Address, str] = {}
         self._holder: Address | None = None
 
     @property
     def nodes(self) -> int:
-        """How many nodes may be asked for blocks."""
+        """Number of nodes that may be asked for blocks."""
         return min(len(self._known), MOST_SOURCES)
 
     async def index(self) -> Index:
@@ -105,8 +104,7 @@ class ImageOrigin:
         """
         vpath = self._target.vpath
         assert vpath is not None
-        await self._resolve_entries()
-        waiting = self._first.copy()
+        waiting = await self._entries()
         tried: set[Address] = set()
         answered = 0
         problems: list[str] = []
@@ -163,7 +161,7 @@ class ImageOrigin:
         return None
 
     async def current(self) -> set[ImageId]:
-        """Which images some of the nodes have at the path now; empty when nobody answers."""
+        """Asks some of the nodes for the images that they have at the path now; empty when nobody answers."""
         vpath = self._target.vpath
 
         async def ask(address: Address) -> ImageId | None:
@@ -197,17 +195,17 @@ class ImageOrigin:
             raise RemoteError(f"{address} is a server of the first implementation, which has no images at {self._target.vpath}")
         return self._reach.nodes.ask(address, request, timeout_s)
 
-    async def _resolve_entries(self) -> None:
-        problems = []
-        for name in self._target.cluster.names:
-            try:
-                self._first += [address for address in await self._reach.resolve(name) if address not in self._first]
-            except CiruelaError as error:
-                problems.append(str(error))
-                self._note(name, str(error))
-        if not self._first:
-            raise CommandError(EXIT_NETWORK, "; ".join(problems))
-        self._reach.rng.shuffle(self._first)
+    async def _entries(self) -> list[Address]:
+        """The entry points, in random order. Raises Ends where none has an address."""
+        await self._places.entries()
+        problems = self._places.unresolved()
+        for name, problem in problems.items():
+            self._note(name, problem)
+        first = list(self._places.known)
+        if not first:
+            raise CommandError(EXIT_NETWORK, "; ".join(problems.values()))
+        self._reach.rng.shuffle(first)
+        return first
 
     async def _heard(self, names: Iterable[str]) -> None:
         """Other nodes that take the directory, by their names."""
@@ -216,12 +214,11 @@ class ImageOrigin:
 
         async def look_up(name: str) -> list[Address]:
             try:
-                return await self._reach.resolve(name)
+                return await self._places.led_to(name)
             except CiruelaError as error:
                 self._note(name, str(error))
                 return []
 
-        for name, addresses in zip(new, await each(new, look_up), strict=True):
-            usable = [address for address in addresses if reachable_from(self._first, address)]
+        for name, usable in zip(new, await each(new, look_up), strict=True):
             if usable and usable[0] not in self._known:
                 self._known[usable[0]] = name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
-from ciruela.client.contacts import OnlyAsks, reachable_from
+from ciruela.client.contacts import ClusterAddresses, OnlyAsks
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
@@ -44,7 +44,7 @@ class NotTold(LinkLost):
 
 @dataclass(slots=True)
 class PathView:
-    """What nodes of a cluster say of one path.
+    """View of one path, as nodes of a cluster tell it.
 
     ``problems`` are those of nodes that did not say anything, as they came. ``silent`` are the nodes among them that may have something
     there all the same: what they have is not known, which is not the same as nothing. ``met`` nodes could be connected to.
@@ -58,7 +58,7 @@ class PathView:
 
     @property
     def states(self) -> Mapping[str, State]:
-        """What is there, or on its way, by the name of the node."""
+        """States of what is there, or on its way, by the name of the node."""
         entry = self.vpath.entry
         return {name: answer.dirs[entry] for name, answer in self.answers.items() if entry in answer.dirs}
 
@@ -102,8 +102,10 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
     Raises what resolving it raises, LinkLost when no node can be reached, and NotTold when none that is reached says what is there.
     """
     sight = PathView(vpath)
-    entries = await world.resolve(name)
-    waiting: list[tuple[str, Address]] = [(str(address) if len(entries) > 1 else name, address) for address in entries]
+    places = ClusterAddresses((name,), world.resolve, world.clock)
+    if not await places.entries():
+        raise LinkLost(places.problems[name])
+    waiting = [(label, address) for address, label in places.known.items()]
     world.rng.shuffle(waiting)
     seen = {address for _, address in waiting}
     tries = 0
@@ -112,7 +114,7 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
         label, address = waiting.pop(0)
         for host in await _ask_one(label, address, sight, world):
             try:
-                found = [one for one in await world.resolve(host) if reachable_from(entries, one) and one not in seen]
+                found = [one for one in await places.led_to(host) if one not in seen]
             except CiruelaError as error:
                 sight.unheard(host, f"{host}: {error}")
                 continue
@@ -120,7 +122,7 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
             waiting += [(host, one) for one in found[:1]]
     if not sight.answers:
         kind = NotTold if sight.met else LinkLost
-        raise kind("; ".join(sight.problems) or f"{name} has no address")
+        raise kind("; ".join(sight.problems))
     return sight
 
 
@@ -164,7 +166,7 @@ async def _others(link: Connection, vpath: VPath, world: RunContext) -> list[str
 
 
 async def _taken(link: Connection, vpath: VPath, world: RunContext) -> bool:
-    """Whether a node has images at paths of this depth; True where it does not tell."""
+    """Tells whether a node has images at paths of this depth; True where it does not tell."""
     if not link.bulk:
         return True
     try:
@@ -194,7 +196,7 @@ async def levels_of(cluster: ClusterNames, vpath: VPath, survey: Survey) -> int 
 
 
 def wrong_depth(vpath: VPath, levels: int | None) -> str:
-    """What is wrong with a path that has too few or too many components, in words."""
+    """Says in words what is wrong with a path that has too few or too many components."""
     wanted = f"/{vpath.key}" + "/NAME" * (levels or 0)
     much = "many" if vpath.level > (levels or 0) else "few"
     return f"{vpath} cannot have an image, it has too {much} components: images of /{vpath.key} are at {wanted} (num-levels: {levels})"

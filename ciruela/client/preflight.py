@@ -46,7 +46,7 @@ from ciruela.model.ids import ImageId
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
 CLOCK_MARGIN_MS = 10_000
-"""What the clocks of servers may differ by when an order is signed for the latest time that they take."""
+"""Margin for the clocks of servers, when an order is signed for the latest time that they take."""
 
 Reindex = Callable[[int, HashKind], Awaitable[Index]]
 """Gives the index of what an intent, by its number, would bring with another kind of hash."""
@@ -54,7 +54,7 @@ Reindex = Callable[[int, HashKind], Awaitable[Index]]
 
 @dataclass(frozen=True, slots=True)
 class IntentRuling:
-    """What becomes of one intent on one cluster.
+    """Ruling on one intent, on one cluster.
 
     ``refusal``: why it is sent to no server, empty when it may be sent. ``only``: labels of the servers that it is sent to, none for any:
     those that have other content, which a weak append takes for as good.
@@ -105,7 +105,7 @@ class Preflight:
 
     @property
     def reached(self) -> bool:
-        """Whether a server answers."""
+        """Tells whether a server answers."""
         return bool(self.entrance.reached)
 
     def close(self) -> None:
@@ -288,7 +288,7 @@ class Late:
             run.source_changed(image, text)
 
     def rows(self) -> list[UploadRow]:
-        """How every upload stands now."""
+        """Gives the state of every upload now."""
         if self._runs is not None:
             return [row for run in self._runs for row in run.rows()]
         now_s = self._preflight.clock.seconds() if self._verdict is RUNNING else self._ended_s
@@ -400,7 +400,7 @@ async def survey_all(preflights: Sequence[Preflight], display: Display) -> None:
 
 
 def nothing_to_do(preflights: Sequence[Preflight], rule: CompletionRule) -> bool:
-    """Whether every node of every cluster has exactly what would be uploaded."""
+    """Tells whether every node of every cluster has exactly what would be uploaded."""
     return all(one.rulings and all(fate_of(one.survey, number, rule).nothing for number in range(len(one.rulings))) for one in preflights)
 
 

@@ -1,4 +1,4 @@
-"""What the user sees: a live block on a terminal, plain lines elsewhere, and the lines that stay.
+"""Progress display: a live block on a terminal, plain lines elsewhere, and the lines that stay.
 
 Progress and problems go to stderr, results to stdout. Every text from outside passes :func:`ciruela.client.text.clean`, and is printed
 as plain text, so nothing that a server says can be taken for markup or for control of the terminal.
@@ -20,7 +20,7 @@ from ciruela.client.tracker import UploadOutcome
 from ciruela.interfaces import NowMs
 
 REFRESH_S = 0.25
-"""How often the live block is drawn: often enough to look alive, seldom enough to cost nothing."""
+"""Interval at which the live block is drawn: often enough to look alive, seldom enough to cost nothing."""
 
 LEAST_GIVEN = 0.02
 """From here on the time that is left can be told at all."""
@@ -37,7 +37,7 @@ FINAL_NAMES = 20
 
 
 class Clusters(Protocol):
-    """What is shown: ``clusters.SyncRun``, or a double."""
+    """Source of what is shown: ``clusters.SyncRun``, or a double."""
 
     def rows(self) -> list[UploadRow]:
         """Every upload to every cluster."""
@@ -47,7 +47,7 @@ class Clusters(Protocol):
 
 
 def wants_live(how: ProgressStyle, stream: IO[str], environ: Mapping[str, str]) -> bool:
-    """Whether the block is drawn: when asked for, or on a terminal that can move its cursor and has not said ``NO_COLOR``."""
+    """Tells whether the block is drawn: when asked for, or on a terminal that can move its cursor and has not said ``NO_COLOR``."""
     if how is ProgressStyle.AUTO:
         return stream.isatty() and environ.get("TERM", "") != "dumb" and not environ.get("NO_COLOR")
     return how is ProgressStyle.TTY
@@ -101,7 +101,7 @@ def result_lines(rows: Sequence[UploadRow]) -> list[str]:
 
 
 def promise_lines(rows: Sequence[UploadRow]) -> list[str]:
-    """What an interrupted run leaves behind: what nodes have, and whether they can go on without this client."""
+    """Builds the lines on what an interrupted run leaves behind: what nodes have, and whether they can go on without this client."""
     lines = []
     for row in rows:
         standing = row.standing
@@ -134,14 +134,14 @@ class Throughput:
 
 
 def bar_part(row: UploadRow) -> float:
-    """How long the bar is, 0.0 to 1.0: what was given of what nodes lack; once that is all, or unknown, the nodes that are done."""
+    """Length of the bar, 0.0 to 1.0: what was given of what nodes lack; once that is all, or unknown, the nodes that are done."""
     if row.verdict.outcome is UploadOutcome.RUNNING and row.given is not None and row.given < 1:
         return row.given
     return row.standing.done / row.standing.expected if row.standing.expected else 0.0
 
 
 def live_parts(row: UploadRow, rate_bytes_s: float | None) -> list[str]:
-    """What a live line says beside its bar, the most important first: who has no room for all of it leaves out the last."""
+    """Gives the parts of a live line beside its bar, the most important first: who has no room for all leaves out the last."""
     standing = row.standing
     nodes = f"{standing.done}/{standing.expected} nodes" if standing.expected else "nobody yet"
     sent = f"sent {size(row.sent_bytes)}"
@@ -244,7 +244,7 @@ class Display:
 
     @property
     def verbose(self) -> bool:
-        """Whether the user wants to know more."""
+        """Tells whether the user wants to know more."""
         return self._verbosity > 1
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Display:
             self._tell(f"   {clean(cluster, 80)} {clean(text)}")
 
     def node(self, news: NodeNews) -> None:
-        """What nodes say is for programs; people get notes and problems."""
+        """Shows nothing: what nodes say is for programs; people get notes and problems."""
 
     def say(self, text: str) -> None:
         """Print a line about what is being done."""

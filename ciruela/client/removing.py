@@ -34,7 +34,7 @@ def described(state: State, proof: Proof | None) -> str:
 
 
 async def agreed(question: str, sure: bool, around: AppContext) -> bool:
-    """Whether the user wants it. Raises ConfigError when nobody can be asked."""
+    """Asks the user to confirm, unless ``sure``. Raises ConfigError when nobody can be asked."""
     if sure:
         return True
     ask = terminal_line()
@@ -64,7 +64,7 @@ async def run_one(
 
 
 async def seen(target: PathTarget, net: RunContext, survey: Survey | None, display: Display) -> PathView:
-    """What some nodes say of the path. Raises what keeps all of them from saying it; Ends when no image can be at such a path."""
+    """Asks some nodes what they say of the path. Raises what keeps all of them from saying it; Ends when no image can be at such a path."""
     try:
         sight = await look(target.entry_point, target.vpath, net)
     except NotTold:
@@ -118,7 +118,7 @@ def _nothing(target: PathTarget, sight: PathView, around: AppContext, display: D
 
 
 def _what(target: PathTarget, image: ImageId, sight: PathView, proof: Proof | None) -> str:
-    """What is about to go."""
+    """Describes the removal that is about to be signed, in a line."""
     here = sight.with_image(image)
     if not here:
         return f"Removing {target.vpath}: {image.hex()}, which none of the nodes that were asked has"

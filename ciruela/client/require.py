@@ -1,4 +1,4 @@
-"""What ``--require`` asks for: how many nodes must have an image before that counts as success (users want it to be able to fail)."""
+"""Rule of ``--require``: how many nodes must have an image before that counts as success (users want it to be able to fail)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Requirement:
     percent: int = 0
 
     def need(self, expected: int) -> int:
-        """How many of ``expected`` nodes must have it; may be more than there are."""
+        """Computes how many of ``expected`` nodes must have it; may be more than there are."""
         if self.whole:
             return max(1, expected)
         return max(1, self.nodes, math.ceil(expected * self.percent / 100))
 
     def met(self, done: int, expected: int) -> bool:
-        """Whether ``done`` of ``expected`` nodes are enough."""
+        """Tells whether ``done`` of ``expected`` nodes are enough."""
         return done >= self.need(expected)
 
     def __str__(self) -> str:

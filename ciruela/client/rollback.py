@@ -35,7 +35,7 @@ Proofs = Mapping[ImageId, Proof | None]
 
 
 def proofs_of(sight: PathView, trust: TrustedKeys) -> Proofs:
-    """What is proved of the images of ``sight``. In a thread."""
+    """Verifies what is proved of the images of ``sight``. Blocks: runs in a thread."""
     images = [*sight.kept, *([] if sight.newest is None else [sight.newest.image])]
     return {image: trust.proof(sight.vpath, _signed(sight, image)) for image in images}
 
@@ -75,7 +75,7 @@ def chosen(image: ImageId | None, sight: PathView) -> tuple[ImageId | None, str]
 
 
 def _agree(sight: PathView) -> bool:
-    """Whether all nodes that keep something name the same image first."""
+    """Tells whether all nodes that keep something name the same image first."""
     current = sight.newest
     entry = sight.vpath.entry
     rows = [[one.image for one in answer.kept.get(entry, ())] for answer in sight.answers.values()]
@@ -84,7 +84,7 @@ def _agree(sight: PathView) -> bool:
 
 
 def _refused(image: ImageId | None, why: str, target: PathTarget, sight: PathView) -> CommandError:
-    """Why it cannot be gone back. What is not there may be on a node that did not say: then it is not known."""
+    """Builds the error that says why there is no way back. What is not there may be on a node that did not say: then it is not known."""
     current, kept = sight.newest, sight.kept
     absent = current is None or (not kept if image is None else image != current.image and image not in kept)
     if absent and sight.silent:

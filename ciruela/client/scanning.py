@@ -29,7 +29,7 @@ MAX_BYTES = 1024 * 1024
 
 
 def excludes_for(source: str, wanted: Excluding) -> Excludes | None:
-    """What is left out of the directory ``source``; None for nothing. Blocking: call it in a thread.
+    """Reads the patterns of what is left out of the directory ``source``; None for nothing. Blocking: call it in a thread.
 
     Raises LocalProblem for a file that cannot be read and ConfigError for a line that is no pattern.
     """
@@ -74,7 +74,7 @@ def _lines(data: bytes, name: str) -> list[tuple[str, str]]:
 
 
 def scanned_line(name: str, found: Scan, *, whole_id: bool) -> str:
-    """What indexing a directory found."""
+    """Describes what indexing a directory found, in a line."""
     links = f"{count(found.symlinks, 'link')}, " if found.symlinks else ""
     image = found.image.hex() if whole_id else short_id(found.image)
     left_out = f", {found.excluded:,} left out" if found.excluded else ""

@@ -1,4 +1,4 @@
-"""What the pages of a node say, as values: every page is checked for its shape before anything of it is used.
+"""Values of the pages of a node: every page is checked for its shape before anything of it is used.
 
 The pages are ours (``docs/reference/status.rst``) or those of the reference (protocol section 8), which say less.
 """
@@ -32,7 +32,7 @@ _HEAD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
 @dataclass(frozen=True, slots=True)
 class DiskHealth:
-    """What is not as it should be in the directories of a node.
+    """Faults in the directories of a node.
 
     ``set_aside``: paths at which something stood without a record, with its hidden name now. ``unseen``: directories (keys) that cannot be
     looked at; ``protect``: those of which a protected link cannot be followed. ``debris``: trees that cannot be deleted.
@@ -46,7 +46,7 @@ class DiskHealth:
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Who answers. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
+    """Node identity. ``clock_ms`` is its wall time, ``epoch_ms`` that of its start, ``uptime_s`` since then; None where it does not tell.
 
     ``config_mistakes``: places of mistakes for which it refused its last reload. ``failed_hooks``: paths, with what failed and why.
     ``disk``: what is not as it should be in its directories.
@@ -133,7 +133,7 @@ class RefusedImage:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """How a hook of an image stands on a node: ``state`` is ``pending``, ``ok`` or ``failed``, ``message`` why."""
+    """State of a hook of an image on a node: ``state`` is ``pending``, ``ok`` or ``failed``, ``message`` says why."""
 
     kind: str
     state: str
@@ -141,13 +141,13 @@ class Hook:
 
     @property
     def failure(self) -> str:
-        """What failed, and why."""
+        """Name of the hook that failed, and why."""
         return f"{self.kind} {self.message or 'failed'}"
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """How one path stands on a node. ``hooks`` are those of what is committed."""
+    """State of one path on a node. ``hooks`` are those of what is committed."""
 
     taken: bool
     committed: ImageVersion | None = None
@@ -174,7 +174,7 @@ class _Shape:
         return self._value.get(name) is not None
 
     def tells(self, name: str) -> bool:
-        """Whether the field is there, be it null: older nodes lack it."""
+        """Tells whether the field is there, be it null: older nodes lack it."""
         return name in self._value
 
     def text(self, name: str) -> str:

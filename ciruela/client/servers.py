@@ -52,7 +52,7 @@ class MetServer:
 
 @dataclass(frozen=True, slots=True)
 class ServersTold:
-    """What the node at the address ``teller`` says of others."""
+    """Facts that the node at the address ``teller`` told of others."""
 
     teller: str
     servers: Sequence[Server]
@@ -82,22 +82,22 @@ class ServerRow:
 
     @property
     def hearsay(self) -> bool:
-        """Whether one teller alone speaks of it. A server may make such rows up (threats A29)."""
+        """Tells whether one teller alone speaks of it. A server may make such rows up (threats A29)."""
         return not self.spoke and len(self.tellers) < 2
 
     @property
     def unvouched(self) -> bool:
-        """Whether one teller alone, or none, says which machine it is: what is reported for that machine proves little."""
+        """Tells whether one teller alone, or none, says which machine it is: what is reported for that machine proves little."""
         return not self.spoke and len(self.vouchers) < 2
 
     @property
     def unproved(self) -> bool:
-        """Whether some tellers know only where it is, and one alone says which machine is there."""
+        """Tells whether some tellers know only where it is, and one alone says which machine is there."""
         return self.unvouched and self.tellers != self.vouchers
 
     @property
     def silent(self) -> bool:
-        """Whether no node has heard it lately."""
+        """Tells whether no node has heard it lately."""
         return self.heard_ms is None or self.heard_ms > self.patience_ms
 
     @property
@@ -153,12 +153,12 @@ class View:
 
 
 def shared_text(one: SharedId) -> str:
-    """What is wrong, and what to do."""
+    """Says which addresses share a machine id, and what to do."""
     return f"{' and '.join(one.addresses)} have one machine id ({one.machine.hex()[:12]}...): {SHARED_REMEDY}"
 
 
 class Servers:
-    """What was told of the servers of one cluster for one path. :meth:`view` is made anew only after something was told or met."""
+    """Servers of one cluster for one path, of what was told. :meth:`view` is made anew only after something was told or met."""
 
     def __init__(self) -> None:
         self._tellings: dict[str, ServersTold] = {}
@@ -178,7 +178,7 @@ class Servers:
         return len(self._tellings)
 
     def tells(self, teller: str) -> ServersTold | None:
-        """What the node at this address said last."""
+        """Gives what the node at this address said last."""
         return self._tellings.get(teller)
 
     def tell(self, telling: ServersTold) -> None:
@@ -296,7 +296,7 @@ class Servers:
         return View(self._machines, tuple(row for row in loose if id(row) not in apart), tuple(strangers), self._shared(), bound)
 
     def _without_moved(self, met_at: Mapping[str, MachineId]) -> list[ServersTold]:
-        """What is told, without the machine ids that nodes remember at other addresses than those where the client met them.
+        """Gives what is told, without the machine ids that nodes remember at other addresses than those where the client met them.
 
         Who is at such an address now nobody knows; a node's own id at another address is always such a memory.
         """

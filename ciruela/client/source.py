@@ -5,7 +5,7 @@ more; it never ends the client (threats U18).
 
 ``--limit-rate``: when bytes may go out, so that all connections together stay below a rate.
 
-Which node takes which part of an image from the client: every part once, before any of them twice. Values only, no I/O.
+:class:`Shares` assigns the parts of an image to nodes: every part once, before any of them twice. Values only, no I/O.
 
 The nodes give each other the rest, so the client sends little more than one copy, whatever the size of the cluster.
 """
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorTime
 
 from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
@@ -27,7 +26,7 @@ from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, BlockHash, ImageId
 from ciruela.proto.compression import index, part
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
-from ciruela.runtime import Batcher
+from ciruela.runtime import Batcher, TokenBucket
 
 BytesOf = Callable[[Sequence[int]], int]
 
@@ -77,7 +76,7 @@ class Shares:
 
     @property
     def given(self) -> float | None:
-        """How much of what nodes lack was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
+        """Part of what nodes lack that was promised to any of them, 0.0 to 1.0; None while no node has said what it lacks."""
         return (self._given & self._lacked).bit_count() / self._lacked.bit_count() if self._lacked else None
 
     def gave(self, numbers: Sequence[int]) -> None:
@@ -105,31 +104,6 @@ then be sent for nothing; one that hears "busy" asks others meanwhile, and comes
 SHARED_BYTES_S = 20_000_000
 """Below this rate everything goes to one node, which passes it on just as soon. Three would each hear so little of the client that they
 ask for what the others were promised, and it would be sent twice."""
-
-
-class SendRate:
-    """A line that takes ``bytes_s`` bytes a second: what is sent is on it for a while, and the next answer waits until it is free.
-
-    An answer goes out as a whole, so the rate is kept on average, and never more than one answer goes out ahead of it.
-    """
-
-    def __init__(self, clock: IReactorTime, bytes_s: int) -> None:
-        self._clock = clock
-        self._bytes_s = bytes_s
-        self._free_s = 0.0
-
-    @property
-    def wait_s(self) -> float:
-        """How long the next answer has to wait."""
-        return max(0.0, self._free_s - self._clock.seconds())
-
-    def turn(self, size: int) -> Deferred[None]:
-        """Fires when ``size`` bytes may go out; those who ask first go first."""
-        wait_s = self.wait_s
-        self._free_s = self._clock.seconds() + wait_s + size / self._bytes_s
-        done: Deferred[None] = Deferred()
-        self._clock.callLater(wait_s, done.callback, None)
-        return done
 
 
 BLOCKS_PER_HOP = 32
@@ -161,7 +135,7 @@ class SharedImage:
 
 
 class BlockProvider(Protocol):
-    """What a run gives to the nodes: a :class:`ImageSource`, or ``relay.Relay``."""
+    """Source of what a run gives to the nodes: a :class:`ImageSource`, or ``fetch.Relay``."""
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
@@ -186,7 +160,7 @@ class ImageSource:
     """
 
     def __init__(
-        self, offers: Iterable[SharedImage], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: SendRate | None = None
+        self, offers: Iterable[SharedImage], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: TokenBucket | None = None
     ) -> None:
         self._pace = pace
         self._shelves: dict[ImageId, _SharedImages] = {}

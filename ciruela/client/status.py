@@ -9,6 +9,7 @@ from enum import Enum
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.ls import SHORT_ID
@@ -16,7 +17,7 @@ from ciruela.client.options.reading import StatusOptions
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import At, Hook, ImageVersion, NodeIdentity, machine_of
 from ciruela.client.servers import MetServer, Servers
-from ciruela.client.survey import ClusterView, Survey, SurveyedNode, each, real_survey
+from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
 from ciruela.client.text import interval, stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, FormatError
@@ -34,7 +35,7 @@ MOST_UNSEEN = 3
 
 
 class Stand(Enum):
-    """How one node stands to an image."""
+    """State of an image on one node."""
 
     COMMITTED = "committed"
     DOWNLOADING = "downloading"
@@ -67,13 +68,13 @@ class NodeRow:
 
     @property
     def pending_hooks(self) -> bool:
-        """Whether a hook has not ended."""
+        """Tells whether a hook has not ended."""
         return any(hook.state == HookState.PENDING.value for hook in self.hooks)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """What a node answered: ``at``, or ``problem`` why there is no answer."""
+    """Answer of a node: ``at``, or ``problem`` why there is no answer."""
 
     node: SurveyedNode
     at: At | None
@@ -87,7 +88,7 @@ def chosen(said: Sequence[NodeAnswer]) -> ImageVersion | None:
 
 
 def judged(said: NodeAnswer, image: str) -> NodeRow | None:
-    """How a node stands to ``image``; None when it does not take the directory."""
+    """Tells how a node stands to ``image``; None when it does not take the directory."""
     at, node = said.at, said.node
     if at is None:
         return NodeRow(node, Stand.UNREACHABLE if node.identity is None else Stand.UNKNOWN, reason=said.problem)
@@ -130,7 +131,7 @@ async def status(options: StatusOptions, around: AppContext, survey: Survey | No
 
 
 def _nodes(options: StatusOptions, found: ClusterView, around: AppContext) -> int:
-    """Whether each node is there."""
+    """Shows whether each node is there."""
     rows = [("NODE", "ADDRESS", "STATE", "VERSION", "IMAGES", "DOWNLOADS")]
     well = 0
     for node in found.nodes:
@@ -167,7 +168,7 @@ def _nodes(options: StatusOptions, found: ClusterView, around: AppContext) -> in
 
 
 def _state_of(who: NodeIdentity) -> str:
-    """How a node that answers is."""
+    """Gives the word for the state of a node that answers."""
     return "starting" if not who.ready else "damaged" if who.damaged else "unseen" if who.disk.unseen else "up"
 
 
@@ -223,7 +224,7 @@ class _StatusWatch:
                 self._servers = found.servers(self._vpath.key)
 
     async def _again(self, found: ClusterView) -> ClusterView:
-        """Who is there now. That nobody answers for a moment does not end the wait."""
+        """Finds who is there now. That nobody answers for a moment does not end the wait."""
         try:
             return await self._asking.find(self._options.target.cluster)
         except CommandError:
@@ -253,7 +254,7 @@ class _StatusWatch:
         self._rows = [row for one in said if self._counts(one.node) and (row := judged(one, image)) is not None]
 
     def _counts(self, node: SurveyedNode) -> bool:
-        """Whether a node is one of those that an upload expects: by its machine, or by its address where nobody knows that.
+        """Tells whether a node is one of those that an upload expects: by its machine, or by its address where nobody knows that.
 
         An entry point that does not answer, and of which no node speaks, counts, too.
         """
@@ -278,7 +279,7 @@ class _StatusWatch:
         return sum(row.stand is Stand.COMMITTED for row in self._rows)
 
     def _met(self) -> bool:
-        """Whether enough nodes have it. Several that share a machine id cannot be told from each other, so that it never is."""
+        """Tells whether enough nodes have it. Several that share a machine id cannot be told from each other, so that it never is."""
         enough = self._options.require.met(self._done(), len(self._rows)) and not self._view.shared
         return enough and not (self._options.wait and any(row.pending_hooks for row in self._rows))
 
@@ -349,7 +350,7 @@ def _state(row: NodeRow) -> str:
 
 
 def _hooks(row: NodeRow) -> str:
-    """How the hooks stand: what failed, else what is awaited, else that all went well."""
+    """Describes the hooks of a node: what failed, else what is awaited, else that all went well."""
     if row.failed_hooks:
         return "; ".join(hook.failure for hook in row.failed_hooks)
     if row.pending_hooks:
@@ -358,7 +359,7 @@ def _hooks(row: NodeRow) -> str:
 
 
 def _since(row: NodeRow) -> str:
-    """How long it has been so; of an image that is there, when it was signed."""
+    """Says how long a node has been in its state; of an image that is there, when it was signed."""
     if row.age_s is not None:
         return interval(row.age_s)
     if row.signed_ms is not None and row.stand in (Stand.COMMITTED, Stand.OTHER):

@@ -1,21 +1,21 @@
-"""Who is in a cluster, and what each node says: asked of every node itself, over its pages.
+"""Survey of a cluster: its nodes, and what each says, asked of every node itself over its pages.
 
 Entry points lead to nodes, and these name their peers. Which of them are one server, and which count, is decided in ``servers``. What a
 page names is contacted only where ``contacts.reachable_from`` allows it (threats A29).
 
-Reading the pages of a node: one GET, a bounded body, a deadline, nothing followed, nothing unpacked (threats A29).
+A page is read with one GET, a bounded body, a deadline, nothing followed, nothing unpacked (threats A29).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from twisted.internet import protocol
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectError, ConnectionDone
 from twisted.internet.error import ConnectionRefusedError as Refused
@@ -29,7 +29,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from ciruela.client import schema
-from ciruela.client.contacts import Resolve, reachable_from
+from ciruela.client.contacts import ClusterAddresses, Resolve, each
 from ciruela.client.context import AppContext
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
@@ -48,7 +48,7 @@ MOST_BYTES = 16 * 1024 * 1024
 
 CONNECT_S = 3.0
 PAGE_S = 15.0
-"""How long a page may take, all in all."""
+"""Time that a page may take, all in all."""
 
 
 class NoPage(RemoteError):
@@ -149,21 +149,15 @@ def _in_words(failure: Failure, address: Address) -> Any:
     raise LinkLost(f"cannot connect to {address}: {failure.getErrorMessage()}")
 
 
-AT_ONCE = 16
-"""Pages that are asked for at the same time: enough to hide the slow ones, too few to trouble anybody."""
-
 MOST_NODES = 1000
 """Nodes that one cluster may bring up (threats A29)."""
 
-T = TypeVar("T")
-N = TypeVar("N")
-
 
 class Reader(Protocol):
-    """Who reads pages: ``pages.Pages``, or a double."""
+    """Reads pages: :class:`PageReader`, or a double."""
 
-    def get(self, address: Address, page: str) -> Deferred[Any]:
-        """As ``pages.Pages.get``."""
+    def get(self, address: Address, page: str, patience_s: float = PAGE_S) -> Deferred[Any]:
+        """As :meth:`PageReader.get`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,19 +196,6 @@ class ClusterView:
         return _servers(self.answering, key)
 
 
-async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
-    """What ``ask`` says of each, in order; some at a time."""
-    turns = DeferredSemaphore(AT_ONCE)
-
-    async def one(item: N) -> T:
-        return await ask(item)
-
-    def begin(item: N) -> Deferred[T]:
-        return Deferred.fromCoroutine(one(item))
-
-    return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
-
-
 class Survey:
     """Asks the nodes of one cluster."""
 
@@ -228,18 +209,21 @@ class Survey:
 
     async def find(self, cluster: ClusterNames) -> ClusterView:
         """Every node that the entry points and the nodes themselves lead to. Raises Ends when none of them answers."""
-        entries: dict[str, list[Address]] = {}
-        names: dict[str, str] = {}
-        for name in cluster.names:
-            try:
-                entries[name] = await self._resolve(name)
-            except CiruelaError as error:
-                names[name] = str(error)
+        found = await self.look_around(cluster)
+        if not found.answering:
+            why = "; ".join(dict.fromkeys(found.names.values())) or "no address"
+            raise CommandError(EXIT_NETWORK, f"no node of {cluster.label} answered: {why}")
+        return found
+
+    async def look_around(self, cluster: ClusterNames) -> ClusterView:
+        """Finds every node that the entry points and the nodes themselves lead to, be it that none of them answers."""
+        places = ClusterAddresses(cluster.names, self._resolve, self._clock)
+        entries = await places.entries()
+        names = places.unresolved()
         asked: dict[Address, SurveyedNode] = {}
         told: dict[Address, list[Neighbour]] = {}
-        places: dict[str | None, set[Address]] = {}
-        first = list(dict.fromkeys(address for found in entries.values() for address in found))
-        wave = [Neighbour(address, None, _label(entries, address), None, None) for address in first]
+        told_at: dict[str | None, set[Address]] = {}
+        wave = [Neighbour(address, None, _label(entries, address), None, None) for address in places.known]
         while wave:
             met = await each(wave, self._meet)
             asked.update((seen.address, seen) for seen in met)
@@ -247,21 +231,17 @@ class Survey:
             fresh: dict[Address, Neighbour] = {}
             for neighbour in (one for seen in met for one in seen.neighbours):
                 told.setdefault(neighbour.address, []).append(neighbour)
-                places.setdefault(neighbour.machine, set()).add(neighbour.address)
-                met_before = neighbour.machine in known and len(places[neighbour.machine]) == 1
+                told_at.setdefault(neighbour.machine, set()).add(neighbour.address)
+                met_before = neighbour.machine in known and len(told_at[neighbour.machine]) == 1
                 if neighbour.address in asked or met_before or len(asked) + len(fresh) >= MOST_NODES:
                     continue
-                if neighbour.address not in fresh and reachable_from(first, neighbour.address):
+                if neighbour.address not in fresh and places.allowed(neighbour.address):
                     fresh[neighbour.address] = neighbour
             wave = list(fresh.values())
         nodes = _distinct(asked, told, entries)
         for name, addresses in entries.items():
             if all(asked[address].identity is None for address in addresses):
                 names[name] = asked[addresses[0]].problem
-        if not any(node.identity is not None for node in nodes):
-            raise CommandError(
-                EXIT_NETWORK, f"no node of {cluster.label} answered: {'; '.join(dict.fromkeys(names.values())) or 'no address'}"
-            )
         return ClusterView(tuple(sorted(nodes, key=lambda node: (node.identity is None, node.name, str(node.address)))), names)
 
     async def _meet(self, who: Neighbour) -> SurveyedNode:
@@ -284,6 +264,10 @@ class Survey:
         skew_ms = None if identity.clock_ms is None else identity.clock_ms - began_ms - took_ms // 2
         name, doubt_ms = identity.hostname or who.name, took_ms // 2 + 1
         return SurveyedNode(name, address, identity.machine, identity, neighbours, "", skew_ms, doubt_ms, None, shared)
+
+    async def page(self, node: SurveyedNode, page: str, patience_s: float = PAGE_S) -> Any:
+        """Reads one page of a node, as :meth:`PageReader.get` does."""
+        return await self._reader.get(node.address, page, patience_s)
 
     # -- what a node says ---------------------------------------------------------------------------------------------------------
 
@@ -316,7 +300,7 @@ class Survey:
         return tuple(_running(one, running) for one in found), ()
 
     async def at(self, node: SurveyedNode, vpath: VPath) -> At:
-        """How ``vpath`` stands on a node. Raises CiruelaError."""
+        """Asks how ``vpath`` stands on a node. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
                 return schema.at(await self._reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))

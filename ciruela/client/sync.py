@@ -64,7 +64,7 @@ from ciruela.proto.messages import (
 from ciruela.runtime import Backoff, PeriodicTask, RepeatLimiter
 
 SERVERS_S = 3.0
-"""How often each connected node is asked for the servers that it knows: what it learns later counts, too."""
+"""Interval at which each connected node is asked for the servers that it knows: what it learns later counts, too."""
 
 ROWS_S = 100
 """In large clusters more seldom: at most so many servers a second are told on each connection."""
@@ -73,7 +73,7 @@ MOST_TROUBLES = 3
 """Reasons that are named when no node was ever reached."""
 
 BEAT_S = 1.0
-"""How often everything is judged anew when nothing happens."""
+"""Interval at which everything is judged anew when nothing happens."""
 
 ANSWER_TIMEOUT_S = 30.0
 """An answer to a request needs a signature check and a few small files; a node that takes longer is asked again."""
@@ -84,7 +84,7 @@ SAME_INDEX_S = 10.0
 that cannot read it asks again as fast as it is answered."""
 
 CONNECT_PATIENCE_S = 1.0
-"""How long a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
+"""Time for which a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
 
 class ClosableLink(Connection, Protocol):
@@ -100,7 +100,7 @@ Connect = Callable[[Address, RequestHandler], Deferred[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What the run needs from outside."""
+    """Context of a run: its ports."""
 
     clock: IReactorTime
     rng: random.Random
@@ -139,7 +139,7 @@ class _UploadRun:
         self.taken_back = ""
 
     def takes_back(self, reason: str | None) -> bool:
-        """Whether a refusal by one server means that no server should have it: other content is there already.
+        """Tells whether a refusal by one server means that no server should have it: other content is there already.
 
         Of two that are on their way the servers agree on one, and of two replaces the newer one wins: there is nothing to take back.
         """
@@ -167,7 +167,7 @@ class _OpenConnection:
 
 
 class ClusterRun:
-    """All uploads to one cluster over one set of connections. Also the counterpart of these connections."""
+    """All uploads to one cluster over one set of connections. Also the request handler of these connections."""
 
     _log = Logger()
 
@@ -231,7 +231,7 @@ class ClusterRun:
             peer.link.close()
 
     def rows(self) -> list[UploadRow]:
-        """How every upload stands now."""
+        """Gives the state of every upload now."""
         now_s = self._world.clock.seconds()
         return [
             UploadRow(
@@ -516,7 +516,7 @@ class ClusterRun:
         return list(dict.fromkeys(run.book.path for run in self._running()))
 
     def _addresses(self, row: ServerRow) -> list[Address]:
-        """Where a server may be asked."""
+        """Gives the addresses at which a server may be asked."""
         return [address for text in row.addresses if (address := self._contacts.allowed(text)) is not None]
 
     def _look_around(self) -> None:

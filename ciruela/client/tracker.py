@@ -1,4 +1,4 @@
-"""What is known of one upload on one cluster, and what follows from it: a pure verdict.
+"""Upload tracker: what is known of one upload on one cluster, and the pure verdict that follows.
 
 The rules are those of protocol section 6.4 without its defects (C25, C26, C33, C40, C49, C50 of section 12).
 
@@ -28,7 +28,7 @@ MOST_NAMED = 5
 """Servers that one sentence names."""
 
 ERROR_RETRIES = 3
-"""How often a request that was answered by ``Error`` is sent again before that counts as a refusal."""
+"""Repetitions of a request that was answered by ``Error`` before that counts as a refusal."""
 
 EXIT_DONE, EXIT_LOCAL, EXIT_USAGE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, EXIT_CONFLICT, EXIT_HOOK, EXIT_NOTHING = range(9)
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -40,7 +40,7 @@ _CONFLICTS = frozenset(
     {RejectReason.ALREADY_EXISTS, RejectReason.ALREADY_UPLOADING, RejectReason.REPLACE_DOESNT_MATCH, RejectReason.STALE_TIMESTAMP}
 )
 WEAK = frozenset({RejectReason.ALREADY_EXISTS, RejectReason.ALREADY_UPLOADING})
-"""What refuses an upload and is as good for a weak one."""
+"""Reasons that refuse an upload and are as good as success for a weak one."""
 
 _ABORT_CONFLICTS = frozenset({AbortReason.SUPERSEDED, AbortReason.ALREADY_EXISTS, AbortReason.CONFLICT})
 
@@ -58,14 +58,14 @@ _MEANING = {
     RejectReason.PROTECTED: "a link that the servers protect leads to it (--force removes it all the same)",
     RejectReason.QUOTA: "as many images are there as the servers allow",
 }
-"""What the words of a refusal mean to a user."""
+"""Meanings of the words of a refusal, for a user."""
 
 _WORDS = frozenset(reject.value for reject in _MEANING)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRule:
-    """When an upload is finished. Times in seconds from the start of the run. ``require``: what is success, if not the early rule.
+    """Rule for when an upload is finished. Times in seconds from the start of the run. ``require``: what is success, if not the early rule.
 
     ``connect_timeout_s``: how long a first node of the cluster is tried.
     """
@@ -78,12 +78,12 @@ class CompletionRule:
     connect_timeout_s: float = 15.0
 
     def need(self, expected: int) -> int:
-        """How many of ``expected`` nodes are enough after the early timeout."""
+        """Computes how many of ``expected`` nodes are enough after the early timeout."""
         return min(expected, max(self.early_hosts, math.ceil(expected * self.early_fraction - 1e-9)))
 
 
 class UploadOutcome(Enum):
-    """How an upload to one cluster stands or ended."""
+    """State or end of an upload to one cluster."""
 
     RUNNING = "RUNNING"
     DONE = "DONE"
@@ -107,7 +107,7 @@ RUNNING = Verdict(UploadOutcome.RUNNING)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionReach:
-    """What the connection set says about one upload.
+    """Reach of the connection set, for one upload.
 
     ``busy``: an entry point is being resolved, or a connection was just begun, so that a node nobody heard of yet may turn up.
     ``exhausted``: every address that is known refused this upload or could not be reached, and none is left to try. ``reached``: there
@@ -265,7 +265,7 @@ class UploadTracker:
             contact.exit_code = refusal_code(ack.reject_reason)
 
     def said(self, address: Address, data: PathStateData) -> None:
-        """What the node at ``address`` says of the path, and of the servers that it knows."""
+        """Takes in what the node at ``address`` says of the path, and of the servers that it knows."""
         if not self._name(data.machine, data.hostname):
             return
         self.revision += 1
@@ -320,7 +320,7 @@ class UploadTracker:
             contact.outstanding = contact.asked_for_servers = contact.connected = False
 
     def done_by(self, has: str) -> str:
-        """What a node that is done has done; ``has`` may be "have"."""
+        """Describes the success of one node, in words; ``has`` may be "have"."""
         return f"{has} removed it" if self._removes else f"{has} it"
 
     def received(self, address: Address, note: ReceivedImage | RemovedImage) -> bool:
@@ -392,7 +392,7 @@ class UploadTracker:
         return self._servers.view()
 
     def refused(self, address: Address) -> bool:
-        """Whether asking ``address`` again is pointless."""
+        """Tells whether asking ``address`` again is pointless."""
         contact = self._contacts.get(address)
         return contact is not None and contact.answer in (_Reply.REFUSED, _Reply.NO_CONFIG)
 
@@ -427,7 +427,7 @@ class UploadTracker:
         return [known[machine] for machine in machines if machine in known and known[machine].unvouched]
 
     def _kept(self, contact: _Contact) -> bool:
-        """Whether a node has what it accepted: by its own word, or, once its connection is gone, by that of the others.
+        """Tells whether a node has what it accepted: by its own word, or, once its connection is gone, by that of the others.
 
         A node that was restarted is often not connected again, because three others are; it then counts as any server does.
         """
@@ -472,7 +472,7 @@ class UploadTracker:
         return UploadProgress(done, expected, accepted, missing, tuple(dict.fromkeys(failed)), tuple(absent), tuple(view.shared))
 
     def verdict(self, rule: CompletionRule, elapsed_s: float, reach: ConnectionReach) -> Verdict:
-        """How the upload stands ``elapsed_s`` seconds after its start. Never well while servers share a machine id."""
+        """Judges the upload ``elapsed_s`` seconds after its start. Never well while servers share a machine id."""
         found = self._judged(rule, elapsed_s, reach)
         complaint = self.view.complaint() if found.outcome in (UploadOutcome.DONE, UploadOutcome.EARLY) else ""
         return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, complaint) if complaint else found
@@ -526,7 +526,7 @@ class UploadTracker:
         return Verdict(UploadOutcome.FAILED, EXIT_NETWORK, f"out of time: {have}")
 
     def hindrance(self, rule: CompletionRule, reach: ConnectionReach) -> str:
-        """Why the rule cannot be met as things are: too many servers cannot be reached. Empty while it can, or that is not known."""
+        """Says why the rule cannot be met now: too many servers cannot be reached. Empty while it can, or while that is not known."""
         gone = self._gone(reach)
         if not gone or not self._with(_Reply.ACCEPTED):
             return ""
@@ -559,7 +559,7 @@ class UploadTracker:
         return Verdict(UploadOutcome.PARTIAL, EXIT_PARTIAL, f"--require {rule.require}: {text}")
 
     def _sure(self, done: int, expected: int) -> tuple[int, int]:
-        """How many of those that are done, and of those that are expected, are not only one server's word."""
+        """Counts those that are done, and those that are expected, that are not only one server's word."""
         if self._servers.tellers < 2:
             return done, expected
         nameless = sum(contact.machine is None for contact in self._with(_Reply.ACCEPTED, _Reply.HELD, _Reply.REFUSED))

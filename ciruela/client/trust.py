@@ -1,9 +1,9 @@
-"""Which keys a user trusts, and what their signatures prove: that an image was signed for a path before.
+"""Keys that a user trusts, and the proof by their signatures: that an image was signed for a path before.
 
 A client signs what a server shows only with such a proof: whoever answers at the entry point would else have it sign an image of his own,
 and could upload that with the signature (SECURITY.md, "What your client signs").
 
-Which keys the user has, by their public halves alone: nothing is signed and no passphrase is asked for.
+The user's own keys are found by their public halves alone: nothing is signed and no passphrase is asked for.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def signed_state(answers: Iterable[BaseDirData], entry: str, image: ImageId) -> 
 
 
 def pinned_file(environ: Mapping[str, str]) -> str | None:
-    """Where the pinned keys are; None without a home directory."""
+    """Gives the path of the pinned keys; None without a home directory."""
     named = environ.get("XDG_CONFIG_HOME", "")
     if named.startswith("/"):
         return f"{named.rstrip('/')}/{PINNED}"
@@ -216,7 +216,7 @@ async def my_trust(trusting: Trusting, keys: Keys, around: AppContext, display: 
 
 @dataclass(frozen=True, slots=True)
 class ShownImage:
-    """What a cluster shows at a path.
+    """Image that a cluster shows at a path.
 
     ``claimed`` are the fingerprints of those who signed it, as the servers give them; ``untold`` says why some of these did not tell.
     """

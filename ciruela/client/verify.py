@@ -26,7 +26,7 @@ Entry = Directory | File | Symlink
 
 
 def differences(wanted: Index, found: Index) -> Iterator[tuple[str, str]]:
-    """What is otherwise in ``found`` than in ``wanted``: (word, path inside the image), in order of the paths. Both have one hash kind.
+    """Yields the differences of ``found`` from ``wanted``: (word, path inside the image), in order of the paths. Both have one hash kind.
 
     The words are ``missing``, ``extra``, ``changed`` (content, type, or target of a link) and ``mode`` (only whether it is executable).
     What lies in a directory that is missing or extra itself is not listed.
@@ -123,7 +123,7 @@ async def _against_id(name: str, image: ImageId, first: HashKind, display: Displ
 
 
 def _judged(name: str, image: ImageId, number: int, display: Display) -> int:
-    """What was left out of an index, and told as a warning, is nothing that an image can have: it counts as a difference."""
+    """Tells the user the result, and gives the exit code. Entries that no image can have count among the ``number`` differences."""
     if not number:
         display.say(f"{name} is the image {image.hex()}")
         return 0

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.cleanup.health import Explained
 from ciruela.daemon.authority import Signature, Signers
 from ciruela.daemon.listings import config_hash
@@ -32,10 +32,8 @@ from ciruela.web.pages import Json
 FRESH_S = 5.0
 """So long a page is given again as it is."""
 
-"""Who waits for a page; with more of them, a keep list or a link hangs."""
-
 NOT_CLEANED = "auto-clean is off"
-"""Why everything stays where nothing is cleaned up."""
+"""Reason why everything stays where nothing is cleaned up."""
 
 
 class Retention:
@@ -81,7 +79,7 @@ def _page(node: Node, base: VPath, config: DirConfig, explained: Explained | Non
 
 
 def _settings(config: DirConfig) -> dict[str, Json]:
-    """What the rules go by, without paths of this host."""
+    """Gives the settings of the keep rules, without paths of this host."""
     return {
         "keep_min_directories": config.keep_min_directories,
         "keep_max_directories": config.keep_max_directories,
@@ -143,7 +141,7 @@ Room = Callable[[str], Deferred[tuple[int, int, int]]]
 
 
 class NodeApi:
-    """Implements ``web.status.Api``."""
+    """Implements ``web.pages.Api``."""
 
     def __init__(self, node: Node, signers: Signers, room: Room, config: Callable[[], Json] = lambda: None) -> None:
         """``config`` tells how the last reload went (``status.config_status``)."""
@@ -157,7 +155,7 @@ class NodeApi:
         self._began_s = node.context.clock.seconds()
 
     def find(self, parts: tuple[str, ...]) -> Deferred[Json | None]:
-        """As ``web.status.Api.find``."""
+        """As ``web.pages.Api.find``."""
         match parts:
             case ("status",):
                 return succeed(self._status())
@@ -284,7 +282,7 @@ class NodeApi:
         }
 
     async def _image(self, names: Sequence[str]) -> Json | None:
-        """How one path stands here. ``taken``: this node has the directory, with paths of this depth."""
+        """Describes one path at this node. ``taken``: this node has the directory, with paths of this depth."""
         path, config = self._taken(names)
         if path is None:
             return None

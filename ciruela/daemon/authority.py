@@ -1,6 +1,6 @@
 """The keys that may upload, looked up in the configuration directory for each question (protocol section 5.2).
 
-Which key made which signature, for pages: tried once, remembered while the key files say the same (threats A15).
+Pages are told which key made which signature: tried once, remembered while the key files say the same (threats A15).
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class KeyFiles:
 
 
 def key_complaints(config_dir: str, configs: Iterable[DirConfig], now_ms: int) -> list[str]:
-    """What is wrong with the key files that ``configs`` name, a line for each mistake; keys that are good count all the same.
+    """Lists the mistakes in the key files that ``configs`` name, a line each; keys that are good count all the same.
 
     Files that are not there, and symlinks, are left to ``config.load_config``, which can say where they are named.
     """
@@ -260,7 +260,7 @@ Makers = Callable[[Sequence[str], Sequence[Signature]], Deferred[tuple[tuple[str
 
 @dataclass(slots=True)
 class _Signers:
-    """What is known of one directory. ``made``: the fingerprint that made a signature, None where no key of today did."""
+    """Cached signers of one directory. ``made``: the fingerprint that made a signature, None where no key of today did."""
 
     turn: DeferredLock = field(default_factory=DeferredLock)
     read_s: float | None = None

@@ -1,4 +1,4 @@
-"""What clients ask a node to change: uploads, removals, taking an upload back, and the dry run (protocol sections 5.3 and 6.1)."""
+"""Requests of clients that change a node: uploads, removals, taking an upload back, and the dry run (protocol sections 5.3 and 6.1)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ChangeRequests:
         return replace(ack, machine=self.context.me, hostname=self.context.hostname) if link.bulk else ack
 
     def check(self, request: CheckUpload) -> Deferred[Response]:
-        """What the upload would be answered. The connection is not remembered as one that waits for anything."""
+        """Tells what the upload would be answered. The connection is not remembered as one that waits for anything."""
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
@@ -118,7 +118,7 @@ class ChangeRequests:
         )
 
     def _untold(self, failure: Failure, unknown: T) -> T:
-        """How much room there is cannot be told: the base is not mounted, say. The verdict can."""
+        """Gives ``unknown`` when the free room cannot be told: the base is not mounted, say. The decision can."""
         failure.trap(DiskError)
         return unknown
 

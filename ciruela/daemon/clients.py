@@ -71,7 +71,7 @@ class Clients:
     # -- what they are told of this node ------------------------------------------------------------------------------------------
 
     def received(self, vpath: VPath, state: State) -> None:
-        """Which hooks are due comes first: who waits for them must not leave when the image is there."""
+        """Tells clients that an image has arrived, the due hooks first: who waits for those must not leave when the image is there."""
         for link in self.watches.interested(vpath, state.image):
             for report in self.hooks.of(vpath, state.image):
                 self._tell_hook(link, vpath, report)

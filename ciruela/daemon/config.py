@@ -2,9 +2,9 @@
 
 Everything is read once, at start; any mistake in any file ends the start, and all mistakes are told at once.
 
-How hooks, modes and groups of a directory are read from its config, and whether they can be used on this host.
+Hooks, modes and groups of a directory are read from its config, and checked for use on this host.
 
-What a hook runs comes from the operator's own files alone, so nobody else may be able to change the program either.
+A hook runs what stands in the operator's own files alone, so nobody else may be able to change the program either.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LONGEST_URL = 2048
 """Longest web address: beyond it servers begin to refuse."""
 
 FRESH_BITS = 0o600
-"""The mode of files that are still being written (``disk.content``): a file of an image must not look like one."""
+"""The mode of files that are still being written (``disk.reuse``): a file of an image must not look like one."""
 
 _BITS = re.compile(r"0?o?([0-7]{3,4})")
 _MOST_ID = (1 << 32) - 2
@@ -233,7 +233,7 @@ MOST_KEPT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the configuration directory says. ``directories`` is by KEY; ``warnings`` are for the log."""
+    """Content of the configuration directory. ``directories`` is by KEY; ``warnings`` are for the log."""
 
     config_dir: str
     directories: dict[str, DirConfig]
@@ -423,7 +423,7 @@ def _mixed(one: _ParsedConfig, how: str, other: str) -> str:
 
 
 def _doubts(one: _ParsedConfig, top: str) -> Iterator[str]:
-    """What works but is probably not meant."""
+    """Yields a warning for each setting that works but is probably not meant."""
     config = one.config
     place = os.path.dirname(config.directory) if config.num_levels == 0 else config.directory
     if not os.path.isdir(place):

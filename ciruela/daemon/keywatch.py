@@ -21,13 +21,13 @@ from ciruela.model.upload import AbortReason
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 2.0
-"""How often the key files are looked at. A few calls of ``stat``; watching them by inotify would miss a directory that is replaced."""
+"""Interval of looking at the key files. A few calls of ``stat``; watching them by inotify would miss a directory that is replaced."""
 
 FOLLOW_UPS = 5
-"""How often uploads are looked at again after a change: one may have been judged by the old keys just before, and begin just after."""
+"""Number of further looks at uploads after a change: one may have been judged by the old keys just before, and begin just after."""
 
 Stamps = Mapping[str, tuple[int, int, int, int]]
-"""What tells that a file was changed: by path its inode, size, and times of change."""
+"""Fingerprints of files, by path: inode, size, and times of change in ns."""
 
 
 class KeyWatch:
@@ -105,7 +105,7 @@ class KeyWatch:
 
 
 def stamps(config_dir: str) -> Stamps:
-    """How all key files are now. One that is not there is not in it."""
+    """Takes the fingerprints of all key files that are there now."""
     found = {}
     for path in key_files(config_dir):
         try:

@@ -153,7 +153,7 @@ class Listings:
             one.callback(result)
 
     def _listing(self, config: DirConfig, base: VPath, bulk: bool) -> BaseDirData:
-        """What is in ``base``; of ours, what ``ciruela.v2`` added, only for those who know it."""
+        """Lists what is in ``base``; the fields that ``ciruela.v2`` added only for those who know them."""
         entries, paths = self.ledger.entries(base), self.ledger.paths(base)
         watches = {}
         for entry, vpath in paths.items():

@@ -68,7 +68,7 @@ class NodeActivity:
         return {name: heard for name, heard in found.items() if name not in own}
 
     def clocks_ms(self) -> Sequence[int]:
-        """What the clocks of other nodes show now, by their own word."""
+        """Gives the times of the clocks of other nodes now, by their own word, in wall ms."""
         return self.cluster.clocks_ms()
 
     def served(self) -> Collection[VPath]:
@@ -81,11 +81,11 @@ class NodeActivity:
         return {vpath for vpath in fetched.union(self.transfers.healing()) if vpath.base == base}
 
     def downloads(self) -> int:
-        """How many downloads are running."""
+        """Counts the downloads that are running."""
         return len(self.transfers.running())
 
     def given_up(self) -> int:
-        """How many downloads were given up since the start."""
+        """Counts the downloads that were given up since the start."""
         return self.transfers.totals.failed
 
     def indexes(self) -> Collection[ImageId]:
@@ -116,11 +116,11 @@ class NodeState:
         return sorted(self.context.configs)
 
     def base_hashes(self) -> Mapping[VPath, bytes]:
-        """What this node says of its base dirs."""
+        """Gives the hashes that this node tells of its base dirs."""
         return self.ledger.base_hashes()
 
     def downloads(self) -> Sequence[DownloadFact]:
-        """What is on its way here, and how far."""
+        """Gives the downloads that are running here, and how far they are."""
         return [
             DownloadFact(one.vpath, one.image, one.mask, source=bool(self.watches.sources(one.image)), stalled=one.stalled)
             for one in self.transfers.running()
@@ -140,7 +140,7 @@ class NodeState:
         return self.ledger.removal(vpath)
 
     def hooks(self) -> Sequence[Hooked]:
-        """What became of hooks here lately."""
+        """Gives the hooks that ended here lately."""
         found = []
         for vpath, one in self.node_hooks.ended(self.context.now_ms() - HOOKS_TOLD_MS):
             version = self.committed(vpath)
@@ -157,7 +157,7 @@ class NodeState:
         return sum(1 << AFTER.index(one.kind) for one in reports if one.state is HookState.PENDING or one.at_ms > since_ms)
 
     def deleted(self) -> Sequence[tuple[VPath, ImageId, int]]:
-        """What was given up here lately."""
+        """Gives the uploads that were given up here lately: path, image, time of the signature."""
         return [(one.vpath, one.image, one.timestamp_ms) for one in self.ledger.abandoned()]
 
 
@@ -387,7 +387,7 @@ class Node:
         return succeed(None) if self._links is None or not config.protect else self._links.leading(config, vpath)
 
     def _stays(self, removal: Removal, reason: RejectReason) -> None:
-        """What peers removed stays here: whoever asks for the path hears why."""
+        """Notes why an image that peers removed stays here: whoever asks for the path hears it."""
         if removal.origin is Origin.PEER and reason in (RejectReason.PROTECTED, RejectReason.REPLACE_DOESNT_MATCH):
             self.refusals.note(removal.vpath, removal.image, reason.value, rejected=True)
 
@@ -431,6 +431,6 @@ class Node:
         return {holder.machine for holder in self.cluster.holders(vpath, image) if holder.stalled}
 
     def _rejected(self, order: UploadRequest, reason: RejectReason) -> None:
-        """What peers have is refused here. What clients bring is not noted: anybody may ask for anything."""
+        """Notes the refusal of an upload that peers have. A client's is not noted: anybody may ask for anything."""
         if order.origin is Origin.PEER:
             self.refusals.note(order.vpath, order.image, reason.value, rejected=True)

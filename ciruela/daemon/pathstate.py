@@ -1,6 +1,6 @@
 """The answer to GetPathState: what really stands at one path here, and which other servers may take it.
 
-Why an image that was wanted here did not come: the last refusals and failures, in memory, for pages.
+Also the reasons why an image that was wanted here did not come: the last refusals and failures, in memory, for pages.
 """
 
 from __future__ import annotations

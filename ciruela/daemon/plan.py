@@ -1,8 +1,8 @@
-"""What a daemon is told to do: the command line and all files of the configuration, read and checked together.
+"""Plan of a daemon: the command line and all files of the configuration, read and checked together.
 
 The same reading is done at the start, by ``--check-config``, and for each reload; it changes nothing.
 
-Who this node is: its machine id and its host name (protocol section 7.3).
+It has the identity of this node: its machine id and its host name (protocol section 7.3).
 
 ``ciruela.yaml``: the daemon's own settings, beside the files that the reference reads too (it does not look at this one).
 
@@ -34,7 +34,7 @@ from ciruela.net.discovery.spec import SourceKind, SourceSpecs, Spec, check_url,
 FILE = "ciruela.yaml"
 
 MOST_CONNECTIONS = 1_000_000
-"""What ``--max-connections`` allows, too."""
+"""Largest value that ``--max-connections`` allows, too."""
 
 MOST_THREADS = 256
 MOST_PEER_SOURCES = 64
@@ -45,7 +45,7 @@ _PAGE_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,6
 NO_CANTAL = (
     "there is no cantal here (leave it out, and name the nodes in peers.txt, or a place that knows them under peers: in ciruela.yaml)"
 )
-"""What to answer to the one setting of the reference that cannot be passed over: without its peers a node would stand alone."""
+"""Advice on the one setting of the reference that cannot be passed over: without its peers a node would stand alone."""
 
 IGNORED = {
     "metadata-threads": "all file work is done by --disk-threads",
@@ -102,7 +102,7 @@ RULES = {
     "signature-max-age": SettingRule("signature_max_age_ms", duration(60 * SECOND_MS)),
     "page-hosts": SettingRule("page_hosts", items(_page_host, "host names", "node1.example.org", MOST_PAGE_HOSTS)),
 }
-"""How much the node takes on: the fields of ``Tuning``."""
+"""Rules of the settings that say how much the node takes on: the fields of ``Tuning``."""
 
 OPTIONS = {
     "host": SettingRule("host", _host),
@@ -124,12 +124,12 @@ PEERS = {
     "consul": SettingRule("consul", _url),
     "consul-token-file": SettingRule("consul_token_file", path),
 }
-"""Where the other nodes are known."""
+"""Rules of the settings of places that know the other nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the file says. ``options`` has those that stand there, by their names on the command line."""
+    """Content of ``ciruela.yaml``. ``options`` has those that stand there, by their names on the command line."""
 
     tuning: Tuning = STANDARD
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -231,14 +231,14 @@ DEFAULTS: Mapping[str, Any] = {
     "override-machine-id": None,
     "override-hostname": None,
 }
-"""What holds when neither the command line nor ``ciruela.yaml`` says anything (protocol section 7.3)."""
+"""Values that hold when neither the command line nor ``ciruela.yaml`` says anything (protocol section 7.3)."""
 
 PEERS_FILE = "peers.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What the command line says: ``options`` has only those that were given, by their names."""
+    """Content of the command line: ``options`` has only those that were given, by their names."""
 
     config_dir: str
     options: Mapping[str, Any]
@@ -297,7 +297,7 @@ def read_plan(given: CommandLine, now_ms: int | None = None) -> DaemonPlan:
 
 
 def _token_doubts(asked: SourceSpecs) -> list[str]:
-    """What works but is probably not meant: the daemon goes on asking, because a token may come later."""
+    """Warns of settings that work but are probably not meant: the daemon goes on asking, because a token may come later."""
     path = asked.consul_token_file
     if not path:
         return []
@@ -309,7 +309,7 @@ def _token_doubts(asked: SourceSpecs) -> list[str]:
 
 
 def _or_problems(problems: list[str], instead: T, read: Callable[..., T], *args: object) -> T:
-    """What ``read`` gives; else its mistakes are noted, and something harmless is given, so that the rest can be checked too."""
+    """Gives the result of ``read``; else its mistakes are noted, and something harmless is given, so that the rest can be checked too."""
     try:
         return read(*args)
     except ConfigError as error:
@@ -327,7 +327,7 @@ def summary(plan: DaemonPlan) -> list[str]:
 
 
 def restart_needed(old: DaemonPlan, new: DaemonPlan) -> list[str]:
-    """What differs between two plans and counts only after a restart, by the names of the settings."""
+    """Names the settings that differ between two plans and count only after a restart."""
     fields = {
         "db-dir": "db_dir",
         "host": "host",

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from twisted.web.http_headers import Headers
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.interfaces import Ended
 from ciruela.model.errors import HookFailed
 
@@ -57,7 +57,7 @@ def _code(response: Any) -> int:
 
 
 def _failed(failure: Failure) -> Failure:
-    """Why there was no answer, in words that do not have the address in them."""
+    """Says why there was no answer, in words that do not have the address in them."""
     if failure.check(CancelledError):
         return failure
     error: Any = failure.value
@@ -81,7 +81,7 @@ TAIL_BYTES = 4096
 """So much of the end of what a command writes is kept; the last line of it is told."""
 
 GRACE_S = 1.0
-"""How long the output of a process that has ended may stay open: something that left its group holds it."""
+"""Time for which the output of a process that has ended may stay open: something that left its group holds it."""
 
 _START = """\
 import os, signal, sys
@@ -94,7 +94,7 @@ except OSError as error:
     sys.stderr.write(f"cannot be started: {error.strerror}\\n")
     os._exit(126)
 """
-"""What becomes the command: a session and process group of its own, so that all of it can be killed at once."""
+"""Source of the process that becomes the command: a session and process group of its own, so that all of it can be killed at once."""
 
 
 class _Output(ProcessProtocol):
@@ -140,7 +140,7 @@ class _Output(ProcessProtocol):
             os.killpg(self._pid, signal.SIGKILL)
 
     def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802  the name is Twisted's
-        """What it started ends with it; whoever left the group must not keep us waiting either."""
+        """Kills what the command started and left; whoever left the group must not keep us waiting either."""
         assert self.transport is not None
         self._kill_group()
         self._calls.append(self._reactor.callLater(GRACE_S, self.transport.loseConnection))

@@ -89,14 +89,14 @@ _PLACE = re.compile(r"(?:configs/[^/:]+|keys/[^/:]+|ciruela\.yaml|peers\.txt|mas
 
 @dataclass(frozen=True, slots=True)
 class ReloadReport:
-    """How the last reload went. ``mistakes`` are the lines of the log; ``waiting`` the settings that count only after a restart."""
+    """Outcome of the last reload. ``mistakes`` are the lines of the log; ``waiting`` the settings that count only after a restart."""
 
     at_ms: int
     mistakes: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
 
     def places(self, config_dir: str) -> list[str]:
-        """Where the mistakes are, without anything of this host but the names of its configuration files."""
+        """Gives the places of the mistakes, without anything of this host but the names of its configuration files."""
         found = (_PLACE.match(line.removeprefix(f"{config_dir}/")) for line in self.mistakes)
         return [match[0] for match in found if match][:MOST_SHOWN]
 
@@ -193,7 +193,7 @@ class Reloads:
         await self._keys.recheck()
 
     def _busy(self, removed: list[str]) -> Deferred[None] | None:
-        """What to wait for before directories can be let go of."""
+        """Gives what to wait for before directories can be let go of; None for nothing."""
         downloads = self._node.downloads
         paths = [one.vpath for one in downloads.running()] + downloads.healing()
         waiting = (downloads.settled(vpath) for vpath in paths if vpath.key in removed)

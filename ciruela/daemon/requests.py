@@ -1,4 +1,4 @@
-"""What a node answers on a connection, and how often (protocol sections 3.5, 5.3, 5.10 and 6.1)."""
+"""Answers of a node on a connection, and how often it gives them (protocol sections 3.5, 5.3, 5.10 and 6.1)."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ SAME_INDEX_S = 1.0
 """A connection gets the same index so many times at once, for as many paths with one image, and once more after so long."""
 
 _UNLIMITED = (GetBlock, GetBlocks, GetPieces)
-"""What is asked for many times while an image is on its way."""
+"""Requests that come many times while an image is on its way."""
 
 
 class _Rate(Enum):
-    """What is counted apart on each connection.
+    """Kind of request that is counted apart on each connection.
 
     Wishes with signatures cost more than reading: up to 16 are checked. A client asks what becomes of each order before it sends that, so
     that questions must not use up what there is for orders.

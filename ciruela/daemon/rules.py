@@ -1,11 +1,11 @@
-"""How the settings of a YAML file are read: one rule for each, and all mistakes at once, each with its line and what to do.
+"""Rules for the settings of a YAML file: one for each, and all mistakes at once, each with its line and what to do.
 
 The small part of YAML that configuration files may use, with line numbers (threats A47).
 
 PyYAML splits the text into events; everything is built from those, iteratively. There are no aliases, no anchors, no tags and no guessed
 types: a scalar is text, and whoever knows the key decides what it means.
 
-Whether somebody else could change the configuration or the keys (threats A48; the rule that sshd calls StrictModes).
+Files that somebody else could change are found as well (threats A48; the rule that sshd calls StrictModes).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def key_files(config_dir: str) -> list[Path]:
 
 
 def loose(status: os.stat_result, trusted: frozenset[int], is_private: Callable[[int], bool]) -> str | None:
-    """Why what ``status`` describes cannot be trusted, or None. ``is_private`` tells whether a group has one member only."""
+    """Says why the file of ``status`` cannot be trusted, or None. ``is_private`` tells whether a group has one member only."""
     if status.st_uid not in trusted:
         return f"it belongs to user {status.st_uid}, who could change it (run: chown root)"
     if stat.S_ISLNK(status.st_mode):
@@ -83,7 +83,7 @@ def loose(status: os.stat_result, trusted: frozenset[int], is_private: Callable[
 
 
 def private_group(gid: int) -> bool:
-    """Whether ``gid`` is root's group, or the group that a user has alone: same name, no further member."""
+    """Tells whether ``gid`` is root's group, or the group that a user has alone: same name, no further member."""
     if gid == 0:
         return True
     try:
@@ -99,7 +99,7 @@ MAX_DEPTH = 8
 
 
 class Mistake(Exception):
-    """What is wrong with the text, and the line, counted from 1."""
+    """Mistake in the text, with its line, counted from 1."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -117,7 +117,7 @@ class Scalar:
 
     @property
     def is_null(self) -> bool:
-        """Whether this is YAML's way to write nothing."""
+        """Tells whether this is YAML's way to write nothing."""
         return self.plain and self.text in ("", "~", "null")
 
 
@@ -224,7 +224,7 @@ _SIZES = {None: 1, "k": 1000, "M": 1000**2, "G": 1000**3, "ki": 1024, "Mi": 1024
 
 @dataclass(frozen=True, slots=True)
 class SettingRule:
-    """How one setting is read, and the field it goes to. One with an ``example`` is required."""
+    """Rule of one setting: its reader, and the field it goes to. One with an ``example`` is required."""
 
     attribute: str
     read: Callable[[Value], object]
@@ -232,7 +232,7 @@ class SettingRule:
 
 
 class WrongItem(ValueError):
-    """What is wrong with one item of a list, and the line where it stands."""
+    """Mistake in one item of a list, with its line."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -241,7 +241,7 @@ class WrongItem(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ParsedSettings:
-    """What a file says: values, and the lines where they stand, by the names of the fields."""
+    """Settings that a file gives: values, and the lines where they stand, by the names of the fields."""
 
     values: dict[str, Any]
     lines: dict[str, int]
@@ -276,7 +276,7 @@ def read_file(path: str, rules: Mapping[str, SettingRule], example: str, problem
 
 
 class Mistakes(ValueError):
-    """What is wrong inside a table that is the value of a setting; each mistake has its own line."""
+    """Mistakes inside a table that is the value of a setting; each has its own line."""
 
     def __init__(self, found: list[Mistake]) -> None:
         super().__init__("; ".join(one.reason for one in found))
@@ -284,7 +284,7 @@ class Mistakes(ValueError):
 
 
 def settings_of(table: Table, rules: Mapping[str, SettingRule]) -> tuple[ParsedSettings, list[Mistake]]:
-    """What is good, and everything that is wrong."""
+    """Reads the settings of ``table``: those that are good, and every mistake."""
     found = ParsedSettings({}, {})
     mistakes: list[Mistake] = []
     for written, (line, value) in table.entries.items():
@@ -329,7 +329,7 @@ def text(value: Value, what: str) -> str:
 
 
 def wrong(given: str, what: str, advice: str) -> ValueError:
-    """What to raise for a value of another kind."""
+    """Builds the error to raise for a value of another kind."""
     return ValueError(f'"{given[:80]}" is not {what} (try {advice})')
 
 

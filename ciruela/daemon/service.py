@@ -1,6 +1,6 @@
 """The daemon: a node over real files, sockets and the reactor, as a Twisted service.
 
-How many files and sockets this process may have open (threats A41).
+It also raises the number of files and sockets that this process may have open (threats A41).
 
 Watches the reactor: how long it was away from its duties, and what kept it (threats I8, 6.13).
 
@@ -72,7 +72,7 @@ STALL_S = 0.25
 """Being later than this counts (threats I8)."""
 
 LOOK_S = 0.1
-"""How often the other thread looks whether the reactor is stuck."""
+"""Interval at which the other thread looks whether the reactor is stuck."""
 
 MOST_FRAMES = 8
 """Innermost calls that are told."""
@@ -185,7 +185,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a daemon starts with. ``lock`` holds the db directory for this process; ``again`` reads and checks the whole plan anew."""
+    """Start-up values of a daemon. ``lock`` holds the db directory for this process; ``again`` reads and checks the whole plan anew."""
 
     plan: DaemonPlan
     lock: OpenFile
@@ -193,7 +193,7 @@ class Settings:
 
 
 class _StillStarting:
-    """The counterpart until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
+    """Request handler until the disk is read: requests are refused, so that nothing is judged by an empty memory."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -303,7 +303,7 @@ class Daemon(Service):
         return self._in_thread(lambda: load_config(plan.config_dir, plan.db_dir).directories)
 
     def _apply(self, plan: DaemonPlan) -> None:
-        """What a reload changes outside of the node."""
+        """Applies a reload outside of the node."""
         self._store.tune(plan.tuning)
         if self._port is not None:
             self._port.limits = self._port_limits(plan.tuning)
@@ -402,7 +402,7 @@ class Daemon(Service):
         ]
 
     def _told(self) -> dict[str, Json]:
-        """What the status page says of the configuration."""
+        """Gives the configuration part of the status page."""
         return {"config": config_status(self._reloads), "peer_sources": sources_status(self._peers.sources)}
 
     async def _stop(self) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.cleanup.service import words
 from ciruela.daemon.node import Node
 from ciruela.daemon.reload import Reloads
@@ -35,7 +35,7 @@ def rfc3339(stamp_ms: int) -> str:
 
 
 HOOK_COUNTS = ("tries", "ok", "failed")
-"""What is counted of each kind of hook."""
+"""Counters of each kind of hook."""
 
 
 def memory() -> dict[str, Json]:
@@ -57,7 +57,7 @@ def memory() -> dict[str, Json]:
 
 
 class NodeStatus:
-    """Implements ``web.status.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
+    """Implements ``web.pages.Status``. ``extra`` gives further metrics: (group, metric, type, value); ``told`` further fields."""
 
     def __init__(
         self, node: Node, extra: Callable[[], list[tuple[str, str, str, int]]], told: Callable[[], dict[str, Json]] = dict
@@ -68,7 +68,7 @@ class NodeStatus:
         self._began_ms = node.context.now_ms()
 
     def health(self) -> tuple[bool, Json]:
-        """Whether this node serves."""
+        """Tells whether this node serves."""
         node = self._node
         if node.broken:
             return False, {"status": "broken", "reason": node.broken, "version": __version__}
@@ -107,7 +107,7 @@ class NodeStatus:
         }
 
     def _cleanup(self) -> Json:
-        """How cleaning goes, by base dir. Why it does not, in words without files of this host: those are in the log."""
+        """Describes cleanup, by base dir; the reasons why it deletes nothing are without files of this host: those are in the log."""
         cleanup = self._node.cleanup
         if cleanup is None:
             return {}
@@ -122,7 +122,7 @@ class NodeStatus:
         }
 
     def _scrub(self) -> Json:
-        """How far the scrub is, and what is damaged. No names inside images: they are in the log."""
+        """Describes how far the scrub is, and what is damaged. No names inside images: they are in the log."""
         scrub = self._node.scrub
         return {
             "images": scrub.cycle_total,
@@ -209,7 +209,7 @@ class NodeStatus:
         ]
 
     def downloading(self) -> Json:
-        """Downloads by path. ``mask`` is ours: 256 slices (``model.mask``), bit 0 the first."""
+        """Downloads by path. ``mask`` is ours: 256 slices (``model.bitfield``), bit 0 the first."""
         return {
             str(one.vpath): {
                 "image_id": one.image.hex(),
@@ -290,7 +290,7 @@ class NodeStatus:
         }
 
     def cluster(self, topic: str) -> Json | None:
-        """What peers said."""
+        """Gives what peers said on ``topic``; None for one that does not exist."""
         cluster = self._node.gossip.cluster
         match topic:
             case "dirs":
@@ -337,7 +337,7 @@ class NodeStatus:
 
 
 def disk_page(node: Node) -> dict[str, Json]:
-    """What is not as it should be in the directories of images; without paths of this host, which are in the log.
+    """Lists what is not as it should be in the directories of images; without paths of this host, which are in the log.
 
     ``set_aside``: what stood at the name of an image without a record, by its hidden name beside it. ``unseen``: directories that cannot be
     looked at. ``protect``: directories of which a protected link cannot be followed. ``missing`` images were found gone since the start.
@@ -355,7 +355,7 @@ def disk_page(node: Node) -> dict[str, Json]:
 
 
 def config_status(reloads: Reloads) -> Json:
-    """How the last reload went: where the mistakes were is told, what they were stands in the log."""
+    """Describes the last reload: it tells where the mistakes were; what they were stands in the log."""
     last = reloads.last
     return {
         "last_reload": None if last is None else rfc3339(last.at_ms),

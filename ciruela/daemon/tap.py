@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from twisted.application.service import IService
 from twisted.python import usage
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.daemon.plan import (
     DEFAULT_CONFIG,
     DEFAULTS,
@@ -91,7 +91,7 @@ class Options(usage.Options):
         return self.synopsis
 
     def given(self) -> CommandLine:
-        """What stands on the command line."""
+        """Gives the options of the command line."""
         names = (*DEFAULTS, "max-connections", *IGNORED)
         options = {name: self[name] for name in names if self[name] is not None and self[name] != 0}
         return CommandLine(os.path.abspath(self["config"] or self["config-base-dir"] or DEFAULT_CONFIG), options)
@@ -99,7 +99,7 @@ class Options(usage.Options):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a start would find. ``lock`` holds the db directory; it is None for a look beside a daemon that may be running.
+    """Result of the checks before a start. ``lock`` holds the db directory; it is None for a look beside a daemon that may be running.
 
     ``taken``: what a daemon that runs here holds now: its db directory, its address.
     """

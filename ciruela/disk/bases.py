@@ -1,4 +1,4 @@
-"""Whether a base is still the directory that it was.
+"""Identity of a base: tells whether it is still the directory that it was.
 
 A disk that is not mounted leaves an empty directory at its mount point. Taken for the base, it would look as if every image had been
 lost, all would be fetched again onto the wrong disk, and a cleanup would believe what it sees (threats A40, F30). So device and inode of
@@ -94,7 +94,7 @@ class Bases:
             self._devices[at] = device
 
     def _has_lost_all(self, place: Place, parent: SafeDir) -> bool:
-        """Whether images are recorded beside ``place``, and none of those that are looked for stands there."""
+        """Tells whether images are recorded beside ``place``, and none of those that are looked for stands there."""
         try:
             directory = self._records.states(place.vpath)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What ``safedir`` does, for very many small files: the same rules, as few calls and objects as possible.
+"""Bulk syscalls: the work of ``safedir`` for very many small files, by the same rules, with as few calls and objects as possible.
 
 Names are those that the system just listed, single components below an open directory, and nothing is followed. Faults are OSErrors, as in
 ``safedir``.
@@ -28,7 +28,7 @@ def list_names(directory: SafeDir) -> list[str]:
 
 
 def stats(directory: SafeDir, listed: Iterable[str]) -> Iterator[os.stat_result]:
-    """What stands now at each of these names of ``directory``; a symlink is a symlink. They come one by one, which is faster."""
+    """Yields the status of each name ``listed`` in ``directory``, one by one, which is faster. Follows no symlink. Raises OSError."""
     return map(partial(os.stat, dir_fd=directory.fd, follow_symlinks=False), listed)
 
 

@@ -1,4 +1,4 @@
-"""Where a user's copy of an image is put together: hidden beside its destination, shown in one step when it is whole.
+"""Checkout of an image for a user: put together in a hidden directory beside its destination, shown in one step when it is whole.
 
 The same work as at a node (``staging``), without records: there is no db directory here, and what an interrupted run left is found by its
 name and kept as far as its hashes are right. Files keep the times at which they were written; a file that is linked to another tree is not
@@ -41,7 +41,7 @@ _TUNING = replace(STANDARD, disk_reserve_bytes=0)
 
 
 class DestinationKind(Enum):
-    """What stands at the destination."""
+    """Kind of the directory that stands at the destination."""
 
     NOTHING = "nothing"
     SAME = "the image"
@@ -100,7 +100,7 @@ class Checkout:
         return self._place.staging(self._index.image)
 
     def look(self) -> Deferred[DestinationKind]:
-        """What stands at the destination. Reads all of it if it might be the image."""
+        """Finds out what stands at the destination. Reads all of it if it might be the image."""
         return self._lane.steps(checked_steps(self._place, self._look()))
 
     def _look(self) -> Steps[DestinationKind]:
@@ -127,6 +127,7 @@ class Checkout:
         try:
             with self._place.open_parent() as parent:
                 root = open_staging(parent, self.staging)
+            # The lock lasts as long as the descriptor: the kernel lets go of it even when this run is killed.
             try:
                 fcntl.flock(root.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -210,7 +211,7 @@ def _as_executable(found: OpenFile | SafeDir, status: os.stat_result, mode: int)
 
 
 def _with_mode(found: OpenFile | SafeDir, status: os.stat_result, mode: int) -> None:
-    """What is ours gets the mode of an image; a file that has other names was linked because it has it."""
+    """Sets the mode of an image, except on a file with other names: that was linked because it has it. Raises OSError."""
     if stat.S_IMODE(status.st_mode) == mode:
         return
     if isinstance(found, OpenFile) and status.st_nlink > 1:

@@ -3,7 +3,7 @@
 The journal is ``NAME.new.state``. What a kill after each step leaves, and how a start goes on, stands in ``docs/reference/files.rst``
 and is done in ``recovery``.
 
-What stood at the name of an image without a record of ours: it is moved to a hidden name beside it, and never deleted.
+Content that stood at the name of an image without a record of ours is moved to a hidden name beside it, and never deleted.
 
 ``.ciruela-aside~NAME~INODE`` says what it was. Nothing is recorded of it elsewhere, so it is found whatever else is lost, and earlier
 versions, whose reserved names begin with ``.ciruela~``, leave it alone as well.
@@ -47,7 +47,7 @@ def name_for(place: Place, inode: int) -> str:
 
 
 def was_ours(directory: SafeDir, place: Place) -> bool:
-    """Whether a damaged record says that something of ours stood at ``place``. Raises OSError."""
+    """Tells whether a damaged record says that something of ours stood at ``place``. Raises OSError."""
     return any(directory.stat(states.backup_name(place.record + suffix)) is not None for suffix in (STATE, NEW_STATE))
 
 
@@ -68,7 +68,7 @@ def take(parent: SafeDir, place: Place, names: tuple[str, ...]) -> None:
 
 
 def found(parent: SafeDir, sample: Place, names: Iterable[str]) -> list[SetAside]:
-    """What of ``names`` in ``parent``, the directory of the images of ``sample``, was set aside. Raises OSError."""
+    """Finds those of ``names`` in ``parent``, the directory of the images of ``sample``, that were set aside. Raises OSError."""
     seen = []
     for name in names:
         if not name.startswith(PREFIX):
@@ -88,7 +88,7 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit did besides: the replaced images that are ``retained``, and whether something without a record was set ``aside``."""
+    """By-products of a commit: the replaced images that are ``retained``, and whether something without a record was set ``aside``."""
 
     retained: tuple[RetainedVersion, ...]
     aside: bool
@@ -122,7 +122,7 @@ def commit(
     meanwhile, and must not come back.
 
     Something may stand at ``place`` of which nothing is recorded. It is adopted if it is exactly this image; else it is set aside
-    (``setaside``) where images may be replaced or a damaged record says that it was ours; else it is left as it is.
+    (``SetAside``) where images may be replaced or a damaged record says that it was ours; else it is left as it is.
 
     Afterwards the name of the staging directory may hold the old tree. Raises DownloadFailed
     (COMMIT_ERROR: the content is not what the index says; ALREADY_EXISTS: what stands at the path is left as it is; SUPERSEDED: ``again``,
@@ -171,13 +171,13 @@ def _spoiled(place: Place, state: State) -> Steps[None]:
 
 
 def _recorded(directory: SafeDir, place: Place, state: State) -> bool:
-    """Whether the image is the committed one, and nothing else is on its way."""
+    """Tells whether the image is the committed one and no other is pending. Raises OSError."""
     committed, journal = states.read_state(directory, place.record), states.read_journal(directory, place.record)
     return committed is not None and committed.image == state.image and (journal is None or journal.state.image == state.image)
 
 
 def _foreign(parent: SafeDir, directory: SafeDir, place: Place) -> bool:
-    """Whether something with content stands at ``place`` of which we have no record. Raises DownloadFailed if it is no directory."""
+    """Tells whether something with content stands at ``place`` of which we have no record. Raises DownloadFailed if it is no directory."""
     standing = parent.stat(place.name)
     if standing is None:
         return False
@@ -264,6 +264,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     root.fsync()
     status = root.status()
     row = retained.announce(parent, directory, place, states.read_state(directory, place.record), state.image)
+    # All that may fail for want of room is written before the trees change places.
     prepared = states.prepare_file(directory, place.record + STATE, states.encode_state(state))
     states.write_journal(directory, place.record, Journal(state, command, CommitPhase.READY, (status.st_dev, status.st_ino), aside))
     waiting = Journal(state, command)
@@ -274,6 +275,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
         retained.withdraw(directory, place, row)
         raise
     try:
+        # The order matters in a power cut: a state must never be on the disk before the exchange that it speaks of.
         parent.fsync()
         directory.rename(prepared, place.record + STATE)
     except OSError:
@@ -330,6 +332,7 @@ def _swap(parent: SafeDir, directory: SafeDir, place: Place, state: State, *, as
     if aside or states.read_state(directory, place.record) is not None:
         parent.exchange(staging, name, place.aside(state.image))
         return lambda: parent.exchange(staging, name, place.aside(state.image))
+    # An empty directory without a record stands there. rename(2) takes its place, and fails if somebody has filled it since.
     parent.rename(staging, name)
 
     def undo() -> None:

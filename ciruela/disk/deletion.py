@@ -50,6 +50,7 @@ def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | 
             try:
                 return now, (yield from finish(directory, parent, place))
             except OSError:
+                # Only while nothing has changed: from the rename on, a start needs the tombstone to finish the deletion.
                 if states.read_state(directory, place.record) is not None and parent.stat(place.name) is not None:
                     tombstones.take_back(directory, place, before)
                 raise
@@ -110,6 +111,7 @@ def finish(directory: SafeDir, parent: SafeDir, place: Place) -> Steps[str | Non
         doomed = yield from rename_away(parent, place.name, found.st_ino)
     parent.fsync()  # also of what was renamed before a kill
     retained.write(directory, place, ())
+    # The state goes last: as long as it is there, a start goes on with the deletion.
     committed = states.read_state(directory, place.record)
     states.drop_state(directory, place.record)
     if committed is not None:

@@ -29,7 +29,7 @@ _NOBODY_KNOWS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR
 """Errors that say something of this process or host and nothing of the image."""
 
 _OTHER_TYPE = frozenset({errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR})
-"""What opening answers when something of another type stands at the name."""
+"""Errnos of opening a name at which something of another type stands."""
 
 Note = Callable[[str, str], None]
 """Called with a path inside the image and what is wrong there."""
@@ -61,7 +61,7 @@ def examine(tree: Tree, index: Index, note: Note, modes: Modes = STANDARD_MODES)
 
 
 def _reason(error: OSError) -> str:
-    """What is wrong where ``error`` came up. Raises it when it says nothing of the image."""
+    """Describes the damage that ``error`` shows. Raises it again when it says nothing of the image."""
     if error.errno in _NOBODY_KNOWS:
         raise error
     if error.errno == errno.ENOENT:
@@ -185,7 +185,7 @@ class TreeExamination:
         return Findings(tuple(self._damages), self._count, current)
 
     def _begin_anew(self) -> None:
-        """What stopped half-way has found nothing: going on must not make a clean end of it."""
+        """Forgets the findings of a run that stopped half-way: going on must not make a clean end of it."""
         self._let_go()
         self._steps = None
         self._damages.clear()

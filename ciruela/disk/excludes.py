@@ -1,4 +1,4 @@
-"""Which files of a directory are left out of its index: patterns in the syntax of gitignore.
+"""Exclude patterns in the syntax of gitignore: they leave files of a directory out of its index.
 
 What is left out is left out before anything is read, so an image is what its index says, whatever the patterns were.
 
@@ -41,11 +41,11 @@ class Excludes:
                 self._patterns.insert(0, (pattern.regex, pattern.include))
 
     def __bool__(self) -> bool:
-        """Whether there is any pattern at all."""
+        """Tells whether there is any pattern."""
         return bool(self._patterns)
 
     def leave_out(self, path: str, *, directory: bool) -> bool:
-        """Whether ``path``, relative to the top of the directory, is left out; what is below a directory that is left out is not asked."""
+        """Tells whether ``path``, relative to the top, is left out. Must not be asked below a directory that is left out."""
         return next((left_out for regex, left_out in self._patterns if _fits(regex, path, directory)), False)
 
 

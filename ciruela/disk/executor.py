@@ -22,7 +22,7 @@ SLICE_COST = 64 * 1024 * 1024
 """Cost of the steps that run in one thread job: some 100 ms of hashing, so that a cancel or another image waits no longer."""
 
 ENTRY_COST = SLICE_COST // 1000
-"""What touching one file or name counts at least: 1,000 of them fill a slice."""
+"""Least cost of touching one file or name: 1,000 of them fill a time slice."""
 
 
 class _Task(Generic[T]):

@@ -4,7 +4,7 @@ A cache is only ever an advantage. One that is damaged, of another version or to
 error. It is trusted like the user's own keys, though: lines from it get into an index that the user signs. So it must be the user's, and
 writable by nobody else. Blocking: used in threads. Runs at the same time replace each other's files as a whole.
 
-What is known of a directory tree from an earlier scan, and the bytes of a hash cache (docs/reference/files.rst).
+It holds what is known of a directory tree from an earlier scan; docs/reference/files.rst has its bytes.
 
 A file or link is known by its inode, device, size, mtime and ctime, its :data:`key <KEY_BYTES>`. While all of them are the same its
 content is too, because the system sets the ctime of whatever is written to, and nobody can set it otherwise. That holds only
@@ -63,7 +63,7 @@ DirKey = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class CachedDirectory:
-    """What was in one directory.
+    """Cached content of one directory.
 
     ``names`` of all that was in it, in the order in which the system lists them, and of its sub-directories ``below``: UTF-8, joined by
     NUL. ``keys`` of its files and links in the order of ``names``, and their ``lines`` of an index, in the order of the index. ``bytes`` of
@@ -154,7 +154,7 @@ def encode(kind: HashKind, scanned_ns: int, known: Mapping[DirKey, CachedDirecto
 
 
 def decode(data: bytes, kind: HashKind) -> tuple[int, dict[DirKey, CachedDirectory]]:
-    """When the scan was, in wall time, and what it found. Raises FormatError for what :func:`encode` would not write for this kind."""
+    """Gives the wall time of the scan in ns and what it found. Raises FormatError for what :func:`encode` would not write for this kind."""
     magic = _magic(kind)
     if not data.startswith(magic):
         raise FormatError("not a hash cache of this version, hash and machine")
@@ -246,11 +246,12 @@ class HashCache:
         self._now_ns = now_ns
 
     def begin(self, root: SafeDir, kind: HashKind) -> OneCache:
-        """What is known of the directory ``root``. Never raises for what is wrong with the cache. Raises OSError for ``root``."""
+        """Loads what is known of the directory ``root``. Never raises for what is wrong with the cache. Raises OSError for ``root``."""
         found = root.status()
         name = f"{found.st_dev:x}-{found.st_ino:x}.{kind.value.replace('/', '-')}"
         now_ns = self._now_ns()
         scanned_ns, known = self._load(name, kind, now_ns)
+        # With a clock that was set back, a file changed since may have times from before the scan.
         if scanned_ns > now_ns:
             _log.debug("the clock was set back: the hash cache {name} is not used", name=name)
             known = {}
@@ -328,7 +329,7 @@ class HashCache:
 
 
 class OneCache:
-    """What is known of one directory, for one scan. ``rested_ns``: what changed before that wall time may be kept."""
+    """Cached knowledge of one directory tree, for one scan. ``rested_ns``: what changed before that wall time may be kept."""
 
     def __init__(self, caches: HashCache, kind: HashKind, name: str, now_ns: int, known: dict[DirKey, CachedDirectory]) -> None:
         self._caches = caches
@@ -340,7 +341,7 @@ class OneCache:
         self.rested_ns = now_ns - REST_NS
 
     def covers(self, directory: SafeDir, device: int) -> bool:
-        """Whether the file system of ``directory``, which has the number ``device``, is one of :data:`LOCAL`."""
+        """Tells whether the file system of ``directory``, which has the number ``device``, is one of :data:`LOCAL`."""
         local = self._types.get(device)
         if local is None:
             local = self._types[device] = syscalls.file_system_type(directory.fd) in LOCAL

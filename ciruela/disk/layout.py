@@ -1,18 +1,18 @@
-"""Where everything is on disk (protocol section 5.1), and the only place that says so.
+"""Layout of the disk (protocol section 5.1); no other module knows it.
 
 ::
 
     DB/.lock                                  held while a daemon runs
     DB/signatures/KEY/c1/../NAME.state        committed
     DB/signatures/KEY/c1/../NAME.new.state    accepted, in progress: the commit journal
-    DB/signatures/KEY/c1/../.tombstones       what was deleted there (``burials``)
-    DB/signatures/KEY/c1/../.NAME.kept        replaced images that are kept (``kept``)
+    DB/signatures/KEY/c1/../.tombstones       what was deleted there (``tombstones``)
+    DB/signatures/KEY/c1/../.NAME.kept        replaced images that are kept (``retained``)
     DB/signatures/.KEY.base                   which directory the base was (``bases``)
     DB/indexes/XX/HEX.ds1                     an index by its image id
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
     DIRECTORY/c1/../.ciruela~kHEX-HEX         an image that it replaced, and that is kept
-    DIRECTORY/c1/../.ciruela-aside~NAME~INODE what stood at NAME without a record (``setaside``)
+    DIRECTORY/c1/../.ciruela-aside~NAME~INODE what stood at NAME without a record (``commit``)
 
 With ``num-levels: 0`` the configured directory is the image: its state is ``DB/signatures/KEY.state``, and its staging directory stands
 beside it.
@@ -46,7 +46,7 @@ class BaseUnavailable(DiskError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one image stands: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
+    """Address of one image on disk: ``name`` in the directory ``parents`` below the directory ``base`` of this host.
 
     ``durable`` is for what is opened there, see ``SafeDir``. ``guard`` is asked about the base whenever it was opened, ``inner`` about the
     directory of the images where that is another one, see ``bases``.
@@ -68,7 +68,7 @@ class Place:
 
     @property
     def record(self) -> str:
-        """What the names of its state files begin with; at level 0 the key, whatever the directory is called."""
+        """Prefix of the names of its state files; at level 0 the key, whatever the directory is called."""
         return self.vpath.name
 
     def sibling(self, vpath: VPath) -> Place:
@@ -117,7 +117,7 @@ class Place:
 
     @property
     def kept_prefix(self) -> str:
-        """How the names of the trees begin that are kept of what was replaced here."""
+        """Prefix of the names of the retained versions of this path."""
         return f"{RESERVED}k{blake2b(str(self.vpath).encode(), digest_size=16).hexdigest()}-"
 
     def kept(self, image: ImageId) -> str:
@@ -125,12 +125,12 @@ class Place:
         return self.kept_prefix + blake2b(image, digest_size=16).hexdigest()
 
     def aside(self, image: ImageId) -> str:
-        """Where the old image waits for a moment on file systems that cannot exchange."""
+        """Name at which the old image waits for a moment on file systems that cannot exchange."""
         return f"{self.staging(image)}.old"
 
 
 def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
-    """Where the image at ``vpath`` stands. Raises DiskError when no config takes it."""
+    """Gives the place of the image at ``vpath``. Raises DiskError when no config takes it."""
     config = configs.get(vpath.key)
     if config is None:
         raise DiskError(f"{vpath}: no directory is configured for {vpath.key!r}")

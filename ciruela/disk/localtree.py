@@ -1,4 +1,4 @@
-"""What the client gives to the nodes: blocks of a directory that it scanned (protocol section 6.2, threats 6.9)."""
+"""Block source of the client: the directory that it scanned (protocol section 6.2, threats 6.9)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LocalTree:
             self._root.close()
 
     def _small(self, directories: _Directories, file: File) -> bytes | None:
-        """What a file of one block holds, without keeping it open; None when it cannot be read."""
+        """Reads a file of one block without keeping it open; None when it cannot be read."""
         above, name = split(file.path)
         try:
             with directories.open(above).open_read(name) as opened:

@@ -2,7 +2,7 @@
 
 Every OSError says which operation failed (``strerror``) and where, relative to the directory that was opened first (``filename``).
 
-How many directories and files the whole process keeps open between uses, and how many trees are put together at a time (finding K8.3).
+Budgets of the whole process: directories and files kept open between uses, and trees put together at a time (finding K8.3).
 
 Each open tree may keep a few handles whatever else is open (``tree``); what it keeps beyond that comes from one budget. With an empty
 budget it opens again what it closed, which is slower and always works.
@@ -62,7 +62,7 @@ class Handles:
 
     @property
     def taken(self) -> int:
-        """How many are kept now."""
+        """Number of handles that are kept open now."""
         return self._taken
 
 
@@ -71,12 +71,12 @@ KEPT = Handles(MOST_KEPT)
 
 
 def kept_of(limit: int) -> int:
-    """How many handles are kept by a process that may have ``limit`` descriptors."""
+    """Computes how many handles a process that may have ``limit`` descriptors keeps open."""
     return max(LEAST_KEPT, min(MOST_KEPT, (limit - OTHERS) // 2))
 
 
 def trees_of(limit: int) -> int:
-    """How many trees are put together at a time by a process that may have ``limit`` descriptors."""
+    """Computes how many trees a process that may have ``limit`` descriptors puts together at a time."""
     return max(LEAST_TREES, (limit - OTHERS) // 2 // EACH)
 
 
@@ -87,7 +87,7 @@ STAMP_NS = 1_000_000_000
 
 
 PAUSES_S = (0.05, 0.2, 0.5, 1.0)
-"""How long a thread waits for a descriptor when there is none left, each time it tries: others are closed all the time."""
+"""Pauses of a thread between its tries to get a descriptor when none is left: others are closed all the time."""
 
 _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -154,12 +154,12 @@ class OpenFile(Opened):
 
     @property
     def first(self) -> os.stat_result:
-        """What it was when it was opened, or when this was asked for first; device and inode never change."""
+        """Status when it was opened, or when this was asked for first; device and inode never change."""
         self._first = self._first or self.stat()
         return self._first
 
     def stat(self) -> os.stat_result:
-        """What the open file is now, whatever stands at its name."""
+        """Gives the status of the open file, whatever stands at its name now. Raises OSError."""
         try:
             return os.fstat(self.fd)
         except OSError as error:

@@ -26,7 +26,7 @@ MOST_LISTS = 20_000
 SUM = "sum"
 SUM_BYTES = 16
 _END = b'"}'
-"""What follows the checksum."""
+"""Bytes of the file after the checksum."""
 
 Lists = Mapping[str, Mapping[str, Sequence[str]]]
 

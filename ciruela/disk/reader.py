@@ -18,7 +18,7 @@ from ciruela.model.ids import HASH_BYTES, Block, ImageId
 from ciruela.model.vpath import VPath
 
 TREES = 16
-"""Images that are kept open between requests, as far as the budget of the process goes (``handles``); our own choice."""
+"""Images that are kept open between requests, as far as the budget of the process goes (``openfile.Handles``); our own choice."""
 
 DIRS_EACH = 4
 FILES_EACH = 4

@@ -1,4 +1,4 @@
-"""What a start finds and sets right: interrupted commits, forgotten journals, debris (protocol section 5.15, threats 6.4)."""
+"""Recovery at the start: interrupted commits, forgotten journals, debris (protocol section 5.15, threats 6.4)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Left = Callable[[Place, str], None]
 
 @dataclass(frozen=True, slots=True)
 class RecoveredState:
-    """What a start found: what is held, and what was set aside, by where."""
+    """Result of recovery: what is held, and what was set aside, by place."""
 
     loaded: Loaded
     aside: Sequence[tuple[Place, list[SetAside]]]
@@ -108,7 +108,7 @@ def _put_back(parent: SafeDir, where: Place, journal: Journal) -> None:
 
 
 def _shown(parent: SafeDir | None, name: str, journal: Journal) -> bool:
-    """Whether the staging directory that the journal speaks of stands at its final name.
+    """Tells whether the staging directory that the journal speaks of stands at its final name.
 
     Its inode tells: both names are in one directory. The number of the device says nothing, the same disk may get another at each boot.
     """

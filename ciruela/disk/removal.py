@@ -18,13 +18,13 @@ from ciruela.disk.openfile import KEPT
 from ciruela.disk.safedir import RESERVED, SafeDir
 
 DOOMED = f"{RESERVED}x"
-"""How the names of trees begin that are being deleted: whoever finds one may go on with it."""
+"""Prefix of the names of trees that are being deleted: whoever finds one may go on with it."""
 
 MAX_DEPTH = 32
 """Directories held open at once; what lies deeper is first moved up. Our own limit, far below the usual 1,024 descriptors."""
 
 LEAST_DEPTH = 4
-"""So many of them in any case, more as far as the budget of the process goes (``handles``)."""
+"""So many of them in any case, more as far as the budget of the process goes (``openfile.Handles``)."""
 
 
 def remove_tree(parent: SafeDir, name: str) -> Steps[None]:

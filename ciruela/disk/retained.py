@@ -5,7 +5,7 @@ that was replaced last first; ``number`` says to which row of the first list a s
 the trees change places, and the old tree gets its own name afterwards; the inode tells a start which tree was meant. What a kill leaves
 stands in ``docs/reference/files.rst``. A tree that no record names is debris, and a row without a tree is dropped.
 
-The record has a checksum (``seal``). One with a wrong checksum is kept as a bad file is, but the trees that it names are not given up for a
+The record has a checksum (``states``). One where it is wrong is kept as a bad file is, but the trees that it names are not given up for a
 bit: a row of it counts as far as a tree bears it out, and its time as far as a signature has it, which proves itself to whoever wants it.
 """
 
@@ -62,7 +62,7 @@ def file_name(place: Place) -> str:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file in the db directory is such a record."""
+    """Tells whether ``name``, a file in the db directory, is such a record."""
     return name.startswith(".") and name.endswith(SUFFIX) and not name.startswith(TEMPORARY)
 
 
@@ -90,7 +90,7 @@ def decode(data: bytes) -> tuple[RetainedRow, ...]:
 
 
 def salvaged(data: bytes) -> tuple[RetainedRow, ...]:
-    """What can be understood of a record with a wrong checksum: the time of a row is that of one of its signatures. Raises FormatError."""
+    """Decodes what it can of a record with a wrong checksum: the time of a row is that of one of its signatures. Raises FormatError."""
     _, rows = _decoded(data)
     return tuple(_as_signed(row) for row in rows)
 
@@ -135,7 +135,7 @@ def _row(value: object, signatures: tuple[SigEntry, ...]) -> RetainedRow:
 
 
 def read(directory: SafeDir, place: Place) -> tuple[RetainedRow, ...]:
-    """What the record says, nothing when there is none or it cannot be understood. Raises OSError."""
+    """Reads the record; gives no rows when there is none or it cannot be understood. Raises OSError."""
     damaged: list[tuple[bytes, FormatError]] = []
 
     def understood(data: bytes) -> tuple[RetainedRow, ...]:
@@ -252,7 +252,7 @@ def _rewrite(directory: SafeDir, place: Place, rows: Sequence[RetainedRow]) -> N
 def settle(
     parent: SafeDir | None, directory: SafeDir, place: Place, committed: State | None, pending: ImageId | None
 ) -> tuple[RetainedRow, ...]:
-    """What a start does: let the record say what is really there, after a tree that a kill left under another name got its own.
+    """Brings the record to what is really there, at a start, after a tree that a kill left under another name got its own.
 
     Raises OSError.
     """
@@ -265,6 +265,7 @@ def settle(
             for image in {current, pending} - {None}:
                 assert image is not None
                 for name in (place.staging(image), place.aside(image)):
+                    # The inode tells whose tree it is: a kill may have left it at any name that the exchange uses.
                     if not _is_there(parent, place.kept(row.version.image), row) and _is_there(parent, name, row):
                         _take(parent, place, row, name)
     good = [] if parent is None else _standing(parent, place, rows, current)

@@ -1,11 +1,11 @@
-"""What need not travel: files and blocks that stand in other images of the same base dir (protocol section 5.8, threats 6.2 and A50).
+"""Reuse of files and blocks that stand in other images of the same base dir (protocol section 5.8, threats 6.2 and A50).
 
 Whole files come first: with ``hardlink`` the very inode that was hashed gets another name. Then single blocks, by hash: where the file
 system can share space between files (btrfs, xfs) it is asked to, and what it made is hashed; elsewhere the block is read, hashed, and
 written. (Letting the kernel copy and hashing the copy was measured: it is slower where nothing is shared, and then a bad block is on the
 disk before anybody knows.) A block counts when its hash was found right in the tree that is put together, or just before it was written.
 
-What of an image is here: block by block, and the tree in which it is put together.
+``Content`` is the presence map of an image, block by block, and the tree in which it is put together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ZEROS = bytes(BLOCK_BYTES)
 
 
 def writable(opened: OpenFile) -> bool:
-    """Whether a file was created here and nobody else can have it: a file of an image has another mode."""
+    """Tells whether a file was created here and nobody else can have it: a file of an image has another mode."""
     status = opened.first
     return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == FRESH_MODE
 
@@ -58,7 +58,7 @@ def open_target(directory: SafeDir, name: str) -> tuple[OpenFile, bool]:
 
 
 def is_zero(data: bytes | memoryview) -> bool:
-    """Whether a block has zeros alone. Most others show that by their first byte."""
+    """Tells whether a block has zeros alone. The first byte of most others tells already."""
     return not data[0] and not data[-1] and data == _ZEROS[: len(data)]
 
 
@@ -76,11 +76,11 @@ class Content:
         self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
 
     def has(self, number: int) -> bool:
-        """Whether a block is here."""
+        """Tells whether a block is here."""
         return bool(self._here[number])
 
     def whole(self, file_number: int) -> bool:
-        """Whether all blocks of a file are here."""
+        """Tells whether all blocks of a file are here."""
         numbers = self.blocks.numbers_of(file_number)
         return self._here.find(0, numbers.start, numbers.stop) < 0
 
@@ -113,7 +113,7 @@ class Content:
         self._here[numbers.start : numbers.stop] = b"\1" * len(numbers)
 
     def drop_file(self, file_number: int) -> None:
-        """What was here of a file is gone."""
+        """Marks all blocks of a file as missing."""
         numbers = self.blocks.numbers_of(file_number)
         self._here[numbers.start : numbers.stop] = bytes(len(numbers))
 
@@ -171,7 +171,7 @@ FILES_PER_STEP = 1000
 """Files of an index that are looked through in one step: below a millisecond."""
 
 Origin = tuple[File, int]
-"""Where a block stands in a sibling: the file, and the number of the block in it."""
+"""Location of a block in a sibling: the file, and the number of the block in it."""
 
 
 class Reusing:
@@ -250,11 +250,13 @@ class Reusing:
                 here = content.tree.directory(above, create=True)
                 try:
                     after = here.link(opened, name)
+                # A part of it is here already; the linked inode takes its place.
                 except FileExistsError:
                     content.tree.close_file(mine.path)
                     here.unlink(name)
                     content.drop_file(number)
                     after = here.link(opened, name)
+                # Somebody wrote to it while it was hashed. The inode is shared, so the hash proves nothing any more.
                 if _signs(after) != _signs(before):
                     here.unlink(name)
                     return False
@@ -295,7 +297,7 @@ class Reusing:
                 source.close()
 
     def _search(self, lacking: list[int], theirs: Index) -> Steps[dict[bytes, Origin]]:
-        """Where the blocks that are not here stand in a sibling: the first place of each."""
+        """Locates in a sibling the blocks that are not here: the first place of each, by hash."""
         content = self._content
         wanted: set[bytes] = set()
         for at, number in enumerate(lacking):
@@ -331,6 +333,7 @@ class Reusing:
             return
         with opened:
             if self._cloned(opened, begin, mine, offset, size):
+                # The clone is hashed where it is now: the sibling may have changed since it was chosen.
                 data = content.target(mine).read_at(size, offset)
                 good = good_in(data, mine, content.index.kind, first)
                 content.add(number, good)
@@ -373,19 +376,19 @@ class Reusing:
         )
 
     def _room(self) -> bool:
-        """Whether anything may be written; when not all that is missing fits, the download ends anyway, and nothing is filled up."""
+        """Tells whether anything may be written: when not all that is missing fits, the download ends anyway, and nothing is filled up."""
         if self._may_write is None:
             self._may_write = self._fits()
         return self._may_write
 
 
 def _signs(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when somebody changes a file."""
+    """Fingerprint of a file (size, mtime, mode, group): it changes when somebody changes the file."""
     return status.st_size, status.st_mtime_ns, status.st_mode, status.st_gid
 
 
 def _runs(content: Content, number: int, same_path: File | None, found: dict[bytes, Origin], alike: bool) -> list[tuple[int, int, Origin]]:
-    """What of file ``number`` stands in a sibling: (block of ours, how many from there on, where the first stands).
+    """Finds runs of blocks of file ``number`` in a sibling: (block of ours, how many from there on, where the first stands).
 
     The place at the same path is preferred. Between indexes of different hash kinds it is the only one, and nobody knows before hashing.
     """

@@ -25,11 +25,11 @@ _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 """O_NONBLOCK: opening a fifo that somebody planted must not wait for its other end."""
 
 RESERVED = ".ciruela~"
-"""How the names begin that belong to the daemon beside the images."""
+"""Prefix of the names beside the images that belong to the daemon."""
 
 
 def led_to(path: str) -> str:
-    """Where a path of the operator leads when all symlinks are followed: a directory that is there. Raises OSError."""
+    """Resolves a path of the operator, through all symlinks, to an existing directory. Raises OSError."""
     found = os.path.realpath(path, strict=True)
     if not stat.S_ISDIR(os.stat(found).st_mode):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
@@ -66,14 +66,14 @@ class SafeDir(Opened):
     # -- looking ---------------------------------------------------------------------------------------------------------------
 
     def status(self) -> os.stat_result:
-        """What this directory itself is now."""
+        """Gives the status of this directory itself. Raises OSError."""
         try:
             return os.fstat(self.fd)
         except OSError as error:
             raise fault(error, "stat", self.where or ".") from None
 
     def stat(self, name: str) -> os.stat_result | None:
-        """What stands at ``name`` (a symlink is a symlink); None for nothing."""
+        """Gives the status of ``name``, of a symlink its own; None when nothing stands there. Raises OSError."""
         try:
             return os.stat(raw(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:

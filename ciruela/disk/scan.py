@@ -36,7 +36,7 @@ waited for; no more than the client's threads, and than memory can feed."""
 
 @dataclass(frozen=True, slots=True)
 class ScanProgress:
-    """How much of the directory is in the index by now."""
+    """Counts of what is in the index by now."""
 
     dirs: int
     files: int

@@ -1,6 +1,6 @@
-"""What is remembered of single images beside their state files: the hooks that are due, and modes that are not the usual ones.
+"""Sidecar metadata of single images, beside their state files: the hooks that are due, and modes that are not the usual ones.
 
-Each note is a file of its own, one CBOR map with a checksum (``seal``). Its name begins with a dot and is a hash of path and image: the
+Each note is a file of its own, one CBOR map with a checksum (``states``). Its name begins with a dot and is a hash of path and image: the
 reference does not look at it, and a note of one image says nothing of the next.
 """
 

@@ -226,7 +226,7 @@ class StagingDir:
         return self._content.missing_bytes() <= room(self._tree.root, self._rules.tuning)
 
     def _check_room(self) -> None:
-        """What neither an earlier run left nor a sibling gave has to fit. With nothing to write the reserve may be used up already."""
+        """Checks that the missing bytes fit on disk. With nothing to write the reserve may be used up already. Raises DownloadFailed."""
         needed = self._content.missing_bytes()
         free = room(self._tree.root, self._rules.tuning)
         if needed and needed > free:

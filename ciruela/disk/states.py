@@ -1,7 +1,7 @@
 """State files: what is committed at a path, and the journal of what is about to be (protocol section 5.1, threats 6.4).
 
 A file is one CBOR map, as the reference writes and reads it, with one field more, ``ciruela``, which the reference ignores: the checksum of
-the file (``seal``), and in ``NAME.new.state`` the command, the phase of the commit, device and inode of the staging directory that is about
+the file, and in ``NAME.new.state`` the command, the phase of the commit, device and inode of the staging directory that is about
 to be shown, and whether what stood at the name is to be set aside (``aside``).
 
 The checksum of a record: a bit that flipped on the disk must not become a fact (threats A45, finding K3).
@@ -43,7 +43,7 @@ def sealed(fields: Mapping[str, object], own: Mapping[str, object] | None = None
 
 
 def is_sealed(fields: object, data: bytes) -> bool:
-    """Whether the record ``fields``, decoded from ``data``, has a checksum. Raises FormatError when that is wrong."""
+    """Tells whether the record ``fields``, decoded from ``data``, has a checksum. Raises FormatError when that is wrong."""
     own = fields.get(FIELD) if isinstance(fields, dict) else None
     if own is None:
         return False
@@ -74,10 +74,10 @@ RECORD_MODE = 0o640
 """Permission bits of what is in the db directory: signatures and names are for the daemon's user and group alone."""
 
 TEMPORARY = ".tmp."
-"""How the names of half-written files begin (protocol section 5.1)."""
+"""Prefix of the names of half-written files (protocol section 5.1)."""
 
 NOT_A_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO})
-"""What opening answers when something else than a regular file stands at a name."""
+"""Errnos of opening a name at which something else than a regular file stands."""
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ Judge = Callable[[State], State]
 
 
 class CommitPhase(Enum):
-    """How far a commit is: still being put together, or whole, durable and about to be shown."""
+    """Phase of a commit: still being put together, or whole, durable and about to be shown."""
 
     DOWNLOAD = "download"
     READY = "ready"
@@ -112,7 +112,7 @@ class Journal:
 
 
 def is_identity(device: int, inode: int) -> bool:
-    """Whether two decoded values can be a device and an inode: in Python True is a number as well."""
+    """Tells whether two decoded values can be a device and an inode: in Python True is a number as well."""
     return not isinstance(device, bool) and not isinstance(inode, bool) and device >= 0 and inode >= 0
 
 
@@ -273,12 +273,12 @@ def read_record(directory: SafeDir, name: str, decode: Callable[[bytes], T], mos
 
 
 def read_state(directory: SafeDir, name: str, judge: Judge | None = None) -> State | None:
-    """What is committed as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
+    """Reads the committed state ``name``; None when there is none, or none that is readable: that one is set aside. Raises OSError."""
     return read_record(directory, name + STATE, lambda data: decode_state(data, judge))
 
 
 def read_journal(directory: SafeDir, name: str, judge: Judge | None = None) -> Journal | None:
-    """What is pending as ``name``; None when nothing is, or nothing readable, which is then set aside. Raises OSError."""
+    """Reads the commit journal ``name``; None when there is none, or none that is readable: that one is set aside. Raises OSError."""
     return read_record(directory, name + NEW_STATE, lambda data: decode_journal(data, judge))
 
 

@@ -52,7 +52,7 @@ MOST_TREES = 8192
 class Store:
     """The files of one daemon.
 
-    ``db_dir`` must exist and be locked (``disk.lock``). ``configs`` may change while the store is in use. All file work goes through
+    ``db_dir`` must exist and be locked (``disk.version``). ``configs`` may change while the store is in use. All file work goes through
     ``in_thread``; what concerns one virtual path happens in the order in which it was asked for. ``trust`` judges records without a
     checksum, all are believed without it. At most ``trees`` images are put together at a time, the next one waits.
     """
@@ -191,7 +191,7 @@ class Store:
                 parent.close()
 
     def _remove_staging(self, parent: SafeDir, place: Place, name: str) -> Steps[None]:
-        """What cannot be removed is tried again later; it does not keep an upload from being forgotten."""
+        """Removes a staging directory; a failure is tried again later, and does not keep an upload from being forgotten."""
         try:
             yield from remove_tree(parent, name)
         except OSError as error:
@@ -402,7 +402,7 @@ class Store:
             return STANDARD_MODES
 
     def _has_images(self, vpath: VPath) -> bool:
-        """Whether an image is committed in the same base dir, whose files might be linked. A journal is no image."""
+        """Tells whether an image is committed in the same base dir, whose files might be linked. A journal is no image."""
         try:
             with self._records.states(vpath) as directory:
                 names = [name.removesuffix(STATE) for name in directory.names() if name.endswith(STATE) and not name.endswith(NEW_STATE)]
@@ -420,7 +420,7 @@ class Store:
         self._discard_kept(place)
 
     def _finish_aside(self, place: Place) -> None:
-        """What was there without a record has its own name, or gets it now; it is never debris."""
+        """Gives what stood there without a record its own name, unless it has it; it is never debris."""
         with place.open_parent() as parent, self._records.states(place.vpath) as directory:
             finish_aside(directory, place, parent)
             self._note_aside(parent, place)

@@ -1,6 +1,6 @@
 """Linux calls that Python has no words for: renameat2, syncfs, fstatfs and cloning a part of a file.
 
-What a failed system call means to the rest of the program.
+A failed system call is translated to what it means to the rest of the program.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ EXCHANGE = 2
 """RENAME_EXCHANGE of renameat2(2): the two names change places in one step."""
 
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
-"""What a kernel (ENOSYS) or a file system (EINVAL, EOPNOTSUPP) answers that does not know a flag of renameat2."""
+"""Errnos of a kernel (ENOSYS) or a file system (EINVAL, EOPNOTSUPP) that does not know a flag of renameat2."""
 
 CANNOT_CLONE = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
-"""What a file system answers in which files cannot share space. Others (EINVAL, EXDEV) speak of this range or these files alone."""
+"""Errnos of a file system in which files cannot share space. Others (EINVAL, EXDEV) speak of this range or these files alone."""
 
 _FICLONERANGE = 0x4020940D
 """_IOW(0x94, 13, struct file_clone_range) of linux/fs.h."""

@@ -1,8 +1,8 @@
-"""What is remembered of deletions, one file for each base dir, beside its state files (threats 6.5).
+"""Tombstones on disk, one file for each base dir, beside its state files (threats 6.5).
 
 The file is one CBOR map, ``{"floor": milliseconds, "tombstones": {name: [signed_ms, image, buried_ms]}}``, where something was removed by a
 signed wish also ``"signatures": {name: [64 bytes, ..]}`` and ``"forced": [name, ..]``, which an earlier version does not look at, and a
-checksum (``seal``). Its name begins with a dot: the reference does not look at the file. A tombstone is also the journal of its deletion: a
+checksum (``states``). Its name begins with a dot, so the reference does not read it. A tombstone is also the journal of its deletion: a
 start that finds one for what is still committed goes on.
 """
 
@@ -42,7 +42,7 @@ _serials = count(1)
 
 
 def file_name(place: Place) -> str:
-    """The name of the file with the burials of the base dir of ``place``; at level 0 one for each key."""
+    """The name of the file with the tombstones of the base dir of ``place``; at level 0 one for each key."""
     return f".{place.vpath.key}{NAME}" if not place.vpath.entry else NAME
 
 
@@ -98,7 +98,7 @@ def _tombstone(entry: object, row: object, signed: object, forced: bool) -> tupl
 
 
 def read(directory: SafeDir, place: Place) -> Tombstones:
-    """What is remembered of the base dir of ``place``, nothing when there is no file or it cannot be understood. Raises OSError."""
+    """Reads the tombstones of the base dir of ``place``; none when there is no file or it cannot be understood. Raises OSError."""
     return read_record(directory, file_name(place), decode, MAX_BYTES) or Tombstones()
 
 

@@ -1,7 +1,7 @@
 """An open tree: directories by their path inside an image, with a bounded number of descriptors.
 
 A tree keeps what it opened in the hope that it is needed again: :data:`LEAST_DIRS` directories and :data:`LEAST_FILES` files in any case,
-more as far as the budget of the process goes (``handles``).
+more as far as the budget of the process goes (``openfile.Handles``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ H = TypeVar("H", bound=Opened)
 
 
 class _OpenDirectories(dict[str, H]):
-    """What is kept open, the one that was used last at the end; no more than ``least`` without taking it from ``budget``."""
+    """LRU cache of open directories, the one used last at the end; beyond ``least`` each is taken from ``budget``."""
 
     def __init__(self, least: int, most: int, budget: Handles) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def name_start(directory: str) -> int:
-    """Where the name begins in the paths of what stands in ``directory``."""
+    """Gives the offset of the name in the paths of entries of ``directory``."""
     return 1 if directory == "/" else len(directory) + 1
 
 

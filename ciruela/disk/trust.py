@@ -1,10 +1,10 @@
-"""Whether a record without a checksum is believed: one of the reference, or of an earlier version of this program (finding K3.3).
+"""Trust in a record without a checksum: one of the reference, or of an earlier version of this program (finding K3.3).
 
 Its signatures are verified with the keys that are configured now. One that a key made is believed. Keys may have been taken out of the
 configuration since, so a record that no key of today made is kept as well, unless something speaks against it: a time ahead of the clock,
 or a committed image of which no index is stored here, as a flipped bit makes of any image.
 
-What symlinks of this host lead to, where the operator named them in ``protect``: the image behind one of them is not cleaned up.
+Targets of the symlinks of this host that the operator named in ``protect``: the image behind one of them is not cleaned up.
 
 As with keep lists, whatever is wrong with one of them could mean that an image in use is not known to be. So it is all of them or an error.
 """
@@ -31,7 +31,7 @@ from ciruela.model.vpath import VPath, leads_to
 
 
 def targets(paths: Sequence[str], directory: str) -> Mapping[tuple[str, ...], str]:
-    """What the symlinks ``paths`` lead to inside ``directory``, by components below it, and which of them; of what lies elsewhere nothing.
+    """Follows the symlinks ``paths``: gives each target inside ``directory``, by components below it, with its link; none from elsewhere.
 
     A short one stands for everything below it. Raises DiskError for a path that leads nowhere or cannot be followed.
     """
@@ -52,7 +52,7 @@ def targets(paths: Sequence[str], directory: str) -> Mapping[tuple[str, ...], st
 
 
 def protected(paths: Sequence[str], directory: str) -> KeepList:
-    """What :func:`targets` finds, without the links."""
+    """Gives the targets that :func:`targets` finds, without the links. Raises DiskError."""
     return frozenset(targets(paths, directory))
 
 

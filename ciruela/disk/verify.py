@@ -25,7 +25,7 @@ SYNC_ALL_ABOVE = 64
 """With more files and directories than this, one syncfs is cheaper than an fsync for each (performance study, section 2)."""
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR})
-"""What opening answers when something else stands at a name, or nothing."""
+"""Errnos of opening a name at which something else stands, or nothing."""
 
 Visit = Callable[[OpenFile | SafeDir, os.stat_result, int], None]
 """Called with what was found good, what it is, and the permission bits that it should have."""
@@ -36,12 +36,12 @@ class Mismatch(Exception):
 
 
 def as_it_should(status: os.stat_result, mode: int, gid: int | None) -> bool:
-    """Whether permission bits and group are these; any group will do where ``gid`` is None."""
+    """Tells whether permission bits and group are these; any group will do where ``gid`` is None."""
     return stat.S_IMODE(status.st_mode) == mode and (gid is None or status.st_gid == gid)
 
 
 def what_is_wrong(status: os.stat_result, mode: int, gid: int | None) -> str:
-    """What :func:`as_it_should` did not like."""
+    """Describes the mode or group that :func:`as_it_should` refused."""
     if stat.S_IMODE(status.st_mode) != mode:
         return f"has mode {stat.S_IMODE(status.st_mode):04o}, not {mode:04o}"
     return f"belongs to group {status.st_gid}, not {gid}"

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import write_file

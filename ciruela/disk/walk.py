@@ -54,7 +54,7 @@ _mode, _links = itemgetter(stat.ST_MODE), itemgetter(stat.ST_NLINK)
 
 
 class Unkept:
-    """What was met so far, in one directory tree. Used by one thread at a time."""
+    """Properties that no image keeps (setuid bits, hard links, attributes), as met so far in one tree. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
@@ -102,10 +102,10 @@ LARGE_BYTES = 1024 * 1024
 """Files above this are hashed in pieces."""
 
 PIECE_BYTES = 16 * 1024 * 1024
-"""What one job in a thread hashes of large files: some 25 ms with BLAKE2b. A multiple of the block size."""
+"""Bytes of large files that one job in a thread hashes: some 25 ms with BLAKE2b. A multiple of the block size."""
 
 SLICE_S = 0.2
-"""How long one job walks and hashes small files before it reports."""
+"""Time for which one job walks and hashes small files before it reports."""
 
 BACKLOG_FILES = 16
 """The walk waits while so many large files are open."""
@@ -133,7 +133,7 @@ class Large:
 
     @property
     def whole(self) -> bool:
-        """Whether all pieces are hashed."""
+        """Tells whether all pieces are hashed."""
         return len(self.hashed) == len(self.offsets)
 
     def line(self) -> str:
@@ -249,7 +249,7 @@ class Walk:
         return found
 
     def fault(self, path: str, error: OSError) -> DiskError:
-        """What to tell the user about a system call that failed."""
+        """Builds the error that tells the user about a system call that failed."""
         if not path:
             return DiskError(f"cannot open the directory {self._root}: {os.strerror(error.errno or 0)}; name a directory that you may read")
         if error.errno in _MOVED:
@@ -260,7 +260,7 @@ class Walk:
         return DiskError(f"cannot read {self.where(path)}: {os.strerror(error.errno or 0)}; {advice}")
 
     def changed(self, path: str) -> DiskError:
-        """What to tell the user about a file that does not hold still."""
+        """Builds the error that tells the user about a file that changes while it is read."""
         return DiskError(f"{self.where(path)} changed while it was read; sync again when nothing writes to the directory")
 
     def _steps(self) -> Generator[Large | None, None, None]:
@@ -310,7 +310,7 @@ class Walk:
         return sorted(below, reverse=True)
 
     def _known(self, directory: SafeDir) -> tuple[DirKey | None, CachedDirectory | None]:
-        """What identifies the directory, if anything about it may be kept, and what is known of it."""
+        """Gives the key of the directory, None unless the cache may keep it, and its cached content."""
         if self._cache is None:
             return None, None
         status = directory.status()
@@ -320,7 +320,7 @@ class Walk:
         return key, self._cache.known.get(key)
 
     def _unchanged(self, frame: _Frame, depth: int, known: CachedDirectory) -> bool:
-        """Whether all that is in the directory is as it was. False also when it moved so deep that a name may no longer fit."""
+        """Tells whether all that is in the directory is as it was. False also when it moved so deep that a name may no longer fit."""
         if depth > MAX_DEPTH or len(frame.prefix.encode()) + MAX_COMPONENT_BYTES > MAX_PATH_BYTES:
             return False
         directory = frame.directory

@@ -42,7 +42,7 @@ AGAIN_S = 3.0
 
 
 class AvailabilitySubscription:
-    """What one download asks the peers that it may get something from. ``news`` is called when one of them has told something new."""
+    """Question of one download to the peers that may give it something. ``news`` is called when one of them has told something new."""
 
     _log = Logger()
 
@@ -100,7 +100,7 @@ class AvailabilitySubscription:
 
 
 NEWS_S = 0.04
-"""What comes so soon after the last news is told together: fewer messages, and larger answers to what they lead to."""
+"""Time in which further news are gathered, to be told together: fewer messages, and larger answers to what they lead to."""
 
 MOST_HELD = 16
 """Requests of one connection that wait here; others are answered at once, so that enough room is left for requests for blocks."""
@@ -193,7 +193,7 @@ class AvailabilityRequests:
                 self._answer(vpath, waiting, self._here(vpath, waiting.image))
 
     def _forget(self) -> None:
-        """What was told long ago does not matter any more."""
+        """Forgets what was told longer ago than NEWS_S."""
         before_s = self._clock.seconds() - NEWS_S
         self._told_s = {vpath: told_s for vpath, told_s in self._told_s.items() if told_s > before_s}
 

@@ -3,9 +3,9 @@
 Each source pulls: whenever it has room for another request it gets the next block that the plan has for it. So a fast source gives much, a
 slow one little, and nothing waits for the slowest.
 
-Whose turn it is to give which piece to this node: the relays of :mod:`ciruela.download.fetch_blocks`, and what is late there.
+:class:`PieceAssignment` keeps the sources that are to give each piece to this node, and what is late there.
 
-Who takes which piece from whom, among nodes that fetch the same image at the same time. A pure function over values.
+Piece assignment says who takes which piece from whom, among nodes that fetch the same image at the same time. Pure.
 
 A piece that has just arrived at one node is wanted by all others at once. If all of them took it from there, that node would send
 everything and the others nothing. So each piece has a relay, which every node computes alike: the relay takes the piece from whoever has it
@@ -163,7 +163,7 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 
 
 class Sink(Protocol):
-    """Where blocks go: the part of ``interfaces.Staging`` that is needed here."""
+    """Sink of blocks: the part of ``interfaces.Staging`` that is needed here."""
 
     def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
         """As ``interfaces.Staging.write``."""
@@ -225,7 +225,7 @@ class BlockFetch:
 
     @property
     def stalled(self) -> bool:
-        """Whether nothing good has come for STALLED_S."""
+        """Tells whether nothing good has come for STALLED_S."""
         return not self._plan.done and self._clock.seconds() - self.last_good_s >= STALLED_S
 
     def nudge(self) -> None:

@@ -53,11 +53,11 @@ class _Attempt:
             self.seen, self.heard_s = incoming, now_s
 
     def quiet(self, now_s: float) -> bool:
-        """Whether another candidate should be asked as well."""
+        """Tells whether another candidate should be asked as well."""
         return not self.here and now_s - self.heard_s >= QUIET_S
 
     def late(self, now_s: float) -> str:
-        """Why nobody should wait for it any more, for people; empty while it may go on."""
+        """Says why nobody should wait for it any more, for people; empty while it may go on."""
         if self.here:
             return ""
         if now_s - self.heard_s >= SILENT_S:

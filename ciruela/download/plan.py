@@ -1,7 +1,7 @@
-"""Which block to ask for next: bookkeeping over values, no I/O and no clock of its own.
+"""Plan of a download: which block to ask for next. Values only, no I/O and no clock.
 
 Blocks are numbered in index order. A hash that stands in an image more than once is fetched once, under the number of its first place.
-Blocks are handed out piece by piece (``model.mask``), in their order: neighboring pieces have different relays (``download.exchange``).
+Blocks are handed out piece by piece (``model.bitfield``), in their order: neighboring pieces have different relays (``fetch_blocks``).
 Where nobody shares out who fetches what, the order is random and differs between nodes, so that they soon have something to exchange.
 """
 
@@ -32,7 +32,7 @@ class _Flight:
 
 
 class BlockPlan:
-    """What is missing of one image, what is asked for, what is here."""
+    """Plan of the blocks of one image: missing, asked for, or here."""
 
     def __init__(self, index: Index, have: Collection[int], rng: random.Random) -> None:
         self.pieces = index.pieces
@@ -71,6 +71,7 @@ class BlockPlan:
                     self._left[part] += 1
                     self.missing += 1
                     leader = first.setdefault(file.hashes[at : at + HASH_BYTES], number)
+                    # Equal blocks are fetched once, and written wherever they stand.
                     if leader == number:
                         self._queues[part].append(number)
                         self._queued_bytes[part] += self._sizes[number]
@@ -168,7 +169,7 @@ class BlockPlan:
         return self._open
 
     def unasked(self, mask: int) -> int:
-        """How many bytes of the pieces of ``mask`` are neither here nor asked for."""
+        """Counts the bytes of the pieces of ``mask`` that are neither here nor asked for."""
         wanted = self._open & mask
         size = 0
         while wanted:
@@ -211,7 +212,7 @@ class BlockPlan:
         return completed
 
     def has(self, number: int) -> bool:
-        """Whether the block is on disk."""
+        """Tells whether the block is on disk."""
         return bool(self._here[number])
 
     @property
@@ -221,5 +222,5 @@ class BlockPlan:
 
     @property
     def done(self) -> bool:
-        """Whether every block is here."""
+        """Tells whether every block is here."""
         return not self.missing

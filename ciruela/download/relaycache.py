@@ -1,6 +1,7 @@
 """Parts of answers that have just come in, as they came: other nodes ask for the same blocks a moment later.
 
-What was verified when it was written is passed on without reading, hashing and compressing it again; who gets it verifies it anyway.
+Blocks that were verified when they were written are passed on without reading, hashing and compressing them again; the receiver verifies
+them anyway.
 
 The blocks in an answer, by number. Nothing in it is believed: what has not the size that it should have becomes blocks without bytes.
 """
@@ -29,7 +30,7 @@ class BlockAnswer:
 
 
 def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: Callable[[Sequence[int]], int]) -> BlockAnswer:
-    """What ``response`` gives of the blocks ``numbers``, which were asked for. ``bytes_of`` tells the size of blocks together.
+    """Reads what ``response`` gives of the blocks ``numbers``, which were asked for. ``bytes_of`` tells the size of blocks together.
 
     Raises RemoteError for an answer to something else.
     """

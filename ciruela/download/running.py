@@ -1,6 +1,6 @@
 """One image on its way: what is known of it while its chain runs.
 
-Which committed images of the same base dir a new one may have something in common with (protocol section 5.8).
+Siblings are the committed images of the same base dir that a new one may have something in common with (protocol section 5.8).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ciruela.tracking.ledger import Ledger
 
 
 class DownloadPhase(Enum):
-    """How far a download is."""
+    """Phase of a download."""
 
     INDEX = "index"
     STAGING = "staging"
@@ -76,7 +76,7 @@ class Download:
         return None if self.plan is None else self.plan.mask
 
     def waits_since(self, then_s: float) -> bool:
-        """Whether it waits for others, or for a check, and got nothing from them after ``then_s``."""
+        """Tells whether it waits for others, or for a check, and got nothing from them after ``then_s``."""
         if self.block_fetch is not None:
             return self.phase in (DownloadPhase.BLOCKS, DownloadPhase.CHECK) and self.block_fetch.last_good_s <= then_s
         return self.phase is DownloadPhase.INDEX and self.began_s <= then_s
@@ -90,12 +90,12 @@ class Download:
 
     @property
     def stalled(self) -> bool:
-        """Whether nothing good came lately."""
+        """Tells whether nothing good came lately."""
         return self.block_fetch is not None and self.block_fetch.stalled
 
 
 class DownloadListener(Protocol):
-    """Who hears how downloads go."""
+    """Listener to the progress of downloads."""
 
     def progressed(self, vpath: VPath) -> None:
         """There is more to tell about the download at ``vpath``."""
@@ -108,10 +108,10 @@ class DownloadListener(Protocol):
 
 
 class Gate(Protocol):
-    """Who looks at an image that is whole, before it is committed."""
+    """Gate through which an image that is whole passes before it is committed."""
 
     def gated(self, vpath: VPath) -> bool:
-        """Whether anybody wants to."""
+        """Tells whether anybody wants to look."""
 
     def admit(self, vpath: VPath, state: State, staging: Staging) -> Deferred[None]:
         """Fires when the image may be committed, fails with DownloadFailed when it must not. May be cancelled."""
@@ -130,7 +130,7 @@ class OpenGate:
 
 
 def reason_of(failure: Failure, download: Download) -> tuple[AbortReason, str]:
-    """Why ``download`` ended with ``failure``: the word for clients, and a detail."""
+    """Tells why ``download`` ended with ``failure``: the word for clients, and a detail."""
     if download.stop_reason is not None:
         return download.stop_reason, ""
     if isinstance(failure.value, DownloadFailed):

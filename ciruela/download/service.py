@@ -2,7 +2,7 @@
 
 index -> staging -> what an earlier run left -> files and blocks of siblings -> blocks from sources -> verify, make durable, show
 
-Who may be asked for one image: clients that published it, peers that said they hold some of it, and where there is doubt likely ones.
+Candidates for one image are clients that published it, peers that said they hold some of it, and where there is doubt likely ones.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class BlockHolder(Protocol):
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """Address at which the node listens."""
 
     @property
     def machine(self) -> MachineId:
-        """Which node it is."""
+        """Id of the node."""
 
     @property
     def source(self) -> bool:
-        """Whether a client gives to it."""
+        """Tells whether a client gives to it."""
 
     @property
     def mask(self) -> int:
@@ -65,11 +65,11 @@ class BlockHolder(Protocol):
 
     @property
     def has_index(self) -> bool:
-        """Whether it has the index."""
+        """Tells whether it has the index."""
 
 
 class DownloadGossip(Protocol):
-    """What downloads ask of gossip."""
+    """Port to gossip, for downloads."""
 
     def holders(self, vpath: VPath, image: ImageId) -> Sequence[BlockHolder]:
         """The peers that said so themselves."""
@@ -79,7 +79,7 @@ class DownloadGossip(Protocol):
 
 
 class Wanting(Protocol):
-    """What is known of one image on its way. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
+    """Image on its way, and what is known of it. ``hints`` are nodes that spoke of it, ``peers`` those that were asked last."""
 
     vpath: VPath
     image: ImageId
@@ -97,7 +97,7 @@ class PeerSelection:
         self._rng = rng
 
     def candidates(self, wanting: Wanting, others: Sequence[Wanting], *, index: bool) -> list[Candidate]:
-        """Who may give blocks of ``wanting``, or its ``index``. ``others`` are all downloads: they share the connections of clients."""
+        """Lists sources of blocks of ``wanting``, or its ``index``. ``others`` are all downloads: they share the connections of clients."""
         found = [self._seed(link, others) for link in self._watches.sources(wanting.image)]
         holders = {holder.address: holder for holder in self._rumors.holders(wanting.vpath, wanting.image) if holder.has_index or not index}
         useful = list(holders)
@@ -318,7 +318,7 @@ class Downloads:
             download.let_go()
 
     def stalled(self, vpath: VPath, since_s: float = SUPERSEDABLE_S) -> bool:
-        """Whether the download for ``vpath`` got nothing for ``since_s``."""
+        """Tells whether the download for ``vpath`` got nothing for ``since_s``."""
         download = self._running.get(vpath)
         return download is not None and download.waits_since(self._clock.seconds() - since_s)
 
@@ -457,7 +457,7 @@ class Downloads:
         return download.block_fetch.run()
 
     def _admit(self, _: None, download: Download) -> Deferred[None]:
-        """What is whole may be looked at before it is shown; what is healed was shown before."""
+        """Lets the gate look at a whole image before it is shown; an image under repair was shown before."""
         pending = self._ledger.pending(download.vpath)
         if download.healed is not None or pending is None or not self._gate.gated(download.vpath):
             return succeed(None)
@@ -550,7 +550,7 @@ class Downloads:
         return left.addCallback(lambda _: failure)
 
     def _not_left(self, failure: Failure, download: Download) -> None:
-        """What cannot be removed now is removed by the next start, or the next download of the same image."""
+        """Logs a staging that cannot be removed: the next start, or the next download of the same image, removes it."""
         if failure.check(DiskError):
             self._log.error("{vpath}: cannot be removed: {why}", vpath=str(download.vpath), why=failure.getErrorMessage())
         else:

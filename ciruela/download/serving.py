@@ -4,10 +4,10 @@ Only what a verified index names is read, by image and block number; a path from
 What is read is hashed before it is sent; a block that does not match is answered as absent, and if its image is committed here it should be
 there: somebody is told.
 
-Who may fetch blocks here at the same time: some are served well, instead of all of them slowly.
+Upload slots limit who may fetch blocks here at the same time: some are served well, instead of all of them slowly.
 
-Who is told to come later asks somebody else meanwhile, and finds there what those who are served have passed on. In a large cluster that is
-what turns the few that have an image into many.
+A node that is told to come later asks somebody else meanwhile, and finds there what those who are served have passed on. In a large cluster
+that is what turns the few that have an image into many.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ciruela.tracking.ledger import Ledger
 
 MOST_READERS = 16
 HELD_S = 3.0
-"""Who has asked for nothing for so long gives its slot to the next."""
+"""Time without a request after which a node gives its slot to the next."""
 
 
 class UploadSlots:
@@ -288,7 +288,7 @@ class BlockService:
         return self._catalog.get(images[0]).addCallback(look).addCallback(answer)
 
     def _missed(self, data: Block | None, vpath: VPath, image: ImageId) -> Block | None:
-        """What is committed, and not on its way as well, is there."""
+        """Reports damage when a block of a committed image that is not on its way as well is missing. Passes ``data`` on."""
         committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
         if data is None and committed is not None and committed.image == image and (pending is None or pending.state.image != image):
             self._damaged(vpath, image)

@@ -1,9 +1,9 @@
-"""Who can give blocks of one image, and how each source behaves.
+"""Sources of the blocks of one image, and how each behaves.
 
 A source that gives wrong bytes, errors or nothing costs only itself: it is left alone for a time that grows, and its share goes to
 the others (threats A7, A58; protocol C20).
 
-Whether to ask a source for compressed answers: yes, unless it is so fast that compressing might be what holds it up. Values only.
+Compressed answers are asked for unless a source is so fast that compressing might be what holds it up. Values only.
 
 Nobody is asked how fast a link is. What counts is how fast blocks come: above FAST_BYTES_S both ways are tried in turn, and the better one
 is kept for a while. What does not become smaller is sent as it is anyway (:mod:`ciruela.proto.compression`).
@@ -32,7 +32,7 @@ KEPT_TRIALS = 8
 
 
 class CompressionChoice:
-    """What one source gave, each way."""
+    """Rates at which one source gave, compressed and not, and the choice that follows."""
 
     def __init__(self) -> None:
         self.wanted = True
@@ -111,13 +111,13 @@ SLOWER = 10.0
 """A source that takes ten times as long as the others usually do, and LATE_S, is not waited for."""
 
 RATE_WEIGHT = 0.2
-"""How much the last answer says about the rate of a source."""
+"""Weight of the last answer in the rate of a source."""
 
 BUSY_S = 0.5
 """A source that is busy with others is left alone for so long."""
 
 DENIED_S = 10.0
-"""How long a peer is believed that it lacks what it claims to have: its disk may have been slow, its claim early."""
+"""Time for which a peer is taken to lack what it claims to have: its disk may have been slow, its claim early."""
 
 BAD_BLOCK_S = 30.0
 LONGEST_BAD_S = 600.0
@@ -211,7 +211,7 @@ class PeerCandidate:
         return self.claimed & ~self.denied
 
     def room(self, now_s: float) -> int:
-        """How many bytes may be asked for now: one block, or as many as make an answer where that is understood."""
+        """Computes how many bytes may be asked for now: one block, or as many as make an answer where that is understood."""
         if now_s < self.rest_until_s or self.bad_blocks >= MOST_BAD_BLOCKS:
             return 0
         free = min(self.window, self.candidate.most, self._most()) - self.in_flight
@@ -248,6 +248,7 @@ class PeerCandidate:
         self.failures = 0
         self.blocks += blocks
         if took_s > SLOW_S:
+            # Slow answers mean that more is in flight than the source can give; the floor keeps two blocks going.
             self.window = max(2 * BLOCK_BYTES, self.window - size)
         else:
             self.window = max(self.window, min(MOST_WINDOW, self.window + size))

@@ -1,9 +1,9 @@
-"""Which hook runs when, and what became of it.
+"""Hook scheduler: runs the hooks of the operator, records those that are due, and reports their ends.
 
 Before a commit the check runs, and what is to run afterwards is recorded on the disk; so it runs whatever happens in between, at least
 once. In one directory one hook runs at a time. A hook of an image that is not at its path any more is dropped.
 
-What a hook is told, what its end means, and when it is tried again: pure functions.
+The environment of a hook, the meaning of its end, and the time of the next try are pure functions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MOST_DOUBLINGS = 32
 """Beyond it any pause is the longest one."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where a hook finds programs, whatever the daemon was started with."""
+"""Search path for programs of a hook, whatever the daemon was started with."""
 
 OK_CODES = range(200, 300)
 """Status codes of HTTP that mean that a call was heard."""
@@ -87,7 +87,7 @@ def environment(due: Due, kind: HookKind, directory: str) -> dict[str, str]:
 
 
 def body(due: Due, directory: str, machine: MachineId, hostname: str) -> bytes:
-    """What a web address is sent."""
+    """Builds the JSON body of a call of a web address."""
     fields = {
         "event": "committed",
         "path": str(due.vpath),
@@ -104,7 +104,7 @@ def body(due: Due, directory: str, machine: MachineId, hostname: str) -> bytes:
 
 
 def why_failed(ended: Ended, timeout_ms: int) -> str:
-    """Why a command that has ended did not go well; empty when it did. What it wrote is made harmless."""
+    """Says why a command that has ended failed; empty when it did not. Control characters in its output are escaped."""
     if ended.late:
         what = f"took longer than {format_duration(timeout_ms)}"
     elif ended.signal is not None:
@@ -117,7 +117,7 @@ def why_failed(ended: Ended, timeout_ms: int) -> str:
 
 
 def why_refused(code: int) -> str:
-    """Why a call with this status code did not go well; empty when it did."""
+    """Says why a call with this status code failed; empty when it did not."""
     return "" if code in OK_CODES else f"was answered with {code}"
 
 
@@ -157,7 +157,7 @@ class _HookRun:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What runs the hooks."""
+    """Executors of the hooks."""
 
     runner: Runner
     caller: Caller
@@ -193,7 +193,7 @@ class Hooks:
     # -- before a commit ----------------------------------------------------------------------------------------------------------
 
     def gated(self, vpath: VPath) -> bool:
-        """Whether anything is to be done before an image is committed at ``vpath``."""
+        """Tells whether anything is to be done before an image is committed at ``vpath``."""
         config = self.context.configs[vpath.key]
         return self.outside is not None and (config.check_before_commit is not None or bool(kinds_after(config)))
 
@@ -323,7 +323,7 @@ class Hooks:
             self._soon(key)
 
     def _current(self, due: Due) -> bool:
-        """Whether the image is still the one at its path, and this hook still due."""
+        """Tells whether the image is still the one at its path, and this hook still due."""
         committed = self.ledger.committed(due.vpath)
         known = due.vpath.key in self.context.configs and (due.vpath, due.image) in self._left
         return known and committed is not None and committed.image == due.image
@@ -453,7 +453,7 @@ class Hooks:
     # -- questions ----------------------------------------------------------------------------------------------------------------
 
     def of(self, vpath: VPath, image: ImageId) -> list[HookReport]:
-        """How the hooks stand that run when ``image`` is visible at ``vpath``."""
+        """Gives the states of the hooks that run when ``image`` is visible at ``vpath``."""
         return [one for one in self.reports.get(vpath, {}).values() if one.image == image and one.kind is not HookKind.CHECK]
 
     def ended(self, since_ms: int) -> list[tuple[VPath, HookReport]]:

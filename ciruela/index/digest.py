@@ -16,7 +16,7 @@ BLOCK_BYTES = 32768
 
 
 class Hasher(Protocol):
-    """What all hash objects share."""
+    """Hash object, as those of ``hashlib`` and ``blake3`` are."""
 
     def update(self, data: bytes | memoryview, /) -> object:
         """Take in more bytes."""
@@ -53,7 +53,7 @@ class HashKind(Enum):
                 return blake3.blake3(data).digest()
 
     def function(self) -> Callable[[bytes | memoryview], bytes]:
-        """What :meth:`hash` does, as a function of its own: for loops over very many small blocks."""
+        """Gives :meth:`hash` as a plain function, for loops over very many small blocks."""
         match self:
             case HashKind.BLAKE2B:
                 return lambda data: hashlib.blake2b(data, digest_size=32).digest()

@@ -1,4 +1,4 @@
-"""What two indexes have in common, and where the blocks of one are (protocol sections 5.8 and 5.9).
+"""Comparison of two indexes, and the numbering of the blocks of one (protocol sections 5.8 and 5.9).
 
 Three numbers name a block. Its **hash**, which several blocks may share; its **block number**, counted over all files in index order from 0
 (``Index.block_count`` of them); and its **place**: the number of its file in ``Index.files`` and the number of the block in that file.
@@ -27,7 +27,7 @@ class BlockRun(NamedTuple):
 
 
 Content = tuple[bool, int, bytes]
-"""What makes two files the same: mode, size, hashes."""
+"""Identity of a file's content, whatever its path: executable bit, size, hashes."""
 
 
 def same_files(wanted: Index, theirs: Index) -> list[File | None]:
@@ -51,6 +51,7 @@ def same_files(wanted: Index, theirs: Index) -> list[File | None]:
     if elsewhere:
         for other in theirs.files:
             content = other.executable, other.size, other.hashes
+            # ``other`` as the default: only content that is looked for and has no file yet gives None.
             if elsewhere.get(content, other) is None:
                 elsewhere[content] = other
         for number, file in enumerate(wanted.files):
@@ -177,6 +178,6 @@ class BlockMap:
 
 
 def _order(path: str) -> tuple[list[str], str]:
-    """What files are sorted by in an index: the directory by its components, then the name."""
+    """Sort key of a file in an index: the directory by its components, then the name."""
     *directory, name = path.split("/")
     return directory, name

@@ -111,7 +111,7 @@ A short index can name very many empty files below one very long path; its size 
 """
 
 ENTRY_BYTES = 200
-"""What one file, link or directory is counted with, beside its path: the objects that hold it."""
+"""Bytes counted for one file, link or directory beside its path: the objects that hold it."""
 
 Entries = Sequence[File | Symlink]
 
@@ -130,7 +130,7 @@ class Preorder:
         self._above: list[Entries] = []
         self._left = MAX_LISTING_BYTES
         self.prefix = ""
-        """What stands before the names in the current directory: ``/`` or ``/a/b/``."""
+        """Prefix of the names in the current directory: ``/`` or ``/a/b/``."""
         self.room = 0
         """Bytes that a name may have in the current directory; 0 when nothing may be in it."""
         self.most = 0

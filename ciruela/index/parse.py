@@ -1,7 +1,7 @@
 """Reading an index: its hash first, then every line strictly (protocol sections 1.1 to 1.6, threats A1 to A6).
 
 Only the canonical spelling is accepted: for every ``data`` that :func:`parse` takes, ``emit`` of the result gives ``data`` again. Nothing
-is allocated for a number that the text declares; the result is bounded by the size of the text and by ``order.MAX_LISTING_BYTES``.
+is allocated for a number that the text declares; the result is bounded by the size of the text and by ``names.MAX_LISTING_BYTES``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A parsed index as values: directories, files with their block hashes, symlinks.
 
-Whether a directory of this node may take an image: size, number of files, symbolic links (threats A3, A5, A8 and 6.12). Pure.
+A check tells whether a directory of this node may take an image: size, number of files, symbolic links (threats A3, A5, A8 and 6.12). Pure.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Index:
 
     @cached_property
     def pieces(self) -> Pieces:
-        """How the image is cut when nodes exchange it."""
+        """Division of the image into the pieces that nodes exchange."""
         return Pieces.of_image(self.block_count, self.total_bytes)
 
 
@@ -123,7 +123,7 @@ def _refused(link: Symlink, why: str) -> DownloadFailed:
 
 
 def stays_inside(link: Symlink, directories: set[str]) -> bool:
-    """Whether following ``link``, and whatever links of the same kind it meets, ends inside the image.
+    """Tells whether following ``link``, and whatever links of the same kind it meets, ends inside the image.
 
     ``..`` leads up from a directory of the image only: behind a name that may be a link nobody knows where "up" is.
     """

@@ -104,7 +104,7 @@ def parse_public(line: str) -> PublicKey:
 
 
 def looks_public(word: str) -> bool:
-    """Whether a line that begins with ``word`` is meant to be a public key."""
+    """Tells whether a line that begins with ``word`` is meant to be a public key."""
     return word.startswith(("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-")) and word.isascii() and word.isprintable()
 
 
@@ -126,7 +126,7 @@ def visible(text: str) -> str:
 
 
 def verify(public: PublicKey, signed: bytes, signature: bytes) -> bool:
-    """Whether ``signature`` is ``public``'s ed25519 signature over ``signed``. Never raises, whatever the signature is."""
+    """Tells whether ``signature`` is ``public``'s ed25519 signature over ``signed``. Never raises, whatever the signature is."""
     if len(signature) != SIGNATURE_BYTES:
         return False
     try:
@@ -250,7 +250,7 @@ def _envelope(body: str) -> _KeyEnvelope:
 
 
 def _what_instead(text: str) -> str:
-    """Why ``text`` is no OpenSSH private key, in words."""
+    """Says in words why ``text`` is no OpenSSH private key."""
     if not text:
         return f"it is empty ({_MAKE_ONE})"
     if looks_public(text.split(None, 1)[0]) or _PUBLIC.match(text):

@@ -1,4 +1,4 @@
-"""What the signatures of uploads (protocol section 3.4, "Signed data"), of removals and of questions are made over."""
+"""Bytes over which uploads (protocol section 3.4, "Signed data"), removals and dry runs are signed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import cbor2
 from ciruela.model.ids import ImageId
 
 CHECK_DOMAIN = "ciruela/check"
-"""What is signed for a dry run begins with it, and has one item more than what is signed for an upload."""
+"""First item of the signed bytes of a dry run, which have one item more than those of an upload."""
 
 Statement = Callable[[str, ImageId, int], bytes]
-"""What makes the bytes that are signed of path, image and time."""
+"""Function that makes the bytes to sign of path, image and time in ms."""
 
 _LAST_TIMESTAMP_MS = 2**64 - 1
 
 REMOVE = "ciruela/remove"
-"""What the signed bytes of a removal begin with: no signature of an upload passes for one of a removal, or the other way round."""
+"""First item of the signed bytes of a removal: no signature of an upload passes for one of a removal, or the other way round."""
 
 
 def signed_bytes(path: str, image: ImageId, timestamp_ms: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster tell each other, in datagrams and over connections: hints that make work start, never an authority.
+"""Gossip of the nodes of a cluster, in datagrams and over connections: hints that make work start, never an authority.
 
 No file, no socket: datagrams leave through ``interfaces.Datagrams``, requests through ``interfaces.Connector``; clock and chance are handed
 in. What is heard never makes this node contact an address that is not configured, and by itself never deletes, aborts or accepts anything

@@ -1,6 +1,6 @@
-"""What to say in the next datagram: the own facts and the hearsay worth passing on, within a byte budget.
+"""Content of the next datagram: the own facts and the hearsay worth passing on, within a byte budget.
 
-In which order facts are said: what changed last and was said least comes first (after memberlist's transmit-limited queue).
+Facts wait in a transmit-limited queue, as in memberlist: those that changed last and were said least come first.
 
 A fact is *hot* until it was said often enough to have reached everybody with high probability; then it is *cold* and takes its turn.
 """
@@ -42,7 +42,7 @@ MOST_HEAT = 48
 
 
 def heat_for(nodes: int) -> int:
-    """How often each node says a fact while it is hot: ``3 * log2(nodes + 2)`` times.
+    """Retransmit limit of a hot fact, for each node: ``3 * log2(nodes + 2)`` times.
 
     A rumor that every node passes on k times misses a node with probability ``e**-k``; the logarithm pays for loss and growth.
     """
@@ -102,7 +102,7 @@ class TransmitQueue(Generic[K]):
 
     @property
     def any_hot(self) -> bool:
-        """Whether a key is hot."""
+        """Tells whether a key is hot."""
         return bool(self._hot)
 
     def hot(self) -> Iterator[K]:
@@ -145,7 +145,7 @@ MOST_DATAGRAMS = 4
 
 
 class LocalState(Protocol):
-    """What this node can say of itself. Asked at each beat and each news, so answers must be cheap."""
+    """Source of what this node can say of itself. Asked at each beat and each news, so answers must be cheap."""
 
     def keys(self) -> Sequence[str]:
         """The directories (keys) that are configured here."""
@@ -154,16 +154,16 @@ class LocalState(Protocol):
         """The hash of each base dir here, 32 bytes."""
 
     def downloads(self) -> Sequence[DownloadFact]:
-        """What is being fetched."""
+        """Gives the downloads that are running."""
 
     def watching(self) -> Collection[VPath]:
         """The paths that clients of this node wait for."""
 
     def committed(self, vpath: VPath) -> Version | None:
-        """What is committed at ``vpath``."""
+        """Gives the version that is committed at ``vpath``."""
 
     def removal(self, vpath: VPath) -> Version | None:
-        """What was removed from ``vpath`` by a signed wish, when nothing is there since."""
+        """Gives the version that was removed from ``vpath`` by a signed wish, when nothing is there since."""
 
     def due_bits(self, vpath: VPath) -> int:
         """The hooks that are due, or have ended lately, for what is committed at ``vpath``: see ``Complete``."""
@@ -193,7 +193,7 @@ Fact = tuple[FactKind, Hashable]
 
 
 class Filling(Enum):
-    """What may fill up a datagram after what it was made for."""
+    """Kind of facts that may fill up a datagram after those for which it was made."""
 
     NOTHING = auto()
     NEWS = auto()
@@ -205,6 +205,7 @@ def member_parts(machine: MachineId, stamp: int, hostname: str, keys: Sequence[s
     groups: list[list[str]] = [[]]
     left = PART_BYTES
     for key in keys:
+        # The head of a CBOR text of this length has at most three bytes (RFC 8949, 3).
         size = len(key.encode()) + 3
         if size > left:
             groups.append([])
@@ -276,7 +277,7 @@ class Composer:
 
     @property
     def complete_list(self) -> bool:
-        """Whether all own directories fit into the member items."""
+        """Tells whether all own directories fit into the member items."""
         return sum(len(part.keys) for part in self._parts) == len(self._keys or ())
 
     def _sync(self, kind: FactKind, items: dict[Any, Item]) -> None:

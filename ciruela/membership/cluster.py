@@ -1,4 +1,4 @@
-"""What others said, as one memory: packets go in, effects come out, questions are answered. No I/O.
+"""Memory of all that other nodes said: packets go in, effects come out, questions are answered. No I/O.
 
 Every answer that names an address names a configured one (threats A32, A37).
 """
@@ -168,7 +168,7 @@ Effect = (
 
 @dataclass(frozen=True, slots=True)
 class ImageHolder:
-    """Who can give parts of an image, as it said itself. ``mask`` is ``model.mask.FULL`` for a node that has completed it.
+    """Node that can give parts of an image, by its own word. ``mask`` is ``model.bitfield.FULL`` for a node that has completed it.
 
     ``source``: the machine has a client connected that has everything. ``stalled``: the machine itself gets no further.
     """
@@ -259,7 +259,7 @@ class Cluster:
         return None
 
     def _may_wait(self, machine: MachineId) -> bool:
-        """Whether others may say of ``machine`` that it waits: invented machines would fill the memory, and each one be looked after."""
+        """Tells whether others may say that ``machine`` waits: invented machines would fill the memory, and each one be looked after."""
         return machine != self._me and self.roster.known_machine(machine)
 
     def expire(self, now_s: float) -> None:
@@ -277,7 +277,7 @@ class Cluster:
         self.roster.remember()
 
     def remembered(self) -> dict[str, list[str]]:
-        """What is known of each configured address, to be kept over a restart."""
+        """Gives what is known of each configured address, to be kept over a restart; see :meth:`MemberCache.rows`."""
         return self.roster.memory.rows(self._now_ms())
 
     # -- questions ------------------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class Cluster:
         return {machine for machine, stance in self._stances.of(vpath, image) if isinstance(stance, Deleted)}
 
     def completed(self, vpath: VPath) -> list[Completed]:
-        """What is known to be complete at ``vpath`` elsewhere."""
+        """Lists the images that are known to be complete at ``vpath`` on other nodes."""
         found = []
         for machine, complete in self._stances.completed(vpath):
             address = self.roster.address_of(machine)
@@ -342,7 +342,7 @@ class Cluster:
         return found
 
     def removed(self, vpath: VPath) -> list[RemovedHeard]:
-        """What is known to be removed from ``vpath`` elsewhere."""
+        """Lists the removals from ``vpath`` that are known of other nodes."""
         found = []
         for machine, item in self._stances.removed(vpath):
             address = self.roster.address_of(machine)
@@ -351,7 +351,7 @@ class Cluster:
         return found
 
     def hooks(self, vpath: VPath) -> list[HookHeard]:
-        """What is known of hooks that ended elsewhere for images at ``vpath``."""
+        """Lists the hooks that are known to have ended on other nodes, for images at ``vpath``."""
         return [HookHeard(hooked, machine, self.hostname(machine)) for machine, hooked in self._results.of(vpath)]
 
     def watchers(self, vpath: VPath) -> frozenset[MachineId]:
@@ -359,7 +359,7 @@ class Cluster:
         return self._watches.of(vpath, self._now_s)
 
     def waits(self, vpath: VPath, machine: MachineId) -> bool:
-        """Whether ``machine`` is one of :meth:`watchers`; one look-up, however many there are."""
+        """Tells whether ``machine`` is one of :meth:`watchers`; one look-up, however many there are."""
         return self._watches.waits(vpath, machine, self._now_s)
 
     def stamped_watchers(self, vpath: VPath) -> frozenset[MachineId]:
@@ -374,7 +374,7 @@ class Cluster:
         self._watches.add(vpath, [machine for machine in machines if machine != self._me], self._now_s)
 
     def watch_item(self, vpath: VPath, machine: MachineId) -> WatchFact | None:
-        """What to pass on of one watch."""
+        """Gives the fact to pass on of one watch, see :meth:`HeardWatches.item`."""
         return self._watches.item(vpath, machine, self._now_s)
 
     def hostname(self, machine: MachineId) -> str:
@@ -382,19 +382,19 @@ class Cluster:
         return self.roster.hostname(machine) or machine.hex()
 
     def address_of(self, machine: MachineId) -> Address | None:
-        """Where ``machine`` is reached; None when that is not known."""
+        """Gives the address at which ``machine`` is reached; None when that is not known."""
         return self.roster.address_of(machine)
 
     def stances(self) -> Iterator[tuple[MachineId, Stance]]:
-        """What each machine said it does, for the status page."""
+        """Iterates over what each machine said it does, for the status page."""
         return self._stances.all()
 
     def watches(self) -> Iterator[tuple[VPath, MachineId]]:
-        """Which machine's clients wait for which path, for the status page."""
+        """Iterates over the paths for which clients of other machines wait, with these machines, for the status page."""
         return self._watches.all()
 
     def clocks_ms(self) -> list[int]:
-        """What the wall clocks of other nodes show now, by their own word, in milliseconds."""
+        """Gives the times of the wall clocks of other nodes now, by their own word, in milliseconds."""
         return self.roster.clocks_ms(self._now_s)
 
     def peers(self) -> list[PeerStatus]:

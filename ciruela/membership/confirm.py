@@ -65,7 +65,7 @@ class Confirmations:
         self.refuted = 0
 
     def proved(self, claim: Claim) -> bool:
-        """Whether ``claim`` was confirmed lately."""
+        """Tells whether ``claim`` was confirmed lately."""
         known = self._proved.get(_key(claim))
         return known is not None and known[0] == _token(claim) and self._clock.seconds() - known[1] < CONFIRMED_S
 
@@ -139,7 +139,7 @@ class Confirmations:
         asked.under_way.addErrback(self._failed, claim.address).addBoth(self._landed, asked)
 
     def _there(self, response: Response, claim: Claim) -> bool:
-        """Whether the answer confirms ``claim``."""
+        """Tells whether the answer confirms ``claim``."""
         if not isinstance(response, PathStateData) or response.machine != claim.machine:
             return False
         there = response.committed

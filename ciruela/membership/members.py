@@ -1,9 +1,9 @@
-"""Who is who: which configured address speaks for which machine, and which directories a machine takes (threats A33, A34, A37).
+"""Members: the machine behind each configured address, and the directories that it takes (threats A33, A34, A37).
 
 Only configured addresses have state here. What a node says itself (*direct*) stands above what others say of it (*hearsay*), and what it
 says over a connection (*connected*), which cannot be forged by a datagram, above what came in datagrams.
 
-Which sequence numbers of a sender were seen: replays and doubles are refused (threats A31).
+A replay window of the sequence numbers of each sender refuses replays and doubles (threats A31).
 
 Memory of each configured address: who was met there last, and what that one takes. It lasts while the address is configured.
 
@@ -32,7 +32,7 @@ MOST_KEYS_KEPT = 4096
 """Directories of one peer that are remembered."""
 
 UNUSED_MS = 30 * 24 * 3600 * 1000
-"""What was remembered of an address that no list names is dropped when that address was not heard for so long: 30 days."""
+"""Time after which the memory of an address is dropped that no list names and that was not heard: 30 days."""
 
 _UNKNOWN, _HEARD, _SURE = "?", "=", "!"
 
@@ -54,14 +54,14 @@ class KnownAddress:
 
 
 class MemberCache:
-    """What is known of all configured addresses."""
+    """Memory of all configured addresses."""
 
     def __init__(self) -> None:
         self._known: dict[Address, KnownAddress] = {}
         self._recalled: dict[str, KnownAddress] = {}
 
     def get(self, address: Address) -> KnownAddress | None:
-        """What is known of ``address``."""
+        """Gives what is known of ``address``."""
         return self._known.get(address)
 
     def configured(self, addresses: Collection[Address]) -> None:
@@ -120,7 +120,7 @@ class MemberCache:
                 self._recalled[text] = known
 
     def rows(self, now_ms: int) -> dict[str, list[str]]:
-        """What is known, as texts for :meth:`recall`: machine id, epoch, host name, wall time, a mark, and the directories."""
+        """Encodes what is known as texts, for :meth:`recall`: machine id, epoch, host name, wall time, a mark, and the directories."""
         kept = {text: known for text, known in self._recalled.items() if now_ms - known.heard_ms < UNUSED_MS}
         return {text: _row(known) for text, known in (kept | {str(address): known for address, known in self._known.items()}).items()}
 
@@ -160,11 +160,11 @@ class ReplayWindow:
         self._bits = 0
 
     def forged(self, seq: int) -> bool:
-        """Whether ``seq``, which is certainly a number of now, is so far behind that a forged number must have come before it."""
+        """Tells whether ``seq``, which is certainly a number of now, is so far behind that a forged number must have come before it."""
         return self._newest - seq >= WINDOW
 
     def fresh(self, seq: int) -> bool:
-        """Whether ``seq`` is seen for the first time; notes it. A number too old to tell is not fresh."""
+        """Tells whether ``seq`` is seen for the first time; notes it. A number too old to tell is not fresh."""
         ahead = seq - self._newest
         if ahead > 0:
             self._bits = 1 if ahead >= WINDOW else ((self._bits << ahead) | 1) & ((1 << WINDOW) - 1)
@@ -199,7 +199,7 @@ _key_set = lru_cache(maxsize=256)(frozenset[str])
 
 
 class PacketRefusal(Enum):
-    """Why a packet was not listened to; the words are those of the counters."""
+    """Reason why a packet was not listened to; the words are those of the counters."""
 
     UNKNOWN_SOURCE = "unknown_source"
     OWN = "own"
@@ -210,7 +210,7 @@ class PacketRefusal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the header of a packet meant. ``double``: the other address that speaks for the same machine now.
+    """Outcome of reading the header of a packet. ``double``: the other address that speaks for the same machine now.
 
     ``doubtful``: addresses where only a connection can tell who is there. ``earlier``: its epoch or number is older
     than the known one, but counts.
@@ -316,21 +316,23 @@ class Members:
         self.memory.configured(self._names.keys())
 
     def is_configured(self, address: Address) -> bool:
-        """Whether packets from ``address`` are listened to at all."""
+        """Tells whether packets from ``address`` are listened to at all."""
         return address in self._names
 
     # -- hearing --------------------------------------------------------------------------------------------------------------
 
     def admit(self, source: Address, header: Header, now_s: float, now_ms: int, *, connected: bool = False) -> Admission:
-        """Whether a packet with this header counts; binds its sender to ``source``.
+        """Judges whether a packet with this header counts; binds its sender to ``source``.
 
         ``connected``: it came over a connection with the node that listens at ``source``.
         """
         if source not in self._names:
             return Admission(PacketRefusal.UNKNOWN_SOURCE)
+        # One forged datagram with an epoch of the future would make every true one after it look old.
         if not connected and header.epoch > self.latest_ms(source, now_ms):
             return Admission(PacketRefusal.AHEAD, doubtful=(source,))
         if header.sender == self._me:
+            # Our machine id with another start: the disk of this server was cloned. With the same one we hear ourselves.
             if header.epoch != self._epoch:
                 self.shared.note(self._me, {source: now_s})
                 return Admission(PacketRefusal.SAME_MACHINE, double=source, doubtful=() if connected else (source,))
@@ -347,6 +349,7 @@ class Members:
             return Admission(PacketRefusal.REPLAYED, doubtful=(source,))
         window = self._window(source, header)
         behind = connected and window.forged(header.seq)
+        # A connection cannot be forged, so what put the window that far ahead was: it begins anew, or all true datagrams were replays.
         if behind:
             window = ReplayWindow()
         if not window.fresh(header.seq) and not connected:
@@ -372,7 +375,7 @@ class Members:
 
     @staticmethod
     def _stale(bound: _Bound, header: Header) -> bool:
-        """Whether a datagram is of an earlier start than the one that is known, as far as that can be told without a connection."""
+        """Tells whether a datagram is of an earlier start than the one that is known, as far as that can be told without a connection."""
         if header.epoch == bound.epoch:
             return header.sender != bound.machine
         return header.epoch < bound.epoch or header.epoch <= bound.barred
@@ -465,7 +468,7 @@ class Members:
         return True
 
     def _place_for(self, item: MemberFact, born_s: float) -> Address | None:
-        """Where hearsay puts a machine: only at a configured address for which nobody spoke more recently."""
+        """Gives the address at which hearsay puts a machine: only at a configured address for which nobody spoke more recently."""
         if item.machine in self._places:
             return self._places[item.machine]
         address = None if item.address is None else self._by_text.get(item.address)
@@ -499,7 +502,7 @@ class Members:
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
     def address_of(self, machine: MachineId) -> Address | None:
-        """Where ``machine`` is reached; always a configured address."""
+        """Gives the address at which ``machine`` is reached; always a configured address."""
         place = self._places.get(machine)
         if place is None and machine in self._members:
             hearsay = self._members[machine].address
@@ -541,11 +544,11 @@ class Members:
         return MemberFact(machine, str(address), member.stamp, member.hostname, part, member.parts, member.gathered[part], age_ms)
 
     def clocks_ms(self, now_s: float) -> list[int]:
-        """What the wall clocks of other machines show now, by what they said themselves."""
+        """Gives the times of the wall clocks of other machines now, by their own word, in milliseconds."""
         return [member.stamp + round((now_s - member.born_s) * 1000) for member in self._members.values() if member.direct]
 
     def _life_s(self) -> dict[Address, float]:
-        """When each address last gave a sign of life, itself or through others."""
+        """Gives the time at which each address last gave a sign of life, itself or through others."""
         life = {member.address: member.born_s for member in self._members.values()}
         for address, bound in self._bound.items():
             life[address] = max(bound.heard_s, life.get(address, bound.heard_s))
@@ -582,7 +585,7 @@ class Members:
         return [address for address in self._names if address not in self._own]
 
     def is_own(self, address: Address) -> bool:
-        """Whether we hear ourselves at ``address``."""
+        """Tells whether we hear ourselves at ``address``."""
         return address in self._own
 
     def own(self) -> list[Address]:
@@ -595,7 +598,7 @@ class Members:
         return None if bound is None else bound.machine
 
     def known_machine(self, machine: MachineId) -> bool:
-        """Whether ``machine`` was met at a configured address."""
+        """Tells whether ``machine`` was met at a configured address."""
         return machine in self._places or machine in self._members
 
     def places(self, now_s: float, now_ms: int) -> list[ConfiguredPlace]:

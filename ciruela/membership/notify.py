@@ -50,7 +50,7 @@ class ProbeRotation:
 
 
 def beat_targets(rng: random.Random, probes: ProbeRotation, known: Collection[Address], silent: Collection[Address]) -> list[Address]:
-    """Who hears from this node in one beat: known peers, then silent addresses in their place where peers are too few, and probes."""
+    """Chooses who hears from this node in one beat: known peers, then silent addresses in their place if peers are too few, and probes."""
     chosen = choose(rng, known, ())
     rest = [address for address in silent if address not in chosen]
     return chosen + probes.choose(rest, FAN_OUT - len(chosen) + PROBES)
@@ -82,7 +82,7 @@ class PendingNotice:
 
 
 class ReliableNotifier:
-    """Who is to be told of what."""
+    """Retransmitter of notices that machines have to acknowledge."""
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:
         self._limit = limit
@@ -110,7 +110,7 @@ class ReliableNotifier:
             self._tellings[vpath, machine] = replace(known, acked=True)
 
     def open(self, machine: MachineId) -> list[tuple[VPath, ImageId]]:
-        """What ``machine`` has not acknowledged."""
+        """Lists the notices that ``machine`` has not acknowledged."""
         return [(key[0], telling.image) for key, telling in self._tellings.items() if key[1] == machine and not telling.acked]
 
     def started_anew(self, machine: MachineId) -> None:
@@ -119,7 +119,7 @@ class ReliableNotifier:
             del self._tellings[key]
 
     def due(self, now_s: float, waits: Callable[[VPath, MachineId], bool]) -> list[tuple[VPath, MachineId]]:
-        """What to say now. Forgets those for which ``waits`` says that the watch is over."""
+        """Lists the notices to send now. Forgets those for which ``waits`` says that the watch is over."""
         for key in [key for key in self._tellings if not waits(*key)]:
             del self._tellings[key]
         return [key for key, telling in self._tellings.items() if not telling.acked and telling.next_s <= now_s]
@@ -133,7 +133,7 @@ class ReliableNotifier:
 
 
 class HookRetransmitter:
-    """Whom to tell of the hooks at a path: a few times, for nobody acknowledges that, and again when there is news."""
+    """Retransmitter of the ends of hooks at a path: a few times, for nobody acknowledges that, and again when there is news."""
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:
         self._limit = limit
@@ -151,7 +151,7 @@ class HookRetransmitter:
         return True
 
     def due(self, now_s: float, waits: Callable[[VPath, MachineId], bool]) -> list[tuple[VPath, MachineId]]:
-        """Whom to tell now; the next time comes after twice the delay, until that is too long. Forgets watches that are over."""
+        """Lists whom to tell now; the next time comes after twice the delay, until that is too long. Forgets watches that are over."""
         for key in [key for key in self._next if not waits(*key)]:
             del self._next[key]
         found = [key for key, (next_s, delay_s) in self._next.items() if next_s <= now_s and delay_s <= LONGEST_DELAY_S]
@@ -162,14 +162,14 @@ class HookRetransmitter:
 
 
 class AnswerCache:
-    """Which downloading node was told lately that an image is complete here."""
+    """Memory of the downloading nodes that were told lately that an image is complete here."""
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
         self._said: dict[tuple[MachineId, VPath, ImageId], float] = {}
 
     def due(self, machine: MachineId, vpath: VPath, image: ImageId, now_s: float) -> bool:
-        """Whether to answer ``machine`` now; notes that it is done. Says no when too much was answered lately."""
+        """Tells whether to answer ``machine`` now, and notes it as done. False also when too much was answered lately."""
         key = (machine, vpath, image)
         if key in self._said or len(self._said) >= self._limit:
             return False

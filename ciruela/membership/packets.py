@@ -3,7 +3,7 @@
 A body is the CBOR array ``[sender, epoch, seq, items]``. Each item stands for itself: an array that begins with the number of its type.
 Numbers are only ever added. A reader skips types that it does not know and ignores what follows the fields that it knows.
 
-What stands around the body of a datagram: magic, version, key id (``docs/reference/gossip.rst``, "Envelope").
+The envelope stands around the body of a datagram: magic, version, key id (``docs/reference/gossip.rst``, "Envelope").
 
 Only the null keyring exists: key id zero, body in the clear. A keyring that encrypts will be another :class:`Envelope`; the room for its
 nonce and tag is already kept free.
@@ -42,7 +42,7 @@ BODY_BYTES = DATAGRAM_BYTES - HEADER_BYTES - SEAL_BYTES
 
 
 class Unopened(Enum):
-    """Why a datagram was not opened; the words are those of the counters."""
+    """Reason why a datagram was not opened; the words are those of the counters."""
 
     MALFORMED = "malformed"
     OTHER_VERSION = "other_version"
@@ -105,7 +105,7 @@ class BaseHash:
 
 @dataclass(frozen=True, slots=True)
 class DownloadFact:
-    """The sender is fetching ``image`` for ``vpath``. ``mask`` (``model.mask``) is None until it has the index.
+    """The sender is fetching ``image`` for ``vpath``. ``mask`` (``model.bitfield``) is None until it has the index.
 
     ``source``: a client that can give the image is connected to the sender. ``stalled``: nothing came in lately.
     """
@@ -187,7 +187,7 @@ class RemovedFact:
 
     @property
     def token(self) -> ImageId:
-        """What an :class:`Ack` of this has in place of an image: one of the image itself may still be on its way."""
+        """Token that an :class:`Ack` of this has in place of an image: one of the image itself may still be on its way."""
         return ImageId(hashlib.blake2b(encode_item(self), digest_size=HASH_BYTES).digest())
 
 
@@ -208,7 +208,7 @@ Item = BaseHash | DownloadFact | Complete | WatchFact | MemberFact | Deleted | A
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Who speaks. ``epoch``: wall time in milliseconds when the sender started; ``seq`` grows with each datagram of an epoch."""
+    """Header of a packet. ``epoch``: wall time in milliseconds when the sender started; ``seq`` grows with each datagram of an epoch."""
 
     sender: MachineId
     epoch: int
@@ -436,7 +436,7 @@ _READERS: dict[int, tuple[int, Callable[[Sequence[object]], Item]]] = {
     8: (3, _removed),
     9: (6, _hooked),
 }
-"""How many fields follow each type number, and who reads them. APPEND ONLY: a number never changes its meaning."""
+"""Count of the fields after each type number, and the function that reads them. APPEND ONLY: a number never changes its meaning."""
 
 
 def _item(value: object) -> Item | None:

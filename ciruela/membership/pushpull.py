@@ -21,10 +21,10 @@ from ciruela.proto.messages import PushPull, PushPullData, Response, unknown_req
 from ciruela.runtime import Backoff, within
 
 RANDOM_S = 30.0
-"""How often a random peer is spoken to, as a memberlist does: whatever datagrams lost, everybody has it some time later."""
+"""Interval of exchanges with a random peer, as in memberlist: whatever datagrams lost, everybody has it some time later."""
 
 AGAIN_S = 5.0
-"""How often a peer is spoken to that is not heard by UDP, or does not hear us."""
+"""Interval of exchanges with a peer that is not heard by UDP, or does not hear us."""
 
 NEWS_S = 1.0
 """Least time between two exchanges with one peer: news of that time goes together."""
@@ -53,7 +53,7 @@ class _ExchangeState:
 
 
 class Exchanges:
-    """When to speak to whom. ``speak`` makes the request for an address, ``heard`` takes in the answer to it."""
+    """Schedule of exchanges over connections. ``speak`` makes the request for an address, ``heard`` takes in the answer to it."""
 
     _log = Logger()
 
@@ -120,7 +120,7 @@ class Exchanges:
         return [address for address, standing in self._at.items() if standing.deaf]
 
     def told(self, address: Address, *, deaf: bool) -> bool:
-        """Whether ``address`` hears our datagrams, by its own word. True when that is another answer than before."""
+        """Notes whether ``address`` hears our datagrams, by its own word. True when that changed."""
         standing = self._at.get(address)
         if standing is None or standing.deaf == deaf:
             return False

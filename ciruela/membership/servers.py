@@ -1,4 +1,4 @@
-"""The servers that may take a directory, as this node knows them: a pure function from addresses to rows (``model.servers``).
+"""The servers that may take a directory, as this node knows them: a pure function from addresses to rows (``model.ids.Server``).
 
 Machine ids with which several servers speak, as after the disk of one was cloned (threats A33).
 
@@ -76,7 +76,7 @@ SHARED_S = 600.0
 
 
 class SharedIds:
-    """Which addresses speak with one machine id, in different epochs, and when each was heard last.
+    """Addresses that speak with one machine id, in different epochs, and when each was heard last.
 
     It ends when one of them speaks with another id, is configured no more, or was silent for :data:`SHARED_S`.
     """
@@ -166,7 +166,7 @@ def servers(places: Iterable[ConfiguredPlace], key: str) -> list[Server]:
 
 
 def _may_take(group: Sequence[ConfiguredPlace], key: str) -> bool:
-    """Whether the server takes ``key``, or nobody knows what it takes."""
+    """Tells whether the server takes ``key``, or nobody knows what it takes."""
     told = [place.keys for place in group if place.keys is not None]
     return not told or any(key in keys for keys in told)
 

@@ -73,7 +73,7 @@ LATELY_S = 60.0
 
 
 class MembershipListener(Protocol):
-    """Who acts on what was heard. Called on the reactor; must not block."""
+    """Listener that acts on what was heard. Called on the reactor; must not block."""
 
     def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
         """The node at ``address`` has another hash for ``base``, whose key is configured here. Said again and again while it is so."""
@@ -433,7 +433,7 @@ class Gossip:
         self._take_in(source, packet, connected=False)
 
     def _take_in(self, source: Address, packet: Packet, *, connected: bool) -> bool:
-        """Whether a packet was listened to; with everything that follows from it."""
+        """Takes in a packet with everything that follows from it; tells whether it was listened to."""
         effects = self.cluster.heard(source, packet, self.context.clock.seconds(), connected=connected)
         listened = not any(isinstance(effect, heard.PacketRefused) for effect in effects)
         if heard.PacketRefused(PacketRefusal.OWN) in effects:
@@ -554,7 +554,7 @@ class Gossip:
     # -- over connections -----------------------------------------------------------------------------------------------------
 
     def _speak(self, address: Address) -> PushPull:
-        """What is said to the node at ``address`` in one exchange."""
+        """Builds the request of one exchange with the node at ``address``."""
         facts, self._pushed[address] = self._facts_for(address, MOST_PUSHED)
         return PushPull(self.context.here.port, self._heard_ms(address), facts)
 
@@ -673,7 +673,7 @@ class Gossip:
 
 
 def _told(item: Complete | RemovedFact) -> ImageId:
-    """What is acknowledged of ``item``."""
+    """Gives the token by which ``item`` is acknowledged."""
     return item.image if isinstance(item, Complete) else item.token
 
 

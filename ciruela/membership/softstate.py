@@ -1,10 +1,10 @@
-"""What each machine said it does with an image at a path: fetches it, has it, dropped it. Hints for the choice of sources.
+"""Soft state: what each machine said it does with an image at a path (fetches it, has it, dropped it). Hints for the choice of sources.
 
 Memory with a bound for each who fills it: whoever says too much loses what it said first, not what others said (threats A34).
 
-What became of hooks on other nodes, as they said themselves, for clients that begin to wait later.
+Ends of hooks on other nodes, by their own word, for clients that begin to wait later.
 
-Who waits for what on other nodes: hearsay with an age, so that it dies everywhere at the same time (protocol section 4.6).
+Subscriptions on other nodes: hearsay with an age, so that it dies everywhere at the same time (protocol section 4.6).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PER_OWNER = 4096
 
 
 class PeerQuota(Generic[O, K]):
-    """Which keys belong to which owner, oldest first. It holds no values: it says what to forget.
+    """Quota of keys for each owner, oldest first. It holds no values: it says what to forget.
 
     A key belongs to whoever spoke of it last.
     """
@@ -140,14 +140,14 @@ class SoftStates:
             del self._paths[vpath]
 
     def of(self, vpath: VPath, image: ImageId) -> Iterator[tuple[MachineId, Stance]]:
-        """Who said what of ``image`` at ``vpath``."""
+        """Iterates over what each machine said of ``image`` at ``vpath``."""
         for machine, images in self._paths.get(vpath, {}).items():
             said = images.get(image)
             if said is not None:
                 yield machine, said.stance
 
     def completed(self, vpath: VPath) -> list[tuple[MachineId, Complete]]:
-        """Who said to have what at ``vpath``."""
+        """Lists the images that machines said to have at ``vpath``."""
         return [
             (machine, said.stance)
             for machine, images in self._paths.get(vpath, {}).items()
@@ -156,7 +156,7 @@ class SoftStates:
         ]
 
     def removed(self, vpath: VPath) -> list[tuple[MachineId, RemovedFact]]:
-        """Who said that what was removed from ``vpath``."""
+        """Lists the removals from ``vpath`` that machines spoke of."""
         return [
             (machine, said.stance)
             for machine, images in self._paths.get(vpath, {}).items()
@@ -216,7 +216,7 @@ class HeardResults:
             del self._paths[vpath]
 
     def of(self, vpath: VPath) -> list[tuple[MachineId, Hooked]]:
-        """Who said what of hooks at ``vpath``."""
+        """Lists what each machine said of hooks at ``vpath``."""
         return [(machine, hooked) for machine, kinds in self._paths.get(vpath, {}).items() for hooked in kinds.values()]
 
     def expire(self, now_s: float) -> None:
@@ -292,7 +292,7 @@ class HeardWatches:
             del self._paths[vpath]
 
     def waits(self, vpath: VPath, machine: MachineId, now_s: float) -> bool:
-        """Whether clients of ``machine`` wait for ``vpath``."""
+        """Tells whether clients of ``machine`` wait for ``vpath``."""
         heard = self._paths.get(vpath, {}).get(machine)
         return heard is not None and now_s - heard.born_s < WATCH_S
 
@@ -305,7 +305,7 @@ class HeardWatches:
         return frozenset(machine for machine in self.of(vpath, now_s) if self._paths[vpath][machine].stamp != UNSTAMPED)
 
     def item(self, vpath: VPath, machine: MachineId, now_s: float) -> WatchFact | None:
-        """What to pass on, with its age; None when it is over or must not be passed on."""
+        """Gives the fact to pass on, with its age; None when it is over or must not be passed on."""
         heard = self._paths.get(vpath, {}).get(machine)
         if heard is None or heard.stamp == UNSTAMPED:
             return None

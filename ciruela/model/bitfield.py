@@ -1,4 +1,4 @@
-"""How far a download is, in forms that mean the same on every node.
+"""Bitfields: how far a download is, in forms that mean the same on every node.
 
 The blocks of an image, numbered in index order, are cut into 256 slices of equal size; a mask is an int with bit i set when
 every block of slice i is here. That fits into a datagram. Unlike the reference's (protocol section 4.2), which counts only blocks that had
@@ -41,7 +41,7 @@ class Pieces:
 
     @property
     def count(self) -> int:
-        """How many pieces there are, empty ones included."""
+        """Number of pieces, empty ones included."""
         return SLICES * self.cuts
 
     @property

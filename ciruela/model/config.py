@@ -1,6 +1,6 @@
-"""How one directory of this node is configured (protocol section 9.1).
+"""Directory configs of this node (protocol section 9.1), and its ``Tuning``.
 
-How much a node takes on, and what it does for durability: the content of ``ciruela.yaml``, checked.
+The tuning is the checked content of ``ciruela.yaml``: how much a node takes on, and what it does for durability.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DAY_MS = 24 * HOUR_MS
 
 
 class Fsync(Enum):
-    """What is synced to the disk before an image counts as received (threats 6.4)."""
+    """Durability of an image before it counts as received: the files that are synced to the disk (threats 6.4)."""
 
     COMMIT = "commit"
     PER_FILE = "per-file"
@@ -55,18 +55,18 @@ class Tuning:
 
 
 STANDARD = Tuning()
-"""What holds without a file."""
+"""Tuning of a node without a configuration file."""
 
 
 class OnConflict(Enum):
-    """What an append-only directory does when two nodes have taken different images for one path (threats 6.5)."""
+    """Policy of an append-only directory when two nodes have taken different images for one path (threats 6.5)."""
 
     CONVERGE = "converge"
     FREEZE = "freeze"
 
 
 class Symlinks(Enum):
-    """Which symbolic links an image may have (threats A3)."""
+    """Policy on the symbolic links that an image may have (threats A3)."""
 
     ANY = "any"
     INSIDE = "inside"
@@ -74,7 +74,7 @@ class Symlinks(Enum):
 
 
 class Reuse(Enum):
-    """How what stands in other images of a base dir becomes part of a new one (threats A50)."""
+    """Way in which files of other images of a base dir become part of a new one (threats A50)."""
 
     HARDLINK = "hardlink"
     REFLINK = "reflink"
@@ -99,7 +99,7 @@ class Modes:
 
 
 STANDARD_MODES = Modes()
-"""What images have unless a config says otherwise (protocol section 1.2)."""
+"""Modes of images unless a config says otherwise (protocol section 1.2)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Faults, as exceptions; a refusal is a value (``model.order.RejectReason``), not an exception.
+"""Faults, as exceptions; a refusal is a value (``model.upload.RejectReason``), not an exception.
 
 ::
 
@@ -51,7 +51,7 @@ class RemoteError(CiruelaError):
 
 
 SLOW_DOWN = "too many requests, slow down"
-"""How the text of an ``Error`` begins that means :class:`Busy`. Other programs take it for any error, and ask again later as well."""
+"""Prefix of the text of an ``Error`` that means :class:`Busy`. Other programs take it for any error, and ask again later as well."""
 
 
 class Busy(RemoteError):

@@ -1,4 +1,4 @@
-"""What an operator has run when an image comes to a directory of his: commands, and calls of a web address."""
+"""Hooks of the operator, run when an image comes to a directory of his: commands, and calls of a web address."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AFTER = (HookKind.COMMAND, HookKind.WEBHOOK)
 
 
 class HookState(Enum):
-    """How far a hook is: due or running, run well, or failed for good."""
+    """State of a hook: due or running, run well, or failed for good."""
 
     PENDING = "pending"
     OK = "ok"
@@ -66,7 +66,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class HookReport:
-    """How one hook of one image stands. ``message`` is why it failed, in few words; ``tries`` counts, ``at_ms`` is wall time."""
+    """State of one hook of one image. ``message`` is the reason of a failure, in few words; ``tries`` counts, ``at_ms`` is wall time."""
 
     image: ImageId
     kind: HookKind

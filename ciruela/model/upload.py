@@ -11,14 +11,14 @@ from ciruela.model.vpath import VPath
 
 
 class Command(Enum):
-    """How an image takes its path."""
+    """Command of an upload: to take a path where nothing is, or the place of an older image."""
 
     APPEND = "append"
     REPLACE = "replace"
 
 
 class Origin(Enum):
-    """Who brought the order: a client's request, or a peer's base dir."""
+    """Sender of an upload request: a client's request, or a peer's base dir."""
 
     CLIENT = "client"
     PEER = "peer"
@@ -88,7 +88,7 @@ class RejectReason(str, Enum):
 
 
 class AbortReason(str, Enum):
-    """Why a download ended without an image, by its word on the wire (protocol section 5.5; the last ten are ours)."""
+    """Reason why a download ended without an image, by its word on the wire (protocol section 5.5; the last ten are ours)."""
 
     CANT_FETCH_INDEX = "cant_fetch_index"
     CANT_CREATE_DIRECTORY = "cant_create_directory"
@@ -108,7 +108,7 @@ class AbortReason(str, Enum):
 
 
 class Progress(Enum):
-    """What accepting means."""
+    """Progress of an accepted upload."""
 
     NEW = "new"
     IN_PROGRESS = "in progress"

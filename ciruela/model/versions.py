@@ -1,4 +1,4 @@
-"""What is recorded about a path: which image, and the signatures that put it there (protocol sections 3.4 and 5.1)."""
+"""Record of a path: which image, and the signatures that put it there (protocol sections 3.4 and 5.1)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Tombstones:
-    """What was deleted in one base dir: tombstones by entry name.
+    """Deletions in one base dir: tombstones by entry name.
 
     Tombstones get old and are folded into the floor: nothing that was signed at or before ``floor_ms`` is taken from a peer at a path of
     which nothing is known (threats 6.5). So the memory is bounded, and what was deleted stays deleted.

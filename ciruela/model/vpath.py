@@ -108,5 +108,5 @@ class VPath:
 
 
 def leads_to(link: tuple[str, ...], image: tuple[str, ...]) -> bool:
-    """Whether a link to ``link`` leads to, into or above ``image``, both by their components below one directory."""
+    """Tells whether a link to ``link`` leads to, into or above ``image``, both by their components below one directory."""
     return all(one == other for one, other in zip(link, image, strict=False))

@@ -31,10 +31,10 @@ MAX_ANSWER_BYTES = 256 * 1024
 """Longest answer that is read, the limit of OpenSSH's own agent."""
 
 MAX_SOCKET_PATH_BYTES = 107
-"""What fits into a sockaddr_un of Linux (unix(7)); Twisted raises in the reactor for more."""
+"""Longest path that fits into a sockaddr_un of Linux (unix(7)); Twisted raises in the reactor for more."""
 
 _MALFORMED = (struct.error, IndexError, TypeError, ValueError)
-"""What Conch raises when an answer is shorter than it says or of another kind."""
+"""Exceptions of Conch when an answer is shorter than it says or of another kind."""
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class AgentKey:
 
 @dataclass(frozen=True, slots=True)
 class AgentKeys:
-    """What an agent holds: keys that can sign an upload, and a line about each that cannot."""
+    """Keys that an agent holds: those that can sign an upload, and a line about each that cannot."""
 
     keys: tuple[AgentKey, ...]
     notes: tuple[str, ...]

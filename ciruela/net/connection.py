@@ -51,7 +51,7 @@ from ciruela.runtime import RateLimitedLog, TokenBucket, in_place
 txaio.use_twisted()
 
 SUBPROTOCOLS = ("ciruela.v2", "ciruela.v1")
-"""What is spoken, best first. A reference peer neither sends nor answers one; that is version 1."""
+"""Subprotocols that are spoken, best first. A reference peer neither sends nor answers one; that is version 1."""
 
 PING_S = 1.0
 """A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
@@ -67,7 +67,7 @@ _masks = frames.Masks()
 
 
 class _Websocket(Strict):
-    """What both roles share; stands before an Autobahn protocol class in the order of bases."""
+    """Base of both roles of a websocket; stands before an Autobahn protocol class in the order of bases."""
 
     log: Any = Quiet()
     _log = Logger(namespace="ciruela.net.connection")
@@ -149,7 +149,7 @@ class _Websocket(Strict):
 
     @property
     def known(self) -> bool:
-        """Whether a configured peer is there, or somebody who has shown a valid signature."""
+        """Tells whether a configured peer is there, or somebody who has shown a valid signature."""
         return self._talk.known
 
     @property
@@ -159,7 +159,7 @@ class _Websocket(Strict):
 
     @property
     def alive(self) -> bool:
-        """Whether requests can be sent. ``gone`` fires later, when TCP is gone too."""
+        """Tells whether requests can be sent. ``gone`` fires later, when TCP is gone too."""
         return self._opened and not self._talk.over
 
     # -- the Link ------------------------------------------------------------------------------------------------------------
@@ -282,6 +282,7 @@ class _Websocket(Strict):
                     message, self.data = self.data[head.start : end], self.data[end:]
                     self._message(frames.masked(message, head.mask))
                     return len(self.data) > 0
+                # Memory is made before the bytes are here: for a long message only when it was asked for (threats A21).
                 if head.length <= (BULK_BYTES if self._talk.bulk_due else AHEAD_BYTES):
                     self._inbound = frames.Inbound(head)
                     self._inbound.take(self.data, head.start)
@@ -476,7 +477,7 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
     pings = False
 
     def trusted(self) -> bool:
-        """Whether a configured peer connects: it signs nothing, and has many requests under way."""
+        """Tells whether a configured peer connects: it signs nothing, and has many requests under way."""
         return bool(self.factory.is_peer(getattr(self.transport.getPeer(), "host", "")))
 
     def onConnect(self, request: ConnectionRequest) -> str | None:

@@ -46,7 +46,7 @@ def _in_place() -> Callable[[bytearray, bytes], None]:
 
 
 NATIVE = importlib.util.find_spec("_nvx_xormasker") is not None
-"""Whether Autobahn's native code is there; without it an upload runs at a fortieth of the speed."""
+"""Tells whether Autobahn's native code is there; without it an upload runs at a fortieth of the speed."""
 
 apply_mask = _in_place()
 """Mask, or unmask, all of a buffer with a key of four bytes."""

@@ -1,8 +1,8 @@
-"""How much one connection may send and ask, and how long we wait for it (threats 6.3, A19 to A25).
+"""Limits on what one connection may send and ask, and how long we wait for it (threats 6.3, A19 to A25).
 
-How the C library keeps the memory of large messages and blocks: for the next ones, instead of giving it back each time.
+The C library is told to keep the memory of large messages and blocks for the next ones, instead of giving it back each time.
 
-Memory that all connections of a node share: messages that are not whole yet, and answers that are not read (threats A21, A25).
+Budgets of memory that all connections of a node share: messages that are not whole yet, and answers that are not read (threats A21, A25).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 MIB = 1024 * 1024
 
 PARTIAL_BYTES = 128 * MIB
-"""What may be here of large messages that are not whole; more than the largest of them."""
+"""Most bytes of large messages that are not whole; more than the largest of them."""
 
 QUEUED_BYTES = 64 * MIB
 """With so much queued for others no further large answer is begun."""
@@ -58,7 +58,7 @@ class Partials:
 
 @dataclass(slots=True)
 class _Side:
-    """What known links, or those that are not known, take up. ``waiting``: who is told when there is room, in the order of asking."""
+    """Share of the budget of known links, or of unknown ones. ``waiting``: who is told when there is room, in the order of asking."""
 
     most_bytes: int
     queued_bytes: int
@@ -67,7 +67,7 @@ class _Side:
 
     @property
     def room(self) -> bool:
-        """Whether a large answer may be begun."""
+        """Tells whether a large answer may be begun."""
         return self.at_work < MOST_AT_WORK and self.queued_bytes < self.most_bytes
 
 
@@ -83,7 +83,7 @@ class AnswerBudget:
         return sum(side.queued_bytes for side in self._sides.values())
 
     def begin(self, known: bool, again: Callable[[], None]) -> bool:
-        """Whether a large answer may be begun now for a link that is ``known`` or not; else ``again`` is called once there may be room."""
+        """Tells whether a large answer to a ``known`` link, or another, may begin, and counts it; else ``again`` is called when it may."""
         side = self._sides[known]
         if side.room:
             side.waiting.pop(again, None)
@@ -118,7 +118,7 @@ class AnswerBudget:
 
 
 class Budgets:
-    """What accepted and made connections of one node share."""
+    """Budgets that the accepted and made connections of one node share."""
 
     def __init__(self, partials: Partials | None = None, answers: AnswerBudget | None = None) -> None:
         self.partials = partials or Partials()
@@ -129,7 +129,7 @@ KEPT_BYTES = 32 * 1024 * 1024
 """So much that is free at the end of the heap is not given back: more than is on its way at one time."""
 
 LARGE_BLOCK_BYTES = 8 * 1024 * 1024
-"""What is at least so large has memory of its own, which is given back at once: an index of an image with very many files."""
+"""Least size of a block with memory of its own, which is given back at once: an index of an image with very many files."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)."""
@@ -160,7 +160,7 @@ AHEAD_BYTES = STRANGER_BYTES
 """Room is made for a message of so many bytes before they are here, whoever sends it; for a longer one only when it was asked for."""
 
 STRANGER_QUEUE_BYTES = 256 * 1024
-"""What may be queued for such a one before no further request of it is begun."""
+"""Bytes queued for such a one from which on no further request of it is begun."""
 
 ENVELOPE_BYTES = 64 * 1024
 """Room for what stands around an index in its message."""
@@ -212,7 +212,7 @@ def limits_for(max_index_bytes: int) -> Limits:
 
 
 IsPeer = Callable[[str], bool]
-"""Whether a numeric address is one of a configured peer."""
+"""Function that tells whether a numeric address is one of a configured peer."""
 
 
 def nobody(host: str) -> bool:  # noqa: ARG001  an IsPeer
@@ -221,7 +221,7 @@ def nobody(host: str) -> bool:  # noqa: ARG001  an IsPeer
 
 
 class IdleTimeout:
-    """When to give up one connection. Time is counted in pulses, so that a stall of this process is nobody's fault."""
+    """Idle timeout of one connection. Time is counted in pulses, so that a stall of this process is nobody's fault."""
 
     def __init__(self, limits: Limits, pulse_s: float) -> None:
         self._limits = limits

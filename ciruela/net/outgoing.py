@@ -27,7 +27,7 @@ from ciruela.runtime import Backoff, in_place
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
-"""What clients and nodes send as Host (protocol section 2.1)."""
+"""Host header that clients and nodes send (protocol section 2.1)."""
 
 CONNECT_S = 3.0
 IDLE_S = 10.0
@@ -58,6 +58,7 @@ def connect(
     """
     endpoint_class = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
     bound = (from_host, 0) if from_host and can_leave_from(from_host, address.host) else None
+    # The endpoint's own timeout comes later than ours, which is for the handshake as well: there is one message for both.
     endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1, bindAddress=bound)
     factory = client_links(counterpart, reactor, host_header, limits, budgets, in_thread)
     connected = cast("Deferred[ClientLink]", endpoint.connect(factory))
@@ -67,7 +68,7 @@ def connect(
 
 
 def can_leave_from(from_host: str, host: str) -> bool:
-    """Whether a connection to ``host`` may leave from ``from_host``: no wildcard, of one family, both loopback addresses or neither."""
+    """Tells whether a connection to ``host`` may leave from ``from_host``: no wildcard, one family, both loopback addresses or neither."""
     here, there = ipaddress.ip_address(from_host.partition("%")[0]), ipaddress.ip_address(host.partition("%")[0])
     return not here.is_unspecified and here.version == there.version and here.is_loopback == there.is_loopback
 
@@ -92,7 +93,7 @@ def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLin
 
 
 class _Refusing:
-    """The counterpart of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
+    """Request handler of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
 
     def __init__(self, line: _AddressState) -> None:
         self._line = line

@@ -20,10 +20,10 @@ from ciruela.net.resolve import split_name
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
-"""How often it is looked for names that are due."""
+"""Interval of looks for names that are due."""
 
 AGAIN_S = 60.0
-"""How often a name is resolved again; up to a quarter more or less, so that nodes do not all ask at once (threats A60)."""
+"""Interval at which a name is resolved again; up to a quarter more or less, so that nodes do not all ask at once (threats A60)."""
 
 AFTER_FAILURE_S = 10.0
 
@@ -33,14 +33,14 @@ Remembered = Mapping[str, Mapping[str, Sequence[str]]]
 """``sources``: what each place said, by its text; ``addresses``: those of each name; ``known``: who was met there (``MetPeers``)."""
 
 KEEP_S = 300.0
-"""How often it is written down when each peer was heard last; what else changes is written at once."""
+"""Interval of writing down when each peer was heard last; other changes are written at once."""
 
 
 class PeerListCache(Protocol):
-    """Where the last good lists are kept."""
+    """Store of the last good lists."""
 
     def read(self) -> Deferred[Remembered]:
-        """What was written last; nothing when there is nothing, or it cannot be read."""
+        """Reads what was written last; empty when there is nothing, or it cannot be read."""
 
     def write(self, remembered: Remembered) -> Deferred[None]:
         """Keep this for the next start. A failure is logged there."""
@@ -105,7 +105,7 @@ class PeerList:
 
     @property
     def unresolved(self) -> int:
-        """How many nodes there may be besides those with a known address: cleanup takes them for silent ones.
+        """Counts the nodes that there may be besides those with a known address: cleanup takes them for silent ones.
 
         One for each name without an address, and one for each place that may know more than it says now. A place that never said anything
         may know as many nodes as all others together, and one more.

@@ -19,7 +19,7 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
 
 
 class Resolve(Protocol):
-    """What :func:`resolver` gives."""
+    """Function that looks up the addresses of a name, as :func:`resolver` gives it."""
 
     def __call__(self, name: str, default_port: int) -> Deferred[list[Address]]:
         """All addresses of ``name``, in the resolver's order. Fails with FormatError for a bad name, LinkLost when nobody knows it."""
@@ -65,7 +65,7 @@ def split_name(text: str, default_port: int) -> tuple[str, int]:
 
 
 def join_name(host: str, port: int) -> str:
-    """What :func:`split_name` takes apart; no port is written when it is 0."""
+    """Joins what :func:`split_name` takes apart; no port is written when it is 0."""
     if not port:
         return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

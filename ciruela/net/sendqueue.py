@@ -1,5 +1,5 @@
 # ruff: noqa: N802  half of the names here are Twisted's
-"""What is ready to be sent on one connection and the transport has no room for, in chunks that can be counted (threats A25)."""
+"""Send queue of one connection: bytes for which the transport has no room yet, in chunks that can be counted (threats A25)."""
 
 from __future__ import annotations
 

@@ -64,12 +64,12 @@ class RequestHead:
 
     @property
     def upgrade(self) -> bool:
-        """Whether it asks for something else than HTTP."""
+        """Tells whether it asks for something else than HTTP."""
         return "upgrade" in self.fields
 
     @property
     def body(self) -> bool:
-        """Whether a body may follow, in whatever way its length is told."""
+        """Tells whether a body may follow, in whatever way its length is told."""
         return "transfer-encoding" in self.fields or self.fields.get("content-length", ["0"]) != ["0"]
 
 
@@ -105,7 +105,7 @@ def parse(data: bytes) -> RequestHead | HttpRefusal:
 
 
 def names_this_host(host: str | None, names: Collection[str]) -> bool:
-    """Whether a page may be given to who asked ``host`` for it: a numeric address, localhost or one of ``names``.
+    """Tells whether a page may be given to somebody who asked ``host`` for it: a numeric address, localhost or one of ``names``.
 
     A web page of a stranger whose name was made to lead here (DNS rebinding) asks for another one. Without a name nobody was misled.
     """
@@ -141,7 +141,7 @@ def handshake_fault(head: RequestHead) -> HttpRefusal | None:
 
 
 def origin_allowed(origin: str | None, host: str) -> bool:
-    """Whether a handshake with these headers may come in.
+    """Tells whether a handshake with these headers may come in.
 
     The reference sends ``http://HOST/`` (protocol section 2.1). No browser ends an Origin with a slash, so none passes, whichever page
     or name it came from.
@@ -177,7 +177,7 @@ LOOKED = "{source} looked at {page}: {code} (said once)"
 
 @dataclass(frozen=True, slots=True)
 class PortLimits:
-    """How many connections there may be, and how long their first words may take, in seconds.
+    """Limits of the port: how many connections there may be, and how many seconds their first words may take.
 
     ``per_address`` counts an IPv4 address or the /64 of an IPv6 address as one; from this host itself, and from the /48 of an IPv6 address,
     half of all may come. ``for_peers`` of the connections are kept for configured peers; never more than a quarter of all.
@@ -212,7 +212,7 @@ def site(
     page_hosts: PageHosts = _no_names,
     budgets: Budgets | None = None,
 ) -> Port:
-    """What to listen with. ``pages`` gets every GET and HEAD that is not a websocket handshake at exactly ``/``.
+    """Makes the protocol factory to listen with. ``pages`` gets every GET and HEAD that is not a websocket handshake at exactly ``/``.
 
     Limits count websockets and pages together. When all places are taken the oldest connection ends of which nobody knows whose it is; when
     there is none, the newest is refused with 503. ``is_peer`` tells whether a configured peer has a numeric address, ``page_hosts`` the
@@ -321,6 +321,7 @@ class Port(Site):
         """End the oldest connection of which nobody knows whose it is. Whether there was one."""
         for door in list(self._unknown):
             del self._unknown[door]
+            # One that has become known since stays, and is not looked at again.
             if not door.known:
                 self.evicted += 1
                 told = "{source} had to make room for others: nobody knows it, and all places are taken"
@@ -340,13 +341,13 @@ class Port(Site):
                 del self.by_address[block]
 
     def origin(self, host: str | None) -> ConnectionOrigin:
-        """Who ``host`` is to this port."""
+        """Gives the origin of ``host``, as this port sees it."""
         return origin(host, self._is_peer)
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOrigin:
-    """Where a connection comes from: what is counted together, and whether it is this host itself or a configured peer.
+    """Origin of a connection: the block that is counted as one, and whether it is this host itself or a configured peer.
 
     ``site`` is the /48 of an IPv6 address, of which somebody may have 65,536 blocks.
     """
@@ -398,7 +399,7 @@ class _ProtocolSniffer(Protocol):
 
     @property
     def known(self) -> bool:
-        """Whether it has become clear whose connection this is."""
+        """Tells whether it has become clear whose connection this is."""
         return bool(getattr(self._next, "known", False))
 
     def leave(self) -> None:

@@ -1,4 +1,4 @@
-"""A dialogue with its two ends joined up: requests of ours are Deferreds, requests of theirs go to a counterpart.
+"""Session on one connection: requests of ours are Deferreds, requests of theirs go to a request handler.
 
 Carries no bytes itself, so that a websocket and a memory network behave alike.
 """
@@ -44,7 +44,7 @@ from ciruela.proto.multiplexer import (
 from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64
-"""Requests of the other side that the counterpart has at a time; more wait here, and reading stops until they are taken."""
+"""Requests of the other side that the request handler has at a time; more wait here, and reading stops until they are taken."""
 
 _SIGNED = (AppendDir, ReplaceDir, RemoveDir)
 """Wishes that are accepted with a valid signature only."""
@@ -82,7 +82,7 @@ class MessageLink(Connection, Protocol):
 
 
 class Session:
-    """What is said on one link.
+    """Session on one connection: decodes, limits and answers what the other side sends.
 
     ``hush`` is for what is said about the messages of the other side. ``answers``: the budget for large answers that links share.
 
@@ -123,17 +123,17 @@ class Session:
 
     @property
     def large_due(self) -> bool:
-        """Whether an answer as large as an index is due."""
+        """Tells whether an answer as large as an index is due."""
         return self._dialogue.large_due
 
     @property
     def bulk_due(self) -> bool:
-        """Whether an answer with many blocks is due."""
+        """Tells whether an answer with many blocks is due."""
         return self._dialogue.bulk_due
 
     @property
     def over(self) -> bool:
-        """Whether the link is gone."""
+        """Tells whether the link is gone."""
         return self._over is not None
 
     def ask(self, request: Request) -> Deferred[Response]:
@@ -223,6 +223,7 @@ class Session:
         self._work()
 
     def _work(self) -> None:
+        # An answer that is ready at once comes back here while it is begun: one loop takes all, or each would deepen the stack.
         if self._taking:
             return
         self._taking = True
@@ -238,7 +239,7 @@ class Session:
         return self._most_at_work if self.trusted else min(STRANGER_AT_WORK, self._most_at_work)
 
     def _has_room(self, request: Request) -> bool:
-        """Whether what answers ``request`` may be made now: one index or list at a time here, and of all links not too much."""
+        """Tells whether the answer to ``request`` may be made now: one index or list at a time here, and of all links not too much."""
         if not isinstance(request, LARGE if self.trusted else _HEAVY):
             return True
         large = isinstance(request, LARGE)
@@ -255,6 +256,7 @@ class Session:
 
     def _begin(self, asked: RequestReceived) -> None:
         self._at_work += 1
+        # Remembered, because the answer may change it: the budget gets back what was taken for this side.
         trusted = self.trusted
         try:
             answer = self._counterpart.requested(self._link, asked.request)
@@ -295,7 +297,7 @@ class Session:
             self._work()
 
     def end(self, reason: str) -> None:
-        """The link is gone: everything that waits fails with ``reason``, and the counterpart is told."""
+        """The link is gone: everything that waits fails with ``reason``, and the request handler is told."""
         if self._over is not None:
             return
         self._over = reason

@@ -1,5 +1,5 @@
 # ruff: noqa: N802, N815  half of the names here are Autobahn's
-"""What RFC 6455 and threats A21 and A22 ask of who receives, beyond what Autobahn does by itself.
+"""Strict receiving side of RFC 6455 and threats A21 and A22, beyond what Autobahn does by itself.
 
 Autobahn finds what is wrong, and either cuts TCP without a word or goes on reading. Here the other side is told with a close frame, and
 nothing that it sends after that is looked at (RFC 6455 7.1.7).

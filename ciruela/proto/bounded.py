@@ -76,6 +76,7 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
                 continue
             is_key = False
         else:
+            # A map of n pairs is 2n items due: after counting this one down, an odd rest means that its value is still to come.
             is_key = due & 1 == 1
         size = head & 31
         major = head >> 5
@@ -102,6 +103,7 @@ def _scan(data: bytes | memoryview, max_items: int, max_depth: int, cuts: list[t
         elif is_key:
             raise FormatError(f"CBOR map key that is neither text nor bytes, at offset {start}")
         elif _ARRAY <= major <= _MAP:
+            # Each item takes at least one byte, so a count beyond the rest is a lie, found before anything is made for it.
             count = size if major == _ARRAY else 2 * size
             if count > end - at:
                 raise FormatError(f"CBOR container longer than what is left, at offset {start}")

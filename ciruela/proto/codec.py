@@ -99,7 +99,7 @@ def only_data(data: bytes | bytearray, at: int) -> bytes | None:
 
 
 def bytes_head(length: int) -> bytes:
-    """What stands before a byte string of ``length`` bytes."""
+    """Encodes the head that stands before a byte string of ``length`` bytes."""
     return _head(_BYTES, length)
 
 
@@ -430,7 +430,7 @@ def decode(data: bytes | bytearray) -> Incoming:
 
 
 def is_list(data: bytes | bytearray) -> bool:
-    """Whether ``data`` is an answer with the list of a base dir: of all that comes, the one that takes long to decode for its length."""
+    """Tells whether ``data`` is an answer with the list of a base dir, the one message that takes long to decode for its length."""
     return data[:13] == _LIST
 
 

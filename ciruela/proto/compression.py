@@ -1,6 +1,6 @@
 """The blocks of one piece, compressed together with zstd where that pays.
 
-What comes is unpacked only up to the size that the index says, so that a small frame cannot fill the memory (threats A21).
+Answers are unpacked only up to the size that the index says, so that a small frame cannot fill the memory (threats A21).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAST_BYTES = 256
 
 
 class _Contexts(local):
-    """What zstd needs to work with, which takes longer to make than a small piece to pack. No two threads may share it."""
+    """zstd contexts of one thread; making them takes longer than packing a small piece. No two threads may share them."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=False)
@@ -77,7 +77,7 @@ def unpack_index(packed: bytes, most: int) -> bytes:
 
 
 def _says(packed: Block) -> int:
-    """How much a frame says it holds; -1 when it does not say so."""
+    """Reads the size that a frame says it holds, in bytes; -1 when it does not say so. Raises FormatError."""
     try:
         return zstandard.frame_content_size(packed)
     except zstandard.ZstdError as error:

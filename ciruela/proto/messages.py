@@ -58,7 +58,7 @@ class GetIndexAt:
 
 @dataclass(frozen=True, slots=True)
 class BlockHint:
-    """Where a block is: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
+    """Location of a block: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
 
     vpath: str
     path: str
@@ -97,7 +97,7 @@ class GetBlocks:
 class GetShare:
     """Node to client: some of the pieces of ``missing`` that the client has not promised to another node. Only ``ciruela.v2``.
 
-    Masks of pieces are sent as bytes (``model.mask.Pieces.to_bytes``).
+    Masks of pieces are sent as bytes (``model.bitfield.Pieces.to_bytes``).
     """
 
     image: ImageId
@@ -167,7 +167,7 @@ class PushPull:
     """Node to node: facts of gossip over a connection, in both directions (after memberlist's push/pull). Only ``ciruela.v2``.
 
     ``port`` is where the sender listens. ``heard_ms``: milliseconds since it heard a datagram of the receiver, None if it never did.
-    ``facts`` are bodies of datagrams (``gossip.packets.body``), at most :data:`MOST_PUSHED`.
+    ``facts`` are bodies of datagrams (``membership.packets.body``), at most :data:`MOST_PUSHED`.
     """
 
     port: int
@@ -186,7 +186,7 @@ MOST_REFUSED = 64
 """Length of the digest of a refused order, and how many of them one answer to GetPathState has."""
 
 NOT_KNOWN = "is not known here"
-"""How the refusal of a request ends that the other side lacks."""
+"""Suffix of the refusal of a request for something that is not here."""
 
 
 def unknown_request(reason: str) -> bool:
@@ -219,7 +219,7 @@ Request = (
 )
 
 NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload, GetPathState, WithdrawUpload, PushPull)
-"""What only ``ciruela.v2`` has."""
+"""Requests that only ``ciruela.v2`` has."""
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class BlockPart:
 
 @dataclass(frozen=True, slots=True)
 class BlocksData:
-    """Answer to GetBlocks: for each piece (``model.mask``) those of its blocks that are here, and the numbers of those that are not.
+    """Answer to GetBlocks: for each piece (``model.bitfield``) those of its blocks that are here, and the numbers of those that are not.
 
     A piece of which nothing is here has no part.
     """
@@ -353,7 +353,7 @@ class PathStateData:
     ``epoch_ms``: wall time when the node started; one machine id with two epochs is two servers. ``taken``: the node has the directory,
     with paths of this depth. ``committed`` is what really stands there, ``pending`` what is on its way. ``refused``: the image that was
     refused or given up there last, and the word for it. ``refused_orders``: digests of orders of clients that were refused for what is
-    there (``uploads.refused``): their signatures count in no other form.
+    there (``uploads.rejections``): their signatures count in no other form.
     """
 
     machine: MachineId

@@ -1,4 +1,4 @@
-"""What is asked and answered on one connection: ids, what is pending, and when the other side breaks the rules. No I/O.
+"""Request multiplexer of one connection: ids, pending requests, and violations by the other side. No I/O.
 
 Follows protocol section 3.2 and threats A24. ``T`` is whatever the owner wants back with an answer, usually a Deferred.
 """
@@ -124,12 +124,12 @@ class RequestMultiplexer(Generic[T]):
 
     @property
     def large_due(self) -> bool:
-        """Whether an answer is due that may be as large as an index. A forgotten request counts until its answer came."""
+        """Tells whether an answer is due that may be as large as an index. A forgotten request counts until its answer came."""
         return self._large > 0
 
     @property
     def bulk_due(self) -> bool:
-        """Whether an answer with many blocks, servers or facts is due. A forgotten request counts as above."""
+        """Tells whether an answer with many blocks, servers or facts is due. A forgotten request counts as above."""
         return self._bulk > 0
 
     @property
@@ -195,13 +195,13 @@ class RequestMultiplexer(Generic[T]):
         return waiting
 
     def take(self, data: bytes | bytearray) -> RequestReceived | Answered[T] | Failed[T] | NotificationReceived | Nothing | Violation[T]:
-        """What a message of the other side means. Never raises."""
+        """Tells what a message of the other side means, and notes it. Never raises."""
         return self.deal(read(data))
 
     def deal(
         self, message: codec.Incoming | FormatError
     ) -> RequestReceived | Answered[T] | Failed[T] | NotificationReceived | Nothing | Violation[T]:
-        """What a message means that was read elsewhere."""
+        """As :meth:`take`, for a message that was read elsewhere."""
         match message:
             case codec.BadMessage():
                 return self._bad(message)

@@ -1,6 +1,6 @@
-"""What stands in a message, read: one reader for each name on the wire (protocol sections 3.3 and 3.5). All raise FormatError.
+"""Readers of messages: one for each name on the wire (protocol sections 3.3 and 3.5). All raise FormatError.
 
-Reading one field of a message: every function raises FormatError unless the value has exactly the form it should have.
+The functions that read one field raise it unless the value has exactly the form it should have.
 
 The limits are those of threats 6.3; protocol section 3.4 has the types.
 """

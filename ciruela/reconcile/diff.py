@@ -1,4 +1,4 @@
-"""Which entries of a peer's base dir this node wants. Pure."""
+"""Comparison of two lists of a base dir: the entries of a peer's that this node wants. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def removal_in(burials: Tombstones, entry: str) -> Version | None:
 
 
 def _newer(state: State, mine: State, removed: Version | None, append_only: bool) -> bool:
-    """Whether ``state`` is to be judged although this node has ``mine``."""
+    """Tells whether ``state`` is to be judged although this node has ``mine``."""
     if not append_only:
         return state.version > mine.version
     if removed is not None and state.version <= removed:
@@ -66,7 +66,7 @@ def better(one: UploadRequest, other: UploadRequest, removed: Version | None, ap
 def removals_in(
     base: VPath, ours: Mapping[str, State], theirs: Mapping[str, RemovedEntry], burials: Tombstones, append_only: bool = False
 ) -> list[Removal]:
-    """What was removed there by signed wishes and concerns what is here, or is not known here. The oldest first.
+    """Gives the peer's signed removals that concern what is here, or that are not known here. The oldest first.
 
     In an ``append_only`` directory one that something newer outlived is to be known as well.
     """

@@ -50,14 +50,14 @@ _MAY_PASS = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_I
 
 
 class Orders(Protocol):
-    """Where orders go: the uploads."""
+    """Sink of upload requests: the uploads."""
 
     def order(self, order: UploadRequest, hints: tuple[Address, ...]) -> Deferred[Decision]:
         """Judge it, record it, start its download."""
 
 
 class RemovalSink(Protocol):
-    """Where removals go."""
+    """Sink of removals: the uploads."""
 
     def remove(self, removal: Removal) -> Deferred[RemovalGranted | Rejection]:
         """Verify its signatures, judge it, carry it out."""
@@ -103,6 +103,7 @@ class Reconciler:
             self._pump()
         if hash_ == self.ledger.base_hash(base) or self._is_known(base, hash_):
             return
+        # The list that is on its way may be older than this news: the last news is compared after it.
         if base in self._asking:
             self._again[base] = (hash_, address)
             return
@@ -152,7 +153,7 @@ class Reconciler:
         return until_s is not None and self.context.clock.seconds() < until_s
 
     def _given_up(self, order: UploadRequest, unfinished: Collection[str]) -> bool:
-        """Whether this upload failed here lately, or long ago and the peer has not got it either."""
+        """Tells whether this upload failed here lately, or long ago and the peer has not got it either."""
         within_s = GIVEN_UP_MEMORY_S if order.vpath.entry in unfinished else None
         return self.ledger.recently_aborted(order.vpath, _version(order), within_s)
 
@@ -175,6 +176,7 @@ class Reconciler:
         burials, append_only = self.ledger.burials(base), config.append_only
         found = wanted(base, ours, response.dirs, burials, append_only)
         queue = deque((order, address) for order in found if not self._given_up(order, unfinished))
+        # An upload that failed here lately is left out for now, so that this list must be looked at again soon.
         known_s = KNOWN_S if len(queue) == len(found) else REFUSED_S
         there = {entry: Version(one.timestamp_ms, one.image) for entry, one in response.removed.items()}
         if announced:  # an earlier version hashes otherwise, or its list has changed since: the same news is not asked about each second
@@ -242,7 +244,7 @@ class Reconciler:
         self._known.update({known: min(self._known[known], until_s) for known in self._known if known[0] == base})
 
     def _forget(self, base: VPath) -> None:
-        """What was learned about ``base`` did not lead to an image: ask again when it is next heard of."""
+        """Forgets what was learned about ``base``, for it led to no image: it is compared again when it is next heard of."""
         for known in [known for known in self._known if known[0] == base]:
             del self._known[known]
 
@@ -263,7 +265,7 @@ class Reconciler:
                 self._backlog.pop(base, None)
 
     def _room(self, base: VPath) -> bool:
-        """Whether one more may begin. Uploads that nobody can give any more must not keep others waiting for the hour that they last."""
+        """Tells whether one more may begin. Uploads that nobody can give any more must not make others wait for the hour that they last."""
         idle = [vpath for vpath in self._running if self.idle(vpath)]
         busy = {*self._running, *self._judging}.difference(idle)
         most = len(busy) < MOST_DOWNLOADS and len(idle) < MOST_IDLE
@@ -316,7 +318,7 @@ Waiting = tuple[UploadRequest, Address]
 
 
 def _merged(fresh: Iterable[Waiting], before: Iterable[Waiting], burials: Tombstones, append_only: bool) -> deque[Waiting]:
-    """What two peers have, the newest first; at each path the one of the two that wins."""
+    """Merges the wanted states of two peers, the newest first; at each path the one that wins."""
     best: dict[VPath, Waiting] = {}
     for order, address in (*fresh, *before):
         other = best.get(order.vpath)

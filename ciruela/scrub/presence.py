@@ -1,4 +1,4 @@
-"""Whether what is recorded is there: the names of all committed images are looked at once a minute (finding K3.5).
+"""Presence of the recorded images: the names of all committed ones are looked at once a minute (finding K3.5).
 
 An image that somebody removed by hand stops counting as committed and is fetched again, as a start does it. Where a directory cannot be
 opened, or is another one than before, nobody can tell, and nothing is concluded.
@@ -41,7 +41,7 @@ TIDY_TICKS = 60 * ROUND_TICKS
 
 
 class PresenceDownloads(Protocol):
-    """What this duty asks of the downloads."""
+    """Port to the downloads, for the presence check."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
         """Begin to fetch what is pending."""
@@ -149,7 +149,7 @@ class Presence:
     # -- one image -----------------------------------------------------------------------------------------------------------------
 
     def there(self, vpath: VPath) -> Deferred[bool]:
-        """Whether an image is committed at ``vpath`` and its directory stands there, by a look at the disk now.
+        """Tells whether an image is committed at ``vpath`` and its directory stands there, by a look at the disk now.
 
         One that is missing is fetched again from now on. Fails with DiskError when nobody can tell.
         """

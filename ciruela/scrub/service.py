@@ -1,6 +1,6 @@
 """The scrub service: one image at a time, slowly; what is suspect comes first, and what is damaged is fetched again.
 
-How much may be read now. Pure.
+A token bucket bounds how much may be read now.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,31 +20,11 @@ from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
-from ciruela.runtime import Backoff, PeriodicTask
+from ciruela.runtime import Backoff, PeriodicTask, TokenBucket
 from ciruela.tracking.ledger import Ledger
 
 BURST_S = 4.0
-"""What was not read for a while may be made up for, so many seconds' worth at most."""
-
-
-class ReadRate:
-    """Lets ``rate`` bytes pass in a second, on average; with a rate of 0 none at all."""
-
-    def __init__(self, rate: int, now_s: float) -> None:
-        self._rate = rate
-        self._allowance = 0.0
-        self._at_s = now_s
-
-    def allowance(self, now_s: float) -> int:
-        """Bytes that may be read at ``now_s``."""
-        self._allowance = min(self._allowance + (now_s - self._at_s) * self._rate, BURST_S * self._rate)
-        self._at_s = now_s
-        return max(0, int(self._allowance))
-
-    def spent(self, count: int) -> None:
-        """``count`` bytes were read, perhaps more than were allowed: then the next ones have to wait."""
-        self._allowance -= count
-
+"""Most seconds' worth of reading that may be made up for after a pause."""
 
 TICK_S = 1.0
 
@@ -51,7 +32,7 @@ FIRST_S = 600.0
 """The first cycle begins so long after the start: a node that comes up has better things to do."""
 
 SUSPECT_BYTES = 64 * 1024 * 1024
-"""What is suspect is read in slices of so much, one a tick, whatever the rate."""
+"""Bytes of a suspect image that one tick reads, whatever the rate."""
 
 MOST_SUSPECTS = 1000
 
@@ -68,12 +49,17 @@ LONGEST_AGAIN_S = 3600.0
 
 CLEARED_S = 600.0
 LONGEST_CLEARED_S = 6 * 3600.0
-"""What was suspect and turned out to be whole is not suspect again for so long, and longer each time: a read that fails for want of
+"""Time for which an image that was suspect and turned out whole is not suspect again; it grows each time: a read that fails for want of
 descriptors must not keep the disk busy and the log full."""
 
 
+def reading(bytes_s: int, clock: IReactorTime) -> TokenBucket:
+    """The bytes that may be read: ``bytes_s`` a second on average, with 0 none at all."""
+    return TokenBucket(clock, bytes_s, BURST_S * bytes_s, empty=True)
+
+
 class Mender(Protocol):
-    """What scrub asks of the downloads."""
+    """Port to the downloads, for scrub."""
 
     def heal(self, vpath: VPath) -> Deferred[None] | None:
         """Put the committed image at ``vpath`` together again; None when that cannot begin now."""
@@ -82,7 +68,7 @@ class Mender(Protocol):
         """Get the index of a committed image again, and store it."""
 
     def stalled(self, vpath: VPath) -> bool:
-        """Whether nobody has given anything for ``vpath`` for a while."""
+        """Tells whether nobody has given anything for ``vpath`` for a while."""
 
     def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End what is under way for ``vpath``."""
@@ -140,7 +126,7 @@ class Scrub:
     def __post_init__(self) -> None:
         clock, tuning = self.context.clock, self.context.tuning
         self._tuning = tuning
-        self._pace = ReadRate(tuning.scrub_bytes_per_second, clock.seconds())
+        self._pace = reading(tuning.scrub_bytes_per_second, clock)
         self._beat = PeriodicTask(clock, self.context.rng, TICK_S, self._tick, "the scrub")
         self._cycle_s = clock.seconds() + FIRST_S
         self._retries: Backoff[VPath] = Backoff(clock, AGAIN_S, LONGEST_AGAIN_S)
@@ -154,7 +140,7 @@ class Scrub:
     def tune(self, tuning: Tuning) -> None:
         """Read at this pace from now on; a longer or shorter cycle counts from the next one on."""
         if tuning.scrub_bytes_per_second != self._tuning.scrub_bytes_per_second:
-            self._pace = ReadRate(tuning.scrub_bytes_per_second, self.context.clock.seconds())
+            self._pace = reading(tuning.scrub_bytes_per_second, self.context.clock)
         self._tuning = tuning
 
     def stop(self) -> None:
@@ -198,7 +184,7 @@ class Scrub:
             self._next()
         if self._at is None:
             return
-        budget = SUSPECT_BYTES if self._suspect else self._pace.allowance(self.context.clock.seconds())
+        budget = SUSPECT_BYTES if self._suspect else int(self._pace.left)
         if budget <= 0:
             return
         work = self._look(self._at, budget).addErrback(self._unknown, self._at)
@@ -210,7 +196,7 @@ class Scrub:
         self._work = None
 
     def _next(self) -> None:
-        """Which image is next: a suspect one, else one of the cycle that is due."""
+        """Chooses the next image: a suspect one, else one of the cycle that is due."""
         if self._cycling and not self._order:
             self._cycling = False
             self.last_full_ms = self.context.now_ms()
@@ -263,8 +249,9 @@ class Scrub:
 
         def looked(findings: Findings | None) -> None:
             self.bytes += examination.cost - before
+            # What is suspect is read at once, so it does not use up what the cycle may read.
             if not self._suspect:
-                self._pace.spent(examination.cost - before)
+                self._pace.spend(examination.cost - before)
             if findings is not None:
                 suspect = self._suspect
                 self._let_go()
@@ -294,6 +281,7 @@ class Scrub:
             return
         self.looked += 1
         if not findings.count:
+            # A false alarm: the next one about this image has to wait, longer each time.
             if suspect:
                 self._cleared.failed(vpath)
             ill = self.ill.get(vpath)
@@ -340,7 +328,7 @@ class Scrub:
                 self._begin_mending(vpath, ill)
 
     def _begin_mending(self, vpath: VPath, ill: Ill) -> None:
-        """Where an upload is on its way nothing begins: it may take the place of what is damaged."""
+        """Begins to repair an image, unless an upload is on its way there: it may take the place of what is damaged."""
         mending: Deferred[object] | None
         mending = self.mender.mend_index(vpath, ill.image) if ill.index else self.mender.heal(vpath)  # type: ignore[assignment]
         if mending is None:

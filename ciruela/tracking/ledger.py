@@ -123,11 +123,11 @@ class Ledger:
         return gone
 
     def committed(self, vpath: VPath) -> State | None:
-        """What is visible at ``vpath``."""
+        """Gives the state that is visible at ``vpath``."""
         return self._committed.get(vpath)
 
     def pending(self, vpath: VPath) -> Pending | None:
-        """What is on its way to ``vpath``."""
+        """Gives the upload that is on its way to ``vpath``."""
         return self._pending.get(vpath)
 
     def latest(self, vpath: VPath) -> State | None:
@@ -167,7 +167,7 @@ class Ledger:
         self._touch(vpath)
 
     def abort(self, vpath: VPath, timestamp_ms: int) -> None:
-        """What was pending at ``vpath`` is given up."""
+        """Gives up what was pending at ``vpath``."""
         pending = self._pending.pop(vpath, None)
         if pending is None:
             return
@@ -177,6 +177,7 @@ class Ledger:
         if now_s - failed_s >= pause_s:  # else a client would not wait
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         self._failures[key] = now_s, pause_s
+        # Popped and put back, so that the oldest is first and the first to be forgotten.
         self._aborts.pop(key, None)
         self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)
         for table in (self._aborts, self._failures):
@@ -185,7 +186,7 @@ class Ledger:
         self._touch(vpath)
 
     def vanish(self, vpath: VPath, pending: Pending | None) -> None:
-        """What was committed at ``vpath`` is not there any more. ``pending`` is to bring it back; None where its record is gone as well."""
+        """Forgets what was committed at ``vpath`` and vanished. ``pending`` is to bring it back; None where its record is gone as well."""
         self._committed.pop(vpath, None)
         if pending is not None:
             self._pending[vpath] = pending
@@ -204,7 +205,7 @@ class Ledger:
             self._burials[base] = burials
 
     def removed(self, base: VPath) -> dict[str, Tombstone]:
-        """What was removed in ``base`` by signed wishes, and is not replaced by something newer.
+        """Gives the signed removals in ``base`` that nothing newer replaced, by entry name.
 
         In an append-only directory it is told as well where something newer is: a node that missed the removal would claim the path.
         """
@@ -228,11 +229,11 @@ class Ledger:
         return tombstone.version if tombstone is not None and tombstone.signatures and not self.knows(vpath) else None
 
     def burials(self, base: VPath) -> Tombstones:
-        """What was deleted in ``base``."""
+        """Gives the tombstones of ``base``."""
         return self._burials.get(base, NO_BURIALS)
 
     def fold(self, base: VPath, burials: Tombstones) -> None:
-        """What is remembered of ``base`` changed, and nothing that is there: a removal that it outlived, or tombstones became a floor."""
+        """Replaces the tombstones of ``base`` while nothing there changes: it outlived a removal, or tombstones became a floor."""
         self._remember(base, burials)
         self._revisions[base] += 1
         self._stale.add(base)
@@ -242,7 +243,7 @@ class Ledger:
         return list(self._burials)
 
     def recently_aborted(self, vpath: VPath, version: Version, within_s: float | None = None) -> bool:
-        """Whether this upload was given up here less than ``within_s`` ago: at most GIVEN_UP_MEMORY_S, by default the pause that it makes.
+        """Tells whether this upload was given up less than ``within_s`` ago: at most GIVEN_UP_MEMORY_S, by default the pause that it makes.
 
         One that was signed again since is another upload: somebody wants it to be tried again.
         """
@@ -265,7 +266,7 @@ class Ledger:
         ]
 
     def entries(self, base: VPath) -> dict[str, State]:
-        """What this node says of a base dir: entry name -> state."""
+        """Gives what this node says of a base dir: entry name -> state."""
         found = {}
         for entry, vpath in self._bases.get(base, {}).items():
             state = self.latest(vpath)
@@ -300,7 +301,7 @@ class Ledger:
         return self._revisions[base]
 
     def size(self, base: VPath) -> int:
-        """How many entries this node knows in ``base``."""
+        """Counts the entries that this node knows in ``base``."""
         return len(self._bases.get(base, ()))
 
     def paths(self, base: VPath) -> Mapping[str, VPath]:
@@ -308,7 +309,7 @@ class Ledger:
         return MappingProxyType(self._bases.get(base, {}))
 
     def knows(self, vpath: VPath) -> bool:
-        """Whether something is at ``vpath``, or on its way there."""
+        """Tells whether something is at ``vpath``, or on its way there."""
         return vpath in self._committed or vpath in self._pending
 
     def count(self, key: str) -> int:

@@ -39,7 +39,7 @@ class Wishes:
             self._drop(link, next(iter(wishes)))
 
     def sole(self, link: Connection, vpath: VPath, image: ImageId) -> bool:
-        """Whether ``link`` began this upload, and no other connection asked for it since."""
+        """Tells whether ``link`` began this upload, and no other connection asked for it since."""
         wish = vpath, image
         return self._began.get(wish) is link and self._askers.get(wish) == {link}
 
@@ -70,7 +70,7 @@ MAX_PER_LINK = 64
 
 @dataclass(slots=True)
 class _OfConnection:
-    """What one connection has said: the images it published, those of which an upload was accepted on it, the paths it waits for."""
+    """State of one connection: the images it published, those of which an upload was accepted on it, the paths it waits for."""
 
     published: dict[ImageId, None] = field(default_factory=dict)
     accepted: dict[ImageId, None] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class _OfConnection:
 
 
 class Subscriptions:
-    """What the open client connections have said. Forgotten when a connection ends."""
+    """Index of what the open client connections have said. Forgotten when a connection ends."""
 
     def __init__(self) -> None:
         self._images: dict[ImageId, dict[Connection, None]] = {}
@@ -142,7 +142,7 @@ class Subscriptions:
         return list({**self._paths.get(vpath, {}), **self._images.get(image, {})})
 
     def watched(self, vpath: VPath) -> bool:
-        """Whether a client here waits for ``vpath``."""
+        """Tells whether a client here waits for ``vpath``."""
         return vpath in self._paths
 
     def paths(self) -> Collection[VPath]:

@@ -46,11 +46,11 @@ from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 
 FUTURE_LIMIT_MS = 5 * 60 * 1000
-"""How far ahead of this node's clock a signature may be (threats A13)."""
+"""Limit on how far a signature may be ahead of this node's clock (threats A13)."""
 
 
 SIGNATURE_MAX_AGE_MS = 24 * 3600 * 1000
-"""How old the signature of a client's request may be: older ones are replays, or the clock of that host is wrong (threats 6.5)."""
+"""Greatest age of the signature of a client's request: older ones are replays, or the clock of that host is wrong (threats 6.5)."""
 
 MOST_NAMED = 10
 """Directories that a refusal names."""
@@ -58,7 +58,7 @@ MOST_NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """What other nodes have at the path of an order: versions that are committed there, and versions on their way that get on.
+    """Versions that other nodes have at the path of an upload request: committed there, or on their way and getting on.
 
     ``refused``: the orders that they refused there (:mod:`ciruela.uploads.rejections`).
     """
@@ -84,7 +84,7 @@ NOWHERE = Elsewhere()
 
 @dataclass(frozen=True, slots=True)
 class PathState:
-    """What the node holds at the path of an order. ``stalled``: what is pending has found no source for a while.
+    """State of a path at this node, on which an upload request is judged. ``stalled``: what is pending has found no source for a while.
 
     ``buried``: the version that was deleted there last; ``removed``: the same, if that was a signed wish. ``floor_ms``: what is signed no
     later than this is not taken from peers at a path of which nothing is known. ``elsewhere`` counts for the orders of clients.
@@ -116,7 +116,7 @@ def wrong_level(vpath: VPath, num_levels: int) -> Rejection:
 
 
 def precheck(order: UploadRequest, config: DirConfig) -> Rejection | None:
-    """What can be refused before any signature is looked at (rows 2 and 3)."""
+    """Refuses what can be refused before any signature is looked at (rows 2 and 3)."""
     if order.vpath.level != config.num_levels:
         return wrong_level(order.vpath, config.num_levels)
     if order.command is Command.REPLACE and config.append_only and order.origin is Origin.CLIENT:
@@ -139,9 +139,11 @@ def judge(
     if not timely:
         return Rejection(RejectReason.TIMESTAMP_IN_FUTURE, f"signed for {verified[0].timestamp_ms} ms, the clock here says {now_ms} ms")
     signed = State(order.image, tuple(sorted(timely)))
+    # Signatures from before a removal are no claim to the path any more.
     wish = signed.since(standing.removed)
     standing = replace(standing, elsewhere=standing.elsewhere.since(standing.removed))
     same = _same(order, wish, standing)
+    # A peer only adds signatures. A client would be told "done" of an image that is about to lose its path.
     if same is not None and (order.origin is Origin.PEER or not _behind(order, config, standing)):
         return same
     if standing.buried is not None and signed.version <= standing.buried:
@@ -165,12 +167,12 @@ def _same(order: UploadRequest, wish: State, standing: PathState) -> Accepted | 
 
 
 def _first_stays(config: DirConfig) -> bool:
-    """Whether of two images at a path the one that was first stays: which that is the reconciliation finds out. With freeze both do."""
+    """Tells whether of two images at a path the first one stays: reconciliation finds out which that is. With freeze both stay."""
     return config.append_only and config.on_append_conflict is not OnConflict.FREEZE
 
 
 def _behind(order: UploadRequest, config: DirConfig, standing: PathState) -> bool:
-    """Whether this node has the image of ``order`` and others have something else that may be about to take its place."""
+    """Tells whether this node has the image of ``order`` and others have something else that may be about to take its place."""
     others = [one for one in standing.elsewhere.committed if one.image != order.image]
     if config.append_only:
         return bool(others) and _first_stays(config)
@@ -209,7 +211,7 @@ def _above_floor(wish: State, standing: PathState) -> Rejection | None:
 
 
 def _against_pending(order: UploadRequest, wish: State, standing: PathState) -> Rejection | None:
-    """What is on its way, here or elsewhere, keeps its path.
+    """Refuses ``order`` where another image is on its way, here or elsewhere: that keeps its path.
 
     The same image keeps nobody off, nor does what others have committed meanwhile: this node only catches up with them.
     """

@@ -1,4 +1,4 @@
-"""What other nodes have at a path, asked before a client's order is judged.
+"""Query of other nodes, for what they have at a path, before a client's request is judged.
 
 A node that is empty, lags behind or has lost a record must not take what the others refuse.
 """

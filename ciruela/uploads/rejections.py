@@ -75,6 +75,6 @@ class RefusedOrders:
 
 
 def in_other_form(order: UploadRequest, entries: Iterable[SigEntry], refused: Collection[bytes]) -> bool:
-    """Whether a signature of ``order`` is one of those in ``refused`` (digests), there with another command or old image."""
+    """Tells whether a signature of ``order`` is one of those in ``refused`` (digests), there with another command or old image."""
     before = {digest[:_HALF]: digest for digest in refused}
     return any(before.get(digest[:_HALF], digest) != digest for digest in digests(order, entries))

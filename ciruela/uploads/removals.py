@@ -47,7 +47,7 @@ def _unguarded(_config: DirConfig, _vpath: VPath) -> Deferred[str | None]:
 
 
 class RemovalDownloads(Starter, Protocol):
-    """What removals ask of the downloads."""
+    """Port to the downloads, for removals."""
 
     def mend_index(self, vpath: VPath, image: ImageId) -> Deferred[Index]:
         """Get the index of an image from other nodes, and store it."""
@@ -128,7 +128,7 @@ class Removals:
         return verdict
 
     async def _elsewhere(self, removal: Removal, config: DirConfig) -> Elsewhere:
-        """What others have at the path: a client's removal will hold for them as well. Where each keeps its own, it counts nothing."""
+        """Asks what others have at the path: a client's removal will hold for them as well. Asks nobody where each keeps its own."""
         if self.uploads.neighbours is None or removal.origin is Origin.PEER:
             return NOWHERE
         if config.append_only and config.on_append_conflict is OnConflict.FREEZE:
@@ -148,11 +148,11 @@ class Removals:
         )
 
     async def _stands_unrecorded(self, vpath: VPath) -> bool:
-        """Whether something stands there of which this node has no record: it may have lost it."""
+        """Tells whether something stands there of which this node has no record: it may have lost it."""
         return self.ledger.committed(vpath) is None and await self.context.disk.present(vpath)
 
     async def _protecting(self, removal: Removal, config: DirConfig, unrecorded: bool) -> str | None:
-        """Why what stands there has to stay: a link leads to it, or may."""
+        """Says why what stands there has to stay: a link leads to it, or may; None when it need not."""
         if removal.forced or (self.ledger.committed(removal.vpath) is None and not unrecorded):
             return None
         try:
@@ -179,7 +179,7 @@ class Removals:
         )
 
     async def _remember(self, removal: Removal, verified: tuple[SigEntry, ...]) -> None:
-        """What is there was signed later. Signatures from before the removal are no claim to the path any more."""
+        """Records a removal that a later upload outlived. Signatures from before it are no claim to the path any more."""
         vpath = removal.vpath
         tombstone = Tombstone(removal.version, self.context.now_ms(), tuple(entry.signature for entry in verified), removal.forced)
         self.ledger.fold(vpath.base, await self.context.disk.remember(vpath, tombstone))

@@ -1,8 +1,8 @@
-"""The uploads service: from an order to a recorded, running download (protocol section 5.3, house section 3 (b)).
+"""The uploads service: from an upload request to a recorded, running download (protocol section 5.3).
 
-Which keys made signatures: all that are valid, where ``Authority.verified`` gives the newest of each key.
+The makers of the signatures are looked up: all that are valid, where ``Authority.verified`` gives the newest of each key.
 
-How much one key, and one directory, may have here at a time (threats 6.12). Counts only; what is pending is asked of the ledger.
+Limits bound what one key, and one directory, may have here at a time (threats 6.12). Counts only; what is pending is asked of the ledger.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ _FINAL = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_F
 
 
 class Starter(Protocol):
-    """What uploads asks of the downloads."""
+    """Port to the downloads, for uploads."""
 
     def start(self, pending: Pending, hints: tuple[Address, ...]) -> None:
         """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it."""
@@ -111,7 +111,7 @@ class Starter(Protocol):
         """End the download for ``vpath``, if one runs."""
 
     def stalled(self, vpath: VPath) -> bool:
-        """Whether the download for ``vpath`` has found no source for a while."""
+        """Tells whether the download for ``vpath`` has found no source for a while."""
 
     def settled(self, vpath: VPath) -> Deferred[None] | None:
         """None, or what to wait for while a commit at ``vpath`` must not be interrupted."""
@@ -208,7 +208,7 @@ class Uploads:
         return await self.context.authority.verified(config, order.vpath, order.image, order.signatures)
 
     async def _elsewhere(self, order: UploadRequest, config: DirConfig, verified: Mapping[SigEntry, str]) -> Elsewhere:
-        """What others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
+        """Asks what others have at the path, where it can change what a client is answered. So strangers make nobody ask."""
         if self.neighbours is None or order.origin is Origin.PEER:
             return NOWHERE
         match self._judged(order, config, self._standing(order.vpath), verified):
@@ -225,7 +225,7 @@ class Uploads:
         return verified
 
     async def _present(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
-        """Whether the recorded image really stands there: an operator may have removed it by hand."""
+        """Tells whether the recorded image really stands there: an operator may have removed it by hand."""
         committed = self.ledger.committed(order.vpath)
         if not verified or committed is None or committed.image != order.image:
             return True
@@ -287,7 +287,7 @@ class Uploads:
         )
 
     def _standing(self, vpath: VPath, elsewhere: Elsewhere = NOWHERE) -> PathState:
-        """What is known of ``vpath``."""
+        """Collects what is known of ``vpath``, for a decision."""
         pending = self.ledger.pending(vpath)
         burials = self.ledger.burials(vpath.base)
         tombstone = burials.tombstones.get(vpath.entry)
@@ -314,7 +314,7 @@ class Uploads:
         return verdict
 
     def _holds(self, order: UploadRequest, verified: Mapping[SigEntry, str]) -> bool:
-        """Whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
+        """Tells whether ``order`` was granted here before: the image is here, or on its way, by these very signatures."""
         states = self.ledger.latest(order.vpath), self.ledger.committed(order.vpath)
         return any(one is not None and one.image == order.image and verified.keys() <= set(one.signatures) for one in states)
 

@@ -1,6 +1,6 @@
 """The routes of the status pages, under the reference's paths, and ``/healthz``.
 
-What the status pages ask of a node. Every method returns fresh values that ``json`` can write.
+Ports to the node follow. Every method returns fresh values that ``json`` can write.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twisted.web.http import NOT_ALLOWED, NOT_FOUND, OK, SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from ciruela import __version__
+from ciruela._version import __version__
 from ciruela.model.errors import CiruelaError
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -27,13 +27,13 @@ class Status(Protocol):
     """A node, seen from a page. Ids and hashes are lower-case hex, virtual paths text, times milliseconds unless named otherwise."""
 
     def health(self) -> tuple[bool, Json]:
-        """Whether the node has read its disk and serves, and a few words about it."""
+        """Tells whether the node has read its disk and serves, with a few words about it."""
 
     def status(self) -> Json:
-        """Who this is, its process and its metrics."""
+        """Describes this node, its process and its metrics."""
 
     def downloading(self) -> Json:
-        """What is on its way here, by path."""
+        """Lists the downloads of this node, by path."""
 
     def base_dirs(self) -> Json:
         """The base dirs that hold something, with their hashes."""
@@ -57,7 +57,7 @@ class Status(Protocol):
         """The images of a base dir with their signatures; empty when there is no such base dir."""
 
     def cluster(self, topic: str) -> Json | None:
-        """What peers said of ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs`` or ``configs``; None for another topic."""
+        """Gives peers' words on ``downloading``, ``complete``, ``deleted``, ``watching``, ``dirs``, ``configs``; None for others."""
 
 
 class Api(Protocol):

@@ -8,10 +8,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.source import PATIENCE_S, ImageSource, SendRate, SharedImage
+from ciruela.client.source import PATIENCE_S, ImageSource, SharedImage
 from ciruela.model.errors import Busy
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import GetBlock, GetBlocks, GetIndex, Response
+from ciruela.runtime import TokenBucket
 from tests.client.test_sync import BLOCK, HASH, IMAGE, INDEX, FakeTree
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -23,7 +24,7 @@ class Paces(SynchronousTestCase):
 
     def test_order(self) -> None:
         """Answers go out one after the other, each when those before it are through."""
-        pace = SendRate(self.clock, 100)
+        pace = TokenBucket(self.clock, 100, 0.0)
         gone: list[int] = []
         for size in (200, 50, 100):
             pace.turn(size).addCallback(lambda _, size=size: gone.append(size))
@@ -37,7 +38,7 @@ class Paces(SynchronousTestCase):
     def test_average(self, asked: list[tuple[float, int]]) -> None:
         """A user who shares his line would lose it: at no time has more gone out than the rate allows, but for the last answer."""
         clock = Clock()
-        pace = SendRate(clock, 100_000)
+        pace = TokenBucket(clock, 100_000, 0.0)
         sent: list[tuple[float, int]] = []
         for pause_s, size in asked:
             clock.advance(pause_s)
@@ -58,7 +59,7 @@ class Paced(SynchronousTestCase):
         self.clock = Clock()
         self.sent = 0
         offer = SharedImage(INDEX, b"the index", FakeTree(), "./dist")
-        self.source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda *_: None, SendRate(self.clock, 5))
+        self.source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda *_: None, TokenBucket(self.clock, 5, 0.0))
 
     def count(self, _: ImageId, size: int) -> None:
         self.sent += size

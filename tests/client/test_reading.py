@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
+from ciruela.client.contacts import AT_ONCE
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.doctor import Finding, Level, doctor
 from ciruela.client.errors import CommandError
@@ -21,7 +22,7 @@ from ciruela.client.options.table import parse
 from ciruela.client.pathview import claimed_signers, levels_of
 from ciruela.client.removing import seen
 from ciruela.client.status import status
-from ciruela.client.survey import AT_ONCE, MOST_NODES, ClusterView, NoPage, Survey, SurveyedNode
+from ciruela.client.survey import MOST_NODES, ClusterView, NoPage, Survey, SurveyedNode
 from ciruela.client.sync import RunContext
 from ciruela.interfaces import Address
 from ciruela.keys.public import PublicKey
@@ -182,7 +183,7 @@ class Reader:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def get(self, where: Address, page: str) -> Deferred[Any]:
+    def get(self, where: Address, page: str, _patience_s: float = 0.0) -> Deferred[Any]:
         self.asked.append((where, page))
         node = self.nodes.get(where)
         if node is None or not node.up:

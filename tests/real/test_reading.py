@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,6 +18,8 @@ from tests.real.test_spread import fresh
 from tests.real.trees import differences, noise_file, odd_tree, shape, small_tree, wanted
 
 MIB = 1024 * 1024
+EXAMPLE = Path(__file__).parents[2] / "docs/reference/which_image.py"
+"""Tells which image is at a path, as the page on the library shows it."""
 
 
 def reading(cluster: RealCluster, *args: object) -> subprocess.CompletedProcess[str]:
@@ -64,10 +67,12 @@ class ReadingTests(SynchronousTestCase):
         """What is told of a cluster would not be so: with all nodes up, with one down, while it comes, and when the nodes disagree."""
         self._diff()
         self._ls()
+        self._library()
         self._status()
         self._doctor()
         self.cluster.stop(2)
         self._one_is_down()
+        self._library("connection refused by ")
         self._status_waits()
         self._doctor_finds_what_differs()
 
@@ -162,6 +167,16 @@ class ReadingTests(SynchronousTestCase):
         self.expect(self.read("verify", path.parent, self.images[0]), 1, "is not the image")
         self.expect(self.read("get", "127.0.0.1:/apps/v1", "sound"), 0, "sound  ")
         self.same(self.first, self.cluster.home / "sound")
+
+    def _library(self, third: str = "") -> None:
+        """The example of the page on the library would not work, or would hide a server that is down."""
+        entry = f"127.0.0.1:{self.cluster.port}"
+        done = self.cluster.run([sys.executable, str(EXAMPLE), entry, "/apps/v2"])
+        said = self.expect(done, 0)
+        rows = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+        self.assertEqual(list(rows), ["node1", "node2", "node3"])
+        self.assertEqual([rows["node1"], rows["node2"]], [self.images[1]] * 2)
+        self.assertTrue(rows["node3"].startswith(third or str(self.images[1])), said)
 
     def _ls(self) -> None:
         """A user could not see what there is, who signed it, or where it is missing."""

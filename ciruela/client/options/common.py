@@ -1,6 +1,6 @@
 """The options of every command, and how their values are read.
 
-What is left out of a directory that is indexed: patterns, files of patterns.
+Also the options of what is left out of a directory that is indexed: patterns, files of patterns.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def add_excluding(parser: argparse.ArgumentParser) -> None:
 
 
 def excluding_of(found: argparse.Namespace) -> Excluding:
-    """What was found of it."""
+    """Builds :class:`Excluding` from the parsed command line."""
     return Excluding(tuple(found.exclude_from), tuple(found.exclude), found.ignore_file)
 
 
@@ -55,7 +55,7 @@ LEAST_RATE_BYTES_S = 1000
 
 
 class ProgressStyle(Enum):
-    """How progress is shown."""
+    """Style in which progress is shown."""
 
     AUTO = "auto"
     TTY = "tty"
@@ -129,7 +129,7 @@ def rate_bytes_s(text: str) -> int:
 
 
 def whole(low: int, high: int) -> Callable[[str], Any]:
-    """What reads a whole number from ``low`` to ``high``, for argparse."""
+    """Makes the reader of a whole number from ``low`` to ``high``, for argparse."""
 
     def check(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
@@ -140,7 +140,7 @@ def whole(low: int, high: int) -> Callable[[str], Any]:
 
 
 def words(enum: type[Enum]) -> Callable[[str], Any]:
-    """What reads one of the values of ``enum``, for argparse."""
+    """Makes the reader of one of the values of ``enum``, for argparse."""
 
     def check(text: str) -> Enum:
         try:
@@ -188,7 +188,7 @@ def add_cache(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 
 
 def common_of(found: argparse.Namespace) -> Common:
-    """What was found of them."""
+    """Builds :class:`Common` from the parsed command line."""
     return Common(
         port=found.port,
         disk_threads=found.disk_threads,

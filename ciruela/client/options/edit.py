@@ -128,7 +128,7 @@ def add_edit(parser: argparse.ArgumentParser) -> None:
 
 
 def edit_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> EditOptions:
-    """What ``ciruela edit`` was told."""
+    """Builds the options of ``ciruela edit``."""
     return EditOptions(_what_of(parser, found), found.editor)
 
 
@@ -149,5 +149,5 @@ def add_put_file(parser: argparse.ArgumentParser) -> None:
 
 
 def put_file_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> PutFileOptions:
-    """What ``ciruela put-file`` was told."""
+    """Builds the options of ``ciruela put-file``."""
     return PutFileOptions(_what_of(parser, found), found.source_file, found.executable)

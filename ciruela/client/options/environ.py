@@ -32,7 +32,7 @@ class _FromVariable:
 
     @property
     def problem(self) -> str:
-        """How a message about it begins."""
+        """Beginning of a message about this variable."""
         return f"the environment variable {self.variable}"
 
 
@@ -50,7 +50,7 @@ def variables(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def read(parser: argparse.ArgumentParser, environ: Mapping[str, str], parse: Callable[[], argparse.Namespace]) -> argparse.Namespace:
-    """What ``parse`` finds on the command line, and what variables say of the rest. An empty variable says nothing.
+    """Gives what ``parse`` finds on the command line, and what variables say of the rest. An empty variable says nothing.
 
     Ends with usage for a value that cannot be, and names its variable.
     """

@@ -54,7 +54,7 @@ def add_keygen(parser: argparse.ArgumentParser) -> None:
 
 
 def keygen_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> KeygenOptions:
-    """What ``ciruela keygen`` was told."""
+    """Builds the options of ``ciruela keygen``."""
     if found.comment is not None and (not found.comment.isprintable() or len(found.comment) > 200):
         parser.error("--comment must be at most 200 printable characters")
     if found.file is not None and (not found.file or found.file.endswith("/")):
@@ -85,7 +85,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def demo_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DemoOptions:
-    """What ``ciruela demo`` was told."""
+    """Builds the options of ``ciruela demo``."""
     return DemoOptions(common_of(found), found.directory, found.once, found.nodes)
 
 
@@ -115,7 +115,7 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
 
 
 def completion_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> CompletionOptions:
-    """What ``ciruela completion`` was told."""
+    """Builds the options of ``ciruela completion``."""
     return CompletionOptions(common_of(found), found.shell)
 
 
@@ -150,7 +150,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def index_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> IndexOptions:
-    """What ``ciruela index`` was told."""
+    """Builds the options of ``ciruela index``."""
     return IndexOptions(common_of(found), found.directory, found.cache, excluding_of(found))
 
 
@@ -166,7 +166,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def verify_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> VerifyOptions:
-    """What ``ciruela verify`` was told."""
+    """Builds the options of ``ciruela verify``."""
     if found.image is not None and re.fullmatch(r"[0-9a-fA-F]{64}", found.image):
         return VerifyOptions(common_of(found), found.directory, parse_image_id(found.image), None)
     return VerifyOptions(common_of(found), found.directory, None, found.image)

@@ -141,7 +141,7 @@ def add_get(parser: argparse.ArgumentParser) -> None:
 
 
 def get_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> GetOptions:
-    """What ``ciruela get`` was told."""
+    """Builds the options of ``ciruela get``."""
     if not found.destination.strip("/"):
         parser.error("DEST must be the name of a directory")
     if found.link and not (found.reuse or found.replace):
@@ -192,7 +192,7 @@ def add_ls(parser: argparse.ArgumentParser) -> None:
 
 
 def ls_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> LsOptions:
-    """What ``ciruela ls`` was told."""
+    """Builds the options of ``ciruela ls``."""
     return LsOptions(common_of(found), found.target, found.json, trusting_of(found))
 
 
@@ -239,7 +239,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def status_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> StatusOptions:
-    """What ``ciruela status`` was told."""
+    """Builds the options of ``ciruela status``."""
     if found.target.vpath is None and (found.wait or found.image):
         parser.error("--wait and --image need a path: write CLUSTER:/PATH")
     return StatusOptions(
@@ -284,7 +284,7 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
 
 
 def diff_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DiffOptions:
-    """What ``ciruela diff`` was told."""
+    """Builds the options of ``ciruela diff``."""
     return DiffOptions(common_of(found), found.left, found.right, found.json, found.cache, trusting_of(found))
 
 
@@ -314,7 +314,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def doctor_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> DoctorOptions:
-    """What ``ciruela doctor`` was told."""
+    """Builds the options of ``ciruela doctor``."""
     return DoctorOptions(common_of(found), found.cluster, keys_of(found), found.json)
 
 
@@ -338,7 +338,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def explain_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> ExplainOptions:
-    """What ``ciruela explain-cleanup`` was told. Ends with usage without a path."""
+    """Builds the options of ``ciruela explain-cleanup``. Ends with usage without a path."""
     if found.target.vpath is None:
         parser.error(f"{found.target} is not CLUSTER:/PATH: name the directory whose images are cleaned up")
     return ExplainOptions(common_of(found), found.target.cluster, found.target.vpath, found.json)

@@ -72,7 +72,7 @@ class RollbackOptions:
 
 
 def split_target(text: str) -> PathTarget:
-    """What ``CLUSTER:/PATH`` spells. Raises ValueError."""
+    """Parses ``CLUSTER:/PATH``. Raises ValueError."""
     check_no_scheme(text)
     name, mark, rest = text.partition(":/")
     if not mark or not name:
@@ -122,7 +122,7 @@ def add_remove(parser: argparse.ArgumentParser) -> None:
 
 
 def remove_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RemoveOptions:
-    """What ``ciruela remove`` was told."""
+    """Builds the options of ``ciruela remove``."""
     return RemoveOptions(
         common_of(found),
         found.target,
@@ -155,7 +155,7 @@ def add_rollback(parser: argparse.ArgumentParser) -> None:
 
 
 def rollback_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RollbackOptions:
-    """What ``ciruela rollback`` was told."""
+    """Builds the options of ``ciruela rollback``."""
     return RollbackOptions(
         common_of(found),
         found.target,

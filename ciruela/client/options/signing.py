@@ -1,6 +1,6 @@
-"""What the commands take that sign something for a cluster and wait until its nodes have it.
+"""Options of the commands that sign something for a cluster and wait until its nodes have it.
 
-Which keys of other people a command trusts, and whether it goes on where they prove nothing.
+They include the keys of other people that a command trusts, and whether it goes on where these prove nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def add_trust(parser: argparse.ArgumentParser, *, signs: bool) -> None:
 
 
 def trusting_of(found: argparse.Namespace) -> Trusting:
-    """What was found of them."""
+    """Builds :class:`Trusting` from the parsed command line."""
     return Trusting(tuple(found.trusted_keys), getattr(found, "unverified", False))
 
 
@@ -129,7 +129,7 @@ def clusters_of(parser: argparse.ArgumentParser, found: argparse.Namespace) -> t
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Which keys sign: files, and names of variables that hold a key; neither means those at hand."""
+    """Keys that sign: files, and names of variables that hold a key; neither means those at hand."""
 
     files: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def keys_of(found: argparse.Namespace) -> Keys:
-    """What was found of them."""
+    """Builds :class:`Keys` from the parsed command line."""
     return Keys(tuple(found.identity), tuple(found.key_from_env))
 
 
@@ -196,7 +196,7 @@ def add_when(parser: argparse.ArgumentParser) -> None:
 
 
 def rule_of(found: argparse.Namespace) -> CompletionRule:
-    """What was found of it."""
+    """Builds :class:`CompletionRule` from the parsed command line."""
     return CompletionRule(
         early_hosts=found.early_hosts,
         early_fraction=found.early_fraction,

@@ -49,7 +49,7 @@ MOST_CONNECTIONS = 16
 
 
 class Mode(Enum):
-    """What a directory should do at its path."""
+    """Mode of an upload: what a directory should do at its path."""
 
     APPEND = "append"
     APPEND_WEAK = "append-weak"
@@ -180,7 +180,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 
 
 def sync_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> SyncOptions:
-    """What ``ciruela sync`` was told. Ends with usage for what does not go together."""
+    """Builds the options of ``ciruela sync``. Ends with usage for what does not go together."""
     if not found.wishes:
         parser.error("nothing to upload: give --append, --append-weak or --replace SRC:DEST")
     clusters = clusters_of(parser, found)
@@ -226,7 +226,7 @@ class UploadOptions:
 
 
 def split_target(text: str) -> UploadTarget:
-    """What ``HOST:/VPATH`` spells; HOST may have a port. Raises ValueError."""
+    """Parses ``HOST:/VPATH``; HOST may have a port. Raises ValueError."""
     check_no_scheme(text)
     name, mark, rest = text.partition(":/")
     if not mark or not name:
@@ -254,7 +254,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
 
 
 def upload_options(parser: argparse.ArgumentParser, found: argparse.Namespace) -> UploadOptions:
-    """What ``ciruela upload`` was told.
+    """Builds the options of ``ciruela upload``.
 
     ``-i`` and ``-k`` take all words that follow; the reference takes targets for keys, too, here they stay targets.
     """

@@ -143,7 +143,7 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Who wants JSON gets a mistake in the command line as JSON, too: on stdout, besides the text on stderr."""
+    """Parser whose mistakes are told as JSON, too, where ``wants_json``: on stdout, besides the text on stderr."""
 
     wants_json = False
 
@@ -162,7 +162,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _read(command: CommandSpec, prog: str, argv: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """What the line ``argv`` of the program ``prog`` and the variables say."""
+    """Reads the line ``argv`` of the program ``prog``, and the variables."""
     parser = Parser(prog=prog)
     cut = argv.index("--") if "--" in argv else len(argv)
     parser.wants_json = "--json" in argv[:cut] or environ.get("CIRUELA_JSON", "").strip().lower() in ("1", "true", "yes")

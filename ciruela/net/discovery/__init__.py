@@ -1,4 +1,4 @@
-"""Who the other nodes are: places that are asked for it, one class each, and what they have in common.
+"""Discovery of the other nodes: one class for each kind of place that is asked for them, and what they have in common.
 
 Nothing here knows gossip or images; what a source says becomes names, and ``net.peers`` makes addresses of them.
 

@@ -18,7 +18,7 @@ from ciruela.model.errors import FormatError
 from ciruela.net.discovery.fetch import Fetch, Page, consul_nodes
 
 WAIT_S = 300
-"""How long the agent may hold a question back; its default."""
+"""Time in s for which the agent may hold a question back; its default."""
 
 ANSWER_S = WAIT_S * 17 / 16 + 30
 """It adds up to a sixteenth to that; and some time for the way."""
@@ -30,7 +30,7 @@ MAX_TOKEN_BYTES = 4096
 
 
 class Consul:
-    """What to ask an agent at ``url``, and where it is. ``token_file`` is read anew for each question; empty for none."""
+    """Watch on the nodes of a service of the Consul agent at ``url``. ``token_file`` is read anew for each question; empty for none."""
 
     def __init__(self, url: str, service: str, default_port: int, fetch: Fetch, in_thread: InThread, token_file: str = "") -> None:
         self._url = f"{url.rstrip('/')}/v1/health/service/{quote(service, safe='')}"

@@ -41,7 +41,7 @@ MOST_NAMES = 10_000
 
 
 def json_value(data: bytes) -> object:
-    """What the JSON text ``data`` says. Raises FormatError."""
+    """Parses the JSON text ``data``. Raises FormatError."""
     try:
         found: object = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -126,14 +126,14 @@ class Page:
 
 
 class Fetch(Protocol):
-    """What :func:`fetcher` gives."""
+    """Function that fetches one page, as :func:`fetcher` gives it."""
 
     def __call__(self, url: str, headers: Mapping[str, str], wanted: str = "", redirects: int = 0) -> Deferred[Page]:
         """Fires with the page and its header ``wanted``. Fails with LinkLost or FormatError; cancel to give up."""
 
 
 def agent(reactor: Any) -> IAgent:
-    """What makes connections for :func:`fetcher`: certificates are checked against those that this system trusts."""
+    """Makes the agent for the connections of :func:`fetcher`: certificates are checked against those that this system trusts."""
     made: IAgent = Agent(reactor, BrowserLikePolicyForHTTPS(), connectTimeout=CONNECT_S)
     return made
 
@@ -220,7 +220,7 @@ def _lost(failure: Failure) -> Page:
 
 
 def http(url: str, fetch: Fetch) -> Callable[[], Deferred[Sequence[str]]]:
-    """What to ask: see ``lists.read_list`` for what the page may look like."""
+    """Makes the question to a page that lists nodes; :func:`read_list` reads it."""
 
     def ask() -> Deferred[Sequence[str]]:
         page = fetch(url, {"Accept": "application/json, text/plain;q=0.9"}, redirects=MOST_REDIRECTS)

@@ -20,7 +20,7 @@ from ciruela.net.resolve import split_name
 from ciruela.runtime import PeriodicTask
 
 LOOK_S = 5.0
-"""How often the file is looked at."""
+"""Interval at which the file is looked at."""
 
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -49,7 +49,7 @@ def parse(text: str, source: str) -> tuple[list[ListLine], list[str]]:
 
 
 def complaints(path: str) -> list[str]:
-    """What is wrong with the file at ``path``; a file that is not there is fine. The other lines count all the same."""
+    """Lists the mistakes in the file at ``path``; a file that is not there is fine. The other lines count all the same."""
     try:
         _, content = _read(Path(path), None)
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def complaints(path: str) -> list[str]:
 
 
 class PeersFile:
-    """Implements ``source.ImageSource``: the lines of a file. ``without`` is what its absence means, for the log."""
+    """Implements ``source.PeerSource``: the lines of a file. ``without`` is what its absence means, for the log."""
 
     _log = Logger(namespace="ciruela.net.peers")
 
@@ -88,36 +88,36 @@ class PeersFile:
 
     @property
     def names(self) -> Names | None:
-        """As ``Source.names``."""
+        """As ``PeerSource.names``."""
         return None if self._lines is None else tuple(self._lines)
 
     @property
     def failure(self) -> str:
-        """As ``Source.failure``. A file that is not there is none."""
+        """As ``PeerSource.failure``. A file that is not there is none."""
         return self._failure
 
     @property
     def doubtful(self) -> bool:
-        """As ``Source.doubtful``."""
+        """As ``PeerSource.doubtful``."""
         return self._doubtful
 
     def remember(self, names: Sequence[str]) -> None:
         """A file speaks for itself."""
 
     def label(self, name: str) -> str:
-        """As ``Source.label``: ``FILE:LINE``."""
+        """As ``PeerSource.label``: ``FILE:LINE``."""
         line = (self._lines or {}).get(name)
         return str(self._path) if line is None else f"{self._path}:{line.number}"
 
     def start(self, changed: Callable[[], object]) -> Deferred[None]:
-        """As ``Source.start``."""
+        """As ``PeerSource.start``."""
         self._running = True
         self._changed = changed
         self._beat.start()
         return self._look()
 
     def stop(self) -> None:
-        """As ``Source.stop``."""
+        """As ``PeerSource.stop``."""
         self._running = False
         self._beat.stop()
 

@@ -1,4 +1,4 @@
-"""What all places that know peers have in common, and how those behave that are asked again and again (threats A60)."""
+"""Port to places that know peers, and the base of those that are asked again and again (threats A60)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ciruela.runtime import RateLimitedLog
 
 AFTER_FAILURE_S = 10.0
 LONGEST_AFTER_FAILURE_S = 300.0
-"""How soon a place that failed is asked again: twice as late after each failure in a row, up to the longer one."""
+"""Longest delay until a place that failed is asked again: twice as late after each failure in a row, up to the longer one."""
 
 SPREAD = 0.25
 """Each pause is up to a quarter longer or shorter, so that nodes do not all ask at once."""
 
 ANSWER_S = 30.0
-"""How long a place may take to answer."""
+"""Time that a place may take to answer."""
 
 Names = tuple[str, ...]
 
@@ -38,21 +38,21 @@ class PeerSource(Protocol):
 
     @property
     def names(self) -> Names | None:
-        """What it said last, as ``host``, ``host:port`` or addresses; None while nothing is known of it at all."""
+        """Names that it gave last, as ``host``, ``host:port`` or addresses; None while nothing is known of it at all."""
 
     @property
     def failure(self) -> str:
-        """Why it says nothing now; empty when all is well. What it said before still counts."""
+        """Reason why it says nothing now; empty when all is well. What it said before still counts."""
 
     @property
     def doubtful(self) -> bool:
-        """Whether there may be nodes that nobody knows of: it fails now, or has not answered since the start."""
+        """Tells whether there may be nodes that nobody knows of: it fails now, or has not answered since the start."""
 
     def remember(self, names: Sequence[str]) -> None:
         """Take what it said in an earlier run for its word until it answers."""
 
     def label(self, name: str) -> str:
-        """Where it says ``name``, for the log."""
+        """Says where it gives ``name``, for the log."""
 
     def start(self, changed: Callable[[], object]) -> Deferred[None]:
         """Begin to ask; ``changed`` is called after ``names`` or ``failure`` changed. Fires after the first answer, good or bad."""
@@ -158,6 +158,7 @@ class Repeated:
         if not self._running:
             return
         new = tuple(sorted(dict.fromkeys(names)))
+        # The end of a doubt is news as well, though the names are the same: only what is not in doubt is written down.
         news = new != self._names or self.doubtful
         if self._failure:
             self._log.info("{source}: it answers again", source=self.text)

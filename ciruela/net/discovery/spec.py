@@ -1,6 +1,6 @@
-"""How a place that knows the peers is written: ``dns:NAME``, ``srv:NAME``, ``file:PATH``, ``http://...``, ``consul:SERVICE``.
+"""Syntax of a place that knows the peers: ``dns:NAME``, ``srv:NAME``, ``file:PATH``, ``http://...``, ``consul:SERVICE``.
 
-From what the operator wrote to the places that are asked.
+It turns the words of the operator into the sources that are asked.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ciruela.net.discovery.srv import host_addresses
 from ciruela.net.resolve import Resolve, split_name
 
 CONSUL = "http://127.0.0.1:8500"
-"""Where a Consul agent listens by default (its documentation, "Required Ports")."""
+"""URL at which a Consul agent listens by default (its documentation, "Required Ports")."""
 
 INTERVAL_S = 60.0
-"""How often a place is asked again when nothing else is configured; names of ``peers.txt`` are looked up as often."""
+"""Interval at which a place is asked again when nothing else is configured; names of ``peers.txt`` are looked up as often."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _SRV_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
@@ -106,7 +106,7 @@ def check_url(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What sources need from outside. ``reactor`` is for connections and name servers; everything else has a seam of its own."""
+    """Ports that sources need. ``reactor`` is for connections and name servers; everything else is a port of its own."""
 
     reactor: Any
     clock: IReactorTime

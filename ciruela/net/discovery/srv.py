@@ -22,7 +22,7 @@ from ciruela.net.resolve import Resolve, join_name, split_name
 
 
 def host_addresses(name: str, resolve: Resolve, default_port: int) -> Callable[[], Deferred[Sequence[str]]]:
-    """What to ask: each address counts as a node of its own. ``name`` may have a port."""
+    """Makes the question for the addresses of ``name``; each counts as a node of its own. ``name`` may have a port."""
 
     def ask() -> Deferred[Sequence[str]]:
         return resolve(name, default_port).addCallback(_texts)
@@ -35,14 +35,14 @@ def _texts(addresses: list[Address]) -> list[str]:
 
 
 TIMEOUTS_S = (1, 3, 5)
-"""How long each attempt waits for the name server."""
+"""Time-outs of the attempts to ask the name server, in seconds."""
 
 Lookup = Callable[[str], Deferred[list[tuple[str, int]]]]
 """The targets and ports of an SRV name."""
 
 
 def srv(name: str, lookup: Lookup) -> Callable[[], Deferred[Sequence[str]]]:
-    """What to ask: ``TARGET:PORT`` for each record; a target of ``.`` says that the service is not there."""
+    """Makes the question for the SRV records of ``name``, each ``TARGET:PORT``; a target of ``.`` says that the service is not there."""
 
     def ask() -> Deferred[Sequence[str]]:
         return lookup(name).addCallbacks(_named, _unknown, errbackArgs=(name,))
