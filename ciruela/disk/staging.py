@@ -68,7 +68,7 @@ class StagingHost(Protocol):
     """The store, as its staging directories see it."""
 
     def place(self, vpath: VPath) -> Place:
-        """Place where the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
+        """Finds the place at which the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
 
     def staging_shown(self, place: Place, image: ImageId, aside: bool) -> None:
         """The image was committed; ``aside``: what stood there without a record was set aside."""

@@ -88,7 +88,7 @@ class Store:
         self._readers.close()
 
     def place(self, vpath: VPath) -> Place:
-        """Place where the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
+        """Finds the place at which the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
         return self._located(place(self._configs, vpath))
 
     def _located(self, where: Place) -> Place:
