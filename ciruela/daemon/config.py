@@ -124,6 +124,8 @@ def _url(value: Value) -> str:
     else:
         if parts.username is not None or parts.password is not None:
             raise ValueError("a web address with a user or a password is not allowed (put the secret into the path)")
+        if ":" in (parts.hostname or ""):  # the library that calls it understands no such address
+            raise ValueError("an IPv6 address in a web address is not supported (name the host)")
     if not good or not given.isascii() or not given.isprintable() or " " in given or "#" in given or len(given) > LONGEST_URL:
         raise wrong(given, "a web address", example)
     return given

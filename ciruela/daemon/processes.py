@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.error import ConnectError, DNSLookupError, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -47,7 +47,9 @@ class Webhooks:
 
     def post(self, url: str, body: bytes, timeout_s: float) -> Deferred[int]:
         """As ``interfaces.Caller.post``."""
-        sent: Deferred[Any] = self._client.request("POST", url, data=body, headers=_HEADERS, allow_redirects=False, unbuffered=True)
+        sent: Deferred[Any] = maybeDeferred(
+            self._client.request, "POST", url, data=body, headers=_HEADERS, allow_redirects=False, unbuffered=True
+        )
         return sent.addTimeout(timeout_s, self._clock).addCallbacks(_code, _failed)
 
 

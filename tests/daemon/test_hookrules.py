@@ -114,6 +114,7 @@ class HookRuleTests(ConfigCase):
             self.refused(f"webhook: {wrong}\n", "is not a web address", "https://deploy.example.org/hook")
         self.refused("webhook: {url: 'https://me:secret@x/'}\n", "a user or a password is not allowed")
         self.refused("webhook: [https://x]\n", "a list is not a web address")
+        self.refused("webhook: 'http://[::1]:8080/x'\n", "an IPv6 address in a web address is not supported")
 
     def test_modes(self) -> None:
         """An image would be writable for all, run with the rights of its owner, or be closed to the daemon itself."""

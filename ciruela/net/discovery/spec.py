@@ -101,6 +101,8 @@ def check_url(text: str) -> str:
     assert parts is not None
     if parts.username is not None or parts.password is not None:
         raise FormatError(f"the URL at {parts.hostname} has a name or a password in it, which would be shown in the log (leave it out)")
+    if ":" in (parts.hostname or ""):  # the library that fetches it understands no such address
+        raise FormatError(f"the URL has the IPv6 address {parts.hostname} in it, which is not supported (name the host)")
     return text
 
 

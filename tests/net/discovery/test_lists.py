@@ -103,3 +103,7 @@ class SpecTests(SynchronousTestCase):
         """A password would stand in the log and on the status page."""
         error = self.assertRaises(FormatError, parse_spec, "https://me:secret@conf.example.org/peers")
         self.assertNotIn("secret", str(error))
+
+    def test_no_ipv6_address(self) -> None:
+        """A list that can never be fetched would be asked for again and again, with an error that nobody understands."""
+        self.assertIn("name the host", str(self.assertRaises(FormatError, parse_spec, "http://[2001:db8::1]:8080/peers")))
