@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
 
 from ciruela.model.errors import FormatError
-from ciruela.net.discovery.fetch import MAX_LIST_BYTES, _Body
+from ciruela.net.discovery.fetch import MAX_LIST_BYTES, _ListBody
 from tests.proof import shows
 
 
@@ -19,7 +19,7 @@ class BodyTests(SynchronousTestCase):
     def test_without_end(self) -> None:
         """An answer without end would fill the memory."""
         for size, good in ((MAX_LIST_BYTES, True), (MAX_LIST_BYTES + 1, False)):
-            body, transport = _Body(), StringTransport()
+            body, transport = _ListBody(), StringTransport()
             body.makeConnection(transport)
             for part in (b"n" * (size - 1), b"n"):
                 body.dataReceived(part)
