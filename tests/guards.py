@@ -2,8 +2,8 @@
 
 Guards are markers in the source (:mod:`tests.markers`). The mutant is made of the syntax tree and takes the place of the loaded function in
 a forked child; the checkout is not touched. The tests to try are those that ran the line, by coverage's contexts: of the tests that mirror
-the package, and only for what they do not miss, of all others; sooner those that show one of the guard's rows. Without ``--all`` only
-guards of packages that changed, or whose tests did.
+the package, then, for what they do not miss, of those that show one of the guard's rows, and at last of all. Without ``--all`` only guards
+of packages that changed, or whose tests did.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ import time
 import traceback
 import types
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 
@@ -111,7 +112,13 @@ def _cases(suite: Iterable[object]) -> Iterator[unittest.SynchronousTestCase]:
 
 def loaded(names: Iterable[str]) -> list[unittest.SynchronousTestCase]:
     """The tests of packages, modules, classes, or single ones."""
-    return list(_cases([runner.TestLoader().loadByName(name, recurse=True) for name in names]))
+    found = _cases([runner.TestLoader().loadByName(name, recurse=True) for name in sorted(names)])
+    return list({case.id(): case for case in found}.values())
+
+
+def shown(test: unittest.SynchronousTestCase) -> set[str]:
+    """The rows that a test, or its class, is evidence for."""
+    return {*getattr(test, "shows", ()), *getattr(getattr(test, test._testMethodName), "shows", ())}
 
 
 def _forked(work: Callable[[], int], folder: Path) -> int:
@@ -193,7 +200,7 @@ class Runs:
         Path("took").write_text(json.dumps(took_s))
         return GREEN
 
-    def of(self, guard: Guard, tree: ast.Module, shown: Mapping[str, Sequence[str]]) -> list[unittest.SynchronousTestCase]:
+    def of(self, guard: Guard, tree: ast.Module) -> list[unittest.SynchronousTestCase]:
         """The tests that ran the guard, quick ones first, and sooner those that show one of its rows or stand beside its module.
 
         Coverage does not see what a test's child runs, or an unmeasured test: so all beside the module, and unmeasured ones of its rows.
@@ -205,11 +212,10 @@ class Runs:
         else:
             (first, _), (last, _) = extent(node)
             names = set().union(*(lines[line] for line in range(first, last + 1)))
-        rows = tuple(test for row in guard.rows for test in shown.get(row, ()))
+        showing = {one for one in self.took_s if not shown(self.tests[one]).isdisjoint(guard.rows)}
         beside = f".test_{Path(guard.file).stem}."
-        unmeasured = {one for one in self.took_s if isinstance(self.tests[one], UnmeasuredTestCase) and one.startswith(rows)}
-        names |= unmeasured | {one for one in self.took_s if beside in one}
-        cost = {one: self.took_s[one] * (1 if one.startswith(rows) else 4) * (1 if beside in one else 4) for one in names}
+        names |= {one for one in showing if isinstance(self.tests[one], UnmeasuredTestCase)} | {one for one in self.took_s if beside in one}
+        cost = {one: self.took_s[one] * (1 if one in showing else 4) * (1 if beside in one else 4) for one in names}
         return [self.tests[name] for name in sorted(names, key=cost.__getitem__)]
 
 
@@ -217,13 +223,12 @@ def tried(chosen: Sequence[Guard], runs: Runs, folder: Path) -> dict[Guard, str]
     """Try guards. What is wrong with those that no test misses."""
     wrong: dict[Guard, str] = {}
     running: dict[int, tuple[Guard, Path]] = {}
-    shown = marks()
     ready = list(reversed(chosen))
     while ready or running:
         if ready and len(running) < AT_ONCE:
             guard = ready.pop()
             source = (TOP / guard.file).read_text(encoding="utf-8")
-            if not (tests := runs.of(guard, ast.parse(source), shown)):
+            if not (tests := runs.of(guard, ast.parse(source))):
                 wrong[guard] = "no test runs it"
                 continue
             place = folder / f"try{len(chosen) - len(ready)}"
@@ -258,16 +263,29 @@ def changed() -> list[str] | None:
     return None
 
 
+def _of_rows(rows: set[str], packages: Iterable[str]) -> list[unittest.SynchronousTestCase]:
+    """The tests of ``packages`` that are evidence for one of ``rows``."""
+    evidence = marks()
+    modules = {module[0] for row in rows for test in evidence[row] if (module := re.match(r".*?\.test_\w+", test))}
+    below = tuple(f"{name}." for name in packages)
+    return [test for test in loaded(name for name in modules if name.startswith(below)) if shown(test) & rows]
+
+
 def faults(chosen: Sequence[Guard]) -> list[str]:
-    """Try guards with the tests that mirror their packages, then those that nobody misses with all others. What is wrong."""
+    """Try guards with the tests that mirror their packages, then with those that show their rows, then with all. What is wrong."""
     wrong: dict[Guard, str] = dict.fromkeys(chosen, "")
     near = {name for guard in chosen if (name := mirrors(guard.file))}
-    every = {f"tests.{path.parent.name}" for path in TESTS.glob("*/test_*.py")} - {"tests.real", "tests.sim", "tests.fuzz"}
+    packages = {f"tests.{path.parent.name}" for path in TESTS.glob("*/test_*.py")} - {"tests.real", "tests.sim", "tests.fuzz"}
+    stages = (
+        lambda: loaded(near),
+        lambda: _of_rows({row for guard in wrong for row in guard.rows}, packages),
+        lambda: loaded(packages - near),
+    )
     with tempfile.TemporaryDirectory(prefix="ciruela-guards-") as folder:
-        for names in near, every - near:
-            if wrong and names:
+        for stage in stages:
+            if wrong:
                 place = Path(tempfile.mkdtemp(dir=folder))
-                wrong = tried(list(wrong), Runs(loaded(sorted(names)), place), place)
+                wrong = tried(list(wrong), Runs(stage(), place), place)
     return [f"{guard.name}: {fault}" for guard, fault in wrong.items()]
 
 

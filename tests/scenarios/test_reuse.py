@@ -78,6 +78,7 @@ class NextVersionTests(UnmeasuredTestCase):
             given, _, _ = self.travelled({**FIRST, "big": CHANGED}, reuse)
             self.assertEqual(len(given), 1)
 
+    @shows("A50")
     def test_none(self):
         """An operator who wants no two images to share anything would have them share it."""
         self.patch(MemStaging, "reuse", self.fail)
