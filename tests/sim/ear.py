@@ -8,6 +8,7 @@ EXPECTED = (
     "{file} is bad ({reason}), it is kept as {backup}",
     "machine id {machine} is used by two nodes, at {address} and {other}: give each its own (--override-machine-id)",
     "what was removed from {base} elsewhere stays here: {why}",
+    "what was removed from {vpath} elsewhere stays here, it is tried again: {why}",
     "{image} for {vpath} given up: {reason} {detail}",
     "conflict at append-only {vpath}: image {image}, which was appended first, takes its place",
     "conflict at append-only {vpath}: another node has {image}, here {kept} stays (on-append-conflict: freeze)",
