@@ -57,9 +57,10 @@ class Clients:
 
     def accepted(self, link: Connection, vpath: VPath, image: ImageId, *, began: bool) -> None:
         """An upload that ``link`` asked for was accepted; ``began``: it was not on its way before."""
+        # guard: I6, -> True
         if link in self._open:  # else nobody would forget it again
             self.wishes.accepted(link, vpath, image, began=began)
-            if self.watches.accept(link, image):  # guard: I6
+            if self.watches.accept(link, image):
                 self.giving(image)
 
     def watch(self, link: Connection, vpath: VPath) -> None:

@@ -282,7 +282,7 @@ def _show(parent: SafeDir, directory: SafeDir, place: Place, root: SafeDir, stat
     except OSError:
         _log.error("{vpath}: recording failed, the old content is put back", vpath=str(place.vpath))
         undo()  # guard: A39 A43 F29
-        _not_ready(parent, directory, place, waiting)
+        _not_ready(parent, directory, place, waiting)  # guard: A39 A43 F29
         retained.withdraw(directory, place, row)
         raise
     directory.fsync()  # guard: A44 F38 I2

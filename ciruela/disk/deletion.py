@@ -46,7 +46,7 @@ def delete(records: Records, place: Place, tombstone: Tombstone, index: Index | 
             raise DiskError(f"{place.vpath}: is not {tombstone.version.image.hex()} any more, it is not deleted")
         with place.open_parent() as parent:
             before = tombstones.read(directory, place).tombstones.get(place.vpath.entry)
-            now = tombstones.add(directory, place, tombstone)  # guard: A12 A43 F37
+            now = tombstones.add(directory, place, tombstone)  # guard: A12 A43 F37, -> None
             try:
                 return now, (yield from finish(directory, parent, place))
             except OSError:

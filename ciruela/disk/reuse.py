@@ -135,7 +135,7 @@ class Content:
 
     def _write(self, opened: OpenFile, file: File, block: int, data: Sequence[bytes | memoryview]) -> None:
         """Write a run of blocks, and leave holes for those that are zero, where nothing else can have been written before."""
-        if file.path not in self._fresh or not any(map(is_zero, data)):  # guard: I1 W4
+        if file.path not in self._fresh or not any(map(is_zero, data)):  # guard: I1 W4, without 1
             opened.write_run(data, block * BLOCK_BYTES)
             return
         if not self._fresh[file.path]:

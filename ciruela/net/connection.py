@@ -339,7 +339,7 @@ class _Websocket(Strict):
 
     def _set_limit(self) -> None:
         most = ORDINARY_BYTES if self._talk.trusted else STRANGER_BYTES  # guard: A21 F15, -> ORDINARY_BYTES
-        if self._talk.large_due:  # guard: A21 F15
+        if self._talk.large_due:  # guard: A21 F15, -> True
             most = self._limits.large_bytes
         elif self._talk.bulk_due:  # guard: A21, -> True
             most = BULK_BYTES

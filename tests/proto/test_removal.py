@@ -16,6 +16,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.versions import Version
 from ciruela.proto import codec
 from ciruela.proto import messages as m
+from tests.proof import shows
 from tests.proto import samples as s
 
 SCHEMA = Schema((Path(__file__).parent.parent.parent / "docs" / "reference" / "messages.cddl").read_text(encoding="utf-8"))
@@ -74,6 +75,7 @@ class MessageTests(SynchronousTestCase):
             with self.assertRaises(FormatError):
                 codec.decode(cbor2.dumps([2, "GetBaseDir", 1, {**known, **one}]))
 
+    @shows("A12")
     def test_signed_bytes(self) -> None:
         """The signature of an upload would remove it, or that of a removal would bring it back."""
         self.assertEqual(cbor2.loads(removal_bytes("/a/b", IMAGE, 7)), ["ciruela/remove", "/a/b", IMAGE, 7])
