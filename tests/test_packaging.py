@@ -185,7 +185,7 @@ class VersionTests(SynchronousTestCase):
 
 
 class ReadmeTests(SynchronousTestCase):
-    """The two commands that a newcomer pastes; ``.ci/run`` runs these very lines."""
+    """The two commands that a newcomer pastes; ``.ci/run`` runs the second as it stands, and the demo of the first from the wheel."""
 
     def commands(self) -> list[str]:
         """The lines of the literal blocks that begin with Python."""

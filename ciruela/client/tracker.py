@@ -2,7 +2,7 @@
 
 The rules are those of protocol section 6.4 without its defects (C25, C26, C33, C40, C49, C50 of section 12).
 
-Nothing here knows a connection or a clock. ``sync`` tells the book what was asked, answered and notified, and asks for the verdict after
+Nothing here knows a connection or a clock. ``sync`` tells the tracker what was asked, answered and notified, and asks for the verdict after
 each event and each beat.
 """
 
