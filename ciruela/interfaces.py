@@ -410,8 +410,11 @@ class Disk(Protocol):
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
-        """Blocks of a committed, kept or staged image, by number; None where it is not here or its hash is wrong."""
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+        """Read blocks of a committed, kept or staged image, by number; None where it is not here or its hash is wrong.
+
+        Fires with what ``make`` makes of them in the same thread.
+        """
 
 
 class Authority(Protocol):

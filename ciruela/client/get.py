@@ -25,7 +25,6 @@ from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
@@ -146,8 +145,7 @@ class _Getting:
         display.show(lambda: "Looking at what an earlier run left")
         have = set(await self._landing.open())
         if have:
-            blocks = await self._reach.in_thread(BlockMap, index)
-            kept = blocks.bytes_of(have)
+            kept = index.blocks.bytes_of(have)
             self._totals.reused_bytes += kept
             display.say(f"{size(kept)} are here from an earlier run")
         if olds and len(have) < index.block_count:
@@ -165,12 +163,10 @@ class _Getting:
 
     async def _fetch(self, have: set[int]) -> None:
         index, clock = self._index, self._reach.clock
-        blocks = await self._reach.in_thread(BlockMap, index)
         plan = await self._reach.in_thread(BlockPlan, index, have, self._reach.rng)
         fetch = BlockFetch(
             str(self._options.target.vpath),
             index,
-            blocks,
             plan,
             self._landing,
             self._origin.candidates,
@@ -179,7 +175,7 @@ class _Getting:
             clock,
             _Nobody(clock),
         )
-        wanted_bytes = await self._reach.in_thread(lambda: blocks.bytes_of(set(range(index.block_count)) - have))
+        wanted_bytes = await self._reach.in_thread(lambda: index.blocks.bytes_of(set(range(index.block_count)) - have))
         began_s = clock.seconds()
 
         def so_far() -> str:

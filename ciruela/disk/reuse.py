@@ -24,7 +24,7 @@ from ciruela.disk.syscalls import CANNOT_CLONE, FULL, warn_once
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import READ_BLOCKS, as_it_should, good_blocks, good_in
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap, same_files
+from ciruela.index.merge import same_files
 from ciruela.index.tree import File, Index
 from ciruela.interfaces import Reused
 from ciruela.model.config import STANDARD_MODES, Modes, Reuse
@@ -71,7 +71,7 @@ class Content:
     def __init__(self, index: Index, tree: Tree) -> None:
         self.index = index
         self.tree = tree
-        self.blocks = BlockMap(index)
+        self.blocks = index.blocks
         self._here = bytearray(index.block_count)
         self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
 

@@ -13,7 +13,6 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
 from ciruela.index.digest import HashKind
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import DiskError, DownloadFailed, LinkLost, RemoteError
@@ -67,7 +66,6 @@ class BlockFetchTests(SynchronousTestCase):
         self.fetch = BlockFetch(
             "/app/v1",
             INDEX,
-            BlockMap(INDEX),
             self.plan,
             self.disk,
             lambda: self.candidates,
@@ -350,9 +348,7 @@ class BlockFetchTests(SynchronousTestCase):
     def test_nothing_to_fetch(self):
         """An image whose files are all here is done at once."""
         plan = BlockPlan(INDEX, range(COUNT), random.Random(1))
-        fetch = BlockFetch(
-            "/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, self.totals, self.clock, BlockRelayCache(self.clock)
-        )
+        fetch = BlockFetch("/a/b", INDEX, plan, self.disk, list, self.count, self.totals, self.clock, BlockRelayCache(self.clock))
         self.assertIsNone(self.successResultOf(fetch.run()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
