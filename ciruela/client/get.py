@@ -26,6 +26,7 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
 from ciruela.index.tree import Index
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
 
@@ -143,7 +144,7 @@ class _Getting:
     async def _fill(self, olds: Sequence[str]) -> None:
         display, index = self._display, self._index
         display.show(lambda: "Looking at what an earlier run left")
-        have = set(await self._landing.open())
+        have = await self._landing.open()
         if have:
             kept = index.blocks.bytes_of(have)
             self._totals.reused_bytes += kept
@@ -154,14 +155,13 @@ class _Getting:
             indexes = [(one, await self._reach.in_thread(partial(getattr, scan, "index"))) for one, scan in zip(olds, scans, strict=True)]
             display.show(lambda: f"Reusing {', '.join(olds)}")
             reused = await self._landing.reuse(indexes)
-            have |= reused.blocks
             self._totals.reused_bytes += reused.bytes
         if len(have) < index.block_count:
             await self._fetch(have)
         display.show(lambda: f"Verifying {self._options.destination}")
         await self._landing.show(replacing=self._options.replace)
 
-    async def _fetch(self, have: set[int]) -> None:
+    async def _fetch(self, have: BlockSet) -> None:
         index, clock = self._index, self._reach.clock
         plan = await self._reach.in_thread(BlockPlan, index, have, self._reach.rng)
         fetch = BlockFetch(
@@ -175,7 +175,7 @@ class _Getting:
             clock,
             _Nobody(clock),
         )
-        wanted_bytes = await self._reach.in_thread(lambda: index.blocks.bytes_of(set(range(index.block_count)) - have))
+        wanted_bytes = index.total_bytes - await self._reach.in_thread(index.blocks.bytes_of, have)
         began_s = clock.seconds()
 
         def so_far() -> str:

@@ -24,6 +24,7 @@ from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Reused
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
@@ -116,11 +117,11 @@ class StagingDir:
 
     # -- what is here already --------------------------------------------------------------------------------------------------
 
-    def keep(self) -> Deferred[frozenset[int]]:
+    def keep(self) -> Deferred[BlockSet]:
         """As ``interfaces.Staging.keep``."""
         return self._run(self._keep())
 
-    def _keep(self) -> Steps[frozenset[int]]:
+    def _keep(self) -> Steps[BlockSet]:
         self._tree.forget()
         below = names_by_directory(self._index)
         number = 0
@@ -147,7 +148,7 @@ class StagingDir:
                         yield from remove_tree(here, name)
                 elif name not in inner or not _is(here, name, stat.S_ISDIR):  # guard: I1
                     yield from remove_tree(here, name)
-        return self._content.numbers()
+        return self._content.here
 
     def _keep_file(self, here: SafeDir, name: str, number: int, wanted: File) -> Steps[None]:
         """Keep the whole blocks of a file.

@@ -33,6 +33,7 @@ from ciruela.download.sources import Candidate, Totals
 from ciruela.index import tree
 from ciruela.index.tree import Index
 from ciruela.interfaces import Address, NodeContext, Reused, Staging
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
@@ -246,23 +247,22 @@ class Transfer(ABC):
             .addCallback(self._plan, image)
         )
 
-    def _with_siblings(self, kept: frozenset[int]) -> Deferred[tuple[frozenset[int], list[tuple[VPath, Index]]]]:
-        return self.siblings().addCallback(lambda siblings: (kept, siblings))
+    def _with_siblings(self, here: BlockSet) -> Deferred[tuple[BlockSet, int, list[tuple[VPath, Index]]]]:
+        kept = len(here)
+        return self.siblings().addCallback(lambda siblings: (here, kept, siblings))
 
-    def _reuse(
-        self, found: tuple[frozenset[int], list[tuple[VPath, Index]]], image: StagedImage
-    ) -> Deferred[tuple[frozenset[int], Reused]]:
-        kept, siblings = found
+    def _reuse(self, found: tuple[BlockSet, int, list[tuple[VPath, Index]]], image: StagedImage) -> Deferred[tuple[BlockSet, int, Reused]]:
+        here, kept, siblings = found
         if not siblings:
-            return succeed((kept, Reused(frozenset(), 0, 0)))
-        return image.directory.reuse(siblings).addCallback(lambda reused: (kept, reused))
+            return succeed((here, kept, Reused(frozenset(), 0, 0)))
+        return image.directory.reuse(siblings).addCallback(lambda reused: (here, kept, reused))
 
-    def _fits(self, here: tuple[frozenset[int], Reused], image: StagedImage) -> Deferred[tuple[frozenset[int], Reused]]:
+    def _fits(self, found: tuple[BlockSet, int, Reused], image: StagedImage) -> Deferred[tuple[BlockSet, int, Reused]]:
         """Writing nothing fails when there is no room for what is missing: so that is told before the first block is asked for."""
-        return image.directory.write(()).addCallback(lambda _: here)
+        return image.directory.write(()).addCallback(lambda _: found)
 
-    def _plan(self, here: tuple[frozenset[int], Reused], image: StagedImage) -> Deferred[BlockPlan]:
-        kept, reused = here
+    def _plan(self, found: tuple[BlockSet, int, Reused], image: StagedImage) -> Deferred[BlockPlan]:
+        here, kept, reused = found
         index = image.index
         self.context.totals.reused_files += reused.files
         self.context.totals.reused_bytes += reused.bytes
@@ -272,7 +272,7 @@ class Transfer(ABC):
                 "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
                 vpath=str(self.vpath),
                 total=index.block_count,
-                kept=len(kept),
+                kept=kept,
                 reused=len(reused.blocks),
                 files=reused.files,
                 missing=plan.missing,
@@ -280,7 +280,7 @@ class Transfer(ABC):
             return plan
 
         rng = random.Random(self.context.node.rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
-        return self.context.large(index, lambda: BlockPlan(index, kept | reused.blocks, rng)).addCallback(planned)
+        return self.context.large(index, lambda: BlockPlan(index, here, rng)).addCallback(planned)
 
     def block_fetch(self, image: StagedImage, plan: BlockPlan) -> BlockFetch:
         """Makes the fetch of the blocks."""

@@ -16,6 +16,7 @@ from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherContent
 from ciruela.model.hooks import Due
@@ -43,10 +44,10 @@ class MemStaging:
     def _dead(self) -> CiruelaError | None:
         return None if self._life == self._disk.life else DiskError(f"{self._vpath}: this staging directory belongs to an earlier life")
 
-    def keep(self) -> Deferred[frozenset[int]]:
+    def keep(self) -> Deferred[BlockSet]:
         if dead := self._dead():
             return fail(dead)
-        return succeed(frozenset(number for number, here in enumerate(self._here) if here))
+        return succeed(BlockSet(self._here))
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
         if dead := self._dead():

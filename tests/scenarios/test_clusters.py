@@ -356,8 +356,8 @@ class FaultTests(UnmeasuredTestCase):
         """How many blocks of LARGE no node has."""
         if cluster.holders(V1, LARGE):
             return 0
-        plans = [one.step.plan for one in self.downloads(cluster) if isinstance(one.step, PlannedStep)]
-        return sum(not any(plan.has(number) for plan in plans) for number in range(len(LARGE.blocks)))
+        staged = [one.step.image.directory._here for one in self.downloads(cluster) if isinstance(one.step, PlannedStep)]
+        return sum(not any(here[number] for here in staged) for number in range(len(LARGE.blocks)))
 
     @shows("A57", "F41", "G11")
     def test_all_killed_at_half(self):
