@@ -194,13 +194,13 @@ class StagingDir:
     def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
         if not self._room_checked:
             self._check_room()
-        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.function()
+        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.hasher
         results: list[bool] = []
         for file_number, first, count in blocks_of.runs([number for number, _ in blocks]):
             file, start = blocks_of.files[file_number], len(results)
             fresh: list[Block] = []
             for block, (number, data) in enumerate(blocks[start : start + count], first):
-                good = len(data) == file.block_size(block) and hashed(data) == file.block_hash(block)  # guard: A7 F5 I1, without 2
+                good = len(data) == file.block_size(block) and hashed(data).digest() == file.block_hash(block)  # guard: A7 F5 I1, without 2
                 results.append(good)
                 if good and not content.has(number):
                     fresh.append(data)

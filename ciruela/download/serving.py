@@ -29,7 +29,7 @@ from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import compression
-from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Response
 from ciruela.runtime import Batcher, in_place
 from ciruela.tracking.ledger import Ledger
 
@@ -224,7 +224,7 @@ class BlockService:
         self._disk = disk
         self._catalog = catalog
         self._servers: OrderedDict[tuple[VPath, ImageId], BlockServer] = OrderedDict()
-        self._indexes: dict[tuple[ImageId, bool], list[Deferred[IndexData]]] = {}
+        self._indexes: dict[tuple[ImageId, bool], list[Deferred[Response]]] = {}
         self._served: set[VPath] = set()
         self.sent_blocks = 0
         self.sent_bytes = 0
@@ -234,7 +234,7 @@ class BlockService:
         served, self._served = self._served, set()
         return served
 
-    def give_index(self, request: GetIndex) -> Deferred[IndexData]:
+    def give_index(self, request: GetIndex) -> Deferred[Response]:
         """Fires with the index of an image, or fails with RemoteError when it is not here. Those who ask at the same time share it."""
 
         def answer(data: bytes | None) -> IndexData | Deferred[IndexData]:
@@ -243,7 +243,7 @@ class BlockService:
             return self._in_thread(compression.index, data, True) if request.packed else IndexData(data)
 
         key = request.image, request.packed
-        waiting: Deferred[IndexData] = Deferred()
+        waiting: Deferred[Response] = Deferred()
         others = self._indexes.setdefault(key, [])
         others.append(waiting)
         if len(others) == 1:
@@ -255,7 +255,7 @@ class BlockService:
         for waiting in self._indexes.pop(key):
             waiting.callback(result)
 
-    def give(self, request: GetBlock) -> Deferred[BlockData]:
+    def give(self, request: GetBlock) -> Deferred[Response]:
         """Fires with the block, or fails with RemoteError when it is not here."""
         if request.hint is None:  # guard: F3 I13
             return fail(RemoteError("Hint is required for fetching blocks from server"))
@@ -265,7 +265,7 @@ class BlockService:
             return fail(RemoteError(f"the hint is not a virtual path: {error}"))
         return self._first(request, vpath, self._images(vpath))
 
-    def give_many(self, request: GetBlocks) -> Deferred[BlocksData]:
+    def give_many(self, request: GetBlocks) -> Deferred[Response]:
         """Fires with the blocks that are here; fails with RemoteError for an image that is not, or more than an answer may hold."""
         try:
             vpath = VPath.parse(request.path)
@@ -279,7 +279,7 @@ class BlockService:
                 raise RemoteError("its index is not here")
             return server.many(request)
 
-        def count(answer: BlocksData) -> BlocksData:
+        def count(answer: BlocksData) -> Response:
             if answer.lacks:  # guard: A10 F51
                 self._missed(vpath, request.image)
             self._count(vpath, len(request.numbers) - len(answer.lacks), sum([len(one.data) for one in answer.parts]))
@@ -299,14 +299,14 @@ class BlockService:
         images = [state.image for state in states if state is not None]
         return list(dict.fromkeys((*images, *(version.image for version in self._ledger.kept(vpath)))))
 
-    def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[BlockData]:
+    def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[Response]:
         if not images:
             return fail(RemoteError("block not found"))
 
         def ask(server: BlockServer | None) -> Deferred[Block | None]:
             return succeed(None) if server is None else server.one(request, partial(self._missed, vpath, images[0]))
 
-        def answer(data: Block | None) -> BlockData | Deferred[BlockData]:
+        def answer(data: Block | None) -> Response | Deferred[Response]:
             if data is None:
                 return self._first(request, vpath, images[1:])
             self._count(vpath, 1, len(data))
@@ -334,7 +334,4 @@ class BlockService:
             return server
 
         server = self._servers.get((vpath, image))
-        if server is None:
-            return self._catalog.get(image).addCallback(found)
-        self._servers.move_to_end((vpath, image))
-        return succeed(server)
+        return self._catalog.get(image).addCallback(found) if server is None else succeed(server)

@@ -11,10 +11,11 @@ On a node itself the blocks of an image that are here are a set of their numbers
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress, count, groupby
+from itertools import compress, count
 
 SLICES = 256
 FULL = (1 << SLICES) - 1
@@ -61,7 +62,14 @@ class Pieces:
 
     def groups(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
         """Ascending block numbers, those of each piece by themselves."""
-        return [tuple(group) for _, group in groupby(numbers, self.piece_of)]
+        found: list[tuple[int, ...]] = []
+        count, begin = self.count, 0
+        while begin < len(numbers):
+            piece = numbers[begin] * count // self.block_count
+            end = bisect_left(numbers, -(-(piece + 1) * self.block_count // count), begin)
+            found.append(tuple(numbers[begin:end]))
+            begin = end
+        return found
 
     def of_slices(self, mask: int) -> int:
         """The pieces of the slices in ``mask``."""
