@@ -12,7 +12,6 @@ that is what turns the few that have an image into many.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -30,7 +29,7 @@ from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import compression
 from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Response
-from ciruela.runtime import Batcher, in_place
+from ciruela.runtime import Batcher, BoundedMap, in_place
 from ciruela.tracking.ledger import Ledger
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class Catalog:
     def __init__(self, disk: Disk, in_thread: InThread = in_place) -> None:
         self._disk = disk
         self._in_thread = in_thread
-        self._kept: OrderedDict[ImageId, Index] = OrderedDict()
+        self._kept: BoundedMap[ImageId, Index] = BoundedMap(KEPT_INDEXES)
         self._loading: dict[ImageId, list[Deferred[Index | None]]] = {}
 
     def add(self, index: Index) -> Deferred[Index]:
@@ -87,10 +86,7 @@ class Catalog:
         return self._in_thread(getattr, index, "blocks").addCallback(lambda _: self._keep(index))
 
     def _keep(self, index: Index) -> Index:
-        self._kept[index.image] = index
-        self._kept.move_to_end(index.image)
-        while len(self._kept) > KEPT_INDEXES:
-            self._kept.popitem(last=False)
+        self._kept.put(index.image, index)
         return index
 
     def kept(self, image: ImageId) -> Index | None:
@@ -223,7 +219,7 @@ class BlockService:
         self._ledger = ledger
         self._disk = disk
         self._catalog = catalog
-        self._servers: OrderedDict[tuple[VPath, ImageId], BlockServer] = OrderedDict()
+        self._servers: BoundedMap[tuple[VPath, ImageId], BlockServer] = BoundedMap(KEPT_INDEXES)
         self._indexes: dict[tuple[ImageId, bool], list[Deferred[Response]]] = {}
         self._served: set[VPath] = set()
         self.sent_blocks = 0
@@ -328,9 +324,7 @@ class BlockService:
                 self._missed(vpath, image)
                 return None
             server = BlockServer(index, partial(self._disk.read_blocks, vpath, index), self._in_thread, self._passing)
-            self._servers[vpath, image] = server
-            while len(self._servers) > KEPT_INDEXES:  # guard: I6
-                self._servers.popitem(last=False)
+            self._servers.put((vpath, image), server)
             return server
 
         server = self._servers.get((vpath, image))
