@@ -6,11 +6,17 @@
 from collections import defaultdict
 from pathlib import Path
 
+from ciruela.client.uploadrun import RequestMachine
 from ciruela.download.machine import DownloadMachine, RepairMachine
 from ciruela.net.outgoing import ConnectionMachine
 
 FILE = Path(__file__).parent / "explanation" / "machines.txt"
-MACHINES = {"A download": DownloadMachine, "A repair": RepairMachine, "A connection to another node": ConnectionMachine}
+MACHINES = {
+    "A download": DownloadMachine,
+    "A repair": RepairMachine,
+    "A connection to another node": ConnectionMachine,
+    "A client's request for an upload, at one node": RequestMachine,
+}
 
 ENDS = ("failed", "stop", "let_go")
 """The inputs that end every step alike."""

@@ -118,7 +118,7 @@ class _Refusing:
 class Connecting:
     """A connection is being made. ``attempt`` tells the machine how that ends."""
 
-    attempt: Deferred[None]
+    attempt: Deferred[ClientLink]
 
     def end(self) -> None:
         """Gives up."""
@@ -313,11 +313,9 @@ class _AddressRequests:
 
 
 def _connect(events: ConnectionEvents, line: _AddressRequests) -> Connecting:
-    attempt: Deferred[None] = Deferred()
-    attempt.addCallback(lambda _: line.pool.connect(line.address, _Refusing(events)))
-    attempt.addCallbacks(events.connected, events.unconnected).addErrback(line.broken)
+    attempt = line.pool.connect(line.address, _Refusing(events))
     line.state = state = Connecting(attempt)
-    attempt.callback(None)
+    attempt.addCallbacks(events.connected, events.unconnected).addErrback(line.broken)
     return state
 
 
