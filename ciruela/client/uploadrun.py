@@ -101,8 +101,8 @@ class Asking:
     answer: Deferred[Response]
 
 
-class Answered:
-    """The node has answered, and is not asked again on this connection."""
+class AnswerBooked:
+    """The node has answered, or never will: it is not asked again on this connection."""
 
 
 Booked = Callable[[Response, "NodeRequest"], None]
@@ -140,7 +140,7 @@ class NodeRequest:
     address: Address
     link: Connection
     clock: IReactorTime
-    state: Asking | Answered | None = field(init=False, default=None)
+    state: Asking | AnswerBooked | None = field(init=False, default=None)
     servers_asked_s: float = field(init=False, default=float("inf"))
     events: RequestEvents = field(init=False)
 
@@ -170,7 +170,7 @@ def _send(_events: RequestEvents, request: NodeRequest, message: Request, booked
 
 
 def _answered(_events: RequestEvents, request: NodeRequest, _state: object = None) -> None:
-    request.state = Answered()
+    request.state = AnswerBooked()
 
 
 def _put_off(_events: RequestEvents, request: NodeRequest, _state: Asking) -> None:
@@ -178,7 +178,7 @@ def _put_off(_events: RequestEvents, request: NodeRequest, _state: Asking) -> No
 
 
 def _cancel(_events: RequestEvents, request: NodeRequest, state: Asking) -> None:
-    request.state = Answered()
+    request.state = AnswerBooked()
     state.answer.cancel()
 
 
