@@ -29,7 +29,7 @@ from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.spec import Means
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
-from ciruela.proto.messages import BaseDirData
+from ciruela.proto.messages import BaseDirData, GetIndex
 from ciruela.reconcile.service import Reconciler
 from ciruela.runtime import PeriodicTask
 from ciruela.tracking.ledger import Ledger
@@ -151,8 +151,7 @@ class DownloadTests(Supervised):
         candidates: list[Any] = [[]]
         clock = Clock()
         fetch = IndexFetch(
-            IMAGE,
-            "/app/v1",
+            GetIndex(IMAGE, "/app/v1"),
             lambda: candidates[0] if candidates else raising(),
             lambda *_: succeed(INDEX),
             clock,

@@ -41,6 +41,7 @@ from ciruela.model.upload import AbortReason
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import unpack_index
+from ciruela.proto.messages import GetIndex
 from ciruela.runtime import in_place
 from ciruela.tracking.ledger import Ledger
 
@@ -159,8 +160,7 @@ class DownloadContext:
 
         most_unpacked = max(self.node.tuning.max_index_bytes, LEAST_UNPACKED)
         return IndexFetch(
-            wanting.image,
-            str(wanting.vpath),
+            GetIndex(wanting.image, str(wanting.vpath)),
             lambda: self.candidates(wanting, index=True),
             self.node.disk.write_index,
             self.node.clock,
