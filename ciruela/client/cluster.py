@@ -29,7 +29,7 @@ from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver
-from ciruela.proto.messages import GetIndexAt, PathStateData, Request, Response
+from ciruela.proto.messages import PathStateData, Request, Response
 
 QUERY_S = 60.0
 """Servers that have no turn by then are not asked any more."""
@@ -144,8 +144,6 @@ class ClusterClient:
             raise ValueError(f"{type(request).__name__} has no path: say which path leads to the servers")
 
         async def question(link: ClosableLink, _told: PathStateData | None, _untold: str) -> Response:
-            if not link.bulk and isinstance(request, GetIndexAt) and not VPath.parse(request.path).level:  # guard: I8
-                raise RemoteError(f"it is a server of the first implementation, which has no images at {request.path}")
             return await answer_of(link, request, self._world)
 
         return await self._everywhere(where, question)

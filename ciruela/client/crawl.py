@@ -19,12 +19,27 @@ from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
 from ciruela.interfaces import Address
 from ciruela.model.errors import Busy, CiruelaError, RemoteError
 from ciruela.model.ids import MachineId
-from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BlockHint, GetBlock, GetIndexAt, GetPathState, PathStateData, Request, Response
 from ciruela.runtime import within
 
 BUSY_S = 0.25
 BUSY_TRIES = 60
 """A server that is asked too fast is asked again so often, so many seconds later."""
+
+
+def spare(bulk: bool, vpath: VPath, name: str = "it") -> None:
+    """Raises RemoteError for a server of the first implementation and a path with one component: it dies of it (protocol section 11)."""
+    if not bulk and not vpath.level:  # guard: I8
+        raise RemoteError(f"{name} is a server of the first implementation, which has no images at {vpath}")
+
+
+def _image_path(request: Request) -> str | None:
+    """The path of the image that is asked for, where a server looks for it at that path."""
+    match request:
+        case GetIndexAt(path=path) | GetBlock(hint=BlockHint(vpath=path)):
+            return path
+    return None
 
 
 async def answer_of(
@@ -35,7 +50,12 @@ async def answer_of(
     busy_s: float = BUSY_S,
     busy_tries: int = BUSY_TRIES,
 ) -> Response:
-    """Asks one server, again while it is asked too fast. Raises CiruelaError: NoAnswer where ``timeout_s`` pass without an answer."""
+    """Asks one server, again while it is asked too fast; not at all where it would die of the question, see :func:`spare`.
+
+    Raises CiruelaError: NoAnswer where ``timeout_s`` pass without an answer.
+    """
+    if (path := _image_path(request)) is not None:
+        spare(link.bulk, VPath.parse(path))
     for _ in range(busy_tries):
         try:
             return await within(link.ask(request), timeout_s, world.clock)

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client.contacts import ClusterAddresses, Resolve, each
 from ciruela.client.context import AppContext
+from ciruela.client.crawl import spare
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
@@ -182,7 +183,7 @@ class ImageOrigin:
         ]
 
     def _ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
-        """Ask a node about the path. One of the reference dies of a path with one component (protocol section 11): it is never asked."""
+        """Ask a node about the path, once it is known that it does not die of that, see :func:`crawl.spare`."""
         vpath, nodes = self._target.vpath, self._reach.nodes
         if vpath is None or vpath.level or nodes.bulk(address):
             return nodes.ask(address, request, timeout_s)
@@ -191,8 +192,8 @@ class ImageOrigin:
         return greeted.addCallback(lambda _: self._greeted(address, request, timeout_s))
 
     def _greeted(self, address: Address, request: Request, timeout_s: float | None) -> Deferred[Response]:
-        if not self._reach.nodes.bulk(address):  # guard: I8
-            raise RemoteError(f"{address} is a server of the first implementation, which has no images at {self._target.vpath}")
+        assert self._target.vpath is not None
+        spare(self._reach.nodes.bulk(address), self._target.vpath, str(address))
         return self._reach.nodes.ask(address, request, timeout_s)
 
     async def _entries(self) -> list[Address]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred
 
 from ciruela.client.contacts import ClusterAddresses, OnlyAsks
+from ciruela.client.crawl import spare
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
@@ -135,6 +136,12 @@ async def _ask_one(label: str, address: Address, sight: PathView, world: RunCont
         return []
     sight.met += 1
     hosts: list[str] = []
+    try:
+        spare(link.bulk, sight.vpath)
+    except RemoteError as error:
+        sight.problems.append(f"{label}: {error}")
+        link.close()
+        return []
     try:
         hosts = await _others(link, sight.vpath, world)
         taken = await _taken(link, sight.vpath, world)
