@@ -15,7 +15,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, FirstError, fail, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -155,6 +155,11 @@ MAX_CANDIDATES = 1000
 """Names from ``hosts`` that one cluster may bring up (threats A29)."""
 
 
+def nameable(text: str) -> bool:
+    """Tells whether a name that a server gave may be resolved, and shown."""
+    return bool(text) and text.isprintable()  # guard: A27 A29, without 2
+
+
 def reachable_from(entries: Iterable[Address], address: Address) -> bool:
     """Tells whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
 
@@ -172,7 +177,7 @@ N = TypeVar("N")
 
 
 async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
-    """Asks for each of ``items``, some at a time. Gives the answers, in their order."""
+    """Asks for each of ``items``, some at a time. Gives the answers, in their order; raises what the first raises that fails."""
     turns = DeferredSemaphore(AT_ONCE)
 
     async def one(item: N) -> T:
@@ -181,7 +186,10 @@ async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
     def begin(item: N) -> Deferred[T]:
         return Deferred.fromCoroutine(one(item))
 
-    return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
+    try:
+        return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
+    except FirstError as error:
+        error.subFailure.raiseException()
 
 
 class ClusterAddresses:
@@ -191,8 +199,10 @@ class ClusterAddresses:
     ``problems`` says of entry points why they have none. A name that was resolved stays so.
     """
 
-    def __init__(self, names: Sequence[str], resolve: Resolve, clock: IReactorTime) -> None:
+    def __init__(self, names: Sequence[str], resolve: Resolve, clock: IReactorTime, patience_s: float = RESOLVE_TIMEOUT_S) -> None:
+        """``patience_s``: time that one name may take."""
         self.names = tuple(names)
+        self._patience_s = patience_s
         self.known: dict[Address, str] = {}
         self.problems: dict[str, str] = {}
         self._resolve = resolve
@@ -247,9 +257,9 @@ class ClusterAddresses:
 
     async def _look_up(self, name: str) -> list[Address]:
         try:
-            found: list[Address] = await maybeDeferred(self._resolve, name).addTimeout(RESOLVE_TIMEOUT_S, self._clock)
+            found: list[Address] = await maybeDeferred(self._resolve, name).addTimeout(self._patience_s, self._clock)
         except AnswerTimeout:
-            raise LinkLost("the name cannot be resolved in time") from None
+            raise LinkLost(f"the name {name} was not resolved within {self._patience_s:.0f} s") from None
         return found
 
 
@@ -295,7 +305,7 @@ class Contacts:
         for name in hosts:
             if len(self._candidates) >= MAX_CANDIDATES:  # guard: A29 F24 F54
                 return
-            if name and name.isprintable() and name not in self._names:  # guard: A27 A29, without 2
+            if nameable(name) and name not in self._names:
                 self._candidates.setdefault(name, None)
 
     def allowed(self, text: str) -> Address | None:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail
-from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import ClusterAddresses, each
-from ciruela.client.crawl import answer_of
+from ciruela.client.contacts import ClusterAddresses
+from ciruela.client.crawl import ServerSearch, answer_of
 from ciruela.client.editor import LocalFile
+from ciruela.client.entrance import Entrance
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
 from ciruela.client.sync import ClosableLink, RunContext
@@ -31,7 +31,7 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index
-from ciruela.interfaces import Address, Connection, InThread
+from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.versions import State
@@ -51,7 +51,6 @@ from ciruela.proto.messages import (
     GetIndex,
     GetIndexAt,
     IndexAtData,
-    Notification,
     Request,
     Response,
 )
@@ -61,9 +60,6 @@ T = TypeVar("T")
 
 NODES = 3
 """So many nodes are asked what they have at a path: as many as an upload is given to."""
-
-MOST_ASKED = 30
-"""Nodes that are asked at all, and names that are tried, when those that answer have nothing at the path."""
 
 ANSWER_S = 60.0
 """An index of a hundred megabytes takes a while on a slow line."""
@@ -109,7 +105,7 @@ class PathContent:
 
 
 class Reading:
-    """Connections to some nodes of one cluster, for asking. Also the request handler of these connections."""
+    """Reads what some nodes of one cluster have, over connections that stay open."""
 
     def __init__(
         self, label: str, names: Sequence[str], world: RunContext, in_thread: InThread, problem: Callable[[str, str], None]
@@ -122,53 +118,24 @@ class Reading:
         self.clock = world.clock
         self._problem = problem
         self._called: dict[Address, str] = {}
-        self._links: dict[Address, ClosableLink] = {}
-        self._locks: dict[Address, DeferredLock] = {}
+        self._entrance = Entrance(names, world, ANSWER_S)
         self._holders: list[Address] = []
         self._liars: set[Address] = set()
         self._told: set[str] = set()
         self._rests: Backoff[Address] = Backoff(world.clock)
-        self._closed = False
 
     def close(self) -> None:
         """End all connections."""
-        self._closed = True
-        links, self._links = self._links, {}
-        for link in links.values():
-            link.close()
-
-    # -- the counterpart ------------------------------------------------------------------------------------------------------------
-
-    def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
-        """Nothing is given on these connections."""
-        return fail(RemoteError("requests are not answered on this connection"))
-
-    def notified(self, link: Connection, notification: Notification) -> None:
-        """Nothing that is told here is of use."""
-
-    def lost(self, link: Connection) -> None:
-        """The connection is made again when it is needed."""
-        self._links = {address: other for address, other in self._links.items() if other is not link}
+        self._entrance.close()
 
     async def _ask(self, address: Address, request: Callable[[ClosableLink], Request]) -> Response:
         """The answer of a node. Raises CiruelaError, in words that name the node."""
-        lock = self._locks.setdefault(address, DeferredLock())
-        await lock.acquire()
         try:
-            link = self._links.get(address)
-            if link is None:
-                try:
-                    link = await self._world.connect(address, self)
-                except CiruelaError:
-                    self._rests.failed(address)
-                    raise
-                self._rests.succeeded(address)
-                if self._closed:
-                    link.close()
-                    raise LinkLost("the command is over")
-                self._links[address] = link
-        finally:
-            lock.release()
+            link = await self._entrance.open(address)
+        except CiruelaError:
+            self._rests.failed(address)
+            raise
+        self._rests.succeeded(address)
         name = self._called[address]
         try:
             return await answer_of(link, request(link), self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
@@ -188,35 +155,27 @@ class Reading:
         """
         self._holders = []
         found: dict[Address, bytes] = {}
-        asked: set[Address] = set()
-        told: set[str] = set()
-        tried: set[str] = set()
         empty: list[str] = []
-        problems: list[str] = []
-        places = ClusterAddresses(self._names, self._resolved, self._world.clock)
-        waiting = await self._entries(places)
-        problems += places.unresolved().values()
-        while len(found) < NODES and len(asked) < MOST_ASKED:
-            if not waiting:
-                names = self._some(told - tried, NODES - len(found) if found else NAMES_AT_ONCE)
-                if not names or len(tried) >= MOST_ASKED:
-                    break
-                tried.update(names)
-                waiting = [one for one in await self._named(names, places) if one not in asked]
-                if not waiting and found:
-                    break  # these were only to be asked whether they agree
-            now, waiting = waiting[: NODES - len(found)], waiting[NODES - len(found) :]
-            asked.update(now)
-            given = await self._all([self._index_at(address, path) for address in now])
-            for address, answer in zip(now, given, strict=True):
-                if isinstance(answer, Failure):
-                    problems.append(answer.getErrorMessage())
-                    continue
-                told.update(answer.hosts.values())
-                if answer.data is None:
-                    empty.append(self._called[address])
-                else:
-                    found[address] = answer.data
+        places = ClusterAddresses(self._names, self._world.resolve, self._world.clock, RESOLVE_S)
+        await places.entries()
+        problems = list(places.unresolved().values())
+
+        async def look(address: Address, label: str) -> Iterable[str]:
+            self._called.setdefault(address, label)
+            try:
+                answer = await self._one(address, GetIndexAt(path), IndexAtData)
+            except CiruelaError as error:
+                problems.append(str(error))
+                return ()
+            if answer.data is None:
+                empty.append(self._called[address])
+            else:
+                found[address] = answer.data
+            return answer.hosts.values()
+
+        search = ServerSearch(places, self._world.rng, look, lambda _name, _why: None)
+        await search.run(lambda: len(found), NODES, NAMES_AT_ONCE)
+        self._called = {**places.known, **search.led, **self._called}
         if found:
             for problem in [one for one in problems if one not in self._told]:
                 self._told.add(problem)
@@ -236,44 +195,6 @@ class Reading:
             if not good and not result.check(CiruelaError):
                 result.raiseException()
         return [result for _, result in results]
-
-    async def _entries(self, places: ClusterAddresses) -> list[Address]:
-        await places.entries()
-        for address, label in places.known.items():
-            self._called.setdefault(address, label)
-        entries = list(places.known)
-        self._world.rng.shuffle(entries)
-        return entries
-
-    def _some(self, names: Iterable[str], most: int) -> list[str]:
-        usable = sorted(name for name in names if name and name.isprintable())
-        return self._world.rng.sample(usable, min(len(usable), most))
-
-    async def _named(self, names: Sequence[str], places: ClusterAddresses) -> list[Address]:
-        """An address for each of the ``names`` that nodes gave in their answers, where that is known and may be contacted."""
-
-        async def look_up(name: str) -> list[Address]:
-            try:
-                return await places.led_to(name)
-            except CiruelaError:
-                return []
-
-        addresses: list[Address] = []
-        for name, good in zip(names, await each(names, look_up), strict=True):
-            for address in good[:1]:
-                self._called.setdefault(address, name)
-                addresses.append(address)
-        return addresses
-
-    def _resolved(self, name: str) -> Deferred[list[Address]]:
-        def late(failure: Failure) -> list[Address]:
-            failure.trap(DeferredTimeout)
-            raise LinkLost(f"the name {name} was not resolved within {RESOLVE_S:.0f} s")
-
-        return self._world.resolve(name).addTimeout(RESOLVE_S, self._world.clock).addErrback(late)
-
-    def _index_at(self, address: Address, path: str) -> Deferred[IndexAtData]:
-        return self._one(address, GetIndexAt(path), IndexAtData)
 
     def _one(self, address: Address, request: Request, kind: type[T]) -> Deferred[T]:
         """The answer of a node, which has to be of this kind."""
@@ -299,7 +220,7 @@ class Reading:
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
         """Asks nodes that have the image what they would answer to an upload; those that do not understand the question are left out."""
-        able = [address for address in self._holders if address in self._links and self._links[address].bulk]
+        able = [address for address in self._holders if self._entrance.reached.get(address)]
         given = await self._all([self._one(address, request, CheckData) for address in able])
         return [one for one in given if isinstance(one, CheckData)]
 

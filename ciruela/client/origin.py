@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client.contacts import ClusterAddresses, Resolve, each
 from ciruela.client.context import AppContext
-from ciruela.client.crawl import spare
+from ciruela.client.crawl import ServerSearch, spare
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
@@ -105,39 +105,52 @@ class ImageOrigin:
         """
         vpath = self._target.vpath
         assert vpath is not None
-        waiting = await self._entries()
-        tried: set[Address] = set()
+        await self._places.entries()
+        unresolved = self._places.unresolved()
+        for name, problem in unresolved.items():
+            self._note(name, problem)
+        if not self._places.known:
+            raise CommandError(EXIT_NETWORK, "; ".join(unresolved.values()))
         answered = 0
+        found: list[Index] = []
+        failed: set[Address] = set()
         problems: list[str] = []
-        while waiting and len(tried) < MOST_TRIED:
-            address = waiting.pop(0)
-            tried.add(address)
+
+        async def look(address: Address, _label: str) -> Iterable[str]:
+            nonlocal answered
+            hosts: Iterable[str] = ()
             try:
                 answer = await self._ask(address, GetIndexAt(str(vpath)), INDEX_S)
                 if not isinstance(answer, IndexAtData):
                     raise RemoteError("the answer to GetIndexAt is something else")
                 answered += 1
-                await self._heard(answer.hosts.values())
+                hosts = answer.hosts.values()
                 if answer.data is not None:
-                    found: Index = await self._reach.in_thread(read_index, answer.data)
-                    self._known.setdefault(address, str(address))
+                    found.append(await self._reach.in_thread(read_index, answer.data))
                     self._holder = address
-                    return found
             except CiruelaError as error:
                 problems.append(str(error))
                 self._note(str(address), str(error))
-                self._known.pop(address, None)
-            waiting += [other for other in self._known if other not in tried and other not in waiting]
+                failed.add(address)
+            return hosts
+
+        search = ServerSearch(self._places, self._reach.rng, look, self._note, MOST_TRIED)
+        await search.run(lambda: len(found), 1)
+        self._known = {address: name for address, name in search.led.items() if address not in failed}
+        if self._holder is not None:
+            self._known.setdefault(self._holder, str(self._holder))
+            return found[0]
+        tried = len(search.asked)
         if answered and problems:  # guard: K3.6
             said = "; ".join(dict.fromkeys(problems))
             raise CommandError(
                 EXIT_NETWORK,
-                f"{answered} of {len(tried)} nodes that were asked have no image at {self._target}; others did not say: {said}",
+                f"{answered} of {tried} nodes that were asked have no image at {self._target}; others did not say: {said}",
             )
         if answered:
             raise CommandError(
                 EXIT_REJECTED,
-                f"there is no image at {self._target}: {answered} of {len(tried)} nodes that were asked answered, none has one",
+                f"there is no image at {self._target}: {answered} of {tried} nodes that were asked answered, none has one",
             )
         raise CommandError(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
 
@@ -195,31 +208,3 @@ class ImageOrigin:
         assert self._target.vpath is not None
         spare(self._reach.nodes.bulk(address), self._target.vpath, str(address))
         return self._reach.nodes.ask(address, request, timeout_s)
-
-    async def _entries(self) -> list[Address]:
-        """The entry points, in random order. Raises Ends where none has an address."""
-        await self._places.entries()
-        problems = self._places.unresolved()
-        for name, problem in problems.items():
-            self._note(name, problem)
-        first = list(self._places.known)
-        if not first:
-            raise CommandError(EXIT_NETWORK, "; ".join(problems.values()))
-        self._reach.rng.shuffle(first)
-        return first
-
-    async def _heard(self, names: Iterable[str]) -> None:
-        """Other nodes that take the directory, by their names."""
-        new = [name for name in list(names)[:MOST_TRIED] if name and name.isprintable() and name not in self._known.values()]
-        self._reach.rng.shuffle(new)
-
-        async def look_up(name: str) -> list[Address]:
-            try:
-                return await self._places.led_to(name)
-            except CiruelaError as error:
-                self._note(name, str(error))
-                return []
-
-        for name, usable in zip(new, await each(new, look_up), strict=True):
-            if usable and usable[0] not in self._known:
-                self._known[usable[0]] = name

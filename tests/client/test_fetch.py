@@ -9,7 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.fetch import ANSWER_S, BUSY_S, MOST_ASKED, NODES, ImagePlace, NothingThere, PathContent, Reading
+from ciruela.client.crawl import MOST_ASKED
+from ciruela.client.fetch import ANSWER_S, BUSY_S, NODES, ImagePlace, NothingThere, PathContent, Reading
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import RunContext
 from ciruela.index.merge import BlockMap
