@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
@@ -76,27 +76,24 @@ Look = Callable[[Address, str], Awaitable[Iterable[str]]]
 """Asks the server at an address, by its label, what it has. Gives the names of others. Raises nothing but what ends a search."""
 
 
+@dataclass(eq=False, slots=True)
 class ServerSearch:
     """Asks servers of one cluster until enough of them have something: entry points in random order, then those that answers name.
 
-    ``asked`` are the addresses that were asked, ``led`` those to which names led, with the names.
+    ``places`` has the entry points, resolved. ``lost`` is told which name leads nowhere, and why. At most ``most`` are asked, and as many
+    names tried. ``asked`` are the addresses that were asked, ``led`` those to which names led, with the names.
     """
 
-    def __init__(
-        self, places: ClusterAddresses, rng: random.Random, look: Look, lost: Callable[[str, str], None], most: int = MOST_ASKED
-    ) -> None:
-        """``places``: the entry points, resolved. ``lost`` is told which name leads nowhere, and why. At most ``most`` are asked."""
-        self.asked: set[Address] = set()
-        self.led: dict[Address, str] = {}
-        self._places = places
-        self._rng = rng
-        self._look = look
-        self._lost = lost
-        self._most = most
-        self._waiting = list(places.known)
-        self._untried: dict[str, None] = {}
-        self._tried: set[str] = set()
-        rng.shuffle(self._waiting)
+    places: ClusterAddresses
+    rng: random.Random
+    look: Look
+    lost: Callable[[str, str], None]
+    most: int = MOST_ASKED
+    asked: set[Address] = field(init=False, default_factory=set)
+    led: dict[Address, str] = field(init=False, default_factory=dict)
+    _untried: dict[str, None] = field(init=False, default_factory=dict)
+    _tried: set[str] = field(init=False, default_factory=set)
+    _waiting: list[Address] = field(init=False, default_factory=list)
 
     async def run(self, found: Callable[[], int], want: int, names_at_once: int | None = None) -> None:
         """Asks as many side by side as are missing from ``found`` to ``want``, until none is, or nobody is left.
@@ -104,7 +101,8 @@ class ServerSearch:
         Names are resolved as they come. With ``names_at_once`` so many are, when nobody else is left; once something was found no more than
         are missing, and if these lead nowhere, that is all.
         """
-        while (missing := want - found()) > 0 and len(self.asked) < self._most:
+        self._waiting = self.rng.sample(list(self.places.known), len(self.places.known))
+        while (missing := want - found()) > 0 and len(self.asked) < self.most:
             if not self._waiting:
                 named = await self._follow(missing if found() else names_at_once)
                 if not named or (found() and not self._waiting):
@@ -118,12 +116,12 @@ class ServerSearch:
                 await self._follow(None)
 
     def _ask(self, address: Address) -> Awaitable[Iterable[str]]:
-        return self._look(address, self._places.known.get(address) or self.led[address])
+        return self.look(address, self.places.known.get(address) or self.led[address])
 
     async def _follow(self, most: int | None) -> int:
         """Resolve some of the names that were not tried yet: their servers are asked next. Gives how many names that are."""
-        left = self._most - len(self._tried)
-        names = self._rng.sample(list(self._untried), min(left if most is None else most, left, len(self._untried)))
+        left = self.most - len(self._tried)
+        names = self.rng.sample(list(self._untried), min(left if most is None else most, left, len(self._untried)))
         self._tried.update(names)
         self._untried = {name: None for name in self._untried if name not in self._tried}
         for name, usable in zip(names, await each(names, self._led_to), strict=True):
@@ -135,9 +133,9 @@ class ServerSearch:
 
     async def _led_to(self, name: str) -> list[Address]:
         try:
-            return await self._places.led_to(name)
+            return await self.places.led_to(name)
         except CiruelaError as error:
-            self._lost(name, str(error))
+            self.lost(name, str(error))
             return []
 
 

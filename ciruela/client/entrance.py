@@ -6,6 +6,7 @@ Silence decides nothing here. Who answers late is not waited for, and who does n
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults, succeed
@@ -86,12 +87,12 @@ class AnswerWindow:
             job.cancel()
 
 
+@dataclass(eq=False, slots=True)
 class EntryConnection:
     """Request handler of a connection on which nothing is served until it is handed over to a ``guest``."""
 
-    def __init__(self) -> None:
-        self.guest: RequestHandler = OnlyAsks()
-        self.open = True
+    guest: RequestHandler = field(default_factory=OnlyAsks)
+    open: bool = True
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Ask the guest."""
