@@ -69,6 +69,9 @@ async def answer_of(
     raise Busy("it serves too many others")
 
 
+MOST_ANSWERS = 3
+"""Servers whose word on a path is heard: as many as an upload connects to. They may differ while something is on its way."""
+
 MOST_ASKED = 30
 """Servers that are asked, and names that are tried, for an image at a path, when those that answer have none."""
 

@@ -1,6 +1,6 @@
 """Reading from a cluster: the index of what is at a path, and blocks of it, each verified (protocol section 6.6 without C30 and C31).
 
-Up to :data:`NODES` nodes are asked what they have. A node that has nothing at the path names others, and these are asked then.
+Up to three nodes are asked what they have. A node that has nothing at the path names others, and these are asked then.
 
 Gives the nodes an image of which this client has only one file: that file from the disk, everything else from the cluster.
 
@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from ciruela.client.contacts import ClusterAddresses
-from ciruela.client.crawl import ServerSearch, answer_of
+from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, answer_of
 from ciruela.client.editor import LocalFile
 from ciruela.client.entrance import Entrance
 from ciruela.client.orders import Conflict
@@ -57,9 +57,6 @@ from ciruela.proto.messages import (
 from ciruela.runtime import Backoff
 
 T = TypeVar("T")
-
-NODES = 3
-"""So many nodes are asked what they have at a path: as many as an upload is given to."""
 
 ANSWER_S = 60.0
 """An index of a hundred megabytes takes a while on a slow line."""
@@ -128,17 +125,21 @@ class Reading:
         """End all connections."""
         self._entrance.close()
 
-    async def _ask(self, address: Address, request: Callable[[ClosableLink], Request]) -> Response:
-        """The answer of a node. Raises CiruelaError, in words that name the node."""
+    async def _link(self, address: Address) -> ClosableLink:
         try:
             link = await self._entrance.open(address)
         except CiruelaError:
             self._rests.failed(address)
             raise
         self._rests.succeeded(address)
+        return link
+
+    async def _ask(self, address: Address, request: Request) -> Response:
+        """The answer of a node. Raises CiruelaError, in words that name the node."""
+        link = await self._link(address)
         name = self._called[address]
         try:
-            return await answer_of(link, request(link), self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
+            return await answer_of(link, request, self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
         except LinkLost as error:
             if isinstance(error, NoAnswer):
                 link.close()
@@ -174,7 +175,7 @@ class Reading:
             return answer.hosts.values()
 
         search = ServerSearch(places, self._world.rng, look, lambda _name, _why: None)
-        await search.run(lambda: len(found), NODES, NAMES_AT_ONCE)
+        await search.run(lambda: len(found), MOST_ANSWERS, NAMES_AT_ONCE)
         self._called = {**places.known, **search.led, **self._called}
         if found:
             for problem in [one for one in problems if one not in self._told]:
@@ -182,10 +183,12 @@ class Reading:
                 self._problem(self.label, problem)
             return await self._agreed(path, found)
         if empty and problems:  # guard: K3.6
-            asked_of = ", ".join(empty[:NODES])
-            raise RemoteError(f"{self.label} {path}: no image is on {asked_of}, but others did not say: {'; '.join(problems[:NODES])}")
+            asked_of = ", ".join(empty[:MOST_ANSWERS])
+            raise RemoteError(
+                f"{self.label} {path}: no image is on {asked_of}, but others did not say: {'; '.join(problems[:MOST_ANSWERS])}"
+            )
         if empty:
-            raise NothingThere(f"{self.label} {path}: no image is there (asked {', '.join(empty[:NODES])})")
+            raise NothingThere(f"{self.label} {path}: no image is there (asked {', '.join(empty[:MOST_ANSWERS])})")
         raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
 
     async def _all(self, asked: Sequence[Deferred[T]]) -> list[T | Failure]:
@@ -200,7 +203,7 @@ class Reading:
         """The answer of a node, which has to be of this kind."""
 
         async def ask() -> T:
-            answer = await self._ask(address, lambda _: request)
+            answer = await self._ask(address, request)
             if not isinstance(answer, kind):
                 raise RemoteError(f"{self._called[address]}: unexpected {type(answer).__name__}")
             return answer
@@ -286,22 +289,15 @@ class Reading:
 
     async def _batch_of(self, address: Address, place: ImagePlace, numbers: list[int], found: dict[int, bytes]) -> None:
         """Up to a full answer from one node: in one request where that is understood, else some at a time."""
-        bulk = False
-
-        def request(link: ClosableLink) -> Request:
-            nonlocal bulk
-            bulk = link.bulk
-            if bulk:
-                return GetBlocks(place.path, place.index.image, tuple(numbers), packed=True)
-            return self._single(place, numbers[0])
-
+        bulk = (await self._link(address)).bulk
+        request = GetBlocks(place.path, place.index.image, tuple(numbers), packed=True) if bulk else self._single(place, numbers[0])
         first = await self._lacking(self._ask(address, request))
         await self._take(address, place, numbers if bulk else numbers[:1], first, found)
         rest = [] if bulk else numbers[1:]
         while rest:
             some, rest = rest[:SINGLE_AT_ONCE], rest[SINGLE_AT_ONCE:]
-            asked = [self._ask(address, lambda _, number=number: self._single(place, number)) for number in some]  # type: ignore[misc]
-            given = await self._all([Deferred.fromCoroutine(self._lacking(one)) for one in asked])
+            asked = [self._lacking(self._ask(address, self._single(place, number))) for number in some]
+            given = await self._all([Deferred.fromCoroutine(one) for one in asked])
             for number, one in zip(some, given, strict=True):
                 if isinstance(one, Failure):
                     one.raiseException()

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client.contacts import ClusterAddresses, Resolve, each
-from ciruela.client.context import AppContext
-from ciruela.client.crawl import ServerSearch, spare
+from ciruela.client.context import AppContext, real_names
+from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, spare
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
@@ -27,7 +27,6 @@ from ciruela.model.bitfield import FULL
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.net.outgoing import CLIENT_HOST, Pool
-from ciruela.net.resolve import resolver
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
 
 INDEX_S = 600.0
@@ -38,9 +37,6 @@ MOST_SOURCES = 16
 
 NO_IMAGE = ImageId(bytes(32))
 """An image that nobody has: asking for its index tells who is there."""
-
-MOST_WITNESSES = 3
-"""Nodes that are asked who signed the image."""
 
 MOST_TRIED = 64
 """Nodes that are asked for the index, one after the other."""
@@ -72,9 +68,8 @@ class ReadContext:
 
 def real_reach(common: Common, around: AppContext) -> ReadContext:
     """Real connections and names."""
-    resolve = resolver(around.look_up_in_thread)
-    pool = Pool(around.reactor, host_header=CLIENT_HOST)
-    return ReadContext(pool, lambda name: resolve(name, common.port), around.reactor, around.rng, around.in_thread)
+    names = real_names(common.port, around.look_up_in_thread)
+    return ReadContext(Pool(around.reactor, host_header=CLIENT_HOST), names, around.reactor, around.rng, around.in_thread)
 
 
 def read_index(data: bytes) -> Index:
@@ -161,7 +156,7 @@ class ImageOrigin:
         if not trust.keys:
             return None
         others = [address for address in self._known if address != self._holder]
-        for address in [*([] if self._holder is None else [self._holder]), *others][:MOST_WITNESSES]:
+        for address in [*([] if self._holder is None else [self._holder]), *others][:MOST_ANSWERS]:
             try:
                 answer = await self._ask(address, GetBaseDir(str(vpath.base)))
             except CiruelaError as error:
@@ -185,7 +180,7 @@ class ImageOrigin:
                 return None
             return await self._reach.in_thread(image_id_of, answer.data) if isinstance(answer, IndexAtData) and answer.data else None
 
-        return {image for image in await each(list(self._known)[:3], ask) if image is not None}
+        return {image for image in await each(list(self._known)[:MOST_ANSWERS], ask) if image is not None}
 
     def candidates(self) -> list[Candidate]:
         """The nodes to take blocks from. That one lacks the image, or does not answer, shows when it is asked."""

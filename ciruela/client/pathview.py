@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from ciruela.client.contacts import ClusterAddresses, OnlyAsks
-from ciruela.client.crawl import NoImages, ServerSearch, answer_of, spare
+from ciruela.client.crawl import MOST_ANSWERS, NoImages, ServerSearch, answer_of, spare
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ClosableLink, RunContext
@@ -23,10 +24,10 @@ from ciruela.proto.messages import (
     GetPathState,
     IndexAtData,
     PathStateData,
+    Request,
 )
 
-MOST_ANSWERS = 3
-"""Nodes that are asked: as many as an upload connects to. They may differ while something is on its way."""
+T = TypeVar("T")
 
 NO_CONFIG = "No such config"
 """The answer to GetBaseDir of a node that does not have the directory, ours and the reference's."""
@@ -122,12 +123,13 @@ async def _ask_one(sight: PathView, world: RunContext, address: Address, label: 
     hosts: list[str] = []
     try:
         spare(link.bulk, sight.vpath)
-        hosts = await _others(link, sight.vpath, world)
-        taken = await _taken(link, sight.vpath, world)
+        others = await _told(link, GetIndexAt(str(sight.vpath)), IndexAtData, world)
+        hosts = list(others.hosts.values()) if others is not None else []
+        state = await _told(link, GetPathState(str(sight.vpath)), PathStateData, world) if link.bulk else None
         answer = await answer_of(link, GetBaseDir(str(sight.vpath.base)), world)
         if not isinstance(answer, BaseDirData):
             raise RemoteError(f"unexpected {type(answer).__name__}")
-        if taken:
+        if state is None or state.taken:
             sight.answers[label] = answer
         else:
             sight.problems.append(f"{label}: it takes no image at {sight.vpath}")
@@ -142,24 +144,13 @@ async def _ask_one(sight: PathView, world: RunContext, address: Address, label: 
     return hosts
 
 
-async def _others(link: ClosableLink, vpath: VPath, world: RunContext) -> list[str]:
-    """The names of other nodes that take the directory. That the index cannot be read is no reason to know less of them."""
+async def _told(link: ClosableLink, request: Request, kind: type[T], world: RunContext) -> T | None:
+    """The answer of a node; None where it does not tell. That is no reason to ask it nothing else."""
     try:
-        found = await answer_of(link, GetIndexAt(str(vpath)), world)
+        found = await answer_of(link, request, world)
     except RemoteError:
-        return []
-    return list(found.hosts.values()) if isinstance(found, IndexAtData) else []
-
-
-async def _taken(link: ClosableLink, vpath: VPath, world: RunContext) -> bool:
-    """Tells whether a node has images at paths of this depth; True where it does not tell."""
-    if not link.bulk:
-        return True
-    try:
-        found = await answer_of(link, GetPathState(str(vpath)), world)
-    except RemoteError:
-        return True
-    return found.taken if isinstance(found, PathStateData) else True
+        return None
+    return found if isinstance(found, kind) else None
 
 
 # -- better words for what is wrong -------------------------------------------------------------------------------------------

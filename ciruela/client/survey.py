@@ -30,7 +30,7 @@ from twisted.web.iweb import IResponse
 
 from ciruela.client import schema
 from ciruela.client.contacts import ClusterAddresses, Resolve, each
-from ciruela.client.context import AppContext
+from ciruela.client.context import AppContext, real_names
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
@@ -41,7 +41,6 @@ from ciruela.interfaces import Address, InThread, NowMs
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
-from ciruela.net.resolve import resolver
 
 MOST_BYTES = 16 * 1024 * 1024
 """Longest page that is read: 5,000 versions with their signatures are some 3 MiB."""
@@ -385,6 +384,5 @@ def _silent(row: ServerRow, asked: Mapping[Address, SurveyedNode], told: Mapping
 
 def real_survey(common: Common, around: AppContext) -> Survey:
     """Real pages and names."""
-    resolve = resolver(around.look_up_in_thread)
     pages = PageReader(around.reactor, around.in_thread)
-    return Survey(pages, lambda name: resolve(name, common.port), around.reactor, around.now_ms)
+    return Survey(pages, real_names(common.port, around.look_up_in_thread), around.reactor, around.now_ms)

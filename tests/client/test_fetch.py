@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.crawl import MOST_ASKED
-from ciruela.client.fetch import ANSWER_S, BUSY_S, NODES, ImagePlace, NothingThere, PathContent, Reading
+from ciruela.client.crawl import MOST_ANSWERS, MOST_ASKED
+from ciruela.client.fetch import ANSWER_S, BUSY_S, ImagePlace, NothingThere, PathContent, Reading
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import RunContext
 from ciruela.index.merge import BlockMap
@@ -154,7 +154,7 @@ class Look(ReadingCase):
         Holder(self.hub, 1, IMAGE, [f"never{number}" for number in range(200)])
         self.resolved.clear()
         self.look(self.reading("n1"))
-        self.assertEqual(len(self.resolved), NODES)
+        self.assertEqual(len(self.resolved), MOST_ANSWERS)
 
     @shows("A29")
     def test_led_astray(self) -> None:

@@ -12,9 +12,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
+from ciruela.client.crawl import MOST_ANSWERS
 from ciruela.client.explain import at_fault, checked, legend, lines, table
 from ciruela.client.options.removing import PathTarget, split_target
-from ciruela.client.pathview import MOST_ANSWERS, PathView, look
+from ciruela.client.pathview import PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
 from ciruela.client.sync import ANSWER_TIMEOUT_S, RunContext
