@@ -12,9 +12,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
+from ciruela.client.crawl import MOST_ANSWERS
 from ciruela.client.explain import at_fault, checked, legend, lines, table
 from ciruela.client.options.removing import PathTarget, split_target
-from ciruela.client.pathview import MOST_ANSWERS, PathView, look
+from ciruela.client.pathview import PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
 from ciruela.client.sync import RunContext
@@ -91,14 +92,16 @@ class SightTests(SynchronousTestCase):
 class _Link:
     """A connection to a node of the test."""
 
-    bulk = True
     name = "n"
 
     def __init__(self, node: dict[str, Any]) -> None:
         self.node = node
+        self.bulk = not node.get("old")
         self.closed = False
+        self.asked: list[Request] = []
 
     def ask(self, request: Request) -> Deferred[Any]:
+        self.asked.append(request)
         if self.node.get("silent"):
             return Deferred()
         if isinstance(request, GetIndexAt):
@@ -130,8 +133,8 @@ class LookTests(SynchronousTestCase):
         self.links.append(_Link(node))
         return succeed(self.links[-1])
 
-    def look(self, name: str) -> Deferred[PathView]:
-        return Deferred.fromCoroutine(look(name, PATH, self.world))
+    def look(self, name: str, path: VPath = PATH) -> Deferred[PathView]:
+        return Deferred.fromCoroutine(look(name, path, self.world))
 
     def test_through_an_entry_point_that_has_nothing(self) -> None:
         """A user would have to know which nodes take a directory."""
@@ -155,6 +158,15 @@ class LookTests(SynchronousTestCase):
         self.assertNoResult(looking)
         self.clock.advance(ANSWER_TIMEOUT_S)
         self.failureResultOf(looking, LinkLost)
+
+    @shows("I8")
+    def test_old_servers_live(self) -> None:
+        """A server of the reference would die of the question, and what it has not would be said to be unknown."""
+        self.nodes = {"n1": {"hosts": [], "base": answer(A), "old": True}}
+        failed = self.failureResultOf(self.look("n1", VPath.parse("/www")), LinkLost)
+        self.assertEqual(str(failed.value), "n1: it is a server of the first implementation, which has no images at /www")
+        self.assertEqual([link.asked for link in self.links], [[]])
+        self.assertEqual(list(self.successResultOf(self.look("n1")).answers), ["n1"])
 
 
 def page(*images: tuple[str, str, bool, str, str | None]) -> dict[str, Any]:
