@@ -173,6 +173,21 @@ class GuardTests(SynchronousTestCase):
             self.assertEqual(campaigns.main(["guards"]), 0)
         self.assertEqual(seen, [("guards", 0, ["--all"]), ("guards", 0, [])])
 
+    def test_other_seeds(self) -> None:
+        """Whoever wants seeds that nobody had yet would get the same ones again, or ask for them where there are none."""
+        seen: set[tuple[str, ...]] = set()
+
+        def share(name: str, _part: int, options: list[str]) -> tuple[bool, str, float]:
+            seen.add((name, *options))
+            return True, "", 0.0
+
+        self.patch(campaigns, "_share", share)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(campaigns.main(["simulator", "fuzz", "--from=500"]), 0)
+            for bad in (["--from=500"], ["sweep", "--from=500"], ["fuzz", "guards", "--from=500"], ["fuzz", "--from=x"]):
+                self.assertEqual(campaigns.main(bad), 2)
+        self.assertEqual(seen, {("simulator", "--from=500"), ("fuzz", "--from=500")})
+
 
 UNGUARDED = {
     "A55": "nodes finish from each other: not one check, but what downloads do",

@@ -23,6 +23,9 @@ from tests.real.trees import Shape, shape, small_tree, wanted
 CAMPAIGN_S = 25.0
 """After that a share of the campaign begins no further upload."""
 
+AT_PUSH_S = 10.0
+"""The same at a push."""
+
 CROWD = 6
 
 REASONS = re.compile(r"Input/output error|No space left|Too many open files|Read-only file system")
@@ -229,14 +232,14 @@ def everything(part: int, parts: int) -> Iterator[Fault]:
     return iter(points[part::parts])
 
 
-def run(part: int, parts: int) -> str:
+def run(part: int, parts: int, *, everything: bool = False) -> str:
     """Kill daemons at as many calls as time allows. Raises AssertionError that names the fault: ``CALL:signal=SIGKILL:when=N``."""
     why = forbidden()
     if why:
         return f"strace: not run here: {why}"
 
     def story(case: SynchronousTestCase) -> str:
-        end_s = time.monotonic() + CAMPAIGN_S
+        end_s = time.monotonic() + (CAMPAIGN_S if everything else AT_PUSH_S)
         crowd = Crowd(case, CROWD)
         crowd.begin(8)
         points = everything(part, parts)
