@@ -32,10 +32,11 @@ at_import = dataclasses.replace(good, line=constant, change="-> 1 << 30")
 broken = dataclasses.replace(good, line=constant, change="-> nowhere")
 elsewhere = next(guard for guard in guards() if guard.file.startswith("ciruela/web/"))
 import tests.guards
-tests.guards.PATIENCE_S = 2
 with tempfile.TemporaryDirectory() as folder:
     runs = Runs(loaded(["tests.index.test_names"]), Path(folder))
-    wrong = tried([good, as_before, for_ever, at_import, broken, elsewhere], runs, Path(folder))
+    wrong = tried([good, as_before, at_import, broken, elsewhere], runs, Path(folder))
+    tests.guards.PATIENCE_S = 2  # only where it has to end: on a busy machine a sound test may take longer
+    wrong |= tried([for_ever], runs, Path(folder))
 for guard in good, as_before, for_ever, at_import, broken, elsewhere:
     print(wrong.get(guard, "noticed").splitlines()[0])
 """
@@ -139,7 +140,7 @@ class GuardTests(SynchronousTestCase):
 
     def test_found_out(self) -> None:
         """A run that says that all is well whatever it finds would be worse than none."""
-        done = subprocess.run([sys.executable, "-c", TRY], cwd=TOP, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([sys.executable, "-c", TRY], cwd=TOP, capture_output=True, text=True, timeout=600, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)
         good, as_before, for_ever, at_import, broken, elsewhere = done.stdout.splitlines()
         self.assertEqual((good, for_ever, at_import), ("noticed",) * 3)
