@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 CAMPAIGNS = {
     "strace": "tests.real.campaign_strace",
-    "simulator": "tests.sim.campaign",
-    "fuzz": "tests.fuzz.campaign",
     "guards": "tests.guards",
+    "simulator": "tests.sim.campaign",
     "sweep": "tests.disk.sweep",
+    "fuzz": "tests.fuzz.campaign",
     "powercuts": "tests.disk.powercuts",
 }
-"""Longest first, so that the processes end together. The very first one mostly waits."""
+"""Longest shares first, so that the processes end together. The very first one mostly waits."""
 
 LONGER = {"power": "tests.real.campaign_power"}
 """Only when they are named, or everything is wanted: a small sample is enough for a push."""
