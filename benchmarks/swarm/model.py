@@ -217,23 +217,25 @@ class Simulation:
     def _hears(self, giver: Machine, one: Machine, message: Message) -> None:
         if not one.alive:
             return
-        for pieces, number in one.exchange.heard(giver.number, message, self.now_s):
-            self._send(one, giver, pieces, number)
+        pieces = one.exchange.heard(giver.number, message, self.now_s)
+        if pieces:
+            self._send(one, giver, pieces)
         self._flush(one)
 
-    def _send(self, giver: Machine, taker: Machine, pieces: int, number: int) -> None:
+    def _send(self, giver: Machine, taker: Machine, pieces: int) -> None:
         if giver.gives == "silent":
             return
+        number = pieces.bit_count()
         size = number * self.piece
         giver.up_free_s = max(self.now_s, giver.up_free_s) + size / giver.rate
         giver.sent += size
         leaves_s = giver.up_free_s - self.now_s
-        self._at(max(0.0, leaves_s - self.setting.socket / giver.rate), self._sent, giver, taker.number, number)
+        self._at(max(0.0, leaves_s - self.setting.socket / giver.rate), self._sent, giver, taker.number, pieces)
         self._at(leaves_s + self._late_s(), self._comes, giver, taker, pieces, number)
 
-    def _sent(self, giver: Machine, taker: int, number: int) -> None:
+    def _sent(self, giver: Machine, taker: int, pieces: int) -> None:
         if giver.alive:
-            giver.exchange.sent(taker, number, self.now_s)
+            giver.exchange.sent(taker, pieces, self.now_s)
             self._flush(giver)
 
     def _comes(self, giver: Machine, taker: Machine, pieces: int, number: int) -> None:

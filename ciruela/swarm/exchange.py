@@ -62,6 +62,9 @@ LOOK_S = 0.1
 NEWS_S = 0.4
 """A neighbor to whom nothing else is said hears what is new at least so often. News go with every offer and answer, so these are few."""
 
+UNPAID_S = 10.0
+"""What a neighbor took, and what has not left for so long, counts as under way no longer."""
+
 DISTRUST_S = 1.0
 MOST_DISTRUST_S = 60.0
 """Nothing is taken of a neighbor that failed for DISTRUST_S, and twice as long each time in a row, up to MOST_DISTRUST_S."""
@@ -100,7 +103,8 @@ class Neighbor(Generic[K]):
     """A neighbor. Masks of pieces.
 
     ``known``: what it has or takes. ``said``, ``said_takes``: what it was told that is here, or on its way. ``offered``: all pieces of the
-    offers under way, ``offers``: these, each with its time. ``under_way``: number of those not answered, or taken and not sent.
+    offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent, ``owed_s``: when that changed last.
+    ``under_way``: number of pieces offered and not answered, or owed.
     ``resting``: it took nothing of an offer, and has not said anything since. ``failures``, in a row: it was late, or gave wrong bytes;
     nothing is taken from it until ``distrusted_until_s``.
     """
@@ -115,6 +119,8 @@ class Neighbor(Generic[K]):
     new_offers: list[Offer] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     full: bool = False
+    owed: int = 0
+    owed_s: float = -math.inf
     under_way: int = 0
     resting: bool = False
     failures: int = 0
@@ -196,28 +202,30 @@ class Exchange(Generic[K]):
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
-    def heard(self, key: K, message: Message, now_s: float) -> list[tuple[int, int]]:
-        """Takes in what a neighbor says. Gives what it takes of what it was offered, as (pieces, number): these have to be sent to it."""
+    def heard(self, key: K, message: Message, now_s: float) -> int:
+        """Takes in what a neighbor says. Gives what it takes of what it was offered, as a mask: these pieces have to be sent to it."""
         neighbor = self.neighbors.get(key)
         if neighbor is None:
-            return []
+            return 0
         neighbor.known = (neighbor.known | message.has | message.takes) & ~message.freed
         neighbor.resting = False
         self._heard_s = now_s
-        to_send = []
+        to_send = 0
         for taken in message.answers:
             if not neighbor.offers:
                 break
             since_s, offer = neighbor.offers.popleft()
             self._delay_s += WEIGHT * (now_s - since_s - self._delay_s)
             neighbor.offered &= ~(offer.pieces | offer.others)
-            taken &= offer.pieces | offer.others
+            taken &= (offer.pieces | offer.others) & ~neighbor.owed
             number = taken.bit_count()
             neighbor.under_way += number - offer.pieces.bit_count()
             self.out += number - offer.pieces.bit_count()
             if number:
                 neighbor.known |= taken
-                to_send.append((taken, number))
+                neighbor.owed |= taken
+                neighbor.owed_s = now_s
+                to_send |= taken
             else:
                 neighbor.resting = True
         for offer in message.offers:
@@ -247,14 +255,20 @@ class Exchange(Generic[K]):
         neighbor.answers.append(taken)
         self._to_say[neighbor.key] = neighbor
 
-    def sent(self, key: K, number: int, now_s: float) -> None:
-        """So many pieces for a neighbor have left for the network."""
+    def sent(self, key: K, pieces: int, now_s: float) -> None:
+        """Pieces (a mask) for a neighbor have left for the network, or will not."""
         neighbor = self.neighbors.get(key)
-        self._sent.times.extend([now_s] * number)
+        self._sent.times.extend([now_s] * pieces.bit_count())
         if neighbor is not None:
-            neighbor.under_way -= number
-            self.out -= number
+            neighbor.owed_s = now_s
+            self._pay(neighbor, pieces)
         self._offer(now_s)
+
+    def _pay(self, neighbor: Neighbor[K], pieces: int) -> None:
+        number = (neighbor.owed & pieces).bit_count()
+        neighbor.owed &= ~pieces
+        neighbor.under_way -= number
+        self.out -= number
 
     def arrived(self, key: K, pieces: int, now_s: float) -> None:
         """Pieces (a mask) are here, verified. The neighbor gave them."""
@@ -300,6 +314,9 @@ class Exchange(Generic[K]):
             self._distrust(giver, now_s)
         for neighbor in self._order:
             neighbor.resting = False
+            # Who takes a piece and then does not ask for it may not keep the uplink from others.
+            if neighbor.owed and now_s > neighbor.owed_s + UNPAID_S:
+                self._pay(neighbor, neighbor.owed)
         if self._client and not self._given[0] and now_s > self._heard_s + QUIET_S:
             self._heard_s = now_s
             self._give_again()

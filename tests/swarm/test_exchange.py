@@ -34,12 +34,12 @@ class PairTests(SynchronousTestCase):
         giver, taker = pair(0b100)
         ((_, offer),) = giver.messages(0.0)
         self.assertEqual((offer.has, offer.offers), (0b100, (Offer(0b100),)))
-        self.assertEqual(taker.heard("giver", offer, 0.01), [])
+        self.assertEqual(taker.heard("giver", offer, 0.01), 0)
         ((_, answer),) = taker.messages(0.01)
         self.assertEqual((answer.takes, answer.answers), (0b100, (0b100,)))
-        self.assertEqual(giver.heard("taker", answer, 0.02), [(0b100, 1)])
+        self.assertEqual(giver.heard("taker", answer, 0.02), 0b100)
         self.assertEqual((giver.out, taker.coming), (1, {2: ("giver", 0.01)}))
-        giver.sent("taker", 1, 0.03)
+        giver.sent("taker", 0b100, 0.03)
         taker.arrived("giver", 0b100, 0.04)
         self.assertEqual((giver.out, taker.coming, taker.have), (0, {}, 0b100))
         self.assertEqual(giver.messages(0.05), [])
@@ -67,12 +67,23 @@ class PairTests(SynchronousTestCase):
         giver, _ = pair(0b111)
         giver.messages(0.0)
         under_way = giver.out
-        (offer,) = giver.neighbors["taker"].offers.copy()[0][1:]
-        taken = giver.heard("taker", Message(answers=(0b11111111,)), 0.01)
-        self.assertEqual(taken, [(offer.pieces | offer.others, (offer.pieces | offer.others).bit_count())])
+        ((_, offer),) = list(giver.neighbors["taker"].offers)[:1]
+        self.assertEqual(giver.heard("taker", Message(answers=(0b11111111,)), 0.01), offer.pieces | offer.others)
         self.assertLessEqual(giver.out, under_way + 2)
-        self.assertEqual(giver.heard("taker", Message(answers=(1,) * 100), 0.02)[8:], [])
-        self.assertEqual(giver.heard("stranger", Message(answers=(1,)), 0.02), [])
+        giver.heard("taker", Message(answers=(0b11111111,) * 100), 0.02)
+        self.assertLessEqual(giver.neighbors["taker"].owed.bit_count(), 3)
+        self.assertEqual(giver.heard("taker", Message(answers=(0b11111111,)), 0.03), 0)
+        self.assertEqual(giver.heard("stranger", Message(answers=(1,)), 0.02), 0)
+
+    def test_taken_and_not_asked_for(self) -> None:
+        """Who takes everything and fetches nothing keeps the uplink for some seconds, and not for ever."""
+        giver, _ = pair(0b111)
+        giver.messages(0.0)
+        giver.heard("taker", Message(answers=(0b111,)), 0.0)
+        giver.look(9.9)
+        self.assertTrue(giver.neighbors["taker"].owed)
+        giver.look(10.1)
+        self.assertEqual((giver.neighbors["taker"].owed, giver.out), (0, giver.neighbors["taker"].under_way))
 
     def test_late(self) -> None:
         """A piece that does not come is taken from somebody else, and from the one that owed it nothing for a while."""
@@ -125,7 +136,7 @@ class PairTests(SynchronousTestCase):
         self.assertEqual(sorted(pieces for _, pieces in offered), [1, 2, 4, 8, 16, 32])
         for key, pieces in offered:
             client.heard(key, Message(answers=(pieces,), takes=pieces), 0.1)
-            client.sent(key, 1, 0.1)
+            client.sent(key, pieces, 0.1)
         self.assertEqual((client.messages(0.1), client.out), ([], 0))
         lost = sum(pieces for key, pieces in offered if key == "a")
         client.leave("a", 0.2)
@@ -180,6 +191,8 @@ class InvariantTests(SynchronousTestCase):
         self.assertEqual(state.out, sum(neighbor.under_way for neighbor in near), "something is under way to nobody")
         for neighbor in near:
             self.assertTrue(0 <= neighbor.under_way <= max(2 * state.window(0), exchange.MOST_MORE), neighbor)
+            offers = sum(offer.pieces.bit_count() for _, offer in neighbor.offers)
+            self.assertEqual(neighbor.under_way, offers + neighbor.owed.bit_count())
             self.assertEqual(neighbor.offered & ~state.have, 0, "something is offered that is not here")
             self.assertTrue(neighbor.takes_part or not neighbor.offered, "a client was offered something")
 
