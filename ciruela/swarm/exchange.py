@@ -1,0 +1,442 @@
+"""Exchange of the pieces of one image with neighbors: offers, answers, and news of what is here (the user's design: "gives to each other").
+
+A giver with room on its uplink offers pieces to the one of two random neighbors that has less, and first those that it gave least often
+itself. The taker takes what it lacks, and tells its neighbors. Nobody has a role, and no two nodes have to agree about anything: each
+decides by its own counters. That those given least go first is the heart: so a node that alone has new pieces spreads different ones.
+
+A client gives by the same rules, with three differences: it offers pieces in their order, each only as long as none of those that it is
+connected to has it, takes it, or was offered it; and it is never told to wait.
+
+No I/O, no clock, no connection: what happens is told with the time (seconds), and :meth:`Exchange.messages` gives what there is to say.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ciruela.swarm.masks import bits, chosen, lowest
+
+K = TypeVar("K", bound=Hashable)
+"""Name of a neighbor."""
+
+OUT = 3
+CLIENT_OUT = 6
+"""Pieces under way from a giver, besides what its uplink gives while a question is answered twice."""
+
+IN = 10
+"""Pieces accepted and not here, besides the same."""
+
+MOST_MORE = 128
+"""Pieces that a window has beyond these, at most: what a neighbor who says nothing can hold up."""
+
+CHOICES = 3
+"""Pieces in an offer of one, counted with those that may be taken in its place."""
+
+BUNDLE_S = 0.01
+"""A transfer is as many pieces as the uplink gives in so long: fewer messages where links are fast."""
+
+BUNDLES = 256
+"""An image is at least so many transfers."""
+
+WEIGHT = 0.1
+"""Weight of the last value in a moving mean."""
+
+LOOKED_AT = 24
+"""Transfers that a rate is computed from."""
+
+LATE_LEAST_S = 0.3
+LATER = 4.0
+"""A piece is late after LATER times what pieces take here lately, and LATE_LEAST_S."""
+
+QUIET_S = 1.0
+"""A client to which nobody has anything to say for so long gives again what somebody lacks."""
+
+LOOK_S = 0.1
+"""So often :meth:`Exchange.look` is called."""
+
+NEWS_S = 0.4
+"""A neighbor to whom nothing else is said hears what is new at least so often. News go with every offer and answer, so these are few."""
+
+UNPAID_S = 10.0
+"""What a neighbor took, and what has not left for so long, counts as under way no longer."""
+
+DISTRUST_S = 1.0
+MOST_DISTRUST_S = 60.0
+"""Nothing is taken of a neighbor that failed for DISTRUST_S, and twice as long each time in a row, up to MOST_DISTRUST_S."""
+
+LEVELS = 3
+"""Counts of how often a piece was given: never, once, more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Pieces (a mask) for a transfer, and ``others`` that the taker may take in place of those of them that it does not lack."""
+
+    pieces: int
+    others: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Everything that one node has to say to a neighbor now. Masks of pieces.
+
+    ``has``, ``takes``, ``freed``: what has changed since the last message: here now, on its way here, on its way no longer.
+    ``offers``: in their order; ``answers``: one for each offer of the other, in their order: what is taken of it, which the other sends.
+    ``full``: an answer with nothing in it means that too much is on its way already.
+    """
+
+    has: int = 0
+    takes: int = 0
+    freed: int = 0
+    offers: tuple[Offer, ...] = ()
+    answers: tuple[int, ...] = ()
+    full: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Neighbor(Generic[K]):
+    """A neighbor. Masks of pieces.
+
+    ``known``: what it has or takes. ``said``, ``said_takes``: what it was told that is here, or on its way. ``offered``: all pieces of the
+    offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent, ``owed_s``: when that changed last.
+    ``under_way``: number of pieces offered and not answered, or owed.
+    ``resting``: it took nothing of an offer, and has not said anything since. ``failures``, in a row: it was late, or gave wrong bytes;
+    nothing is taken from it until ``distrusted_until_s``.
+    """
+
+    key: K
+    takes_part: bool
+    known: int = 0
+    said: int = 0
+    said_takes: int = 0
+    offered: int = 0
+    offers: deque[tuple[float, Offer]] = field(default_factory=deque)
+    new_offers: list[Offer] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    full: bool = False
+    owed: int = 0
+    owed_s: float = -math.inf
+    under_way: int = 0
+    resting: bool = False
+    failures: int = 0
+    distrusted_until_s: float = -math.inf
+    spoken_s: float = -math.inf
+
+
+@dataclass(slots=True)
+class Rate:
+    """Times of the last transfers, for how many a second there are."""
+
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))
+
+    def more(self, now_s: float, delay_s: float) -> int:
+        """Computes how many pieces go by while a question is answered twice."""
+        times = self.times
+        took_s = now_s - times[0] if len(times) > 4 else 0.0
+        return min(MOST_MORE, math.ceil(2 * delay_s * len(times) / took_s)) if took_s > 0 else 0
+
+    def bundle(self, most: int) -> int:
+        """Computes how many pieces go by in BUNDLE_S, ``most`` at most."""
+        times = self.times
+        took_s = times[-1] - times[0] if len(times) > 4 else 0.0
+        return max(1, min(most, int(BUNDLE_S * (len(times) - 1) / took_s))) if took_s > 0 else 1
+
+
+class Exchange(Generic[K]):
+    """State of one image of ``count`` pieces, at one node or client. ``have``: the pieces that are here."""
+
+    def __init__(self, count: int, have: int, rng: random.Random, *, client: bool = False) -> None:
+        self.count = count
+        self.everything = (1 << count) - 1
+        self.have = have
+        self.neighbors: dict[K, Neighbor[K]] = {}
+        self.coming: dict[int, tuple[K, float]] = {}
+        self.coming_mask = 0
+        self.out = 0
+        self._client = client
+        self._rng = rng
+        self._given = [have] + [0] * (LEVELS - 1)
+        self._order: list[Neighbor[K]] = []
+        self._delay_s = 0.002
+        self._wait_s = LATE_LEAST_S
+        self._sent = Rate()
+        self._came = Rate()
+        self._heard_s = 0.0
+        self._most_bundled = max(1, count // BUNDLES)
+        self._to_say: dict[K, Neighbor[K]] = {}
+
+    # -- neighbors ----------------------------------------------------------------------------------------------------------------
+
+    def join(self, key: K, *, takes_part: bool = True) -> None:
+        """Adds a neighbor, of which nothing is known. ``takes_part``: it may be offered something; a client may not."""
+        self.neighbors[key] = neighbor = Neighbor(key, takes_part)
+        self._order.append(neighbor)
+        self._to_say[key] = neighbor
+
+    def leave(self, key: K, now_s: float) -> None:
+        """Removes a neighbor: what it owes may come from somebody else."""
+        neighbor = self.neighbors.pop(key, None)
+        if neighbor is None:
+            return
+        self._order.remove(neighbor)
+        self._to_say.pop(key, None)
+        self.out -= neighbor.under_way
+        for piece in [piece for piece, (giver, _) in self.coming.items() if giver == key]:
+            self._free(piece)
+        if self._client:
+            self._give_again()
+        self._offer(now_s)
+
+    def _give_again(self) -> None:
+        """What none of the links has, takes or was offered is given again."""
+        there = 0
+        for neighbor in self._order:
+            there |= neighbor.known | neighbor.offered
+        self._given[0] = self.have & ~there
+        self._given[1] = self.have & there
+
+    # -- what happens -------------------------------------------------------------------------------------------------------------
+
+    def heard(self, key: K, message: Message, now_s: float) -> int:
+        """Takes in what a neighbor says. Gives what it takes of what it was offered, as a mask: these pieces have to be sent to it."""
+        neighbor = self.neighbors.get(key)
+        if neighbor is None:
+            return 0
+        neighbor.known = (neighbor.known | message.has | message.takes) & ~message.freed
+        neighbor.resting = False
+        self._heard_s = now_s
+        to_send = 0
+        for taken in message.answers:
+            if not neighbor.offers:
+                break
+            since_s, offer = neighbor.offers.popleft()
+            self._delay_s += WEIGHT * (now_s - since_s - self._delay_s)
+            neighbor.offered &= ~(offer.pieces | offer.others)
+            taken &= (offer.pieces | offer.others) & ~neighbor.owed
+            number = taken.bit_count()
+            neighbor.under_way += number - offer.pieces.bit_count()
+            self.out += number - offer.pieces.bit_count()
+            if number:
+                neighbor.known |= taken
+                neighbor.owed |= taken
+                neighbor.owed_s = now_s
+                to_send |= taken
+            else:
+                neighbor.resting = True
+        for offer in message.offers:
+            self._offered(neighbor, offer, now_s)
+        self._offer(now_s)
+        return to_send
+
+    def _offered(self, neighbor: Neighbor[K], offer: Offer, now_s: float) -> None:
+        here = self.have | self.coming_mask
+        taken = offer.pieces & ~here
+        more = offer.others & ~here
+        if taken or more:
+            if now_s < neighbor.distrusted_until_s:
+                taken = 0
+            elif neighbor.takes_part and len(self.coming) >= IN * self._came.bundle(self._most_bundled) + 2 * self._came.more(
+                now_s, self._delay_s
+            ):
+                neighbor.full = True
+                taken = 0
+            else:
+                lacks = offer.pieces.bit_count() - taken.bit_count()
+                if lacks and more:
+                    taken |= lowest(more, lacks)
+                for piece in bits(taken):
+                    self.coming[piece] = neighbor.key, now_s
+                self.coming_mask |= taken
+        neighbor.answers.append(taken)
+        self._to_say[neighbor.key] = neighbor
+
+    def sent(self, key: K, pieces: int, now_s: float) -> None:
+        """Pieces (a mask) for a neighbor have left for the network, or will not."""
+        neighbor = self.neighbors.get(key)
+        self._sent.times.extend([now_s] * pieces.bit_count())
+        if neighbor is not None:
+            neighbor.owed_s = now_s
+            self._pay(neighbor, pieces)
+        self._offer(now_s)
+
+    def _pay(self, neighbor: Neighbor[K], pieces: int) -> None:
+        number = (neighbor.owed & pieces).bit_count()
+        neighbor.owed &= ~pieces
+        neighbor.under_way -= number
+        self.out -= number
+
+    def arrived(self, key: K, pieces: int, now_s: float) -> None:
+        """Pieces (a mask) are here, verified. The neighbor gave them."""
+        neighbor = self.neighbors.get(key)
+        if neighbor is not None:
+            neighbor.failures = 0
+        fresh = pieces & ~self.have
+        for piece in bits(pieces):
+            waited = self.coming.pop(piece, None)
+            if waited is not None:
+                self._wait_s += WEIGHT * (now_s - waited[1] - self._wait_s)
+                self._came.times.append(now_s)
+        self.coming_mask &= ~pieces
+        self.have |= fresh
+        self._given[0] |= fresh
+        self._offer(now_s)
+
+    def failed(self, key: K, pieces: int, now_s: float) -> None:
+        """Nothing came of these pieces (a mask), or wrong bytes: they may come from others, and nothing from this one for a while."""
+        for piece in bits(pieces & self.coming_mask):
+            if self.coming[piece][0] == key:
+                self._free(piece)
+        self._distrust(key, now_s)
+        self._offer(now_s)
+
+    def _distrust(self, key: K, now_s: float) -> None:
+        neighbor = self.neighbors.get(key)
+        if neighbor is not None:
+            neighbor.failures += 1
+            neighbor.distrusted_until_s = now_s + min(MOST_DISTRUST_S, DISTRUST_S * 2 ** (neighbor.failures - 1))
+
+    def look(self, now_s: float) -> int:
+        """Frees what is late, and gives it as a mask. A second copy is then taken from whoever offers it; the first one to come counts."""
+        late_s = max(LATE_LEAST_S, LATER * self._wait_s)
+        freed = 0
+        late = [(piece, giver, since_s) for piece, (giver, since_s) in self.coming.items() if now_s > since_s + late_s]
+        for piece, _, since_s in late:
+            # What came too late for the mean has to raise it, or everything would be late on a link that became slow.
+            self._wait_s += WEIGHT * (now_s - since_s - self._wait_s)
+            self._free(piece)
+            freed |= 1 << piece
+        for giver in dict.fromkeys(giver for _, giver, _ in late):
+            self._distrust(giver, now_s)
+        for neighbor in self._order:
+            neighbor.resting = False
+            # Who takes a piece and then does not ask for it may not keep the uplink from others.
+            if neighbor.owed and now_s > neighbor.owed_s + UNPAID_S:
+                self._pay(neighbor, neighbor.owed)
+        if self._client and not self._given[0] and now_s > self._heard_s + QUIET_S:
+            self._heard_s = now_s
+            self._give_again()
+        self._offer(now_s)
+        return freed
+
+    def _free(self, piece: int) -> None:
+        del self.coming[piece]
+        self.coming_mask &= ~(1 << piece)
+
+    # -- offers -------------------------------------------------------------------------------------------------------------------
+
+    def window(self, now_s: float) -> int:
+        """Computes how many pieces may be under way from here."""
+        return (CLIENT_OUT if self._client else OUT) * self._sent.bundle(self._most_bundled) + self._sent.more(now_s, self._delay_s)
+
+    def _limit(self, now_s: float) -> int:
+        """Computes how many pieces may be on their way here."""
+        return IN * self._came.bundle(self._most_bundled) + 2 * self._came.more(now_s, self._delay_s)
+
+    def _offer(self, now_s: float) -> None:
+        """Offers, while there is room for more on the uplink."""
+        if not self.have or not self._order:
+            return
+        window = self.window(now_s)
+        if self.out >= window:
+            return
+        bundle = self._sent.bundle(self._most_bundled)
+        while self.out < window:
+            found = self._neighbor(window)
+            if found is None:
+                return
+            neighbor, wanted = found
+            offer = self._choose(wanted, bundle)
+            most = offer.pieces.bit_count()
+            self._count(offer.pieces)
+            neighbor.offered |= offer.pieces | offer.others
+            neighbor.offers.append((now_s, offer))
+            neighbor.new_offers.append(offer)
+            neighbor.under_way += most
+            self.out += most
+            self._to_say[neighbor.key] = neighbor
+
+    def _neighbor(self, window: int) -> tuple[Neighbor[K], int] | None:
+        """Chooses whom to offer something to, and all that is worth offering: of two random neighbors the one that has less."""
+        order = self._order
+        if self._client:
+            turns = sorted(order, key=lambda neighbor: neighbor.under_way)
+        else:
+            turn = int(self._rng.random() * len(order))
+            turns = order[turn:] + order[:turn]
+        first: tuple[Neighbor[K], int] | None = None
+        most = max(2 * self._sent.bundle(self._most_bundled), window // 2)
+        for neighbor in turns:
+            if not neighbor.takes_part or neighbor.resting or neighbor.under_way >= most:
+                continue
+            wanted = (self._given[0] if self._client else self.have) & ~(neighbor.known | neighbor.offered)
+            if not wanted:
+                continue
+            if first is None:
+                first = neighbor, wanted
+                if self._client:
+                    break
+            else:
+                return first if first[0].known.bit_count() <= neighbor.known.bit_count() else (neighbor, wanted)
+        return first
+
+    def _choose(self, wanted: int, bundle: int) -> Offer:
+        """Chooses the pieces to offer: those given least, of these random ones; of a client the first."""
+        if self._client:
+            return Offer(lowest(wanted, bundle))
+        pieces = others = 0
+        lacks, left = bundle, CHOICES - 1
+        for mask in self._given:
+            useful = mask & wanted
+            if lacks and useful:
+                more = chosen(useful, lacks, self.count, self._rng)
+                lacks -= more.bit_count()
+                pieces |= more
+                useful ^= more
+            if not lacks and useful:
+                more = chosen(useful, left, self.count, self._rng)
+                left -= more.bit_count()
+                others |= more
+                if not left:
+                    break
+        return Offer(pieces, others)
+
+    def _count(self, pieces: int) -> None:
+        """Counts ``pieces`` as given once more."""
+        given = self._given
+        for level in range(LEVELS - 2, -1, -1):
+            moved = given[level] & pieces
+            given[level] ^= moved
+            given[level + 1] |= moved
+
+    # -- what there is to say -----------------------------------------------------------------------------------------------------
+
+    def messages(self, now_s: float, news_before_s: float = -math.inf) -> list[tuple[K, Message]]:
+        """Gives what is to be said now: offers and answers, with all news; and news alone to who heard nothing since ``news_before_s``."""
+        said = []
+        if news_before_s > -math.inf:
+            for neighbor in self._order:
+                if neighbor.spoken_s <= news_before_s and (neighbor.said != self.have or neighbor.said_takes != self.coming_mask):
+                    self._to_say.setdefault(neighbor.key, neighbor)
+        if not self._to_say:
+            return []
+        for key, neighbor in self._to_say.items():
+            said.append((key, self._message(neighbor)))
+            neighbor.spoken_s = now_s
+        self._to_say.clear()
+        return said
+
+    def _message(self, neighbor: Neighbor[K]) -> Message:
+        has = self.have & ~neighbor.said
+        takes = self.coming_mask & ~neighbor.said_takes
+        freed = neighbor.said_takes & ~(self.coming_mask | self.have)
+        neighbor.said, neighbor.said_takes = self.have, self.coming_mask
+        message = Message(has, takes, freed, tuple(neighbor.new_offers), tuple(neighbor.answers), neighbor.full)
+        neighbor.new_offers.clear()
+        neighbor.answers.clear()
+        neighbor.full = False
+        return message
