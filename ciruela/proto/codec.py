@@ -19,11 +19,7 @@ from ciruela.model.versions import State
 from ciruela.proto.bounded import loads, loads_cut
 from ciruela.proto.forms import MAX_TEXT_BYTES, TEXT, Entries
 from ciruela.proto.messages import (
-    EXCHANGES,
-    FORMS,
-    MAX_ITEMS,
     NOT_KNOWN,
-    NOTIFICATIONS,
     STATE,
     BlockData,
     BlockPart,
@@ -35,6 +31,7 @@ from ciruela.proto.messages import (
     Request,
     Response,
 )
+from ciruela.proto.table import EXCHANGES, FORMS, MAX_ITEMS, NOTIFICATIONS
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _UINT, _BYTES, _ARRAY = 0x00, 0x40, 0x80

@@ -6,6 +6,7 @@ FormatError, and nothing else, unless the value has exactly the form it should h
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,14 +34,14 @@ _MISSING = object()
 # -- values -------------------------------------------------------------------------------------------------------------------
 
 
-class Codec(Generic[T]):
+class Codec(ABC, Generic[T]):
     """Form of one value. The errors of ``read`` call the value ``name``; ``write`` makes what cbor2 encodes."""
 
     __slots__ = ()
 
+    @abstractmethod
     def read(self, value: Any, name: str) -> T:
         """Checks ``value`` and makes ours of it. Raises FormatError."""
-        raise NotImplementedError
 
     def write(self, value: T) -> object:
         """Makes what cbor2 encodes; most values are written as they are."""

@@ -1,7 +1,7 @@
-"""One frozen class per message (protocol section 3.5), and the table of all messages.
+"""One frozen class per message (protocol section 3.5).
 
 The annotation of an attribute is its type and its :class:`~ciruela.proto.forms.Field`: how it is written, read, checked and bounded. Fields
-are written in the order of the attributes. :data:`EXCHANGES` and :data:`NOTIFICATIONS` are the table: names, answers, versions, bounds.
+are written in the order of the attributes. :mod:`ciruela.proto.table` has names, answers, versions, and bounds of whole messages.
 
 Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.VPath.parse``) and can answer with a reason.
 """
@@ -22,7 +22,6 @@ from ciruela.proto.forms import (
     MACHINE,
     MASK,
     MAX_BULK,
-    MAX_HOSTS,
     MAX_NAME_BYTES,
     NAME,
     PORT,
@@ -583,57 +582,3 @@ class HookResult:
 
 
 Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage | HookResult
-
-# -- the table ----------------------------------------------------------------------------------------------------------------
-
-MAX_ITEMS = 256
-MAX_ITEMS_WITH_HOSTS = 2 * MAX_HOSTS + MAX_ITEMS
-MAX_ITEMS_BASE_DIR = 16 * 65_536
-MAX_ITEMS_PATH_STATE = (12 + MOST_ADDRESSES) * MOST_SERVERS + (3 + MOST_ADDRESSES) * MOST_SHARED_IDS + MAX_ITEMS
-MAX_ITEMS_PUSH_PULL = MOST_PULLED + MAX_ITEMS
-MAX_ITEMS_BULK = 5 * MAX_BULK + 16
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """Request and answer, which both bear the name of the request's class.
-
-    ``most`` and ``most_asked``: items (keys, values, containers) of an answer and of a request. ``version``: of the
-    subprotocol that has it.
-    """
-
-    request: type[Any]
-    answer: type[Any]
-    most: int = MAX_ITEMS
-    most_asked: int = MAX_ITEMS
-    version: int = 1
-
-
-EXCHANGES = (
-    Exchange(AppendDir, UploadAck, MAX_ITEMS_WITH_HOSTS),
-    Exchange(ReplaceDir, UploadAck, MAX_ITEMS_WITH_HOSTS),
-    Exchange(GetIndex, IndexData),
-    Exchange(GetIndexAt, IndexAtData, MAX_ITEMS_WITH_HOSTS),
-    Exchange(GetBlock, BlockData),
-    Exchange(GetBaseDir, BaseDirData, MAX_ITEMS_BASE_DIR),
-    Exchange(GetBlocks, BlocksData, MAX_ITEMS_BULK, MAX_ITEMS_BULK, version=2),
-    Exchange(GetShare, ShareData, version=2),
-    Exchange(GetPieces, PiecesData, version=2),
-    Exchange(RemoveDir, UploadAck, MAX_ITEMS_WITH_HOSTS, version=2),
-    Exchange(CheckUpload, CheckData, MAX_ITEMS_WITH_HOSTS, version=2),
-    Exchange(GetPathState, PathStateData, MAX_ITEMS_PATH_STATE, version=2),
-    Exchange(WithdrawUpload, UploadAck, version=2),
-    Exchange(PushPull, PushPullData, MAX_ITEMS_PUSH_PULL, version=2),
-)
-
-NOTIFICATIONS: dict[type[Any], int] = {PublishImage: 1, ReceivedImage: 1, AbortedImage: 1, RemovedImage: 2, HookResult: 2}
-"""Version of the subprotocol that has each notification."""
-
-NEWER = tuple(row.request for row in EXCHANGES if row.version > 1)
-"""Requests that only ``ciruela.v2`` has."""
-
-FORMS: dict[type[Any], Struct[Any]] = {
-    message: Struct.of(PlainBlocks if message is BlocksData else message)
-    for message in (*(one for row in EXCHANGES for one in (row.request, row.answer)), *NOTIFICATIONS)
-}
-"""Form of the fields of each message."""

@@ -5,6 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.model.errors import FormatError
 from ciruela.proto import messages as m
+from ciruela.proto.table import FORMS
 from tests.proof import shows
 
 
@@ -26,10 +27,10 @@ class StatesTests(SynchronousTestCase):
     def test_bad_entry(self):
         """One entry that is not well made would hide all others."""
         dirs = {"good": state(5), "bad": {"image": b"short", "signatures": []}, "many": state(*range(30)), "x" * 300: state(1), 7: state(1)}
-        data = m.FORMS[m.BaseDirData].read({"config_hash": bytes(32), "keep_list_hash": bytes(32), "dirs": dirs})
+        data = FORMS[m.BaseDirData].read({"config_hash": bytes(32), "keep_list_hash": bytes(32), "dirs": dirs})
         self.assertEqual(set(data.dirs), {"good", "many"})
 
     def test_no_list(self):
         """What is no list at all is refused as before."""
         with self.assertRaises(FormatError):
-            m.FORMS[m.BaseDirData].read({"config_hash": bytes(32), "keep_list_hash": bytes(32), "dirs": [cbor2.dumps(1)]})
+            FORMS[m.BaseDirData].read({"config_hash": bytes(32), "keep_list_hash": bytes(32), "dirs": [cbor2.dumps(1)]})
