@@ -18,7 +18,6 @@ from ciruela.model.upload import RejectReason
 from ciruela.net.limits import AnswerBudget
 from ciruela.proto import codec
 from ciruela.proto.messages import (
-    NEWER,
     AppendDir,
     Error,
     GetBlocks,
@@ -41,6 +40,7 @@ from ciruela.proto.multiplexer import (
     Violation,
     read,
 )
+from ciruela.proto.table import NEWER
 from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64

@@ -1,14 +1,48 @@
-"""One frozen class per message (protocol section 3.5). Field order is the order on the wire.
+"""One frozen class per message (protocol section 3.5).
+
+The annotation of an attribute is its type and its :class:`~ciruela.proto.forms.Field`: how it is written, read, checked and bounded. Fields
+are written in the order of the attributes. :mod:`ciruela.proto.table` has names, answers, versions, and bounds of whole messages.
 
 Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.VPath.parse``) and can answer with a reason.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
 
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
-from ciruela.model.versions import State, Version
+from ciruela.model.versions import SigEntry, State, Version, bounded
+from ciruela.proto.forms import (
+    BLOCK,
+    DATA,
+    ENTRY,
+    FLAG,
+    HASH,
+    HOSTS,
+    IMAGE,
+    MACHINE,
+    MASK,
+    MAX_BULK,
+    MAX_NAME_BYTES,
+    NAME,
+    PORT,
+    RUNS,
+    SIGNATURE,
+    TEXT,
+    UINT,
+    VPATH,
+    Codec,
+    Data,
+    Entries,
+    Fixed,
+    Listed,
+    Row,
+    Struct,
+    Text,
+    nullable,
+    optional,
+    required,
+    spare,
+)
 
 Hosts = dict[MachineId, str]
 """Other nodes that take a directory: machine id -> name to resolve."""
@@ -16,164 +50,20 @@ Hosts = dict[MachineId, str]
 MOST_BULK_BYTES = 1024 * 1024
 """Blocks that one GetBlocks may ask for, in bytes: an answer must not keep others from theirs for long."""
 
-# -- requests -----------------------------------------------------------------------------------------------------------------
+MAX_SIGNATURES = 16
+MAX_OFFERED = 1000
+"""Signatures that an upload may have; only the first :data:`MAX_SIGNATURES` of them are looked at."""
 
+MAX_KEPT_SIGNATURES = 10_000
+"""Signatures of one image that a list of an earlier version may have."""
 
-@dataclass(frozen=True, slots=True)
-class AppendDir:
-    """Client to node: make this image appear at a path that has none. ``signatures`` are 64 bytes each, all made for ``timestamp_ms``."""
+MAX_ARRIVING = 65_536
+"""Entries of a base dir that can be on their way."""
 
-    path: str
-    image: ImageId
-    timestamp_ms: int
-    signatures: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplaceDir:
-    """Client to node: make this image appear at a path, in place of ``old_image`` if that is given."""
-
-    path: str
-    image: ImageId
-    old_image: ImageId | None
-    timestamp_ms: int
-    signatures: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GetIndex:
-    """Node to client or node: the index bytes of an image. ``packed``: they may be compressed; only where ``ciruela.v2`` was confirmed."""
-
-    image: ImageId
-    hint: str | None
-    packed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GetIndexAt:
-    """Client to node: the index of what is committed at a path."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class BlockHint:
-    """Location of a block: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
-
-    vpath: str
-    path: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class GetBlock:
-    """Anyone to node, node to client: one block. To a node the hint is mandatory, a client looks the hash up."""
-
-    hash: BlockHash
-    hint: BlockHint | None
-
-
-@dataclass(frozen=True, slots=True)
-class GetBaseDir:
-    """Node to node: all states of a base dir."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class GetBlocks:
-    """As :class:`GetBlock`, many blocks of one image by their numbers in its index, ascending. Only where ``ciruela.v2`` was confirmed.
-
-    ``packed``: the parts of the answer may be compressed.
-    """
-
-    path: str
-    image: ImageId
-    numbers: tuple[int, ...]
-    packed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GetShare:
-    """Node to client: some of the pieces of ``missing`` that the client has not promised to another node. Only ``ciruela.v2``.
-
-    Masks of pieces are sent as bytes (``model.bitfield.Pieces.to_bytes``).
-    """
-
-    image: ImageId
-    missing: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class GetPieces:
-    """Node to node: tell which of the pieces ``wanted`` are there, as soon as one is, or after some seconds. Only ``ciruela.v2``."""
-
-    path: str
-    image: ImageId
-    wanted: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveDir:
-    """Client to node: make ``image`` go from a path. ``signatures`` are made for a removal at ``timestamp_ms``. Only ``ciruela.v2``.
-
-    ``force``: also where a protected link points to it.
-    """
-
-    path: str
-    image: ImageId
-    timestamp_ms: int
-    signatures: tuple[bytes, ...]
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CheckUpload:
-    """Client to node: what would you answer to this upload? Nothing is recorded or begun. Only ``ciruela.v2``.
-
-    ``signatures`` are made over another text than those of uploads (``keys.signed``), so that neither passes for the other. ``replace``:
-    as ReplaceDir, otherwise as AppendDir.
-    """
-
-    path: str
-    replace: bool
-    image: ImageId
-    old_image: ImageId | None
-    timestamp_ms: int
-    signatures: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GetPathState:
-    """Anyone to node: what is at a path there and, with ``servers``, which other servers may take it. Only ``ciruela.v2``."""
-
-    path: str
-    servers: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WithdrawUpload:
-    """Client to node: give up the upload of ``image`` to a path that this connection asked for, unless it is committed.
-
-    Only ``ciruela.v2``.
-    """
-
-    path: str
-    image: ImageId
-
-
-@dataclass(frozen=True, slots=True)
-class PushPull:
-    """Node to node: facts of gossip over a connection, in both directions (after memberlist's push/pull). Only ``ciruela.v2``.
-
-    ``port`` is where the sender listens. ``heard_ms``: milliseconds since it heard a datagram of the receiver, None if it never did.
-    ``facts`` are bodies of datagrams (``membership.packets.body``), at most :data:`MOST_PUSHED`.
-    """
-
-    port: int
-    heard_ms: int | None
-    facts: tuple[bytes, ...]
-
+MAX_WATCHERS = 1000
+MAX_KEPT = 1000
+MAX_FACT_BYTES = 1400
+"""Longest body of gossip: a datagram cannot be longer, either."""
 
 MOST_PUSHED = 40
 """Bodies in one PushPull: some 54 kB, so that the message stays below what a stranger may send."""
@@ -185,6 +75,238 @@ REFUSED_BYTES = 32
 MOST_REFUSED = 64
 """Length of the digest of a refused order, and how many of them one answer to GetPathState has."""
 
+MOST_ADDRESSES = 16
+"""Addresses of one server, or with one machine id."""
+
+MOST_SHARED_IDS = 100
+MOST_SERVERS = 2000
+"""Servers in one answer to GetPathState."""
+
+# -- forms that several messages have -----------------------------------------------------------------------------------------
+
+WISH_SIGNATURES = Listed(SIGNATURE, MAX_OFFERED, kept=MAX_SIGNATURES)
+"""Signatures of one wish: the first ones. A client with more keys than that is not refused for it."""
+
+VERSION = Row(Version, (("a time of signature", UINT), ("a kept image", IMAGE)), "a kept image is not a pair", "kept")
+_SIG_ENTRY = Row(
+    SigEntry,
+    (("a signature's time", UINT), ("", SIGNATURE)),
+    "a signature entry is not a pair",
+    attributes=("timestamp_ms", "signature"),
+)
+STATE: Struct[State] = Struct(
+    # In order and without doubles, the newest of too many: earlier versions kept all there were.
+    lambda image, entries: State(image, bounded(entries)),
+    {"image": required(IMAGE), "signatures": required(Listed(_SIG_ENTRY, MAX_KEPT_SIGNATURES))},
+)
+_ADDRESSES = Listed(NAME, MOST_ADDRESSES, "an address")
+SERVER = Struct(
+    Server,
+    {
+        "name": required(Text(MAX_NAME_BYTES, "the name of a server")),
+        "machine": nullable(MACHINE, "machine_id"),
+        "addresses": optional(_ADDRESSES, []),
+        "heard_ms": nullable(UINT, "heard"),
+        "configured": spare(FLAG, True),
+    },
+)
+SHARED_ID = Row(
+    SharedId,
+    (("", MACHINE), ("addresses", _ADDRESSES)),
+    "a shared machine id is not a pair",
+    "shared_ids",
+    ("machine", "addresses"),
+)
+
+
+def _pair(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+_FACT = Data(MAX_FACT_BYTES, "a body of gossip")
+_DIGEST: Codec[bytes] = Fixed(REFUSED_BYTES, "a refused order")
+REFUSAL: Codec[tuple[ImageId, str]] = Row(
+    _pair, (("a refused image", IMAGE), ("why it was refused", TEXT)), "what was refused is not a pair", "refused"
+)
+
+PathField = Annotated[str, required(VPATH)]
+ImageField = Annotated[ImageId, required(IMAGE)]
+IdField = Annotated[ImageId, required(IMAGE, "id")]
+TimeField = Annotated[int, required(UINT, "timestamp")]
+SignaturesField = Annotated[tuple[bytes, ...], required(WISH_SIGNATURES)]
+MaskField = Annotated[bytes, required(MASK)]
+FlagField = Annotated[bool, spare(FLAG, False)]
+ReasonField = Annotated[str | None, nullable(TEXT)]
+HostsField = Annotated[Hosts, optional(HOSTS, {})]
+HeardField = Annotated[int | None, nullable(UINT, "heard")]
+MachineField = Annotated[MachineId, required(MACHINE, "machine_id")]
+HostnameField = Annotated[str, required(NAME)]
+BoolField = Annotated[bool, required(FLAG)]
+
+# -- requests -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AppendDir:
+    """Client to node: make this image appear at a path that has none. ``signatures`` are 64 bytes each, all made for ``timestamp_ms``."""
+
+    path: PathField
+    image: ImageField
+    timestamp_ms: TimeField
+    signatures: SignaturesField
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceDir:
+    """Client to node: make this image appear at a path, in place of ``old_image`` if that is given."""
+
+    path: PathField
+    image: ImageField
+    old_image: Annotated[ImageId | None, nullable(IMAGE)]
+    timestamp_ms: TimeField
+    signatures: SignaturesField
+
+
+@dataclass(frozen=True, slots=True)
+class GetIndex:
+    """Node to client or node: the index bytes of an image. ``packed``: they may be compressed; only where ``ciruela.v2`` was confirmed."""
+
+    image: IdField
+    hint: Annotated[str | None, nullable(VPATH)]
+    packed: FlagField = False
+
+
+@dataclass(frozen=True, slots=True)
+class GetIndexAt:
+    """Client to node: the index of what is committed at a path."""
+
+    path: PathField
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHint:
+    """Location of a block: virtual path of the image, absolute path inside it, byte offset (a multiple of 32,768)."""
+
+    vpath: str
+    path: str
+    offset: int
+
+
+BLOCK_HINT = Row(
+    BlockHint, (("hint", VPATH), ("hint", TEXT), ("hint", UINT)), "hint is not a list of three", attributes=("vpath", "path", "offset")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GetBlock:
+    """Anyone to node, node to client: one block. To a node the hint is mandatory, a client looks the hash up."""
+
+    hash: Annotated[BlockHash, required(BLOCK)]
+    hint: Annotated[BlockHint | None, nullable(BLOCK_HINT)]
+
+
+@dataclass(frozen=True, slots=True)
+class GetBaseDir:
+    """Node to node: all states of a base dir."""
+
+    path: PathField
+
+
+@dataclass(frozen=True, slots=True)
+class GetBlocks:
+    """As :class:`GetBlock`, many blocks of one image by their numbers in its index, ascending. Only where ``ciruela.v2`` was confirmed.
+
+    ``packed``: the parts of the answer may be compressed.
+    """
+
+    path: PathField
+    image: IdField
+    numbers: Annotated[tuple[int, ...], required(RUNS, "blocks")]
+    packed: FlagField = False
+
+
+@dataclass(frozen=True, slots=True)
+class GetShare:
+    """Node to client: some of the pieces of ``missing`` that the client has not promised to another node. Only ``ciruela.v2``.
+
+    Masks of pieces are sent as bytes (``model.bitfield.Pieces.to_bytes``).
+    """
+
+    image: IdField
+    missing: MaskField
+
+
+@dataclass(frozen=True, slots=True)
+class GetPieces:
+    """Node to node: tell which of the pieces ``wanted`` are there, as soon as one is, or after some seconds. Only ``ciruela.v2``."""
+
+    path: PathField
+    image: IdField
+    wanted: MaskField
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveDir:
+    """Client to node: make ``image`` go from a path. ``signatures`` are made for a removal at ``timestamp_ms``. Only ``ciruela.v2``.
+
+    ``force``: also where a protected link points to it.
+    """
+
+    path: PathField
+    image: ImageField
+    timestamp_ms: TimeField
+    signatures: SignaturesField
+    force: FlagField = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckUpload:
+    """Client to node: what would you answer to this upload? Nothing is recorded or begun. Only ``ciruela.v2``.
+
+    ``signatures`` are made over another text than those of uploads (``keys.signed``), so that neither passes for the other. ``replace``:
+    as ReplaceDir, otherwise as AppendDir.
+    """
+
+    path: PathField
+    replace: BoolField
+    image: ImageField
+    old_image: Annotated[ImageId | None, nullable(IMAGE)]
+    timestamp_ms: TimeField
+    signatures: SignaturesField
+
+
+@dataclass(frozen=True, slots=True)
+class GetPathState:
+    """Anyone to node: what is at a path there and, with ``servers``, which other servers may take it. Only ``ciruela.v2``."""
+
+    path: PathField
+    servers: FlagField = False
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawUpload:
+    """Client to node: give up the upload of ``image`` to a path that this connection asked for, unless it is committed.
+
+    Only ``ciruela.v2``.
+    """
+
+    path: PathField
+    image: ImageField
+
+
+@dataclass(frozen=True, slots=True)
+class PushPull:
+    """Node to node: facts of gossip over a connection, in both directions (after memberlist's push/pull). Only ``ciruela.v2``.
+
+    ``port`` is where the sender listens. ``heard_ms``: milliseconds since it heard a datagram of the receiver, None if it never did.
+    ``facts`` are bodies of datagrams (``membership.packets.body``), at most :data:`MOST_PUSHED`.
+    """
+
+    port: Annotated[int, required(PORT)]
+    heard_ms: HeardField
+    facts: Annotated[tuple[bytes, ...], required(Listed(_FACT, MOST_PUSHED))]
+
+
 NOT_KNOWN = "is not known here"
 """Suffix of the refusal of a request for something that is not here."""
 
@@ -193,13 +315,6 @@ def unknown_request(reason: str) -> bool:
     """Tell by the text of a refusal whether the other side is of a version that lacks the request."""
     return reason.endswith(NOT_KNOWN)
 
-
-MOST_ADDRESSES = 16
-"""Addresses of one server, or with one machine id."""
-
-MOST_SHARED_IDS = 100
-MOST_SERVERS = 2000
-"""Servers in one answer to GetPathState."""
 
 Request = (
     AppendDir
@@ -218,9 +333,6 @@ Request = (
     | PushPull
 )
 
-NEWER = (GetBlocks, GetShare, GetPieces, RemoveDir, CheckUpload, GetPathState, WithdrawUpload, PushPull)
-"""Requests that only ``ciruela.v2`` has."""
-
 # -- responses ----------------------------------------------------------------------------------------------------------------
 
 
@@ -231,35 +343,36 @@ class UploadAck:
     Only where ``ciruela.v2`` was confirmed: ``machine`` and ``hostname`` of the node that answers, and ``detail`` of a refusal, for people.
     """
 
-    accepted: bool
-    reject_reason: str | None
-    hosts: Hosts = field(default_factory=dict)
-    machine: MachineId | None = None
-    hostname: str = ""
-    detail: str = ""
+    accepted: BoolField
+    reject_reason: ReasonField
+    hosts: HostsField = field(default_factory=dict)
+    machine: Annotated[MachineId | None, spare(MACHINE, None, "machine_id")] = None
+    # A name of nobody is no name.
+    hostname: Annotated[str, optional(NAME, "", beside="machine_id")] = ""
+    detail: Annotated[str, spare(TEXT, "")] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexData:
     """Answer to GetIndex. ``packed``: ``data`` is a frame of zstd with the index."""
 
-    data: bytes
-    packed: bool = False
+    data: Annotated[bytes, required(DATA, last=True)]
+    packed: FlagField = False
 
 
 @dataclass(frozen=True, slots=True)
 class IndexAtData:
     """Answer to GetIndexAt; ``data`` is None when there is no image or it cannot be read."""
 
-    data: bytes | None
-    hosts: Hosts = field(default_factory=dict)
+    data: Annotated[bytes | None, nullable(DATA)]
+    hosts: HostsField = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockData:
     """Answer to GetBlock."""
 
-    data: bytes
+    data: Annotated[bytes, required(DATA)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,28 +394,36 @@ class BlocksData:
     lacks: tuple[int, ...] = ()
 
 
+class PlainBlocks(NamedTuple):
+    """BlocksData as it is written: ``packed`` are places in ``parts``."""
+
+    lacks: Annotated[tuple[int, ...], optional(RUNS, [])]
+    packed: Annotated[tuple[int, ...], optional(RUNS, [])]
+    parts: Annotated[tuple[bytes, ...], required(Listed(DATA, MAX_BULK), last=True)]  # guard: A15 A24, MAX_BULK -> 1 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class ShareData:
     """Answer to GetShare: a mask of pieces, 0 when all that is missing was promised to others."""
 
-    pieces: bytes
+    pieces: MaskField
 
 
 @dataclass(frozen=True, slots=True)
 class PiecesData:
     """Answer to GetPieces: those of the wanted pieces that are here."""
 
-    pieces: bytes
+    pieces: MaskField
 
 
 @dataclass(frozen=True, slots=True)
 class RemovedEntry:
     """That ``image`` was removed, and the signatures that said so, all of the time ``timestamp_ms``. ``forced``: as RemoveDir.force."""
 
-    timestamp_ms: int
-    image: ImageId
-    signatures: tuple[bytes, ...]
-    forced: bool = False
+    timestamp_ms: TimeField
+    image: ImageField
+    signatures: SignaturesField
+    forced: FlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,14 +435,14 @@ class BaseDirData:
     ``kept_signed`` those of which the signatures are kept, too.
     """
 
-    config_hash: bytes
-    keep_list_hash: bytes
-    dirs: dict[str, State]
-    watches: dict[str, tuple[MachineId, ...]] = field(default_factory=dict)
-    pending: tuple[str, ...] = ()
-    removed: dict[str, RemovedEntry] = field(default_factory=dict)
-    kept: dict[str, tuple[Version, ...]] = field(default_factory=dict)
-    kept_signed: dict[str, tuple[State, ...]] = field(default_factory=dict)
+    config_hash: Annotated[bytes, required(HASH)]
+    keep_list_hash: Annotated[bytes, required(HASH)]
+    dirs: Annotated[dict[str, State], required(Entries(STATE))]
+    watches: Annotated[dict[str, tuple[MachineId, ...]], spare(Entries(Listed(MACHINE, MAX_WATCHERS)), {})] = field(default_factory=dict)
+    pending: Annotated[tuple[str, ...], spare(Listed(ENTRY, MAX_ARRIVING, "a directory name"), [])] = ()
+    removed: Annotated[dict[str, RemovedEntry], spare(Entries(Struct.of(RemovedEntry)), {})] = field(default_factory=dict)
+    kept: Annotated[dict[str, tuple[Version, ...]], spare(Entries(Listed(VERSION, MAX_KEPT)), {})] = field(default_factory=dict)
+    kept_signed: Annotated[dict[str, tuple[State, ...]], spare(Entries(Listed(STATE, MAX_KEPT)), {})] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,17 +454,17 @@ class CheckData:
     ``there_ms`` and ``coming_ms``: the times for which these two are signed.
     """
 
-    accepted: bool
-    reject_reason: str | None
-    detail: str
-    there: ImageId | None
-    coming: ImageId | None
-    free_bytes: int | None
-    machine: MachineId
-    hostname: str
-    hosts: Hosts = field(default_factory=dict)
-    there_ms: int | None = None
-    coming_ms: int | None = None
+    accepted: BoolField
+    reject_reason: ReasonField
+    detail: Annotated[str, optional(TEXT, "")]
+    there: Annotated[ImageId | None, nullable(IMAGE)]
+    coming: Annotated[ImageId | None, nullable(IMAGE)]
+    free_bytes: Annotated[int | None, nullable(UINT, "free")]
+    machine: MachineField
+    hostname: HostnameField
+    hosts: HostsField = field(default_factory=dict)
+    there_ms: Annotated[int | None, spare(UINT, None, "there_signed")] = None
+    coming_ms: Annotated[int | None, spare(UINT, None, "coming_signed")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,25 +477,25 @@ class PathStateData:
     there (``uploads.rejections``): their signatures count in no other form.
     """
 
-    machine: MachineId
-    hostname: str
-    epoch_ms: int
-    taken: bool
-    committed: Version | None = None
-    pending: Version | None = None
-    refused: tuple[ImageId, str] | None = None
-    servers: tuple[Server, ...] = ()
-    shared_ids: tuple[SharedId, ...] = ()
-    refused_orders: tuple[bytes, ...] = ()
+    machine: MachineField
+    hostname: HostnameField
+    epoch_ms: Annotated[int, required(UINT, "epoch")]
+    taken: BoolField
+    committed: Annotated[Version | None, nullable(VERSION)] = None
+    pending: Annotated[Version | None, nullable(VERSION)] = None
+    refused: Annotated[tuple[ImageId, str] | None, nullable(REFUSAL)] = None
+    servers: Annotated[tuple[Server, ...], optional(Listed(SERVER, MOST_SERVERS), [])] = ()
+    shared_ids: Annotated[tuple[SharedId, ...], optional(Listed(SHARED_ID, MOST_SHARED_IDS), [])] = ()
+    refused_orders: Annotated[tuple[bytes, ...], spare(Listed(_DIGEST, MOST_REFUSED), [])] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PushPullData:
     """Answer to PushPull. ``taken``: the pushed facts were believed, for they came from a configured peer; the rest as in PushPull."""
 
-    taken: bool
-    heard_ms: int | None
-    facts: tuple[bytes, ...]
+    taken: BoolField
+    heard_ms: HeardField
+    facts: Annotated[tuple[bytes, ...], required(Listed(_FACT, MOST_PULLED))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,41 +527,41 @@ Response = (
 class PublishImage:
     """Client to node: this connection can give the index and the blocks of an image, and wants to hear of its arrival."""
 
-    image: ImageId
+    image: IdField
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedImage:
     """Node to client: ``machine_id`` has the image at ``path``. ``forwarded``: the sender heard so by gossip."""
 
-    image: ImageId
-    path: str
-    machine_id: MachineId
-    hostname: str
-    forwarded: bool
+    image: IdField
+    path: PathField
+    machine_id: MachineField
+    hostname: HostnameField
+    forwarded: BoolField
 
 
 @dataclass(frozen=True, slots=True)
 class AbortedImage:
     """Node to client: ``machine_id`` gave the image up, for ``reason``."""
 
-    image: ImageId
-    path: str
-    machine_id: MachineId
-    hostname: str
-    forwarded: bool
-    reason: str
+    image: IdField
+    path: PathField
+    machine_id: MachineField
+    hostname: HostnameField
+    forwarded: BoolField
+    reason: Annotated[str, required(TEXT)]
 
 
 @dataclass(frozen=True, slots=True)
 class RemovedImage:
     """Node to client: ``image`` is not at ``path`` any more on ``machine_id``, as somebody signed. Only ``ciruela.v2``."""
 
-    image: ImageId
-    path: str
-    machine_id: MachineId
-    hostname: str
-    forwarded: bool
+    image: IdField
+    path: PathField
+    machine_id: MachineField
+    hostname: HostnameField
+    forwarded: BoolField
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,14 +571,14 @@ class HookResult:
     ``kind`` and ``state`` are words of ``model.hooks``; ``message`` says why it failed.
     """
 
-    image: ImageId
-    path: str
-    machine_id: MachineId
-    hostname: str
-    forwarded: bool
-    kind: str
-    state: str
-    message: str
+    image: IdField
+    path: PathField
+    machine_id: MachineField
+    hostname: HostnameField
+    forwarded: BoolField
+    kind: Annotated[str, required(NAME)]
+    state: Annotated[str, required(NAME)]
+    message: Annotated[str, required(TEXT)]
 
 
 Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage | HookResult

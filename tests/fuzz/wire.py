@@ -19,8 +19,8 @@ from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, Version
 from ciruela.model.vpath import MAX_PATH_BYTES, VPath
 from ciruela.proto import bounded, codec
+from ciruela.proto import forms as limits
 from ciruela.proto import messages as m
-from ciruela.proto import reading as limits
 from ciruela.proto.compression import pack, unpack
 from ciruela.proto.messages import BlockData, BlocksData, IndexAtData, IndexData
 from tests.membership.test_packets import EXAMPLES, HEADER
@@ -171,7 +171,7 @@ def check_message(data: bytes) -> bool:
             size = len(text.encode() if isinstance(text, str) else text)
             most = MAX_PATH_BYTES if name in _PATHS else limits.MAX_TEXT_BYTES
             assert size <= (limits.MAX_NAME_BYTES if name in ("a key", "a host") else most), (name, size)
-        assert len(getattr(known, "signatures", ())) <= limits.MAX_SIGNATURES
+        assert len(getattr(known, "signatures", ())) <= m.MAX_SIGNATURES
         assert len(getattr(known, "hosts", ())) <= limits.MAX_HOSTS
     assert codec.decode(again) == message, "it reads differently when it is written again"
     return True

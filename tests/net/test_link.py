@@ -16,6 +16,7 @@ from ciruela.net.server import origin_allowed
 from ciruela.net.session import Session
 from ciruela.proto import codec
 from ciruela.proto import messages as m
+from ciruela.proto.table import NEWER
 from tests.net.bench import NODE, REFERENCE_ACCEPT, REFERENCE_HANDSHAKE, Bench, Counterpart, Raw, accept_key, frame, frames
 from tests.proof import shows
 from tests.proto import samples as s
@@ -155,7 +156,7 @@ class Messages(SynchronousTestCase):
             m.WithdrawUpload("/a/b", s.image(1)),
             m.PushPull(1, None, ()),
         )
-        self.assertEqual(tuple(type(one) for one in newer), m.NEWER)
+        self.assertEqual(tuple(type(one) for one in newer), NEWER)
         for request in newer:
             refused = self.failureResultOf(bench.served().ask(request), RemoteError).getErrorMessage()
             self.assertEqual(refused, f"{type(request).__name__} is understood where ciruela.v2 was agreed upon")

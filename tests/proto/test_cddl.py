@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import cbor2
 from pycddl import Schema, ValidationError
@@ -12,7 +14,10 @@ from ciruela.model.bitfield import MASK_BYTES, MOST_CUTS
 from ciruela.model.errors import FormatError
 from ciruela.proto import codec
 from ciruela.proto import messages as m
+from ciruela.proto.forms import TEXT as ANY_TEXT
+from ciruela.proto.table import EXCHANGES, FORMS, NOTIFICATIONS
 from tests.proto import samples as s
+from tests.proto.cddl import PLAIN, Reader, told
 
 TEXT = (Path(__file__).parent.parent.parent / "docs" / "reference" / "messages.cddl").read_text(encoding="utf-8")
 STATE_FIRST = "state-file = state\n" + TEXT
@@ -124,3 +129,72 @@ class Documentation(SynchronousTestCase):
         schema = Schema(STATE_FIRST)
         schema.validate_cbor(s.VECTORS["StateFile"])
         self.assertRaises(ValidationError, schema.validate_cbor, b"\xa0")
+
+
+def message(kind: int, name: str, content: Any) -> Any:
+    """The type of a message."""
+    parts: list[Any] = [("is", kind), ("is", name), content]
+    if kind:
+        parts.insert(2, PLAIN["uint"])
+    return ("array", tuple((1, 1, None, part) for part in parts))
+
+
+class Table(SynchronousTestCase):
+    """The documentation and the table say the same of each message: names, fields and their order, what may be missing, types, bounds."""
+
+    def setUp(self) -> None:
+        self.documented = Reader(TEXT)
+
+    def compare(self, rule: str, expected: dict[str, Any]) -> None:
+        found = {kind[1][1][3][1]: kind for kind in self.documented.rule(rule)}
+        self.assertEqual(set(found), set(expected))
+        for name, kind in expected.items():
+            self.assertEqual(found[name], kind, name)
+
+    def test_notifications(self) -> None:
+        """Another client would wait for news in a form in which they never come."""
+        self.compare("notification", {one.__name__: message(0, one.__name__, told(FORMS[one])) for one in NOTIFICATIONS})
+
+    def test_requests(self) -> None:
+        """Another client would ask in a form that is refused."""
+        self.compare("request", {one.request.__name__: message(1, one.request.__name__, told(FORMS[one.request])) for one in EXCHANGES})
+
+    def test_responses(self) -> None:
+        """Another client would refuse what is answered."""
+        expected = {one.request.__name__: message(2, one.request.__name__, told(FORMS[one.answer])) for one in EXCHANGES}
+        self.compare("response", {**expected, "Error": message(2, "Error", told(ANY_TEXT))})
+
+    def test_versions(self) -> None:
+        """A request that the first implementation does not know would be sent to it, and never be answered."""
+        versions = {one.request.__name__: one.version for one in EXCHANGES}
+        expected = {(0, told_.__name__): version for told_, version in NOTIFICATIONS.items()}
+        expected |= {(kind, name): version for kind in (1, 2) for name, version in versions.items()} | {(2, "Error"): 1}
+        lines = re.findall(r'\[(\d), "(\w+)", .*?( ; ciruela\.v2)?$', TEXT, re.MULTILINE)
+        self.assertEqual({(int(kind), name): 2 if newer else 1 for kind, name, newer in lines}, expected)
+
+    def test_nothing_else_is_documented(self) -> None:
+        """A rule that no message has any more would be implemented by others in vain."""
+        self.documented.rule("message")
+        self.assertEqual(self.documented.used, {*self.documented.rules, "message"})
+
+    def test_a_difference_is_seen(self) -> None:
+        """A reader that takes everything for the same would not notice what drifts."""
+        for old, new in (
+            ('"epoch": timestamp', '? "epoch": timestamp'),
+            ('"epoch": timestamp', '"epoch": text'),
+            ("[0*100 [", "[0*101 ["),
+            ("; at most 1000", "; at most 999"),
+            ('"port": 1..65535, ? "heard": uint / null', '? "heard": uint / null, "port": 1..65535'),
+            ('? "heard": uint / null, "facts": [0*40 fact]', '? "heard": uint, "facts": [0*40 fact]'),
+            ('? "servers": bool, ', ""),
+            ("/ bytes .size 256", ""),
+        ):
+            self.assertIn(old, TEXT)
+            changed = Reader(TEXT.replace(old, new))
+            self.assertNotEqual(changed.rule("message"), self.documented.rule("message"), new)
+
+    def test_the_table_has_all(self) -> None:
+        """A message in the unions that is missing in the table could neither be sent nor read."""
+        self.assertEqual(get_args(m.Request), tuple(one.request for one in EXCHANGES))
+        self.assertEqual({*get_args(m.Response)}, {*(one.answer for one in EXCHANGES), m.Error})
+        self.assertEqual(get_args(m.Notification), tuple(NOTIFICATIONS))

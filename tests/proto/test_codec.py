@@ -16,7 +16,7 @@ from ciruela.model.ids import ImageId, MachineId, Server
 from ciruela.model.versions import SigEntry, State
 from ciruela.proto import codec
 from ciruela.proto import messages as m
-from ciruela.proto.reading import MAX_BULK
+from ciruela.proto.forms import MAX_BULK
 from tests.proof import shows
 from tests.proto import samples as s
 
