@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ciruela.proto.messages import PieceNews
 from ciruela.swarm import masks, neighbors
-from ciruela.swarm.exchange import LOOK_S, NEWS_S, Exchange, Message
+from ciruela.swarm.exchange import LOOK_S, NEWS_S, PieceExchange
 
 FAULTS = ("silent", "liar", "die", "slow", "views", "late", "entry", "client")
 
@@ -59,7 +60,7 @@ class Machine:
 
     number: int
     rate: float
-    exchange: Exchange[int]
+    exchange: PieceExchange[int]
     up_free_s: float = 0.0
     down_free_s: float = 0.0
     heard_s: dict[int, float] = field(default_factory=dict)
@@ -112,7 +113,7 @@ class Simulation:
 
     def _machine(self, number: int, have: int) -> Machine:
         rng = random.Random(self.rng.getrandbits(64))
-        return Machine(number, self.setting.rate, Exchange(self.pieces, have, rng, client=number == CLIENT))
+        return Machine(number, self.setting.rate, PieceExchange(self.pieces, have, rng, client=number == CLIENT))
 
     def _at(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
         self._count += 1
@@ -214,7 +215,7 @@ class Simulation:
             one.heard_s[number] = comes_s
             self._at(comes_s - self.now_s, self._hears, one, self._of(number), message)
 
-    def _hears(self, giver: Machine, one: Machine, message: Message) -> None:
+    def _hears(self, giver: Machine, one: Machine, message: PieceNews) -> None:
         if not one.alive:
             return
         pieces = one.exchange.heard(giver.number, message, self.now_s)

@@ -102,6 +102,10 @@ class EntryConnection:
         """Tell the guest."""
         self.guest.notified(link, notification)
 
+    def answered(self, link: Connection, request: Request) -> None:
+        """Tell the guest."""
+        self.guest.answered(link, request)
+
     def lost(self, link: Connection) -> None:
         """The connection ended."""
         self.open = False

@@ -39,6 +39,7 @@ from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.proto.messages import (
     AbortedImage,
+    ExchangePieces,
     GetBlock,
     GetBlocks,
     GetIndex,
@@ -57,6 +58,7 @@ from ciruela.proto.messages import (
     WithdrawUpload,
 )
 from ciruela.runtime import PeriodicTask, RepeatLimiter
+from ciruela.swarm.exchange import LOOK_S, PieceExchange
 
 SERVERS_S = 3.0
 """Interval at which each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -119,6 +121,7 @@ class _OpenConnection:
         self.address = address
         self.link = link
         self.published: dict[ImageId, None] = {}
+        self.paths: dict[ImageId, str] = {}
 
 
 class ClusterRun:
@@ -150,6 +153,11 @@ class ClusterRun:
         self._by_link: dict[int, _OpenConnection] = {}
         self._repeats = RepeatLimiter(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
+        self._exchanges = {
+            image: PieceExchange[_OpenConnection](shares.pieces.count, shares.own, world.rng, client=True)
+            for image, shares in self._shares.items()
+        }
+        self._looks = PeriodicTask(world.clock, world.rng, LOOK_S, self._look, f"offering to {entry.label}")
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {entry.label}")
@@ -164,6 +172,7 @@ class ClusterRun:
         """Begin. Fires when every upload has a verdict; cancel to give up."""
         self._began_s = self._world.clock.seconds()
         self._beat.start()
+        self._looks.start()
         self._step()
         return self._finished
 
@@ -173,6 +182,7 @@ class ClusterRun:
             return
         self._over = True
         self._beat.stop()
+        self._looks.stop()
         self._contacts.stop()
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
@@ -354,6 +364,9 @@ class ClusterRun:
         del self._peers[peer.address]
         for shares in self._shares.values():
             shares.left(peer)
+        for image, exchange in self._exchanges.items():
+            exchange.leave(peer, self._world.clock.seconds())
+            self._offer(image)
         for run in self._runs:
             if (request := run.requests.pop(peer.address, None)) is not None:
                 request.events.let_go()
@@ -598,10 +611,60 @@ class ClusterRun:
                 run.sent_bytes += size
                 return
 
+    # -- pieces that are offered --------------------------------------------------------------------------------------------------
+
+    def _exchanged(self, peer: _OpenConnection, note: ExchangePieces) -> None:
+        """A node says what it has, or what it takes of an offer."""
+        exchange = self._exchanges.get(note.image)
+        if exchange is None or note.image not in peer.published:
+            return
+        if note.news.leaves:
+            exchange.leave(peer, self._world.clock.seconds())
+        else:
+            if peer not in exchange.neighbors:
+                exchange.join(peer)
+                self._shares[note.image].lacked(exchange.everything & ~note.news.has)
+            peer.paths[note.image] = note.path
+            exchange.heard(peer, note.news, self._world.clock.seconds())
+        self._offer(note.image)
+
+    def _offer(self, image: ImageId) -> None:
+        """Says what there is to say of an image."""
+        for peer, news in self._exchanges[image].messages(self._world.clock.seconds()):
+            peer.link.tell(ExchangePieces(peer.paths[image], image, 0, news))
+
+    def _look(self) -> None:
+        now_s = self._world.clock.seconds()
+        for image, exchange in self._exchanges.items():
+            exchange.look(now_s)
+            self._offer(image)
+
+    def answered(self, link: Connection, request: Request) -> None:
+        """Note that blocks were given, so that more may be offered."""
+        peer = self._by_link.get(id(link))
+        if peer is None or not isinstance(request, GetBlocks) or request.image not in self._exchanges:
+            return
+        exchange, shares = self._exchanges[request.image], self._shares[request.image]
+        pieces = 0
+        for number in request.numbers:
+            if number < shares.pieces.block_count:
+                pieces |= 1 << shares.pieces.piece_of(number)
+        shares.promised(pieces)
+
+        def sent() -> None:
+            exchange.sent(peer, pieces, self._world.clock.seconds())
+            self._offer(request.image)
+
+        if peer in exchange.neighbors:
+            peer.link.when_sent(sent)
+
     def notified(self, link: Connection, notification: Notification) -> None:
         """Book the arrival of an image, or that a node gave it up."""
         peer = self._by_link.get(id(link))
         if peer is None:
+            return
+        if isinstance(notification, ExchangePieces):
+            self._exchanged(peer, notification)
             return
         for run in self._running():
             before = run.book.revision

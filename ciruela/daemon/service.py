@@ -210,6 +210,9 @@ class _StillStarting:
     def notified(self, link: Connection, notification: Notification) -> None:
         self._requests.notified(link, notification)
 
+    def answered(self, link: Connection, request: Request) -> None:
+        self._requests.answered(link, request)
+
     def lost(self, link: Connection) -> None:
         self._requests.lost(link)
 

@@ -100,7 +100,12 @@ class PeerSelection:
             bulk=link.bulk,
             incoming=lambda: link.incoming,
             close=link.close,
+            exchanges=link.exchanges,
         )
+
+    def neighbor(self, key: Address | Connection, others: Sequence[Wanting]) -> Candidate:
+        """The candidate for a neighbor that offers pieces."""
+        return self._peer(key, 0, hearsay=False) if isinstance(key, Address) else self._seed(key, others)
 
     def _peer(self, address: Address, mask: int, *, hearsay: bool, machine: bytes | None = None, served: bool = False) -> Candidate:
         return Candidate(
@@ -115,6 +120,7 @@ class PeerSelection:
             machine=machine,
             served=served,
             incoming=lambda: self._wire.incoming(address),
+            exchanges=not hearsay and self._wire.exchanges(address) is not False,
         )
 
     def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:

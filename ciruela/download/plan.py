@@ -116,6 +116,22 @@ class BlockPlan:
             self._flights.setdefault(number, _Flight()).askers[asker] = now_s
         return numbers
 
+    def claim(self, pieces: int, asker: object, now_s: float) -> list[int]:
+        """All blocks of ``pieces`` that are neither here nor asked for, to be asked from ``asker``; in their order."""
+        wanted = self._open & pieces
+        self._open ^= wanted
+        numbers: list[int] = []
+        while wanted:
+            lowest = wanted & -wanted
+            wanted ^= lowest
+            part = lowest.bit_length() - 1
+            numbers.extend(reversed(self._queues[part]))
+            self._queues[part] = array("Q")
+            self._queued_bytes[part] = 0
+        for number in numbers:
+            self._flights.setdefault(number, _Flight()).askers[asker] = now_s
+        return numbers
+
     def _first(self, wanted: int) -> int:
         """The first of the pieces ``wanted``, in the order of this plan. What is complete is left out of that for ever."""
         while self.mask >> self._order[-1] & 1:

@@ -20,6 +20,7 @@ from ciruela.proto import codec
 from ciruela.proto.messages import (
     AppendDir,
     Error,
+    ExchangePieces,
     GetBlocks,
     Notification,
     RemoveDir,
@@ -68,8 +69,8 @@ _SIGNED_WELL = frozenset({RejectReason.ALREADY_EXISTS.value, RejectReason.ALREAD
 class MessageLink(Connection, Protocol):
     """A link as its session sees it: carries single messages, and acts on how the session goes."""
 
-    def send_message(self, head: bytes, shared: bytes = b"", /) -> None:
-        """Send one message, in one part or two."""
+    def send_message(self, head: bytes, shared: bytes = b"", /, *, urgent: bool = False) -> None:
+        """Send one message, in one part or two; ``urgent``: before answers that wait."""
 
     def break_off(self, reason: str, /) -> None:
         """Close the connection for what the other side did."""
@@ -150,13 +151,13 @@ class Session:
         except TooMany as fault:
             done.errback(RemoteError(str(fault)))
             return done
-        self._link.send_message(data)
+        self._link.send_message(data, urgent=True)
         return done
 
     def tell(self, notification: Notification) -> None:
         """As :meth:`ciruela.interfaces.Connection.tell`."""
         if self._over is None:
-            self._link.send_message(self._dialogue.tell(notification))
+            self._link.send_message(self._dialogue.tell(notification), urgent=isinstance(notification, ExchangePieces))
 
     def received(self, data: bytes | bytearray) -> None:
         """Deal with one message of the other side."""
@@ -255,6 +256,12 @@ class Session:
         if isinstance(request, LARGE if trusted else _HEAVY):
             self._large_at_work = self._large_at_work and not isinstance(request, LARGE)
             self._answers.made(trusted)
+        if self._over is None:
+            try:
+                self._counterpart.answered(self._link, request)
+            # guard: I8
+            except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
+                self._log.failure("{link}: that a request was answered was not understood", link=self._link.name)
         return result
 
     def _begin(self, asked: RequestReceived) -> None:

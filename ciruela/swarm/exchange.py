@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from ciruela.proto.messages import PieceNews, PieceOffer
 from ciruela.swarm.masks import bits, chosen, lowest
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
 """Name of a neighbor."""
 
-OUT = 3
+OUT = 4
 CLIENT_OUT = 6
 """Pieces under way from a giver, besides what its uplink gives while a question is answered twice."""
 
@@ -43,6 +43,7 @@ BUNDLE_S = 0.01
 BUNDLES = 256
 """An image is at least so many transfers."""
 
+DRIFT = 1.02
 WEIGHT = 0.1
 """Weight of the last value in a moving mean."""
 
@@ -57,7 +58,7 @@ QUIET_S = 1.0
 """A client to which nobody has anything to say for so long gives again what somebody lacks."""
 
 LOOK_S = 0.1
-"""So often :meth:`Exchange.look` is called."""
+"""So often :meth:`PieceExchange.look` is called."""
 
 NEWS_S = 0.4
 """A neighbor to whom nothing else is said hears what is new at least so often. News go with every offer and answer, so these are few."""
@@ -71,31 +72,6 @@ MOST_DISTRUST_S = 60.0
 
 LEVELS = 3
 """Counts of how often a piece was given: never, once, more often."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Pieces (a mask) for a transfer, and ``others`` that the taker may take in place of those of them that it does not lack."""
-
-    pieces: int
-    others: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """Everything that one node has to say to a neighbor now. Masks of pieces.
-
-    ``has``, ``takes``, ``freed``: what has changed since the last message: here now, on its way here, on its way no longer.
-    ``offers``: in their order; ``answers``: one for each offer of the other, in their order: what is taken of it, which the other sends.
-    ``full``: an answer with nothing in it means that too much is on its way already.
-    """
-
-    has: int = 0
-    takes: int = 0
-    freed: int = 0
-    offers: tuple[Offer, ...] = ()
-    answers: tuple[int, ...] = ()
-    full: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -112,11 +88,12 @@ class Neighbor(Generic[K]):
     key: K
     takes_part: bool
     known: int = 0
+    heard: bool = False
     said: int = 0
     said_takes: int = 0
     offered: int = 0
-    offers: deque[tuple[float, Offer]] = field(default_factory=deque)
-    new_offers: list[Offer] = field(default_factory=list)
+    offers: deque[tuple[float, PieceOffer]] = field(default_factory=deque)
+    new_offers: list[PieceOffer] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     full: bool = False
     owed: int = 0
@@ -147,8 +124,12 @@ class Rate:
         return max(1, min(most, int(BUNDLE_S * (len(times) - 1) / took_s))) if took_s > 0 else 1
 
 
-class Exchange(Generic[K]):
-    """State of one image of ``count`` pieces, at one node or client. ``have``: the pieces that are here."""
+class PieceExchange(Generic[K]):
+    """State of one image of ``count`` pieces, at one node or client. ``have``: the pieces that are here.
+
+    ``coming``: the pieces on their way, each with who gives it, and since when (seconds). ``elsewhere``: pieces that come in another way,
+    and are not to be taken; whoever knows sets it.
+    """
 
     def __init__(self, count: int, have: int, rng: random.Random, *, client: bool = False) -> None:
         self.count = count
@@ -157,12 +138,13 @@ class Exchange(Generic[K]):
         self.neighbors: dict[K, Neighbor[K]] = {}
         self.coming: dict[int, tuple[K, float]] = {}
         self.coming_mask = 0
+        self.elsewhere = 0
         self.out = 0
         self._client = client
         self._rng = rng
         self._given = [have] + [0] * (LEVELS - 1)
         self._order: list[Neighbor[K]] = []
-        self._delay_s = 0.002
+        self._delay_s = 1.0
         self._wait_s = LATE_LEAST_S
         self._sent = Rate()
         self._came = Rate()
@@ -183,14 +165,17 @@ class Exchange(Generic[K]):
         neighbor = self.neighbors.pop(key, None)
         if neighbor is None:
             return
-        self._order.remove(neighbor)
-        self._to_say.pop(key, None)
-        self.out -= neighbor.under_way
-        for piece in [piece for piece, (giver, _) in self.coming.items() if giver == key]:
-            self._free(piece)
+        self._forget(neighbor)
         if self._client:
             self._give_again()
         self._offer(now_s)
+
+    def _forget(self, neighbor: Neighbor[K]) -> None:
+        self._order.remove(neighbor)
+        self._to_say.pop(neighbor.key, None)
+        self.out -= neighbor.under_way
+        for piece in [piece for piece, (giver, _) in self.coming.items() if giver == neighbor.key]:
+            self._free(piece)
 
     def _give_again(self) -> None:
         """What none of the links has, takes or was offered is given again."""
@@ -202,11 +187,14 @@ class Exchange(Generic[K]):
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
-    def heard(self, key: K, message: Message, now_s: float) -> int:
+    def heard(self, key: K, message: PieceNews, now_s: float) -> int:
         """Takes in what a neighbor says. Gives what it takes of what it was offered, as a mask: these pieces have to be sent to it."""
         neighbor = self.neighbors.get(key)
         if neighbor is None:
             return 0
+        if message.joins and neighbor.heard:
+            neighbor = self._begin_anew(neighbor)
+        neighbor.heard = True
         neighbor.known = (neighbor.known | message.has | message.takes) & ~message.freed
         neighbor.resting = False
         self._heard_s = now_s
@@ -215,7 +203,7 @@ class Exchange(Generic[K]):
             if not neighbor.offers:
                 break
             since_s, offer = neighbor.offers.popleft()
-            self._delay_s += WEIGHT * (now_s - since_s - self._delay_s)
+            self._delay_s = min(now_s - since_s, self._delay_s * DRIFT)
             neighbor.offered &= ~(offer.pieces | offer.others)
             taken &= (offer.pieces | offer.others) & ~neighbor.owed
             number = taken.bit_count()
@@ -233,8 +221,14 @@ class Exchange(Generic[K]):
         self._offer(now_s)
         return to_send
 
-    def _offered(self, neighbor: Neighbor[K], offer: Offer, now_s: float) -> None:
-        here = self.have | self.coming_mask
+    def _begin_anew(self, neighbor: Neighbor[K]) -> Neighbor[K]:
+        """The neighbor has lost its memory, or what was told on the way: nothing that was said counts any more."""
+        self._forget(neighbor)
+        self.join(neighbor.key, takes_part=neighbor.takes_part)
+        return self.neighbors[neighbor.key]
+
+    def _offered(self, neighbor: Neighbor[K], offer: PieceOffer, now_s: float) -> None:
+        here = self.have | self.coming_mask | self.elsewhere
         taken = offer.pieces & ~here
         more = offer.others & ~here
         if taken or more:
@@ -286,12 +280,20 @@ class Exchange(Generic[K]):
         self._given[0] |= fresh
         self._offer(now_s)
 
-    def failed(self, key: K, pieces: int, now_s: float) -> None:
-        """Nothing came of these pieces (a mask), or wrong bytes: they may come from others, and nothing from this one for a while."""
+    def idle(self) -> bool:
+        """Tells whether no neighbor lacks anything, and nothing is on its way."""
+        return not self.out and all(neighbor.known == self.everything or not neighbor.takes_part for neighbor in self._order)
+
+    def failed(self, key: K, pieces: int, now_s: float, *, busy: bool = False) -> None:
+        """Nothing came of these pieces (a mask), or wrong bytes: they may come from others, and nothing from this one for a while.
+
+        ``busy``: the neighbor said that it cannot give them now, which is no failure.
+        """
         for piece in bits(pieces & self.coming_mask):
             if self.coming[piece][0] == key:
                 self._free(piece)
-        self._distrust(key, now_s)
+        if not busy:
+            self._distrust(key, now_s)
         self._offer(now_s)
 
     def _distrust(self, key: K, now_s: float) -> None:
@@ -384,10 +386,10 @@ class Exchange(Generic[K]):
                 return first if first[0].known.bit_count() <= neighbor.known.bit_count() else (neighbor, wanted)
         return first
 
-    def _choose(self, wanted: int, bundle: int) -> Offer:
+    def _choose(self, wanted: int, bundle: int) -> PieceOffer:
         """Chooses the pieces to offer: those given least, of these random ones; of a client the first."""
         if self._client:
-            return Offer(lowest(wanted, bundle))
+            return PieceOffer(lowest(wanted, bundle))
         pieces = others = 0
         lacks, left = bundle, CHOICES - 1
         for mask in self._given:
@@ -403,7 +405,7 @@ class Exchange(Generic[K]):
                 others |= more
                 if not left:
                     break
-        return Offer(pieces, others)
+        return PieceOffer(pieces, others)
 
     def _count(self, pieces: int) -> None:
         """Counts ``pieces`` as given once more."""
@@ -415,12 +417,13 @@ class Exchange(Generic[K]):
 
     # -- what there is to say -----------------------------------------------------------------------------------------------------
 
-    def messages(self, now_s: float, news_before_s: float = -math.inf) -> list[tuple[K, Message]]:
+    def messages(self, now_s: float, news_before_s: float = -math.inf) -> list[tuple[K, PieceNews]]:
         """Gives what is to be said now: offers and answers, with all news; and news alone to who heard nothing since ``news_before_s``."""
         said = []
         if news_before_s > -math.inf:
+            takes = self._takes()
             for neighbor in self._order:
-                if neighbor.spoken_s <= news_before_s and (neighbor.said != self.have or neighbor.said_takes != self.coming_mask):
+                if neighbor.spoken_s <= news_before_s and (neighbor.said != self.have or neighbor.said_takes != takes):
                     self._to_say.setdefault(neighbor.key, neighbor)
         if not self._to_say:
             return []
@@ -430,12 +433,17 @@ class Exchange(Generic[K]):
         self._to_say.clear()
         return said
 
-    def _message(self, neighbor: Neighbor[K]) -> Message:
+    def _takes(self) -> int:
+        return (self.coming_mask | self.elsewhere) & ~self.have
+
+    def _message(self, neighbor: Neighbor[K]) -> PieceNews:
+        now = self._takes()
         has = self.have & ~neighbor.said
-        takes = self.coming_mask & ~neighbor.said_takes
-        freed = neighbor.said_takes & ~(self.coming_mask | self.have)
-        neighbor.said, neighbor.said_takes = self.have, self.coming_mask
-        message = Message(has, takes, freed, tuple(neighbor.new_offers), tuple(neighbor.answers), neighbor.full)
+        takes = now & ~neighbor.said_takes
+        freed = neighbor.said_takes & ~(now | self.have)
+        neighbor.said, neighbor.said_takes = self.have, now
+        offers, answers = tuple(neighbor.new_offers), tuple(neighbor.answers)
+        message = PieceNews(has, takes, freed, offers, answers, neighbor.full, joins=neighbor.spoken_s == -math.inf)
         neighbor.new_offers.clear()
         neighbor.answers.clear()
         neighbor.full = False

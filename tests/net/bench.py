@@ -60,6 +60,9 @@ class Counterpart:
         self.waiting.append(Deferred())
         return self.waiting[-1]
 
+    def answered(self, link: object, request: object) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Any, notification: m.Notification) -> None:
         self.told.append(notification)
         self.links.add(link)

@@ -29,6 +29,7 @@ from ciruela.proto.messages import (
     BlockData,
     BlockPart,
     BlocksData,
+    ExchangePieces,
     GetBlock,
     GetBlocks,
     GetIndex,
@@ -44,6 +45,7 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from ciruela.runtime import in_place
+from ciruela.swarm.exchange import LOOK_S, PieceExchange
 from tests.doubles.clock import HeapClock
 from tests.doubles.memdisk import MemDisk
 from tests.doubles.memnet import OUTSIDE, Hub
@@ -106,6 +108,10 @@ class Client:
         self.serving = True
         self.outside = False
         self.shares = {one.id: Shares(one.pieces, one.size) for one in (image, *more)}
+        rng = random.Random(cluster.rng.getrandbits(64))
+        self.exchanges = {one.id: PieceExchange(one.pieces.count, one.pieces.full, rng, client=True) for one in (image, *more)}
+        self.paths = {}
+        self._looks = False
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
         """Connect to the targets, from the first one's side of a partition or from ``outside``, and ask for the upload."""
@@ -122,6 +128,9 @@ class Client:
 
             def connected(link, address=address):
                 self.links.append(link)
+                if not self._looks:
+                    self._looks = True
+                    self._look()
                 for request in requests:
                     link.tell(PublishImage(request.image))
                     link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
@@ -173,8 +182,45 @@ class Client:
                     )
         return fail(RemoteError("not here"))
 
+    def answered(self, link, request) -> None:
+        exchange = self.exchanges.get(getattr(request, "image", None))
+        if isinstance(request, GetBlocks) and exchange is not None and link in exchange.neighbors:
+            image = next(image for image in (self.image, *self.more) if image.id == request.image)
+            pieces = 0
+            for number in request.numbers:
+                pieces |= 1 << image.pieces.piece_of(number)
+
+            def sent() -> None:
+                exchange.sent(link, pieces, self.cluster.clock.seconds())
+                self._offer(request.image)
+
+            link.when_sent(sent)
+
+    def _exchanged(self, link, note) -> None:
+        exchange = self.exchanges.get(note.image)
+        if exchange is None or not self.serving:
+            return
+        if link not in exchange.neighbors:
+            exchange.join(link)
+        self.paths[link, note.image] = note.path
+        exchange.heard(link, note.news, self.cluster.clock.seconds())
+        self._offer(note.image)
+
+    def _offer(self, image) -> None:
+        for link, news in self.exchanges[image].messages(self.cluster.clock.seconds()):
+            link.tell(ExchangePieces(self.paths[link, image], image, 0, news))
+
+    def _look(self) -> None:
+        for image, exchange in self.exchanges.items():
+            exchange.look(self.cluster.clock.seconds())
+            self._offer(image)
+        if self.links:
+            self.cluster.clock.callLater(LOOK_S, self._look)
+
     def notified(self, link, notification) -> None:
         match notification:
+            case ExchangePieces():
+                self._exchanged(link, notification)
             case ReceivedImage():
                 self.received.add((notification.image, notification.path, notification.machine_id))
             case RemovedImage():
@@ -189,6 +235,9 @@ class Client:
             self.links.remove(link)
         for shares in self.shares.values():
             shares.left(link)
+        for image, exchange in self.exchanges.items():
+            exchange.leave(link, self.cluster.clock.seconds())
+            self._offer(image)
 
 
 class Cluster:
@@ -303,6 +352,9 @@ class _Late:
 
     def requested(self, link, request):
         return self.node.counterpart.requested(link, request)
+
+    def answered(self, link, request):
+        self.node.counterpart.answered(link, request)
 
     def notified(self, link, notification):
         self.node.counterpart.notified(link, notification)

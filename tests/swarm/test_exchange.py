@@ -9,16 +9,17 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.swarm.model import FAULTS, Machine, Setting, Simulation
+from ciruela.proto.messages import PieceNews, PieceOffer
 from ciruela.swarm import exchange
-from ciruela.swarm.exchange import Exchange, Message, Offer
+from ciruela.swarm.exchange import PieceExchange
 
 KIB = 1024
 
 
-def pair(pieces: int, count: int = 8) -> tuple[Exchange[str], Exchange[str]]:
+def pair(pieces: int, count: int = 8) -> tuple[PieceExchange[str], PieceExchange[str]]:
     """A node that has ``pieces`` (a mask), and one that has nothing; they are neighbors and have said so."""
-    giver: Exchange[str] = Exchange(count, pieces, random.Random(1))
-    taker: Exchange[str] = Exchange(count, 0, random.Random(2))
+    giver: PieceExchange[str] = PieceExchange(count, pieces, random.Random(1))
+    taker: PieceExchange[str] = PieceExchange(count, 0, random.Random(2))
     giver.join("taker")
     taker.join("giver")
     for _, message in taker.messages(0.0):
@@ -33,7 +34,7 @@ class PairTests(SynchronousTestCase):
         """Offered, taken, sent, and known to both: nothing is left under way."""
         giver, taker = pair(0b100)
         ((_, offer),) = giver.messages(0.0)
-        self.assertEqual((offer.has, offer.offers), (0b100, (Offer(0b100),)))
+        self.assertEqual((offer.has, offer.offers), (0b100, (PieceOffer(0b100),)))
         self.assertEqual(taker.heard("giver", offer, 0.01), 0)
         ((_, answer),) = taker.messages(0.01)
         self.assertEqual((answer.takes, answer.answers), (0b100, (0b100,)))
@@ -46,19 +47,19 @@ class PairTests(SynchronousTestCase):
 
     def test_nothing_twice(self) -> None:
         """Two givers offer the same: it is taken once, and the other is told."""
-        taker: Exchange[str] = Exchange(4, 0, random.Random(1))
+        taker: PieceExchange[str] = PieceExchange(4, 0, random.Random(1))
         taker.join("a")
         taker.join("b")
         taker.messages(0.0)
-        taker.heard("a", Message(has=1, offers=(Offer(1),)), 0.0)
-        taker.heard("b", Message(has=1, offers=(Offer(1),)), 0.0)
+        taker.heard("a", PieceNews(has=1, offers=(PieceOffer(1),)), 0.0)
+        taker.heard("b", PieceNews(has=1, offers=(PieceOffer(1),)), 0.0)
         self.assertEqual([(key, message.answers) for key, message in taker.messages(0.0)], [("a", (1,)), ("b", (0,))])
 
     def test_another_in_its_place(self) -> None:
         """Who has a piece already takes another one of the offer instead: an offer is seldom in vain."""
-        taker: Exchange[str] = Exchange(4, 0b1, random.Random(1))
+        taker: PieceExchange[str] = PieceExchange(4, 0b1, random.Random(1))
         taker.join("a")
-        taker.heard("a", Message(has=0b111, offers=(Offer(0b1, 0b110),)), 0.0)
+        taker.heard("a", PieceNews(has=0b111, offers=(PieceOffer(0b1, 0b110),)), 0.0)
         ((_, message),) = taker.messages(0.0)
         self.assertEqual(message.answers, (0b10,))
 
@@ -68,18 +69,18 @@ class PairTests(SynchronousTestCase):
         giver.messages(0.0)
         under_way = giver.out
         ((_, offer),) = list(giver.neighbors["taker"].offers)[:1]
-        self.assertEqual(giver.heard("taker", Message(answers=(0b11111111,)), 0.01), offer.pieces | offer.others)
+        self.assertEqual(giver.heard("taker", PieceNews(answers=(0b11111111,)), 0.01), offer.pieces | offer.others)
         self.assertLessEqual(giver.out, under_way + 2)
-        giver.heard("taker", Message(answers=(0b11111111,) * 100), 0.02)
+        giver.heard("taker", PieceNews(answers=(0b11111111,) * 100), 0.02)
         self.assertLessEqual(giver.neighbors["taker"].owed.bit_count(), 3)
-        self.assertEqual(giver.heard("taker", Message(answers=(0b11111111,)), 0.03), 0)
-        self.assertEqual(giver.heard("stranger", Message(answers=(1,)), 0.02), 0)
+        self.assertEqual(giver.heard("taker", PieceNews(answers=(0b11111111,)), 0.03), 0)
+        self.assertEqual(giver.heard("stranger", PieceNews(answers=(1,)), 0.02), 0)
 
     def test_taken_and_not_asked_for(self) -> None:
         """Who takes everything and fetches nothing keeps the uplink for some seconds, and not for ever."""
         giver, _ = pair(0b111)
         giver.messages(0.0)
-        giver.heard("taker", Message(answers=(0b111,)), 0.0)
+        giver.heard("taker", PieceNews(answers=(0b111,)), 0.0)
         giver.look(9.9)
         self.assertTrue(giver.neighbors["taker"].owed)
         giver.look(10.1)
@@ -87,39 +88,39 @@ class PairTests(SynchronousTestCase):
 
     def test_late(self) -> None:
         """A piece that does not come is taken from somebody else, and from the one that owed it nothing for a while."""
-        taker: Exchange[str] = Exchange(4, 0, random.Random(1))
+        taker: PieceExchange[str] = PieceExchange(4, 0, random.Random(1))
         for key in "ab":
             taker.join(key)
-        taker.heard("a", Message(has=1, offers=(Offer(1),)), 0.0)
+        taker.heard("a", PieceNews(has=1, offers=(PieceOffer(1),)), 0.0)
         taker.messages(0.0)
         self.assertEqual((taker.look(1.0), taker.look(1.3)), (0, 1))
         self.assertEqual([message.freed for _, message in taker.messages(1.3, 1.3)], [1, 1])
-        taker.heard("a", Message(offers=(Offer(1),)), 1.4)
-        taker.heard("b", Message(has=1, offers=(Offer(1),)), 1.4)
+        taker.heard("a", PieceNews(offers=(PieceOffer(1),)), 1.4)
+        taker.heard("b", PieceNews(has=1, offers=(PieceOffer(1),)), 1.4)
         self.assertEqual([message.answers for _, message in taker.messages(1.4)], [(0,), (1,)])
         taker.arrived("b", 1, 1.5)
-        taker.heard("a", Message(has=2, offers=(Offer(2),)), 2.4)
+        taker.heard("a", PieceNews(has=2, offers=(PieceOffer(2),)), 2.4)
         self.assertEqual([message.answers for _, message in taker.messages(2.4)], [(2,)])
 
     def test_slow_links(self) -> None:
         """What is late is measured by what pieces take here: on a slow link a piece of 3 s is soon not late any more."""
-        taker: Exchange[str] = Exchange(64, 0, random.Random(1))
+        taker: PieceExchange[str] = PieceExchange(64, 0, random.Random(1))
         taker.join("a")
         late = 0
         for number in range(40):
             now_s = number * 100.0
-            taker.heard("a", Message(has=1 << number, offers=(Offer(1 << number),)), now_s)
+            taker.heard("a", PieceNews(has=1 << number, offers=(PieceOffer(1 << number),)), now_s)
             late += taker.look(now_s + 2.99).bit_count()
             taker.arrived("a", 1 << number, now_s + 3)
         self.assertTrue(0 < late < 8, late)
 
     def test_wrong_bytes(self) -> None:
         """A piece that is wrong may come from others, and its giver is believed less each time."""
-        taker: Exchange[str] = Exchange(4, 0, random.Random(1))
+        taker: PieceExchange[str] = PieceExchange(4, 0, random.Random(1))
         taker.join("a")
         until = []
         for now_s in (0.0, 10.0, 20.0):
-            taker.heard("a", Message(has=1, offers=(Offer(1),)), now_s)
+            taker.heard("a", PieceNews(has=1, offers=(PieceOffer(1),)), now_s)
             self.assertEqual(list(taker.coming), [0])
             taker.failed("a", 1, now_s)
             self.assertEqual(taker.coming, {})
@@ -128,14 +129,14 @@ class PairTests(SynchronousTestCase):
 
     def test_client_once(self) -> None:
         """A client gives each piece once while one of its links has or takes it, in order; and again what a lost link took with it."""
-        client: Exchange[str] = Exchange(6, 0b111111, random.Random(1), client=True)
+        client: PieceExchange[str] = PieceExchange(6, 0b111111, random.Random(1), client=True)
         client.join("a")
         client.join("b")
-        client.heard("a", Message(), 0.0)
+        client.heard("a", PieceNews(), 0.0)
         offered = [(key, offer.pieces) for key, message in client.messages(0.0) for offer in message.offers]
         self.assertEqual(sorted(pieces for _, pieces in offered), [1, 2, 4, 8, 16, 32])
         for key, pieces in offered:
-            client.heard(key, Message(answers=(pieces,), takes=pieces), 0.1)
+            client.heard(key, PieceNews(answers=(pieces,), takes=pieces), 0.1)
             client.sent(key, pieces, 0.1)
         self.assertEqual((client.messages(0.1), client.out), ([], 0))
         lost = sum(pieces for key, pieces in offered if key == "a")
@@ -144,17 +145,17 @@ class PairTests(SynchronousTestCase):
 
     def test_client_in_the_end(self) -> None:
         """What its links took and nobody has any more is given again, after a second in which nobody said anything."""
-        client: Exchange[str] = Exchange(1, 1, random.Random(1), client=True)
+        client: PieceExchange[str] = PieceExchange(1, 1, random.Random(1), client=True)
         client.join("a")
-        client.heard("a", Message(), 0.0)
+        client.heard("a", PieceNews(), 0.0)
         client.messages(0.0)
-        client.heard("a", Message(answers=(1,), takes=1), 0.1)
+        client.heard("a", PieceNews(answers=(1,), takes=1), 0.1)
         client.sent("a", 1, 0.1)
-        client.heard("a", Message(freed=1), 0.2)
+        client.heard("a", PieceNews(freed=1), 0.2)
         client.look(1.0)
         self.assertEqual(client.messages(1.0), [])
         client.look(1.3)
-        self.assertEqual([message.offers for _, message in client.messages(1.3)], [(Offer(1),)])
+        self.assertEqual([message.offers for _, message in client.messages(1.3)], [(PieceOffer(1),)])
 
 
 class Watched(Simulation):
