@@ -129,19 +129,20 @@ REFUSAL: Codec[tuple[ImageId, str]] = Row(
     _pair, (("a refused image", IMAGE), ("why it was refused", TEXT)), "what was refused is not a pair", "refused"
 )
 
+# Attributes that several messages have, with their field.
 PathField = Annotated[str, required(VPATH)]
 ImageField = Annotated[ImageId, required(IMAGE)]
 IdField = Annotated[ImageId, required(IMAGE, "id")]
 TimeField = Annotated[int, required(UINT, "timestamp")]
 SignaturesField = Annotated[tuple[bytes, ...], required(WISH_SIGNATURES)]
 MaskField = Annotated[bytes, required(MASK)]
-FlagField = Annotated[bool, spare(FLAG, False)]
+SpareFlagField = Annotated[bool, spare(FLAG, False)]
 ReasonField = Annotated[str | None, nullable(TEXT)]
 HostsField = Annotated[Hosts, optional(HOSTS, {})]
 HeardField = Annotated[int | None, nullable(UINT, "heard")]
 MachineField = Annotated[MachineId, required(MACHINE, "machine_id")]
 HostnameField = Annotated[str, required(NAME)]
-BoolField = Annotated[bool, required(FLAG)]
+FlagField = Annotated[bool, required(FLAG)]
 
 # -- requests -----------------------------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class GetIndex:
 
     image: IdField
     hint: Annotated[str | None, nullable(VPATH)]
-    packed: FlagField = False
+    packed: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class GetBlocks:
     path: PathField
     image: IdField
     numbers: Annotated[tuple[int, ...], required(RUNS, "blocks")]
-    packed: FlagField = False
+    packed: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ class RemoveDir:
     image: ImageField
     timestamp_ms: TimeField
     signatures: SignaturesField
-    force: FlagField = False
+    force: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +269,7 @@ class CheckUpload:
     """
 
     path: PathField
-    replace: BoolField
+    replace: FlagField
     image: ImageField
     old_image: Annotated[ImageId | None, nullable(IMAGE)]
     timestamp_ms: TimeField
@@ -280,7 +281,7 @@ class GetPathState:
     """Anyone to node: what is at a path there and, with ``servers``, which other servers may take it. Only ``ciruela.v2``."""
 
     path: PathField
-    servers: FlagField = False
+    servers: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +344,7 @@ class UploadAck:
     Only where ``ciruela.v2`` was confirmed: ``machine`` and ``hostname`` of the node that answers, and ``detail`` of a refusal, for people.
     """
 
-    accepted: BoolField
+    accepted: FlagField
     reject_reason: ReasonField
     hosts: HostsField = field(default_factory=dict)
     machine: Annotated[MachineId | None, spare(MACHINE, None, "machine_id")] = None
@@ -357,7 +358,7 @@ class IndexData:
     """Answer to GetIndex. ``packed``: ``data`` is a frame of zstd with the index."""
 
     data: Annotated[bytes, required(DATA, last=True)]
-    packed: FlagField = False
+    packed: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +424,7 @@ class RemovedEntry:
     timestamp_ms: TimeField
     image: ImageField
     signatures: SignaturesField
-    forced: FlagField = False
+    forced: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,7 +455,7 @@ class CheckData:
     ``there_ms`` and ``coming_ms``: the times for which these two are signed.
     """
 
-    accepted: BoolField
+    accepted: FlagField
     reject_reason: ReasonField
     detail: Annotated[str, optional(TEXT, "")]
     there: Annotated[ImageId | None, nullable(IMAGE)]
@@ -480,7 +481,7 @@ class PathStateData:
     machine: MachineField
     hostname: HostnameField
     epoch_ms: Annotated[int, required(UINT, "epoch")]
-    taken: BoolField
+    taken: FlagField
     committed: Annotated[Version | None, nullable(VERSION)] = None
     pending: Annotated[Version | None, nullable(VERSION)] = None
     refused: Annotated[tuple[ImageId, str] | None, nullable(REFUSAL)] = None
@@ -493,7 +494,7 @@ class PathStateData:
 class PushPullData:
     """Answer to PushPull. ``taken``: the pushed facts were believed, for they came from a configured peer; the rest as in PushPull."""
 
-    taken: BoolField
+    taken: FlagField
     heard_ms: HeardField
     facts: Annotated[tuple[bytes, ...], required(Listed(_FACT, MOST_PULLED))]
 
@@ -538,7 +539,7 @@ class ReceivedImage:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,7 +550,7 @@ class AbortedImage:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
     reason: Annotated[str, required(TEXT)]
 
 
@@ -561,7 +562,7 @@ class RemovedImage:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,7 +576,7 @@ class HookResult:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
     kind: Annotated[str, required(NAME)]
     state: Annotated[str, required(NAME)]
     message: Annotated[str, required(TEXT)]

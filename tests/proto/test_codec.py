@@ -268,6 +268,17 @@ class Tolerance(SynchronousTestCase):
         replace = {"path": "/a/b", "image": b"\1" * 32, "timestamp": 1, "signatures": []}
         self.accepted(cbor2.dumps([1, "ReplaceDir", 1, replace]), codec.RequestIn(1, m.ReplaceDir("/a/b", s.image(1), None, 1, ())))
 
+    def test_name_of_nobody(self) -> None:
+        """A client would count a server under a name that belongs to no machine."""
+        nobody, somebody = m.UploadAck(True, None), m.UploadAck(True, None, {}, s.machine(1), "")
+        for machine in (..., None):
+            self.accepted(ack(hosts={}, hostname="n1", machine_id=machine), codec.ResponseIn(1, "AppendDir", nobody))
+        self.refused(ack(hostname=1))
+        for said, fields in ((m.UploadAck(True, None, hostname="n1"), []), (somebody, ["machine_id", "hostname"])):
+            data = codec.encode_response(1, "AppendDir", said)
+            self.assertEqual(list(cbor2.loads(data)[3]), ["accepted", "reject_reason", "hosts", *fields])
+        self.accepted(data, codec.ResponseIn(1, "AppendDir", somebody))
+
     def test_missing_other_fields(self) -> None:
         """Half a wish must not be carried out."""
         for name in ("path", "image", "timestamp", "signatures"):
@@ -410,6 +421,18 @@ class Writing(SynchronousTestCase):
     def test_wrong_kind_of_answer(self) -> None:
         """A slip in our own program would make the other side close the connection."""
         self.assertRaises(TypeError, codec.encode_response, 1, "GetIndex", m.BlockData(b""))
+
+    def test_wrong_kind_of_message(self) -> None:
+        """A slip in our own program would be sent as nonsense."""
+        self.assertRaises(TypeError, codec.encode_request, 1, m.BlockData(b""))
+
+    def test_data_comes_last(self) -> None:
+        """An index of 100 MiB would be copied for everybody who asks for it, or follow where something else is due."""
+        for packed in (False, True):
+            index = m.IndexData(b"index", packed)
+            parts = codec.encode_answer(9, "GetIndex", index)
+            self.assertEqual(b"".join(parts), codec.encode_response(9, "GetIndex", index))
+            self.assertIs(parts[1], index.data)
 
     def test_long_error_is_cut(self) -> None:
         """An error text that is too long to be read would say nothing at all."""
