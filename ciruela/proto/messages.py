@@ -9,9 +9,11 @@ Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
+from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
 from ciruela.model.versions import SigEntry, State, Version, bounded
 from ciruela.proto.forms import (
+    ALGORITHM,
     BLOCK,
     DATA,
     ENTRY,
@@ -38,6 +40,7 @@ from ciruela.proto.forms import (
     Row,
     Struct,
     Text,
+    listed,
     nullable,
     optional,
     required,
@@ -88,17 +91,31 @@ WISH_SIGNATURES = Listed(SIGNATURE, MAX_OFFERED, kept=MAX_SIGNATURES)
 """Signatures of one wish: the first ones. A client with more keys than that is not refused for it."""
 
 VERSION = Row(Version, (("a time of signature", UINT), ("a kept image", IMAGE)), "a kept image is not a pair", "kept")
-_SIG_ENTRY = Row(
-    SigEntry,
-    (("a signature's time", UINT), ("", SIGNATURE)),
-    "a signature entry is not a pair",
-    attributes=("timestamp_ms", "signature"),
-)
-STATE: Struct[State] = Struct(
-    # In order and without doubles, the newest of too many: earlier versions kept all there were.
-    lambda image, entries: State(image, bounded(entries)),
-    {"image": required(IMAGE), "signatures": required(Listed(_SIG_ENTRY, MAX_KEPT_SIGNATURES))},
-)
+
+
+class SignedTimes(Codec[tuple[SigEntry, ...]]):
+    """Signatures of a state, each with its time: in order and without doubles, the newest of too many that earlier versions kept.
+
+    It has a loop of its own, because a list of a base dir has tens of thousands.
+    """
+
+    __slots__ = ()
+
+    def read(self, value: Any, name: str) -> tuple[SigEntry, ...]:
+        """As :meth:`Codec.read`."""
+        entries = []
+        for pair in listed(value, name, MAX_KEPT_SIGNATURES):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise FormatError("a signature entry is not a pair")
+            entries.append(SigEntry(UINT.read(pair[0], "a signature's time"), SIGNATURE.read(pair[1], name)))
+        return bounded(entries)
+
+    def write(self, value: tuple[SigEntry, ...]) -> list[object]:
+        """As :meth:`Codec.write`."""
+        return [[one.timestamp_ms, [ALGORITHM, one.signature]] for one in value]
+
+
+STATE = Struct(State, {"image": required(IMAGE), "signatures": required(SignedTimes())})
 _ADDRESSES = Listed(NAME, MOST_ADDRESSES, "an address")
 SERVER = Struct(
     Server,
