@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_blocks import BlockFetch, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.machine import (
     ActiveStep,
@@ -295,10 +295,7 @@ class Transfer(ABC):
             image.directory,
             lambda: context.candidates(self, index=False),
             self.progressed,
-            context.totals,
-            context.node.clock,
-            context.passing,
-            context.node.me,
+            FetchContext(context.node.clock, context.totals, context.passing, context.node.me),
         )
 
     def fetch_blocks(self, fetch: BlockFetch) -> Deferred[None]:
