@@ -6,10 +6,17 @@
 from collections import defaultdict
 from pathlib import Path
 
+from ciruela.client.uploadrun import RequestMachine
 from ciruela.download.machine import DownloadMachine, RepairMachine
+from ciruela.net.outgoing import ConnectionMachine
 
 FILE = Path(__file__).parent / "explanation" / "machines.txt"
-MACHINES = {"A download": DownloadMachine, "A repair": RepairMachine}
+MACHINES = {
+    "A download": DownloadMachine,
+    "A repair": RepairMachine,
+    "A connection to another node": ConnectionMachine,
+    "A client's request for an upload, at one node": RequestMachine,
+}
 
 ENDS = ("failed", "stop", "let_go")
 """The inputs that end every step alike."""
@@ -32,7 +39,8 @@ def drawn(machine):
                 states.append(target)
     active = {source for source, _, _ in rows} - {states[0]}
     for (event, target), sources in sorted(ends.items(), key=lambda one: ENDS.index(one[0][0])):
-        rows.append(("any step under way" if sources == active else ", ".join(sorted(sources)), event, target))
+        every = "any step under way" if sources == active else "any state" if sources == active | {states[0]} else ""
+        rows.append((every or ", ".join(sorted(sources)), event, target))
     return [f"   {source:<18} -- {event + ' ':-<16}-> {target}" for source, event, target in rows]
 
 

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.acquaintance import MOST_S, WarmUpBarrier
-from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_blocks import BlockFetch, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
@@ -30,7 +30,7 @@ from ciruela.net.discovery.files import PeersFile
 from ciruela.net.discovery.spec import Means
 from ciruela.net.outgoing import Pool
 from ciruela.net.peers import LOOK_S, PeerList
-from ciruela.proto.messages import BaseDirData
+from ciruela.proto.messages import BaseDirData, GetIndex
 from ciruela.reconcile.service import Reconciler
 from ciruela.runtime import PeriodicTask
 from ciruela.tracking.ledger import Ledger
@@ -135,9 +135,7 @@ class DownloadTests(Supervised):
             Disk(),
             lambda: candidates[0] if candidates else raising(),
             lambda: None,
-            Totals(),
-            clock := Clock(),
-            BlockRelayCache(clock),
+            FetchContext(clock := Clock(), Totals(), BlockRelayCache(clock)),
         )
         done = fetch.run()
         clock.advance(1.0)
@@ -153,8 +151,7 @@ class DownloadTests(Supervised):
         candidates: list[Any] = [[]]
         clock = Clock()
         fetch = IndexFetch(
-            IMAGE,
-            "/app/v1",
+            GetIndex(IMAGE, "/app/v1"),
             lambda: candidates[0] if candidates else raising(),
             lambda *_: succeed(INDEX),
             clock,

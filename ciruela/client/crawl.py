@@ -15,7 +15,8 @@ from twisted.internet.task import deferLater
 from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, OnlyAsks
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
+from ciruela.client.sync import ClosableLink, RunContext
+from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
 from ciruela.model.errors import Busy, CiruelaError, RemoteError
 from ciruela.model.ids import MachineId

@@ -15,7 +15,7 @@ from twisted.internet.defer import DeferredLock
 
 from ciruela.client.identities import Identities
 from ciruela.client.options.sync import Mode, Wish
-from ciruela.client.sync import Upload
+from ciruela.client.uploadrun import Upload
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.keys.signed import signed_bytes, signed_check_bytes

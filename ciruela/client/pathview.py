@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred
 from ciruela.client.contacts import ClusterAddresses, OnlyAsks
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClosableLink, RunContext
+from ciruela.client.sync import ClosableLink, RunContext
+from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address, Connection
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId

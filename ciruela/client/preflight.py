@@ -26,7 +26,7 @@ from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
 from ciruela.client.source import BlockProvider
-from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
 from ciruela.client.text import clean, count, interval, size
 from ciruela.client.tracker import (
     EXIT_NETWORK,
@@ -39,6 +39,7 @@ from ciruela.client.tracker import (
     Verdict,
     worst,
 )
+from ciruela.client.uploadrun import Upload
 from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
@@ -206,11 +207,11 @@ class Preflight:
                 runs.append(Settled([self._refused(ruling, listener)]))
             elif ruling.only:
                 upload = await self._signer.upload(ruling.intent)
-                runs.append(ClusterRun(label, ruling.only, [upload], rule, world, source, listener, len(ruling.only)))
+                runs.append(ClusterRun(EntryPoints(label, ruling.only, len(ruling.only)), [upload], rule, world, source, listener))
             else:
                 free.append(await self._signer.upload(ruling.intent))
         if free:
-            runs.insert(0, ClusterRun(label, self.cluster.names, free, rule, world, source, listener, self._connections))
+            runs.insert(0, ClusterRun(EntryPoints(label, self.cluster.names, self._connections), free, rule, world, source, listener))
         return runs
 
     def _refused(self, ruling: IntentRuling, listener: Listener) -> UploadRow:

@@ -14,10 +14,11 @@ from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.source import ImageSource
 from ciruela.client.survey import Survey, real_survey
-from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
 from ciruela.client.text import stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, CompletionRule
 from ciruela.client.trust import Proof, ShownImage, insist_on_proof, my_trust, shown, signed_state, signing_time_ms
+from ciruela.client.uploadrun import Upload
 from ciruela.keys.signed import removal_bytes
 from ciruela.model.errors import ConfigError
 from ciruela.model.ids import ImageId
@@ -50,7 +51,7 @@ async def run_one(
     display, report = make_display(common, around, lines_every_s), around.report
     source = ImageSource((), around.in_thread, lambda _image, _text: None)
     listener: Listener = display if report is None else Reporting(display, report)
-    run = SyncRun([ClusterRun(target.entry_point, [target.entry_point], [upload], rule, net, source, listener)])
+    run = SyncRun([ClusterRun(EntryPoints(target.entry_point, [target.entry_point]), [upload], rule, net, source, listener)])
     if report is None:
         return exit_code(await to_its_end(run, display))
     report.watch(run, around.reactor, lines_every_s)

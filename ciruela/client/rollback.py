@@ -11,7 +11,7 @@ from ciruela.client.pathview import PathView, claimed_signers
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
 from ciruela.client.survey import Survey, real_survey
-from ciruela.client.sync import RunContext, Upload
+from ciruela.client.sync import RunContext
 from ciruela.client.text import stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import (
@@ -25,6 +25,7 @@ from ciruela.client.trust import (
     signed_state,
     signing_time_ms,
 )
+from ciruela.client.uploadrun import Upload
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import State

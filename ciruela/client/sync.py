@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.contacts import Contacts, Resolve, ServerProbes
-from ciruela.client.listener import HookAccount, Listener, NodeNews, UploadRow
+from ciruela.client.listener import Listener, NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import ServerRow as ServerRow
 from ciruela.client.servers import shared_text
@@ -30,18 +30,15 @@ from ciruela.client.tracker import (
     CompletionRule,
     ConnectionReach,
     UploadOutcome,
-    UploadProgress,
-    UploadTracker,
     Verdict,
     meaning_of,
 )
+from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, NodeRequest, RunEnd, Upload, UploadRun
 from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
-from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import (
     AbortedImage,
-    AppendDir,
     GetBlock,
     GetBlocks,
     GetIndex,
@@ -53,15 +50,13 @@ from ciruela.proto.messages import (
     PublishImage,
     ReceivedImage,
     RemovedImage,
-    RemoveDir,
-    ReplaceDir,
     Request,
     Response,
     ShareData,
     UploadAck,
     WithdrawUpload,
 )
-from ciruela.runtime import Backoff, PeriodicTask, RepeatLimiter
+from ciruela.runtime import PeriodicTask, RepeatLimiter
 
 SERVERS_S = 3.0
 """Interval at which each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -74,9 +69,6 @@ MOST_TROUBLES = 3
 
 BEAT_S = 1.0
 """Interval at which everything is judged anew when nothing happens."""
-
-ANSWER_TIMEOUT_S = 30.0
-"""An answer to a request needs a signature check and a few small files; a node that takes longer is asked again."""
 
 SAME_INDEX = 3
 SAME_INDEX_S = 10.0
@@ -109,52 +101,15 @@ class RunContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """One signed wish, ready to be sent. ``total_bytes`` of all files of the image."""
+class EntryPoints:
+    """The ``names`` that lead to a cluster, what it is called on the screen, and how much of it is asked.
 
-    request: AppendDir | ReplaceDir | RemoveDir
-    weak: bool
-    total_bytes: int
+    ``connections``: accepting connections that each upload keeps; the client gives its data to at most so many nodes.
+    """
 
-
-class _UploadRun:
-    """One upload on one cluster."""
-
-    def __init__(self, upload: Upload, clock: IReactorTime) -> None:
-        self.upload = upload
-        self.book = UploadTracker(upload.request.path, upload.request.image, upload.weak, isinstance(upload.request, RemoveDir))
-        self.hooks = HookAccount(upload.request.path, upload.request.image, runs=not isinstance(upload.request, RemoveDir))
-        self.asked: set[Address] = set()
-        self.servers_asked_s: dict[Address, float] = {}
-        self.refusals: dict[str, list[str]] = {}
-        self.hindered = False
-        self.pause: Backoff[Address] = Backoff(clock)
-        self.sent_bytes = 0
-        self.uncounted = False
-        self.verdict = RUNNING
-        self.final: UploadProgress | None = None
-        self.ended_s = 0.0
-        self.outstanding: set[Address] = set()
-        self.accepted: set[Address] = set()
-        self.taken_back = ""
-
-    def takes_back(self, reason: str | None) -> bool:
-        """Tells whether a refusal by one server means that no server should have it: other content is there already.
-
-        Of two that are on their way the servers agree on one, and of two replaces the newer one wins: there is nothing to take back.
-        """
-        match self.upload.request:
-            case AppendDir():
-                return not self.upload.weak and reason in (RejectReason.ALREADY_EXISTS, RejectReason.STALE_TIMESTAMP)
-            case ReplaceDir():
-                return reason == RejectReason.REPLACE_DOESNT_MATCH
-            case RemoveDir():
-                return False
-
-    @property
-    def standing(self) -> UploadProgress:
-        """The numbers of now; when it is over those of then, for nothing is heard of anybody once the connections are closed."""
-        return self.final or self.book.standing()
+    label: str
+    names: Sequence[str]
+    connections: int = CONNECTIONS
 
 
 class _OpenConnection:
@@ -173,24 +128,21 @@ class ClusterRun:
 
     def __init__(
         self,
-        label: str,
-        names: Sequence[str],
+        entry: EntryPoints,
         uploads: Sequence[Upload],
         rule: CompletionRule,
         world: RunContext,
         source: BlockProvider,
         listener: Listener,
-        connections: int = CONNECTIONS,
     ) -> None:
-        """``connections``: accepting connections that each upload keeps; the client gives its data to at most so many nodes."""
-        self._most_connections = connections
-        self.label = label
+        self._most_connections = entry.connections
+        self.label = entry.label
         self._rule = rule
         self._world = world
         self._source = source
         self._listener = listener
-        self._runs = [_UploadRun(upload, world.clock) for upload in uploads]
-        self._contacts = Contacts(names, world.clock, world.rng, world.resolve, self._step, self._no_name)
+        self._runs = [UploadRun(upload, world.clock) for upload in uploads]
+        self._contacts = Contacts(entry.names, world.clock, world.rng, world.resolve, self._step, self._no_name)
         self._probes = ServerProbes(world.clock, world.connect, self._paths, self._probed, self._step)
         self._troubles: dict[str, None] = {}
         self.met: Callable[[ClusterRun, MachineId, str], None] = lambda _run, _machine, _name: None
@@ -200,7 +152,7 @@ class ClusterRun:
         self._shares = source.shares()
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
-        self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {label}")
+        self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {entry.label}")
         self._told: set[str] = set()
         self._began_s = world.clock.seconds()
         self._stepping = self._again = self._over = False
@@ -225,6 +177,8 @@ class ClusterRun:
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
             waiting.cancel()
+        for request in [request for run in self._runs for request in run.requests.values() if request.due]:
+            request.events.let_go()
         for answer in list(self._answers):
             answer.cancel()
         for peer in list(self._peers.values()):
@@ -242,7 +196,7 @@ class ClusterRun:
                 run.standing,
                 run.sent_bytes,
                 run.upload.total_bytes,
-                (now_s if run.verdict is RUNNING else run.ended_s) - self._began_s,
+                (run.end.at_s if run.end else now_s) - self._began_s,
                 run.hooks.standing(),
                 self._shares[run.book.image].given if run.book.image in self._shares else None,
                 self._shares[run.book.image].given_bytes if run.book.image in self._shares and not run.uncounted else None,
@@ -256,7 +210,7 @@ class ClusterRun:
 
     def source_changed(self, image: ImageId, text: str) -> None:
         """A directory can no longer be served as it was indexed."""
-        hit = [run for run in self._runs if run.book.image == image and run.verdict is RUNNING]
+        hit = [run for run in self._runs if run.book.image == image and not run.end]
         for run in hit:
             run.book.local_problem(text)
         if hit:
@@ -298,7 +252,7 @@ class ClusterRun:
                 verdict = run.book.verdict(self._rule, now_s - self._began_s, reach)
                 verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
             if verdict.outcome is not UploadOutcome.RUNNING:
-                run.verdict, run.final, run.ended_s = verdict, run.book.standing(), now_s
+                run.end = RunEnd(verdict, run.book.standing(), now_s)
                 self._tell_refusals(run)
             elif not run.hindered and reach.unreached and (why := run.book.hindrance(self._rule, reach)):
                 run.hindered = True
@@ -308,7 +262,7 @@ class ClusterRun:
             if not self._finished.called:
                 self._finished.callback(None)
 
-    def _reach(self, run: _UploadRun, now_s: float) -> ConnectionReach:
+    def _reach(self, run: UploadRun, now_s: float) -> ConnectionReach:
         young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
         asking = any(self._probes.untried(address) for row in run.book.view.strangers for address in self._addresses(row))
         return ConnectionReach(
@@ -319,20 +273,22 @@ class ClusterRun:
             unreached=self._probes.unreached,
         )
 
-    def _running(self) -> list[_UploadRun]:
-        return [run for run in self._runs if run.verdict is RUNNING]
+    def _running(self) -> list[UploadRun]:
+        return [run for run in self._runs if not run.end]
 
     def _reach_out(self) -> None:
         running = self._running()
+        for run in running:
+            if run.taken_back:
+                self._take_back(run)
         for peer in list(self._peers.values()):
             if all(run.book.refused(peer.address) for run in running):
                 peer.link.close()
         running = [run for run in running if not run.taken_back]
         for run in running:
-            for peer in list(self._peers.values()):
-                address = peer.address
-                if address not in run.asked and not run.book.refused(address) and not run.pause.blocked(address):
-                    self._ask(run, peer)
+            for address, request in list(run.requests.items()):
+                if not (request.state or run.book.refused(address) or run.pause.blocked(address)):
+                    self._ask(request)
         for run in running:  # all were asked before a connection is made, which may be there at once: orders go out in their order
             usable = sum(not run.book.refused(address) for address in (*self._peers, *self._connecting))
             missing = self._most_connections - usable
@@ -341,7 +297,7 @@ class ClusterRun:
                 for address in self._contacts.pick(missing, lambda known, run=run: self._skip(run, known)):  # type: ignore[misc]
                     self._connect(address)
 
-    def _skip(self, run: _UploadRun, address: Address) -> bool:
+    def _skip(self, run: UploadRun, address: Address) -> bool:
         return address in self._peers or address in self._connecting or run.book.refused(address)
 
     # -- connections --------------------------------------------------------------------------------------------------------------
@@ -359,6 +315,8 @@ class ClusterRun:
         peer = _OpenConnection(address, link)
         self._peers[address] = peer
         self._by_link[id(link)] = peer
+        for run in self._running():
+            run.requests[address] = NodeRequest(run, address, link, self._world.clock)
         self._contacts.connected(address)
         self._probes.connected(address)
         self._step()
@@ -397,8 +355,8 @@ class ClusterRun:
         for shares in self._shares.values():
             shares.left(peer)
         for run in self._runs:
-            run.asked.discard(peer.address)
-            run.servers_asked_s.pop(peer.address, None)
+            if (request := run.requests.pop(peer.address, None)) is not None:
+                request.events.let_go()
             run.book.lost(peer.address)
         self._contacts.failed(peer.address)
         if not self._over:
@@ -408,51 +366,33 @@ class ClusterRun:
 
     # -- requests -----------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, run: _UploadRun, peer: _OpenConnection) -> None:
-        request = run.upload.request
-        run.asked.add(peer.address)
-        run.book.asked(peer.address, self._contacts.label(peer.address), servers=peer.link.bulk)
+    def _ask(self, request: NodeRequest) -> None:
+        run, address, link = request.run, request.address, request.link
+        run.book.asked(address, self._contacts.label(address), servers=link.bulk)
         if self._shares:
-            peer.published[request.image] = None
-            peer.link.tell(PublishImage(request.image))
-        answer = self._answer(request, run, peer)
-        answer.addCallbacks(self._answered, self._unanswered, callbackArgs=(run, peer), errbackArgs=(run, peer))
-        answer.addErrback(lambda failure: self._log.failure("an answer of {peer} was not booked", failure, peer=str(peer.address)))
-        if peer.link.bulk:
-            self._ask_servers(run, peer)
+            self._peers[address].published[run.book.image] = None
+            link.tell(PublishImage(run.book.image))
+        request.events.ask(run.upload.request, self._answered, self._unanswered)
+        if link.bulk:
+            self._ask_servers(request)
 
-    def _answer(self, request: Request, run: _UploadRun, peer: _OpenConnection) -> Deferred[Response]:
-        run.outstanding.add(peer.address)
-        answer = peer.link.ask(request)
-        self._answers.add(answer)
-        answer.addBoth(self._settled, answer, run, peer)
-        return answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
-
-    def _settled(
-        self, result: Response | Failure, answer: Deferred[Response], run: _UploadRun, peer: _OpenConnection
-    ) -> Response | Failure:
-        run.outstanding.discard(peer.address)
-        return self._forget(result, answer)
-
-    def _forget(self, result: Response | Failure, answer: Deferred[Response]) -> Response | Failure:
-        self._answers.discard(answer)
-        return result
-
-    def _answered(self, response: Response, run: _UploadRun, peer: _OpenConnection) -> None:
+    def _answered(self, response: Response, request: NodeRequest) -> None:
+        run, address = request.run, request.address
         if not isinstance(response, UploadAck):
-            self._refused_to_say(run, peer, f"unexpected {type(response).__name__}")
+            self._refused_to_say(request, f"unexpected {type(response).__name__}")
             return
-        self._contacts.succeeded(peer.address)
-        run.pause.succeeded(peer.address)
-        run.book.answered(peer.address, response)
+        request.events.answered()
+        self._contacts.succeeded(address)
+        run.pause.succeeded(address)
+        run.book.answered(address, response)
         self._contacts.heard(response.hosts.values())
         if response.machine is not None:
             self.met(self, response.machine, response.hostname)
-        host = response.hostname or self._contacts.label(peer.address)
+        host = response.hostname or self._contacts.label(address)
         reason = response.reject_reason or "refused without a reason"
         state = "accepted" if response.accepted else "refused"
         if response.accepted:
-            run.accepted.add(peer.address)
+            run.promised.add(address)
         self._tell(
             run,
             host,
@@ -461,33 +401,31 @@ class ClusterRun:
             code=response.reject_reason or "",
             message=response.detail,
             known=len(response.hosts),
-            address=peer.address,
+            address=address,
         )
-        where = self._where(peer.address)
+        where = self._where(address)
         if response.accepted:
             self._listener.note(self.label, f"{where} {run.book.path} accepted; it knows {count(len(response.hosts), 'more node')}")
-        elif run.book.refused(peer.address) and response.reject_reason != "no_config":
+        elif run.book.refused(address) and response.reject_reason != "no_config":
             run.refusals.setdefault(f"{reason}: {response.detail}" if response.detail else reason, []).append(where)
         else:
             self._listener.note(self.label, f"{where} {run.book.path} {reason}")
-        if peer.link.bulk and not run.taken_back and run.takes_back(response.reject_reason):  # guard: K2.1 K2.2
+        if request.link.bulk and not run.taken_back and run.upload.takes_back(response.reject_reason):  # guard: K2.1 K2.2
             run.taken_back = f"{where} refused: {meaning_of(response.reject_reason or '')}"
-        if run.taken_back:
-            self._take_back(run)
         self._step()
 
-    def _take_back(self, run: _UploadRun) -> None:
+    def _take_back(self, run: UploadRun) -> None:
         """Tell all that accepted it to give it up: it must not stand beside what one of them has already."""
-        for peer in [peer for peer in self._peers.values() if peer.address in run.accepted and peer.link.bulk]:
-            run.accepted.discard(peer.address)
-            answer = self._answer(WithdrawUpload(run.book.path, run.book.image), run, peer)
-            answer.addCallbacks(self._withdrawn, self._not_withdrawn, callbackArgs=(run, peer), errbackArgs=(run, peer))
-            answer.addErrback(lambda failure: self._log.failure("an answer was not booked", failure))
+        for address, request in list(run.requests.items()):
+            if address in run.promised and request.link.bulk and not request.due:  # guard: K2.1, without 3
+                run.promised.discard(address)
+                request.events.take_back(WithdrawUpload(run.book.path, run.book.image), self._withdrawn, self._not_withdrawn)
 
-    def _withdrawn(self, response: Response, run: _UploadRun, peer: _OpenConnection) -> None:
-        where = self._where(peer.address)
+    def _withdrawn(self, response: Response, request: NodeRequest) -> None:
+        request.events.answered()
+        run, where = request.run, self._where(request.address)
         if isinstance(response, UploadAck) and response.accepted:
-            run.book.withdrew(peer.address)
+            run.book.withdrew(request.address)
             self._tell(run, where, "withdrawn")
             self._listener.note(self.label, f"{where} {run.book.path} gave it up again")
         else:
@@ -495,13 +433,14 @@ class ClusterRun:
             self.problem(" ".join(filter(None, (where, run.book.path, "does not give it up again:", detail or "it is there"))))
         self._step()
 
-    def _not_withdrawn(self, failure: Failure, run: _UploadRun, peer: _OpenConnection) -> None:
+    def _not_withdrawn(self, failure: Failure, request: NodeRequest) -> None:
         if not failure.check(CancelledError):
+            request.events.answered()
             text = f"no answer within {ANSWER_TIMEOUT_S:.0f} s" if failure.check(AnswerTimeout) else failure.getErrorMessage()
-            self.problem(f"{self._where(peer.address)} {run.book.path} does not give it up again: {text}")
+            self.problem(f"{self._where(request.address)} {request.run.book.path} does not give it up again: {text}")
             self._step()
 
-    def _tell_refusals(self, run: _UploadRun) -> None:
+    def _tell_refusals(self, run: UploadRun) -> None:
         """Show what nodes refused since this was shown last: a reason once, and who gave it."""
         for reason, hosts in run.refusals.items():
             who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
@@ -525,9 +464,9 @@ class ClusterRun:
         for run in self._running():
             self._tell_refusals(run)
             every_s = max(SERVERS_S, len(run.book.view.machines) / ROWS_S)
-            for address, asked_s in list(run.servers_asked_s.items()):
-                if now_s >= asked_s + every_s and address in self._peers:
-                    self._ask_servers(run, self._peers[address])
+            for request in list(run.requests.values()):
+                if now_s >= request.servers_asked_s + every_s:
+                    self._ask_servers(request)
         self._probe()
         self._step()
 
@@ -541,33 +480,36 @@ class ClusterRun:
                 if connected.isdisjoint(row.addresses):
                     self._probes.probe(self._addresses(row))
 
-    def _ask_servers(self, run: _UploadRun, peer: _OpenConnection) -> None:
-        run.servers_asked_s[peer.address] = float("inf")
-        answer = peer.link.ask(GetPathState(run.book.path, servers=True))
+    def _ask_servers(self, request: NodeRequest) -> None:
+        request.servers_asked_s = float("inf")
+        answer = request.link.ask(GetPathState(request.run.book.path, servers=True))
         self._answers.add(answer)
         answer.addBoth(self._forget, answer)
         answer.addTimeout(ANSWER_TIMEOUT_S, self._world.clock)
-        answer.addCallbacks(self._told_servers, self._told_no_servers, callbackArgs=(run, peer), errbackArgs=(run, peer))
-        answer.addErrback(lambda failure: self._log.failure("what {peer} said was not booked", failure, peer=str(peer.address)))
+        answer.addCallbacks(self._told_servers, self._told_no_servers, callbackArgs=(request,), errbackArgs=(request,))
+        answer.addErrback(lambda failure: self._log.failure("what {peer} said was not booked", failure, peer=str(request.address)))
 
-    def _told_servers(self, response: Response, run: _UploadRun, peer: _OpenConnection) -> None:
-        if peer.address in run.servers_asked_s:
-            run.servers_asked_s[peer.address] = self._world.clock.seconds()
+    def _forget(self, result: Response | Failure, answer: Deferred[Response]) -> Response | Failure:
+        self._answers.discard(answer)
+        return result
+
+    def _told_servers(self, response: Response, request: NodeRequest) -> None:
+        request.servers_asked_s = self._world.clock.seconds()
         if isinstance(response, PathStateData):
-            self._said(run, peer.address, response)
+            self._said(request.run, request.address, response)
         else:
-            run.book.said_nothing(peer.address)
+            request.run.book.said_nothing(request.address)
         self._probe()
         self._step()
 
-    def _told_no_servers(self, failure: Failure, run: _UploadRun, peer: _OpenConnection) -> None:
+    def _told_no_servers(self, failure: Failure, request: NodeRequest) -> None:
         """It is lost, or an older node of ours that knows no such question."""
         if failure.check(CancelledError, LinkLost):
             return
         if not failure.check(Busy):  # guard: K1.1, -> True
-            run.book.said_nothing(peer.address)
-        if peer.address in run.servers_asked_s and (failure.check(Busy) or not failure.check(RemoteError)):
-            run.servers_asked_s[peer.address] = self._world.clock.seconds()
+            request.run.book.said_nothing(request.address)
+        if failure.check(Busy) or not failure.check(RemoteError):
+            request.servers_asked_s = self._world.clock.seconds()
         self._step()
 
     def _probed(self, address: Address, path: str, data: PathStateData) -> None:
@@ -576,7 +518,7 @@ class ClusterRun:
                 self._said(run, address, data)
         self._contacts.served([str(address)] if data.taken else [])
 
-    def _said(self, run: _UploadRun, address: Address, data: PathStateData) -> None:
+    def _said(self, run: UploadRun, address: Address, data: PathStateData) -> None:
         run.book.said(address, data)
         self.met(self, data.machine, data.hostname)
         for server in data.servers:
@@ -587,28 +529,31 @@ class ClusterRun:
         for one in view.shared:
             self.problem(shared_text(one))
 
-    def _unanswered(self, failure: Failure, run: _UploadRun, peer: _OpenConnection) -> None:
+    def _unanswered(self, failure: Failure, request: NodeRequest) -> None:
         if failure.check(CancelledError, LinkLost):
             return
         if failure.check(AnswerTimeout):
-            self._refused_to_say(run, peer, f"no answer within {ANSWER_TIMEOUT_S:.0f} s")
+            self._refused_to_say(request, f"no answer within {ANSWER_TIMEOUT_S:.0f} s")
         else:
             text = failure.getErrorMessage() or type(failure.value).__name__
-            self._refused_to_say(run, peer, text, busy=failure.check(Busy) is not None)
+            self._refused_to_say(request, text, busy=failure.check(Busy) is not None)
 
-    def _refused_to_say(self, run: _UploadRun, peer: _OpenConnection, text: str, *, busy: bool = False) -> None:
+    def _refused_to_say(self, request: NodeRequest, text: str, *, busy: bool = False) -> None:
         """``Error``, or no answer: ask again, later each time, and in the end take it for a refusal (C33)."""
-        again = run.book.errored(peer.address, text, busy=busy)
-        self._tell(run, self._contacts.label(peer.address), "error", code="busy" if busy else "error", message=text, address=peer.address)
+        run, address = request.run, request.address
+        again = run.book.errored(address, text, busy=busy)
+        self._tell(run, self._contacts.label(address), "error", code="busy" if busy else "error", message=text, address=address)
         if again:
-            run.asked.discard(peer.address)
-            run.pause.failed(peer.address)
-        self.problem(f"{self._where(peer.address)} {run.book.path} {text}{'; trying again' if again else ''}")
+            run.pause.failed(address)
+            request.events.put_off()
+        else:
+            request.events.answered()
+        self.problem(f"{self._where(address)} {run.book.path} {text}{'; trying again' if again else ''}")
         self._step()
 
     def _tell(
         self,
-        run: _UploadRun,
+        run: UploadRun,
         host: str,
         state: str,
         machine: MachineId | None = None,
@@ -648,7 +593,7 @@ class ClusterRun:
         return response
 
     def _sent(self, image: ImageId, size: int) -> None:
-        for run in sorted(self._runs, key=lambda run: run.verdict is not RUNNING):
+        for run in sorted(self._runs, key=lambda run: run.end is not None):
             if run.book.image == image:
                 run.sent_bytes += size
                 return

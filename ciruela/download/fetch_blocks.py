@@ -20,6 +20,7 @@ import operator
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
 
@@ -169,6 +170,19 @@ class Sink(Protocol):
         """As ``interfaces.Staging.write``."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchContext:
+    """Everything that the fetches of one process share. ``passing`` gets what came, for others.
+
+    ``me``: the id of this node, for the order in which nodes take pieces from each other; empty at a client.
+    """
+
+    clock: IReactorTime
+    totals: Totals
+    passing: BlockRelayCache
+    me: bytes = b""
+
+
 class BlockFetch:
     """Runs until every block of the plan is on disk."""
 
@@ -183,22 +197,20 @@ class BlockFetch:
         staging: Sink,
         candidates: Callable[[], list[Candidate]],
         progressed: Callable[[], None],
-        totals: Totals,
-        clock: IReactorTime,
-        relaycache: BlockRelayCache,
-        me: bytes = b"",
+        context: FetchContext,
     ) -> None:
-        """``passing`` gets what came, for others. ``me``: which node this is, for the order in which nodes take pieces from each other."""
+        """``candidates`` tells who may give blocks now; ``progressed`` is called for what came."""
+        clock = context.clock
         self._vpath = vpath
         self._index = index
         self._blocks = blocks
         self._plan = plan
         self._candidates = candidates
         self._progressed = progressed
-        self._totals = totals
+        self._totals = context.totals
         self._clock = clock
-        self._passing = relaycache
-        self._turns = PieceAssignment(me, plan.pieces.count)
+        self._passing = context.passing
+        self._turns = PieceAssignment(context.me, plan.pieces.count)
         self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
         self._staging = staging

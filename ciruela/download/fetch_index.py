@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -39,12 +39,16 @@ class _Attempt:
 
     candidate: Candidate
     began_s: float
-    heard_s: float
-    seen: int = 0
-    here: bool = False
-    asked: Deferred[Response] | None = None
-    chain: Deferred[None] | None = None
-    overdue: str = ""
+    heard_s: float = field(init=False)
+    seen: int = field(init=False)
+    here: bool = field(init=False, default=False)
+    asked: Deferred[Response] | None = field(init=False, default=None)
+    chain: Deferred[None] | None = field(init=False, default=None)
+    overdue: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        """Starts counting."""
+        self.heard_s, self.seen = self.began_s, self.candidate.incoming()
 
     def look(self, now_s: float) -> None:
         """Notice whether more has come."""
@@ -79,8 +83,7 @@ class IndexFetch:
 
     def __init__(
         self,
-        image: ImageId,
-        hint: str,
+        question: GetIndex,
         candidates: Callable[[], list[Candidate]],
         store: Callable[[ImageId, bytes], Deferred[Index]],
         clock: IReactorTime,
@@ -88,10 +91,10 @@ class IndexFetch:
         unpack: Callable[[bytes], Deferred[bytes]],
         known: Callable[[], Index | None] = _unknown,
     ) -> None:
-        """``known``: the index, once another download of the same image has got it."""
+        """``question``: as it is asked. ``known``: the index, once another download of the same image has got it."""
         self._known = known
-        self._image = image
-        self._hint = hint
+        self._question = question
+        self._image = question.image
         self._candidates = candidates
         self._store = store
         self._unpack = unpack
@@ -173,8 +176,8 @@ class IndexFetch:
             self._end(Failure(DownloadFailed(AbortReason.CANT_FETCH_INDEX, why)))
 
     def _try(self, candidate: Candidate, now_s: float) -> None:
-        attempt = self._attempts[candidate.key] = _Attempt(candidate, now_s, now_s, candidate.incoming())
-        attempt.asked = candidate.ask(GetIndex(self._image, self._hint, packed=candidate.bulk))
+        attempt = self._attempts[candidate.key] = _Attempt(candidate, now_s)
+        attempt.asked = candidate.ask(replace(self._question, packed=candidate.bulk))
         attempt.chain = (
             attempt.asked.addCallback(self._keep, attempt)
             .addCallbacks(self._end, self._failed, errbackArgs=(attempt,))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
@@ -185,25 +185,25 @@ class PeerCandidate:
     candidate: Candidate
     claimed: int
     window: int
-    packing: CompressionChoice
-    batch: int = BATCH_BYTES
-    rate: float = 0.0
-    quickest_s: float = math.inf
-    in_flight: int = 0
-    current: int | None = None
-    failures: int = 0
-    bad_blocks: int = 0
-    rest_until_s: float = 0.0
-    failed_s: float = -math.inf
-    blocks: int = 0
-    denied: int = 0
-    denied_until_s: float = 0.0
-    share: int = 0
-    sharing: bool = False
-    shared_out: bool = False
-    awaited: bool = False
-    await_from_s: float = 0.0
-    since_s: float = -math.inf
+    since_s: float
+    packing: CompressionChoice = field(init=False, default_factory=CompressionChoice)
+    batch: int = field(init=False, default=BATCH_BYTES)
+    rate: float = field(init=False, default=0.0)
+    quickest_s: float = field(init=False, default=math.inf)
+    in_flight: int = field(init=False, default=0)
+    current: int | None = field(init=False, default=None)
+    failures: int = field(init=False, default=0)
+    bad_blocks: int = field(init=False, default=0)
+    rest_until_s: float = field(init=False, default=0.0)
+    failed_s: float = field(init=False, default=-math.inf)
+    blocks: int = field(init=False, default=0)
+    denied: int = field(init=False, default=0)
+    denied_until_s: float = field(init=False, default=0.0)
+    share: int = field(init=False, default=0)
+    sharing: bool = field(init=False, default=False)
+    shared_out: bool = field(init=False, default=False)
+    awaited: bool = field(init=False, default=False)
+    await_from_s: float = field(init=False, default=0.0)
 
     @property
     def mask(self) -> int:
@@ -308,7 +308,7 @@ class Sources:
             source = self._known.get(candidate.key)
             if source is None:
                 window = FIRST_WINDOW if candidate.bulk else FIRST_BLOCKS * BLOCK_BYTES
-                source = self._known[candidate.key] = PeerCandidate(candidate, claimed, window, CompressionChoice(), since_s=now_s)
+                source = self._known[candidate.key] = PeerCandidate(candidate, claimed, window, now_s)
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
             source.candidate = candidate

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_blocks import BlockFetch, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.machine import (
     ActiveStep,
@@ -41,6 +41,7 @@ from ciruela.model.upload import AbortReason
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import unpack_index
+from ciruela.proto.messages import GetIndex
 from ciruela.runtime import in_place
 from ciruela.tracking.ledger import Ledger
 
@@ -160,8 +161,7 @@ class DownloadContext:
 
         most_unpacked = max(self.node.tuning.max_index_bytes, LEAST_UNPACKED)
         return IndexFetch(
-            wanting.image,
-            str(wanting.vpath),
+            GetIndex(wanting.image, str(wanting.vpath)),
             lambda: self.candidates(wanting, index=True),
             self.node.disk.write_index,
             self.node.clock,
@@ -295,10 +295,7 @@ class Transfer(ABC):
             image.directory,
             lambda: context.candidates(self, index=False),
             self.progressed,
-            context.totals,
-            context.node.clock,
-            context.passing,
-            context.node.me,
+            FetchContext(context.node.clock, context.totals, context.passing, context.node.me),
         )
 
     def fetch_blocks(self, fetch: BlockFetch) -> Deferred[None]:

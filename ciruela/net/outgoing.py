@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any, Protocol, cast
 
+from automat import TypeMachine, TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
@@ -95,8 +98,8 @@ def _in_words(failure: Failure, address: Address, timeout_s: float) -> ClientLin
 class _Refusing:
     """Request handler of the pool's connections: accepted and made connections are never shared, so nobody asks here."""
 
-    def __init__(self, line: _AddressState) -> None:
-        self._line = line
+    def __init__(self, events: ConnectionEvents) -> None:
+        self._events = events
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         return fail(RemoteError("requests are not answered on this connection"))  # guard: A24, -> Deferred()
@@ -104,198 +107,274 @@ class _Refusing:
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def lost(self, link: Connection) -> None:
-        self._line.lost(link)
+    def lost(self, link: Connection) -> None:  # noqa: ARG002
+        self._events.lost()
+
+
+# -- the states of the connection to one address ---------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Connecting:
+    """A connection is being made. ``attempt`` tells the machine how that ends."""
+
+    attempt: Deferred[ClientLink]
+
+    def end(self) -> None:
+        """Gives up."""
+        self.attempt.cancel()
+
+
+@dataclass(eq=False, slots=True)
+class Connected:
+    """The connection is open. ``flying`` requests wait for their answers; with none, the timer ``idle`` runs.
+
+    ``lost_again``: a request was lost here that had been lost once before.
+    """
+
+    link: ClientLink
+    flying: int = field(init=False, default=0)
+    idle: IDelayedCall | None = field(init=False, default=None)
+    lost_again: bool = field(init=False, default=False)
+
+    def stop_idle(self) -> None:
+        """Stops the timer."""
+        if self.idle is not None:
+            self.idle.cancel()
+            self.idle = None
+
+    def end(self) -> None:
+        """Closes it; its requests fail."""
+        self.stop_idle()
+        self.link.close()
+
+
+class ConnectionEvents(Protocol):
+    """The inputs of the machine: one for each step of a connection, none for each request."""
+
+    def wanted(self) -> None:
+        """A request waits."""
+
+    def connected(self, link: ClientLink) -> None:
+        """The connection is open."""
+
+    def unconnected(self, failure: Failure) -> None:
+        """The attempt failed."""
+
+    def lost(self) -> None:
+        """The open connection ended."""
+
+    def stop(self) -> None:
+        """Ends everything."""
 
 
 @dataclass(eq=False, slots=True)
 class _PendingCall:
-    """One request of a caller, over all its attempts."""
+    """One request of a caller, over all its attempts. ``on``: the connection on which it waits for its answer."""
 
     request: Request
     timeout_s: float
     done: Deferred[Response] = field(init=False)
-    answer: Deferred[Response] | None = None
-    timer: IDelayedCall | None = None
-    again: bool = False
+    on: Connected | None = field(init=False, default=None)
+    answer: Deferred[Response] | None = field(init=False, default=None)
+    timer: IDelayedCall | None = field(init=False, default=None)
+    again: bool = field(init=False, default=False)
 
-    def stop_timer(self) -> None:
+    def land(self) -> None:
+        """Takes it off its connection."""
+        if self.on is not None:
+            self.on.flying -= 1
         if self.timer is not None:
             self.timer.cancel()
-            self.timer = None
+        self.on = self.answer = self.timer = None
 
 
-class _AddressState:
-    """Everything for one address: at rest (no link, no attempt), connecting (an attempt), or open (a link)."""
+class _AddressRequests:
+    """The requests for one address, and the ``state`` of the connection to it, for readers: None while there is none."""
 
     def __init__(self, pool: Pool, address: Address) -> None:
-        self._pool = pool
+        self.pool = pool
         self.address = address
-        self._attempt: Deferred[ClientLink] | None = None
-        self._standing = 0
-        self._struck = False
-        self._idle: IDelayedCall | None = None
-        self._queue: deque[_PendingCall] = deque()
-        self._flying: set[_PendingCall] = set()
-        self.link: ClientLink | None = None
+        self.state: Connecting | Connected | None = None
+        self.events = ConnectionMachine(self)
         self.closed: Deferred[None] = Deferred()
+        self._sockets = 0
+        self._queue: deque[_PendingCall] = deque()
+
+    @property
+    def link(self) -> ClientLink | None:
+        """The open connection, if there is one."""
+        return self.state.link if isinstance(self.state, Connected) else None
 
     @property
     def resting(self) -> bool:
-        return self._standing == 0 and self._attempt is None and not self._queue and not self._flying
+        """True when nothing waits and no connection is made, open, or closing."""
+        return not (self._sockets or self._queue or isinstance(self.state, Connecting))
 
     def submit(self, request: Request, timeout_s: float) -> Deferred[Response]:
-        if self.link is None and self._attempt is None and self._pool.backoff.blocked(self.address):  # guard: A58 F52
+        """As :meth:`Pool.ask`."""
+        if self.state is None and self.pool.backoff.blocked(self.address):  # guard: A58 F52
             return fail(LinkLost(f"{self.address} failed a moment ago and is left alone for now"))
         if len(self._queue) >= MOST_QUEUED:  # guard: A26 I6
             return fail(LinkLost(f"{MOST_QUEUED} requests wait for {self.address} already"))
         job = _PendingCall(request, timeout_s)
         job.done = Deferred(lambda _: self._forget(job))
         self._queue.append(job)
-        self._go_on()
+        self.go_on()
         return job.done
 
-    def _go_on(self) -> None:
-        link = self.link
-        if link is not None:
-            while self._queue and len(self._flying) < self._pool.most_flying and link.alive:
-                self._send(self._queue.popleft(), link)
-            self._set_idle()
-        elif self._queue and self._attempt is None:
-            self._connect()
+    def go_on(self) -> None:
+        """Sends what waits, as much as may be under way at once, or asks for a connection."""
+        state = self.state
+        if isinstance(state, Connected):
+            while self._queue and state.flying < MAX_PENDING and state.link.alive:
+                self._send(self._queue.popleft(), state)
+            if self._queue or state.flying:
+                state.stop_idle()
+            elif state.idle is None:
+                state.idle = self.pool.reactor.callLater(IDLE_S, self._leave, state)
+        elif self._queue and state is None:
+            self.events.wanted()
 
-    # -- the connection ------------------------------------------------------------------------------------------------------
+    def _leave(self, state: Connected) -> None:
+        state.idle = None
+        state.link.close("closed because it was idle")
 
-    def _connect(self) -> None:
-        pool = self._pool
-        attempt = self._attempt = connect(
-            pool.reactor,
-            self.address,
-            _Refusing(self),
-            pool.host_header,
-            pool.connect_s,
-            pool.limits,
-            pool.from_host,
-            pool.budgets,
-            pool.in_thread,
-        )
-        attempt.addCallbacks(self._connected, self._unconnected).addErrback(self._broken)
-
-    def _broken(self, failure: Failure) -> None:
+    def broken(self, failure: Failure) -> None:
         """A fault of ours: what waits must not wait for ever."""
-        self._pool.complain(self.address, failure)
-        self._fail_queue(f"the connection to {self.address} was not taken in")
+        self.pool.complain(self.address, failure)
+        self.fail_queue(f"the connection to {self.address} was not taken in")
 
-    def _connected(self, link: ClientLink) -> None:
-        self._attempt = None
-        self._standing += 1
-        link.gone.addCallback(self._gone).addErrback(lambda failure: self._pool.complain(self.address, failure))
-        self._pool.backoff.succeeded(self.address)
-        self._pool.spoke(self.address, link.bulk)
-        self.link = link
-        self._go_on()
-
-    def _unconnected(self, failure: Failure) -> None:
-        self._attempt = None
-        self._pool.backoff.failed(self.address)
-        reason = failure.getErrorMessage() if failure.check(LinkLost) else f"the attempt to reach {self.address} was given up"
-        self._fail_queue(reason)
-        self._pool.rest(self)
-
-    def lost(self, link: Connection) -> None:
-        """The link is gone. What was under way and had its first try waits for a fresh connection: all requests only read."""
-        if link is not self.link:
-            return
-        self.link = None
-        self._set_idle()
-        if self._struck:
-            self._struck = False
-            self._pool.backoff.failed(self.address)
-            self._fail_queue(f"the connection to {self.address} was lost twice in a row")
-        self._go_on()
+    def opened(self, link: ClientLink) -> None:
+        """Takes in a new connection. It counts until TCP is gone, too, which is later than its loss."""
+        self._sockets += 1
+        link.gone.addCallback(self._gone).addErrback(lambda failure: self.pool.complain(self.address, failure))
+        self.pool.backoff.succeeded(self.address)
+        self.pool.spoke(self.address, link.bulk)
+        self.go_on()
 
     def _gone(self, _: object) -> None:
-        self._standing -= 1
-        self._pool.rest(self)
+        self._sockets -= 1
+        self.pool.rest(self)
 
-    def _set_idle(self) -> None:
-        busy = self.link is None or self._queue or self._flying
-        if busy and self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-        elif not busy and self._idle is None:
-            self._idle = self._pool.reactor.callLater(self._pool.idle_s, self._leave)
-
-    def _leave(self) -> None:
-        self._idle = None
-        if self.link is not None:
-            self.link.close("closed because it was idle")
-
-    def close(self) -> None:
-        """End everything; ``closed`` fires when nothing is left."""
-        self._fail_queue("this node is stopping")
-        if self._attempt is not None:
-            self._attempt.cancel()
-        if self.link is not None:
-            self.link.close()
-        self._pool.rest(self)
-
-    # -- requests ------------------------------------------------------------------------------------------------------------
-
-    def _send(self, job: _PendingCall, link: ClientLink) -> None:
-        self._flying.add(job)
-        job.timer = self._pool.reactor.callLater(job.timeout_s, self._too_late, job)  # guard: A58 F52
-        job.answer = link.ask(job.request)
-        job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,)).addErrback(self._broken)
-
-    def _landed(self, job: _PendingCall) -> None:
-        self._flying.discard(job)
-        job.stop_timer()
-        job.answer = None
+    def _send(self, job: _PendingCall, state: Connected) -> None:
+        state.flying += 1
+        job.on = state
+        job.timer = self.pool.reactor.callLater(job.timeout_s, self._too_late, job)  # guard: A58 F52
+        job.answer = state.link.ask(job.request)
+        job.answer.addCallbacks(self._answered, self._failed, callbackArgs=(job,), errbackArgs=(job,)).addErrback(self.broken)
 
     def _answered(self, response: Response, job: _PendingCall) -> None:
-        self._landed(job)
+        job.land()
         job.done.callback(response)
-        self._go_on()
+        self.go_on()
 
     def _failed(self, failure: Failure, job: _PendingCall) -> None:
-        again = failure.check(LinkLost) is not None and not job.again and not self._pool.stopped
-        self._landed(job)
+        """All requests only read: one that lost its connection waits for a fresh one, once."""
+        state, lost = job.on, failure.check(LinkLost) is not None
+        job.land()
         if failure.check(CancelledError):
             return
-        if again:
+        if lost and not job.again and state is self.state:
             job.again = True
             self._queue.append(job)
             return
-        self._struck = failure.check(LinkLost) is not None
+        if state is not None:
+            state.lost_again = lost
         job.done.errback(failure)
-        self._go_on()
+        self.go_on()
 
     def _too_late(self, job: _PendingCall) -> None:
         job.timer = None
         self._give_up(job)
         job.done.errback(LinkLost(f"no answer from {self.address} within {job.timeout_s:g} s"))
-        self._go_on()
+        self.go_on()
 
     def _forget(self, job: _PendingCall) -> None:
-        if job in self._flying:
+        if job.on is not None:
             self._give_up(job)
-            self._go_on()
+            self.go_on()
         elif job in self._queue:
             self._queue.remove(job)
 
     def _give_up(self, job: _PendingCall) -> None:
         """Nobody waits for the answer any more. A large one that would still come must not be let in: its connection ends."""
-        answer = job.answer
-        self._landed(job)
+        answer, state = job.answer, job.on
+        job.land()
         if answer is not None:
             answer.cancel()
-        if self.link is not None and isinstance(job.request, LARGE):  # guard: S10
-            self.link.close("closed because an index or a list that it was asked for is not wanted any more")
+        if state is not None and isinstance(job.request, LARGE):  # guard: S10
+            state.link.close("closed because an index or a list that it was asked for is not wanted any more")
 
-    def _fail_queue(self, reason: str) -> None:
+    def fail_queue(self, reason: str) -> None:
+        """Fails all that waits."""
         while self._queue:
             self._queue.popleft().done.errback(LinkLost(reason))
+
+
+def _connect(events: ConnectionEvents, line: _AddressRequests) -> Connecting:
+    attempt = line.pool.connect(line.address, _Refusing(events))
+    line.state = state = Connecting(attempt)
+    attempt.addCallbacks(events.connected, events.unconnected).addErrback(line.broken)
+    return state
+
+
+def _open(_events: ConnectionEvents, line: _AddressRequests, link: ClientLink) -> Connected:
+    line.state = state = Connected(link)
+    return state
+
+
+def _connected(_events: ConnectionEvents, line: _AddressRequests, _state: Connecting, link: ClientLink) -> None:
+    line.opened(link)
+
+
+def _unconnected(_events: ConnectionEvents, line: _AddressRequests, _state: Connecting, failure: Failure) -> None:
+    line.state = None
+    line.pool.backoff.failed(line.address)
+    line.fail_queue(failure.getErrorMessage() if failure.check(LinkLost) else f"the attempt to reach {line.address} was given up")
+    line.pool.rest(line)
+
+
+def _lost(_events: ConnectionEvents, line: _AddressRequests, state: Connected) -> None:
+    line.state = None
+    state.stop_idle()
+    if state.lost_again:
+        line.pool.backoff.failed(line.address)
+        line.fail_queue(f"the connection to {line.address} was lost twice in a row")
+    line.go_on()
+
+
+def _stop(_events: ConnectionEvents, line: _AddressRequests, _state: object = None) -> None:
+    state, line.state = line.state, None
+    line.fail_queue("this node is stopping")
+    if state is not None:
+        state.end()
+    line.pool.rest(line)
+
+
+def _connection_machine() -> TypeMachine[ConnectionEvents, _AddressRequests]:
+    builder = TypeMachineBuilder(ConnectionEvents, _AddressRequests)
+    unconnected = builder.state("unconnected")
+    connecting = builder.state("connecting", _connect)
+    connected = builder.state("connected", _open)
+    stopped = builder.state("stopped")
+
+    unconnected.upon(ConnectionEvents.wanted).to(connecting).returns(None)
+    connecting.upon(ConnectionEvents.connected).to(connected)(_connected)
+    connecting.upon(ConnectionEvents.unconnected).to(unconnected)(_unconnected)
+    connected.upon(ConnectionEvents.lost).to(unconnected)(_lost)
+    unconnected.upon(ConnectionEvents.stop).to(stopped)(_stop)
+    for state in (connecting, connected):
+        state.upon(ConnectionEvents.stop).to(stopped)(_stop)
+        state.upon(ConnectionEvents.wanted).loop().returns(None)  # told twice in one turn
+
+    late: list[Callable[..., None]] = [ConnectionEvents.wanted, ConnectionEvents.unconnected, ConnectionEvents.lost, ConnectionEvents.stop]
+    for event in late:
+        stopped.upon(event).loop().returns(None)
+    return builder.build()
+
+
+ConnectionMachine = _connection_machine()
 
 
 class Pool:
@@ -310,9 +389,6 @@ class Pool:
         self,
         reactor: Any,
         *,
-        connect_s: float = CONNECT_S,
-        idle_s: float = IDLE_S,
-        most_flying: int = MAX_PENDING,
         limits: Limits = LIMITS,
         host_header: str = NODE_HOST,
         from_host: str = "",
@@ -321,17 +397,12 @@ class Pool:
     ) -> None:
         """``from_host``: as in :func:`connect`, so that peers know a node by the address at which it listens."""
         self.reactor = reactor
-        self.from_host = from_host
-        self.budgets = budgets or Budgets()
-        self.in_thread = in_thread
-        self.host_header = host_header
-        self.connect_s = connect_s
-        self.idle_s = idle_s
-        self.most_flying = most_flying
-        self.limits = limits
+        self.connect = partial(
+            connect, reactor, host_header=host_header, limits=limits, from_host=from_host, budgets=budgets or Budgets(), in_thread=in_thread
+        )
         self.stopped = False
         self.backoff: Backoff[Address] = Backoff(reactor)
-        self._lines: dict[Address, _AddressState] = {}
+        self._lines: dict[Address, _AddressRequests] = {}
         self._bulk: dict[Address, None] = {}
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
@@ -340,7 +411,7 @@ class Pool:
             return fail(LinkLost("this node is stopping"))
         line = self._lines.get(address)
         if line is None:
-            line = self._lines[address] = _AddressState(self, address)
+            line = self._lines[address] = _AddressRequests(self, address)
         if timeout_s is None:
             timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
         answer = line.submit(request, timeout_s)
@@ -377,7 +448,7 @@ class Pool:
         """A fault of ours with one connection."""
         self._log.failure("requests to {address} were not dealt with", failure, address=str(address))
 
-    def rest(self, line: _AddressState) -> None:
+    def rest(self, line: _AddressRequests) -> None:
         """Forget a line that has nothing left."""
         if line.resting:
             if self._lines.get(line.address) is line:
@@ -391,5 +462,5 @@ class Pool:
         lines = list(self._lines.values())
         gone = DeferredList([line.closed for line in lines])
         for line in lines:
-            line.close()
+            line.events.stop()
         return gone.addCallback(lambda _: None)

@@ -17,7 +17,8 @@ from ciruela.client.options.removing import PathTarget, split_target
 from ciruela.client.pathview import MOST_ANSWERS, PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
-from ciruela.client.sync import ANSWER_TIMEOUT_S, RunContext
+from ciruela.client.sync import RunContext
+from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
 from ciruela.model.errors import ConfigError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId

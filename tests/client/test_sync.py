@@ -15,8 +15,9 @@ from ciruela.client.clusters import SyncRun, exit_code
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ANSWER_TIMEOUT_S, ClusterRun, RunContext, Upload
+from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
+from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, Upload
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.interfaces import Address
@@ -136,7 +137,9 @@ class SyncCase(SynchronousTestCase):
         self.run_ = SyncRun(runs)
         tree_offer = SharedImage(INDEX, b"the index", self.tree, "./dist")
         source = ImageSource([tree_offer], lambda f, *args, **kw: succeed(f(*args, **kw)), self.run_.source_changed)
-        runs += [ClusterRun(names[0], names, self.uploads, self.rule, world, source, self.heard, self.connections) for names in clusters]
+        for names in clusters:
+            entry = EntryPoints(names[0], names, self.connections)
+            runs.append(ClusterRun(entry, self.uploads, self.rule, world, source, self.heard))
         self.rows: list[UploadRow] | None = None
         self.going = self.run_.start()
         self.going.addCallback(self._over)
@@ -780,6 +783,30 @@ class TakenBack(SyncCase):
         answer.callback(UploadAck(True, None))
         self.pass_(0.2)
         self.assertEqual(slow.withdrawn, [WithdrawUpload(PATH, IMAGE)])
+        self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
+
+    @shows("K2.1")
+    def test_asked_again_meanwhile(self) -> None:
+        """A server that accepted, was lost, and has not answered again would keep the order: taking it back would overtake it."""
+        late, refusal = Deferred[Response](), Deferred[Response]()
+        answers = {1: [succeed(UploadAck(True, None)), late], 2: [refusal]}
+        for number, waiting in answers.items():
+            node = self.node(number)
+
+            def requested(link: object, request: Request, node: FakeNode = node, waiting: list[Deferred[Response]] = waiting) -> Any:
+                return waiting.pop(0) if isinstance(request, AppendDir) else FakeNode.requested(node, link, request)  # type: ignore[arg-type]
+
+            node.requested = requested  # type: ignore[assignment,method-assign]
+        self.begin(["n1", "n2"])
+        self.nodes[1].links[0].close()  # type: ignore[attr-defined]
+        self.pass_(3)
+        self.assertEqual(answers, {1: [], 2: []})
+        refusal.callback(UploadAck(False, "already_exists"))
+        self.pass_(1)
+        self.assertIsNone(self.rows)
+        late.callback(UploadAck(True, None))
+        self.pass_(0.2)
+        self.assertEqual(self.nodes[1].withdrawn, [WithdrawUpload(PATH, IMAGE)])
         self.ended(UploadOutcome.REJECTED, EXIT_CONFLICT)
 
     def test_nobody_else_is_asked(self) -> None:

@@ -32,7 +32,7 @@ class IndexFetchTests(SynchronousTestCase):
         self.stored = []
         self.candidates = []
         self.store_result = None
-        self.fetch = IndexFetch(IMAGE, "/app/v1", lambda: self.candidates, self.store, self.clock, random.Random(1), self.unpack)
+        self.fetch = IndexFetch(GetIndex(IMAGE, "/app/v1"), lambda: self.candidates, self.store, self.clock, random.Random(1), self.unpack)
 
     def store(self, image, data):
         self.stored.append((image, data))
@@ -178,7 +178,9 @@ class IndexFetchTests(SynchronousTestCase):
         footer = HashKind.BLAKE2B.hash(body)
         data += footer.hex().encode() + b"\n"
         store = lambda image, data: maybeDeferred(parse, data, image)  # noqa: E731
-        self.fetch = IndexFetch(ImageId(footer), "/app/v1", lambda: self.candidates, store, self.clock, random.Random(1), self.unpack)
+        self.fetch = IndexFetch(
+            GetIndex(ImageId(footer), "/app/v1"), lambda: self.candidates, store, self.clock, random.Random(1), self.unpack
+        )
         self.candidates = [
             self.candidate("forger", succeed(IndexData(data[:-3] + b"0\n\n")), seed=True),
             self.candidate("client", succeed(IndexData(data)), seed=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import ConnectError
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.trial.unittest import SynchronousTestCase
@@ -277,6 +277,25 @@ class PoolTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.bench.clock.getDelayedCalls(), [])
         self.assertEqual(len(self.bench.node.lost_links), 1)
+
+    def test_stop_in_the_middle_of_a_failure(self) -> None:
+        """Whoever hears that the last peer is gone may end the daemon there and then; it would wait for ever."""
+        stopped: list[Deferred[None]] = []
+        for address in (NODE, Address("10.0.0.2", 1)):
+            self.pool.ask(address, BLOCK).addErrback(lambda _: stopped.append(self.pool.stop()))
+        self.bench.refuse(Refused())
+        self.successResultOf(stopped[0])
+        self.assertEqual(len(stopped), 2)
+        self.assertEqual(self.pool._lines, {})
+        self.assertEqual([call for call in self.bench.clock.getDelayedCalls() if not call.cancelled], [])
+
+    def test_an_attempt_that_fails_at_once(self) -> None:
+        """A host without IPv6 knows at once that it cannot connect; what waits must hear of it, and the next attempt is made as usual."""
+        self.pool.connect = lambda _address, _handler: fail(LinkLost("no such family"))  # type: ignore[assignment]
+        self.assertEqual(self.lost(self.ask()), "no such family")
+        self.assertIn("left alone", self.lost(self.ask()))
+        self.bench.clock.advance(1)
+        self.assertEqual(self.lost(self.ask()), "no such family")
 
     def test_stop_of_nothing(self) -> None:
         """Stopping at once is normal."""

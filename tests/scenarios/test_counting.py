@@ -12,8 +12,9 @@ from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.require import ALL
 from ciruela.client.servers import address_of
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
 from ciruela.client.tracker import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
+from ciruela.client.uploadrun import Upload
 from ciruela.index.parse import parse
 from ciruela.interfaces import Address
 from ciruela.keys.signed import signed_bytes
@@ -77,7 +78,7 @@ class CountingCase(SynchronousTestCase):
         source = ImageSource([offer], lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         stamp = self.cluster.now_ms()
         order = AppendDir(PATH, SITE.id, stamp, (KEY.sign(signed_bytes(PATH, SITE.id, stamp)).signature,))
-        run = ClusterRun("c", names, [Upload(order, False, 10)], rule or CompletionRule(), world, source, heard)
+        run = ClusterRun(EntryPoints("c", names), [Upload(order, False, 10)], rule or CompletionRule(), world, source, heard)
         going = run.start()
         began = clock.seconds()
         self.cluster.run(seconds, until=lambda: going.called)

@@ -13,8 +13,9 @@ from twisted.python.failure import Failure
 
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, RunContext, Upload
+from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
 from ciruela.client.tracker import CompletionRule
+from ciruela.client.uploadrun import Upload
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.interfaces import Address, Connection
@@ -224,7 +225,7 @@ class Syncer:
         offers = [] if isinstance(wish, RemoveDir) else [SharedImage(picture.index, picture.data, _Tree(picture), "./dist")]
         source = ImageSource(offers, lambda f, *args, **kw: succeed(f(*args, **kw)), lambda image, text: None)
         upload = Upload(wish, False, picture.index.total_bytes)
-        self.run = ClusterRun("sim", entry, [upload], CompletionRule(deadline_s=300.0), world, source, _Unheard())
+        self.run = ClusterRun(EntryPoints("sim", entry), [upload], CompletionRule(deadline_s=300.0), world, source, _Unheard())
 
     def come(self) -> None:
         """Begin."""
