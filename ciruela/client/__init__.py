@@ -7,7 +7,7 @@ Reading order. The process: ``start``, ``main`` (exit codes), ``context`` (what 
 line), ``text`` and ``errors`` (results of commands). An upload: ``identities`` (private keys), ``scanning``, ``orders`` (scan and sign),
 ``source`` (serves the local directories), ``require`` (``--require``), ``servers`` (one row for each server), ``tracker`` (who has an
 image: pure verdict), ``listener`` (events of a run, hooks among them), ``contacts`` (addresses to try, short connections), ``entrance``
-(connections before anything is sent), ``crawl`` (visits each server of a cluster), ``check`` (asks nodes for their answers, the forecast),
+(connections before anything is sent), ``crawl`` (visits each server, or searches for some), ``check`` (asks for answers, the forecast),
 ``preflight`` (what a cluster gets, dry runs), ``uploadrun`` (one upload, and its request at each node: states), ``sync`` (connections of
 one cluster), ``clusters`` (the run of all), ``progress``, ``live`` and ``report`` (for people, terminals, programs), ``commands`` (sync,
 index and upload). Reading and changing: ``schema`` (shapes of pages), ``survey`` (the nodes of a cluster and their pages), ``cluster``

@@ -298,6 +298,8 @@ class PreflightSurvey:
         machines = {one.machine for one in said if one.machine is not None}
         if machines & self._crawl.machines:
             return
+        if not machines:
+            self._crawl.book(address)  # else it counts again as one that others know
         self._crawl.machines |= machines
         for found, one in zip(self._replies, said, strict=True):
             found.append(one)

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import deferToThreadPool
 
 from ciruela.client.contacts import each
+from ciruela.client.context import over_reactor, real_names
 from ciruela.client.crawl import MissingServer, ServerCrawl, answer_of
 from ciruela.client.entrance import Entrance
 from ciruela.client.options.signing import ClusterNames
@@ -27,9 +28,7 @@ from ciruela.interfaces import DEFAULT_PORT, Address
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
-from ciruela.net.outgoing import CLIENT_HOST, connect
-from ciruela.net.resolve import resolver
-from ciruela.proto.messages import GetIndexAt, PathStateData, Request, Response
+from ciruela.proto.messages import PathStateData, Request, Response
 
 QUERY_S = 60.0
 """Servers that have no turn by then are not asked any more."""
@@ -53,17 +52,6 @@ class ServerAnswer(Generic[T]):
     machine: MachineId | None
     answer: T | None
     problem: str = ""
-
-
-def over_reactor(reactor: Any, port: int = DEFAULT_PORT) -> RunContext:
-    """Gives real connections, and the names of the system's resolver, looked up in the threads of ``reactor``."""
-    resolve = resolver(_in_thread(reactor))
-    return RunContext(
-        clock=reactor,
-        rng=random.Random(),  # noqa: S311  it chooses whom to ask, and guards nothing
-        connect=lambda address, counterpart: connect(reactor, address, counterpart, CLIENT_HOST),
-        resolve=lambda name: resolve(name, port),
-    )
 
 
 def _in_thread(reactor: Any) -> Callable[..., Deferred[Any]]:
@@ -97,7 +85,8 @@ class ClusterClient:
         if not names:
             raise ValueError("a cluster needs at least one entry point")
         self._cluster = ClusterNames(names)
-        self._world = network or over_reactor(reactor, port)
+        rng = random.Random()  # noqa: S311  it chooses whom to ask, and guards nothing
+        self._world = network or over_reactor(reactor, rng, real_names(port, _in_thread(reactor)))
         self._timeout_s = timeout_s
         self._entrance = Entrance(names, self._world, timeout_s)
         self._pages = pages or PageReader(reactor, _in_thread(reactor))
@@ -144,8 +133,6 @@ class ClusterClient:
             raise ValueError(f"{type(request).__name__} has no path: say which path leads to the servers")
 
         async def question(link: ClosableLink, _told: PathStateData | None, _untold: str) -> Response:
-            if not link.bulk and isinstance(request, GetIndexAt) and not VPath.parse(request.path).level:  # guard: I8
-                raise RemoteError(f"it is a server of the first implementation, which has no images at {request.path}")
             return await answer_of(link, request, self._world)
 
         return await self._everywhere(where, question)

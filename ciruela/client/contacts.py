@@ -5,7 +5,8 @@ servers. A name or address that failed n times in a row is left alone for n seco
 
 Short connections to servers that a run has no connection to: whether they can be reached, and what they say of the paths.
 
-Queries that are asked once use :class:`ClusterAddresses`: the addresses of the entry points, and those to which servers lead.
+All names are resolved by :class:`ClusterAddresses`: those of the entry points, and those to which servers lead. A query that is asked once
+needs no more; a run, which tries again and waits for nothing, has :class:`Contacts` of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, FirstError, fail, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -155,6 +156,11 @@ MAX_CANDIDATES = 1000
 """Names from ``hosts`` that one cluster may bring up (threats A29)."""
 
 
+def nameable(text: str) -> bool:
+    """Tells whether a name that a server gave may be resolved, and shown."""
+    return bool(text) and text.isprintable()  # guard: A27 A29, without 2
+
+
 def reachable_from(entries: Iterable[Address], address: Address) -> bool:
     """Tells whether a candidate may be contacted: a server must not make us call this host's own networks (threats A29).
 
@@ -172,7 +178,7 @@ N = TypeVar("N")
 
 
 async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
-    """Asks for each of ``items``, some at a time. Gives the answers, in their order."""
+    """Asks for each of ``items``, some at a time. Gives the answers, in their order; raises what the first raises that fails."""
     turns = DeferredSemaphore(AT_ONCE)
 
     async def one(item: N) -> T:
@@ -181,45 +187,50 @@ async def each(items: Sequence[N], ask: Callable[[N], Awaitable[T]]) -> list[T]:
     def begin(item: N) -> Deferred[T]:
         return Deferred.fromCoroutine(one(item))
 
-    return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
+    try:
+        return await gatherResults([turns.run(begin, item) for item in items], consumeErrors=True)
+    except FirstError as error:
+        error.subFailure.raiseException()
 
 
 class ClusterAddresses:
     """Resolves the entry points of one cluster, and the names and addresses that its servers give of each other.
 
     ``known`` are the addresses of the entry points, with what each is called: the name if that has one address, else the address.
-    ``problems`` says of entry points why they have none. A name that was resolved stays so.
+    ``problems`` says of entry points why they have none; ``resolved`` are those that have some, and stay so.
     """
 
-    def __init__(self, names: Sequence[str], resolve: Resolve, clock: IReactorTime) -> None:
+    def __init__(self, names: Sequence[str], resolve: Resolve, clock: IReactorTime, patience_s: float = RESOLVE_TIMEOUT_S) -> None:
+        """``patience_s``: time that one name may take."""
         self.names = tuple(names)
+        self._patience_s = patience_s
         self.known: dict[Address, str] = {}
         self.problems: dict[str, str] = {}
         self._resolve = resolve
         self._clock = clock
-        self._resolved: dict[str, tuple[Address, ...]] = {}
+        self.resolved: dict[str, tuple[Address, ...]] = {}
 
     async def of(self, name: str) -> list[Address]:
         """Resolves an entry point. Gives no address, and notes a problem, where it has none that can be known."""
-        if name not in self._resolved:
-            try:
-                found = await self._look_up(name)
-            except CiruelaError as error:
-                self.problems[name] = str(error)
-                return []
-            if not found:
-                self.problems[name] = f"{name} has no address"
-                return []
+        try:
+            return await self.entry(name)
+        except CiruelaError as error:
+            self.problems[name] = str(error)
+            return []
+
+    async def entry(self, name: str) -> list[Address]:
+        """Resolves an entry point. Raises CiruelaError where it has no address that can be known."""
+        if name not in self.resolved:
+            self.resolved[name] = tuple(dict.fromkeys(await self._look_up(name)))
             self.problems.pop(name, None)
-            self._resolved[name] = tuple(dict.fromkeys(found))
             self._call_them()
-        return list(self._resolved[name])
+        return list(self.resolved[name])
 
     def _call_them(self) -> None:
         """Name all addresses anew, so that what they are called, and their order, is that of the names, whichever was resolved first."""
         self.known.clear()
         for name in self.names:
-            addresses = self._resolved.get(name, ())
+            addresses = self.resolved.get(name, ())
             for address in addresses:
                 self.known.setdefault(address, name if len(addresses) == 1 else str(address))
 
@@ -230,11 +241,11 @@ class ClusterAddresses:
 
     def unresolved(self) -> dict[str, str]:
         """Gives the entry points that have no address, each with why, in their order."""
-        return {name: self.problems[name] for name in self.names if name in self.problems and name not in self._resolved}
+        return {name: self.problems[name] for name in self.names if name in self.problems and name not in self.resolved}
 
     async def led_to(self, name: str) -> list[Address]:
         """Resolves a name that a server gave. Gives the addresses that may be contacted; raises CiruelaError."""
-        # guard: A29, -> await self._look_up(name); A29, if self.allowed(address) ->
+        # guard: A29 F24, -> await self._look_up(name); A29, if self.allowed(address) ->
         return [address for address in await self._look_up(name) if self.allowed(address)]
 
     def allowed(self, address: Address) -> bool:
@@ -247,9 +258,11 @@ class ClusterAddresses:
 
     async def _look_up(self, name: str) -> list[Address]:
         try:
-            found: list[Address] = await maybeDeferred(self._resolve, name).addTimeout(RESOLVE_TIMEOUT_S, self._clock)
+            found: list[Address] = await maybeDeferred(self._resolve, name).addTimeout(self._patience_s, self._clock)
         except AnswerTimeout:
-            raise LinkLost("the name cannot be resolved in time") from None
+            raise LinkLost(f"the name {name} was not resolved within {self._patience_s:.0f} s") from None
+        if not found:
+            raise LinkLost(f"the name {name} has no addresses")
         return found
 
 
@@ -267,10 +280,9 @@ class Contacts:
     ) -> None:
         self._names = tuple(names)
         self._rng = rng
-        self._resolve = resolve
+        self._places = ClusterAddresses(names, resolve, clock)
         self._changed = changed
         self._problem = problem
-        self._entries: dict[str, tuple[Address, ...]] = {}
         self._candidates: dict[str, Address | None] = {}
         self._tried: set[str] = set()
         self._under_way: dict[str, Deferred[list[Address]]] = {}
@@ -284,7 +296,7 @@ class Contacts:
     def look_up(self, slots: int) -> None:
         """Begin to resolve entry points that have no address yet, and up to ``slots`` candidates."""
         for name in self._names:
-            if name not in self._entries:
+            if name not in self._places.resolved:
                 self._begin(name)
         open_names = [name for name, address in self._candidates.items() if address is None and self._may_begin(name)]
         for name in self._rng.sample(open_names, max(0, min(slots - len(self._under_way), len(open_names)))):
@@ -295,14 +307,13 @@ class Contacts:
         for name in hosts:
             if len(self._candidates) >= MAX_CANDIDATES:  # guard: A29 F24 F54
                 return
-            if name and name.isprintable() and name not in self._names:  # guard: A27 A29, without 2
+            if nameable(name) and name not in self._names:
                 self._candidates.setdefault(name, None)
 
     def allowed(self, text: str) -> Address | None:
         """The address that a node gave as ``text``; None where it is none, or none that may be contacted."""
         address = address_of(text)
-        entries = [known for addresses in self._entries.values() for known in addresses]
-        return address if address is not None and reachable_from(entries, address) else None  # guard: A29, -> address
+        return address if address is not None and self._places.allowed(address) else None  # guard: A29, -> address
 
     def served(self, texts: Iterable[str]) -> None:
         """Addresses of servers that take the directory, as nodes gave them."""
@@ -318,30 +329,22 @@ class Contacts:
     def _begin(self, name: str) -> None:
         if not self._may_begin(name):
             return
-        waiting = self._under_way[name] = maybeDeferred(self._resolve, name)
+        waiting = self._under_way[name] = Deferred.fromCoroutine(self._look_up(name))
         waiting.addCallbacks(self._resolved, self._unresolved, callbackArgs=(name,), errbackArgs=(name,))
+
+    async def _look_up(self, name: str) -> list[Address]:
+        return await (self._places.entry(name) if name in self._names else self._places.led_to(name))
 
     def _resolved(self, addresses: list[Address], name: str) -> None:
         self._under_way.pop(name, None)
         self._tried.add(name)
         if not addresses:
             self._blocked_names.failed(name)
-            self._problem(f"{name} has no address; trying again")
-        elif name in self._names:
-            self._blocked_names.succeeded(name)
-            self._entries[name] = tuple(dict.fromkeys(addresses))
         else:
-            self._take_candidate(name, addresses)
+            self._blocked_names.succeeded(name)
+            if name not in self._names:
+                self._candidates[name] = self._rng.choice(addresses)
         self._changed()
-
-    def _take_candidate(self, name: str, addresses: list[Address]) -> None:
-        entries = [address for known in self._entries.values() for address in known]
-        usable = [address for address in addresses if reachable_from(entries, address)]  # guard: A29 F24, -> addresses
-        if usable:
-            self._blocked_names.succeeded(name)
-            self._candidates[name] = self._rng.choice(usable)
-        else:
-            self._blocked_names.failed(name)
 
     def _unresolved(self, failure: Failure, name: str) -> None:
         self._under_way.pop(name, None)
@@ -358,8 +361,7 @@ class Contacts:
         """Up to ``slots`` addresses to connect to now: random candidates first, then random addresses of the entry points."""
         chosen: list[Address] = []
         candidates = {address for address in self._candidates.values() if address is not None}
-        entries = {address for known in self._entries.values() for address in known} - candidates
-        for group in (candidates, entries):
+        for group in (candidates, self._places.known.keys() - candidates):
             usable = sorted((address for address in group if not skip(address) and not self._blocked.blocked(address)), key=str)
             chosen += self._rng.sample(usable, min(slots - len(chosen), len(usable)))
         return chosen
@@ -382,10 +384,7 @@ class Contacts:
         for name, candidate in self._candidates.items():
             if candidate == address and name != str(address):
                 return name
-        for name, known in self._entries.items():
-            if known == (address,):
-                return name
-        return str(address)
+        return self._places.label(address)
 
     @property
     def resolving(self) -> bool:
@@ -396,8 +395,7 @@ class Contacts:
         """Tells whether every name was tried, and every address refused or could not be reached."""
         if not self._tried.issuperset((*self._names, *self._candidates)):
             return False
-        known = {address for addresses in self._entries.values() for address in addresses}
-        known.update(address for address in self._candidates.values() if address is not None)
+        known = (*self._places.known, *(address for address in self._candidates.values() if address is not None))
         return all(refused(address) or address in self._unreached for address in known)
 
     def stop(self) -> None:

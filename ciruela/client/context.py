@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
+from ciruela.client.contacts import Resolve
 from ciruela.client.identities import Identities, exposed, load_identities, read_key_file, terminal
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import Keys
@@ -83,12 +84,17 @@ async def identities_of(keys: Keys, around: AppContext, display: Display) -> Ide
     return found
 
 
+def real_names(port: int, in_thread: InThread) -> Resolve:
+    """The names of the system's resolver, at ``port`` where they have none of their own."""
+    resolve = resolver(in_thread)
+    return lambda name: resolve(name, port)
+
+
+def over_reactor(reactor: Any, rng: random.Random, resolve: Resolve) -> RunContext:
+    """Real connections."""
+    return RunContext(reactor, rng, lambda address, counterpart: connect(reactor, address, counterpart, CLIENT_HOST), resolve)
+
+
 def real_world(common: Common, around: AppContext) -> RunContext:
     """Real connections and names."""
-    resolve = resolver(around.look_up_in_thread)
-    return RunContext(
-        clock=around.reactor,
-        rng=around.rng,
-        connect=lambda address, counterpart: connect(around.reactor, address, counterpart, CLIENT_HOST),
-        resolve=lambda name: resolve(name, common.port),
-    )
+    return over_reactor(around.reactor, around.rng, real_names(common.port, around.look_up_in_thread))

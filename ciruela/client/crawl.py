@@ -1,18 +1,19 @@
-"""Finds the servers of a cluster over their connections, and visits each once: those that are named, and those to which they lead.
+"""Finds the servers of a cluster over their connections: all of them, each visited once, or some that have an image.
 
-Names are resolved in ``contacts``, entry points reached in ``entrance``; which of the servers that are told of are one, and which count, is
-decided in ``servers``.
+Entry points lead to servers, and these name others. Names are resolved in ``contacts``, entry points reached in ``entrance``; which of the
+servers that are told of are one, and which count, is decided in ``servers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
 
-from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, OnlyAsks
+from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, ClusterAddresses, OnlyAsks, each, nameable
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
 from ciruela.client.sync import ClosableLink, RunContext
@@ -20,12 +21,31 @@ from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
 from ciruela.model.errors import Busy, CiruelaError, RemoteError
 from ciruela.model.ids import MachineId
-from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import BlockHint, GetBlock, GetIndexAt, GetPathState, PathStateData, Request, Response
 from ciruela.runtime import within
 
 BUSY_S = 0.25
 BUSY_TRIES = 60
 """A server that is asked too fast is asked again so often, so many seconds later."""
+
+
+class NoImages(RemoteError):
+    """The server is known to have no image at the path, without being asked."""
+
+
+def spare(bulk: bool, vpath: VPath, name: str = "it") -> None:
+    """Raises NoImages for a server of the first implementation and a path with one component: it dies of it (protocol section 11)."""
+    if not bulk and not vpath.level:  # guard: I8
+        raise NoImages(f"{name} is a server of the first implementation, which has no images at {vpath}")
+
+
+def _image_path(request: Request) -> str | None:
+    """The path of the image that is asked for, where a server looks for it at that path."""
+    match request:
+        case GetIndexAt(path=path) | GetBlock(hint=BlockHint(vpath=path)):
+            return path
+    return None
 
 
 async def answer_of(
@@ -36,13 +56,91 @@ async def answer_of(
     busy_s: float = BUSY_S,
     busy_tries: int = BUSY_TRIES,
 ) -> Response:
-    """Asks one server, again while it is asked too fast. Raises CiruelaError: NoAnswer where ``timeout_s`` pass without an answer."""
+    """Asks one server, again while it is asked too fast; not at all where it would die of the question, see :func:`spare`.
+
+    Raises CiruelaError: NoAnswer where ``timeout_s`` pass without an answer.
+    """
+    if (path := _image_path(request)) is not None:
+        spare(link.bulk, VPath.parse(path))
     for _ in range(busy_tries):
         try:
             return await within(link.ask(request), timeout_s, world.clock)
         except Busy:
             await deferLater(world.clock, busy_s)
     raise Busy("it serves too many others")
+
+
+MOST_ANSWERS = 3
+"""Servers whose word on a path is heard: as many as an upload connects to. They may differ while something is on its way."""
+
+MOST_ASKED = 30
+"""Servers that are asked, and names that are tried, for an image at a path, when those that answer have none."""
+
+Look = Callable[[Address, str], Awaitable[Iterable[str]]]
+"""Asks the server at an address, by its label, what it has. Gives the names of others. Raises nothing but what ends a search."""
+
+
+@dataclass(eq=False, slots=True)
+class ServerSearch:
+    """Asks servers of one cluster until enough of them have something: entry points in random order, then those that answers name.
+
+    ``places`` has the entry points, resolved. ``lost`` is told which name leads nowhere, and why. At most ``most`` are asked, and as many
+    names tried. ``asked`` are the addresses that were asked, ``led`` those to which names led, with the names.
+    """
+
+    places: ClusterAddresses
+    rng: random.Random
+    look: Look
+    lost: Callable[[str, str], None]
+    most: int = MOST_ASKED
+    asked: set[Address] = field(init=False, default_factory=set)
+    led: dict[Address, str] = field(init=False, default_factory=dict)
+    _untried: dict[str, None] = field(init=False, default_factory=dict)
+    _tried: set[str] = field(init=False, default_factory=set)
+    _waiting: list[Address] = field(init=False, default_factory=list)
+
+    async def run(self, found: Callable[[], int], want: int, names_at_once: int | None = None) -> None:
+        """Asks as many side by side as are missing from ``found`` to ``want``, until none is, or nobody is left.
+
+        Names are resolved as they come. With ``names_at_once`` so many are, when nobody else is left; once something was found no more than
+        are missing, and if these lead nowhere, that is all.
+        """
+        self._waiting = self.rng.sample(list(self.places.known), len(self.places.known))
+        while (missing := want - found()) > 0 and len(self.asked) < self.most:
+            if not self._waiting:
+                named = await self._follow(missing if found() else names_at_once)
+                if not named or (found() and not self._waiting):
+                    return
+                continue
+            now, self._waiting = self._waiting[:missing], self._waiting[missing:]
+            self.asked.update(now)
+            for names in await each(now, self._ask):
+                self._untried.update(dict.fromkeys(name for name in names if nameable(name) and name not in self._tried))
+            if names_at_once is None:
+                await self._follow(None)
+
+    def _ask(self, address: Address) -> Awaitable[Iterable[str]]:
+        return self.look(address, self.places.known.get(address) or self.led[address])
+
+    async def _follow(self, most: int | None) -> int:
+        """Resolve some of the names that were not tried yet: their servers are asked next. Gives how many names that are."""
+        left = self.most - len(self._tried)
+        names = self.rng.sample(list(self._untried), min(left if most is None else most, left, len(self._untried)))
+        self._tried.update(names)
+        self._untried = {name: None for name in self._untried if name not in self._tried}
+        for name, usable in zip(names, await each(names, self._led_to), strict=True):
+            for address in usable[:1]:
+                self.led.setdefault(address, name)
+                if address not in self.asked and address not in self._waiting:
+                    self._waiting.append(address)
+        return len(names)
+
+    async def _led_to(self, name: str) -> list[Address]:
+        try:
+            return await self.places.led_to(name)
+        except CiruelaError as error:
+            self.lost(name, str(error))
+            return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +198,7 @@ class ServerCrawl:
             names = {
                 name: machine
                 for machine, name in self.hosts.items()
-                if machine not in self.machines and name not in self._names and name and name.isprintable()
+                if machine not in self.machines and name not in self._names and nameable(name)
             }
             rows = [row for row in self._rows(strangers=True) if row.machine not in self.machines and not self._tried(row)]
             room = MAX_CANDIDATES - len(self._names) - len(self._addresses)

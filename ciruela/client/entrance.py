@@ -6,9 +6,10 @@ Silence decides nothing here. Who answers late is not waited for, and who does n
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
@@ -16,7 +17,7 @@ from ciruela.client.contacts import ClusterAddresses, OnlyAsks
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address, Connection, RequestHandler
-from ciruela.model.errors import CiruelaError
+from ciruela.model.errors import CiruelaError, LinkLost
 from ciruela.proto.messages import Notification, Request, Response
 
 PATIENCE_S = 2.0
@@ -86,12 +87,12 @@ class AnswerWindow:
             job.cancel()
 
 
+@dataclass(eq=False, slots=True)
 class EntryConnection:
     """Request handler of a connection on which nothing is served until it is handed over to a ``guest``."""
 
-    def __init__(self) -> None:
-        self.guest: RequestHandler = OnlyAsks()
-        self.open = True
+    guest: RequestHandler = field(default_factory=OnlyAsks)
+    open: bool = True
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Ask the guest."""
@@ -125,6 +126,8 @@ class Entrance:
         self.timeout_s = timeout_s
         self._most = most
         self._failed: set[Address] = set()
+        self._closed = False
+        self._turns: dict[Address, DeferredLock] = {}
         self._doors: dict[Address, tuple[EntryConnection, ClosableLink]] = {}
 
     # -- reaching -----------------------------------------------------------------------------------------------------------------
@@ -155,7 +158,15 @@ class Entrance:
         patience.answered()
 
     async def open(self, address: Address) -> ClosableLink:
-        """The connection to an entry point, made anew if need be. Raises CiruelaError when it cannot be made."""
+        """The one connection to a server, made anew if need be. Raises CiruelaError when it cannot be made."""
+        turn = self._turns.setdefault(address, DeferredLock())
+        await turn.acquire()
+        try:
+            return await self._opened(address)
+        finally:
+            turn.release()
+
+    async def _opened(self, address: Address) -> ClosableLink:
         door, link = self._doors.get(address, (None, None))
         if door is not None and link is not None and door.open:
             return link
@@ -167,6 +178,9 @@ class Entrance:
             self._failed.add(address)
             self.problems[label] = str(error)
             raise
+        if self._closed:
+            made.close()
+            raise LinkLost("the command is over")
         self._failed.discard(address)
         self.problems.pop(label, None)
         self._doors[address] = door, made
@@ -201,6 +215,7 @@ class Entrance:
 
     def close(self) -> None:
         """End the connections that nobody took."""
+        self._closed = True
         doors, self._doors = self._doors, {}
         for door, link in doors.values():
             if door.open:

@@ -1,6 +1,6 @@
 """Reading from a cluster: the index of what is at a path, and blocks of it, each verified (protocol section 6.6 without C30 and C31).
 
-Up to :data:`NODES` nodes are asked what they have. A node that has nothing at the path names others, and these are asked then.
+Up to three nodes are asked what they have. A node that has nothing at the path names others, and these are asked then.
 
 Gives the nodes an image of which this client has only one file: that file from the disk, everything else from the cluster.
 
@@ -14,14 +14,14 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail
-from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import ClusterAddresses, each
-from ciruela.client.crawl import answer_of
+from ciruela.client.contacts import ClusterAddresses
+from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, answer_of
 from ciruela.client.editor import LocalFile
+from ciruela.client.entrance import Entrance
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
 from ciruela.client.sync import ClosableLink, RunContext
@@ -31,7 +31,7 @@ from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import File, Index
-from ciruela.interfaces import Address, Connection, InThread
+from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.versions import State
@@ -51,19 +51,12 @@ from ciruela.proto.messages import (
     GetIndex,
     GetIndexAt,
     IndexAtData,
-    Notification,
     Request,
     Response,
 )
 from ciruela.runtime import Backoff
 
 T = TypeVar("T")
-
-NODES = 3
-"""So many nodes are asked what they have at a path: as many as an upload is given to."""
-
-MOST_ASKED = 30
-"""Nodes that are asked at all, and names that are tried, when those that answer have nothing at the path."""
 
 ANSWER_S = 60.0
 """An index of a hundred megabytes takes a while on a slow line."""
@@ -109,7 +102,7 @@ class PathContent:
 
 
 class Reading:
-    """Connections to some nodes of one cluster, for asking. Also the request handler of these connections."""
+    """Reads what some nodes of one cluster have, over connections that stay open."""
 
     def __init__(
         self, label: str, names: Sequence[str], world: RunContext, in_thread: InThread, problem: Callable[[str, str], None]
@@ -122,56 +115,31 @@ class Reading:
         self.clock = world.clock
         self._problem = problem
         self._called: dict[Address, str] = {}
-        self._links: dict[Address, ClosableLink] = {}
-        self._locks: dict[Address, DeferredLock] = {}
+        self._entrance = Entrance(names, world, ANSWER_S)
         self._holders: list[Address] = []
         self._liars: set[Address] = set()
         self._told: set[str] = set()
         self._rests: Backoff[Address] = Backoff(world.clock)
-        self._closed = False
 
     def close(self) -> None:
         """End all connections."""
-        self._closed = True
-        links, self._links = self._links, {}
-        for link in links.values():
-            link.close()
+        self._entrance.close()
 
-    # -- the counterpart ------------------------------------------------------------------------------------------------------------
-
-    def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
-        """Nothing is given on these connections."""
-        return fail(RemoteError("requests are not answered on this connection"))
-
-    def notified(self, link: Connection, notification: Notification) -> None:
-        """Nothing that is told here is of use."""
-
-    def lost(self, link: Connection) -> None:
-        """The connection is made again when it is needed."""
-        self._links = {address: other for address, other in self._links.items() if other is not link}
-
-    async def _ask(self, address: Address, request: Callable[[ClosableLink], Request]) -> Response:
-        """The answer of a node. Raises CiruelaError, in words that name the node."""
-        lock = self._locks.setdefault(address, DeferredLock())
-        await lock.acquire()
+    async def _link(self, address: Address) -> ClosableLink:
         try:
-            link = self._links.get(address)
-            if link is None:
-                try:
-                    link = await self._world.connect(address, self)
-                except CiruelaError:
-                    self._rests.failed(address)
-                    raise
-                self._rests.succeeded(address)
-                if self._closed:
-                    link.close()
-                    raise LinkLost("the command is over")
-                self._links[address] = link
-        finally:
-            lock.release()
+            link = await self._entrance.open(address)
+        except CiruelaError:
+            self._rests.failed(address)
+            raise
+        self._rests.succeeded(address)
+        return link
+
+    async def _ask(self, address: Address, request: Request) -> Response:
+        """The answer of a node. Raises CiruelaError, in words that name the node."""
+        link = await self._link(address)
         name = self._called[address]
         try:
-            return await answer_of(link, request(link), self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
+            return await answer_of(link, request, self._world, ANSWER_S, BUSY_S, BUSY_TRIES)
         except LinkLost as error:
             if isinstance(error, NoAnswer):
                 link.close()
@@ -188,45 +156,39 @@ class Reading:
         """
         self._holders = []
         found: dict[Address, bytes] = {}
-        asked: set[Address] = set()
-        told: set[str] = set()
-        tried: set[str] = set()
         empty: list[str] = []
-        problems: list[str] = []
-        places = ClusterAddresses(self._names, self._resolved, self._world.clock)
-        waiting = await self._entries(places)
-        problems += places.unresolved().values()
-        while len(found) < NODES and len(asked) < MOST_ASKED:
-            if not waiting:
-                names = self._some(told - tried, NODES - len(found) if found else NAMES_AT_ONCE)
-                if not names or len(tried) >= MOST_ASKED:
-                    break
-                tried.update(names)
-                waiting = [one for one in await self._named(names, places) if one not in asked]
-                if not waiting and found:
-                    break  # these were only to be asked whether they agree
-            now, waiting = waiting[: NODES - len(found)], waiting[NODES - len(found) :]
-            asked.update(now)
-            given = await self._all([self._index_at(address, path) for address in now])
-            for address, answer in zip(now, given, strict=True):
-                if isinstance(answer, Failure):
-                    problems.append(answer.getErrorMessage())
-                    continue
-                told.update(answer.hosts.values())
-                if answer.data is None:
-                    empty.append(self._called[address])
-                else:
-                    found[address] = answer.data
+        places = ClusterAddresses(self._names, self._world.resolve, self._world.clock, RESOLVE_S)
+        await places.entries()
+        problems = list(places.unresolved().values())
+
+        async def look(address: Address, label: str) -> Iterable[str]:
+            self._called.setdefault(address, label)
+            try:
+                answer = await self._one(address, GetIndexAt(path), IndexAtData)
+            except CiruelaError as error:
+                problems.append(str(error))
+                return ()
+            if answer.data is None:
+                empty.append(self._called[address])
+            else:
+                found[address] = answer.data
+            return answer.hosts.values()
+
+        search = ServerSearch(places, self._world.rng, look, lambda _name, _why: None)
+        await search.run(lambda: len(found), MOST_ANSWERS, NAMES_AT_ONCE)
+        self._called = {**places.known, **search.led, **self._called}
         if found:
             for problem in [one for one in problems if one not in self._told]:
                 self._told.add(problem)
                 self._problem(self.label, problem)
             return await self._agreed(path, found)
         if empty and problems:  # guard: K3.6
-            asked_of = ", ".join(empty[:NODES])
-            raise RemoteError(f"{self.label} {path}: no image is on {asked_of}, but others did not say: {'; '.join(problems[:NODES])}")
+            asked_of = ", ".join(empty[:MOST_ANSWERS])
+            raise RemoteError(
+                f"{self.label} {path}: no image is on {asked_of}, but others did not say: {'; '.join(problems[:MOST_ANSWERS])}"
+            )
         if empty:
-            raise NothingThere(f"{self.label} {path}: no image is there (asked {', '.join(empty[:NODES])})")
+            raise NothingThere(f"{self.label} {path}: no image is there (asked {', '.join(empty[:MOST_ANSWERS])})")
         raise LinkLost(f"{self.label}: no node answers: {'; '.join(problems) or 'it has no address'}")
 
     async def _all(self, asked: Sequence[Deferred[T]]) -> list[T | Failure]:
@@ -237,49 +199,11 @@ class Reading:
                 result.raiseException()
         return [result for _, result in results]
 
-    async def _entries(self, places: ClusterAddresses) -> list[Address]:
-        await places.entries()
-        for address, label in places.known.items():
-            self._called.setdefault(address, label)
-        entries = list(places.known)
-        self._world.rng.shuffle(entries)
-        return entries
-
-    def _some(self, names: Iterable[str], most: int) -> list[str]:
-        usable = sorted(name for name in names if name and name.isprintable())
-        return self._world.rng.sample(usable, min(len(usable), most))
-
-    async def _named(self, names: Sequence[str], places: ClusterAddresses) -> list[Address]:
-        """An address for each of the ``names`` that nodes gave in their answers, where that is known and may be contacted."""
-
-        async def look_up(name: str) -> list[Address]:
-            try:
-                return await places.led_to(name)
-            except CiruelaError:
-                return []
-
-        addresses: list[Address] = []
-        for name, good in zip(names, await each(names, look_up), strict=True):
-            for address in good[:1]:
-                self._called.setdefault(address, name)
-                addresses.append(address)
-        return addresses
-
-    def _resolved(self, name: str) -> Deferred[list[Address]]:
-        def late(failure: Failure) -> list[Address]:
-            failure.trap(DeferredTimeout)
-            raise LinkLost(f"the name {name} was not resolved within {RESOLVE_S:.0f} s")
-
-        return self._world.resolve(name).addTimeout(RESOLVE_S, self._world.clock).addErrback(late)
-
-    def _index_at(self, address: Address, path: str) -> Deferred[IndexAtData]:
-        return self._one(address, GetIndexAt(path), IndexAtData)
-
     def _one(self, address: Address, request: Request, kind: type[T]) -> Deferred[T]:
         """The answer of a node, which has to be of this kind."""
 
         async def ask() -> T:
-            answer = await self._ask(address, lambda _: request)
+            answer = await self._ask(address, request)
             if not isinstance(answer, kind):
                 raise RemoteError(f"{self._called[address]}: unexpected {type(answer).__name__}")
             return answer
@@ -299,7 +223,7 @@ class Reading:
 
     async def judged(self, request: CheckUpload) -> list[CheckData]:
         """Asks nodes that have the image what they would answer to an upload; those that do not understand the question are left out."""
-        able = [address for address in self._holders if address in self._links and self._links[address].bulk]
+        able = [address for address in self._holders if self._entrance.reached.get(address)]
         given = await self._all([self._one(address, request, CheckData) for address in able])
         return [one for one in given if isinstance(one, CheckData)]
 
@@ -365,22 +289,15 @@ class Reading:
 
     async def _batch_of(self, address: Address, place: ImagePlace, numbers: list[int], found: dict[int, bytes]) -> None:
         """Up to a full answer from one node: in one request where that is understood, else some at a time."""
-        bulk = False
-
-        def request(link: ClosableLink) -> Request:
-            nonlocal bulk
-            bulk = link.bulk
-            if bulk:
-                return GetBlocks(place.path, place.index.image, tuple(numbers), packed=True)
-            return self._single(place, numbers[0])
-
+        bulk = (await self._link(address)).bulk
+        request = GetBlocks(place.path, place.index.image, tuple(numbers), packed=True) if bulk else self._single(place, numbers[0])
         first = await self._lacking(self._ask(address, request))
         await self._take(address, place, numbers if bulk else numbers[:1], first, found)
         rest = [] if bulk else numbers[1:]
         while rest:
             some, rest = rest[:SINGLE_AT_ONCE], rest[SINGLE_AT_ONCE:]
-            asked = [self._ask(address, lambda _, number=number: self._single(place, number)) for number in some]  # type: ignore[misc]
-            given = await self._all([Deferred.fromCoroutine(self._lacking(one)) for one in asked])
+            asked = [self._lacking(self._ask(address, self._single(place, number))) for number in some]
+            given = await self._all([Deferred.fromCoroutine(one) for one in asked])
             for number, one in zip(some, given, strict=True):
                 if isinstance(one, Failure):
                     one.raiseException()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, UploadProgress, Verdict
@@ -34,22 +34,24 @@ class HookStanding:
 NO_HOOKS = HookStanding()
 
 
+@dataclass(eq=False, slots=True)
 class HookAccount:
-    """Record of what was said of the hooks for ``image`` at ``path``."""
+    """Record of what was said of the hooks for ``image`` at ``path``.
 
-    def __init__(self, path: str, image: ImageId, *, runs: bool = True) -> None:
-        """``runs``: hooks run for what is waited for. None does for a removal: what is told then is of the upload before it."""
-        self._runs = runs
-        self._path = path
-        self._image = image
-        self._names: dict[MachineId, str] = {}
-        self._states: dict[tuple[MachineId, HookKind], tuple[HookState, str]] = {}
+    ``runs``: hooks run for what is waited for. None does for a removal: what is told then is of the upload before it.
+    """
+
+    path: str
+    image: ImageId
+    runs: bool = True
+    _names: dict[MachineId, str] = field(init=False, default_factory=dict)
+    _states: dict[tuple[MachineId, HookKind], tuple[HookState, str]] = field(init=False, default_factory=dict)
 
     def heard(self, note: HookResult) -> bool:
         """Take in what a node said. True when that is news about this upload; what has ended is not pending again."""
         kind, state = _KINDS.get(note.kind), _STATES.get(note.state)
         # guard: K5.5, without 1
-        if not self._runs or note.path != self._path or note.image != self._image or kind is None or state is None:
+        if not self.runs or note.path != self.path or note.image != self.image or kind is None or state is None:
             return False
         if note.machine_id not in self._names and len(self._names) >= MAX_MACHINES:  # guard: A29
             return False

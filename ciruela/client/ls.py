@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
+from ciruela.client.crawl import MOST_ANSWERS
 from ciruela.client.errors import CommandError, columns, write_json, write_line
 from ciruela.client.options.reading import LsOptions
 from ciruela.client.options.signing import Keys
-from ciruela.client.origin import MOST_WITNESSES, NodeRequests, real_reach
+from ciruela.client.origin import NodeRequests, real_reach
 from ciruela.client.progress import Display, names
 from ciruela.client.schema import Dir, ImageVersion
 from ciruela.client.survey import ClusterView, Survey, SurveyedNode, real_survey
@@ -217,7 +218,7 @@ async def _prove(
             return None
         return answer if isinstance(answer, BaseDirData) else None
 
-    answers = [one for one in await each(having[:MOST_WITNESSES], ask) if one is not None]
+    answers = [one for one in await each(having[:MOST_ANSWERS], ask) if one is not None]
 
     def look() -> None:
         for row in rows:

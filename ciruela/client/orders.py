@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import DeferredLock
 
@@ -70,13 +70,13 @@ class Intent:
         return self.mode is Mode.APPEND_WEAK
 
 
+@dataclass(eq=False, slots=True)
 class Signer:
     """Signs what one command asks for, each text once: several clusters get the same orders."""
 
-    def __init__(self, identities: Identities) -> None:
-        self._identities = identities
-        self._made: dict[bytes, tuple[bytes, ...]] = {}
-        self._turn = DeferredLock()
+    identities: Identities
+    _made: dict[bytes, tuple[bytes, ...]] = field(init=False, default_factory=dict)
+    _turn: DeferredLock = field(init=False, default_factory=DeferredLock)
 
     async def check(self, intent: Intent) -> UploadCheck:
         """The question of a dry run, signed as such. Raises what signing raises."""
@@ -98,7 +98,7 @@ class Signer:
         await self._turn.acquire()
         try:
             if text not in self._made:
-                self._made[text] = tuple(signature for _, signature in await self._identities.sign_all(text))
+                self._made[text] = tuple(signature for _, signature in await self.identities.sign_all(text))
             return self._made[text]
         finally:
             self._turn.release()

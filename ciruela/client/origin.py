@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ciruela.client.contacts import ClusterAddresses, Resolve, each
-from ciruela.client.context import AppContext
+from ciruela.client.context import AppContext, real_names
+from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, spare
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.reading import ReadTarget
@@ -26,7 +27,6 @@ from ciruela.model.bitfield import FULL
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.net.outgoing import CLIENT_HOST, Pool
-from ciruela.net.resolve import resolver
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
 
 INDEX_S = 600.0
@@ -37,9 +37,6 @@ MOST_SOURCES = 16
 
 NO_IMAGE = ImageId(bytes(32))
 """An image that nobody has: asking for its index tells who is there."""
-
-MOST_WITNESSES = 3
-"""Nodes that are asked who signed the image."""
 
 MOST_TRIED = 64
 """Nodes that are asked for the index, one after the other."""
@@ -71,9 +68,8 @@ class ReadContext:
 
 def real_reach(common: Common, around: AppContext) -> ReadContext:
     """Real connections and names."""
-    resolve = resolver(around.look_up_in_thread)
-    pool = Pool(around.reactor, host_header=CLIENT_HOST)
-    return ReadContext(pool, lambda name: resolve(name, common.port), around.reactor, around.rng, around.in_thread)
+    names = real_names(common.port, around.look_up_in_thread)
+    return ReadContext(Pool(around.reactor, host_header=CLIENT_HOST), names, around.reactor, around.rng, around.in_thread)
 
 
 def read_index(data: bytes) -> Index:
@@ -104,39 +100,52 @@ class ImageOrigin:
         """
         vpath = self._target.vpath
         assert vpath is not None
-        waiting = await self._entries()
-        tried: set[Address] = set()
+        await self._places.entries()
+        unresolved = self._places.unresolved()
+        for name, problem in unresolved.items():
+            self._note(name, problem)
+        if not self._places.known:
+            raise CommandError(EXIT_NETWORK, "; ".join(unresolved.values()))
         answered = 0
+        found: list[Index] = []
+        failed: set[Address] = set()
         problems: list[str] = []
-        while waiting and len(tried) < MOST_TRIED:
-            address = waiting.pop(0)
-            tried.add(address)
+
+        async def look(address: Address, _label: str) -> Iterable[str]:
+            nonlocal answered
+            hosts: Iterable[str] = ()
             try:
                 answer = await self._ask(address, GetIndexAt(str(vpath)), INDEX_S)
                 if not isinstance(answer, IndexAtData):
                     raise RemoteError("the answer to GetIndexAt is something else")
                 answered += 1
-                await self._heard(answer.hosts.values())
+                hosts = answer.hosts.values()
                 if answer.data is not None:
-                    found: Index = await self._reach.in_thread(read_index, answer.data)
-                    self._known.setdefault(address, str(address))
+                    found.append(await self._reach.in_thread(read_index, answer.data))
                     self._holder = address
-                    return found
             except CiruelaError as error:
                 problems.append(str(error))
                 self._note(str(address), str(error))
-                self._known.pop(address, None)
-            waiting += [other for other in self._known if other not in tried and other not in waiting]
+                failed.add(address)
+            return hosts
+
+        search = ServerSearch(self._places, self._reach.rng, look, self._note, MOST_TRIED)
+        await search.run(lambda: len(found), 1)
+        self._known = {address: name for address, name in search.led.items() if address not in failed}
+        if self._holder is not None:
+            self._known.setdefault(self._holder, str(self._holder))
+            return found[0]
+        tried = len(search.asked)
         if answered and problems:  # guard: K3.6
             said = "; ".join(dict.fromkeys(problems))
             raise CommandError(
                 EXIT_NETWORK,
-                f"{answered} of {len(tried)} nodes that were asked have no image at {self._target}; others did not say: {said}",
+                f"{answered} of {tried} nodes that were asked have no image at {self._target}; others did not say: {said}",
             )
         if answered:
             raise CommandError(
                 EXIT_REJECTED,
-                f"there is no image at {self._target}: {answered} of {len(tried)} nodes that were asked answered, none has one",
+                f"there is no image at {self._target}: {answered} of {tried} nodes that were asked answered, none has one",
             )
         raise CommandError(EXIT_NETWORK, f"no node of {self._target.cluster.label} answered: {'; '.join(dict.fromkeys(problems))}")
 
@@ -147,7 +156,7 @@ class ImageOrigin:
         if not trust.keys:
             return None
         others = [address for address in self._known if address != self._holder]
-        for address in [*([] if self._holder is None else [self._holder]), *others][:MOST_WITNESSES]:
+        for address in [*([] if self._holder is None else [self._holder]), *others][:MOST_ANSWERS]:
             try:
                 answer = await self._ask(address, GetBaseDir(str(vpath.base)))
             except CiruelaError as error:
@@ -171,7 +180,7 @@ class ImageOrigin:
                 return None
             return await self._reach.in_thread(image_id_of, answer.data) if isinstance(answer, IndexAtData) and answer.data else None
 
-        return {image for image in await each(list(self._known)[:3], ask) if image is not None}
+        return {image for image in await each(list(self._known)[:MOST_ANSWERS], ask) if image is not None}
 
     def candidates(self) -> list[Candidate]:
         """The nodes to take blocks from. That one lacks the image, or does not answer, shows when it is asked."""
@@ -182,7 +191,7 @@ class ImageOrigin:
         ]
 
     def _ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
-        """Ask a node about the path. One of the reference dies of a path with one component (protocol section 11): it is never asked."""
+        """Ask a node about the path, once it is known that it does not die of that, see :func:`crawl.spare`."""
         vpath, nodes = self._target.vpath, self._reach.nodes
         if vpath is None or vpath.level or nodes.bulk(address):
             return nodes.ask(address, request, timeout_s)
@@ -191,34 +200,6 @@ class ImageOrigin:
         return greeted.addCallback(lambda _: self._greeted(address, request, timeout_s))
 
     def _greeted(self, address: Address, request: Request, timeout_s: float | None) -> Deferred[Response]:
-        if not self._reach.nodes.bulk(address):  # guard: I8
-            raise RemoteError(f"{address} is a server of the first implementation, which has no images at {self._target.vpath}")
+        assert self._target.vpath is not None
+        spare(self._reach.nodes.bulk(address), self._target.vpath, str(address))
         return self._reach.nodes.ask(address, request, timeout_s)
-
-    async def _entries(self) -> list[Address]:
-        """The entry points, in random order. Raises Ends where none has an address."""
-        await self._places.entries()
-        problems = self._places.unresolved()
-        for name, problem in problems.items():
-            self._note(name, problem)
-        first = list(self._places.known)
-        if not first:
-            raise CommandError(EXIT_NETWORK, "; ".join(problems.values()))
-        self._reach.rng.shuffle(first)
-        return first
-
-    async def _heard(self, names: Iterable[str]) -> None:
-        """Other nodes that take the directory, by their names."""
-        new = [name for name in list(names)[:MOST_TRIED] if name and name.isprintable() and name not in self._known.values()]
-        self._reach.rng.shuffle(new)
-
-        async def look_up(name: str) -> list[Address]:
-            try:
-                return await self._places.led_to(name)
-            except CiruelaError as error:
-                self._note(name, str(error))
-                return []
-
-        for name, usable in zip(new, await each(new, look_up), strict=True):
-            if usable and usable[0] not in self._known:
-                self._known[usable[0]] = name

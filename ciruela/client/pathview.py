@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from twisted.internet.defer import Deferred
+from functools import partial
+from typing import TypeVar
 
 from ciruela.client.contacts import ClusterAddresses, OnlyAsks
+from ciruela.client.crawl import MOST_ANSWERS, NoImages, ServerSearch, answer_of, spare
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ClosableLink, RunContext
-from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
-from ciruela.interfaces import Address, Connection
+from ciruela.interfaces import Address
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import State, Version
@@ -25,18 +25,12 @@ from ciruela.proto.messages import (
     IndexAtData,
     PathStateData,
     Request,
-    Response,
 )
-from ciruela.runtime import within
 
-MOST_ANSWERS = 3
-"""Nodes that are asked: as many as an upload connects to. They may differ while something is on its way."""
+T = TypeVar("T")
 
 NO_CONFIG = "No such config"
 """The answer to GetBaseDir of a node that does not have the directory, ours and the reference's."""
-
-MOST_TRIES = 12
-"""Addresses that are tried for these answers."""
 
 
 class NotTold(LinkLost):
@@ -106,28 +100,19 @@ async def look(name: str, vpath: VPath, world: RunContext) -> PathView:
     places = ClusterAddresses((name,), world.resolve, world.clock)
     if not await places.entries():
         raise LinkLost(places.problems[name])
-    waiting = [(label, address) for address, label in places.known.items()]
-    world.rng.shuffle(waiting)
-    seen = {address for _, address in waiting}
-    tries = 0
-    while waiting and len(sight.answers) < MOST_ANSWERS and tries < MOST_TRIES:
-        tries += 1
-        label, address = waiting.pop(0)
-        for host in await _ask_one(label, address, sight, world):
-            try:
-                found = [one for one in await places.led_to(host) if one not in seen]
-            except CiruelaError as error:
-                sight.unheard(host, f"{host}: {error}")
-                continue
-            seen.update(found[:1])
-            waiting += [(host, one) for one in found[:1]]
+
+    def lost(host: str, why: str) -> None:
+        sight.unheard(host, f"{host}: {why}")
+
+    search = ServerSearch(places, world.rng, partial(_ask_one, sight, world), lost)
+    await search.run(lambda: len(sight.answers), MOST_ANSWERS)
     if not sight.answers:
         kind = NotTold if sight.met else LinkLost
         raise kind("; ".join(sight.problems))
     return sight
 
 
-async def _ask_one(label: str, address: Address, sight: PathView, world: RunContext) -> list[str]:
+async def _ask_one(sight: PathView, world: RunContext, address: Address, label: str) -> list[str]:
     """Add the answer of one node, or its problem; gives the names of the others that take the directory."""
     try:
         link: ClosableLink = await world.connect(address, OnlyAsks())
@@ -137,18 +122,20 @@ async def _ask_one(label: str, address: Address, sight: PathView, world: RunCont
     sight.met += 1
     hosts: list[str] = []
     try:
-        hosts = await _others(link, sight.vpath, world)
-        taken = await _taken(link, sight.vpath, world)
-        answer = await _answer(link, GetBaseDir(str(sight.vpath.base)), world)
+        spare(link.bulk, sight.vpath)
+        others = await _told(link, GetIndexAt(str(sight.vpath)), IndexAtData, world)
+        hosts = list(others.hosts.values()) if others is not None else []
+        state = await _told(link, GetPathState(str(sight.vpath)), PathStateData, world) if link.bulk else None
+        answer = await answer_of(link, GetBaseDir(str(sight.vpath.base)), world)
         if not isinstance(answer, BaseDirData):
             raise RemoteError(f"unexpected {type(answer).__name__}")
-        if taken:
+        if state is None or state.taken:
             sight.answers[label] = answer
         else:
             sight.problems.append(f"{label}: it takes no image at {sight.vpath}")
     except CiruelaError as error:
         text = f"{label}: {error}"
-        if str(error) == NO_CONFIG:
+        if isinstance(error, NoImages) or str(error) == NO_CONFIG:
             sight.problems.append(text)
         else:
             sight.unheard(label, text)
@@ -157,28 +144,13 @@ async def _ask_one(label: str, address: Address, sight: PathView, world: RunCont
     return hosts
 
 
-async def _others(link: Connection, vpath: VPath, world: RunContext) -> list[str]:
-    """The names of other nodes that take the directory. That the index cannot be read is no reason to know less of them."""
+async def _told(link: ClosableLink, request: Request, kind: type[T], world: RunContext) -> T | None:
+    """The answer of a node; None where it does not tell. That is no reason to ask it nothing else."""
     try:
-        found = await _answer(link, GetIndexAt(str(vpath)), world)
+        found = await answer_of(link, request, world)
     except RemoteError:
-        return []
-    return list(found.hosts.values()) if isinstance(found, IndexAtData) else []
-
-
-async def _taken(link: Connection, vpath: VPath, world: RunContext) -> bool:
-    """Tells whether a node has images at paths of this depth; True where it does not tell."""
-    if not link.bulk:
-        return True
-    try:
-        found = await _answer(link, GetPathState(str(vpath)), world)
-    except RemoteError:
-        return True
-    return found.taken if isinstance(found, PathStateData) else True
-
-
-def _answer(link: Connection, request: Request, world: RunContext) -> Deferred[Response]:
-    return within(link.ask(request), ANSWER_TIMEOUT_S, world.clock)
+        return None
+    return found if isinstance(found, kind) else None
 
 
 # -- better words for what is wrong -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The patterns of what is left out of a directory: ``.ciruelaignore`` in it, files
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, DeferredLock
 
@@ -127,20 +128,20 @@ async def scan_directory(
     return found
 
 
+@dataclass(eq=False, slots=True)
 class Scans:
     """The directories of one command, each indexed once for each kind of hash that a cluster needs, one after the other."""
 
-    def __init__(self, scan: Callable[[str, HashKind], Deferred[Scan]]) -> None:
-        self._scan = scan
-        self._turn = DeferredLock()
-        self.made: dict[tuple[str, HashKind], Scan] = {}
+    scan: Callable[[str, HashKind], Deferred[Scan]]
+    made: dict[tuple[str, HashKind], Scan] = field(init=False, default_factory=dict)
+    _turn: DeferredLock = field(init=False, default_factory=DeferredLock)
 
     async def of(self, name: str, kind: HashKind) -> Scan:
         """Index ``name``, unless that was done. Raises what scanning raises."""
         await self._turn.acquire()
         try:
             if (name, kind) not in self.made:
-                self.made[name, kind] = await self._scan(name, kind)
+                self.made[name, kind] = await self.scan(name, kind)
             return self.made[name, kind]
         finally:
             self._turn.release()

@@ -30,7 +30,7 @@ from twisted.web.iweb import IResponse
 
 from ciruela.client import schema
 from ciruela.client.contacts import ClusterAddresses, Resolve, each
-from ciruela.client.context import AppContext
+from ciruela.client.context import AppContext, real_names
 from ciruela.client.errors import CommandError
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import ClusterNames
@@ -41,7 +41,6 @@ from ciruela.interfaces import Address, InThread, NowMs
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import SharedId
 from ciruela.model.vpath import VPath
-from ciruela.net.resolve import resolver
 
 MOST_BYTES = 16 * 1024 * 1024
 """Longest page that is read: 5,000 versions with their signatures are some 3 MiB."""
@@ -61,8 +60,9 @@ class PageReader:
     def __init__(self, reactor: Any, in_thread: InThread) -> None:
         self._reactor = reactor
         self._in_thread = in_thread
-        # Not treq: it refuses URLs with IPv6 addresses (hyperlink issue 68), and a node has no other name here; and it always unpacks gzip,
-        # so that 64 KiB from the network could become 64 MiB before MOST_BYTES is looked at.
+        # Not treq: it always unpacks gzip, each part that comes as a whole. 64 KiB from the network were seen to become one part of 67 MB,
+        # and 129 MiB of memory, before MOST_BYTES could be looked at. Nor can what collects its body be cancelled, so that the connection
+        # stays when PAGE_S are over. (An endpoint factory and a Host header would mend that it refuses IPv6 addresses.)
         self._agent = Agent(reactor, connectTimeout=CONNECT_S, pool=HTTPConnectionPool(reactor, persistent=False))
 
     def get(self, address: Address, page: str, patience_s: float = PAGE_S) -> Deferred[Any]:
@@ -198,14 +198,14 @@ class ClusterView:
         return _servers(self.answering, key)
 
 
+@dataclass(frozen=True, slots=True)
 class Survey:
     """Asks the nodes of one cluster."""
 
-    def __init__(self, reader: Reader, resolve: Resolve, clock: IReactorTime, now_ms: NowMs) -> None:
-        self._reader = reader
-        self._resolve = resolve
-        self._clock = clock
-        self._now_ms = now_ms
+    reader: Reader
+    resolve: Resolve
+    clock: IReactorTime
+    now_ms: NowMs
 
     # -- who is there -------------------------------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Survey:
 
     async def look_around(self, cluster: ClusterNames) -> ClusterView:
         """Finds every node that the entry points and the nodes themselves lead to, be it that none of them answers."""
-        places = ClusterAddresses(cluster.names, self._resolve, self._clock)
+        places = ClusterAddresses(cluster.names, self.resolve, self.clock)
         entries = await places.entries()
         names = places.unresolved()
         asked: dict[Address, SurveyedNode] = {}
@@ -250,16 +250,16 @@ class Survey:
         """Ask one node who it is, and whom it knows."""
         address = who.address
         try:
-            began_s, began_ms = self._clock.seconds(), self._now_ms()
+            began_s, began_ms = self.clock.seconds(), self.now_ms()
             try:
-                page = await self._reader.get(address, "/api/v1/status")
+                page = await self.reader.get(address, "/api/v1/status")
             except NoPage:
-                identity = schema.old_identity(await self._reader.get(address, "/status/"))
-                neighbours = schema.old_neighbours(await self._reader.get(address, "/peers/"))
+                identity = schema.old_identity(await self.reader.get(address, "/status/"))
+                neighbours = schema.old_neighbours(await self.reader.get(address, "/peers/"))
                 return SurveyedNode(identity.hostname or who.name, address, identity.machine, identity, neighbours)
-            took_ms = int((self._clock.seconds() - began_s) * 1000)
+            took_ms = int((self.clock.seconds() - began_s) * 1000)
             identity = schema.identity(page)
-            peers = await self._reader.get(address, "/api/v1/peers")
+            peers = await self.reader.get(address, "/api/v1/peers")
             neighbours, shared = schema.neighbours(peers), schema.shared_ids(peers)
         except CiruelaError as error:
             return SurveyedNode(who.name, address, who.machine, None, problem=str(error))
@@ -269,27 +269,27 @@ class Survey:
 
     async def page(self, node: SurveyedNode, page: str, patience_s: float = PAGE_S) -> Any:
         """Reads one page of a node, as :meth:`PageReader.get` does."""
-        return await self._reader.get(node.address, page, patience_s)
+        return await self.reader.get(node.address, page, patience_s)
 
     # -- what a node says ---------------------------------------------------------------------------------------------------------
 
     async def dirs(self, node: SurveyedNode) -> tuple[Dir, ...]:
         """The directories of a node. Raises CiruelaError when it does not say."""
         if node.identity is not None and node.identity.ours:
-            return schema.dirs(await self._reader.get(node.address, "/api/v1/dirs"))
-        return schema.old_dirs(await self._reader.get(node.address, "/configs/"))
+            return schema.dirs(await self.reader.get(node.address, "/api/v1/dirs"))
+        return schema.old_dirs(await self.reader.get(node.address, "/configs/"))
 
     async def keys(self, node: SurveyedNode) -> Mapping[str, tuple[str, ...]] | None:
         """The fingerprints that may upload, by directory; None for a node that does not tell. Raises CiruelaError."""
         if node.identity is None or not node.identity.ours:
             return None
-        return schema.keys(await self._reader.get(node.address, "/api/v1/keys"))
+        return schema.keys(await self.reader.get(node.address, "/api/v1/keys"))
 
     async def versions(self, node: SurveyedNode, base: VPath) -> tuple[tuple[ImageVersion, ...], tuple[tuple[str, int], ...]] | None:
         """The images in ``base`` and the base dirs below it; None where there is no such directory. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
-                return schema.versions(await self._reader.get(node.address, f"/api/v1/dirs{quote(str(base))}"))
+                return schema.versions(await self.reader.get(node.address, f"/api/v1/dirs{quote(str(base))}"))
             except NoPage:
                 return None
         level = {one.key: one.num_levels for one in await self.dirs(node)}.get(base.key)
@@ -297,15 +297,15 @@ class Survey:
             return None
         if not base.level and not level:
             raise RemoteError(f"it does not tell of an image right at {base}")
-        found = schema.old_versions(await self._reader.get(node.address, f"/list-dir{quote(str(base))}"), str(base))
-        running = schema.old_downloads(await self._reader.get(node.address, "/downloading/"))
+        found = schema.old_versions(await self.reader.get(node.address, f"/list-dir{quote(str(base))}"), str(base))
+        running = schema.old_downloads(await self.reader.get(node.address, "/downloading/"))
         return tuple(_running(one, running) for one in found), ()
 
     async def at(self, node: SurveyedNode, vpath: VPath) -> At:
         """Asks how ``vpath`` stands on a node. Raises CiruelaError."""
         if node.identity is not None and node.identity.ours:
             try:
-                return schema.at(await self._reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))
+                return schema.at(await self.reader.get(node.address, f"/api/v1/images{quote(str(vpath))}"))
             except NoPage:
                 return At(False)
         level = {one.key: one.num_levels for one in await self.dirs(node)}.get(vpath.key)
@@ -384,6 +384,5 @@ def _silent(row: ServerRow, asked: Mapping[Address, SurveyedNode], told: Mapping
 
 def real_survey(common: Common, around: AppContext) -> Survey:
     """Real pages and names."""
-    resolve = resolver(around.look_up_in_thread)
     pages = PageReader(around.reactor, around.in_thread)
-    return Survey(pages, lambda name: resolve(name, common.port), around.reactor, around.now_ms)
+    return Survey(pages, real_names(common.port, around.look_up_in_thread), around.reactor, around.now_ms)

@@ -168,6 +168,23 @@ class Entrances(SynchronousTestCase):
         link = self.successResultOf(Deferred.fromCoroutine(entrance.open(Address("a", 1))))
         self.assertIs(link, self.links[1])
 
+    def test_one_connection(self) -> None:
+        """Eight questions to one server would make eight connections, and one that is just being made would outlive the command."""
+        waiting: Deferred[Any] = Deferred()
+        self.there = {"a": waiting}
+        entrance = self.entrance("a")
+        opening = [Deferred.fromCoroutine(entrance.open(Address("a", 1))) for _ in range(2)]
+        link = Link(Guest(), True)
+        waiting.callback(link)
+        self.assertEqual(([self.successResultOf(one) for one in opening], self.tried), ([link, link], ["a"]))
+        self.there["b"] = late = Deferred()
+        opening = [Deferred.fromCoroutine(entrance.open(Address("b", 1)))]
+        entrance.close()
+        link = Link(Guest(), True)
+        late.callback(link)
+        self.failureResultOf(opening[0], LinkLost)
+        self.assertTrue(link.closed)
+
     def test_interrupted(self) -> None:
         """Ctrl-C would be taken for a server that is silent."""
         self.there = {"a": Deferred(), "b": None}

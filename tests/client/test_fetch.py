@@ -9,7 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.fetch import ANSWER_S, BUSY_S, MOST_ASKED, NODES, ImagePlace, NothingThere, PathContent, Reading
+from ciruela.client.crawl import MOST_ANSWERS, MOST_ASKED
+from ciruela.client.fetch import ANSWER_S, BUSY_S, ImagePlace, NothingThere, PathContent, Reading
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import RunContext
 from ciruela.index.merge import BlockMap
@@ -120,8 +121,8 @@ class ReadingCase(SynchronousTestCase):
             self.clock.advance(0.01)
         return running
 
-    def look(self, reading: Reading) -> PathContent:
-        found = self.successResultOf(self.ends(Deferred.fromCoroutine(reading.look(PATH))))
+    def look(self, reading: Reading, path: str = PATH) -> PathContent:
+        found = self.successResultOf(self.ends(Deferred.fromCoroutine(reading.look(path))))
         assert isinstance(found, PathContent)
         return found
 
@@ -153,7 +154,7 @@ class Look(ReadingCase):
         Holder(self.hub, 1, IMAGE, [f"never{number}" for number in range(200)])
         self.resolved.clear()
         self.look(self.reading("n1"))
-        self.assertEqual(len(self.resolved), NODES)
+        self.assertEqual(len(self.resolved), MOST_ANSWERS)
 
     @shows("A29")
     def test_led_astray(self) -> None:
@@ -266,6 +267,18 @@ class Blocks(ReadingCase):
             node.image = None
         Holder(self.hub, 1).lacks = {IMAGE.order[0]}
         self.assertEqual(set(self.blocks(self.reading("n1"))), {1, 2, 3, 4})
+
+    @shows("I8")
+    def test_old_servers_live(self) -> None:
+        """A server of the reference would die of a question about a path with one component, be it for the index or for a block."""
+        self.hub.old = {address(2)}
+        new, old = Holder(self.hub, 1), Holder(self.hub, 2)
+        reading = self.reading("n1", "n2")
+        place = self.look(reading, "/www").place
+        self.assertEqual(self.problems, ["n2: it is a server of the first implementation, which has no images at /www"])
+        new.image = None
+        self.assertEqual(self.successResultOf(self.ends(Deferred.fromCoroutine(reading.blocks(place, [0])))), {})
+        self.assertEqual(old.requests, [])
 
     def test_busy(self) -> None:
         """A node that serves others would be given up."""

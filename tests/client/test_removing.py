@@ -12,9 +12,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
+from ciruela.client.crawl import MOST_ANSWERS
 from ciruela.client.explain import at_fault, checked, legend, lines, table
 from ciruela.client.options.removing import PathTarget, split_target
-from ciruela.client.pathview import MOST_ANSWERS, PathView, look
+from ciruela.client.pathview import PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
 from ciruela.client.sync import RunContext
@@ -91,14 +92,16 @@ class SightTests(SynchronousTestCase):
 class _Link:
     """A connection to a node of the test."""
 
-    bulk = True
     name = "n"
 
     def __init__(self, node: dict[str, Any]) -> None:
         self.node = node
+        self.bulk = not node.get("old")
         self.closed = False
+        self.asked: list[Request] = []
 
     def ask(self, request: Request) -> Deferred[Any]:
+        self.asked.append(request)
         if self.node.get("silent"):
             return Deferred()
         if isinstance(request, GetIndexAt):
@@ -121,6 +124,8 @@ class LookTests(SynchronousTestCase):
         self.addCleanup(lambda: self.assertTrue(all(link.closed for link in self.links)))
 
     def resolve(self, name: str) -> Deferred[list[Address]]:
+        if name == "lost":
+            return fail(LinkLost("nobody knows it"))
         return succeed([Address(f"10.0.0.{name.removeprefix('n')}", 1)])
 
     def connect(self, address: Address, _counterpart: object) -> Deferred[Any]:
@@ -130,8 +135,8 @@ class LookTests(SynchronousTestCase):
         self.links.append(_Link(node))
         return succeed(self.links[-1])
 
-    def look(self, name: str) -> Deferred[PathView]:
-        return Deferred.fromCoroutine(look(name, PATH, self.world))
+    def look(self, name: str, path: VPath = PATH) -> Deferred[PathView]:
+        return Deferred.fromCoroutine(look(name, path, self.world))
 
     def test_through_an_entry_point_that_has_nothing(self) -> None:
         """A user would have to know which nodes take a directory."""
@@ -140,6 +145,14 @@ class LookTests(SynchronousTestCase):
         sight = self.successResultOf(self.look("n1"))
         self.assertEqual(len(sight.answers), MOST_ANSWERS)
         self.assertEqual(sight.problems[0], "n1: No such config")
+
+    @shows("K3.6")
+    def test_name_that_leads_nowhere(self) -> None:
+        """What a server has that others name, and nobody can reach, would be taken for nothing."""
+        self.nodes = {"n1": {"hosts": ["lost", "n2"], "base": answer(None)}, "n2": {"hosts": ["lost"], "base": answer(None)}}
+        sight = self.successResultOf(self.look("n1"))
+        self.assertEqual((sorted(sight.answers), sight.silent), (["n1", "n2"], ["lost"]))
+        self.assertEqual(sight.problems, ["lost: nobody knows it"])
 
     def test_nobody(self) -> None:
         """A cluster that cannot be reached would look like one that has nothing."""
@@ -155,6 +168,15 @@ class LookTests(SynchronousTestCase):
         self.assertNoResult(looking)
         self.clock.advance(ANSWER_TIMEOUT_S)
         self.failureResultOf(looking, LinkLost)
+
+    @shows("I8")
+    def test_old_servers_live(self) -> None:
+        """A server of the reference would die of the question, and what it has not would be said to be unknown."""
+        self.nodes = {"n1": {"hosts": [], "base": answer(A), "old": True}}
+        failed = self.failureResultOf(self.look("n1", VPath.parse("/www")), LinkLost)
+        self.assertEqual(str(failed.value), "n1: it is a server of the first implementation, which has no images at /www")
+        self.assertEqual([link.asked for link in self.links], [[]])
+        self.assertEqual(list(self.successResultOf(self.look("n1")).answers), ["n1"])
 
 
 def page(*images: tuple[str, str, bool, str, str | None]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Checks(SynchronousTestCase):
         world = RunContext(self.cluster.clock, random.Random(1), lambda where, other: self.cluster.hub.link(other, where), resolve)
         survey = PreflightSurvey(ClusterNames(names), checks, RULE, world)
         done = Deferred.fromCoroutine(survey.ask_all())
-        self.cluster.run(60.0, lambda: done.called)
+        self.cluster.run(100.0, lambda: done.called)
         self.successResultOf(done)
         self.world_ = world
         return survey
@@ -125,6 +125,16 @@ class Checks(SynchronousTestCase):
             survey = self.survey(self.check())
             self.assertEqual(self.says(survey), {"n1": Says.TAKES, "n2": Says.TAKES, "n3": Says.UNREACHABLE}, quiet_s)
             self.assertEqual((self.fate(survey).exit_code, self.fate(survey).expected), (EXIT_NETWORK, 3))
+
+    @shows("K5.6")
+    def test_who_hangs(self) -> None:
+        """A server that takes connections and never answers would count twice, be it named or told of: an upload to it as to one more."""
+        self.cluster.nodes[3].counterpart.requested = lambda _link, _request: Deferred()  # type: ignore[method-assign]
+        for names in (("n1", "n3"), ("n1",)):
+            survey = self.survey(self.check(), self.check(NEXT, "/app/v2"), names=names)
+            for replies in survey.replies:
+                self.assertEqual([one.says for one in replies], [Says.TAKES, Says.TAKES, Says.UNREACHABLE], names)
+            self.assertEqual((self.fate(survey).exit_code, self.fate(survey).expected), (EXIT_NETWORK, 3), names)
 
     @shows("K5.6")
     def test_names_that_only_the_servers_know(self) -> None:
