@@ -1,12 +1,13 @@
-"""The long proofs of each push, for two processors: ``python -m tests.campaigns [NAME...]``, and ``guards --all``.
+"""The long proofs, for two processors: ``python -m tests.campaigns [NAME...] [--all]``. Without ``--all`` they are as long as at a push.
 
-A campaign is a module with ``run(part, parts)``: it does its share and returns one line, or raises with a message that says how to replay
-what went wrong. A smaller sample of each runs with the tests.
+A campaign is a module with ``run(part, parts, everything=False)``: it does its share of a push, or of everything, and returns one line, or
+raises with a message that says how to replay what went wrong. A push takes the same sample each time. A smaller one runs with the tests.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -15,16 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 CAMPAIGNS = {
     "strace": "tests.real.campaign_strace",
-    "simulator": "tests.sim.campaign",
-    "fuzz": "tests.fuzz.campaign",
     "guards": "tests.guards",
+    "simulator": "tests.sim.campaign",
     "sweep": "tests.disk.sweep",
+    "fuzz": "tests.fuzz.campaign",
     "powercuts": "tests.disk.powercuts",
 }
-"""Longest first, so that the processes end together. The very first one mostly waits."""
+"""Longest shares first, so that the processes end together. The very first one mostly waits."""
 
 LONGER = {"power": "tests.real.campaign_power"}
-"""Only when they are named: a small sample is enough for a push."""
+"""Only when they are named, or everything is wanted: a small sample is enough for a push."""
 
 AT_ONCE = 3
 PARTS = 4
@@ -34,7 +35,13 @@ FEW_PARTS = {"strace": 2, "guards": 1}
 """Those of which each share has a cluster of its own, or that start processes themselves."""
 
 ALL = "--all"
-"""Guards: not only those of what changed."""
+"""Everything that the campaigns have, not only the sample of a push; of guards not only those of what changed."""
+
+FROM = "--from="
+"""The seeds from this number on, which are new ones, instead of those from 0 on."""
+
+SEEDED = {"simulator", "fuzz"}
+"""Campaigns that have seeds: their ``run`` takes ``first``, too."""
 
 
 def _parts(name: str) -> int:
@@ -44,7 +51,8 @@ def _parts(name: str) -> int:
 def _one(part: int, name: str, *options: str) -> None:
     """In a process of its own: one share of one campaign."""
     run = importlib.import_module((CAMPAIGNS | LONGER)[name]).run
-    print(run(part, _parts(name), everything=True) if ALL in options else run(part, _parts(name)), flush=True)
+    first = [int(one.removeprefix(FROM)) for one in options if one.startswith(FROM)]
+    print(run(part, _parts(name), everything=ALL in options, **({"first": first[-1]} if first else {})), flush=True)
 
 
 def _share(name: str, part: int, options: Sequence[str]) -> tuple[bool, str, float]:
@@ -56,18 +64,23 @@ def _share(name: str, part: int, options: Sequence[str]) -> tuple[bool, str, flo
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the named campaigns, or all. The number of those that failed."""
+    """Run the named campaigns, or those of a push. The number of those that failed."""
     if arguments and arguments[0].startswith("--part="):
         _one(int(arguments[0].removeprefix("--part=")), *arguments[1:])
         return 0
-    arguments, options = (arguments[:1], [ALL]) if list(arguments) == ["guards", ALL] else (arguments, [])
-    unknown = [name for name in arguments if name not in CAMPAIGNS | LONGER]
+    options = [one for one in arguments if one == ALL or re.fullmatch(rf"{FROM}\d+", one)]
+    names = [one for one in arguments if one not in options]
+    unknown = [name for name in names if name not in CAMPAIGNS | LONGER]
     if unknown:
         print(f"there is no campaign {', '.join(unknown)}; there are {', '.join(CAMPAIGNS | LONGER)}", file=sys.stderr)
         return 2
+    if set(options) - {ALL} and not 0 < len(names) == len(SEEDED & set(names)):
+        print(f"only {' and '.join(sorted(SEEDED))} have seeds", file=sys.stderr)
+        return 2
+    names = names or [*(CAMPAIGNS | LONGER if ALL in options else CAMPAIGNS)]
     failed = 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        begun = {name: [pool.submit(_share, name, part, options) for part in range(_parts(name))] for name in arguments or CAMPAIGNS}
+        begun = {name: [pool.submit(_share, name, part, options) for part in range(_parts(name))] for name in names}
         for name, shares in begun.items():
             results = [share.result() for share in shares]
             good = all(well for well, _, _ in results)

@@ -73,10 +73,11 @@ def marked(file: str, source: str) -> Iterator[Guard]:
             waiting = []
 
 
-def guards(top: Path = TOP) -> list[Guard]:
+@functools.cache
+def guards(top: Path = TOP) -> tuple[Guard, ...]:
     """All of the program, file by file."""
     paths = sorted((top / "ciruela").rglob("*.py"))
-    return [guard for path in paths for guard in marked(str(path.relative_to(top)), path.read_text(encoding="utf-8"))]
+    return tuple(guard for path in paths for guard in marked(str(path.relative_to(top)), path.read_text(encoding="utf-8")))
 
 
 def subject(tree: ast.Module, line: int) -> ast.AST | None:
@@ -145,6 +146,7 @@ def _without_operand(tree: ast.Module, node: ast.AST, number: int) -> None:
 
 
 def _with_value(tree: ast.Module, node: ast.AST, new: ast.expr) -> None:
+    _put(new, node)
     fields = ("test", "iter", "exc", "value") if isinstance(node, ast.stmt | ast.keyword) else ("guard", "type")
     field = next((name for name in fields if hasattr(node, name)), None)
     if field is not None:
@@ -165,15 +167,28 @@ def _with_text(source: str, node: ast.AST, old: str, new: str) -> ast.Module:
     return ast.parse(whole[:at] + whole[at:until].replace(old.encode(), new.encode()) + whole[until:])
 
 
-@functools.lru_cache
-def _as_it_is(source: str) -> str:
-    return ast.dump(ast.parse(source))
+def _put(new: ast.AST, node: ast.AST) -> ast.AST:
+    """``new``, which has no place in the source yet, stands where ``node`` does."""
+    at = node.pattern if isinstance(node, ast.match_case) else node
+    return ast.fix_missing_locations(ast.copy_location(new, at))
+
+
+def _around(tree: ast.Module, line: int) -> str:
+    """The statement of the module, or of a class, that has the line. Much less to compare than the module is."""
+    part: ast.stmt | ast.Module = tree
+    while isinstance(part, ast.Module | ast.ClassDef):
+        inner = next((one for one in part.body if one.lineno <= line <= (one.end_lineno or 0)), None)
+        if inner is None:
+            break
+        part = inner
+    return ast.dump(part)
 
 
 def without(guard: Guard, source: str) -> ast.Module:
     """The module as it is without the guard. Raises BadMarker."""
     tree = ast.parse(source)
     node = subject(tree, guard.line)
+    before = _around(tree, guard.line)
     old, arrow, new = (part.strip() for part in guard.change.partition("->"))
     try:
         match node:
@@ -190,12 +205,12 @@ def without(guard: Guard, source: str) -> ast.Module:
             case ast.For() | ast.AsyncFor() | ast.ExceptHandler():
                 _with_value(tree, node, ast.Tuple([], ast.Load()))
             case ast.stmt():
-                _Swap(node, ast.Pass()).visit(tree)
+                _Swap(node, _put(ast.Pass(), node)).visit(tree)
             case _:
                 _omit(tree, node)
-        if ast.dump(tree) == _as_it_is(source):
+        if _around(tree, guard.line) == before:
             raise BadMarker("the change changes nothing")
-        compile(ast.fix_missing_locations(tree), guard.file, "exec")
+        compile(tree, guard.file, "exec")
     except (BadMarker, SyntaxError) as error:
         raise BadMarker(f"{guard.name}: {error}") from None
     return tree

@@ -21,7 +21,14 @@ import ciruela
 from ciruela import __version__
 from ciruela.client.options import table
 from ciruela.daemon.tap import Options
+from tests import campaigns
+from tests.disk import powercuts, sweep
+from tests.disk.plans import MOST_SUBSETS, SAMPLE
+from tests.fuzz import campaign as fuzz
+from tests.fuzz.targets import INPUTS
 from tests.proof import shows
+from tests.real import campaign_strace
+from tests.sim import campaign as simulator
 
 TOP = Path(__file__).parent.parent
 SETUP = (TOP / "setup.py").read_text(encoding="utf-8")
@@ -204,6 +211,36 @@ class ReadmeTests(SynchronousTestCase):
         targets = re.findall(r"`[^`]+ <([^>:]+)>`_", README)
         self.assertTrue(targets)
         self.assertEqual([target for target in targets if not (TOP / target).is_file()], [])
+
+
+class WhatRunsTests(SynchronousTestCase):
+    """The table of what CI runs at a push and what by command, in ``docs/contributing.rst``."""
+
+    def setUp(self) -> None:
+        text = (TOP / "docs" / "contributing.rst").read_text(encoding="utf-8")
+        self.table = text.partition("What runs when\n")[2].partition("\nFigures\n")[0]
+
+    def test_every_campaign(self) -> None:
+        """A proof that no push has whole would be run by nobody."""
+        named = set(re.findall(r"``python -m tests\.campaigns (\w+)(?: --all)?``", self.table))
+        self.assertEqual(named, {*campaigns.CAMPAIGNS, *campaigns.LONGER})
+
+    def test_numbers(self) -> None:
+        """A sample would become smaller unseen."""
+        for line in (
+            f"simulator: {simulator.SEEDS} fixed seeds",
+            f"- the first {simulator.AT_PUSH}; those",
+            f"{sweep.LEAST:,} points",
+            f"- {sweep.LEAST_AT_PUSH:,}: each call is killed",
+            f"- up to {powercuts.AT_PUSH_SUBSETS} possibilities all, else {powercuts.AT_PUSH_SAMPLE} of them",
+            f"after another fault at every {powercuts.AT_PUSH_STEP}rd call",
+            f"up to {MOST_SUBSETS} possibilities all, else {SAMPLE}; after",
+            f"up to {INPUTS:,} fixed inputs for each decoder",
+            f"- the first of {fuzz.AT_PUSH} parts",
+            f"- for {campaign_strace.AT_PUSH_S:.0f} seconds",
+            f"--all``: for {campaign_strace.CAMPAIGN_S:.0f} seconds",
+        ):
+            self.assertIn(line, self.table)
 
 
 class NewsTests(SynchronousTestCase):

@@ -145,7 +145,7 @@ class ChangeRequests:
             vpath = VPath.parse(request.path)
         except ValueError as error:
             return succeed(self._signed(UploadAck(False, RejectReason.BAD_PATH.value, detail=str(error)[:MAX_DETAIL]), link))
-        if not self.clients.wishes.sole(link, vpath, request.image):  # guard: S2
+        if not self.clients.wishes.sole(link, vpath, request.image):  # guard: I4
             return succeed(self._not_withdrawn(link, "this connection did not begin that upload, or others asked for it, too"))
 
         def withdrawn(there_was: bool) -> Response:

@@ -21,6 +21,13 @@ LONG = "append many"
 
 LONG_STEP = 5
 
+AT_PUSH_SUBSETS = 1 << 6
+AT_PUSH_SAMPLE = 24
+"""At a push fewer possibilities are looked at, at the same moments."""
+
+AT_PUSH_STEP = 3
+"""At a push each course begins with a fault at every third call, each at another third than the course before it."""
+
 
 @functools.cache
 def moments(name: str, *, syncs: bool = True) -> list[tuple[SimOS, bool]]:
@@ -79,19 +86,21 @@ def check_plan(
     return count, len(seen)
 
 
-def run(part: int, parts: int) -> str:
+def run(part: int, parts: int, *, everything: bool = False) -> str:
     """One share of all moments, and of the faults that a power cut follows: all, but a fifth of them in the long plan."""
     globalLogBeginner.beginLoggingTo([lambda _event: None], discardBuffer=True, redirectStandardIO=False)
-    counts = [check_plan(name, part=part, parts=parts, sample=12 if name == LONG else SAMPLE) for name in PLANS]
+    most, sample = (MOST_SUBSETS, SAMPLE) if everything else (AT_PUSH_SUBSETS, AT_PUSH_SAMPLE)
+    counts = [check_plan(name, part=part, parts=parts, most=most, sample=12 if name == LONG else sample) for name in PLANS]
+    step = 1 if everything else AT_PUSH_STEP
     second = [
         check_course(
             name,
             course,
-            range(1 + part, len(calls_of(name)) + 1, parts * (LONG_STEP if name == LONG else 1)),
+            range(1 + part + parts * (turn % step), len(calls_of(name)) + 1, parts * step * (LONG_STEP if name == LONG else 1)),
             sample=3 if name == LONG else 6,
         )
         for name in PLANS
-        for course in COURSES
+        for turn, course in enumerate(COURSES)
     ]
     return (
         f"powercuts: {sum(cut for cut, _ in counts):,} cuts, {sum(left for _, left in counts):,} different disks; "

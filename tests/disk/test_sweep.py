@@ -14,7 +14,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.model.vpath import VPath
 from tests.disk.bench import NEW, OLD, ONE, OTHER, V1, V2, V3, Bench, Violation, done, indexed, kill_after, outcome, succeed
 from tests.disk.faulty import Killed
-from tests.disk.sweep import KINDS, SCENARIOS, calls_of, check_point, points, scenario
+from tests.disk.sweep import KINDS, LEAST, LEAST_AT_PUSH, SCENARIOS, calls_of, check_point, points, scenario
 from tests.disk.trees import flat
 from tests.doubles.simos import SimOS
 from tests.proof import shows
@@ -74,13 +74,16 @@ class Sweep(Killing):
     @shows("G8")
     def test_count(self) -> None:
         """The campaign would leave out what it is there for."""
-        found = points()
-        self.assertGreater(len(found), 10_000)
-        self.assertEqual({kind.name for _, kind, _ in found}, set(KINDS))
+        found, at_push = points(everything=True), points(everything=False)
+        self.assertGreater(len(found), LEAST)
+        self.assertGreater(len(at_push), LEAST_AT_PUSH)
+        self.assertLess(set(at_push), set(found))
+        for each in found, at_push:
+            self.assertEqual({kind.name for _, kind, _ in each}, set(KINDS))
         kinds = {KINDS[name].code for name in KINDS}
         self.assertEqual(kinds, {None, errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EMFILE})
         for one in SCENARIOS:
-            self.assertEqual([at for each, kind, at in found if each is one and kind.name == "kill"], [*range(1, len(calls_of(one)) + 1)])
+            self.assertEqual([at for each, kind, at in at_push if each is one and kind.name == "kill"], [*range(1, len(calls_of(one)) + 1)])
 
     def test_no_more_points(self) -> None:
         """The last call of an operation would be left out."""

@@ -1,6 +1,6 @@
 """Very many bent inputs for every decoder, within seconds; what is found is kept as a file and tried again for ever.
 
-Run by ``python -m tests.campaigns`` on each push, and for longer by ``python -m benchmarks.fuzz``.
+A quarter of them on each push, all by ``python -m tests.campaigns fuzz --all``, and for longer by ``python -m benchmarks.fuzz``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from tests.fuzz.targets import BY_NAME, TARGETS, Target
 FINDINGS = Path(__file__).parent / "findings"
 MOST_S = 0.25
 """So much processor time an input may cost (I8)."""
+
+AT_PUSH = 4
+"""A push tries the first of so many parts of the inputs. The findings of all are among the tests."""
 
 BATCH = 100
 KEEP_CHANCE = 0.05
@@ -90,12 +93,12 @@ def replay(path: Path) -> None:
     _too_slow(target, [data], keep=False)
 
 
-def run(part: int, parts: int, seed: object = 0) -> str:
-    """The share ``part`` (from 0) of ``parts`` of a campaign: of each target as many inputs. Raises Finding."""
+def run(part: int, parts: int, *, everything: bool = False, first: int = 0) -> str:
+    """The share ``part`` (from 0) of ``parts`` of the campaign ``first``: of each target as many inputs. Raises Finding."""
     done = 0
     accepted = 0
     for target in TARGETS:
-        tried, taken = fuzz(target, f"{seed} {part}", -(-target.inputs // parts))
+        tried, taken = fuzz(target, f"{first} {part}", -(-target.inputs // (parts if everything else parts * AT_PUSH)))
         done += tried
         accepted += taken
     heavy = sum(bombs.run_limited(kind) for kind in sorted(bombs.KINDS, reverse=True)[part::parts])

@@ -10,7 +10,7 @@ from tests.fuzz.mutate import Cut, cut_cbor, cut_evenly, cut_words
 from tests.proto.samples import VECTORS
 
 INPUTS = 200_000
-"""Inputs for one target and push (threats 5.2)."""
+"""Inputs for one target and whole campaign (threats 5.2)."""
 
 OWN = 50_000
 """The same for small notes of which only this program and the file system decide what is in them."""

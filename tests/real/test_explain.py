@@ -16,7 +16,7 @@ class ExplainTests(Commands):
 
     def test_explained(self) -> None:
         """Nobody could tell in advance what a daemon will remove, or that the nodes do not agree."""
-        cluster = RealCluster(self, 3, [{"apps": CLEANED}, {"apps": CLEANED}, {"apps": OTHER}], measured="clients")
+        cluster = RealCluster(self, 3, [{"apps": CLEANED}, {"apps": CLEANED}, {"apps": OTHER}], measured=True)
         (cluster.nodes[0].data / "current").symlink_to(cluster.nodes[0].data / "apps/web/v1")
         config = cluster.nodes[0].config / "configs/apps.yaml"
         config.write_text(config.read_text() + f"protect: [{cluster.nodes[0].data}/current]\n")

@@ -115,7 +115,7 @@ class HookTests(SynchronousTestCase):
         ]
         os.environ["CIRUELA_SECRET_OF_THE_DAEMON"] = "secret"
         self.addCleanup(os.environ.pop, "CIRUELA_SECRET_OF_THE_DAEMON")
-        cluster = RealCluster(self, 3, [{"apps": APPS + one} for one in settings], measured="all")
+        cluster = RealCluster(self, 3, [{"apps": APPS + one} for one in settings])
         source = small_tree(fresh(self), {"a": "1", "b/c": "2"})
         done = cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1")
         said = cluster.expect(done, 7, "DONE", "3/3 nodes", "hooks 1 ok, 2 failed", "node2 on-commit exited with 3: the port is taken")

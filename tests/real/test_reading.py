@@ -41,7 +41,7 @@ class ReadingTests(SynchronousTestCase):
         for source in (self.first, self.second):
             noise_file(source / "large", 1, 4 * MIB)
         small_tree(self.second, {"added": "new", "sub/more": "1"})
-        self.cluster = RealCluster(self, 3, {"apps": APPS, "cfg": CFG}, measured="clients")
+        self.cluster = RealCluster(self, 3, {"apps": APPS, "cfg": CFG})
         self.expect = self.cluster.expect
         for number, source in enumerate((self.first, self.second), 1):
             self.expect(self.cluster.sync("--append", f"{source}:/apps/v{number}", "127.0.0.1"), 0, "3/3 nodes")

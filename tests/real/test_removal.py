@@ -32,7 +32,7 @@ class RemovalTests(Commands):
     def test_remove(self) -> None:
         """A secret that was uploaded by mistake would stay somewhere, or come back with a node that was down."""
         source, other = self.tree(secret="secret"), self.tree(good="good")
-        cluster = RealCluster(self, 3, {"apps": APPS}, measured="all")
+        cluster = RealCluster(self, 3, {"apps": APPS})
         cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "--append", f"{other}:/apps/v2", "127.0.0.1"), 0, "3/3 nodes")
         image = cluster.nodes[0].has("/apps/v1")
         cluster.kill(2)

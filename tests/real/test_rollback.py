@@ -19,7 +19,7 @@ class RollbackTests(Commands):
     def test_rollback(self) -> None:
         """An operator would need the old files, at the moment when all is broken."""
         first, second = self.tree(app="good", same="same" * 100_000), self.tree(app="bad", same="same" * 100_000)
-        cluster = RealCluster(self, 3, {"cfg": CFG}, measured="all")
+        cluster = RealCluster(self, 3, {"cfg": CFG})
         cluster.expect(self.ciruela(cluster, "rollback", "--yes", "127.0.0.1:/cfg/main"), 5, "nothing is there")
         cluster.expect(cluster.sync("--replace", f"{first}:/cfg/main", "127.0.0.1"), 0, "3/3 nodes")
         old = cluster.nodes[0].has("/cfg/main")

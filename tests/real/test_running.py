@@ -28,7 +28,7 @@ class DaemonTests(SynchronousTestCase):
     def test_stop(self) -> None:
         """A restart of a server would hang, lose the log's end, or look like a crash."""
         source = small_tree(Path(self.mktemp()).absolute(), {"a": "b"})
-        cluster = RealCluster(self, 2, measured="all")
+        cluster = RealCluster(self, 2)
         cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1"), 0, "DONE", "2/2 nodes")
         for number in (0, 1):
             self.assertEqual(cluster.stop(number, STOP_S), -signal.SIGTERM)
@@ -39,7 +39,7 @@ class DaemonTests(SynchronousTestCase):
     @shows("A49", "F43", "F60")
     def test_will_not_start(self) -> None:
         """Two daemons would mix their states, or a typing error would show up as a directory that never arrives."""
-        cluster = RealCluster(self, 1, measured="all")
+        cluster = RealCluster(self, 1)
         node = cluster.nodes[0]
         second = self.began(cluster, node.command())
         cluster.expect(second, 4, f"another daemon uses the db directory {node.db}")

@@ -57,7 +57,7 @@ class SpreadTests(SynchronousTestCase):
         scripts[1].chmod(0o755)
         changed = {path.relative_to(second) for path in (second / "changing", second / "added", second / "real/added too", scripts[1])}
 
-        cluster = RealCluster(self, 3, measured="all")
+        cluster = RealCluster(self, 3)
         cluster.expect(cluster.sync("--append", f"{first}:/apps/v1", "127.0.0.1"), 0, "DONE", "3/3 nodes")
         before = [node.received() for node in cluster.nodes]
         cluster.expect(cluster.sync("--append", f"{second}:/apps/v2", "127.0.0.2"), 0, "DONE", "3/3 nodes")
@@ -120,7 +120,7 @@ class SpreadTests(SynchronousTestCase):
         """A pipe that reads the index would get something that is no index, or another one than the servers get."""
         source = fresh(self)
         odd_tree(source)
-        cluster = RealCluster(self, 1, measured="clients")
+        cluster = RealCluster(self, 1)
         cluster.expect(cluster.sync("--append", f"{source}:/apps/v1", "127.0.0.1"), 0, "DONE", "1/1 nodes")
         done = subprocess.run([program("ciruela"), "index", source], capture_output=True, env=environment(cluster.home), timeout=PATIENCE_S)
         self.assertEqual(done.returncode, 0, done.stderr)

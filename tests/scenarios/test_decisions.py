@@ -382,6 +382,7 @@ class WithdrawTests(UnmeasuredTestCase):
         again = self.withdraw(self.client.links[0])
         self.assertEqual((again.accepted, again.reject_reason, again.machine), (False, "not_withdrawn", self.cluster.machine(1)))
 
+    @shows("I4")
     def test_not_by_others(self):
         """Anybody could stop the uploads of others; and what two clients want goes on when one of them leaves."""
         stranger = Client(self.cluster, self.image)
