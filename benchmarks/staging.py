@@ -30,7 +30,6 @@ from twisted.python.failure import Failure
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
 from ciruela.interfaces import Pending
@@ -176,7 +175,7 @@ class Node:
                 with table.step(f"{name}: reuse", files):
                     here |= _now(staging.reuse([sibling])).blocks
             _now(staging.write(()))
-            blocks = BlockMap(index)
+            blocks = index.blocks
             missing = [number for number in range(len(blocks)) if number not in here]
             arriving = []
             for number in missing:
@@ -194,7 +193,7 @@ class Node:
         with self._table.step(name, len(index.files)):
             for at in range(0, index.block_count, READ_BATCH):
                 numbers = range(at, min(at + READ_BATCH, index.block_count))
-                if None in _now(self._store.read_blocks(vpath, index, numbers)):
+                if None in _now(self._store.read_blocks(vpath, index, numbers, list)):
                     raise AssertionError("a block could not be read")
 
     def close(self) -> None:

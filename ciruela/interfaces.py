@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ciruela.index.tree import Index
 from ciruela.keys.signed import Statement, signed_bytes
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId, MachineId
@@ -224,7 +225,7 @@ Identity = tuple[int, int]
 class Reused:
     """Result of reuse: blocks (numbers in index order) that need not be fetched, files that are whole by that, and bytes."""
 
-    blocks: frozenset[int]
+    blocks: Set[int]
     files: int
     bytes: int
 
@@ -277,8 +278,11 @@ class Examination(Protocol):
 class Staging(Protocol):
     """The hidden directory beside the destination in which one image is put together."""
 
-    def keep(self) -> Deferred[frozenset[int]]:
-        """Hash what an earlier run left here; fires with the numbers of the blocks that are whole. Everything else is dropped."""
+    def keep(self) -> Deferred[BlockSet]:
+        """Hash what an earlier run left here; fires with the numbers of the blocks that are whole. Everything else is dropped.
+
+        The set grows with what is reused and written.
+        """
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
         """Take what stands in ``siblings``, as ``reuse`` of the directory says: whole files, then blocks. Each is hashed.
@@ -410,8 +414,11 @@ class Disk(Protocol):
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[Block | None]]:
-        """Blocks of a committed, kept or staged image, by number; None where it is not here or its hash is wrong."""
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+        """Read blocks of a committed, kept or staged image, by number; None where it is not here or its hash is wrong.
+
+        Fires with what ``make`` makes of them in the same thread.
+        """
 
 
 class Authority(Protocol):

@@ -88,6 +88,26 @@ def later(clock: IReactorTime, delay_s: float, name: str, duty: Callable[[], obj
     return clock.callLater(delay_s, run)
 
 
+class BoundedMap(dict[A, B]):
+    """Map of at most ``most`` entries in the order in which they were put in: the oldest gives way."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def put(self, key: A, value: B) -> None:
+        """Sets the value of ``key``, which is the newest entry now."""
+        self.pop(key, None)
+        while len(self) >= self._most:  # guard: I6 A34 F25 A26
+            del self[next(iter(self))]
+        self[key] = value
+
+    def expire(self, over: Callable[[B], bool]) -> None:
+        """Drops the oldest entries, as long as they are ``over``."""
+        while self and over(next(iter(self.values()))):
+            del self[next(iter(self))]
+
+
 class Backoff(Generic[A]):
     """Remembers failures per key: the n-th failure in a row blocks the key for ``n * step_s`` seconds, at most ``longest_s``.
 
@@ -98,16 +118,12 @@ class Backoff(Generic[A]):
         self._clock = clock
         self._step_s = step_s
         self._longest_s = longest_s
-        self._limit = limit
-        self._failures: dict[A, tuple[int, float]] = {}
+        self._failures: BoundedMap[A, tuple[int, float]] = BoundedMap(limit)
 
     def failed(self, key: A) -> None:
         """Count a failure of ``key``."""
-        # Popped and put back: what failed last is dropped last.
-        count = self._failures.pop(key, (0, 0.0))[0] + 1
-        while len(self._failures) >= self._limit:  # guard: I6
-            del self._failures[next(iter(self._failures))]
-        self._failures[key] = (count, self._clock.seconds() + min(count * self._step_s, self._longest_s))
+        count = self._failures.get(key, (0, 0.0))[0] + 1
+        self._failures.put(key, (count, self._clock.seconds() + min(count * self._step_s, self._longest_s)))
 
     def succeeded(self, key: A) -> None:
         """Forget the failures of ``key``."""
@@ -252,16 +268,15 @@ class RepeatLimiter:
         self._again_s = again_s
         self._held_s = held_s
         self._limit = limit
-        self._buckets: dict[object, dict[object, TokenBucket]] = {}
+        self._buckets: dict[object, BoundedMap[object, TokenBucket]] = {}
 
     def refused(self, link: object, thing: object, most: int) -> Deferred[Any] | None:
         """None while ``thing`` may be had, ``most`` times at once, which counts as once more; else what fails with Busy, later."""
-        buckets = self._buckets.setdefault(link, {})
+        buckets = self._buckets.setdefault(link, BoundedMap(self._limit))
         bucket = buckets.get(thing)
         if bucket is None:
-            while len(buckets) >= self._limit:
-                del buckets[next(iter(buckets))]
-            bucket = buckets[thing] = TokenBucket(self._clock, 1.0 / self._again_s, float(most))
+            bucket = TokenBucket(self._clock, 1.0 / self._again_s, float(most))
+            buckets.put(thing, bucket)
         return None if bucket.take() else deferLater(self._clock, self._held_s, _same_again)
 
     def left(self, link: object) -> None:

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.runtime import HUSH_S, Backoff, PeriodicTask, RateLimitedLog, TokenBucket, later
+from ciruela.runtime import HUSH_S, Backoff, BoundedMap, PeriodicTask, RateLimitedLog, TokenBucket, later
 from tests.proof import shows
 
 
@@ -91,6 +91,19 @@ class BucketTests(SynchronousTestCase):
         bucket = TokenBucket(clock, 1.0, 2.0)
         clock.rightNow = 0.0
         self.assertEqual(self.take(bucket, 5), 2)
+
+
+class BoundedMapTests(SynchronousTestCase):
+    def test_oldest_first(self) -> None:
+        """What was heard just now would be forgotten for what is long past."""
+        known: BoundedMap[str, int] = BoundedMap(3)
+        for at, key in enumerate("abcadd"):
+            known.put(key, at)
+        self.assertEqual(list(known.items()), [("c", 2), ("a", 3), ("d", 5)])
+        known.expire(lambda at: at < 4)
+        self.assertEqual(known, {"d": 5})
+        known.expire(lambda at: at < 9)
+        self.assertEqual(known, {})
 
 
 class BackoffTests(SynchronousTestCase):

@@ -16,7 +16,6 @@ from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
-from ciruela.index.merge import BlockMap
 from ciruela.interfaces import Address
 from ciruela.membership.cluster import Cluster as Heard
 from ciruela.model.config import DirConfig
@@ -130,7 +129,6 @@ class DownloadTests(Supervised):
         fetch = BlockFetch(
             "/app/v1",
             INDEX,
-            BlockMap(INDEX),
             plan,
             Disk(),
             lambda: candidates[0] if candidates else raising(),

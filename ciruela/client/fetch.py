@@ -28,9 +28,8 @@ from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.trust import signed_state
 from ciruela.download import relaycache
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
 from ciruela.index.parse import image_id_of, parse
-from ciruela.index.tree import File, Index
+from ciruela.index.tree import BlockMap, File, Index
 from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
@@ -81,11 +80,15 @@ class NothingThere(CiruelaError):
 
 @dataclass(frozen=True, slots=True)
 class ImagePlace:
-    """An image at a path, with what finds its blocks."""
+    """An image at a path."""
 
     path: str
     index: Index
-    blocks: BlockMap
+
+    @property
+    def blocks(self) -> BlockMap:
+        """Map of the blocks of the image."""
+        return self.index.blocks
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ class Reading:
         [(image, self._holders)] = images.items()
         data = found[self._holders[0]]
         index = await self.in_thread(parse, data, image)
-        return PathContent(ImagePlace(path, index, BlockMap(index)), data)
+        return PathContent(ImagePlace(path, index), data)
 
     # -- blocks ---------------------------------------------------------------------------------------------------------------------
 
@@ -367,7 +370,7 @@ class Relay:
     ) -> None:
         """``data`` are the bytes of the index. ``changed`` is told when ``local`` is not any more what it was."""
         self._old = seen.place
-        self._new = ImagePlace(seen.place.path, new, BlockMap(new))
+        self._new = ImagePlace(seen.place.path, new)
         self._data = data
         self._file = file
         self._local = local

@@ -25,8 +25,8 @@ from ciruela.download.fetch_blocks import BlockFetch, FetchContext
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.ids import ImageId
 from ciruela.proto.messages import BlockPart
 
@@ -144,10 +144,9 @@ class _Getting:
     async def _fill(self, olds: Sequence[str]) -> None:
         display, index = self._display, self._index
         display.show(lambda: "Looking at what an earlier run left")
-        have = set(await self._landing.open())
+        have = await self._landing.open()
         if have:
-            blocks = await self._reach.in_thread(BlockMap, index)
-            kept = blocks.bytes_of(have)
+            kept = index.blocks.bytes_of(have)
             self._totals.reused_bytes += kept
             display.say(f"{size(kept)} are here from an earlier run")
         if olds and len(have) < index.block_count:
@@ -156,28 +155,25 @@ class _Getting:
             indexes = [(one, await self._reach.in_thread(partial(getattr, scan, "index"))) for one, scan in zip(olds, scans, strict=True)]
             display.show(lambda: f"Reusing {', '.join(olds)}")
             reused = await self._landing.reuse(indexes)
-            have |= reused.blocks
             self._totals.reused_bytes += reused.bytes
         if len(have) < index.block_count:
             await self._fetch(have)
         display.show(lambda: f"Verifying {self._options.destination}")
         await self._landing.show(replacing=self._options.replace)
 
-    async def _fetch(self, have: set[int]) -> None:
+    async def _fetch(self, have: BlockSet) -> None:
         index, clock = self._index, self._reach.clock
-        blocks = await self._reach.in_thread(BlockMap, index)
         plan = await self._reach.in_thread(BlockPlan, index, have, self._reach.rng)
         fetch = BlockFetch(
             str(self._options.target.vpath),
             index,
-            blocks,
             plan,
             self._landing,
             self._origin.candidates,
             lambda: None,
             FetchContext(clock, self._totals, _Nobody(clock)),
         )
-        wanted_bytes = await self._reach.in_thread(lambda: blocks.bytes_of(set(range(index.block_count)) - have))
+        wanted_bytes = index.total_bytes - await self._reach.in_thread(index.blocks.bytes_of, have)
         began_s = clock.seconds()
 
         def so_far() -> str:

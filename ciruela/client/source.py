@@ -14,19 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 
-from ciruela.index.merge import BlockMap
+from ciruela.download.serving import BlockServer, TreeReader
 from ciruela.index.tree import Index
 from ciruela.interfaces import InThread
 from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
-from ciruela.model.ids import Block, BlockHash, ImageId
-from ciruela.proto.compression import index, part
-from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Request, Response
-from ciruela.runtime import Batcher, TokenBucket
+from ciruela.model.ids import Block, ImageId
+from ciruela.proto.compression import index
+from ciruela.proto.messages import BlockData, GetBlock, GetBlocks, GetIndex, Request, Response
+from ciruela.runtime import TokenBucket
+
+T = TypeVar("T")
 
 BytesOf = Callable[[Sequence[int]], int]
 
@@ -106,10 +108,6 @@ SHARED_BYTES_S = 20_000_000
 ask for what the others were promised, and it would be sent twice."""
 
 
-BLOCKS_PER_HOP = 32
-"""Blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""
-
-
 class ScannedTree(Protocol):
     """The files of one scanned directory. Blocking: only called in a thread."""
 
@@ -117,11 +115,8 @@ class ScannedTree(Protocol):
     def changed(self) -> Collection[str]:
         """Paths of files that are no longer as they were scanned."""
 
-    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
-        """The blocks, each verified; None where the file changed or cannot be read."""
-
     def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
-        """As :meth:`read`, by their numbers in the index."""
+        """The blocks by their numbers in the index, each verified; None where the file changed or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +139,6 @@ class BlockProvider(Protocol):
         """Answer a node to which ``published`` were published; ``sent`` is told how many bytes of which image that takes."""
 
 
-class _SharedImages:
-    """One offer with its queue of reads."""
-
-    def __init__(self, offer: SharedImage, in_thread: InThread) -> None:
-        self.offer = offer
-        self.blocks = BlockMap(offer.index)
-        self.reads: Batcher[BlockHash, bytes | None] = Batcher(lambda hashes: in_thread(offer.tree.read, hashes), BLOCKS_PER_HOP)
-
-
 class ImageSource:
     """All images of one run. ``changed`` is called with an image and a sentence when a block can no longer be given.
 
@@ -163,18 +149,24 @@ class ImageSource:
         self, offers: Iterable[SharedImage], in_thread: InThread, changed: Callable[[ImageId, str], None], pace: TokenBucket | None = None
     ) -> None:
         self._pace = pace
-        self._shelves: dict[ImageId, _SharedImages] = {}
+        self._shared: dict[ImageId, tuple[SharedImage, BlockServer]] = {}
         self._changed = changed
         self._in_thread = in_thread
         self._latest: ImageId | None = None
         for offer in offers:
-            if offer.index.image not in self._shelves:
-                self._shelves[offer.index.image] = _SharedImages(offer, in_thread)
+            if offer.index.image not in self._shared:
+                self._shared[offer.index.image] = offer, BlockServer(offer.index, self._reader(offer.tree), in_thread)
+
+    def _reader(self, tree: ScannedTree) -> TreeReader:
+        def read(numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+            return self._in_thread(lambda: make(tree.blocks(numbers)))
+
+        return read
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
-        shelves = [(shelf.offer.index, shelf.blocks.bytes_of) for shelf in self._shelves.values()]
-        return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=bytes_of) for index, bytes_of in shelves}
+        indexes = [offer.index for offer, _ in self._shared.values()]
+        return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=index.blocks.bytes_of) for index in indexes}
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.
@@ -182,86 +174,59 @@ class ImageSource:
         Fails with RemoteError for what this client does not serve, with Busy for blocks that would have to wait for long.
         """
         pace = self._pace
-        if pace is None:
-            return self._give(request, published, sent)
-        if isinstance(request, GetBlocks) and pace.wait_s > PATIENCE_S:  # guard: F54
+        if pace is not None and isinstance(request, GetBlocks) and pace.wait_s > PATIENCE_S:  # guard: F54
             return fail(Busy(f"{SLOW_DOWN}: this client sends no faster"))
-        sizes: list[tuple[ImageId, int]] = []
 
-        def paced(response: Response) -> Deferred[Response]:
-            return pace.turn(sum(size for _, size in sizes)).addCallback(gone, response)
+        def paced(answer: tuple[ImageId, int, Response]) -> Deferred[Response] | Response:
+            return gone(None, *answer) if pace is None else pace.turn(answer[1]).addCallback(gone, *answer)
 
-        def gone(_: None, response: Response) -> Response:
-            for image, size in sizes:
+        def gone(_: None, image: ImageId, size: int, response: Response) -> Response:
+            if size:
                 sent(image, size)
             return response
 
-        return self._give(request, published, lambda image, size: sizes.append((image, size))).addCallback(paced)
+        return Deferred.fromCoroutine(self._give(request, published)).addCallback(paced)
 
-    def _give(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
+    async def _give(self, request: Request, published: Collection[ImageId]) -> tuple[ImageId, int, Response]:
+        """The answer, of which image it is, and the bytes that count as sent."""
         match request:
             case GetIndex(image=image):
-                shelf = self._shelves.get(image) if image in published else None  # guard: A29 F54 I13, -> self._shelves.get(image)
-                if shelf is None:
-                    return fail(RemoteError("this client has not published that image"))
-                return self._in_thread(index, shelf.offer.data, request.packed).addCallback(self._index_read, image, sent)
-            case GetBlock(hash=block):
-                return Deferred.fromCoroutine(self._block(block, published, sent))
-            case GetBlocks(image=image):
-                shelf = self._shelves.get(image) if image in published else None  # guard: A29 I13, -> self._shelves.get(image)
-                if shelf is None:
-                    return fail(RemoteError("this client has not published that image"))
-                return self._blocks(shelf, request, sent)
+                offer, _ = self._published(image, published)
+                answer = await self._in_thread(index, offer.data, request.packed)
+                return image, len(answer.data), answer
+            case GetBlock():
+                image, data = await self._block(request, published)
+                return image, len(data), BlockData(data)
+            case GetBlocks(image=image, numbers=numbers) if numbers:
+                offer, server = self._published(image, published)
+                blocks = await server.many(request)
+                if blocks.lacks:
+                    self._tell_changed(offer)
+                return image, sum([len(one.data) for one in blocks.parts]), blocks
             case _:
-                return fail(RemoteError(f"a client does not answer {type(request).__name__}"))
+                raise RemoteError(f"a client does not answer {type(request).__name__}")
 
-    def _index_read(self, answer: IndexData, image: ImageId, sent: Callable[[ImageId, int], None]) -> Response:
-        sent(image, len(answer.data))
-        return answer
+    def _published(self, image: ImageId, published: Collection[ImageId]) -> tuple[SharedImage, BlockServer]:
+        shared = self._shared.get(image) if image in published else None  # guard: A29 F54 I13, -> self._shared.get(image)
+        if shared is None:
+            raise RemoteError("this client has not published that image")
+        return shared
 
-    def _blocks(self, shelf: _SharedImages, request: GetBlocks, sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
-        """All blocks of one answer are read, and packed, by one job in a thread."""
-        numbers = request.numbers
-        # guard: A29 I13, without 3; A29 I13, without 2
-        if not numbers or numbers[-1] >= len(shelf.blocks) or shelf.blocks.bytes_of(numbers) > MOST_BULK_BYTES:
-            return fail(RemoteError("that image does not have these blocks, or they are too much for one answer"))
-
-        def read() -> BlocksData:
-            parts = []
-            lacks: list[int] = []
-            for group in shelf.offer.index.pieces.groups(numbers):
-                found = shelf.offer.tree.blocks(group)
-                here = [one for one in found if one is not None]
-                lacks.extend(number for number, one in zip(group, found, strict=True) if one is None)
-                if here:
-                    parts.append(part(b"".join(here), request.packed))
-            return BlocksData(tuple(parts), tuple(lacks))
-
-        def counted(answer: BlocksData) -> Response:
-            if answer.lacks:
-                self._tell_changed(shelf)
-            if answer.parts:
-                sent(shelf.offer.index.image, sum(len(one.data) for one in answer.parts))
-            return answer
-
-        return self._in_thread(read).addCallback(counted)
-
-    async def _block(self, block: BlockHash, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
+    async def _block(self, request: GetBlock, published: Collection[ImageId]) -> tuple[ImageId, bytes]:
         """Look in every published image, first in the one that gave the last block: nodes fetch one image after the other."""
-        shelves = [self._shelves[image] for image in sorted(published, key=lambda image: image != self._latest)]
-        for shelf in shelves:
-            data = await shelf.reads.submit(block)
+        images = sorted(published, key=lambda image: image != self._latest)
+        for image in images:
+            data = await self._shared[image][1].one(request)
             if data is not None:
-                self._latest = shelf.offer.index.image
-                sent(self._latest, len(data))
-                return BlockData(data)
-        for shelf in shelves:
-            self._tell_changed(shelf)
+                self._latest = image
+                return image, bytes(data)
+        for image in images:
+            self._tell_changed(self._shared[image][0])
         raise RemoteError("this client does not have that block, or its file changed")
 
-    def _tell_changed(self, shelf: _SharedImages) -> None:
-        paths = sorted(shelf.offer.tree.changed)
+    def _tell_changed(self, offer: SharedImage) -> None:
+        paths = sorted(offer.tree.changed)
         if paths:
-            shown = shelf.offer.source.rstrip("/") + paths[0]  # only one: what follows must not be cut off
+            shown = offer.source.rstrip("/") + paths[0]  # only one: what follows must not be cut off
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            self._changed(shelf.offer.index.image, f"{shown}{more}: changed or vanished since it was indexed; run the command again")
+            self._changed(offer.index.image, f"{shown}{more}: changed or vanished since it was indexed; run the command again")

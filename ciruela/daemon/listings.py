@@ -6,7 +6,6 @@ A long list is encoded once for all who ask for it, in a thread.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from ciruela.model.versions import RetainedVersion, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import Prepared, prepare
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndexAt, IndexAtData, RemovedEntry, Response
+from ciruela.runtime import BoundedMap
 from ciruela.tracking.ledger import Ledger
 from ciruela.tracking.subscriptions import Subscriptions
 
@@ -93,7 +93,7 @@ class Listings:
     cluster: Cluster
 
     # internal state
-    _kept: OrderedDict[tuple[VPath, bool], _List] = field(init=False, default_factory=OrderedDict)
+    _kept: BoundedMap[tuple[VPath, bool], _List] = field(init=False, default_factory=lambda: BoundedMap(KEPT_LISTS))
 
     def index_at(self, link: Connection, request: GetIndexAt) -> Deferred[Response]:
         """Fires with the index of what is committed at a path."""
@@ -134,10 +134,8 @@ class Listings:
         key = base, bulk
         kept = self._kept.get(key)
         if kept is None or kept.revision != self.ledger.revision(base) or self.context.clock.seconds() >= kept.made_s + FRESH_S:
-            kept = self._kept[key] = _List(self.ledger.revision(base), self.context.clock.seconds())
-            self._kept.move_to_end(key)
-            while len(self._kept) > KEPT_LISTS:
-                self._kept.popitem(last=False)
+            kept = _List(self.ledger.revision(base), self.context.clock.seconds())
+            self._kept.put(key, kept)
             self.context.in_thread(prepare, "GetBaseDir", make()).addBoth(self._encoded, kept, key)
         if kept.body is not None:
             return succeed(kept.body)

@@ -5,7 +5,6 @@ Also the reasons why an image that was wanted here did not come: the last refusa
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from ciruela.model.errors import DiskError, RemoteError
 from ciruela.model.ids import ImageId, SharedId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_ADDRESSES, MOST_SERVERS, MOST_SHARED_IDS, GetPathState, PathStateData
+from ciruela.runtime import BoundedMap
 from ciruela.tracking.ledger import Ledger
 
 MOST = 1000
@@ -40,14 +40,11 @@ class Refusals:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._kept: OrderedDict[VPath, RecentRejection] = OrderedDict()
+        self._kept: BoundedMap[VPath, RecentRejection] = BoundedMap(MOST)
 
     def note(self, vpath: VPath, image: ImageId, word: str, *, rejected: bool) -> None:
         """``image`` does not come to ``vpath``: it was ``rejected``, or a download was given up."""
-        self._kept.pop(vpath, None)
-        self._kept[vpath] = RecentRejection(image, word, rejected, self._clock.seconds())
-        while len(self._kept) > MOST:  # guard: I6
-            self._kept.popitem(last=False)
+        self._kept.put(vpath, RecentRejection(image, word, rejected, self._clock.seconds()))
 
     def forget(self, vpath: VPath) -> None:
         """Something came to ``vpath`` after all."""

@@ -137,7 +137,7 @@ class Requests:
     def _dispatch(self, link: Connection, request: Request) -> Deferred[Response]:
         match request:
             case GetBlock():
-                return self.blocks.give(request).addCallback(_as_response)
+                return self.blocks.give(request)
             case GetBlocks():
                 return self._blocks_for(link, request)
             case GetPieces():
@@ -154,7 +154,7 @@ class Requests:
                 return self.changes.check(request)
             case GetIndex():
                 again = self._repeats.refused(link, request.image, SAME_INDEX)
-                return again or self.blocks.give_index(request).addCallback(_as_response)  # guard: K6.2, without 1
+                return again or self.blocks.give_index(request)  # guard: K6.2, without 1
             case GetIndexAt():
                 return self.listings.index_at(link, request)
             case GetBaseDir():
@@ -171,7 +171,7 @@ class Requests:
             self._slots.enter(link)
         except Busy as busy:
             return fail(busy)
-        return self.blocks.give_many(request).addCallback(_as_response)
+        return self.blocks.give_many(request)
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""

@@ -30,6 +30,7 @@ from ciruela.disk.tree import Tree
 from ciruela.disk.verify import Mismatch, barrier, check, complete
 from ciruela.index.tree import Index
 from ciruela.interfaces import InThread, Reused
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import STANDARD, STANDARD_MODES, Fsync, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
@@ -119,8 +120,8 @@ class Checkout:
             tree.close()
         return DestinationKind.SAME
 
-    def open(self) -> Deferred[frozenset[int]]:
-        """Open the staging directory, or make it. Fires with the numbers of the blocks that an earlier run left there, each hashed."""
+    def open(self) -> Deferred[BlockSet]:
+        """Open the staging directory, or make it. Fires as ``interfaces.Staging.keep``."""
         return self._lane.do(self._open).addCallback(lambda staged: staged.keep())
 
     def _open(self) -> _Staged:

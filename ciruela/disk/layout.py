@@ -137,8 +137,8 @@ def place(configs: Mapping[str, DirConfig], vpath: VPath) -> Place:
     if vpath.level != config.num_levels:  # guard: A17 I3
         raise DiskError(f"{vpath}: has {vpath.level} levels, configured are {config.num_levels}")
     if vpath.level:
-        found = Place(vpath, config.directory, vpath.parts[1:-1], vpath.name)
-        return replace(found, keep=config.keep_replaced, append_only=config.append_only)
+        parents, name = vpath.parts[1:-1], vpath.name
+        return Place(vpath, config.directory, parents, name, keep=config.keep_replaced, append_only=config.append_only)
     directory = config.directory.rstrip("/")
     above, _, name = directory.rpartition("/")
     if not name:

@@ -12,7 +12,6 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import split
 from ciruela.disk.verify import blocks_in
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import File, Index
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import Block, BlockHash
@@ -33,7 +32,7 @@ class LocalTree:
 
     def __init__(self, root: str, index: Index) -> None:
         self._kind = index.kind
-        self._blocks = BlockMap(index)
+        self._blocks = index.blocks
         self._lock = Lock()
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
         self._changed: set[str] = set()
@@ -49,12 +48,11 @@ class LocalTree:
         with self._lock:
             return frozenset(self._changed)
 
-    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
-        """The block of each hash; None for one that the index does not name or that no file has any more."""
-        return [self._block(wanted) for wanted in hashes]
-
     def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
-        """As :meth:`read`, by block number; quick for blocks that follow each other, and for files of one directory that do."""
+        """The blocks by number, from wherever their content stands; None for one that no file has any more.
+
+        Quick for blocks that follow each other, and for files of one directory that do.
+        """
         found: list[Block | None] = []
         with _Directories(self._root) as directories:
             for run in self._blocks.runs(numbers):

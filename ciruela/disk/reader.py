@@ -12,7 +12,6 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import blocks_in
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.ids import HASH_BYTES, Block, ImageId
 from ciruela.model.vpath import VPath
@@ -31,7 +30,7 @@ class Readers:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._idle: OrderedDict[Key, tuple[Tree, BlockMap]] = OrderedDict()
+        self._idle: OrderedDict[Key, Tree] = OrderedDict()
         self._age = 0
 
     def forget(self, vpath: VPath) -> None:
@@ -39,7 +38,7 @@ class Readers:
         with self._lock:
             self._age += 1
             gone = [self._idle.pop(key) for key in list(self._idle) if key[0] == vpath]
-        for tree, _ in gone:
+        for tree in gone:
             self._let_go(tree)
 
     @staticmethod
@@ -53,7 +52,7 @@ class Readers:
         with self._lock:
             gone = list(self._idle.values())
             self._idle.clear()
-        for tree, _ in gone:
+        for tree in gone:
             self._let_go(tree)
 
     def read(self, place: Place, index: Index, numbers: Sequence[int], open_root: Callable[[], SafeDir]) -> list[Block | None]:
@@ -61,21 +60,20 @@ class Readers:
         key = (place.vpath, index.image)
         with self._lock:
             age = self._age
-            found = self._idle.pop(key, None)
-        if found is None:
-            found = Tree(open_root(), DIRS_EACH, FILES_EACH), BlockMap(index)
+            tree = self._idle.pop(key, None)
+        if tree is None:
+            tree = Tree(open_root(), DIRS_EACH, FILES_EACH)
         else:
             KEPT.give_back()
-        tree, blocks = found
         kept = False
         try:
-            result = _read(tree, blocks, numbers)
+            result = _read(tree, index, numbers)
             with self._lock:
                 if self._age == age and key not in self._idle and KEPT.take():
-                    self._idle[key] = found
+                    self._idle[key] = tree
                     kept = True
                 # guard: A41 I6, len(self._idle) > TREES -> False
-                oldest = self._idle.popitem(last=False)[1][0] if len(self._idle) > TREES else None
+                oldest = self._idle.popitem(last=False)[1] if len(self._idle) > TREES else None
         finally:
             if not kept:
                 tree.close()
@@ -84,15 +82,14 @@ class Readers:
         return result
 
 
-def _read(tree: Tree, blocks: BlockMap, numbers: Sequence[int]) -> list[Block | None]:
+def _read(tree: Tree, index: Index, numbers: Sequence[int]) -> list[Block | None]:
     """The blocks, each verified. A fault of the disk is None, like a block that never came: the asker goes elsewhere (threats A39).
 
     A file of one block is closed at once: keeping it open would only push out another.
     """
     result: list[Block | None] = []
-    kind = blocks.index.kind
-    for run in blocks.runs(numbers):
-        file = blocks.files[run.file_number]
+    for run in index.blocks.runs(numbers):
+        file = index.files[run.file_number]
         path = file.path
         try:
             if len(file.hashes) == HASH_BYTES:
@@ -106,5 +103,5 @@ def _read(tree: Tree, blocks: BlockMap, numbers: Sequence[int]) -> list[Block | 
             result += [None] * run.blocks
             continue
         # guard: A10 F51 I1, -> [data[at * BLOCK_BYTES:(at + 1) * BLOCK_BYTES] for at in range(run.blocks)]
-        result += blocks_in(data, file, kind, run.first, run.blocks)
+        result += blocks_in(data, file, index.kind, run.first, run.blocks)
     return result

@@ -24,9 +24,10 @@ from ciruela.disk.syscalls import CANNOT_CLONE, FULL, warn_once
 from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import READ_BLOCKS, as_it_should, good_blocks, good_in
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap, same_files
+from ciruela.index.merge import same_files
 from ciruela.index.tree import File, Index
 from ciruela.interfaces import Reused
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import STANDARD_MODES, Modes, Reuse
 from ciruela.model.ids import HASH_BYTES, ImageId
 from ciruela.model.vpath import VPath
@@ -65,14 +66,17 @@ def is_zero(data: bytes | memoryview) -> bool:
 class Content:
     """The blocks of ``index`` in ``tree``. Whoever puts one there has checked its hash before. Not for two threads at once.
 
+    ``here`` are the numbers of those that are there; it is the one record of that, and changes with what is put there.
+
     A block of zeros is not written into a file that was created here: it stays a hole, which takes no space and reads the same.
     """
 
     def __init__(self, index: Index, tree: Tree) -> None:
         self.index = index
         self.tree = tree
-        self.blocks = BlockMap(index)
+        self.blocks = index.blocks
         self._here = bytearray(index.block_count)
+        self.here = BlockSet(self._here)
         self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
 
     def has(self, number: int) -> bool:
@@ -96,10 +100,6 @@ class Content:
             if not self.whole(file_number):
                 missing += sum(files[file_number].block_size(block) for block in self.missing(file_number))
         return missing
-
-    def numbers(self) -> frozenset[int]:
-        """The numbers of the blocks that are here."""
-        return frozenset(number for number, here in enumerate(self._here) if here)
 
     def add(self, file_number: int, blocks: Iterable[int]) -> None:
         """These blocks of a file are here."""
@@ -196,7 +196,7 @@ class Reusing:
         self._modes = modes
         self._clones = how in (Reuse.HARDLINK, Reuse.REFLINK)
         self._may_write: bool | None = None
-        self._blocks: set[int] = set()
+        self._taken = bytearray(content.index.block_count)
         self._files = 0
         self._bytes = 0
 
@@ -210,7 +210,7 @@ class Reusing:
             for vpath, theirs in siblings:
                 yield ENTRY_COST
                 yield from self._single_blocks(vpath, theirs)
-        return Reused(frozenset(self._blocks), self._files, self._bytes)
+        return Reused(BlockSet(self._taken), self._files, self._bytes)
 
     # -- whole files -----------------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,8 @@ class Reusing:
                     return
                 if (yield from self._link(source, number, other)):
                     content.add_file(number)
-                    self._blocks.update(content.blocks.numbers_of(number))
+                    numbers = content.blocks.numbers_of(number)
+                    self._taken[numbers.start : numbers.stop] = b"\1" * len(numbers)
                     self._files += 1
                     self._bytes += other.size
         finally:
@@ -350,8 +351,9 @@ class Reusing:
                 view = memoryview(data)
                 for block in good:
                     content.put(number, block, view[(block - first) * BLOCK_BYTES : (block - first + 1) * BLOCK_BYTES])
-        numbers = content.blocks.numbers_of(number)
-        self._blocks.update([numbers[block] for block in good])
+        start = content.blocks.numbers_of(number).start
+        for block in good:
+            self._taken[start + block] = 1
         self._bytes += sum(mine.block_size(block) for block in good)
 
     def _cloned(self, opened: OpenFile, begin: int, mine: File, offset: int, size: int) -> bool:

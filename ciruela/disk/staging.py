@@ -24,6 +24,7 @@ from ciruela.disk.tree import Tree, split
 from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Reused
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
@@ -116,11 +117,11 @@ class StagingDir:
 
     # -- what is here already --------------------------------------------------------------------------------------------------
 
-    def keep(self) -> Deferred[frozenset[int]]:
+    def keep(self) -> Deferred[BlockSet]:
         """As ``interfaces.Staging.keep``."""
         return self._run(self._keep())
 
-    def _keep(self) -> Steps[frozenset[int]]:
+    def _keep(self) -> Steps[BlockSet]:
         self._tree.forget()
         below = names_by_directory(self._index)
         number = 0
@@ -147,7 +148,7 @@ class StagingDir:
                         yield from remove_tree(here, name)
                 elif name not in inner or not _is(here, name, stat.S_ISDIR):  # guard: I1
                     yield from remove_tree(here, name)
-        return self._content.numbers()
+        return self._content.here
 
     def _keep_file(self, here: SafeDir, name: str, number: int, wanted: File) -> Steps[None]:
         """Keep the whole blocks of a file.
@@ -193,13 +194,13 @@ class StagingDir:
     def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
         if not self._room_checked:
             self._check_room()
-        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.function()
+        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.hasher
         results: list[bool] = []
         for file_number, first, count in blocks_of.runs([number for number, _ in blocks]):
             file, start = blocks_of.files[file_number], len(results)
             fresh: list[Block] = []
             for block, (number, data) in enumerate(blocks[start : start + count], first):
-                good = len(data) == file.block_size(block) and hashed(data) == file.block_hash(block)  # guard: A7 F5 I1, without 2
+                good = len(data) == file.block_size(block) and hashed(data).digest() == file.block_hash(block)  # guard: A7 F5 I1, without 2
                 results.append(good)
                 if good and not content.has(number):
                     fresh.append(data)

@@ -61,14 +61,15 @@ def good_in(data: bytes, wanted: File, kind: HashKind, first: int) -> list[int]:
 
     ``data`` must not go beyond the size of the file: then what is shorter than a block should be is wrong by its hash.
     """
-    hashes, hashed = wanted.hashes, kind.hash
+    hashes, hashed = wanted.hashes, kind.hasher
     if len(data) <= BLOCK_BYTES:
-        return [first] if data and hashed(data) == hashes[first * HASH_BYTES : (first + 1) * HASH_BYTES] else []  # guard: I1 A7, without 2
+        good = data and hashed(data).digest() == hashes[first * HASH_BYTES : (first + 1) * HASH_BYTES]  # guard: I1 A7, without 2
+        return [first] if good else []
     view = memoryview(data)
     return [
         number
         for number, begin in enumerate(range(0, len(data), BLOCK_BYTES), first)
-        if hashed(view[begin : begin + BLOCK_BYTES]) == hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]  # guard: A50 I1
+        if hashed(view[begin : begin + BLOCK_BYTES]).digest() == hashes[number * HASH_BYTES : (number + 1) * HASH_BYTES]  # guard: A50 I1
     ]
 
 

@@ -195,7 +195,7 @@ class Walk:
     ) -> None:
         self._root = root
         self._kind = kind
-        self._hash = kind.function()
+        self._hasher = kind.hasher
         self._now_s = now_s
         self._caches = caches
         self._excludes = excludes or None
@@ -416,7 +416,7 @@ class Walk:
         size = len(data)
         if size != found.st_size or not _same(found, after):
             raise self.changed(self._at)
-        hashes = self._hash(data) if 0 < size <= BLOCK_BYTES else self._block_hashes(data)
+        hashes = self._hasher(data).digest() if 0 < size <= BLOCK_BYTES else self._block_hashes(data)
         self._took(listed, file_line(escape(name), _executable(found), size, hashes), size)
         return None
 
@@ -489,8 +489,8 @@ class Walk:
         return image, data
 
     def _block_hashes(self, data: bytes) -> bytes:
-        view, block_hash = memoryview(data), self._hash
-        return b"".join([block_hash(view[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)])
+        view, hasher = memoryview(data), self._hasher
+        return b"".join([hasher(view[at : at + BLOCK_BYTES]).digest() for at in range(0, len(data), BLOCK_BYTES)])
 
 
 def piece_size(piece: Piece) -> int:

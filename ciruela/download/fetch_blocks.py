@@ -35,7 +35,6 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockAnswer, BlockRelayCache
 from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, PeerCandidate, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block
@@ -192,7 +191,6 @@ class BlockFetch:
         self,
         vpath: str,
         index: Index,
-        blocks: BlockMap,
         plan: BlockPlan,
         staging: Sink,
         candidates: Callable[[], list[Candidate]],
@@ -203,7 +201,6 @@ class BlockFetch:
         clock = context.clock
         self._vpath = vpath
         self._index = index
-        self._blocks = blocks
         self._plan = plan
         self._candidates = candidates
         self._progressed = progressed
@@ -412,7 +409,7 @@ class BlockFetch:
         if source.candidate.bulk:
             return GetBlocks(self._vpath, self._index.image, tuple(numbers), packed=source.packing.wanted)
         (number,) = numbers
-        file, block = self._blocks.by_number(number)
+        file, block = self._index.blocks.by_number(number)
         return GetBlock(file.block_hash(block), BlockHint(self._vpath, file.path, block * BLOCK_BYTES))
 
     def _write(

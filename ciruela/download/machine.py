@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from ciruela.download.fetch_blocks import BlockFetch
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.interfaces import Staging
 from ciruela.model.bitfield import FULL
@@ -46,10 +45,9 @@ class DownloadPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StagedImage:
-    """An image with its index, the map of its blocks, and its open staging directory."""
+    """An image with its index and its open staging directory."""
 
     index: Index
-    blocks: BlockMap
     directory: Staging
 
 
@@ -266,8 +264,8 @@ class Steps(Protocol):
     def index_fetch(self) -> IndexFetch:
         """Makes the fetch of the index, which begins later, if at all."""
 
-    def find_index(self, fetch: IndexFetch) -> Deferred[tuple[Index, BlockMap]]:
-        """Gets the index from memory, the disk, or others, and its map."""
+    def find_index(self, fetch: IndexFetch) -> Deferred[Index]:
+        """Gets the index from memory, the disk, or others; it is checked, and the map of its blocks ready."""
 
     def open_staging(self, index: Index) -> Deferred[Staging]:
         """Opens the staging directory."""
@@ -310,7 +308,7 @@ class TransferEvents(Protocol):
     def begin(self) -> None:
         """Takes the first step."""
 
-    def index_found(self, index: Index, blocks: BlockMap) -> None:
+    def index_found(self, index: Index) -> None:
         """The index is here, and checked."""
 
     def staging_opened(self, image: StagedImage) -> None:
@@ -362,13 +360,13 @@ def _entered(steps: Steps, step: A) -> A:
 
 def _fetch_index(events: TransferEvents, steps: Steps) -> FetchingIndex:
     fetch = steps.index_fetch()
-    chain = _chain(events, lambda: steps.find_index(fetch), lambda found: events.index_found(*found))
+    chain = _chain(events, lambda: steps.find_index(fetch), events.index_found)
     return _entered(steps, FetchingIndex(chain, fetch, steps.began_s))
 
 
-def _open_staging(events: TransferEvents, steps: Steps, index: Index, blocks: BlockMap) -> OpeningStaging:
+def _open_staging(events: TransferEvents, steps: Steps, index: Index) -> OpeningStaging:
     def opened(directory: Staging) -> None:
-        events.staging_opened(StagedImage(index, blocks, directory))
+        events.staging_opened(StagedImage(index, directory))
 
     return _entered(steps, OpeningStaging(_chain(events, lambda: steps.open_staging(index), opened), index))
 

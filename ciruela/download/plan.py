@@ -32,15 +32,12 @@ class _Flight:
 
 
 class BlockPlan:
-    """Plan of the blocks of one image: missing, asked for, or here."""
+    """Plan of the blocks of one image that are not in ``have``: missing, or asked for. Staging knows which are here."""
 
     def __init__(self, index: Index, have: Collection[int], rng: random.Random) -> None:
         self.pieces = index.pieces
         count = self.pieces.count
         self._copies: dict[int, list[int]] = {}
-        self._here = bytearray(index.block_count)
-        for number in have:
-            self._here[number] = 1
         self._sizes = array("H")
         self._left = [0] * count
         self._queues: list[array[int]] = [array("Q") for _ in range(count)]
@@ -49,7 +46,7 @@ class BlockPlan:
         self._order = list(range(count))
         rng.shuffle(self._order)
         self.missing = 0
-        self._fill(index)
+        self._fill(index, have)
         self.mask = self._of(number for number, left in enumerate(self._left) if not left)
         self._open = self._of(number for number, queue in enumerate(self._queues) if queue)
 
@@ -59,14 +56,17 @@ class BlockPlan:
             bits[piece >> 3] |= 1 << (piece & 7)
         return int.from_bytes(bits, "little")
 
-    def _fill(self, index: Index) -> None:
+    def _fill(self, index: Index, have: Collection[int]) -> None:
+        here = bytearray(index.block_count)
+        for number in have:
+            here[number] = 1
         first: dict[bytes, int] = {}
         number = 0
         piece_of = self.pieces.piece_of
         for file in index.files:
             for at in range(0, len(file.hashes), HASH_BYTES):
                 self._sizes.append(file.block_size(at // HASH_BYTES))
-                if not self._here[number]:
+                if not here[number]:
                     part = piece_of(number)
                     self._left[part] += 1
                     self.missing += 1
@@ -197,13 +197,11 @@ class BlockPlan:
             self._open |= 1 << part
 
     def arrived(self, number: int) -> bool:
-        """The block is on disk. True when that completed a piece. A second copy of the same block changes nothing."""
-        if self._here[number]:  # guard: I1
+        """A block that was asked for is on disk. True when that completed a piece. A second copy of the same block changes nothing."""
+        if self._flights.pop(number, None) is None:  # guard: I1
             return False
-        self._flights.pop(number, None)
         completed = False
         for place in (number, *self._copies.pop(number, ())):
-            self._here[place] = 1
             self.missing -= 1
             part = self.pieces.piece_of(place)
             self._left[part] -= 1
@@ -211,10 +209,6 @@ class BlockPlan:
                 self.mask |= 1 << part
                 completed = True
         return completed
-
-    def has(self, number: int) -> bool:
-        """Tells whether the block is on disk."""
-        return bool(self._here[number])
 
     @property
     def in_flight(self) -> int:

@@ -10,7 +10,6 @@ from twisted.python.failure import Failure
 
 from ciruela.download.machine import ActiveStep, Committing, RepairMachine, StagedImage
 from ciruela.download.steps import Transfer
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.interfaces import Address
 from ciruela.model.errors import DownloadFailed
@@ -36,8 +35,8 @@ class Repair(Transfer):
     def progressed(self) -> None:
         """Tells nobody."""
 
-    def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
-        """Makes the map of the blocks; no limit counts for what is here already."""
+    def mapped(self, index: Index) -> Deferred[Index]:
+        """Makes the map of its blocks; no limit counts for what is here already."""
         return self.context.catalog.add(index)
 
     def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:

@@ -1,4 +1,4 @@
-"""Giving blocks and indexes to others, of images that are here and of those still coming.
+"""Giving blocks and indexes to others, of images that are here and of those still coming; the client gives blocks in the same way.
 
 Only what a verified index names is read, by image and block number; a path from the wire is looked up, never opened (threats 6.6).
 What is read is hashed before it is sent; a block that does not match is answered as absent, and if its image is committed here it should be
@@ -12,26 +12,27 @@ that is what turns the few that have an image into many.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.download.relaycache import BlockRelayCache
-from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.interfaces import Disk, InThread
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
 from ciruela.proto import compression
-from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData
-from ciruela.runtime import Batcher, in_place
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockData, BlockPart, BlocksData, GetBlock, GetBlocks, GetIndex, IndexData, Response
+from ciruela.runtime import Batcher, BoundedMap, in_place
 from ciruela.tracking.ledger import Ledger
+
+T = TypeVar("T")
 
 MOST_READERS = 16
 HELD_S = 3.0
@@ -63,70 +64,52 @@ class UploadSlots:
 
 
 KEPT_INDEXES = 16
-READS_PER_JOB = 32
 
 LARGE_BLOCKS = 20_000
 """With so many blocks, what goes over all of them is done in a thread: on the reactor it would take some tens of milliseconds and more."""
 
 
-def _mapped(index: Index) -> BlockMap:
-    """The block map of an index, ready for everything."""
-    blocks = BlockMap(index)
-    if index.block_count:
-        blocks.numbers(blocks.hash_of(0))
-    return blocks
-
-
 class Catalog:
-    """The parsed indexes in use, with their block maps: the last few, verified when they were loaded."""
+    """The parsed indexes in use: the last few, verified when they were loaded, the maps of their blocks made."""
 
     def __init__(self, disk: Disk, in_thread: InThread = in_place) -> None:
         self._disk = disk
         self._in_thread = in_thread
-        self._kept: OrderedDict[ImageId, tuple[Index, BlockMap]] = OrderedDict()
-        self._loading: dict[ImageId, list[Deferred[tuple[Index, BlockMap] | None]]] = {}
+        self._kept: BoundedMap[ImageId, Index] = BoundedMap(KEPT_INDEXES)
+        self._loading: dict[ImageId, list[Deferred[Index | None]]] = {}
 
-    def add(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
-        """Keep an index that was just verified. Fires with the entry; the map of a large one is made in a thread."""
+    def add(self, index: Index) -> Deferred[Index]:
+        """Keep an index that was just verified. Fires with the one that is kept; the map of a large one is made in a thread."""
         kept = self._kept.get(index.image)
         if kept is not None or index.block_count < LARGE_BLOCKS:
-            return succeed(self._keep(kept or (index, BlockMap(index))))
-        return self._in_thread(_mapped, index).addCallback(lambda blocks: self._keep((index, blocks)))
+            return succeed(self._keep(kept or index))
+        return self._in_thread(getattr, index, "blocks").addCallback(lambda _: self._keep(index))
 
-    def _keep(self, entry: tuple[Index, BlockMap]) -> tuple[Index, BlockMap]:
-        image = entry[0].image
-        self._kept[image] = entry
-        self._kept.move_to_end(image)
-        while len(self._kept) > KEPT_INDEXES:
-            self._kept.popitem(last=False)
-        return entry
+    def _keep(self, index: Index) -> Index:
+        self._kept.put(index.image, index)
+        return index
 
-    def kept(self, image: ImageId) -> tuple[Index, BlockMap] | None:
-        """The entry if it is in memory."""
+    def kept(self, image: ImageId) -> Index | None:
+        """The index if it is in memory."""
         return self._kept.get(image)
 
     def images(self) -> list[ImageId]:
         """The images whose indexes are in use."""
         return [*self._kept, *self._loading]
 
-    def index(self, image: ImageId) -> Deferred[Index | None]:
-        """As :meth:`get`, the index alone."""
-        return self.get(image).addCallback(lambda entry: entry[0] if entry else None)
-
-    def get(self, image: ImageId) -> Deferred[tuple[Index, BlockMap] | None]:
-        """The entry, from memory or the disk; None when the disk does not have it."""
-        waiting: Deferred[tuple[Index, BlockMap] | None] = Deferred()
+    def get(self, image: ImageId) -> Deferred[Index | None]:
+        """The index, from memory or the disk; None when the disk does not have it."""
         kept = self._kept.get(image)
         if kept is not None:
-            waiting.callback(kept)
-            return waiting
+            return succeed(kept)
+        waiting: Deferred[Index | None] = Deferred()
         others = self._loading.setdefault(image, [])
         others.append(waiting)
         if len(others) == 1:
             self._disk.read_index(image).addCallback(lambda index: self.add(index) if index else None).addBoth(self._loaded, image)
         return waiting
 
-    def _loaded(self, result: tuple[Index, BlockMap] | Failure | None, image: ImageId) -> None:
+    def _loaded(self, result: Index | Failure | None, image: ImageId) -> None:
         for waiting in self._loading.pop(image):
             if isinstance(result, Failure):
                 waiting.errback(result)
@@ -134,14 +117,88 @@ class Catalog:
                 waiting.callback(result)
 
 
+READS_PER_JOB = 32
+"""Single blocks that one job in a thread reads: 1 MiB, so that a hop to a thread costs little and no request waits for long."""
+
+
+def _nothing() -> None:
+    """Nothing follows."""
+
+
+class TreeReader(Protocol):
+    """Port to the tree of one image."""
+
+    def __call__(self, numbers: Sequence[int], make: Callable[[list[Block | None]], T], /) -> Deferred[T]:
+        """Reads blocks by their numbers, in a thread, and fires with what ``make`` makes of them there.
+
+        Each is verified; None stands for one that is not here, or wrong.
+        """
+
+
+class BlockServer:
+    """Gives the blocks of one image out of its tree: of a scanned directory at a client, of what is here and what is coming on a node.
+
+    Whoever owns it says who may ask, counts what was given, and acts when something could not be. Single blocks are read together, in
+    batches; of many in one answer, those in ``passing`` are passed on as they came in.
+    """
+
+    def __init__(self, index: Index, read: TreeReader, in_thread: InThread, passing: BlockRelayCache | None = None) -> None:
+        self.index = index
+        self._read = read
+        self._in_thread = in_thread
+        self._passing = passing
+        self._singles: Batcher[int, Block | None] = Batcher(lambda numbers: read(numbers, list), READS_PER_JOB)
+
+    def one(self, request: GetBlock, missed: Callable[[], None] = _nothing) -> Deferred[Block | None]:
+        """Fires with the block of that hash, None when it cannot be given; ``missed`` is told when the image has it all the same.
+
+        A hint that is right saves a search by hash, which is for a thread.
+        """
+        number = None if request.hint is None else self.index.blocks.locate(request.hint.path, request.hint.offset)
+        if number is not None and self.index.blocks.hash_of(number) == request.hash:
+            return self._single(number, missed)
+        return self._in_thread(self.index.blocks.numbers, request.hash).addCallback(
+            lambda found: self._single(found[0], missed) if found else None
+        )
+
+    def _single(self, number: int, missed: Callable[[], None]) -> Deferred[Block | None]:
+        def given(data: Block | None) -> Block | None:
+            if data is None:
+                missed()
+            return data
+
+        return self._singles.submit(number).addCallback(given)
+
+    def many(self, request: GetBlocks) -> Deferred[BlocksData]:
+        """Fires with the blocks that can be given. Raises RemoteError for what the image has not, or an answer may not hold."""
+        numbers = request.numbers
+        if numbers and numbers[-1] >= self.index.block_count:  # guard: A2 F3 A29 I13
+            raise RemoteError(f"there is no block {numbers[-1]}")
+        if self.index.blocks.bytes_of(numbers) > MOST_BULK_BYTES:  # guard: A34 I6 F3 A29 I13
+            raise RemoteError(f"at most {MOST_BULK_BYTES} bytes are given at once")
+        groups = self.index.pieces.groups(numbers)
+        passed = [None if self._passing is None else self._passing.get(request.image, group, request.packed) for group in groups]
+        rest = [number for group, known in zip(groups, passed, strict=True) if known is None for number in group]
+
+        def join(found: list[Block | None]) -> BlocksData:
+            parts: list[BlockPart] = []
+            data = iter(found)
+            for group, known in zip(groups, passed, strict=True):
+                if known is not None:
+                    parts.append(known)
+                elif here := [block for block in islice(data, len(group)) if block is not None]:
+                    parts.append(compression.part(b"".join(here), request.packed))
+            return BlocksData(tuple(parts), tuple([number for number, block in zip(rest, found, strict=True) if block is None]))
+
+        return self._read(rest, join) if rest else succeed(join([]))
+
+
 def _nobody(_vpath: VPath, _image: ImageId) -> None:
     """Nobody wants to know."""
 
 
 class BlockService:
-    """Answers GetBlock and GetBlocks. Single blocks of one image are read together, in batches."""
-
-    _log = Logger()
+    """Answers GetIndex, GetBlock and GetBlocks on a node: of images that are here, or on their way."""
 
     def __init__(
         self,
@@ -162,8 +219,8 @@ class BlockService:
         self._ledger = ledger
         self._disk = disk
         self._catalog = catalog
-        self._readers: OrderedDict[tuple[VPath, ImageId], Batcher[int, Block | None]] = OrderedDict()
-        self._indexes: dict[tuple[ImageId, bool], list[Deferred[IndexData]]] = {}
+        self._servers: BoundedMap[tuple[VPath, ImageId], BlockServer] = BoundedMap(KEPT_INDEXES)
+        self._indexes: dict[tuple[ImageId, bool], list[Deferred[Response]]] = {}
         self._served: set[VPath] = set()
         self.sent_blocks = 0
         self.sent_bytes = 0
@@ -173,7 +230,7 @@ class BlockService:
         served, self._served = self._served, set()
         return served
 
-    def give_index(self, request: GetIndex) -> Deferred[IndexData]:
+    def give_index(self, request: GetIndex) -> Deferred[Response]:
         """Fires with the index of an image, or fails with RemoteError when it is not here. Those who ask at the same time share it."""
 
         def answer(data: bytes | None) -> IndexData | Deferred[IndexData]:
@@ -182,7 +239,7 @@ class BlockService:
             return self._in_thread(compression.index, data, True) if request.packed else IndexData(data)
 
         key = request.image, request.packed
-        waiting: Deferred[IndexData] = Deferred()
+        waiting: Deferred[Response] = Deferred()
         others = self._indexes.setdefault(key, [])
         others.append(waiting)
         if len(others) == 1:
@@ -194,7 +251,7 @@ class BlockService:
         for waiting in self._indexes.pop(key):
             waiting.callback(result)
 
-    def give(self, request: GetBlock) -> Deferred[BlockData]:
+    def give(self, request: GetBlock) -> Deferred[Response]:
         """Fires with the block, or fails with RemoteError when it is not here."""
         if request.hint is None:  # guard: F3 I13
             return fail(RemoteError("Hint is required for fetching blocks from server"))
@@ -204,7 +261,7 @@ class BlockService:
             return fail(RemoteError(f"the hint is not a virtual path: {error}"))
         return self._first(request, vpath, self._images(vpath))
 
-    def give_many(self, request: GetBlocks) -> Deferred[BlocksData]:
+    def give_many(self, request: GetBlocks) -> Deferred[Response]:
         """Fires with the blocks that are here; fails with RemoteError for an image that is not, or more than an answer may hold."""
         try:
             vpath = VPath.parse(request.path)
@@ -213,46 +270,18 @@ class BlockService:
         if request.image not in self._images(vpath):  # guard: A2 F3 I13
             return fail(RemoteError("image not found"))
 
-        def look(entry: tuple[Index, BlockMap] | None) -> Deferred[BlocksData]:
-            if entry is None:
-                self._missed(None, vpath, request.image)
+        def ask(server: BlockServer | None) -> Deferred[BlocksData]:
+            if server is None:
                 raise RemoteError("its index is not here")
-            index, blocks = entry
-            if request.numbers and request.numbers[-1] >= len(blocks):  # guard: A2 F3
-                raise RemoteError(f"there is no block {request.numbers[-1]}")
-            if blocks.bytes_of(request.numbers) > MOST_BULK_BYTES:  # guard: A34 I6 F3
-                raise RemoteError(f"at most {MOST_BULK_BYTES} bytes are given at once")
-            return self._parts(request, vpath, index)
+            return server.many(request)
 
-        return self._catalog.get(request.image).addCallback(look)
-
-    def _parts(self, request: GetBlocks, vpath: VPath, index: Index) -> Deferred[BlocksData]:
-        """The parts that came in lately as they came, the others from the disk."""
-        groups = index.pieces.groups(request.numbers)
-        passed = [self._passing.get(request.image, group, request.packed) for group in groups]
-        rest = [number for group, known in zip(groups, passed, strict=True) if known is None for number in group]
-
-        def join(found: list[Block | None]) -> BlocksData:
-            data = dict(zip(rest, found, strict=True))
-            parts = []
-            for group, known in zip(groups, passed, strict=True):
-                here = () if known is not None else [block for number in group if (block := data[number]) is not None]
-                if known is not None:
-                    parts.append(known)
-                elif here:
-                    parts.append(compression.part(b"".join(here), request.packed))
-            return BlocksData(tuple(parts), tuple(number for number in rest if data[number] is None))
-
-        def count(answer: BlocksData) -> BlocksData:
+        def count(answer: BlocksData) -> Response:
             if answer.lacks:  # guard: A10 F51
-                self._missed(None, vpath, request.image)
-            self._count(vpath, len(request.numbers) - len(answer.lacks), sum(len(one.data) for one in answer.parts))
+                self._missed(vpath, request.image)
+            self._count(vpath, len(request.numbers) - len(answer.lacks), sum([len(one.data) for one in answer.parts]))
             return answer
 
-        if not rest:
-            return succeed(count(join([])))
-        reading = self._disk.read_blocks(vpath, index, rest)
-        return reading.addCallback(lambda found: self._in_thread(join, found)).addCallback(count)
+        return self._server(vpath, request.image).addCallback(ask).addCallback(count)
 
     def _count(self, vpath: VPath, blocks: int, size: int) -> None:
         self._served.add(vpath)
@@ -266,50 +295,37 @@ class BlockService:
         images = [state.image for state in states if state is not None]
         return list(dict.fromkeys((*images, *(version.image for version in self._ledger.kept(vpath)))))
 
-    def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[BlockData]:
+    def _first(self, request: GetBlock, vpath: VPath, images: list[ImageId]) -> Deferred[Response]:
         if not images:
             return fail(RemoteError("block not found"))
 
-        def look(entry: tuple[Index, BlockMap] | None) -> Deferred[Block | None]:
-            if entry is None:
-                self._missed(None, vpath, images[0])
-                return succeed(None)
-            number = self._number(request, entry[1])
-            if number is None:
-                return succeed(None)
-            return self._reader(vpath, entry[0]).submit(number).addCallback(self._missed, vpath, images[0])
+        def ask(server: BlockServer | None) -> Deferred[Block | None]:
+            return succeed(None) if server is None else server.one(request, partial(self._missed, vpath, images[0]))
 
-        def answer(data: Block | None) -> BlockData | Deferred[BlockData]:
+        def answer(data: Block | None) -> Response | Deferred[Response]:
             if data is None:
                 return self._first(request, vpath, images[1:])
             self._count(vpath, 1, len(data))
             return BlockData(bytes(data))
 
-        return self._catalog.get(images[0]).addCallback(look).addCallback(answer)
+        return self._server(vpath, images[0]).addCallback(ask).addCallback(answer)
 
-    def _missed(self, data: Block | None, vpath: VPath, image: ImageId) -> Block | None:
-        """Reports damage when a block of a committed image that is not on its way as well is missing. Passes ``data`` on."""
+    def _missed(self, vpath: VPath, image: ImageId) -> None:
+        """Reports damage when a block of a committed image that is not on its way as well is missing."""
         committed, pending = self._ledger.committed(vpath), self._ledger.pending(vpath)
-        if data is None and committed is not None and committed.image == image and (pending is None or pending.state.image != image):
+        if committed is not None and committed.image == image and (pending is None or pending.state.image != image):
             self._damaged(vpath, image)  # guard: A10 F51
-        return data
 
-    def _number(self, request: GetBlock, blocks: BlockMap) -> int | None:
-        assert request.hint is not None
-        if request.hint.offset % BLOCK_BYTES == 0:
-            number = blocks.locate(request.hint.path, request.hint.offset)
-            if number is not None:
-                file, block = blocks.by_number(number)
-                if file.block_hash(block) == request.hash:
-                    return number
-        return next(iter(blocks.numbers(request.hash)), None)
+    def _server(self, vpath: VPath, image: ImageId) -> Deferred[BlockServer | None]:
+        """Fires with what gives the blocks of an image; without its index, which is damage, with None."""
 
-    def _reader(self, vpath: VPath, index: Index) -> Batcher[int, Block | None]:
-        key = (vpath, index.image)
-        reader = self._readers.get(key)
-        if reader is None:
-            reader = self._readers[key] = Batcher(lambda numbers: self._disk.read_blocks(vpath, index, numbers), READS_PER_JOB)
-            while len(self._readers) > KEPT_INDEXES:  # guard: I6
-                self._readers.popitem(last=False)
-        self._readers.move_to_end(key)
-        return reader
+        def found(index: Index | None) -> BlockServer | None:
+            if index is None:
+                self._missed(vpath, image)
+                return None
+            server = BlockServer(index, partial(self._disk.read_blocks, vpath, index), self._in_thread, self._passing)
+            self._servers.put((vpath, image), server)
+            return server
+
+        server = self._servers.get((vpath, image))
+        return self._catalog.get(image).addCallback(found) if server is None else succeed(server)

@@ -31,9 +31,9 @@ from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.serving import LARGE_BLOCKS, Catalog
 from ciruela.download.sources import Candidate, Totals
 from ciruela.index import tree
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Index
 from ciruela.interfaces import Address, NodeContext, Reused, Staging
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
@@ -119,8 +119,8 @@ class Siblings:
             return succeed([])
         chosen = list(images)[:MOST_SIBLINGS]
 
-        def with_indexes(entries: list[tuple[Index, BlockMap] | None]) -> list[tuple[VPath, Index]]:
-            return [(path, entry[0]) for (path, _), entry in zip(chosen, entries, strict=True) if entry is not None]
+        def with_indexes(indexes: list[Index | None]) -> list[tuple[VPath, Index]]:
+            return [(path, index) for (path, _), index in zip(chosen, indexes, strict=True) if index is not None]
 
         loading = [self._catalog.get(image).addErrback(self._no_sibling, image) for _, image in chosen]
         return gatherResults(loading).addCallback(with_indexes)
@@ -156,8 +156,7 @@ class DownloadContext:
         """Makes the fetch of an index. ``on_disk``: one in memory will do, its file is not known to be lost."""
 
         def kept() -> Index | None:
-            entry = self.catalog.kept(wanting.image) if on_disk else None  # guard: K3.2, -> self.catalog.kept(wanting.image)
-            return entry[0] if entry else None
+            return self.catalog.kept(wanting.image) if on_disk else None  # guard: K3.2, -> self.catalog.kept(wanting.image)
 
         most_unpacked = max(self.node.tuning.max_index_bytes, LEAST_UNPACKED)
         return IndexFetch(
@@ -208,7 +207,7 @@ class Transfer(ABC):
         """Tells others how far it is."""
 
     @abstractmethod
-    def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
+    def mapped(self, index: Index) -> Deferred[Index]:
         """Checks the index, and makes the map of its blocks."""
 
     @abstractmethod
@@ -225,12 +224,12 @@ class Transfer(ABC):
         """Makes the fetch of the index, which begins later, if at all."""
         return self.context.index_fetch(self, on_disk=True)
 
-    def find_index(self, fetch: IndexFetch) -> Deferred[tuple[Index, BlockMap]]:
+    def find_index(self, fetch: IndexFetch) -> Deferred[Index]:
         """Gets the index from memory, the disk, or others, and its map."""
         self.progressed()
 
-        def found(entry: tuple[Index, BlockMap] | None) -> Deferred[Index]:
-            return fetch.run() if entry is None else succeed(entry[0])
+        def found(index: Index | None) -> Deferred[Index]:
+            return fetch.run() if index is None else succeed(index)
 
         return self.context.catalog.get(self.image).addCallback(found).addCallback(self.mapped)
 
@@ -248,23 +247,22 @@ class Transfer(ABC):
             .addCallback(self._plan, image)
         )
 
-    def _with_siblings(self, kept: frozenset[int]) -> Deferred[tuple[frozenset[int], list[tuple[VPath, Index]]]]:
-        return self.siblings().addCallback(lambda siblings: (kept, siblings))
+    def _with_siblings(self, here: BlockSet) -> Deferred[tuple[BlockSet, int, list[tuple[VPath, Index]]]]:
+        kept = len(here)
+        return self.siblings().addCallback(lambda siblings: (here, kept, siblings))
 
-    def _reuse(
-        self, found: tuple[frozenset[int], list[tuple[VPath, Index]]], image: StagedImage
-    ) -> Deferred[tuple[frozenset[int], Reused]]:
-        kept, siblings = found
+    def _reuse(self, found: tuple[BlockSet, int, list[tuple[VPath, Index]]], image: StagedImage) -> Deferred[tuple[BlockSet, int, Reused]]:
+        here, kept, siblings = found
         if not siblings:
-            return succeed((kept, Reused(frozenset(), 0, 0)))
-        return image.directory.reuse(siblings).addCallback(lambda reused: (kept, reused))
+            return succeed((here, kept, Reused(frozenset(), 0, 0)))
+        return image.directory.reuse(siblings).addCallback(lambda reused: (here, kept, reused))
 
-    def _fits(self, here: tuple[frozenset[int], Reused], image: StagedImage) -> Deferred[tuple[frozenset[int], Reused]]:
+    def _fits(self, found: tuple[BlockSet, int, Reused], image: StagedImage) -> Deferred[tuple[BlockSet, int, Reused]]:
         """Writing nothing fails when there is no room for what is missing: so that is told before the first block is asked for."""
-        return image.directory.write(()).addCallback(lambda _: here)
+        return image.directory.write(()).addCallback(lambda _: found)
 
-    def _plan(self, here: tuple[frozenset[int], Reused], image: StagedImage) -> Deferred[BlockPlan]:
-        kept, reused = here
+    def _plan(self, found: tuple[BlockSet, int, Reused], image: StagedImage) -> Deferred[BlockPlan]:
+        here, kept, reused = found
         index = image.index
         self.context.totals.reused_files += reused.files
         self.context.totals.reused_bytes += reused.bytes
@@ -274,7 +272,7 @@ class Transfer(ABC):
                 "{vpath}: {total} blocks, {kept} kept, {reused} in {files} files reused, {missing} to fetch",
                 vpath=str(self.vpath),
                 total=index.block_count,
-                kept=len(kept),
+                kept=kept,
                 reused=len(reused.blocks),
                 files=reused.files,
                 missing=plan.missing,
@@ -282,7 +280,7 @@ class Transfer(ABC):
             return plan
 
         rng = random.Random(self.context.node.rng.getrandbits(64))  # noqa: S311  the order of blocks, nothing secret
-        return self.context.large(index, lambda: BlockPlan(index, kept | reused.blocks, rng)).addCallback(planned)
+        return self.context.large(index, lambda: BlockPlan(index, here, rng)).addCallback(planned)
 
     def block_fetch(self, image: StagedImage, plan: BlockPlan) -> BlockFetch:
         """Makes the fetch of the blocks."""
@@ -290,7 +288,6 @@ class Transfer(ABC):
         return BlockFetch(
             str(self.vpath),
             image.index,
-            image.blocks,
             plan,
             image.directory,
             lambda: context.candidates(self, index=False),
@@ -339,7 +336,7 @@ class Download(Transfer):
         except Exception:  # noqa: BLE001  who listens must not keep an image from arriving
             self._log.failure("nobody was told how far the download for {vpath} is", vpath=str(self.vpath))
 
-    def mapped(self, index: Index) -> Deferred[tuple[Index, BlockMap]]:
+    def mapped(self, index: Index) -> Deferred[Index]:
         """Checks the index against the limits of its directory, and makes the map of its blocks."""
         context = self.context
         checked = context.large(index, tree.check, index, context.node.configs[self.vpath.key])  # guard: A5 A8 F7 A3, -> succeed(None)

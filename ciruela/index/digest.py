@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 import blake3
@@ -32,36 +33,22 @@ class HashKind(Enum):
     SHA512_256 = "sha512/256"
     BLAKE3 = "blake3/256"
 
-    def new(self) -> Hasher:
-        """A fresh hash object."""
-        match self:
-            case HashKind.BLAKE2B:
-                return hashlib.blake2b(digest_size=32)
-            case HashKind.SHA512_256:
-                return hashlib.new("sha512_256")
-            case HashKind.BLAKE3:
-                return blake3.blake3()
+    @property
+    def hasher(self) -> Callable[..., Hasher]:
+        """The function in C that makes a hash object, of some bytes if they are given: for loops over very many blocks."""
+        return _HASHERS[self._value_]
 
     def hash(self, data: bytes | memoryview) -> bytes:
         """The hash of ``data``."""
-        match self:
-            case HashKind.BLAKE2B:
-                return hashlib.blake2b(data, digest_size=32).digest()
-            case HashKind.SHA512_256:
-                return hashlib.new("sha512_256", data).digest()
-            case HashKind.BLAKE3:
-                return blake3.blake3(data).digest()
-
-    def function(self) -> Callable[[bytes | memoryview], bytes]:
-        """Gives :meth:`hash` as a plain function, for loops over very many small blocks."""
-        match self:
-            case HashKind.BLAKE2B:
-                return lambda data: hashlib.blake2b(data, digest_size=32).digest()
-            case HashKind.SHA512_256:
-                return lambda data: hashlib.new("sha512_256", data).digest()
-            case HashKind.BLAKE3:
-                return lambda data: blake3.blake3(data).digest()
+        return self.hasher(data).digest()
 
     def block(self, data: bytes | memoryview) -> BlockHash:
         """The hash of one block."""
         return BlockHash(self.hash(data))
+
+
+_HASHERS: dict[str, Callable[..., Hasher]] = {
+    "blake2b/256": partial(hashlib.blake2b, digest_size=32),
+    "sha512/256": partial(hashlib.new, "sha512_256"),
+    "blake3/256": blake3.blake3,
+}

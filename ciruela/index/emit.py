@@ -116,7 +116,7 @@ class Writer:
         """The image id and the bytes of the index."""
         if len(self._parts) == 1:
             raise BadIndex("an index lists at least the directory /")
-        hasher = self._kind.new()
+        hasher = self._kind.hasher()
         for chunk in self._parts[1:]:
             hasher.update(chunk)
         digest = hasher.digest()

@@ -34,6 +34,7 @@ from ciruela.model.hooks import AFTER
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
+from ciruela.runtime import BoundedMap
 
 K = TypeVar("K", bound=Hashable)
 
@@ -243,7 +244,7 @@ class Composer:
         self._turn = 0
         self._waiting: dict[FactKind, Hashable] = {}
         self._rendered: dict[Fact, bytes | None] = {}
-        self._recent: dict[VPath, float] = {}
+        self._recent: BoundedMap[VPath, float] = BoundedMap(MOST_RECENT)
         self._cursor = self._hearsay_cursor = 0
 
     # -- what there is to say -------------------------------------------------------------------------------------------------
@@ -293,10 +294,7 @@ class Composer:
         self._rumors[kind].put(key)
         self._rendered.pop(fact, None)
         if kind is FactKind.COMPLETE and isinstance(key, VPath):
-            self._recent.pop(key, None)
-            self._recent[key] = self._now_s
-            if len(self._recent) > MOST_RECENT:
-                del self._recent[next(iter(self._recent))]
+            self._recent.put(key, self._now_s)
 
     def render(self, fact: Fact) -> Item | None:
         """The item that says ``fact`` now; None when it is no fact any more."""
@@ -361,8 +359,7 @@ class Composer:
 
     def _all(self, *, whole: bool) -> list[Fact]:
         """All facts but the own membership, those of the moment first; of hearsay a part, which goes round, unless ``whole``."""
-        while self._recent and self._now_s - next(iter(self._recent.values())) >= RECENT_S:
-            del self._recent[next(iter(self._recent))]
+        self._recent.expire(lambda since_s: self._now_s - since_s >= RECENT_S)
         own = (FactKind.DOWNLOAD, FactKind.WATCH, FactKind.HOOK, FactKind.DELETED, FactKind.BASE)
         facts: list[Fact] = [(FactKind.COMPLETE, vpath) for vpath in reversed(self._recent)]
         facts += [(kind, key) for kind in own for key in self._own[kind]]

@@ -24,7 +24,7 @@ from ciruela.membership.packets import (
     WatchFact,
 )
 from ciruela.membership.servers import Stranger, Strangers, servers
-from ciruela.membership.softstate import HeardResults, HeardWatches, SoftStates, Stance
+from ciruela.membership.softstate import HeardResults, HeardStances, HeardWatches, Stance
 from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.vpath import VPath
@@ -194,7 +194,7 @@ class Cluster:
         self._strangers = Strangers()
         self._now_s = 0.0
         self.roster = Members(me, epoch)
-        self._stances = SoftStates()
+        self._stances = HeardStances()
         self._watches = HeardWatches()
         self._results = HeardResults()
 
@@ -336,7 +336,7 @@ class Cluster:
     def completed(self, vpath: VPath) -> list[Completed]:
         """Lists the images that are known to be complete at ``vpath`` on other nodes."""
         found = []
-        for machine, complete in self._stances.completed(vpath):
+        for machine, complete in self._stances.of_kind(vpath, Complete):
             address = self.roster.address_of(machine)
             if address is not None:
                 found.append(Completed(vpath, complete.image, machine, self.hostname(machine), address, False, complete.due))
@@ -345,7 +345,7 @@ class Cluster:
     def removed(self, vpath: VPath) -> list[RemovedHeard]:
         """Lists the removals from ``vpath`` that are known of other nodes."""
         found = []
-        for machine, item in self._stances.removed(vpath):
+        for machine, item in self._stances.of_kind(vpath, RemovedFact):
             address = self.roster.address_of(machine)
             if address is not None:
                 found.append(RemovedHeard(item, machine, self.hostname(machine), address, False))
@@ -388,11 +388,11 @@ class Cluster:
 
     def stances(self) -> Iterator[tuple[MachineId, Stance]]:
         """Iterates over what each machine said it does, for the status page."""
-        return self._stances.all()
+        return ((machine, said.stance) for _, machine, images in self._stances.all() for said in images.values())
 
     def watches(self) -> Iterator[tuple[VPath, MachineId]]:
         """Iterates over the paths for which clients of other machines wait, with these machines, for the status page."""
-        return self._watches.all()
+        return ((vpath, machine) for vpath, machine, _ in self._watches.all())
 
     def clocks_ms(self) -> list[int]:
         """Gives the times of the wall clocks of other nodes now, by their own word, in milliseconds."""

@@ -19,7 +19,7 @@ from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response, unknown_request
-from ciruela.runtime import within
+from ciruela.runtime import BoundedMap, within
 
 Claim = Completed | RemovedHeard
 
@@ -58,8 +58,8 @@ class Confirmations:
         self._waits = waits
         self._confirmed = confirmed
         self._asked: dict[_Key, _ProofRequest] = {}
-        self._proved: dict[_Key, tuple[_Token, float]] = {}
-        self._refuted: dict[_Key, tuple[_Token, float]] = {}
+        self._proved: BoundedMap[_Key, tuple[_Token, float]] = BoundedMap(MOST_CONFIRMED)
+        self._refuted: BoundedMap[_Key, tuple[_Token, float]] = BoundedMap(MOST_CLAIMS)
         self._flying = 0
         self._starting = False
         self.refuted = 0
@@ -100,8 +100,7 @@ class Confirmations:
             if asked.under_way is None and not self._waits(key[0]):
                 del self._asked[key]
         for table in (self._proved, self._refuted):
-            while table and now_s - next(iter(table.values()))[1] >= CONFIRMED_S:
-                del table[next(iter(table))]
+            table.expire(lambda noted: now_s - noted[1] >= CONFIRMED_S)
         self._go_on()
 
     def stop(self) -> None:
@@ -174,16 +173,10 @@ class Confirmations:
             self._confirmed(asked.claim)
         else:
             self.refuted += 1
-            self._refuted.pop(key, None)
-            self._refuted[key] = (_token(asked.claim), self._clock.seconds())
-            while len(self._refuted) > MOST_CLAIMS:
-                del self._refuted[next(iter(self._refuted))]
+            self._refuted.put(key, (_token(asked.claim), self._clock.seconds()))
 
     def _note(self, key: _Key, claim: Claim) -> None:
-        self._proved.pop(key, None)
-        self._proved[key] = (_token(claim), self._clock.seconds())
-        while len(self._proved) > MOST_CONFIRMED:
-            del self._proved[next(iter(self._proved))]
+        self._proved.put(key, (_token(claim), self._clock.seconds()))
 
     def _unanswered(self, failure: Failure) -> None:
         """It is asked again, for as long as somebody waits."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
+from ciruela.runtime import BoundedMap
 
 FAN_OUT = 4
 """Nodes that hear from this one in each beat, and of each news: with 20 % loss still three."""
@@ -85,8 +86,7 @@ class ReliableNotifier:
     """Retransmitter of notices that machines have to acknowledge."""
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:
-        self._limit = limit
-        self._tellings: dict[tuple[VPath, MachineId], PendingNotice] = {}
+        self._tellings: BoundedMap[tuple[VPath, MachineId], PendingNotice] = BoundedMap(limit)
 
     def __len__(self) -> int:
         return len(self._tellings)
@@ -97,10 +97,7 @@ class ReliableNotifier:
         known = self._tellings.get(key)
         if known is not None and known.image == image:
             return False
-        self._tellings.pop(key, None)
-        if len(self._tellings) >= self._limit:  # guard: A34 F25 A26
-            del self._tellings[next(iter(self._tellings))]
-        self._tellings[key] = PendingNotice(image, now_s, FIRST_DELAY_S)
+        self._tellings.put(key, PendingNotice(image, now_s, FIRST_DELAY_S))
         return True
 
     def acked(self, vpath: VPath, machine: MachineId, image: ImageId) -> None:
@@ -136,18 +133,14 @@ class HookRetransmitter:
     """Retransmitter of the ends of hooks at a path: a few times, for nobody acknowledges that, and again when there is news."""
 
     def __init__(self, limit: int = MOST_TELLINGS) -> None:
-        self._limit = limit
-        self._next: dict[tuple[VPath, MachineId], tuple[float, float]] = {}
+        self._next: BoundedMap[tuple[VPath, MachineId], tuple[float, float]] = BoundedMap(limit)
 
     def begin(self, vpath: VPath, machine: MachineId, now_s: float, *, news: bool) -> bool:
         """``machine`` waits for ``vpath``, where hooks have ended. True when it is to be told now."""
         key = (vpath, machine)
         if not news and key in self._next:
             return False
-        self._next.pop(key, None)
-        if len(self._next) >= self._limit:
-            del self._next[next(iter(self._next))]
-        self._next[key] = (now_s, FIRST_DELAY_S)
+        self._next.put(key, (now_s, FIRST_DELAY_S))
         return True
 
     def due(self, now_s: float, waits: Callable[[VPath, MachineId], bool]) -> list[tuple[VPath, MachineId]]:

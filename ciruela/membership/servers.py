@@ -15,6 +15,7 @@ from ciruela.interfaces import Address
 from ciruela.membership.packets import MAX_PARTS, MemberFact, Packet
 from ciruela.model.ids import MachineId, Server, SharedId
 from ciruela.proto.messages import MOST_ADDRESSES
+from ciruela.runtime import BoundedMap
 
 MOST_STRANGERS = 64
 STRANGER_S = 300.0
@@ -35,7 +36,7 @@ class Strangers:
     """The last :data:`MOST_STRANGERS`, by where they say that they listen."""
 
     def __init__(self) -> None:
-        self._at: dict[Address, Stranger] = {}
+        self._at: BoundedMap[Address, Stranger] = BoundedMap(MOST_STRANGERS)
 
     def spoke(self, source: Address, packets: Iterable[Packet], now_s: float) -> Stranger | None:
         """Note what came from ``source``. None when it told nothing."""
@@ -48,15 +49,12 @@ class Strangers:
         whole = bool(own) and len(parts) == own[-1].parts < MAX_PARTS
         keys = frozenset(key for part in parts.values() for key in part) if whole else None
         found = Stranger(machine, own[-1].hostname if own else "", keys, now_s)
-        self._at.pop(source, None)
-        while len(self._at) >= MOST_STRANGERS:
-            del self._at[next(iter(self._at))]
-        self._at[source] = found
+        self._at.put(source, found)
         return found
 
     def expire(self, now_s: float) -> None:
         """Forget who has been silent."""
-        self._at = {source: one for source, one in self._at.items() if now_s - one.at_s < STRANGER_S}
+        self._at.expire(lambda one: now_s - one.at_s >= STRANGER_S)
 
     def all(self) -> list[tuple[Address, Stranger]]:
         """Each with its address."""

@@ -10,7 +10,7 @@ Subscriptions on other nodes: hearsay with an age, so that it dies everywhere at
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,63 +20,64 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.vpath import VPath
 
 O = TypeVar("O", bound=Hashable)  # noqa: E741  owner
-K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 PER_OWNER = 4096
 """Entries that one peer may fill in one table."""
 
 
-class PeerQuota(Generic[O, K]):
-    """Quota of keys for each owner, oldest first. It holds no values: it says what to forget.
+class SoftState(Generic[O, V]):
+    """Facts about paths that were heard of machines, one value for each pair, until they were not heard again for ``lasts_s``.
 
-    A key belongs to whoever spoke of it last.
+    A pair belongs to the owner that spoke of it last, and counts for its quota of ``most``: the one that it spoke of longest ago gives way.
     """
 
-    def __init__(self, limit: int = PER_OWNER) -> None:
-        self._limit = limit
-        self._owned: dict[O, dict[K, float]] = {}
-        self._owners: dict[K, O] = {}
-
-    def touch(self, owner: O, key: K, now_s: float) -> K | None:
-        """``owner`` spoke of ``key`` at ``now_s``; it is now its newest. Returns the key that gives way, if one must."""
-        if self._owners.get(key, owner) != owner:
-            self.drop(key)
-        keys = self._owned.setdefault(owner, {})
-        gone = None
-        if keys.pop(key, None) is None and len(keys) >= self._limit:  # guard: A34 F25
-            gone = next(iter(keys))
-            del keys[gone]
-            del self._owners[gone]
-        keys[key] = now_s
-        self._owners[key] = owner
-        return gone
-
-    def drop(self, key: K) -> None:
-        """``key`` belongs to nobody any more."""
-        if key in self._owners:
-            owner = self._owners.pop(key)
-            del self._owned[owner][key]
-            if not self._owned[owner]:
-                del self._owned[owner]
-
-    def expired(self, before_s: float) -> list[tuple[O, K]]:
-        """Remove and return all that was not touched since ``before_s``."""
-        found: list[tuple[O, K]] = []
-        for owner in list(self._owned):
-            keys = self._owned[owner]
-            while keys:
-                key = next(iter(keys))
-                if keys[key] >= before_s:
-                    break
-                del keys[key]
-                del self._owners[key]
-                found.append((owner, key))
-            if not keys:
-                del self._owned[owner]
-        return found
+    def __init__(self, lasts_s: float, most: int = PER_OWNER) -> None:
+        self._lasts_s = lasts_s
+        self._most = most
+        self._paths: dict[VPath, dict[MachineId, V]] = {}
+        self._owned: dict[O, dict[tuple[VPath, MachineId], float]] = {}
+        self._owners: dict[tuple[VPath, MachineId], O] = {}
 
     def __len__(self) -> int:
         return len(self._owners)
+
+    def at(self, vpath: VPath) -> Mapping[MachineId, V]:
+        """The values at a path."""
+        return self._paths.get(vpath, {})
+
+    def note(self, owner: O, vpath: VPath, machine: MachineId, value: V, now_s: float) -> None:
+        """``owner`` spoke of a pair at ``now_s``, which is now its newest."""
+        key = vpath, machine
+        if self._owners.get(key, owner) != owner:
+            self.forget(vpath, machine)
+        keys = self._owned.get(owner, {})
+        if keys.pop(key, None) is None and len(keys) >= self._most:  # guard: A34 F25
+            self.forget(*next(iter(keys)))
+        self._owned.setdefault(owner, keys)[key] = now_s
+        self._owners[key] = owner
+        self._paths.setdefault(vpath, {})[machine] = value
+
+    def forget(self, vpath: VPath, machine: MachineId) -> None:
+        """Nothing is known of the pair any more."""
+        owner = self._owners.pop((vpath, machine))
+        self._owned[owner].pop((vpath, machine))
+        if not self._owned[owner]:
+            del self._owned[owner]
+        machines = self._paths[vpath]
+        del machines[machine]
+        if not machines:
+            del self._paths[vpath]
+
+    def all(self) -> Iterator[tuple[VPath, MachineId, V]]:
+        """Everything that is known."""
+        return ((vpath, machine, value) for vpath, machines in self._paths.items() for machine, value in machines.items())
+
+    def expire(self, now_s: float) -> None:
+        """Forget what is too old."""
+        for keys in list(self._owned.values()):
+            while keys and keys[key := next(iter(keys))] < now_s - self._lasts_s:
+                self.forget(*key)
 
 
 STANCE_S = 300.0
@@ -86,95 +87,55 @@ IMAGES_PER_PATH = 4
 """Images of which one machine may speak at one path."""
 
 Stance = DownloadFact | Complete | Deleted | RemovedFact
+S = TypeVar("S", bound=Stance)
 
 
 @dataclass(frozen=True, slots=True)
-class SoftState:
+class HeardStance:
     """A stance and when it was taken: ``order`` is the sender's epoch and sequence number."""
 
     stance: Stance
     order: tuple[int, int]
 
 
-class SoftStates:
+class HeardStances(SoftState[Address, dict[ImageId, HeardStance]]):
     """The stances of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
-        self._paths: dict[VPath, dict[MachineId, dict[ImageId, SoftState]]] = {}
-        self._quota: PeerQuota[Address, tuple[MachineId, VPath]] = PeerQuota()
-
-    def __len__(self) -> int:
-        return len(self._quota)
+        super().__init__(STANCE_S)
 
     def heard(self, machine: MachineId, source: Address, stance: Stance, order: tuple[int, int], now_s: float) -> bool:
         """Note a stance of ``machine``, which speaks from ``source``.
 
         True when it is not what was known already; a packet that was overtaken by a newer one changes nothing.
         """
-        known = self._paths.get(stance.vpath, {}).get(machine, {}).get(stance.image)
+        images = self._paths.get(stance.vpath, {}).get(machine, {})
+        known = images.get(stance.image)
         if known is not None and order < known.order:  # guard: A31
             return False
-        gone = self._quota.touch(source, (machine, stance.vpath), now_s)  # guard: S8, source -> Address(machine.hex(), 1)
-        if gone is not None:  # guard: A34 F25
-            self._forget(*gone)
-        images = self._paths.setdefault(stance.vpath, {}).setdefault(machine, {})
+        self.note(source, stance.vpath, machine, images, now_s)  # guard: S8, source -> Address(machine.hex(), 1)
         if isinstance(stance, Complete | RemovedFact):
             for image in [i for i, said in images.items() if isinstance(said.stance, Complete) and said.order <= order]:
                 del images[image]
         images.pop(stance.image, None)
         if len(images) >= IMAGES_PER_PATH:  # guard: A34 F25
             del images[next(iter(images))]
-        images[stance.image] = SoftState(stance, order)
+        images[stance.image] = HeardStance(stance, order)
         return known is None or known.stance != stance
 
     def restarted(self, machine: MachineId) -> None:
         """Forget what ``machine`` said: it speaks with an older epoch than before, and what it says now would count as overtaken."""
         for vpath in [vpath for vpath, machines in self._paths.items() if machine in machines]:
-            self._quota.drop((machine, vpath))
-            self._forget(machine, vpath)
-
-    def _forget(self, machine: MachineId, vpath: VPath) -> None:
-        machines = self._paths[vpath]
-        del machines[machine]
-        if not machines:
-            del self._paths[vpath]
+            self.forget(vpath, machine)
 
     def of(self, vpath: VPath, image: ImageId) -> Iterator[tuple[MachineId, Stance]]:
         """Iterates over what each machine said of ``image`` at ``vpath``."""
-        for machine, images in self._paths.get(vpath, {}).items():
-            said = images.get(image)
-            if said is not None:
-                yield machine, said.stance
+        return ((machine, said.stance) for machine, images in self.at(vpath).items() if (said := images.get(image)) is not None)
 
-    def completed(self, vpath: VPath) -> list[tuple[MachineId, Complete]]:
-        """Lists the images that machines said to have at ``vpath``."""
-        return [
-            (machine, said.stance)
-            for machine, images in self._paths.get(vpath, {}).items()
-            for said in images.values()
-            if isinstance(said.stance, Complete)
-        ]
-
-    def removed(self, vpath: VPath) -> list[tuple[MachineId, RemovedFact]]:
-        """Lists the removals from ``vpath`` that machines spoke of."""
-        return [
-            (machine, said.stance)
-            for machine, images in self._paths.get(vpath, {}).items()
-            for said in images.values()
-            if isinstance(said.stance, RemovedFact)
-        ]
-
-    def all(self) -> Iterator[tuple[MachineId, Stance]]:
-        """Everything that is known."""
-        for machines in self._paths.values():
-            for machine, images in machines.items():
-                for said in images.values():
-                    yield machine, said.stance
-
-    def expire(self, now_s: float) -> None:
-        """Forget what is too old."""
-        for _, key in self._quota.expired(now_s - STANCE_S):
-            self._forget(*key)
+    def of_kind(self, vpath: VPath, kind: type[S]) -> list[tuple[MachineId, S]]:
+        """Lists the stances of one kind that machines took at ``vpath``."""
+        stances = ((machine, said.stance) for machine, images in self.at(vpath).items() for said in images.values())
+        return [(machine, stance) for machine, stance in stances if isinstance(stance, kind)]
 
 
 RESULT_S = 300.0
@@ -184,15 +145,11 @@ MOST_KINDS = 8
 """Kinds of hooks that one machine may speak of at one path; today there are two."""
 
 
-class HeardResults:
+class HeardResults(SoftState[Address, dict[int, Hooked]]):
     """The results of all machines: ``PER_OWNER`` pairs of path and machine from one address, for machine ids can be invented."""
 
     def __init__(self) -> None:
-        self._paths: dict[VPath, dict[MachineId, dict[int, Hooked]]] = {}
-        self._quota: PeerQuota[Address, tuple[MachineId, VPath]] = PeerQuota()
-
-    def __len__(self) -> int:
-        return len(self._quota)
+        super().__init__(RESULT_S)
 
     def heard(self, machine: MachineId, source: Address, hooked: Hooked, now_s: float) -> bool:
         """Note a result of ``machine``, which speaks from ``source``.
@@ -204,26 +161,13 @@ class HeardResults:
         # guard: A34, (known is None and len(kinds) >= MOST_KINDS) or ->
         if (known is None and len(kinds) >= MOST_KINDS) or (known is not None and hooked.timestamp_ms < known.timestamp_ms):
             return False
-        gone = self._quota.touch(source, (machine, hooked.vpath), now_s)
-        if gone is not None:
-            self._forget(*gone)
-        self._paths.setdefault(hooked.vpath, {}).setdefault(machine, {})[hooked.kind] = hooked
+        self.note(source, hooked.vpath, machine, kinds, now_s)
+        kinds[hooked.kind] = hooked
         return known != hooked
-
-    def _forget(self, machine: MachineId, vpath: VPath) -> None:
-        machines = self._paths[vpath]
-        del machines[machine]
-        if not machines:
-            del self._paths[vpath]
 
     def of(self, vpath: VPath) -> list[tuple[MachineId, Hooked]]:
         """Lists what each machine said of hooks at ``vpath``."""
-        return [(machine, hooked) for machine, kinds in self._paths.get(vpath, {}).items() for hooked in kinds.values()]
-
-    def expire(self, now_s: float) -> None:
-        """Forget what is too old."""
-        for _, key in self._quota.expired(now_s - RESULT_S):
-            self._forget(*key)
+        return [(machine, hooked) for machine, kinds in self.at(vpath).items() for hooked in kinds.values()]
 
 
 WATCH_S = 60.0
@@ -247,79 +191,51 @@ class Heard:
 
     stamp: int
     born_s: float
-    teller: Address | None
 
 
-class HeardWatches:
+class HeardWatches(SoftState[Address | None, Heard]):
     """The watches of other nodes, at most ``PER_OWNER`` from each peer that tells of them."""
 
     def __init__(self) -> None:
-        self._paths: dict[VPath, dict[MachineId, Heard]] = {}
-        self._quota: PeerQuota[Address | None, tuple[VPath, MachineId]] = PeerQuota()
-
-    def __len__(self) -> int:
-        return len(self._quota)
+        super().__init__(WATCH_S)
 
     def heard(self, item: WatchFact, teller: Address, now_s: float) -> bool:
         """Note what ``teller`` said. True when it is newer than what was known, and not over yet."""
         if item.age_ms >= WATCH_S * 1000:  # guard: A34
             return False
-        machines = self._paths.get(item.vpath, {})
+        machines = self.at(item.vpath)
         known = machines.get(item.machine)
         if known is None and len(machines) >= MOST_WATCHERS:  # guard: S6
             return False
         if known is not None and item.stamp <= known.stamp:  # guard: A31
             return False
-        self._note(item.vpath, item.machine, Heard(item.stamp, now_s - item.age_ms / 1000, teller), now_s)
+        self.note(teller, item.vpath, item.machine, Heard(item.stamp, now_s - item.age_ms / 1000), now_s)
         return True
 
     def add(self, vpath: VPath, machines: Collection[MachineId], now_s: float) -> None:
         """Machines that a base dir named. They count for :data:`WATCH_S` and are never passed on; a known watch is not prolonged."""
         for machine in machines:
-            known = self._paths.get(vpath, {})
+            known = self.at(vpath)
             if machine not in known and len(known) < MOST_WATCHERS:  # guard: S6, without 2
-                self._note(vpath, machine, Heard(UNSTAMPED, now_s, None), now_s)
-
-    def _note(self, vpath: VPath, machine: MachineId, heard: Heard, now_s: float) -> None:
-        gone = self._quota.touch(heard.teller, (vpath, machine), now_s)
-        if gone is not None:
-            self._forget(*gone)
-        self._paths.setdefault(vpath, {})[machine] = heard
-
-    def _forget(self, vpath: VPath, machine: MachineId) -> None:
-        machines = self._paths[vpath]
-        del machines[machine]
-        if not machines:
-            del self._paths[vpath]
+                self.note(None, vpath, machine, Heard(UNSTAMPED, now_s), now_s)
 
     def waits(self, vpath: VPath, machine: MachineId, now_s: float) -> bool:
         """Tells whether clients of ``machine`` wait for ``vpath``."""
-        heard = self._paths.get(vpath, {}).get(machine)
+        heard = self.at(vpath).get(machine)
         return heard is not None and now_s - heard.born_s < WATCH_S
 
     def of(self, vpath: VPath, now_s: float) -> frozenset[MachineId]:
         """The machines with clients that wait for ``vpath``."""
-        return frozenset(machine for machine, heard in self._paths.get(vpath, {}).items() if now_s - heard.born_s < WATCH_S)
+        return frozenset(machine for machine, heard in self.at(vpath).items() if now_s - heard.born_s < WATCH_S)
 
     def stamped(self, vpath: VPath, now_s: float) -> frozenset[MachineId]:
         """Those of :meth:`of` that were learned from datagrams, and so may be told to others."""
-        return frozenset(machine for machine in self.of(vpath, now_s) if self._paths[vpath][machine].stamp != UNSTAMPED)
+        return frozenset(machine for machine in self.of(vpath, now_s) if self.at(vpath)[machine].stamp != UNSTAMPED)
 
     def item(self, vpath: VPath, machine: MachineId, now_s: float) -> WatchFact | None:
         """Gives the fact to pass on, with its age; None when it is over or must not be passed on."""
-        heard = self._paths.get(vpath, {}).get(machine)
+        heard = self.at(vpath).get(machine)
         if heard is None or heard.stamp == UNSTAMPED:
             return None
         age_ms = age_in_ms(now_s - heard.born_s)
         return WatchFact(vpath, machine, heard.stamp, age_ms) if age_ms < WATCH_S * 1000 else None
-
-    def all(self) -> Iterator[tuple[VPath, MachineId]]:
-        """Everything that is known."""
-        for vpath, machines in self._paths.items():
-            for machine in machines:
-                yield vpath, machine
-
-    def expire(self, now_s: float) -> None:
-        """Forget what is over."""
-        for _, key in self._quota.expired(now_s - WATCH_S):
-            self._forget(*key)

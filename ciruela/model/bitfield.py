@@ -5,14 +5,17 @@ every block of slice i is here. That fits into a datagram. Unlike the reference'
 to be fetched, these slices are comparable between nodes. An image of fewer than 256 blocks leaves some slices empty; those are always set.
 
 Over connections nodes speak of pieces: each slice of a larger image is cut again, so that a piece can be passed on soon.
+
+On a node itself the blocks of an image that are here are a set of their numbers, one byte for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import compress, count
 
 SLICES = 256
 FULL = (1 << SLICES) - 1
@@ -59,7 +62,14 @@ class Pieces:
 
     def groups(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
         """Ascending block numbers, those of each piece by themselves."""
-        return [tuple(group) for _, group in groupby(numbers, self.piece_of)]
+        found: list[tuple[int, ...]] = []
+        count, begin = self.count, 0
+        while begin < len(numbers):
+            piece = numbers[begin] * count // self.block_count
+            end = bisect_left(numbers, -(-(piece + 1) * self.block_count // count), begin)
+            found.append(tuple(numbers[begin:end]))
+            begin = end
+        return found
 
     def of_slices(self, mask: int) -> int:
         """The pieces of the slices in ``mask``."""
@@ -83,6 +93,31 @@ class Pieces:
         if len(data) != self.count // 8:  # guard: A24
             raise ValueError(f"a mask of {len(data)} bytes; {self.count // 8} are right for this image")
         return int.from_bytes(data, "little")
+
+
+class BlockSet(Set[int]):
+    """Set of block numbers: a view of ``here``, which has a byte for each block of an image, 1 for those in the set.
+
+    It changes with ``here``. A set of ints would take some sixty times the memory.
+    """
+
+    __slots__ = ("_here",)
+
+    def __init__(self, here: bytearray) -> None:
+        self._here = here
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and 0 <= number < len(self._here) and self._here[number] == 1
+
+    def __iter__(self) -> Iterator[int]:
+        return compress(count(), self._here)
+
+    def __len__(self) -> int:
+        return self._here.count(1)
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[int]) -> frozenset[int]:  # type: ignore[override]
+        return frozenset(it)
 
 
 @lru_cache(maxsize=256)

@@ -47,7 +47,7 @@ class SendQueue:
             self._transport.write(frames.masked(data, mask))
             return
         view = memoryview(data)
-        self._waiting.extend((view[at : at + CHUNK_BYTES], mask) for at in range(0, len(data), CHUNK_BYTES))
+        self._waiting += [(view[at : at + CHUNK_BYTES], mask) for at in range(0, len(data), CHUNK_BYTES)]
         self.bytes += len(data)
         self._flush()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,7 +22,7 @@ from ciruela.model.versions import State, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response
 from ciruela.reconcile.diff import better, removal_in, removals_in, wanted
-from ciruela.runtime import RateLimitedLog
+from ciruela.runtime import BoundedMap, RateLimitedLog
 from ciruela.tracking.ledger import GIVEN_UP_MEMORY_S, Ledger, base_dir_hash
 
 MOST_DOWNLOADS = 20
@@ -85,7 +85,7 @@ class Reconciler:
     # internal state
     _asking: dict[VPath, Deferred[Response]] = field(init=False, default_factory=dict)
     _again: dict[VPath, tuple[bytes, Address]] = field(init=False, default_factory=dict)
-    _known: OrderedDict[tuple[VPath, bytes], float] = field(init=False, default_factory=OrderedDict)
+    _known: BoundedMap[tuple[VPath, bytes], float] = field(init=False, default_factory=lambda: BoundedMap(MOST_KNOWN))
     _backlog: dict[VPath, deque[tuple[UploadRequest, Address]]] = field(init=False, default_factory=dict)
     _running: dict[VPath, ImageId] = field(init=False, default_factory=dict)
     _removing: set[VPath] = field(init=False, default_factory=set)
@@ -190,9 +190,7 @@ class Reconciler:
         self._pump()
 
     def _know(self, base: VPath, hash_: bytes, known_s: float) -> None:
-        self._known[(base, hash_)] = self.context.clock.seconds() + known_s
-        while len(self._known) > MOST_KNOWN:  # guard: A34 I6
-            self._known.popitem(last=False)
+        self._known.put((base, hash_), self.context.clock.seconds() + known_s)
 
     def _remove(self, base: VPath, removals: Sequence[Removal]) -> None:
         """Carry out what was removed there, one after the other; the signatures are verified here."""

@@ -20,6 +20,7 @@ from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
+from ciruela.runtime import BoundedMap
 
 ABORT_MEMORY_S = 120.0
 """An upload that was given up is told of for so long (protocol section 10, recently deleted)."""
@@ -86,8 +87,8 @@ class Ledger:
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
         self._stale: set[VPath] = set()
-        self._aborts: dict[tuple[VPath, ImageId], tuple[float, int, Version]] = {}
-        self._failures: dict[tuple[VPath, ImageId], tuple[float, float]] = {}
+        self._aborts: BoundedMap[tuple[VPath, ImageId], tuple[float, int, Version]] = BoundedMap(MAX_ABORTS)
+        self._failures: BoundedMap[tuple[VPath, ImageId], tuple[float, float]] = BoundedMap(MAX_ABORTS)
         self._burials: dict[VPath, Tombstones] = {}
         self._revisions: Counter[VPath] = Counter()
 
@@ -173,17 +174,12 @@ class Ledger:
             return
         key = vpath, pending.state.image
         now_s = self._clock.seconds()
-        failed_s, pause_s = self._failures.pop(key, (now_s, FIRST_PAUSE_S))
+        failed_s, pause_s = self._failures.get(key, (now_s, FIRST_PAUSE_S))
         # guard: A54 F30, -> True
         if now_s - failed_s >= pause_s:  # else a client would not wait
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)  # guard: A39 A54 F30
-        self._failures[key] = now_s, pause_s
-        # Popped and put back, so that the oldest is first and the first to be forgotten.
-        self._aborts.pop(key, None)
-        self._aborts[key] = (self._clock.seconds(), timestamp_ms, pending.state.version)  # guard: A56 F53
-        for table in (self._aborts, self._failures):
-            while len(table) > MAX_ABORTS:  # guard: I6 A34
-                del table[next(iter(table))]
+        self._failures.put(key, (now_s, pause_s))
+        self._aborts.put(key, (now_s, timestamp_ms, pending.state.version))  # guard: A56 F53
         self._touch(vpath)
 
     def vanish(self, vpath: VPath, pending: Pending | None) -> None:

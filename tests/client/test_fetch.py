@@ -13,7 +13,6 @@ from ciruela.client.crawl import MOST_ANSWERS, MOST_ASKED
 from ciruela.client.fetch import ANSWER_S, BUSY_S, ImagePlace, NothingThere, PathContent, Reading
 from ciruela.client.orders import Conflict
 from ciruela.client.sync import RunContext
-from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
@@ -216,7 +215,7 @@ class Blocks(ReadingCase):
     def setUp(self) -> None:
         super().setUp()
         index = parse(IMAGE.data, IMAGE.id)
-        self.place = ImagePlace(PATH, index, BlockMap(index))
+        self.place = ImagePlace(PATH, index)
 
     def blocks(self, reading: Reading, numbers: Sequence[int] = range(5), said: list[str] | None = None) -> dict[int, bytes]:
         self.look(reading)

@@ -22,7 +22,7 @@ from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import Directory, File, Index
 from ciruela.interfaces import Address
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError
-from ciruela.model.ids import BlockHash, ImageId, Server, SharedId
+from ciruela.model.ids import Block, BlockHash, ImageId, Server, SharedId
 from ciruela.proto.compression import unpack, unpack_index
 from ciruela.proto.messages import (
     AppendDir,
@@ -60,18 +60,15 @@ class FakeTree:
 
     def __init__(self) -> None:
         self.broken = False
-        self.reads: list[list[BlockHash]] = []
+        self.reads: list[list[int]] = []
 
     @property
     def changed(self) -> frozenset[str]:
         return frozenset(["/x"]) if self.broken else frozenset()
 
-    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
-        self.reads.append(list(hashes))
-        return [BLOCK if one == HASH and not self.broken else None for one in hashes]
-
-    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
-        return self.read([HASH for _ in numbers])
+    def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
+        self.reads.append(list(numbers))
+        return [None if self.broken else BLOCK for _ in numbers]
 
 
 class Heard:
@@ -732,8 +729,8 @@ class Sources(SynchronousTestCase):
         second = Index(OTHER, HashKind.BLAKE2B, (Directory("/", (File("/y", False, len(other), other_hash),)),))
 
         class OtherTree(FakeTree):
-            def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
-                return [other if one == other_hash else None for one in hashes]
+            def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
+                return [other for _ in numbers]
 
         offers = [SharedImage(INDEX, b"the index", FakeTree(), "./a"), SharedImage(second, b"index 2", OtherTree(), "./b")]
         sent: list[tuple[ImageId, int]] = []
@@ -923,7 +920,7 @@ class Serving(SyncCase):
         large = Index(IMAGE, HashKind.BLAKE2B, (Directory("/", (File("/x", False, 40 * BLOCK_BYTES, hashes),)),))
 
         class LargeTree(FakeTree):
-            def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+            def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
                 return [whole for _ in numbers]
 
         source = ImageSource(
@@ -942,7 +939,7 @@ class Serving(SyncCase):
         jobs: list[object] = []
 
         class LargeTree(FakeTree):
-            def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
+            def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
                 return [None if hashes[one] in gone else blocks[one] for one in numbers]
 
         def in_thread(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:

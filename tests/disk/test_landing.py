@@ -8,7 +8,6 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk.checkout import Checkout, DestinationKind
-from ciruela.index.merge import BlockMap
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block
 from tests.disk.trees import CHANGED, SMALL, Spec, in_place, index_bytes, plant
@@ -18,7 +17,7 @@ from tests.proof import shows
 def blocks_of(spec: Spec) -> list[tuple[int, Block]]:
     """All blocks of an image by number."""
     index = index_bytes(spec)[0]
-    blocks = BlockMap(index)
+    blocks = index.blocks
     files = {path.removesuffix("*"): content for path, content in spec.items() if isinstance(content, bytes)}
     found = []
     for number in range(len(blocks)):

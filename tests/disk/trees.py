@@ -12,7 +12,6 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index, Symlink
 from ciruela.model.config import DirConfig
@@ -78,7 +77,7 @@ def index_bytes(spec: Spec, kind: HashKind = HashKind.BLAKE2B) -> tuple[Index, b
 def blocks_of(spec: Spec, index: Index) -> list[tuple[int, bytes]]:
     """All blocks of a tree with their numbers."""
     contents = {path.removesuffix("*"): content for path, content in spec.items() if isinstance(content, bytes)}
-    blocks = BlockMap(index)
+    blocks = index.blocks
     found = []
     for number in range(index.block_count):
         file, block = blocks.by_number(number)

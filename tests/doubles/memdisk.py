@@ -5,23 +5,27 @@ Nodes may share one dictionary of blocks: an image is its index, and what a node
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count
+from typing import TypeVar
 from zlib import crc32
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from ciruela.index.merge import BlockMap, same_files
+from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Damage, Examination, Findings, Held, Identity, Loaded, NamesFound, Pending, Reused, SetAside, Staging
+from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import DirConfig, Reuse
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed, OtherContent
 from ciruela.model.hooks import Due
-from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.ids import Block, BlockHash, ImageId
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
+
+T = TypeVar("T")
 
 Blocks = dict[BlockHash, bytes]
 
@@ -34,16 +38,16 @@ class MemStaging:
         self._life = disk.life
         self._vpath = vpath
         self._index = index
-        self._map = disk.block_map(index)
+        self._map = index.blocks
         self._here = here
 
     def _dead(self) -> CiruelaError | None:
         return None if self._life == self._disk.life else DiskError(f"{self._vpath}: this staging directory belongs to an earlier life")
 
-    def keep(self) -> Deferred[frozenset[int]]:
+    def keep(self) -> Deferred[BlockSet]:
         if dead := self._dead():
             return fail(dead)
-        return succeed(frozenset(number for number, here in enumerate(self._here) if here))
+        return succeed(BlockSet(self._here))
 
     def reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Deferred[Reused]:
         if dead := self._dead():
@@ -58,7 +62,7 @@ class MemStaging:
             if not kept and (standing is None or standing.image != theirs.image):
                 continue
             same = same_files(self._index, theirs)
-            named = self._disk.block_map(theirs)
+            named = theirs.blocks
             for number in range(len(self._index.files)):
                 numbers = self._map.numbers_of(number)
                 found = [at for at in numbers if not self._here[at] and self._map.hash_of(at) not in self._disk.rotten]
@@ -145,7 +149,7 @@ class MemExamination:
         current = committed is not None and committed.image == self._index.image
         if standing is None or standing.image != self._index.image:
             return succeed(Findings((Damage("/", "is missing"),), 1, current and standing is None))
-        blocks = self._disk.block_map(self._index)
+        blocks = self._index.blocks
         end = self.cost + most_bytes
         while self._at < self._index.block_count:
             file, block = blocks.by_number(self._at)
@@ -189,7 +193,6 @@ class MemDisk:
         self.free_bytes = 1 << 60
         self.device = 1
         self.life = 0
-        self._maps: dict[ImageId, BlockMap] = {}
         self._inodes = count(1000)
 
     # -- for tests -------------------------------------------------------------------------------------------------------------
@@ -224,13 +227,6 @@ class MemDisk:
                         found[entry.path] = b"".join(self.blocks[entry.block_hash(number)] for number in range(entry.block_count))
                     case Symlink():
                         found[entry.path] = entry.target.encode()
-        return found
-
-    def block_map(self, index: Index) -> BlockMap:
-        """The block map of an index, made once."""
-        found = self._maps.get(index.image)
-        if found is None:
-            found = self._maps[index.image] = BlockMap(index)
         return found
 
     # -- interfaces.Disk ------------------------------------------------------------------------------------------------------------
@@ -452,15 +448,15 @@ class MemDisk:
     def examine(self, vpath: VPath, index: Index) -> Examination:
         return MemExamination(self, vpath, index)
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> Deferred[list[bytes | None]]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
         if refusal := self._refusal(vpath):
             return fail(refusal)
         committed = self.images.get(vpath)
         here = self.staged.get((vpath, index.image))
-        found: list[bytes | None] = []
+        found: list[Block | None] = []
         for number in numbers:
-            wanted = self.block_map(index).hash_of(number)
+            wanted = index.blocks.hash_of(number)
             kept = any(one.image == index.image for one in self.kept.get(vpath, ()))
             has = kept or (committed is not None and committed.image == index.image) or (here is not None and here[number])
             found.append(self.blocks.get(wanted) if has and wanted not in self.rotten and vpath.key not in self.unmounted else None)
-        return succeed(found)
+        return succeed(make(found))

@@ -19,7 +19,6 @@ from ciruela.download.serving import BlockService, Catalog
 from ciruela.download.sources import GRACE_S, MOST_BATCH_BYTES, MOST_WINDOW, Candidate, Totals
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.merge import BlockMap
 from ciruela.index.parse import parse
 from ciruela.index.tree import Directory, File, Index
 from ciruela.interfaces import Pending
@@ -28,6 +27,7 @@ from ciruela.model.errors import Busy, RemoteError
 from ciruela.model.upload import Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
+from ciruela.proto import compression
 from ciruela.proto.compression import part, unpack
 from ciruela.proto.messages import (
     MOST_BULK_BYTES,
@@ -72,13 +72,17 @@ class Disk:
         self.gone: set[int] = set()
         self.index: Index | None = INDEX
         self.reads: list[tuple[int, ...]] = []
+        self.at_work = False
 
     def read_index(self, image: object) -> Deferred[Index | None]:
         return succeed(self.index)
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: tuple[int, ...]) -> Deferred[list[bytes | None]]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: tuple[int, ...], make: Callable[[Any], Any]) -> Deferred[Any]:
         self.reads.append(tuple(numbers))
-        return succeed([None if number in self.gone else ALL[number] for number in numbers])
+        self.at_work = True
+        made = make([None if number in self.gone else ALL[number] for number in numbers])
+        self.at_work = False
+        return succeed(made)
 
 
 class ServingTests(SynchronousTestCase):
@@ -157,6 +161,12 @@ class ServingTests(SynchronousTestCase):
 
     def test_packed(self) -> None:
         """Blocks would travel in their full length; or compressing would hold up all connections of the node."""
+
+        def packed_in_thread(data: bytes, may_pack: bool) -> BlockPart:
+            self.assertTrue(self.disk.at_work)
+            return part(data, may_pack)
+
+        self.patch(compression, "part", packed_in_thread)
         self.ledger.commit(V1, self.state)
         answer = self.successResultOf(self.ask(1, 2, 300, 301, packed=True))
         groups = PIECES.groups((1, 2, 300, 301))
@@ -165,7 +175,7 @@ class ServingTests(SynchronousTestCase):
         data = [unpack(one.data, size) if one.packed else one.data for one, size in zip(answer.parts, sizes, strict=True)]
         self.assertEqual(data, [one.data for one in plain(1, 2, 300, 301)])
         self.assertEqual((self.service.sent_blocks, self.service.sent_bytes), (4, sum(len(one.data) for one in answer.parts)))
-        self.assertEqual(self.jobs, 1)
+        self.assertEqual((len(self.disk.reads), self.jobs), (1, 0))
 
     def test_passed_on(self) -> None:
         """What has just come would be read from the disk, hashed and compressed once more for each node that wants it."""
@@ -216,7 +226,6 @@ class FetchTests(SynchronousTestCase):
         self.fetch = BlockFetch(
             "/app/v1",
             INDEX,
-            BlockMap(INDEX),
             self.plan,
             self,  # type: ignore[arg-type]
             lambda: self.candidates,
@@ -306,7 +315,7 @@ class FetchTests(SynchronousTestCase):
 
         self.candidates = [Candidate("client", "client", ask, FULL, True, bulk=True)]
         context = FetchContext(self.clock, self.totals, self.passing, ME)
-        fetch = BlockFetch("/app/v1", index, BlockMap(index), plan, self, lambda: self.candidates, lambda: None, context)
+        fetch = BlockFetch("/app/v1", index, plan, self, lambda: self.candidates, lambda: None, context)
         done = fetch.run()
         self.clock.pump([0.01] * 10)
         (client,) = fetch._sources.active()

@@ -13,7 +13,6 @@ from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
 from ciruela.index.digest import HashKind
-from ciruela.index.merge import BlockMap
 from ciruela.index.tree import Directory, File, Index
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import DiskError, DownloadFailed, LinkLost, RemoteError
@@ -67,7 +66,6 @@ class BlockFetchTests(SynchronousTestCase):
         self.fetch = BlockFetch(
             "/app/v1",
             INDEX,
-            BlockMap(INDEX),
             self.plan,
             self.disk,
             lambda: self.candidates,
@@ -349,7 +347,7 @@ class BlockFetchTests(SynchronousTestCase):
         """An image whose files are all here is done at once."""
         plan = BlockPlan(INDEX, range(COUNT), random.Random(1))
         context = FetchContext(self.clock, self.totals, BlockRelayCache(self.clock))
-        fetch = BlockFetch("/a/b", INDEX, BlockMap(INDEX), plan, self.disk, list, self.count, context)
+        fetch = BlockFetch("/a/b", INDEX, plan, self.disk, list, self.count, context)
         self.assertIsNone(self.successResultOf(fetch.run()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -13,7 +13,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import machine
 from ciruela.download.plan import BlockPlan
-from ciruela.index.merge import BlockMap
 from ciruela.model.bitfield import FULL
 from ciruela.model.upload import AbortReason
 from tests.download.test_fetch_blocks import INDEX
@@ -61,7 +60,7 @@ class Work:
         self.directory, self.fetch = Directory(), Fetch()
         self.plan = BlockPlan(INDEX, (), random.Random(1))
         self.results: dict[str, Any] = {
-            "find_index": (INDEX, BlockMap(INDEX)),
+            "find_index": INDEX,
             "open_staging": self.directory,
             "fill": self.plan,
             "fetch_blocks": None,

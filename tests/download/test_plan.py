@@ -218,6 +218,8 @@ class PlanTests(UnmeasuredTestCase):
         image = index(*names)
         have = data.draw(st.sets(st.integers(0, image.block_count - 1))) if image.block_count else set()
         one = plan(image, have, seed)
+        names = [name for file in names for name in file]
+        here = set(have)
         rng = random.Random(seed)
         now, outstanding = 0.0, []
         for _ in range(10_000):
@@ -227,7 +229,7 @@ class PlanTests(UnmeasuredTestCase):
             asker = rng.choice("abc")
             number = choose(one, asker, now=now)
             if number is not None:
-                self.assertFalse(one.has(number))
+                self.assertNotIn(number, here)
                 outstanding.append((number, asker))
             if outstanding and rng.random() < 0.7:
                 number, asker = outstanding.pop(rng.randrange(len(outstanding)))
@@ -235,6 +237,8 @@ class PlanTests(UnmeasuredTestCase):
                     one.failed(number, asker)
                 else:
                     one.arrived(number)
+                    here |= {at for at, name in enumerate(names) if name == names[number]}
         self.assertTrue(one.done)
         self.assertEqual(one.missing, 0)
-        self.assertTrue(all(one.has(number) for number in range(image.block_count)))
+        self.assertEqual(here, set(range(image.block_count)))
+        self.assertEqual(one.mask, one.pieces.full)

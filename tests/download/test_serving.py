@@ -44,9 +44,9 @@ class Disk:
         self.loads.append(image_id)
         return succeed(self.indexes.get(image_id)) if self.load_answer is None else self.load_answer
 
-    def read_blocks(self, vpath, index, numbers):
+    def read_blocks(self, vpath, index, numbers, make):
         self.reads.append((vpath, index.image, list(numbers)))
-        return succeed([self.blocks.get((index.image, number)) for number in numbers])
+        return succeed(make([self.blocks.get((index.image, number)) for number in numbers]))
 
 
 class BlockServiceTests(SynchronousTestCase):
@@ -154,7 +154,7 @@ class BlockServiceTests(SynchronousTestCase):
             vpath = VPath.parse(f"/app/n{number}")
             self.ledger.commit(vpath, self.state)
             self.assertEqual(self.successResultOf(self.ask(self.data[0], vpath=str(vpath))).data, self.data[0])
-        self.assertEqual(len(self.service._readers), KEPT_INDEXES)
+        self.assertEqual(len(self.service._servers), KEPT_INDEXES)
 
     @shows("A10")
     def test_damage_is_told(self):
@@ -199,7 +199,7 @@ class CatalogTests(SynchronousTestCase):
         disk.load_answer = Deferred()
         waiting = [catalog.get(index.image), catalog.get(index.image)]
         disk.load_answer.callback(index)
-        self.assertEqual([self.successResultOf(one)[0] for one in waiting], [index, index])
+        self.assertEqual([self.successResultOf(one) for one in waiting], [index, index])
         self.successResultOf(catalog.get(index.image))
         self.assertEqual(disk.loads, [index.image])
 

@@ -7,8 +7,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import emit
-from ciruela.index.merge import BlockMap, BlockRun, same_files
-from ciruela.index.tree import Directory, File, Index
+from ciruela.index.merge import same_files
+from ciruela.index.tree import BlockMap, BlockRun, Directory, File, Index
 from ciruela.model.ids import BlockHash
 from tests.index.examples import BIG, FEATURES_TREE, KIND, file, trees
 
@@ -92,7 +92,7 @@ class BlockMapTests(SynchronousTestCase):
     def test_numbers(self) -> None:
         """A block written at a neighbor's place makes two files wrong."""
         tree = flat(file("/a", b""), file("/b", BIG), file("/c", b""), file("/d", b""), file("/e", b"x"), file("/f", b""))
-        blocks = BlockMap(tree)
+        blocks = tree.blocks
         self.assertEqual(len(blocks), tree.block_count)
         self.assertEqual([blocks.place(number) for number in range(3)], [(1, 0), (1, 1), (4, 0)])
         self.assertEqual([blocks.by_number(number)[0].path for number in range(3)], ["/b", "/b", "/e"])
@@ -103,7 +103,7 @@ class BlockMapTests(SynchronousTestCase):
     def test_runs(self) -> None:
         """Blocks of two files would be read in one go, or written behind the end of the first."""
         tree = flat(file("/a", b""), file("/b", BIG), file("/c", b""), file("/d", b"x"), file("/e", bytes(3 * BLOCK_BYTES)))
-        blocks = BlockMap(tree)
+        blocks = tree.blocks
         self.assertEqual(blocks.runs(()), [])
         self.assertEqual(blocks.runs(range(6)), [(1, 0, 2), (3, 0, 1), (4, 0, 3)])
         self.assertEqual(blocks.runs((1, 2, 3, 5)), [(1, 1, 1), (3, 0, 1), (4, 0, 1), (4, 2, 1)])
@@ -120,7 +120,7 @@ class BlockMapTests(SynchronousTestCase):
         """A block that stands in several files must be written to all of them, though it is fetched once."""
         zeros = bytes(3 * BLOCK_BYTES)
         tree = flat(file("/a", zeros + b"1"), file("/b", b"1"), file("/c", zeros))
-        blocks = BlockMap(tree)
+        blocks = tree.blocks
         self.assertEqual(blocks.places(KIND.block(bytes(BLOCK_BYTES))), [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)])
         self.assertEqual(list(blocks.numbers(KIND.block(b"1"))), [3, 4])
         self.assertEqual(blocks.places(KIND.block(b"absent")), [])
@@ -129,7 +129,7 @@ class BlockMapTests(SynchronousTestCase):
 
     def test_locate(self) -> None:
         """Reference nodes ask by path and offset; an answer from another place would be refused by them."""
-        blocks = BlockMap(index(*FEATURES_TREE))
+        blocks = index(*FEATURES_TREE).blocks
         self.assertEqual(blocks.locate("/README", 0), 0)
         self.assertEqual(blocks.locate("/a/big.bin", 0), 2)
         self.assertEqual(blocks.locate("/a/big.bin", BLOCK_BYTES), 3)
@@ -153,7 +153,7 @@ class BlockMapTests(SynchronousTestCase):
 
     def test_nothing(self) -> None:
         """An image without files is legal."""
-        blocks = BlockMap(index(Directory("/", ())))
+        blocks = index(Directory("/", ())).blocks
         self.assertEqual(len(blocks), 0)
         self.assertEqual(blocks.places(KIND.block(b"")), [])
         self.assertIsNone(blocks.locate("/x", 0))
@@ -165,7 +165,7 @@ class BlockMapTests(SynchronousTestCase):
         """Number, hash, place and path must name the same block, or what is served is not what was asked for."""
         kind, directories = tree
         whole = index(*directories, kind=kind)
-        blocks = BlockMap(whole)
+        blocks = whole.blocks
         number = 0
         for file_number, one in enumerate(whole.files):
             for block in range(one.block_count):

@@ -34,7 +34,7 @@ from ciruela.membership.softstate import (
     WATCH_S,
     HeardResults,
     HeardWatches,
-    PeerQuota,
+    SoftState,
 )
 from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId
@@ -87,24 +87,30 @@ class QuotaTests(SynchronousTestCase):
 
     def test_an_owner_displaces_only_its_own(self) -> None:
         """A node that floods must not push out what honest nodes said (fault F25)."""
-        quota: PeerQuota[str, int] = PeerQuota(limit=3)
-        quota.touch("honest", 100, 0)
-        self.assertEqual([quota.touch("rogue", number, 0) for number in range(5)], [None, None, None, 0, 1])
-        self.assertIsNone(quota.touch("rogue", 2, 0))
-        self.assertEqual(quota.touch("rogue", 9, 0), 3)
-        self.assertEqual(len(quota), 4)
+        table: SoftState[str, int] = SoftState(1.0, most=3)
+
+        def touch(owner: str, number: int) -> list[int]:
+            """The numbers of ``owner`` afterwards, or of all."""
+            table.note(owner, PATH, MachineId(b"%016d" % number), number, 0.0)
+            return sorted(table.at(PATH).values())
+
+        touch("honest", 100)
+        self.assertEqual([touch("rogue", number) for number in range(5)][-3:], [[0, 1, 2, 100], [1, 2, 3, 100], [2, 3, 4, 100]])
+        self.assertEqual(touch("rogue", 2), [2, 3, 4, 100])
+        self.assertEqual(touch("rogue", 9), [2, 4, 9, 100])
+        self.assertEqual(len(table), 4)
 
     def test_expired(self) -> None:
         """What was repeated stays, what was not goes, and leaves nothing behind."""
-        quota: PeerQuota[str, int] = PeerQuota()
-        quota.touch("a", 1, 0)
-        quota.touch("a", 2, 1)
-        quota.touch("b", 3, 1)
-        quota.touch("a", 1, 5)
-        self.assertEqual(quota.expired(5), [("a", 2), ("b", 3)])
-        quota.drop(1)
-        quota.drop(1)
-        self.assertEqual((len(quota), quota.expired(99)), (0, []))
+        table: SoftState[str, int] = SoftState(10.0)
+        for owner, machine, at_s in (("a", A, 0.0), ("a", B, 1.0), ("b", C, 1.0), ("a", A, 5.0)):
+            table.note(owner, PATH, machine, 0, at_s)
+        table.expire(11.0)
+        self.assertEqual(len(table), 3)
+        table.expire(15.0)
+        self.assertEqual(list(table.all()), [(PATH, A, 0)])
+        table.forget(PATH, A)
+        self.assertEqual((len(table), list(table.all()), table._owned, table._paths), (0, [], {}, {}))
 
 
 class ClusterCase(SynchronousTestCase):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.bitfield import FULL, MASK_BYTES, MOST_CUTS, MOST_PIECES, PIECE_BYTES, SLICES, Pieces
+from ciruela.model.bitfield import FULL, MASK_BYTES, MOST_CUTS, MOST_PIECES, PIECE_BYTES, SLICES, BlockSet, Pieces
 
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 IMAGES = st.builds(Pieces, st.integers(1, 20_000), st.integers(1, MOST_CUTS))
@@ -106,3 +106,21 @@ class MaskTests(SynchronousTestCase):
         for size in (0, 32, 63, 65, 96):
             with self.assertRaisesRegex(ValueError, f"{size} bytes; 64 are right"):
                 pieces.from_bytes(bytes(size))
+
+
+class BlockSetTests(SynchronousTestCase):
+    @FEW
+    @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+    def test_as_a_set(self, before: set[int], more: set[int]) -> None:
+        """A block would be fetched again that is here, or never."""
+        here = bytearray(41)
+        blocks = BlockSet(here)
+        for number in before:
+            here[number] = 1
+        self.assertEqual(blocks, before)
+        for number in more:
+            here[number] = 1
+        self.assertEqual(blocks, before | more)
+        self.assertEqual((len(blocks), list(blocks)), (len(before | more), sorted(before | more)))
+        self.assertEqual(blocks & more, more)
+        self.assertEqual([number in blocks for number in (-1, 41)], [False, False])

@@ -191,6 +191,7 @@ class ReconcilerTests(SynchronousTestCase):
     def test_memory_is_bounded(self):
         """What was compared is remembered, but not for a million base dirs."""
         self.patch(service, "MOST_KNOWN", 20)
+        self.setUp()
         heard = self.peer_has()
         for number in range(50):
             self.reconciler.differs(VPath.parse(f"/deep/d{number}"), heard, PEER)

@@ -35,24 +35,27 @@ class UploadTests(UnmeasuredTestCase):
         """Three nodes, each told by the client."""
         self.upload(3)
 
+    def given_to_all(self, cluster, image):
+        """The client after all nodes have the image, which it gave to three."""
+        client = Client(cluster, image)
+        client.upload(V1, cluster.addresses(1, 2, 3))
+        count = len(cluster.nodes)
+        cluster.run(60.0, until=lambda: len(cluster.holders(V1, image)) == count)
+        self.assertEqual(len(cluster.holders(V1, image)), count)
+        return client
+
     def test_exchange(self):
         """What one node got the others take from it: the client of three nodes does not give everything three times."""
         cluster = Cluster(3, latency_s=0.05)
         cluster.run(5.0)
-        client = Client(cluster, LARGE)
-        client.upload(V1, cluster.addresses(1, 2, 3))
-        cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 3)
-        self.assertEqual(len(cluster.holders(V1, LARGE)), 3)
+        client = self.given_to_all(cluster, LARGE)
         self.assertLess(len(client.given), 2 * len(LARGE.blocks))
 
     def test_shared_out(self):
         """The client would send more, the more nodes there are; or one node would have to give everything to all others."""
         cluster = Cluster(8, latency_s=0.01)
         cluster.run(10.0)
-        client = Client(cluster, LARGE)
-        client.upload(V1, cluster.addresses(1, 2, 3))
-        cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 8)
-        self.assertEqual(len(cluster.holders(V1, LARGE)), 8)
+        client = self.given_to_all(cluster, LARGE)
         self.assertLess(len(client.given), 1.3 * len(LARGE.blocks))
         given = [node.blocks.sent_blocks for node in cluster.nodes.values()]
         self.assertLess(max(given), 2.5 * len(LARGE.blocks))
@@ -63,10 +66,7 @@ class UploadTests(UnmeasuredTestCase):
         cluster = Cluster(8)
         cluster.hub.rates = {cluster.address(number): 20_000_000.0 for number in cluster.nodes}
         cluster.run(5.0)
-        client = Client(cluster, image)
-        client.upload(V1, cluster.addresses(1, 2, 3))
-        cluster.run(60.0, until=lambda: len(cluster.holders(V1, image)) == 8)
-        self.assertEqual(len(cluster.holders(V1, image)), 8)
+        client = self.given_to_all(cluster, image)
         self.assertLess(len(client.given), 1.2 * len(image.order))
         given = [node.blocks.sent_blocks / len(image.order) for node in cluster.nodes.values()]
         self.assertLess(abs(sum(given) / 8 - 7 / 8), 0.05)
@@ -356,8 +356,8 @@ class FaultTests(UnmeasuredTestCase):
         """How many blocks of LARGE no node has."""
         if cluster.holders(V1, LARGE):
             return 0
-        plans = [one.step.plan for one in self.downloads(cluster) if isinstance(one.step, PlannedStep)]
-        return sum(not any(plan.has(number) for plan in plans) for number in range(len(LARGE.blocks)))
+        staged = [one.step.image.directory._here for one in self.downloads(cluster) if isinstance(one.step, PlannedStep)]
+        return sum(not any(here[number] for here in staged) for number in range(len(LARGE.blocks)))
 
     @shows("A57", "F41", "G11")
     def test_all_killed_at_half(self):

@@ -30,11 +30,8 @@ PATH = "/app/v1"
 class _Tree:
     changed: frozenset[str] = frozenset()
 
-    def read(self, hashes):
-        return [SITE.blocks.get(one) for one in hashes]
-
     def blocks(self, numbers):
-        return self.read([SITE.order[number] for number in numbers])
+        return [SITE.blocks.get(SITE.order[number]) for number in numbers]
 
 
 class Heard:

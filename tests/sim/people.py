@@ -17,7 +17,6 @@ from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
 from ciruela.client.tracker import CompletionRule
 from ciruela.client.uploadrun import Upload
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.merge import BlockMap
 from ciruela.interfaces import Address, Connection
 from ciruela.keys.signed import signed_bytes
 from ciruela.membership.packets import (
@@ -34,7 +33,7 @@ from ciruela.membership.packets import (
 )
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import RemoteError
-from ciruela.model.ids import BlockHash, ImageId, MachineId
+from ciruela.model.ids import Block, BlockHash, ImageId, MachineId
 from ciruela.model.versions import SIGNATURE_BYTES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import part
@@ -88,7 +87,6 @@ class Picture:
         }
         spec = {**common, **own}
         self.index, self.data = index_bytes(spec)
-        self.map = BlockMap(self.index)
         self.id = self.index.image
         self.tree = flat(spec)
         self.blocks: dict[BlockHash, bytes] = {}
@@ -166,7 +164,7 @@ class Uploader:
                     return succeed(BlockData(picture.blocks[request.hash]))
                 case GetBlocks(image=picture.id):
                     groups = picture.index.pieces.groups(request.numbers)
-                    data = [b"".join(picture.blocks[picture.map.hash_of(number)] for number in group) for group in groups]
+                    data = [b"".join(picture.blocks[picture.index.blocks.hash_of(number)] for number in group) for group in groups]
                     return succeed(BlocksData(tuple(part(one, request.packed) for one in data)))
         return fail(RemoteError("not here"))
 
@@ -188,11 +186,8 @@ class _Tree:
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
 
-    def read(self, hashes: Sequence[BlockHash]) -> list[bytes | None]:
-        return [self._picture.blocks.get(one) for one in hashes]
-
-    def blocks(self, numbers: Sequence[int]) -> list[bytes | None]:
-        return self.read([self._picture.map.hash_of(number) for number in numbers])
+    def blocks(self, numbers: Sequence[int]) -> list[Block | None]:
+        return [self._picture.blocks.get(self._picture.index.blocks.hash_of(number)) for number in numbers]
 
 
 class _Unheard:

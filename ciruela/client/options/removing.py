@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.reading import add_json
 from ciruela.client.options.signing import (
-    NOBODY_ELSE,
     ClusterNames,
     Keys,
     Trusting,
@@ -40,8 +39,8 @@ class PathTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveOptions:
-    """``ciruela remove``. Without an ``image`` the one that is there; ``sure``: nobody need be asked; ``force``: also what is protected."""
+class ChangeOptions:
+    """Options of both commands. ``sure``: nobody need be asked."""
 
     common: Common
     target: PathTarget
@@ -50,25 +49,22 @@ class RemoveOptions:
     rule: CompletionRule
     print_progress_s: float
     sure: bool
-    force: bool = False
-    trusting: Trusting = NOBODY_ELSE
-    json: bool = False
+    trusting: Trusting
+    json: bool
 
 
 @dataclass(frozen=True, slots=True)
-class RollbackOptions:
+class RemoveOptions(ChangeOptions):
+    """``ciruela remove``. Without an ``image`` the one that is there; ``force``: also what is protected."""
+
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackOptions(ChangeOptions):
     """``ciruela rollback``. Without an ``image`` the one that was replaced last."""
 
-    common: Common
-    target: PathTarget
-    image: ImageId | None
-    keys: Keys
-    rule: CompletionRule
-    print_progress_s: float
-    sure: bool
     listing: bool
-    trusting: Trusting = NOBODY_ELSE
-    json: bool = False
 
 
 def split_target(text: str) -> PathTarget:
@@ -102,6 +98,23 @@ def add_sure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask (needed without a terminal)")
 
 
+def _add_rest(parser: argparse.ArgumentParser) -> None:
+    add_sure(parser)
+    add_json(parser)
+    add_keys(parser)
+    add_trust(parser, signs=True)
+    add_when(parser)
+    add_common(parser)
+
+
+_Change = tuple[Common, PathTarget, ImageId | None, Keys, CompletionRule, float, bool, Trusting, bool]
+
+
+def _change_of(found: argparse.Namespace) -> _Change:
+    keys, rule, trusting = keys_of(found), rule_of(found), trusting_of(found)
+    return common_of(found), found.target, found.image, keys, rule, found.print_progress, found.yes, trusting, found.json
+
+
 def add_remove(parser: argparse.ArgumentParser) -> None:
     """Let ``parser`` read ``ciruela remove``."""
     parser.description = (
@@ -113,28 +126,12 @@ def add_remove(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--image", type=checked(image_of), metavar="ID", help="remove this image only (default: the one that is there)")
     parser.add_argument("--force", action="store_true", help="also where a protected link of a server leads to it")
-    add_sure(parser)
-    add_json(parser)
-    add_keys(parser)
-    add_trust(parser, signs=True)
-    add_when(parser)
-    add_common(parser)
+    _add_rest(parser)
 
 
 def remove_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RemoveOptions:
     """Builds the options of ``ciruela remove``."""
-    return RemoveOptions(
-        common_of(found),
-        found.target,
-        found.image,
-        keys_of(found),
-        rule_of(found),
-        found.print_progress,
-        sure=found.yes,
-        force=found.force,
-        trusting=trusting_of(found),
-        json=found.json,
-    )
+    return RemoveOptions(*_change_of(found), force=found.force)
 
 
 def add_rollback(parser: argparse.ArgumentParser) -> None:
@@ -146,25 +143,9 @@ def add_rollback(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("image", nargs="?", type=checked(image_of), metavar="IMAGE", help="image id (default: the one replaced last)")
     parser.add_argument("-l", "--list", action="store_true", help="only list what can be gone back to")
-    add_sure(parser)
-    add_json(parser)
-    add_keys(parser)
-    add_trust(parser, signs=True)
-    add_when(parser)
-    add_common(parser)
+    _add_rest(parser)
 
 
 def rollback_options(_: argparse.ArgumentParser, found: argparse.Namespace) -> RollbackOptions:
     """Builds the options of ``ciruela rollback``."""
-    return RollbackOptions(
-        common_of(found),
-        found.target,
-        found.image,
-        keys_of(found),
-        rule_of(found),
-        found.print_progress,
-        sure=found.yes,
-        listing=found.list,
-        trusting=trusting_of(found),
-        json=found.json,
-    )
+    return RollbackOptions(*_change_of(found), listing=found.list)
