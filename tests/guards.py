@@ -147,7 +147,7 @@ def _forked(work: Callable[[], int], folder: Path) -> int:
 def _try(guard: Guard, tree: ast.Module, tests: Iterable[unittest.SynchronousTestCase]) -> int:
     """What a child does: NOTICED or GREEN."""
     path = str(TOP / guard.file)
-    code = compile(tree, path, "exec")
+    code = compile(tree, path, "exec", dont_inherit=True)  # of the rules of this module, such as annotations as text
     name = _function(ast.parse(Path(path).read_text(encoding="utf-8")).body, guard.line)
     if name is None or not _in_place(name, path, code):
         tests = _anew(guard.file, code, [test.id() for test in tests])

@@ -21,6 +21,7 @@ around.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -72,10 +73,11 @@ def marked(file: str, source: str) -> Iterator[Guard]:
             waiting = []
 
 
-def guards(top: Path = TOP) -> list[Guard]:
+@functools.cache
+def guards(top: Path = TOP) -> tuple[Guard, ...]:
     """All of the program, file by file."""
     paths = sorted((top / "ciruela").rglob("*.py"))
-    return [guard for path in paths for guard in marked(str(path.relative_to(top)), path.read_text(encoding="utf-8"))]
+    return tuple(guard for path in paths for guard in marked(str(path.relative_to(top)), path.read_text(encoding="utf-8")))
 
 
 def subject(tree: ast.Module, line: int) -> ast.AST | None:

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.daemon.acquaintance import MOST_S, WarmUpBarrier
-from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_blocks import BlockFetch, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
@@ -133,9 +133,7 @@ class DownloadTests(Supervised):
             Disk(),
             lambda: candidates[0] if candidates else raising(),
             lambda: None,
-            Totals(),
-            clock := Clock(),
-            BlockRelayCache(clock),
+            FetchContext(clock := Clock(), Totals(), BlockRelayCache(clock)),
         )
         done = fetch.run()
         clock.advance(1.0)

@@ -19,10 +19,11 @@ from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, a
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
-from ciruela.model.errors import Busy, CiruelaError, RemoteError
+from ciruela.model.errors import Busy, CiruelaError, NoImages, RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import BlockHint, GetBlock, GetIndexAt, GetPathState, PathStateData, Request, Response
+from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
+from ciruela.proto.table import deadly
 from ciruela.runtime import within
 
 BUSY_S = 0.25
@@ -30,22 +31,10 @@ BUSY_TRIES = 60
 """A server that is asked too fast is asked again so often, so many seconds later."""
 
 
-class NoImages(RemoteError):
-    """The server is known to have no image at the path, without being asked."""
-
-
 def spare(bulk: bool, vpath: VPath, name: str = "it") -> None:
     """Raises NoImages for a server of the first implementation and a path with one component: it dies of it (protocol section 11)."""
     if not bulk and not vpath.level:  # guard: I8
         raise NoImages(f"{name} is a server of the first implementation, which has no images at {vpath}")
-
-
-def _image_path(request: Request) -> str | None:
-    """The path of the image that is asked for, where a server looks for it at that path."""
-    match request:
-        case GetIndexAt(path=path) | GetBlock(hint=BlockHint(vpath=path)):
-            return path
-    return None
 
 
 async def answer_of(
@@ -60,7 +49,7 @@ async def answer_of(
 
     Raises CiruelaError: NoAnswer where ``timeout_s`` pass without an answer.
     """
-    if (path := _image_path(request)) is not None:
+    if (path := deadly(request)) is not None:
         spare(link.bulk, VPath.parse(path))
     for _ in range(busy_tries):
         try:

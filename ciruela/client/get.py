@@ -21,7 +21,7 @@ from ciruela.client.text import count, interval, size, stamp
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK
 from ciruela.client.trust import Proof, my_trust, shown
 from ciruela.disk.checkout import Checkout, DestinationKind
-from ciruela.download.fetch_blocks import BlockFetch
+from ciruela.download.fetch_blocks import BlockFetch, FetchContext
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import Totals
@@ -171,9 +171,7 @@ class _Getting:
             self._landing,
             self._origin.candidates,
             lambda: None,
-            self._totals,
-            clock,
-            _Nobody(clock),
+            FetchContext(clock, self._totals, _Nobody(clock)),
         )
         wanted_bytes = index.total_bytes - await self._reach.in_thread(index.blocks.bytes_of, have)
         began_s = clock.seconds()

@@ -8,12 +8,12 @@ from functools import partial
 from typing import TypeVar
 
 from ciruela.client.contacts import ClusterAddresses, OnlyAsks
-from ciruela.client.crawl import MOST_ANSWERS, NoImages, ServerSearch, answer_of, spare
+from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, answer_of, spare
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address
-from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
+from ciruela.model.errors import CiruelaError, LinkLost, NoImages, RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath

@@ -187,7 +187,7 @@ class ClusterRun:
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
             waiting.cancel()
-        for request in [request for run in self._runs for request in run.requests.values()]:
+        for request in [request for run in self._runs for request in run.requests.values() if request.due]:
             request.events.let_go()
         for answer in list(self._answers):
             answer.cancel()

@@ -20,6 +20,7 @@ import operator
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
 
@@ -181,6 +182,21 @@ class Sink(Protocol):
         """As ``interfaces.Staging.write``."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchContext:
+    """Everything that the fetches of one process share. ``passing`` gets what came, for others.
+
+    ``me``: the id of this node, for the order in which nodes take pieces from each other; empty at a client.
+    ``exchanges``: where pieces are offered by those that understand that.
+    """
+
+    clock: IReactorTime
+    totals: Totals
+    passing: BlockRelayCache
+    me: bytes = b""
+    exchanges: Exchanges | None = None
+
+
 class BlockFetch:
     """Runs until every block of the plan is on disk."""
 
@@ -194,27 +210,21 @@ class BlockFetch:
         staging: Sink,
         candidates: Callable[[], list[Candidate]],
         progressed: Callable[[], None],
-        totals: Totals,
-        clock: IReactorTime,
-        relaycache: BlockRelayCache,
-        me: bytes = b"",
-        exchanges: Exchanges | None = None,
+        context: FetchContext,
     ) -> None:
-        """``passing`` gets what came, for others. ``me``: which node this is, for the order in which nodes take pieces from each other.
-
-        ``exchanges``: where pieces are offered by those that understand that.
-        """
+        """``candidates`` tells who may give blocks now; ``progressed`` is called for what came."""
+        clock = context.clock
         self._vpath = vpath
         self._index = index
         self._plan = plan
         self._candidates = candidates
         self._progressed = progressed
-        self._totals = totals
+        self._totals = context.totals
         self._clock = clock
-        self._passing = relaycache
-        self._exchanges = exchanges
+        self._passing = context.passing
+        self._exchanges = context.exchanges
         self._exchange: ImageExchange | None = None
-        self._turns = PieceAssignment(me, plan.pieces.count)
+        self._turns = PieceAssignment(context.me, plan.pieces.count)
         self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
         self._staging = staging

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ciruela.download.sources import MOST_WINDOW, Candidate
@@ -105,7 +106,9 @@ class PeerSelection:
 
     def neighbor(self, key: Address | Connection, others: Sequence[Wanting]) -> Candidate:
         """The candidate for a neighbor that offers pieces."""
-        return self._peer(key, 0, hearsay=False) if isinstance(key, Address) else self._seed(key, others)
+        if not isinstance(key, Address):
+            return self._seed(key, others)
+        return replace(self._peer(key, 0, hearsay=False), bulk=True, exchanges=True)
 
     def _peer(self, address: Address, mask: int, *, hearsay: bool, machine: bytes | None = None, served: bool = False) -> Candidate:
         return Candidate(

@@ -1,4 +1,4 @@
-"""Giving blocks and indexes to others, of images that are here and of those still coming.
+"""Giving blocks and indexes to others, of images that are here and of those still coming; the client gives blocks in the same way.
 
 Only what a verified index names is read, by image and block number; a path from the wire is looked up, never opened (threats 6.6).
 What is read is hashed before it is sent; a block that does not match is answered as absent, and if its image is committed here it should be

@@ -328,6 +328,7 @@ class Sources:
         source = self._known.get(candidate.key)
         if source is None:
             source = self._known[candidate.key] = PeerCandidate(candidate, 0, FIRST_WINDOW, now_s)
+        source.candidate = candidate
         return source
 
     def active(self) -> list[PeerCandidate]:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.download.exchange import ImageExchange, Key, PieceExchanges, Taker
-from ciruela.download.fetch_blocks import BlockFetch, Exchanges
+from ciruela.download.fetch_blocks import BlockFetch, Exchanges, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.machine import (
     ActiveStep,
@@ -294,11 +294,7 @@ class Transfer(ABC):
             image.directory,
             lambda: context.candidates(self, index=False),
             self.progressed,
-            context.totals,
-            context.node.clock,
-            context.passing,
-            context.node.me,
-            self.exchange(plan),
+            FetchContext(context.node.clock, context.totals, context.passing, context.node.me, self.exchange(plan)),
         )
 
     def exchange(self, plan: BlockPlan) -> Exchanges | None:  # noqa: ARG002  a download's

@@ -50,6 +50,10 @@ class RemoteError(CiruelaError):
     """The other side answered a request with ``Error``, or with something that does not fit the request."""
 
 
+class NoImages(RemoteError):
+    """The server is known to have no image at the path, without being asked."""
+
+
 SLOW_DOWN = "too many requests, slow down"
 """Prefix of the text of an ``Error`` that means :class:`Busy`. Other programs take it for any error, and ask again later as well."""
 

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.interfaces import Connection, InThread, RequestHandler
-from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, RemoteError
+from ciruela.model.errors import SLOW_DOWN, Busy, FormatError, LinkLost, NoImages, RemoteError
 from ciruela.model.upload import RejectReason
 from ciruela.net.limits import AnswerBudget
 from ciruela.proto import codec
@@ -41,7 +41,7 @@ from ciruela.proto.multiplexer import (
     Violation,
     read,
 )
-from ciruela.proto.table import NEWER
+from ciruela.proto.table import NEWER, deadly
 from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64
@@ -145,6 +145,8 @@ class Session:
             return failed
         if isinstance(request, NEWER) and not self._link.bulk:  # guard: A24
             return fail(RemoteError(f"{type(request).__name__} is understood where ciruela.v2 was agreed upon"))
+        if not self._link.bulk and (path := deadly(request)) is not None:  # guard: I8
+            return fail(NoImages(f"it is a server of the first implementation, which has no images at {path}"))
         done: Deferred[Response] = Deferred(lambda _: self._dialogue.forget(number))
         try:
             number, data = self._dialogue.ask(request, done)

@@ -279,15 +279,13 @@ def _blocks(plain: PlainBlocks, cut: list[memoryview]) -> BlocksData:
     """``cut``: the long ones of the parts, which are empty in ``plain``."""
     packed = set(plain.packed)
     longer = iter(cut)
-    found: list[BlockPart] = []
-    for at, part in enumerate(plain.parts):
-        data = part or next(longer, None)
-        if data is None:
-            raise FormatError("a part is empty")
-        found.append(BlockPart(data, at in packed))
+    try:
+        parts = tuple([BlockPart(part or next(longer), at in packed) for at, part in enumerate(plain.parts)])
+    except StopIteration:
+        raise FormatError("a part is empty") from None
     if next(longer, None) is not None:
         raise FormatError("long bytes outside of the parts")
-    return BlocksData(tuple(found), plain.lacks)
+    return BlocksData(parts, plain.lacks)
 
 
 def _envelope(data: bytes | bytearray) -> tuple[int, str, int, int]:

@@ -401,11 +401,13 @@ class Field:
         # Bad content is refused beside a missing field, too.
         return f"({value}, {absent})[get({self.beside!r}) is None]" if self.beside else value
 
-    def written_as(self, write: str, value: str) -> str:
+    def written_as(self, write: str, value: str, absent: str) -> str:
         """Item of a dict display, for an attribute of which ``value`` is the expression."""
-        if self.codec.writer() is None:
-            return f"{self.name!r}: {value}"
-        return f"{self.name!r}: " + (f"None if {value} is None else {write}({value})" if self.absent is None else f"{write}({value})")
+        if self.codec.writer() is not None:
+            value = f"None if {value} is None else {write}({value})" if self.absent is None else f"{write}({value})"
+        if self.spare:
+            return f"**({{}} if (written := {value}) == {absent} else {{{self.name!r}: written}})"
+        return f"{self.name!r}: {value}"
 
 
 def required(codec: Codec[Any], name: str = "", *, last: bool = False) -> Field:
@@ -436,19 +438,19 @@ class Struct(Codec[T]):
         self._make = make
         self._codecs = [one.codec for one in self.fields.values()]
         self._required = [one.name for one in self.fields.values() if not one.optional]
-        self._spare = [(one.name, one.absent) for one in self.fields.values() if one.spare]
+        self._absent = {f"absent{at}": one.absent for at, one in enumerate(self.fields.values())}
         self._beside = [(one.name, one.beside) for one in self.fields.values() if one.beside]
 
     @cached_property
     def _made(self) -> Callable[[Callable[..., Any]], T]:
         each = [one.read_as(f"read{at}", f"absent{at}") for at, one in enumerate(self.fields.values())]
-        absent = {f"absent{at}": one.absent for at, one in enumerate(self.fields.values())}
-        return _flat(f"lambda get: make({', '.join(each)})", self._codecs, make=self._make, **absent)
+        return _flat(f"lambda get: make({', '.join(each)})", self._codecs, make=self._make, **self._absent)
 
     @cached_property
     def _taken(self) -> Callable[[T], dict[str, Any]]:
-        each = [(one.last, at, one.written_as(f"write{at}", f"value.{name}")) for at, (name, one) in enumerate(self.fields.items())]
-        return _flat(f"lambda value: {{{', '.join(item for *_, item in sorted(each))}}}", self._codecs)
+        order = sorted(enumerate(self.fields.items()), key=lambda item: item[1][1].last)
+        each = [one.written_as(f"write{at}", f"value.{attribute}", f"absent{at}") for at, (attribute, one) in order]
+        return _flat(f"lambda value: {{{', '.join(each)}}}", self._codecs, **self._absent)
 
     @classmethod
     def of(cls, made: type[T]) -> Struct[T]:
@@ -469,9 +471,6 @@ class Struct(Codec[T]):
     def write(self, value: T) -> dict[str, Any]:
         """As :meth:`Codec.write`."""
         content = self._taken(value)
-        for field, absent in self._spare:
-            if content[field] == absent:
-                del content[field]
         for field, beside in self._beside:
             if beside not in content:
                 del content[field]
@@ -479,7 +478,7 @@ class Struct(Codec[T]):
 
     def writer(self) -> Callable[[Any], object]:
         """As :meth:`Codec.writer`."""
-        return self.write if self._spare or self._beside else self._taken
+        return self.write if self._beside else self._taken
 
 
 def fields_of(value: object) -> dict[str, Any]:

@@ -9,9 +9,11 @@ Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
+from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
 from ciruela.model.versions import SigEntry, State, Version, bounded
 from ciruela.proto.forms import (
+    ALGORITHM,
     BLOCK,
     DATA,
     ENTRY,
@@ -39,6 +41,7 @@ from ciruela.proto.forms import (
     Row,
     Struct,
     Text,
+    listed,
     nullable,
     optional,
     required,
@@ -92,17 +95,31 @@ WISH_SIGNATURES = Listed(SIGNATURE, MAX_OFFERED, kept=MAX_SIGNATURES)
 """Signatures of one wish: the first ones. A client with more keys than that is not refused for it."""
 
 VERSION = Row(Version, (("a time of signature", UINT), ("a kept image", IMAGE)), "a kept image is not a pair", "kept")
-_SIG_ENTRY = Row(
-    SigEntry,
-    (("a signature's time", UINT), ("", SIGNATURE)),
-    "a signature entry is not a pair",
-    attributes=("timestamp_ms", "signature"),
-)
-STATE: Struct[State] = Struct(
-    # In order and without doubles, the newest of too many: earlier versions kept all there were.
-    lambda image, entries: State(image, bounded(entries)),
-    {"image": required(IMAGE), "signatures": required(Listed(_SIG_ENTRY, MAX_KEPT_SIGNATURES))},
-)
+
+
+class SignedTimes(Codec[tuple[SigEntry, ...]]):
+    """Signatures of a state, each with its time: in order and without doubles, the newest of too many that earlier versions kept.
+
+    It has a loop of its own, because a list of a base dir has tens of thousands.
+    """
+
+    __slots__ = ()
+
+    def read(self, value: Any, name: str) -> tuple[SigEntry, ...]:
+        """As :meth:`Codec.read`."""
+        entries = []
+        for pair in listed(value, name, MAX_KEPT_SIGNATURES):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise FormatError("a signature entry is not a pair")
+            entries.append(SigEntry(UINT.read(pair[0], "a signature's time"), SIGNATURE.read(pair[1], name)))
+        return bounded(entries)
+
+    def write(self, value: tuple[SigEntry, ...]) -> list[object]:
+        """As :meth:`Codec.write`."""
+        return [[one.timestamp_ms, [ALGORITHM, one.signature]] for one in value]
+
+
+STATE = Struct(State, {"image": required(IMAGE), "signatures": required(SignedTimes())})
 _ADDRESSES = Listed(NAME, MOST_ADDRESSES, "an address")
 SERVER = Struct(
     Server,
@@ -133,19 +150,20 @@ REFUSAL: Codec[tuple[ImageId, str]] = Row(
     _pair, (("a refused image", IMAGE), ("why it was refused", TEXT)), "what was refused is not a pair", "refused"
 )
 
+# Attributes that several messages have, with their field.
 PathField = Annotated[str, required(VPATH)]
 ImageField = Annotated[ImageId, required(IMAGE)]
 IdField = Annotated[ImageId, required(IMAGE, "id")]
 TimeField = Annotated[int, required(UINT, "timestamp")]
 SignaturesField = Annotated[tuple[bytes, ...], required(WISH_SIGNATURES)]
 MaskField = Annotated[bytes, required(MASK)]
-FlagField = Annotated[bool, spare(FLAG, False)]
+SpareFlagField = Annotated[bool, spare(FLAG, False)]
 ReasonField = Annotated[str | None, nullable(TEXT)]
 HostsField = Annotated[Hosts, optional(HOSTS, {})]
 HeardField = Annotated[int | None, nullable(UINT, "heard")]
 MachineField = Annotated[MachineId, required(MACHINE, "machine_id")]
 HostnameField = Annotated[str, required(NAME)]
-BoolField = Annotated[bool, required(FLAG)]
+FlagField = Annotated[bool, required(FLAG)]
 PiecesField = Annotated[int, spare(PIECES, [])]
 
 # -- requests -----------------------------------------------------------------------------------------------------------------
@@ -178,7 +196,7 @@ class GetIndex:
 
     image: IdField
     hint: Annotated[str | None, nullable(VPATH)]
-    packed: FlagField = False
+    packed: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +245,7 @@ class GetBlocks:
     path: PathField
     image: IdField
     numbers: Annotated[tuple[int, ...], required(RUNS, "blocks")]
-    packed: FlagField = False
+    packed: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +279,7 @@ class RemoveDir:
     image: ImageField
     timestamp_ms: TimeField
     signatures: SignaturesField
-    force: FlagField = False
+    force: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +291,7 @@ class CheckUpload:
     """
 
     path: PathField
-    replace: BoolField
+    replace: FlagField
     image: ImageField
     old_image: Annotated[ImageId | None, nullable(IMAGE)]
     timestamp_ms: TimeField
@@ -285,7 +303,7 @@ class GetPathState:
     """Anyone to node: what is at a path there and, with ``servers``, which other servers may take it. Only ``ciruela.v2``."""
 
     path: PathField
-    servers: FlagField = False
+    servers: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +366,7 @@ class UploadAck:
     Only where ``ciruela.v2`` was confirmed: ``machine`` and ``hostname`` of the node that answers, and ``detail`` of a refusal, for people.
     """
 
-    accepted: BoolField
+    accepted: FlagField
     reject_reason: ReasonField
     hosts: HostsField = field(default_factory=dict)
     machine: Annotated[MachineId | None, spare(MACHINE, None, "machine_id")] = None
@@ -362,7 +380,7 @@ class IndexData:
     """Answer to GetIndex. ``packed``: ``data`` is a frame of zstd with the index."""
 
     data: Annotated[bytes, required(DATA, last=True)]
-    packed: FlagField = False
+    packed: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +446,7 @@ class RemovedEntry:
     timestamp_ms: TimeField
     image: ImageField
     signatures: SignaturesField
-    forced: FlagField = False
+    forced: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +477,7 @@ class CheckData:
     ``there_ms`` and ``coming_ms``: the times for which these two are signed.
     """
 
-    accepted: BoolField
+    accepted: FlagField
     reject_reason: ReasonField
     detail: Annotated[str, optional(TEXT, "")]
     there: Annotated[ImageId | None, nullable(IMAGE)]
@@ -485,7 +503,7 @@ class PathStateData:
     machine: MachineField
     hostname: HostnameField
     epoch_ms: Annotated[int, required(UINT, "epoch")]
-    taken: BoolField
+    taken: FlagField
     committed: Annotated[Version | None, nullable(VERSION)] = None
     pending: Annotated[Version | None, nullable(VERSION)] = None
     refused: Annotated[tuple[ImageId, str] | None, nullable(REFUSAL)] = None
@@ -498,7 +516,7 @@ class PathStateData:
 class PushPullData:
     """Answer to PushPull. ``taken``: the pushed facts were believed, for they came from a configured peer; the rest as in PushPull."""
 
-    taken: BoolField
+    taken: FlagField
     heard_ms: HeardField
     facts: Annotated[tuple[bytes, ...], required(Listed(_FACT, MOST_PULLED))]
 
@@ -543,7 +561,7 @@ class ReceivedImage:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
 
 
 @dataclass(frozen=True, slots=True)
@@ -554,7 +572,7 @@ class AbortedImage:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
     reason: Annotated[str, required(TEXT)]
 
 
@@ -566,7 +584,7 @@ class RemovedImage:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,7 +598,7 @@ class HookResult:
     path: PathField
     machine_id: MachineField
     hostname: HostnameField
-    forwarded: BoolField
+    forwarded: FlagField
     kind: Annotated[str, required(NAME)]
     state: Annotated[str, required(NAME)]
     message: Annotated[str, required(TEXT)]
@@ -612,9 +630,9 @@ class PieceNews:
     freed: PiecesField = 0
     offers: Annotated[tuple[PieceOffer, ...], spare(Listed(_OFFER, MOST_OFFERS), [])] = ()
     answers: Annotated[tuple[int, ...], spare(Listed(PIECES, MOST_OFFERS, "an answer"), [])] = ()
-    full: FlagField = False
-    joins: FlagField = False
-    leaves: FlagField = False
+    full: SpareFlagField = False
+    joins: SpareFlagField = False
+    leaves: SpareFlagField = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,15 @@ NOTIFICATIONS: dict[type[Any], int] = {
 NEWER = tuple(row.request for row in EXCHANGES if row.version > 1)
 """Requests that only ``ciruela.v2`` has."""
 
+
+def deadly(request: Any) -> str | None:
+    """The path of which a server of the first implementation would die: one with a single component, where it asks for what is above it."""
+    match request:
+        case m.AppendDir(path=path) | m.ReplaceDir(path=path) | m.GetIndexAt(path=path) | m.GetBlock(hint=m.BlockHint(vpath=path)):
+            return path if path.rstrip("/").count("/") < 2 else None
+    return None
+
+
 FORMS: dict[type[Any], Struct[Any]] = {
     message: Struct.of(m.PlainBlocks if message is m.BlocksData else message)
     for message in (*(one for row in EXCHANGES for one in (row.request, row.answer)), *NOTIFICATIONS)

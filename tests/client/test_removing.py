@@ -124,6 +124,8 @@ class LookTests(SynchronousTestCase):
         self.addCleanup(lambda: self.assertTrue(all(link.closed for link in self.links)))
 
     def resolve(self, name: str) -> Deferred[list[Address]]:
+        if name == "lost":
+            return fail(LinkLost("nobody knows it"))
         return succeed([Address(f"10.0.0.{name.removeprefix('n')}", 1)])
 
     def connect(self, address: Address, _counterpart: object) -> Deferred[Any]:
@@ -143,6 +145,14 @@ class LookTests(SynchronousTestCase):
         sight = self.successResultOf(self.look("n1"))
         self.assertEqual(len(sight.answers), MOST_ANSWERS)
         self.assertEqual(sight.problems[0], "n1: No such config")
+
+    @shows("K3.6")
+    def test_name_that_leads_nowhere(self) -> None:
+        """What a server has that others name, and nobody can reach, would be taken for nothing."""
+        self.nodes = {"n1": {"hosts": ["lost", "n2"], "base": answer(None)}, "n2": {"hosts": ["lost"], "base": answer(None)}}
+        sight = self.successResultOf(self.look("n1"))
+        self.assertEqual((sorted(sight.answers), sight.silent), (["n1", "n2"], ["lost"]))
+        self.assertEqual(sight.problems, ["lost: nobody knows it"])
 
     def test_nobody(self) -> None:
         """A cluster that cannot be reached would look like one that has nothing."""

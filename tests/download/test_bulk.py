@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
 from ciruela.download.availability import HELD_S
-from ciruela.download.fetch_blocks import NUDGE_S, OUT_OF_TURN_S, STARVING_S, TURNS_S, BlockFetch
+from ciruela.download.fetch_blocks import NUDGE_S, OUT_OF_TURN_S, STARVING_S, TURNS_S, BlockFetch, FetchContext
 from ciruela.download.plan import MOST_AT_ONCE, BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.serving import BlockService, Catalog
@@ -230,10 +230,7 @@ class FetchTests(SynchronousTestCase):
             self,  # type: ignore[arg-type]
             lambda: self.candidates,
             lambda: None,
-            self.totals,
-            self.clock,
-            self.passing,
-            ME,
+            FetchContext(self.clock, self.totals, self.passing, ME),
         )
 
     def write(self, blocks: list[tuple[int, bytes]]) -> Deferred[list[bool]]:
@@ -317,7 +314,8 @@ class FetchTests(SynchronousTestCase):
             return Deferred()
 
         self.candidates = [Candidate("client", "client", ask, FULL, True, bulk=True)]
-        fetch = BlockFetch("/app/v1", index, plan, self, lambda: self.candidates, lambda: None, self.totals, self.clock, self.passing, ME)
+        context = FetchContext(self.clock, self.totals, self.passing, ME)
+        fetch = BlockFetch("/app/v1", index, plan, self, lambda: self.candidates, lambda: None, context)
         done = fetch.run()
         self.clock.pump([0.01] * 10)
         (client,) = fetch._sources.active()

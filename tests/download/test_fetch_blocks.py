@@ -8,7 +8,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
-from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch
+from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch, FetchContext
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
@@ -70,9 +70,7 @@ class BlockFetchTests(SynchronousTestCase):
             self.disk,
             lambda: self.candidates,
             self.count,
-            self.totals,
-            self.clock,
-            BlockRelayCache(self.clock),
+            FetchContext(self.clock, self.totals, BlockRelayCache(self.clock)),
         )
 
     def count(self):
@@ -348,7 +346,8 @@ class BlockFetchTests(SynchronousTestCase):
     def test_nothing_to_fetch(self):
         """An image whose files are all here is done at once."""
         plan = BlockPlan(INDEX, range(COUNT), random.Random(1))
-        fetch = BlockFetch("/a/b", INDEX, plan, self.disk, list, self.count, self.totals, self.clock, BlockRelayCache(self.clock))
+        context = FetchContext(self.clock, self.totals, BlockRelayCache(self.clock))
+        fetch = BlockFetch("/a/b", INDEX, plan, self.disk, list, self.count, context)
         self.assertIsNone(self.successResultOf(fetch.run()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

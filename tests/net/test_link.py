@@ -9,7 +9,8 @@ import cbor2
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.errors import LinkLost, NoImages, RemoteError
+from ciruela.model.ids import BlockHash
 from ciruela.net.limits import BULK_BYTES, LARGE_BYTES, ORDINARY_BYTES, Limits
 from ciruela.net.outgoing import connect
 from ciruela.net.server import origin_allowed
@@ -139,6 +140,26 @@ class Handshake(SynchronousTestCase):
 
 
 class Messages(SynchronousTestCase):
+    def test_nothing_deadly(self) -> None:
+        """A daemon of the first version ends, all of it, when it is asked for what is above a path with one component."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE)
+        bench.flush()
+        raw.seen = b""
+        image, hint = s.image(1), m.BlockHint("/www", "/a", 0)
+        for path in ("/www", "/www/"):
+            deadly = (m.AppendDir(path, image, 1, ()), m.ReplaceDir(path, image, None, 1, ()), m.GetIndexAt(path))
+            for request in (*deadly, m.GetBlock(BlockHash(bytes(32)), hint)):
+                refused = self.failureResultOf(bench.served().ask(request), NoImages).getErrorMessage()
+                self.assertTrue(refused.startswith("it is a server of the first implementation, which has no images at /www"), refused)
+        bench.flush()
+        self.assertEqual(raw.seen, b"")
+        bench.served().ask(m.GetIndexAt("/www/v1"))
+        bench.served().ask(m.GetBlock(BlockHash(bytes(32)), None))
+        bench.flush()
+        self.assertNotEqual(raw.seen, b"")
+
     def test_only_what_is_understood(self) -> None:
         """A node of the first version would drop the connection because of a request that it does not know."""
         bench = Bench()

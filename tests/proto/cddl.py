@@ -12,6 +12,7 @@ from typing import Any
 
 from ciruela.model.bitfield import MASK_BYTES, MOST_CUTS
 from ciruela.proto import forms
+from ciruela.proto.messages import MAX_KEPT_SIGNATURES, SignedTimes
 
 TOKEN = re.compile(r'\s*("[^"]*"|\d+\.\.\d+|\d*\*\d*|\d+|=>|\.size|[\w-]+|[][{}()=/,:?])')
 PLAIN: dict[str, Any] = {
@@ -132,6 +133,9 @@ def told(form: forms.Codec[Any]) -> Any:
             return PLAIN["bool"]
         case forms.Signature():
             return ("array", ((1, 1, None, ("is", forms.ALGORITHM)), (1, 1, None, ("bytes", 64, 64))))
+        case SignedTimes():
+            entry = ("array", ((1, 1, None, PLAIN["uint"]), (1, 1, None, told(forms.SIGNATURE))))
+            return ("array", ((0, MAX_KEPT_SIGNATURES, None, entry),))
         case forms.Mask():
             return choice(*(("bytes", MASK_BYTES * cuts, MASK_BYTES * cuts) for cuts in range(1, MOST_CUTS + 1)))
         case forms.Runs():
