@@ -307,6 +307,7 @@ class Node:
                 self.downloads.start(pending)
             self.gossip.start()
             self.acquaintance.begin()
+            self.exchanges.start()
             self.scrub.start()
             self.presence.start()
             if self.cleanup is not None:

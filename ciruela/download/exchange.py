@@ -30,6 +30,9 @@ Key = Address | Connection
 REFUSED_S = 5.0
 """A node that has neighbors enough is asked again so much later."""
 
+SILENT_S = 5.0
+"""A neighbor from which nothing was heard for so long is none."""
+
 MOST_REFUSED = 1000
 MOST_WAITING = 64
 """First news that wait for an index to be read."""
@@ -40,6 +43,9 @@ class Taker(Protocol):
 
     def take(self, key: Key, pieces: int) -> None:
         """Fetches ``pieces`` (a set) from a neighbor: it offered them, and heard that they are taken."""
+
+    def release(self, pieces: int) -> None:
+        """Lets others give ``pieces``, too: they are late."""
 
     def wanted(self) -> int:
         """The pieces of which something is neither here nor asked for."""
@@ -60,8 +66,7 @@ class ImageExchange:
         self._clock = context.clock
         self._vpath, self._image = vpath, image
         self._refused: BoundedMap[Address, float] = BoundedMap(MOST_REFUSED)
-        self._looks = PeriodicTask(context.clock, context.rng, LOOK_S, self._look, f"the exchange of {image.hex()}")
-        self._looks.start()
+        self._joined_s: dict[Key, float] = {}
 
     # -- neighbors ----------------------------------------------------------------------------------------------------------------
 
@@ -72,7 +77,7 @@ class ImageExchange:
         """Takes note of who has the image or fetches it: the nearest become neighbors, and all clients that publish it."""
         for link in clients:
             if link not in self.policy.neighbors:
-                self.policy.join(link, takes_part=False)
+                self._join(link)
         now_s = self._clock.seconds()
         missing = neighbors.wanted(len(nodes)) - self._nodes()
         for machine in neighbors.in_order(self._image, self._node.context.me, nodes):
@@ -80,9 +85,13 @@ class ImageExchange:
                 break
             address = nodes[MachineId(machine)]
             if address not in self.policy.neighbors and now_s >= self._refused.get(address, 0.0):
-                self.policy.join(address)
+                self._join(address)
                 missing -= 1
         self.flush()
+
+    def _join(self, key: Key) -> None:
+        self.policy.join(key, takes_part=isinstance(key, Address))
+        self._joined_s[key] = self._clock.seconds()
 
     def heard(self, key: Key, news: PieceNews) -> None:
         """A neighbor said something, or somebody wants to be one."""
@@ -96,13 +105,17 @@ class ImageExchange:
             if not isinstance(key, Address) or self._nodes() >= neighbors.MOST:
                 self._node.say(key, self._vpath, self._image, PieceNews(leaves=True))
                 return
-            self.policy.join(key)
+            self._join(key)
+        self._joined_s.pop(key, None)
         self._elsewhere()
         self.policy.heard(key, news, now_s)
         self.flush()
 
     def leave(self, key: Key) -> None:
-        """A neighbor is gone."""
+        """A neighbor is gone: what it owes may come from others."""
+        self._joined_s.pop(key, None)
+        if self.taker is not None:
+            self.taker.release(self.policy.coming_from(key))
         self.policy.leave(key, self._clock.seconds())
         self.flush()
 
@@ -143,17 +156,20 @@ class ImageExchange:
             if taken and self.taker is not None:
                 self.taker.take(key, taken)
 
-    def _look(self) -> None:
+    def look(self) -> bool:
+        """Sees to what is late, and says what is new. Tells whether it is needed any more."""
         now_s = self._clock.seconds()
+        for key in [key for key, joined_s in self._joined_s.items() if now_s > joined_s + SILENT_S]:
+            # It cannot be reached, or is of an earlier version.
+            if isinstance(key, Address):
+                self._refused.put(key, now_s + REFUSED_S)
+            self.leave(key)
         self._elsewhere()
-        self.policy.look(now_s)
+        late = self.policy.look(now_s)
+        if late and self.taker is not None:
+            self.taker.release(late)
         self.flush(now_s - NEWS_S)
-        if self.taker is None and self.policy.idle():
-            self._node.end(self._vpath, self._image)
-
-    def stop(self) -> None:
-        """Ends it."""
-        self._looks.stop()
+        return self.taker is not None or not self.policy.idle()
 
 
 @dataclass(eq=False)
@@ -171,21 +187,33 @@ class PieceExchanges:
     _running: dict[tuple[VPath, ImageId], ImageExchange] = field(init=False, default_factory=dict)
     _waiting: dict[tuple[VPath, ImageId], list[tuple[Key, PieceNews]]] = field(init=False, default_factory=dict)
     _keys: dict[Connection, Key] = field(init=False, default_factory=dict)
+    _looks: PeriodicTask = field(init=False)
+
+    def __post_init__(self) -> None:
+        context = self.context
+        self._looks = PeriodicTask(context.clock, context.rng, LOOK_S, self._look, "the exchange of pieces")
+
+    def start(self) -> None:
+        """Begins to look after what is exchanged."""
+        self._looks.start()
+
+    def _look(self) -> None:
+        for key, exchange in list(self._running.items()):
+            if not exchange.look():
+                self._running.pop(key, None)
 
     def begin(self, vpath: VPath, image: ImageId, pieces: Pieces, have: int, taker: Taker) -> ImageExchange:
         """Begins the exchange of what a download fetches."""
-        exchange = self._running.get((vpath, image))
-        if exchange is not None:
-            exchange.stop()
         exchange = self._running[vpath, image] = ImageExchange(self, vpath, image, pieces, have)
         exchange.taker = taker
         return exchange
 
     def end(self, vpath: VPath, image: ImageId) -> None:
-        """Ends one: nobody near lacks anything, or nothing is given from here any more."""
+        """Ends one: nothing is given from here any more."""
         exchange = self._running.pop((vpath, image), None)
         if exchange is not None:
-            exchange.stop()
+            for key in exchange.policy.neighbors:
+                self.say(key, vpath, image, PieceNews(leaves=True))
 
     def heard(self, link: Connection, note: ExchangePieces) -> None:
         """Somebody said something over a connection that was made to this node."""
@@ -252,6 +280,5 @@ class PieceExchanges:
 
     def stop(self) -> None:
         """Ends all."""
-        for exchange in self._running.values():
-            exchange.stop()
+        self._looks.stop()
         self._running.clear()

@@ -171,6 +171,9 @@ class Exchanges(Protocol):
     def begin(self, taker: Taker, /) -> ImageExchange:
         """Begins the exchange of the pieces that ``taker`` fetches."""
 
+    def end(self) -> None:
+        """Ends it: what is here will not be whole."""
+
     def candidate(self, key: Key, /) -> Candidate:
         """The candidate for a neighbor."""
 
@@ -311,6 +314,10 @@ class BlockFetch:
     def wanted(self) -> int:
         """As :meth:`ciruela.download.exchange.Taker.wanted`."""
         return self._plan.wanted
+
+    def release(self, pieces: int) -> None:
+        """As :meth:`ciruela.download.exchange.Taker.release`."""
+        self._plan.release(pieces)
 
     def take(self, key: Key, pieces: int) -> None:
         """As :meth:`ciruela.download.exchange.Taker.take`."""
@@ -594,8 +601,10 @@ class BlockFetch:
 
     def _let_go(self) -> None:
         self._lookout.stop()
-        if self._exchange is not None:
+        if self._exchange is not None and self._exchanges is not None:
             self._exchange.taker = None
+            if not self._plan.done:
+                self._exchanges.end()
         for call in (self._tick, self._nudged):
             if call is not None and call.active():
                 call.cancel()

@@ -335,6 +335,10 @@ class _Exchanges:
         download, plan = self.download, self.plan
         return download.context.exchanges.begin(download.vpath, download.image, plan.pieces, plan.mask, taker)
 
+    def end(self) -> None:
+        """As :meth:`ciruela.download.fetch_blocks.Exchanges.end`."""
+        self.download.context.exchanges.end(self.download.vpath, self.download.image)
+
     def candidate(self, key: Key, /) -> Candidate:
         """As :meth:`ciruela.download.fetch_blocks.Exchanges.candidate`."""
         return self.download.context.peers.neighbor(key, list(self.download.context.running.values()))

@@ -24,9 +24,6 @@ MASK_BYTES = SLICES // 8
 PIECE_BYTES = 256 * 1024
 """Slices are cut until a piece has about so many bytes. Smaller ones would go on sooner, and cost more messages."""
 
-TWO_CUTS_BYTES = 16 * 1024 * 1024
-"""Slices of an image of so many bytes are cut at least once: 512 pieces are on their way long enough for all links to be used."""
-
 MOST_CUTS = 8
 """Into so many pieces at most: what a node keeps of each of its peers stays small."""
 
@@ -43,8 +40,7 @@ class Pieces:
     @classmethod
     def of_image(cls, block_count: int, total_bytes: int) -> Pieces:
         """Every node cuts the same image alike."""
-        cuts = max(1, min(MOST_CUTS, round(total_bytes / (SLICES * PIECE_BYTES))))
-        return cls(block_count, 2 if cuts == 1 and total_bytes >= TWO_CUTS_BYTES else cuts)
+        return cls(block_count, max(1, min(MOST_CUTS, round(total_bytes / (SLICES * PIECE_BYTES)))))
 
     @property
     def count(self) -> int:

@@ -63,6 +63,10 @@ PING = b"ciruela"
 WAKE_BYTES = 256 * 1024
 """With so much still to come of a message, the kernel wakes us for no less."""
 
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+UNSENT_BYTES = 128 * 1024
+"""The kernel keeps so many bytes that the network has not taken: what is urgent waits behind them, and more says nothing of the link."""
+
 MAX_HEAD_BYTES = 16 * 1024
 
 
@@ -117,6 +121,8 @@ class _Websocket(Strict):
         self._why: str | None = None
         handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
         self._socket = handle if isinstance(handle, socket.socket) else None
+        if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._opened = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
         self._outbox = SendQueue(self.transport, self._clock, self._limits.stall_s, self._outbox_changed, self._stalled)

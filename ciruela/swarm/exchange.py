@@ -280,6 +280,13 @@ class PieceExchange(Generic[K]):
         self._given[0] |= fresh
         self._offer(now_s)
 
+    def coming_from(self, key: K) -> int:
+        """Lists the pieces that a neighbor is to give, as a mask."""
+        pieces = 0
+        for piece, (giver, _) in self.coming.items():
+            pieces |= (giver == key) << piece
+        return pieces
+
     def idle(self) -> bool:
         """Tells whether no neighbor lacks anything, and nothing is on its way."""
         return not self.out and all(neighbor.known == self.everything or not neighbor.takes_part for neighbor in self._order)

@@ -408,6 +408,7 @@ class FaultTests(UnmeasuredTestCase):
         liar.image = Image(1, {"big": 2_000_000, "empty": 0, "small": 10, "twin": 10_000})
         liar.image.blocks = dict.fromkeys(liar.image.blocks, b"wrong")
         liar.upload(V1, cluster.addresses(1, 2))
+        cluster.run(0.02)
         good.upload(V1, cluster.addresses(1, 2))
         cluster.run(120.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
         self.assertEqual(len(cluster.holders(V1, SITE)), 3)
