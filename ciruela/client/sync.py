@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -81,6 +82,10 @@ CONNECT_PATIENCE_S = 1.0
 """Time for which a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
 
+_Place = tuple[ImageId, str]
+"""An image, and the path where it is to be."""
+
+
 class ClosableLink(Connection, Protocol):
     """A link of ours, which we may end."""
 
@@ -121,7 +126,6 @@ class _OpenConnection:
         self.address = address
         self.link = link
         self.published: dict[ImageId, None] = {}
-        self.paths: dict[ImageId, str] = {}
 
 
 class ClusterRun:
@@ -153,10 +157,7 @@ class ClusterRun:
         self._by_link: dict[int, _OpenConnection] = {}
         self._repeats = RepeatLimiter(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
-        self._exchanges = {
-            image: PieceExchange[_OpenConnection](shares.pieces.count, shares.own, world.rng, client=True)
-            for image, shares in self._shares.items()
-        }
+        self._exchanges: dict[_Place, PieceExchange[_OpenConnection]] = {}
         self._looks = PeriodicTask(world.clock, world.rng, LOOK_S, self._look, f"offering to {entry.label}")
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
@@ -364,9 +365,9 @@ class ClusterRun:
         del self._peers[peer.address]
         for shares in self._shares.values():
             shares.left(peer)
-        for image, exchange in self._exchanges.items():
+        for place, exchange in self._exchanges.items():
             exchange.leave(peer, self._world.clock.seconds())
-            self._offer(image)
+            self._offer(place)
         for run in self._runs:
             if (request := run.requests.pop(peer.address, None)) is not None:
                 request.events.let_go()
@@ -615,48 +616,48 @@ class ClusterRun:
 
     def _exchanged(self, peer: _OpenConnection, note: ExchangePieces) -> None:
         """A node says what it has, or what it takes of an offer."""
-        exchange = self._exchanges.get(note.image)
-        if exchange is None or note.image not in peer.published:
+        place = note.image, note.path
+        if note.image not in peer.published or not any(place == (run.book.image, run.book.path) for run in self._runs):
             return
+        exchange, shares = self._exchanges.get(place), self._shares[note.image]
+        if exchange is None:
+            exchange = self._exchanges[place] = PieceExchange(shares.pieces.count, shares.own, self._world.rng, client=True)
         if note.news.leaves:
             exchange.leave(peer, self._world.clock.seconds())
         else:
             if peer not in exchange.neighbors:
                 exchange.join(peer)
-                self._shares[note.image].lacked(exchange.everything & ~note.news.has)
-            peer.paths[note.image] = note.path
+                shares.lacked(exchange.everything & ~note.news.has)
             exchange.heard(peer, note.news, self._world.clock.seconds())
-        self._offer(note.image)
+        self._offer(place)
 
-    def _offer(self, image: ImageId) -> None:
-        """Says what there is to say of an image."""
-        for peer, news in self._exchanges[image].messages(self._world.clock.seconds()):
-            peer.link.tell(ExchangePieces(peer.paths[image], image, 0, news))
+    def _offer(self, place: _Place) -> None:
+        """Says what there is to say of an image at a path."""
+        for peer, news in self._exchanges[place].messages(self._world.clock.seconds()):
+            peer.link.tell(ExchangePieces(place[1], place[0], 0, news))
 
     def _look(self) -> None:
         now_s = self._world.clock.seconds()
-        for image, exchange in self._exchanges.items():
+        for place, exchange in self._exchanges.items():
             exchange.look(now_s)
-            self._offer(image)
+            self._offer(place)
 
     def answered(self, link: Connection, request: Request) -> None:
         """Note that blocks were given, so that more may be offered."""
         peer = self._by_link.get(id(link))
-        if peer is None or not isinstance(request, GetBlocks) or request.image not in self._exchanges:
+        if peer is None or not isinstance(request, GetBlocks) or request.image not in peer.published:
             return
-        exchange, shares = self._exchanges[request.image], self._shares[request.image]
-        pieces = 0
-        for number in request.numbers:
-            if number < shares.pieces.block_count:
-                pieces |= 1 << shares.pieces.piece_of(number)
+        place, shares = (request.image, request.path), self._shares[request.image]
+        pieces = shares.pieces.of_blocks(request.numbers)
         shares.promised(pieces)
 
-        def sent() -> None:
-            exchange.sent(peer, pieces, self._world.clock.seconds())
-            self._offer(request.image)
+        exchange = self._exchanges.get(place)
+        if exchange is not None and peer in exchange.neighbors:
+            peer.link.when_sent(partial(self._sent_pieces, exchange, peer, pieces, place))
 
-        if peer in exchange.neighbors:
-            peer.link.when_sent(sent)
+    def _sent_pieces(self, exchange: PieceExchange[_OpenConnection], peer: _OpenConnection, pieces: int, place: _Place) -> None:
+        exchange.sent(peer, pieces, self._world.clock.seconds())
+        self._offer(place)
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Book the arrival of an image, or that a node gave it up."""

@@ -138,10 +138,7 @@ class ImageExchange:
 
     def sent(self, key: Key, numbers: Iterable[int]) -> None:
         """The answer with these blocks was sent to a neighbor."""
-        pieces = 0
-        for number in numbers:
-            pieces |= 1 << self.pieces.piece_of(number)
-        self.policy.sent(key, pieces, self._clock.seconds())
+        self.policy.sent(key, self.pieces.of_blocks(numbers), self._clock.seconds())
         self.flush()
 
     # -- what is said -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import math
 import operator
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
@@ -338,12 +338,6 @@ class BlockFetch:
         if chunk:
             self._ask(source, chunk)
 
-    def _pieces_of(self, numbers: Iterable[int]) -> int:
-        pieces = 0
-        for number in numbers:
-            pieces |= 1 << self._plan.pieces.piece_of(number)
-        return pieces
-
     def _pump(self) -> None:
         if self._pumping or self._ended:
             return
@@ -539,7 +533,7 @@ class BlockFetch:
             for number in bad:
                 self._plan.failed(number, source.candidate.key)
             if self._exchange is not None:
-                self._exchange.failed(source.candidate.key, self._pieces_of(bad))
+                self._exchange.failed(source.candidate.key, self._plan.pieces.of_blocks(bad))
         if completed:
             self._progressed()
 
@@ -552,7 +546,7 @@ class BlockFetch:
             self._end(failure)
             return
         if self._exchange is not None:
-            self._exchange.failed(source.candidate.key, self._pieces_of(numbers), busy=failure.check(Busy) is not None)
+            self._exchange.failed(source.candidate.key, self._plan.pieces.of_blocks(numbers), busy=failure.check(Busy) is not None)
         if failure.check(Busy):
             source.busy(self._clock.seconds())
             self._busy_s = source.rest_until_s
@@ -567,7 +561,7 @@ class BlockFetch:
             self._plan.failed(number, source.candidate.key)
         parts = {self._plan.pieces.piece_of(number) for number in numbers}
         if self._exchange is not None:
-            self._exchange.failed(source.candidate.key, self._pieces_of(numbers))
+            self._exchange.failed(source.candidate.key, self._plan.pieces.of_blocks(numbers))
         source.lacked(sum(1 << part for part in parts), self._clock.seconds(), began_s)
         self._tell_nothing(source, reason)
 

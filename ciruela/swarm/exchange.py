@@ -55,7 +55,7 @@ LATER = 4.0
 """A piece is late after LATER times what pieces take here lately, and LATE_LEAST_S."""
 
 QUIET_S = 1.0
-"""A client to which nobody has anything to say for so long gives again what somebody lacks."""
+"""A client of which nothing was taken for so long gives again what somebody lacks."""
 
 LOOK_S = 0.1
 """So often :meth:`PieceExchange.look` is called."""
@@ -148,7 +148,7 @@ class PieceExchange(Generic[K]):
         self._wait_s = LATE_LEAST_S
         self._sent = Rate()
         self._came = Rate()
-        self._heard_s = 0.0
+        self._taken_s = 0.0
         self._most_bundled = max(1, count // BUNDLES)
         self._to_say: dict[K, Neighbor[K]] = {}
 
@@ -166,8 +166,6 @@ class PieceExchange(Generic[K]):
         if neighbor is None:
             return
         self._forget(neighbor)
-        if self._client:
-            self._give_again()
         self._offer(now_s)
 
     def _forget(self, neighbor: Neighbor[K]) -> None:
@@ -176,14 +174,6 @@ class PieceExchange(Generic[K]):
         self.out -= neighbor.under_way
         for piece in [piece for piece, (giver, _) in self.coming.items() if giver == neighbor.key]:
             self._free(piece)
-
-    def _give_again(self) -> None:
-        """What none of the links has, takes or was offered is given again."""
-        there = 0
-        for neighbor in self._order:
-            there |= neighbor.known | neighbor.offered
-        self._given[0] = self.have & ~there
-        self._given[1] = self.have & there
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
 
@@ -197,7 +187,6 @@ class PieceExchange(Generic[K]):
         neighbor.heard = True
         neighbor.known = (neighbor.known | message.has | message.takes) & ~message.freed
         neighbor.resting = False
-        self._heard_s = now_s
         to_send = 0
         for taken in message.answers:
             if not neighbor.offers:
@@ -212,7 +201,7 @@ class PieceExchange(Generic[K]):
             if number:
                 neighbor.known |= taken
                 neighbor.owed |= taken
-                neighbor.owed_s = now_s
+                neighbor.owed_s = self._taken_s = now_s
                 to_send |= taken
             else:
                 neighbor.resting = True
@@ -254,7 +243,7 @@ class PieceExchange(Generic[K]):
         neighbor = self.neighbors.get(key)
         self._sent.times.extend([now_s] * pieces.bit_count())
         if neighbor is not None:
-            neighbor.owed_s = now_s
+            neighbor.owed_s = self._taken_s = now_s
             self._pay(neighbor, pieces)
         self._offer(now_s)
 
@@ -326,9 +315,6 @@ class PieceExchange(Generic[K]):
             # Who takes a piece and then does not ask for it may not keep the uplink from others.
             if neighbor.owed and now_s > neighbor.owed_s + UNPAID_S:
                 self._pay(neighbor, neighbor.owed)
-        if self._client and not self._given[0] and now_s > self._heard_s + QUIET_S:
-            self._heard_s = now_s
-            self._give_again()
         self._offer(now_s)
         return freed
 
@@ -355,7 +341,7 @@ class PieceExchange(Generic[K]):
             return
         bundle = self._sent.bundle(self._most_bundled)
         while self.out < window:
-            found = self._neighbor(window)
+            found = self._link(window, now_s) if self._client else self._neighbor(window)
             if found is None:
                 return
             neighbor, wanted = found
@@ -372,26 +358,38 @@ class PieceExchange(Generic[K]):
     def _neighbor(self, window: int) -> tuple[Neighbor[K], int] | None:
         """Chooses whom to offer something to, and all that is worth offering: of two random neighbors the one that has less."""
         order = self._order
-        if self._client:
-            turns = sorted(order, key=lambda neighbor: neighbor.under_way)
-        else:
-            turn = int(self._rng.random() * len(order))
-            turns = order[turn:] + order[:turn]
+        turn = int(self._rng.random() * len(order))
         first: tuple[Neighbor[K], int] | None = None
-        most = max(2 * self._sent.bundle(self._most_bundled), window // 2)
-        for neighbor in turns:
-            if not neighbor.takes_part or neighbor.resting or neighbor.under_way >= most:
+        for neighbor in order[turn:] + order[:turn]:
+            if not self._has_room(neighbor, window):
                 continue
-            wanted = (self._given[0] if self._client else self.have) & ~(neighbor.known | neighbor.offered)
+            wanted = self.have & ~(neighbor.known | neighbor.offered)
             if not wanted:
                 continue
-            if first is None:
-                first = neighbor, wanted
-                if self._client:
-                    break
-            else:
+            if first is not None:
                 return first if first[0].known.bit_count() <= neighbor.known.bit_count() else (neighbor, wanted)
+            first = neighbor, wanted
         return first
+
+    def _link(self, window: int, now_s: float) -> tuple[Neighbor[K], int] | None:
+        """As :meth:`_neighbor`, for a client: the link with the least under way, and what none of the links has, takes or was offered.
+
+        When that is nothing, and nothing was taken or sent for a while, what this link lacks: who has it may not be able to give it.
+        """
+        there = 0
+        for neighbor in self._order:
+            there |= neighbor.known | neighbor.offered
+        quiet = now_s > self._taken_s + QUIET_S
+        for neighbor in sorted(self._order, key=lambda neighbor: neighbor.under_way):
+            if self._has_room(neighbor, window):
+                wanted = self.have & ~there or (quiet and self.have & ~(neighbor.known | neighbor.offered))
+                if wanted:
+                    return neighbor, wanted
+        return None
+
+    def _has_room(self, neighbor: Neighbor[K], window: int) -> bool:
+        most = max(2 * self._sent.bundle(self._most_bundled), window // 2)
+        return neighbor.takes_part and neighbor.heard and not neighbor.resting and neighbor.under_way < most
 
     def _choose(self, wanted: int, bundle: int) -> PieceOffer:
         """Chooses the pieces to offer: those given least, of these random ones; of a client the first."""

@@ -204,7 +204,8 @@ class AnswerTests(SynchronousTestCase):
             bench.pumps[-1].flush()
         self.assertLessEqual(bench.port.links.budgets.answers.queued_bytes, 3 * MIB)
         self.assertLessEqual(len(bench.node.asked), 3)
-        waiting = {id(view.obj) for pump in bench.pumps for view, _ in pump.server._next._outbox._waiting if view.obj is bench.node.index}
+        queues = [pump.server._next._outbox._waiting for pump in bench.pumps]
+        waiting = {id(view.obj) for queue in queues for message in queue for view, _ in message if view.obj is bench.node.index}
         self.assertEqual(len(waiting), 1, "all of them are sent the same bytes")
         before = len(bench.node.asked)
         for pump in bench.pumps[:before]:

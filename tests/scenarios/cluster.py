@@ -108,9 +108,7 @@ class Client:
         self.serving = True
         self.outside = False
         self.shares = {one.id: Shares(one.pieces, one.size) for one in (image, *more)}
-        rng = random.Random(cluster.rng.getrandbits(64))
-        self.exchanges = {one.id: PieceExchange(one.pieces.count, one.pieces.full, rng, client=True) for one in (image, *more)}
-        self.paths = {}
+        self.exchanges = {}
         self._looks = False
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
@@ -183,39 +181,42 @@ class Client:
         return fail(RemoteError("not here"))
 
     def answered(self, link, request) -> None:
-        exchange = self.exchanges.get(getattr(request, "image", None))
+        exchange = self.exchanges.get((getattr(request, "image", None), getattr(request, "path", None)))
         if isinstance(request, GetBlocks) and exchange is not None and link in exchange.neighbors:
             image = next(image for image in (self.image, *self.more) if image.id == request.image)
-            pieces = 0
-            for number in request.numbers:
-                pieces |= 1 << image.pieces.piece_of(number)
 
             def sent() -> None:
-                exchange.sent(link, pieces, self.cluster.clock.seconds())
-                self._offer(request.image)
+                exchange.sent(link, image.pieces.of_blocks(request.numbers), self.cluster.clock.seconds())
+                self._offer((request.image, request.path))
 
             link.when_sent(sent)
 
     def _exchanged(self, link, note) -> None:
-        exchange = self.exchanges.get(note.image)
-        if exchange is None or not self.serving:
+        image = next((image for image in (self.image, *self.more) if image.id == note.image), None)
+        if image is None or not self.serving:
             return
+        place = note.image, note.path
+        if place not in self.exchanges:
+            rng = random.Random(self.cluster.rng.getrandbits(64))
+            self.exchanges[place] = PieceExchange(image.pieces.count, image.pieces.full, rng, client=True)
+        exchange = self.exchanges[place]
         if link not in exchange.neighbors:
             exchange.join(link)
-        self.paths[link, note.image] = note.path
         exchange.heard(link, note.news, self.cluster.clock.seconds())
-        self._offer(note.image)
+        self._offer(place)
 
-    def _offer(self, image) -> None:
-        for link, news in self.exchanges[image].messages(self.cluster.clock.seconds()):
-            link.tell(ExchangePieces(self.paths[link, image], image, 0, news))
+    def _offer(self, place) -> None:
+        for link, news in self.exchanges[place].messages(self.cluster.clock.seconds()):
+            link.tell(ExchangePieces(place[1], place[0], 0, news))
 
     def _look(self) -> None:
-        for image, exchange in self.exchanges.items():
+        for place, exchange in self.exchanges.items():
             exchange.look(self.cluster.clock.seconds())
-            self._offer(image)
+            self._offer(place)
         if self.links:
             self.cluster.clock.callLater(LOOK_S, self._look)
+        else:
+            self._looks = False
 
     def notified(self, link, notification) -> None:
         match notification:
@@ -235,9 +236,9 @@ class Client:
             self.links.remove(link)
         for shares in self.shares.values():
             shares.left(link)
-        for image, exchange in self.exchanges.items():
+        for place, exchange in self.exchanges.items():
             exchange.leave(link, self.cluster.clock.seconds())
-            self._offer(image)
+            self._offer(place)
 
 
 class Cluster:

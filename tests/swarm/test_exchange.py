@@ -130,9 +130,9 @@ class PairTests(SynchronousTestCase):
     def test_client_once(self) -> None:
         """A client gives each piece once while one of its links has or takes it, in order; and again what a lost link took with it."""
         client: PieceExchange[str] = PieceExchange(6, 0b111111, random.Random(1), client=True)
-        client.join("a")
-        client.join("b")
-        client.heard("a", PieceNews(), 0.0)
+        for key in "ab":
+            client.join(key)
+            client.heard(key, PieceNews(), 0.0)
         offered = [(key, offer.pieces) for key, message in client.messages(0.0) for offer in message.offers]
         self.assertEqual(sorted(pieces for _, pieces in offered), [1, 2, 4, 8, 16, 32])
         for key, pieces in offered:
@@ -143,19 +143,28 @@ class PairTests(SynchronousTestCase):
         client.leave("a", 0.2)
         self.assertEqual(sum(offer.pieces for _, message in client.messages(0.2) for offer in message.offers), lost)
 
-    def test_client_in_the_end(self) -> None:
-        """What its links took and nobody has any more is given again, after a second in which nobody said anything."""
+    def test_client_hears_what_did_not_come(self) -> None:
+        """A piece that its taker waits for no longer is offered again at once: nobody else has it."""
         client: PieceExchange[str] = PieceExchange(1, 1, random.Random(1), client=True)
         client.join("a")
         client.heard("a", PieceNews(), 0.0)
         client.messages(0.0)
         client.heard("a", PieceNews(answers=(1,), takes=1), 0.1)
         client.sent("a", 1, 0.1)
+        self.assertEqual(client.messages(0.1), [])
         client.heard("a", PieceNews(freed=1), 0.2)
-        client.look(1.0)
-        self.assertEqual(client.messages(1.0), [])
-        client.look(1.3)
-        self.assertEqual([message.offers for _, message in client.messages(1.3)], [(PieceOffer(1),)])
+        self.assertEqual([message.offers for _, message in client.messages(0.2)], [(PieceOffer(1),)])
+
+    def test_client_in_the_end(self) -> None:
+        """What one link took and the other lacks is given again, after a second in which nothing was taken: it may not be passed on."""
+        client: PieceExchange[str] = PieceExchange(1, 1, random.Random(1), client=True)
+        for key in "ab":
+            client.join(key)
+            client.heard(key, PieceNews(takes=key == "a"), 0.0)
+        client.look(0.9)
+        self.assertEqual([message.offers for _, message in client.messages(0.9)], [(), ()])
+        client.look(1.1)
+        self.assertEqual([(key, message.offers) for key, message in client.messages(1.1)], [("b", (PieceOffer(1),))])
 
 
 class Watched(Simulation):
