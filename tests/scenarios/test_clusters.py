@@ -5,6 +5,7 @@ from dataclasses import replace
 from ciruela.download.machine import PlannedStep
 from ciruela.model.config import OnConflict
 from ciruela.model.vpath import VPath
+from tests.doubles.memnet import OUTSIDE
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
@@ -36,8 +37,9 @@ class UploadTests(UnmeasuredTestCase):
         self.upload(3)
 
     def given_to_all(self, cluster, image):
-        """The client after all nodes have the image, which it gave to three."""
+        """The client after all nodes have the image, which it gave to three over a link of its own."""
         client = Client(cluster, image)
+        client.outside = True
         client.upload(V1, cluster.addresses(1, 2, 3))
         count = len(cluster.nodes)
         cluster.run(60.0, until=lambda: len(cluster.holders(V1, image)) == count)
@@ -120,6 +122,8 @@ class UploadTests(UnmeasuredTestCase):
         cluster.run(5.0)
         large = [Image(60 + number, {"large": 24_000_000}) for number in range(4)]
         client = Client(cluster, SITE, *large)
+        client.outside = True
+        cluster.hub.rates = dict.fromkeys((*cluster.addresses(1, 2, 3), OUTSIDE), 50_000_000.0)
         client.upload(V1, cluster.addresses(1, 2, 3))
         began = cluster.clock.seconds()
         cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
