@@ -15,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ciruela.index.digest import BLOCK_BYTES
+from ciruela.model.bitfield import Pieces
 from ciruela.proto.messages import PieceNews
-from ciruela.swarm import masks, neighbors
+from ciruela.swarm import neighbors
 from ciruela.swarm.exchange import LOOK_S, NEWS_S, PieceExchange
 
 FAULTS = ("silent", "liar", "die", "slow", "views", "late", "entry", "client")
@@ -32,7 +34,7 @@ SERVED = 3
 class Setting:
     """One simulated upload. Times in seconds, sizes in bytes, rates in bytes a second.
 
-    ``piece``: 0 for what the program chooses. ``queue``: bytes of the uplink's queue that small messages wait behind, at most. ``news_s``:
+    ``queue``: bytes of the uplink's queue that small messages wait behind, at most. ``news_s``:
     a neighbor hears what is new so late at most. ``socket``: bytes that count as sent when the system has taken them. ``jitter_s``: mean of
     what each message is late besides.
 
@@ -44,7 +46,6 @@ class Setting:
     nodes: int
     size: int
     rate: float
-    piece: int = 0
     latency_s: float = 0.001
     news_s: float = NEWS_S
     queue: int = 64 * 1024
@@ -64,7 +65,7 @@ class Machine:
     up_free_s: float = 0.0
     down_free_s: float = 0.0
     heard_s: dict[int, float] = field(default_factory=dict)
-    sent: int = 0
+    sent: float = 0.0
     messages: int = 0
     alive: bool = True
     gives: str = "right"
@@ -102,8 +103,9 @@ class Simulation:
         self.now_s = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
-        self.piece = setting.piece or masks.piece_bytes(setting.size)
-        self.pieces = max(1, -(-setting.size // self.piece))
+        blocks = -(-setting.size // BLOCK_BYTES)
+        self.pieces = min(blocks, Pieces.of_image(blocks, setting.size).count)
+        self.piece = setting.size / self.pieces
         self.nodes = [self._machine(number, 0) for number in range(setting.nodes)]
         self.client = self._machine(CLIENT, (1 << self.pieces) - 1)
         self._left = setting.nodes

@@ -55,7 +55,8 @@ LATER = 4.0
 """A piece is late after LATER times what pieces take here lately, and LATE_LEAST_S."""
 
 QUIET_S = 1.0
-"""A client of which nothing was taken for so long gives again what somebody lacks."""
+GENEROUS_S = 5.0
+"""A client of which nothing was taken for QUIET_S offers whatever somebody lacks, for GENEROUS_S."""
 
 LOOK_S = 0.1
 """So often :meth:`PieceExchange.look` is called."""
@@ -149,6 +150,7 @@ class PieceExchange(Generic[K]):
         self._sent = Rate()
         self._came = Rate()
         self._taken_s = 0.0
+        self._generous_until_s = -math.inf
         self._most_bundled = max(1, count // BUNDLES)
         self._to_say: dict[K, Neighbor[K]] = {}
 
@@ -334,7 +336,7 @@ class PieceExchange(Generic[K]):
 
     def _offer(self, now_s: float) -> None:
         """Offers, while there is room for more on the uplink."""
-        if not self.have or not self._order:
+        if not self._order or not (self.have or self._client):
             return
         window = self.window(now_s)
         if self.out >= window:
@@ -374,15 +376,18 @@ class PieceExchange(Generic[K]):
     def _link(self, window: int, now_s: float) -> tuple[Neighbor[K], int] | None:
         """As :meth:`_neighbor`, for a client: the link with the least under way, and what none of the links has, takes or was offered.
 
-        When that is nothing, and nothing was taken or sent for a while, what this link lacks: who has it may not be able to give it.
+        When that is nothing, and nothing was taken for QUIET_S, for a while all that this link lacks: who has it may not be able to give it,
+        and a client that relays can get what it does not have itself.
         """
         there = 0
         for neighbor in self._order:
             there |= neighbor.known | neighbor.offered
-        quiet = now_s > self._taken_s + QUIET_S
+        if not self.out and now_s > self._taken_s + QUIET_S:
+            self._generous_until_s = now_s + GENEROUS_S
+        generous = now_s < self._generous_until_s
         for neighbor in sorted(self._order, key=lambda neighbor: neighbor.under_way):
             if self._has_room(neighbor, window):
-                wanted = self.have & ~there or (quiet and self.have & ~(neighbor.known | neighbor.offered))
+                wanted = self.have & ~there or (generous and self.everything & ~(neighbor.known | neighbor.offered))
                 if wanted:
                     return neighbor, wanted
         return None

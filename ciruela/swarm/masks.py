@@ -1,28 +1,9 @@
-"""Sets of pieces as integers: bit i stands for piece i. Lowest bits, random bits, and the pieces of an image of some size."""
+"""Sets of pieces as integers: bit i stands for piece i. The numbers in them, the lowest of them, and random ones."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-
-KIB = 1024
-MIB = 1024 * KIB
-
-LEAST_PIECE_BYTES = 32 * KIB
-MOST_PIECE_BYTES = MIB
-LEAST_COUNT = 512
-"""With fewer pieces the last hop of each is a noticeable part of the whole: 256 of them cost 0.1 of the bound at 32 nodes."""
-
-
-def piece_bytes(total_bytes: int) -> int:
-    """Computes the size of a piece: a power of two from 32 KiB to 1 MiB, so that there are 1,024 to 2,047 where that is possible.
-
-    Depends on the image alone: everybody has to cut alike.
-    """
-    size = LEAST_PIECE_BYTES
-    while size < MOST_PIECE_BYTES and total_bytes >= 2 * LEAST_COUNT * size:
-        size *= 2
-    return size
 
 
 def bits(mask: int) -> Iterator[int]:

@@ -8,16 +8,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.swarm import masks, neighbors
 
-MIB = 1024 * 1024
-
 
 class MaskTests(SynchronousTestCase):
     """Pieces as bits."""
-
-    def test_piece_bytes(self) -> None:
-        """Too few pieces cost time at the end of each path, too many cost messages: 512 to 1,023 as long as pieces may be of that size."""
-        sizes = [masks.piece_bytes(size) for size in (0, 1, 16 * MIB, 64 * MIB, 64 * MIB - 1, 256 * MIB, 3000 * MIB)]
-        self.assertEqual(sizes, [32768, 32768, 32768, 131072, 65536, 524288, 1048576])
 
     def test_lowest(self) -> None:
         """A client gives in the order of the index."""

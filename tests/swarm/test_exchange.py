@@ -229,4 +229,4 @@ class InvariantTests(SynchronousTestCase):
             self.assertEqual([one.exchange.out for one in (*simulation.nodes, simulation.client)], [0] * 8)
             self.assertEqual(sum(one.twice for one in simulation.nodes), 0)
             sent = sum(one.sent for one in simulation.nodes) + simulation.client.sent
-            self.assertEqual(sent, 7 * simulation.pieces * simulation.piece)
+            self.assertEqual(round(sent), 7 * simulation.setting.size)
