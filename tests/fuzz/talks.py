@@ -75,6 +75,7 @@ class _Conversation:
     """A talk of ours, the counterpart behind it, and the books."""
 
     name = "test"
+    bulk = True
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
