@@ -102,7 +102,7 @@ class ImageExchange:
             self.leave(key)
             return
         if key not in self.policy.neighbors:
-            if not isinstance(key, Address) or self._nodes() >= neighbors.MOST:
+            if not isinstance(key, Address) or self._nodes() >= neighbors.MOST:  # guard: I6, without 2; A24, without 1
                 self._node.say(key, self._vpath, self._image, PieceNews(leaves=True))
                 return
             self._join(key)
@@ -160,11 +160,11 @@ class ImageExchange:
             # It cannot be reached, or is of an earlier version.
             if isinstance(key, Address):
                 self._refused.put(key, now_s + REFUSED_S)
-            self.leave(key)
+            self.leave(key)  # guard: A58
         self._elsewhere()
         late = self.policy.look(now_s)
         if late and self.taker is not None:
-            self.taker.release(late)
+            self.taker.release(late)  # guard: A58 F52
         self.flush(now_s - NEWS_S)
         return self.taker is not None or not self.policy.idle()
 
@@ -217,7 +217,7 @@ class PieceExchanges:
         key: Key = link
         if note.port:
             key = Address.of(link.host, note.port)
-            if not self.known(key):
+            if not self.known(key):  # guard: A30 A32
                 return
         try:
             vpath = VPath.parse(note.path)
@@ -232,7 +232,7 @@ class PieceExchanges:
             waiting.append((key, note.news))
             if len(waiting) == 1:
                 self.complete(vpath, note.image).addCallback(self._found, vpath, note.image).addErrback(self._not_found, vpath, note.image)
-            del waiting[MOST_WAITING:]
+            del waiting[MOST_WAITING:]  # guard: I6
 
     def _found(self, pieces: Pieces | None, vpath: VPath, image: ImageId) -> None:
         waiting = self._waiting.pop((vpath, image))

@@ -210,7 +210,7 @@ class BlockPlan:
             self._put_back(number)
 
     def release(self, pieces: int) -> None:
-        """What was asked for of ``pieces`` may be asked from others: it is late. Whichever copy comes first counts."""
+        """Lets others give what was asked for of ``pieces``, too: it is late. Whichever copy comes first counts."""
         for number in [number for number in self._flights if pieces >> self.pieces.piece_of(number) & 1]:
             del self._flights[number]
             self._put_back(number)

@@ -65,7 +65,7 @@ NEWS_S = 0.4
 """A neighbor to whom nothing else is said hears what is new at least so often. News go with every offer and answer, so these are few."""
 
 UNPAID_S = 10.0
-"""What a neighbor took, and what has not left for so long, counts as under way no longer."""
+"""Time after which what a neighbor took, and what has not left, counts as under way no longer."""
 
 DISTRUST_S = 1.0
 MOST_DISTRUST_S = 60.0
@@ -191,12 +191,12 @@ class PieceExchange(Generic[K]):
         neighbor.resting = False
         to_send = 0
         for taken in message.answers:
-            if not neighbor.offers:
+            if not neighbor.offers:  # guard: A24
                 break
             since_s, offer = neighbor.offers.popleft()
             self._delay_s = min(now_s - since_s, self._delay_s * DRIFT)
             neighbor.offered &= ~(offer.pieces | offer.others)
-            taken &= (offer.pieces | offer.others) & ~neighbor.owed
+            taken &= (offer.pieces | offer.others) & ~neighbor.owed  # guard: A24, (offer.pieces | offer.others) & -> self.have &
             number = taken.bit_count()
             neighbor.under_way += number - offer.pieces.bit_count()
             self.out += number - offer.pieces.bit_count()
@@ -223,11 +223,9 @@ class PieceExchange(Generic[K]):
         taken = offer.pieces & ~here
         more = offer.others & ~here
         if taken or more:
-            if now_s < neighbor.distrusted_until_s:
+            if now_s < neighbor.distrusted_until_s:  # guard: A7 F5 A58
                 taken = 0
-            elif neighbor.takes_part and len(self.coming) >= IN * self._came.bundle(self._most_bundled) + 2 * self._came.more(
-                now_s, self._delay_s
-            ):
+            elif neighbor.takes_part and len(self.coming) >= self._limit(now_s):  # guard: I6
                 neighbor.full = True
                 taken = 0
             else:
@@ -315,7 +313,7 @@ class PieceExchange(Generic[K]):
         for neighbor in self._order:
             neighbor.resting = False
             # Who takes a piece and then does not ask for it may not keep the uplink from others.
-            if neighbor.owed and now_s > neighbor.owed_s + UNPAID_S:
+            if neighbor.owed and now_s > neighbor.owed_s + UNPAID_S:  # guard: A58
                 self._pay(neighbor, neighbor.owed)
         self._offer(now_s)
         return freed
@@ -376,8 +374,8 @@ class PieceExchange(Generic[K]):
     def _link(self, window: int, now_s: float) -> tuple[Neighbor[K], int] | None:
         """As :meth:`_neighbor`, for a client: the link with the least under way, and what none of the links has, takes or was offered.
 
-        When that is nothing, and nothing was taken for QUIET_S, for a while all that this link lacks: who has it may not be able to give it,
-        and a client that relays can get what it does not have itself.
+        When that is nothing, and nothing was taken for QUIET_S, for a while all that this link lacks: who has it may not be able to give
+        it, and a client that relays can get what it does not have itself.
         """
         there = 0
         for neighbor in self._order:

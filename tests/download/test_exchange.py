@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.exchange import REFUSED_S, SILENT_S, PieceExchanges
+from ciruela.download.exchange import MOST_WAITING, REFUSED_S, SILENT_S, PieceExchanges
 from ciruela.interfaces import Address
 from ciruela.model.bitfield import Pieces
 from ciruela.model.ids import ImageId, MachineId
@@ -110,6 +110,18 @@ class ExchangeTests(SynchronousTestCase):
         self.say(1, PieceNews(joins=True))
         self.assertEqual(self.said_to(1), [PieceNews(leaves=True)])
         self.assertEqual((self.exchanges._running, self.exchanges._waiting), ({}, {}))
+
+    def test_index_is_read(self) -> None:
+        """Who asks while the index is still read is answered afterwards; how many may wait is bounded, whoever they are."""
+        found = Deferred()
+        self.exchanges.complete = lambda _vpath, _image: found
+        for number in range(1, 60):
+            for _ in range(3):
+                self.say(number, PieceNews(joins=True))
+        self.assertEqual(len(self.exchanges._waiting[PATH, IMAGE]), MOST_WAITING)
+        found.callback(PIECES)
+        self.assertTrue(self.said_to(1)[0].joins)
+        self.assertEqual(self.exchanges._waiting, {})
 
     def test_strangers(self) -> None:
         """Only configured peers are listened to, at the address from which they speak; and no path is taken as it comes."""

@@ -86,6 +86,19 @@ class PairTests(SynchronousTestCase):
         giver.look(10.1)
         self.assertEqual((giver.neighbors["taker"].owed, giver.out), (0, giver.neighbors["taker"].under_way))
 
+    def test_full(self) -> None:
+        """A node takes no more than it can get soon, and says so; from a client, which gives everything once, it takes what it gets."""
+        taker: PieceExchange[str] = PieceExchange(200, 0, random.Random(1))
+        taker.join("a")
+        taker.join("client", takes_part=False)
+        offers = tuple(PieceOffer(1 << number) for number in range(30))
+        taker.heard("a", PieceNews(has=(1 << 30) - 1, offers=offers), 0.0)
+        told = dict(taker.messages(0.0))["a"]
+        self.assertEqual((sum(map(bool, told.answers)), told.full), (exchange.IN, True))
+        taker.heard("client", PieceNews(offers=tuple(PieceOffer(1 << number) for number in range(100, 130))), 0.0)
+        told = dict(taker.messages(0.0))["client"]
+        self.assertEqual((sum(map(bool, told.answers)), told.full), (30, False))
+
     def test_late(self) -> None:
         """A piece that does not come is taken from somebody else, and from the one that owed it nothing for a while."""
         taker: PieceExchange[str] = PieceExchange(4, 0, random.Random(1))
