@@ -124,11 +124,11 @@ class RequestHandler(Protocol):
         A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as "internal error".
         """
 
-    def notified(self, link: Connection, notification: Notification) -> None:
-        """Take note of a notification."""
+    def notified(self, link: Connection, notification: Notification) -> bool | None:
+        """Take note of a notification. True for one of those that may come often, where it is of use."""
 
-    def answered(self, link: Connection, request: Request) -> None:
-        """Take note that the answer to ``request`` was sent."""
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Take note that the answer to ``request`` was sent, or with ``given`` false that it was refused."""
 
     def lost(self, link: Connection) -> None:
         """The link is gone; nothing more will come from it."""

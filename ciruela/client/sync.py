@@ -642,21 +642,22 @@ class ClusterRun:
             exchange.look(now_s)
             self._offer(place)
 
-    def answered(self, link: Connection, request: Request) -> None:
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Note that blocks were given, so that more may be offered."""
         peer = self._by_link.get(id(link))
         if peer is None or not isinstance(request, GetBlocks) or request.image not in peer.published:
             return
         place, shares = (request.image, request.path), self._shares[request.image]
         pieces = shares.pieces.of_blocks(request.numbers)
-        shares.promised(pieces)
+        if given:
+            shares.promised(pieces)
 
         exchange = self._exchanges.get(place)
         if exchange is not None and peer in exchange.neighbors:
-            peer.link.when_sent(partial(self._sent_pieces, exchange, peer, pieces, place))
+            peer.link.when_sent(partial(self._sent_pieces, place, peer, pieces, given))
 
-    def _sent_pieces(self, exchange: PieceExchange[_OpenConnection], peer: _OpenConnection, pieces: int, place: _Place) -> None:
-        exchange.sent(peer, pieces, self._world.clock.seconds())
+    def _sent_pieces(self, place: _Place, peer: _OpenConnection, pieces: int, given: bool) -> None:
+        self._exchanges[place].sent(peer, pieces, self._world.clock.seconds(), given=given)
         self._offer(place)
 
     def notified(self, link: Connection, notification: Notification) -> None:

@@ -176,17 +176,18 @@ class Requests:
             return fail(busy)
         return self.blocks.give_many(request)
 
-    def notified(self, link: Connection, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""
         if isinstance(notification, PublishImage):
             self.changes.clients.publish(link, notification.image)
         elif isinstance(notification, ExchangePieces):
-            self.exchanges.heard(link, notification)
+            return self.exchanges.heard(link, notification)
+        return None
 
-    def answered(self, link: Connection, request: Request) -> None:
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Note that blocks were given to a neighbor."""
         if isinstance(request, GetBlocks):
-            self.exchanges.answered(link, request)
+            self.exchanges.answered(link, request, given)
 
     def lost(self, link: Connection) -> None:
         """Forget what the connection said."""

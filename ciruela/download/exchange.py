@@ -93,23 +93,24 @@ class ImageExchange:
         self.policy.join(key, takes_part=isinstance(key, Address))
         self._joined_s[key] = self._clock.seconds()
 
-    def heard(self, key: Key, news: PieceNews) -> None:
-        """A neighbor said something, or somebody wants to be one."""
+    def heard(self, key: Key, news: PieceNews) -> bool:
+        """A neighbor said something, or somebody wants to be one. Tells whether it is of use."""
         now_s = self._clock.seconds()
         if news.leaves:
             if isinstance(key, Address):
                 self._refused.put(key, now_s + REFUSED_S)
             self.leave(key)
-            return
+            return False
         if key not in self.policy.neighbors:
             if not isinstance(key, Address) or self._nodes() >= neighbors.MOST:  # guard: I6, without 2; A24, without 1
                 self._node.say(key, self._vpath, self._image, PieceNews(leaves=True))
-                return
+                return False
             self._join(key)
         self._joined_s.pop(key, None)
         self._elsewhere()
         self.policy.heard(key, news, now_s)
         self.flush()
+        return bool(news.has or news.takes or news.freed or news.offers or news.answers)
 
     def leave(self, key: Key) -> None:
         """A neighbor is gone: what it owes may come from others."""
@@ -136,9 +137,9 @@ class ImageExchange:
         self.policy.failed(key, pieces, self._clock.seconds(), busy=busy)  # type: ignore[arg-type]
         self.flush()
 
-    def sent(self, key: Key, numbers: Iterable[int]) -> None:
-        """The answer with these blocks was sent to a neighbor."""
-        self.policy.sent(key, self.pieces.of_blocks(numbers), self._clock.seconds())
+    def sent(self, key: Key, numbers: Iterable[int], given: bool) -> None:
+        """The answer with these blocks was sent to a neighbor, or they were refused."""
+        self.policy.sent(key, self.pieces.of_blocks(numbers), self._clock.seconds(), given=given)
         self.flush()
 
     # -- what is said -------------------------------------------------------------------------------------------------------------
@@ -212,27 +213,28 @@ class PieceExchanges:
             for key in exchange.policy.neighbors:
                 self.say(key, vpath, image, PieceNews(leaves=True))
 
-    def heard(self, link: Connection, note: ExchangePieces) -> None:
-        """Somebody said something over a connection that was made to this node."""
+    def heard(self, link: Connection, note: ExchangePieces) -> bool:
+        """Somebody said something over a connection that was made to this node. Tells whether it is of use."""
         key: Key = link
         if note.port:
             key = Address.of(link.host, note.port)
             if not self.known(key):  # guard: A30 A32
-                return
+                return False
         try:
             vpath = VPath.parse(note.path)
         except ValueError:
-            return
+            return False
         self._keys[link] = key
         exchange = self._running.get((vpath, note.image))
         if exchange is not None:
-            exchange.heard(key, note.news)
-        elif not note.news.leaves:
+            return exchange.heard(key, note.news)
+        if not note.news.leaves:
             waiting = self._waiting.setdefault((vpath, note.image), [])
             waiting.append((key, note.news))
             if len(waiting) == 1:
                 self.complete(vpath, note.image).addCallback(self._found, vpath, note.image).addErrback(self._not_found, vpath, note.image)
             del waiting[MOST_WAITING:]  # guard: I6
+        return False
 
     def _found(self, pieces: Pieces | None, vpath: VPath, image: ImageId) -> None:
         waiting = self._waiting.pop((vpath, image))
@@ -250,7 +252,7 @@ class PieceExchanges:
         self._waiting.pop((vpath, image), None)
         self._log.failure("{image} at {vpath} is not exchanged", failure, image=image.hex(), vpath=str(vpath))
 
-    def answered(self, link: Connection, request: GetBlocks) -> None:
+    def answered(self, link: Connection, request: GetBlocks, given: bool) -> None:
         """The answer to a request for blocks was sent, or refused."""
         key = self._keys.get(link)
         try:
@@ -258,7 +260,7 @@ class PieceExchanges:
         except ValueError:
             return
         if key is not None and exchange is not None and key in exchange.policy.neighbors:
-            link.when_sent(lambda: exchange.sent(key, request.numbers))
+            link.when_sent(lambda: exchange.sent(key, request.numbers, given))
 
     def lost(self, link: Connection) -> None:
         """A connection ended, and with it what was said over it."""

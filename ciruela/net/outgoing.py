@@ -107,7 +107,7 @@ class _Refusing:
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def answered(self, link: Connection, request: Request) -> None:
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Nothing is answered here but errors."""
 
     def lost(self, link: Connection) -> None:  # noqa: ARG002

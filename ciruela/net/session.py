@@ -190,6 +190,10 @@ class Session:
                     done.callback(response)
             case NotificationReceived(notification):
                 self.spoken = True
+                if isinstance(notification, ExchangePieces):
+                    if not self._told(notification):  # guard: S11
+                        self._link.noise(True)
+                    return
                 self._link.noise(True)
                 if self._over is None:
                     self._told(notification)
@@ -212,12 +216,14 @@ class Session:
         if not done.called:
             done.errback(Busy(reason) if reason.startswith(SLOW_DOWN) else RemoteError(reason))
 
-    def _told(self, notification: Notification) -> None:
+    def _told(self, notification: Notification) -> bool:
+        """Passes it on. Tells whether it is of use."""
         try:
-            self._counterpart.notified(self._link, notification)
+            return self._counterpart.notified(self._link, notification) is True
         # guard: A24 F18 I8
         except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
             self._log.failure("{link}: a notification was not understood", link=self._link.name)
+        return False
 
     # -- requests of the other side ------------------------------------------------------------------------------------------
 
@@ -258,12 +264,6 @@ class Session:
         if isinstance(request, LARGE if trusted else _HEAVY):
             self._large_at_work = self._large_at_work and not isinstance(request, LARGE)
             self._answers.made(trusted)
-        if self._over is None:
-            try:
-                self._counterpart.answered(self._link, request)
-            # guard: I8
-            except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
-                self._log.failure("{link}: that a request was answered was not understood", link=self._link.name)
         return result
 
     def _begin(self, asked: RequestReceived) -> None:
@@ -289,6 +289,7 @@ class Session:
         if self._over is None:
             head, shared = self._dialogue.answer(asked.id, response)
             self._link.send_message(head, shared) if shared else self._link.send_message(head)
+            self._tell_answered(asked.request, True)
 
     def _refused(self, failure: Failure, asked: RequestReceived) -> None:
         if failure.check(RemoteError):
@@ -303,6 +304,14 @@ class Session:
             text = "internal error"  # guard: A24, -> failure.getErrorMessage()
         if self._over is None:
             self._link.send_message(self._dialogue.answer(asked.id, Error(text))[0])
+            self._tell_answered(asked.request, False)
+
+    def _tell_answered(self, request: Request, given: bool) -> None:
+        try:
+            self._counterpart.answered(self._link, request, given)
+        # guard: I8
+        except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
+            self._log.failure("{link}: that a request was answered was not understood", link=self._link.name)
 
     def _finished(self, _result: object) -> None:
         self._at_work -= 1

@@ -238,12 +238,13 @@ class PieceExchange(Generic[K]):
         neighbor.answers.append(taken)
         self._to_say[neighbor.key] = neighbor
 
-    def sent(self, key: K, pieces: int, now_s: float) -> None:
-        """Pieces (a mask) for a neighbor have left for the network, or will not."""
+    def sent(self, key: K, pieces: int, now_s: float, *, given: bool = True) -> None:
+        """Pieces (a mask) for a neighbor have left for the network; without ``given`` they could not be given now, and nothing more can."""
         neighbor = self.neighbors.get(key)
         self._sent.times.extend([now_s] * pieces.bit_count())
         if neighbor is not None:
             neighbor.owed_s = self._taken_s = now_s
+            neighbor.resting = neighbor.resting or not given
             self._pay(neighbor, pieces)
         self._offer(now_s)
 

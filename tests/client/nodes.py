@@ -135,7 +135,7 @@ class FakeNode:
         host, me = f"n{self.number}", machine(self.number)
         return succeed(CheckData(reason is None, reason, "", self.there, None, 1 << 33, me, host, self.hosts, self.there_ms))
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: Connection, notification: Notification) -> None:

@@ -45,7 +45,7 @@ class CheckNode(FakeNode):
                 return succeed(BaseDirData(bytes(32), bytes(32), {}))
         raise AssertionError(request)
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: Connection, notification: Notification) -> None:

@@ -42,7 +42,7 @@ class Guest:
         self.heard.append(request)
         return succeed(None)
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: object, notification: object) -> None:

@@ -60,7 +60,7 @@ class MemoryLink:
 
     @property
     def exchanges(self) -> bool:
-        return self.bulk and self._hub.exchanges
+        return self.bulk and not self._hub.second & {self.here, self.there}
 
     def when_sent(self, call: Callable[[], None]) -> None:
         """When the link of this address has carried all that was sent over it so far."""
@@ -231,7 +231,7 @@ class _Refusing:
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
-    def answered(self, link: Connection, request: Request) -> None:
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Nothing is answered here."""
 
     def lost(self, link: Connection) -> None:
@@ -254,7 +254,8 @@ class Hub:
 
     ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
     nodes sent to or wanted a connection to. ``rates`` limit what an address sends, and what it gets, on all its connections together, in
-    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``.
+    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``, ``second``
+    those that speak ``ciruela.v2`` as well, and no more.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -270,7 +271,7 @@ class Hub:
         self.carried: Counter[Address] = Counter()
         self._free_s: dict[tuple[Address, bool], float] = {}
         self.old: set[Address] = set()
-        self.exchanges = True
+        self.second: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
         self._closed: set[tuple[Address | None, Address | None]] = set()
         self._severed: set[frozenset[Address]] = set()

@@ -96,7 +96,7 @@ class ExchangeTests(SynchronousTestCase):
         owed = exchange.policy.neighbors[self.address(1)].owed
         self.assertEqual(owed, offers[0].pieces)
         (piece,) = [number for number in range(256) if owed >> number & 1]
-        self.exchanges.answered(link, GetBlocks(str(PATH), IMAGE, tuple(PIECES.blocks(piece))))
+        self.exchanges.answered(link, GetBlocks(str(PATH), IMAGE, tuple(PIECES.blocks(piece))), True)
         self.assertEqual(exchange.policy.neighbors[self.address(1)].owed, owed, "it was not sent yet")
         link.waiting.pop()()
         self.assertEqual(exchange.policy.neighbors[self.address(1)].owed, 0)

@@ -128,7 +128,7 @@ class _Conversation:
                 self.fits.append(_FITS[type(request)])
                 return waiting
 
-    def answered(self, _link: object, request: object) -> None:
+    def answered(self, _link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, _link: Any, notification: m.Notification) -> None:

@@ -60,7 +60,7 @@ class Counterpart:
         self.waiting.append(Deferred())
         return self.waiting[-1]
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: Any, notification: m.Notification) -> None:

@@ -180,13 +180,13 @@ class Client:
                     )
         return fail(RemoteError("not here"))
 
-    def answered(self, link, request) -> None:
+    def answered(self, link, request, given) -> None:
         exchange = self.exchanges.get((getattr(request, "image", None), getattr(request, "path", None)))
         if isinstance(request, GetBlocks) and exchange is not None and link in exchange.neighbors:
             image = next(image for image in (self.image, *self.more) if image.id == request.image)
 
             def sent() -> None:
-                exchange.sent(link, image.pieces.of_blocks(request.numbers), self.cluster.clock.seconds())
+                exchange.sent(link, image.pieces.of_blocks(request.numbers), self.cluster.clock.seconds(), given=given)
                 self._offer((request.image, request.path))
 
             link.when_sent(sent)
@@ -354,11 +354,11 @@ class _Late:
     def requested(self, link, request):
         return self.node.counterpart.requested(link, request)
 
-    def answered(self, link, request):
-        self.node.counterpart.answered(link, request)
+    def answered(self, link, request, given):
+        self.node.counterpart.answered(link, request, given)
 
     def notified(self, link, notification):
-        self.node.counterpart.notified(link, notification)
+        return self.node.counterpart.notified(link, notification)
 
     def lost(self, link):
         self.node.counterpart.lost(link)

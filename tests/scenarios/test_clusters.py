@@ -99,6 +99,19 @@ class UploadTests(UnmeasuredTestCase):
             cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 4)  # noqa: B023
             self.assertEqual(len(cluster.holders(V1, LARGE)), 4)
 
+    def test_second_version(self):
+        """Nodes that know no offers of pieces, and a client that knows none, would not get or give anything."""
+        for second in ((1, 4), (2, 3, 4), (1, 2, 3), (1, 2, 3, 4)):
+            cluster = Cluster(4, latency_s=0.01)
+            cluster.hub.second = set(cluster.addresses(*second))
+            cluster.run(10.0)
+            client = Client(cluster, LARGE)
+            client.outside = len(second) == 2
+            client.upload(V1, cluster.addresses(1, 2))
+            cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 4)  # noqa: B023
+            self.assertEqual(len(cluster.holders(V1, LARGE)), 4)
+            self.assertLess(len(client.given), 2 * len(LARGE.blocks))
+
     def test_twenty(self):
         """Twenty nodes; the client gives to three, and is told of all."""
         self.upload(20)

@@ -168,7 +168,7 @@ class Uploader:
                     return succeed(BlocksData(tuple(part(one, request.packed) for one in data)))
         return fail(RemoteError("not here"))
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: Connection, notification: Notification) -> None:
@@ -352,7 +352,7 @@ class Liar:
             dirs[rng.choice((lie.vpath.entry, "..", "new", "x" * 300))] = State(lie.image, signatures)
         return BaseDirData(rng.randbytes(32), rng.randbytes(32), dirs, {}, ())
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: Connection, notification: Notification) -> None:

@@ -364,7 +364,7 @@ class _Late:
             return fail(RemoteError("the node is starting, try again in a moment"))
         return self.node.counterpart.requested(link, request)  # type: ignore[arg-type, return-value]
 
-    def answered(self, link: object, request: object) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
         """Nothing follows."""
 
     def notified(self, link: Connection, notification: object) -> None:
