@@ -330,6 +330,18 @@ class NoiseTests(SynchronousTestCase):
         self.assertEqual(len(bench.client.told), 10 * NOISE_AT_ONCE)
 
     @shows("S11")
+    def test_news_of_pieces(self) -> None:
+        """Neighbors that exchange pieces for minutes would be sent away; strangers that make such news up would not."""
+        news = frame(codec.encode_notification(m.ExchangePieces("/a/b", s.image(1), 1, m.PieceNews(has=1))), masked=True)
+        for useful in (True, False):
+            bench = Bench()
+            bench.node.useful = useful
+            raw = self.served(bench)
+            raw.send(news * (NOISE_AT_ONCE + 50))
+            bench.advance(1)
+            self.assertEqual(raw.ended, not useful)
+
+    @shows("S11")
     def test_turns(self) -> None:
         """64 KiB of tiny frames on each of many connections would be dealt with in one go, and everybody else waits."""
         bench = Bench()
