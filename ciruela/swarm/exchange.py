@@ -186,7 +186,8 @@ class PieceExchange(Generic[K]):
             return 0
         if message.joins and neighbor.heard:
             neighbor = self._begin_anew(neighbor)
-        neighbor.heard = True
+        if not neighbor.heard:
+            neighbor.heard, self._taken_s = True, now_s
         neighbor.known = (neighbor.known | message.has | message.takes) & ~message.freed
         neighbor.resting = False
         to_send = 0

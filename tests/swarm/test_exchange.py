@@ -168,6 +168,17 @@ class PairTests(SynchronousTestCase):
         client.heard("a", PieceNews(freed=1), 0.2)
         self.assertEqual([message.offers for _, message in client.messages(0.2)], [(PieceOffer(1),)])
 
+    def test_client_begins_late(self) -> None:
+        """A client whose clock has run for long gives each piece once all the same."""
+        client: PieceExchange[str] = PieceExchange(2, 0b11, random.Random(1), client=True)
+        for key in "ab":
+            client.join(key)
+            client.heard(key, PieceNews(), 1000.0)
+        for key in "ab":
+            client.heard(key, PieceNews(), 1000.1)
+        offers = [offer.pieces for _, message in client.messages(1000.1) for offer in message.offers]
+        self.assertEqual(sorted(offers), [1, 2])
+
     def test_client_in_the_end(self) -> None:
         """What one link took and the other lacks is given again, after a second in which nothing was taken: it may not be passed on."""
         client: PieceExchange[str] = PieceExchange(1, 1, random.Random(1), client=True)
