@@ -249,7 +249,8 @@ class BlockFetch:
 
     def run(self) -> Deferred[None]:
         """Fires when nothing is missing; fails with DiskError, or DownloadFailed after GIVE_UP_S without a good block. Cancellable."""
-        if self._exchanges is not None:
+        # Of so little everything is asked for at once: offers would cost a round more.
+        if self._exchanges is not None and self._plan.missing > SHARED_ABOVE:
             self._exchange = self._exchanges.begin(self)
         self._beat()
         return self._done

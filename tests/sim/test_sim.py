@@ -103,7 +103,7 @@ class NoticeTests(UnmeasuredTestCase):
         for kind in (SafeDir, OpenFile):
             self.patch(kind, "fsync", lambda _: None)
         self.patch(SafeDir, "syncfs", lambda _: None)
-        self.noticed("I1", 7)
+        self.noticed("I1", 2)
 
     def test_old_requests(self) -> None:
         """A recorded request that rolls a path back."""
@@ -135,7 +135,7 @@ class NoticeTests(UnmeasuredTestCase):
             return real(order, config, standing, verified or order.signatures, now_ms, max_age_ms)
 
         self.patch(uploads, "judge", judge)
-        self.noticed("I4", 80)
+        self.noticed("I4", 26, 56, 55)
 
     @shows("K1.1")
     def test_who_was_never_met(self) -> None:
@@ -154,4 +154,4 @@ class NoticeTests(UnmeasuredTestCase):
     def test_no_reconciliation(self) -> None:
         """Nodes that were away and never catch up."""
         self.patch(Reconciler, "differs", lambda *_: None)
-        self.noticed("I5", 0)
+        self.noticed("I5", 11, 12)
