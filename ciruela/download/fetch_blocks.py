@@ -227,6 +227,7 @@ class BlockFetch:
         self._passing = context.passing
         self._exchanges = context.exchanges
         self._exchange: ImageExchange | None = None
+        self._takes_offers = False
         self._turns = PieceAssignment(context.me, plan.pieces.count)
         self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
@@ -249,9 +250,10 @@ class BlockFetch:
 
     def run(self) -> Deferred[None]:
         """Fires when nothing is missing; fails with DiskError, or DownloadFailed after GIVE_UP_S without a good block. Cancellable."""
-        # Of so little everything is asked for at once: offers would cost a round more.
-        if self._exchanges is not None and self._plan.missing > SHARED_ABOVE:
+        if self._exchanges is not None:
             self._exchange = self._exchanges.begin(self)
+            # Of so little everything is asked for at once, for offers would cost a round more; what is here is offered to others.
+            self._takes_offers = self._plan.missing > SHARED_ABOVE
         self._beat()
         return self._done
 
@@ -305,7 +307,7 @@ class BlockFetch:
 
     def _update(self) -> None:
         self._sources.update(self._candidates(), self._clock.seconds())
-        if self._exchange is not None:
+        if self._exchange is not None and self._takes_offers:
             offering = [source.candidate for source in self._sources.active() if source.candidate.exchanges]
             nodes = {MachineId(one.machine): one.key for one in offering if one.machine is not None and isinstance(one.key, Address)}
             self._exchange.meet(nodes, [one.key for one in offering if one.seed])  # type: ignore[misc]
@@ -314,7 +316,7 @@ class BlockFetch:
 
     def wanted(self) -> int:
         """As :meth:`ciruela.download.exchange.Taker.wanted`."""
-        return self._plan.wanted
+        return self._plan.wanted if self._takes_offers else 0
 
     def release(self, pieces: int) -> None:
         """As :meth:`ciruela.download.exchange.Taker.release`."""
@@ -362,7 +364,7 @@ class BlockFetch:
         for source in self._sources.active():
             if self._ended or self._writing >= MOST_UNWRITTEN:  # guard: I6
                 return False
-            if source.candidate.exchanges and self._exchange is not None:
+            if source.candidate.exchanges and self._takes_offers:
                 continue
             room = source.room(now_s)
             numbers = self._choose(source, room, everything & ~claimed if source.candidate.seed else everything, now_s) if room else []
@@ -411,7 +413,7 @@ class BlockFetch:
         peers = [
             (one, one.candidate.machine)
             for one in self._sources.active()
-            if one.candidate.machine is not None and not (one.candidate.exchanges and self._exchange is not None)
+            if one.candidate.machine is not None and not (one.candidate.exchanges and self._takes_offers)
         ]
         self._lookout.look((one, self._turns.near(machine) & missing) for one, machine in peers)
 
