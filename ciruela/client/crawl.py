@@ -23,7 +23,7 @@ from ciruela.model.errors import Busy, CiruelaError, NoImages, RemoteError
 from ciruela.model.ids import MachineId
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
-from ciruela.proto.table import deadly
+from ciruela.proto.table import deadly, no_images_at
 from ciruela.runtime import within
 
 BUSY_S = 0.25
@@ -34,7 +34,7 @@ BUSY_TRIES = 60
 def spare(bulk: bool, vpath: VPath, name: str = "it") -> None:
     """Raises NoImages for a server of the first implementation and a path with one component: it dies of it (protocol section 11)."""
     if not bulk and not vpath.level:  # guard: I8
-        raise NoImages(f"{name} is a server of the first implementation, which has no images at {vpath}")
+        raise NoImages(no_images_at(vpath, name))
 
 
 async def answer_of(

@@ -38,6 +38,7 @@ from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, NodeRequest, RunEnd, Uplo
 from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import (
     AbortedImage,
     ExchangePieces,
@@ -58,6 +59,7 @@ from ciruela.proto.messages import (
     UploadAck,
     WithdrawUpload,
 )
+from ciruela.proto.table import deadly, no_images_at
 from ciruela.runtime import PeriodicTask, RepeatLimiter
 from ciruela.swarm.exchange import LOOK_S, PieceExchange
 
@@ -383,6 +385,9 @@ class ClusterRun:
     def _ask(self, request: NodeRequest) -> None:
         run, address, link = request.run, request.address, request.link
         run.book.asked(address, self._contacts.label(address), servers=link.bulk)
+        if not link.bulk and deadly(run.upload.request) is not None:  # guard: I8
+            self._answered(UploadAck(False, RejectReason.CONFIG_LEVEL_MISMATCH.value, detail=no_images_at(run.book.path)), request)
+            return
         if self._shares:
             self._peers[address].published[run.book.image] = None
             link.tell(PublishImage(run.book.image))

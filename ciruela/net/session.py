@@ -41,7 +41,7 @@ from ciruela.proto.multiplexer import (
     Violation,
     read,
 )
-from ciruela.proto.table import NEWER, deadly
+from ciruela.proto.table import NEWER, deadly, no_images_at
 from ciruela.runtime import RateLimitedLog, in_place
 
 MOST_AT_WORK = 64
@@ -146,7 +146,7 @@ class Session:
         if isinstance(request, NEWER) and not self._link.bulk:  # guard: A24
             return fail(RemoteError(f"{type(request).__name__} is understood where ciruela.v2 was agreed upon"))
         if not self._link.bulk and (path := deadly(request)) is not None:  # guard: I8
-            return fail(NoImages(f"it is a server of the first implementation, which has no images at {path}"))
+            return fail(NoImages(no_images_at(path)))
         done: Deferred[Response] = Deferred(lambda _: self._dialogue.forget(number))
         try:
             number, data = self._dialogue.ask(request, done)

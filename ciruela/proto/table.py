@@ -75,6 +75,11 @@ def deadly(request: Any) -> str | None:
     return None
 
 
+def no_images_at(path: object, name: str = "it") -> str:
+    """Says why a server is not asked about such a path."""
+    return f"{name} is a server of the first implementation, which has no images at {path}"
+
+
 FORMS: dict[type[Any], Struct[Any]] = {
     message: Struct.of(m.PlainBlocks if message is m.BlocksData else message)
     for message in (*(one for row in EXCHANGES for one in (row.request, row.answer)), *NOTIFICATIONS)

@@ -536,6 +536,18 @@ class Redirecting(SyncCase):
 
 class Refusing(SyncCase):
     @shows("F54", "I7", "W1")
+    def test_path_of_which_an_old_server_dies(self) -> None:
+        """A server of the first implementation ends when it is asked for an image at ``/www``; its client hears why, and at once."""
+        self.uploads = (append("/www"),)
+        for number in (1, 2):
+            self.node(number)
+        self.hub.old.update((address(1), address(2)))
+        self.begin(["n1", "n2"])
+        self.pass_(1.0)
+        self.ended(UploadOutcome.REJECTED, EXIT_REJECTED)
+        self.assertEqual([node.requests for node in self.nodes.values()], [[], []])
+        self.assertIn("which has no images at /www", " ".join(self.heard.problems))
+
     def test_wrong_key(self) -> None:
         """When everybody refuses, the client ends at once, although the answers named more hosts (C49). The reason is told once."""
         for number in range(1, 6):
