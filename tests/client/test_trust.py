@@ -165,9 +165,11 @@ class OracleCase(EditCase):
         return RunContext(cluster.clock, random.Random(3), lambda where, other: cluster.hub.link(other, where, OUTSIDE), resolve)  # type: ignore[arg-type]
 
     def start(self, line: str) -> Deferred[int]:
-        """Run a command line; ``KEY`` stands for the key of the cluster."""
+        """Run a command line; the word ``KEY`` stands for the key of the cluster, ``LOCAL`` for the file of the user."""
         cluster = self.made
-        options = parse(line.replace("KEY", str(self.top / "key")).split())
+        # Word by word: the random name of a temporary directory can contain "n9", or anything else that a test replaces.
+        words = {"KEY": str(self.top / "key"), "LOCAL": str(self.local)}
+        options = parse([words.get(word, word) for word in line.split()])
         self.out, self.err = Output(), Output()
         self.told = io.StringIO()
         around = AppContext(
@@ -243,8 +245,7 @@ class OracleTests(OracleCase):
 
     def each(self) -> dict[str, Callable[[Signing], Impostor]]:
         """For each command line the impostor that lies to it."""
-        local = PUT.replace("LOCAL", str(self.local))
-        shown = {line: (lambda lie: self.impostor(EVIL, lie)) for line in (local, EDIT, REMOVE)}
+        shown = {line: (lambda lie: self.impostor(EVIL, lie)) for line in (PUT, EDIT, REMOVE)}
         back = {
             line: (lambda lie: self.impostor(GOOD, by(KEY), kept=EVIL, kept_signatures=lie)) for line in (BACK, f"{BACK} {EVIL.id.hex()}")
         }
@@ -318,7 +319,7 @@ class OracleTests(OracleCase):
         """An image that was really signed once would be taken for the current one although another server has a later one."""
         self.made = cluster = self.cluster(2)
         impostor = self.impostor(EVIL, by(KEY))
-        line = PUT.replace("LOCAL", str(self.local)).replace("n9", "-m n9 n1 n2")
+        line = PUT.replace("n9", "-m n9 n1 n2")
         self.assertIn("not all nodes have the same image", str(self.failureResultOf(self.ends(self.start(line)), Conflict).value))
         self.assertEqual((impostor.orders, cluster.holders(PATH, EVIL)), ([], set()))
 
@@ -338,7 +339,7 @@ class OracleTests(OracleCase):
             return await signed(reading, seen)
 
         self.patch(Reading, "signed", late)
-        line = PUT.replace("LOCAL", str(self.local)).replace("n9", "n1")
+        line = PUT.replace("n9", "n1")
         self.assertIn("changed by somebody else meanwhile", str(self.failureResultOf(self.ends(self.start(line)), Conflict).value))
 
     def test_list(self) -> None:
@@ -428,11 +429,11 @@ class UnreadableTests(OracleCase):
         """A directory whose index cannot be read would seem not to be there."""
         impostor = self.impostor(GOOD, by(KEY))
         impostor.broken[GetIndexAt] = "the index cannot be read here"
-        line = PUT.replace("LOCAL", str(self.local)).replace("n9", "-m n9 n1")
+        line = PUT.replace("n9", "-m n9 n1")
         error = self.failureResultOf(self.ends(self.start(line)), RemoteError).value
         self.assertIn("others did not say: n9: the index cannot be read here", str(error))
         impostor.broken = {GetBaseDir: "signatures is not a list"}
-        self.refused(PUT.replace("LOCAL", str(self.local)), 5, "no signature for it (n9: signatures is not a list)")
+        self.refused(PUT, 5, "no signature for it (n9: signatures is not a list)")
 
     @shows("K3.6")
     def test_get(self) -> None:
@@ -446,7 +447,7 @@ class UnreadableTests(OracleCase):
         """A node whose index is gone would answer as if nothing were there."""
         cluster = self.cluster(1)
         cluster.disks[1].indexes.clear()
-        line = PUT.replace("LOCAL", str(self.local)).replace("n9", "n1")
+        line = PUT.replace("n9", "n1")
         error = self.failureResultOf(self.ends(self.start(line)), CiruelaError).value
         self.assertIn("cannot be read here", str(error))
 
@@ -518,7 +519,7 @@ class AppendOnlyTests(OracleCase):
         client.upload("/logs/site", cluster.addresses(1))
         cluster.run(30.0, until=lambda: cluster.holders("/logs/site", GOOD) == {1})
         client.leave()
-        for line in (EDIT, PUT.replace("LOCAL", str(self.local))):
+        for line in (EDIT, PUT):
             self.refused(line.replace(PATH, "/logs/site").replace("n9", "n1"), 5, "nothing may be replaced there")
         self.assertEqual(self.editors, 0)
 
