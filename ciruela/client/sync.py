@@ -626,7 +626,9 @@ class ClusterRun:
             return
         exchange, shares = self._exchanges.get(place), self._shares[note.image]
         if exchange is None:
-            exchange = self._exchanges[place] = PieceExchange(shares.pieces.count, shares.own, self._world.rng, client=True)
+            exchange = self._exchanges[place] = PieceExchange(
+                shares.pieces.count, shares.own, self._world.rng, client=True, beside=len(self._exchanges)
+            )
         if note.news.leaves:
             exchange.leave(peer, self._world.clock.seconds())
         else:
@@ -643,8 +645,9 @@ class ClusterRun:
 
     def _look(self) -> None:
         now_s = self._world.clock.seconds()
+        busy = sum(not exchange.idle() for exchange in self._exchanges.values())
         for place, exchange in self._exchanges.items():
-            exchange.look(now_s)
+            exchange.look(now_s, max(0, busy - 1))
             self._offer(place)
 
     def answered(self, link: Connection, request: Request, given: bool) -> None:

@@ -57,9 +57,10 @@ class ImageExchange:
     _log = Logger()
 
     def __init__(self, node: PieceExchanges, vpath: VPath, image: ImageId, pieces: Pieces, have: int) -> None:
+        """``have``: the pieces that are here, a set."""
         context = node.context
         rng = random.Random(context.rng.getrandbits(64))  # noqa: S311  choices of peers, nothing secret
-        self.policy: PieceExchange[Key] = PieceExchange(pieces.count, have, rng)
+        self.policy: PieceExchange[Key] = PieceExchange(pieces.count, have, rng, beside=node.busy)
         self.pieces = pieces
         self.taker: Taker | None = None
         self._node = node
@@ -163,7 +164,7 @@ class ImageExchange:
                 self._refused.put(key, now_s + REFUSED_S)
             self.leave(key)  # guard: A58
         self._elsewhere()
-        late = self.policy.look(now_s)
+        late = self.policy.look(now_s, self._node.busy - 1)
         if late and self.taker is not None:
             self.taker.release(late)  # guard: A58 F52
         self.flush(now_s - NEWS_S)
@@ -194,6 +195,11 @@ class PieceExchanges:
     def start(self) -> None:
         """Begins to look after what is exchanged."""
         self._looks.start()
+
+    @property
+    def busy(self) -> int:
+        """Number of exchanges."""
+        return len(self._running)
 
     def _look(self) -> None:
         for key, exchange in list(self._running.items()):

@@ -31,6 +31,9 @@ CLIENT_OUT = 6
 IN = 10
 """Pieces accepted and not here, besides the same."""
 
+LEAST_SHARE = 2
+"""What an image may have of these beside others that are exchanged at the same time."""
+
 MOST_MORE = 128
 """Pieces that a window has beyond these, at most: what a neighbor who says nothing can hold up."""
 
@@ -132,7 +135,8 @@ class PieceExchange(Generic[K]):
     and are not to be taken; whoever knows sets it.
     """
 
-    def __init__(self, count: int, have: int, rng: random.Random, *, client: bool = False) -> None:
+    def __init__(self, count: int, have: int, rng: random.Random, *, client: bool = False, beside: int = 0) -> None:
+        """``beside``: number of other images that are exchanged over the same links, with which this one shares them."""
         self.count = count
         self.everything = (1 << count) - 1
         self.have = have
@@ -142,6 +146,7 @@ class PieceExchange(Generic[K]):
         self.elsewhere = 0
         self.out = 0
         self._client = client
+        self._beside = beside
         self._rng = rng
         self._given = [have] + [0] * (LEVELS - 1)
         self._order: list[Neighbor[K]] = []
@@ -300,8 +305,12 @@ class PieceExchange(Generic[K]):
             neighbor.failures += 1
             neighbor.distrusted_until_s = now_s + min(MOST_DISTRUST_S, DISTRUST_S * 2 ** (neighbor.failures - 1))
 
-    def look(self, now_s: float) -> int:
-        """Frees what is late, and gives it as a mask. A second copy is then taken from whoever offers it; the first one to come counts."""
+    def look(self, now_s: float, beside: int = 0) -> int:
+        """Frees what is late, and gives it as a mask. A second copy is then taken from whoever offers it; the first one to come counts.
+
+        ``beside``: number of other images that are exchanged over the same links now.
+        """
+        self._beside = beside
         late_s = max(LATE_LEAST_S, LATER * self._wait_s)
         freed = 0
         late = [(piece, giver, since_s) for piece, (giver, since_s) in self.coming.items() if now_s > since_s + late_s]
@@ -328,11 +337,16 @@ class PieceExchange(Generic[K]):
 
     def window(self, now_s: float) -> int:
         """Computes how many pieces may be under way from here."""
-        return (CLIENT_OUT if self._client else OUT) * self._sent.bundle(self._most_bundled) + self._sent.more(now_s, self._delay_s)
+        most = self._share(CLIENT_OUT if self._client else OUT)
+        return most * self._sent.bundle(self._most_bundled) + self._sent.more(now_s, self._delay_s)
+
+    def _share(self, most: int) -> int:
+        """Computes how much of ``most`` this image may use beside the others."""
+        return max(LEAST_SHARE, most // (1 + self._beside))
 
     def _limit(self, now_s: float) -> int:
         """Computes how many pieces may be on their way here."""
-        return IN * self._came.bundle(self._most_bundled) + 2 * self._came.more(now_s, self._delay_s)
+        return self._share(IN) * self._came.bundle(self._most_bundled) + 2 * self._came.more(now_s, self._delay_s)
 
     def _offer(self, now_s: float) -> None:
         """Offers, while there is room for more on the uplink."""

@@ -198,7 +198,7 @@ class Client:
         place = note.image, note.path
         if place not in self.exchanges:
             rng = random.Random(self.cluster.rng.getrandbits(64))
-            self.exchanges[place] = PieceExchange(image.pieces.count, image.pieces.full, rng, client=True)
+            self.exchanges[place] = PieceExchange(image.pieces.count, image.pieces.full, rng, client=True, beside=len(self.exchanges))
         exchange = self.exchanges[place]
         if link not in exchange.neighbors:
             exchange.join(link)
@@ -211,7 +211,7 @@ class Client:
 
     def _look(self) -> None:
         for place, exchange in self.exchanges.items():
-            exchange.look(self.cluster.clock.seconds())
+            exchange.look(self.cluster.clock.seconds(), len(self.exchanges) - 1)
             self._offer(place)
         if self.links:
             self.cluster.clock.callLater(LOOK_S, self._look)
