@@ -23,9 +23,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.servers import address_of
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.interfaces import Address, BlockGiving, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
-from ciruela.proto.messages import GetPathState, Notification, PathStateData, Request, Response
+from ciruela.proto.messages import GetBlocks, GetPathState, Notification, PathStateData, Request, Response
 from ciruela.runtime import Backoff
 
 PROBE_S = 5.0
@@ -51,6 +51,10 @@ class OnlyAsks:
     """Request handler of a connection on which only questions are asked."""
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        """Refuse: nothing is served."""
+        return fail(RemoteError("this client only asks"))
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:  # noqa: ARG002
         """Refuse: nothing is served."""
         return fail(RemoteError("this client only asks"))
 

@@ -16,9 +16,9 @@ from twisted.internet.task import deferLater
 from ciruela.client.contacts import ClusterAddresses, OnlyAsks
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.sync import ClosableLink, RunContext
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.interfaces import Address, BlockGiving, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, LinkLost
-from ciruela.proto.messages import Notification, Request, Response
+from ciruela.proto.messages import GetBlocks, Notification, Request, Response
 
 PATIENCE_S = 2.0
 """Time for which the others are waited for once one has answered."""
@@ -97,6 +97,10 @@ class EntryConnection:
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Ask the guest."""
         return self.guest.requested(link, request)
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """Ask the guest."""
+        return self.guest.giving(link, request)
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Tell the guest."""

@@ -30,7 +30,7 @@ from ciruela.download import relaycache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import BlockMap, File, Index
-from ciruela.interfaces import Address, InThread
+from ciruela.interfaces import Address, BlockGiving, InThread
 from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
 from ciruela.model.versions import State
@@ -390,6 +390,15 @@ class Relay:
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """As ``BlockProvider.answer``."""
         return Deferred.fromCoroutine(self._answer(request, published, sent))
+
+    @property
+    def wide(self) -> bool:
+        """As ``BlockProvider.wide``: most blocks come from other nodes first, and from the reactor then."""
+        return False
+
+    def giving(self, request: GetBlocks, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> BlockGiving:  # noqa: ARG002
+        """As ``BlockProvider.giving``."""
+        raise RemoteError("this client gives no blocks over bulk connections")
 
     async def _answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
         image = self._new.index.image

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as AnswerTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -35,12 +35,14 @@ from ciruela.client.tracker import (
     meaning_of,
 )
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, NodeRequest, RunEnd, Upload, UploadRun
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.download.fetch_blocks import WIDE_BYTES
+from ciruela.interfaces import Address, BlockGiving, Connection, RequestHandler
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import (
     AbortedImage,
+    BlocksData,
     ExchangePieces,
     GetBlock,
     GetBlocks,
@@ -607,6 +609,17 @@ class ClusterRun:
             answer.addCallback(self._gave, request)
         return answer
 
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """As :meth:`requested`, over a bulk connection."""
+        peer = self._by_link.get(id(link))
+        giving = self._source.giving(request, peer.published if peer is not None else {}, self._sent)
+
+        def made(blocks: BlocksData) -> None:
+            giving.made(blocks)
+            self._shares[request.image].gave(request.numbers)
+
+        return succeed(BlockGiving(giving.make, made, giving.reads))
+
     def _gave(self, response: Response, request: GetBlocks) -> Response:
         self._shares[request.image].gave(request.numbers)
         return response
@@ -634,6 +647,8 @@ class ClusterRun:
         else:
             if peer not in exchange.neighbors:
                 exchange.join(peer)
+                if self._source.wide and shares.total_bytes > WIDE_BYTES:
+                    peer.link.widen(gives=True)
                 shares.lacked(exchange.everything & ~note.news.has)
             exchange.heard(peer, note.news, self._world.clock.seconds())
         self._offer(place)

@@ -16,7 +16,7 @@ from ciruela.daemon.pathstate import PathStates
 from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.exchange import PieceExchanges
 from ciruela.download.serving import BlockService, UploadSlots
-from ciruela.interfaces import Connection, NodeContext
+from ciruela.interfaces import BlockGiving, Connection, NodeContext
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.upload import Command
 from ciruela.proto.messages import (
@@ -32,6 +32,7 @@ from ciruela.proto.messages import (
     GetPieces,
     GetShare,
     Notification,
+    OpenBulk,
     PublishImage,
     PushPull,
     PushPullData,
@@ -147,6 +148,8 @@ class Requests:
                 return self.awaited.give(request, link).addCallback(_as_response)
             case GetShare():
                 return fail(RemoteError("only clients share an image out"))
+            case OpenBulk():
+                return fail(RemoteError("the connection answers that itself"))
             case AppendDir():
                 return self.changes.upload(link, request, Command.APPEND, None)
             case ReplaceDir():
@@ -175,6 +178,11 @@ class Requests:
         except Busy as busy:
             return fail(busy)
         return self.blocks.give_many(request)
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """As :meth:`requested`, over a bulk connection."""
+        self._slots.enter(link)
+        return self.blocks.giving(request)
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""

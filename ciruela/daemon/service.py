@@ -48,7 +48,7 @@ from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.disk.trust import HostLinks, RecordTrust
 from ciruela.hooks.service import Outside
-from ciruela.interfaces import Address, Connection, NodeContext, NowMs, numeric_host
+from ciruela.interfaces import Address, BlockGiving, Connection, NodeContext, NowMs, numeric_host
 from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
@@ -63,7 +63,7 @@ from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
 from ciruela.net.server import Port, PortLimits, site
-from ciruela.proto.messages import Notification, Request, Response
+from ciruela.proto.messages import GetBlocks, Notification, Request, Response
 from ciruela.runtime import RateLimitedLog
 from ciruela.web.pages import Json, Pages
 
@@ -206,6 +206,9 @@ class _StillStarting:
         if not self._node.ready:
             return fail(RemoteError(self._node.broken or "the node is starting, try again in a moment"))
         return self._requests.requested(link, request)
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        return self._requests.giving(link, request)
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         return self._requests.notified(link, notification)

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -88,7 +89,7 @@ class StagingRules:
 
 
 class StagingDir:
-    """Implements ``interfaces.Staging``. All its work runs on the lane of its path, one slice at a time."""
+    """Implements ``interfaces.Staging``. All its work runs on the lane of its path, one slice at a time; only blocks may come beside it."""
 
     _log = Logger()
 
@@ -111,6 +112,8 @@ class StagingDir:
         self._rules = rules
         self._closed = False
         self._room_checked = False
+        self._writing = Lock()
+        self._shut = False
 
     def _run(self, steps: Steps[T]) -> Deferred[T]:
         return self._lane.steps(downloading_steps(self._place.vpath, steps))
@@ -191,29 +194,63 @@ class StagingDir:
         """As ``interfaces.Staging.write``. A block that the image has very often is written in several slices."""
         return self._run(self._write(tuple(blocks)))
 
+    def write_here(self, blocks: Sequence[tuple[int, Block]]) -> list[bool]:
+        """As ``interfaces.Staging.write_here``: beside the lane, and maybe in several threads at once."""
+        work = downloading_steps(self._place.vpath, self._write(blocks))
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                results: list[bool] = end.value
+                return results
+
     def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
+        runs = self._content.blocks.runs([number for number, _ in blocks])
+        results: list[bool] = []
+        for file_number, first, count in runs:
+            come = blocks[len(results) : len(results) + count]
+            good = self._good(self._content.blocks.files[file_number], first, [data for _, data in come])
+            results += good
+            put = self._put(file_number, first, come, good)
+            while True:
+                # Hashing is outside of it: several threads can hash at the same time, one writes.
+                with self._writing:
+                    if self._shut:  # guard: I1
+                        raise DiskError(f"{self._place}: its staging directory was closed")
+                    cost = next(put, None)
+                if cost is None:
+                    break
+                yield cost
+        return results
+
+    def _good(self, file: File, first: int, come: Sequence[Block]) -> list[bool]:
+        """Tells of each of the blocks of a file from ``first`` on if it is right."""
+        hashed = self._index.kind.hasher
+        found = [hashed(data).digest() for data in come]
+        # guard: A7 F5 I1, without 2
+        return [
+            len(data) == file.block_size(block) and one == file.block_hash(block)
+            for block, (data, one) in enumerate(zip(come, found, strict=True), first)
+        ]
+
+    def _put(self, file_number: int, first: int, come: Sequence[tuple[int, Block]], good: Sequence[bool]) -> Steps[None]:
+        """Writes those of the blocks of a file from ``first`` on that are ``good``, and not here, in as few calls as possible."""
         if not self._room_checked:
             self._check_room()
-        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.hasher
-        results: list[bool] = []
-        for file_number, first, count in blocks_of.runs([number for number, _ in blocks]):
-            file, start = blocks_of.files[file_number], len(results)
-            fresh: list[Block] = []
-            for block, (number, data) in enumerate(blocks[start : start + count], first):
-                good = len(data) == file.block_size(block) and hashed(data).digest() == file.block_hash(block)  # guard: A7 F5 I1, without 2
-                results.append(good)
-                if good and not content.has(number):
-                    fresh.append(data)
-                elif fresh:
-                    content.put(file_number, block - len(fresh), *fresh)
-                    fresh = []
-            if fresh:
-                content.put(file_number, first + count - len(fresh), *fresh)
-            for good, (number, data) in zip(results[start:], blocks[start : start + count], strict=True):
-                if good and blocks_of.twins[number]:
-                    yield from self._write_twins(blocks_of.numbers(blocks_of.hash_of(number)), data)
-            yield sum(len(data) for _, data in blocks[start : start + count])
-        return results
+        content, blocks_of = self._content, self._content.blocks
+        fresh: list[Block] = []
+        for block, (right, (number, data)) in enumerate(zip(good, come, strict=True), first):
+            if right and not content.has(number):
+                fresh.append(data)
+            elif fresh:
+                content.put(file_number, block - len(fresh), *fresh)
+                fresh = []
+        if fresh:
+            content.put(file_number, first + len(come) - len(fresh), *fresh)
+        yield sum(len(data) for _, data in come)
+        for right, (number, data) in zip(good, come, strict=True):
+            if right and blocks_of.twins[number]:
+                yield from self._write_twins(blocks_of.numbers(blocks_of.hash_of(number)), data)
 
     def _write_twins(self, numbers: Sequence[int], data: Block) -> Steps[None]:
         """Write a block wherever else the image has it."""
@@ -268,7 +305,12 @@ class StagingDir:
                 self._host.staging_closed(self._place, self._index.image)
             return result
 
-        self._lane.do(self._tree.close).addBoth(ended)
+        self._lane.do(self._shut_down).addBoth(ended)
+
+    def _shut_down(self) -> None:
+        with self._writing:
+            self._shut = True
+            self._tree.close()
 
     def discard(self) -> Deferred[None]:
         """As ``interfaces.Staging.discard``."""

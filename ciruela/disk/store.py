@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
@@ -585,18 +585,17 @@ class Store:
 
         return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, lambda: self._modes_of(self.place(vpath), index.image))
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> list[Block | None]:
         """As ``interfaces.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
 
-        def read() -> T:
+        def read() -> list[Block | None]:
             place = self.place(vpath)
             try:
-                found = self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))
+                return self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))
             except (BaseUnavailable, FileNotFoundError, NotADirectoryError):
-                found = [None] * len(numbers)
-            return make(found)
+                return [None] * len(numbers)
 
-        return self._in_thread(checked, vpath, read)
+        return checked(vpath, read)
 
     def _open_image(self, place: Place, image: ImageId) -> SafeDir:
         with place.open_parent() as parent:

@@ -144,6 +144,8 @@ def _pair(*values: Any) -> tuple[Any, ...]:
     return values
 
 
+TICKET_BYTES = 16
+TICKET: Codec[bytes] = Fixed(TICKET_BYTES, "a ticket")
 _FACT = Data(MAX_FACT_BYTES, "a body of gossip")
 _DIGEST: Codec[bytes] = Fixed(REFUSED_BYTES, "a refused order")
 REFUSAL: Codec[tuple[ImageId, str]] = Row(
@@ -260,6 +262,16 @@ class GetShare:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenBulk:
+    """Client to node, or node to node: may this side open a bulk connection beside this one? Only ``ciruela.v3``.
+
+    ``gives``: it gives blocks there; otherwise it asks for them.
+    """
+
+    gives: FlagField
+
+
+@dataclass(frozen=True, slots=True)
 class GetPieces:
     """Node to node: tell which of the pieces ``wanted`` are there, as soon as one is, or after some seconds. Only ``ciruela.v2``."""
 
@@ -354,6 +366,7 @@ Request = (
     | GetPathState
     | WithdrawUpload
     | PushPull
+    | OpenBulk
 )
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
@@ -430,6 +443,13 @@ class ShareData:
     """Answer to GetShare: a mask of pieces, 0 when all that is missing was promised to others."""
 
     pieces: MaskField
+
+
+@dataclass(frozen=True, slots=True)
+class BulkTicket:
+    """Answer to OpenBulk: the first message on the bulk connection, by which the node knows what it belongs to."""
+
+    ticket: Annotated[bytes, required(TICKET)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,6 +560,7 @@ Response = (
     | CheckData
     | PathStateData
     | PushPullData
+    | BulkTicket
     | Error
 )
 

@@ -84,6 +84,7 @@ class Neighbor(Generic[K]):
 
     ``known``: what it has or takes. ``said``, ``said_takes``: what it was told that is here, or on its way. ``offered``: all pieces of the
     offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent, ``owed_s``: when that changed last.
+    ``early``: what it was sent before its answer to the offer was heard, which came another way.
     ``under_way``: number of pieces offered and not answered, or owed.
     ``resting``: it took nothing of an offer, and has not said anything since. ``failures``, in a row: it was late, or gave wrong bytes;
     nothing is taken from it until ``distrusted_until_s``.
@@ -102,6 +103,7 @@ class Neighbor(Generic[K]):
     full: bool = False
     owed: int = 0
     owed_s: float = -math.inf
+    early: int = 0
     under_way: int = 0
     resting: bool = False
     failures: int = 0
@@ -202,6 +204,7 @@ class PieceExchange(Generic[K]):
             since_s, offer = neighbor.offers.popleft()
             self._delay_s = min(now_s - since_s, self._delay_s * DRIFT)
             neighbor.offered &= ~(offer.pieces | offer.others)
+            neighbor.early &= neighbor.offered | taken
             taken &= (offer.pieces | offer.others) & ~neighbor.owed  # guard: A24, (offer.pieces | offer.others) & -> self.have &
             number = taken.bit_count()
             neighbor.under_way += number - offer.pieces.bit_count()
@@ -209,6 +212,7 @@ class PieceExchange(Generic[K]):
             if number:
                 neighbor.known |= taken
                 neighbor.owed |= taken
+                self._pay(neighbor, neighbor.early & taken)
                 neighbor.owed_s = self._taken_s = now_s
                 to_send |= taken
             else:
@@ -251,12 +255,14 @@ class PieceExchange(Generic[K]):
         if neighbor is not None:
             neighbor.owed_s = self._taken_s = now_s
             neighbor.resting = neighbor.resting or not given
+            neighbor.early |= pieces & neighbor.offered & ~neighbor.owed
             self._pay(neighbor, pieces)
         self._offer(now_s)
 
     def _pay(self, neighbor: Neighbor[K], pieces: int) -> None:
         number = (neighbor.owed & pieces).bit_count()
         neighbor.owed &= ~pieces
+        neighbor.early &= ~pieces | neighbor.offered
         neighbor.under_way -= number
         self.out -= number
 

@@ -262,10 +262,10 @@ class Healing(Real):
         numbers = sorted(want)
         bad = next(number for number in numbers if want[number] == b"hello\n")
         flip(self.node.image(V1) / "README")
-        given = self.successResultOf(self.store.read_blocks(V1, index, numbers, list))
+        given = self.store.read_blocks(V1, index, numbers)
         self.assertEqual(given, [None if number == bad else want[number] for number in numbers])
         self.heal(V1, SMALL)
-        self.assertEqual(self.successResultOf(self.store.read_blocks(V1, index, numbers, list)), [want[number] for number in numbers])
+        self.assertEqual(self.store.read_blocks(V1, index, numbers), [want[number] for number in numbers])
 
     def test_deleted_meanwhile(self) -> None:
         """An image that was deleted while it was being healed would come back."""
@@ -433,7 +433,7 @@ class Attacked(Real):
                 staging.commit(state).addBoth(ended.append)
                 if ended == [None]:
                     shown += 1
-                    given = self.successResultOf(self.store.read_blocks(V2, index, sorted(want), list))
+                    given = self.store.read_blocks(V2, index, sorted(want))
                     self.assertTrue(all(data in (None, want[number]) for number, data in enumerate(given)), "a wrong block was served")
                     self.successResultOf(self.store.remove(V2, Tombstone(state.version, 1)))
                 else:
