@@ -32,7 +32,7 @@ IN = 10
 """Pieces accepted and not here, besides the same."""
 
 LEAST_SHARE = 2
-"""What an image may have of these beside others that are exchanged at the same time."""
+"""Least share of an image beside others that are exchanged at the same time."""
 
 MOST_MORE = 128
 """Pieces that a window has beyond these, at most: what a neighbor who says nothing can hold up."""
