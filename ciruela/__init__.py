@@ -6,7 +6,8 @@ The packages are layers; imports only go down (``docs/explanation/architecture.r
 - ``membership``, ``uploads``, ``download``, ``reconcile``, ``scrub``, ``cleanup`` and ``hooks``: the services, which decide; no files, no
   sockets;
 - ``disk``, ``net`` and ``web``: the adapters, which act; no decisions;
-- ``tracking``, ``runtime`` and ``interfaces``: what a node remembers, its periodic tasks, and the ports between services and adapters;
+- ``tracking``, ``swarm``, ``runtime`` and ``interfaces``: what a node remembers, who gives which piece to whom, periodic tasks, and the
+  ports between services and adapters;
 - ``index``, ``keys`` and ``proto``: formats, as pure functions;
 - ``model``: the values that all of them share.
 

@@ -95,6 +95,10 @@ class Connection(Protocol):
         """Tells whether ``ciruela.v2`` was agreed upon, so that the other side understands GetBlocks."""
 
     @property
+    def exchanges(self) -> bool:
+        """Tells whether ``ciruela.v3`` was agreed upon, so that the other side understands ExchangePieces."""
+
+    @property
     def incoming(self) -> int:
         """Bytes that are here of the message that is on its way."""
 
@@ -107,6 +111,9 @@ class Connection(Protocol):
     def tell(self, notification: Notification) -> None:
         """Send a notification; silently nothing when the connection is gone."""
 
+    def when_sent(self, call: Callable[[], None]) -> None:
+        """Calls ``call`` when the system has taken all that was sent so far; never when the connection ends before."""
+
 
 class RequestHandler(Protocol):
     """Server side of a connection: answers the requests that come in."""
@@ -117,8 +124,11 @@ class RequestHandler(Protocol):
         A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as "internal error".
         """
 
-    def notified(self, link: Connection, notification: Notification) -> None:
-        """Take note of a notification."""
+    def notified(self, link: Connection, notification: Notification) -> bool | None:
+        """Take note of a notification. True for one of those that may come often, where it is of use."""
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Take note that the answer to ``request`` was sent, or with ``given`` false that it was refused."""
 
     def lost(self, link: Connection) -> None:
         """The link is gone; nothing more will come from it."""
@@ -130,6 +140,9 @@ class Connector(Protocol):
     def ask(self, address: Address, request: Request) -> Deferred[Response]:
         """As :meth:`Connection.ask`, to the node at ``address``."""
 
+    def tell(self, address: Address, notification: Notification) -> None:
+        """As :meth:`Connection.tell`, to the node at ``address``; nothing where that is of a version that does not know it."""
+
     def connected(self, address: Address) -> bool:
         """Tells whether a connection to ``address`` is open now."""
 
@@ -138,6 +151,9 @@ class Connector(Protocol):
 
     def bulk(self, address: Address) -> bool:
         """Tells whether the last connection to ``address``, open or not, agreed upon ``ciruela.v2``; False before the first."""
+
+    def exchanges(self, address: Address) -> bool | None:
+        """Tells whether the last connection to ``address`` agreed upon ``ciruela.v3``; None before the first."""
 
     def alive(self, address: Address) -> None:
         """Take note of a sign of life from ``address``: failures of the past are no reason to leave it alone any more."""

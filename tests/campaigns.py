@@ -21,6 +21,7 @@ CAMPAIGNS = {
     "sweep": "tests.disk.sweep",
     "fuzz": "tests.fuzz.campaign",
     "powercuts": "tests.disk.powercuts",
+    "swarm": "tests.swarm.sweeps",
 }
 """Longest shares first, so that the processes end together. The very first one mostly waits."""
 

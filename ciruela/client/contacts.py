@@ -57,6 +57,9 @@ class OnlyAsks:
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Nothing is answered."""
+
     def lost(self, link: Connection) -> None:
         """A question fails with it."""
 

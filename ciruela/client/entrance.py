@@ -98,9 +98,13 @@ class EntryConnection:
         """Ask the guest."""
         return self.guest.requested(link, request)
 
-    def notified(self, link: Connection, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Tell the guest."""
-        self.guest.notified(link, notification)
+        return self.guest.notified(link, notification)
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Tell the guest."""
+        self.guest.answered(link, request, given)
 
     def lost(self, link: Connection) -> None:
         """The connection ended."""

@@ -44,11 +44,11 @@ class Shares:
     """
 
     def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None, bytes_of: BytesOf | None = None) -> None:
-        self._pieces = pieces
+        self.pieces = pieces
         self._bytes_of = bytes_of
         self._seen = bytearray(pieces.block_count if bytes_of is not None else 0)
         self._given_bytes = 0
-        self._own = pieces.full if own is None else own
+        self.own = pieces.full if own is None else own
         self._at_once = max(1, min(pieces.count, BYTES_AT_ONCE * pieces.count // max(1, total_bytes)))
         self._promised: dict[Hashable, int] = {}
         self._lacked = self._given = 0
@@ -59,7 +59,7 @@ class Shares:
         Raises RemoteError for a mask that is not one of this image.
         """
         try:
-            free = self._pieces.from_bytes(missing) & self._own
+            free = self.pieces.from_bytes(missing) & self.own
         except ValueError as error:  # guard: A24
             raise RemoteError(str(error)) from None
         if taker not in self._promised:
@@ -74,7 +74,15 @@ class Shares:
             free ^= lowest
         self._promised[taker] = self._promised.get(taker, 0) | chosen
         self._given |= chosen
-        return self._pieces.to_bytes(chosen)
+        return self.pieces.to_bytes(chosen)
+
+    def lacked(self, pieces: int) -> None:
+        """A node lacks ``pieces`` (a mask)."""
+        self._lacked |= pieces & self.own
+
+    def promised(self, pieces: int) -> None:
+        """``pieces`` (a mask) were given to a node."""
+        self._given |= pieces
 
     @property
     def given(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -40,6 +41,7 @@ from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import (
     AbortedImage,
+    ExchangePieces,
     GetBlock,
     GetBlocks,
     GetIndex,
@@ -59,6 +61,7 @@ from ciruela.proto.messages import (
 )
 from ciruela.proto.table import deadly, no_images_at
 from ciruela.runtime import PeriodicTask, RepeatLimiter
+from ciruela.swarm.exchange import LOOK_S, PieceExchange
 
 SERVERS_S = 3.0
 """Interval at which each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -79,6 +82,10 @@ that cannot read it asks again as fast as it is answered."""
 
 CONNECT_PATIENCE_S = 1.0
 """Time for which a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
+
+
+_Place = tuple[ImageId, str]
+"""An image, and the path where it is to be."""
 
 
 class ClosableLink(Connection, Protocol):
@@ -152,6 +159,8 @@ class ClusterRun:
         self._by_link: dict[int, _OpenConnection] = {}
         self._repeats = RepeatLimiter(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
+        self._exchanges: dict[_Place, PieceExchange[_OpenConnection]] = {}
+        self._looks = PeriodicTask(world.clock, world.rng, LOOK_S, self._look, f"offering to {entry.label}")
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {entry.label}")
@@ -166,6 +175,7 @@ class ClusterRun:
         """Begin. Fires when every upload has a verdict; cancel to give up."""
         self._began_s = self._world.clock.seconds()
         self._beat.start()
+        self._looks.start()
         self._step()
         return self._finished
 
@@ -175,6 +185,7 @@ class ClusterRun:
             return
         self._over = True
         self._beat.stop()
+        self._looks.stop()
         self._contacts.stop()
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
@@ -356,6 +367,9 @@ class ClusterRun:
         del self._peers[peer.address]
         for shares in self._shares.values():
             shares.left(peer)
+        for place, exchange in self._exchanges.items():
+            exchange.leave(peer, self._world.clock.seconds())
+            self._offer(place)
         for run in self._runs:
             if (request := run.requests.pop(peer.address, None)) is not None:
                 request.events.let_go()
@@ -603,10 +617,64 @@ class ClusterRun:
                 run.sent_bytes += size
                 return
 
+    # -- pieces that are offered --------------------------------------------------------------------------------------------------
+
+    def _exchanged(self, peer: _OpenConnection, note: ExchangePieces) -> None:
+        """A node says what it has, or what it takes of an offer."""
+        place = note.image, note.path
+        if note.image not in peer.published or not any(place == (run.book.image, run.book.path) for run in self._runs):
+            return
+        exchange, shares = self._exchanges.get(place), self._shares[note.image]
+        if exchange is None:
+            exchange = self._exchanges[place] = PieceExchange(
+                shares.pieces.count, shares.own, self._world.rng, client=True, beside=len(self._exchanges)
+            )
+        if note.news.leaves:
+            exchange.leave(peer, self._world.clock.seconds())
+        else:
+            if peer not in exchange.neighbors:
+                exchange.join(peer)
+                shares.lacked(exchange.everything & ~note.news.has)
+            exchange.heard(peer, note.news, self._world.clock.seconds())
+        self._offer(place)
+
+    def _offer(self, place: _Place) -> None:
+        """Says what there is to say of an image at a path."""
+        for peer, news in self._exchanges[place].messages(self._world.clock.seconds()):
+            peer.link.tell(ExchangePieces(place[1], place[0], 0, news))
+
+    def _look(self) -> None:
+        now_s = self._world.clock.seconds()
+        busy = sum(not exchange.idle() for exchange in self._exchanges.values())
+        for place, exchange in self._exchanges.items():
+            exchange.look(now_s, max(0, busy - 1))
+            self._offer(place)
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Note that blocks were given, so that more may be offered."""
+        peer = self._by_link.get(id(link))
+        if peer is None or not isinstance(request, GetBlocks) or request.image not in peer.published:
+            return
+        place, shares = (request.image, request.path), self._shares[request.image]
+        pieces = shares.pieces.of_blocks(request.numbers)
+        if given:
+            shares.promised(pieces)
+
+        exchange = self._exchanges.get(place)
+        if exchange is not None and peer in exchange.neighbors:
+            peer.link.when_sent(partial(self._sent_pieces, place, peer, pieces, given))
+
+    def _sent_pieces(self, place: _Place, peer: _OpenConnection, pieces: int, given: bool) -> None:
+        self._exchanges[place].sent(peer, pieces, self._world.clock.seconds(), given=given)
+        self._offer(place)
+
     def notified(self, link: Connection, notification: Notification) -> None:
         """Book the arrival of an image, or that a node gave it up."""
         peer = self._by_link.get(id(link))
         if peer is None:
+            return
+        if isinstance(notification, ExchangePieces):
+            self._exchanged(peer, notification)
             return
         for run in self._running():
             before = run.book.revision

@@ -20,15 +20,18 @@ from ciruela.daemon.listings import Listings
 from ciruela.daemon.pathstate import PathStates, Refusals
 from ciruela.daemon.requests import Requests
 from ciruela.download.availability import AvailabilityRequests
+from ciruela.download.exchange import PieceExchanges
 from ciruela.download.fetch_blocks import STALLED_S
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.hooks.service import Hooks, Outside
+from ciruela.index.tree import Index
 from ciruela.interfaces import Address, Loaded, NodeContext
 from ciruela.membership.cluster import Cluster
 from ciruela.membership.members import SILENT_S
 from ciruela.membership.packets import DownloadFact, Hooked, RemovedFact
 from ciruela.membership.service import Gossip
+from ciruela.model.bitfield import Pieces
 from ciruela.model.config import DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
@@ -228,7 +231,8 @@ class Node:
         self.acquaintance = WarmUpBarrier(context.clock, self.cluster)
         # what changes it
         self.hooks = Hooks(context, self.ledger, outside, self._hooked)
-        self.downloads = Downloads(context, self.ledger, self.watches, self.cluster, self, self.catalog, self.hooks)
+        self.exchanges = PieceExchanges(context, self.cluster.roster.is_configured, self._complete)
+        self.downloads = Downloads(context, self.ledger, self.watches, self.cluster, self, self.catalog, self.exchanges, self.hooks)
         neighbours = Neighbours(context, self._nearby, self._stalled_on, self.acquaintance.wait)
         self.uploads = Uploads(context, self.ledger, self.downloads, self._conflicted, self._rejected, neighbours)
         self.removals = Removals(context, self.ledger, self.uploads, self.downloads, self._removed, self._protecting, self._stays)
@@ -276,7 +280,18 @@ class Node:
         context = self.context
         changes = ChangeRequests(context, self.ledger, self.uploads, self.removals, self.clients, self.acquaintance, self.presence.there)
         listings = Listings(context, self.ledger, self.watches, self.cluster)
-        return Requests(context, changes, listings, self.path_states, self.blocks, self.awaited, self.gossip.pushed)
+        return Requests(context, changes, listings, self.path_states, self.blocks, self.awaited, self.exchanges, self.gossip.pushed)
+
+    def _complete(self, vpath: VPath, image: ImageId) -> Deferred[Pieces | None]:
+        """Gives the cut of an image that is committed at ``vpath``."""
+        committed = self.ledger.committed(vpath)
+        if committed is None or committed.image != image:
+            return succeed(None)
+
+        def cut(index: Index | None) -> Pieces | None:
+            return None if index is None else index.pieces
+
+        return self.catalog.get(image).addCallback(cut)
 
     def start(self) -> Deferred[None]:
         """Read what the disk remembers, go on with what was interrupted, begin to gossip."""
@@ -292,6 +307,7 @@ class Node:
                 self.downloads.start(pending)
             self.gossip.start()
             self.acquaintance.begin()
+            self.exchanges.start()
             self.scrub.start()
             self.presence.start()
             if self.cleanup is not None:
@@ -336,6 +352,7 @@ class Node:
         self.downloads.stop_all()
         self.hooks.stop()
         self.awaited.stop()  # guard: I8
+        self.exchanges.stop()
 
     # -- what downloads tell (download.steps.DownloadListener) -----------------------------------------------------------------------
 

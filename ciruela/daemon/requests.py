@@ -14,6 +14,7 @@ from ciruela.daemon.changes import ChangeRequests
 from ciruela.daemon.listings import Listings
 from ciruela.daemon.pathstate import PathStates
 from ciruela.download.availability import AvailabilityRequests
+from ciruela.download.exchange import PieceExchanges
 from ciruela.download.serving import BlockService, UploadSlots
 from ciruela.interfaces import Connection, NodeContext
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
@@ -21,6 +22,7 @@ from ciruela.model.upload import Command
 from ciruela.proto.messages import (
     AppendDir,
     CheckUpload,
+    ExchangePieces,
     GetBaseDir,
     GetBlock,
     GetBlocks,
@@ -91,6 +93,7 @@ class Requests:
     path_states: PathStates
     blocks: BlockService
     awaited: AvailabilityRequests
+    exchanges: PieceExchanges
     pushed: Callable[[str, PushPull], PushPullData]
 
     # internal state
@@ -173,14 +176,23 @@ class Requests:
             return fail(busy)
         return self.blocks.give_many(request)
 
-    def notified(self, link: Connection, notification: Notification) -> None:
+    def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""
         if isinstance(notification, PublishImage):
             self.changes.clients.publish(link, notification.image)
+        elif isinstance(notification, ExchangePieces):
+            return self.exchanges.heard(link, notification)
+        return None
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Note that blocks were given to a neighbor."""
+        if isinstance(request, GetBlocks):
+            self.exchanges.answered(link, request, given)
 
     def lost(self, link: Connection) -> None:
         """Forget what the connection said."""
         self.changes.clients.lost(link)
+        self.exchanges.lost(link)
         self._slots.left(link)
         for what in _Rate:  # guard: I6
             self._buckets.pop((link, what), None)

@@ -207,8 +207,11 @@ class _StillStarting:
             return fail(RemoteError(self._node.broken or "the node is starting, try again in a moment"))
         return self._requests.requested(link, request)
 
-    def notified(self, link: Connection, notification: Notification) -> None:
-        self._requests.notified(link, notification)
+    def notified(self, link: Connection, notification: Notification) -> bool | None:
+        return self._requests.notified(link, notification)
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        self._requests.answered(link, request, given)
 
     def lost(self, link: Connection) -> None:
         self._requests.lost(link)

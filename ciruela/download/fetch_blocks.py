@@ -31,15 +31,18 @@ from twisted.python.failure import Failure
 
 from ciruela.download import relaycache
 from ciruela.download.availability import AvailabilitySubscription
+from ciruela.download.exchange import ImageExchange, Key, Taker
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockAnswer, BlockRelayCache
 from ciruela.download.sources import GRACE_S, LATE_S, MOST_WINDOW, Candidate, PeerCandidate, Sources, Totals
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
+from ciruela.interfaces import Address
 from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
-from ciruela.model.ids import Block
+from ciruela.model.ids import Block, MachineId
 from ciruela.model.upload import AbortReason
-from ciruela.proto.messages import BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
+from ciruela.proto.forms import MAX_BULK
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 from ciruela.runtime import Batcher, RateLimitedLog, within
 
 STEP = 0.6180339887498949
@@ -162,6 +165,19 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 """Bytes that were received and are not written yet; with more, nothing new is asked for."""
 
 
+class Exchanges(Protocol):
+    """Port to the exchanges of this node, for one download."""
+
+    def begin(self, taker: Taker, /) -> ImageExchange:
+        """Begins the exchange of the pieces that ``taker`` fetches."""
+
+    def end(self) -> None:
+        """Ends it: what is here will not be whole."""
+
+    def candidate(self, key: Key, /) -> Candidate:
+        """The candidate for a neighbor."""
+
+
 class Sink(Protocol):
     """Sink of blocks: the part of ``interfaces.Staging`` that is needed here."""
 
@@ -174,12 +190,14 @@ class FetchContext:
     """Everything that the fetches of one process share. ``passing`` gets what came, for others.
 
     ``me``: the id of this node, for the order in which nodes take pieces from each other; empty at a client.
+    ``exchanges``: where pieces are offered by those that understand that.
     """
 
     clock: IReactorTime
     totals: Totals
     passing: BlockRelayCache
     me: bytes = b""
+    exchanges: Exchanges | None = None
 
 
 class BlockFetch:
@@ -207,6 +225,9 @@ class BlockFetch:
         self._totals = context.totals
         self._clock = clock
         self._passing = context.passing
+        self._exchanges = context.exchanges
+        self._exchange: ImageExchange | None = None
+        self._takes_offers = False
         self._turns = PieceAssignment(context.me, plan.pieces.count)
         self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
@@ -229,6 +250,10 @@ class BlockFetch:
 
     def run(self) -> Deferred[None]:
         """Fires when nothing is missing; fails with DiskError, or DownloadFailed after GIVE_UP_S without a good block. Cancellable."""
+        if self._exchanges is not None:
+            self._exchange = self._exchanges.begin(self)
+            # Of so little everything is asked for at once, for offers would cost a round more; what is here is offered to others.
+            self._takes_offers = self._plan.missing > SHARED_ABOVE
         self._beat()
         return self._done
 
@@ -250,7 +275,7 @@ class BlockFetch:
         self._nudged = None
         if self._candidates_changed:
             self._candidates_changed = False
-            self._sources.update(self._candidates(), self._clock.seconds())
+            self._update()
         self._pump()
         if not self._ended:
             self._look_out()
@@ -272,13 +297,49 @@ class BlockFetch:
         if not self._plan.done and self._clock.seconds() - self.last_good_s >= GIVE_UP_S:  # guard: A56 F53
             self._end(Failure(DownloadFailed(AbortReason.NO_FILE_SOURCE, f"no block came for {GIVE_UP_S:.0f} s")))
             return
-        self._sources.update(self._candidates(), self._clock.seconds())
+        self._update()
         self._looks_for_late = True
         self._pump()
         self._looks_for_late = False
         if not self._ended:
             self._look_out()
             self._tick = self._clock.callLater(TICK_S, self._beat)
+
+    def _update(self) -> None:
+        self._sources.update(self._candidates(), self._clock.seconds())
+        if self._exchange is not None and self._takes_offers:
+            offering = [source.candidate for source in self._sources.active() if source.candidate.exchanges]
+            nodes = {MachineId(one.machine): one.key for one in offering if one.machine is not None and isinstance(one.key, Address)}
+            self._exchange.meet(nodes, [one.key for one in offering if one.seed])  # type: ignore[misc]
+
+    # -- pieces that are offered --------------------------------------------------------------------------------------------------
+
+    def wanted(self) -> int:
+        """As :meth:`ciruela.download.exchange.Taker.wanted`."""
+        return self._plan.wanted if self._takes_offers else 0
+
+    def release(self, pieces: int) -> None:
+        """As :meth:`ciruela.download.exchange.Taker.release`."""
+        self._plan.release(pieces)
+
+    def take(self, key: Key, pieces: int) -> None:
+        """As :meth:`ciruela.download.exchange.Taker.take`."""
+        if self._ended or self._exchanges is None:
+            return
+        now_s = self._clock.seconds()
+        source = self._sources.of(self._exchanges.candidate(key), now_s)
+        numbers = self._plan.claim(pieces, source.candidate.key, now_s)
+        chunk: list[int] = []
+        size = 0
+        for number in numbers:
+            more = self._plan.bytes_of((number,))
+            if chunk and (size + more > MOST_BULK_BYTES or len(chunk) >= MAX_BULK):
+                self._ask(source, chunk)
+                chunk, size = [], 0
+            chunk.append(number)
+            size += more
+        if chunk:
+            self._ask(source, chunk)
 
     def _pump(self) -> None:
         if self._pumping or self._ended:
@@ -303,6 +364,8 @@ class BlockFetch:
         for source in self._sources.active():
             if self._ended or self._writing >= MOST_UNWRITTEN:  # guard: I6
                 return False
+            if source.candidate.exchanges and self._takes_offers:
+                continue
             room = source.room(now_s)
             numbers = self._choose(source, room, everything & ~claimed if source.candidate.seed else everything, now_s) if room else []
             if numbers:
@@ -347,7 +410,11 @@ class BlockFetch:
     def _look_out(self) -> None:
         """Ask the nodes around this one what they have by now."""
         missing = ~self._plan.mask
-        peers = [(one, one.candidate.machine) for one in self._sources.active() if one.candidate.machine is not None]
+        peers = [
+            (one, one.candidate.machine)
+            for one in self._sources.active()
+            if one.candidate.machine is not None and not (one.candidate.exchanges and self._takes_offers)
+        ]
         self._lookout.look((one, self._turns.near(machine) & missing) for one, machine in peers)
 
     def _ask_share(self, source: PeerCandidate) -> None:
@@ -451,7 +518,10 @@ class BlockFetch:
             good_numbers = [number for number, good in written if good]
             source.gave(now_s - began_s, len(good_numbers), self._plan.bytes_of(good_numbers))
             self.last_good_s = now_s
+        before = self._plan.mask
         completed = [number for number, good in written if good and self._plan.arrived(number)]
+        if self._exchange is not None:
+            self._exchange.arrived(source.candidate.key, self._plan.mask & ~before)
         if bad:
             self._hush.warn(
                 self._log,
@@ -465,6 +535,8 @@ class BlockFetch:
             source.lied(now_s)  # guard: A7 F5
             for number in bad:
                 self._plan.failed(number, source.candidate.key)
+            if self._exchange is not None:
+                self._exchange.failed(source.candidate.key, self._plan.pieces.of_blocks(bad))
         if completed:
             self._progressed()
 
@@ -476,6 +548,8 @@ class BlockFetch:
         if failure.check(DiskError, DownloadFailed):  # guard: A38 A39 F28 F29
             self._end(failure)
             return
+        if self._exchange is not None:
+            self._exchange.failed(source.candidate.key, self._plan.pieces.of_blocks(numbers), busy=failure.check(Busy) is not None)
         if failure.check(Busy):
             source.busy(self._clock.seconds())
             self._busy_s = source.rest_until_s
@@ -489,6 +563,8 @@ class BlockFetch:
         for number in numbers:
             self._plan.failed(number, source.candidate.key)
         parts = {self._plan.pieces.piece_of(number) for number in numbers}
+        if self._exchange is not None:
+            self._exchange.failed(source.candidate.key, self._plan.pieces.of_blocks(numbers))
         source.lacked(sum(1 << part for part in parts), self._clock.seconds(), began_s)
         self._tell_nothing(source, reason)
 
@@ -522,6 +598,10 @@ class BlockFetch:
 
     def _let_go(self) -> None:
         self._lookout.stop()
+        if self._exchange is not None and self._exchanges is not None:
+            self._exchange.taker = None
+            if not self._plan.done:
+                self._exchanges.end()
         for call in (self._tick, self._nudged):
             if call is not None and call.active():
                 call.cancel()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ciruela.download.sources import MOST_WINDOW, Candidate
@@ -100,7 +101,14 @@ class PeerSelection:
             bulk=link.bulk,
             incoming=lambda: link.incoming,
             close=link.close,
+            exchanges=link.exchanges,
         )
+
+    def neighbor(self, key: Address | Connection, others: Sequence[Wanting]) -> Candidate:
+        """The candidate for a neighbor that offers pieces."""
+        if not isinstance(key, Address):
+            return self._seed(key, others)
+        return replace(self._peer(key, 0, hearsay=False), bulk=True, exchanges=True)
 
     def _peer(self, address: Address, mask: int, *, hearsay: bool, machine: bytes | None = None, served: bool = False) -> Candidate:
         return Candidate(
@@ -115,6 +123,7 @@ class PeerSelection:
             machine=machine,
             served=served,
             incoming=lambda: self._wire.incoming(address),
+            exchanges=not hearsay and self._wire.exchanges(address) is not False,
         )
 
     def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:

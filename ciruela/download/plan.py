@@ -116,6 +116,22 @@ class BlockPlan:
             self._flights.setdefault(number, _Flight()).askers[asker] = now_s
         return numbers
 
+    def claim(self, pieces: int, asker: object, now_s: float) -> list[int]:
+        """All blocks of ``pieces`` that are neither here nor asked for, to be asked from ``asker``; in their order."""
+        wanted = self._open & pieces
+        self._open ^= wanted
+        numbers: list[int] = []
+        while wanted:
+            lowest = wanted & -wanted
+            wanted ^= lowest
+            part = lowest.bit_length() - 1
+            numbers.extend(reversed(self._queues[part]))
+            self._queues[part] = array("Q")
+            self._queued_bytes[part] = 0
+        for number in numbers:
+            self._flights.setdefault(number, _Flight()).askers[asker] = now_s
+        return numbers
+
     def _first(self, wanted: int) -> int:
         """The first of the pieces ``wanted``, in the order of this plan. What is complete is left out of that for ever."""
         while self.mask >> self._order[-1] & 1:
@@ -191,14 +207,35 @@ class BlockPlan:
         flight.askers.pop(asker, None)
         if not flight.askers:
             del self._flights[number]
-            part = self.pieces.piece_of(number)
-            self._queues[part].append(number)
-            self._queued_bytes[part] += self._sizes[number]
-            self._open |= 1 << part
+            self._put_back(number)
+
+    def release(self, pieces: int) -> None:
+        """Lets others give what was asked for of ``pieces``, too: it is late. Whichever copy comes first counts."""
+        for number in [number for number in self._flights if pieces >> self.pieces.piece_of(number) & 1]:
+            del self._flights[number]
+            self._put_back(number)
+
+    def _put_back(self, number: int) -> None:
+        part = self.pieces.piece_of(number)
+        self._queues[part].append(number)
+        self._queued_bytes[part] += self._sizes[number]
+        self._open |= 1 << part
+
+    def _withdrawn(self, number: int) -> bool:
+        """Takes a block off the list of those to be asked for. False when it does not stand there."""
+        part = self.pieces.piece_of(number)
+        queue = self._queues[part]
+        if number not in queue:
+            return False
+        queue.remove(number)
+        self._queued_bytes[part] -= self._sizes[number]
+        if not queue:
+            self._open &= ~(1 << part)
+        return True
 
     def arrived(self, number: int) -> bool:
         """A block that was asked for is on disk. True when that completed a piece. A second copy of the same block changes nothing."""
-        if self._flights.pop(number, None) is None:  # guard: I1
+        if self._flights.pop(number, None) is None and not self._withdrawn(number):  # guard: I1, without 2
             return False
         completed = False
         for place in (number, *self._copies.pop(number, ())):

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ciruela.download.exchange import PieceExchanges
 from ciruela.download.machine import Committing
 from ciruela.download.peers import DownloadGossip, PeerSelection
 from ciruela.download.relaycache import BlockRelayCache
@@ -43,6 +44,7 @@ class Downloads:
     gossip: DownloadGossip
     outcome: DownloadListener
     catalog: Catalog
+    exchanges: PieceExchanges
     gate: Gate = field(default_factory=OpenGate)
 
     # Internal state
@@ -66,6 +68,7 @@ class Downloads:
             self.totals,
             self.passing,
             self._running,
+            self.exchanges,
         )
 
     def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:

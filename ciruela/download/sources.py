@@ -154,7 +154,7 @@ class Candidate:
     ``hearsay``: nobody said that this node has the image, it is only likely. ``most``: bytes that may be in flight, at most; less than
     MOST_WINDOW where several downloads share a connection. ``bulk``: it understands GetBlocks. ``machine``: which node it is, if that is
     known; ``served``: a client gives to it. ``incoming``: the bytes that are here of the message that is on its way from there. ``close``
-    ends the connection of a client that does not give what it was asked for.
+    ends the connection of a client that does not give what it was asked for. ``exchanges``: pieces are offered by it, and not asked for.
     """
 
     key: object
@@ -169,6 +169,7 @@ class Candidate:
     served: bool = False
     incoming: Callable[[], int] = _nothing_comes
     close: Callable[[str], None] = _left_open
+    exchanges: bool = False
 
 
 @dataclass
@@ -311,6 +312,8 @@ class Sources:
                 source = self._known[candidate.key] = PeerCandidate(candidate, claimed, window, now_s)
             elif candidate.mask != source.candidate.mask or now_s >= source.denied_until_s:
                 source.denied = 0
+            if source.candidate.hearsay and not candidate.hearsay:
+                source.claimed = 0  # what was only guessed does not count any more
             source.candidate = candidate
             source.claimed |= claimed
             active.append(source)
@@ -319,6 +322,14 @@ class Sources:
         # guard: A7 F5, without 3
         for key in [key for key, source in self._known.items() if key not in current and not source.in_flight and not source.bad_blocks]:
             del self._known[key]
+
+    def of(self, candidate: Candidate, now_s: float) -> PeerCandidate:
+        """The source of a candidate that offered something, whether or not anybody else has spoken of it."""
+        source = self._known.get(candidate.key)
+        if source is None:
+            source = self._known[candidate.key] = PeerCandidate(candidate, 0, FIRST_WINDOW, now_s)
+        source.candidate = candidate
+        return source
 
     def active(self) -> list[PeerCandidate]:
         """Those that can be asked, by what is known now."""

@@ -15,7 +15,8 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.download.fetch_blocks import BlockFetch, FetchContext
+from ciruela.download.exchange import ImageExchange, Key, PieceExchanges, Taker
+from ciruela.download.fetch_blocks import BlockFetch, Exchanges, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.machine import (
     ActiveStep,
@@ -147,6 +148,7 @@ class DownloadContext:
     totals: Totals
     passing: BlockRelayCache
     running: dict[VPath, Transfer]
+    exchanges: PieceExchanges
 
     def candidates(self, wanting: Wanting, *, index: bool) -> list[Candidate]:
         """Selects who may give blocks of ``wanting``, or its ``index``."""
@@ -292,8 +294,12 @@ class Transfer(ABC):
             image.directory,
             lambda: context.candidates(self, index=False),
             self.progressed,
-            FetchContext(context.node.clock, context.totals, context.passing, context.node.me),
+            FetchContext(context.node.clock, context.totals, context.passing, context.node.me, self.exchange(plan)),
         )
+
+    def exchange(self, plan: BlockPlan) -> Exchanges | None:  # noqa: ARG002  a download's
+        """Finds where pieces of the image are offered."""
+        return None
 
     def fetch_blocks(self, fetch: BlockFetch) -> Deferred[None]:
         """Gets the blocks."""
@@ -317,6 +323,27 @@ class Transfer(ABC):
             self._log.failure("the end of the download for {vpath} failed", failure, vpath=str(self.vpath))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Exchanges:
+    """The exchanges of the node, for one download."""
+
+    download: Transfer
+    plan: BlockPlan
+
+    def begin(self, taker: Taker, /) -> ImageExchange:
+        """As :meth:`ciruela.download.fetch_blocks.Exchanges.begin`."""
+        download, plan = self.download, self.plan
+        return download.context.exchanges.begin(download.vpath, download.image, plan.pieces, plan.mask, taker)
+
+    def end(self) -> None:
+        """As :meth:`ciruela.download.fetch_blocks.Exchanges.end`."""
+        self.download.context.exchanges.end(self.download.vpath, self.download.image)
+
+    def candidate(self, key: Key, /) -> Candidate:
+        """As :meth:`ciruela.download.fetch_blocks.Exchanges.candidate`."""
+        return self.download.context.peers.neighbor(key, list(self.download.context.running.values()))
+
+
 @dataclass(eq=False)
 class Download(Transfer):
     """The image of an accepted upload on its way, recorded on the disk and told to others."""
@@ -324,6 +351,10 @@ class Download(Transfer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.events = DownloadMachine(self)
+
+    def exchange(self, plan: BlockPlan) -> Exchanges | None:
+        """Finds where pieces of the image are offered."""
+        return _Exchanges(self, plan)
 
     def now_s(self) -> float:
         """Tells the time on the clock of the transfers."""

@@ -60,6 +60,14 @@ class Pieces:
         """The blocks of a piece."""
         return range(-(-piece * self.block_count // self.count), -(-(piece + 1) * self.block_count // self.count))
 
+    def of_blocks(self, numbers: Iterable[int]) -> int:
+        """The mask of the pieces that these blocks belong to, as far as the image has them."""
+        mask = 0
+        for number in numbers:
+            if number < self.block_count:
+                mask |= 1 << self.piece_of(number)
+        return mask
+
     def groups(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
         """Ascending block numbers, those of each piece by themselves."""
         found: list[tuple[int, ...]] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import txaio
@@ -50,8 +51,10 @@ from ciruela.runtime import RateLimitedLog, TokenBucket, in_place
 
 txaio.use_twisted()
 
-SUBPROTOCOLS = ("ciruela.v2", "ciruela.v1")
+SUBPROTOCOLS = ("ciruela.v3", "ciruela.v2", "ciruela.v1")
 """Subprotocols that are spoken, best first. A reference peer neither sends nor answers one; that is version 1."""
+
+_VERSIONS: dict[str | None, int] = {name: len(SUBPROTOCOLS) - at for at, name in enumerate(SUBPROTOCOLS)}
 
 PING_S = 1.0
 """A reference daemon drops who is silent for 5 s (protocol section 2.3)."""
@@ -59,6 +62,10 @@ PING_S = 1.0
 PING = b"ciruela"
 WAKE_BYTES = 256 * 1024
 """With so much still to come of a message, the kernel wakes us for no less."""
+
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+UNSENT_BYTES = 128 * 1024
+"""The kernel keeps so many bytes that the network has not taken: what is urgent waits behind them, and more says nothing of the link."""
 
 MAX_HEAD_BYTES = 16 * 1024
 
@@ -79,7 +86,7 @@ class _Websocket(Strict):
 
     name = "a connection"
     host = ""
-    bulk = False
+    bulk = exchanges = False
     subprotocol: str | None = None
     ignored_texts = 0
 
@@ -114,6 +121,8 @@ class _Websocket(Strict):
         self._why: str | None = None
         handle = self.transport.getHandle() if hasattr(self.transport, "getHandle") else None
         self._socket = handle if isinstance(handle, socket.socket) else None
+        if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._opened = self._held = self._gone = False
         self.gone: Deferred[None] = Deferred()
         self._outbox = SendQueue(self.transport, self._clock, self._limits.stall_s, self._outbox_changed, self._stalled)
@@ -132,7 +141,8 @@ class _Websocket(Strict):
         """Autobahn: the handshake is done."""
         self._cancel_deadline()
         self._opened = True
-        self.bulk = self.subprotocol == SUBPROTOCOLS[0]
+        version = _VERSIONS.get(self.subprotocol, 1)
+        self.bulk, self.exchanges = version >= 2, version >= 3
         self._set_limit()
         self.transport.registerProducer(self._outbox, True)
         self._pulse.start(self._pulse_s, now=False).addErrback(self._no_pulse)
@@ -173,6 +183,10 @@ class _Websocket(Strict):
     def tell(self, notification: Notification) -> None:
         """As :meth:`ciruela.interfaces.Connection.tell`."""
         self._talk.tell(notification)
+
+    def when_sent(self, call: Callable[[], None]) -> None:
+        """Calls ``call`` when the system has taken all that was sent so far; never when the connection ends before."""
+        self._outbox.when_sent(call)
 
     def close(self, reason: str = "closed by us") -> None:
         """Say goodbye and close TCP, after a second at the latest."""
@@ -396,18 +410,20 @@ class _Websocket(Strict):
 
     # -- what goes out -------------------------------------------------------------------------------------------------------
 
-    def send_message(self, data: bytes, shared: bytes = b"") -> None:
-        """Send ``data``, and behind it what others may be sent as well, as one message. What is masked is this link's alone."""
+    def send_message(self, data: bytes, shared: bytes = b"", *, urgent: bool = False) -> None:
+        """Send ``data``, and behind it what others may be sent as well, as one message. What is masked is this link's alone.
+
+        ``urgent``: before messages that wait.
+        """
         if self._held:
             self._patience.heard(0)
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             mask = b"" if self.factory.isServer else _masks.next()
             if mask and shared:
                 data, shared = data + shared, b""
-            self._outbox.put(frames.head_for(len(data) + len(shared), mask))
-            self._outbox.put(data, mask)
-            if shared:
-                self._outbox.put(shared)
+            head = frames.head_for(len(data) + len(shared), mask)
+            parts = (head, data, shared) if shared else (head, data)
+            self._outbox.put(*parts, mask=mask, urgent=urgent)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:  # noqa: ARG002
         """Autobahn: bytes for the transport."""

@@ -26,7 +26,7 @@ from ciruela.net.connection import ClientLink, client_links
 from ciruela.net.limits import LIMITS, Budgets, Limits
 from ciruela.proto.messages import GetBlock, Notification, Request, Response
 from ciruela.proto.multiplexer import LARGE, MAX_PENDING
-from ciruela.runtime import Backoff, in_place
+from ciruela.runtime import Backoff, BoundedMap, in_place
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
@@ -106,6 +106,9 @@ class _Refusing:
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Nothing is answered here but errors."""
 
     def lost(self, link: Connection) -> None:  # noqa: ARG002
         self._events.lost()
@@ -200,6 +203,7 @@ class _AddressRequests:
         self.closed: Deferred[None] = Deferred()
         self._sockets = 0
         self._queue: deque[_PendingCall] = deque()
+        self._told: list[Notification] = []
 
     @property
     def link(self) -> ClientLink | None:
@@ -222,6 +226,19 @@ class _AddressRequests:
         self._queue.append(job)
         self.go_on()
         return job.done
+
+    def tell(self, notification: Notification) -> None:
+        """As :meth:`Pool.tell`."""
+        state = self.state
+        if isinstance(state, Connected):
+            if state.link.exchanges:
+                state.link.tell(notification)
+                state.stop_idle()
+                self.go_on()
+        elif len(self._told) < MOST_QUEUED and not self.pool.backoff.blocked(self.address):  # guard: A26 I6, without 1
+            self._told.append(notification)
+            if state is None:
+                self.events.wanted()
 
     def go_on(self) -> None:
         """Sends what waits, as much as may be under way at once, or asks for a connection."""
@@ -250,7 +267,10 @@ class _AddressRequests:
         self._sockets += 1
         link.gone.addCallback(self._gone).addErrback(lambda failure: self.pool.complain(self.address, failure))
         self.pool.backoff.succeeded(self.address)
-        self.pool.spoke(self.address, link.bulk)
+        self.pool.spoke(self.address, link)
+        told, self._told = self._told, []
+        for notification in told:
+            self.tell(notification)
         self.go_on()
 
     def _gone(self, _: object) -> None:
@@ -308,6 +328,7 @@ class _AddressRequests:
 
     def fail_queue(self, reason: str) -> None:
         """Fails all that waits."""
+        self._told.clear()
         while self._queue:
             self._queue.popleft().done.errback(LinkLost(reason))
 
@@ -403,20 +424,24 @@ class Pool:
         self.stopped = False
         self.backoff: Backoff[Address] = Backoff(reactor)
         self._lines: dict[Address, _AddressRequests] = {}
-        self._bulk: dict[Address, None] = {}
+        self._spoken: BoundedMap[Address, tuple[bool, bool]] = BoundedMap(MOST_REMEMBERED)
 
     def ask(self, address: Address, request: Request, timeout_s: float | None = None) -> Deferred[Response]:
         """As :meth:`ciruela.interfaces.Connector.ask`. ``timeout_s`` runs from the sending; by default 30 s, for a block 5.6 s."""
         if self.stopped:
             return fail(LinkLost("this node is stopping"))
-        line = self._lines.get(address)
-        if line is None:
-            line = self._lines[address] = _AddressRequests(self, address)
+        line = self._line(address)
         if timeout_s is None:
             timeout_s = BLOCK_S if isinstance(request, GetBlock) else ANSWER_S
         answer = line.submit(request, timeout_s)
         self.rest(line)
         return answer
+
+    def _line(self, address: Address) -> _AddressRequests:
+        line = self._lines.get(address)
+        if line is None:
+            line = self._lines[address] = _AddressRequests(self, address)
+        return line
 
     def connected(self, address: Address) -> bool:
         """As :meth:`ciruela.interfaces.Connector.connected`."""
@@ -430,19 +455,27 @@ class Pool:
 
     def bulk(self, address: Address) -> bool:
         """As :meth:`ciruela.interfaces.Connector.bulk`."""
-        return address in self._bulk
+        return self._spoken.get(address, (False, False))[0]
+
+    def exchanges(self, address: Address) -> bool | None:
+        """As :meth:`ciruela.interfaces.Connector.exchanges`."""
+        spoken = self._spoken.get(address)
+        return None if spoken is None else spoken[1]
+
+    def tell(self, address: Address, notification: Notification) -> None:
+        """As :meth:`ciruela.interfaces.Connector.tell`. Nothing, either, where it cannot be sent: who has to know hears of silence."""
+        if not self.stopped:
+            line = self._line(address)
+            line.tell(notification)
+            self.rest(line)
 
     def alive(self, address: Address) -> None:
         """As :meth:`ciruela.interfaces.Connector.alive`."""
         self.backoff.succeeded(address)
 
-    def spoke(self, address: Address, bulk: bool) -> None:
-        """A connection to ``address`` is open; ``bulk`` tells what was agreed upon."""
-        self._bulk.pop(address, None)
-        if bulk:
-            self._bulk[address] = None
-            if len(self._bulk) > MOST_REMEMBERED:
-                del self._bulk[next(iter(self._bulk))]
+    def spoke(self, address: Address, link: Connection) -> None:
+        """A connection to ``address`` is open: what was agreed upon there is remembered."""
+        self._spoken.put(address, (link.bulk, link.exchanges))
 
     def complain(self, address: Address, failure: Failure) -> None:
         """A fault of ours with one connection."""

@@ -16,6 +16,10 @@ CHUNK_BYTES = 256 * 1024
 """So much is handed to the transport at a time."""
 
 
+_Chunk = tuple[memoryview, bytes]
+"""Bytes, and the mask under which they are sent."""
+
+
 @implementer(IPushProducer)
 class SendQueue:
     """Stands before ``transport``, which tells it when it is full and when it has room.
@@ -32,7 +36,9 @@ class SendQueue:
         self._stall_s = stall_s
         self._changed = changed
         self._stalled = stalled
-        self._waiting: deque[tuple[memoryview, bytes]] = deque()
+        self._going: deque[_Chunk] = deque()
+        self._urgent: deque[deque[_Chunk]] = deque()
+        self._waiting: deque[deque[_Chunk] | Callable[[], None]] = deque()
         self._full = False
         self._stall: IDelayedCall | None = None
         self._ended = False
@@ -40,23 +46,47 @@ class SendQueue:
         self.sent_bytes = 0
         transport.SEND_LIMIT = CHUNK_BYTES  # of Twisted's own transports: what one call of the kernel is given
 
-    def put(self, data: bytes, mask: bytes = b"") -> None:
-        """Send ``data``, under ``mask`` if there is one, behind all that waits."""
-        if not self._full and not self._waiting and len(data) <= CHUNK_BYTES:
-            self.sent_bytes += len(data)
-            self._transport.write(frames.masked(data, mask))
+    def put(self, *parts: bytes, mask: bytes = b"", urgent: bool = False) -> None:
+        """Send ``parts`` as one message, the last two under ``mask`` if there is one, behind all that waits.
+
+        What is ``urgent`` goes before whole messages that wait: it is small, and others wait for it.
+        """
+        masks = (b"", mask, mask)
+        if not self._full and not self._busy and sum(map(len, parts)) <= CHUNK_BYTES:
+            for part, own in zip(parts, masks, strict=False):
+                self.sent_bytes += len(part)
+                self._transport.write(frames.masked(part, own))
             return
-        view = memoryview(data)
-        self._waiting += [(view[at : at + CHUNK_BYTES], mask) for at in range(0, len(data), CHUNK_BYTES)]
-        self.bytes += len(data)
+        chunks: deque[_Chunk] = deque()
+        for part, own in zip(parts, masks, strict=False):
+            view = memoryview(part)
+            chunks += [(view[at : at + CHUNK_BYTES], own) for at in range(0, len(part), CHUNK_BYTES)]
+            self.bytes += len(part)
+        (self._urgent if urgent else self._waiting).append(chunks)
+        self._flush()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._going or self._urgent or self._waiting)
+
+    def when_sent(self, call: Callable[[], None]) -> None:
+        """Calls ``call`` when the transport has taken, and is not full of, all that was put here so far."""
+        self._waiting.append(call)
         self._flush()
 
     def _flush(self) -> None:
-        while self._waiting and not self._full:
-            chunk, mask = self._waiting.popleft()
-            self.bytes -= len(chunk)
-            self.sent_bytes += len(chunk)
-            self._transport.write(frames.masked(chunk, mask))
+        while self._busy and not self._full:
+            if self._going:
+                chunk, mask = self._going.popleft()
+                self.bytes -= len(chunk)
+                self.sent_bytes += len(chunk)
+                self._transport.write(frames.masked(chunk, mask))
+            elif self._urgent:
+                self._going = self._urgent.popleft()
+            elif callable(following := self._waiting.popleft()):
+                following()
+            else:
+                self._going = following
         self._changed()
 
     def pauseProducing(self) -> None:
@@ -79,6 +109,8 @@ class SendQueue:
         self._ended = True
         self._cancel_stall()
         self._waiting.clear()
+        self._urgent.clear()
+        self._going.clear()
         self.bytes = 0
 
     def _too_late(self) -> None:

@@ -20,6 +20,7 @@ from ciruela.proto import codec
 from ciruela.proto.messages import (
     AppendDir,
     Error,
+    ExchangePieces,
     GetBlocks,
     Notification,
     RemoveDir,
@@ -68,8 +69,8 @@ _SIGNED_WELL = frozenset({RejectReason.ALREADY_EXISTS.value, RejectReason.ALREAD
 class MessageLink(Connection, Protocol):
     """A link as its session sees it: carries single messages, and acts on how the session goes."""
 
-    def send_message(self, head: bytes, shared: bytes = b"", /) -> None:
-        """Send one message, in one part or two."""
+    def send_message(self, head: bytes, shared: bytes = b"", /, *, urgent: bool = False) -> None:
+        """Send one message, in one part or two; ``urgent``: before answers that wait."""
 
     def break_off(self, reason: str, /) -> None:
         """Close the connection for what the other side did."""
@@ -152,13 +153,13 @@ class Session:
         except TooMany as fault:
             done.errback(RemoteError(str(fault)))
             return done
-        self._link.send_message(data)
+        self._link.send_message(data, urgent=True)
         return done
 
     def tell(self, notification: Notification) -> None:
         """As :meth:`ciruela.interfaces.Connection.tell`."""
         if self._over is None:
-            self._link.send_message(self._dialogue.tell(notification))
+            self._link.send_message(self._dialogue.tell(notification), urgent=isinstance(notification, ExchangePieces))
 
     def received(self, data: bytes | bytearray) -> None:
         """Deal with one message of the other side."""
@@ -189,6 +190,10 @@ class Session:
                     done.callback(response)
             case NotificationReceived(notification):
                 self.spoken = True
+                if isinstance(notification, ExchangePieces):
+                    if not self._told(notification):  # guard: S11
+                        self._link.noise(True)
+                    return
                 self._link.noise(True)
                 if self._over is None:
                     self._told(notification)
@@ -211,12 +216,14 @@ class Session:
         if not done.called:
             done.errback(Busy(reason) if reason.startswith(SLOW_DOWN) else RemoteError(reason))
 
-    def _told(self, notification: Notification) -> None:
+    def _told(self, notification: Notification) -> bool:
+        """Passes it on. Tells whether it is of use."""
         try:
-            self._counterpart.notified(self._link, notification)
+            return self._counterpart.notified(self._link, notification) is True
         # guard: A24 F18 I8
         except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
             self._log.failure("{link}: a notification was not understood", link=self._link.name)
+        return False
 
     # -- requests of the other side ------------------------------------------------------------------------------------------
 
@@ -282,6 +289,7 @@ class Session:
         if self._over is None:
             head, shared = self._dialogue.answer(asked.id, response)
             self._link.send_message(head, shared) if shared else self._link.send_message(head)
+            self._tell_answered(asked.request, True)
 
     def _refused(self, failure: Failure, asked: RequestReceived) -> None:
         if failure.check(RemoteError):
@@ -296,6 +304,14 @@ class Session:
             text = "internal error"  # guard: A24, -> failure.getErrorMessage()
         if self._over is None:
             self._link.send_message(self._dialogue.answer(asked.id, Error(text))[0])
+            self._tell_answered(asked.request, False)
+
+    def _tell_answered(self, request: Request, given: bool) -> None:
+        try:
+            self._counterpart.answered(self._link, request, given)
+        # guard: I8
+        except Exception:  # noqa: BLE001  a fault of ours must not cost the connection
+            self._log.failure("{link}: that a request was answered was not understood", link=self._link.name)
 
     def _finished(self, _result: object) -> None:
         self._at_work -= 1

@@ -25,13 +25,14 @@ from ciruela.proto.messages import (
     BlockPart,
     BlocksData,
     Error,
+    ExchangePieces,
     IndexData,
     Notification,
     PlainBlocks,
     Request,
     Response,
 )
-from ciruela.proto.table import EXCHANGES, FORMS, MAX_ITEMS, NOTIFICATIONS
+from ciruela.proto.table import EXCHANGES, FORMS, MAX_ITEMS, MAX_ITEMS_NEWS, NOTIFICATIONS
 
 _NOTIFICATION, _REQUEST, _RESPONSE = 0, 1, 2
 _UINT, _BYTES, _ARRAY = 0x00, 0x40, 0x80
@@ -60,7 +61,9 @@ _ASKED = {row.request: (_begun(_REQUEST, row.request.__name__), FORMS[row.reques
 _TOLD = {told: (_begun(_NOTIFICATION, told.__name__), FORMS[told].write) for told in NOTIFICATIONS}
 _REQUEST_READERS = {row.request.__name__: (row.most_asked, FORMS[row.request].read) for row in EXCHANGES}
 _RESPONSE_READERS = {row.request.__name__: (row.most, FORMS[row.answer].read) for row in EXCHANGES}
-_NOTIFICATION_READERS = {told.__name__: (MAX_ITEMS, FORMS[told].read) for told in NOTIFICATIONS}
+_NOTIFICATION_READERS = {
+    told.__name__: (MAX_ITEMS_NEWS if told is ExchangePieces else MAX_ITEMS, FORMS[told].read) for told in NOTIFICATIONS
+}
 
 DATA_FIELD = b"\xa1\x64data"
 """A map with nothing but ``data``, up to its content."""

@@ -24,6 +24,9 @@ MAX_HOSTS = 1000
 MAX_BULK = 1024
 """Blocks that one GetBlocks may ask for."""
 
+FEW_PIECES = 16
+"""Pieces that are told by number."""
+
 MAX_NAME_BYTES = 255
 MAX_TEXT_BYTES = 4096
 MAX_UINT = (1 << 64) - 1
@@ -174,6 +177,34 @@ class Mask(Codec[bytes]):
         if not mask or len(mask) % MASK_BYTES or len(mask) > MASK_BYTES * MOST_CUTS:  # guard: A24; A24, without 3
             raise FormatError(f"{name} is not a mask of pieces")
         return mask
+
+
+class PieceSet(Codec[int]):
+    """Set of pieces as an int with their bits: the numbers of a few, the bytes of a bitfield (lowest bits first) for more."""
+
+    __slots__ = ()
+
+    def read(self, value: Any, name: str) -> int:
+        """As :meth:`Codec.read`."""
+        if isinstance(value, bytes) and len(value) <= MASK_BYTES * MOST_CUTS:  # guard: A15 A24, without 2
+            return int.from_bytes(value, "little")
+        mask = 0
+        for number in listed(value, name, FEW_PIECES):
+            if type(number) is not int or not 0 <= number < 8 * MASK_BYTES * MOST_CUTS:  # guard: A15 A24
+                raise FormatError(f"{name} is not a set of pieces")
+            mask |= 1 << number
+        return mask
+
+    def write(self, value: int) -> object:
+        """As :meth:`Codec.write`."""
+        if value.bit_count() > FEW_PIECES:
+            return value.to_bytes((value.bit_length() + 7) // 8, "little")
+        numbers = []
+        while value:
+            low = value & -value
+            numbers.append(low.bit_length() - 1)
+            value ^= low
+        return numbers
 
 
 class Runs(Codec[tuple[int, ...]]):
@@ -489,5 +520,6 @@ PORT = PortNumber()
 FLAG = Flag()
 SIGNATURE = Signature()
 MASK = Mask()
+PIECES = PieceSet()
 RUNS = Runs()
 HOSTS = HostNames()

@@ -26,6 +26,7 @@ from ciruela.proto.forms import (
     MAX_BULK,
     MAX_NAME_BYTES,
     NAME,
+    PIECES,
     PORT,
     RUNS,
     SIGNATURE,
@@ -82,6 +83,9 @@ MOST_ADDRESSES = 16
 """Addresses of one server, or with one machine id."""
 
 MOST_SHARED_IDS = 100
+MOST_OFFERS = 128
+"""Offers, and answers to offers, in one message."""
+
 MOST_SERVERS = 2000
 """Servers in one answer to GetPathState."""
 
@@ -160,6 +164,7 @@ HeardField = Annotated[int | None, nullable(UINT, "heard")]
 MachineField = Annotated[MachineId, required(MACHINE, "machine_id")]
 HostnameField = Annotated[str, required(NAME)]
 FlagField = Annotated[bool, required(FLAG)]
+PiecesField = Annotated[int, spare(PIECES, [])]
 
 # -- requests -----------------------------------------------------------------------------------------------------------------
 
@@ -599,4 +604,48 @@ class HookResult:
     message: Annotated[str, required(TEXT)]
 
 
-Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage | HookResult
+@dataclass(frozen=True, slots=True)
+class PieceOffer:
+    """Pieces for a transfer, and ``others`` that the taker may take in place of those of them that it does not lack. Sets as bits."""
+
+    pieces: int
+    others: int = 0
+
+
+_OFFER = Row(PieceOffer, (("pieces", PIECES), ("pieces", PIECES)), "an offer is not a pair", attributes=("pieces", "others"))
+
+
+@dataclass(frozen=True, slots=True)
+class PieceNews:
+    """Everything that one node has to say to a neighbor of the pieces of an image now (:mod:`ciruela.swarm.exchange`). Sets as bits.
+
+    ``has``, ``takes``, ``freed``: what has changed since the last news: here now, on its way here, on its way no longer.
+    ``offers``: in their order; ``answers``: one for each offer of the other, in their order: what is taken of it, which is asked for next.
+    ``full``: an answer with nothing in it means that too much is on its way already. ``joins``: the first news, all of what is here;
+    ``leaves``: the last ones.
+    """
+
+    has: PiecesField = 0
+    takes: PiecesField = 0
+    freed: PiecesField = 0
+    offers: Annotated[tuple[PieceOffer, ...], spare(Listed(_OFFER, MOST_OFFERS), [])] = ()
+    answers: Annotated[tuple[int, ...], spare(Listed(PIECES, MOST_OFFERS, "an answer"), [])] = ()
+    full: SpareFlagField = False
+    joins: SpareFlagField = False
+    leaves: SpareFlagField = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangePieces:
+    """Between nodes, and between a client and a node: news of the pieces of ``image``. Only ``ciruela.v3``.
+
+    ``port`` is where the sender listens; 0 is a client's, which listens nowhere.
+    """
+
+    path: PathField
+    image: IdField
+    port: Annotated[int, spare(UINT, 0)]
+    news: Annotated[PieceNews, required(Struct.of(PieceNews))]
+
+
+Notification = PublishImage | ReceivedImage | AbortedImage | RemovedImage | HookResult | ExchangePieces

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ciruela.proto import messages as m
-from ciruela.proto.forms import MAX_BULK, MAX_HOSTS, Struct
+from ciruela.proto.forms import FEW_PIECES, MAX_BULK, MAX_HOSTS, Struct
 
 MAX_ITEMS = 256
 MAX_ITEMS_WITH_HOSTS = 2 * MAX_HOSTS + MAX_ITEMS
@@ -18,6 +18,7 @@ MAX_ITEMS_BASE_DIR = 16 * 65_536
 MAX_ITEMS_PATH_STATE = (12 + m.MOST_ADDRESSES) * m.MOST_SERVERS + (3 + m.MOST_ADDRESSES) * m.MOST_SHARED_IDS + MAX_ITEMS
 MAX_ITEMS_PUSH_PULL = m.MOST_PULLED + MAX_ITEMS
 MAX_ITEMS_BULK = 5 * MAX_BULK + 16
+MAX_ITEMS_NEWS = (4 + 3 * FEW_PIECES) * m.MOST_OFFERS + MAX_ITEMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,14 @@ EXCHANGES = (
     Exchange(m.PushPull, m.PushPullData, MAX_ITEMS_PUSH_PULL, version=2),
 )
 
-NOTIFICATIONS: dict[type[Any], int] = {m.PublishImage: 1, m.ReceivedImage: 1, m.AbortedImage: 1, m.RemovedImage: 2, m.HookResult: 2}
+NOTIFICATIONS: dict[type[Any], int] = {
+    m.PublishImage: 1,
+    m.ReceivedImage: 1,
+    m.AbortedImage: 1,
+    m.RemovedImage: 2,
+    m.HookResult: 2,
+    m.ExchangePieces: 3,
+}
 """Version of the subprotocol that has each notification."""
 
 NEWER = tuple(row.request for row in EXCHANGES if row.version > 1)

@@ -135,6 +135,9 @@ class FakeNode:
         host, me = f"n{self.number}", machine(self.number)
         return succeed(CheckData(reason is None, reason, "", self.there, None, 1 << 33, me, host, self.hosts, self.there_ms))
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Connection, notification: Notification) -> None:
         assert isinstance(notification, PublishImage)
         if link not in self.links:

@@ -45,6 +45,9 @@ class CheckNode(FakeNode):
                 return succeed(BaseDirData(bytes(32), bytes(32), {}))
         raise AssertionError(request)
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Connection, notification: Notification) -> None:
         raise AssertionError(notification)
 

@@ -42,6 +42,9 @@ class Guest:
         self.heard.append(request)
         return succeed(None)
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: object, notification: object) -> None:
         self.heard.append(notification)
 

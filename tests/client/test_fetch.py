@@ -81,6 +81,9 @@ class Holder:
         data = self.image.blocks[wanted]
         return bytes(len(data)) if self.wrong else data
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing is told here."""
 

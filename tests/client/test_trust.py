@@ -130,6 +130,9 @@ class Impostor:
                 return succeed(self.ack)
         return fail(RemoteError("not known"))
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Connection, notification: object) -> None:
         assert isinstance(notification, PublishImage)
 

@@ -185,10 +185,13 @@ class RequestsTests(SynchronousTestCase):
         self.cluster.run(1.0)
         self.assertEqual(answers, [])
         self.assertEqual(self.refused(GetPieces("/app/v1", Image(6, {"a": 1}).id, b"\xff" * 32)), "image not found")
-        for one in held:
-            one.callback(None)
-        self.cluster.run(1.0)
-        self.assertEqual(answers, [PiecesData(SITE.pieces.to_bytes(wanted))])
+        for _ in range(100):
+            while held:
+                held.pop().callback(None)
+            self.cluster.run(0.1)
+        (answer,) = answers
+        told = SITE.pieces.from_bytes(answer.pieces)
+        self.assertTrue(told and not told & ~wanted, "some of what was wanted, as soon as it is there")
         self.assertEqual(self.cluster.holders("/app/v1", SITE), {1})
 
     def test_pieces_of_what_was_given_up(self):

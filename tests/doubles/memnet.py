@@ -27,6 +27,9 @@ MAX_DATAGRAM_BYTES = 1400
 SOCKET_BUFFER = 200
 """Datagrams and messages that wait for a stopped process; more datagrams are lost."""
 
+QUEUE_BYTES = 64 * 1024
+"""The queue of a link: what is urgent passes all that waits before it."""
+
 SILENCE_S = 15.0
 """After so long without an answer a real link takes its connection for broken."""
 
@@ -54,6 +57,18 @@ class MemoryLink:
     @property
     def bulk(self) -> bool:
         return not self._hub.old & {self.here, self.there}
+
+    @property
+    def exchanges(self) -> bool:
+        return self.bulk and not self._hub.second & {self.here, self.there}
+
+    def when_sent(self, call: Callable[[], None]) -> None:
+        """When the link of this address has carried all that was sent over it so far."""
+        self._clock.callLater(self._hub.busy_s(self.here), self._hub.reach, self.here, self._was_sent, call)
+
+    def _was_sent(self, call: Callable[[], None]) -> None:
+        if self.alive:
+            call()
 
     @property
     def incoming(self) -> int:
@@ -98,7 +113,7 @@ class MemoryLink:
     def hold(self, waits: bool) -> None:
         """Nothing is read in pieces here, so there is nothing to stop."""
 
-    def send_message(self, head: bytes, shared: bytes = b"") -> None:
+    def send_message(self, head: bytes, shared: bytes = b"", *, urgent: bool = False) -> None:
         data = head + shared
         self._hub.counters["messages"] += 1
         self._hub.counters["message bytes"] += len(data)
@@ -109,7 +124,7 @@ class MemoryLink:
             return
         if self.other is not None:
             self.other._under_way += 1
-        self._hub.carry(self.here, self.there, len(data), lambda: self._hub.reach(self.there, self._deliver, data))
+        self._hub.carry(self.here, self.there, len(data), lambda: self._hub.reach(self.there, self._deliver, data), urgent=urgent)
 
     def _deliver(self, data: bytes) -> None:
         if self.other is not None:
@@ -138,6 +153,18 @@ class _Wire:
 
     def bulk(self, address: Address) -> bool:
         return address in self._open and self._open[address].bulk
+
+    def exchanges(self, address: Address) -> bool | None:
+        return self._open[address].exchanges if address in self._open else None
+
+    def tell(self, address: Address, notification: Notification) -> None:
+        def send(link: MemoryLink) -> None:
+            if link.exchanges:
+                link.tell(notification)
+
+        if self._hub.reachable(self._here, self._here):
+            self._hub.spoken_to.add(address)
+            self._link(address).addCallbacks(send, lambda _: None)
 
     def alive(self, address: Address) -> None:
         """Nothing is left alone here."""
@@ -204,6 +231,9 @@ class _Refusing:
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Nothing is answered here."""
+
     def lost(self, link: Connection) -> None:
         """The wire looks at each link before it uses it."""
 
@@ -224,7 +254,8 @@ class Hub:
 
     ``counters`` has: datagrams, datagram bytes, lost, delivered, messages, message bytes, links. ``spoken_to`` are the addresses that
     nodes sent to or wanted a connection to. ``rates`` limit what an address sends, and what it gets, on all its connections together, in
-    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``.
+    bytes a second; ``carried`` is what each has sent. ``old`` are the addresses that only speak ``ciruela.v1``, ``second``
+    those that speak ``ciruela.v2`` as well, and no more.
     """
 
     def __init__(self, clock: IReactorTime, rng: random.Random, latency_s: float = 0.001) -> None:
@@ -240,6 +271,7 @@ class Hub:
         self.carried: Counter[Address] = Counter()
         self._free_s: dict[tuple[Address, bool], float] = {}
         self.old: set[Address] = set()
+        self.second: set[Address] = set()
         self._silences: set[tuple[Address, Address]] = set()
         self._closed: set[tuple[Address | None, Address | None]] = set()
         self._severed: set[frozenset[Address]] = set()
@@ -304,13 +336,19 @@ class Hub:
         """Whether what ``here`` sends to ``there`` vanishes."""
         return bool(self._silences) and (here, there) in self._silences
 
-    def carry(self, here: Address, there: Address, size: int, delivered: Callable[[], object]) -> None:
-        """A message waits for its turn at the sender's link, then at the receiver's."""
+    def busy_s(self, here: Address) -> float:
+        """Seconds until the link of ``here`` has carried what it was given."""
+        return max(0.0, self._free_s.get((here, True), 0.0) - self.clock.seconds()) if self.rates else 0.0
+
+    def carry(self, here: Address, there: Address, size: int, delivered: Callable[[], object], *, urgent: bool = False) -> None:
+        """A message waits for its turn at the sender's link, then at the receiver's; an urgent one behind what the link's queue holds."""
         self.carried[here] += size
         if not self.rates:
             self.clock.callLater(self.latency_s, delivered)
             return
         sent_s = self._through((here, True), size, 0.0)
+        if urgent and here in self.rates:
+            sent_s = min(sent_s, (QUEUE_BYTES + size) / self.rates[here])
         length_s = size / self.rates[here] if here in self.rates else 0.0
         self.clock.callLater(sent_s, self._sent, there, size, length_s, delivered)
 

@@ -1,109 +1,215 @@
-"""Who takes which piece from whom, among nodes that fetch the same image."""
+"""The exchange of pieces on a node: who becomes a neighbor, what is said, and what ends it."""
 
 from __future__ import annotations
 
-import random
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.download.fetch_blocks import near, weights
-from ciruela.model.bitfield import MOST_PIECES, SLICES
+from ciruela.download.exchange import MOST_WAITING, REFUSED_S, SILENT_S, PieceExchanges
+from ciruela.interfaces import Address
+from ciruela.model.bitfield import Pieces
+from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.vpath import VPath
+from ciruela.proto.messages import ExchangePieces, GetBlocks, PieceNews, PieceOffer
+from ciruela.swarm import neighbors
+from tests.doubles.context import node_context
 
-MACHINES = [random.Random(number).randbytes(16) for number in range(40)]
-
-
-def relays(count: int, machines: list[bytes], served: frozenset[bytes]) -> dict[bytes, int]:
-    """For each node the pieces that it relays, as it knows that itself: what it takes from all others alike."""
-    found = {}
-    for me in machines:
-        given = near(count, me, tuple(one for one in machines if one != me), served)
-        mine = (1 << count) - 1
-        for mask in given.values():
-            mine &= mask
-        found[me] = mine
-    return found
+IMAGE = ImageId(b"i" * 32)
+PATH = VPath.parse("/app/v1")
+PIECES = Pieces(1024, 1)
 
 
-def loads(count: int, machines: list[bytes], served: frozenset[bytes]) -> dict[bytes, float]:
-    """How many pieces each node sends, as parts of an image, when a client gives each piece to one of the ``served`` nodes in turn."""
-    sends = dict.fromkeys(machines, 0)
-    found = relays(count, machines, served)
-    entries = sorted(served)
-    for piece in range(count):
-        origin = entries[piece % len(entries)]
-        (relay,) = (machine for machine, mask in found.items() if mask >> piece & 1)
-        sends[origin] += relay != origin
-        sends[relay] += len(machines) - (1 if relay == origin else 2)
-    return {machine: pieces / count for machine, pieces in sends.items()}
+class Link:
+    """A connection that was made to this node, from ``host``."""
+
+    bulk = exchanges = True
+
+    def __init__(self, host: str) -> None:
+        self.host = self.name = host
+        self.told: list[ExchangePieces] = []
+        self.waiting = []
+
+    def tell(self, note) -> None:
+        self.told.append(note)
+
+    def when_sent(self, call) -> None:
+        self.waiting.append(call)
 
 
-class RelayTests(SynchronousTestCase):
-    """All nodes know the same others."""
+class Taker:
+    """A download that lacks ``lacks``."""
 
-    @given(st.sets(st.sampled_from(MACHINES), min_size=3), st.integers(0, 4), st.integers(1, 8), st.data())
-    @settings(derandomize=True, deadline=None, database=None, max_examples=40)
-    def test_one_relay(self, chosen: set[bytes], clients: int, cuts: int, data: st.DataObject) -> None:
-        """A piece would come to nobody, from several, or in a circle."""
-        machines, count = sorted(chosen), SLICES * cuts
-        served = frozenset(data.draw(st.permutations(machines))[:clients])
-        found = relays(count, machines, served)
-        together = 0
-        for mask in found.values():
-            self.assertEqual(together & mask, 0)
-            together |= mask
-        self.assertEqual(together, (1 << count) - 1)
-        for me in machines:
-            others = data.draw(st.permutations([one for one in machines if one != me]))
-            given_to_me = near(count, me, tuple(others), served)
-            self.assertEqual(given_to_me, {other: found[other] | found[me] for other in others})
+    def __init__(self, lacks: int) -> None:
+        self.lacks = lacks
+        self.taken = []
 
-    def test_two(self) -> None:
-        """Of two nodes each takes what it lacks from the other."""
-        one, other = MACHINES[:2]
-        count = SLICES
-        for served in (frozenset[bytes](), frozenset({one}), frozenset({one, other})):
-            self.assertEqual(near(count, other, (one,), served), {one: (1 << count) - 1})
+    def take(self, key, pieces: int) -> None:
+        self.taken.append((key, pieces))
+        self.lacks &= ~pieces
 
-    def test_alone(self) -> None:
-        """A node without peers has none to take from."""
-        self.assertEqual(near(SLICES, MACHINES[0], (), frozenset({MACHINES[0]})), {})
+    def release(self, pieces: int) -> None:
+        self.lacks |= pieces
 
-    def test_even_in_every_stretch(self) -> None:
-        """What comes from the client one after another would all go through one node."""
-        machines = MACHINES[:8]
-        found = relays(MOST_PIECES, machines, frozenset(machines[:3]))
-        for begin in range(0, MOST_PIECES - 64, 50):
-            stretch = ((1 << 64) - 1) << begin
-            for machine in machines[3:]:
-                self.assertIn((found[machine] & stretch).bit_count(), range(7, 12))
+    def wanted(self) -> int:
+        return self.lacks
 
-    def test_balance(self) -> None:
-        """One node would send more than all others, and all would wait for it."""
-        cases = ((3, 3, 2048, 0.02), (8, 3, 2048, 0.02), (16, 3, 2048, 0.03), (16, 3, 256, 0.12), (40, 3, 2048, 0.12))
-        for nodes, clients, count, slack in cases:
-            machines = MACHINES[:nodes]
-            found = loads(count, machines, frozenset(machines[:clients]))
-            equal = (nodes - 1) / nodes
-            for machine, load in found.items():
-                self.assertLess(abs(load - equal), slack, (nodes, machines.index(machine), load))
 
-    @given(st.sets(st.sampled_from(MACHINES[:12]), min_size=3), st.data())
-    @settings(derandomize=True, deadline=None, database=None, max_examples=40)
-    def test_any_subset(self, chosen: set[bytes], data: st.DataObject) -> None:
-        """Other machine ids, or another number of nodes that a client gives to, would make one node send far more than its part."""
-        machines = sorted(chosen)
-        served = frozenset(data.draw(st.sets(st.sampled_from(machines), min_size=1)))
-        found = loads(1024, machines, served)
-        least = max((len(machines) - 1) / len(machines), 1 / len(served))
-        self.assertLess(max(found.values()), least + 0.06)
+class ExchangeTests(SynchronousTestCase):
+    """One node; others say something over connections to it."""
 
-    @given(st.integers(0, 40), st.integers(0, 40))
-    @settings(derandomize=True, deadline=None, database=None, max_examples=100)
-    def test_weights(self, served: int, others: int) -> None:
-        """Pieces would have no relay, or a node would be one for less than none."""
-        if served + others:
-            share, other = weights(served, others)
-            self.assertAlmostEqual(share * served + other * others, 1.0)
-            self.assertGreaterEqual(min(share, other), -1e-9)
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.told: list[tuple[Address, PieceNews]] = []
+        self.here = {(PATH, IMAGE): PIECES}
+        self.known = {self.address(number) for number in range(1, 60)}
+        wire = type("Wire", (), {"tell": lambda _, address, note: self.told.append((address, note.news))})()
+        self.exchanges = PieceExchanges(
+            node_context(clock=self.clock, wire=wire), self.known.__contains__, lambda vpath, image: succeed(self.here.get((vpath, image)))
+        )
+        self.exchanges.start()
+
+    def address(self, number: int) -> Address:
+        return Address(f"10.0.0.{number}", 24783)
+
+    def say(self, number: int, news: PieceNews, *, link: Link | None = None, path: str = str(PATH)) -> Link:
+        """Node ``number`` says something."""
+        link = link or Link(f"10.0.0.{number}")
+        self.exchanges.heard(link, ExchangePieces(path, IMAGE, 24783, news))
+        return link
+
+    def said_to(self, number: int) -> list[PieceNews]:
+        told = [news for address, news in self.told if address == self.address(number)]
+        self.told = [one for one in self.told if one[0] != self.address(number)]
+        return told
+
+    def test_holder_gives(self) -> None:
+        """Who has an image offers it to whoever begins to fetch it, and sends what is taken until it is complete there."""
+        link = self.say(1, PieceNews(joins=True))
+        first, *_ = self.said_to(1)
+        self.assertTrue(first.joins)
+        self.assertEqual(first.has, PIECES.full)
+        offers = first.offers
+        self.assertTrue(offers)
+        self.say(1, PieceNews(takes=offers[0].pieces, answers=(offers[0].pieces,)), link=link)
+        exchange = self.exchanges._running[PATH, IMAGE]
+        owed = exchange.policy.neighbors[self.address(1)].owed
+        self.assertEqual(owed, offers[0].pieces)
+        (piece,) = [number for number in range(256) if owed >> number & 1]
+        self.exchanges.answered(link, GetBlocks(str(PATH), IMAGE, tuple(PIECES.blocks(piece))), True)
+        self.assertEqual(exchange.policy.neighbors[self.address(1)].owed, owed, "it was not sent yet")
+        link.waiting.pop()()
+        self.assertEqual(exchange.policy.neighbors[self.address(1)].owed, 0)
+        self.say(1, PieceNews(has=PIECES.full, answers=(0,) * 20), link=link)
+        self.clock.pump([0.1] * 5)
+        self.assertEqual(self.exchanges._running, {}, "nobody lacks anything")
+
+    def test_not_here(self) -> None:
+        """Who asks for an image that is not here is told to look elsewhere, and nothing is kept of it."""
+        self.here.clear()
+        self.say(1, PieceNews(joins=True))
+        self.assertEqual(self.said_to(1), [PieceNews(leaves=True)])
+        self.assertEqual((self.exchanges._running, self.exchanges._waiting), ({}, {}))
+
+    def test_index_is_read(self) -> None:
+        """Who asks while the index is still read is answered afterwards; how many may wait is bounded, whoever they are."""
+        found = Deferred()
+        self.exchanges.complete = lambda _vpath, _image: found
+        for number in range(1, 60):
+            for _ in range(3):
+                self.say(number, PieceNews(joins=True))
+        self.assertEqual(len(self.exchanges._waiting[PATH, IMAGE]), MOST_WAITING)
+        found.callback(PIECES)
+        self.assertTrue(self.said_to(1)[0].joins)
+        self.assertEqual(self.exchanges._waiting, {})
+
+    def test_strangers(self) -> None:
+        """Only configured peers are listened to, at the address from which they speak; and no path is taken as it comes."""
+        self.exchanges.heard(Link("192.0.2.7"), ExchangePieces(str(PATH), IMAGE, 24783, PieceNews(joins=True)))
+        self.say(1, PieceNews(joins=True), path="/../v1")
+        self.assertEqual((self.told, self.exchanges._running), ([], {}))
+
+    def test_client_that_did_not_publish(self) -> None:
+        """A client exchanges what it has published: one that nobody met is told to leave."""
+        self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
+        link = Link("192.0.2.7")
+        self.exchanges.heard(link, ExchangePieces(str(PATH), IMAGE, 0, PieceNews(has=1, offers=(PieceOffer(1),))))
+        self.assertEqual([note.news for note in link.told], [PieceNews(leaves=True)])
+
+    def test_most_neighbors(self) -> None:
+        """A node has a bounded number of neighbors; who is one too many looks for others."""
+        for number in range(1, neighbors.MOST + 1):
+            self.say(number, PieceNews(joins=True))
+        self.assertFalse(any(news.leaves for _, news in self.told))
+        self.say(neighbors.MOST + 1, PieceNews(joins=True))
+        self.assertEqual(self.said_to(neighbors.MOST + 1), [PieceNews(leaves=True)])
+
+    def test_meets(self) -> None:
+        """A download becomes the neighbor of the nearest, and asks others in place of those that have enough already."""
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
+        nodes = {MachineId(bytes([number]) * 16): self.address(number) for number in range(1, 40)}
+        exchange.meet(nodes, [])
+        asked = {address for address, _ in self.told}
+        self.assertEqual(len(asked), neighbors.ASKED)
+        full = min(asked, key=str)
+        self.exchanges.heard(Link(full.host), ExchangePieces(str(PATH), IMAGE, 24783, PieceNews(leaves=True)))
+        exchange.meet(nodes, [])
+        now = set(exchange.policy.neighbors)
+        self.assertEqual((len(now), full in now), (neighbors.ASKED, False))
+        for number in range(1, 40):
+            self.say(number, PieceNews()) if self.address(number) in now else None
+        self.clock.advance(REFUSED_S)
+        self.assertEqual(set(exchange.policy.neighbors), now)
+
+    def test_silent(self) -> None:
+        """A neighbor from which nothing is ever heard makes room for another one."""
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
+        exchange.meet({MachineId(b"1" * 16): self.address(1)}, [])
+        self.clock.pump([0.1] * int(SILENT_S * 10 - 5))
+        self.assertIn(self.address(1), exchange.policy.neighbors)
+        self.clock.pump([0.1] * 10)
+        self.assertEqual(exchange.policy.neighbors, {})
+
+    def test_takes(self) -> None:
+        """What is offered and lacked is taken: the neighbor hears of it before it is asked for it."""
+        taker = Taker(0b110)
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, PIECES.full & ~0b111, taker)
+        exchange.meet({MachineId(b"1" * 16): self.address(1)}, [])
+        self.said_to(1)
+        self.say(1, PieceNews(has=0b111, offers=(PieceOffer(0b1), PieceOffer(0b10)), joins=True))
+        (news,) = self.said_to(1)
+        self.assertEqual((news.answers, taker.taken), ((0, 0b10), [(self.address(1), 0b10)]))
+        self.assertEqual(news.takes & 1, 1, "what comes in another way is not offered again")
+        exchange.arrived(self.address(1), 0b10)
+        self.assertEqual(exchange.policy.coming, {})
+
+    def test_lost_connection(self) -> None:
+        """What a neighbor owed when its connection broke is taken from others."""
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
+        links = [self.say(number, PieceNews(has=0b1, offers=(PieceOffer(0b1),), joins=True)) for number in (1, 2)]
+        self.assertEqual(exchange.policy.coming[0][0], self.address(1))
+        self.exchanges.lost(links[0])
+        self.assertEqual((exchange.policy.coming, list(exchange.policy.neighbors)), ({}, [self.address(2)]))
+        self.say(2, PieceNews(offers=(PieceOffer(0b1),)), link=links[1])
+        self.assertEqual(exchange.policy.coming[0][0], self.address(2))
+
+    def test_late(self) -> None:
+        """What does not come in time may come from others, and is not waited for on its connection."""
+        taker = Taker(PIECES.full)
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, taker)
+        self.say(1, PieceNews(has=0b1, offers=(PieceOffer(0b1),), joins=True))
+        self.assertEqual(taker.lacks & 1, 0)
+        self.clock.pump([0.1] * 20)
+        self.assertEqual((taker.lacks & 1, exchange.policy.coming), (1, {}))
+
+    def test_given_up(self) -> None:
+        """The neighbors of a download that is given up hear that nothing comes from here any more."""
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0b1, Taker(PIECES.full))
+        exchange.meet({MachineId(b"1" * 16): self.address(1)}, [])
+        self.said_to(1)
+        self.exchanges.end(PATH, IMAGE)
+        self.assertEqual(self.said_to(1), [PieceNews(leaves=True)])
+
+    def tearDown(self) -> None:
+        self.exchanges.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -98,7 +98,7 @@ class _Conversation:
 
     # what the talk knows of us: a Link and a Counterpart
 
-    def send_message(self, *parts: bytes) -> None:
+    def send_message(self, *parts: bytes, urgent: bool = False) -> None:
         self.sent.append(b"".join(parts))
 
     def break_off(self, reason: str) -> None:
@@ -127,6 +127,9 @@ class _Conversation:
                 self.at_work.append(waiting)
                 self.fits.append(_FITS[type(request)])
                 return waiting
+
+    def answered(self, _link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
 
     def notified(self, _link: Any, notification: m.Notification) -> None:
         self.told.append(notification)

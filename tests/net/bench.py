@@ -47,6 +47,7 @@ class Counterpart:
         self.waiting: list[Deferred[m.Response]] = []
         self.index = b"an index"
         self.fault: Exception | None = None
+        self.useful = False
 
     def requested(self, link: Any, request: m.Request) -> Deferred[m.Response]:
         self.asked.append(request)
@@ -60,9 +61,13 @@ class Counterpart:
         self.waiting.append(Deferred())
         return self.waiting[-1]
 
-    def notified(self, link: Any, notification: m.Notification) -> None:
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
+    def notified(self, link: Any, notification: m.Notification) -> bool:
         self.told.append(notification)
         self.links.add(link)
+        return self.useful
 
     def lost(self, link: Any) -> None:
         self.lost_links.append(link)

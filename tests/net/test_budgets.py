@@ -204,7 +204,8 @@ class AnswerTests(SynchronousTestCase):
             bench.pumps[-1].flush()
         self.assertLessEqual(bench.port.links.budgets.answers.queued_bytes, 3 * MIB)
         self.assertLessEqual(len(bench.node.asked), 3)
-        waiting = {id(view.obj) for pump in bench.pumps for view, _ in pump.server._next._outbox._waiting if view.obj is bench.node.index}
+        queues = [pump.server._next._outbox._waiting for pump in bench.pumps]
+        waiting = {id(view.obj) for queue in queues for message in queue for view, _ in message if view.obj is bench.node.index}
         self.assertEqual(len(waiting), 1, "all of them are sent the same bytes")
         before = len(bench.node.asked)
         for pump in bench.pumps[:before]:
@@ -327,6 +328,18 @@ class NoiseTests(SynchronousTestCase):
         bench.advance(1)
         self.assertTrue(link.alive)
         self.assertEqual(len(bench.client.told), 10 * NOISE_AT_ONCE)
+
+    @shows("S11")
+    def test_news_of_pieces(self) -> None:
+        """Neighbors that exchange pieces for minutes would be sent away; strangers that make such news up would not."""
+        news = frame(codec.encode_notification(m.ExchangePieces("/a/b", s.image(1), 1, m.PieceNews(has=1))), masked=True)
+        for useful in (True, False):
+            bench = Bench()
+            bench.node.useful = useful
+            raw = self.served(bench)
+            raw.send(news * (NOISE_AT_ONCE + 50))
+            bench.advance(1)
+            self.assertEqual(raw.ended, not useful)
 
     @shows("S11")
     def test_turns(self) -> None:

@@ -26,7 +26,7 @@ BLOCK = m.GetBlock(s.BLOCK, None)
 INDEX = m.GetIndex(s.image(1), None)
 ACK = m.UploadAck(True, None, s.HOSTS)
 
-OFFER = b"Sec-WebSocket-Protocol: ciruela.v2, ciruela.v1"
+OFFER = b"Sec-WebSocket-Protocol: ciruela.v3, ciruela.v2, ciruela.v1"
 
 
 class Handshake(SynchronousTestCase):
@@ -79,21 +79,30 @@ class Handshake(SynchronousTestCase):
         """Both sides have to know that both are ours, to use what the reference lacks."""
         bench = Bench()
         link = bench.link()
-        self.assertEqual((link.subprotocol, link.bulk), ("ciruela.v2", True))
-        self.assertEqual((bench.served().subprotocol, bench.served().bulk), ("ciruela.v2", True))
+        for end in (link, bench.served()):
+            self.assertEqual((end.subprotocol, end.bulk, end.exchanges), ("ciruela.v3", True, True))
         self.assertEqual(bench.served().name, "10.0.0.9:40000")
+
+    def test_earlier_version(self) -> None:
+        """A peer of ours that knows no offers of pieces still gives and gets many blocks in one message."""
+        bench = Bench()
+        raw = bench.raw_client()
+        raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: ciruela.v2, ciruela.v1\r\n\r\n"))
+        bench.flush()
+        self.assertIn(b"Sec-WebSocket-Protocol: ciruela.v2\r\n", raw.seen)
+        self.assertEqual((bench.served().bulk, bench.served().exchanges), (True, False))
 
     def test_newer_client(self) -> None:
         """A client that also offers a second version must still be served."""
         bench = Bench()
         raw = bench.raw_client()
-        offer = b"\r\nSec-WebSocket-Protocol: ciruela.v3, ciruela.v1\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        offer = b"\r\nSec-WebSocket-Protocol: ciruela.v4, ciruela.v1\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
         raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", offer))
         bench.flush()
         self.assertIn(b"Sec-WebSocket-Protocol: ciruela.v1\r\n", raw.seen)
         self.assertNotIn(b"Extensions", raw.seen)
         raw = bench.raw_client()
-        raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: ciruela.v3\r\n\r\n"))
+        raw.send(REFERENCE_HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: ciruela.v4\r\n\r\n"))
         bench.flush()
         self.assertTrue(raw.seen.startswith(b"HTTP/1.1 101 "))
         self.assertNotIn(b"Sec-WebSocket-Protocol", raw.seen)

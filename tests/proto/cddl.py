@@ -138,6 +138,9 @@ def told(form: forms.Codec[Any]) -> Any:
             return ("array", ((0, MAX_KEPT_SIGNATURES, None, entry),))
         case forms.Mask():
             return choice(*(("bytes", MASK_BYTES * cuts, MASK_BYTES * cuts) for cuts in range(1, MOST_CUTS + 1)))
+        case forms.PieceSet():
+            number = ("uint", 0, 8 * MASK_BYTES * MOST_CUTS - 1)
+            return choice(("bytes", 0, MASK_BYTES * MOST_CUTS), ("array", ((0, forms.FEW_PIECES, None, number),)))
         case forms.Runs():
             return ("array", ((0, 2 * forms.MAX_BULK, None, PLAIN["uint"]),))
         case forms.Listed():

@@ -29,6 +29,7 @@ from ciruela.proto.messages import (
     BlockData,
     BlockPart,
     BlocksData,
+    ExchangePieces,
     GetBlock,
     GetBlocks,
     GetIndex,
@@ -44,6 +45,7 @@ from ciruela.proto.messages import (
     UploadAck,
 )
 from ciruela.runtime import in_place
+from ciruela.swarm.exchange import LOOK_S, PieceExchange
 from tests.doubles.clock import HeapClock
 from tests.doubles.memdisk import MemDisk
 from tests.doubles.memnet import OUTSIDE, Hub
@@ -106,6 +108,8 @@ class Client:
         self.serving = True
         self.outside = False
         self.shares = {one.id: Shares(one.pieces, one.size) for one in (image, *more)}
+        self.exchanges = {}
+        self._looks = False
 
     def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
         """Connect to the targets, from the first one's side of a partition or from ``outside``, and ask for the upload."""
@@ -122,6 +126,9 @@ class Client:
 
             def connected(link, address=address):
                 self.links.append(link)
+                if not self._looks:
+                    self._looks = True
+                    self._look()
                 for request in requests:
                     link.tell(PublishImage(request.image))
                     link.ask(request).addBoth(lambda answer: self.answers.append((address, answer)))
@@ -173,8 +180,48 @@ class Client:
                     )
         return fail(RemoteError("not here"))
 
+    def answered(self, link, request, given) -> None:
+        exchange = self.exchanges.get((getattr(request, "image", None), getattr(request, "path", None)))
+        if isinstance(request, GetBlocks) and exchange is not None and link in exchange.neighbors:
+            image = next(image for image in (self.image, *self.more) if image.id == request.image)
+
+            def sent() -> None:
+                exchange.sent(link, image.pieces.of_blocks(request.numbers), self.cluster.clock.seconds(), given=given)
+                self._offer((request.image, request.path))
+
+            link.when_sent(sent)
+
+    def _exchanged(self, link, note) -> None:
+        image = next((image for image in (self.image, *self.more) if image.id == note.image), None)
+        if image is None or not self.serving:
+            return
+        place = note.image, note.path
+        if place not in self.exchanges:
+            rng = random.Random(self.cluster.rng.getrandbits(64))
+            self.exchanges[place] = PieceExchange(image.pieces.count, image.pieces.full, rng, client=True, beside=len(self.exchanges))
+        exchange = self.exchanges[place]
+        if link not in exchange.neighbors:
+            exchange.join(link)
+        exchange.heard(link, note.news, self.cluster.clock.seconds())
+        self._offer(place)
+
+    def _offer(self, place) -> None:
+        for link, news in self.exchanges[place].messages(self.cluster.clock.seconds()):
+            link.tell(ExchangePieces(place[1], place[0], 0, news))
+
+    def _look(self) -> None:
+        for place, exchange in self.exchanges.items():
+            exchange.look(self.cluster.clock.seconds(), len(self.exchanges) - 1)
+            self._offer(place)
+        if self.links:
+            self.cluster.clock.callLater(LOOK_S, self._look)
+        else:
+            self._looks = False
+
     def notified(self, link, notification) -> None:
         match notification:
+            case ExchangePieces():
+                self._exchanged(link, notification)
             case ReceivedImage():
                 self.received.add((notification.image, notification.path, notification.machine_id))
             case RemovedImage():
@@ -189,6 +236,9 @@ class Client:
             self.links.remove(link)
         for shares in self.shares.values():
             shares.left(link)
+        for place, exchange in self.exchanges.items():
+            exchange.leave(link, self.cluster.clock.seconds())
+            self._offer(place)
 
 
 class Cluster:
@@ -304,8 +354,11 @@ class _Late:
     def requested(self, link, request):
         return self.node.counterpart.requested(link, request)
 
+    def answered(self, link, request, given):
+        self.node.counterpart.answered(link, request, given)
+
     def notified(self, link, notification):
-        self.node.counterpart.notified(link, notification)
+        return self.node.counterpart.notified(link, notification)
 
     def lost(self, link):
         self.node.counterpart.lost(link)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from ciruela.download.machine import PlannedStep
 from ciruela.model.config import OnConflict
 from ciruela.model.vpath import VPath
+from tests.doubles.memnet import OUTSIDE
 from tests.measure import UnmeasuredTestCase
 from tests.proof import shows
 from tests.scenarios.cluster import APP, LOGS, Client, Cluster, Image, accepted
@@ -36,8 +37,9 @@ class UploadTests(UnmeasuredTestCase):
         self.upload(3)
 
     def given_to_all(self, cluster, image):
-        """The client after all nodes have the image, which it gave to three."""
+        """The client after all nodes have the image, which it gave to three over a link of its own."""
         client = Client(cluster, image)
+        client.outside = True
         client.upload(V1, cluster.addresses(1, 2, 3))
         count = len(cluster.nodes)
         cluster.run(60.0, until=lambda: len(cluster.holders(V1, image)) == count)
@@ -97,6 +99,19 @@ class UploadTests(UnmeasuredTestCase):
             cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 4)  # noqa: B023
             self.assertEqual(len(cluster.holders(V1, LARGE)), 4)
 
+    def test_second_version(self):
+        """Nodes that know no offers of pieces, and a client that knows none, would not get or give anything."""
+        for second in ((1, 4), (2, 3, 4), (1, 2, 3), (1, 2, 3, 4)):
+            cluster = Cluster(4, latency_s=0.01)
+            cluster.hub.second = set(cluster.addresses(*second))
+            cluster.run(10.0)
+            client = Client(cluster, LARGE)
+            client.outside = len(second) == 2
+            client.upload(V1, cluster.addresses(1, 2))
+            cluster.run(60.0, until=lambda: len(cluster.holders(V1, LARGE)) == 4)  # noqa: B023
+            self.assertEqual(len(cluster.holders(V1, LARGE)), 4)
+            self.assertLess(len(client.given), 2 * len(LARGE.blocks))
+
     def test_twenty(self):
         """Twenty nodes; the client gives to three, and is told of all."""
         self.upload(20)
@@ -120,6 +135,8 @@ class UploadTests(UnmeasuredTestCase):
         cluster.run(5.0)
         large = [Image(60 + number, {"large": 24_000_000}) for number in range(4)]
         client = Client(cluster, SITE, *large)
+        client.outside = True
+        cluster.hub.rates = dict.fromkeys((*cluster.addresses(1, 2, 3), OUTSIDE), 50_000_000.0)
         client.upload(V1, cluster.addresses(1, 2, 3))
         began = cluster.clock.seconds()
         cluster.run(60.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
@@ -408,6 +425,7 @@ class FaultTests(UnmeasuredTestCase):
         liar.image = Image(1, {"big": 2_000_000, "empty": 0, "small": 10, "twin": 10_000})
         liar.image.blocks = dict.fromkeys(liar.image.blocks, b"wrong")
         liar.upload(V1, cluster.addresses(1, 2))
+        cluster.run(0.02)
         good.upload(V1, cluster.addresses(1, 2))
         cluster.run(120.0, until=lambda: len(cluster.holders(V1, SITE)) == 3)
         self.assertEqual(len(cluster.holders(V1, SITE)), 3)

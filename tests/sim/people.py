@@ -168,6 +168,9 @@ class Uploader:
                     return succeed(BlocksData(tuple(part(one, request.packed) for one in data)))
         return fail(RemoteError("not here"))
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Connection, notification: Notification) -> None:
         if isinstance(notification, ReceivedImage):
             self.received.add(notification.machine_id)
@@ -348,6 +351,9 @@ class Liar:
                 signatures = (SigEntry(wish.timestamp_ms + rng.choice((0, 1)), wish.signatures[0]),)
             dirs[rng.choice((lie.vpath.entry, "..", "new", "x" * 300))] = State(lie.image, signatures)
         return BaseDirData(rng.randbytes(32), rng.randbytes(32), dirs, {}, ())
+
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Not interested."""

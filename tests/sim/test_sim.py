@@ -149,7 +149,7 @@ class NoticeTests(UnmeasuredTestCase):
         """A later append that takes the place of an acknowledged one, at nodes that ask nobody and go by the newest signature."""
         self.patch(decision, "_by_claim", lambda wish, _config, standing: decision._by_version(wish, standing))
         self.patch(Neighbours, "ask", lambda *_: succeed(decision.NOWHERE))
-        self.noticed("I10", 266)
+        self.noticed("I10", 299)
 
     def test_no_reconciliation(self) -> None:
         """Nodes that were away and never catch up."""

@@ -364,6 +364,9 @@ class _Late:
             return fail(RemoteError("the node is starting, try again in a moment"))
         return self.node.counterpart.requested(link, request)  # type: ignore[arg-type, return-value]
 
+    def answered(self, link: object, request: object, given: bool) -> None:
+        """Nothing follows."""
+
     def notified(self, link: Connection, notification: object) -> None:
         self.node.counterpart.notified(link, notification)  # type: ignore[arg-type]
 

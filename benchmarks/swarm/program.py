@@ -1,8 +1,8 @@
 """How near an upload comes to what its links allow: whole clusters in one process, under a fake clock, with the real code of the nodes.
 
-``python -m benchmarks.swarm [--nodes 3,8,16] [--mib 64] [--mbit 100] [--runs 3]``. Each address has one link that carries so much in each
-direction; messages wait for their turn at the sender's, then at the receiver's. The processor costs nothing here and the disk is memory,
-so that what is left is who gives what to whom, and when. The same seed gives the same figures everywhere.
+``python -m benchmarks.swarm.program [--nodes 3,8,16] [--mib 64] [--mbit 100] [--runs 3]``. Each address has one link that carries so much
+in each direction; messages wait for their turn at the sender's, then at the receiver's. The processor costs nothing here and the disk is
+memory, so that what is left is who gives what to whom, and when. The same seed gives the same figures everywhere.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Tests of :mod:`ciruela.swarm`: who gives what to whom."""
