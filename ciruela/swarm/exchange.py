@@ -32,7 +32,7 @@ IN = 10
 """Pieces accepted and not here, besides the same."""
 
 LEAST_SHARE = 2
-"""What an image may have of these beside others that are exchanged at the same time."""
+"""Least share of an image beside others that are exchanged at the same time."""
 
 MOST_MORE = 128
 """Pieces that a window has beyond these, at most: what a neighbor who says nothing can hold up."""
@@ -58,8 +58,10 @@ LATER = 4.0
 """A piece is late after LATER times what pieces take here lately, and LATE_LEAST_S."""
 
 QUIET_S = 1.0
+QUIET_PIECES = 8
 GENEROUS_S = 5.0
-"""A client of which nothing was taken for QUIET_S offers whatever somebody lacks, for GENEROUS_S."""
+"""A client offers whatever somebody lacks for GENEROUS_S, when nothing was taken of it for QUIET_S, and as long as its link needs for
+QUIET_PIECES, and nobody got anything from others either."""
 
 LOOK_S = 0.1
 """So often :meth:`PieceExchange.look` is called."""
@@ -82,9 +84,9 @@ LEVELS = 3
 class Neighbor(Generic[K]):
     """A neighbor. Masks of pieces.
 
-    ``known``: what it has or takes. ``said``, ``said_takes``: what it was told that is here, or on its way. ``offered``: all pieces of the
-    offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent, ``owed_s``: when that changed last.
-    ``early``: what it was sent before its answer to the offer was heard, which came another way.
+    ``known``: what it has or takes; ``has``: what it said it has. ``said``, ``said_takes``: what it was told that is here, or on its way.
+    ``offered``: all pieces of the offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent,
+    ``owed_s``: when that changed last; ``early``: what it was sent before its answer to the offer, which came another way, was heard.
     ``under_way``: number of pieces offered and not answered, or owed.
     ``resting``: it took nothing of an offer, and has not said anything since. ``failures``, in a row: it was late, or gave wrong bytes;
     nothing is taken from it until ``distrusted_until_s``.
@@ -93,6 +95,7 @@ class Neighbor(Generic[K]):
     key: K
     takes_part: bool
     known: int = 0
+    has: int = 0
     heard: bool = False
     said: int = 0
     said_takes: int = 0
@@ -122,6 +125,11 @@ class Rate:
         times = self.times
         took_s = now_s - times[0] if len(times) > 4 else 0.0
         return min(MOST_MORE, math.ceil(2 * delay_s * len(times) / took_s)) if took_s > 0 else 0
+
+    def each_s(self) -> float:
+        """Computes the seconds from one piece to the next."""
+        times = self.times
+        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
     def bundle(self, most: int) -> int:
         """Computes how many pieces go by in BUNDLE_S, ``most`` at most."""
@@ -193,8 +201,10 @@ class PieceExchange(Generic[K]):
             return 0
         if message.joins and neighbor.heard:
             neighbor = self._begin_anew(neighbor)
-        if not neighbor.heard:
+        if not neighbor.heard or message.has & ~neighbor.has:
+            # While something comes to a neighbor, from whomever, nothing has to be given to it a second time.
             neighbor.heard, self._taken_s = True, now_s
+        neighbor.has |= message.has
         neighbor.known = (neighbor.known | message.has | message.takes) & ~message.freed
         neighbor.resting = False
         to_send = 0
@@ -402,7 +412,7 @@ class PieceExchange(Generic[K]):
         there = 0
         for neighbor in self._order:
             there |= neighbor.known | neighbor.offered
-        if not self.out and now_s > self._taken_s + QUIET_S:
+        if not self.out and now_s > self._taken_s + max(QUIET_S, QUIET_PIECES * self._sent.each_s()):
             self._generous_until_s = now_s + GENEROUS_S
         generous = now_s < self._generous_until_s
         for neighbor in sorted(self._order, key=lambda neighbor: neighbor.under_way):
