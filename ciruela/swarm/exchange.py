@@ -85,7 +85,8 @@ class Neighbor(Generic[K]):
     """A neighbor. Masks of pieces.
 
     ``known``: what it has or takes; ``has``: what it said it has. ``said``, ``said_takes``: what it was told that is here, or on its way.
-    ``offered``: all pieces of the offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent, ``owed_s``: when that changed last.
+    ``offered``: all pieces of the offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent,
+    ``owed_s``: when that changed last.
     ``under_way``: number of pieces offered and not answered, or owed.
     ``resting``: it took nothing of an offer, and has not said anything since. ``failures``, in a row: it was late, or gave wrong bytes;
     nothing is taken from it until ``distrusted_until_s``.
