@@ -325,7 +325,7 @@ class Reading:
         def checked() -> tuple[dict[int, bytes], bool]:
             good: dict[int, bytes] = {}
             wrong = False
-            for number, data in relaycache.read(answer, numbers, place.index.pieces, place.blocks.bytes_of).blocks:
+            for number, data in relaycache.read(answer, numbers, place.index.pieces, place.blocks.size_of).blocks:
                 if place.index.kind.hash(data) == place.blocks.hash_of(number):  # guard: A7, -> True
                     good[number] = bytes(data)
                 else:

@@ -341,7 +341,7 @@ class BlockFetch:
         chunk: list[int] = []
         size = 0
         for number in numbers:
-            more = self._plan.bytes_of((number,))
+            more = self._plan.size_of(number)
             if chunk and (size + more > MOST_BULK_BYTES or len(chunk) >= MAX_BULK):
                 self._ask(source, chunk)
                 chunk, size = [], 0
@@ -497,7 +497,7 @@ class BlockFetch:
     def _write(
         self, response: Response, source: PeerCandidate, numbers: list[int], began_s: float
     ) -> Deferred[tuple[list[tuple[int, bool]], BlockAnswer]]:
-        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
+        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.size_of)
         size = self._came(answer, source, numbers, began_s)
         self._writing += size
         writing: Deferred[list[tuple[int, bool]]] = self._writes.submit(answer.blocks)
@@ -516,7 +516,7 @@ class BlockFetch:
 
     def _land(self, numbers: list[int], response: BlocksData) -> tuple[list[tuple[int, bool]], BlockAnswer]:
         """Checks and writes an answer, in the thread that received it."""
-        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
+        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.size_of)
         good = self._staging.write_here(answer.blocks)
         return [(number, right) for (number, _), right in zip(answer.blocks, good, strict=True)], answer
 

@@ -125,6 +125,11 @@ class BlockMap:
         """The size of these blocks together. Raises IndexError."""
         return sum([self.files[run.file_number].bytes_of(run.first, run.blocks) for run in self.runs(numbers)])
 
+    def size_of(self, number: int) -> int:
+        """The size of a block. Raises IndexError."""
+        file, block = self.by_number(number)
+        return file.block_size(block)
+
     def hash_of(self, number: int) -> BlockHash:
         """The hash of block ``number``. Raises IndexError."""
         file, block = self.by_number(number)
