@@ -18,10 +18,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,7 +33,7 @@ from ciruela.model.ids import Block
 from ciruela.net import frames
 from ciruela.net.limits import BULK_BYTES
 from ciruela.proto import codec
-from ciruela.proto.messages import TICKET_BYTES, BlocksData, BulkTicket, Error, GetBlocks
+from ciruela.proto.messages import TICKET_BYTES, BlocksData, BulkTicket, Error, GetBlocks, OpenBulk, Request, Response
 
 T = TypeVar("T")
 
@@ -460,3 +461,86 @@ class Tickets:
         """Forgets all tickets."""
         while self._issued:
             self._issued.popitem()[1].expiry.cancel()
+
+
+class BulkBeside:
+    """Base of a connection beside which there may be bulk connections: one to take blocks, one to give them."""
+
+    log_bulk = Logger(namespace="ciruela.net.bulk")
+    factory: Any
+    name: str
+    taking: BulkTaker | None = None
+    giving: BulkGiver | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Tells whether requests can be sent."""
+        raise NotImplementedError
+
+    def ask(self, request: Request) -> Deferred[Response]:
+        """As :meth:`ciruela.interfaces.Connection.ask`."""
+        raise NotImplementedError
+
+    def fetch(self, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
+        """As :meth:`ciruela.interfaces.Connection.fetch`."""
+        return self.taking.fetch(request, land) if self.taking is not None and self.taking.ready else None
+
+    def ticket(self, gives: bool) -> BulkTicket:  # noqa: ARG002
+        """As :meth:`ciruela.net.session.MessageLink.ticket`."""
+        raise RemoteError("bulk connections are made by who made this one")
+
+    def widen(self, *, gives: bool) -> None:
+        """As :meth:`ciruela.interfaces.Connection.widen`."""
+
+    def attach(self, sock: socket.socket, ended: Callable[[str], object], *, gives: bool, masks: bool = False) -> BulkEnd:
+        """As :meth:`ciruela.net.bulk.BulkHost.attach`. ``masks``: this side connected."""
+        in_reactor = self.factory.in_reactor
+        if gives:
+            self.taking = BulkTaker(sock, self.name, in_reactor, partial(self._no_bulk, ended), masks=masks)
+            return self.taking
+        self.giving = BulkGiver(
+            sock, cast(Connection, self), self.factory.counterpart, in_reactor, partial(self._no_bulk, ended), masks=masks
+        )
+        return self.giving
+
+    def _no_bulk(self, ended: Callable[[str], object], reason: str) -> None:
+        """A bulk connection beside this one has ended; this one goes on, and has the blocks again."""
+        if self.taking is not None and self.taking.reason is not None:
+            self.taking = None
+        if self.giving is not None and self.giving.reason is not None:
+            self.giving = None
+        if self.alive:
+            self.log_bulk.debug("the bulk connection with {link} ended: {reason}", link=self.name, reason=reason)
+        ended(reason)
+
+    def end_bulk(self, reason: str) -> None:
+        """Ends them: this connection is gone."""
+        for end in (self.taking, self.giving):
+            if end is not None:
+                end.end(reason)
+
+    def open_bulk(self, connect: Callable[[], Deferred[Any]], *, gives: bool) -> None:
+        """Opens one to the other side, over what ``connect`` makes, on which this side ``gives`` or takes."""
+        self.ask(OpenBulk(gives)).addCallback(self._connect_bulk, connect, gives).addErrback(self._not_opened)
+
+    def _connect_bulk(self, answer: Response, connect: Callable[[], Deferred[Any]], gives: bool) -> Deferred[None]:
+        if not isinstance(answer, BulkTicket):
+            raise RemoteError("the answer to OpenBulk is something else")
+        return connect().addCallback(self._begin_bulk, answer.ticket, gives)
+
+    def _begin_bulk(self, other: Any, ticket: bytes, gives: bool) -> None:
+        if not self.alive:
+            other.close("the connection beside it is gone")
+            return
+        try:
+            own = take(other.transport)
+        except Broken as broken:
+            other.close(str(broken))
+            raise LinkLost(str(broken)) from None
+        self.attach(own, other.close, gives=not gives, masks=True).start(ticket)
+
+    def _not_opened(self, failure: Failure) -> None:
+        if failure.check(RemoteError, LinkLost, CancelledError) is None:
+            self.log_bulk.failure("no bulk connection to {link}", failure, link=self.name)
+        else:
+            self.log_bulk.debug("no bulk connection to {link}: {reason}", link=self.name, reason=failure.getErrorMessage())

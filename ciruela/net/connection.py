@@ -12,13 +12,12 @@ import base64
 import os
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import txaio
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionRequest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import LoopingCall
@@ -29,7 +28,7 @@ from ciruela.interfaces import Address, InThread, RequestHandler
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net import frames
 from ciruela.net.bulk import SUBPROTOCOL as BULK
-from ciruela.net.bulk import Broken, BulkEnd, BulkGiver, BulkTaker, Tickets, take
+from ciruela.net.bulk import Broken, BulkBeside, BulkEnd, Tickets
 from ciruela.net.limits import (
     AHEAD_BYTES,
     BULK_BYTES,
@@ -49,7 +48,7 @@ from ciruela.net.limits import (
 from ciruela.net.sendqueue import SendQueue
 from ciruela.net.session import Session
 from ciruela.net.strict import Quiet, Strict
-from ciruela.proto.messages import BlocksData, BulkTicket, GetBlocks, Notification, OpenBulk, Request, Response
+from ciruela.proto.messages import BulkTicket, Notification, Request, Response
 from ciruela.runtime import RateLimitedLog, TokenBucket, in_place
 
 T = TypeVar("T")
@@ -78,7 +77,7 @@ MAX_HEAD_BYTES = 16 * 1024
 _masks = frames.Masks()
 
 
-class _Websocket(Strict):
+class _Websocket(BulkBeside, Strict):
     """Base of both roles of a websocket; stands before an Autobahn protocol class in the order of bases."""
 
     log: Any = Quiet()
@@ -94,9 +93,6 @@ class _Websocket(Strict):
     bulk = exchanges = False
     subprotocol: str | None = None
     ignored_texts = 0
-
-    taking: BulkTaker | None = None
-    giving: BulkGiver | None = None
 
     _inbound: frames.Inbound | None = None
     _wakes_at = 1
@@ -196,41 +192,6 @@ class _Websocket(Strict):
         """As :meth:`ciruela.interfaces.Connection.tell`."""
         self._talk.tell(notification)
 
-    def fetch(self, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
-        """As :meth:`ciruela.interfaces.Connection.fetch`."""
-        return self.taking.fetch(request, land) if self.taking is not None and self.taking.ready else None
-
-    def ticket(self, gives: bool) -> BulkTicket:  # noqa: ARG002
-        """As :meth:`ciruela.net.session.MessageLink.ticket`."""
-        raise RemoteError("bulk connections are made by who made this one")
-
-    def widen(self, *, gives: bool) -> None:
-        """As :meth:`ciruela.interfaces.Connection.widen`."""
-
-    def attach(self, sock: socket.socket, ended: Callable[[str], object], *, gives: bool, masks: bool = False) -> BulkEnd:
-        """As :meth:`ciruela.net.bulk.BulkHost.attach`. ``masks``: this side connected."""
-        in_reactor = self.factory.in_reactor
-        if gives:
-            self.taking = BulkTaker(sock, self.name, in_reactor, partial(self._no_bulk, ended), masks=masks)
-            return self.taking
-        self.giving = BulkGiver(sock, self, self.factory.counterpart, in_reactor, partial(self._no_bulk, ended), masks=masks)
-        return self.giving
-
-    def _no_bulk(self, ended: Callable[[str], object], reason: str) -> None:
-        """A bulk connection beside this one has ended; this one goes on, and has the blocks again."""
-        if self.taking is not None and self.taking.reason is not None:
-            self.taking = None
-        if self.giving is not None and self.giving.reason is not None:
-            self.giving = None
-        if not self._gone:
-            self._log.info("the bulk connection with {link} ended: {reason}", link=self.name, reason=reason)
-        ended(reason)
-
-    def _end_bulk(self, reason: str) -> None:
-        for end in (self.taking, self.giving):
-            if end is not None:
-                end.end(reason)
-
     def when_sent(self, call: Callable[[], None]) -> None:
         """Calls ``call`` when the system has taken all that was sent so far; never when the connection ends before."""
         self._outbox.when_sent(call)
@@ -243,7 +204,7 @@ class _Websocket(Strict):
             self._drop(reason)
             return
         self._why = self._why or reason
-        self._end_bulk(reason)
+        self.end_bulk(reason)
         self._talk.end(f"the connection to {self.name} was {self._why}")
         self.sendClose(1000)  # type: ignore[attr-defined]
         self._abort_soon()
@@ -516,7 +477,7 @@ class _Websocket(Strict):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted: the TCP connection is gone."""
         self._gone = True
-        self._end_bulk("the connection beside it is gone")
+        self.end_bulk("the connection beside it is gone")
         self._socket = None
         self._cancel_deadline()
         if self._pulse.running:
@@ -640,30 +601,7 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
         if self._widened or not self.exchanges or self.factory.again is None or self.factory.in_reactor is None:
             return
         self._widened = True
-        self.ask(OpenBulk(gives)).addCallback(self._connect_bulk, gives).addErrback(self._not_widened)
-
-    def _connect_bulk(self, answer: Response, gives: bool) -> Deferred[None]:
-        if not isinstance(answer, BulkTicket):
-            raise RemoteError("the answer to OpenBulk is something else")
-        opened: Deferred[ClientLink] = self.factory.again()
-        return opened.addCallback(self._begin_bulk, answer.ticket, gives)
-
-    def _begin_bulk(self, other: ClientLink, ticket: bytes, gives: bool) -> None:
-        if not self.alive:
-            other.close("the connection beside it is gone")
-            return
-        try:
-            own = take(other.transport)
-        except Broken as broken:
-            other.close(str(broken))
-            raise LinkLost(str(broken)) from None
-        self.attach(own, other.close, gives=not gives, masks=True).start(ticket)
-
-    def _not_widened(self, failure: Failure) -> None:
-        if failure.check(RemoteError, LinkLost, CancelledError) is None:
-            self._log.failure("no bulk connection to {link}", failure, link=self.name)
-        else:
-            self._log.debug("no bulk connection to {link}: {reason}", link=self.name, reason=failure.getErrorMessage())
+        self.open_bulk(self.factory.again, gives=gives)
 
     def ended(self, why: str) -> None:
         """Everything is cleaned up."""
