@@ -223,7 +223,9 @@ class EarlyTests(SynchronousTestCase):
         giver.sent("a", never, 0.1)
         giver.heard("a", PieceNews(answers=tuple(offer.pieces for offer in offers)), 0.2)
         neighbor = giver.neighbors["a"]
-        self.assertEqual((neighbor.owed, neighbor.early, neighbor.under_way, giver.out), (offers[1].pieces, 0, neighbor.under_way, giver.out))
+        self.assertEqual(
+            (neighbor.owed, neighbor.early, neighbor.under_way, giver.out), (offers[1].pieces, 0, neighbor.under_way, giver.out)
+        )
         self.assertEqual(giver.out, 1 + len(neighbor.offers))
         giver.sent("a", offers[1].pieces, 0.3)
         self.assertEqual((neighbor.owed, giver.out), (0, sum(offer.pieces.bit_count() for _, offer in neighbor.offers)))
