@@ -402,6 +402,7 @@ class Daemon(Service):
             ("config", "uploads_aborted_by_keys", "counter", self._keys.aborted),
             ("peers", "sources_failing", "level", sum(source.doubtful for source in self._peers.sources)),
             ("connections", "open", "level", self._port.open if self._port else 0),
+            ("connections", "bulk", "level", self._port.bulk if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
             ("gossip", "datagrams_unsent", "counter", self._datagrams.unsent),
             ("connections", "evicted", "counter", self._port.evicted if self._port else 0),

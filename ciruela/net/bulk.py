@@ -64,6 +64,9 @@ PART_BYTES_S = 1024
 STALL_S = 60.0
 """Time that the other side may read nothing for, while something is sent to it."""
 
+STACK_BYTES = 512 * 1024
+"""Stack of the thread: nothing in it goes deep, and some systems count what is only set aside."""
+
 InReactor = Callable[..., object]
 """Calls a function with arguments in the reactor, from a thread: ``reactor.callFromThread``."""
 
@@ -162,6 +165,7 @@ class BulkEnd:
         self._in_reactor = in_reactor
         self._on_end = ended
         self._masks = masks
+        self._ticket: bytes | None = None
         self._thread = threading.Thread(target=self._run, name=f"bulk {name}", daemon=True)
 
     def start(self, ticket: bytes | None = None) -> None:
@@ -169,7 +173,9 @@ class BulkEnd:
         if ticket is None:
             self._send_at_once(READY)
         self._ticket = ticket
+        before = threading.stack_size(STACK_BYTES)
         self._thread.start()
+        threading.stack_size(before)
 
     def end(self, reason: str) -> None:
         """Ends it, from the reactor. The thread sees that at once, unless it writes to a disk."""
@@ -427,16 +433,16 @@ class _Issued:
 
 
 class Tickets:
-    """The tickets that a process gave, and the number of bulk connections that it has by that."""
+    """The tickets that a process gave, and the number of bulk connections that are ``open`` by them."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._issued: dict[bytes, _Issued] = {}
-        self._open = 0
+        self.open = 0
 
     def issue(self, link: BulkHost, *, gives: bool) -> BulkTicket:
         """Makes a ticket for one bulk connection beside ``link``. Raises RemoteError when there are too many."""
-        if len(self._issued) + self._open >= MOST_CHANNELS:  # guard: A20 F17 I6
+        if len(self._issued) + self.open >= MOST_CHANNELS:  # guard: A20 F17 I6
             raise RemoteError(f"{SLOW_DOWN}: {MOST_CHANNELS} bulk connections are open")
         ticket = os.urandom(TICKET_BYTES)
         self._issued[ticket] = _Issued(link, gives, self._clock.callLater(TICKET_S, self._issued.pop, ticket, None))
@@ -450,11 +456,11 @@ class Tickets:
         issued.expiry.cancel()
 
         def over(reason: str) -> None:
-            self._open -= 1
+            self.open -= 1
             ended(reason)
 
         end = issued.link.attach(take(transport), over, gives=issued.gives)
-        self._open += 1
+        self.open += 1
         return end
 
     def stop(self) -> None:
