@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -19,6 +18,7 @@ from twisted.python.failure import Failure
 
 from ciruela.client.contacts import Contacts, Resolve, ServerProbes
 from ciruela.client.listener import Listener, NodeNews, UploadRow
+from ciruela.client.offers import PieceOffers
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import ServerRow as ServerRow
 from ciruela.client.servers import shared_text
@@ -35,7 +35,6 @@ from ciruela.client.tracker import (
     meaning_of,
 )
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, NodeRequest, RunEnd, Upload, UploadRun
-from ciruela.download.fetch_blocks import WIDE_BYTES
 from ciruela.interfaces import Address, BlockGiving, Connection, RequestHandler
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
@@ -63,7 +62,6 @@ from ciruela.proto.messages import (
 )
 from ciruela.proto.table import deadly, no_images_at
 from ciruela.runtime import PeriodicTask, RepeatLimiter
-from ciruela.swarm.exchange import LOOK_S, PieceExchange
 
 SERVERS_S = 3.0
 """Interval at which each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -86,7 +84,6 @@ CONNECT_PATIENCE_S = 1.0
 """Time for which a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
 
-_Place = tuple[ImageId, str]
 """An image, and the path where it is to be."""
 
 
@@ -161,8 +158,7 @@ class ClusterRun:
         self._by_link: dict[int, _OpenConnection] = {}
         self._repeats = RepeatLimiter(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
-        self._exchanges: dict[_Place, PieceExchange[_OpenConnection]] = {}
-        self._looks = PeriodicTask(world.clock, world.rng, LOOK_S, self._look, f"offering to {entry.label}")
+        self._offers = PieceOffers(world.clock, world.rng, self._shares, entry.label, wide=source.wide)
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {entry.label}")
@@ -177,7 +173,7 @@ class ClusterRun:
         """Begin. Fires when every upload has a verdict; cancel to give up."""
         self._began_s = self._world.clock.seconds()
         self._beat.start()
-        self._looks.start()
+        self._offers.start()
         self._step()
         return self._finished
 
@@ -187,7 +183,7 @@ class ClusterRun:
             return
         self._over = True
         self._beat.stop()
-        self._looks.stop()
+        self._offers.stop()
         self._contacts.stop()
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
@@ -369,9 +365,7 @@ class ClusterRun:
         del self._peers[peer.address]
         for shares in self._shares.values():
             shares.left(peer)
-        for place, exchange in self._exchanges.items():
-            exchange.leave(peer, self._world.clock.seconds())
-            self._offer(place)
+        self._offers.lost(peer.link)
         for run in self._runs:
             if (request := run.requests.pop(peer.address, None)) is not None:
                 request.events.let_go()
@@ -630,58 +624,11 @@ class ClusterRun:
                 run.sent_bytes += size
                 return
 
-    # -- pieces that are offered --------------------------------------------------------------------------------------------------
-
-    def _exchanged(self, peer: _OpenConnection, note: ExchangePieces) -> None:
-        """A node says what it has, or what it takes of an offer."""
-        place = note.image, note.path
-        if note.image not in peer.published or not any(place == (run.book.image, run.book.path) for run in self._runs):
-            return
-        exchange, shares = self._exchanges.get(place), self._shares[note.image]
-        if exchange is None:
-            exchange = self._exchanges[place] = PieceExchange(
-                shares.pieces.count, shares.own, self._world.rng, client=True, beside=len(self._exchanges)
-            )
-        if note.news.leaves:
-            exchange.leave(peer, self._world.clock.seconds())
-        else:
-            if peer not in exchange.neighbors:
-                exchange.join(peer)
-                if self._source.wide and shares.total_bytes > WIDE_BYTES:
-                    peer.link.widen(gives=True)
-                shares.lacked(exchange.everything & ~note.news.has)
-            exchange.heard(peer, note.news, self._world.clock.seconds())
-        self._offer(place)
-
-    def _offer(self, place: _Place) -> None:
-        """Says what there is to say of an image at a path."""
-        for peer, news in self._exchanges[place].messages(self._world.clock.seconds()):
-            peer.link.tell(ExchangePieces(place[1], place[0], 0, news))
-
-    def _look(self) -> None:
-        now_s = self._world.clock.seconds()
-        busy = sum(not exchange.idle() for exchange in self._exchanges.values())
-        for place, exchange in self._exchanges.items():
-            exchange.look(now_s, max(0, busy - 1))
-            self._offer(place)
-
     def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Note that blocks were given, so that more may be offered."""
         peer = self._by_link.get(id(link))
-        if peer is None or not isinstance(request, GetBlocks) or request.image not in peer.published:
-            return
-        place, shares = (request.image, request.path), self._shares[request.image]
-        pieces = shares.pieces.of_blocks(request.numbers)
-        if given:
-            shares.promised(pieces)
-
-        exchange = self._exchanges.get(place)
-        if exchange is not None and peer in exchange.neighbors:
-            peer.link.when_sent(partial(self._sent_pieces, place, peer, pieces, given))
-
-    def _sent_pieces(self, place: _Place, peer: _OpenConnection, pieces: int, given: bool) -> None:
-        self._exchanges[place].sent(peer, pieces, self._world.clock.seconds(), given=given)
-        self._offer(place)
+        if peer is not None and isinstance(request, GetBlocks) and request.image in peer.published:
+            self._offers.answered(peer.link, request, given)
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Book the arrival of an image, or that a node gave it up."""
@@ -689,7 +636,9 @@ class ClusterRun:
         if peer is None:
             return
         if isinstance(notification, ExchangePieces):
-            self._exchanged(peer, notification)
+            known = any((run.book.image, run.book.path) == (notification.image, notification.path) for run in self._runs)
+            if known and notification.image in peer.published:
+                self._offers.heard(peer.link, notification)
             return
         for run in self._running():
             before = run.book.revision

@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def send(target: socket.socket, pieces: Sequence[Block]) -> None:
 # -- the two ends ------------------------------------------------------------------------------------------------------------------------
 
 
-class BulkEnd:
+class BulkEnd(ABC):
     """End of a bulk connection: a thread that owns ``sock``, which must be blocking. ``masks``: this side masks what it sends.
 
     ``ended`` is called in the reactor, once, with the reason.
@@ -161,6 +162,7 @@ class BulkEnd:
         self.name = name
         self.incoming = 0
         self.reason: str | None = None
+        self.ready = not masks
         self._socket = sock
         self._in_reactor = in_reactor
         self._on_end = ended
@@ -231,11 +233,12 @@ class BulkEnd:
             self._in_reactor(self._over, reason)
 
     def _ready(self) -> None:
-        """The other side took the ticket; in the reactor."""
+        """In the reactor: the other side took the ticket."""
+        self.ready = True
 
+    @abstractmethod
     def _step(self) -> None:
         """Receives one message, and does what it asks for; in the thread."""
-        raise NotImplementedError
 
     def _over(self, reason: str) -> None:
         """In the reactor: the thread has ended."""
@@ -244,6 +247,7 @@ class BulkEnd:
         self._left()
         self._on_end(self.reason)
 
+    @abstractmethod
     def _left(self) -> None:
         """Lets go of what waits; in the reactor."""
 
@@ -265,10 +269,6 @@ class BulkTaker(BulkEnd):
         self._landed: deque[tuple[_Fetch[Any], object]] = deque()
         self._told = False
         self._next = 0
-        self.ready = not masks
-
-    def _ready(self) -> None:
-        self.ready = True
 
     def fetch(self, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T]:
         """Asks for blocks. Fires with what ``land`` gives; fails with what it raises, RemoteError, or LinkLost. Cancel to forget it."""
@@ -374,6 +374,9 @@ class BulkGiver(BulkEnd):
         send(self._socket, framed(answer, masked=self._masks))
         self._in_reactor(self._sent, request, giving, blocks)
 
+    def _left(self) -> None:
+        """Nothing waits here."""
+
     def _ask(self, request: GetBlocks) -> None:
         """In the reactor: asks the request handler."""
         maybeDeferred(self._handler.giving, self._link, request).addCallbacks(self._answers.put, self._refused).addErrback(self._failed)
@@ -469,7 +472,7 @@ class Tickets:
             self._issued.popitem()[1].expiry.cancel()
 
 
-class BulkBeside:
+class BulkBeside(ABC):
     """Base of a connection beside which there may be bulk connections: one to take blocks, one to give them."""
 
     log_bulk = Logger(namespace="ciruela.net.bulk")
@@ -479,13 +482,13 @@ class BulkBeside:
     giving: BulkGiver | None = None
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """Tells whether requests can be sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask(self, request: Request) -> Deferred[Response]:
         """As :meth:`ciruela.interfaces.Connection.ask`."""
-        raise NotImplementedError
 
     def fetch(self, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
         """As :meth:`ciruela.interfaces.Connection.fetch`."""
@@ -495,6 +498,7 @@ class BulkBeside:
         """As :meth:`ciruela.net.session.MessageLink.ticket`."""
         raise RemoteError("bulk connections are made by who made this one")
 
+    @abstractmethod
     def widen(self, *, gives: bool) -> None:
         """As :meth:`ciruela.interfaces.Connection.widen`."""
 

@@ -531,6 +531,9 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
             raise RemoteError("there is no bulk connection more beside this one")
         return self.factory.tickets.issue(self, gives=gives)  # type: ignore[no-any-return]
 
+    def widen(self, *, gives: bool) -> None:
+        """As :meth:`ciruela.interfaces.Connection.widen`: nothing, for the other side made this connection."""
+
     def beside(self) -> None:
         """Waits for the ticket."""
         self._deadline = self._clock.callLater(self._limits.handshake_s, self._late)  # guard: A19 F16
