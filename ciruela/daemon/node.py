@@ -18,10 +18,11 @@ from ciruela.daemon.changes import ChangeRequests
 from ciruela.daemon.clients import Clients
 from ciruela.daemon.listings import Listings
 from ciruela.daemon.pathstate import PathStates, Refusals
-from ciruela.daemon.requests import Requests
+from ciruela.daemon.requests import Requests, Serving
 from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.exchange import PieceExchanges
 from ciruela.download.fetch_blocks import STALLED_S
+from ciruela.download.peers import PeerSelection
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.hooks.service import Hooks, Outside
@@ -232,7 +233,8 @@ class Node:
         # what changes it
         self.hooks = Hooks(context, self.ledger, outside, self._hooked)
         self.exchanges = PieceExchanges(context, self.cluster.roster.is_configured, self._complete)
-        self.downloads = Downloads(context, self.ledger, self.watches, self.cluster, self, self.catalog, self.exchanges, self.hooks)
+        peers = PeerSelection(self.watches, context.wire, self.cluster, context.rng)
+        self.downloads = Downloads(context, self.ledger, peers, self, self.catalog, self.exchanges, self.hooks)
         neighbours = Neighbours(context, self._nearby, self._stalled_on, self.acquaintance.wait)
         self.uploads = Uploads(context, self.ledger, self.downloads, self._conflicted, self._rejected, neighbours)
         self.removals = Removals(context, self.ledger, self.uploads, self.downloads, self._removed, self._protecting, self._stays)
@@ -280,7 +282,8 @@ class Node:
         context = self.context
         changes = ChangeRequests(context, self.ledger, self.uploads, self.removals, self.clients, self.acquaintance, self.presence.there)
         listings = Listings(context, self.ledger, self.watches, self.cluster)
-        return Requests(context, changes, listings, self.path_states, self.blocks, self.awaited, self.exchanges, self.gossip.pushed)
+        serving = Serving(self.blocks, self.awaited, self.exchanges)
+        return Requests(context, changes, listings, self.path_states, serving, self.gossip.pushed)
 
     def _complete(self, vpath: VPath, image: ImageId) -> Deferred[Pieces | None]:
         """Gives the cut of an image that is committed at ``vpath``."""

@@ -168,7 +168,7 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 """Bytes that were received and are not written yet; with more, nothing new is asked for."""
 
 
-class Exchanges(Protocol):
+class ExchangePort(Protocol):
     """Port to the exchanges of this node, for one download."""
 
     def begin(self, taker: Taker, /) -> ImageExchange:
@@ -203,7 +203,7 @@ class FetchContext:
     totals: Totals
     passing: BlockRelayCache
     me: bytes = b""
-    exchanges: Exchanges | None = None
+    exchanges: ExchangePort | None = None
 
 
 class BlockFetch:

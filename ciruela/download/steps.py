@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.download.exchange import ImageExchange, Key, PieceExchanges, Taker
-from ciruela.download.fetch_blocks import BlockFetch, Exchanges, FetchContext
+from ciruela.download.fetch_blocks import BlockFetch, ExchangePort, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.machine import (
     ActiveStep,
@@ -297,7 +297,7 @@ class Transfer(ABC):
             FetchContext(context.node.clock, context.totals, context.passing, context.node.me, self.exchange(plan)),
         )
 
-    def exchange(self, plan: BlockPlan) -> Exchanges | None:  # noqa: ARG002  a download's
+    def exchange(self, plan: BlockPlan) -> ExchangePort | None:  # noqa: ARG002  a download's
         """Finds where pieces of the image are offered."""
         return None
 
@@ -324,23 +324,23 @@ class Transfer(ABC):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Exchanges:
+class _DownloadExchange:
     """The exchanges of the node, for one download."""
 
     download: Transfer
     plan: BlockPlan
 
     def begin(self, taker: Taker, /) -> ImageExchange:
-        """As :meth:`ciruela.download.fetch_blocks.Exchanges.begin`."""
+        """As :meth:`ciruela.download.fetch_blocks.ExchangePort.begin`."""
         download, plan = self.download, self.plan
         return download.context.exchanges.begin(download.vpath, download.image, plan.pieces, plan.mask, taker)
 
     def end(self) -> None:
-        """As :meth:`ciruela.download.fetch_blocks.Exchanges.end`."""
+        """As :meth:`ciruela.download.fetch_blocks.ExchangePort.end`."""
         self.download.context.exchanges.end(self.download.vpath, self.download.image)
 
     def candidate(self, key: Key, /) -> Candidate:
-        """As :meth:`ciruela.download.fetch_blocks.Exchanges.candidate`."""
+        """As :meth:`ciruela.download.fetch_blocks.ExchangePort.candidate`."""
         return self.download.context.peers.neighbor(key, list(self.download.context.running.values()))
 
 
@@ -352,9 +352,9 @@ class Download(Transfer):
         super().__post_init__()
         self.events = DownloadMachine(self)
 
-    def exchange(self, plan: BlockPlan) -> Exchanges | None:
+    def exchange(self, plan: BlockPlan) -> ExchangePort | None:
         """Finds where pieces of the image are offered."""
-        return _Exchanges(self, plan)
+        return _DownloadExchange(self, plan)
 
     def now_s(self) -> float:
         """Tells the time on the clock of the transfers."""

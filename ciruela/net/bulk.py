@@ -253,7 +253,7 @@ class BulkEnd(ABC):
 
 
 @dataclass(eq=False, slots=True)
-class _Fetch(Generic[T]):
+class _BulkRequest(Generic[T]):
     """A request under way. ``land`` is called with the answer, in the thread; ``done`` fires with what it gives, in the reactor."""
 
     land: Callable[[BlocksData], T]
@@ -265,8 +265,8 @@ class BulkTaker(BulkEnd):
 
     def __init__(self, sock: socket.socket, name: str, in_reactor: InReactor, ended: Callable[[str], object], *, masks: bool) -> None:
         super().__init__(sock, name, in_reactor, ended, masks=masks)
-        self._waiting: dict[int, _Fetch[Any] | None] = {}
-        self._landed: deque[tuple[_Fetch[Any], object]] = deque()
+        self._waiting: dict[int, _BulkRequest[Any] | None] = {}
+        self._landed: deque[tuple[_BulkRequest[Any], object]] = deque()
         self._told = False
         self._next = 0
 
@@ -279,7 +279,7 @@ class BulkTaker(BulkEnd):
         number = self._next
         self._next += 1
         done: Deferred[T] = Deferred(lambda _: self._forget(number))
-        self._waiting[number] = _Fetch(land, done)
+        self._waiting[number] = _BulkRequest(land, done)
         self._send_at_once(codec.encode_request(number, request))
         return done
 

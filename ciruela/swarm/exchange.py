@@ -94,28 +94,28 @@ class Neighbor(Generic[K]):
 
     key: K
     takes_part: bool
-    known: int = 0
-    has: int = 0
-    heard: bool = False
-    said: int = 0
-    said_takes: int = 0
-    offered: int = 0
-    offers: deque[tuple[float, PieceOffer]] = field(default_factory=deque)
-    new_offers: list[PieceOffer] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-    full: bool = False
-    owed: int = 0
-    owed_s: float = -math.inf
-    early: int = 0
-    under_way: int = 0
-    resting: bool = False
-    failures: int = 0
-    distrusted_until_s: float = -math.inf
-    spoken_s: float = -math.inf
+    known: int = field(init=False, default=0)
+    has: int = field(init=False, default=0)
+    heard: bool = field(init=False, default=False)
+    said: int = field(init=False, default=0)
+    said_takes: int = field(init=False, default=0)
+    offered: int = field(init=False, default=0)
+    offers: deque[tuple[float, PieceOffer]] = field(init=False, default_factory=deque)
+    new_offers: list[PieceOffer] = field(init=False, default_factory=list)
+    answers: list[int] = field(init=False, default_factory=list)
+    full: bool = field(init=False, default=False)
+    owed: int = field(init=False, default=0)
+    owed_s: float = field(init=False, default=-math.inf)
+    early: int = field(init=False, default=0)
+    under_way: int = field(init=False, default=0)
+    resting: bool = field(init=False, default=False)
+    failures: int = field(init=False, default=0)
+    distrusted_until_s: float = field(init=False, default=-math.inf)
+    spoken_s: float = field(init=False, default=-math.inf)
 
 
 @dataclass(slots=True)
-class Rate:
+class TransferRate:
     """Times of the last transfers, for how many a second there are."""
 
     times: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))
@@ -162,8 +162,8 @@ class PieceExchange(Generic[K]):
         self._order: list[Neighbor[K]] = []
         self._delay_s = 1.0
         self._wait_s = LATE_LEAST_S
-        self._sent = Rate()
-        self._came = Rate()
+        self._sent = TransferRate()
+        self._came = TransferRate()
         self._taken_s = 0.0
         self._generous_until_s = -math.inf
         self._most_bundled = max(1, count // BUNDLES)
