@@ -372,8 +372,9 @@ class PieceExchange(Generic[K]):
         if self.out >= window:
             return
         bundle = self._sent.bundle(self._most_bundled)
+        most_each = max(2 * bundle, window // 2)
         while self.out < window:
-            found = self._link(window, now_s) if self._client else self._neighbor(window)
+            found = self._link(most_each, now_s) if self._client else self._neighbor(most_each)
             if found is None:
                 return
             neighbor, wanted = found
@@ -387,13 +388,13 @@ class PieceExchange(Generic[K]):
             self.out += most
             self._to_say[neighbor.key] = neighbor
 
-    def _neighbor(self, window: int) -> tuple[Neighbor[K], int] | None:
+    def _neighbor(self, most: int) -> tuple[Neighbor[K], int] | None:
         """Chooses whom to offer something to, and all that is worth offering: of two random neighbors the one that has less."""
         order = self._order
         turn = int(self._rng.random() * len(order))
         first: tuple[Neighbor[K], int] | None = None
         for neighbor in order[turn:] + order[:turn]:
-            if not self._has_room(neighbor, window):
+            if not self._has_room(neighbor, most):
                 continue
             wanted = self.have & ~(neighbor.known | neighbor.offered)
             if not wanted:
@@ -403,7 +404,7 @@ class PieceExchange(Generic[K]):
             first = neighbor, wanted
         return first
 
-    def _link(self, window: int, now_s: float) -> tuple[Neighbor[K], int] | None:
+    def _link(self, most: int, now_s: float) -> tuple[Neighbor[K], int] | None:
         """As :meth:`_neighbor`, for a client: the link with the least under way, and what none of the links has, takes or was offered.
 
         When that is nothing, and nothing was taken for QUIET_S, for a while all that this link lacks: who has it may not be able to give
@@ -416,14 +417,15 @@ class PieceExchange(Generic[K]):
             self._generous_until_s = now_s + GENEROUS_S
         generous = now_s < self._generous_until_s
         for neighbor in sorted(self._order, key=lambda neighbor: neighbor.under_way):
-            if self._has_room(neighbor, window):
+            if self._has_room(neighbor, most):
                 wanted = self.have & ~there or (generous and self.everything & ~(neighbor.known | neighbor.offered))
                 if wanted:
                     return neighbor, wanted
         return None
 
-    def _has_room(self, neighbor: Neighbor[K], window: int) -> bool:
-        most = max(2 * self._sent.bundle(self._most_bundled), window // 2)
+    @staticmethod
+    def _has_room(neighbor: Neighbor[K], most: int) -> bool:
+        """Tells whether a neighbor may be offered something, while ``most`` pieces may be under way to one."""
         return neighbor.takes_part and neighbor.heard and not neighbor.resting and neighbor.under_way < most
 
     def _choose(self, wanted: int, bundle: int) -> PieceOffer:
