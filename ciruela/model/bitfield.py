@@ -11,6 +11,7 @@ On a node itself the blocks of an image that are here are a set of their numbers
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -126,6 +127,38 @@ class BlockSet(Set[int]):
     @classmethod
     def _from_iterable(cls, it: Iterable[int]) -> frozenset[int]:  # type: ignore[override]
         return frozenset(it)
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Lists the numbers of the pieces in ``mask``, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def lowest(mask: int, most: int) -> int:
+    """Gives the first ``most`` pieces of ``mask``, as a mask."""
+    chosen = 0
+    while mask and most > 0:
+        low = mask & -mask
+        chosen |= low
+        mask ^= low
+        most -= 1
+    return chosen
+
+
+def chosen(mask: int, most: int, count: int, rng: random.Random) -> int:
+    """Gives ``most`` pieces of ``mask``, each the next one from a random place among ``count``, as a mask."""
+    found = 0
+    while mask and most > 0:
+        turn = int(rng.random() * count)
+        high = mask >> turn << turn or mask
+        low = high & -high
+        found |= low
+        mask ^= low
+        most -= 1
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -18,8 +18,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from ciruela.model.bitfield import bits, chosen, lowest
 from ciruela.proto.messages import PieceNews, PieceOffer
-from ciruela.swarm.masks import bits, chosen, lowest
 
 K = TypeVar("K")
 """Name of a neighbor."""

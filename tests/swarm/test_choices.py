@@ -6,7 +6,8 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.swarm import masks, neighbors
+from ciruela.model import bitfield as masks
+from ciruela.swarm import neighbors
 
 
 class MaskTests(SynchronousTestCase):
