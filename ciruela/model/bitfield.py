@@ -11,7 +11,6 @@ On a node itself the blocks of an image that are here are a set of their numbers
 
 from __future__ import annotations
 
-import random
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -146,19 +145,6 @@ def lowest(mask: int, most: int) -> int:
         mask ^= low
         most -= 1
     return chosen
-
-
-def chosen(mask: int, most: int, count: int, rng: random.Random) -> int:
-    """Gives ``most`` pieces of ``mask``, each the next one from a random place among ``count``, as a mask."""
-    found = 0
-    while mask and most > 0:
-        turn = int(rng.random() * count)
-        high = mask >> turn << turn or mask
-        low = high & -high
-        found |= low
-        mask ^= low
-        most -= 1
-    return found
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from ciruela.model.bitfield import bits, chosen, lowest
+from ciruela.model.bitfield import bits, lowest
 from ciruela.proto.messages import PieceNews, PieceOffer
 
 K = TypeVar("K")
@@ -78,6 +78,19 @@ MOST_DISTRUST_S = 60.0
 
 LEVELS = 3
 """Counts of how often a piece was given: never, once, more often."""
+
+
+def chosen(mask: int, most: int, count: int, rng: random.Random) -> int:
+    """Gives ``most`` pieces of ``mask``, each the next one from a random place among ``count``, as a mask."""
+    found = 0
+    while mask and most > 0:
+        turn = int(rng.random() * count)
+        high = mask >> turn << turn or mask
+        low = high & -high
+        found |= low
+        mask ^= low
+        most -= 1
+    return found
 
 
 @dataclass(slots=True, eq=False)
