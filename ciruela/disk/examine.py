@@ -122,7 +122,7 @@ def _file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, n
         if status.st_size != wanted.size:  # guard: A10 F51
             note(wanted.path, f"has {status.st_size} bytes, not {wanted.size}")
             return
-        good = yield from good_blocks(opened, wanted, kind)
+        good = yield from good_blocks(opened, wanted, kind, from_disk=True)  # guard: A10 F51, True -> False
         if len(good) != wanted.block_count:  # guard: A10 F51
             note(wanted.path, f"{wanted.block_count - len(good)} of {wanted.block_count} blocks are wrong")
 

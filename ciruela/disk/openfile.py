@@ -178,6 +178,13 @@ class OpenFile(Opened):
             raise fault(error, "read", self.where) from None
         return data
 
+    def uncache(self, size: int, offset: int) -> None:
+        """Have the next read of these bytes come from the disk, as far as no program has mapped them and nothing waits to be written."""
+        try:
+            os.posix_fadvise(self.fd, offset, size, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise fault(error, "advise", self.where) from None
+
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data``."""
         try:

@@ -18,6 +18,7 @@ from itertools import groupby
 from twisted.logger import Logger
 
 from ciruela.disk.executor import ENTRY_COST, Steps
+from ciruela.disk.finished import FinishedFiles
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import CANNOT_CLONE, FULL, warn_once
@@ -69,12 +70,16 @@ class Content:
     ``here`` are the numbers of those that are there; it is the one record of that, and changes with what is put there.
 
     A block of zeros is not written into a file that was created here: it stays a hole, which takes no space and reads the same.
+
+    With ``modes`` a file gets them, and its times, together with its last block: ``finished`` says what it was then. Without, all of them
+    stay as they were made.
     """
 
-    def __init__(self, index: Index, tree: Tree) -> None:
+    def __init__(self, index: Index, tree: Tree, modes: Modes | None = None) -> None:
         self.index = index
         self.tree = tree
         self.blocks = index.blocks
+        self.finished = None if modes is None else FinishedFiles(index, modes, tree.root.status().st_ino)
         self._here = bytearray(index.block_count)
         self.here = BlockSet(self._here)
         self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
@@ -116,22 +121,44 @@ class Content:
         """Marks all blocks of a file as missing."""
         numbers = self.blocks.numbers_of(file_number)
         self._here[numbers.start : numbers.stop] = bytes(len(numbers))
+        if self.finished is not None:
+            self.finished.forget(file_number)
 
     def put(self, file_number: int, block: int, *data: bytes | memoryview) -> None:
         """Write blocks of a file to their places, from ``block`` on. Raises OSError."""
         file = self.blocks.files[file_number]
-        if file.block_count == 1:
-            above, name = split(file.path)
-            opened, fresh = open_target(self.tree.directory(above, create=True), name)
-            with opened:
-                if fresh and is_zero(data[0]):
-                    opened.resize(file.size)
-                else:
-                    opened.write_at(data[0], 0)
-        else:
-            self._write(self._target(file), file, block, data)
         first = self.blocks.numbers_of(file_number).start + block
+        if file.block_count == 1:
+            self._put_small(file_number, file, data[0])
+            self._here[first] = 1
+            return
+        opened = self._target(file_number)
+        if self.finished is None:
+            self._write(opened, file, block, data)
+            self._here[first : first + len(data)] = b"\1" * len(data)
+            return
+        self.finished.look(file_number, opened)
+        self._write(opened, file, block, data)
         self._here[first : first + len(data)] = b"\1" * len(data)
+        if self.whole(file_number):
+            self.finished.finish(file_number, opened)
+            self.tree.close_file(file.path)
+        else:
+            self.finished.wrote(file_number, opened)
+
+    def _put_small(self, file_number: int, file: File, data: bytes | memoryview) -> None:
+        """Write a file of one block; it is opened once."""
+        above, name = split(file.path)
+        opened, fresh = open_target(self.tree.directory(above, create=True), name)
+        with opened:
+            if fresh and is_zero(data):
+                opened.resize(file.size)
+            else:
+                opened.write_at(data, 0)
+            if self.finished is not None:
+                if fresh:  # guard: I1, -> True
+                    self.finished.begin(file_number)
+                self.finished.finish(file_number, opened)
 
     def _write(self, opened: OpenFile, file: File, block: int, data: Sequence[bytes | memoryview]) -> None:
         """Write a run of blocks, and leave holes for those that are zero, where nothing else can have been written before."""
@@ -146,22 +173,26 @@ class Content:
                 blocks = list(run)
                 opened.write_run([one for _, one in blocks], blocks[0][0] * BLOCK_BYTES)
 
-    def target(self, file: File) -> OpenFile:
-        """The open file of ours at the path of ``file``, for whoever writes more to it than its blocks; open until the next call.
-
-        Raises OSError.
-        """
-        found = self._target(file)
-        self._fresh.pop(file.path, None)
+    def target(self, file_number: int) -> OpenFile:
+        """The open file of ours for whoever writes more to it than its blocks; open until the next call. Raises OSError."""
+        found = self._target(file_number)
+        self._fresh.pop(self.blocks.files[file_number].path, None)
+        if self.finished is not None:
+            self.finished.forget(file_number)  # guard: I1
         return found
 
-    def _target(self, file: File) -> OpenFile:
-        return self.tree.file(file.path, lambda directory, name: self._opened(directory, name, file.path), create=True)
+    def _target(self, file_number: int) -> OpenFile:
+        path = self.blocks.files[file_number].path
+        return self.tree.file(path, lambda directory, name: self._opened(directory, name, file_number), create=True)
 
-    def _opened(self, directory: SafeDir, name: str, path: str) -> OpenFile:
+    def _opened(self, directory: SafeDir, name: str, file_number: int) -> OpenFile:
         opened, fresh = open_target(directory, name)
         if fresh:
-            self._fresh[path] = False
+            self._fresh[self.blocks.files[file_number].path] = False
+            numbers = self.blocks.numbers_of(file_number)
+            # Another file may have stood there, with blocks that are missing in this one.
+            if self.finished is not None and self._here.find(1, numbers.start, numbers.stop) < 0:  # guard: I1, without 2
+                self.finished.begin(file_number)
         return opened
 
 
@@ -334,9 +365,9 @@ class Reusing:
             _log.debug("{path} is not reused: {error}", path=other.path, error=error)
             return
         with opened:
-            if self._cloned(opened, begin, mine, offset, size):
+            if self._cloned(opened, begin, number, offset, size):
                 # The clone is hashed where it is now: the sibling may have changed since it was chosen.
-                data = content.target(mine).read_at(size, offset)
+                data = content.target(number).read_at(size, offset)
                 good = good_in(data, mine, content.index.kind, first)  # guard: A50 F59 I1, -> list(range(first, first + count))
                 content.add(number, good)
             elif not self._room():  # guard: A38 F28
@@ -356,11 +387,11 @@ class Reusing:
             self._taken[start + block] = 1
         self._bytes += sum(mine.block_size(block) for block in good)
 
-    def _cloned(self, opened: OpenFile, begin: int, mine: File, offset: int, size: int) -> bool:
+    def _cloned(self, opened: OpenFile, begin: int, number: int, offset: int, size: int) -> bool:
         if not self._clones:
             return False
         try:
-            self._content.target(mine).clone_from(opened, begin, offset, size)
+            self._content.target(number).clone_from(opened, begin, offset, size)
         except OSError as error:
             if error.errno in FULL:  # guard: A38 F28
                 raise

@@ -25,7 +25,7 @@ from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Reused
 from ciruela.model.bitfield import BlockSet
-from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
+from ciruela.model.config import STANDARD_MODES, CommitCheck, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
@@ -239,7 +239,9 @@ class StagingDir:
     def prepare(self) -> Deferred[str]:
         """As ``interfaces.Staging.prepare``."""
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
-        return self._run(prepare(self._tree, self._index, self._rules.modes)).addCallback(lambda _: where)
+        finished = self._content.finished
+        work = prepare(self._tree, self._index, self._rules.modes, None if finished is None else finished.as_left)
+        return self._run(work).addCallback(lambda _: where)
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """As ``interfaces.Staging.commit``."""
@@ -250,8 +252,9 @@ class StagingDir:
         return self._commit(state, again=True).addCallback(lambda _: None)
 
     def _commit(self, state: State, *, again: bool) -> Deferred[tuple[RetainedVersion, ...]]:
-        fsync, modes = self._rules.tuning.fsync, self._rules.modes
-        work = commit(self._records, self._place, self._tree, self._index, state, fsync, again=again, modes=modes)
+        tuning, modes, finished = self._rules.tuning, self._rules.modes, self._content.finished
+        spare = finished.spared if finished is not None and tuning.verify_before_commit is CommitCheck.METADATA else None
+        work = commit(self._records, self._place, self._tree, self._index, state, tuning.fsync, again=again, modes=modes, spare=spare)
         return self._run(work).addCallback(self._done)
 
     def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:

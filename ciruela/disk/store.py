@@ -386,7 +386,7 @@ class Store:
                     self._note_aside(parent, place)
             root = open_staging(parent, name)
         rules = StagingRules(self._tuning, reuse, modes)
-        return StagingDir(self, self._records, place, Content(index, Tree(root)), lane, rules)
+        return StagingDir(self, self._records, place, Content(index, Tree(root), modes), lane, rules)
 
     def staging_closed(self, place: Place, image: ImageId) -> None:
         """As ``staging.StagingHost.staging_closed``: another image may be put together."""

@@ -165,6 +165,7 @@ class Bench:
                 siblings = [(K1, index)]
             here |= (await staging.reuse(siblings)).blocks
             await staging.write([block for block in blocks if block[0] not in here])
+            self.sim.sleep(1.0)  # what was written rests, as after most downloads
             if upto == "commit":
                 await staging.commit(state_of(index, time))
         finally:
@@ -177,6 +178,7 @@ class Bench:
         try:
             here = await staging.keep()
             await staging.write([block for block in blocks if block[0] not in here])
+            self.sim.sleep(1.0)
             await staging.restore(state_of(index, time))
         finally:
             staging.close()

@@ -43,9 +43,13 @@ class Attributes(Real):
     @shows("I1")
     def test_hidden_until_whole(self) -> None:
         """Others on the machine could read or use half an image."""
+        index, _ = index_bytes(SMALL)
+        opened = self.staged(V1, index)
+        blocks = [block for block in blocks_of(SMALL, index) if len(block[1]) == 32768]
+        self.successResultOf(opened.write(blocks[:1]))
+        self.assertEqual((self.staging_path(V1, index) / "a" / "big.bin").stat().st_mode & 0o7777, 0o600)
         opened, index = self.filled(V1, SMALL)
         self.assertEqual(self.staging_path(V1, index).stat().st_mode & 0o7777, 0o700)
-        self.assertEqual((self.staging_path(V1, index) / "README").stat().st_mode & 0o7777, 0o600)
         self.assertFalse(self.node.image(V1).exists())
         self.successResultOf(opened.commit(state_of(index)))
         self.assertFalse(self.staging_path(V1, index).exists())

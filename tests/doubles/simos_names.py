@@ -68,6 +68,7 @@ class Names(Disks):
         if opened.inode.names >= MAX_LINKS:
             raise fail(errno.EMLINK)
         volume.change(((here.number, name, opened.inode.number),))
+        opened.inode.changed_ns = self._tick()
 
     def unlink(self, path: str | bytes, *, dir_fd: int | None = None) -> None:
         path = os.fsencode(path)
@@ -77,6 +78,7 @@ class Names(Disks):
             raise fail(errno.ENOENT)
         if inode.is_dir:
             raise fail(errno.EISDIR)
+        inode.changed_ns = self._tick()
         volume.change(((here.number, name, 0),))
 
     def rmdir(self, path: str | bytes, *, dir_fd: int | None = None) -> None:
@@ -128,6 +130,7 @@ class Names(Disks):
         if not to.names:
             raise fail(errno.ENOENT)
         gone, come = (here.number, name, 0), (to.number, to_name, moved.number)
+        moved.changed_ns = self._tick()
         if flags & self.EXCHANGE:
             assert standing is not None
             volume.change(((here.number, name, standing.number), come))
