@@ -18,15 +18,12 @@ from array import array
 from functools import cached_property
 from random import Random
 
-from ciruela.disk.openfile import STAMP_NS, OpenFile
+from ciruela.disk.openfile import STAMP_NS, TICK_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.verify import READ_BYTES, as_it_should, good_in
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
 from ciruela.model.config import Modes
-
-TICK_NS = 20_000_000
-"""Age of a ctime from which on a later change cannot have the same one: twice the longest tick of the kernel's clock (HZ=100)."""
 
 SAMPLED = 256
 """One block of so many is read at the commit all the same, and the last one of each file of several: a guard against mistakes of ours."""

@@ -85,6 +85,8 @@ _log = Logger()
 STAMP_NS = 1_000_000_000
 """atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
 
+TICK_NS = 20_000_000
+"""Age of a ctime from which on a later change cannot have the same one: twice the longest tick of the kernel's clock (HZ=100)."""
 
 PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 """Pauses of a thread between its tries to get a descriptor when none is left: others are closed all the time."""

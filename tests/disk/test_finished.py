@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import finished
-from ciruela.disk.finished import SAMPLED, TICK_NS
+from ciruela.disk.finished import SAMPLED
 from ciruela.disk.layout import place
-from ciruela.disk.openfile import STAMP_NS, OpenFile
+from ciruela.disk.openfile import STAMP_NS, TICK_NS, OpenFile
 from ciruela.disk.reuse import FRESH_MODE
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES
