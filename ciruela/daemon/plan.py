@@ -91,6 +91,7 @@ def _page_host(value: Value) -> str:
 RULES = {
     "fsync": SettingRule("fsync", word(Fsync)),
     "verify-before-commit": SettingRule("verify_before_commit", word(CommitCheck)),
+    "trust-ctime": SettingRule("trust_ctime", flag),
     "disk-reserve-bytes": SettingRule("disk_reserve_bytes", number(0, MOST_BYTES)),
     "disk-reserve-percent": SettingRule("disk_reserve_percent", number(0, 50)),
     "max-index-bytes": SettingRule("max_index_bytes", number(64 * KIB, STANDARD.max_index_bytes)),

@@ -15,9 +15,11 @@ import os
 import stat
 import time
 from array import array
+from collections.abc import Iterator
 from functools import cached_property
 from random import Random
 
+from ciruela.disk.hashrecord import content_hash
 from ciruela.disk.openfile import STAMP_NS, TICK_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.verify import READ_BYTES, as_it_should, good_in
@@ -27,6 +29,9 @@ from ciruela.model.config import Modes
 
 SAMPLED = 256
 """One block of so many is read at the commit all the same, and the last one of each file of several: a guard against mistakes of ours."""
+
+MOST_YOUNG = 16
+"""Small files that a commit reads because their ctime is of this moment; for more it waits until the ctime is old."""
 
 Mark = tuple[int, int]
 """Inode and ctime of a file (ns) after our own last call; two zeros if it has other names, or another mtime than we set."""
@@ -49,8 +54,10 @@ class FinishedFiles:
         self._modes = modes
         self._inodes = array("Q", bytes(8 * len(index.files)))  # 0: not finished, or not by us alone
         self._ctimes = array("q", bytes(8 * len(index.files)))
+        self._shared = bytearray(len(index.files))  # 1: has other names, too
         self._growing: dict[int, Mark] = {}
         self._inode = inode
+        self._just_finished = 0
 
     def begin(self, number: int) -> None:
         """The file ``number`` was created just now, and has nothing in it."""
@@ -78,10 +85,21 @@ class FinishedFiles:
         if self._growing.pop(number, None) is not None:  # guard: I1, -> True
             self._inodes[number], self._ctimes[number] = _mark(opened.stat())
 
+    def linked(self, number: int, status: os.stat_result) -> None:
+        """The file is one of another image, whose content is known for sure; ``status`` is what it is since it has a name here."""
+        if status.st_mtime_ns == STAMP_NS:
+            self._inodes[number], self._ctimes[number], self._shared[number] = status.st_ino, status.st_ctime_ns, 1
+
+    def contents(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yields inode, ctime (ns) and ``hashrecord.content_hash`` of each file that counts as known."""
+        for number, file in enumerate(self._index.files):
+            if self._inodes[number]:
+                yield self._inodes[number], self._ctimes[number], content_hash(file, self._index.kind)
+
     def forget(self, number: int) -> None:
         """The file counts as unknown: something else than its blocks was written to it, or it is gone."""
         self._growing.pop(number, None)
-        self._inodes[number] = 0
+        self._inodes[number] = self._shared[number] = 0
 
     def as_left(self, number: int, here: SafeDir, name: str, device: int) -> bool:
         """Tells whether the file, ``name`` in the directory ``here``, is what this process finished, on ``device``. Raises OSError."""
@@ -90,9 +108,11 @@ class FinishedFiles:
         if status is None:
             return False
         wanted, modes = self._index.files[number], self._modes
-        return (
+        return bool(
             # guard: I1 A50, without 1
-            (inode, self._ctimes[number]) == _mark(status)
+            (inode, self._ctimes[number]) == (status.st_ino, status.st_ctime_ns)
+            and status.st_mtime_ns == STAMP_NS
+            and (status.st_nlink == 1 or self._shared[number])
             and stat.S_ISREG(status.st_mode)
             and (status.st_dev, status.st_size) == (device, wanted.size)
             and as_it_should(status, modes.of_file(wanted.executable), modes.gid)
@@ -101,13 +121,15 @@ class FinishedFiles:
     def spared(self, number: int, here: SafeDir, name: str, device: int) -> bool:
         """Tells whether a commit need not read the file: it is as it was left, and rests. Reads what is in the sample. Raises OSError.
 
-        A large file that was finished just now is waited for, for that is sooner done than reading it.
+        A large file that was finished just now is waited for, and so are more than a few small ones: that is sooner done than reading them.
         """
         if not self.as_left(number, here, name, device):
             return False
         wanted = self._index.files[number]
         age_ns = time.time_ns() - self._ctimes[number]
-        if 0 <= age_ns < TICK_NS and wanted.size > READ_BYTES:
+        if 0 <= age_ns < TICK_NS and wanted.size <= READ_BYTES and self._just_finished < MOST_YOUNG:
+            self._just_finished += 1
+        elif 0 <= age_ns < TICK_NS:
             time.sleep((TICK_NS - age_ns) / 1e9)
             age_ns = TICK_NS if self.as_left(number, here, name, device) else 0
         # A ctime that is ahead of the clock says that the clock was set back, and nothing else.
@@ -120,6 +142,8 @@ class FinishedFiles:
         return [begin + chance.randrange(SAMPLED) for begin in range(0, self._index.block_count, SAMPLED)]
 
     def _sample_is_good(self, number: int, here: SafeDir, name: str) -> bool:
+        if self._shared[number]:
+            return True
         numbers, file = self._index.blocks.numbers_of(number), self._index.files[number]
         sample = set(self._picks[numbers.start // SAMPLED : (numbers.stop - 1) // SAMPLED + 1])
         if len(numbers) > 1:

@@ -220,15 +220,9 @@ TOUCH_S = 86_400
 LEFTOVER_S = 3600
 """A temporary file of this age was left by a run that was killed."""
 
-LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E, 0x01021994, 0x858458F6, 0x794C7630})
-"""Types of file systems whose ctime can be relied on: ext2 to ext4, xfs, btrfs, zfs, f2fs, bcachefs, tmpfs, ramfs, overlay (statfs(2)).
-
-Not those on a network, which may tell times that are some seconds old or those of another clock, and not those without a ctime on the disk.
-"""
-
 
 class LocalDevices:
-    """Devices of which it is known whether their file systems are among :data:`LOCAL`."""
+    """Devices of which it is known whether their file systems are among :data:`syscalls.LOCAL`."""
 
     def __init__(self) -> None:
         self._known: dict[int, bool] = {}
@@ -237,7 +231,7 @@ class LocalDevices:
         """Tells whether the file system of ``directory``, which has the number ``device``, is one of them."""
         local = self._known.get(device)
         if local is None:
-            local = self._known[device] = syscalls.file_system_type(directory.fd) in LOCAL
+            local = self._known[device] = directory.file_system_type() in syscalls.LOCAL
         return local
 
 

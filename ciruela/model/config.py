@@ -45,6 +45,7 @@ class Tuning:
 
     fsync: Fsync = Fsync.COMMIT
     verify_before_commit: CommitCheck = CommitCheck.METADATA
+    trust_ctime: bool = True
     disk_reserve_bytes: int = GIB
     disk_reserve_percent: int = 3
     max_index_bytes: int = 256 * MIB

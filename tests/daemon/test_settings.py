@@ -20,6 +20,7 @@ from tests.proof import shows
 EVERYTHING = """\
 fsync: per-file
 verify-before-commit: full
+trust-ctime: false
 disk-reserve-bytes: 2Gi
 disk_reserve_percent: 5
 max-index-bytes: 64Mi
@@ -66,6 +67,7 @@ class SettingsTests(SynchronousTestCase):
             Tuning(
                 fsync=Fsync.PER_FILE,
                 verify_before_commit=CommitCheck.FULL,
+                trust_ctime=False,
                 disk_reserve_bytes=2 << 30,
                 disk_reserve_percent=5,
                 max_index_bytes=64 << 20,

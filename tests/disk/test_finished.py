@@ -55,6 +55,9 @@ class FinishedCase(SynchronousTestCase):
         self.sim.install(self)
         self.use(SPEC)
 
+    siblings: Spec | None = None
+    vpath = V1
+
     def use(self, spec: Spec) -> None:
         self.spec = spec
         self.index, self.data = index_bytes(spec)
@@ -62,13 +65,14 @@ class FinishedCase(SynchronousTestCase):
 
     def at(self, path: str) -> str:
         """The path of a staged file."""
-        where = place(CONFIGS, V1)
+        where = place(CONFIGS, self.vpath)
         return "/".join(("/n/srv/web", where.staging(self.index.image) + path))
 
     def staged(self) -> Staging:
-        self.successResultOf(self.bench.store.write_pending(Pending(V1, state_of(self.index), Command.REPLACE)))
+        vpath = self.vpath
+        self.successResultOf(self.bench.store.write_pending(Pending(vpath, state_of(self.index), Command.REPLACE)))
         self.successResultOf(self.bench.store.write_index(self.index.image, self.data))
-        opened: Staging = self.successResultOf(self.bench.store.stage(V1, self.index))
+        opened: Staging = self.successResultOf(self.bench.store.stage(vpath, self.index))
         return opened
 
     def written(self) -> Staging:
@@ -81,7 +85,7 @@ class FinishedCase(SynchronousTestCase):
     @contextmanager
     def reading(self) -> Iterator[dict[str, int]]:
         """The bytes that are read meanwhile of each file of the image, by its name."""
-        names = {path.removesuffix("*").rpartition("/")[2] for path in self.spec}
+        names = {path.removesuffix("*").rpartition("/")[2] for path in self.spec | (self.siblings or {})}
         seen: dict[str, int] = {}
         read_at = OpenFile.read_at
 
@@ -98,8 +102,8 @@ class FinishedCase(SynchronousTestCase):
         """Commit; returns how many bytes are read of each file."""
         with self.reading() as seen:
             self.successResultOf(staging.commit(state_of(self.index)))
-        self.assertEqual(self.bench.tree(V1), flat(self.spec))
-        wrong = [at for at, inode in self.sim.inodes("/n/srv/web/v1") if inode.is_file and inode.modified_ns != STAMP_NS]
+        self.assertTrue(self.bench.tree(self.vpath) == flat(self.spec))
+        wrong = [at for at, inode in self.sim.inodes(str(place(CONFIGS, self.vpath))) if inode.is_file and inode.modified_ns != STAMP_NS]
         self.assertEqual(wrong, [])
         return seen
 
@@ -107,7 +111,7 @@ class FinishedCase(SynchronousTestCase):
         failed = self.failureResultOf(staging.commit(state_of(self.index)), DownloadFailed).value
         self.assertEqual(failed.reason, AbortReason.COMMIT_ERROR)
         self.assertIn(why, str(failed))
-        self.assertIs(self.bench.tree(V1), None)
+        self.assertTrue(self.bench.tree(self.vpath) is None)
 
     def overwrite(self, path: str, *, put_back: bool = True) -> None:
         """Change one byte, as an editor does that keeps size and mtime."""

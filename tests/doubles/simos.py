@@ -29,7 +29,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import finished, openfile, safedir, syscalls, version, walk
+from ciruela.disk import finished, hashrecord, openfile, reuse, safedir, syscalls, version, walk
 from tests.doubles.simos_disks import Open, fail
 from tests.doubles.simos_inode import PAGE, Inode
 from tests.doubles.simos_names import Names
@@ -37,7 +37,7 @@ from tests.doubles.simos_volume import Volume
 
 _PASSED = frozenset({"strerror", "fsencode", "fsdecode", "path", "stat_result", "statvfs_result", "error"})
 
-PLACES = (safedir, openfile, finished, walk, version)
+PLACES = (safedir, openfile, finished, hashrecord, reuse, walk, version)
 """The modules that make system calls."""
 
 
@@ -105,6 +105,15 @@ class SimOS(Names):
     def sleep(self, seconds: float) -> None:
         """Nothing happens meanwhile."""
         self._now_ns += round(seconds * 1e9)
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self._now_ns / 1e9
+
+    @staticmethod
+    def file_system_type(_fd: int) -> int:
+        """All are ext4."""
+        return 0xEF53
 
     def time_ns(self) -> int:
         """Wall time, by which inodes are stamped."""
