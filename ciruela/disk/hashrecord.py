@@ -41,6 +41,8 @@ _HEAD = struct.Struct("<QqI")
 _ENTRY = struct.Struct("<Qq32s")
 _MOST_BYTES = len(_MAGIC) + _SUM_BYTES + _HEAD.size + MOST_ENTRIES * _ENTRY.size
 
+_KEYS = {kind: kind.value.encode() for kind in HashKind}
+
 Entries = dict[int, tuple[int, bytes]]
 """By inode: its ctime (ns), and what :func:`content_hash` gives for the file."""
 
@@ -49,7 +51,7 @@ _log = Logger()
 
 def content_hash(file: File, kind: HashKind) -> bytes:
     """Hash of the hashes of all blocks, and of their kind."""
-    return blake2b(file.hashes, digest_size=32, key=kind.value.encode()).digest()
+    return blake2b(file.hashes, digest_size=32, key=_KEYS[kind]).digest()
 
 
 def encode(device: int, newest_ns: int, entries: Entries) -> bytes:

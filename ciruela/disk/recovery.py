@@ -404,7 +404,7 @@ def _remove_temporary_bases(records: Records) -> Steps[None]:
 
 
 def _remove_temporary_hashes(records: Records) -> Steps[None]:
-    """What is recorded there is only an advantage: a fault costs no start."""
+    """As the others; the record is only an advantage, so a fault costs no start."""
     try:
         with records.hashes() as directory:
             yield from _remove_temporary(directory, "")

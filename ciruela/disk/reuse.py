@@ -115,10 +115,11 @@ class Content:
         for block in blocks:
             self._here[first + block] = 1
 
-    def add_file(self, file_number: int) -> None:
-        """A whole file is here."""
+    def add_file(self, file_number: int) -> range:
+        """A whole file is here; returns the numbers of its blocks."""
         numbers = self.blocks.numbers_of(file_number)
         self._here[numbers.start : numbers.stop] = b"\1" * len(numbers)
+        return numbers
 
     def drop_file(self, file_number: int) -> None:
         """Marks all blocks of a file as missing."""
@@ -262,8 +263,7 @@ class Reusing:
                 if source is None:
                     return
                 if (yield from self._link(source, number, other)):
-                    content.add_file(number)
-                    numbers = content.blocks.numbers_of(number)
+                    numbers = content.add_file(number)
                     self._taken[numbers.start : numbers.stop] = b"\1" * len(numbers)
                     self._files += 1
                     self._bytes += other.size
@@ -426,7 +426,7 @@ class Reusing:
         self._bytes += sum(mine.block_size(block) for block in good)
 
     def _cloned(self, opened: OpenFile, begin: int, number: int, offset: int, size: int) -> bytes | None:
-        """What a part of a file is since it shares space with another one; None where that cannot be."""
+        """Reads a part of a file since it shares space with another one; None where that cannot be."""
         if not self._clones:
             return None
         try:

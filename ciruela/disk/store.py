@@ -388,11 +388,10 @@ class Store:
                 if finish_aside(directory, place, parent):  # guard: K3.1 A43 I9
                     self._note_aside(parent, place)
             root = open_staging(parent, name)
-        # A copy that is damaged has the ctime of the good one: it is read before anything of it is used again.
-        known = (
-            self._hashes if self._tuning.trust_ctime and self._tuning.fsync is not Fsync.NONE and not repaired else None
-        )  # guard: A10 A50, without 3
-        rules = StagingRules(self._tuning, reuse, modes, known)
+        tuning = self._tuning
+        # A copy that is damaged has the ctime of the good one, so it is read before anything of it is used again.
+        trusting = tuning.trust_ctime and tuning.fsync is not Fsync.NONE and not repaired  # guard: A10 A50, without 3; A44 I1, without 2
+        rules = StagingRules(tuning, reuse, modes, self._hashes if trusting else None)
         return StagingDir(self, self._records, place, Content(index, Tree(root), modes), lane, rules)
 
     def staging_closed(self, place: Place, image: ImageId) -> None:
