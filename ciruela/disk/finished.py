@@ -44,19 +44,19 @@ def _mark(status: os.stat_result) -> Mark:
 
 
 class FinishedFiles:
-    """The files of ``index`` that this process puts together in one tree. They get ``modes``. For one thread at a time.
+    """The files of ``index`` that this process puts together in the directory ``root``. They get ``modes``. For one thread at a time.
 
-    ``inode``, that of the tree, says with the image which blocks are the sample: another one on each node, the same when it is done again.
+    The image and the inode of ``root`` say which blocks are the sample: another one on each node, the same when it is done again.
     """
 
-    def __init__(self, index: Index, modes: Modes, inode: int) -> None:
+    def __init__(self, index: Index, modes: Modes, root: SafeDir) -> None:
         self._index = index
         self._modes = modes
         self._inodes = array("Q", bytes(8 * len(index.files)))  # 0: not finished, or not by us alone
         self._ctimes = array("q", bytes(8 * len(index.files)))
         self._shared = bytearray(len(index.files))  # 1: has other names, too
         self._growing: dict[int, Mark] = {}
-        self._inode = inode
+        self._root = root
         self._just_finished = 0
 
     def begin(self, number: int) -> None:
@@ -138,7 +138,7 @@ class FinishedFiles:
     @cached_property
     def _picks(self) -> list[int]:
         """For each :data:`SAMPLED` blocks of the image the number of the one that is read."""
-        chance = Random(self._index.image + self._inode.to_bytes(8))  # noqa: S311  a sample against mistakes, not against people
+        chance = Random(self._index.image + self._root.status().st_ino.to_bytes(8))  # noqa: S311  a sample against mistakes, not against people
         return [begin + chance.randrange(SAMPLED) for begin in range(0, self._index.block_count, SAMPLED)]
 
     def _sample_is_good(self, number: int, here: SafeDir, name: str) -> bool:

@@ -82,7 +82,7 @@ class Content:
         self.index = index
         self.tree = tree
         self.blocks = index.blocks
-        self.finished = None if modes is None else FinishedFiles(index, modes, tree.root.status().st_ino)
+        self.finished = None if modes is None else FinishedFiles(index, modes, tree.root)
         self._here = bytearray(index.block_count)
         self.here = BlockSet(self._here)
         self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
