@@ -100,7 +100,7 @@ class LocalTree:
         with self._lock:
             try:
                 opened = self._opened(file.path)
-                if key_of(opened.stat()) != key:  # guard: F54
+                if key_of(opened.stat()) != key:  # it would be read for nothing
                     return None
                 data = opened.read_at(file.bytes_of(run.first, run.blocks), run.first * BLOCK_BYTES)
                 if key_of(opened.stat()) != key:  # guard: F54

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from ciruela.disk import hashrecord
 from ciruela.disk.hashrecord import decode, encode
-from ciruela.disk.openfile import STAMP_NS
+from ciruela.disk.openfile import STAMP_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES
@@ -225,6 +225,15 @@ class NotTrusted(RecordCase):
             self.restart()
         self.sim.write(f"/n/db{at}", good, 0o640)
 
+    @shows("I11")
+    def test_half_written(self) -> None:
+        """What a kill left of the record would stay for ever."""
+        self.restart()
+        [at] = self.records()
+        self.sim.write(f"/n/db/hashes/.tmp.{at.rpartition('/')[2]}", b"half", 0o640)
+        self.successResultOf(self.bench.store.load())
+        self.assertEqual(self.bench.debris(), set())
+
     @shows("I6")
     def test_too_large(self) -> None:
         """A file of any size would be read into memory, or the memory grow with each file ever uploaded."""
@@ -257,7 +266,12 @@ class Attacked(RecordCase):
         self.next()
         with mock.patch.object(simos_disks, "TICK_NS", 0):
             self.next(V3, {**NEW, "/more": b"more"})
+            [(_, inode)] = self.sim.inodes(f"{IMAGE}/other")
+            linked_ns = inode.changed_ns
+            self.sim.sleep((linked_ns - self.sim.time_ns()) / 1e9)
             self.edit("/other", put_back=False)
+            self.assertEqual(inode.changed_ns, linked_ns)
+        self.sim.sleep(1)
         self.assertEqual(self.upload(VPath(("app", "web", "v4")), NEW, [(V3, index_bytes({**NEW, "/more": b"more"})[0])]), {"moved": 10})
 
     @shows("A50", "F59", "I1")
@@ -357,13 +371,37 @@ class Attacked(RecordCase):
         self.assertEqual(self.next(), {**UNCHANGED, "other": 10})
         self.assertEqual(self.reused, 2)
 
-    @shows("A50", "I1")
-    def test_just_written_when_it_was_hashed(self) -> None:
-        """A file that was hashed in the tick of its last change may have changed after that without a sign."""
+    @shows("A50", "F59", "I1")
+    def test_edited_while_it_is_hashed(self) -> None:
+        """A change after the last byte was read for the hash, with the mtime put back, before the file is linked."""
+        self.forget_all()
+        read_at = OpenFile.read_at
+
+        def edited(opened: OpenFile, size: int, offset: int) -> bytes:
+            data = read_at(opened, size, offset)
+            if opened.where.endswith("/other"):
+                self.edit("/other")
+            return data
+
+        self.vpath = V2
+        self.use(NEW)
+        with mock.patch.object(OpenFile, "read_at", edited):
+            staging = self.begun([(V1, index_bytes(OLD)[0])])
+        self.assertEqual(self.reused, 3)
+        self.sim.sleep(1)
+        self.refused(staging, "/moved: block 0 is missing or wrong")
+
+    def forget_all(self) -> None:
+        """As with a db directory of an earlier version."""
         self.restart()
         for at in self.records():
             self.sim.unlink(f"/n/db{at}")
         self.restart(kill=True)
+
+    @shows("A50", "I1")
+    def test_just_written_when_it_was_hashed(self) -> None:
+        """A file that was hashed in the tick of its last change may have changed after that without a sign."""
+        self.forget_all()
         with mock.patch.object(simos_disks, "TICK_NS", 0):
             self.edit_nothing("/other")
             self.vpath = V2
