@@ -344,7 +344,7 @@ class Staging(Protocol):
     def prepare(self) -> Deferred[str]:
         """Create what needs no data and set modes, so that only the commit is left. Fires with the path of the directory on this host.
 
-        Every block was hashed before it was written; the commit hashes all of it again.
+        Every block was hashed before it was written; the commit looks at all of it again.
         """
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:

@@ -65,7 +65,7 @@ async def open_source(
 
 def _open_tree(name: str, found: Scan) -> LocalTree:
     """In a thread, because it also reads the index."""
-    return LocalTree(name, found.index)
+    return LocalTree(name, found.index, found.seen)
 
 
 @dataclass(frozen=True, slots=True)

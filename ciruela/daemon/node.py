@@ -372,6 +372,7 @@ class Node:
         self.clients.received(vpath, state)
         self.gossip.news_complete(vpath)
         self.reconciler.ended(vpath, well=True)
+        self.scrub.arrived(vpath)
 
     def gave_up(self, vpath: VPath, image: ImageId, reason: AbortReason, detail: str) -> None:
         """A download ended without an image: tell the clients."""

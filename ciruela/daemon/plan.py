@@ -25,7 +25,7 @@ from ciruela.daemon.authority import key_complaints
 from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.rules import MOST_BYTES, SettingRule, Value, duration, flag, items, number, path, read_file, text, word, wrong
 from ciruela.interfaces import DEFAULT_PORT, Address
-from ciruela.model.config import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, DirConfig, Fsync, Tuning
+from ciruela.model.config import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, CommitCheck, DirConfig, Fsync, Tuning
 from ciruela.model.errors import ConfigError, FormatError
 from ciruela.model.ids import MACHINE_ID_BYTES, MachineId, parse_machine_id
 from ciruela.net.discovery.files import complaints
@@ -90,6 +90,8 @@ def _page_host(value: Value) -> str:
 
 RULES = {
     "fsync": SettingRule("fsync", word(Fsync)),
+    "verify-before-commit": SettingRule("verify_before_commit", word(CommitCheck)),
+    "trust-ctime": SettingRule("trust_ctime", flag),
     "disk-reserve-bytes": SettingRule("disk_reserve_bytes", number(0, MOST_BYTES)),
     "disk-reserve-percent": SettingRule("disk_reserve_percent", number(0, 50)),
     "max-index-bytes": SettingRule("max_index_bytes", number(64 * KIB, STANDARD.max_index_bytes)),

@@ -19,6 +19,7 @@ import cbor2
 from twisted.logger import Logger
 
 from ciruela.disk.executor import ENTRY_COST, Steps
+from ciruela.disk.hashrecord import HashRecord
 from ciruela.disk.layout import Place
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
@@ -274,10 +275,13 @@ def settle(
     return tuple(good)
 
 
-def discard(directory: SafeDir | None, parent: SafeDir, place: Place) -> Steps[None]:
-    """Delete the trees that were kept at ``place`` and that the record does not name any more. Raises OSError."""
+def discard(directory: SafeDir | None, parent: SafeDir, place: Place, known: HashRecord | None = None) -> Steps[None]:
+    """Delete the trees that were kept at ``place`` and that the record does not name any more. Raises OSError.
+
+    ``known`` as in ``removal.remove_tree``.
+    """
     wanted = {place.kept(row.version.image) for row in (() if directory is None else read(directory, place))}
     for name in parent.names():
         yield ENTRY_COST
         if name.startswith(place.kept_prefix) and name not in wanted:
-            yield from remove_tree(parent, name)
+            yield from remove_tree(parent, name, known)

@@ -7,18 +7,21 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from threading import Lock
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ciruela.disk.commit import CommitResult, commit, prepare
 from ciruela.disk.executor import ENTRY_COST, SerialExecutor, Steps
+from ciruela.disk.hashrecord import HashRecord
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
-from ciruela.disk.reuse import Content, Reusing, writable
+from ciruela.disk.reuse import FILES_PER_STEP, Content, Reusing, writable
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import downloading_steps
 from ciruela.disk.tree import Tree, split
@@ -26,7 +29,7 @@ from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Reused
 from ciruela.model.bitfield import BlockSet
-from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
+from ciruela.model.config import STANDARD_MODES, CommitCheck, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
@@ -81,11 +84,15 @@ class StagingHost(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StagingRules:
-    """The settings by which an image is put together: limits of the disk, how siblings are reused, the modes of what is created."""
+    """The settings by which an image is put together: limits of the disk, how siblings are reused, the modes of what is created.
+
+    Files that ``known`` knows are linked without being read; without it all are read.
+    """
 
     tuning: Tuning
     reuse: Reuse = Reuse.HARDLINK
     modes: Modes = STANDARD_MODES
+    known: HashRecord | None = None
 
 
 class StagingDir:
@@ -176,7 +183,8 @@ class StagingDir:
         return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
-        return (yield from Reusing(self._content, self._rules.reuse, self._open_sibling, self._fits, self._rules.modes).run(siblings))
+        rules = self._rules
+        return (yield from Reusing(self._content, rules.reuse, self._open_sibling, self._fits, rules.modes, rules.known).run(siblings))
 
     def _open_sibling(self, vpath: VPath, image: ImageId) -> Tree | None:
         try:
@@ -276,7 +284,9 @@ class StagingDir:
     def prepare(self) -> Deferred[str]:
         """As ``interfaces.Staging.prepare``."""
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
-        return self._run(prepare(self._tree, self._index, self._rules.modes)).addCallback(lambda _: where)
+        finished = self._content.finished
+        work = prepare(self._tree, self._index, self._rules.modes, None if finished is None else finished.as_left)
+        return self._run(work).addCallback(lambda _: where)
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """As ``interfaces.Staging.commit``."""
@@ -287,14 +297,30 @@ class StagingDir:
         return self._commit(state, again=True).addCallback(lambda _: None)
 
     def _commit(self, state: State, *, again: bool) -> Deferred[tuple[RetainedVersion, ...]]:
-        fsync, modes = self._rules.tuning.fsync, self._rules.modes
-        work = commit(self._records, self._place, self._tree, self._index, state, fsync, again=again, modes=modes)
+        tuning, modes, finished = self._rules.tuning, self._rules.modes, self._content.finished
+        spare = finished.spared if finished is not None and tuning.verify_before_commit is CommitCheck.METADATA else None
+        work = commit(self._records, self._place, self._tree, self._index, state, tuning.fsync, again=again, modes=modes, spare=spare)
         return self._run(work).addCallback(self._done)
 
     def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:
+        self._lane.steps(self._note()).addErrback(self._not_noted)
         self.close()
         self._host.staging_shown(self._place, self._index.image, shown.aside)
         return shown.retained
+
+    def _note(self) -> Steps[None]:
+        """Keep what the files of the image have in them, now that it is durable."""
+        known, finished = self._rules.known, self._content.finished
+        if known is None or finished is None:
+            return
+        contents = finished.contents()
+        while some := list(islice(contents, FILES_PER_STEP)):
+            known.note(self._tree.root, some)
+            yield FILES_PER_STEP * ENTRY_COST
+        known.save()
+
+    def _not_noted(self, failure: Failure) -> None:
+        self._log.error("{vpath}: what its files have in them is not recorded: {error}", vpath=str(self._place.vpath), error=failure.value)
 
     def close(self) -> None:
         """As ``interfaces.Staging.close``; descriptors in use by a thread are closed after it."""

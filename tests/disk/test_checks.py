@@ -121,6 +121,7 @@ class Arriving(Real):
         staging, index = self.filled(V1, SMALL)
         other = self.node.root / "other"
         os.link(self.staging_path(V1, index) / "README", other)
+        other.chmod(FRESH_MODE)
         failed = self.failureResultOf(staging.commit(state_of(index)), DownloadFailed).value
         self.assertEqual(failed.reason, AbortReason.COMMIT_ERROR)
         self.assertEqual(other.stat().st_mode & 0o777, FRESH_MODE)
