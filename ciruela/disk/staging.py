@@ -213,6 +213,9 @@ class StagingDir:
                 return results
 
     def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
+        with self._writing:
+            if not self._room_checked:
+                self._check_room()
         runs = self._content.blocks.runs([number for number, _ in blocks])
         results: list[bool] = []
         for file_number, first, count in runs:
@@ -243,8 +246,6 @@ class StagingDir:
 
     def _put(self, file_number: int, first: int, come: Sequence[tuple[int, Block]], good: Sequence[bool]) -> Steps[None]:
         """Writes those of the blocks of a file from ``first`` on that are ``good``, and not here, in as few calls as possible."""
-        if not self._room_checked:
-            self._check_room()
         content, blocks_of = self._content, self._content.blocks
         fresh: list[Block] = []
         for block, (right, (number, data)) in enumerate(zip(good, come, strict=True), first):
