@@ -6,7 +6,7 @@ Everything that would make a run unrepeatable is handed in as :class:`RunContext
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -26,7 +26,6 @@ from ciruela.client.source import BlockProvider
 from ciruela.client.text import count
 from ciruela.client.tracker import (
     EXIT_CONFLICT,
-    MOST_NAMED,
     RUNNING,
     CompletionRule,
     ConnectionReach,
@@ -60,7 +59,7 @@ from ciruela.proto.messages import (
     WithdrawUpload,
 )
 from ciruela.proto.table import deadly, no_images_at
-from ciruela.runtime import PeriodicTask, RepeatLimiter
+from ciruela.runtime import Alarm, PeriodicTask, RepeatLimiter
 from ciruela.swarm.exchange import LOOK_S, PieceExchange
 
 SERVERS_S = 3.0
@@ -73,7 +72,7 @@ MOST_TROUBLES = 3
 """Reasons that are named when no node was ever reached."""
 
 BEAT_S = 1.0
-"""Interval at which everything is judged anew when nothing happens."""
+"""Interval at which nodes are asked and tried again. No verdict waits for it: see :meth:`ClusterRun._look_again`."""
 
 SAME_INDEX = 3
 SAME_INDEX_S = 10.0
@@ -166,6 +165,7 @@ class ClusterRun:
         self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {entry.label}")
         self._told: set[str] = set()
         self._began_s = world.clock.seconds()
+        self._alarm = Alarm(world.clock, self._step, f"judging the uploads to {entry.label}")
         self._stepping = self._again = self._over = False
         self._finished: Deferred[None] = Deferred(lambda _: self.stop())
 
@@ -186,6 +186,7 @@ class ClusterRun:
         self._over = True
         self._beat.stop()
         self._looks.stop()
+        self._alarm.set(None)
         self._contacts.stop()
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
@@ -236,10 +237,14 @@ class ClusterRun:
             self._told.add(text)
             self._listener.problem(self.label, text)
 
+    def _tell_all(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.problem(text)
+
     # -- deciding -----------------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        """Ask, connect, judge: after each event and each beat. Events that come in meanwhile are dealt with in one more round.
+        """Ask, connect, judge: after each event, each beat and each alarm. Events that come in meanwhile are dealt with in one more round.
 
         New connections are begun before the verdict, because one that was just begun may bring a node that counts.
         """
@@ -266,7 +271,7 @@ class ClusterRun:
                 verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
             if verdict.outcome is not UploadOutcome.RUNNING:
                 run.end = RunEnd(verdict, run.book.standing(), now_s)
-                self._tell_refusals(run)
+                self._tell_all(run.untold_refusals())
             elif not run.hindered and reach.unreached and (why := run.book.hindrance(self._rule, reach)):
                 run.hindered = True
                 self.problem(f"{run.book.path} {why}")
@@ -274,6 +279,15 @@ class ClusterRun:
             self.stop()
             if not self._finished.called:
                 self._finished.callback(None)
+        else:
+            self._look_again(now_s)
+
+    def _look_again(self, now_s: float) -> None:
+        """Set the alarm for the next moment at which time alone may change a verdict."""
+        limits_s = (self._rule.connect_timeout_s, self._rule.early_timeout_s, self._rule.deadline_s)
+        moments_s = [self._began_s + limit_s for limit_s in limits_s]
+        moments_s += [since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values()]
+        self._alarm.set(min((moment_s for moment_s in moments_s if moment_s > now_s), default=None))
 
     def _reach(self, run: UploadRun, now_s: float) -> ConnectionReach:
         young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
@@ -459,15 +473,6 @@ class ClusterRun:
             self.problem(f"{self._where(request.address)} {request.run.book.path} does not give it up again: {text}")
             self._step()
 
-    def _tell_refusals(self, run: UploadRun) -> None:
-        """Show what nodes refused since this was shown last: a reason once, and who gave it."""
-        for reason, hosts in run.refusals.items():
-            who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
-            if len(hosts) > 1:
-                who += f" and {len(hosts) - MOST_NAMED} more)" if len(hosts) > MOST_NAMED else ")"
-            self.problem(f"{who} {run.book.path} {reason}")
-        run.refusals.clear()
-
     # -- who else is there --------------------------------------------------------------------------------------------------------
 
     def _paths(self) -> list[str]:
@@ -481,7 +486,7 @@ class ClusterRun:
         """Each beat: ask connected nodes for the servers that they know by now, and those servers that nobody hears."""
         now_s = self._world.clock.seconds()
         for run in self._running():
-            self._tell_refusals(run)
+            self._tell_all(run.untold_refusals())
             every_s = max(SERVERS_S, len(run.book.view.machines) / ROWS_S)
             for request in list(run.requests.values()):
                 if now_s >= request.servers_asked_s + every_s:
@@ -536,6 +541,7 @@ class ClusterRun:
             if run.book.path == path:
                 self._said(run, address, data)
         self._contacts.served([str(address)] if data.taken else [])
+        self._probe()
 
     def _said(self, run: UploadRun, address: Address, data: PathStateData) -> None:
         run.book.said(address, data)
@@ -545,8 +551,7 @@ class ClusterRun:
                 self.met(self, server.machine, server.name)
         view = run.book.view
         self._contacts.served(text for row in view.rows() if not row.silent for text in row.addresses)  # guard: K1.1 I7
-        for one in view.shared:
-            self.problem(shared_text(one))
+        self._tell_all(map(shared_text, view.shared))
 
     def _unanswered(self, failure: Failure, request: NodeRequest) -> None:
         if failure.check(CancelledError, LinkLost):

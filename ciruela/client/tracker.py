@@ -336,7 +336,8 @@ class UploadTracker:
         if not note.forwarded and note.machine_id not in self._own:
             self._own.add(note.machine_id)
             self.revision += 1
-        self._aborted.pop(note.machine_id, None)
+        if self._aborted.pop(note.machine_id, None) is not None:
+            self.revision += 1
         nodes = self._done if note.image == self.image else self._held
         if note.machine_id in nodes:
             return False

@@ -6,7 +6,7 @@ beside them which nodes were asked and which have not answered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -17,7 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.listener import HookAccount
-from ciruela.client.tracker import RUNNING, UploadProgress, UploadTracker, Verdict
+from ciruela.client.text import count
+from ciruela.client.tracker import MOST_NAMED, RUNNING, UploadProgress, UploadTracker, Verdict
 from ciruela.interfaces import Address, Connection
 from ciruela.model.upload import RejectReason
 from ciruela.proto.messages import AppendDir, RemoveDir, ReplaceDir, Request, Response
@@ -84,6 +85,15 @@ class UploadRun:
     def standing(self) -> UploadProgress:
         """The numbers of now; when it is over those of then."""
         return self.end.standing if self.end else self.book.standing()
+
+    def untold_refusals(self) -> Iterator[str]:
+        """Gives what nodes refused since this was asked last: a reason once, and who gave it."""
+        for reason, hosts in self.refusals.items():
+            who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
+            if len(hosts) > 1:
+                who += f" and {len(hosts) - MOST_NAMED} more)" if len(hosts) > MOST_NAMED else ")"
+            yield f"{who} {self.book.path} {reason}"
+        self.refusals.clear()
 
     @property
     def outstanding(self) -> bool:
