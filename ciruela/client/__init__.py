@@ -13,5 +13,5 @@ one cluster), ``clusters`` (the run of all), ``progress``, ``live`` and ``report
 index and upload). Reading and changing: ``schema`` (shapes of pages), ``survey`` (the nodes of a cluster and their pages), ``cluster``
 (:class:`ClusterClient`, the public way to ask), ``pathview`` (what nodes say of a path), ``trust`` (what a signature proves), ``origin``
 (the index at a path), ``fetch`` (blocks of a cluster's image), ``get``, ``ls``, ``status``, ``diff``, ``doctor``, ``explain``, ``editor``,
-``edit``, ``removing``, ``rollback``, ``verify``, ``keygen``, ``demo``.
+``edit``, ``removing``, ``rollback``, ``verify``, ``keygen``, ``completion``, ``demo``.
 """

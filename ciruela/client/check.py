@@ -6,7 +6,7 @@ The forecast of an upload, of the answers of all nodes of a cluster, is a pure d
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
 from ciruela.client.contacts import OnlyAsks
@@ -35,6 +35,7 @@ from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, RejectReason
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,

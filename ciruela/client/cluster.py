@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -27,6 +26,7 @@ from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import DEFAULT_PORT, Address
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import PathStateData, Request, Response
 

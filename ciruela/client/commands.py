@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from twisted.internet.defer import Deferred
@@ -35,6 +34,7 @@ from ciruela.index.digest import HashKind
 from ciruela.interfaces import InThread
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.runtime import TokenBucket
 
 

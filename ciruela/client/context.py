@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
@@ -17,6 +16,7 @@ from ciruela.client.report import Report
 from ciruela.client.sync import RunContext
 from ciruela.interfaces import InThread, NowMs
 from ciruela.model.errors import BadKey
+from ciruela.model.values import dataclass
 from ciruela.net.agent import agent_keys
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver

@@ -6,7 +6,6 @@ An image is read, its index gets another file, and the new image takes the place
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ciruela.client import editor
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
@@ -35,6 +34,7 @@ from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import CheckUpload
 
 _NEVER = frozenset(

@@ -6,7 +6,7 @@ Silence decides nothing here. Who answers late is not waited for, and who does n
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults, succeed
@@ -18,6 +18,7 @@ from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, LinkLost
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import Notification, Request, Response
 
 PATIENCE_S = 2.0

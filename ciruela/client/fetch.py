@@ -11,7 +11,6 @@ cannot have so they ask of the client, and it asks the cluster: the blocks are v
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -33,6 +32,7 @@ from ciruela.index.tree import BlockMap, File, Index
 from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import index, part

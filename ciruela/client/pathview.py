@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address
 from ciruela.model.errors import CiruelaError, LinkLost, NoImages, RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (

@@ -13,7 +13,6 @@ The nodes give each other the rest, so the client sends little more than one cop
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -24,6 +23,7 @@ from ciruela.interfaces import InThread
 from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
+from ciruela.model.values import dataclass
 from ciruela.proto.compression import index
 from ciruela.proto.messages import BlockData, GetBlock, GetBlocks, GetIndex, Request, Response
 from ciruela.runtime import TokenBucket

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,6 +37,7 @@ from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import (
     AbortedImage,
     ExchangePieces,

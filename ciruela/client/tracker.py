@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from ciruela.client.require import Requirement
@@ -19,6 +19,7 @@ from ciruela.client.text import count, interval
 from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.upload import AbortReason, RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
 
 MAX_MACHINES = 10_000

@@ -7,7 +7,7 @@ beside them which nodes were asked and which have not answered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Protocol
 
 from automat import TypeMachine, TypeMachineBuilder
@@ -21,6 +21,7 @@ from ciruela.client.text import count
 from ciruela.client.tracker import MOST_NAMED, RUNNING, UploadProgress, UploadTracker, Verdict
 from ciruela.interfaces import Address, Connection
 from ciruela.model.upload import RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import AppendDir, RemoveDir, ReplaceDir, Request, Response
 from ciruela.runtime import Backoff
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -25,6 +25,7 @@ from ciruela.model.upload import (
     RemovalGranted,
     UploadRequest,
 )
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, CheckData, CheckUpload, Hosts, RemoveDir, ReplaceDir, Response, UploadAck, WithdrawUpload

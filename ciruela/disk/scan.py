@@ -11,7 +11,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.interfaces import InThread
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 
 T = TypeVar("T")
 

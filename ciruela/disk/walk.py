@@ -13,7 +13,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import itemgetter, or_
 
@@ -39,6 +38,7 @@ from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, 
 from ciruela.model.errors import BadIndex, DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.units import count
+from ciruela.model.values import dataclass
 
 MOST_LINKED = 200_000
 """Files with several names that are remembered; beyond, further names of new ones are not counted."""

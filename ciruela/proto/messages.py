@@ -6,11 +6,12 @@ are written in the order of the attributes. :mod:`ciruela.proto.table` has names
 Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.VPath.parse``) and can answer with a reason.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, NamedTuple
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry, State, Version, bounded
 from ciruela.proto.forms import (
     ALGORITHM,

@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, TypeVar
 
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import PieceNews, PieceOffer
 from ciruela.swarm.masks import bits, chosen, lowest
 

@@ -8,7 +8,7 @@ Limits bound what one key, and one directory, may have here at a time (threats 6
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
@@ -21,6 +21,7 @@ from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
+from ciruela.model.values import dataclass
 from ciruela.model.versions import MOST_SIGNATURES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
 from ciruela.runtime import RateLimitedLog

@@ -9,8 +9,9 @@ import argparse
 import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ciruela.model.values import dataclass
 
 PREFIX = "CIRUELA_"
 
