@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
@@ -128,9 +128,8 @@ class Sending:
         LocalProblem for a directory that is empty by mistake. A cluster of which nobody answers now is tried again while the
         others get theirs; in a ``dry`` run it is not.
         """
-        self._display.show(lambda: "Asking who is there")
         try:
-            await together([one.entrance.reach(once=True) for one in self.preflights])
+            await self._reach()
         finally:
             self._display.hide()
         for one in self.preflights:
@@ -142,6 +141,33 @@ class Sending:
         finally:
             self._display.hide()
         self._report(self.preflights)
+
+    async def _reach(self) -> None:
+        """Reach the clusters, and index meanwhile with the hash that ours know; not any more once only others are found to be there."""
+        ahead = Deferred.fromCoroutine(self._ahead())
+        wasted = False
+
+        async def reach() -> None:
+            nonlocal wasted
+            await together([one.entrance.reach(once=True) for one in self.preflights])
+            wasted = self._kind is None and all(one.reached and one.kind is not OURS for one in self.preflights)
+            if wasted:
+                ahead.cancel()
+
+        async def index() -> None:
+            try:
+                await ahead
+            except CancelledError:
+                if not wasted:
+                    raise
+            self._display.show(lambda: "Asking who is there")
+
+        await together([index(), reach()])
+
+    async def _ahead(self) -> None:
+        for one in self.preflights:
+            for wish in one.wishes:
+                await self.scans.of(wish.source, self._kind or OURS)
 
     async def _index(self, one: Preflight) -> None:
         for wish in one.wishes:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
@@ -25,9 +26,12 @@ from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse, parse_sync
 from ciruela.client.orders import LocalProblem
+from ciruela.client.scanning import scan_directory
 from ciruela.client.sync import RunContext
 from ciruela.disk import walk
 from ciruela.disk.localtree import LocalTree
+from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse as parse_index
 from ciruela.interfaces import Address
 from ciruela.keys.public import parse_public, verify
@@ -129,6 +133,37 @@ class Sync(CommandCase):
         self.assertEqual(len(self.out.text.splitlines()), 1)
         for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", f"id {request.image.hex()[:12]}\n"):
             self.assertIn(words, self.err.text)
+
+    def test_indexed_meanwhile(self) -> None:
+        """The time in which a server is reached would come before that in which the directory is read."""
+        FakeNode(self.hub, 1)
+        with patch.object(CommandCase, "pass_"):
+            self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        self.assertIn("Indexed", self.err.text)
+        self.assertEqual(self.clock.seconds(), 0)
+
+    @shows("K6.1")
+    def test_reference(self) -> None:
+        """A server of the reference would be given a hash that it does not know, or be waited for until all was read for nothing."""
+        node = FakeNode(self.hub, 1)
+        self.hub.old.add(address(1))
+        ended: list[HashKind] = []
+
+        async def scan(name: str, kind: HashKind, *more: Any) -> Scan:
+            if kind is HashKind.BLAKE3:
+                await Deferred(lambda _: ended.append(kind))
+            return await scan_directory(name, kind, *more)
+
+        with patch.object(commands, "scan_directory", scan):
+            self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        (request,) = node.requests
+        assert isinstance(request, AppendDir)
+        asked = node.links[0].ask(GetIndex(request.image, None))
+        self.pass_()
+        answer = self.successResultOf(asked)
+        assert isinstance(answer, IndexData)
+        self.assertIs(parse_index(answer.data, request.image).kind, HashKind.BLAKE2B)
+        self.assertEqual(ended, [HashKind.BLAKE3])
 
     def test_modes(self) -> None:
         """Append, weak append and replace become the requests they are; a source used twice is read once."""
