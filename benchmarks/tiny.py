@@ -51,7 +51,7 @@ def ciruela(top: Path, checkout: Path, name: str, tree: Path, children: Children
     """Client and nodes of one checkout, run by its own environment if it has one."""
     own = checkout / ".venv" / "bin" / "python"
     python = str(own) if own.exists() else sys.executable
-    environ = environment(PYTHONPATH=str(checkout))
+    environ = environment(PYTHONPATH=str(checkout), PYTHONSAFEPATH="1")  # else the directory of this run would come first
     key = top / f"{name} key"
     nodes = make_nodes(top / name, free_port(HOSTS), write_key(key, os.urandom(32)), {"bench": "append-only: true\nnum-levels: 1\n"})
     for node in nodes:

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
 
-from ciruela.client.contacts import OnlyAsks
+from ciruela.client.contacts import ClosableLink, OnlyAsks, RunContext
 from ciruela.client.crawl import MissingServer, ServerCrawl, answer_of
 from ciruela.client.entrance import AnswerWindow, Entrance, together
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import UploadCheck
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.text import count, size
 from ciruela.client.tracker import (
     EXIT_CONFLICT,

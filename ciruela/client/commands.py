@@ -11,6 +11,7 @@ from functools import partial
 from twisted.internet.defer import CancelledError, Deferred
 
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.entrance import together
 from ciruela.client.identities import Identities
@@ -24,8 +25,7 @@ from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import SHARED_BYTES_S, ImageSource, SharedImage
-from ciruela.client.sync import RunContext
+from ciruela.client.source import SHARED_BYTES_S, ImageSource, SharedImage, small_content
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
 from ciruela.disk.localtree import LocalTree
@@ -57,15 +57,16 @@ async def open_source(
     offers = []
     trees: list[LocalTree] = []
     for name, found in scans:
-        tree: LocalTree = await in_thread(_open_tree, name, found)
+        offer, tree = await in_thread(_open_tree, name, found)
         trees.append(tree)
-        offers.append(SharedImage(found.index, found.data, tree, name))
+        offers.append(offer)
     return ImageSource(offers, in_thread, changed, pace), trees
 
 
-def _open_tree(name: str, found: Scan) -> LocalTree:
-    """In a thread, because it also reads the index."""
-    return LocalTree(name, found.index)
+def _open_tree(name: str, found: Scan) -> tuple[SharedImage, LocalTree]:
+    """In a thread, because it also reads the index, and a small image."""
+    tree = LocalTree(name, found.index)
+    return SharedImage(found.index, found.data, tree, name, small_content(found.index, found.data, tree)), tree
 
 
 @dataclass(frozen=True, slots=True)

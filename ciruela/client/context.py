@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import IO, Any
 
-from ciruela.client.contacts import Resolve
+from ciruela.client.contacts import Resolve, RunContext
 from ciruela.client.identities import Identities, exposed, load_identities, read_key_file, terminal
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import Keys
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.report import Report
-from ciruela.client.sync import RunContext
 from ciruela.interfaces import InThread, NowMs
 from ciruela.model.errors import BadKey
 from ciruela.model.values import dataclass

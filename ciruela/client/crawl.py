@@ -13,10 +13,9 @@ from dataclasses import field
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
 
-from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, ClusterAddresses, OnlyAsks, each, nameable
+from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, ClosableLink, ClusterAddresses, OnlyAsks, RunContext, each, nameable
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
 from ciruela.model.errors import Busy, CiruelaError, NoImages, RemoteError

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ciruela.client import editor
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.editor import LocalFile
 from ciruela.client.entrance import together
@@ -23,7 +24,6 @@ from ciruela.client.pathview import claimed_signers
 from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
 from ciruela.client.survey import real_survey
-from ciruela.client.sync import RunContext
 from ciruela.client.text import size, stamp
 from ciruela.client.tracker import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.trust import Proof, ShownImage, TrustedKeys, insist_on_proof, shown, trust_of

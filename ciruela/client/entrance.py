@@ -13,9 +13,8 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredLock, First
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
-from ciruela.client.contacts import ClusterAddresses, OnlyAsks
+from ciruela.client.contacts import ClosableLink, ClusterAddresses, OnlyAsks, RunContext
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, LinkLost
 from ciruela.model.values import dataclass

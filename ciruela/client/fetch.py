@@ -17,13 +17,12 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import ClusterAddresses
+from ciruela.client.contacts import ClosableLink, ClusterAddresses, RunContext
 from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, answer_of
 from ciruela.client.editor import LocalFile
 from ciruela.client.entrance import Entrance
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.trust import signed_state
 from ciruela.download import relaycache
 from ciruela.index.digest import BLOCK_BYTES
@@ -49,6 +48,7 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    ImageContent,
     IndexAtData,
     Request,
     Response,
@@ -386,6 +386,10 @@ class Relay:
         new = self._new.index
         own = sum(1 << piece for piece in {new.pieces.piece_of(number) for number in self._own})
         return {new.image: Shares(new.pieces, new.total_bytes, own)}
+
+    def content(self, image: ImageId) -> ImageContent | None:  # noqa: ARG002  the protocol's
+        """Nothing: the nodes have most of it."""
+        return None
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """As ``BlockProvider.answer``."""

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from ciruela.client.check import MOST_NAMED, CheckReply, Forecast, Fresh, PreflightSurvey, Says, difference, forecast, refusal_of
 from ciruela.client.clusters import ClusterUploads, Met, Settled
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.listener import Listener, NodeNews, UploadRow
@@ -26,7 +27,7 @@ from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
 from ciruela.client.source import BlockProvider
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.text import clean, count, interval, size
 from ciruela.client.tracker import (
     EXIT_NETWORK,

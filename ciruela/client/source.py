@@ -25,7 +25,7 @@ from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.values import dataclass
 from ciruela.proto.compression import index
-from ciruela.proto.messages import BlockData, GetBlock, GetBlocks, GetIndex, Request, Response
+from ciruela.proto.messages import MOST_BROUGHT_BYTES, BlockData, GetBlock, GetBlocks, GetIndex, ImageContent, Request, Response
 from ciruela.runtime import TokenBucket
 
 T = TypeVar("T")
@@ -129,12 +129,21 @@ class ScannedTree(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SharedImage:
-    """One image that this client can give. ``source`` is the directory as the user named it."""
+    """One image that this client can give. ``source`` is the directory as the user named it, ``content`` a small image itself."""
 
     index: Index
     data: bytes
     tree: ScannedTree
     source: str
+    content: ImageContent | None = None
+
+
+def small_content(index: Index, data: bytes, tree: ScannedTree) -> ImageContent | None:
+    """Reads an image that is small enough to come with an order; None for a larger one, or one that has changed. Blocking."""
+    if len(data) + index.total_bytes > MOST_BROUGHT_BYTES:
+        return None
+    blocks = [block for block in tree.blocks(range(index.block_count)) if block is not None]
+    return ImageContent(data, b"".join(blocks)) if len(blocks) == index.block_count else None
 
 
 class BlockProvider(Protocol):
@@ -142,6 +151,9 @@ class BlockProvider(Protocol):
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
+
+    def content(self, image: ImageId) -> ImageContent | None:
+        """A small image itself, to come with the order."""
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which ``published`` were published; ``sent`` is told how many bytes of which image that takes."""
@@ -175,6 +187,11 @@ class ImageSource:
         """For each image who takes which part of it, on one cluster."""
         indexes = [offer.index for offer, _ in self._shared.values()]
         return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=index.blocks.bytes_of) for index in indexes}
+
+    def content(self, image: ImageId) -> ImageContent | None:
+        """A small image itself, to come with the order; None where a rate is kept to."""
+        shared = self._shared.get(image)
+        return None if shared is None or self._pace is not None else shared[0].content
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.

@@ -5,18 +5,15 @@ Everything that would make a run unrepeatable is handed in as :class:`RunContext
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import Contacts, Resolve, ServerProbes
+from ciruela.client.contacts import ClosableLink, Contacts, RunContext, ServerProbes
 from ciruela.client.listener import Listener, NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import ServerRow as ServerRow
@@ -33,7 +30,7 @@ from ciruela.client.tracker import (
     meaning_of,
 )
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, NodeRequest, RunEnd, Upload, UploadRun
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.interfaces import Address, Connection
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import RejectReason
@@ -47,6 +44,7 @@ from ciruela.proto.messages import (
     GetPathState,
     GetShare,
     HookResult,
+    ImageContent,
     Notification,
     PathStateData,
     PublishImage,
@@ -85,27 +83,6 @@ CONNECT_PATIENCE_S = 1.0
 
 _Place = tuple[ImageId, str]
 """An image, and the path where it is to be."""
-
-
-class ClosableLink(Connection, Protocol):
-    """A link of ours, which we may end."""
-
-    def close(self, reason: str = "closed by us") -> None:
-        """Close the connection."""
-
-
-Connect = Callable[[Address, RequestHandler], Deferred[Any]]
-"""Connects to an address; fires with a :class:`ClosableLink`."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """Context of a run: its ports."""
-
-    clock: IReactorTime
-    rng: random.Random
-    connect: Connect
-    resolve: Resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,9 +382,15 @@ class ClusterRun:
         if self._shares:
             self._peers[address].published[run.book.image] = None
             link.tell(PublishImage(run.book.image))
-        request.events.ask(run.upload.request, self._answered, self._unanswered)
+        message = run.upload.message(self._brought(request))
+        request.events.ask(message, self._answered, self._unanswered)
         if link.bulk:
             self._ask_servers(request)
+
+    def _brought(self, request: NodeRequest) -> ImageContent | None:
+        """A small image itself, for a node that knows what to do with it."""
+        image = request.run.book.image
+        return self._source.content(image) if request.link.exchanges else None  # guard: K6.2, -> self._source.content(image)
 
     def _answered(self, response: Response, request: NodeRequest) -> None:
         run, address = request.run, request.address
@@ -418,6 +401,10 @@ class ClusterRun:
         self._contacts.succeeded(address)
         run.pause.succeeded(address)
         run.book.answered(address, response)
+        content = self._brought(request)
+        if content is not None and response.accepted and not run.book.has(address):
+            self._shares[run.book.image].gave(range(self._shares[run.book.image].pieces.block_count))
+            self._sent(run.book.image, len(content.index) + len(content.blocks))
         self._contacts.heard(response.hosts.values())
         if response.machine is not None:
             self.met(self, response.machine, response.hostname)

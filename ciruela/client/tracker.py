@@ -400,6 +400,10 @@ class UploadTracker:
         contact = self._contacts.get(address)
         return contact is not None and contact.answer in (_Reply.REFUSED, _Reply.NO_CONFIG)
 
+    def has(self, address: Address) -> bool:
+        """Tells whether the node at ``address`` has said that it has this image."""
+        return self._contacts[address].machine in self._own & self._done
+
     def done_machines(self) -> int:
         """Nodes that have exactly this image."""
         return len(self._done) - len(self._unvouched(self._done))

@@ -7,7 +7,7 @@ beside them which nodes were asked and which have not answered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import ClassVar, Protocol
 
 from automat import TypeMachine, TypeMachineBuilder
@@ -22,7 +22,7 @@ from ciruela.client.tracker import MOST_NAMED, RUNNING, UploadProgress, UploadTr
 from ciruela.interfaces import Address, Connection
 from ciruela.model.upload import RejectReason
 from ciruela.model.values import dataclass
-from ciruela.proto.messages import AppendDir, RemoveDir, ReplaceDir, Request, Response
+from ciruela.proto.messages import AppendDir, ImageContent, RemoveDir, ReplaceDir, Request, Response
 from ciruela.runtime import Backoff
 
 ANSWER_TIMEOUT_S = 30.0
@@ -36,6 +36,10 @@ class Upload:
     request: AppendDir | ReplaceDir | RemoveDir
     weak: bool
     total_bytes: int
+
+    def message(self, content: ImageContent | None) -> Request:
+        """The request as it is sent, with the image itself where that is given."""
+        return self.request if content is None or isinstance(self.request, RemoveDir) else replace(self.request, content=content)
 
     def takes_back(self, reason: str | None) -> bool:
         """Tells whether a refusal by one server means that no server should have it: other content is there already.

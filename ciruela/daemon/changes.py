@@ -67,7 +67,7 @@ class ChangeRequests:
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
         order = UploadRequest(command, vpath, request.image, old_image, entries, Origin.CLIENT)
-        return self.uploads.order(order).addCallback(self._judged, link, order).addCallback(self._signed, link)
+        return self.uploads.order(order, content=request.content).addCallback(self._judged, link, order).addCallback(self._signed, link)
 
     def _hosts(self, vpath: VPath) -> Hosts:
         """The other nodes that take ``vpath``, as far as these are known."""

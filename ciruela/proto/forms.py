@@ -109,7 +109,7 @@ class Data(Codec[bytes]):
         """As :meth:`Codec.read`."""
         if not isinstance(value, bytes):
             raise FormatError("data is not bytes")
-        if self.most is not None and len(value) > self.most:
+        if self.most is not None and len(value) > self.most:  # guard: A24
             raise FormatError(f"{self.label} is longer than {self.most} bytes")
         return value
 

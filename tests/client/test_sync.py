@@ -12,10 +12,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.clusters import SyncRun, exit_code
+from ciruela.client.contacts import RunContext
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, Upload
 from ciruela.index.digest import BLOCK_BYTES, HashKind
