@@ -9,6 +9,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.completion import script
+from ciruela.client.options.local import Shell
 from ciruela.client.tracker import EXIT_NETWORK
 from tests.keys.samples import sample
 from tests.real.daemons import environment
@@ -17,7 +19,7 @@ BEGIN = """
 import gc, json, sys
 from ciruela.client import start
 sys.argv = ["ciruela-sync", *{arguments!r}]
-code = start.{name}()
+code = start.run({name!r})
 heavy = {heavy!r}
 loaded = [name for name, module in sys.modules.items() if module is not None and any(f"{{name}}.".startswith(f"{{one}}.") for one in heavy)]
 print(json.dumps([code, gc.isenabled(), gc.get_freeze_count() > 10_000, loaded]))
@@ -62,7 +64,7 @@ class StartTests(SynchronousTestCase):
 
     def test_only_what_it_needs(self) -> None:
         """The demo, its web client and what a daemon needs would double the wait."""
-        for name in ("ciruela_sync", "ciruela"):
+        for name in ("main_sync", "main"):
             printed, found = self.begun(name, "--version")
             self.assertTrue(printed.startswith("ciruela "), printed)
             self.assertEqual(found, [0, True, True, []])
@@ -75,6 +77,23 @@ class StartTests(SynchronousTestCase):
         (top / "key").chmod(0o600)
         (top / "service.conf").write_text("port = 80\n")
         more = ("--connect-timeout", "100ms", "--port", "9")
-        printed, found = self.begun("ciruela_sync", "-i", str(top / "key"), *more, "--append", f"{top}:/app/v1", "127.0.0.1")
+        printed, found = self.begun("main_sync", "-i", str(top / "key"), *more, "--append", f"{top}:/app/v1", "127.0.0.1")
         self.assertIn("no node was reached", printed)
         self.assertEqual(found, [EXIT_NETWORK, True, True, []])
+
+    def test_end(self) -> None:
+        """What was printed would be cut off, or what was to be done at the end of the process left undone."""
+        program = """
+import atexit, sys
+from ciruela.client import start
+atexit.register(lambda: sys.stderr.write("at the end"))
+sys.argv = ["ciruela", "completion", "bash"]
+start.ciruela()
+sys.stdout.write("not ended")
+"""
+        home = Path(self.mktemp())
+        home.mkdir(parents=True)
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment(home.absolute()), capture_output=True, text=True, timeout=60, check=True)
+        self.assertEqual(done.stdout, script(Shell.BASH))
+        self.assertEqual(done.stderr, "at the end")
