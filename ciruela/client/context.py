@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO, Any
 
 from ciruela.client.contacts import Resolve, RunContext
-from ciruela.client.identities import Identities, exposed, load_identities, read_key_file, terminal
+from ciruela.client.identities import AskPassphrase, Identities, exposed, load_identities, read_key_file, terminal
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import Keys
 from ciruela.client.progress import Block, Display, wants_live
@@ -26,7 +26,7 @@ class AppContext:
     """Context of a command: everything from the process that is not in its options.
 
     ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
-    ``report`` writes what programs read, where they asked for it.
+    ``report`` writes what programs read, where they asked for it. ``terminal`` gives what asks for a passphrase.
     """
 
     reactor: Any
@@ -38,6 +38,7 @@ class AppContext:
     in_thread: InThread
     look_up_in_thread: InThread
     report: Report | None = None
+    terminal: Callable[[], AskPassphrase | None] = terminal
 
 
 def make_display(common: Common, around: AppContext, lines_every_s: float | None) -> Display:
@@ -69,7 +70,7 @@ async def identities_of(keys: Keys, around: AppContext, display: Display) -> Ide
         environ=around.environ,
         home=around.environ.get("HOME"),
         read_file=read_key_file,
-        ask_passphrase=terminal(),
+        ask_passphrase=around.terminal(),
         agent=partial(agent_keys, around.reactor),
         in_thread=around.in_thread,
         exposed=exposed,

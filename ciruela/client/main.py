@@ -28,6 +28,7 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.context import AppContext
 from ciruela.client.errors import CommandError
+from ciruela.client.identities import AskPassphrase, terminal
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import CompletionOptions, DemoOptions, IndexOptions, KeygenOptions, VerifyOptions
 from ciruela.client.options.reading import DiffOptions, DoctorOptions, ExplainOptions, GetOptions, LsOptions, StatusOptions
@@ -41,6 +42,8 @@ from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT
 from ciruela.disk.streams import Standard
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import limits
+
+Terminal = Callable[[], AskPassphrase | None] | None
 
 LOOK_UP_THREADS = 4
 """Names that are resolved at the same time."""
@@ -246,7 +249,7 @@ def _terminal_settings() -> list[Any] | None:
         return None
 
 
-def _run(options: Options, standard: Standard | None) -> int:
+def _run(options: Options, standard: Standard | None, its: Terminal) -> int:
     from twisted.internet import reactor  # noqa: TID251  loaded late: parsing the command line needs no reactor
 
     verbose = options.common.verbosity > 1
@@ -263,6 +266,7 @@ def _run(options: Options, standard: Standard | None) -> int:
         in_thread=_pool(reactor, options.common.disk_threads, "disk"),
         look_up_in_thread=_pool(reactor, LOOK_UP_THREADS, "names"),
         report=report,
+        terminal=its or terminal,
     )
     life = _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0, report)
     if standard is not None:
@@ -276,14 +280,15 @@ def _run(options: Options, standard: Standard | None) -> int:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)
 
 
-def main(argv: Sequence[str] | None = None, standard: Standard | None = None) -> int:
+def main(argv: Sequence[str] | None = None, standard: Standard | None = None, terminal: Terminal = None) -> int:
     """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line.
 
-    A stdout that cannot be written any more ends the command, where ``standard`` tells of it.
+    A stdout that cannot be written any more ends the command, where ``standard`` tells of it. ``terminal`` is that of the command, where
+    it is not that of this process.
     """
-    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ), standard)
+    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ), standard, terminal)
 
 
-def main_sync(argv: Sequence[str] | None = None, standard: Standard | None = None) -> int:
+def main_sync(argv: Sequence[str] | None = None, standard: Standard | None = None, terminal: Terminal = None) -> int:
     """``ciruela-sync``: as ``ciruela sync``."""
-    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ), standard)
+    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ), standard, terminal)
