@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO, Any
 
+from twisted.internet.defer import Deferred
+
 from ciruela.client.contacts import Resolve, RunContext
 from ciruela.client.identities import AskPassphrase, Identities, exposed, load_identities, read_key_file, terminal
 from ciruela.client.options.common import Common
@@ -16,7 +18,7 @@ from ciruela.client.report import Report
 from ciruela.interfaces import InThread, NowMs
 from ciruela.model.errors import BadKey
 from ciruela.model.values import dataclass
-from ciruela.net.agent import agent_keys
+from ciruela.net.agent import AgentKeys
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver
 
@@ -60,6 +62,13 @@ def _live_block(around: AppContext) -> Block:
     from ciruela.client.live import TerminalBlock  # here, because only a terminal needs it
 
     return TerminalBlock(around.stderr, around.environ)
+
+
+def agent_keys(reactor: Any, socket_path: str, timeout_s: float) -> Deferred[AgentKeys]:
+    """As ``net.agentclient.agent_keys``, which is loaded where there is an agent."""
+    from ciruela.net import agentclient
+
+    return agentclient.agent_keys(reactor, socket_path, timeout_s)
 
 
 async def identities_of(keys: Keys, around: AppContext, display: Display) -> Identities:

@@ -2,10 +2,13 @@
 
 The only module of the client that knows the reactor. It ends with one clear line and an exit code, never with a traceback, whatever the
 user's files, keys and servers do.
+
+``ciruela completion``: scripts for shells, made by shtab of the same parsers that read the command lines.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -30,11 +33,11 @@ from ciruela.client.context import AppContext
 from ciruela.client.errors import CommandError
 from ciruela.client.identities import AskPassphrase, terminal
 from ciruela.client.options.edit import EditOptions, PutFileOptions
-from ciruela.client.options.local import CompletionOptions, DemoOptions, IndexOptions, KeygenOptions, VerifyOptions
+from ciruela.client.options.local import CompletionOptions, DemoOptions, IndexOptions, KeygenOptions, Shell, VerifyOptions
 from ciruela.client.options.reading import DiffOptions, DoctorOptions, ExplainOptions, GetOptions, LsOptions, StatusOptions
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions
 from ciruela.client.options.sync import SyncOptions, UploadOptions
-from ciruela.client.options.table import Options, parse, parse_sync
+from ciruela.client.options.table import Options, ciruela, ciruela_sync, parse, parse_sync
 from ciruela.client.orders import Conflict, LocalProblem
 from ciruela.client.report import Report
 from ciruela.client.text import clean, clean_lines
@@ -42,6 +45,38 @@ from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT
 from ciruela.disk.streams import Standard
 from ciruela.model.errors import BadKey, CiruelaError, ConfigError, DiskError, FormatError, LinkLost, RemoteError
 from ciruela.net import limits
+
+_FILES, _DIRECTORIES = ("FILE", "INDEX|IMAGE_ID"), ("DIR",)
+"""Metavars of values for which a file or a directory is completed."""
+
+
+def script(shell: Shell) -> str:
+    """The text that a shell of this kind reads, for both programs."""
+    import shtab  # here, because nothing else needs it
+
+    parsers = (ciruela(), ciruela_sync())
+    for parser in parsers:
+        _name_files(parser, shtab.FILE, shtab.DIRECTORY)
+    return "\n".join(shtab.complete(parser, shell=shell.value) for parser in parsers)
+
+
+def _name_files(parser: argparse.ArgumentParser, files: object, directories: object) -> None:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _name_files(command, files, directories)
+        elif action.metavar in _FILES:
+            action.complete = files  # type: ignore[attr-defined]
+        elif action.metavar in _DIRECTORIES:
+            action.complete = directories  # type: ignore[attr-defined]
+
+
+async def completion(options: CompletionOptions, around: AppContext) -> int:
+    """``ciruela completion``: the script to stdout."""
+    around.stdout.write(script(options.shell))
+    around.stdout.flush()
+    return 0
+
 
 Terminal = Callable[[], AskPassphrase | None] | None
 
@@ -236,8 +271,6 @@ def _command(options: Options, around: AppContext) -> Callable[[], Coroutine[Any
 
             return lambda: upload(options, around)
         case CompletionOptions():
-            from ciruela.client.completion import completion
-
             return lambda: completion(options, around)
 
 

@@ -26,7 +26,8 @@ from ciruela.model.ids import ImageId
 from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, agent_keys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed
+from ciruela.net.agentclient import agent_keys
 from ciruela.proto.messages import BaseDirData
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 

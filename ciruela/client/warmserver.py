@@ -60,7 +60,7 @@ def main() -> None:
     mine = os.stat(place).st_ino
     listener.listen(64)
     try:
-        _Server(listener).serve(idle_s)
+        _ForkServer(listener).serve(idle_s)
     finally:
         with suppress(FileNotFoundError):
             if os.stat(place).st_ino == mine:
@@ -85,7 +85,7 @@ class _Fork:
         return os.waitstatus_to_exitcode(status)
 
 
-class _Server:
+class _ForkServer:
     """Takes orders, one fork for each. One thread, no reactor: both would be shared by all that is forked."""
 
     def __init__(self, listener: socket.socket) -> None:

@@ -1,14 +1,18 @@
-"""The agent protocol of OpenSSH (PROTOCOL.agent) over the UNIX socket of an ssh-agent, by Conch."""
+"""The agent protocol of OpenSSH (PROTOCOL.agent) over the UNIX socket of an ssh-agent, by Conch.
+
+Only who has an agent imports this: Conch takes a tenth of the start.
+"""
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from twisted.conch.error import ConchError
 from twisted.conch.ssh.agent import SSHAgentClient
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectingCancelledError
@@ -18,13 +22,16 @@ from twisted.python.failure import Failure
 
 from ciruela.keys.public import KEY_TYPE, PublicKey, blob_type, describe_type, parse_blob, take_string, verify, visible
 from ciruela.model.errors import BadKey
-from ciruela.net.agent import AgentFailed, AgentKey, AgentKeys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKey, AgentKeys
 
 SIGN_TIMEOUT_S = 120.0
 """For one signature; a person may have to confirm it (``ssh-add -c``)."""
 
 MAX_ANSWER_BYTES = 256 * 1024
 """Longest answer that is read, the limit of OpenSSH's own agent."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Longest path that fits into a sockaddr_un of Linux (unix(7)); Twisted raises in the reactor for more."""
 
 _MALFORMED = (struct.error, IndexError, TypeError, ValueError)
 """Exceptions of Conch when an answer is shorter than it says or of another kind."""
@@ -58,12 +65,17 @@ class _Client(SSHAgentClient):
             done.errback(AgentFailed(what))
 
 
-def connected(reactor: IReactorUNIX, socket_path: str) -> Agent:
-    """The agent at ``socket_path``. ``reactor`` also has to be the clock."""
-    return Agent(UNIXClientEndpoint(reactor, socket_path), IReactorTime(reactor), socket_path)
+def agent_keys(reactor: IReactorUNIX, socket_path: str, timeout_s: float = LIST_TIMEOUT_S) -> Deferred[AgentKeys]:
+    """The keys of the agent at ``socket_path`` (the value of ``SSH_AUTH_SOCK``). ``reactor`` also has to be the clock.
+
+    Fails with AgentFailed when the agent cannot be reached, or does not answer within ``timeout_s``.
+    """
+    if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH_BYTES:
+        return fail(AgentFailed(f"the ssh-agent at {socket_path} cannot be reached: the path is longer than that of any socket"))
+    return _Agent(UNIXClientEndpoint(reactor, socket_path), IReactorTime(reactor), socket_path).keys(timeout_s)
 
 
-class Agent:
+class _Agent:
     """Asks one question per connection, so that a broken answer spoils nothing but itself."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, clock: IReactorTime, name: str) -> None:
@@ -72,11 +84,9 @@ class Agent:
         self._name = name
 
     def keys(self, timeout_s: float) -> Deferred[AgentKeys]:
-        """Lists what it holds. Fails with AgentFailed."""
         return self._ask(lambda client: client.requestIdentities().addCallback(self._sort), timeout_s)
 
     def sign(self, public: PublicKey, data: bytes) -> Deferred[bytes]:
-        """Signs with one of its keys, and checks the signature. Fails with AgentFailed."""
         return self._ask(lambda client: client.signData(public.blob, data).addCallback(_signature, public, data), SIGN_TIMEOUT_S)
 
     def _ask(self, question: Callable[[_Client], Deferred[T]], timeout_s: float) -> Deferred[T]:

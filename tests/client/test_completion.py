@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.completion import script
+from ciruela.client.main import script
 from ciruela.client.options.local import Shell
 from ciruela.client.options.table import COMMANDS, ciruela, ciruela_sync
 from tests.proof import shows

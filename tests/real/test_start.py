@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.client.completion import script
+from ciruela.client.main import script
 from ciruela.client.options.local import Shell
 from ciruela.client.tracker import EXIT_NETWORK
 from tests.keys.samples import sample
@@ -41,7 +41,6 @@ HEAVY = (
     "treq",
     "twisted.web",
     "yaml",
-    "ciruela.client.completion",
     "ciruela.client.demo",
     "ciruela.client.survey",
     "ciruela.daemon",
