@@ -33,7 +33,7 @@ GO_ON = 125
 """Exit code of a fork that can do nothing of what is wanted without the terminal: the command runs as if it had not been asked."""
 
 REPLY = struct.Struct("=i")
-"""How the fork ended: as ``Popen.returncode``."""
+"""The end of the fork, as ``Popen.returncode``."""
 
 DESCRIPTORS = 5
 """Descriptors that come with an order: of its text, of the current directory, and 0, 1 and 2."""
