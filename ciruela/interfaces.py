@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -22,6 +21,7 @@ from ciruela.model.config import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId, MachineId
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BlocksData, GetBlocks, Notification, Request, Response

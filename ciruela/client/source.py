@@ -13,7 +13,6 @@ The nodes give each other the rest, so the client sends little more than one cop
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -25,8 +24,9 @@ from ciruela.interfaces import BlockGiving, InThread
 from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
+from ciruela.model.values import dataclass
 from ciruela.proto.compression import index
-from ciruela.proto.messages import BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, Request, Response
+from ciruela.proto.messages import MOST_BROUGHT_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, ImageContent, Request, Response
 from ciruela.runtime import TokenBucket
 
 BytesOf = Callable[[Sequence[int]], int]
@@ -129,12 +129,21 @@ class ScannedTree(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SharedImage:
-    """One image that this client can give. ``source`` is the directory as the user named it."""
+    """One image that this client can give. ``source`` is the directory as the user named it, ``content`` a small image itself."""
 
     index: Index
     data: bytes
     tree: ScannedTree
     source: str
+    content: ImageContent | None = None
+
+
+def small_content(index: Index, data: bytes, tree: ScannedTree) -> ImageContent | None:
+    """Reads an image that is small enough to come with an order; None for a larger one, or one that has changed. Blocking."""
+    if len(data) + index.total_bytes > MOST_BROUGHT_BYTES:
+        return None
+    blocks = [block for block in tree.blocks(range(index.block_count)) if block is not None]
+    return ImageContent(data, b"".join(blocks)) if len(blocks) == index.block_count else None
 
 
 class BlockProvider(Protocol):
@@ -142,6 +151,9 @@ class BlockProvider(Protocol):
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
+
+    def content(self, image: ImageId) -> ImageContent | None:
+        """A small image itself, to come with the order."""
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which ``published`` were published; ``sent`` is told how many bytes of which image that takes."""
@@ -176,6 +188,11 @@ class ImageSource:
         """For each image who takes which part of it, on one cluster."""
         indexes = [offer.index for offer, _ in self._shared.values()]
         return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=index.blocks.bytes_of) for index in indexes}
+
+    def content(self, image: ImageId) -> ImageContent | None:
+        """A small image itself, to come with the order; None where a rate is kept to."""
+        shared = self._shared.get(image)
+        return None if shared is None or self._pace is not None else shared[0].content
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.

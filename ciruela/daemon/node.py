@@ -6,7 +6,6 @@ The daemon hands in files, sockets and the reactor (``service``); tests hand in 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -37,6 +36,7 @@ from ciruela.model.config import DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, Origin, RejectReason, Removal, UploadRequest
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.reconcile.service import Reconciler

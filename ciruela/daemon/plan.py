@@ -17,7 +17,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from ciruela.interfaces import DEFAULT_PORT, Address
 from ciruela.model.config import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, CommitCheck, DirConfig, Fsync, Tuning
 from ciruela.model.errors import ConfigError, FormatError
 from ciruela.model.ids import MACHINE_ID_BYTES, MachineId, parse_machine_id
+from ciruela.model.values import dataclass
 from ciruela.net.discovery.files import complaints
 from ciruela.net.discovery.spec import SourceKind, SourceSpecs, Spec, check_url, parse_spec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -19,6 +19,7 @@ from ciruela.download.serving import BlockService, UploadSlots
 from ciruela.interfaces import BlockGiving, Connection, NodeContext
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import (
     AppendDir,
     CheckUpload,

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from types import FrameType
@@ -52,6 +51,7 @@ from ciruela.interfaces import Address, BlockGiving, Connection, NodeContext, No
 from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.net import limits

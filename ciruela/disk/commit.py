@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from twisted.logger import Logger
 
@@ -32,6 +31,7 @@ from ciruela.interfaces import SetAside
 from ciruela.model.config import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State
 
 PREFIX = ".ciruela-aside~"

@@ -22,7 +22,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
 from os import stat_result
@@ -35,6 +35,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import warn_once
 from ciruela.index.digest import HashKind
 from ciruela.model.errors import FormatError
+from ciruela.model.values import dataclass
 
 REST_NS = 2_000_000_000
 """A file is kept when it was last changed at least so long before it was read.

@@ -22,13 +22,14 @@ beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 SIGNATURES = "signatures"

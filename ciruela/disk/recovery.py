@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from twisted.logger import Logger
 
@@ -21,6 +20,7 @@ from ciruela.model.config import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Tombstones
 from ciruela.model.vpath import VPath, check_component
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cbor2
 from twisted.logger import Logger
@@ -26,6 +26,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import TEMPORARY, backup_name, is_identity, is_sealed, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
+from ciruela.model.values import dataclass
 from ciruela.model.versions import MOST_SIGNATURES, SIGNATURE_BYTES, RetainedVersion, SigEntry, State, Version
 from ciruela.proto.bounded import loads
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.interfaces import InThread
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 
 T = TypeVar("T")
 

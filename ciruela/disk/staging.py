@@ -6,7 +6,6 @@ import errno
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -33,6 +32,7 @@ from ciruela.model.config import STANDARD_MODES, CommitCheck, Modes, Reuse, Tuni
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State
 from ciruela.model.vpath import VPath
 

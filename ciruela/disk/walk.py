@@ -14,7 +14,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import itemgetter, or_
 
@@ -41,6 +40,7 @@ from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, 
 from ciruela.model.errors import BadIndex, DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.units import count
+from ciruela.model.values import dataclass
 
 MOST_LINKED = 200_000
 """Files with several names that are remembered; beyond, further names of new ones are not counted."""

@@ -24,6 +24,7 @@ from ciruela.interfaces import Address, NodeContext, Pending
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import ImageContent
 from ciruela.tracking.ledger import Ledger
 
 SUPERSEDABLE_S = 120.0
@@ -69,9 +70,9 @@ class Downloads:
             self.exchanges,
         )
 
-    def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
-        """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
-        download = Download(self._shared, pending.vpath, pending.state.image, set(hints))
+    def start(self, pending: Pending, hints: tuple[Address, ...] = (), content: ImageContent | None = None) -> None:
+        """Begin to fetch what is pending; ``hints`` are nodes that spoke of it, ``content`` came with its order."""
+        download = Download(self._shared, pending.vpath, pending.state.image, set(hints), content)
         self._log.info("fetching {image} for {vpath}", image=download.image.hex(), vpath=str(download.vpath))
         self._running[download.vpath] = download
         download.events.begin()

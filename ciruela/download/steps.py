@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -36,13 +36,13 @@ from ciruela.index.tree import Index
 from ciruela.interfaces import Address, NodeContext, Reused, Staging
 from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import DirConfig, Reuse
-from ciruela.model.errors import DiskError, DownloadFailed
+from ciruela.model.errors import BadIndex, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import unpack_index
-from ciruela.proto.messages import GetIndex
+from ciruela.proto.messages import GetIndex, ImageContent
 from ciruela.runtime import in_place
 from ciruela.tracking.ledger import Ledger
 
@@ -344,9 +344,24 @@ class _DownloadExchange:
         return self.download.context.peers.neighbor(key, list(self.download.context.running.values()))
 
 
+def _cut(index: Index, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Cuts all blocks of an image apart, with their numbers."""
+    at = number = 0
+    for file in index.files:
+        for block in range(file.block_count):
+            size = file.block_size(block)
+            yield number, data[at : at + size]
+            at, number = at + size, number + 1
+
+
 @dataclass(eq=False)
 class Download(Transfer):
-    """The image of an accepted upload on its way, recorded on the disk and told to others."""
+    """The image of an accepted upload on its way, recorded on the disk and told to others.
+
+    ``content`` came with the order, from whoever signed it. It is verified as if it had been asked for; what is wrong is asked for.
+    """
+
+    content: ImageContent | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -376,6 +391,38 @@ class Download(Transfer):
     def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:
         """Finds images that may have something in common with this one."""
         return self.context.siblings.beside(self.vpath, self.image)
+
+    def find_index(self, fetch: IndexFetch) -> Deferred[Index]:
+        """Takes the index that came with the order, or gets it as :meth:`Transfer.find_index`."""
+        if self.content is None:
+            return super().find_index(fetch)
+        self.progressed()
+        stored = self.context.node.disk.write_index(self.image, self.content.index)
+        return stored.addCallbacks(self.mapped, self._another_index, errbackArgs=(fetch,))
+
+    def _another_index(self, failure: Failure, fetch: IndexFetch) -> Deferred[Index]:
+        failure.trap(BadIndex)
+        self.content = None
+        self._log.warn("{vpath}: the index that came with the order is not that of the image", vpath=str(self.vpath))
+        return super().find_index(fetch)
+
+    def fill(self, image: StagedImage) -> Deferred[BlockPlan]:
+        """Takes the blocks that came with the order. Without all of them it goes on as :meth:`Transfer.fill`."""
+        content, self.content = self.content, None
+        if content is None or len(content.blocks) != image.index.total_bytes:
+            return super().fill(image)
+
+        def brought(here: BlockSet) -> BlockPlan | Deferred[BlockPlan]:
+            self.context.totals.received_bytes += len(content.blocks)
+            if len(here) < image.index.block_count:
+                self._log.warn("{vpath}: blocks that came with the order are wrong", vpath=str(self.vpath))
+                return super(Download, self).fill(image)
+            return self._plan((here, 0, Reused(frozenset(), 0, 0)), image)
+
+        def write(here: BlockSet) -> Deferred[BlockPlan]:
+            return image.directory.write(list(_cut(image.index, content.blocks))).addCallback(lambda _: brought(here))
+
+        return image.directory.keep().addCallback(write)
 
     def admit(self, image: StagedImage) -> Deferred[None]:
         """Asks the operator's check, if there is one: what is whole may be looked at before it is shown."""

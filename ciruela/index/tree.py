@@ -11,7 +11,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from ciruela.model.config import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

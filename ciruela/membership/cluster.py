@@ -6,7 +6,6 @@ Every answer that names an address names a configured one (threats A32, A37).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from ciruela.interfaces import Address, NowMs
 from ciruela.membership.members import Members, PacketRefusal, PeerStatus
@@ -27,6 +26,7 @@ from ciruela.membership.servers import Stranger, Strangers, servers
 from ciruela.membership.softstate import HeardResults, HeardStances, HeardWatches, Stance
 from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 # -- effects: what hearing a packet asks of this node -------------------------------------------------------------------------

@@ -6,7 +6,6 @@ A datagram can be forged by whoever can send one; the answer of the node at its 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,6 +16,7 @@ from ciruela.interfaces import Address, Connector
 from ciruela.membership.cluster import Completed, RemovedHeard
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response, unknown_request
 from ciruela.runtime import BoundedMap, within

@@ -8,10 +8,11 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.runtime import BoundedMap
 

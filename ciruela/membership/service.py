@@ -6,7 +6,7 @@ What a datagram can cause is listed in ``docs/reference/gossip.rst``, "What hear
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
@@ -37,6 +37,7 @@ from ciruela.membership.packets import (
 from ciruela.membership.pushpull import RANDOM_S, Exchanges
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_PULLED, MOST_PUSHED, PushPull, PushPullData
 from ciruela.runtime import PeriodicTask, RateLimitedLog, TokenBucket, later

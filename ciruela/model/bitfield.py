@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress, count
+
+from ciruela.model.values import dataclass
 
 SLICES = 256
 FULL = (1 << SLICES) - 1

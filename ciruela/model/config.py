@@ -5,10 +5,10 @@ The tuning is the checked content of ``ciruela.yaml``: how much a node takes on,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.hooks import CommandHook, Webhook
+from ciruela.model.values import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 
 SIGNATURE_BYTES = 64
 

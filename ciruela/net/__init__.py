@@ -7,5 +7,5 @@ memory), ``strict`` (what a websocket must not be sent), ``frames`` (whole messa
 sent), ``bulk`` (connections for blocks alone, with threads), ``connection`` (a websocket around a session, both roles), ``server`` (the
 port where websockets and pages arrive), ``outgoing`` (a connection to a node, and the pool of them), ``datagrams``, ``resolve`` (names to
 addresses), ``discovery`` (places that know the other nodes), ``peers`` (what all of them say), ``agent`` (keys of an ssh-agent, for the
-client).
+client), ``agentclient`` (its protocol).
 """

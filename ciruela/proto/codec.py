@@ -9,12 +9,12 @@ Answers with blocks, to bytes and back without cbor copying every one of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import cbor2
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.proto.bounded import loads, loads_cut
 from ciruela.proto.forms import MAX_TEXT_BYTES, TEXT, Entries

@@ -6,9 +6,9 @@ those of the classes; :data:`FORMS` has what stands in them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ciruela.model.values import dataclass
 from ciruela.proto import messages as m
 from ciruela.proto.forms import FEW_PIECES, MAX_BULK, MAX_HOSTS, Struct
 

@@ -5,7 +5,7 @@ A token bucket bounds how much may be read now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -19,6 +19,7 @@ from ciruela.model.config import Tuning
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.runtime import Backoff, PeriodicTask, TokenBucket
 from ciruela.tracking.ledger import Ledger

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, TypeVar
 
 from ciruela.model.bitfield import bits, lowest
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import PieceNews, PieceOffer
 
 K = TypeVar("K")

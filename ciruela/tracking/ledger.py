@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import cbor2
@@ -18,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from ciruela.interfaces import Loaded, Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.runtime import BoundedMap

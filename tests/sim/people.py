@@ -11,9 +11,10 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
+from ciruela.client.contacts import RunContext
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.tracker import CompletionRule
 from ciruela.client.uploadrun import Upload
 from ciruela.index.digest import BLOCK_BYTES
