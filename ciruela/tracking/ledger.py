@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 import cbor2
@@ -82,8 +83,8 @@ class BaseDirRows:
         # The head of an array is that of the number in another major type (RFC 8949, 3.1).
         head = bytearray(cbor2.dumps(len(self._entries) + len(self._removed)))
         head[0] |= 0x80
-        rows = (table[name] for table in (self._entries, self._removed) for name in sorted(table))
-        return hashlib.blake2b(b"".join((head, *rows)), digest_size=32).digest()
+        rows = (map(table.__getitem__, sorted(table)) for table in (self._entries, self._removed))
+        return hashlib.blake2b(b"".join((head, *chain.from_iterable(rows))), digest_size=32).digest()
 
     def __bool__(self) -> bool:
         return bool(self._entries or self._removed)
