@@ -83,7 +83,7 @@ MOST_REPEATED = 4096
 
 
 @dataclass(slots=True)
-class _Change:
+class _HashChange:
     """The ``hash`` of a base dir since it changed last. ``left``: how often it is said again. ``agreeing``: who said it meanwhile."""
 
     hash: bytes
@@ -100,7 +100,7 @@ class HashRepeater:
     def __init__(self, clock: IReactorTime, say: Callable[[Mapping[VPath, Set[Address]]], None]) -> None:
         self._clock = clock
         self._say = say
-        self._changes: BoundedMap[VPath, _Change] = BoundedMap(MOST_REPEATED)
+        self._changes: BoundedMap[VPath, _HashChange] = BoundedMap(MOST_REPEATED)
         self._queue: deque[tuple[float, VPath]] = deque()
         self._call: IDelayedCall | None = None
 
@@ -109,7 +109,7 @@ class HashRepeater:
         known = self._changes.get(base)
         if known is not None and known.hash == hash_:  # guard: A26 F13
             return
-        self._changes.put(base, _Change(hash_))
+        self._changes.put(base, _HashChange(hash_))
         if known is None or not known.left:
             self._queue.append((self._clock.seconds() + REPEAT_S, base))
             self._wait()
