@@ -144,7 +144,7 @@ class Gossip:
         if len(hostname.encode("utf-8", "replace")) > MAX_TEXT_BYTES or not hostname.isprintable():
             raise ValueError(f"host name {hostname[:80]!r} is longer than {MAX_TEXT_BYTES} bytes or cannot be printed")
         self.exchanges = Exchanges(clock, context.rng, context.wire, self._speak, self._answered)
-        self.confirmations = Confirmations(clock, context.wire, self._waited_for, self._confirmed)
+        self.confirmations = Confirmations(clock, context.wire, self._waited_for, self._confirmed, self._have_confirmed)
         self._composer = Composer(context.me, hostname, self.local, self.cluster, context.now_ms, self._oversized)
         self._probes = ProbeRotation(context.rng)
         self._hashes = HashRepeater(clock, self._say_again)
@@ -301,20 +301,21 @@ class Gossip:
                 self._send(address, self._composer.datagrams([(FactKind.BASE, base) for base in bases], (), Filling.NOTHING))
 
     def _recall(self, vpath: VPath) -> None:
-        """Tell what is known already to the client that has just begun to wait."""
-        for known in self.cluster.completed(vpath):
-            self._tell_or_ask(known)
+        """Tell what is known already, as far as it is proved, to the client that has just begun to wait."""
+        for claim in self._claims(vpath):
+            if self.confirmations.proved(claim):
+                self._tell(claim)
         for heard_of in self.cluster.hooks(vpath):
             self.listener.hooked(heard_of.hooked, heard_of.machine, heard_of.hostname)
-        for one in self.cluster.removed(vpath):
-            self._tell_or_ask(one)
+        self._have_confirmed(vpath)
 
-    def _tell_or_ask(self, claim: Claim) -> None:
-        """Tell the clients what is proved; have everything else confirmed first."""
-        if self.confirmations.proved(claim):
-            self._tell(claim)
-        else:
-            self.confirmations.ask(claim)
+    def _have_confirmed(self, vpath: VPath) -> None:
+        for claim in self._claims(vpath):
+            if not self.confirmations.proved(claim):
+                self.confirmations.ask(claim)
+
+    def _claims(self, vpath: VPath) -> list[Claim]:
+        return [*self.cluster.completed(vpath), *self.cluster.removed(vpath)]
 
     def _tell(self, claim: Claim) -> None:
         if isinstance(claim, heard.RemovedHeard):

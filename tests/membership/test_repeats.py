@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred, fail
+
 from ciruela.interfaces import Address
+from ciruela.membership import confirm
 from ciruela.membership.broadcast import MOST_DATAGRAMS
 from ciruela.membership.notify import FAN_OUT, MOST_REPEATED, REPEAT_FAN_OUT, REPEAT_S, REPEATS, fan_out
-from ciruela.membership.packets import BaseHash, DownloadFact, MemberFact
+from ciruela.membership.packets import BaseHash, Complete, DownloadFact, MemberFact
+from ciruela.model.errors import RemoteError
 from ciruela.model.ids import MachineId
+from ciruela.model.versions import Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
 from tests.membership.test_service import ONE, PATH, GossipCase
 from tests.proof import shows
 
@@ -32,6 +38,34 @@ class ReachTests(GossipCase):
         self.gossip.news_base(PATH.base)
         self.clock.advance(0)
         self.assertEqual(len({address for address, _ in self.said(BaseHash)}), 6)
+
+
+class CrowdTests(GossipCase):
+    """Completions of so many nodes that they cannot all wait to be confirmed."""
+
+    def test_all_are_confirmed(self) -> None:
+        """The client of a cluster of ten thousand would wait for the nodes to say again, seconds later, that they are done."""
+        self.patch(confirm, "MOST_CLAIMS", 4)
+        self.patch(confirm, "MOST_UNDER_WAY", 2)
+        places = {Address(f"10.1.0.{number}", 24783): MachineId(b"%016d" % number) for number in range(12)}
+        self.gossip.configured(dict.fromkeys(places, "h"))
+        self.facts.waiting = {PATH}
+        open_: list[tuple[Address, Deferred[Response]]] = []
+
+        def ask(address: Address, request: Request) -> Deferred[Response]:
+            if not isinstance(request, GetPathState):
+                return fail(RemoteError("not now"))
+            open_.append((address, Deferred()))
+            return open_[-1][1]
+
+        self.out.answer = ask
+        for address, machine in places.items():
+            self.hear(machine, address, Complete(PATH, ONE, 5))
+        self.assertEqual(len(open_), 2)
+        for address, done in open_:
+            done.callback(PathStateData(places[address], "", 5, taken=True, committed=Version(5, ONE)))
+        told = [heard[3] for heard in self.out.heard if heard[0] == "completed"]
+        self.assertEqual((set(told), len(told)), (set(places.values()), len(places)))
 
 
 class RepeatTests(GossipCase):
