@@ -168,7 +168,7 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class NodeListener:
-    """Passes what is heard by gossip to the clients, and to what has to act (``membership.service.MembershipListener``).
+    """Passes what is heard by gossip to the clients, and to what has to act (``membership.cluster.MembershipListener``).
 
     Nothing is asked of peers before the node is ``ready``.
     """

@@ -146,6 +146,7 @@ SHARED_ABOVE = 64
 """Blocks: so few (2 MiB) a node may ask a client for without asking which of them are its share."""
 
 NUDGE_S = 0.01
+"""News of who can give something is acted on at once, and further news at most so often: all that came meanwhile together."""
 
 STARVING_S = 0.5
 FED_S = 5.0
@@ -246,7 +247,7 @@ class BlockFetch:
         self._looks_for_late = False
         self._nudged: IDelayedCall | None = None
         self._candidates_changed = False
-        self._starving_until_s = self._busy_s = -math.inf
+        self._nudged_s = self._starving_until_s = self._busy_s = -math.inf
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
@@ -270,16 +271,17 @@ class BlockFetch:
         return not self._plan.done and self._clock.seconds() - self.last_good_s >= STALLED_S
 
     def nudge(self) -> None:
-        """There is news of who can give something. Several within NUDGE_S are dealt with together."""
+        """There is news of who can give something."""
         self._candidates_changed = True
         self._soon()
 
     def _soon(self) -> None:
         if not self._ended and self._nudged is None:
-            self._nudged = self._clock.callLater(NUDGE_S, self._take_news)
+            self._nudged = self._clock.callLater(max(0.0, self._nudged_s + NUDGE_S - self._clock.seconds()), self._take_news)
 
     def _take_news(self) -> None:
         self._nudged = None
+        self._nudged_s = self._clock.seconds()
         if self._candidates_changed:
             self._candidates_changed = False
             self._update()

@@ -9,6 +9,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -103,22 +104,28 @@ class Siblings:
         """Finds ``image`` itself, if it was replaced here and kept; what stands at the path, the newest, what else is kept. Each once."""
         kept = [(vpath, version.image) for version in self._ledger.kept(vpath)]
         chosen: dict[ImageId, VPath] = {}
-        for path, one in (*(one for one in kept if one[1] == image), *self._committed(vpath), *kept):
+        for path, one in chain((one for one in kept if one[1] == image), self._committed(vpath), kept):
             chosen.setdefault(one, path)
+            if len(chosen) == MOST_SIBLINGS:
+                break
         return self._loaded(vpath, ((path, one) for one, path in chosen.items()))
 
     def copies(self, vpath: VPath) -> Deferred[list[tuple[VPath, Index]]]:
         """Finds what stands at the path, then the newest, also the same image twice: a damaged copy may be whole elsewhere."""
         return self._loaded(vpath, self._committed(vpath))
 
-    def _committed(self, vpath: VPath) -> list[tuple[VPath, ImageId]]:
-        states = sorted(self._ledger.committed_in(vpath.base), key=lambda one: one[1].version, reverse=True)
-        return [(path, state.image) for path, state in sorted(states, key=lambda one: one[0] != vpath)]
+    def _committed(self, vpath: VPath) -> Iterator[tuple[VPath, ImageId]]:
+        here = self._ledger.committed(vpath)
+        if here is not None:
+            yield vpath, here.image
+        for path, state in sorted(self._ledger.committed_in(vpath.base), key=lambda one: one[1].version, reverse=True):
+            if path != vpath:
+                yield path, state.image
 
     def _loaded(self, vpath: VPath, images: Iterable[tuple[VPath, ImageId]]) -> Deferred[list[tuple[VPath, Index]]]:
         if self._configs[vpath.key].reuse is Reuse.NONE:  # guard: A50
             return succeed([])
-        chosen = list(images)[:MOST_SIBLINGS]
+        chosen = list(islice(images, MOST_SIBLINGS))
 
         def with_indexes(indexes: list[Index | None]) -> list[tuple[VPath, Index]]:
             return [(path, index) for (path, _), index in zip(chosen, indexes, strict=True) if index is not None]
